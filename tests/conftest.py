@@ -51,6 +51,13 @@ def pytest_sessionstart(session):
         compiled.sweep()
 
 
+def pytest_collection_finish():
+    """Spare the garbage collector what was imported, and let it look seldom: tracing makes many objects and few cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def pytest_collection_modifyitems(items):
     """The files that take longest go first, so that no worker is left with one of them at the end."""
     items.sort(key=lambda item: "verbs" not in item.path.parts)

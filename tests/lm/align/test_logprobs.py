@@ -119,7 +119,8 @@ def test_a_row_says_whether_it_ended(model, drawn):
     assert all(len(row) == len(logps) for row, logps in zip(plain.tokens, plain.logps, strict=True))
 
 
-@pytest.mark.parametrize("sizes", all_but([MIXED], [MIXED, dict(data=8)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [MIXED, dict(data=8)])
 def test_a_mesh_draws_what_one_device_draws(params, drawn, sizes):
     mesh = make_mesh(sizes)
     with jax.set_mesh(mesh):
@@ -154,10 +155,6 @@ def test_a_mesh_reads_a_prompt_once_too(params, model, count):
     alike(many, draw(model, prompts, DRAW, copies=2))
 
 
-def test_unrolled_layers_draw_what_scanned_ones_draw(params, drawn):
-    alike(draw(nnx.merge(skeleton(dataclasses.replace(CONFIG, scan_layers=False))[0], params), PROMPTS, DRAW), drawn)
-
-
 def test_of_pairs_only_the_answers_count(model):
     flat = batch_of([[1, 2, 3, 4, 5], [1, 2, 6, 7], [9, 8, 7, 6], [9, 8, 5]], T=6)
     weights = np.zeros((4, 6), np.float32)
@@ -179,6 +176,7 @@ def test_a_reference_beside_adapters_is_the_base_and_costs_only_them():
     adapters, rest = nnx.split_state(moved, trainable(config), ...)
     moved = nnx.merge_state(jax.tree.map(lambda x: x + 0.1, adapters), rest)
     tokens = np.arange(8)[None]
-    policy = nnx.merge(graph, moved)
-    np.testing.assert_array_equal(reference_model(policy, frozen)(tokens), nnx.merge(graph, start)(tokens))
-    assert np.abs(policy(tokens) - nnx.merge(graph, start)(tokens)).max() > 1e-2
+    logits = jax.jit(lambda params: nnx.merge(graph, params)(tokens))
+    found = jax.jit(lambda params, frozen: reference_model(nnx.merge(graph, params), frozen)(tokens))(moved, frozen)
+    np.testing.assert_array_equal(found, logits(start))
+    assert np.abs(logits(moved) - logits(start)).max() > 1e-2

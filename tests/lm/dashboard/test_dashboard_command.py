@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 
 from tests.lm.reports.made_runs import trained
+from tests.verbs import runs
 
 COMMAND = (sys.executable, "-m", "lm.dashboard")
 
@@ -44,7 +45,7 @@ def test_it_says_its_address_and_ends_at_a_signal(tmp_path):
     ],
 )
 def test_wrong_input_is_one_line(arguments, said):
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    done = runs.run([*COMMAND, *arguments], **runs.NO_JAX)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"lm.dashboard: {said}") and done.stderr.count("\n") == 1
 

@@ -18,9 +18,11 @@ from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.transformer import Transformer, skeleton
 from tests.lm.examples import parameters
+from tests.slow import all_but
 
 CONFIG = ModelConfig(vocab_size=320, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=2, mlp_dim=32, dtype="float32")
 GREEDY = dict(max_new_tokens=8, temperature=0.0)
+SAMPLED = dict(max_new_tokens=8, temperature=0.7, top_k=5, top_p=0.9, cache_dtype="int8")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,7 @@ def with_rows(name: str, rows, value: float) -> Transformer:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize(
-    "options", [GREEDY, dict(max_new_tokens=8), dict(max_new_tokens=8, temperature=0.7, top_k=5, top_p=0.9, cache_dtype="int8")]
-)
+@pytest.mark.parametrize("options", all_but([GREEDY, SAMPLED], [GREEDY, dict(max_new_tokens=8), SAMPLED]))
 def test_the_prompt_and_the_parameter_are_named(tokenizer, value, options):
     model = with_rows("embedding", [70], value)
     with pytest.raises(UserError, match=r"prompt 2 .*NaN or infinite; embedding holds .* in 16 of 5120 values"):

@@ -13,6 +13,7 @@ from data.recipe.run import prepare, run
 from lm.errors import UserError
 from lm.reports import browse
 from lm.reports.curate import write
+from tests.slow import all_but
 
 INF = float("inf")
 EVIL = "evil</script><script>document.title='owned'</script>&amp;\u202e+ #%"
@@ -156,11 +157,11 @@ def test_duplicate_clusters_in_the_report(corpus):
     assert "Duplicate clusters" in page and "but no rule drops them" in page and "candidates: " in page
 
 
-def test_workers_and_reruns_change_nothing(source, corpus, tmp_path):
-    other = curated(source, tmp_path / "corpus", processes=2)
-    assert (other / "browse.html").read_bytes() == (corpus / "browse.html").read_bytes()
-    curated(source, other)
-    assert (other / "browse.html").read_bytes() == (corpus / "browse.html").read_bytes()
+@pytest.mark.parametrize("processes", all_but([1], [1, 2]))
+def test_workers_and_reruns_change_nothing(source, corpus, tmp_path, processes):
+    for _ in range(2):
+        other = curated(source, tmp_path / "corpus", processes=processes)
+        assert (other / "browse.html").read_bytes() == (corpus / "browse.html").read_bytes()
 
 
 def test_sample_and_size_are_bounded(source, corpus, tmp_path):

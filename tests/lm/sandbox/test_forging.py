@@ -10,7 +10,10 @@ from tests.lm.sandbox.forging import FORGING, HONEST, RIGHT, SECRET, SETUP, TEST
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the sandbox stops accidents alone")
 
 
-@pytest.mark.parametrize("without", [(), ("landlock",), ("namespaces",)])
+SLOW = [pytest.param((layer,), marks=pytest.mark.slow) for layer in ("landlock", "namespaces")]
+
+
+@pytest.mark.parametrize("without", [(), *SLOW])
 def test_no_program_forges_a_verdict(without):
     checks = [Check(code, TEST, SETUP, "f") for code in FORGING.values()]
     results = dict(zip(FORGING, check_many(checks, timeout=2.0, memory_mib=128, without=without), strict=True))

@@ -41,7 +41,11 @@ def hold(outcomes, folder):
     assert (folder / "victim").read_text() == SECRET
 
 
-@pytest.mark.parametrize("without", [(), ("landlock",), ("namespaces",), ("landlock", "namespaces"), ("capabilities",)])
+LACKING = [("landlock",), ("namespaces",), ("landlock", "namespaces"), ("capabilities",)]
+QUICK = [("landlock", "namespaces")]
+
+
+@pytest.mark.parametrize("without", [(), *(w if w in QUICK else pytest.param(w, marks=pytest.mark.slow) for w in LACKING)])
 def test_hostile_code_hurts_nothing(folder, tmp_path_factory, monkeypatch, without):
     """Without namespaces or Landlock: as in many a container."""
     temporary = tmp_path_factory.mktemp("temporary")

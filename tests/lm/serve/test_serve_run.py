@@ -1,10 +1,10 @@
 """The server as a process: signals, and newer weights while it answers."""
 
 import json
+import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 
 import httpx
@@ -14,7 +14,7 @@ from lm.errors import UserError
 from lm.infer.engine.request import Request
 from lm.serve.run import bound
 from tests.lm.serve.conftest import engine_of, model_of, until
-from tests.verbs.runs import REPOSITORY, environment
+from tests.verbs import runs
 
 ASK = {"prompt": "the cat", "temperature": 0, "max_tokens": 12}
 
@@ -25,11 +25,13 @@ def process(tokenizer, tmp_path):
     (tmp_path / "checkpoints" / "0").mkdir(parents=True)
     tokenizer.save(tmp_path)
     command = [sys.executable, "-m", "tests.lm.serve.server_process", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True)
-    first = process.stdout.readline()
-    yield process, re.search(r"http://[^/]+", first)[0], tmp_path
-    process.kill()
-    process.wait()
+    said, end = os.pipe()
+    with open(os.devnull, "rb") as nothing, open(end, "wb") as stdout, (tmp_path / "stderr").open("wb") as stderr:
+        process = runs.launch(command, runs.environment(), nothing, stdout, stderr)
+    with open(said) as process.stdout:
+        yield process, re.search(r"http://[^/]+", process.stdout.readline())[0], tmp_path
+        process.kill()
+        process.wait()
 
 
 def test_a_signal_ends_the_server_when_its_answers_are_whole(process):

@@ -36,9 +36,11 @@ def trained_load(**moe):
         state, metrics = step(state, plain_batch(skewed_rows(config, n)))
         losses.append(metrics["loss"])
     assert np.mean(losses[-5:]) < losses[0] - 0.5  # it does learn
-    model = nnx.merge(skeleton(model_config_of(config))[0], state.params)
+    graph = skeleton(model_config_of(config))[0]
     config.batch_size = 128
-    loads = model.hidden(skewed_rows(config, STEPS)).router.loads
+    loads = jax.jit(lambda params, rows: nnx.merge(graph, params).hidden(rows).router.loads)(
+        state.params, skewed_rows(config, STEPS)
+    )
     return max(float(busiest(load_LE)) for load_LE in loads.values())
 
 

@@ -19,6 +19,7 @@ from lm.train.optimizers.muon import shared_out
 from lm.train.step import make_trainer, model_config_of
 from tests.lm.examples import packed_batch, parameters, tiny_config
 from tests.lm.train.test_meshes import DEEPSEEK
+from tests.slow import all_but
 
 SMALL = DEEPSEEK | {"mtp_depth": 0, "num_layers": 3}  # a dense layer with latent attention, and two of experts
 
@@ -104,7 +105,7 @@ SHARES = {("fsdp 8", "eight layers"): 8, ("fsdp 4, tensor 2", "two layers"): 3}
 SHARES[("expert 2, fsdp 2, tensor 2", "latent attention and experts")] = 3
 
 
-@pytest.mark.parametrize("mesh, model", SHARES)
+@pytest.mark.parametrize("mesh, model", all_but(list(SHARES)[-1:], SHARES))
 def test_as_on_one_device_and_shared_out(mesh, model):
     """No device multiplies everything: with 8 layers on 8 devices an eighth each, else a third at most."""
     (many, _, program), (one, _, alone) = directions(mesh, model), directions("one", model)

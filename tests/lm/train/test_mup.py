@@ -12,6 +12,7 @@ from lm.model.transformer import skeleton
 from lm.train.optimizers.chain import role
 from lm.train.step import make_trainer, model_config_of, token_loss
 from tests.lm.examples import parameters, plain_batch, tiny_config
+from tests.slow import all_but
 
 WIDTHS = (32, 64, 128, 256)
 
@@ -51,7 +52,7 @@ def growth(mup, tied=False):
     return [wide / narrow for wide, narrow in zip(moved(mup, WIDTHS[-1], tied), moved(mup, WIDTHS[0], tied), strict=True)]
 
 
-@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("tied", all_but([False], [False, True]))
 def test_updates_move_every_width_alike(tied):
     assert all(0.5 < ratio < 2 for ratio in growth(True, tied))
 
@@ -64,7 +65,7 @@ def test_the_base_width_is_the_standard_model():
     assert moved(True, WIDTHS[0]) == moved(False, WIDTHS[0])
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", all_but([True], [False, True]))
 def test_hidden_states_are_scaled_and_not_the_head(tied):
     """By half at twice the base's width: an array [B, T, D] costs less to scale than one [V, D], and in decoding far less."""
     plain, wide = (model_config_of(tiny_config(tie_embeddings=tied, mup_base_dim=base)) for base in (0, 16))

@@ -31,7 +31,7 @@ RUNS = {
     "stages, unrolled": (STAGES, 1, {"num_layers": 4, "scan_layers": False}),
 }
 WAYS = list(itertools.product(RUNS, ("matmuls", "full"), ("float32", "bfloat16")))
-QUICK = [("split, accumulate 4", "matmuls", "bfloat16"), ("stages, repeats", "full", "float32")]
+QUICK = [("split, accumulate 4", "matmuls", "bfloat16")]
 OPTIMIZERS = [("adamw", "float32"), ("muon", "int8"), ("lion", "bfloat16"), ("adafactor", "float32")]
 
 
@@ -42,19 +42,27 @@ def training(accumulate=1, model=(), dtype="float32", **optimizer):
     return config
 
 
-def run(config, sizes, state=None, first=0, steps=STEPS):
-    """(last state, [(loss, gradient norm)]) of some steps, from a state or from the beginning."""
+def run(config, sizes, state=None, first=0, steps=STEPS, programs=None):
+    """(last state, [(loss, gradient norm)]) of some steps, from a state or from the beginning.
+
+    `programs`: (trainer, compiled step) of an earlier run of this config on this mesh.
+    """
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
     with jax.set_mesh(mesh):
-        trainer = make_trainer(config)
+        trainer, step = programs or programs_of(config)
         if state is None:
             state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
         feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
-        step, curve = jax.jit(trainer.step, donate_argnums=0), []
+        curve = []
         for n in range(first, first + steps):
             state, metrics = step(state, feed.to_devices(packed_batch(config, seed=n)))
             curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     return state, curve
+
+
+def programs_of(config):
+    trainer = make_trainer(config)
+    return trainer, jax.jit(trainer.step, donate_argnums=0)
 
 
 def kinds(tree) -> set:
@@ -72,13 +80,14 @@ def test_layers_on_the_host(name, remat, dtype):
     np.testing.assert_allclose(there, here, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name, dtype", all_but([("muon", "int8")], OPTIMIZERS))
+@pytest.mark.parametrize("name, dtype", all_but([("adamw", "float32")], OPTIMIZERS))
 def test_moments_on_the_host(name, dtype, tmp_path):
     """Bit for bit, also if moments move to the other memory at a checkpoint, in either direction."""
     configs = {offload: training(name=name, state_dtype=dtype, offload=offload) for offload in (False, True)}
-    expected, curve = run(configs[False], SPLIT, steps=2 * STEPS)
+    programs = {offload: programs_of(config) for offload, config in configs.items()}
+    expected, curve = run(configs[False], SPLIT, steps=2 * STEPS, programs=programs[False])
     for before, after in ((True, False), (False, True)):
-        state, first = run(configs[before], SPLIT)
+        state, first = run(configs[before], SPLIT, programs=programs[before])
         assert kinds(state.optimizer) == {(True, "pinned_host" if before else "device"), (False, "device")}
         assert kinds(state.params) == {(True, "device"), (False, "device")} and bool(jax.jit(sound)(state))
         mesh, folder = make_mesh(SPLIT), tmp_path / str(before)
@@ -86,10 +95,10 @@ def test_moments_on_the_host(name, dtype, tmp_path):
             checkpoints = Checkpoints(folder)
             checkpoints.save(1, state, {})
             checkpoints.wait()
-            state = checkpoints.restore(1, abstract_state(make_trainer(configs[after]), mesh))
+            state = checkpoints.restore(1, abstract_state(programs[after][0], mesh))
             checkpoints.close()
         assert kinds(state.optimizer) == {(True, "pinned_host" if after else "device"), (False, "device")}
-        state, second = run(configs[after], SPLIT, state, first=STEPS)
+        state, second = run(configs[after], SPLIT, state, first=STEPS, programs=programs[after])
         assert first + second == curve
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(expected))
 

@@ -1,5 +1,7 @@
 """The objective of reinforcement learning on batches made by hand, against equations written out in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,16 +76,26 @@ def value_and_gradient(config, params, batch):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("kind", settings.LOSSES)
-def test_losses_are_their_equations(kind):
-    config = config_of(loss=kind, beta=0.1, epochs=2)
+@functools.cache
+def prepared():
+    """(graph, parameters, batch with the log-probabilities of older parameters and a reference, those of these parameters)."""
+    config = config_of(beta=0.1, epochs=2)
     graph, _ = skeleton(model_config_of(config))
     now, before = params_of(config), moved(params_of(config))
     frozen = nnx.filter_state(moved(now, 0.02), trainable(model_config_of(config)))
     batch = jax.jit(rl.prepared(graph, config))(before, frozen, rollouts())
-    (loss, _), _ = value_and_gradient(config, now, batch)
+    logp = jax.jit(lambda params, batch: token_logprobs(nnx.merge(graph, params), batch)[0])(now, batch)
+    return graph, now, batch, np.asarray(logp)
 
-    logp = np.asarray(token_logprobs(nnx.merge(graph, now), batch)[0])
+
+@pytest.mark.parametrize("kind", settings.LOSSES)
+def test_losses_are_their_equations(kind):
+    config = config_of(loss=kind, beta=0.1, epochs=2)
+    graph, now, batch, logp = prepared()
+    objective = rl.objective(config)
+    loss = jax.jit(lambda params, batch: objective.loss(nnx.merge(graph, params), batch, None, None)[0])(now, batch)
+    loss = loss / objective.weight(batch)
+
     old, ref, mask = (np.asarray(batch[name]) for name in ("old_logps", "ref_logps", "weights"))
     terms = np.zeros((B, T))
     for b in range(B):

@@ -14,6 +14,7 @@ from lm.evals.subject import Generated, Likelihood, Rolled
 from lm.evals.tasks import harness
 from lm.infer.load import load
 from tests.lm.evals.tiny_models import published, words
+from tests.slow import all_but
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
@@ -127,9 +128,10 @@ def evaluated(model, folder, name: str, **options) -> dict:
     return simple_evaluate(model, tasks=[f"made_{name}"], task_manager=manager, **options)
 
 
-@pytest.mark.parametrize(
-    "name, shots, chat", [("letters", 0, False), ("letters", 2, False), ("answers", 0, True), ("answers", 2, False)]
-)
+WAYS = [("letters", 0, False), ("letters", 2, False), ("answers", 0, True), ("answers", 2, False)]
+
+
+@pytest.mark.parametrize("name, shots, chat", all_but(WAYS[1:3], WAYS))
 def test_choices(folder, theirs, ours, name, shots, chat):
     options = dict(num_fewshot=shots, apply_chat_template=chat, fewshot_as_multiturn=False)
     expected = evaluated(theirs, folder, name, **options)
@@ -244,8 +246,14 @@ def test_mistakes(folder, tmp_path):
     for name, told in (
         (f"harness:{tmp_path / 'none.yaml'}", "no such file"),
         (f"harness:{tmp_path / 'odd.yaml'}", "key `task`"),
-        ("harness:no_such_task_at_all", "no task or group"),
         (f"harness:{tmp_path / 'missing.yaml'}", "no/such/file"),
     ):
         with pytest.raises(UserError, match=told):
             harness.build(name, {}, TaskSettings())
+
+
+@pytest.mark.slow
+def test_a_name_that_the_harness_does_not_know():
+    """It reads the files of all its tasks to say so."""
+    with pytest.raises(UserError, match="no task or group"):
+        harness.build("harness:no_such_task_at_all", {}, TaskSettings())

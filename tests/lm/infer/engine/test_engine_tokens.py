@@ -13,6 +13,7 @@ from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Request
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters
+from tests.slow import all_but
 
 BASE = dict(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=256)
 KINDS = {
@@ -75,7 +76,7 @@ def test_requests_together_get_what_each_gets_alone(kind, model, alone):
     assert stats.finished == {"length": len(alone)}
 
 
-@pytest.mark.parametrize("kind", ["plain", "longrope"], indirect=True)
+@pytest.mark.parametrize("kind", all_but(["plain"], ["plain", "longrope"]), indirect=True)
 def test_64_ragged_requests_at_a_time(model):
     rng, lengths = np.random.default_rng(1), (1, 4, 9, 18, 23, 31, 50)
     asked = [rng.integers(0, 96, lengths[n % len(lengths)]).tolist() for n in range(64)]
@@ -88,6 +89,7 @@ def test_64_ragged_requests_at_a_time(model):
     assert engine.stats().preemptions == 0
 
 
+@pytest.mark.parametrize("kind", all_but(["plain", "latent", "ntk"], KINDS), indirect=True)
 def test_guesses_and_preemption_change_nothing(kind, model, alone):
     engine = Engine(model, None, rows=4, budget=16, pages=16, page=4, drafts=3)
     assert greedy(engine) == alone
@@ -95,6 +97,7 @@ def test_guesses_and_preemption_change_nothing(kind, model, alone):
     assert stats.preemptions > 0 and stats.drafted > stats.accepted >= (kind == "plain")
 
 
+@pytest.mark.parametrize("kind", all_but(["plain", "experts"], KINDS), indirect=True)
 def test_packed_weights_give_the_same_tokens(model, alone):
     engine = Engine(model, None, rows=8, budget=16, pages=100, page=4, packed="float32")
     assert greedy(engine) == alone
@@ -119,7 +122,7 @@ def test_samples_depend_on_the_request_alone():
     guessing.close()
 
 
-@pytest.mark.parametrize("kind", ["plain", "longrope"], indirect=True)
+@pytest.mark.parametrize("kind", all_but(["plain"], ["plain", "longrope"]), indirect=True)
 def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
     same = dataclasses.replace(model.config, rope=Rope())  # without LongRoPE, it guesses the same as the model at first
     draft = nnx.merge(skeleton(same)[0], nnx.split(model)[1])

@@ -17,6 +17,7 @@ from lm.infer.engine.local import LEAST, LocalEngine, pays
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import parameters
+from tests.slow import all_but
 
 CONFIG = ModelConfig(
     vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=256, dtype="float32"
@@ -65,7 +66,7 @@ def engine():
     one.close()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", all_but(["plain", "score head", "dora", "lora on integers"], MODELS))
 def test_greedy_tokens_and_log_probabilities_are_those_of_the_sampler(engine, name):
     model, sampling = MODELS[name](), Sampling(12, temperature=0.0, stop_ids=STOPS)
     ours, theirs = engine.draw(model, PROMPTS, sampling, copies=2), sampler.draw(model, PROMPTS, sampling, copies=2)
@@ -74,14 +75,18 @@ def test_greedy_tokens_and_log_probabilities_are_those_of_the_sampler(engine, na
     np.testing.assert_allclose(sum(ours.logps, []), sum(theirs.logps, []), atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 5}])
+@pytest.mark.parametrize("settings", all_but([{}, {"top_p": 0.8}], [{}, {"top_p": 0.8}, {"top_k": 5}]))
 def test_log_probabilities_are_at_the_temperature_and_of_all_tokens(engine, settings):
     model = model_of()
     drawn = engine.draw(model, PROMPTS, Sampling(12, temperature=0.7, stop_ids=STOPS, seed=3, **settings), copies=3)
+    rows = np.zeros((len(drawn.tokens), 50), np.int32)  # what follows a sample has no effect on its logits
+    for number, tokens in enumerate(drawn.tokens):
+        row = PROMPTS[number // 3] + tokens
+        rows[number, : len(row)] = row
+    every = np.asarray(jax.jit(lambda rows: jax.nn.log_softmax(model(rows) / 0.7))(rows))
     for number, (tokens, logps) in enumerate(zip(drawn.tokens, drawn.logps, strict=True)):
-        prompt = PROMPTS[number // 3]
-        logits = model(jnp.asarray([prompt + tokens]))[0, len(prompt) - 1 : -1]
-        expected = jax.nn.log_softmax(logits / 0.7)[np.arange(len(tokens)), np.asarray(tokens)]
+        begin = len(PROMPTS[number // 3]) - 1
+        expected = every[number, begin + np.arange(len(tokens)), np.asarray(tokens)]
         np.testing.assert_allclose(logps, expected, atol=1e-4)
     assert len({tuple(tokens) for tokens in drawn.tokens}) > len(PROMPTS)
 
