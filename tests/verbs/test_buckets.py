@@ -89,11 +89,13 @@ def test_one_job_at_a_time_and_a_signal_uploads_before_the_end(s3, tmp_path):
     command = runs.line("s3://bucket/busy", data__input="s3://bucket/text/0*.txt", steps=1_000_000, checkpoint_every=0)
     process = started(command, tmp_path / "one", s3)
     assert runs.wait(process, lambda: list(tmp_path.glob("one/lmcraft/buckets/runs/*/metrics.jsonl")))
+    process.send_signal(signal.SIGSTOP)  # it waits meanwhile, and holds what it holds
     other = runs.run(command, **machine(tmp_path / "two", s3))
     assert other.returncode == 2 and f"in use by another run, process {process.pid} on" in other.stderr
     (line,) = runs.complaint(other.stderr)
     assert line.startswith("train.py: s3://bucket/busy is in use")
     assert not whole_steps(s3, "busy")
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
     assert process.wait(runs.DEADLINE) == 143
     assert len(whole_steps(s3, "busy")) == 1 and ".lock" not in s3.names("busy")
