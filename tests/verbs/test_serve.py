@@ -1,9 +1,9 @@
 """serve.py as a user runs it."""
 
 import json
+import os
 import re
 import signal
-import subprocess
 import sys
 
 import httpx
@@ -18,15 +18,13 @@ def command(workdir, **settings) -> list[str]:
 
 
 def test_a_trained_model_is_served(finished, tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path / "serving", checkpoint=finished, port=0, name="mine"),
-        cwd=runs.REPOSITORY,
-        env=runs.environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    read, write = os.pipe()
+    line = command(tmp_path / "serving", checkpoint=finished, port=0, name="mine")
+    with open(os.devnull, "r+b") as nothing, open(write, "wb") as printed, open(tmp_path / "said", "wb") as said:
+        process = runs.launch(line, runs.environment(), nothing, printed, said)
     try:
-        url = re.search(r"mine answers at (http://\S+)/v1", process.stdout.readline())[1]
+        with open(read) as printed:
+            url = re.search(r"mine answers at (http://\S+)/v1", printed.readline())[1]
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 4}, timeout=120)
         assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] > 0
         assert 'lmcraft:generation_tokens_total{model_name="mine"}' in httpx.get(f"{url}/metrics").text
