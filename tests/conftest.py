@@ -46,6 +46,9 @@ def room_for_programs():
         gc.collect()
 
 
+gc.disable()  # while tests are collected: what they import stays
+
+
 def pytest_sessionstart(session):
     if not hasattr(session.config, "workerinput"):  # once, before pytest-xdist starts its workers
         compiled.sweep()
@@ -53,9 +56,9 @@ def pytest_sessionstart(session):
 
 def pytest_collection_finish():
     """Spare the garbage collector what was imported, and let it look seldom: tracing makes many objects and few cycles."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

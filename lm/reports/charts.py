@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lm.reports.page import short
@@ -43,6 +44,7 @@ LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (
 MARKERS = "o^DvPX"
 LABEL = 30  # maximum characters of a label
 WIDTH = 5.4
+INSIDE = 3  # maximum names of a legend inside its chart
 Point = tuple[float, float | None, float | None]  # a value and its interval
 UNITS = {"share": "share, 0 to 1", "signed": "score, −1 to 1", "percent": "%"}
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}
@@ -65,7 +67,8 @@ def svg(
     Args:
       size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
       unit: of the y axis.
-      margins: left, bottom, right and top end of the axes, as shares of the chart. None: as labels need, which takes longer.
+      margins: left, bottom, right and top end of the axes, as shares of the chart. None: as labels need. Charts over steps are
+        fitted by the lengths of their labels; for others Matplotlib measures every text, which takes twice as long.
     """
     style = {
         "svg.fonttype": "none",
@@ -80,10 +83,8 @@ def svg(
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout=None if margins else "constrained")
+        figure = Figure(figsize=size)
         ax = figure.add_subplot()
-        if margins:
-            figure.subplots_adjust(*margins)
         draw(ax)
         ax.grid(True, linewidth=0.6)
         ax.set_axisbelow(True)
@@ -97,6 +98,10 @@ def svg(
             ax.set_ylabel(unit)
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
+        if margins or (steps and not _is_below(ax.get_legend())):
+            figure.subplots_adjust(*(margins or _fitted(ax)))
+        else:
+            figure.set_layout_engine("constrained")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = buffer.getvalue()
@@ -105,6 +110,22 @@ def svg(
     for colour, variable in VARIABLES.items():
         drawn = drawn.replace(colour, f"var(--{variable})")
     return Markup(drawn)
+
+
+def _fitted(ax: Axes) -> tuple[float, float, float, float]:
+    """Return margins for the tick labels of a chart over steps, for its y label, and for the token axis if it has one."""
+    line, digit, pad = 17, 7, 6  # of text of size 11, in units of 72 an inch
+    width, height = 72 * ax.figure.get_size_inches()
+    low, high = sorted(ax.get_ylim())
+    ticks = [tick for tick in ax.yaxis.get_majorticklocs() if low <= tick <= high]
+    digits = max(map(len, ax.yaxis.get_major_formatter().format_ticks(ticks)), default=1)
+    left = pad + digit * digits + line * bool(ax.get_ylabel())
+    top = 2 * line if ax.child_axes else pad
+    return left / width, 2 * line / height, 1 - 3 * pad / width, 1 - top / height
+
+
+def _is_below(legend: Legend | None) -> bool:
+    return legend is not None and len(legend.get_texts()) > INSIDE
 
 
 def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
@@ -170,9 +191,9 @@ def held_out(curve: Curve) -> dict:
 
 
 def legend(ax: Axes, loc: str = "best") -> None:
-    """Name the curves if there are several; more than three below the chart, where they hide nothing."""
+    """Name the curves if there are several; more than INSIDE below the chart, where they hide nothing."""
     names = len(ax.get_legend_handles_labels()[1])
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if names > 3 else {"loc": loc}
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if names > INSIDE else {"loc": loc}
     if names > 1:
         ax.legend(frameon=False, labelcolor=INK, fontsize=10, handlelength=2.6, **below)
 

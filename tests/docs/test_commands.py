@@ -16,7 +16,7 @@ import pytest
 from tests.docs import command_checks, doc_commands
 from tests.docs.doc_inputs import write_inputs
 from tests.docs.shorter_commands import shorter
-from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
+from tests.verbs.conftest import shared  # noqa: F401 (fixtures)
 
 PAGES = doc_commands.pages()
 TUTORIALS = sorted(

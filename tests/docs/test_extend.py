@@ -5,7 +5,7 @@ import shutil
 from tests.docs import doc_commands
 from tests.docs.shorter_commands import shorter
 from tests.lm.evals import tiny_models
-from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
+from tests.verbs.conftest import shared  # noqa: F401 (fixtures)
 
 
 def test_examples(tmp_path):

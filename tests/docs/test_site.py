@@ -35,6 +35,7 @@ def page(site, name: str) -> Path:
     return next(path for path in site if str(path).endswith(f"/{name}"))
 
 
+@pytest.mark.slow
 def test_links_and_anchors_hold(site, ids):
     wrong = set()
     for path, text in site.items():
@@ -48,17 +49,20 @@ def test_links_and_anchors_hold(site, ids):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_other_hosts(site):
     for path, text in site.items():
         assert not re.search(r"<(?:script|img|iframe|link)\s[^>]*(?:src|href)=\"?(?:https?:)?//", text), path
 
 
+@pytest.mark.slow
 def test_headings_have_the_anchors_of_the_repository(ids):
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         name = links.on_site(str(path.relative_to(ROOT)))
         assert links.anchors(path.read_text()) <= ids[page(ids, f"{name.removesuffix('.md')}.html")], path
 
 
+@pytest.mark.slow
 def test_code_has_its_keywords_marked_and_can_be_copied(site):
     assert (
         "content.code.copy" in site[page(site, "index.html")]
@@ -67,6 +71,7 @@ def test_code_has_its_keywords_marked_and_can_be_copied(site):
 
 
 @pytest.mark.parametrize("verb", ["curate", "train", "align", "evaluate", "serve"])
+@pytest.mark.slow
 def test_every_key_is_there(ids, verb):
     def keys(section: dict, prefix: str):
         for name, value in section.items():
@@ -76,12 +81,14 @@ def test_every_key_is_there(ids, verb):
     assert not set(keys(config.to_dict(), verb)) - ids[page(ids, f"reference/{verb}.html")]
 
 
+@pytest.mark.slow
 def test_every_config_file_is_there(ids):
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*/*.py")}
     files -= {name for name in files if name.endswith(("/__init__.py", "/default.py"))}
     assert len(files) > 30 and not files - ids[page(ids, "reference/configs.html")]
 
 
+@pytest.mark.slow
 def test_every_public_function_and_class_is_there(ids):
     described, missing = set().union(*(found for path, found in ids.items() if path.parent.name == "reference")), []
     for path in [*(ROOT / "lm").rglob("*.py"), *(ROOT / "data").rglob("*.py")]:

@@ -10,7 +10,7 @@ import pytest
 from tests.docs import doc_commands
 from tests.docs.test_commands import TUTORIALS
 from tests.verbs import runs
-from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
+from tests.verbs.conftest import shared  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.slow
 CHANCE = 1 / 8  # of the quiz

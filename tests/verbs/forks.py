@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,7 +25,10 @@ WITH_JAX = (
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
     "data.text.pipeline"
 )
-WITHOUT_JAX = "data.recipe.run lm.evals.curation lm.reports.curate lm.reports.ending lm.inputs lm.parallel.join"
+WITHOUT_JAX = (
+    "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation lm.reports.curate "
+    "lm.reports.data_used lm.reports.page lm.reports.ending lm.inputs lm.parallel.join lm.cli pyarrow.pandas_compat"
+)
 NO_JAX = "TESTS_NO_JAX"  # a variable of programs in which an import of JAX is an error
 # Variables that are read when Python starts or when a library is imported.
 FIXED = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_TUNABLES", "OPENBLAS", "OMP_", "MALLOC", "TFDS_")
@@ -86,18 +90,21 @@ class _Server:
 
     def ask(self, request: dict, descriptors: list[int] = ()) -> int:
         """Return the server's answer: a started process's id, or an ended one's exit code."""
-        socket.send_fds(self.channel, [json.dumps(request).encode()], descriptors)
-        return json.loads(self.channel.recv(1 << 10))
+        with _one_at_a_time:
+            socket.send_fds(self.channel, [json.dumps(request).encode()], descriptors)
+            return json.loads(self.channel.recv(1 << 10))
 
 
+_one_at_a_time = threading.RLock()  # of the threads of a test
 _servers = {}  # by this process, whose forks have servers of their own, and by what is imported
 
 
 def _server(imports: str) -> _Server:
     key = os.getpid(), imports
-    if key not in _servers:
-        _servers[key] = _Server(imports)
-    return _servers[key]
+    with _one_at_a_time:
+        if key not in _servers:
+            _servers[key] = _Server(imports)
+        return _servers[key]
 
 
 def serve(channel: socket.socket) -> dict | None:

@@ -1,8 +1,10 @@
 """align.py as a user runs it: every method leaves a run like any other, and one that is killed ends as if it had not been."""
 
+import functools
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,19 @@ def aligned(*arguments, variables=None, **settings) -> None:
     runs.plain_lines(done.stderr)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(finished, here, tmp_path_factory) -> Callable[[str], Path]:
+    """Returns the workdir of a method's run."""
+
+    @functools.cache
+    def made(method: str) -> Path:
+        workdir = tmp_path_factory.mktemp(method) / "run"
+        aligned(method, workdir, finished, here)
+        return workdir
+
+    return made
+
+
 def measured(workdir: Path) -> list[dict]:
     """The lines of metrics.jsonl without what tells the time, and without what the machine did meanwhile."""
     clocks = ("tokens_per_second", "tflops", "seconds/", "goodput", "system_")
@@ -85,9 +100,8 @@ def measured(workdir: Path) -> list[dict]:
 
 
 @methods
-def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, here, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    aligned(method, whole, finished, here)
+def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, undisturbed, here, tmp_path):
+    whole, killed = undisturbed(method), tmp_path / "killed"
     for name in ("config.json", "tokenizer.model", "report.html", "report.json", "metrics.jsonl"):
         assert (whole / name).is_file()
     lines = runs.training(whole)
@@ -99,14 +113,11 @@ def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, her
     assert changed or method == "lora"
     assert np.isfinite(model(np.arange(5)[None] + 20)).all() and tokenizer.vocab_size <= model.config.vocab_size
 
-    draw = random.Random(method)
-    for part in (1, 2):
-        reached = max((values["step"] for values in runs.training(killed)), default=0)
-        target = draw.randint(reached + 1, max(reached + 1, STEPS * part // 3))
-        process = runs.start(command(method, killed, finished, here))
-        runs.wait(process, lambda: any(v["step"] >= target for v in runs.training(killed)))  # noqa: B023 (called at once)
-        process.kill()
-        process.wait()
+    target = random.Random(method).randint(1, STEPS * 2 // 3)
+    process = runs.start(command(method, killed, finished, here))
+    runs.wait(process, lambda: any(values["step"] >= target for values in runs.training(killed)))
+    process.kill()
+    process.wait()
     aligned(method, killed, finished, here)
     assert measured(killed) == measured(whole)
     if (whole / "samples.jsonl").exists():
@@ -117,9 +128,9 @@ def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, her
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def test_rollouts_are_reported_as_trl_names_them(finished, here, tmp_path):
-    aligned("grpo", tmp_path / "run", finished, here, steps=2)
-    line = runs.training(tmp_path / "run")[-1]
+def test_rollouts_are_reported_as_trl_names_them(undisturbed):
+    workdir = undisturbed("grpo")
+    line = runs.training(workdir)[-1]
     for name in (
         "reward",
         "reward_std",
@@ -138,9 +149,9 @@ def test_rollouts_are_reported_as_trl_names_them(finished, here, tmp_path):
     ):
         assert name in line, sorted(line)
     assert line["sampling/sampling_logp_difference/max"] < 1e-4  # the sampler's and the trainer's, float32
-    sample = runs.lines(tmp_path / "run" / "samples.jsonl")[0]
+    sample = runs.lines(workdir / "samples.jsonl")[0]
     assert {"step", "prompt", "completion", "rewards", "reward", "tokens", "ended"} <= sample.keys()
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report = json.loads((workdir / "report.json").read_text())
     assert {"reward", "rewards/vowels"} <= report["after"].keys() and report["method"] == "grpo"
 
 

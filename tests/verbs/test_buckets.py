@@ -11,6 +11,7 @@ import pytest
 
 from tests import emulators
 from tests.verbs import runs
+from tests.verbs.test_hangs import slow
 from tests.verbs.test_hosts import ends, start_both
 
 CHATS = [
@@ -87,7 +88,7 @@ def test_a_machine_is_lost_and_another_one_goes_on(s3, text, tmp_path):
 
 def test_one_job_at_a_time_and_a_signal_uploads_before_the_end(s3, tmp_path):
     command = runs.line("s3://bucket/busy", data__input="s3://bucket/text/0*.txt", steps=1_000_000, checkpoint_every=0)
-    process = started(command, tmp_path / "one", s3)
+    process = started(slow(command, "time.sleep(0.1)"), tmp_path / "one", s3)  # which leaves the cores to the other job
     assert runs.wait(process, lambda: list(tmp_path.glob("one/lmcraft/buckets/runs/*/metrics.jsonl")))
     other = runs.run(command, **machine(tmp_path / "two", s3))
     assert other.returncode == 2 and f"in use by another run, process {process.pid} on" in other.stderr

@@ -227,6 +227,7 @@ def test_a_full_disk(exported, finished, tmp_path):
         assert list(disk.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_import_takes_little_more_memory_than_the_model(tmp_path):
     """Eight devices that all lie on this host: one copy of the model is the least. The checkpoint's save is in it.
 

@@ -6,19 +6,26 @@ from tests.faults.cases import CASES
 from tests.faults.kills import kills
 from tests.faults.outcome import Skipped
 from tests.faults.prepared import Prepared
+from tests.slow import all_but
 
-FAST = ("damage-checkpoint-swapped", "damage-metrics-half", "disk-full-save", "lock-second-run")
+FAST = "damage-metrics-half"
+# Checkpoints that are damaged, full disks and second runs have quick tests of their own (test_resume.py, test_bad_input.py,
+# test_workdir.py).
+SLOW = ("damage-checkpoint-swapped", "disk-full-save", "lock-second-run", "clock-back-within", "disk-slow")
 NAMED = {case.name: case for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return Prepared(tmp_path_factory.mktemp("prepared"))
+def prepared(text, finished, tmp_path_factory):
+    """Its text and its uninterrupted run are those of the session."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name, made in (("text", text), ("finished-1", finished)):
+        (folder / name).symlink_to(made)
+        (folder / f"{name}.made").touch()
+    return Prepared(folder)
 
 
-@pytest.mark.parametrize(
-    "name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in ("clock-back-within", "disk-slow"))]
-)
+@pytest.mark.parametrize("name", all_but([FAST], [FAST, *SLOW]))
 def test_a_case_is_as_its_table_says(name, prepared, tmp_path):
     try:
         outcome = NAMED[name].make(tmp_path, prepared)

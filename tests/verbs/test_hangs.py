@@ -8,23 +8,9 @@ from lm.train.watchdog import HUNG
 from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
 
-# train.py, in which the batch of a step takes too long: argv[1] says what happens then.
-SLOW = """
-import runpy, sys, time
-from data.text.batches import TextBatches
-code = sys.argv.pop(1)
-whole = TextBatches.batch
-def batch(self, n, *rest):
-    exec(code)
-    return whole(self, n, *rest)
-TextBatches.batch = batch
-sys.argv[0] = "train.py"
-runpy.run_path("train.py", run_name="__main__")
-"""
-
 
 def slow(command: list[str], code: str) -> list[str]:
-    return [command[0], "-c", SLOW, code, *command[2:]]
+    return [command[0], "-m", "tests.verbs.slow_batches", code, *command[2:]]
 
 
 def test_a_hung_step_of_one_process(fresh, finished, text):

@@ -57,20 +57,22 @@ def killed_and_resumed(command: list[str], workdir: Path, step: int, folder: Pat
     assert codes == [0, 0], said
 
 
-def test_two_processes_are_as_one(finished, text, tmp_path):
+def test_two_processes_are_as_one(fresh, text, tmp_path):
     """From raw text to the report, with the samples that the default config draws; each process is a slice."""
-    workdir = tmp_path / "run"
-    command = runs.line(workdir, data__input=text, samples=None, mesh__slices=2, mesh__data=2, mesh__fsdp=2, profile="100-102")
+    settings, workdir = dict(data__input=text, steps=10, checkpoint_every=5, valid_every=5), tmp_path / "two"
+    runs.train(fresh, **settings)
+    mesh = dict(mesh__slices=2, mesh__data=2, mesh__fsdp=2)
+    command = runs.line(workdir, samples=None, profile="7-9", **mesh, **settings)
     codes, said = ends(start_all([command] * 2, tmp_path, devices=2), tmp_path)
     assert codes == [0, 0], said
-    runs.assert_same_run(workdir, finished, tolerance=1e-5)
+    runs.assert_same_run(workdir, fresh, step=10, tolerance=1e-5)
     assert "xprof" in (workdir / "report.html").read_text()
     report = json.loads((workdir / "report.json").read_text())
     samples = report["samples"]
     assert [sample["prompt"] for sample in samples] == ["def ", "import ", "The "] and all(s["text"] for s in samples)
     found = sorted((workdir / "profile").rglob("*.xplane.pb"))
-    assert [path.name[:2] for path in found] == ["0-", "1-"] and report["profile"]["steps"] == ["100-102"]
-    assert [steps_of(path) for path in found] == [[100, 101, 102]] * 2
+    assert [path.name[:2] for path in found] == ["0-", "1-"] and report["profile"]["steps"] == ["7-9"]
+    assert [steps_of(path) for path in found] == [[7, 8, 9]] * 2
 
 
 @pytest.mark.slow

@@ -2,27 +2,50 @@
 
 import shutil
 
+import pytest
+
 from tests.verbs import runs
 
 
-def test_a_run_goes_on_with_and_without_it(text, tmp_path):
-    keys = {"data__input": text, "steps": 40}
-    offload = {"model__offload": True, "optimizer__offload": True}
-    devices = runs.fake_devices(4)
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    runs.train(whole, devices, **keys, mesh__fsdp=2)
-    done = runs.run(runs.line(half, **keys, **offload, mesh__fsdp=2), **devices)
+STEPS = 8
+OFFLOAD = {"model__offload": True, "optimizer__offload": True}
+DEVICES = runs.fake_devices(2)
+
+
+@pytest.fixture(scope="module")
+def settings(text) -> dict:
+    return {"data__input": text, "steps": STEPS, "checkpoint_every": 4, "valid_every": 4, "mesh__fsdp": 2}
+
+
+@pytest.fixture(scope="module")
+def without(settings, tmp_path_factory):
+    """The workdir of a run without offload."""
+    workdir = tmp_path_factory.mktemp("offload") / "without"
+    runs.train(workdir, DEVICES, **settings)
+    return workdir
+
+
+def resumes(start, workdir, settings, expected) -> None:
+    """Go on from the first checkpoint of `start` in a copy, to the end of `expected`."""
+    shutil.copytree(start, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    runs.train(workdir, DEVICES, **settings)
+    runs.assert_same_run(workdir, expected, step=STEPS, tolerance=1e-6)
+
+
+def test_a_run_goes_on_without_it(without, settings, tmp_path):
+    workdir = tmp_path / "with"
+    done = runs.run(runs.line(workdir, **settings, **OFFLOAD), **DEVICES)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "model.offload and optimizer.offload: arrays are copied, but a CPU's memory is its host's" in done.stdout
-    assert (half / "report.html").exists()
-    runs.assert_same_run(half, whole, step=40, tolerance=1e-6)
+    assert (workdir / "report.html").exists()
+    runs.assert_same_run(workdir, without, step=STEPS, tolerance=1e-6)
+    resumes(workdir, tmp_path / "resumed", settings, without)
 
-    for step, keep in ((40, {}), (40, offload)):  # from a checkpoint of the other kind
-        other = tmp_path / f"other{len(keep)}"
-        shutil.copytree(whole if keep else half, other)
-        shutil.rmtree(other / "checkpoints" / str(step))
-        runs.train(other, devices, **keys, **keep, mesh__fsdp=2)
-        runs.assert_same_run(other, whole, step=40, tolerance=1e-6)
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_it(without, settings, tmp_path):
+    resumes(without, tmp_path / "resumed", settings | OFFLOAD, without)
 
 
 def test_nothing_to_offload_is_refused(tmp_path):

@@ -1,9 +1,9 @@
 """serve.py as a user runs it."""
 
 import json
+import os
 import re
 import signal
-import subprocess
 import sys
 
 import httpx
@@ -18,19 +18,16 @@ def command(workdir, **settings) -> list[str]:
 
 
 def test_a_trained_model_is_served(finished, tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path / "serving", checkpoint=finished, port=0, name="mine"),
-        cwd=runs.REPOSITORY,
-        env=runs.environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    read, write = os.pipe()
+    line = command(tmp_path / "serving", checkpoint=finished, port=0, name="mine")
+    with open(os.devnull, "r+b") as nothing, open(write, "wb") as printed, open(tmp_path / "said", "wb") as said:
+        process = runs.launch(line, runs.environment(), nothing, printed, said)
     try:
-        held = process.stdout.readline()
-        assert re.fullmatch(
-            r"mine: [\d.]+ GB of memory, of it 0.0\d GB weights and 0.0\d GB cache \(--config.blocks=\d+\)\n", held
-        )
-        url = re.search(r"mine answers at (http://\S+)/v1", process.stdout.readline())[1]
+        with open(read) as printed:
+            held = printed.readline()
+            url = re.search(r"mine answers at (http://\S+)/v1", printed.readline())[1]
+        words = r"mine: [\d.]+ GB of memory, of it 0.0\d GB weights and 0.0\d GB cache \(--config.blocks=\d+\)\n"
+        assert re.fullmatch(words, held)
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 4}, timeout=120)
         assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] > 0
         assert 'lmcraft:generation_tokens_total{model_name="mine"}' in httpx.get(f"{url}/metrics").text

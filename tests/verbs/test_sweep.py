@@ -11,6 +11,9 @@ import pytest
 from tests.verbs import runs
 
 
+FEW = {"steps": 16, "checkpoint_every": 8, "valid_every": 8}
+
+
 def command(workdir, *arguments, **settings) -> list[str]:
     own = {"data__log_ids": False, "optimizer__learning_rate": None, "optimizer__warmup": 2} | settings
     return [sys.executable, "-m", "lm.sweep", *runs.line(workdir, **own)[2:], *arguments]
@@ -35,9 +38,9 @@ def swept(line) -> str:
 
 def test_a_killed_sweep_goes_on_in_the_trial_that_it_left(text, tmp_path):
     workdir = tmp_path / "sweep"
-    line = command(workdir, "--grid", "optimizer.learning_rate=0.001,0.01", data__input=text, steps=60)
+    line = command(workdir, "--grid", "optimizer.learning_rate=0.001,0.01", data__input=text, **FEW)
     process, trial = runs.start(line), workdir / "trials" / "0001"
-    assert runs.wait(process, lambda: len(runs.training(trial)) >= 25), runs.said_by(line).read_text()
+    assert runs.wait(process, lambda: len(runs.training(trial)) >= 9), runs.said_by(line).read_text()
     process.kill()
     process.wait()
     assert states(workdir) == [(0, "COMPLETE"), (1, "RUNNING")]
@@ -45,9 +48,9 @@ def test_a_killed_sweep_goes_on_in_the_trial_that_it_left(text, tmp_path):
     assert states(workdir) == [(0, "COMPLETE"), (1, "COMPLETE")] and "trial 0:" not in said
     for number, starts in ((0, 1), (1, 2)):
         folder = workdir / "trials" / f"{number:04d}"
-        assert [values["step"] for values in runs.training(folder)] == list(range(1, 61))
+        assert [values["step"] for values in runs.training(folder)] == list(range(1, 17))
         assert len(runs.lines(folder / "starts.jsonl")) == starts
-    assert runs.lines(trial / "starts.jsonl")[1]["step"] >= 20  # it went on from a checkpoint
+    assert runs.lines(trial / "starts.jsonl")[1]["step"] >= 8  # it went on from a checkpoint
     rates = [json.loads((workdir / f"trials/000{i}/config.json").read_text())["optimizer"]["learning_rate"] for i in (0, 1)]
     assert rates == [0.001, 0.01]
     losses = [runs.validation(workdir / f"trials/000{i}")[-1]["valid_loss"] for i in (0, 1)]

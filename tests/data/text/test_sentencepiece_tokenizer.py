@@ -65,7 +65,7 @@ def strings(count):
 
 
 def test_every_text_comes_back_byte_for_byte(tokenizer):
-    texts = list(strings(2400)) + AWKWARD + ["", "x" * 100_000, " " * 5000, "a b" * 5000]
+    texts = list(strings(800)) + AWKWARD + ["", "x" * 100_000, " " * 5000, "a b" * 5000]
     for text, ids in zip(texts, tokenizer.encode_many(texts), strict=True):
         assert tokenizer.decode_bytes(ids) == text.encode()
         assert tokenizer.decode(ids) == text

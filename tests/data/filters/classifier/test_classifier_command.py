@@ -13,15 +13,13 @@ import pytest
 from configs.curate import default
 from data.recipe.run import run
 from lm.errors import UserError
+from tests.verbs import runs
 
-REPOSITORY = Path(__file__).parents[4]
 ADVERTS = "offer cheap watches buy now click free money pills winner limited deal bonus order casino".split()
 
 
 def command(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "data.filters.classifier", *flags], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    return runs.run([sys.executable, "-m", "data.filters.classifier", *flags], **runs.NO_JAX)
 
 
 @pytest.fixture(scope="module")
