@@ -12,8 +12,7 @@ MANY = 20  # keys that an error lists at most
 
 def listed(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
     """Yield the keys of a config, those of its sections as SECTION.KEY."""
-    for key in config:
-        inner = config.get_ref(key).get()
+    for key, inner in config.items():
         if isinstance(inner, ml_collections.ConfigDict):
             yield from listed(inner, f"{prefix}{key}.")
         else:
