@@ -30,6 +30,7 @@ MtpModel = pytest.importorskip("transformers.modeling_layers").MtpModel
 
 
 OFTEN = ("llama", "llama-longrope", "gpt2", "gemma3", "phi3", "qwen3-moe-sparse", "deepseek-v3")  # differ the most
+OF_EACH = (*OFTEN, "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "olmo2", "deepseek-v2")
 
 
 class Case(NamedTuple):
@@ -99,7 +100,7 @@ def params_of(case: Case) -> nnx.State:
     )
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", all_but(OF_EACH, peers.PEERS))
 def test_every_tensor_has_its_place_and_comes_back_bit_for_bit(case, name):
     model, tensors, family, config, arrays = case(name)
     assert not any(np.isnan(array).any() for array in arrays.values())
@@ -182,7 +183,7 @@ def test_greedy_tokens(case, name):
 CACHELESS = {"llama-longrope"}
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", all_but(OFTEN, peers.PEERS))
 def test_transformers_loads_our_export_to_the_same_logits(case, name, tmp_path):
     model, _, family, config, arrays = case(name)
     assert family_for(config) is family

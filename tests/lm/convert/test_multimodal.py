@@ -23,6 +23,7 @@ from tests.slow import all_but
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+OFTEN = ("idefics3", "llava-clip", "voxtral")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +51,7 @@ def media_of(config, media: np.ndarray) -> Media:
     return Media(images_BNHWC=media) if config.vision.num_layers else Media(audio_BNTM=media)
 
 
-@pytest.mark.parametrize("name", multimodal_peers.PEERS)
+@pytest.mark.parametrize("name", all_but(OFTEN, multimodal_peers.PEERS))
 def test_every_tensor_has_its_place_and_comes_back_bit_for_bit(case, name):
     _, tensors, family, config, arrays = case(name)
     assert not any(np.isnan(array).any() for array in arrays.values())
@@ -60,7 +61,7 @@ def test_every_tensor_has_its_place_and_comes_back_bit_for_bit(case, name):
         np.testing.assert_array_equal(x, tensors[key], strict=True)
 
 
-@pytest.mark.parametrize("name", all_but(("idefics3", "llava-clip", "voxtral"), multimodal_peers.PEERS))
+@pytest.mark.parametrize("name", all_but(OFTEN, multimodal_peers.PEERS))
 def test_logits_and_gradients(case, name):
     tokens, real, positions, media, theirs = multimodal_peers.batch(name)
     upstream = np.random.default_rng(2).standard_normal((*tokens.shape, peers.VOCAB)).astype(np.float32)
@@ -95,7 +96,7 @@ def test_logits_and_gradients(case, name):
         np.testing.assert_allclose(x, their_gradients[path], rtol=0, atol=1e-3 * scale, err_msg=path)
 
 
-@pytest.mark.parametrize("name", multimodal_peers.PEERS)
+@pytest.mark.parametrize("name", all_but(OFTEN, multimodal_peers.PEERS))
 def test_transformers_loads_our_export_to_the_same_logits(case, name, tmp_path):
     model, _, family, config, arrays = case(name)
     folder = write(tmp_path, family, config, tensors_of(family, config, arrays))

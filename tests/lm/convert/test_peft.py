@@ -151,7 +151,7 @@ def test_import_lies_on_the_mesh(tmp_path):
             assert x.sharding == wanted[name], name
             np.testing.assert_allclose(x, arrays_of(params)[name], atol=1e-6)
         export_peft(tmp_path / "again", again, back)
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(UserError, match="again is not empty, and its adapter_model.safetensors is not that of this export"):
         export_peft(tmp_path / "again", config, params)
 
 

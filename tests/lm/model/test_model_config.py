@@ -231,13 +231,11 @@ def test_looking_ahead_is_its_definition():
 def test_windows_latents_and_experts_run_on_a_mesh_as_on_one_device():
     mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
     tokens = tokens_of(9, 4, 16)
-    for kind in ("gemma", "latent, experts"):
-        changes = {"vocab_size": 52} | ({"num_kv_heads": 4} if "latent" in kind else {})
-        config = ModelConfig(**SIZES | KINDS[kind] | changes)
-        graph, abstract = skeleton(config)
-        params, whole = parameters(config, scale=4.0), np.asarray(model_of(config)(tokens))
-        with jax.set_mesh(mesh):
-            placed = jax.device_put(params, shardings(abstract, mesh))
-            forward = jax.jit(lambda params, graph=graph: nnx.merge(graph, params)(tokens))
-            split = forward(placed)
-        np.testing.assert_allclose(split, whole, atol=1e-4, err_msg=kind)
+    kinds = dict(vocab_size=52, num_layers=2, attention_pattern=("local", "global"), window=5, mlp_pattern=("dense", "moe"))
+    config = ModelConfig(**SIZES | KINDS["latent, experts"] | kinds)
+    graph, abstract = skeleton(config)
+    params, whole = parameters(config, scale=4.0), np.asarray(model_of(config)(tokens))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, shardings(abstract, mesh))
+        split = jax.jit(lambda params: nnx.merge(graph, params)(tokens))(placed)
+    np.testing.assert_allclose(split, whole, atol=1e-4)

@@ -181,7 +181,7 @@ MIXED = dict(  # blocks of two kinds twice and one left over; a router in every 
 
 LAYERS = {"alike": dict(num_layers=3), "mixed": MIXED}
 WAYS = list(itertools.product(LAYERS, (True, False), ("none", "matmuls", "full")))
-OFTEN = [("alike", True, "matmuls"), ("alike", False, "full"), ("mixed", True, "full")]
+OFTEN = [("alike", False, "matmuls"), ("mixed", True, "full")]
 
 
 @functools.cache
@@ -209,7 +209,7 @@ def test_how_it_is_compiled_changes_nothing(layers, scan, remat):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("layers, scan", all_but([("alike", False), ("mixed", True)], itertools.product(LAYERS, (True, False))))
+@pytest.mark.parametrize("layers, scan", all_but([("alike", True)], itertools.product(LAYERS, (True, False))))
 def test_the_last_layers_may_keep_more(layers, scan):
     found = loss_and_gradient(LAYERS[layers], scan_layers=scan, remat="full", remat_matmuls_last=1)
     for a, b in zip(found, compiled_plainly(layers), strict=True):
@@ -218,7 +218,7 @@ def test_the_last_layers_may_keep_more(layers, scan):
 
 def test_layers_that_keep_more_are_computed_once():
     def flops(**how):
-        config = ModelConfig(**SIZES | dict(num_layers=4, scan_layers=False) | how)
+        config = ModelConfig(**SIZES | dict(scan_layers=False) | how)
         graph, params = skeleton(config)[0], parameters(config)
         gradient = jax.grad(lambda params: nnx.merge(graph, params)(tokens_of(0, 2, 24)).sum())
         return jax.jit(gradient).lower(params).cost_analysis()["flops"]
@@ -230,7 +230,7 @@ def test_layers_that_keep_more_are_computed_once():
         flops(remat="matmuls"),
     )
     assert full == none_more > one > all_ == matmuls
-    np.testing.assert_allclose(full - one, (full - matmuls) / 4, rtol=1e-6)
+    np.testing.assert_allclose(full - one, (full - matmuls) / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("remat", all_but(["full"], ["matmuls", "full"]))
