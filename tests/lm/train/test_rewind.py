@@ -15,7 +15,6 @@ from lm.train.rewind import Rewinds, target
 from lm.train.step import make_trainer
 from tests.lm.examples import packed_batch, tiny_config
 
-
 STEPS = 36
 
 
