@@ -147,11 +147,13 @@ def test_eight_devices_in_slices_equal_one():
         return {name: float(x) for name, x in metrics.items()}, [np.asarray(x) for x in jax.tree.leaves(state.optimizer[0].mu)]
 
     metrics, moments = updated({}, 1)
-    other, found = updated({"data": 2, "fsdp": 2, "tensor": 2}, 2)
-    for key in metrics:
-        assert other[key] == pytest.approx(metrics[key], rel=1e-4, abs=1e-6), key
-    for ours, theirs in zip(moments, found, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(ours).max() + 1e-9)
+    spread, others = updated({"data": 2, "fsdp": 2, "tensor": 2}, 1)
+    sliced, parts = updated({}, 2)
+    for other, found in ((spread, others), (sliced, parts)):
+        for key in metrics:
+            assert other[key] == pytest.approx(metrics[key], rel=1e-4, abs=1e-6), key
+        for ours, theirs in zip(moments, found, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(ours).max() + 1e-9)
 
 
 def test_where_it_pays():
