@@ -46,19 +46,21 @@ def room_for_programs():
         gc.collect()
 
 
-gc.disable()  # while tests are collected: what they import stays
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Spare the garbage collector what is imported now, and let it look seldom: tracing makes many objects and few cycles."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        gc.enable()
 
 
 def pytest_sessionstart(session):
     if not hasattr(session.config, "workerinput"):  # once, before pytest-xdist starts its workers
         compiled.sweep()
-
-
-def pytest_collection_finish():
-    """Spare the garbage collector what was imported, and let it look seldom: tracing makes many objects and few cycles."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -23,11 +23,12 @@ REPOSITORY = Path(__file__).parents[2]
 WITH_JAX = (
     "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.ending lm.align.run "
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
-    "data.text.pipeline"
+    "data.text.pipeline lm.cli lm.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo"
 )
 WITHOUT_JAX = (
-    "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation lm.reports.curate "
-    "lm.reports.data_used lm.reports.page lm.reports.ending lm.inputs lm.parallel.join lm.cli pyarrow.pandas_compat"
+    "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation "
+    "lm.reports.curate lm.reports.data_used lm.reports.histograms lm.reports.page lm.reports.ending lm.inputs "
+    "lm.parallel.join lm.cli numba matplotlib.backends.backend_svg pyarrow.pandas_compat"
 )
 NO_JAX = "TESTS_NO_JAX"  # a variable of programs in which an import of JAX is an error
 # Variables that are read when Python starts or when a library is imported.

@@ -1,4 +1,4 @@
-"""train.py, in which code is executed before each batch `n` is made: python -m tests.verbs.slow_batches CODE [flags of train.py]"""
+"""train.py, in which CODE runs before batch `n` is made: python -m tests.verbs.slow_batches CODE [flags of train.py]"""
 
 import runpy
 import sys

@@ -25,6 +25,7 @@ def command(workdir: Path, source: Path | str, *keys: str, recipe: str = "gopher
         f"--config=configs/curate/{recipe}.py",
         f"--workdir={workdir}",
         f"--config.input={source}",
+        "--config.processes=1",
     ]
     return [*line, *(f"--config.{key}" for key in keys)]
 
@@ -99,7 +100,7 @@ def test_tokens_for_training(pages, finished, tmp_path):
 
 def test_the_installation_is_text_enough(tmp_path):
     line = [sys.executable, "curate.py", "--config=configs/curate/demo.py", f"--workdir={tmp_path / 'corpus'}"]
-    done = runs.run([*line, "--config.read.max_bytes=100000"])
+    done = runs.run([*line, "--config.read.max_bytes=100000", "--config.processes=1"])
     assert done.returncode == 0, done.stderr[-4000:]
     assert {row["source"] for row in read(tmp_path / "corpus")} == {"code", "docstrings", "docs"}
     runs.train(tmp_path / "run", data__input=tmp_path / "corpus", steps=2, data__weights="code=2,docs=1,docstrings=1")

@@ -6,7 +6,6 @@ import pytest
 
 from tests.verbs import runs
 
-
 STEPS = 8
 OFFLOAD = {"model__offload": True, "optimizer__offload": True}
 DEVICES = runs.fake_devices(2)

@@ -11,7 +11,7 @@ import pytest
 from tests.verbs import runs
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_minus_9(fresh, text, finished, kills):
     """Kills at random steps, in the middle of saves and during the start; the end is bit for bit the undisturbed one."""
     command = runs.line(fresh, data__input=text)
@@ -24,7 +24,7 @@ def test_kill_minus_9(fresh, text, finished, kills):
         if i % 4 == 1:
             runs.wait(process, lambda: runs.saving(fresh))
         elif i % 4 == 2:
-            seconds = draw.uniform(0, 4)  # into imports, restoring or compiling
+            seconds = draw.uniform(0, 2)  # into imports, restoring or compiling
             begin = runs.now()
             runs.wait(process, lambda: runs.now() - begin > seconds)  # noqa: B023 (called at once)
         else:

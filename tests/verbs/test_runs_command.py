@@ -4,21 +4,18 @@ import subprocess
 import sys
 
 from tests.lm.reports.made_runs import aligned, curated, trained
-from tests.verbs.runs import REPOSITORY, environment
-
-WITHOUT_JAX = "import runpy, sys; runpy.run_module('lm.reports', run_name='__main__'); sys.exit(3 * ('jax' in sys.modules))"
+from tests.verbs import runs
 
 
-def reports(*arguments, module=("-m", "lm.reports")) -> subprocess.CompletedProcess:
-    command = [sys.executable, *module, *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120)
+def reports(*arguments) -> subprocess.CompletedProcess:
+    return runs.run([sys.executable, "-m", "lm.reports", *map(str, arguments)], **runs.NO_JAX)
 
 
 def test_the_page_of_a_folder_needs_no_jax(tmp_path):
     trained(tmp_path / "demo")
     aligned(tmp_path / "demo" / "grpo", tmp_path / "demo")
     curated(tmp_path / "corpus")
-    done = reports(tmp_path, module=("-c", WITHOUT_JAX))
+    done = reports(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path}/runs.html: 3 runs: 3 finished\n"
     assert 'href="demo/grpo/report.html"' in (tmp_path / "runs.html").read_text()

@@ -10,7 +10,6 @@ import pytest
 
 from tests.verbs import runs
 
-
 FEW = {"steps": 16, "checkpoint_every": 8, "valid_every": 8}
 
 

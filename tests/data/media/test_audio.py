@@ -128,6 +128,7 @@ def test_damaged_bytes_never_raise_anything_else():
             assert samples.dtype == np.float32 and np.isfinite(samples).all()
 
 
+@pytest.mark.slow
 def test_memory_is_bounded():
     """The longest file that is read."""
     if not sys.platform.startswith("linux"):

@@ -139,6 +139,7 @@ def test_damaged_bytes_never_raise_anything_else():
             assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
 
 
+@pytest.mark.slow
 def test_memory_is_bounded():
     """A 40-megapixel file with alpha, which is decoded, and a bomb of 10 gigapixels, which is not."""
     code = """

@@ -318,6 +318,7 @@ def test_the_sample_is_bounded_and_as_large_as_it_may_be():
         assert chunks != sampled([source(texts)], valid_fraction=0.5, sample_bytes=limit, seed=1)
 
 
+@pytest.mark.slow
 def test_memory_a_document():
     """Many small documents cost at most 60 bytes each, beyond a constant; a set of their digests alone takes over 100."""
 

@@ -19,7 +19,7 @@ ADVERTS = "offer cheap watches buy now click free money pills winner limited dea
 
 
 def command(*flags: str) -> subprocess.CompletedProcess:
-    return runs.run([sys.executable, "-m", "data.filters.classifier", *flags], **runs.NO_JAX)
+    return runs.run([sys.executable, "-m", "data.filters.classifier", *flags])
 
 
 @pytest.fixture(scope="module")
