@@ -2,12 +2,15 @@
 
 import shutil
 
+import pytest
+
 from tests.docs import doc_commands
 from tests.docs.shorter_commands import shorter
 from tests.lm.evals import tiny_models
 from tests.verbs.conftest import shared  # noqa: F401 (fixtures)
 
 
+@pytest.mark.slow
 def test_examples(tmp_path):
     (tmp_path / "model").mkdir()
     with doc_commands.opened(tmp_path / "clone") as box:
