@@ -22,7 +22,7 @@ class Writer:
     def write(self, columns: Columns) -> None:
         table = pa.table({name: _array(values) for name, values in columns.items()})
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd", compression_level=3)
+            self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd", compression_level=1)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     def close(self) -> None:

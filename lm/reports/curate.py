@@ -17,13 +17,12 @@ from data.text.workers import ordered
 from lm import saving
 from lm.reports import browse
 from lm.reports.duplicates import duplicates
+from lm.reports.histograms import histograms
 from lm.reports.next_steps import next_steps
 from lm.reports.provenance import signed
 
 KEPT = "kept"
 SHOWN_FILES = 20  # of those that could not be read
-HISTOGRAMS = "histograms"
-_FIRST = [], HISTOGRAMS  # the first part is empty, so that its result says that the workers have begun
 
 
 def write(
@@ -35,18 +34,17 @@ def write(
 ) -> None:
     """Write report.json, report.html and browse.html.
 
-    found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes draw; what
-    it returns is added to the figures.
+    found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes read
+    documents for browse.html; what it returns is added to the figures.
     """
     workdir, (planned, units) = Path(workdir), prepared
     job, found = Job(workdir, tuple(planned)), dict(found)
     page = browse.page(job, units, found.pop("chosen"), config.browse.to_dict())
     stages = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["stages"]
     rules = [rule for stage in stages for rule in stage["rules"]]
-    parts = [*_FIRST, *(page.parts() if page else ())]
-    state = page, rules, found["histograms"]
-    with contextlib.closing(ordered(_drawn, state, parts, processes=config.processes or None, here=0, warm=True)) as drawn:
-        next(drawn)  # the workers have begun
+    parts = [[], *(page.parts() if page else ())]  # the result of the first one says that the workers have begun
+    with contextlib.closing(ordered(_entries, page, parts, processes=config.processes or None, here=0, warm=True)) as entries:
+        next(entries)
         from lm.reports.page import replace_json
 
         found |= {**meanwhile(), "duplicates": duplicates(job, units)}
@@ -65,9 +63,8 @@ def write(
         )
         report |= {"verdict": verdict(total, steps(report)) + _nothing_read(report), "next": next_steps(report, workdir)}
         replace_json(workdir / "report.json", report)
-        histograms = next(drawn)
-        shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
-    saving.write(workdir / "report.html", html(report, histograms, shown))
+        shown = browse.write(f"{name}: documents", workdir, page, entries, total["all"][0])
+    saving.write(workdir / "report.html", html(report, histograms(rules, found["histograms"]), shown))
 
 
 def _nothing_read(report: Mapping) -> str:
@@ -81,13 +78,8 @@ def _nothing_read(report: Mapping) -> str:
     return f" Nothing could be read: {why or 'the files are empty'}. {cure}."
 
 
-def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:
-    """Return a part of the report that takes long: the histograms, or the entries of the documents with these numbers."""
-    page, rules, counts = state
-    if part == HISTOGRAMS:
-        from lm.reports.histograms import histograms  # Matplotlib takes long to import, and only this part needs it
-
-        return histograms(rules, counts)
+def _entries(page: browse.Page | None, part: Sequence[int]) -> list[dict]:
+    """Return what browse.html shows of the documents with these numbers."""
     return browse.entries(page, part) if part else []
 
 

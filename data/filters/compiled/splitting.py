@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.filters import splitting
-from data.filters.characters import QUOTES, is_icon
+from data.filters.characters import QUOTES, first_characters, is_icon
 from data.filters.compiled import compiled
 
 CODES = 0x40000  # code points; those above are of no class
@@ -40,7 +40,7 @@ class Tables(NamedTuple):
 @functools.cache
 def tables() -> Tables:
     """Return the tables, made of the sets of data/filters/splitting.py. It takes about a tenth of a second, once a process."""
-    characters = [chr(code) for code in range(CODES)]
+    characters = first_characters(CODES)
     classes = np.zeros(CODES, np.uint16)
     methods = ((str.isalpha, ALPHA), (str.isdigit, DIGIT), (str.isdecimal, DECIMAL), (str.isalnum, ALPHANUMERIC))
     for method, bit in (*methods, (str.islower, LOWER), (str.isupper, UPPER)):
