@@ -38,6 +38,7 @@ from benchmarks.agreement import MEASURES, keeps, theirs
 from benchmarks.curation_memory import REPO, varied
 from configs.curate import fineweb
 from data.dedup import near
+from data.dedup.minhash import FINEWEB
 from data.filters.heuristics.c4 import c4
 from data.filters.heuristics.fineweb import fineweb_quality
 from data.filters.heuristics.gopher import gopher_quality, gopher_repetition
@@ -162,7 +163,7 @@ def minhash(texts: Sequence[str], rounds: int) -> dict:
                 peer.get_signature(shingles)
 
     def ours() -> None:
-        with tempfile.TemporaryDirectory() as folder, near.Part(Path(folder)) as part:
+        with tempfile.TemporaryDirectory() as folder, near.Part(Path(folder), FINEWEB) as part:
             first = 0
             for batch in batches(texts):
                 part.add(batch, range(first, first + len(batch)))

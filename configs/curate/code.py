@@ -1,4 +1,4 @@
-"""Source files: the bounds of NeMo Curator on comments, lines and letters, and StarCoder's on long lines (Li et al. 2023)."""
+"""Source files: NeMo Curator's bounds on comments, lines and letters, StarCoder's on long lines and copies (Li et al. 2023)."""
 
 from configs.curate import default
 
@@ -7,6 +7,7 @@ def get_config():
     config = default.get_config()
     config.read.format = "code"
     config.stages = "code,exact_duplicates,near_duplicates"
+    config.near_duplicates.threshold = 0.7
     config.rules.code_comments = (0.01, 0.85)
     config.rules.code_lines = (10, 20_000)
     config.rules.code_letters = (0.25, 1)

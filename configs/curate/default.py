@@ -68,10 +68,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.near_duplicates = ml_collections.ConfigDict()
     config.near_duplicates.n = 5  # size of a shingle, in `units`
     config.near_duplicates.units = "words"  # or characters
-    config.near_duplicates.bands = 14  # two documents of similarity J meet with probability 1 − (1 − J^rows)^bands
-    config.near_duplicates.rows = 8  # hashes of a band; more find only more similar documents
+    config.near_duplicates.bands = 28  # two documents of similarity J meet with probability 1 − (1 − J^rows)^bands
+    config.near_duplicates.rows = 4  # hashes of a band; more find only more similar documents
     config.near_duplicates.seed = 1  # of the hash functions
-    config.near_duplicates.threshold = 0.7  # least Jaccard similarity of a verified pair
+    config.near_duplicates.threshold = 0.5  # least Jaccard similarity of a verified pair; 0: verify none
     config.near_duplicates.keep = "first"  # which document of a cluster stays: the first, or a column's highest
 
     config.urls = ml_collections.ConfigDict()  # files with one entry a line; "": the short lists of data/filters/urls.py

@@ -10,6 +10,7 @@ def get_config():
     config = default.get_config()
     config.stages = "urls,opt_outs,unicode,language,gopher_repetition,gopher_quality,c4,fineweb_quality,near_duplicates,pii"
     config.c4.end_marks = ()
+    config.near_duplicates.bands, config.near_duplicates.rows, config.near_duplicates.threshold = 14, 8, 0.0
     config.pii.style = "fineweb"
     config.pii.kinds = ("email", "ip")
     default.urls(config.rules)

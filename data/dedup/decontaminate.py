@@ -35,15 +35,17 @@ class Benchmark:
     gram: np.ndarray  # int64 [n]
     place: np.ndarray  # int64 [n], the first word
     words: np.ndarray  # int64 [items]
+    owners: np.ndarray  # int64 [pairs]: the items that hold gram 0, each once, then those that hold gram 1, …
+    first_owner: np.ndarray  # int64 [grams + 1]: where those of each gram begin
+    distinct: np.ndarray  # int64 [items]: distinct grams of each
 
     def items_of(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return all pairs of a gram's index in `gram` and an item that holds it, each once."""
-        order = np.lexsort((self.item, self.gram))
-        owned = np.unique(np.stack([self.gram[order], self.item[order]], axis=1), axis=0)
-        begin, end = (np.searchsorted(owned[:, 0], gram, side=side) for side in ("left", "right"))
-        index = np.repeat(np.arange(len(gram)), end - begin)
-        within = np.arange(len(index)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin)
-        return index, owned[np.repeat(begin, end - begin) + within, 1]
+        """Return all pairs of a gram's index in `gram` and an item that holds it, each once. Cost: that of the answer."""
+        begin = self.first_owner[gram]
+        count = self.first_owner[gram + 1] - begin
+        index = np.repeat(np.arange(len(gram)), count)
+        within = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)
+        return index, self.owners[begin[index] + within]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,10 @@ def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST
         size = n if counts[item] >= n else int(counts[item])
         if size < least_words:
             continue
-        first = range(found.offsets[item], found.offsets[item + 1] - size + 1)
+        spelled = _spelled(text, found, found.offsets[item], counts[item])
         hash = rolling(found.hash[found.offsets[item] : found.offsets[item + 1]], size)
-        for place, (at, value) in enumerate(zip(first, hash.tolist())):
-            gram = known.setdefault(_spelled(text, found, at, size), len(known))
+        for place, value in enumerate(hash.tolist()):
+            gram = known.setdefault(spelled[place : place + size], len(known))
             # If two grams had one hash, the first one would be found and the second not: 2^-64 a pair.
             hashes.setdefault(size, {}).setdefault(value, gram)
             rows.append((item, gram, place))
@@ -96,7 +98,11 @@ def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST
         hash, gram = np.array(list(of_size), np.uint64), np.array(list(of_size.values()), np.int64)
         order = np.argsort(hash)
         tables[size] = hash[order], gram[order]
-    return Benchmark(ids, list(known), tables, *np.array(rows, np.int64).reshape(-1, 3).T, counts)
+    item, gram, place = np.array(rows, np.int64).reshape(-1, 3).T
+    owned, owners = np.divmod(np.unique(gram * len(ids) + item), max(1, len(ids)))
+    first_owner = np.searchsorted(owned, np.arange(len(known) + 1))
+    distinct = np.bincount(owners, minlength=len(ids))
+    return Benchmark(ids, list(known), tables, item, gram, place, counts, owners, first_owner, distinct)
 
 
 def find(texts: Sequence[str], held: Benchmark, ignored: np.ndarray | None = None) -> Matches:
@@ -116,15 +122,23 @@ def find(texts: Sequence[str], held: Benchmark, ignored: np.ndarray | None = Non
     return Matches(len(texts), document, gram, start, end)
 
 
+def shared(matches: Matches, held: Benchmark) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of a document and an item that share grams, sorted, and how many distinct grams they share."""
+    distinct = np.unique(np.stack([matches.document, matches.gram], axis=1), axis=0)
+    index, item = held.items_of(distinct[:, 1])
+    pairs, count = np.unique(np.stack([distinct[index, 0], item], axis=1), axis=0, return_counts=True)
+    return pairs[:, 0], pairs[:, 1], count
+
+
 def columns(matches: Matches, held: Benchmark) -> dict[str, np.ndarray]:
     """Return columns of one value a document.
 
     contamination_matches: int64, places that hold a gram. contamination_items: int64, items of which it holds a gram.
     contamination_share: float64, the highest share of one item's distinct grams; PaLM's rule at n = 8 is a share of 0.7.
     """
-    document, item, count = _pairs(matches, held)
+    document, item, count = shared(matches, held)
     share = np.zeros(matches.documents)
-    np.maximum.at(share, document, count / _gram_counts(held)[item])
+    np.maximum.at(share, document, count / held.distinct[item])
     return {
         "contamination_matches": np.bincount(matches.document, minlength=matches.documents),
         "contamination_items": np.bincount(document, minlength=matches.documents),
@@ -180,9 +194,9 @@ class Report:
     def add(self, matches: Matches, numbers: Sequence) -> None:
         """Count the matches of documents, each given once. numbers: numbers or names that can be ordered."""
         distinct = np.unique(np.stack([matches.document, matches.gram], axis=1), axis=0)
-        self.gram_documents += np.bincount(distinct[:, 1], minlength=len(self.gram_documents))
-        document, item, _ = _pairs(matches, self.held)
-        self.documents += np.bincount(item, minlength=len(self.documents))
+        np.add.at(self.gram_documents, distinct[:, 1], 1)
+        document, item, _ = shared(matches, self.held)
+        np.add.at(self.documents, item, 1)
         for d, i in zip(document.tolist(), item.tolist()):
             self.examples[i] = sorted([*self.examples[i], numbers[d]])[:EXAMPLES]
 
@@ -204,7 +218,6 @@ class Report:
         """
         held, seen = self.held, self.gram_documents > 0
         size = np.array([len(gram) for gram in held.grams], np.int64)
-        counts = _gram_counts(held)
         begins = np.searchsorted(held.item, np.arange(len(held.ids) + 1))
         rows = []
         for i, id in enumerate(held.ids):
@@ -216,7 +229,7 @@ class Report:
                 {
                     "id": id,
                     "words": int(held.words[i]),
-                    "grams": int(counts[i]),
+                    "grams": int(held.distinct[i]),
                     "documents": int(self.documents[i]),
                     "examples": self.examples[i],
                     "share": float(seen[np.unique(gram)].mean()) if len(gram) else None,
@@ -228,17 +241,3 @@ class Report:
 
 def _spelled(text: str, found: Words, first: int, size: int) -> tuple[str, ...]:
     return tuple(spelling(text[found.start[i] : found.end[i]]) for i in range(first, first + size))
-
-
-def _gram_counts(held: Benchmark) -> np.ndarray:
-    """Return int64 [items]: distinct grams of each."""
-    pairs = np.unique(np.stack([held.item, held.gram], axis=1), axis=0)
-    return np.bincount(pairs[:, 0], minlength=len(held.ids))
-
-
-def _pairs(matches: Matches, held: Benchmark) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the pairs of a document and an item that share grams, sorted, and how many distinct grams they share."""
-    distinct = np.unique(np.stack([matches.document, matches.gram], axis=1), axis=0)
-    index, item = held.items_of(distinct[:, 1])
-    pairs, count = np.unique(np.stack([distinct[index, 0], item], axis=1), axis=0, return_counts=True)
-    return pairs[:, 0], pairs[:, 1], count

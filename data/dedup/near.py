@@ -25,6 +25,7 @@ from lm.errors import UserError
 # Each distinct set of a bucket is paired with the first of the bucket and with as many before it. So buckets of up to
 # NEIGHBOURS + 1 distinct sets give all their pairs, and a huge bucket of boilerplate gives a number that grows linearly.
 NEIGHBOURS = 32
+THRESHOLD = 0.5  # least Jaccard similarity of near duplicates: two thirds of the 5-grams of two texts of one length are shared
 _PAIR_SHINGLES = 1 << 20  # compared at a time
 
 _BANDS, _DOCUMENTS, _SETS, _SETTINGS = "bands.u64", "documents.u64", "sets.u64", "settings.json"
@@ -38,7 +39,7 @@ class Part:
     Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
     """
 
-    def __init__(self, folder: Path, settings: MinHash = minhash.FINEWEB):
+    def __init__(self, folder: Path, settings: MinHash = minhash.DEFAULT):
         self.folder, self.settings, self._shingles = Path(folder), settings, 0
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _SETTINGS).unlink(missing_ok=True)
@@ -85,7 +86,7 @@ class Part:
 
 
 def find(
-    parts: Sequence[Path], into: Path, *, threshold: float = 0.8, old: Sequence[Path] = (), pairs: Path | None = None
+    parts: Sequence[Path], into: Path, *, threshold: float = THRESHOLD, old: Sequence[Path] = (), pairs: Path | None = None
 ) -> dict[str, int]:
     """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` with a duplicate.
 
@@ -95,7 +96,8 @@ def find(
 
     Args:
       parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
-      threshold: least Jaccard similarity of the sets of shingles of a pair, in (0, 1].
+      threshold: least Jaccard similarity of the sets of shingles of a pair, in [0, 1]. With 0 no pair is verified:
+        documents that share a bucket are duplicates, as in datatrove.
       old: indexes of earlier corpora (`save_index`), whose order numbers them. Their documents stay, so new ones with a
         duplicate among them go.
       pairs: also write the verified pairs to this table, uint64 [n, 2]: (higher number, lower number), the old before the new.
@@ -103,10 +105,10 @@ def find(
       counts: documents, candidates (pairs), verified (pairs), clustered (documents), removed (documents).
     Memory: that of four Sorters and of _PAIR_SHINGLES shingles, about 0.3 GB, whatever the number of documents.
     Raises: UserError: a part is missing or incomplete, parts have different settings, a number occurs twice, or the threshold
-      is not in (0, 1].
+      is not in [0, 1].
     """
-    if not 0 < threshold <= 1:
-        raise UserError(f"near-duplicate threshold={threshold} is not in (0, 1]; FineWeb's bands suit 0.7 to 0.8")
+    if not 0 <= threshold <= 1:
+        raise UserError(f"near-duplicate threshold={threshold} is not in [0, 1]; 0 verifies no pair")
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
     _check_settings(folders)
     with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
@@ -123,7 +125,7 @@ def find(
         sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
         counts["candidates"] = counts["verified"] = 0
         for block in tables.distinct(candidates.sorted()):
-            similar = block[jaccard(block, table, sets, threshold) >= threshold]
+            similar = block[jaccard(block, table, sets, threshold) >= threshold] if threshold else block
             verified.add(similar)
             counts["candidates"] += len(block)
             counts["verified"] += len(similar)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.filters.characters import first_characters
 from data.filters.compiled import terms
 from lm.errors import UserError
 
@@ -230,8 +231,10 @@ def _table(ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: M
     slots = np.full(1 << (4 * len(words)).bit_length(), -1, np.int32)
     terms.fill(codes, codes_at, slots)
     own = [ordered.get(word, ()) for word in words]
+    is_word = np.fromiter(map(str.isalnum, first_characters(terms.CODES)), bool, terms.CODES)
+    is_word[ord("_")] = True
     return terms.Table(
-        np.fromiter((chr(code).isalnum() or code == ord("_") for code in range(terms.CODES)), bool, terms.CODES),
+        is_word,
         codes,
         codes_at,
         slots,

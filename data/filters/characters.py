@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+import numpy as np
+
 # The Unicode property Sentence_Terminal (PropList.txt): marks that end a sentence, in all scripts.
 SENTENCE_ENDS = frozenset(
     "!.?\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367\u1368"
@@ -63,6 +65,11 @@ _CASED = (
     "\u1d79-\u1d9a\u1e00-\u1eff\u2c60-\u2c7b\u2c7e\u2c7f\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\ua790-\ua7b9\ua7fa"
     "\uab30-\uab5a\uab60-\uab64\uff21-\uff3a\uff41-\uff5a"
 )
+
+
+def first_characters(count: int) -> str:
+    """Return the first `count` code points of Unicode, surrogates included. It is faster than a `chr` for each."""
+    return np.arange(count, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _of_category(category: str) -> str:

@@ -14,7 +14,7 @@ from itertools import repeat
 import numpy as np
 import xxhash
 
-from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS
+from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters
 from data.filters.compiled import chunks, splitting
 from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYMBOL
 
@@ -147,7 +147,7 @@ def _longer_table(table, count: int, least: int):
 def _kinds() -> np.ndarray:
     """Return uint8 [CODES]: the properties of characters."""
     kinds = np.zeros(chunks.CODES, np.uint8)
-    characters = [chr(code) for code in range(chunks.CODES)]
+    characters = first_characters(chunks.CODES)
     for belongs, bit in ((str.isspace, chunks.SPACE), (str.isalpha, LETTER)):
         kinds |= np.fromiter(map(belongs, characters), bool, len(kinds)) * np.uint8(bit)
     kinds[[code for code, c in enumerate(map(unicodedata.category, characters)) if c[0] == "P"]] |= PUNCTUATION

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.recipe.inputs import Unit
+from data.recipe.tables import array
 from data.recipe.units import Job
 
 
@@ -56,7 +57,7 @@ def names(job: Job, units: Sequence[Unit], numbers: Iterable[int]) -> dict[int, 
         if at < len(units):
             with pq.ParquetFile(job.path(first[0], units[at])) as file:
                 for group, rows, inside in _groups(file, np.array([number & 0xFFFFFFFF for number in some], np.int64)):
-                    ids = file.read_row_group(group, columns=["id"]).column("id").take(inside).to_pylist()
+                    ids = file.read_row_group(group, columns=["id"]).column("id").take(array(inside)).to_pylist()
                     found.update(zip(((at << 32) + rows).tolist(), ids))
     return found
 
@@ -69,7 +70,7 @@ def _of_unit(job: Job, unit: Unit, rows: np.ndarray, characters: int) -> Iterato
             texts: list[list[Text]] = [[] for _ in some]
             before = None
             for stage, file in zip(job.stages, files):
-                table = file.read_row_group(group, use_threads=False).take(inside)
+                table = file.read_row_group(group, use_threads=False).take(array(inside))
                 for name in table.column_names:
                     if name != "text":
                         for into, value in zip(columns, table.column(name).to_pylist()):

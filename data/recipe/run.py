@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data.recipe import finish, index, tables
+from data.recipe import finish, index
 from data.recipe import units as work
 from data.recipe.finish import Output
 from data.recipe.inputs import Unit, digest, inputs, units
@@ -94,7 +94,6 @@ def _spread(config: Mapping[str, Any], workdir: Path) -> Map:
     if config["runner"] != "local":
         raise UserError(f"runner={config['runner']!r}; use local or beam")
     processes = config["processes"] or None
-    tables.load()
     return lambda function, state, items: ordered(function, state, items, processes=processes, here=0, warm=True)
 
 

@@ -9,8 +9,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from data.recipe.batch import Batch, Columns
 from lm.errors import UserError
 
@@ -169,10 +167,10 @@ def _decontaminate(batch: Batch, options: Mapping) -> Columns:
     held = benchmarks.load(options["benchmarks"], options["n"], tuple(options["fields"]))
     matches = decontaminate.find(batch.texts, held)
     columns = decontaminate.columns(matches, held)
-    found: list[set[str]] = [set() for _ in batch.texts]
-    for document, gram in zip(matches.document.tolist(), matches.gram.tolist()):
-        found[document].update(held.ids[item] for item in held.items_of(np.array([gram]))[1].tolist())
-    columns["contamination_of"] = [json.dumps(sorted(items), ensure_ascii=False) if items else None for items in found]
+    found: list[list[str]] = [[] for _ in batch.texts]
+    for document, item in zip(*(pairs.tolist() for pairs in decontaminate.shared(matches, held)[:2])):
+        found[document].append(held.ids[item])
+    columns["contamination_of"] = [json.dumps(sorted(ids), ensure_ascii=False) if ids else None for ids in found]
     if options["policy"] == "measure":
         return {"text": batch.texts} | columns
     if options["policy"] != "cut":

@@ -20,9 +20,11 @@ class Writer:
         self._file, self._writer = file, None
 
     def write(self, columns: Columns) -> None:
-        table = pa.table({name: _array(values) for name, values in columns.items()})
+        table = pa.Table.from_arrays([array(values) for values in columns.values()], names=list(columns))
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd", compression_level=3)
+            # Without dictionaries the files are smaller, too: few values occur again, and zstd finds those.
+            options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+            self._writer = pq.ParquetWriter(self._file, table.schema, **options)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     def close(self) -> None:
@@ -38,13 +40,21 @@ def writing(path: Path) -> Iterator[Writer]:
             yield writer
 
 
-def load() -> None:
-    """Load what writing needs, so that forked workers share it: Arrow imports pandas, if that is installed."""
-    pa.array([], pa.string())
+def array(values: Sequence[str | None] | np.ndarray) -> pa.Array:
+    """Return numbers, flags or strings as an Arrow array: the same as `pa.array`.
 
-
-def _array(values: Sequence | np.ndarray) -> pa.Array:
-    return pa.array(values) if isinstance(values, np.ndarray) else pa.array(values, pa.string())
+    That function, `pa.table` and `to_numpy` import pandas, if it is installed, which takes 0.2 s in each process.
+    """
+    if isinstance(values, np.ndarray):
+        packed = np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values)
+        return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(packed)])
+    known = np.array([value is not None for value in values], bool)
+    encoded = [b"" if value is None else value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)])
+    if ends[-1] >= 1 << 31:
+        return pa.array(values, pa.string())  # in chunks
+    null = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(encoded)), null)
 
 
 class Reader:
@@ -67,4 +77,5 @@ class Reader:
 
 
 def _values(column: pa.ChunkedArray) -> list | np.ndarray:
-    return column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
+    values = column.to_pylist()
+    return values if pa.types.is_string(column.type) else np.array(values, column.type.to_pandas_dtype())

@@ -68,8 +68,12 @@ def page(job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], option
 
 def entries(page: Page, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Return the entries of documents, see `entry`."""
-    found = documents.read(page.job, page.units, numbers, 2 * page.characters)
-    return [entry(one, page.reasons[one.number], page.columns, page.job.rules, page.characters) for one in found]
+    found = list(documents.read(page.job, page.units, numbers, 2 * page.characters))
+    rules = [(rule.column, rule.drops([one.columns[rule.column] for one in found])) for rule in page.job.rules]
+    return [
+        entry(one, page.reasons[one.number], page.columns, [column for column, drops in rules if drops[k]], page.characters)
+        for k, one in enumerate(found)
+    ]
 
 
 def write(title: str, workdir: Path, page: Page | None, parts: Iterable[Sequence[dict]], total: int) -> set[tuple[str, str]]:
@@ -120,7 +124,7 @@ def columns_of(job: Job, unit: Unit) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def entry(found: Found, reason: str, columns: Sequence[Mapping], rules: Sequence[Rule], characters: int) -> dict[str, Any]:
+def entry(found: Found, reason: str, columns: Sequence[Mapping], fails: Sequence[str], characters: int) -> dict[str, Any]:
     """Return what the page says about a document: {"number", "reason" or "kept", "values": in the order of `columns`, "fails":
     columns of all rules that it breaks, in order, "text": its beginning as it was read, "length": characters of all of it,
     "changes": [[stage, edits of the text before it]], "links": column -> number of another document}.
@@ -135,7 +139,7 @@ def entry(found: Found, reason: str, columns: Sequence[Mapping], rules: Sequence
         "number": found.number,
         "reason": reason,
         "values": [_plain(found.columns[column["name"]]) for column in columns],
-        "fails": [rule.column for rule in rules if rule.drops([found.columns[rule.column]])[0]],
+        "fails": fails,
         "text": first.start,
         "length": first.length,
         "changes": changes,

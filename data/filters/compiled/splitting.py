@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.filters import splitting
-from data.filters.characters import ICONS, LETTERS, LOWER, UPPER
+from data.filters.characters import ICONS, LETTERS, LOWER, UPPER, first_characters
 from data.filters.compiled import compiled
 
 CODES = 0x40000  # code points; those above are of no class
@@ -45,7 +45,7 @@ class Tables(NamedTuple):
 @functools.cache
 def tables() -> Tables:
     """Return the tables, made of the sets of data/filters/splitting.py. It takes about a tenth of a second, once a process."""
-    is_word = np.fromiter((chr(code).isalnum() for code in range(CODES)), bool, CODES)
+    is_word = np.fromiter(map(str.isalnum, first_characters(CODES)), bool, CODES)
     classes = np.where(is_word, WORD, 0).astype(np.uint16)
     singles = "".join(mark for mark in splitting.CURRENCIES if len(mark) == 1)
     marks = (

@@ -2,6 +2,7 @@
 
 import random
 import string
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -72,6 +73,25 @@ def test_matches_are_those_of_a_plain_search(n, least):
         parts[at % 2].add(some, [f"document {t:02}" for t in range(at, min(at + 7, len(texts)))])
     parts[1].merge(parts[0])
     assert parts[1].rows() == report.rows()
+
+
+def test_the_cost_of_a_match_does_not_grow_with_the_benchmark():
+    items = [{"id": i, "text": made(14, i)} for i in range(2000)]
+    held = benchmark([*items, *({"id": f"again {i}", "text": items[i]["text"]} for i in range(5))])
+    documents = [f"{made(9, -i)} {items[i]['text']} {made(9, -i)}" for i in range(10)]
+    matches, report = find(documents, held), Report(held)
+    tracemalloc.start()
+    try:
+        result = columns(matches, held)
+        document, item, count = decontaminate.shared(matches, held)
+        report.add(matches, range(len(documents)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < held.gram.nbytes / 2  # a pass over the benchmark would hold a copy of its grams
+    pairs = [(d, i) for d in range(10) for i in (d, 2000 + d) if i < 2005]
+    assert list(zip(document.tolist(), item.tolist())) == pairs and set(count.tolist()) == {2}
+    assert result["contamination_items"].tolist() == [2] * 5 + [1] * 5
 
 
 def test_every_planted_13_gram_is_found_and_cut():

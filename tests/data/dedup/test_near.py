@@ -6,9 +6,10 @@ import random
 import numpy as np
 import pytest
 
+from configs.curate import default, fineweb
 from data.dedup import grams, keep, minhash, near, tables
 from data.dedup.components import plain_components
-from data.dedup.minhash import EDITED, FINEWEB
+from data.dedup.minhash import FINEWEB, MinHash
 from lm.errors import UserError
 from tests.data.dedup.corpus import edited, prose, sources
 
@@ -66,13 +67,34 @@ def test_jaccard_of_pairs_equals_sets(tmp_path, monkeypatch):
         assert near.jaccard(pairs, documents, [hashes]).tolist() == true
 
 
+def of_recipe(config) -> tuple[MinHash, float]:
+    """Return the settings and the threshold of a recipe's stage."""
+    options = config.near_duplicates.to_dict()
+    return MinHash(**{name: options[name] for name in ("n", "bands", "rows", "units", "seed")}), options["threshold"]
+
+
+def test_recipes_without_settings_of_their_own_have_those_of_the_library():
+    assert of_recipe(default.get_config()) == (MinHash(), near.THRESHOLD)
+    assert of_recipe(fineweb.get_config()) == (FINEWEB, 0)  # as datatrove: no pair is verified
+
+
+def test_with_a_threshold_of_0_all_that_share_a_bucket_are_duplicates(tmp_path):
+    texts = prose()[:40] + [edited(text, 0.05, i) for i, text in enumerate(prose()[:40])]
+    bands = minhash.band_hashes(minhash.signatures(*minhash.documents_shingles(texts, FINEWEB), FINEWEB), FINEWEB)
+    met = {(j, i) for i, j in itertools.combinations(range(len(texts)), 2) if (bands[i] == bands[j]).any()}
+    deduplicated(tmp_path, texts, threshold=0, pairs=tmp_path / "pairs")
+    assert set(map(tuple, tables.read(tmp_path / "pairs", 2).tolist())) == met
+    assert len(met - brute(texts, FINEWEB, 0.7)) > 5
+
+
 def test_planted_duplicates_go_and_nothing_else(tmp_path):
+    settings, threshold = of_recipe(default.get_config())
     texts = prose()
-    unlike = {i for pair in brute(texts, EDITED, 0.5) for i in pair}
+    unlike = {i for pair in brute(texts, settings, threshold) for i in pair}
     texts = [text for i, text in enumerate(texts) if i not in unlike]
     exact = [text.upper().replace(" ", "  ") for text in texts[:100]]
     changed = [edited(text, 0.05, i) for i, text in enumerate(texts)]
-    _, columns = deduplicated(tmp_path, texts + exact + changed, EDITED, threshold=0.5)
+    _, columns = deduplicated(tmp_path, texts + exact + changed, settings, threshold)
     keep, of = columns["near_duplicate_keep"], columns["near_duplicate_of"]
     assert keep[: len(texts)].all() and len(texts) > 200  # no false removal
     assert (of[len(texts) : len(texts) + 100] == np.arange(100)).all()
@@ -182,7 +204,7 @@ def test_what_users_do_wrong(tmp_path):
             part.add(["x"], [-1])
         with pytest.raises(UserError, match="scores"):
             part.add(["x"], [5], [1.0, 2.0])
-    with near.Part(tmp_path / "b", EDITED) as part:
+    with near.Part(tmp_path / "b", FINEWEB) as part:
         part.add(["some words here"], [3])
     with pytest.raises(UserError, match="different MinHash settings"):
         near.find([tmp_path / "a", tmp_path / "b"], tmp_path / "t")
@@ -191,7 +213,7 @@ def test_what_users_do_wrong(tmp_path):
     with pytest.raises(UserError, match="number 2"):
         near.find([tmp_path / "a", tmp_path / "c"], tmp_path / "t")
     with pytest.raises(UserError, match="threshold"):
-        near.find([tmp_path / "a"], tmp_path / "t", threshold=0)
+        near.find([tmp_path / "a"], tmp_path / "t", threshold=1.1)
     with pytest.raises(ZeroDivisionError), near.Part(tmp_path / "a") as part:
         part.add(["half"], [1])
         raise ZeroDivisionError

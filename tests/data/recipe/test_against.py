@@ -170,6 +170,7 @@ def test_the_format_of_an_index(tmp_path):
     """An index holds hashes. If they change, FORMAT of data/recipe/index.py must, and the key here."""
     texts = ["One text of a few words.", "Another text of several more words, to have shingles."]
     recipe = {"stages": "exact_duplicates,repeated_pieces,near_duplicates"}
+    recipe |= {"near_duplicates.bands": 14, "near_duplicates.rows": 8}
     curate(tmp_path / "w", write(tmp_path / "a", texts), **recipe)
     assert json.loads((tmp_path / "w" / "manifest.json").read_text())["index"] == "59a9998f56e9"
 
@@ -192,7 +193,7 @@ def test_what_users_do_wrong(corpora, tmp_path):
         assert not (tmp_path / "new").exists()
 
     refused(
-        "near_duplicates.bands is 14 in .*a and 20 here; set --config.near_duplicates.bands=14",
+        "near_duplicates.bands is 28 in .*a and 20 here; set --config.near_duplicates.bands=28",
         "a",
         **{"near_duplicates.bands": 20},
     )
