@@ -78,13 +78,12 @@ def test_from_files_to_a_report(pages, tmp_path):
 def test_tokens_for_training(pages, finished, tmp_path):
     """JAX is not loaded: its threads would forbid to fork workers, which then would load everything anew for each pass."""
     keys = [
-        "processes=2",
         "rules.gopher_letter_words=(0.3,1)",
         f"tokenizer={finished}",
         "dataset.sequence_length=32",
         "dataset.valid_fraction=0.1",
     ]
-    done = runs.run(command(tmp_path / "corpus", f"web={pages}", *keys), **runs.NO_JAX)
+    done = runs.run(command(tmp_path / "corpus", f"web={pages}", *keys, "processes=2"), **runs.NO_JAX)
     assert done.returncode == 0, done.stderr[-4000:]
     dataset = tmp_path / "corpus" / "dataset"
     made = json.loads((dataset / "dataset.json").read_text())
