@@ -31,12 +31,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-MAPS = 40_000  # memory maps of a process; the kernel allows 65,530, and each compiled program has several
+MAPS = 15_000  # memory maps of a process: each compiled program has several. So many hold 4 GB, and the kernel allows 65,530.
 
 
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
-    """Forget the compiled programs of earlier modules before the kernel refuses this process the memory of new ones."""
+    """Forget the compiled programs of earlier modules before they fill the memory."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
