@@ -26,14 +26,17 @@ def variables() -> dict[str, str]:
 
 
 def sweep() -> None:
-    """Remove entries that a killed test left incomplete, and the oldest ones if there are too many bytes."""
+    """Remove entries that a killed test of the last run left incomplete, and the oldest ones if they are too many."""
     folder = Path(variables().get("JAX_COMPILATION_CACHE_DIR", os.devnull))
-    total = 0
-    for entry in sorted(folder.glob("*-cache"), key=lambda entry: entry.stat().st_atime, reverse=True):
-        content = entry.read_bytes()
-        total += len(content)
-        if total > MOST or not _whole(content):
+    if not folder.is_dir():
+        return
+    stamp, total = folder / "swept", 0
+    last = stamp.stat().st_mtime if stamp.exists() else 0.0
+    for entry, about in sorted(((path, path.stat()) for path in folder.glob("*-cache")), key=lambda one: -one[1].st_atime):
+        total += about.st_size
+        if total > MOST or (about.st_mtime >= last and not _whole(entry.read_bytes())):
             entry.unlink()
+    stamp.touch()
 
 
 def _whole(content: bytes) -> bool:
