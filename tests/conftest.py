@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Tracing makes many objects and few cycles. By default a tenth of the tests' time, and more in long runs, went to looking for these.
+# Tracing makes many objects and few cycles. Looking for these as often as by default takes a tenth of the tests' time.
 gc.set_threshold(20_000, 20, 20)
 
 MAPS = 40_000  # memory maps of a process; the kernel allows 65,530, and each compiled program has several

@@ -24,7 +24,9 @@ WITH_JAX = (
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
     "data.text.pipeline"
 )
-WITHOUT_JAX = "data.recipe.run lm.evals.curation lm.reports.curate lm.reports.ending lm.inputs lm.parallel.join"
+WITHOUT_JAX = (
+    "data.recipe.run lm.evals.curation lm.reports.curate lm.reports.ending lm.inputs lm.parallel.join"
+)
 NO_JAX = "TESTS_NO_JAX"  # a variable of programs in which an import of JAX is an error
 # Variables that are read when Python starts or when a library is imported.
 FIXED = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_TUNABLES", "OPENBLAS", "OMP_", "MALLOC", "TFDS_")
