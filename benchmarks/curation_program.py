@@ -1,4 +1,4 @@
-"""curate.py as a whole program beside datatrove as a whole program: Gopher's filters, from JSON lines to what stays.
+"""curate.py as a whole program beside datatrove as a whole program: Gopher's filters, from JSON lines to kept documents.
 
 python -m benchmarks.curation_program [--megabytes=3,20] [--rounds=3]
 
