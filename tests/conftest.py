@@ -55,7 +55,7 @@ def pytest_collection_finish():
     """Spare the garbage collector what was imported, and let it look seldom: tracing makes many objects and few cycles."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(50_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items):
