@@ -5,6 +5,9 @@ recently used entries and recompiles those that it cannot read. At the start of 
 process left incomplete, and entries whose bytes have changed, because JAX would run them. In a job of several processes only
 process 0 writes entries (JAX) and removes them, and on CPUs none uses the cache; lm/parallel/hosts.py has the rest.
 
+Several CPU devices in one process, which tests fake, have no cache either: each device runs the collectives of a program that
+was read in an order of its own, and they can wait for one another for ever.
+
   JAX_ENABLE_COMPILATION_CACHE=false   no cache
   JAX_COMPILATION_CACHE_DIR=FOLDER     this folder with JAX's own settings; this module does nothing
   XDG_CACHE_HOME=FOLDER                the folder is FOLDER/lmcraft/xla-CPU; if unset ~/.cache/lmcraft/xla-CPU
@@ -17,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -32,6 +36,7 @@ SECONDS = 0.2  # programs that compile faster are not cached
 SUMS = "checksums.json"  # {entry: [bytes, XXH3 digest]}
 # Variables that number the processes of a job. Many processes that share a home would wait for one another.
 NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "MEGASCALE_SLICE_ID")
+SEVERAL = re.compile(r"--xla_force_host_platform_device_count=0*(?:[2-9]|[1-9]\d)")  # in XLA_FLAGS
 WAIT = 5.0  # seconds for another process that has the lock
 
 
@@ -40,6 +45,9 @@ def switch_on() -> Path | None:
 
     A folder that is not writable, or a disk that is almost full, disables the cache without an error.
     """
+    if SEVERAL.search(os.environ.get("XLA_FLAGS", "")):
+        _set("jax_enable_compilation_cache", False)
+        return None
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in (
         "0",
         "false",
@@ -67,10 +75,14 @@ def switch_on() -> Path | None:
     }
     for name, value in settings.items():
         if not os.environ.get(name.upper()):
-            os.environ[name.upper()] = str(value)
-            if "jax" in sys.modules:  # it has already read its variables
-                sys.modules["jax"].config.update(name, value)
+            _set(name, value)
     return folder
+
+
+def _set(name: str, value: object) -> None:
+    os.environ[name.upper()] = str(value)
+    if "jax" in sys.modules:  # it has already read its variables
+        sys.modules["jax"].config.update(name, value)
 
 
 def home() -> Path:

@@ -1,9 +1,12 @@
 """JAX's compilation cache of the tests, kept between runs in a folder of the user's cache, beside that of the verbs.
 
+Programs for several devices are not cached (lm/compile_cache.py has the reason).
+
 JAX_ENABLE_COMPILATION_CACHE=false compiles everything anew; JAX_COMPILATION_CACHE_DIR=FOLDER takes another folder.
 """
 
 import os
+import threading
 from pathlib import Path
 
 import zstandard
@@ -23,6 +26,20 @@ def variables() -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
     }
+
+
+def leave_out_several_devices() -> None:
+    """Let this process cache programs for one device only. JAX has one switch for all, so a function of its own is replaced."""
+    from jax._src import compilation_cache, compiler
+
+    compile_one, is_used, compiling = compiler.compile_or_get_cached, compilation_cache.is_cache_used, threading.local()
+
+    def compile_or_get_cached(backend, computation, devices, *arguments, **options):
+        compiling.several = devices.size > 1
+        return compile_one(backend, computation, devices, *arguments, **options)
+
+    compiler.compile_or_get_cached = compile_or_get_cached
+    compilation_cache.is_cache_used = lambda backend: is_used(backend) and not getattr(compiling, "several", False)
 
 
 def sweep() -> None:

@@ -59,6 +59,7 @@ def pytest_collection():
 
 
 def pytest_sessionstart(session):
+    compiled.leave_out_several_devices()
     if not hasattr(session.config, "workerinput"):  # once, before pytest-xdist starts its workers
         compiled.sweep()
 
