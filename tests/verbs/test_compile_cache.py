@@ -63,7 +63,7 @@ def folder(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("JAX_") and "CACHE" in name]:
         monkeypatch.delenv(name)
     # What switch_on sets ends with the test.
-    monkeypatch.setattr(compile_cache.os, "environ", dict(os.environ) | {"XDG_CACHE_HOME": str(tmp_path)})
+    monkeypatch.setattr(compile_cache.os, "environ", dict(os.environ) | {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": ""})
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     folder = compile_cache.switch_on()
     for name, content in ENTRIES.items():
@@ -133,3 +133,12 @@ def test_without_room_or_with_a_lock_that_is_held_there_is_no_cache(folder, monk
     over.set()
     thread.join()
     assert again() == folder
+
+
+def test_several_devices_have_no_cache(folder):
+    variables = compile_cache.os.environ
+    for count, found in ((1, folder), (2, None), (16, None)):
+        variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count} --xla_cpu_max_isa=AVX2"
+        variables.pop("JAX_ENABLE_COMPILATION_CACHE", None)
+        assert again() == found
+    assert variables["JAX_ENABLE_COMPILATION_CACHE"] == "False"
