@@ -41,7 +41,7 @@ serve: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 	@$(BIN)/python serve.py --config=configs/serve/default.py --workdir='$(SERVING)' --config.checkpoint='$(CHECKPOINT)'
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(BIN)/.test
 	$(BIN)/python -m tests.faults

@@ -19,7 +19,7 @@ from lm.serve import page
 from lm.serve.api.app import make_app
 from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
-from lm.serve.connection import Connection
+from lm.serve.connection import HEAD, Connection
 from lm.serve.monitor import open_watch
 from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
 from lm.serve.watch.settings import settings_of
@@ -151,6 +151,7 @@ class Server(uvicorn.Server):
                 app,
                 http=functools.partial(Connection, seconds=read_seconds or float(MOST)),
                 ws="none",
+                h11_max_incomplete_event_size=HEAD,
                 log_level="warning",
                 timeout_graceful_shutdown=max(1, round(drain)),
                 limit_concurrency=CONNECTIONS,

@@ -188,7 +188,7 @@ def test_mistakes(finished, base, adapted, alone, imported, tmp_path):
     refused([sys.executable, "-m", "lm.generate", f"--checkpoint={alone}", "--prompt=a"], *cure)
     for call, words in (
         (lambda: to_adapter(finished, new), "has no adapter"),
-        (lambda: to_adapter(adapted, alone), "exists and is not empty"),
+        (lambda: to_adapter(adapted, base), "is not empty, and its adapter_"),
         (lambda: to_published(adapted, new), "--merge adds it.*--adapter exports it alone"),
         (lambda: adapter_to_workdir(alone, str(base), imported, mesh), "exists and is not empty"),
         (lambda: adapter_to_workdir(alone, str(adapted), new, mesh), "--base=.* has an adapter itself"),
