@@ -4,8 +4,12 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import compile_cache
 from tests.lm.evals import tiny_models
@@ -133,6 +137,20 @@ def test_without_room_or_with_a_lock_that_is_held_there_is_no_cache(folder, monk
     over.set()
     thread.join()
     assert again() == folder
+
+
+@pytest.mark.skipif("JAX_COMPILATION_CACHE_DIR" not in os.environ, reason="the tests' cache is off")
+def test_the_tests_cache_programs_of_one_device_only():
+    def for_one_device(x):
+        return x * 2
+
+    def for_eight_devices(x):
+        return x * 3
+
+    jax.jit(for_one_device)(np.ones(8))
+    jax.jit(for_eight_devices, out_shardings=NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data")))(np.ones(8))
+    entries = [path.name for path in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("jit_for_*_device*")]
+    assert entries and all(name.startswith("jit_for_one_device") for name in entries)
 
 
 def test_several_devices_have_no_cache(folder):
