@@ -37,7 +37,9 @@ def swept(line) -> str:
 
 def test_a_killed_sweep_goes_on_in_the_trial_that_it_left(text, tmp_path):
     workdir = tmp_path / "sweep"
-    line = command(workdir, "--grid", "optimizer.learning_rate=0.001,0.01", data__input=text, **FEW)
+    steps = 160  # the trial must still be under way when it hears that its sweep was killed
+    often = {"checkpoint_every": 40, "valid_every": 80}
+    line = command(workdir, "--grid", "optimizer.learning_rate=0.001,0.01", data__input=text, steps=steps, **often)
     process, trial = runs.start(line), workdir / "trials" / "0001"
     assert runs.wait(process, lambda: len(runs.training(trial)) >= 9), runs.said_by(line).read_text()
     process.kill()
@@ -47,9 +49,9 @@ def test_a_killed_sweep_goes_on_in_the_trial_that_it_left(text, tmp_path):
     assert states(workdir) == [(0, "COMPLETE"), (1, "COMPLETE")] and "trial 0:" not in said
     for number, starts in ((0, 1), (1, 2)):
         folder = workdir / "trials" / f"{number:04d}"
-        assert [values["step"] for values in runs.training(folder)] == list(range(1, 17))
+        assert [values["step"] for values in runs.training(folder)] == list(range(1, steps + 1))
         assert len(runs.lines(folder / "starts.jsonl")) == starts
-    assert runs.lines(trial / "starts.jsonl")[1]["step"] >= 8  # it went on from a checkpoint
+    assert runs.lines(trial / "starts.jsonl")[1]["step"] >= 9  # it went on from a checkpoint
     rates = [json.loads((workdir / f"trials/000{i}/config.json").read_text())["optimizer"]["learning_rate"] for i in (0, 1)]
     assert rates == [0.001, 0.01]
     losses = [runs.validation(workdir / f"trials/000{i}")[-1]["valid_loss"] for i in (0, 1)]
