@@ -23,7 +23,11 @@ REPOSITORY = Path(__file__).parents[2]
 WITH_JAX = (
     "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.ending lm.align.run "
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
-    "data.text.pipeline lm.cli lm.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo"
+    "data.text.pipeline lm.cli lm.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo "
+    "jaxlib.mlir.dialects.builtin jaxlib.mlir.extras.meta lm.parallel.join lm.train.dial lm.train.evaluator lm.train.doremi "
+    "lm.reports.doremi lm.infer.files lm.infer.engine.open lm.align.reward_model lm.convert.to_gguf lm.convert.to_stablehlo "
+    "lm.convert.gguf.modelfile lm.evals.redteam.task lm.evals.tasks.generation lm.kernels.cpu.attention lm.kernels.cpu.products "
+    "tensorflow_datasets.core.data_sources.array_record anyio._backends._asyncio encodings.utf_32_le"
 )
 WITHOUT_JAX = (
     "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation "
@@ -108,6 +112,21 @@ def _server(imports: str) -> _Server:
         return _servers[key]
 
 
+def load_ahead() -> None:
+    """Do once what every verb does at its first report and its first function of numba."""
+    import numba
+
+    from lm.reports import page
+
+    names = {"page", "parts"} | {module.rpartition(".")[2] for module in sys.argv if module.startswith("lm.reports.")}
+    for template in page.environment().list_templates():
+        if template.removesuffix(".html.j2") in names:
+            page.environment().get_template(template)
+    # numba imports all that it knows of Python's functions before it looks into its cache.
+    numba.core.registry.cpu_target.typing_context.refresh()
+    numba.core.registry.cpu_target.target_context.refresh()
+
+
 def serve(channel: socket.socket) -> dict | None:
     """Answer requests until the tests have ended (None). Return in each fork, with the request that it is to carry out."""
     while True:
@@ -162,6 +181,7 @@ def _configure(config, environment: dict[str, str]) -> None:
 if __name__ == "__main__":
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    load_ahead()
     gc.collect()
     gc.freeze()  # so that the forks' collections do not copy the pages of what was imported
     request = serve(socket.socket(fileno=int(sys.argv[1])))
