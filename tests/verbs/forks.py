@@ -42,13 +42,14 @@ FIXED = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_TUNABLES", "OPENBLAS", "OMP_", "
 class Fork:
     """A started verb, with what the tests use of subprocess.Popen."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], streams: list[int]):
-        """streams: descriptors of the input, the output and the errors."""
+    def __init__(self, command: list[str], environment: dict[str, str], streams: list[int], folder: Path = REPOSITORY):
+        """streams: descriptors of the input, the output and the errors. folder: where it runs, a copy of the repository."""
         self.args, self.returncode = command, None
         # curate.py forks its own workers where JAX is not loaded.
         jax = command[1] != "curate.py" and NO_JAX not in environment
         self._server = _server(WITH_JAX if jax else WITHOUT_JAX)
-        self.pid = self._server.ask({"command": list(map(str, command[1:])), "environment": environment}, streams)
+        request = {"command": list(map(str, command[1:])), "environment": environment, "folder": str(folder)}
+        self.pid = self._server.ask(request, streams)
         self._ended = os.pidfd_open(self.pid)
 
     def poll(self) -> int | None:
@@ -149,8 +150,9 @@ def serve(channel: socket.socket) -> dict | None:
         channel.send(json.dumps(answer).encode())
 
 
-def become(arguments: list[str], environment: dict[str, str]) -> None:
+def become(command: list[str], environment: dict[str, str], folder: str) -> None:
     """Run a script or `-m MODULE` with its arguments as the program of this process, whose streams are set already."""
+    os.chdir(folder)
     if os.isatty(0):  # as the shell of a terminal starts a program, so that Ctrl-C reaches it
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -161,12 +163,12 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
         _configure(sys.modules["jax"].config, environment)
     elif NO_JAX in environment:
         sys.modules["jax"] = None
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
 
 
 def _configure(config, environment: dict[str, str]) -> None:
@@ -186,4 +188,4 @@ if __name__ == "__main__":
     gc.freeze()  # so that the forks' collections do not copy the pages of what was imported
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
-        become(request["command"], request["environment"])
+        become(**request)
