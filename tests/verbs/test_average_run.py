@@ -8,7 +8,8 @@ from tests.verbs import runs
 
 
 def test_resumes_bit_for_bit(text, tmp_path):
-    keys = {"data__input": text, "steps": 12, "checkpoint_every": 6, "ema": 0.9, "optimizer__name": "muon", "optimizer__state_dtype": "int8"}
+    keys = {"data__input": text, "steps": 12, "checkpoint_every": 6, "ema": 0.9}
+    keys |= {"optimizer__name": "muon", "optimizer__state_dtype": "int8"}
     whole, again = tmp_path / "whole", tmp_path / "again"
     runs.train(whole, **keys)
     shutil.copytree(whole, again)
