@@ -27,7 +27,8 @@ WITH_JAX = (
     "jaxlib.mlir.dialects.builtin jaxlib.mlir.extras.meta lm.parallel.join lm.train.dial lm.train.evaluator lm.train.doremi "
     "lm.reports.doremi lm.infer.files lm.infer.engine.open lm.align.reward_model lm.convert.to_gguf lm.convert.to_stablehlo "
     "lm.convert.gguf.modelfile lm.evals.redteam.task lm.evals.tasks.generation lm.kernels.cpu.attention "
-    "lm.kernels.cpu.products tensorflow_datasets.core.data_sources.array_record anyio._backends._asyncio encodings.utf_32_le gguf"
+    "lm.kernels.cpu.products tensorflow_datasets.core.data_sources.array_record anyio._backends._asyncio encodings.utf_32_le "
+    "gguf"
 )
 WITHOUT_JAX = (
     "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation "
