@@ -18,6 +18,7 @@ from lm.errors import UserError
 from tests.data.chat import hf_examples
 from tests.data.text.test_split import mutations, source, words
 from tests.data.text.worker_functions import deadly, meeting, picky, power
+from tests.slow import all_but
 
 ROOT = Path(__file__).parents[3]
 
@@ -132,7 +133,7 @@ def texts():
     return texts + mutations(texts[:60]) + texts[:20] + ["ä ▁ 日本 🙂 " * n for n in range(1, 30)]
 
 
-@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("published", all_but([False], [False, True]))
 def test_rows_do_not_depend_on_the_number_of_processes(texts, tmp_path, monkeypatch, published):
     """To the byte; and what is kept and encoded is what the slow twin, `Survey.documents`, says."""
     monkeypatch.setattr(split, "_READ_BYTES", 1 << 14)  # many batches
