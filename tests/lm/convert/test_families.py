@@ -96,7 +96,7 @@ def variables(config: ModelConfig) -> dict[str, nnx.Variable]:
 def params_of(case: Case) -> nnx.State:
     abstract = nnx.to_flat_state(skeleton(case.config)[1])
     return nnx.from_flat_state(
-        [(path, variable.replace(jnp.asarray(case.arrays[".".join(map(str, path))]))) for path, variable in abstract]
+        [(path, variable.replace(jax.device_put(case.arrays[".".join(map(str, path))]))) for path, variable in abstract]
     )
 
 

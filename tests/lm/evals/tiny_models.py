@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data.text.sentencepiece_tokenizer import train
@@ -35,7 +34,7 @@ def parameters(config: ModelConfig, scale: float = 3.0):
     if "head" in params:
         head = np.array(params["head"].get_value())
         head[:272] = 0
-        params["head"].set_value(jnp.asarray(head))
+        params["head"].set_value(jax.device_put(head))
     return params
 
 

@@ -105,8 +105,8 @@ def one_after_the_other(model, row):
     table = np.random.default_rng(0).normal(size=(CONFIG.vocab_size, CONFIG.embed_dim)).astype(np.float32)
     head = np.zeros_like(table)
     head[row[1:]] = table[row[:-1]]
-    params["embedding"].set_value(jnp.asarray(table))
-    params["head"].set_value(jnp.asarray(head))
+    params["embedding"].set_value(jax.device_put(table))
+    params["head"].set_value(jax.device_put(head))
     params["norm"]["scale"].set_value(jnp.ones(CONFIG.embed_dim))
     return nnx.merge(graph, params)
 

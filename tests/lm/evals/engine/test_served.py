@@ -1,7 +1,6 @@
 """Generating with the serving engine: the sampler's greedy answers, and samples that depend on the prompt alone."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -91,7 +90,7 @@ def test_small_models_and_what_is_too_long_go_to_the_sampler(ours, monkeypatch):
 
 def test_parameters_that_are_not_finite_are_named(ours):
     graph, params = nnx.split(model(**SIZE))  # parameters that other tests share: they get others, not other values
-    faulty = nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, np.nan, np.float32)), params))
+    faulty = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32)), params))
     one = Engine(faulty, ours, name="tiny", progress=False, max_length=64, served=True)
     with pytest.raises(UserError, match="holds NaN or infinity"):
         one.generate([Prompt("ab", max_new_tokens=4)])

@@ -15,7 +15,7 @@ from lm.infer.engine.request import Request
 from lm.infer.engine.tiles import tiles_of
 from lm.model.media import Media
 from lm.model.transformer import skeleton
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 
 pytestmark = pytest.mark.usefixtures("quick")
 IMAGE, SOUND, COUNT = 90, 91, 10

@@ -4,7 +4,6 @@ import itertools
 import threading
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -197,7 +196,7 @@ def learnt(params: nnx.State) -> nnx.State:
     """The parameters with another B of adapters, which starts at 0."""
 
     def other(path, x):
-        return x.replace(jnp.asarray(np.full(x.shape, 0.3, np.float32))) if path[-1] == "lora_b" else x
+        return x.replace(jax.device_put(np.full(x.shape, 0.3, np.float32))) if path[-1] == "lora_b" else x
 
     return nnx.map_state(other, params)
 
@@ -271,7 +270,7 @@ def test_integers_of_a_model_stay_the_same_unless_others_are_asked_for(model, bi
 def test_an_owned_model_is_freed_when_its_weights_are_packed(slots):
     request, found = Request(PROMPT, 10, temperature=0.0), []
     for owned in (False, True):
-        model = jax.tree.map(lambda x: jnp.array(np.asarray(x)), model_of(3))
+        model = jax.tree.map(lambda x: jax.device_put(np.array(x)), model_of(3))
         engine = Engine(model, None, rows=2, budget=16, pages=64, page=4, packed="int8", slots=slots, owned=owned)
         found.append(engine.generate(request))
         freed = [x.is_deleted() for x in jax.tree.leaves(nnx.split(model)[1])]

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -40,7 +39,7 @@ def model_of(config=CONFIG, adapter: Adapter | None = None, bits: int = 0):
     config, params = lora.with_adapter(config, params, adapter, seed=1)
 
     def waved(x) -> jax.Array:
-        return jnp.asarray(np.asarray(x) + 0.1 * np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape))
+        return jax.device_put(np.asarray(x) + 0.1 * np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape))
 
     learnt = nnx.map_state(  # B and the magnitudes start at 0
         lambda path, x: x.replace(waved(x.get_value())) if path[-1] in ("lora_b", "magnitude") else x, params
@@ -104,7 +103,7 @@ def test_a_sample_depends_on_its_prompt_and_row_alone(engine):
 def test_new_weights_take_the_place_of_the_old_ones(engine):
     first, second = model_of(), model_of()
     graph, params = nnx.split(second)
-    second = nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(np.float32(1.1) * np.asarray(x)), params))
+    second = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.float32(1.1) * np.asarray(x)), params))
     sampling = Sampling(12, temperature=1.0)
     before = engine.draw(first, PROMPTS, sampling, copies=2)
     other = engine.draw(second, PROMPTS, sampling, copies=2)
@@ -130,7 +129,7 @@ def test_a_model_on_a_mesh(engine, sizes):
     model, sampling = model_of(adapter=ADAPTERS["lora"]), Sampling(8, temperature=1.0)
     expected = engine.draw(model, PROMPTS, sampling)
     graph, params = nnx.split(model)
-    params = jax.tree.map(lambda x: jnp.array(np.asarray(x)), params)  # other tests share them
+    params = jax.tree.map(lambda x: jax.device_put(np.array(x)), params)  # other tests share them
     mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
     with jax.set_mesh(mesh):
         split = jax.device_put(params, shardings(params, mesh))
@@ -142,7 +141,7 @@ def test_a_model_on_a_mesh(engine, sizes):
 
 def test_logits_that_are_not_finite_are_named_as_by_the_sampler(engine):
     graph, params = nnx.split(model_of())
-    faulty = nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, np.nan, np.float32)), params))
+    faulty = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32)), params))
     cold = Sampling(4, temperature=1e-38)
     for model, sampling in ((faulty, Sampling(4)), (model_of(), cold)):
         said = []
