@@ -9,11 +9,21 @@ from lm.errors import UserError
 from lm.evals.engine import served
 from lm.evals.engine.engine import Engine
 from lm.evals.subject import Prompt
+from lm.infer.engine import local
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.evals.tiny_models import model, tokenizer, words
 
 NO_END = "no such text"
 SIZE = {"max_positions": 512}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows():
+    """So that few requests are more than run at a time, and few sizes of steps compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (served, local):
+            patch.setattr(module, "ROWS", 8)
+        yield
 
 
 @pytest.fixture(scope="module")
