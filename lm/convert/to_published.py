@@ -118,7 +118,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
             few = nnx.filter_state(skeleton(config)[1], trainable(config))
             stored = checkpoints.stored_params(step)
             arrays = checkpoints.read_params(step, {name: stored[name] for name in named(plain(few))})
-            params = unplain(few, nested({name: jnp.asarray(x) for name, x in arrays.items()}))
+            params = unplain(few, nested({name: jax.device_put(x) for name, x in arrays.items()}))
         export_peft(to, config, params, base, chosen)
 
 

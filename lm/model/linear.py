@@ -19,7 +19,7 @@ from lm.kernels.cpu.packed import Packed, packed_matmul
 from lm.kernels.low_precision import low_precision_matmul
 from lm.kernels.matmul import matmul, product
 from lm.kernels.quantize import dequantize, quantize, quantized_matmul
-from lm.model.initializers import STD, parameter
+from lm.model.initializers import STD, gaussian, parameter
 from lm.parallel.mesh import reshard, spec
 from lm.parallel.sequence import length_axis, whole_rows
 
@@ -62,7 +62,7 @@ class Linear(nnx.Module):
         activation = {"b": rows, "t": "length", **{letter: None if a == "embed" else a for letter, a in by_letter.items()}}
         self.out = tuple(activation.get(letter) for letter in y_letters)
         key = rngs.params()
-        value = hidden_std(config, std) * jax.random.normal(key, shape, jnp.float32)
+        value = gaussian(key, shape, hidden_std(config, std))
         self.weight = declared(config, name, value, axes, tuple(range(self.inputs)))
         # Like activations, a vector of the residual stream is whole on every device.
         self.vector_axes = tuple("replicated" if axis == "embed" else axis for axis in axes[self.inputs :])

@@ -22,7 +22,7 @@ from lm.model.attention import Step, attention_sublayer
 from lm.model.audio import AudioTower
 from lm.model.cache import Cache, DecodeState
 from lm.model.feed_forward import FeedForward
-from lm.model.initializers import STD, normal, parameter
+from lm.model.initializers import STD, no_values, normal, parameter
 from lm.model.linear import Linear, Score, packed_of, scaled_output
 from lm.model.media import Given, Media, with_given, with_media
 from lm.model.moe import MoE, RouterStats
@@ -391,5 +391,5 @@ def skeleton(config: ModelConfig):
 
 @functools.lru_cache(maxsize=32)
 def _skeleton(config: ModelConfig, mesh: jax.sharding.AbstractMesh):
-    with nnx.use_eager_sharding(False):
+    with nnx.use_eager_sharding(False), no_values():
         return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0))))

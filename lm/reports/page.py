@@ -4,6 +4,7 @@ A page needs no network. Curves are inline SVG (lm/reports/charts.py), bars are 
 theme. No script runs, except in browse.html and items.html. Templates extend templates/page.html.j2.
 """
 
+import functools
 import json
 import re
 import shlex
@@ -20,21 +21,27 @@ DIRECTIONS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]
 BLANK = re.compile(r"(?<![\w/.-])[A-Z]{3,}")  # a word in a command that stands for what only the user can name
 
 
-def render(template: str, report: dict, **context) -> str:
-    """Return the page of a file in templates/."""
-    environment = jinja2.Environment(
+@functools.cache
+def environment() -> jinja2.Environment:
+    """Return what reads and keeps the files in templates/, which takes longer to compile than to fill."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=visible,
     )
-    environment.filters |= FILTERS
+    made.filters |= FILTERS
+    return made
+
+
+def render(template: str, report: dict, **context) -> str:
+    """Return the page of a file in templates/."""
     config, changed = flatten(report.get("config") or {}), (report.get("provenance") or {}).get("changed")
     parts = {"changed": config} if changed is None else {"changed": {key: config[key] for key in changed if key in config}}
     parts["usual"] = {key: value for key, value in config.items() if key not in parts["changed"]}
     parts["blanks"] = any(BLANK.search(step["command"]) for step in report.get("next") or ())
-    return as_urls(environment.get_template(template).render(report=report, **parts, **context))
+    return as_urls(environment().get_template(template).render(report=report, **parts, **context))
 
 
 def visible(value: object) -> object:

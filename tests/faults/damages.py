@@ -181,7 +181,7 @@ NUL_AND_JUNK = b"\0" * 100 + random.Random(1).randbytes(300)
 CHECKPOINT = "checkpoints/{new}"
 ARRAY, META, SUMS = (f"{CHECKPOINT}/{name}" for name in ("state/ocdbt.process_0/d/*", "meta/metadata", "state/checksums.json"))
 ROWS = "data/*/packed_text/*/*/*-train.array_record*"
-ASIDE = ("is damaged", "going on from step 40")
+ASIDE = ("is damaged", "going on from step 20")
 
 DAMAGES = (
     Damage("checkpoint-cut", (ARRAY,), cut, GOES_ON, ASIDE),
@@ -247,9 +247,9 @@ DAMAGES = (
     Damage("metrics-is-folder", ("metrics.jsonl",), folder, REFUSED, ("metrics.jsonl",)),
     Damage("metrics-is-link", ("metrics.jsonl",), link, STOPPED, ("metrics.jsonl",)),
     Damage("metrics-is-pipe", ("metrics.jsonl",), pipe, REFUSED, ("metrics.jsonl",)),
-    Damage("metrics-deleted", ("metrics.jsonl",), delete, WITHOUT, ("60 of the 60 steps before",)),
+    Damage("metrics-deleted", ("metrics.jsonl",), delete, WITHOUT, ("40 of the 40 steps before",)),
     Damage("metrics-half", ("metrics.jsonl",), each(_half), WITHOUT, ("steps before", "damaged or replaced")),
-    Damage("metrics-zeros", ("metrics.jsonl",), zeros, WITHOUT, ("60 of the 60 steps before",)),
+    Damage("metrics-zeros", ("metrics.jsonl",), zeros, WITHOUT, ("40 of the 40 steps before",)),
     Damage("ids-junk-at-end", ("ids.jsonl",), appends(NUL_AND_JUNK), GOES_ON),
     Damage("rewinds-junk", ("rewinds.json",), junk, GOES_ON, ("rewinds.json is damaged",)),
     Damage("rewinds-wrong", ("rewinds.json",), writes(json.dumps([1, {"to": "x"}]).encode()), GOES_ON, ("is damaged",)),

@@ -10,7 +10,7 @@ from tests.faults.jobs import QUICK, WHOLE, Job
 from tests.verbs import runs
 from tests.verbs.conftest import write_text
 
-HALFWAY = 70  # the step after which the run of `halfway` is killed
+HALFWAY = 50  # the step after which the run of `halfway` is killed
 
 
 class Prepared:
@@ -40,11 +40,11 @@ class Prepared:
 
         def make(workdir: Path) -> None:
             job = Job(self.line(workdir), self._said(workdir), variables=QUICK)
-            reached = job.until(lambda: len(runs.training(workdir)) >= HALFWAY and runs.steps_saved(workdir)[-1:] == [60])
+            reached = job.until(lambda: len(runs.training(workdir)) >= HALFWAY and runs.steps_saved(workdir)[-1:] == [40])
             if not (reached and job.kill(0)):
                 raise RuntimeError(f"the run did not reach step {HALFWAY}: {job.said()[-2000:]}")
             for path in (workdir / "checkpoints").iterdir():  # what a save at the time of the kill had not tidied up
-                if path.name not in ("40", "60"):
+                if path.name not in ("20", "40"):
                     shutil.rmtree(path)
 
         return self._once("halfway", make)

@@ -2,11 +2,15 @@
 
 import importlib
 
+import jax
+import numpy as np
 import pytest
 
 from configs.train import ladder
 from lm import sizing
+from lm.adapt.rebuild import arrays_of
 from lm.config import ModelConfig
+from lm.model.transformer import build, skeleton
 from lm.train.step import model_config_of
 
 SIZES = dict(vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48)
@@ -50,6 +54,14 @@ def test_the_ladder_is_named_by_its_sizes_and_trains_on_twenty_tokens_a_paramete
     parameters = total(model_config_of(config))
     assert parameters == pytest.approx(1e6 * int(size[:-1]), rel=0.12)
     assert config.steps * config.batch_size * config.sequence_length == pytest.approx(20 * parameters, rel=0.05)
+
+
+def test_the_skeleton_is_that_of_what_is_built():
+    """Though it draws no random numbers."""
+    config = ModelConfig(**SIZES | MOE | MLA | dict(mtp_depth=1, score_head="reward", adapter={"rank": 2, "dora": True}))
+    shapes, built = arrays_of(skeleton(config)[1]), arrays_of(jax.eval_shape(lambda: build(config, 0)))
+    assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {name: (x.shape, x.dtype) for name, x in built.items()}
+    assert np.std(arrays_of(jax.jit(lambda: build(config, 0))())["embedding"]) > 0.01
 
 
 def test_parameters_by_hand():

@@ -23,7 +23,12 @@ REPOSITORY = Path(__file__).parents[2]
 WITH_JAX = (
     "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.ending lm.align.run "
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
-    "data.text.pipeline lm.cli lm.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo"
+    "data.text.pipeline lm.cli lm.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo "
+    "jaxlib.mlir.dialects.builtin jaxlib.mlir.extras.meta lm.parallel.join lm.train.dial lm.train.evaluator lm.train.doremi "
+    "lm.reports.doremi lm.infer.files lm.infer.engine.open lm.align.reward_model lm.convert.to_gguf lm.convert.to_stablehlo "
+    "lm.convert.gguf.modelfile lm.evals.redteam.task lm.evals.tasks.generation lm.kernels.cpu.attention "
+    "lm.kernels.cpu.products tensorflow_datasets.core.data_sources.array_record anyio._backends._asyncio encodings.utf_32_le "
+    "gguf"
 )
 WITHOUT_JAX = (
     "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation "
@@ -38,13 +43,14 @@ FIXED = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_TUNABLES", "OPENBLAS", "OMP_", "
 class Fork:
     """A started verb, with what the tests use of subprocess.Popen."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], streams: list[int]):
-        """streams: descriptors of the input, the output and the errors."""
+    def __init__(self, command: list[str], environment: dict[str, str], streams: list[int], folder: Path = REPOSITORY):
+        """streams: descriptors of the input, the output and the errors. folder: where it runs, a copy of the repository."""
         self.args, self.returncode = command, None
         # curate.py forks its own workers where JAX is not loaded.
         jax = command[1] != "curate.py" and NO_JAX not in environment
         self._server = _server(WITH_JAX if jax else WITHOUT_JAX)
-        self.pid = self._server.ask({"command": list(map(str, command[1:])), "environment": environment}, streams)
+        request = {"command": list(map(str, command[1:])), "environment": environment, "folder": str(folder)}
+        self.pid = self._server.ask(request, streams)
         self._ended = os.pidfd_open(self.pid)
 
     def poll(self) -> int | None:
@@ -108,6 +114,21 @@ def _server(imports: str) -> _Server:
         return _servers[key]
 
 
+def load_ahead() -> None:
+    """Do once what every verb does at its first report and its first function of numba."""
+    import numba
+
+    from lm.reports import page
+
+    names = {"page", "parts"} | {module.rpartition(".")[2] for module in sys.argv if module.startswith("lm.reports.")}
+    for template in page.environment().list_templates():
+        if template.removesuffix(".html.j2") in names:
+            page.environment().get_template(template)
+    # numba imports all that it knows of Python's functions before it looks into its cache.
+    numba.core.registry.cpu_target.typing_context.refresh()
+    numba.core.registry.cpu_target.target_context.refresh()
+
+
 def serve(channel: socket.socket) -> dict | None:
     """Answer requests until the tests have ended (None). Return in each fork, with the request that it is to carry out."""
     while True:
@@ -130,8 +151,9 @@ def serve(channel: socket.socket) -> dict | None:
         channel.send(json.dumps(answer).encode())
 
 
-def become(arguments: list[str], environment: dict[str, str]) -> None:
+def become(command: list[str], environment: dict[str, str], folder: str) -> None:
     """Run a script or `-m MODULE` with its arguments as the program of this process, whose streams are set already."""
+    os.chdir(folder)
     if os.isatty(0):  # as the shell of a terminal starts a program, so that Ctrl-C reaches it
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -142,12 +164,12 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
         _configure(sys.modules["jax"].config, environment)
     elif NO_JAX in environment:
         sys.modules["jax"] = None
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
 
 
 def _configure(config, environment: dict[str, str]) -> None:
@@ -162,8 +184,9 @@ def _configure(config, environment: dict[str, str]) -> None:
 if __name__ == "__main__":
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    load_ahead()
     gc.collect()
     gc.freeze()  # so that the forks' collections do not copy the pages of what was imported
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
-        become(request["command"], request["environment"])
+        become(**request)

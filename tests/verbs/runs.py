@@ -20,14 +20,14 @@ from tests.verbs import forks
 from tests.verbs.forks import Fork, can_fork
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 120
+STEPS = 80
 SETTINGS = {
     "steps": STEPS,
     "batch_size": 8,
     "sequence_length": 32,
     "dtype": "float32",
     "checkpoint_every": 20,
-    "valid_every": 30,
+    "valid_every": 40,
     "valid_batches": 2,
     "samples": "()",
     "optimizer.learning_rate": 2e-3,

@@ -41,7 +41,7 @@ def refused(command: list[str], *words: str, **variables: str) -> str:
         ("--config.model.remat=some", ["model.remat='some'", "matmuls"]),
         ("--config.model.num_heads=3", ["num_heads=3"]),
         ("--config.profile=12-10", ["profile='12-10'", "such as 10-12"]),
-        ("--config.profile=1000-1001", ["profile=1000-1001", "only 120 steps"]),
+        ("--config.profile=1000-1001", ["profile=1000-1001", f"only {runs.STEPS} steps"]),
         ("--config.mesh.slices=3", ["mesh.slices=3 must divide the 8 devices"]),
         ("--config.samples=3", ["samples", "texts"]),
         ("--config.data.weights=code", ["data.weights='code'", "code=2,docs=1"]),

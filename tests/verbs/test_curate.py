@@ -71,8 +71,6 @@ def test_from_files_to_a_report(pages, tmp_path):
     assert all(f"<bdi>{pages / name}</bdi>" in page for name in ("broken.jsonl.gz", "binary.txt"))
     browsed = (tmp_path / "corpus" / "browse.html").read_text()
     assert f"{len(kept) + len(dropped)} of {len(kept) + len(dropped)} documents" in browsed and "browse.html#id=" in page
-    # What stays is what train.py reads.
-    runs.train(tmp_path / "run", data__input=tmp_path / "corpus", steps=2, data__weights="web=1")
 
 
 def test_tokens_for_training(pages, finished, tmp_path):
@@ -102,6 +100,7 @@ def test_the_installation_is_text_enough(tmp_path):
     done = runs.run([*line, "--config.read.max_bytes=100000", "--config.processes=1"])
     assert done.returncode == 0, done.stderr[-4000:]
     assert {row["source"] for row in read(tmp_path / "corpus")} == {"code", "docstrings", "docs"}
+    # What stays is what train.py reads.
     runs.train(tmp_path / "run", data__input=tmp_path / "corpus", steps=2, data__weights="code=2,docs=1,docstrings=1")
 
 

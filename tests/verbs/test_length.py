@@ -10,9 +10,9 @@ from tests.verbs import runs
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, text):
-    """A run of a third of an epoch, and what it said."""
+    """A run of an eighth of an epoch, and what it said."""
     workdir = tmp_path_factory.mktemp("epochs") / "run"
-    done = runs.run(runs.line(workdir, data__input=text, steps=None, epochs=0.3, optimizer__learning_rate=None))
+    done = runs.run(runs.line(workdir, data__input=text, steps=None, epochs=0.12, optimizer__learning_rate=None))
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir, done.stdout
 
@@ -22,17 +22,17 @@ def test_steps_follow_from_epochs(trained):
     config = json.loads((workdir / "config.json").read_text())
     (row,) = (row for row in said.splitlines() if "epochs of" in row)
     rows = int(row.split("epochs of ")[1].split()[0].replace(",", ""))
-    assert config["steps"] == math.ceil(rows * 0.3 / config["batch_size"]) and config["epochs"] == 0.3
+    assert config["steps"] == math.ceil(rows * 0.12 / config["batch_size"]) and config["epochs"] == 0.12
     assert len(runs.training(workdir)) == config["steps"]
     assert config["optimizer"]["learning_rate"] == 4e-3 and "chosen for random weights" in said
 
 
 def test_a_finished_run_of_epochs_stays_finished_until_more_are_asked_for(trained, text):
     workdir, _ = trained
-    again = runs.run(runs.line(workdir, data__input=text, steps=None, epochs=0.3, optimizer__learning_rate=None))
+    again = runs.run(runs.line(workdir, data__input=text, steps=None, epochs=0.12, optimizer__learning_rate=None))
     assert again.returncode == 0 and "is finished" in again.stdout
     before = len(runs.training(workdir))
-    more = runs.run(runs.line(workdir, data__input=text, steps=None, epochs=0.32, optimizer__learning_rate=None))
+    more = runs.run(runs.line(workdir, data__input=text, steps=None, epochs=0.14, optimizer__learning_rate=None))
     assert more.returncode == 0 and len(runs.training(workdir)) > before
 
 

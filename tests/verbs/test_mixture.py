@@ -64,7 +64,7 @@ def test_each_stage_reads_its_sources_and_the_report_says_so(staged, dataset):
     assert json.loads((workdir / "config.json").read_text())["data"]["weights"] == "0.0: many=3.0,few=1.0; 0.5: few=1.0"
 
 
-def test_a_stopped_run_goes_on_in_its_stage_on_another_mesh(staged, dataset, tmp_path):
+def test_a_stopped_run_goes_on_in_its_stage(staged, dataset, tmp_path):
     workdir, _ = staged
     settings = dict(data__input=dataset, data__weights=WEIGHTS, steps=40, checkpoint_every=0)
     process = runs.start(runs.line(tmp_path / "run", **settings))
@@ -72,7 +72,7 @@ def test_a_stopped_run_goes_on_in_its_stage_on_another_mesh(staged, dataset, tmp
     process.send_signal(signal.SIGTERM)
     process.wait()
     assert runs.steps_saved(tmp_path / "run")[0] < 40
-    runs.train(tmp_path / "run", runs.fake_devices(2), mesh__data=2, **settings)
+    runs.train(tmp_path / "run", **settings)
     assert runs.lines(tmp_path / "run" / "ids.jsonl") == runs.lines(workdir / "ids.jsonl")
 
 

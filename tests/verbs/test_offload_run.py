@@ -8,19 +8,24 @@ from tests.verbs import runs
 
 STEPS = 8
 OFFLOAD = {"model__offload": True, "optimizer__offload": True}
-DEVICES = runs.fake_devices(2)
+
+
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids="{} devices".format)
+def devices(request) -> int:
+    """tests/lm/train/test_offload.py has the numbers on several devices, quickly."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def settings(text) -> dict:
-    return {"data__input": text, "steps": STEPS, "checkpoint_every": 4, "valid_every": 4, "mesh__fsdp": 2}
+def settings(text, devices) -> dict:
+    return {"data__input": text, "steps": STEPS, "checkpoint_every": 4, "valid_every": 4, "mesh__fsdp": devices}
 
 
 @pytest.fixture(scope="module")
 def without(settings, tmp_path_factory):
     """The workdir of a run without offload."""
     workdir = tmp_path_factory.mktemp("offload") / "without"
-    runs.train(workdir, DEVICES, **settings)
+    runs.train(workdir, runs.fake_devices(settings["mesh__fsdp"]), **settings)
     return workdir
 
 
@@ -28,13 +33,13 @@ def resumes(start, workdir, settings, expected) -> None:
     """Go on from the first checkpoint of `start` in a copy, to the end of `expected`."""
     shutil.copytree(start, workdir)
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
-    runs.train(workdir, DEVICES, **settings)
+    runs.train(workdir, runs.fake_devices(settings["mesh__fsdp"]), **settings)
     runs.assert_same_run(workdir, expected, step=STEPS, tolerance=1e-6)
 
 
 def test_a_run_goes_on_without_it(without, settings, tmp_path):
     workdir = tmp_path / "with"
-    done = runs.run(runs.line(workdir, **settings, **OFFLOAD), **DEVICES)
+    done = runs.run(runs.line(workdir, **settings, **OFFLOAD), **runs.fake_devices(settings["mesh__fsdp"]))
     assert done.returncode == 0, done.stderr[-4000:]
     assert "model.offload and optimizer.offload: arrays are copied, but a CPU's memory is its host's" in done.stdout
     assert (workdir / "report.html").exists()

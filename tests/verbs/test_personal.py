@@ -111,4 +111,5 @@ def test_mistakes(tmp_path):
         assert done.returncode == 2 and done.stdout == "", (arguments, done)
         assert words in done.stderr and done.stderr.count("\n") == 1, (arguments, done.stderr)
     assert not (tmp_path / "new").exists()
-    assert all(word in personal("--help").stdout for word in ("forget ITEM", "--epsilon", "--passphrase_file"))
+    told = personal("--help").stdout
+    assert all(word in told for word in ("forget ITEM", "--epsilon", "--passphrase_file"))

@@ -73,6 +73,7 @@ def test_a_model_of_text_gets_an_encoder(seeing):
         assert any(not np.array_equal(first[key], last[key]) for key in first if key.startswith(name)), name
 
 
+@pytest.mark.slow  # tests/lm/adapt/test_fresh_towers.py has what is saved, quickly
 def test_adapters_train_the_projector_too(seeing, tmp_path):
     aligned(tmp_path / "lora", seeing, model__adapter__rank=2, steps=2)
     before, after = runs.arrays(seeing, STEPS), runs.arrays(tmp_path / "lora", 2)

@@ -48,7 +48,7 @@ def test_metrics(finished):
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
 
     validations = runs.validation(finished)
-    assert [line["step"] for line in validations] == [30, 60, 90, 120]
+    assert [line["step"] for line in validations] == [40, 80]
     assert all(line.keys() == {"step", "valid_loss", "valid_bits_per_byte"} for line in validations)
     report = json.loads((finished / "report.json").read_text())
     assert report["validation"]["loss"] == validations[-1]["valid_loss"]
@@ -123,7 +123,7 @@ def as_tfds(text: Path, folder: Path) -> str:
     return "verb_text"
 
 
-@pytest.mark.parametrize("form", all_but([as_jsonl_gz, as_tfds], [as_glob, as_jsonl, as_jsonl_gz, as_parquet, as_tfds]))
+@pytest.mark.parametrize("form", all_but([as_jsonl_gz], [as_glob, as_jsonl, as_jsonl_gz, as_parquet, as_tfds]))
 def test_inputs(form, text, finished, tmp_path):
     """The same text in any form trains, with a tokenizer that is given."""
     given = finished / "tokenizer.model"

@@ -113,7 +113,7 @@ class HarnessTask(NamedTuple):
         from lm_eval import simple_evaluate
 
         settings, model = self.settings, as_lm(subject, self.settings.seed)
-        with _seeded(settings.seed):
+        with _seeded(settings.seed), undescribed():
             found = simple_evaluate(
                 model,
                 tasks=self.tops,
@@ -277,6 +277,19 @@ def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Pro
 def _named(metric: str, filter_: str, filters: set[str]) -> str:
     """Return a metric's name in results: without its filter if there is only one."""
     return metric if len(filters) == 1 else f"{metric},{filter_}"
+
+
+@contextlib.contextmanager
+def undescribed() -> Iterator[None]:
+    """Let the harness leave out its description of this machine, which is in no result: for each task it starts pip."""
+    from lm_eval import evaluator
+
+    describe = getattr(evaluator, "add_env_info", None)
+    evaluator.add_env_info = lambda results: None
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = describe
 
 
 @contextlib.contextmanager

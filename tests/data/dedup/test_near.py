@@ -40,12 +40,12 @@ def brute(texts, settings, threshold) -> set[tuple[int, int]]:
 
 
 def test_pairs_are_those_of_brute_force(tmp_path):
-    texts = [text[:3000] for text in sources(90)] + prose()[:70]
+    texts = [text[:3000] for text in sources(60)] + prose()[:50]
     texts += [edited(text, share, i) for i, text in enumerate(texts) for share in (0.01, 0.02)]
     true = brute(texts, FINEWEB, 0.8)
     counts, columns = deduplicated(tmp_path, texts, pairs=tmp_path / "pairs")
     found = set(map(tuple, tables.read(tmp_path / "pairs", 2).tolist()))
-    assert found <= true and len(true) > 150  # precision 1
+    assert found <= true and len(true) > 100  # precision 1
     assert len(found) / len(true) >= 0.95
     assert counts["verified"] == len(found) and counts["documents"] == len(texts)
     low = plain_components(found)

@@ -13,6 +13,7 @@ from data.recipe.run import run
 from lm.errors import UserError
 from tests.data.dedup.corpus import edited, prose
 from tests.data.recipe.test_run import files_of, rows_of
+from tests.slow import all_but
 
 INF = float("inf")
 EXACT = {"stages": "exact_duplicates", "rules.duplicate_keep": (1, 1)}
@@ -55,7 +56,10 @@ def corpora(tmp_path_factory) -> list[Path]:
     return [write(folder / name, texts) for name, texts in (("a", a), ("b", b), ("c", c))]
 
 
-@pytest.mark.parametrize("recipe", [EXACT, NEAR, EXACT | NEAR | {"stages": "exact_duplicates,near_duplicates"}])
+BOTH = EXACT | NEAR | {"stages": "exact_duplicates,near_duplicates"}
+
+
+@pytest.mark.parametrize("recipe", all_but([BOTH], [EXACT, NEAR, BOTH]))
 def test_runs_against_each_other_keep_what_one_run_keeps(corpora, tmp_path, recipe):
     together, found, workdirs = curate(tmp_path / "all", *corpora, **recipe), [], ()
     for corpus in corpora:

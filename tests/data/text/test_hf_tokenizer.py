@@ -44,7 +44,7 @@ def sentencepiece(tmp_path_factory):
     return ours.train(corpus(), path, vocab_size=320, sample_bytes=1 << 18, seed=0, threads=2)
 
 
-def texts(count=600):
+def texts(count=300):
     return [*strings(count), *AWKWARD, *hf_examples.SPECIAL, "a<think> b\n\n c</think>", "x" * 3000, ""]
 
 

@@ -17,24 +17,10 @@ from data.text.workers import HERE, ordered
 from lm.errors import UserError
 from tests.data.chat import hf_examples
 from tests.data.text.test_split import mutations, source, words
+from tests.data.text.worker_functions import deadly, meeting, picky, power
+from tests.slow import all_but
 
 ROOT = Path(__file__).parents[3]
-
-
-def power(base, item):
-    return os.getpid(), base**item
-
-
-def picky(state, item):
-    if item == state:
-        raise UserError(f"item {item} is no item")
-    return item
-
-
-def deadly(state, item):
-    if item == state:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
 
 
 def test_results_come_in_order_from_other_processes():
@@ -61,13 +47,6 @@ def test_the_death_of_a_worker_is_said_in_a_line():
     with pytest.raises(UserError, match="worker processes .* was killed, .* memory") as error:
         list(ordered(deadly, 13, range(40), processes=2))
     assert "\n" not in str(error.value)
-
-
-def meeting(pipe, item):
-    """Item 0 waits for item 7."""
-    if item in (0, 7):
-        os.close(os.open(pipe, os.O_WRONLY if item else os.O_RDONLY))
-    return item
 
 
 def test_a_slow_item_does_not_hold_up_the_other_worker(tmp_path):
@@ -154,7 +133,7 @@ def texts():
     return texts + mutations(texts[:60]) + texts[:20] + ["ä ▁ 日本 🙂 " * n for n in range(1, 30)]
 
 
-@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("published", all_but([False], [False, True]))
 def test_rows_do_not_depend_on_the_number_of_processes(texts, tmp_path, monkeypatch, published):
     """To the byte; and what is kept and encoded is what the slow twin, `Survey.documents`, says."""
     monkeypatch.setattr(split, "_READ_BYTES", 1 << 14)  # many batches

@@ -13,7 +13,7 @@ from lm.align.logprobs import logprobs_of
 from lm.config import ModelConfig
 from lm.convert.to_workdir import write_workdir
 from lm.model.transformer import skeleton
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 
 QUESTION = "What is 17 * 23?"
 CALL = {"name": "calculator", "arguments": {"expression": "17 * 23"}}
@@ -48,14 +48,15 @@ def taught(folder):
 
     @jax.jit
     def step(params, state):
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
-        return optax.apply_updates(params, updates), state
+        before, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, before
 
     params = parameters(config, 0)
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     for _ in range(STEPS):
-        params, state = step(params, state)
-    assert float(loss(params)) < 0.05, float(loss(params))
+        params, state, before = step(params, state)
+    assert before < 0.05
     model = nnx.merge(graph, params)
     write_workdir(folder, config, params, init_from="a base model")
     return model, tokenizer

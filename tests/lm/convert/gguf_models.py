@@ -95,11 +95,11 @@ def parameters_of(config: ModelConfig, dtype=jnp.float32, seed: int = 0) -> nnx.
         if name.endswith(("scale", "bias")):
             center = 0.0 if name.endswith("bias") or config.norm_plus_one else 1.0
             center += 1.5 if name == "norm.scale" and config.tie_embeddings else 0.0
-            return jnp.asarray(center + 0.2 * noise, dtype)
+            return jax.device_put((center + 0.2 * noise).astype(dtype))
         inputs = x.shape[-1] if "embedding" in name else np.prod(x.shape[1:]) / x.shape[-1] or 1
         # A tied embedding is small, or a token would predict itself for ever.
         scale = (0.4 / inputs**0.5 if config.tie_embeddings else 1.0) if "embedding" in name else 1.5 / inputs**0.5
-        return jnp.asarray(noise * scale, dtype)
+        return jax.device_put((noise * scale).astype(dtype))
 
     return unplain(abstract, nested({name: drawn(name, x) for name, x in named(plain(abstract)).items()}))
 

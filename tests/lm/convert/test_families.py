@@ -96,7 +96,7 @@ def variables(config: ModelConfig) -> dict[str, nnx.Variable]:
 def params_of(case: Case) -> nnx.State:
     abstract = nnx.to_flat_state(skeleton(case.config)[1])
     return nnx.from_flat_state(
-        [(path, variable.replace(jnp.asarray(case.arrays[".".join(map(str, path))]))) for path, variable in abstract]
+        [(path, variable.replace(jax.device_put(case.arrays[".".join(map(str, path))]))) for path, variable in abstract]
     )
 
 
@@ -110,7 +110,7 @@ def test_every_tensor_has_its_place_and_comes_back_bit_for_bit(case, name):
         np.testing.assert_array_equal(x, tensors[key], strict=True)
 
 
-@pytest.mark.parametrize("name", all_but(OFTEN, peers.PEERS))
+@pytest.mark.parametrize("name", all_but([name for name in OFTEN if name != "llama-longrope"], peers.PEERS))  # so is phi3
 def test_logits_and_gradients_on_padded_batches_beyond_the_original_context(case, name):
     tokens, real, positions = peers.batch()
     upstream = np.random.default_rng(2).standard_normal((*tokens.shape, peers.VOCAB)).astype(np.float32)
@@ -160,7 +160,7 @@ def forgetful(model):
     return model
 
 
-@pytest.mark.parametrize("name", all_but(("llama-longrope", "gemma3", "deepseek-v3"), peers.PEERS))
+@pytest.mark.parametrize("name", all_but(("llama-longrope", "deepseek-v3"), peers.PEERS))
 def test_greedy_tokens(case, name):
     model, config = case(name).model, case(name).config
     tokens, real, _ = peers.batch()

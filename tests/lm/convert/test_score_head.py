@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -53,7 +52,7 @@ def a_model(kind: str, tied: bool = False, **keys) -> tuple[ModelConfig, nnx.Sta
 
     def drawn(name: str, x: jax.ShapeDtypeStruct) -> jax.Array:
         noise = rng.standard_normal(x.shape).astype(np.float32)
-        return jnp.asarray(1 + 0.1 * noise if name.endswith("scale") else 0.3 * noise)
+        return jax.device_put(1 + 0.1 * noise if name.endswith("scale") else 0.3 * noise)
 
     return config, combined(config, {name: drawn(name, x) for name, x in arrays_of(skeleton(config)[1]).items()})
 

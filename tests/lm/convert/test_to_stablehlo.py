@@ -23,6 +23,7 @@ from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
 from lm.model.transformer import build, skeleton
 from tests.lm.examples import parameters
+from tests.lm.weights import drawn
 from tests.slow import all_but
 
 SIZES = dict(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64, dtype="float32")
@@ -34,7 +35,7 @@ PROMPTS = [[7], [1, 5, 9, 5, 1, 5, 9, 2]]
 
 def made(folder: Path, **settings) -> Path:
     config = ModelConfig(**SIZES | settings)
-    write_workdir(folder, config, parameters(config, 3, 6.0))
+    write_workdir(folder, config, drawn(config, 3, 6.0))
     return folder
 
 

@@ -1,6 +1,7 @@
 """python -m lm.dashboard as a user starts it: its address, its end, and wrong input in one line."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,9 +17,13 @@ COMMAND = (sys.executable, "-m", "lm.dashboard")
 
 def test_it_says_its_address_and_ends_at_a_signal(tmp_path):
     trained(tmp_path / "run")
-    with subprocess.Popen([*COMMAND, tmp_path, "--port=0"], stdout=subprocess.PIPE, text=True) as server:
+    said, end = os.pipe()
+    with open(os.devnull, "r+b") as nothing, open(end, "wb") as stdout:
+        command = [*COMMAND, str(tmp_path), "--port=0"]
+        server = runs.launch(command, runs.environment(**runs.NO_JAX), nothing, stdout, nothing)
+    with open(said) as lines:
         try:
-            line = server.stdout.readline()
+            line = lines.readline()
             address = line.split(": ")[1].split()[0]
             assert line == f"{tmp_path}: {address} shows the runs; Ctrl-C ends it\n" and address.startswith("http://127.0.0.1:")
             with urllib.request.urlopen(f"{address}/api/runs") as answer:
@@ -51,7 +56,7 @@ def test_wrong_input_is_one_line(arguments, said):
 
 
 def test_help_tells_how_and_jax_is_not_loaded():
-    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True)
+    done = runs.run([*COMMAND, "--help"], **runs.NO_JAX)
     assert done.returncode == 0 and "python -m lm.dashboard RUNS_DIR" in done.stdout and "--port" in done.stdout
     heavy = "{'jax', 'flax', 'torch', 'pandas'}"
     script = f"import sys, lm.dashboard.app, lm.dashboard.__main__; sys.exit(bool({heavy} & set(sys.modules)))"

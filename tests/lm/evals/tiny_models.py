@@ -5,13 +5,15 @@ import random
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from data.text.sentencepiece_tokenizer import train
 from data.text.tokenizer import load_tokenizer
 from lm.config import ModelConfig
 from lm.convert.to_published import to_published
 from lm.convert.to_workdir import write_workdir
-from lm.model.transformer import Transformer, build
+from lm.model.transformer import Transformer
+from tests.lm.weights import drawn
 
 SIZES = dict(vocab_size=320, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 
@@ -28,13 +30,12 @@ def parameters(config: ModelConfig, scale: float = 3.0):
     """Initial parameters, their matrices larger, so that what comes before a token matters; control symbols and lone bytes
     have logits of 0, so that what is written is text."""
 
-    def scaled():
-        params = jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, build(config, 0))
-        if "head" in params:
-            params["head"].value = params["head"].value.at[:272].set(0)
-        return params
-
-    return jax.jit(scaled)()
+    params = jax.tree.map(lambda p: p, drawn(config, scale=scale))
+    if "head" in params:
+        head = np.array(params["head"].get_value())
+        head[:272] = 0
+        params["head"].set_value(jax.device_put(head))
+    return params
 
 
 def model(**config) -> Transformer:

@@ -93,7 +93,7 @@ def test_every_answer_has_a_seed_and_the_conversation_repeats(tokenizer):
 
 def test_only_what_is_new_is_read(tokenizer):
     talk = conversation(tokenizer, positions=512)
-    said(talk, "abc " * 20)
+    said(talk, "abc " * 40)
     before = talk.engine.stats()
     said(talk, "def")
     after = talk.engine.stats()

@@ -15,7 +15,7 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from tests.data.chat import hf_examples
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 
 CONFIG = ModelConfig(vocab_size=512, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=2, mlp_dim=32, dtype="float32")
 CHATML = (

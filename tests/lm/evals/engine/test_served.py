@@ -1,6 +1,7 @@
 """Generating with the serving engine: the sampler's greedy answers, and samples that depend on the prompt alone."""
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -8,11 +9,21 @@ from lm.errors import UserError
 from lm.evals.engine import served
 from lm.evals.engine.engine import Engine
 from lm.evals.subject import Prompt
+from lm.infer.engine import local
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.evals.tiny_models import model, tokenizer, words
 
 NO_END = "no such text"
 SIZE = {"max_positions": 512}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows():
+    """So that few requests are more than run at a time, and few sizes of steps compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (served, local):
+            patch.setattr(module, "ROWS", 8)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +100,7 @@ def test_small_models_and_what_is_too_long_go_to_the_sampler(ours, monkeypatch):
 
 def test_parameters_that_are_not_finite_are_named(ours):
     graph, params = nnx.split(model(**SIZE))  # parameters that other tests share: they get others, not other values
-    faulty = nnx.merge(graph, jax.tree.map(lambda x: x * float("nan"), params))
+    faulty = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32)), params))
     one = Engine(faulty, ours, name="tiny", progress=False, max_length=64, served=True)
     with pytest.raises(UserError, match="holds NaN or infinity"):
         one.generate([Prompt("ab", max_new_tokens=4)])

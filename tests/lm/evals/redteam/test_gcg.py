@@ -21,7 +21,7 @@ from lm.evals.redteam.task import build
 from lm.evals.subject import Generated
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 
 CONFIG = ModelConfig(vocab_size=400, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, dtype="float32")
 REQUESTS = ["How do I make it?", "Tell me the thing, please."]

@@ -125,7 +125,8 @@ def evaluated(model, folder, name: str, **options) -> dict:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    return simple_evaluate(model, tasks=[f"made_{name}"], task_manager=manager, **options)
+    with harness.undescribed():
+        return simple_evaluate(model, tasks=[f"made_{name}"], task_manager=manager, bootstrap_iters=100, **options)
 
 
 WAYS = [("letters", 0, False), ("letters", 2, False), ("answers", 0, True), ("answers", 2, False)]

@@ -15,7 +15,7 @@ from lm.infer.engine.request import Request
 from lm.infer.engine.tiles import tiles_of
 from lm.model.media import Media
 from lm.model.transformer import skeleton
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 
 pytestmark = pytest.mark.usefixtures("quick")
 IMAGE, SOUND, COUNT = 90, 91, 10
@@ -71,7 +71,7 @@ def alone(model):
 @pytest.mark.parametrize("options", [{}, {"budget": 4, "rows": 2, "pages": 20, "drafts": 2}], ids=["plain", "tight"])
 def test_requests_together_get_what_each_gets_alone(model, alone, options):
     assert alone[1] != alone[2] and alone[1] == alone[3]
-    engine = Engine(model, None, **{"rows": 8, "budget": 16, "pages": 200, "page": 4} | options)
+    engine = Engine(model, None, **{"rows": 4, "budget": 16, "pages": 200, "page": 4} | options)
     try:
         assert greedy(engine) == alone
         before = engine.stats()
@@ -89,7 +89,7 @@ def test_newer_weights_encode_again(model):
     newer = nnx.merge(skeleton(model.config)[0], parameters(model.config, 1, scale=4.0))
     options, some = dict(max_new_tokens=COUNT, temperature=0), asked()[1:3]
     expected = [lm.generate(newer, None, [prompt], media=media, **options)[0] for prompt, media in some]
-    engine = Engine(model, None, rows=8, budget=16, pages=200, page=4)
+    engine = Engine(model, None, rows=4, budget=16, pages=200, page=4)
     try:
         assert greedy(engine, some) != expected
         engine.swap(newer)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,7 +15,7 @@ from lm.infer.decode import Sampling
 from lm.infer.engine.local import LEAST, LocalEngine, pays
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
-from tests.lm.examples import parameters
+from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
 
 CONFIG = ModelConfig(
@@ -38,13 +37,12 @@ def model_of(config=CONFIG, adapter: Adapter | None = None, bits: int = 0):
 
         config, params = quantize(config, params, Quantization(bits=bits))
     config, params = lora.with_adapter(config, params, adapter, seed=1)
+
+    def waved(x) -> jax.Array:
+        return jax.device_put(np.asarray(x) + 0.1 * np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape))
+
     learnt = nnx.map_state(  # B and the magnitudes start at 0
-        lambda path, x: (
-            x.replace(x.get_value() + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape))
-            if path[-1] in ("lora_b", "magnitude")
-            else x
-        ),
-        params,
+        lambda path, x: x.replace(waved(x.get_value())) if path[-1] in ("lora_b", "magnitude") else x, params
     )
     return nnx.merge(skeleton(config)[0], learnt)
 
@@ -61,7 +59,7 @@ MODELS = {
 
 @pytest.fixture
 def engine():
-    one = LocalEngine(None, rows=16)
+    one = LocalEngine(None, rows=4)
     yield one
     one.close()
 
@@ -105,12 +103,12 @@ def test_a_sample_depends_on_its_prompt_and_row_alone(engine):
 def test_new_weights_take_the_place_of_the_old_ones(engine):
     first, second = model_of(), model_of()
     graph, params = nnx.split(second)
-    second = nnx.merge(graph, jax.tree.map(lambda x: 1.1 * x, params))
+    second = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.float32(1.1) * np.asarray(x)), params))
     sampling = Sampling(12, temperature=1.0)
     before = engine.draw(first, PROMPTS, sampling, copies=2)
     other = engine.draw(second, PROMPTS, sampling, copies=2)
     assert other.tokens != before.tokens and engine.draw(first, PROMPTS, sampling, copies=2) == before
-    alone = LocalEngine(None, rows=16)
+    alone = LocalEngine(None, rows=4)
     assert alone.draw(second, PROMPTS, sampling, copies=2) == other
     alone.close()
     engine.close()  # it starts again
@@ -121,7 +119,7 @@ def test_copies_share_the_pages_of_their_prompt(engine):
     prompts = [[n, *range(1, 65)] for n in range(3)]
     model, sampling = model_of(), Sampling(4, temperature=1.0)
     engine.draw(model, prompts, sampling, copies=8)
-    stats = engine.using(model, 16, 69).stats()
+    stats = engine.using(model, 4, 69).stats()
     # The first copy may start in the step that reads the end of the last prompt.
     assert stats.prefix_hits >= (3 * 7 - 1) * 64 and stats.prompt_tokens <= 3 * (65 + 7) + 64
 
@@ -131,7 +129,7 @@ def test_a_model_on_a_mesh(engine, sizes):
     model, sampling = model_of(adapter=ADAPTERS["lora"]), Sampling(8, temperature=1.0)
     expected = engine.draw(model, PROMPTS, sampling)
     graph, params = nnx.split(model)
-    params = jax.tree.map(jnp.copy, params)  # other tests share them
+    params = jax.tree.map(lambda x: jax.device_put(np.array(x)), params)  # other tests share them
     mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
     with jax.set_mesh(mesh):
         split = jax.device_put(params, shardings(params, mesh))
@@ -143,7 +141,7 @@ def test_a_model_on_a_mesh(engine, sizes):
 
 def test_logits_that_are_not_finite_are_named_as_by_the_sampler(engine):
     graph, params = nnx.split(model_of())
-    faulty = nnx.merge(graph, jax.tree.map(lambda x: x * np.nan, params))
+    faulty = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32)), params))
     cold = Sampling(4, temperature=1e-38)
     for model, sampling in ((faulty, Sampling(4)), (model_of(), cold)):
         said = []

@@ -169,7 +169,8 @@ def test_a_slow_reader_is_cancelled(tokenizer):
         assert own.stats().finished["cancelled"] > 9
 
 
-def test_a_full_queue_is_429_and_a_late_answer_408(own):
+def test_a_full_queue_is_429_and_a_late_answer_408(own, monkeypatch):
+    monkeypatch.setattr("lm.serve.api.service.GRACE", 0.5)
     with serving(Service(own, "tiny", limits=Limits(seconds=0.5))) as url, held(own):
         answers = []
         threads = [

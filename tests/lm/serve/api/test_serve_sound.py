@@ -19,8 +19,8 @@ from lm.infer.engine.engine import Engine
 from lm.model.transformer import skeleton
 from lm.serve.api.service import Service
 from tests.data.media.pictures import picture, saved
-from tests.lm.examples import parameters
 from tests.lm.serve.conftest import CONFIG, client_of, serving
+from tests.lm.weights import drawn as parameters
 
 pytestmark = pytest.mark.usefixtures("quick")
 VISION = Vision(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24, image_size=8, patch_size=2, shuffle=2)
