@@ -67,7 +67,7 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.ending import show
     from lm.reports.train import drawn, mixture, write_report
-    from lm.train import loop
+    from lm.train import events, loop
     from lm.train.epochs import choose_steps
     from lm.train.evaluator import Evaluator, valid_batches
     from lm.train.feed import Feed
@@ -114,7 +114,7 @@ def train(config, workdir: Path) -> None:
         stream = Feed(batches, mesh)
         validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
         measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
-        result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)
+        result = loop.train(config, trainer, mesh, stream, workdir, start, events.usual(validate, measure))
     stages["training"] = result["seconds"]
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
     with jax.set_mesh(mesh), sequences_whole(result["params"]) as params:

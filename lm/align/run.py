@@ -42,7 +42,7 @@ from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.context import sequences_whole
 from lm.parallel.mesh import check_fit, make_mesh
-from lm.train import loop
+from lm.train import events, loop
 from lm.train.epochs import choose_steps
 from lm.train.feed import Feed, Stream, summed
 from lm.train.fit import check_memory
@@ -73,7 +73,7 @@ def run(
     figures.
     given: (tasks, held-out tasks, counts) as prepare_tasks returns them, to use instead of the tasks of config.data.input.
     Returns: {"before", "after", "step"}: validation metrics by name before the first step and at the end, or None.
-    Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
+    Raises: UserError; Stopped and Diverged as lm.train.loop.train.
     """
     begin = time.perf_counter()
     settings.check(config)
@@ -157,7 +157,7 @@ def run(
         valid = batches(config, kind, examples, "valid", towers) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
         validate = Validation(config, trainer, feed, sampler, held_out, rewards, method.frozen)
-        watch = Samples(config, workdir, sampler, held_out, rewards) if held_out else None
+        samples = Samples(config, workdir, sampler, held_out, rewards) if held_out else None
         if config.method == "rl" and method.updates > 1:
             trainer = trainer._replace(step=rl.iteration(trainer, config.rl.epochs, config.rl.minibatches))
         result = loop.train(
@@ -165,12 +165,14 @@ def run(
             trainer,
             mesh,
             stream,
-            validate if validate.measures else None,
             workdir,
             lambda: initial_params(config, mesh),
-            frozen=method.frozen,
-            watch=watch,
-            measure=in_loop.measuring(evals, workdir, graph, tokenizer),
+            events.usual(
+                validate=validate if validate.measures else None,
+                measure=in_loop.measuring(evals, workdir, graph, tokenizer),
+                samples=samples,
+            ),
+            method.frozen,
         )
     before = first_validation(workdir)
     found = {"before": before, "after": result["valid"], "step": result["step"]}

@@ -65,7 +65,7 @@ def run(config, workdir: Path, reports: Reports) -> dict:
 
     Returns: the content of safety.json: {"before", "after": figures of `lm.evals.redteam.safety_eval.summary`, plus
     "bits_per_byte"; "change" of the headlines; "rounds": [counts of training examples]; "judge", "model" and others}.
-    Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
+    Raises: UserError; Stopped and Diverged as lm.train.loop.train.
     """
     loop = Loop(config, workdir, reports)
     model = Path(config.init_from)

@@ -80,7 +80,7 @@ def test_the_loop_says_it(tmp_path, capsys):
 
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        result = loop.train(config, make_trainer(config), mesh, Poisoned(), None, tmp_path)
+        result = loop.train(config, make_trainer(config), mesh, Poisoned(), tmp_path)
     assert result["skipped"] == 1
     said = "".join(capsys.readouterr())
     assert "step 3: find_nan: not finite before the step: batch weights" in said and said.count("find_nan") == 1
