@@ -9,7 +9,7 @@ import pytest
 
 from configs.train import default, tiny
 from data.text.sizes import parse_sizes
-from lm.align.run import Validation
+from lm.align.validation import Validation
 from lm.model.transformer import build
 from lm.parallel.mesh import make_mesh
 from lm.train.evaluator import Evaluator
