@@ -3,7 +3,7 @@
 import links
 import pytest
 
-DOCUMENTS = [links.ROOT / "README.md", *sorted((links.ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(links.ROOT.glob("*.md")), *sorted((links.ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(links.ROOT)))
