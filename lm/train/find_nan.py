@@ -21,7 +21,8 @@ from jax.extend import core, source_info_util
 from lm.checkpoint import named, plain
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
-from lm.train.step import Objective, TrainState, model_config_of, slices
+from lm.train.state import TrainState
+from lm.train.step import Objective, model_config_of, slices
 
 INLINE = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 KINDS = {"NaN": jnp.isnan, "infinity": jnp.isinf}

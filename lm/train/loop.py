@@ -26,7 +26,8 @@ from lm.train.events.profile import STEP
 from lm.train.feed import Stream
 from lm.train.rewind import Rewinds, Rewound
 from lm.train.run import Event, Run
-from lm.train.step import Trainer, averaged, model_config_of
+from lm.train.state import averaged
+from lm.train.step import Trainer, model_config_of
 from lm.train.values import check_length, check_values
 from lm.workdir import check_record, steps_saved
 

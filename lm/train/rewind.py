@@ -27,7 +27,7 @@ from lm.train.alerts import alert
 from lm.train.feed import Stream
 from lm.train.history import json_lines
 from lm.train.keeping import Kept
-from lm.train.step import TrainState
+from lm.train.state import TrainState
 from lm.workdir import kept_json, steps_saved
 
 RECORD, SKIPPED = "rewinds.json", "skipped_data.jsonl"

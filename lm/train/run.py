@@ -18,7 +18,8 @@ from lm.parallel.context import sequences_whole
 from lm.train.metrics import Log
 from lm.train.rewind import Rewinds
 from lm.train.saved import Saved
-from lm.train.step import Trainer, TrainState, averaged
+from lm.train.state import TrainState, averaged
+from lm.train.step import Trainer
 from lm.train.supervision import Supervision
 
 

@@ -15,7 +15,8 @@ from lm.convert.source import open_source
 from lm.model.linear import trainable
 from lm.train import keeping
 from lm.train.rewind import Rewinds
-from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, state_shardings, stored, unstored
+from lm.train.state import TrainState, stored, unstored
+from lm.train.step import Trainer, abstract_state, model_config_of, state_shardings
 
 
 class Saved:

@@ -10,7 +10,7 @@ from lm.errors import Stopped
 from lm.train.alerts import alert
 from lm.train.events.divergence import unsound
 from lm.train.run import Event, Run
-from lm.train.step import sound
+from lm.train.state import sound
 
 
 class Saves(Event):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from flax import nnx
 
 from lm.train.run import Event, Run
-from lm.train.step import averaged
+from lm.train.state import averaged
 
 Validate = Callable[[nnx.State, int | None], dict[str, float]]
 
