@@ -123,8 +123,8 @@ def trainer_of(kind: str, arm: str, text: str | None):
     config = config_of(kind, arm, text)
     plain = pretraining(z_loss=config.optimizer.z_loss, mtp_loss=config.optimizer.mtp_loss)
 
-    def loss(model, batch, frozen, key):
-        total, sums = plain.loss(model, batch, frozen, key)
+    def loss(model, batch, frozen, **how):
+        total, sums = plain.loss(model, batch, frozen, **how)
         if "times" in batch:  # not in a batch of the validation
             total = total + (jnp.max(batch["times"]) - 1) * (total - jax.lax.stop_gradient(total))
         return total, sums

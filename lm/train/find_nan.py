@@ -55,7 +55,7 @@ def explain(config, objective: Objective, state: TrainState, batch: dict, frozen
     repeats = [count for _, count in model.stacks]
 
     def loss(params, rest, batch, frozen, weight):
-        total, sums = objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, key)
+        total, sums = objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, train=True, key=key)
         return total / weight
 
     parts = slices(batch, config.accumulate)

@@ -41,12 +41,13 @@ class Sums(NamedTuple):
 class Objective(NamedTuple):
     """The function that a run minimises.
 
-    loss(model, batch, frozen, key) -> (sum over the batch, Sums), float32. weight(batch) -> the divisor of the sum, always for
-    the whole batch, also if it is sliced. frozen: whatever does not learn, such as a reference or a teacher. key: new in each
-    step, None in evaluation. is_nll: in evaluation the loss is Σ w·nll of the next tokens, and nothing else.
+    loss(model, batch, frozen, train=, key=) -> (sum over the batch, Sums), float32. weight(batch) -> the divisor of the sum,
+    always for the whole batch, also if it is sliced. frozen: whatever does not learn, such as a reference or a teacher. train:
+    False in evaluation. key: a new random key in each step; None in evaluation. is_nll: in evaluation the loss is Σ w·nll of
+    the next tokens, and nothing else.
     """
 
-    loss: Callable[[Transformer, dict, Any, jax.Array | None], tuple[jax.Array, Sums]]
+    loss: Callable[..., tuple[jax.Array, Sums]]
     weight: Callable[[dict], jax.Array]
     is_nll: bool = False
 
@@ -101,7 +102,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         params, rest = nnx.split_state(state.params, learns, ...)
 
         def loss(params, batch):
-            return objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, key)
+            return objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, train=True, key=key)
 
         (total, sums), grads = accumulated_gradient(loss, params, batch, weight, config.accumulate)
         with jax.named_scope("optimizer"):
@@ -114,7 +115,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
 
     def evaluate(params: nnx.State, batch: dict, frozen=None) -> dict:
         """Return sums over the batch, so that several batches can be added."""
-        total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
+        total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, train=False)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
     def nll(params: nnx.State, batch: dict) -> jax.Array:
@@ -136,8 +137,8 @@ def model_config_of(config) -> ModelConfig:
 def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
     """Return the next-token objective; every token has its batch weight."""
 
-    def loss(model, batch, frozen, key):
-        if key is None:
+    def loss(model, batch, frozen, *, train, key=None):
+        if not train:
             objective, nll = token_loss(model, batch, z_loss=0.0)
             return objective, Sums({"loss": (nll, jnp.sum(batch["weights"]))}, {})
         return training_loss(model, batch, z_loss=z_loss, mtp_loss=mtp_loss)

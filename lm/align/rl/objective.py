@@ -91,7 +91,7 @@ def objective(config) -> Objective:
     kind = "bnpo" if is_ppo else rl.loss
     longest = config.rollout.max_new_tokens * max(1, config.rollout.max_turns)
 
-    def loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+    def loss(model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
         batch = shared_prompts.flat(batch)
         weights_BT = batch["weights"]
         out = shared_prompts.hidden(model, batch)
@@ -123,7 +123,7 @@ def objective(config) -> Objective:
             critic = jnp.sum(value_loss(values_BT, batch["old_values"], batch["returns"], rl.value_clip) * weights_BT)
             metrics |= {"loss/policy_avg": (total, tokens), "loss/value_avg": (critic, tokens)}
             total = total + rl.value_coef * critic
-        router, loads = routers(model, out, batch, weight_of_rows(batch), key)
+        router, loads = routers(model, out, batch, weight_of_rows(batch), train)
         return total + router, Sums(metrics, loads)
 
     def weight_of_rows(batch: dict) -> jax.Array:

@@ -47,8 +47,8 @@ def test_the_gradient_alone():
     """The gradient of a root at 0 is infinite, and times the 0 of the branch that is not taken it is NaN."""
     config, state, batch = prepared()
 
-    def loss(model, batch, frozen, key):
-        total, sums = OBJECTIVE.loss(model, batch, frozen, key)
+    def loss(model, batch, frozen, **how):
+        total, sums = OBJECTIVE.loss(model, batch, frozen, **how)
         with jax.named_scope("penalty"):
             size = jnp.sum(model.embedding[...] * 0)
             return total + jnp.where(size > 0, jnp.sqrt(size), 0.0), sums
