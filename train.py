@@ -10,7 +10,7 @@ Python installation). Trains a SentencePiece tokenizer on it unless --config.tok
 of --config.mesh, from random weights or from --config.init_from (a workdir, a Hugging Face folder or a GGUF file).
 Workdir, input, tokenizer and init_from may be in a bucket: gs://… or s3://… (docs/buckets.md).
 Run the same command again to resume after a crash, a kill or a Ctrl-C. configs/train/default.py explains every key,
-lm/config.py those of the model.
+lm/config/model.py those of the model.
 Writes to the workdir: config.json, tokenizer.model, data/, checkpoints/, metrics.jsonl, tensorboard/, report.html, report.json.
 """
 
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, config_files
+from lm import cli
+from lm.cli import config_files
 from lm.inputs import check_training
 from lm.lock import locked
 from lm.parallel.join import join

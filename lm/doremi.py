@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from lm import cli, config_files
+from lm import cli
+from lm.cli import config_files
 from lm.errors import UserError
 from lm.inputs import check_training
 from lm.lock import locked

@@ -30,7 +30,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, config_files
+from lm import cli
+from lm.cli import config_files
 from lm.errors import UserError
 from lm.inputs import check_alignment, check_training
 from lm.lock import locked
