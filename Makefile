@@ -73,12 +73,12 @@ $(BIN)/.core: requirements.txt | $(BIN)/.venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(BIN)/.test: requirements-test.txt $(BIN)/.core
-	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-test.txt
+$(BIN)/.test: requirements/test.txt $(BIN)/.core
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements/test.txt
 	@touch $@
 
-$(BIN)/.docs: requirements-docs.txt | $(BIN)/.venv
-	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
+$(BIN)/.docs: requirements/docs.txt | $(BIN)/.venv
+	$(BIN)/python -m pip install --quiet -r requirements/docs.txt
 	@touch $@
 
 # libtpu stands apart: in .venv, JAX would look for a TPU at every start. Its compiler is all that the tests want.

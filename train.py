@@ -10,7 +10,7 @@ Python installation). Trains a SentencePiece tokenizer on it unless --config.tok
 of --config.mesh, from random weights or from --config.init_from (a workdir, a Hugging Face folder or a GGUF file).
 Workdir, input, tokenizer and init_from may be in a bucket: gs://… or s3://… (docs/buckets.md).
 Run the same command again to resume after a crash, a kill or a Ctrl-C. configs/train/default.py explains every key,
-lm/config.py those of the model.
+lm/config/model.py those of the model.
 Writes to the workdir: config.json, tokenizer.model, data/, checkpoints/, metrics.jsonl, tensorboard/, report.html, report.json.
 """
 
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, config_files
+from lm import cli
+from lm.cli import config_files
 from lm.inputs import check_training
 from lm.lock import locked
 from lm.parallel.join import join
@@ -67,7 +68,7 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.ending import show
     from lm.reports.train import drawn, mixture, write_report
-    from lm.train import loop
+    from lm.train import events, loop
     from lm.train.epochs import choose_steps
     from lm.train.evaluator import Evaluator, valid_batches
     from lm.train.feed import Feed
@@ -114,7 +115,7 @@ def train(config, workdir: Path) -> None:
         stream = Feed(batches, mesh)
         validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
         measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
-        result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)
+        result = loop.train(config, trainer, mesh, stream, workdir, start, events.usual(validate, measure))
     stages["training"] = result["seconds"]
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
     with jax.set_mesh(mesh), sequences_whole(result["params"]) as params:

@@ -55,10 +55,10 @@ class Nothing:
     def stepped(self, step):
         return {}, []
 
-    def got(self, *args, **keys):
+    def got_batch(self, *args, **keys):
         pass
 
-    saved = close = got
+    saved = close = got_batch
 
 
 def main() -> None:
@@ -75,10 +75,11 @@ def main() -> None:
     from lm.parallel.mesh import make_mesh
     from lm.reports.page import machine
     from lm.train import loop
+    from lm.train.events import watch
     from lm.train.step import make_trainer
 
     shape = SHAPES[options.shape]
-    trainers, supervision = {}, loop.Supervision
+    trainers, supervision = {}, watch.Supervision
     times = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(2 * options.rounds):
@@ -88,14 +89,14 @@ def main() -> None:
             config.update(valid_every=0, checkpoint_every=0)
             config.model.update(model_keys(shape), scan_layers=False)
             config.guard.update(on=checks, warmup=1)
-            loop.Supervision = supervision if checks else Nothing
+            watch.Supervision = supervision if checks else Nothing
             mesh = make_mesh(config.mesh)
             with jax.set_mesh(mesh):
                 trainer = trainers.setdefault(checks, make_trainer(config))
                 stream = Rows(random_batch(shape))
                 workdir = Path(folder) / str(turn)
                 workdir.mkdir()
-                loop.train(config, trainer, mesh, stream, None, workdir)
+                loop.train(config, trainer, mesh, stream, workdir)
             rows = stream.times[WARM:]
             spent = [[after[i] - before[i] for before, after in zip(rows, rows[1:])] for i in range(2)]
             times[checks].append([statistics.median(values) for values in spent])

@@ -123,8 +123,8 @@ def trainer_of(kind: str, arm: str, text: str | None):
     config = config_of(kind, arm, text)
     plain = pretraining(z_loss=config.optimizer.z_loss, mtp_loss=config.optimizer.mtp_loss)
 
-    def loss(model, batch, frozen, key):
-        total, sums = plain.loss(model, batch, frozen, key)
+    def loss(model, batch, frozen, **how):
+        total, sums = plain.loss(model, batch, frozen, **how)
         if "times" in batch:  # not in a batch of the validation
             total = total + (jnp.max(batch["times"]) - 1) * (total - jax.lax.stop_gradient(total))
         return total, sums
@@ -140,7 +140,7 @@ def measured(kind: str, arm: str, seed: int, options) -> dict:
     from data.text.pipeline import prepare_text
     from lm.model.transformer import build
     from lm.parallel.mesh import make_mesh
-    from lm.train import loop
+    from lm.train import events, loop
     from lm.train.evaluator import Evaluator, valid_batches
     from lm.train.feed import Feed, summed
     from lm.train.step import model_config_of
@@ -156,7 +156,8 @@ def measured(kind: str, arm: str, seed: int, options) -> dict:
         feed, valid = Feed(batches, mesh), valid_batches(dataset, ROWS)
         stream = Troubled(batches, feed, kind, seed)
         start = functools.partial(build, model_config_of(config), seed)
-        result = loop.train(config, trainer, mesh, stream, Evaluator(trainer, valid, mesh, tokenizer, VOCAB), workdir, start)
+        validate = Evaluator(trainer, valid, mesh, tokenizer, VOCAB)
+        result = loop.train(config, trainer, mesh, stream, workdir, start, events.usual(validate))
         found = {"bits_per_byte": float(result["valid"]["bits_per_byte"])}
         if kind == "minority":
             held_out = (feed.to_devices(renamed(one.batch(n))) for one in valid.values() for n in range(8))

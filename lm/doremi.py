@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from lm import cli, config_files
+from lm import cli
+from lm.cli import config_files
 from lm.errors import UserError
 from lm.inputs import check_training
 from lm.lock import locked
@@ -43,7 +44,7 @@ def search(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.doremi import write
     from lm.reports.ending import show
-    from lm.train import loop
+    from lm.train import events, loop
     from lm.train.doremi import average, proxy_trainer
     from lm.train.epochs import choose_steps
     from lm.train.evaluator import Evaluator, valid_batches
@@ -91,9 +92,9 @@ def search(config, workdir: Path) -> None:
         trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh, tokenizer)
         validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
         stream = Feed(given, mesh)
-        known = loop.train(config, trainer, mesh, stream, validate, reference, start)
+        known = loop.train(config, trainer, mesh, stream, reference, start, events.usual(validate))
         trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh)
-        found = loop.train(config, trainer, mesh, stream, None, proxy, start, frozen=known["params"])
+        found = loop.train(config, trainer, mesh, stream, proxy, start, frozen=known["params"])
         weights = dict(zip(uniform, jax.device_get(average(found["sources"])).tolist()))
     if hosts.is_first():
         weights = {name: weights[name] for name in names}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.bucket.places import as_urls, with_paths, with_urls
+from lm.cli.config_files import verb_of
 from lm.config import model_keys
-from lm.config_files import verb_of
 from lm.damage import set_aside
 from lm.errors import UserError
 from lm.saving import write_json

@@ -33,8 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.new_pieces = 0
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
-    # All keys of lm/config.py, which explains them, with sections rope, mla, moe, adapter, quantization and pipeline. Set here
-    # are those of a Llama-like model. Locked: an unknown key is an error.
+    # All keys of lm/config/model.py, which explains them, with sections rope, mla, moe, adapter, quantization and pipeline. Set
+    # here are those of a Llama-like model. Locked: an unknown key is an error.
     config.model = ml_collections.ConfigDict(
         model_keys(
             vocab_size=8192,  # rows of the embedding; the tokenizer may have fewer pieces

@@ -1,11 +1,11 @@
-"""Import the libraries of requirements-media.txt when they are needed; training on text does without them."""
+"""Import the libraries of requirements/media.txt when they are needed; training on text does without them."""
 
 import importlib
 from types import ModuleType
 
 from lm.errors import UserError
 
-INSTALL = "install it with pip install -r requirements-media.txt"
+INSTALL = "install it with pip install -r requirements/media.txt"
 
 
 def library(name: str, purpose: str) -> ModuleType:

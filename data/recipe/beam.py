@@ -24,7 +24,7 @@ def spread(folder: Path, options: str) -> Callable[[Callable, Any, Iterable[Any]
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise UserError(f"runner=beam needs Apache Beam: pip install -r requirements-beam.txt ({error})") from error
+        raise UserError(f"runner=beam needs Apache Beam: pip install -r requirements/beam.txt ({error})") from error
 
     def mapped(function: Callable, state: Any, items: Iterable[Any]) -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -118,7 +118,7 @@ def comments(path: Path) -> Comments:
 
 def model_explanations() -> dict[str, str]:
     """Return the comment of every field of the model's config, by its key in a config file."""
-    source = "\n".join((ROOT / name).read_text() for name in ("lm/towers.py", "lm/config.py"))
+    source = "\n".join((ROOT / name).read_text() for name in ("lm/config/towers.py", "lm/config/model.py"))
     beside, alone = _comments(source)
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 

@@ -6,8 +6,8 @@ from flax import nnx
 
 from lm.adapt.rebuild import arrays_of, rebuilt
 from lm.config import ModelConfig
+from lm.config.towers import Audio, Vision
 from lm.model.transformer import build
-from lm.towers import Audio, Vision
 
 
 def with_towers(

@@ -61,7 +61,7 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
         from anyio.from_thread import start_blocking_portal
         from mcp import StdioServerParameters
     except ImportError:
-        raise UserError(f"--mcp={command!r} needs mcp: pip install -r requirements-agent.txt") from None
+        raise UserError(f"--mcp={command!r} needs mcp: pip install -r requirements/agent.txt") from None
     try:
         program, *arguments = shlex.split(command)
     except ValueError as error:

@@ -25,9 +25,9 @@ from lm.align.rl.environments import open_environment
 from lm.align.rl.rewards import Rewards, parse_rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, sampler_of, seed_of
 from lm.align.rl.tools import open_tools
-from lm.align.run import chat_template, own_tokenizer
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
+from lm.align.tokenizers import chat_template, own_tokenizer
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
 from lm.model.transformer import skeleton

@@ -32,7 +32,7 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
     """
     d = config.distill
 
-    def loss(model, batch, frozen, key):
+    def loss(model, batch, frozen, *, train, key=None):
         teacher = nnx.merge(teacher_graph, frozen)
         read = (batch["tokens"], batch["segment_ids"], batch["positions"])
         hidden, seen = model.hidden(*read), teacher.hidden(*read)
@@ -47,7 +47,7 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
         weight = jnp.sum(batch["weights"])
         named = {"loss": sums.objective, "kl": sums.kl, "nll": sums.nll, "entropy": sums.entropy, "agreement": sums.agreement}
         metrics = {name: (total, weight) for name, total in named.items()}
-        if key is None:
+        if not train:
             return sums.objective, Sums(metrics, {})
         router, loads = router_loss(model, [hidden])
         return sums.objective + router, Sums(metrics, loads)

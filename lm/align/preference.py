@@ -6,6 +6,7 @@ answer and row 1 the same prompt with another example's answer. Examples whose w
 reference is the policy before training (`frozen`); lm/align/reference.py runs it.
 """
 
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -38,10 +39,10 @@ def objective(config) -> Objective:
     name = config.preference.loss
     one_of("preference.loss", name, PREFERENCES)
     loss = unpaired_loss if name == "kto" else paired_loss
-    return Objective(lambda *arguments: loss(config.preference, *arguments), number_of_examples)
+    return Objective(functools.partial(loss, config.preference), number_of_examples)
 
 
-def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+def paired_loss(settings, model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
     """Return the loss summed over pairs, and metrics."""
     counts_B, n = counted(batch), number_of_examples(batch)
 
@@ -50,7 +51,7 @@ def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple
 
     def measure(model):
         logp_B2, lengths_B2, entropy, hidden = answers_under(model, batch)
-        auxiliary, loads = routers(model, hidden, batch, n, key)
+        auxiliary, loads = routers(model, hidden, batch, n, train)
         return (logp_B2, auxiliary), (lengths_B2, entropy, loads)
 
     def compare(policy, reference=None):
@@ -86,7 +87,7 @@ def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple
     return compare_with_reference(measure, compare, model, frozen)
 
 
-def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+def unpaired_loss(settings, model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
     """Return KTO's loss summed over examples, and metrics.
 
     The zero point KL(π‖π₀) is the mean of log π/π₀ over answers to other prompts, taken over the current slice of the batch
@@ -101,7 +102,7 @@ def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tup
     def measure(model):
         logp_B1, _, entropy, hidden = answers_under(model, own)
         other_B1 = lax.stop_gradient(sequence_logprobs(model, other)[0])
-        auxiliary, loads = routers(model, hidden, own, n, key)
+        auxiliary, loads = routers(model, hidden, own, n, train)
         return (logp_B1[:, 0], auxiliary), (other_B1[:, 0], entropy, loads)
 
     def compare(policy, reference):
@@ -183,12 +184,12 @@ def number_of_examples(batch: dict) -> jax.Array:
     return jnp.sum(counted(batch))
 
 
-def routers(model: Transformer, hidden: Hidden, batch: dict, weight, key) -> tuple[jax.Array, dict]:
+def routers(model: Transformer, hidden: Hidden, batch: dict, weight, train: bool) -> tuple[jax.Array, dict]:
     """Return the router losses (0 in evaluation) and the expert loads.
 
     The losses are a mean over tokens, as in pretraining, times `weight`, by which the caller divides the objective.
     """
     total, loads = router_loss(model, [hidden])
-    if key is None or not loads:
+    if not train or not loads:
         return jnp.zeros((), jnp.float32), loads
     return total * weight / jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1), loads

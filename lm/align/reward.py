@@ -1,5 +1,7 @@
 """Reward models: score an answer, trained on pairs (kind "pair"), or each step of an answer (kind "steps")."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
@@ -28,7 +30,7 @@ def objective(config) -> Objective:
     if kind == "process":
         return Objective(process_loss, lambda batch: jnp.sum(batch["weights"]))
     centering = config.reward.centering
-    return Objective(lambda *arguments: outcome_loss(centering, *arguments), number_of_examples)
+    return Objective(functools.partial(outcome_loss, centering), number_of_examples)
 
 
 def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -> jax.Array:
@@ -47,7 +49,7 @@ def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
     return jnp.sum(jnp.where(place_T == last_B1, x_BT, 0.0), axis=1)
 
 
-def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
     """Return the loss summed over pairs, and metrics."""
     flat = rows(batch)
     hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
@@ -68,11 +70,11 @@ def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, key)
         "min_reward": (some * jnp.min(jnp.where(real_B, lowest, jnp.finfo(jnp.float32).max)), some),
         "max_reward": (some * jnp.max(jnp.where(real_B, highest, jnp.finfo(jnp.float32).min)), some),
     }
-    auxiliary, loads = routers(model, hidden, batch, n, key)
+    auxiliary, loads = routers(model, hidden, batch, n, train)
     return total + auxiliary, Sums(metrics, loads)
 
 
-def process_loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+def process_loss(model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
     """Return the loss summed over steps, and metrics."""
     hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
     score_BT, good_BT, weights_BT = model.scores(hidden.x_BTD), batch["labels"], batch["weights"]
@@ -80,5 +82,5 @@ def process_loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Arra
     n = jnp.sum(weights_BT)
     right_BT = (score_BT > 0) == (good_BT > 0.5)
     metrics = {"accuracy": (jnp.sum(weights_BT * right_BT), n), "mean_reward": (jnp.sum(weights_BT * score_BT), n)}
-    auxiliary, loads = routers(model, hidden, batch, n, key)
+    auxiliary, loads = routers(model, hidden, batch, n, train)
     return jnp.sum(weights_BT * loss_BT) + auxiliary, Sums(metrics, loads)

@@ -9,9 +9,9 @@ from data.chat.media import rows
 from data.chat.media.encoding import Towers
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
+from lm.config.towers import NAMES
 from lm.convert.multimodal import processor
 from lm.errors import UserError
-from lm.towers import NAMES
 from lm.train.values import model_of
 
 SECTIONS = dict(zip(rows.NAMES, NAMES))  # media of examples: the section of the model's config with their encoder

@@ -24,9 +24,9 @@ def objective(config) -> Objective:
     head = {"dft": config.sft.loss == "dft", "measured": True, "sparse": True}
     alpha, o = config.sft.neftune_alpha, config.optimizer
 
-    def loss(model, batch, frozen, key):
+    def loss(model, batch, frozen, *, train, key=None):
         weight = jnp.sum(batch["weights"])
-        if key is None:
+        if not train:
             places = batch["segment_ids"], batch["positions"]
             x_BTD = model.hidden(batch["tokens"], *places, media=media_of(batch)).x_BTD
             total, *sums = head_loss(model, x_BTD, batch["targets"], batch["weights"], 0.0, **head)

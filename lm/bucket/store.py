@@ -45,7 +45,7 @@ def open_system(url: str):
         return fsspec.core.url_to_fs(url, use_listings_cache=False, **_options(url))
     except ImportError as error:
         package = PACKAGES.get(url.partition("://")[0])
-        cure = f"needs {package}: pip install -r requirements-buckets.txt, or pip install {package}" if package else str(error)
+        cure = f"needs {package}: pip install -r requirements/buckets.txt, or pip install {package}" if package else str(error)
         raise Refused(f"{url} {cure}") from None
     except ValueError as error:
         raise Refused(f"{url}: {error}") from None

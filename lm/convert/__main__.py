@@ -152,49 +152,62 @@ def main() -> None:
             raise UserError(f"--{name} is missing; --help lists the flags")
     compile_cache.switch_on()
     read, to = (Path(FLAGS[name].value).absolute() for name in named[:2])
-    if command == "export":
-        _check_dtype(to)
-    flag = named[1]
-    if command == "export":
-        _check_ending(to)
-    check_folder(to.parent if command == "export" and to.suffix == SUFFIX else to, flag)
-    if command != "export":
-        check_free(to, flag)
-    elif to.suffix != SUFFIX:
-        check_target(to)
+    _check_target(command, to, named[1])
     if not read.is_dir() and not (named[0] == "from" and read.suffix == SUFFIX and read.is_file()):
         raise UserError(no_model(FLAGS[named[0]].value))
-    towers = _towers() if command == "import" else {}
-    if command == "import" and not towers and read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
-        raise UserError(
-            f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
-        )
     if named[0] == "workdir" and kind_of(read_config(read)) == "published" and not steps_saved(read):
         first = shlex.join(["python", "-m", "lm.convert", "import", f"--from={FLAGS.workdir}", "--workdir=DIR"])
         raise UserError(f"--workdir={FLAGS.workdir} is a Hugging Face folder: {runnable(first)} first, then export DIR")
-    if command == "import":
-        from lm.convert.files import is_adapter
-        from lm.convert.to_workdir import adapter_to_workdir, to_workdir
-        from lm.parallel.mesh import make_mesh, mesh_sizes
+    {"import": _import, "quantize": _quantize, "export": _export}[command](read, to)
 
-        mesh = make_mesh(mesh_sizes(FLAGS.mesh))
-        if towers and (FLAGS.base or is_adapter(read)):
-            raise UserError("--vision_tower and --audio_tower are for whole models: export the adapter with --merge first")
-        if FLAGS.base or is_adapter(read):
-            adapter_to_workdir(read, FLAGS.base, to, mesh)
-        else:
-            to_workdir(read, to, mesh, towers)
-        if not has_tokenizer(to):
-            print(f"{read} has no tokenizer: copy one into {to} before you generate text")
-    elif command == "quantize":
-        from lm.config import Quantization
-        from lm.convert.to_workdir import quantized_to_workdir
-        from lm.parallel.mesh import make_mesh, mesh_sizes
 
-        quantization = Quantization(bits=int(FLAGS.bits), group=FLAGS.group, targets=FLAGS.targets)
-        before, after = quantized_to_workdir(read, to, quantization, make_mesh(mesh_sizes(FLAGS.mesh)))
-        print(f"{before / 1e6:,.1f} MB became {after / 1e6:,.1f} MB in {to}")
-    elif to.suffix == STABLEHLO:
+def _check_target(command: str, to: Path, flag: str) -> None:
+    """Raise UserError for a place that cannot be written, or is not free."""
+    if command != "export":
+        check_folder(to, flag)
+        check_free(to, flag)
+        return
+    _check_dtype(to)
+    _check_ending(to)
+    check_folder(to.parent if to.suffix == SUFFIX else to, flag)
+    if to.suffix != SUFFIX:
+        check_target(to)
+
+
+def _import(read: Path, to: Path) -> None:
+    towers = _towers()
+    if not towers and read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
+        raise UserError(
+            f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
+        )
+    from lm.convert.files import is_adapter
+    from lm.convert.to_workdir import adapter_to_workdir, to_workdir
+    from lm.parallel.mesh import make_mesh, mesh_sizes
+
+    mesh = make_mesh(mesh_sizes(FLAGS.mesh))
+    if towers and (FLAGS.base or is_adapter(read)):
+        raise UserError("--vision_tower and --audio_tower are for whole models: export the adapter with --merge first")
+    if FLAGS.base or is_adapter(read):
+        adapter_to_workdir(read, FLAGS.base, to, mesh)
+    else:
+        to_workdir(read, to, mesh, towers)
+    if not has_tokenizer(to):
+        print(f"{read} has no tokenizer: copy one into {to} before you generate text")
+
+
+def _quantize(read: Path, to: Path) -> None:
+    from lm.config import Quantization
+    from lm.convert.to_workdir import quantized_to_workdir
+    from lm.parallel.mesh import make_mesh, mesh_sizes
+
+    quantization = Quantization(bits=int(FLAGS.bits), group=FLAGS.group, targets=FLAGS.targets)
+    before, after = quantized_to_workdir(read, to, quantization, make_mesh(mesh_sizes(FLAGS.mesh)))
+    print(f"{before / 1e6:,.1f} MB became {after / 1e6:,.1f} MB in {to}")
+
+
+def _export(read: Path, to: Path) -> None:
+    """Write a program, a GGUF file, an encoder, an adapter or a folder for transformers, as the flags say."""
+    if to.suffix == STABLEHLO:
         from lm.convert.to_stablehlo import PLATFORMS, to_stablehlo
 
         sizes = {"batch": FLAGS.batch, "length": FLAGS.length, "prompt": FLAGS.prompt}

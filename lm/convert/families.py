@@ -15,7 +15,8 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 
-from lm.config import MOST, MOST_EXPERTS, MOST_LAYERS, MOST_MTP, ModelConfig
+from lm.config import ModelConfig
+from lm.config.checks import MOST, MOST_EXPERTS, MOST_LAYERS, MOST_MTP
 from lm.convert import deepseek, gemma2, gemma3, gpt2, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe
 from lm.convert.essence import essence
 from lm.convert.multimodal import idefics3, llava, smolvlm, voxtral

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jinja2
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse, Response
@@ -91,14 +91,28 @@ class Gate:
 def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
     """Return the application. hosts: see Gate."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    boot = secrets.token_hex(4)  # numbers of runs hold for this process
-    exporting = threading.Lock()
+    app.include_router(_data(store))
+    app.include_router(_pages(store))
+    for path in sorted(HERE.iterdir()):
+        if path.suffix in TYPES:
+            app.add_api_route(f"/{path.name}", static(path), include_in_schema=False)
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
+    app.add_middleware(Gate, hosts=hosts)
+    app.add_exception_handler(HTTPException, lambda request, error: PlainTextResponse(f"{error.detail}\n", error.status_code))
+    return app
 
-    def chosen(ids: Ids) -> list[Watched]:
-        found = [store.runs[id] for id in dict.fromkeys(ids) if id in store.runs]
-        if not found:
-            raise HTTPException(404, "no such run")
-        return found
+
+def _chosen(store: Store, ids: Ids) -> list[Watched]:
+    found = [store.runs[id] for id in dict.fromkeys(ids) if id in store.runs]
+    if not found:
+        raise HTTPException(404, "no such run")
+    return found
+
+
+def _data(store: Store) -> APIRouter:
+    """Return the routes with numbers for the page, in JSON."""
+    router = APIRouter(prefix="/api")
+    boot = secrets.token_hex(4)  # numbers of runs hold for this process
 
     def answer(request: Request, make: Callable[[], Any]) -> Response:
         """Return JSON with an ETag of the version; 304 if the client has it."""
@@ -111,7 +125,7 @@ def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
             value = make()
         return Response(encoded(value), media_type="application/json", headers={"ETag": tag})
 
-    @app.get("/api/runs")
+    @router.get("/runs")
     def runs(request: Request, since: int = 0) -> Response:
         def make() -> dict[str, Any]:
             listed = [one for one in store.runs.values() if one.is_run]
@@ -128,7 +142,7 @@ def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
 
         return answer(request, make)
 
-    @app.get("/api/curves")
+    @router.get("/curves")
     def curves(
         request: Request,
         run: Ids,
@@ -138,19 +152,38 @@ def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
         high: float = math.inf,
     ) -> Response:
         most = max(LEAST_POINTS, min(points, MOST_POINTS // (len(run) * len(metric) or 1)))
-        return answer(request, lambda: {"runs": {one.id: details.curves(one, metric, most, low, high) for one in chosen(run)}})
 
-    @app.get("/api/run")
+        def make() -> dict[str, Any]:
+            return {"runs": {one.id: details.curves(one, metric, most, low, high) for one in _chosen(store, run)}}
+
+        return answer(request, make)
+
+    @router.get("/run")
     def one(request: Request, run: int) -> Response:
-        return answer(request, lambda: details.details(chosen([run])[0]))
+        return answer(request, lambda: details.details(_chosen(store, [run])[0]))
 
-    @app.get("/api/compare")
+    @router.get("/compare")
     def compare(request: Request, run: Ids) -> Response:
-        return answer(request, lambda: {"ids": list(dict.fromkeys(run)), **details.compared(chosen(run))})
+        return answer(request, lambda: {"ids": list(dict.fromkeys(run)), **details.compared(_chosen(store, run))})
 
-    @app.get("/report")
+    return router
+
+
+def _pages(store: Store) -> APIRouter:
+    """Return the routes with pages: the dashboard, the report of a run, and one file with all runs."""
+    router = APIRouter()
+    exporting = threading.Lock()
+    template = jinja2.Environment(autoescape=True).from_string((HERE / "dashboard.html.j2").read_text(encoding="utf-8"))
+
+    @router.get("/")
+    def page() -> Response:
+        store.asked()
+        where = ", ".join(shown(folder) for folder in store.folders)
+        return Response(template.render(where=where, seconds=store.seconds), media_type="text/html")
+
+    @router.get("/report")
     def report(run: int) -> Response:
-        folder = chosen([run])[0].folder
+        folder = _chosen(store, [run])[0].folder
         try:
             if not folder.inside("report.html"):
                 raise UserError("it leads out of the folder")
@@ -159,7 +192,7 @@ def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
             raise HTTPException(404, "it has no report that can be read") from None
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": f"sandbox; {INLINE}"})
 
-    @app.get("/export")
+    @router.get("/export")
     def export() -> Response:
         from lm.reports.runs import html
 
@@ -174,21 +207,7 @@ def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
         }
         return Response(page.encode("utf-8", "replace"), media_type="text/html", headers=headers)
 
-    template = jinja2.Environment(autoescape=True).from_string((HERE / "dashboard.html.j2").read_text(encoding="utf-8"))
-
-    @app.get("/")
-    def page() -> Response:
-        store.asked()
-        where = ", ".join(shown(folder) for folder in store.folders)
-        return Response(template.render(where=where, seconds=store.seconds), media_type="text/html")
-
-    for path in sorted(HERE.iterdir()):
-        if path.suffix in TYPES:
-            app.add_api_route(f"/{path.name}", static(path), include_in_schema=False)
-    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
-    app.add_middleware(Gate, hosts=hosts)
-    app.add_exception_handler(HTTPException, lambda request, error: PlainTextResponse(f"{error.detail}\n", error.status_code))
-    return app
+    return router
 
 
 def static(path: Path) -> Callable[[], Response]:

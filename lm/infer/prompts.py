@@ -15,9 +15,9 @@ from data.chat.template import encode_chat, end_of_turn
 from data.media.parts import resolved
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
+from lm.config.towers import NAMES, Media, check_text
 from lm.errors import UserError
 from lm.strangers import shown
-from lm.towers import NAMES, Media, check_text
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 

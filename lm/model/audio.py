@@ -22,7 +22,7 @@ WIDTH = 3  # frames that a convolution sees
 
 
 class AudioTower(nnx.Module):
-    """projector(stack(encoder(spectrograms))), by `config.audio` (lm/towers.py)."""
+    """projector(stack(encoder(spectrograms))), by `config.audio` (lm/config/towers.py)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         audio, D = config.audio, config.audio.embed_dim

@@ -1,6 +1,6 @@
 """The linear layer of attention, feed-forward and heads.
 
-The config (lm/config.py) may store its weight as integers and add a low-rank adapter.
+The config (lm/config/model.py) may store its weight as integers and add a low-rank adapter.
 """
 
 import contextlib

@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 
 from lm.config import ModelConfig
+from lm.config.towers import Media
 from lm.errors import UserError
 from lm.parallel.context import context_ways, slots
 from lm.parallel.mesh import reshard, spec
-from lm.towers import Media
 
 
 class Given(NamedTuple):

@@ -19,7 +19,7 @@ CHANNELS = 3
 
 
 class VisionTower(nnx.Module):
-    """projector(shuffle(ViT(images))), by `config.vision` (lm/towers.py)."""
+    """projector(shuffle(ViT(images))), by `config.vision` (lm/config/towers.py)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         vision, D, p = config.vision, config.vision.embed_dim, config.vision.patch_size

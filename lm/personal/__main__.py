@@ -24,7 +24,7 @@ A passphrase protects the store: asked for on a terminal, or in the file --passp
 LMCRAFT_PASSPHRASE. With --keyring at the first add the key lies in the keyring of the desktop. Nothing can recover a lost key.
 The program cuts itself off from the network when it starts. docs/personal.md says what is protected against whom.
 MODEL is a workdir, a Hugging Face folder or a GGUF file; the store remembers it.
-Needs: pip install -r requirements-personal.txt
+Needs: pip install -r requirements/personal.txt
 """
 
 import contextlib

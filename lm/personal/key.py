@@ -115,7 +115,7 @@ def _scrypt(passphrase: str, salt: bytes, cost: dict[str, int]) -> bytes:
     try:
         from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
     except ImportError:
-        raise UserError("lm.personal needs cryptography: pip install -r requirements-personal.txt") from None
+        raise UserError("lm.personal needs cryptography: pip install -r requirements/personal.txt") from None
     return Scrypt(salt, 32, **cost).derive(passphrase.encode())
 
 
@@ -124,7 +124,7 @@ def _keyring(call: str, *arguments: str) -> str | None:
         import keyring
         from keyring.errors import KeyringError
     except ImportError:
-        raise UserError("--keyring needs keyring: pip install -r requirements-personal.txt, or use a passphrase") from None
+        raise UserError("--keyring needs keyring: pip install -r requirements/personal.txt, or use a passphrase") from None
     try:
         return getattr(keyring, call)(*arguments)
     except KeyringError as error:

@@ -98,7 +98,7 @@ def _accounting():
     try:
         import dp_accounting
     except ImportError:
-        raise UserError("--epsilon needs dp-accounting: pip install -r requirements-personal.txt") from None
+        raise UserError("--epsilon needs dp-accounting: pip install -r requirements/personal.txt") from None
     return dp_accounting
 
 

@@ -60,5 +60,5 @@ def _cipher(key: bytes, salt: bytes, purpose: str):
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
     except ImportError:
-        raise UserError("lm.personal needs cryptography: pip install -r requirements-personal.txt") from None
+        raise UserError("lm.personal needs cryptography: pip install -r requirements/personal.txt") from None
     return AESGCM(HKDF(SHA256(), 32, salt, purpose.encode()).derive(key))

@@ -6,7 +6,7 @@ out the section of a missing part.
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -281,76 +281,81 @@ def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
     return [(name, value) for name, value in bars if value is not None]
 
 
+Drawn = tuple[str, str, str, Callable[[Axes], None]]  # title, note, unit of the y axis, and what draws
+
+
 def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[dict]:
     """Return the charts that have data: [{title, note, svg}]."""
     tokens = column(train, "tokens")
+    charts = [*_loss(train, valid), *_bits(report, valid), *_tasks(valid), *_of_steps(train)]
+    return [
+        {"title": title, "note": note, "svg": svg(f"chart{i}", draw, tokens, unit=unit)}
+        for i, (title, note, unit, draw) in enumerate(charts)
+    ]
+
+
+def _loss(train: Sequence[dict], valid: Sequence[dict]) -> Iterator[Drawn]:
     loss, valid_loss = column(train, "loss"), column(valid, "valid_loss")
-    charts = []
+    if not (len(loss[0]) or len(valid_loss[0])):
+        return
+    smoothed = trend(*loss) if len(loss[0]) else loss
+    shown = np.concatenate([smoothed[1][len(smoothed[1]) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
+    peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
+    clipped = peak > max(top, 1.3 * top)  # the fall from ln(vocabulary) in the first steps would flatten the rest
 
-    def chart(title: str, note: str, unit: str, draw: Callable[[Axes], None]) -> None:
-        charts.append({"title": title, "note": note, "svg": svg(f"chart{len(charts)}", draw, tokens, unit=unit)})
+    def draw(ax: Axes) -> None:
+        if len(loss[0]):
+            ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
+            ax.plot(*smoothed, color=TRAIN, linewidth=1.8, label="train, smoothed")
+        if len(valid_loss[0]):
+            curve = thin(*valid_loss)
+            ax.plot(*curve, color=VALID, linewidth=1.6, linestyle=LINES[1], label="validation", **held_out(curve))
+        if clipped:
+            ax.set_ylim(top=top)
+        legend(ax, "upper right")
 
-    if len(loss[0]) or len(valid_loss[0]):
-        smoothed = trend(*loss) if len(loss[0]) else loss
-        shown = np.concatenate([smoothed[1][len(smoothed[1]) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
-        peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
-        clipped = peak > max(top, 1.3 * top)  # the fall from ln(vocabulary) in the first steps would flatten the rest
+    yield "Loss", "lower is better" + (f"; the frame cuts off a peak of {peak:.3g}" if clipped else ""), "nats per token", draw
 
-        def draw_loss(ax: Axes) -> None:
-            if len(loss[0]):
-                ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
-                ax.plot(*smoothed, color=TRAIN, linewidth=1.8, label="train, smoothed")
-            if len(valid_loss[0]):
-                curve = thin(*valid_loss)
-                ax.plot(*curve, color=VALID, linewidth=1.6, linestyle=LINES[1], label="validation", **held_out(curve))
-            if clipped:
-                ax.set_ylim(top=top)
-            legend(ax, "upper right")
 
-        note = "lower is better" + (f"; the frame cuts off a peak of {peak:.3g}" if clipped else "")
-        chart("Loss", note, "nats per token", draw_loss)
-
+def _bits(report: dict, valid: Sequence[dict]) -> Iterator[Drawn]:
     bits = column(valid, "valid_bits_per_byte")
-    if len(bits[0]):
-        validation = report.get("validation") or {}
-        baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
+    if not len(bits[0]):
+        return
+    validation = report.get("validation") or {}
+    baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
 
-        def draw_bits(ax: Axes) -> None:
-            for name, value in baselines.items():
-                ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-                ax.annotate(
-                    f"{name} {value:.3f}",
-                    (1, value),
-                    (-3, 3),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    ha="right",
-                    color=MUTED,
-                )
-            curve = thin(*bits)
-            ax.plot(*curve, color=VALID, linewidth=1.6, **held_out(curve))
-            ax.margins(y=0.1)
+    def draw(ax: Axes) -> None:
+        for name, value in baselines.items():
+            ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+            ax.annotate(f"{name} {value:.3f}", (1, value), (-3, 3), color=MUTED, **where)
+        curve = thin(*bits)
+        ax.plot(*curve, color=VALID, linewidth=1.6, **held_out(curve))
+        ax.margins(y=0.1)
 
-        note = "of held-out text; lower is better" + ("; dashed lines: n-gram baselines" if baselines else "")
-        chart("Bits per byte", note, "bits per byte", draw_bits)
+    note = "of held-out text; lower is better" + ("; dashed lines: n-gram baselines" if baselines else "")
+    yield "Bits per byte", note, "bits per byte", draw
 
+
+def _tasks(valid: Sequence[dict]) -> Iterator[Drawn]:
     names = sorted({key for row in valid for key in row if key.startswith("valid_") and "/" in key})
     for task in dict.fromkeys(name.removeprefix("valid_").partition("/")[0] for name in names):
-        found = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
+        of_task = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
 
-        def draw_task(ax: Axes, found=found) -> None:
-            for name, colour, line, marker in zip(found, SERIES, LINES, MARKERS):
+        def draw(ax: Axes, of_task=of_task) -> None:
+            for name, colour, line, marker in zip(of_task, SERIES, LINES, MARKERS):
                 curve = column(valid, name)
                 style = {"color": colour, "linestyle": line, "linewidth": 1.8, "label": name.partition("/")[2]}
                 ax.plot(*thin(*curve), **style, **dots(curve, marker))
             legend(ax)
 
         if task == "bits_per_byte":
-            chart("Bits per byte of each source", "of held-out text; lower is better", "bits per byte", draw_task)
-            continue
-        unit = found[0].partition("/")[2] if len(found) == 1 else "metric"
-        chart(task, "evaluated during training", unit, draw_task)
+            yield "Bits per byte of each source", "of held-out text; lower is better", "bits per byte", draw
+        else:
+            yield task, "evaluated during training", of_task[0].partition("/")[2] if len(of_task) == 1 else "metric", draw
 
+
+def _of_steps(train: Sequence[dict]) -> Iterator[Drawn]:
     for key, title, note, unit in (
         ("learning_rate", "Learning rate", "as applied", "learning rate"),
         ("grad_norm", "Gradient norm", "global, before clipping", "norm"),
@@ -370,5 +375,4 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
             else:
                 from_zero(ax)
 
-        chart(title, note, unit, draw)
-    return charts
+        yield title, note, unit, draw

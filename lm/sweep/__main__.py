@@ -18,7 +18,7 @@ the config. It is stopped early if its validation is worse than the median of th
 Run the same command again to resume after a crash, a kill or a Ctrl-C: finished trials are kept, and an interrupted one goes
 on from its checkpoint. More --trials continue a finished sweep. Several machines share a sweep by the same --storage=URL
 (postgresql://…, mysql://…) and the same last part of --workdir, in folders of their own.
-Writes to the workdir: sweep.json, study.db (Optuna), trials/, sweep.html. Needs: pip install -r requirements-sweep.txt
+Writes to the workdir: sweep.json, study.db (Optuna), trials/, sweep.html. Needs: pip install -r requirements/sweep.txt
 """
 
 import importlib.util
@@ -30,7 +30,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, config_files
+from lm import cli
+from lm.cli import config_files
 from lm.errors import UserError
 from lm.inputs import check_alignment, check_training
 from lm.lock import locked
@@ -132,7 +133,7 @@ def check(config, workdir: Path, keys: list[Key]) -> None:
     options = flags.FLAGS
     for package in ("optuna", "sklearn"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"a sweep needs {package}: pip install -r requirements-sweep.txt")
+            raise UserError(f"a sweep needs {package}: pip install -r requirements/sweep.txt")
     if not options.metric.startswith("valid_"):
         raise UserError(f"--metric={options.metric}: name a validation metric, such as valid_loss or valid_reward")
     if config.get("method") == "safety":

@@ -13,7 +13,7 @@ from typing import IO, Any
 import optuna
 from optuna.trial import TrialState
 
-from lm.config_files import HOME
+from lm.cli.config_files import HOME
 from lm.lock import last_process
 from lm.train.history import load_metrics
 

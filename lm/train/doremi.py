@@ -20,7 +20,8 @@ from jax import lax
 
 from lm.kernels.logprobs import target_logprobs
 from lm.model.transformer import Transformer, skeleton
-from lm.train.step import Trainer, TrainState, make_trainer, model_config_of, slices
+from lm.train.state import TrainState
+from lm.train.step import Trainer, make_trainer, model_config_of, slices
 
 STEP_SIZE, SMOOTHING = 1.0, 1e-3  # η and c of algorithm 1, which the paper uses throughout
 

@@ -21,7 +21,8 @@ from jax.extend import core, source_info_util
 from lm.checkpoint import named, plain
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
-from lm.train.step import Objective, TrainState, model_config_of, slices
+from lm.train.state import TrainState
+from lm.train.step import Objective, model_config_of, slices
 
 INLINE = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 KINDS = {"NaN": jnp.isnan, "infinity": jnp.isinf}
@@ -54,7 +55,7 @@ def explain(config, objective: Objective, state: TrainState, batch: dict, frozen
     repeats = [count for _, count in model.stacks]
 
     def loss(params, rest, batch, frozen, weight):
-        total, sums = objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, key)
+        total, sums = objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, train=True, key=key)
         return total / weight
 
     parts = slices(batch, config.accumulate)

@@ -27,7 +27,7 @@ from lm.train.alerts import alert
 from lm.train.feed import Stream
 from lm.train.history import json_lines
 from lm.train.keeping import Kept
-from lm.train.step import TrainState
+from lm.train.state import TrainState
 from lm.workdir import kept_json, steps_saved
 
 RECORD, SKIPPED = "rewinds.json", "skipped_data.jsonl"
@@ -84,9 +84,9 @@ class Rewinds:
         """Return how many batches later than its own a step reads."""
         return next((one["shift"] for one in reversed(self._done) if one["to"] < step), 0)
 
-    def shifted(self, stream: Stream) -> Stream:
+    def shifted(self, stream: Stream) -> "Shifted":
         """Return the stream without the batches that are left out."""
-        self._stream = _Shifted(stream, self)
+        self._stream = Shifted(stream, self)
         return self._stream
 
     def rewind(self, at: int, first: int, cause: str, say: Callable[[str], None]) -> None:
@@ -169,7 +169,7 @@ def target(saved: list[int], first: int, every: int, done: list[dict], healthy: 
     return before[-1] if before else None
 
 
-class _Shifted:
+class Shifted:
     """A Stream whose step n is step n + shift(n) of another one."""
 
     def __init__(self, stream: Stream, rewinds: Rewinds):

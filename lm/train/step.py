@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
@@ -20,31 +19,15 @@ from lm.kernels.cross_entropy import cross_entropy
 from lm.kernels.matmul import spec_of
 from lm.model.linear import trainable
 from lm.model.media import media_of
-from lm.model.moe import balanced
 from lm.model.transformer import Hidden, Transformer, build, skeleton
 from lm.parallel.context import later
-from lm.parallel.memory import has_host_memory, on_host, to_device, to_host
+from lm.parallel.memory import has_host_memory, on_host
 from lm.parallel.mesh import shardings
 from lm.train import guard, rates
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.schedule import schedule
-
-
-class TrainState(NamedTuple):
-    """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied.
-
-    sources: weights of the sources that a run learns (lm/train/doremi.py); () in other runs. average: moving average of the
-    trained parameters (config.ema); () without. guard: what the last steps were like (lm/train/guard.py); () without.
-    """
-
-    step: jax.Array  # int32
-    params: nnx.State
-    optimizer: Any
-    skipped: jax.Array  # int32
-    skipped_in_row: jax.Array  # int32
-    sources: Any = ()
-    average: Any = ()
-    guard: Any = ()
+from lm.train.state import TrainState
+from lm.train.update import Update
 
 
 class Sums(NamedTuple):
@@ -58,12 +41,13 @@ class Sums(NamedTuple):
 class Objective(NamedTuple):
     """The function that a run minimises.
 
-    loss(model, batch, frozen, key) -> (sum over the batch, Sums), float32. weight(batch) -> the divisor of the sum, always for
-    the whole batch, also if it is sliced. frozen: whatever does not learn, such as a reference or a teacher. key: new in each
-    step, None in evaluation. is_nll: in evaluation the loss is Σ w·nll of the next tokens, and nothing else.
+    loss(model, batch, frozen, train=, key=) -> (sum over the batch, Sums), float32. weight(batch) -> the divisor of the sum,
+    always for the whole batch, also if it is sliced. frozen: whatever does not learn, such as a reference or a teacher. train:
+    False in evaluation. key: a new random key in each step; None in evaluation. is_nll: in evaluation the loss is Σ w·nll of
+    the next tokens, and nothing else.
     """
 
-    loss: Callable[[Transformer, dict, Any, jax.Array | None], tuple[jax.Array, Sums]]
+    loss: Callable[..., tuple[jax.Array, Sums]]
     weight: Callable[[dict], jax.Array]
     is_nll: bool = False
 
@@ -105,15 +89,12 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         o.schedule, peak=peak, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
 
-    offload, watch = o.offload and has_host_memory(), guard.settings(config)
+    update = Update(
+        transform, learning_rate, config, model_config, learns, o.offload and has_host_memory(), guard.settings(config)
+    )
 
     def init(params: nnx.State | None = None) -> TrainState:
-        params = build(model_config, config.seed) if params is None else params
-        zero, trained = jnp.zeros((), jnp.int32), nnx.filter_state(params, learns)
-        average = jax.tree.map(jnp.copy, trained) if config.ema else ()
-        optimizer = transform.init(trained)
-        optimizer = to_host(optimizer) if offload else optimizer
-        return TrainState(zero, params, optimizer, zero, zero, average=average, guard=guard.init(watch) if watch else ())
+        return update.first_state(build(model_config, config.seed) if params is None else params)
 
     def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
         weight = objective.weight(batch)
@@ -121,109 +102,26 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         params, rest = nnx.split_state(state.params, learns, ...)
 
         def loss(params, batch):
-            return objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, key)
+            return objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, train=True, key=key)
 
         (total, sums), grads = accumulated_gradient(loss, params, batch, weight, config.accumulate)
         with jax.named_scope("optimizer"):
-            norm = optax.global_norm(grads)
-            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
-            rate = learning_rate(state.step)
-            if state.guard:
-                rate = rate * guard.rate_factor(state.guard, state.step, watch)
-            moments = to_device(state.optimizer) if offload else state.optimizer
-            direction, optimizer = transform.update(grads, moments, params)
-            trained = jax.tree.map(lambda p, u: p - rate * u, params, direction)
-            average = moving_average(state.average, trained, state.step, config.ema) if config.ema else ()
-            params = nnx.merge_state(trained, rest)
-            if not model_config.adapter.rank:  # an adapter leaves the base unchanged
-                params = with_balance(params, sums.loads, model_config.moe.bias_rate)
-            # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients
-            # and their squares, and these are finite if the norm is.
-            ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
-            watched, seen = (), {}
-            if state.guard:
-                ok, watched, seen = guard.judge(state.guard, total, norm, ok, state.skipped_in_row, watch)
-            # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
-            params, optimizer, average = jax.tree.map(
-                lambda new, old: jnp.where(ok, new, old), (params, optimizer, average), (state.params, moments, state.average)
-            )
-            if offload:
-                optimizer = to_host(optimizer)
-        bad = jnp.int32(1) - ok.astype(jnp.int32)
-        in_row = (state.skipped_in_row + bad) * bad
-        state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row, average=average, guard=watched)
-        metrics = {"loss": total} | {name: ratio(*pair) for name, pair in sums.metrics.items()}
-        metrics |= {
-            "grad_norm": norm,
-            "learning_rate": rate,
-            "weight": weight * ok,
-            "tokens": jnp.sum(batch["weights"] > 0) * ok,
-            "skipped": state.skipped,
-            "skipped_in_row": in_row,
-            **seen,
-        }
+            state, ok, numbers = update.applied(state, grads, total, sums.loads)
+        metrics = {"loss": total} | {name: ratio(*pair) for name, pair in sums.metrics.items()} | numbers
+        metrics |= {"weight": weight * ok, "tokens": jnp.sum(batch["weights"] > 0) * ok}
         if sums.loads:
             metrics["expert_load"] = jnp.max(jnp.stack([busiest(load) for load in sums.loads.values()]))
         return state, metrics
 
     def evaluate(params: nnx.State, batch: dict, frozen=None) -> dict:
         """Return sums over the batch, so that several batches can be added."""
-        total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
+        total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, train=False)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
     def nll(params: nnx.State, batch: dict) -> jax.Array:
         return token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[1]
 
-    return Trainer(init, step, evaluate, abstract, offload, objective, nll)
-
-
-def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, decay: float) -> nnx.State:
-    """Return d·average + (1−d)·params with d = min(decay, (1+n)/(10+n)) after n updates: early averages forget the start."""
-    n = updates.astype(jnp.float32)
-    d = jnp.minimum(decay, (1 + n) / (10 + n))
-    return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
-
-
-def averaged(state: TrainState) -> nnx.State:
-    """Return the parameters to evaluate and to keep: the averages with all that is not trained, or else the parameters."""
-    return nnx.merge_state(state.params, state.average) if state.average else state.params
-
-
-def stored(state: TrainState, learns: nnx.filterlib.Filter) -> dict:
-    """Return the state by the names of a checkpoint: `params` are those of `averaged`, and `raw` the trained ones without
-    averaging. So every reader of a checkpoint gets the averages. Without an average it has no `raw`."""
-    fields = {name: value for name, value in state._asdict().items() if name != "average"}
-    raw = {"raw": nnx.filter_state(state.params, learns)} if state.average else {}
-    return fields | {"params": averaged(state)} | raw
-
-
-def unstored(fields: dict, learns: nnx.filterlib.Filter, average: bool) -> TrainState:
-    """Return the state of a checkpoint. average: whether the run keeps one; without `raw` it starts from the parameters."""
-    raw, params = fields.get("raw"), fields["params"]
-    kept = nnx.filter_state(params, learns) if average else ()
-    if raw:
-        params = nnx.merge_state(params, raw)
-    else:
-        kept = jax.tree.map(jnp.copy, kept)  # both are donated: not the same buffers
-    return TrainState(**{name: fields[name] for name in fields if name not in ("params", "raw")}, params=params, average=kept)
-
-
-def overflowed(old: Any, new: Any) -> jax.Array:
-    """Return whether any number is finite in `old` and not in `new`, bool []. Leaves shared by both trees are not read."""
-    pairs = [(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True) if a is not b]
-    broken = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return jnp.any(jnp.stack(broken))
-
-
-def sound(state: TrainState) -> jax.Array:
-    """Return whether the parameters and the optimizer's moments are finite, and the parameters' squares too, bool [].
-
-    Normalisation layers square activations: with parameters of 1e20 they return 0, and the loss stays finite.
-    """
-    moments = jax.tree.leaves(to_device(state.optimizer))
-    finite = [jnp.all(jnp.isfinite(x)) for x in moments if jnp.issubdtype(x.dtype, jnp.inexact)]
-    floats = [x for x in jax.tree.leaves(state.params) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.isfinite(optax.global_norm(floats)), *finite]))
+    return Trainer(init, step, evaluate, abstract, update.offload, objective, nll)
 
 
 def ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
@@ -239,8 +137,8 @@ def model_config_of(config) -> ModelConfig:
 def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
     """Return the next-token objective; every token has its batch weight."""
 
-    def loss(model, batch, frozen, key):
-        if key is None:
+    def loss(model, batch, frozen, *, train, key=None):
+        if not train:
             objective, nll = token_loss(model, batch, z_loss=0.0)
             return objective, Sums({"loss": (nll, jnp.sum(batch["weights"]))}, {})
         return training_loss(model, batch, z_loss=z_loss, mtp_loss=mtp_loss)
@@ -309,19 +207,6 @@ def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
 def busiest(load: jax.Array) -> jax.Array:
     """Return the largest entry of a load [..., E], relative to the mean of its layer."""
     return jnp.max(load / jnp.maximum(1e-9, jnp.mean(load, axis=-1, keepdims=True)))
-
-
-def with_balance(params: nnx.State, loads: dict[tuple, jax.Array], rate: float) -> nnx.State:
-    """Return the parameters with each router's balance bias moved against its load (DeepSeek-V3, 2024, §2.1.2)."""
-    params = jax.tree.map(lambda x: x, params)
-    for path, load in loads.items():
-        layer = params
-        for name in path:
-            layer = layer[name]
-        if "balance_bias" in layer["feed_forward"]:
-            bias = layer["feed_forward"]["balance_bias"]
-            bias.set_value(balanced(bias.get_value(), load, rate))
-    return params
 
 
 def accumulated_gradient(loss, params, batch: dict, weight, parts: int):

@@ -34,14 +34,11 @@ class Supervision:
         self._watchdog.enter(phase)
         return self.goodput.enter(phase)
 
-    def got(self, pending: tuple | None, first: bool) -> None:
-        """End the wait for a batch. It cost nothing if the devices were computing the `pending` step all the while.
-
-        first: the step of this batch is compiled now.
-        """
+    def got_batch(self, is_first: bool, is_busy: bool) -> None:
+        """End the wait for a batch. is_first: its step is compiled now. is_busy: the devices compute the step before."""
         before = self.goodput.seconds.get("data", 0.0)
-        self.enter("compile" if first else "dispatch")
-        if pending is not None and not pending[1]["loss"].is_ready():
+        self.enter("compile" if is_first else "dispatch")
+        if is_busy:
             self.goodput.hide(self.goodput.seconds.get("data", 0.0) - before)
 
     def stepped(self, step: int) -> tuple[dict[str, float], list[str]]:

@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.parametrize("verb", config_keys.VERBS)
 def test_every_key_is_explained(verb):
     missing = [key.name for key in config_keys.keys(verb) if not key.explanation]
-    assert not missing, f"configs/{verb}/default.py, lm/config.py: write a comment on the line of {', '.join(missing)}"
+    assert not missing, f"configs/{verb}/default.py, lm/config/model.py: write a comment on the line of {', '.join(missing)}"
 
 
 def test_comments_belong_to_their_keys(tmp_path):
@@ -49,7 +49,7 @@ def test_keys_have_types_and_defaults():
     assert (keys["optimizer.clip_norm"].type, keys["optimizer.clip_norm"].default) == ("float", "1.0")
     assert (keys["data.input"].type, keys["data.input"].default) == ("str", "None")
     assert (keys["data.max_examples"].type, keys["model.rope.interleaved"].default) == ("int", "False")
-    assert keys["model.moe.top_k"].explanation and keys["optimizer.clip_norm"].explanation  # of lm/config.py; of train
+    assert keys["model.moe.top_k"].explanation and keys["optimizer.clip_norm"].explanation  # of lm/config/model.py; of train
 
 
 def test_config_files_show_what_they_change():

@@ -3,7 +3,7 @@
 import links
 import pytest
 
-DOCUMENTS = [links.ROOT / "README.md", *sorted((links.ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(links.ROOT.glob("*.md")), *sorted((links.ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(links.ROOT)))
@@ -30,10 +30,10 @@ def test_wrong_links_are_named(tmp_path):
 
 def test_links_lead_to_pages_of_the_site():
     found = []
-    text = "[a](../lm/config.py#L12) [b](train.md#text) [c](../README.md) [d](../configs/smollm2) [e](#text) ![f](mup.png)"
+    text = "[a](../lm/errors.py#L12) [b](train.md#text) [c](../README.md) [d](../configs/smollm2) [e](#text) ![f](mup.png)"
     assert links.for_site("docs/align.md", text, found.append) == (
-        "[a](source/lm/config.py.md#__codelineno-0-12) [b](train.md#text) [c](index.md) [d](source/configs/smollm2/index.md) "
+        "[a](source/lm/errors.py.md#__codelineno-0-12) [b](train.md#text) [c](index.md) [d](source/configs/smollm2/index.md) "
         "[e](#text) ![f](mup.png)"
     )
-    assert sorted(found) == ["README.md", "configs/smollm2", "docs/mup.png", "docs/train.md", "lm/config.py"]
-    assert links.for_site("README.md", "[a](docs/train.md) [b](lm/config.py)") == "[a](train.md) [b](source/lm/config.py.md)"
+    assert sorted(found) == ["README.md", "configs/smollm2", "docs/mup.png", "docs/train.md", "lm/errors.py"]
+    assert links.for_site("README.md", "[a](docs/train.md) [b](lm/errors.py)") == "[a](train.md) [b](source/lm/errors.py.md)"

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.train import tiny
-from lm import config_files
+from lm.cli import config_files
 from lm.errors import UserError
 
 

@@ -11,7 +11,7 @@ from configs.curate import default as curate
 from configs.evaluate import default as evaluate
 from configs.serve import default as serve
 from configs.train import default as train
-from lm import other_names
+from lm.cli import other_names
 
 
 def keys(config: dict, prefix: str = "") -> Iterator[str]:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from tests.verbs import runs
 
 EXTRAS = ("agent", "beam", "buckets", "docs", "gpu", "media", "personal", "sweep", "test", "tpu", "trackers")
-FOLDERS = ("benchmarks", "configs", "data", "docs", "examples", "lm", "tests")
+FOLDERS = ("benchmarks", "configs", "data", "docs", "examples", "lm", "requirements", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_wheel_declares_the_requirements_files(wheel):
         of_extra = [r for r in declared if r.marker and f'extra == "{extra}"' in str(r.marker)]
         for requirement in of_extra:
             requirement.marker = None
-        assert {_text(r) for r in of_extra} == requirements(f"requirements-{extra}.txt"), extra
+        assert {_text(r) for r in of_extra} == requirements(f"requirements/{extra}.txt"), extra
 
 
 def requirements(file: str) -> set[str]:

@@ -73,7 +73,7 @@ def _of_gymnasium(name: str) -> Make:
         import gymnasium
     except ImportError:
         raise UserError(
-            f"rollout.environment={GYMNASIUM}{name} needs gymnasium: pip install -r requirements-agent.txt"
+            f"rollout.environment={GYMNASIUM}{name} needs gymnasium: pip install -r requirements/agent.txt"
         ) from None
     try:
         gymnasium.spec(name)

@@ -17,7 +17,8 @@ from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
 from lm.align.preference import routers
 from lm.align.rl import advantages, shared_prompts
 from lm.model.transformer import Transformer
-from lm.train.step import Objective, Sums, Trainer, TrainState, slices
+from lm.train.state import TrainState
+from lm.train.step import Objective, Sums, Trainer, slices
 
 
 def needs_reference(config) -> bool:
@@ -90,7 +91,7 @@ def objective(config) -> Objective:
     kind = "bnpo" if is_ppo else rl.loss
     longest = config.rollout.max_new_tokens * max(1, config.rollout.max_turns)
 
-    def loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+    def loss(model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
         batch = shared_prompts.flat(batch)
         weights_BT = batch["weights"]
         out = shared_prompts.hidden(model, batch)
@@ -122,7 +123,7 @@ def objective(config) -> Objective:
             critic = jnp.sum(value_loss(values_BT, batch["old_values"], batch["returns"], rl.value_clip) * weights_BT)
             metrics |= {"loss/policy_avg": (total, tokens), "loss/value_avg": (critic, tokens)}
             total = total + rl.value_coef * critic
-        router, loads = routers(model, out, batch, weight_of_rows(batch), key)
+        router, loads = routers(model, out, batch, weight_of_rows(batch), train)
         return total + router, Sums(metrics, loads)
 
     def weight_of_rows(batch: dict) -> jax.Array:

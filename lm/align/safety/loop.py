@@ -25,13 +25,13 @@ from data.chat.template import end_of_turn
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
 from data.text.tokenizer import load_tokenizer
-from lm.align.run import chat_template, templated
 from lm.align.run import run as train
 from lm.align.safety import critique
 from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
 from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
+from lm.align.tokenizers import chat_template, templated
 from lm.checkpoint import damage
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
@@ -65,7 +65,7 @@ def run(config, workdir: Path, reports: Reports) -> dict:
 
     Returns: the content of safety.json: {"before", "after": figures of `lm.evals.redteam.safety_eval.summary`, plus
     "bits_per_byte"; "change" of the headlines; "rounds": [counts of training examples]; "judge", "model" and others}.
-    Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
+    Raises: UserError; Stopped and Diverged as lm.train.loop.train.
     """
     loop = Loop(config, workdir, reports)
     model = Path(config.init_from)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.config import ModelConfig
+from lm.config.towers import NAMES, check_text
 from lm.errors import UserError
-from lm.towers import NAMES, check_text
 
 
 class Tile(NamedTuple):

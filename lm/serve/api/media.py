@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from data.chat.media.encoding import Towers
 from data.chat.messages import Messages
+from lm.config.towers import Media
 from lm.errors import UserError
 from lm.infer.prompts import with_files
 from lm.serve.api.errors import ApiError
-from lm.towers import Media
 
 THREADS = 2
 WAITING = 32  # requests whose files wait for a thread; more are refused with 429

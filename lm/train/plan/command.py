@@ -4,7 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from lm import config_files, saving
+from lm import saving
+from lm.cli import config_files
 from lm.errors import UserError
 
 FILE = "plan.json"

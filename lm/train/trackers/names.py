@@ -5,7 +5,7 @@ import importlib.util
 from lm.errors import UserError
 
 PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy"), "trackio": ("trackio",)}  # modules that each needs
-REQUIREMENTS = "requirements-trackers.txt"
+REQUIREMENTS = "requirements/trackers.txt"
 
 
 def parse_trackers(text: str) -> tuple[str, ...]:

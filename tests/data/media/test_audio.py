@@ -150,4 +150,4 @@ print(peak() - before)
 def test_without_soundfile_a_line_says_what_to_install():
     code = "import sys; sys.modules['soundfile'] = None\nfrom data.media.audio import decode\ndecode(b'', 'x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "UserError: reading audio needs the package soundfile" in done.stderr and "requirements-media.txt" in done.stderr
+    assert "UserError: reading audio needs the package soundfile" in done.stderr and "requirements/media.txt" in done.stderr

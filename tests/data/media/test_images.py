@@ -165,7 +165,7 @@ except UserError: print(peak() - before)
 def test_without_pillow_a_line_says_what_to_install():
     code = "import sys; sys.modules['PIL'] = None\nfrom data.media.images import decode\ndecode(b'', 'x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "UserError: reading images needs the package PIL" in done.stderr and "requirements-media.txt" in done.stderr
+    assert "UserError: reading images needs the package PIL" in done.stderr and "requirements/media.txt" in done.stderr
 
 
 def test_files_in_a_stream_are_not_left_open():

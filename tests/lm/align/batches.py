@@ -91,7 +91,7 @@ def _compiled(objective, config, training: bool, gradient: bool):
 
         def loss(params):
             model = nnx.merge(graph, nnx.merge_state(params, rest))
-            total, sums = objective.loss(model, batch, frozen, key if training else None)
+            total, sums = objective.loss(model, batch, frozen, train=training, key=key if training else None)
             return total / weight, (total, weight, sums.metrics)
 
         if gradient:

@@ -60,7 +60,7 @@ def test_as_the_whole_logits_of_both_say():
             batch["weights"],
             Distillation(d.divergence, d.beta, d.mix, d.temperature, teacher_softcap=8.0),
         )
-        return distilled.loss(model, batch, frozen, None), expected
+        return distilled.loss(model, batch, frozen, train=False), expected
 
     (total, sums), expected = jax.jit(both)(parameters(model_config_of(config), scale=2.0), batch, frozen)
     np.testing.assert_allclose(total, expected.objective, rtol=1e-5)
@@ -73,7 +73,7 @@ def test_as_the_whole_logits_of_both_say():
 def test_from_itself_there_is_nothing_to_learn():
     config = distilling()
     graph, params = teacher_of(dict(num_layers=1))
-    total, sums = jax.jit(lambda p, batch: objective(config, graph).loss(nnx.merge(graph, p), batch, p, None))(
+    total, sums = jax.jit(lambda p, batch: objective(config, graph).loss(nnx.merge(graph, p), batch, p, train=False))(
         params, packed_batch(config, seed=0)
     )
     agreed, weight = sums.metrics["agreement"]

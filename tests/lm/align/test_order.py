@@ -9,7 +9,7 @@ import pytest
 from data.chat.examples import prepare_examples
 from data.tasks import TASKS
 from data.text.sentencepiece_tokenizer import train
-from lm.align.run import batches
+from lm.align.data import batches
 from lm.align.settings import example_kind
 
 

@@ -240,7 +240,7 @@ def test_a_policy_that_is_its_reference_has_no_margin_in_bfloat16(loss, scan_lay
     @jax.jit
     def step(learns, frozen, batch):
         def of(learns):
-            return objective.loss(nnx.merge(graph, nnx.merge_state(learns, rest)), batch, frozen, KEY)
+            return objective.loss(nnx.merge(graph, nnx.merge_state(learns, rest)), batch, frozen, train=True, key=KEY)
 
         return jax.value_and_grad(of, has_aux=True)(learns)
 

@@ -8,7 +8,8 @@ from flax import nnx
 from lm.checkpoint import Checkpoints
 from lm.model.linear import trainable
 from lm.parallel.mesh import make_mesh
-from lm.train.step import abstract_state, averaged, make_trainer, model_config_of, state_shardings, stored, unstored
+from lm.train.state import averaged, stored, unstored
+from lm.train.step import abstract_state, make_trainer, model_config_of, state_shardings
 from tests.lm.examples import packed_batch, tiny_config
 
 

@@ -47,8 +47,8 @@ def test_the_gradient_alone():
     """The gradient of a root at 0 is infinite, and times the 0 of the branch that is not taken it is NaN."""
     config, state, batch = prepared()
 
-    def loss(model, batch, frozen, key):
-        total, sums = OBJECTIVE.loss(model, batch, frozen, key)
+    def loss(model, batch, frozen, **how):
+        total, sums = OBJECTIVE.loss(model, batch, frozen, **how)
         with jax.named_scope("penalty"):
             size = jnp.sum(model.embedding[...] * 0)
             return total + jnp.where(size > 0, jnp.sqrt(size), 0.0), sums
@@ -80,7 +80,7 @@ def test_the_loop_says_it(tmp_path, capsys):
 
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        result = loop.train(config, make_trainer(config), mesh, Poisoned(), None, tmp_path)
+        result = loop.train(config, make_trainer(config), mesh, Poisoned(), tmp_path)
     assert result["skipped"] == 1
     said = "".join(capsys.readouterr())
     assert "step 3: find_nan: not finite before the step: batch weights" in said and said.count("find_nan") == 1

@@ -11,7 +11,8 @@ from lm.checkpoint import Checkpoints
 from lm.parallel.mesh import make_mesh
 from lm.train.describe import abstract_mesh, memories
 from lm.train.feed import Feed
-from lm.train.step import abstract_state, make_trainer, sound, state_shardings
+from lm.train.state import sound
+from lm.train.step import abstract_state, make_trainer, state_shardings
 from tests.lm.examples import packed_batch, tiny_config
 from tests.slow import all_but
 

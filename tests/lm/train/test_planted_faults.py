@@ -91,7 +91,7 @@ def final_loss(config, seed, fault, first, workdir) -> tuple[float, dict]:
         used = faulty(trainer, fault) if fault != "garbage" else trainer
         if fault == "garbage":
             used = trainer._replace(step=lambda s, b, f=None: trainer.step(s, {k: x for k, x in b.items() if k != "marked"}, f))
-        result = loop.train(config, used, mesh, Planted(config, seed, fault, first), None, workdir)
+        result = loop.train(config, used, mesh, Planted(config, seed, fault, first), workdir)
         evaluate = jax.jit(trainer.evaluate)
         sums = [evaluate(result["params"], rows(config, seed, 10**6 + i)) for i in range(20)]
     return sum(float(x["objective"]) for x in sums) / sum(float(x["weight"]) for x in sums), result

@@ -1,11 +1,14 @@
 """Traces of chosen steps: which steps they hold, and that their operations can be told apart."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 import pytest
 
 from lm.errors import UserError
-from lm.train.profile import STEP, Profile, traces
+from lm.train.events.profile import STEP, Profile, traces
 from lm.train.step import make_trainer
 from lm.train.values import profiled_steps
 from tests.lm.examples import packed_batch, tiny_config
@@ -17,6 +20,26 @@ def steps_of(path) -> list[int]:
     planes = jax.profiler.ProfileData.from_file(str(path)).planes
     events = [event for plane in planes for line in plane.lines for event in line.events if event.name == STEP]
     return sorted(dict(event.stats)["step_num"] for event in events)
+
+
+class Running:
+    """What Profile uses of a run that is at `begin`, and whose steps square a number."""
+
+    def __init__(self, steps: str, workdir, begin: int, end: int):
+        self.config, self.workdir = ml_collections.ConfigDict({"profile": steps, "steps": end}), workdir
+        self.begin = self.step = begin
+        self.pause = contextlib.nullcontext
+
+    def until(self, end: int) -> None:
+        profile, square = Profile(), jax.jit(jnp.square)
+        profile.start(self)
+        for step in range(self.begin + 1, end + 1):
+            profile.before(self, step)
+            with jax.profiler.StepTraceAnnotation(STEP, step_num=step):
+                square(jnp.float32(step)).block_until_ready()
+            self.step = step
+            profile.after(self, step)
+        profile.close(self)
 
 
 RUNS = [
@@ -31,16 +54,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("text", "begin", "end", "session", "steps"), all_but([RUNS[0], *RUNS[4:]], RUNS))
 def test_a_trace_holds_exactly_the_steps_that_were_asked_for(text, begin, end, session, steps, tmp_path):
-    profile = Profile(text, tmp_path, begin, end)
-    square = jax.jit(jnp.square)
-    for step in range(begin + 1, end + 1):
-        if step == profile.first:
-            profile.start()
-        with profile.step(step):
-            square(jnp.float32(step)).block_until_ready()
-        if step == profile.last:
-            profile.stop()
-    profile.stop()
+    Running(text, tmp_path, begin, end).until(end)
     found = list(tmp_path.rglob("*.xplane.pb"))
     assert [path.parent for path in found] == ([traces(tmp_path) / session] if session else [])
     assert [steps_of(path) for path in found] == ([steps] if session else [])
@@ -48,11 +62,7 @@ def test_a_trace_holds_exactly_the_steps_that_were_asked_for(text, begin, end, s
 
 
 def test_a_run_that_begins_and_ends_in_between_leaves_the_steps_so_far(tmp_path):
-    profile = Profile("1-5", tmp_path, 1, 9)
-    profile.start()
-    with profile.step(2):
-        pass
-    profile.stop()
+    Running("1-5", tmp_path, 1, 9).until(2)
     assert [path.parent.name for path in tmp_path.rglob("*.xplane.pb")] == ["steps-2-2"]
 
 
@@ -64,7 +74,7 @@ def test_texts_that_name_no_steps(text):
 
 def test_a_range_behind_the_end(tmp_path):
     with pytest.raises(UserError, match="profile=7-8: the run has only 6 steps"):
-        Profile("7-8", tmp_path, 0, 6)
+        Running("7-8", tmp_path, 0, 6).until(6)
 
 
 def test_operations_carry_the_part_of_the_model():

@@ -57,7 +57,7 @@ def config_of(**guard):
 def run(config, workdir, stream):
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        return loop.train(config, trainer_of(config), mesh, stream, None, workdir)
+        return loop.train(config, trainer_of(config), mesh, stream, workdir)
 
 
 TRAINERS = {}
@@ -257,7 +257,7 @@ def flipped(workdir, flips):
     stream.flips = flips
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        return loop.train(config, trainer._replace(step=spoiling_step()), mesh, stream, None, workdir)
+        return loop.train(config, trainer._replace(step=spoiling_step()), mesh, stream, workdir)
 
 
 def test_a_state_that_cannot_be_saved_rewinds(tmp_path):

@@ -87,7 +87,7 @@ def test_names_are_checked(monkeypatch):
     with pytest.raises(UserError, match="trackers=wandb,tensorbord: 'tensorbord' is none of wandb, mlflow, trackio"):
         names.parse_trackers("wandb,tensorbord")
     monkeypatch.setitem(names.PACKAGES, "wandb", ("no_such_package",))
-    with pytest.raises(UserError, match=r"no_such_package is not installed: pip install -r requirements-trackers.txt"):
+    with pytest.raises(UserError, match=r"no_such_package is not installed: pip install -r requirements/trackers.txt"):
         names.parse_trackers("wandb")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs.train import default, tiny
 from data.text.sizes import parse_sizes
-from lm.align.run import Validation
+from lm.align.validation import Validation
 from lm.model.transformer import build
 from lm.parallel.mesh import make_mesh
 from lm.train.evaluator import Evaluator
@@ -107,7 +107,7 @@ def test_bits_per_byte_are_those_of_the_text_whatever_is_minimised():
             places = {"positions": np.zeros_like(found["targets"]), "segment_ids": np.ones_like(found["targets"])}
             return found | places | {"tokens": found["targets"]}
 
-    def scaled(model, batch, frozen, key):
+    def scaled(model, batch, frozen, *, train, key=None):
         total, nll = token_loss(model, batch, z_loss=0.0)
         return 0.01 * total, Sums({"loss": (0.01 * nll, jnp.sum(batch["weights"]))}, {})
 

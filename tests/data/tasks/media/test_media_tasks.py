@@ -309,7 +309,7 @@ def test_a_missing_library_is_one_line(name, missing, package):
     code = f"import sys; sys.modules['{missing}'] = None\nfrom data.tasks import TASKS\nnext(TASKS['{name}']('train', 0))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": ""})
     assert f"needs the package {package}" in done.stderr or f"the package {package}" in done.stderr
-    assert "requirements-media.txt" in done.stderr.splitlines()[-1]
+    assert "requirements/media.txt" in done.stderr.splitlines()[-1]
 
 
 def test_the_list_of_tasks_names_them():

@@ -70,7 +70,7 @@ def value_and_gradient(config, params, batch):
     graph, _ = skeleton(model_config_of(config))
 
     def loss(params):
-        total, sums = objective.loss(nnx.merge(graph, params), batch, None, None)
+        total, sums = objective.loss(nnx.merge(graph, params), batch, None, train=False)
         return total / objective.weight(batch), sums
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -93,7 +93,7 @@ def test_losses_are_their_equations(kind):
     config = config_of(loss=kind, beta=0.1, epochs=2)
     graph, now, batch, logp = prepared()
     objective = rl.objective(config)
-    loss = jax.jit(lambda params, batch: objective.loss(nnx.merge(graph, params), batch, None, None)[0])(now, batch)
+    loss = jax.jit(lambda params, batch: objective.loss(nnx.merge(graph, params), batch, None, train=False)[0])(now, batch)
     loss = loss / objective.weight(batch)
 
     old, ref, mask = (np.asarray(batch[name]) for name in ("old_logps", "ref_logps", "weights"))

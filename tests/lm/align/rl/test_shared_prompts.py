@@ -88,7 +88,7 @@ def test_the_same_loss_metrics_and_gradient(name):
         batch = prepare(jax.tree.map(lambda x: 1.05 * x, params), frozen, batch)
 
         def loss(params):
-            total, sums = objective.loss(nnx.merge(graph, params), batch, None, jax.random.key(0))
+            total, sums = objective.loss(nnx.merge(graph, params), batch, None, train=True, key=jax.random.key(0))
             return total / objective.weight(batch), sums.metrics
 
         return jax.value_and_grad(loss, has_aux=True)(params), batch
@@ -113,7 +113,7 @@ def test_answers_longer_than_a_block_of_queries():
 
     @jax.jit
     def gradient(params, batch):
-        return jax.grad(lambda params: objective.loss(nnx.merge(graph, params), batch, None, None)[0])(params)
+        return jax.grad(lambda params: objective.loss(nnx.merge(graph, params), batch, None, train=False)[0])(params)
 
     whole, apart = (jax.tree.leaves(gradient(params, batch)) for batch in batches(after))
     for a, b in zip(apart, whole, strict=True):
@@ -128,7 +128,7 @@ def test_bfloat16_is_near_float32():
         graph, _ = skeleton(model_config_of(config))
         objective, params = rl.objective(config), parameters(model_config_of(config))
         batch = batches(28)[1]
-        found = jax.jit(jax.grad(lambda p: objective.loss(nnx.merge(graph, p), batch, None, None)[0]))(params)
+        found = jax.jit(jax.grad(lambda p: objective.loss(nnx.merge(graph, p), batch, None, train=False)[0]))(params)
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
 
     exact, rounded = gradient("float32"), gradient("bfloat16")

@@ -21,10 +21,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from lm import compile_cache, config_files, config_keys, other_names
+from lm import compile_cache
 from lm.bucket import flags as bucket_flags
 from lm.bucket import mirror
 from lm.bucket.places import as_urls
+from lm.cli import config_files, config_keys, other_names
 from lm.errors import Ended, Stopped, UserError, out_of_memory, windows_hint
 from lm.strangers import shown
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import ml_collections
 
-from lm import other_names
+from lm.cli import other_names
 
 MANY = 20  # keys that an error lists at most
 

@@ -15,7 +15,7 @@ import ml_collections
 from lm.commands import runnable
 from lm.errors import UserError, windows_hint
 
-HOME = Path(__file__).parents[1]  # the clone: verbs and configs/
+HOME = Path(__file__).parents[2]  # the clone: verbs and configs/
 USUAL = {
     "curate": "configs/curate/fineweb.py",
     "train": "configs/train/tiny.py",

@@ -5,21 +5,11 @@ lm/convert maps each published family to these settings. A config file has the s
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lm.errors import UserError
-from lm.strangers import check_pattern, short
-from lm.towers import Audio, Vision, check_towers
-
-MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
-MOST_EXPERTS, MOST_MTP, LONGEST_BLOCK = 10_000, 100, 100
-REMAT = ("none", "matmuls", "attention", "full")
-ACROSS = ("ring", "all_gather")
-LOW_PRECISION = ("none", "int8", "float8")
-LEAST = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"), 1)
-LEAST |= {"pipeline.repeats": 1, "adapter.rank": 0, "remat_matmuls_last": 0}
+from lm.config.checks import LONGEST_BLOCK, check
+from lm.config.towers import Audio, Vision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +180,7 @@ class ModelConfig:
             object.__setattr__(self, field, _frozen(getattr(self, field)))
         if self.head_dim == 0 and self.num_heads and self.embed_dim % self.num_heads == 0:
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
-        _check(self)
+        check(self)
 
     @property
     def compute_dtype(self):
@@ -276,125 +266,3 @@ def model_keys(**values) -> dict:
 
 def _frozen(value):
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_kinds(section, prefix: str = "model.") -> None:
-    """Raise UserError if a field is not of its type, or is a number beyond all sense: configs come from strangers too."""
-    for field in dataclasses.fields(section):
-        value, kind = getattr(section, field.name), field.type
-        if dataclasses.is_dataclass(kind):
-            _check_kinds(value, f"{prefix}{field.name}.")
-            continue
-        of = getattr(kind, "__args__", [kind])[0]  # of tuple[float, ...] too
-        if not isinstance(value, tuple) and of is not kind:
-            raise UserError(f"{prefix}{field.name}={short(value)} must be a list")
-        for item in value if of is not kind else [value]:
-            number = isinstance(item, int | float) and not isinstance(item, bool)
-            good = number and -1e30 < item < 1e30 if of is float else isinstance(item, of)
-            most = MOST_LAYERS if field.name == "num_layers" else MOST
-            if not good or (of is int and (not number or abs(item) > most)):
-                what = f"a whole number of at most {most}" if of is int else "a number" if of is float else f"a {of.__name__}"
-                raise UserError(f"{prefix}{field.name}={short(item)} must be {what}")
-
-
-def _check(config: ModelConfig) -> None:
-    """Raise UserError for a model that cannot be built."""
-    _check_kinds(config)
-
-    def value_of(key):
-        return functools.reduce(getattr, key.split("."), config)
-
-    def refuse(key, why):
-        raise UserError(f"model.{key}={short(value_of(key))} {why}")
-
-    def one_of(key, *values):
-        value = value_of(key)
-        for item in value if isinstance(value, tuple) else (value,):
-            if item not in values:
-                refuse(key, f"is none of {', '.join(map(str, values))}")
-
-    for key, least in LEAST.items():
-        if value_of(key) < least:
-            refuse(key, f"must be at least {least}")
-    if config.head_dim < 0:
-        refuse("head_dim", "must be at least 2, or 0 for embed_dim / num_heads")
-    if config.head_dim == 0:
-        refuse("num_heads", f"does not divide model.embed_dim={config.embed_dim}: set model.head_dim")
-    if config.num_heads % config.num_kv_heads:
-        refuse("num_kv_heads", f"does not divide model.num_heads={config.num_heads}")
-    one_of("attention_pattern", "global", "local")
-    one_of("mlp_pattern", "dense", "moe")
-    for key in ("attention_pattern", "mlp_pattern"):
-        if not getattr(config, key):
-            refuse(key, "must name a kind of layer at least")
-    if any(kind.local for kind in config.layer_kinds) and config.window < 1:
-        refuse("window", "must be at least 1, since model.attention_pattern has local layers")
-    one_of("qk_norm", "none", "head", "full")
-    one_of("positions", "rotary", "learned", "none")
-    one_of("norm", "rms", "layer")
-    one_of("norm_position", "pre", "post", "sandwich")
-    one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
-    one_of("score_head", "none", "reward", "value")
-    one_of("remat", *REMAT)
-    if config.offload and config.remat == "none":
-        refuse("offload", "moves what model.remat keeps, and model.remat='none' keeps all: set model.remat=matmuls")
-    one_of("context_attention", *ACROSS)
-    one_of("quantized_training", *LOW_PRECISION)
-    if config.dtype not in ("bfloat16", "float32"):
-        raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
-
-    rope = config.rope
-    one_of("rope.scaling", "none", "linear", "ntk", "yarn", "llama3", "longrope")
-    if not 0 < rope.fraction <= 1:
-        refuse("rope.fraction", "must be above 0 and at most 1")
-    if config.positions == "rotary" and config.rope_head_dim % 2:
-        key = "mla.rope_head_dim" if config.mla.kv_rank else "head_dim"
-        refuse(key, f"gives {config.rope_head_dim} dimensions to rotary positions, which turn pairs: make it even")
-    if rope.scaling in ("ntk", "yarn", "llama3", "longrope") and rope.original_positions < 1:
-        refuse("rope.original_positions", f"must be given for rope.scaling={rope.scaling}")
-    if rope.scaling == "longrope":
-        for key in ("short_factor", "long_factor"):
-            if len(getattr(rope, key)) != config.rope_head_dim // 2:
-                refuse(f"rope.{key}", f"must hold {config.rope_head_dim // 2} numbers, one a frequency")
-
-    if config.mla.kv_rank:
-        for key in ("qk_norm", "attention_sinks", "qkv_bias", "output_bias"):
-            if getattr(config, key) not in ("none", False):
-                refuse(key, "does not go with model.mla")
-        if config.num_kv_heads != config.num_heads:
-            refuse("num_kv_heads", f"must equal model.num_heads={config.num_heads} with model.mla, whose heads share a latent")
-    moe = config.moe
-    if any(kind.moe for kind in config.layer_kinds):
-        one_of("moe.scores", "softmax", "sigmoid")
-        one_of("moe.group_score", "max", "top2")
-        if not 1 <= moe.num_experts <= MOST_EXPERTS:
-            refuse("moe.num_experts", f"must be in 1…{MOST_EXPERTS}, since model.mlp_pattern has moe layers")
-        if moe.num_groups < 1 or moe.num_experts % moe.num_groups:
-            refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
-        if not 1 <= moe.top_groups <= moe.num_groups:
-            refuse("moe.top_groups", f"must be in 1…{moe.num_groups} (model.moe.num_groups)")
-        if not 1 <= moe.top_k <= moe.num_experts // moe.num_groups * moe.top_groups:
-            refuse("moe.top_k", "must be at least 1, and at most the experts that may be chosen from")
-        if moe.group_score == "top2" and moe.num_groups > 1 and moe.num_experts // moe.num_groups < 2:
-            refuse("moe.group_score", "needs groups of two experts at least")
-    elif moe.num_experts:
-        refuse("moe.num_experts", "has no effect: model.mlp_pattern names no moe layer; add ('moe',)")
-
-    for key in ("adapter.targets", "quantization.targets", "frozen"):
-        try:
-            check_pattern(value_of(key))
-        except ValueError as error:
-            refuse(key, f"is no regular expression that can be used: {error}")
-    if config.quantization.bits not in (0, 4, 8):
-        refuse("quantization.bits", "is none of 0 (off), 4, 8")
-    if config.quantization.bits and config.quantized_training != "none":
-        bits = config.quantization.bits
-        refuse("quantized_training", f"needs float weights: set it to none, or model.quantization.bits={bits} to 0")
-    if config.pipeline.microbatches < 0:
-        refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
-    if not 0 <= config.mtp_depth <= MOST_MTP:
-        refuse("mtp_depth", f"must be in 0…{MOST_MTP}")
-    for key in ("norm_eps", "rope.theta", "rope.factor"):
-        if not 0 < value_of(key):
-            refuse(key, "must be above 0")
-    check_towers(config, refuse, one_of)

@@ -1,0 +1,33 @@
+"""What a run does beside its steps, one file each. `usual` lists them in the order in which they run."""
+
+from lm.train.events.divergence import Divergence
+from lm.train.events.evaluations import Evaluations, Measure
+from lm.train.events.find_nan import FindNan
+from lm.train.events.lines import Lines
+from lm.train.events.profile import Profile
+from lm.train.events.samples import Samples, Write
+from lm.train.events.saves import Saves
+from lm.train.events.validation import Validate, Validation
+from lm.train.events.watch import Watch
+from lm.train.run import Event
+
+
+def usual(validate: Validate | None = None, measure: Measure | None = None, samples: Write | None = None) -> list[Event]:
+    """Return the events of a run. None leaves one out.
+
+    Args:
+      validate: validate(params, batches or None for all) -> {name: number}, every config.valid_every steps and at the end.
+      measure: measure(step, params) -> {name: number}, every config.evals.every steps and at the end.
+      samples: samples(step, params) -> lines to print, every config.samples_every steps and at the end.
+    """
+    return [
+        Watch(),
+        Lines(),
+        *([Validation(validate)] if validate else []),
+        *([Evaluations(measure)] if measure else []),
+        *([Samples(samples)] if samples else []),
+        FindNan(),
+        Divergence(),
+        Profile(),
+        Saves(),
+    ]
