@@ -15,8 +15,8 @@ from lm.config import ModelConfig
 from lm.parallel.mesh import make_mesh, place_rows
 from lm.train.describe import abstract_mesh, memory_per_device
 from lm.train.optimizers.compact import bits_like, block_size, compact, in_blocks, signed_codes, square_codes, to_bfloat16
-from lm.train.step import abstract_state, make_trainer, state_shardings
-from tests.lm.examples import packed_batch, parameters, tiny_config
+from lm.train.step import abstract_state, make_trainer
+from tests.lm.examples import first_state, packed_batch, parameters, tiny_config
 from tests.slow import all_but
 
 
@@ -74,7 +74,7 @@ def losses(steps=50, **optimizer):
     config.steps = steps
     config.optimizer.update(learning_rate=4e-3, **optimizer)
     trainer = make_trainer(config)
-    state, step, found = jax.jit(trainer.init)(), jax.jit(trainer.step, donate_argnums=0), []
+    state, step, found = first_state(trainer, config), jax.jit(trainer.step, donate_argnums=0), []
     for n in range(steps):
         state, metrics = step(state, packed_batch(config, seed=n))
         found.append(float(metrics["loss"]))
@@ -107,7 +107,7 @@ def test_a_checkpoint_moves_to_another_mesh(optimizer, tmp_path):
         with jax.set_mesh(mesh):
             trainer, checkpoints = make_trainer(config), Checkpoints(tmp_path)
             if not values:
-                state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+                state = first_state(trainer, config, mesh)
                 batch = dict(zip(batch, place_rows(*batch.values(), mesh=mesh), strict=True))
                 state, _ = jax.jit(trainer.step)(state, batch)
                 checkpoints.save(1, state, {})

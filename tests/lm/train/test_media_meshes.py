@@ -14,8 +14,8 @@ from lm.parallel.mesh import check_fit, make_mesh
 from lm.train.describe import memories
 from lm.train.feed import Feed
 from lm.train.fit import check_memory
-from lm.train.step import make_trainer, model_config_of, state_shardings
-from tests.lm.examples import packed_batch, tiny_config, trainer_and_state
+from lm.train.step import make_trainer, model_config_of
+from tests.lm.examples import first_state, packed_batch, tiny_config, trainer_and_state
 from tests.slow import all_but
 
 VISION = dict(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, image_size=8, patch_size=4, token_id=62)
@@ -56,7 +56,7 @@ def run(sizes, accumulate, steps=2):
     check_fit(mesh, model_config_of(config), config.batch_size, accumulate, config.sequence_length)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
-        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+        state = first_state(trainer, config, mesh)
         feed = Feed(types.SimpleNamespace(batch_size=8, sequence_length=config.sequence_length), mesh)
         step, curve = jax.jit(trainer.step, donate_argnums=0), []
         for n in range(steps):
