@@ -12,6 +12,7 @@ from lm.kernels.low_precision import low_precision_matmul, low_precision_referen
 from lm.kernels.matmul import product_around_ring, scattered
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
+from tests.lm.kernels.draws import normal
 from tests.lm.kernels.test_matmul import CASES, operands, value_and_gradients
 from tests.slow import all_but
 
@@ -76,7 +77,7 @@ def test_a_long_sum_of_integers_does_not_overflow():
 def test_a_mesh_rounds_only_the_gradients_of_weights_otherwise(name, sizes, kind):
     """Each device has scales of its own for its rows there."""
     equation, one_x, w, one_dy, out = operands(name)
-    x, cotangent = (jax.random.normal(jax.random.key(n), (8, 4, *a.shape[2:])) for n, a in enumerate((one_x, one_dy)))
+    x, cotangent = (normal(n, (8, 4, *a.shape[2:])) for n, a in enumerate((one_x, one_dy)))
     twin = low_precision_reference(equation, x, w, cotangent, kind=kind)
     axes = {"up": ("embed", "mlp"), "output": ("heads", "head", "embed")}[name]
     into = ("batch", "length", None) if name == "up" else ("batch", "length", "heads", None)
@@ -99,9 +100,7 @@ def test_around_a_ring_as_on_one_device(equation, monkeypatch):
     """As on a TPU's torus: slices of values and of scales go together."""
     letters, sizes = dict(b=8, t=3, d=16, f=6), (4, 2)
     inputs, output = equation.split("->")
-    a, b = (
-        jax.random.normal(jax.random.key(n), [letters[letter] for letter in term]) for n, term in enumerate(inputs.split(","))
-    )
+    a, b = (normal(n, [letters[letter] for letter in term]) for n, term in enumerate(inputs.split(",")))
     where = PartitionSpec(*("fsdp" if letter == "d" else None for letter in output))
 
     def on_device(a, b):
