@@ -57,6 +57,7 @@ def test_updates_move_every_width_alike(tied):
     assert all(0.5 < ratio < 2 for ratio in growth(True, tied))
 
 
+@pytest.mark.slow
 def test_without_it_they_move_the_wide_more():
     assert max(growth(False)) > 3
 
