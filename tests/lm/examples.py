@@ -70,10 +70,11 @@ def plain_batch(rows_BT: np.ndarray) -> dict[str, np.ndarray]:
 def parameters(config: ModelConfig, seed: int = 0, scale: float = 1.0):
     """Initial parameters, their matrices `scale` times as large, on one device; shared, so leave them as they are.
 
-    They are computed one operation at a time: models share the small programs of their shapes, and none has a large one.
+    They are computed one operation at a time: models share the small programs of their shapes, and none has a large one. Those of
+    a quantised model are computed at once, because rounding takes many operations.
     """
     with jax.set_mesh(None):
-        params = build(config, seed) if not config.quantization.bits else jax.jit(lambda: build(config, seed))()
+        params = jax.jit(lambda: build(config, seed))() if config.quantization.bits else build(config, seed)
     if scale == 1:
         return params
     return jax.tree.map(lambda p: jnp.asarray(np.asarray(p) * np.float32(scale)) if p.ndim > 1 else p, params)
