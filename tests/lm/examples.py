@@ -70,8 +70,8 @@ def plain_batch(rows_BT: np.ndarray) -> dict[str, np.ndarray]:
 def parameters(config: ModelConfig, seed: int = 0, scale: float = 1.0):
     """Initial parameters, their matrices `scale` times as large, on one device; shared, so leave them as they are.
 
-    They are computed one operation at a time: models share the small programs of their shapes, and none has a large one. Those of
-    a quantised model are computed at once, because rounding takes many operations.
+    They are computed one operation at a time: models share the small programs of their shapes, and none has a large one.
+    Those of a quantised model are computed at once, because rounding takes many operations.
     """
     with jax.set_mesh(None):
         params = jax.jit(lambda: build(config, seed))() if config.quantization.bits else build(config, seed)

@@ -162,7 +162,7 @@ def test_spikes_rewind_too_and_then_the_level_is_accepted(tmp_path):
     After the rewind the learning rate is lowered for some steps.
     """
     config = config_of(rewinds=1, lower_rate=0.25, lower_steps=6)
-    config.steps = 48
+    config.steps, config.checkpoint_every = 48, 24
     result = run(config, tmp_path, Rows(config, bad=range(28, 1000)))
     assert [one["to"] for one in result["rewinds"]] == [24]
     logged = lines(tmp_path)
@@ -186,7 +186,7 @@ def test_spikes_that_come_back_are_data(tmp_path, capsys):
 def test_no_rewind(tmp_path, how):
     config, first = config_of(), 28
     if how == "none is left":
-        config.guard.rewinds = 0
+        config.guard.rewinds, config.checkpoint_every = 0, 24
     elif how == "switched off":
         config.guard.on = False
     else:
