@@ -10,7 +10,7 @@ from configs.train import default
 from lm.config import ModelConfig
 from lm.model.transformer import build
 from lm.train.state import TrainState
-from lm.train.step import make_trainer, model_config_of
+from lm.train.step import make_trainer, model_config_of, state_shardings
 
 
 def tiny_config(**model):
@@ -69,17 +69,38 @@ def plain_batch(rows_BT: np.ndarray) -> dict[str, np.ndarray]:
 
 @functools.cache
 def parameters(config: ModelConfig, seed: int = 0, scale: float = 1.0):
-    """Initial parameters, their matrices `scale` times as large; shared, so leave them as they are."""
+    """Initial parameters, their matrices `scale` times as large, on one device; shared, so leave them as they are.
 
-    def scaled():
-        return jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, build(config, seed))
-
-    return jax.jit(scaled)()
+    They are computed one operation at a time: models share the small programs of their shapes, and none has a large one.
+    Those of a quantised model are computed at once, because rounding takes many operations.
+    """
+    with jax.set_mesh(None):
+        params = jax.jit(lambda: build(config, seed))() if config.quantization.bits else build(config, seed)
+    if scale == 1:
+        return params
+    return jax.tree.map(lambda p: jnp.asarray(np.asarray(p) * np.float32(scale)) if p.ndim > 1 else p, params)
 
 
 def trainer_and_state(config):
-    """(trainer, its initial state) on one device; the state is shared, so leave it as it is."""
+    """(trainer, its initial state without a guard) on one device; the state is shared, so leave it as it is."""
     trainer = make_trainer(config)
-    zero = jnp.zeros((), jnp.int32)
-    moments = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(trainer.init).optimizer)
-    return trainer, TrainState(zero, parameters(model_config_of(config), config.seed), moments, zero, zero)
+    params, zero = parameters(model_config_of(config), config.seed), jnp.asarray(np.int32(0))
+    moments = jax.tree.map(lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), jax.eval_shape(trainer.init, params).optimizer)
+    return trainer, TrainState(zero, params, moments, zero, zero)
+
+
+def first_state(trainer, config, mesh=None):
+    """What `trainer.init` returns but for rounding, on one device or a mesh, without a program that draws random numbers.
+
+    It may be donated.
+    """
+    params = parameters(model_config_of(config), config.seed)
+    with jax.set_mesh(None):
+        abstract = jax.eval_shape(trainer.init, params)
+        others = jax.jit(lambda params: trainer.init(params)._replace(params=(), optimizer=()))(params)
+    moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.optimizer)
+    state = jax.device_get(others._replace(params=params, optimizer=moments))
+    if not mesh:
+        return jax.device_put(state, jax.devices()[0], may_alias=False)
+    where, tree = jax.tree.flatten(state_shardings(trainer, mesh))
+    return tree.unflatten(jax.device_put(jax.tree.leaves(state), where, may_alias=False))

@@ -169,7 +169,8 @@ def test_each_layer_and_each_expert_is_a_tensor_of_its_own():
 
 def test_a_mesh_gives_the_same():
     recipe = Recipe("dare_ties", (0.6, 0.5), density=0.5)
-    config = dataclasses.replace(TINY, mlp_pattern=("moe",), moe=LATENT.moe)
+    experts = dataclasses.replace(LATENT.moe, shared_dim=0)
+    config = dataclasses.replace(TINY, qkv_bias=False, tie_embeddings=True, mlp_pattern=("moe",), moe=experts)
     base, *models = (parameters(config, seed) for seed in range(3))
     alone = arrays_of(merge(config, recipe, models, base))
     mesh = make_mesh({"fsdp": 2, "tensor": 2, "expert": 2})

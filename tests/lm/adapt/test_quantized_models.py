@@ -13,7 +13,7 @@ from lm.adapt.rebuild import arrays_of
 from lm.config import Quantization
 from lm.errors import UserError
 from lm.model.cache import empty_state
-from lm.model.transformer import skeleton
+from lm.model.transformer import build, skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.adapt.models import LATENT, TINY, TOKENS, logits
 from tests.lm.examples import parameters
@@ -75,8 +75,9 @@ def test_experts_are_quantised_each_on_its_own():
 
 
 def test_a_seed_makes_what_quantising_makes():
-    config, params = quantize(TINY, parameters(TINY), Quantization(bits=4, group=4))
-    made = arrays_of(parameters(config))
+    begun = jax.jit(lambda: build(TINY, 0))()
+    config, params = quantize(TINY, begun, Quantization(bits=4, group=4))
+    made = arrays_of(jax.jit(lambda: build(config, 0))())
     for name, x in arrays_of(params).items():
         np.testing.assert_array_equal(x, made[name])
 

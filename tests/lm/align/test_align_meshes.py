@@ -13,9 +13,9 @@ from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.parallel.mesh import make_mesh
 from lm.train.feed import Feed
-from lm.train.step import make_trainer, model_config_of, state_shardings
+from lm.train.step import make_trainer, model_config_of
 from tests.lm.align.batches import align_config, labelled_batch, pair_batch
-from tests.lm.examples import packed_batch
+from tests.lm.examples import first_state, packed_batch
 
 OBJECTIVES = {
     "sft": (sft, dict(sft=dict(neftune_alpha=5.0)), lambda config: packed_batch(config, 0)),
@@ -37,7 +37,7 @@ def updated(name: str, sizes: dict, accumulate: int, **more):
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
     with jax.set_mesh(mesh):
         trainer = make_trainer(config, method.objective(config))
-        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+        state = first_state(trainer, config, mesh)
         frozen = nnx.filter_state(state.params, trainable(model_config_of(config)))
         frozen = jax.tree.map(lambda p: 0.5 * p, frozen)  # a reference that is another policy
         feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)

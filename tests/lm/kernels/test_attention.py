@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from lm.kernels import attention as kernel
 from lm.kernels.attention import Branches, Visible, attention, attention_reference, attention_to_cache
 from lm.parallel.mesh import make_mesh, spec
+from tests.lm.kernels.draws import normal
 from tests.slow import all_but
 
 SIZES = [(1, "float32"), (20, "float32"), (300, "float32"), (300, "bfloat16")]
@@ -39,9 +40,8 @@ CASES = {
 def example(T, S=None, dtype="float32", G=G, R=R, V=K, sinks=False, **_):
     """q, k, v, sinks or None, cotangent; the two rows have three documents and padding, and one document."""
     S = S or T
-    keys = jax.random.split(jax.random.key(T), 5)
     shapes = (B, T, G * R, K), (B, S, G, K), (B, S, G, V), (G * R,), (B, T, G * R, V)
-    q, k, v, s, cotangent = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    q, k, v, s, cotangent = (normal(5 * T + n, shape) for n, shape in enumerate(shapes))
     return *(x.astype(dtype) for x in (q, k, v)), s + 1 if sinks else None, cotangent.astype(dtype)
 
 

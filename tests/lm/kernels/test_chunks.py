@@ -14,6 +14,7 @@ from lm.config import ModelConfig
 from lm.kernels.cross_entropy import cross_entropy, cross_entropy_reference
 from lm.kernels.divergence import Distillation, divergence, divergence_reference
 from lm.parallel.mesh import make_mesh, spec
+from tests.lm.kernels.draws import integers, normal, uniform
 from tests.lm.kernels.programs import collectives_in_loops, scan_lengths
 from tests.slow import all_but
 from tests.tpu import needs_libtpu, printed_by
@@ -60,14 +61,8 @@ LOSSES = {
 
 def example(B, T):
     """x, head, targets, weights: more positions than a device's logits may be of."""
-    keys = jax.random.split(jax.random.key(T), 4)
-    weights = jax.random.uniform(keys[3], (B, T)) * (np.arange(T) % 3 > 0)
-    return (
-        jax.random.normal(keys[0], (B, T, D)),
-        jax.random.normal(keys[1], (V, D)),
-        jax.random.randint(keys[2], (B, T), 0, V),
-        weights,
-    )
+    weights = uniform(3, (B, T)) * (np.arange(T) % 3 > 0)
+    return (normal(0, (B, T, D)), normal(1, (V, D)), integers(2, (B, T), V), weights)
 
 
 def slopes(name, which=0):

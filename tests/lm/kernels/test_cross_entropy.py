@@ -7,24 +7,17 @@ import pytest
 
 from lm.kernels.cross_entropy import cross_entropy, cross_entropy_reference
 from lm.parallel.mesh import make_mesh, reshard
+from tests.lm.kernels.draws import integers, normal, uniform
 from tests.slow import all_but
 
 B, T, D, V = 3, 12, 8, 50
 
 
 def example(weights="mixed"):
-    x, head, targets, w = jax.random.split(jax.random.key(0), 4)
-    weights_BT = {
-        "ones": jnp.ones((B, T)),
-        "zeros": jnp.zeros((B, T)),
-        "mixed": jax.random.uniform(w, (B, T)) * (jnp.arange(T) % 3 > 0),
-    }[weights]
-    return (
-        2 * jax.random.normal(x, (B, T, D)),
-        jax.random.normal(head, (V, D)),
-        jax.random.randint(targets, (B, T), 0, V),
-        weights_BT,
-    )
+    weights_BT = {"ones": jnp.ones((B, T)), "zeros": jnp.zeros((B, T)), "mixed": uniform(3, (B, T)) * (np.arange(T) % 3 > 0)}[
+        weights
+    ]
+    return (2 * normal(0, (B, T, D)), normal(1, (V, D)), integers(2, (B, T), V), weights_BT)
 
 
 def value_and_gradients(function, x, head, targets, weights):

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.kernels.divergence import Distillation, divergence, divergence_reference
 from lm.parallel.mesh import make_mesh, reshard
+from tests.lm.kernels.draws import integers, normal, uniform
 
 B, T, D, E, V = 4, 12, 8, 8, 50
 
@@ -23,14 +24,9 @@ def quick_to_compile():
 
 def example(weights="mixed"):
     """(x, head, teacher's x, its head, targets, weights): students and teachers that disagree."""
-    keys = jax.random.split(jax.random.key(0), 6)
-    weights_BT = {"zeros": jnp.zeros((B, T)), "mixed": jax.random.uniform(keys[5], (B, T)) * (jnp.arange(T) % 3 > 0)}[weights]
+    weights_BT = {"zeros": jnp.zeros((B, T)), "mixed": uniform(5, (B, T)) * (np.arange(T) % 3 > 0)}[weights]
     shapes = ((B, T, D), (V, D), (B, T, E), (V, E))
-    return (
-        *(jax.random.normal(key, shape) for key, shape in zip(keys, shapes)),
-        jax.random.randint(keys[4], (B, T), 0, V),
-        weights_BT,
-    )
+    return (*(normal(n, shape) for n, shape in enumerate(shapes)), integers(4, (B, T), V), weights_BT)
 
 
 @functools.cache

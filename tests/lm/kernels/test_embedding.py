@@ -7,6 +7,7 @@ import pytest
 
 from lm.kernels.embedding import embedding
 from lm.parallel.mesh import make_mesh, reshard
+from tests.lm.kernels.draws import integers, normal
 from tests.lm.kernels.programs import collectives
 from tests.slow import all_but
 
@@ -18,8 +19,7 @@ MESHES = [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(data=8), dict(fsdp=
 
 @pytest.mark.parametrize("sizes", all_but(MESHES[:2], MESHES), ids=str)
 def test_values_and_gradient_equal_those_of_the_whole_table(sizes):
-    table, weights = jax.random.normal(jax.random.key(0), (V, D)), jax.random.normal(jax.random.key(1), (B, T, D))
-    tokens = jax.random.randint(jax.random.key(2), (B, T), 0, V)
+    table, weights, tokens = normal(0, (V, D)), normal(1, (B, T, D)), integers(2, (B, T), V)
 
     def loss(table, tokens, weights):
         x = embedding(table, tokens, jnp.float32)

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 
 from lm.kernels.experts import WEIGHT_AXES, experts, experts_reference
 from lm.parallel.mesh import make_mesh, spec
+from tests.lm.kernels.draws import normal
 from tests.slow import all_but
 
 B, T, D, E, F, K = 8, 64, 8, 8, 4, 2
@@ -18,18 +19,25 @@ B, T, D, E, F, K = 8, 64, 8, 8, 4, 2
 
 def skewed():
     """Most tokens choose among the first experts; the fullest pair of devices needs two rounds and others one."""
-    scores_BTE = jax.random.gumbel(jax.random.key(1), (B, T, E)) - 0.5 * jnp.arange(E)
-    return jax.lax.top_k(scores_BTE, K)[1]
+    scores_BTE = np.random.default_rng(1).gumbel(size=(B, T, E)) - 0.5 * np.arange(E)
+    return np.argsort(-scores_BTE, axis=-1)[..., :K].astype(np.int32)
 
 
-EVEN = (jnp.arange(B * T * K) % E).reshape(B, T, K)
+def replaced(choice_BTK, at, by):
+    choice_BTK = choice_BTK.copy()
+    choice_BTK[at] = by
+    return choice_BTK
+
+
+EVEN = (np.arange(B * T * K, dtype=np.int32) % E).reshape(B, T, K)
+SKIPPED = np.where(np.arange(T)[:, None] % 3 == 0, np.int32(-1), skewed())
 ROUTINGS = {
     "even": EVEN,
     "skewed": skewed(),
-    "all to one device": jnp.broadcast_to(jnp.asarray([7, 6]), (B, T, K)),
-    "all of one device to another": EVEN.at[:1].set(jnp.asarray([2, 3])),
-    "none": jnp.full((B, T, K), E),
-    "some skipped": jnp.where(jnp.arange(T)[:, None] % 3 == 0, -1, skewed()).at[..., 1:, 1].set(E + 5),
+    "all to one device": np.broadcast_to(np.asarray([7, 6], np.int32), (B, T, K)),
+    "all of one device to another": replaced(EVEN, slice(1), [2, 3]),
+    "none": np.full((B, T, K), E, np.int32),
+    "some skipped": replaced(SKIPPED, (..., slice(1, None), 1), E + 5),
 }
 MESHES = [{"data": 2, "expert": 4}, {"expert": 2, "fsdp": 2, "tensor": 2}, {"expert": 4, "context": 2}, {"expert": 8}]
 
@@ -44,7 +52,7 @@ def gradients(f, choice, x, weight, weights, r):
 
 def arrays(rows=B, length=T):
     shapes = (rows, length, D), (rows, length, K), (E, D, F), (E, D, F), (E, F, D), (rows, length, D)
-    x, weight, gate, up, down, r = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(shapes))
+    x, weight, gate, up, down, r = (normal(n, shape) for n, shape in enumerate(shapes))
     return x, weight, {"gate": gate, "up": up, "down": down}, r
 
 
@@ -88,6 +96,6 @@ def test_no_array_has_room_for_the_worst_case():
     """The worst case is all tokens of 8 devices on one of them: 8 · 256 rows. Each pair has 80 places, 1.25 even shares."""
     mesh = make_mesh({"expert": 8})
     with jax.set_mesh(mesh):
-        program = jax.jit(ours).lower(*placed(mesh, jnp.tile(EVEN, (1, 4, 1)), *arrays(length=4 * T))).compile().as_text()
+        program = jax.jit(ours).lower(*placed(mesh, np.tile(EVEN, (1, 4, 1)), *arrays(length=4 * T))).compile().as_text()
     rows = [int(n) for n in re.findall(rf"f32\[(\d+),(?:{D}|{F})\]", program)]
     assert 8 * 80 <= max(rows) <= 8 * 80 + 128  # the product of a CPU adds a block of at most 128 rows

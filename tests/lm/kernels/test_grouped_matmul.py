@@ -7,6 +7,7 @@ import pytest
 
 from lm.kernels import grouped_matmul as module
 from lm.kernels.grouped_matmul import grouped_matmul, grouped_matmul_reference
+from tests.lm.kernels.draws import normal
 from tests.slow import all_but
 
 SIZES = {
@@ -21,9 +22,7 @@ SIZES = {
 
 def operands(name, D=12, F=20):
     N, sizes = SIZES[name]
-    x, w, dy = jax.random.split(jax.random.key(N), 3)
-    normal = jax.random.normal
-    return normal(x, (N, D)), normal(w, (len(sizes), D, F)), normal(dy, (N, F)), jnp.asarray(sizes, jnp.int32)
+    return normal(0, (N, D)), normal(1, (len(sizes), D, F)), normal(2, (N, F)), jnp.asarray(sizes, jnp.int32)
 
 
 def value_and_gradients(function, x, w, dy, sizes):
@@ -90,8 +89,7 @@ def test_other_platforms_get_ragged_products_though_compiled_on_a_cpu():
 
 def test_even_groups_without_sizes():
     E, C, D, F = 3, 5, 8, 6
-    x, w = jax.random.normal(jax.random.key(0), (E, C, D)), jax.random.normal(jax.random.key(1), (E, D, F))
-    dy = jax.random.normal(jax.random.key(2), (E, C, F))
+    x, w, dy = normal(0, (E, C, D)), normal(1, (E, D, F)), normal(2, (E, C, F))
     sizes = jnp.full(E, C, jnp.int32)
     ours = value_and_gradients(lambda x, w, _: grouped_matmul(x, w, dtype="float32"), x, w, dy, sizes)
     twin = value_and_gradients(lambda x, w, _: jnp.einsum("ecd,edf->ecf", x, w), x, w, dy, sizes)

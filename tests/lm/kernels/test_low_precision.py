@@ -12,6 +12,7 @@ from lm.kernels.low_precision import low_precision_matmul, low_precision_referen
 from lm.kernels.matmul import product_around_ring, scattered
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
+from tests.lm.kernels.draws import normal
 from tests.lm.kernels.test_matmul import CASES, operands, value_and_gradients
 from tests.slow import all_but
 
@@ -28,15 +29,19 @@ def product_of(name, kind, dtype="float32"):
     return lambda x, w: low_precision_matmul(equation, x, w, kind=kind, dtype=dtype, out=out)
 
 
+twin_of = jax.jit(low_precision_reference, static_argnums=0, static_argnames="kind")
+
+
 def distance(a, b):
-    return float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.mark.parametrize("name, kind", all_but(OFTEN, EACH))
 def test_as_its_twin(name, kind):
     equation, *arrays, _ = operands(name)
     ours = value_and_gradients(product_of(name, kind), *arrays)
-    for a, b in zip(ours, low_precision_reference(equation, *arrays, kind=kind), strict=True):
+    for a, b in zip(ours, twin_of(equation, *arrays, kind=kind), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -44,7 +49,8 @@ def test_as_its_twin(name, kind):
 def test_close_to_the_exact_product_and_its_gradients(name, kind):
     equation, x, w, cotangent, _ = operands(name)
     # Rows and outputs of very different sizes: each has its own scale.
-    x, w = x * jnp.logspace(-3, 3, x.shape[1]).reshape(1, -1, *[1] * (x.ndim - 2)), w * jnp.logspace(-3, 3, w.shape[-1])
+    rows, outputs = np.logspace(-3, 3, x.shape[1], dtype=np.float32), np.logspace(-3, 3, w.shape[-1], dtype=np.float32)
+    x, w = x * rows.reshape(1, -1, *[1] * (x.ndim - 2)), w * outputs
     exact = value_and_gradients(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), x, w, cotangent)
     for a, b in zip(value_and_gradients(product_of(name, kind), x, w, cotangent), exact, strict=True):
         assert distance(a, b) < BOUNDS[kind]
@@ -76,8 +82,8 @@ def test_a_long_sum_of_integers_does_not_overflow():
 def test_a_mesh_rounds_only_the_gradients_of_weights_otherwise(name, sizes, kind):
     """Each device has scales of its own for its rows there."""
     equation, one_x, w, one_dy, out = operands(name)
-    x, cotangent = (jax.random.normal(jax.random.key(n), (8, 4, *a.shape[2:])) for n, a in enumerate((one_x, one_dy)))
-    twin = low_precision_reference(equation, x, w, cotangent, kind=kind)
+    x, cotangent = (normal(n, (8, 4, *a.shape[2:])) for n, a in enumerate((one_x, one_dy)))
+    twin = twin_of(equation, x, w, cotangent, kind=kind)
     axes = {"up": ("embed", "mlp"), "output": ("heads", "head", "embed")}[name]
     into = ("batch", "length", None) if name == "up" else ("batch", "length", "heads", None)
     with jax.set_mesh(make_mesh(sizes)):
@@ -99,9 +105,7 @@ def test_around_a_ring_as_on_one_device(equation, monkeypatch):
     """As on a TPU's torus: slices of values and of scales go together."""
     letters, sizes = dict(b=8, t=3, d=16, f=6), (4, 2)
     inputs, output = equation.split("->")
-    a, b = (
-        jax.random.normal(jax.random.key(n), [letters[letter] for letter in term]) for n, term in enumerate(inputs.split(","))
-    )
+    a, b = (normal(n, [letters[letter] for letter in term]) for n, term in enumerate(inputs.split(",")))
     where = PartitionSpec(*("fsdp" if letter == "d" else None for letter in output))
 
     def on_device(a, b):
@@ -114,4 +118,5 @@ def test_around_a_ring_as_on_one_device(equation, monkeypatch):
         placed = (reshard(x, "batch", None, None) for x in (a, b))
         found = jax.jit(jax.shard_map(on_device, out_specs=where, check_vma=False))(*placed)
     parts = [[rounded(x[n : n + 1], (0, 1), jnp.dtype(jnp.int8)) for x in (a, b)] for n in range(8)]
-    np.testing.assert_allclose(found, sum(scaled_product(equation, *part) for part in parts), rtol=1e-5, atol=1e-5)
+    expected = jax.jit(lambda parts: sum(scaled_product(equation, *part) for part in parts))(parts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

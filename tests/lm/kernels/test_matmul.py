@@ -12,6 +12,7 @@ from lm.kernels.matmul import matmul, product_around_ring, scattered
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
 from lm.parallel.sequence import length_axis
+from tests.lm.kernels.draws import normal
 from tests.slow import all_but
 
 CASES = {
@@ -25,10 +26,8 @@ CASES = {
 
 def operands(name):
     equation, x_shape, w_shape, out = CASES[name]
-    x, w, r = jax.random.split(jax.random.key(len(name)), 3)
-    y_shape = jax.eval_shape(lambda x, w: jnp.einsum(equation, x, w), jnp.zeros(x_shape), jnp.zeros(w_shape)).shape
-    normal = jax.random.normal
-    return equation, normal(x, x_shape), normal(w, w_shape), normal(r, y_shape), out
+    y_shape = np.einsum(equation, np.zeros(x_shape), np.zeros(w_shape)).shape
+    return equation, normal(0, x_shape), normal(1, w_shape), normal(2, y_shape), out
 
 
 def value_and_gradients(function, x, w, cotangent):
@@ -78,9 +77,7 @@ def test_a_product_that_is_scattered_ring_by_ring(equation, sizes, monkeypatch):
     """As on a TPU's torus: the product and the first ring together, then the other rings."""
     letters = dict(b=8, t=3, d=16, f=6, h=3, k=2)
     inputs, output = equation.split("->")
-    a, b = (
-        jax.random.normal(jax.random.key(n), [letters[letter] for letter in term]) for n, term in enumerate(inputs.split(","))
-    )
+    a, b = (normal(n, [letters[letter] for letter in term]) for n, term in enumerate(inputs.split(",")))
     dimension = output.index("d")
     where = PartitionSpec(*("fsdp" if letter == "d" else None for letter in output))
 
@@ -101,9 +98,7 @@ BLOCKS = [(dict(tensor=8), (8,)), (dict(tensor=8), (2, 4)), (dict(context=2, ten
 @pytest.mark.parametrize(("mesh", "sizes"), all_but([BLOCKS[1], BLOCKS[3]], BLOCKS), ids=str)
 def test_a_block_of_rows_that_are_split_over_tensor(mesh, sizes, monkeypatch):
     """It gathers its rows, and its end scatters them, ring by ring if tensor winds through several."""
-    x, up, down, dy = (
-        jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(4, 16, 8), (8, 24), (24, 8), (4, 16, 8)])
-    )
+    x, up, down, dy = (normal(n, shape) for n, shape in enumerate([(4, 16, 8), (8, 24), (24, 8), (4, 16, 8)]))
 
     def block(x, weights):
         up, down = weights

@@ -11,6 +11,7 @@ from lm.kernels import vocabulary
 from lm.kernels.cross_entropy import cross_entropy
 from lm.kernels.logprobs import target_logprobs
 from lm.parallel.mesh import make_mesh, reshard
+from tests.lm.kernels.draws import integers, normal, uniform
 from tests.lm.kernels.programs import collectives
 from tests.slow import all_but
 
@@ -19,13 +20,7 @@ MESHES = [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=2, expert=2, t
 
 
 def example():
-    keys = jax.random.split(jax.random.key(0), 4)
-    return (
-        jax.random.normal(keys[0], (B, T, D)),
-        jax.random.normal(keys[1], (V, D)),
-        jax.random.randint(keys[2], (B, T), 0, V),
-        jax.random.uniform(keys[3], (B, T)),
-    )
+    return (normal(0, (B, T, D)), normal(1, (V, D)), integers(2, (B, T), V), uniform(3, (B, T)))
 
 
 def placed(x, head, targets, weights):

@@ -12,7 +12,7 @@ from flax import nnx
 from lm.config import Audio, ModelConfig, Vision
 from lm.errors import UserError
 from lm.model.media import Media
-from lm.model.transformer import build, skeleton
+from lm.model.transformer import skeleton
 from lm.model.vision import patches_of, shuffled
 from tests.lm.examples import parameters
 
@@ -69,10 +69,11 @@ def rows_of(rows, T: int, N: int):
 
 
 EXAMPLES = [example(0, 2, 1), example(1, 0, 0), example(2, 1, 2), example(3, 1, 0)]
+PACKED = [EXAMPLES, EXAMPLES[::-1]] * 2  # as many rows as examples, so that one program serves all
 
 
 def test_packed_examples_have_the_logits_they_have_alone():
-    packed = rows_of([EXAMPLES, EXAMPLES[::-1]], T=72, N=4)
+    packed = rows_of(PACKED, T=72, N=4)
     together = np.asarray(forward()(*packed))
     apart = np.asarray(forward()(*rows_of([[one] for one in EXAMPLES], T=72, N=4)))
     assert np.abs(together).max() > 1
@@ -83,7 +84,7 @@ def test_packed_examples_have_the_logits_they_have_alone():
 
 
 def test_another_image_changes_its_own_segment_from_its_place_on():
-    tokens, segments, positions, images, windows = rows_of([EXAMPLES], T=72, N=4)
+    tokens, segments, positions, images, windows = rows_of(PACKED, T=72, N=4)
     before = np.asarray(forward()(tokens, segments, positions, images, windows))
     third = np.flatnonzero(tokens[0] == IMAGE)[2 * PER_IMAGE]  # the image of the third example
     images[0, 2], kept = images[0, 2] + 1, images[0, 2].copy()
@@ -99,7 +100,7 @@ def test_another_image_changes_its_own_segment_from_its_place_on():
 
 def test_vectors_are_the_embeddings_of_their_tokens():
     """The slow twin: the model without encoders, fed with the difference to the tokens' own embeddings."""
-    tokens, segments, positions, images, windows = rows_of([EXAMPLES, EXAMPLES[::-1]], T=72, N=4)
+    tokens, segments, positions, images, windows = rows_of(PACKED, T=72, N=4)
     params, graph = weights(), skeleton(CONFIG)[0]
 
     @jax.jit
@@ -114,10 +115,10 @@ def test_vectors_are_the_embeddings_of_their_tokens():
         return model.logits(model.hidden(tokens, segments, positions, noise_BTD=difference).x_BTD)
 
     vectors = {token: np.asarray(found) for token, found in of_encoders(params).items()}
-    assert vectors[IMAGE].shape == (2, 4 * PER_IMAGE, 32) and vectors[SOUND].shape == (2, 4 * PER_WINDOW, 32)
+    assert vectors[IMAGE].shape == (4, 4 * PER_IMAGE, 32) and vectors[SOUND].shape == (4, 4 * PER_WINDOW, 32)
     table = np.asarray(params["embedding"].get_value())
-    difference = np.zeros((2, 72, 32), np.float32)
-    for row in range(2):
+    difference = np.zeros((4, 72, 32), np.float32)
+    for row in range(4):
         for token, found in vectors.items():
             for k, place in enumerate(np.flatnonzero(tokens[row] == token)):
                 difference[row, place] = found[row, k] - table[token]
@@ -127,7 +128,7 @@ def test_vectors_are_the_embeddings_of_their_tokens():
 
 def test_text_alone_is_that_of_the_model_without_encoders():
     text = dataclasses.replace(CONFIG, vision=Vision(), audio=Audio())
-    ours, plain = (jax.jit(lambda config=config: build(config, 3))() for config in (CONFIG, text))
+    ours, plain = parameters(CONFIG, 3), parameters(text, 3)
     for name in plain:
         for one, other in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(plain[name]), strict=True):
             np.testing.assert_array_equal(one, other)

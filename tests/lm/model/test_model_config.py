@@ -73,6 +73,7 @@ KINDS = {
 }
 
 
+@functools.cache
 def model_of(config):
     """The compiled forward, of matrices so large that every part of it shows in the logits."""
     graph = skeleton(config)[0]
@@ -112,7 +113,7 @@ def decoded(model, config, rows, lengths, width, steps, cache_dtype="", prefill=
 def test_cached_decoding_is_the_whole_forward(kind):
     """Rows with left padding are read into the cache, then token by token: the logits are those of one pass (law 8)."""
     config = ModelConfig(**SIZES | KINDS[kind])
-    model, rows, lengths, steps = model_of(config), tokens_of(6, 2, 24), (14, 3), 6
+    model, rows, lengths, steps = model_of(config), tokens_of(6, 4, 24), (14, 3, 9, 1), 6
     whole = np.asarray(model(rows))
     assert np.abs(whole).max() > 0.5
     ours = decoded(model, config, rows, lengths, 14, steps)
@@ -120,7 +121,7 @@ def test_cached_decoding_is_the_whole_forward(kind):
         np.testing.assert_allclose(ours[row], whole[row, n - 1 : n + steps], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", all_but(OFTEN, KINDS))
+@pytest.mark.parametrize("kind", all_but(["gemma", "latent, experts"], KINDS))
 def test_rows_go_on_from_what_they_share(kind):
     """One beginning, two prompts behind it, two rows behind each of these, token by token; with padding between beginning and
     prompts but for windows, which reach over slots."""

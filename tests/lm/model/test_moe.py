@@ -14,6 +14,7 @@ from lm.kernels.experts import experts, experts_reference
 from lm.model.moe import Balance, MoE, RouterStats, balanced, route, router_logits, router_stats
 from lm.parallel.mesh import make_mesh, shardings, spec
 from lm.parallel.sequence import axis_between_blocks
+from tests.lm.kernels.draws import normal, uniform
 from tests.slow import all_but
 
 B, T, D, E, F = 4, 12, 16, 8, 12
@@ -31,12 +32,12 @@ def layer_of(config, seed=0):
         graph, state = nnx.split(MoE(config, nnx.Rngs(seed)))
     state = jax.tree.map(lambda p: p * 15, state)
     if config.moe.balance_bias:
-        state["balance_bias"] = state["balance_bias"].replace(0.1 * jax.random.normal(jax.random.key(9), (E,)))
+        state["balance_bias"] = state["balance_bias"].replace(0.1 * normal(9, (E,)))
     return graph, state
 
 
 def activations(shape=(B, T, D), seed=1):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return normal(seed, shape)
 
 
 def quick(f, *arrays):
@@ -45,16 +46,14 @@ def quick(f, *arrays):
 
 def weights_of(gated=True, num_experts=E):
     names = {"gate": (num_experts, D, F), "up": (num_experts, D, F), "down": (num_experts, F, D)}
-    keys = jax.random.split(jax.random.key(3), 3)
-    return {n: jax.random.normal(k, s) for (n, s), k in zip(names.items(), keys, strict=True) if gated or n != "gate"}
+    return {name: normal(10 + n, shape) for n, (name, shape) in enumerate(names.items()) if gated or name != "gate"}
 
 
 def assignments(K=2):
     """Different experts for each token, unevenly; the last tokens of a row go to none."""
-    scores_BTE = jax.random.normal(jax.random.key(4), (B, T, E)) + 2 * jnp.arange(E) / E
-    choice_BTK = jax.lax.top_k(scores_BTE, K)[1]
-    weight_BTK = jax.random.uniform(jax.random.key(5), (B, T, K))
-    return jnp.where(jnp.arange(T)[:, None] < T - 2, choice_BTK, E), weight_BTK
+    scores_BTE = np.random.default_rng(4).normal(size=(B, T, E)) + 2 * np.arange(E) / E
+    choice_BTK = np.argsort(-scores_BTE, axis=-1)[..., :K]
+    return jnp.asarray(np.where(np.arange(T)[:, None] < T - 2, choice_BTK, E), jnp.int32), uniform(5, (B, T, K))
 
 
 # The experts
@@ -257,7 +256,7 @@ def test_the_bias_moves_against_the_load():
 def test_mup_scales_the_logits_of_the_router_with_the_width():
     config = config_of()
     wide = ModelConfig(**{**config.to_dict(), "mup_base_dim": D // 4})
-    x, router = activations(), jax.random.normal(jax.random.key(0), (D, E))
+    x, router = activations(), normal(0, (D, E))
     np.testing.assert_allclose(router_logits(x, router, wide), router_logits(x, router, config) / 4, rtol=1e-5, atol=1e-6)
 
 

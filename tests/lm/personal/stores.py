@@ -17,12 +17,13 @@ def made(home: Path, monkeypatch) -> Store:
     return open_store(home, create=True)
 
 
-def child(code: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
-    """Runs a program in Python with this repository."""
+def child(code: str, *arguments: object, input: str = "", **variables: str) -> subprocess.CompletedProcess:
+    """Runs a program in Python with this repository, which reads `input`."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=runs.REPOSITORY,
         env=runs.environment(**variables),
+        input=input,
         capture_output=True,
         text=True,
         timeout=runs.DEADLINE,

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,58 +137,72 @@ def test_forgetting_removes_an_item_and_all_that_was_made_of_it(tmp_path, monkey
 CHANGES = """
 import os, signal, sys
 from pathlib import Path
-home, key, moment = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), int(sys.argv[3])
 from lm.personal.items import note
 from lm.personal.store import Store
-seen = 0
-def hook(event, arguments):
-    global seen
-    if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(home) in str(arguments[0]):
-        seen += 1
-        if seen == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-store = Store(home, key)
-for n in range(3):
-    [item] = store.add([note(f"acknowledged {n}", now=0)])
-    print("added", item.id, flush=True)
-    store.put("adapter", b"adapter %d" % n, store.ids(), {"n": n})
-    print("adapter", n, flush=True)
-first = store.ids()[0]
-store.forget([first])
-print("forgot", first, flush=True)
-print("moments", seen, flush=True)
+key = bytes.fromhex(sys.argv[1])
+
+def changed(home, moment):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(home) in str(arguments[0]):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    store = Store(home, key)
+    for n in range(3):
+        [item] = store.add([note(f"acknowledged {n}", now=0)])
+        print("added", item.id, flush=True)
+        store.put("adapter", b"adapter %d" % n, store.ids(), {"n": n})
+        print("adapter", n, flush=True)
+    first = store.ids()[0]
+    store.forget([first])
+    print("forgot", first, flush=True)
+    print("moments", seen, flush=True)
+
+for line in sys.stdin:  # a forked process for each
+    home, moment = line.split()
+    if child := os.fork():
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        changed(Path(home), int(moment))
+        os._exit(0)
 """
 
 
 def test_a_kill_at_any_of_twenty_moments_loses_nothing(tmp_path, monkeypatch):
-    """The process kills itself before an operation on a file of the store; twenty such moments are spread over its life."""
+    """A process kills itself before an operation on a file of the store; twenty such moments are spread over its life."""
     begun = made(tmp_path / "begun", monkeypatch)
     begun.add(notes("there before"))
     key = begun._key.hex()
 
-    def ended(moment: int):
-        home = tmp_path / f"home{moment}"
-        shutil.copytree(tmp_path / "begun", home)
-        return home, child(CHANGES, home, key, moment)
+    def ended(moments: list[int]) -> dict[int, tuple[Path, list[list[str]]]]:
+        """The store after each, and the words of each line that its process said, of which the last is its exit status."""
+        homes = {moment: tmp_path / f"home{moment}" for moment in moments}
+        for home in homes.values():
+            shutil.copytree(tmp_path / "begun", home)
+        done = child(CHANGES, key, input="".join(f"{home} {moment}\n" for moment, home in homes.items()))
+        assert done.returncode == 0, done.stderr
+        said, found = [line.split() for line in done.stdout.splitlines()], {}
+        for moment, home in homes.items():
+            end = next(n for n, (what, _) in enumerate(said) if what == "ended")
+            found[moment], said = (home, said[: end + 1]), said[end + 1 :]
+        return found
 
-    _, whole = ended(0)
-    assert whole.returncode == 0, whole.stderr
-    count = int(whole.stdout.split()[-1])
-    moments = sorted({1 + n * (count - 1) // 19 for n in range(20)})
+    [[_, [*_, [_, count], whole]]] = ended([0]).values()
+    assert whole == ["ended", "0"]
+    moments = sorted({1 + n * (int(count) - 1) // 19 for n in range(20)})
     assert len(moments) == 20
-    for moment in moments:
-        home, done = ended(moment)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        said = [line.split() for line in done.stdout.splitlines()]
+    for home, (*said, end) in ended(moments).values():
+        assert end == ["ended", str(-signal.SIGKILL)]
         store = Store(home, bytes.fromhex(key))
         there = store.ids()
         gone = {name for what, name in said if what == "forgot"}
         added = ["there before", *(f"acknowledged {n}" for n in range(3))]
         assert [item.text for item in store.items()] in [added[n:m] for m in range(1, 5) for n in (0, 1)]
-        assert {name for what, name in said if what == "added"} - gone - set(begun.ids()) <= set(there) and not gone & set(
-            there
-        )
+        acknowledged = {name for what, name in said if what == "added"}
+        assert acknowledged - gone - set(begun.ids()) <= set(there) and not gone & set(there)
         adapters = [int(name) for what, name in said if what == "adapter"]
         if adapters and begun.ids()[0] in there:
             content, about = store.blob("adapter")

@@ -10,7 +10,7 @@ from lm.model.linear import trainable
 from lm.parallel.mesh import make_mesh
 from lm.train.state import averaged, stored, unstored
 from lm.train.step import abstract_state, make_trainer, model_config_of, state_shardings
-from tests.lm.examples import packed_batch, tiny_config
+from tests.lm.examples import first_state, packed_batch, tiny_config
 
 
 def leaves(tree):
@@ -27,7 +27,7 @@ def trained(steps=3, ema=0.2, **model):
     config = tiny_config(**model)
     config.ema = ema
     trainer = make_trainer(config)
-    states, step = [jax.jit(trainer.init)()], jax.jit(trainer.step)
+    states, step = [first_state(trainer, config)], jax.jit(trainer.step)
     for n in range(steps):
         states.append(step(states[-1], packed_batch(config, seed=n))[0])
     return config, trainer, states

@@ -12,11 +12,13 @@ from jax import lax
 
 from lm.checkpoint import Checkpoints
 from lm.config import ModelConfig
-from lm.parallel.mesh import make_mesh, place_rows
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
 from lm.train.describe import abstract_mesh, memory_per_device
+from lm.train.optimizers.chain import optimizer as chain
 from lm.train.optimizers.compact import bits_like, block_size, compact, in_blocks, signed_codes, square_codes, to_bfloat16
-from lm.train.step import abstract_state, make_trainer, state_shardings
-from tests.lm.examples import packed_batch, parameters, tiny_config
+from lm.train.step import abstract_state, make_trainer, model_config_of
+from tests.lm.examples import first_state, packed_batch, parameters, tiny_config
 from tests.slow import all_but
 
 
@@ -74,7 +76,7 @@ def losses(steps=50, **optimizer):
     config.steps = steps
     config.optimizer.update(learning_rate=4e-3, **optimizer)
     trainer = make_trainer(config)
-    state, step, found = jax.jit(trainer.init)(), jax.jit(trainer.step, donate_argnums=0), []
+    state, step, found = first_state(trainer, config), jax.jit(trainer.step, donate_argnums=0), []
     for n in range(steps):
         state, metrics = step(state, packed_batch(config, seed=n))
         found.append(float(metrics["loss"]))
@@ -89,7 +91,7 @@ def exact(name):
 NEAR = [("adamw", "bfloat16", 0.002), ("adamw", "int8", 0.02), ("muon", "int8", 0.02)]
 
 
-@pytest.mark.parametrize("name, dtype, most", all_but(NEAR[:2], NEAR))
+@pytest.mark.parametrize("name, dtype, most", all_but(NEAR[1:2], NEAR))
 def test_losses_beside_those_with_float32(name, dtype, most):
     """Over 50 steps of a loss that falls by more than 1."""
     assert exact(name)[-1] < exact(name)[0] - 1
@@ -102,14 +104,16 @@ def test_a_checkpoint_moves_to_another_mesh(optimizer, tmp_path):
     config = tiny_config()
     config.optimizer.update(name=optimizer, state_dtype="int8")
     config.model.update(embed_dim=256)
-    batch, values = packed_batch(config, seed=0), []
+    shape, values = model_config_of(config), []
     for mesh in (make_mesh({"fsdp": 4, "tensor": 2}), make_mesh({}, jax.devices()[:1])):
         with jax.set_mesh(mesh):
             trainer, checkpoints = make_trainer(config), Checkpoints(tmp_path)
             if not values:
-                state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
-                batch = dict(zip(batch, place_rows(*batch.values(), mesh=mesh), strict=True))
-                state, _ = jax.jit(trainer.step)(state, batch)
+                state, abstract = first_state(trainer, config, mesh), skeleton(shape)[1]
+                slopes = jax.tree.map(lambda p: np.sin(100 * np.asarray(p) + np.float32(0.1)), parameters(shape))
+                update = jax.jit(chain(abstract, shape, config.optimizer).update)
+                _, moments = update(jax.device_put(slopes, shardings(abstract, mesh)), state.optimizer, state.params)
+                state = state._replace(optimizer=moments)
                 checkpoints.save(1, state, {})
                 checkpoints.wait()
             else:

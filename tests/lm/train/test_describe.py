@@ -6,7 +6,6 @@ import json
 import jax
 import pytest
 
-from configs.train import deepseek_tiny
 from lm import sizing
 from lm.errors import UserError
 from lm.train import describe
@@ -21,7 +20,7 @@ SIZES = dict(
 )
 MLA = dict(num_kv_heads=8, mla=dict(kv_rank=128, query_rank=192, rope_head_dim=32, value_head_dim=64))
 MOE = dict(moe=dict(num_experts=8, top_k=2, expert_dim=512, shared_dim=256, capacity_factor=1.25))
-OFTEN = [("local and global", "matmuls"), ("latent", "full")]
+OFTEN = [("local and global", "matmuls")]
 MODELS = {
     "dense": {},
     "local and global": dict(
@@ -55,8 +54,13 @@ def under(config, measure):
         return measure(config, mesh)
 
 
+KNOWN = {}
+
+
 def step_flops(config) -> int:
-    return under(config, describe.step_flops)
+    if (key := config.to_json()) not in KNOWN:
+        KNOWN[key] = under(config, describe.step_flops)
+    return KNOWN[key]
 
 
 @pytest.mark.parametrize("model, remat", all_but(OFTEN, itertools.product(MODELS, ("matmuls", "full"))))
@@ -121,7 +125,7 @@ def test_experts_without_capacity_multiply_what_tokens_choose():
         return step_flops(config)
 
     even = flops(1.0)
-    assert even == flops(0.0) == flops(0.0, fsdp=2, tensor=2, expert=2)
+    assert even == flops(0.0, fsdp=2, tensor=2, expert=2)
     costs = sizing.flops(model_config_of(training(**MODELS["mixture"])), 256)
     more = flops(1.25) - even
     # forward, both gradients, and nothing of it again: what the backward pass needs of the experts is kept
@@ -182,7 +186,7 @@ def test_a_mesh_that_is_not_here():
 
 
 def test_the_table_shows_what_json_holds():
-    config = deepseek_tiny.get_config()
+    config = training(**MODELS["mixture"] | dict(mtp_depth=1), remat="matmuls")
     said = describe.describe(config)
     table = describe.table(said)
     assert json.loads(json.dumps(said)) == said

@@ -13,7 +13,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, place_rows
 from lm.train.doremi import Weights, average, proxy_trainer, updated
 from lm.train.step import make_trainer, model_config_of, state_shardings
-from tests.lm.examples import packed_batch, plain_batch, tiny_config
+from tests.lm.examples import first_state, packed_batch, parameters, plain_batch, tiny_config
 
 NAMES = ("noise", "trivial", "learnable")
 UNIFORM = dict.fromkeys(NAMES, 1 / 3)
@@ -43,9 +43,8 @@ def batch_of(config, seed=0):
 def compiled():
     config = tiny_config(num_layers=1)
     trainer = proxy_trainer(config, UNIFORM)
-    reference = jax.jit(make_trainer(config).init)().params
-    reference = jax.tree.map(lambda x: 1.5 * x, reference)
-    return config, trainer, jax.jit(trainer.init)(), reference, jax.jit(trainer.step)
+    reference = parameters(model_config_of(config), scale=1.5)
+    return config, trainer, first_state(trainer, config), reference, jax.jit(trainer.step)
 
 
 def test_a_step_weighs_the_excess_of_each_source():
@@ -53,12 +52,13 @@ def test_a_step_weighs_the_excess_of_each_source():
     batch = batch_of(config)
     graph = skeleton(model_config_of(config))[0]
 
+    @jax.jit
     def nll(params):
         logits = nnx.merge(graph, params)(batch["tokens"], batch["segment_ids"], batch["positions"])
         logp = jax.nn.log_softmax(logits, axis=-1)
-        return -np.asarray(jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0], np.float64)
+        return -jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0]
 
-    own, other = nll(state.params), nll(reference)
+    own, other = (np.asarray(nll(params), np.float64) for params in (state.params, reference))
     excess, losses = [], []
     for d in range(3):
         mine = (batch["sources"][:, None] == d) & (batch["weights"] > 0)
@@ -137,13 +137,13 @@ def searched():
     config.steps, config.batch_size = 60, 12
     config.optimizer.update(learning_rate=1e-2, warmup=5, weight_decay=0.0)
     trainer = make_trainer(config)
-    state, step = jax.jit(trainer.init)(), jax.jit(trainer.step)
+    state, step = first_state(trainer, config), jax.jit(trainer.step)
     for n in range(config.steps):
         batch = world(config, n)
         del batch["sources"]
         state, metrics = step(state, batch)
     proxy = proxy_trainer(config, UNIFORM)
-    step, states = jax.jit(proxy.step), [jax.jit(proxy.init)()]
+    step, states = jax.jit(proxy.step), [first_state(proxy, config)]
     for n in range(config.steps):
         states.append(step(states[-1], world(config, n), state.params)[0])
     return config, proxy, state.params, step, states

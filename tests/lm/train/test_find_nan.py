@@ -16,7 +16,7 @@ OBJECTIVE = pretraining(z_loss=0.0, mtp_loss=0.0)
 
 def prepared(scan: bool = True):
     """(config, state after a skipped step, batch)."""
-    config = tiny_config(num_layers=3, scan_layers=scan)
+    config = tiny_config(scan_layers=scan)
     _, state = trainer_and_state(config)
     return config, state._replace(step=jnp.int32(1)), jax.tree.map(jnp.asarray, packed_batch(config, 0))
 
@@ -36,9 +36,9 @@ def test_the_layer_of_the_forward_pass(scan):
     config, state, batch = prepared(scan)
     state = spoiled(state, 1, 3e38, "stacks", 0, 0, "attention", "query", "weight")
     lines = explain(config, OBJECTIVE, state, batch)
-    assert "NaN is in the forward pass, layer 1 of 3, " in lines[0] and "attention" in lines[0]
+    assert "NaN is in the forward pass, layer 1 of 2, " in lines[0] and "attention" in lines[0]
     # The NaN comes from an infinity: the product with the spoiled weights.
-    assert "infinity is in the forward pass, layer 1 of 3, " in lines[1] and "dot_general" in lines[1]
+    assert "infinity is in the forward pass, layer 1 of 2, " in lines[1] and "dot_general" in lines[1]
     assert "float32[8, 32, 4, 8]" in lines[1] and ".py:" in lines[1]
 
 
@@ -60,9 +60,9 @@ def test_the_gradient_alone():
 
 def test_what_was_bad_before_the_step():
     config, state, batch = prepared()
-    state = spoiled(state, (2, 0, 0), np.nan, "stacks", 0, 0, "feed_forward", "up", "weight")
+    state = spoiled(state, (1, 0, 0), np.nan, "stacks", 0, 0, "feed_forward", "up", "weight")
     (line,) = explain(config, OBJECTIVE, state, batch | {"weights": batch["weights"] * np.inf})
-    assert line.endswith("not finite before the step: parameter stacks.0.0.feed_forward.up.weight of layer 2, batch weights")
+    assert line.endswith("not finite before the step: parameter stacks.0.0.feed_forward.up.weight of layer 1, batch weights")
 
 
 def test_the_loop_says_it(tmp_path, capsys):

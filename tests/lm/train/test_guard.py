@@ -11,7 +11,7 @@ from jax import lax
 
 from lm.train import guard
 from lm.train.step import make_trainer
-from tests.lm.examples import packed_batch, tiny_config
+from tests.lm.examples import first_state, packed_batch, tiny_config
 
 STREAMS, STEPS = 32, 6700  # of the simulations
 
@@ -180,7 +180,7 @@ def test_a_skipped_spike_leaves_no_trace():
     config = tiny_config(num_layers=1)
     config.guard.update(window=16, warmup=16)
     trainer = make_trainer(config)
-    state, step = jax.jit(trainer.init)(), jax.jit(trainer.step)
+    state, step = first_state(trainer, config), jax.jit(trainer.step)
     for n in range(20):
         state, metrics = step(state, packed_batch(config, n))
     assert metrics["skipped"] == 0

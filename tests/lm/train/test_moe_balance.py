@@ -7,7 +7,7 @@ from flax import nnx
 
 from lm.model.transformer import skeleton
 from lm.train.step import busiest, make_trainer, model_config_of
-from tests.lm.examples import plain_batch, tiny_config
+from tests.lm.examples import first_state, plain_batch, tiny_config
 
 STEPS = 80
 MOE = {"num_experts": 8, "top_k": 2, "expert_dim": 16}
@@ -31,7 +31,7 @@ def trained_load(**moe):
     config.model.moe.update(MOE, **moe)
     config.steps, config.batch_size = STEPS, 16
     trainer = make_trainer(config)
-    step, state, losses = jax.jit(trainer.step, donate_argnums=0), jax.jit(trainer.init)(), []
+    step, state, losses = jax.jit(trainer.step, donate_argnums=0), first_state(trainer, config), []
     for n in range(STEPS):
         state, metrics = step(state, plain_batch(skewed_rows(config, n)))
         losses.append(metrics["loss"])

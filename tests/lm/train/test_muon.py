@@ -5,7 +5,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -17,7 +16,7 @@ from lm.parallel.mesh import make_mesh, shardings
 from lm.train.optimizers.chain import mup_scale, optimizer, orthogonalised
 from lm.train.optimizers.muon import shared_out
 from lm.train.step import make_trainer, model_config_of
-from tests.lm.examples import packed_batch, parameters, tiny_config
+from tests.lm.examples import first_state, packed_batch, parameters, tiny_config
 from tests.lm.train.test_meshes import DEEPSEEK
 from tests.slow import all_but
 
@@ -36,8 +35,10 @@ def directions(mesh_name: str, model_name: str, name="muon"):
     with jax.set_mesh(mesh):
         abstract = nnx.filter_state(skeleton(shape)[1], learns)
         transform = optimizer(abstract, shape, config.optimizer)
-        params = jax.device_put(nnx.filter_state(parameters(shape), learns), shardings(abstract, mesh))
-        state, grads = transform.init(params), jax.tree.map(lambda p: jnp.sin(100 * p + 0.1), params)
+        here = nnx.filter_state(parameters(shape), learns)
+        slopes = jax.tree.map(lambda p: np.sin(100 * np.asarray(p) + np.float32(0.1)), here)
+        params, grads = (jax.device_put(tree, shardings(abstract, mesh)) for tree in (here, slopes))
+        state = transform.init(params)
         program = jax.jit(lambda g, s, p: transform.update(g, s, p)[0]).lower(grads, state, params).compile()
         updates = program(grads, state, params)
     return named(updates), named(grads), program.as_text()
@@ -154,7 +155,7 @@ def test_a_run_learns_with_muon():
     config = tiny_config()
     config.optimizer.update(name="muon", learning_rate=1e-2)
     trainer = make_trainer(config)
-    state, step, losses = jax.jit(trainer.init)(), jax.jit(trainer.step), []
+    state, step, losses = first_state(trainer, config), jax.jit(trainer.step), []
     for n in range(config.steps):
         state, metrics = step(state, packed_batch(config, seed=n))
         losses.append(float(metrics["loss"]))

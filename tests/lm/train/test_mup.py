@@ -11,14 +11,14 @@ from lm.align.logprobs import token_logprobs
 from lm.model.transformer import skeleton
 from lm.train.optimizers.chain import role
 from lm.train.step import make_trainer, model_config_of, token_loss
-from tests.lm.examples import parameters, plain_batch, tiny_config
+from tests.lm.examples import first_state, parameters, plain_batch, tiny_config
 from tests.slow import all_but
 
 WIDTHS = (32, 64, 128, 256)
 
 
 @functools.cache
-def moved(mup: bool, width: int, tied: bool = False) -> tuple[float, float]:
+def moved(mup: bool, width: int, tied: bool) -> tuple[float, float]:
     """Mean |change| of the residual stream and of the logits after four updates."""
     config = tiny_config(
         embed_dim=width,
@@ -40,7 +40,7 @@ def moved(mup: bool, width: int, tied: bool = False) -> tuple[float, float]:
         model = nnx.merge(graph, params)
         return model.residual(batch["tokens"]), model(batch["tokens"])
 
-    state = jax.jit(trainer.init)()
+    state = first_state(trainer, config)
     before = look(state.params)
     for _ in range(4):
         state, _ = step(state, batch)
@@ -57,12 +57,13 @@ def test_updates_move_every_width_alike(tied):
     assert all(0.5 < ratio < 2 for ratio in growth(True, tied))
 
 
+@pytest.mark.slow
 def test_without_it_they_move_the_wide_more():
     assert max(growth(False)) > 3
 
 
 def test_the_base_width_is_the_standard_model():
-    assert moved(True, WIDTHS[0]) == moved(False, WIDTHS[0])
+    assert moved(True, WIDTHS[0], False) == moved(False, WIDTHS[0], False)
 
 
 @pytest.mark.parametrize("tied", all_but([True], [False, True]))

@@ -1,5 +1,6 @@
 """Layers' values and moments in host memory: the same numbers as in device memory, on any mesh and after a checkpoint."""
 
+import functools
 import itertools
 import types
 
@@ -12,8 +13,8 @@ from lm.parallel.mesh import make_mesh
 from lm.train.describe import abstract_mesh, memories
 from lm.train.feed import Feed
 from lm.train.state import sound
-from lm.train.step import abstract_state, make_trainer, state_shardings
-from tests.lm.examples import packed_batch, tiny_config
+from lm.train.step import abstract_state, make_trainer
+from tests.lm.examples import first_state, packed_batch, tiny_config
 from tests.slow import all_but
 
 STEPS = 3
@@ -52,7 +53,7 @@ def run(config, sizes, state=None, first=0, steps=STEPS, programs=None):
     with jax.set_mesh(mesh):
         trainer, step = programs or programs_of(config)
         if state is None:
-            state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+            state = first_state(trainer, config, mesh)
         feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
         curve = []
         for n in range(first, first + steps):
@@ -66,6 +67,19 @@ def programs_of(config):
     return trainer, jax.jit(trainer.step, donate_argnums=0)
 
 
+@functools.cache
+def without():
+    """(programs, last state, curve) of 2 · STEPS steps on SPLIT in device memory, for the tests of `make test`."""
+    config = training(4, dtype="bfloat16")
+    programs = programs_of_split(config)
+    return programs, *run(config, SPLIT, steps=2 * STEPS, programs=programs)
+
+
+def programs_of_split(config):
+    with jax.set_mesh(make_mesh(SPLIT)):
+        return programs_of(config)
+
+
 def kinds(tree) -> set:
     return {(x.ndim > 1, x.sharding.memory_kind) for x in jax.tree.leaves(tree)}
 
@@ -75,18 +89,26 @@ def kinds(tree) -> set:
 )
 def test_layers_on_the_host(name, remat, dtype):
     sizes, accumulate, model = RUNS[name]
-    (_, here), (_, there) = (
-        run(training(accumulate, model | {"remat": remat, "offload": offload}, dtype), sizes) for offload in (False, True)
-    )
-    np.testing.assert_allclose(there, here, rtol=1e-6)
+    configs = [training(accumulate, model | {"remat": remat, "offload": offload}, dtype) for offload in (False, True)]
+    if configs[0].to_json() == training(4, dtype="bfloat16").to_json():
+        here = without()[-1][:STEPS]
+    else:
+        here = run(configs[0], sizes)[1]
+    np.testing.assert_allclose(run(configs[1], sizes)[1], here, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name, dtype", all_but([("adamw", "float32")], OPTIMIZERS))
 def test_moments_on_the_host(name, dtype, tmp_path):
     """Bit for bit, also if moments move to the other memory at a checkpoint, in either direction."""
-    configs = {offload: training(name=name, state_dtype=dtype, offload=offload) for offload in (False, True)}
-    programs = {offload: programs_of(config) for offload, config in configs.items()}
-    expected, curve = run(configs[False], SPLIT, steps=2 * STEPS, programs=programs[False])
+    configs = {
+        offload: training(4, dtype="bfloat16", name=name, state_dtype=dtype, offload=offload) for offload in (False, True)
+    }
+    if (name, dtype) == ("adamw", "float32"):
+        here, expected, curve = without()
+    else:
+        here = programs_of_split(configs[False])
+        expected, curve = run(configs[False], SPLIT, steps=2 * STEPS, programs=here)
+    programs = {False: here, True: programs_of_split(configs[True])}
     for before, after in ((True, False), (False, True)):
         state, first = run(configs[before], SPLIT, programs=programs[before])
         assert kinds(state.optimizer) == {(True, "pinned_host" if before else "device"), (False, "device")}

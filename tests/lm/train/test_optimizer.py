@@ -1,7 +1,6 @@
 """AdamW, Lion and Adafactor by hand, and which parameters decay."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -36,8 +35,8 @@ def two_updates(**keys):
     params = parameters(CONFIG)
     state = transform.init(params)
     update = jax.jit(transform.update)
-    first = jax.tree.map(lambda p: jnp.sin(100 * p), params)
-    second = jax.tree.map(lambda p: 0.1 * jnp.cos(70 * p), params)
+    first = jax.tree.map(lambda p: np.sin(np.float32(100) * np.asarray(p)), params)
+    second = jax.tree.map(lambda p: np.float32(0.1) * np.cos(np.float32(70) * np.asarray(p)), params)
     _, state = update(first, state, params)
     updates, _ = update(second, state, params)
     trees = [names(tree) for tree in (params, first, second, updates)]

@@ -29,10 +29,10 @@ QUICK = [("data 2, fsdp 2, tensor 2, accumulate 4", "int8")]
 @functools.cache
 def losses(kind):
     """Losses of one device."""
-    return run({}, 1, steps=STEPS, quantized_training=kind)[1][:, 0]
+    return run({}, 1, steps=STEPS, quantized_training=kind)[0][:, 0]
 
 
-@pytest.mark.parametrize("kind", NEAR)
+@pytest.mark.parametrize("kind", all_but(["int8"], NEAR))
 def test_losses_as_with_exact_products(kind):
     assert not np.array_equal(losses(kind), losses("none")) and losses(kind)[-1] < losses(kind)[0]
     np.testing.assert_allclose(losses(kind), losses("none"), rtol=0.01)
@@ -41,7 +41,7 @@ def test_losses_as_with_exact_products(kind):
 @pytest.mark.parametrize(("name", "kind"), all_but(QUICK, [(name, kind) for name in RUNS for kind in NEAR]))
 def test_as_on_one_device(name, kind):
     sizes, accumulate, model = RUNS[name]
-    found = run(sizes, accumulate, steps=STEPS, quantized_training=kind, **model)[1]
+    found = run(sizes, accumulate, steps=STEPS, quantized_training=kind, **model)[0]
     np.testing.assert_allclose(found[:, 0], losses(kind), rtol=0, atol=NEAR[kind])
 
 

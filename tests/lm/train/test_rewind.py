@@ -67,7 +67,7 @@ def trainer_of(config):
     """The same trainer for configs that differ in what the loop alone reads, so that each program is compiled once."""
     config = config.copy_and_resolve_references()
     config.update(steps=STEPS, checkpoint_every=8)
-    config.guard.rewinds = max(1, config.guard.rewinds)
+    config.guard.rewinds = config_of().guard.rewinds
     return TRAINERS.setdefault(config.to_json(), make_trainer(config))
 
 
@@ -156,29 +156,26 @@ def test_a_lost_record_is_that_of_the_checkpoint(rewound, tmp_path):
     assert stream.read == [44, 45]
 
 
-def test_the_learning_rate_is_lowered_for_some_steps(tmp_path):
-    config = config_of(lower_rate=0.25, lower_steps=6)
-    run(config, tmp_path, Rows(config, range(28, 31), poison=True))
-    rates = [row["learning_rate"] for row in lines(tmp_path)][5:]
-    lowered = [step for step, rate in enumerate(rates, start=6) if rate < 1e-3]
-    assert lowered == list(range(25, 31))
-    assert rates[24 - 5] == pytest.approx(0.25 * rates[0])
-
-
 def test_spikes_rewind_too_and_then_the_level_is_accepted(tmp_path):
-    """Every batch from 28 on is of another kind: after the last rewind the run takes its loss for the new level."""
-    config = config_of(rewinds=1)
-    config.steps = 48
+    """Every batch from 28 on is of another kind: after the last rewind the run takes its loss for the new level.
+
+    After the rewind the learning rate is lowered for some steps.
+    """
+    config = config_of(rewinds=1, lower_rate=0.25, lower_steps=6)
+    config.steps, config.checkpoint_every = 48, 24
     result = run(config, tmp_path, Rows(config, bad=range(28, 1000)))
     assert [one["to"] for one in result["rewinds"]] == [24]
     logged = lines(tmp_path)
     assert [row["skipped"] for row in logged[24:29]] == [1, 2, 3, 3, 3] and logged[-1]["skipped"] == logged[-1]["spikes"] == 3
     assert logged[-1]["loss"] < 0.7 * logged[26]["loss"]  # it is learnt
+    rates = [row["learning_rate"] for row in logged[5:]]
+    assert [step for step, rate in enumerate(rates, start=6) if rate < 1e-3] == list(range(25, 31))
+    assert rates[24 - 5] == pytest.approx(0.25 * rates[0])
 
 
 def test_spikes_that_come_back_are_data(tmp_path, capsys):
     config = config_of()
-    config.steps = 48
+    config.steps = config.checkpoint_every = 48
     result = run(config, tmp_path, Rows(config, bad=range(20, 48, 3)))
     assert result["skipped"] == 4
     said = capsys.readouterr().out.splitlines()
@@ -189,7 +186,7 @@ def test_spikes_that_come_back_are_data(tmp_path, capsys):
 def test_no_rewind(tmp_path, how):
     config, first = config_of(), 28
     if how == "none is left":
-        config.guard.rewinds = 0
+        config.guard.rewinds, config.checkpoint_every = 0, 24
     elif how == "switched off":
         config.guard.on = False
     else:

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests.lm.examples import packed_batch, plain_batch, tiny_config, trainer_and_state
@@ -61,7 +60,8 @@ def test_the_gradient_is_clipped_to_its_norm():
     after, metrics = jax.jit(trainer.step)(state, packed_batch(config, seed=0))
     assert metrics["grad_norm"] > 1e-2  # as it was before clipping
     mu = after.optimizer[0].mu
-    assert optax.global_norm(mu) == pytest.approx((1 - config.optimizer.b1) * 1e-3, rel=1e-4)
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.device_get(jax.tree.leaves(mu))))
+    assert norm == pytest.approx((1 - config.optimizer.b1) * 1e-3, rel=1e-4)
 
 
 def test_a_token_counts_the_same_in_any_slice():

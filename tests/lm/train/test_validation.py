@@ -10,11 +10,11 @@ import pytest
 from configs.train import default, tiny
 from data.text.sizes import parse_sizes
 from lm.align.validation import Validation
-from lm.model.transformer import build
 from lm.parallel.mesh import make_mesh
 from lm.train.evaluator import Evaluator
 from lm.train.feed import Feed
 from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of, token_loss
+from tests.lm.examples import parameters
 
 B, T, N = 8, 4, 12
 
@@ -113,7 +113,7 @@ def test_bits_per_byte_are_those_of_the_text_whatever_is_minimised():
 
     mesh, found = make_mesh({"data": 1}, jax.devices()[:1]), []
     with jax.set_mesh(mesh):
-        params = jax.jit(lambda: build(model_config_of(config), 0))()
+        params = parameters(model_config_of(config))
         for objective in (None, Objective(scaled, lambda batch: 2 * jnp.sum(batch["weights"]))):
             found.append(Evaluator(make_trainer(config, objective), {"text": Text()}, mesh, Bytes, 32)(params, 3))
     plain, other = found

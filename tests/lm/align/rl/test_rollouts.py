@@ -212,7 +212,7 @@ def test_the_sampler_and_the_model_agree_on_every_turn(drawn):
         one = stream()
         rolled = [rollout for seed in range(2) for rollout in one.sampler(params, one.tasks[:2], seed=seed, each=4)]
         batch = arrays(rolled, 112, 0)
-        logps = token_logprobs(nnx.merge(one.sampler.graph, params), batch)[0]
+        logps = jax.jit(lambda params: token_logprobs(nnx.merge(one.sampler.graph, params), batch)[0])(params)
     parts = [sum(after > before for before, after in zip(rollout.mask, rollout.mask[1:])) for rollout in rolled]
     two = [row for row, count in enumerate(parts) if count == 2]
     assert set(parts) <= {1, 2} and len(two) >= 4 and np.ptp(batch["sampler_logps"][two]) > 1
@@ -250,7 +250,7 @@ def test_the_engine_and_the_model_agree_on_every_turn(served):
     ours, _, params, _ = served
     rolled = ours.sampler(params, ours.tasks, seed=1, each=4, temperature=0.7)
     batch = arrays(rolled, 112, 0)
-    logps = token_logprobs(nnx.merge(ours.sampler.graph, params), batch, 0.7)[0]
+    logps = jax.jit(lambda params: token_logprobs(nnx.merge(ours.sampler.graph, params), batch, 0.7)[0])(params)
     np.testing.assert_allclose(np.asarray(logps) * batch["weights"], batch["sampler_logps"], atol=1e-4)
     assert len({tuple(one.tokens) for one in rolled}) > 10
 

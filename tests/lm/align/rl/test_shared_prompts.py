@@ -15,8 +15,8 @@ from lm.align.rl.rollouts import Rollout, arrays
 from lm.config import MixtureOfExperts, ModelConfig
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import RULES, make_mesh
-from lm.train.step import make_trainer, model_config_of, state_shardings
-from tests.lm.examples import parameters
+from lm.train.step import make_trainer, model_config_of
+from tests.lm.examples import first_state, parameters
 from tests.slow import all_but
 
 P, G, V, WIDTH = 4, 4, 64, 9
@@ -143,7 +143,7 @@ def test_devices_and_slices_equal_one(sizes, accumulate):
         mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
         with jax.set_mesh(mesh):
             trainer = make_trainer(config, rl.objective(config))
-            state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+            state = first_state(trainer, config, mesh)
             where = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
             batch = {name: jax.device_put(x, where) for name, x in batches()[1].items()}
             state, metrics = jax.jit(trainer.step)(state, batch)

@@ -1,5 +1,7 @@
 """Products with packed weights against the plain product, and independence of the rows."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,40 +27,45 @@ def arrays(K, N, M=97):
     return jnp.asarray(rng.standard_normal((M, K)), jnp.float32), jnp.asarray(rng.standard_normal((K, N)), jnp.float32)
 
 
+@functools.cache
+def packed_and_unpacked(K, N, bits, group, activations=16):
+    """The weight of `arrays` packed, and that unpacked. Packed without a compiler, which would round scales in its own way."""
+    packed = pack(arrays(K, N)[1], bits, group, activations)
+    return packed, np.asarray(jax.jit(unpack)(packed))
+
+
 @pytest.mark.parametrize(("K", "N", "bits", "group"), all_but(OFTEN, EACH))
 def test_product_is_that_of_the_unpacked_weight_and_rows_are_independent(K, N, bits, group):
-    x_MK, w_KN = arrays(K, N)
-    packed = pack(w_KN, bits, group)
+    x_MK, (packed, unpacked) = arrays(K, N)[0], packed_and_unpacked(K, N, bits, group)
     multiply = jax.jit(packed_matmul)
     y_MN = multiply(x_MK, packed)
     # Rounding an activation to 16 bits changes it by at most max|x| / 65534.
-    rounding = np.abs(x_MK).max(1, keepdims=True) / 65534 * np.abs(unpack(packed)).sum(0) if bits < 16 else 0
-    assert np.all(np.abs(y_MN - packed_matmul_reference(x_MK, packed)) <= 1e-3 + rounding)
+    rounding = np.abs(x_MK).max(1, keepdims=True) / 65534 * np.abs(unpacked).sum(0) if bits < 16 else 0
+    assert np.all(np.abs(y_MN - jax.jit(packed_matmul_reference)(x_MK, packed)) <= 1e-3 + rounding)
     for M in (0, 1, 33):
         np.testing.assert_array_equal(multiply(x_MK[:M], packed), y_MN[:M])
 
 
 @pytest.mark.parametrize(("K", "N", "bits", "group"), all_but(OFTEN, EACH))
 def test_unpacked_weight_is_the_packed_one(K, N, bits, group):
-    w_KN = arrays(K, N)[1]
-    packed = pack(w_KN, bits, group)
+    w_KN, (packed, unpacked) = arrays(K, N)[1], packed_and_unpacked(K, N, bits, group)
     if bits < 16:
-        filled = jnp.pad(w_KN, ((0, -K % max(group, 4)), (0, 0)))
-        expected = dequantize(*quantize(filled, (0,), bits=bits, group=group), 0)[:K]
+        filled = np.pad(w_KN, ((0, -K % max(group, 4)), (0, 0)))
+        expected = dequantize(*quantize(jnp.asarray(filled), (0,), bits=bits, group=group), 0)[:K]
     else:
         expected = w_KN if bits == 32 else w_KN.astype(jnp.bfloat16)
-    np.testing.assert_array_equal(unpack(packed), expected)
-    ids = jnp.asarray([N - 1, 0, N // 2])
-    np.testing.assert_array_equal(rows(packed, ids), expected[:, ids].T)
+    expected = np.asarray(expected)
+    np.testing.assert_array_equal(unpacked, expected)
+    ids = np.asarray([N - 1, 0, N // 2])
+    np.testing.assert_array_equal(jax.jit(rows)(packed, ids), expected[:, ids].T)
 
 
 @pytest.mark.parametrize(("K", "N", "group"), all_but([(1, 3, 0), (1283, 70, 16), (576, 70, 640)], BYTES))
 def test_product_with_8_bit_activations_is_that_of_the_rounded_activations(K, N, group):
-    x_MK, w_KN = arrays(K, N)
-    x_MK = x_MK * jnp.exp(jnp.arange(97.0) - 50)[:, None]  # a row's scale is its own
-    packed = pack(w_KN, 8, group, activations=8)
+    x_MK = jnp.asarray(arrays(K, N)[0] * np.exp(np.arange(97, dtype=np.float32) - 50)[:, None])  # a row's scale is its own
+    packed, unpacked = packed_and_unpacked(K, N, 8, group, 8)
     assert packed.bits == 8
-    np.testing.assert_array_equal(unpack(packed), unpack(pack(w_KN, 8, group)))
+    np.testing.assert_array_equal(unpacked, packed_and_unpacked(K, N, 8, group)[1])
     multiply = jax.jit(packed_matmul)
     y_MN = multiply(x_MK, packed)
     if compiled("cpu.products"):
@@ -66,8 +73,8 @@ def test_product_with_8_bit_activations_is_that_of_the_rounded_activations(K, N,
         x_MCK = np.pad(x_MK, ((0, 0), (0, -K % chunk))).reshape(len(x_MK), -1, chunk)
         scale = np.abs(x_MCK).max(-1, keepdims=True) / np.float32(127)
         x_MK = (np.rint(x_MCK / np.maximum(scale, 1e-30)) * scale).reshape(len(x_MK), -1)[:, :K]
-    expected = packed_matmul_reference(x_MK, packed)
-    assert np.all(np.abs(y_MN - expected) <= 1e-6 * np.abs(x_MK) @ np.abs(unpack(packed)))
+    expected = jax.jit(packed_matmul_reference)(x_MK, packed)
+    assert np.all(np.abs(y_MN - expected) <= 1e-6 * np.abs(x_MK) @ np.abs(unpacked))
     for M in (0, 1, 2, 33):
         np.testing.assert_array_equal(multiply(x_MK[:M], packed), y_MN[:M])
 

@@ -9,6 +9,7 @@ from lm.kernels.attention import Visible, attention_reference
 from lm.kernels.tpu import attention
 from lm.kernels.tpu.attention import kernel_flops, splash_attention
 from lm.parallel.mesh import make_mesh, reshard
+from tests.lm.kernels.draws import normal
 from tests.slow import all_but
 
 CASES = {
@@ -23,10 +24,9 @@ CASES = {
 
 
 def example(T=128, H=4, G=2, K=64, V=64, rows=2):
-    keys = jax.random.split(jax.random.key(0), 5)
-    q, k, v = (jax.random.normal(key, (rows, T, heads, size)) for key, heads, size in zip(keys, (H, G, G), (K, K, V)))
+    q, k, v = (normal(n, (rows, T, heads, size)) for n, heads, size in ((0, H, K), (1, G, K), (2, G, V)))
     segments = jnp.asarray(np.repeat([[1, 2, 0]], rows, axis=0).repeat([T // 3, T // 2, T - T // 3 - T // 2], axis=1))
-    return q, k, v, segments, jax.random.normal(keys[3], (H,)), jax.random.normal(keys[4], (rows, T, H, V))
+    return q, k, v, segments, normal(3, (H,)), normal(4, (rows, T, H, V))
 
 
 OFTEN = list(CASES)[:1] + list(CASES)[4:]  # what the others show is in these
