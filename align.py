@@ -15,8 +15,8 @@ from pathlib import Path
 
 from lm import cli
 from lm.inputs import check_alignment
-from lm.lock import locked
 from lm.parallel.join import join
+from lm.runs.lock import locked
 
 
 def main(config, workdir: Path) -> None:

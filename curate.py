@@ -13,8 +13,8 @@ kill or a Ctrl-C. After a change of a threshold only the last step is done anew.
 from pathlib import Path
 
 from lm import cli
-from lm.lock import locked
-from lm.workdir import check_record, save_record
+from lm.runs.lock import locked
+from lm.runs.workdir import check_record, save_record
 
 
 def main(config, workdir: Path) -> None:

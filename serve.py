@@ -12,10 +12,10 @@ Writes to the workdir: config.json; for a batch results.jsonl, which the same co
 from pathlib import Path
 
 from lm import cli
-from lm.lock import locked
 from lm.parallel.join import join
+from lm.runs.lock import locked
+from lm.runs.workdir import save_record
 from lm.serve.settings import check_serving
-from lm.workdir import save_record
 
 
 def main(config, workdir: Path) -> None:

@@ -24,11 +24,11 @@ from absl import flags
 from lm import cli
 from lm.cli import config_files
 from lm.inputs import check_training
-from lm.lock import locked
 from lm.parallel.join import join
+from lm.runs.lock import locked
+from lm.runs.workdir import finished, save_record
 from lm.train import dial
 from lm.train.values import check_values
-from lm.workdir import finished, save_record
 
 
 def main(config, workdir: Path | None) -> None:

@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 from data.tasks.stockroom import STOCKROOM_TOOLS, stockroom
-from lm import saving
+from lm.files import saving
 
 REPO = Path(__file__).parent.parent
 MODEL = {

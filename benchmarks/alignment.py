@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import saving
 from lm.align.rl.rewards import style
+from lm.files import saving
 
 RATE = "optimizer.learning_rate"
 CHOSEN_RATES = False  # set by --chosen_rates

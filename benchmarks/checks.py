@@ -120,8 +120,8 @@ def main() -> None:
 
 def verification(workdir: Path) -> float:
     """Return the seconds that the files of the newest checkpoint take to be hashed twice: as written, and as read back."""
-    from lm.checkpoint import damage
-    from lm.workdir import steps_saved
+    from lm.runs.checkpoint import damage
+    from lm.runs.workdir import steps_saved
 
     begin = time.perf_counter()
     assert damage(workdir / "checkpoints" / str(steps_saved(workdir)[-1])) is None

@@ -34,8 +34,8 @@ import yaml
 from benchmarks.smollm2_grpo import bits_per_byte, verb
 from data.dedup.grams import shingles
 from data.dedup.word_hashes import words
-from lm import saving
 from lm.evals.stats.significance import paired
+from lm.files import saving
 
 LEAST = 200  # characters of a paragraph
 MOST_OF_DOCUMENT, MOST = 3000, 300_000  # characters, of a source: many documents tell more than long ones

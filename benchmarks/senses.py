@@ -32,9 +32,9 @@ from data.text.tokenizer import load_tokenizer
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.rollouts import sampler_of
 from lm.align.senses import towers_of
+from lm.files.saving import write_lines
 from lm.infer.load import load
-from lm.saving import write_lines
-from lm.workdir import read_config
+from lm.runs.workdir import read_config
 
 ROWS = 50  # answers sampled at a time
 PASSAGE = 600  # characters of text that is replayed

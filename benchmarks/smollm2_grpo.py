@@ -26,8 +26,8 @@ from pathlib import Path
 import yaml
 
 from data.tasks.verifiable import verifiable
-from lm import saving
 from lm.evals.stats.significance import paired
+from lm.files import saving
 
 REPO = Path(__file__).parent.parent
 SETS = {"trained_kinds": "train", "held_out_kinds": "held_out"}  # the option `kinds` of the task

@@ -31,10 +31,11 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, compile_cache, saving
+from lm import cli, compile_cache
 from lm.errors import UserError
+from lm.files import saving
+from lm.files.untrusted import shown
 from lm.inputs import check_speaker
-from lm.strangers import shown
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS

@@ -28,7 +28,7 @@ from pathlib import Path
 import filelock
 import xxhash
 
-from lm import saving
+from lm.files import saving
 
 MOST = 512 << 20  # bytes of all entries
 FREE = 1 << 30  # bytes that must be free on the disk

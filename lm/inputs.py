@@ -21,9 +21,9 @@ from lm.commands import runnable
 from lm.convert.files import check_weights, is_adapter
 from lm.errors import UserError, after, hub_hint, naming, no_base, no_model
 from lm.evals.judges.judges import check_answers, check_name
-from lm.gguf_file import find_gguf, open_gguf
+from lm.files.gguf import find_gguf, open_gguf
+from lm.runs.workdir import VERBS, check_record, kind_of, read_config, steps_saved
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
-from lm.workdir import VERBS, check_record, kind_of, read_config, steps_saved
 
 
 def check_training(config, workdir: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from data.dedup.grams import shingles
 from data.dedup.word_hashes import mix, randoms, words
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 
 BLOCK_BITS, _WORDS = 512, 8
 MOST_HASHES = 16

@@ -21,8 +21,8 @@ import numpy as np
 from data.dedup import tables
 from data.dedup.keep import OLD, check_numbers, old_bits, ranks
 from data.dedup.pieces import Unit, pieces
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 
 # Columns: digest (two), rank, number, span: start · 2^32 + end.
 _PIECES, _WIDTH, _SETTINGS = "pieces.u64", 5, "settings.json"

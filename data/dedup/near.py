@@ -19,8 +19,8 @@ from data.dedup import grams, minhash, tables
 from data.dedup.components import components
 from data.dedup.keep import NEW_BIT, OLD, best_of_clusters, check_numbers, old_bits, ranks
 from data.dedup.minhash import MinHash
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 
 # Each distinct set of a bucket is paired with the first of the bucket and with as many before it. So buckets of up to
 # NEIGHBOURS + 1 distinct sets give all their pairs, and a huge bucket of boilerplate gives a number that grows linearly.

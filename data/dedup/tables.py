@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import saving
+from lm.files import saving
 
 BUFFER_ROWS = 1 << 20  # sorted in memory at a time; a run on disk has as many
 FAN_IN = 64  # runs merged at a time

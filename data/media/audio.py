@@ -13,7 +13,7 @@ import numpy as np
 
 from data.media.needed import library
 from lm.errors import UserError
-from lm.strangers import shown
+from lm.files.untrusted import shown
 
 RATE = 16_000  # samples a second
 MOST_BYTES = 128 << 20  # of a file

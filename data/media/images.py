@@ -12,7 +12,7 @@ import numpy as np
 
 from data.media.needed import library
 from lm.errors import UserError
-from lm.strangers import shown
+from lm.files.untrusted import shown
 
 MOST_BYTES = 32 << 20  # of a file
 MOST_PIXELS = 40_000_000  # a camera's image has 12 to 24 million

@@ -24,7 +24,7 @@ import xxhash
 
 from data.media import audio, images
 from lm.errors import UserError
-from lm.strangers import check_inside, content, short
+from lm.files.untrusted import check_inside, content, short
 
 KINDS = ("image", "audio")
 COLUMNS = {f"{kind}{ending}" for kind in KINDS for ending in ("", "s")}

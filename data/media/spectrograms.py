@@ -13,7 +13,7 @@ import numpy as np
 
 from data.media.audio import RATE
 from lm.errors import UserError
-from lm.strangers import short
+from lm.files.untrusted import short
 
 WINDOW = 400  # samples of a Fourier transform: 25 ms
 HOP = 160  # samples between frames: 10 ms

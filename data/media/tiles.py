@@ -20,7 +20,7 @@ import numpy as np
 
 from data.media.needed import library
 from lm.errors import UserError
-from lm.strangers import short
+from lm.files.untrusted import short
 
 FITS = ("stretch", "crop", "tiles")
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number, which published files hold

@@ -18,7 +18,7 @@ from data.recipe.index import saved_hash
 from data.recipe.inputs import Unit
 from data.recipe.rules import Rule, reasons
 from data.recipe.units import Job, batches, is_done, quarantined
-from lm import saving
+from lm.files import saving
 
 KEPT, EMPTY = "kept", "empty"
 SAMPLES, SAMPLE_CHARACTERS = 5, 600  # of each reason, and of the documents that stay

@@ -24,8 +24,8 @@ import xxhash
 from data.dedup import tables
 from data.dedup.keep import old_places
 from data.recipe.inputs import digest
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 
 FOLDER, FORMAT = "index", 1  # FORMAT: of an index, and of the hashes in it; after a change no older index is read
 _ABOUT, _NAMES, _ENDS, _MADE_FROM = "index.json", "names.utf8", "ends.u64", "made_from.json"

@@ -28,8 +28,8 @@ from data.recipe.plan import Planned, plan
 from data.recipe.stages import Stage
 from data.recipe.units import Job
 from data.text.workers import ordered
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 from lm.progress import progress
 
 MANIFEST = "manifest.json"

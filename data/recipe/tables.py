@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.recipe.batch import Columns
-from lm import saving
+from lm.files import saving
 
 
 class Writer:

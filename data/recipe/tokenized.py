@@ -17,8 +17,8 @@ from data.sources import corpus
 from data.sources.source import Source
 from data.text.tokenizer import load_tokenizer
 from lm.errors import naming
+from lm.files.saving import plain, write_json
 from lm.progress import progress
-from lm.saving import plain, write_json
 
 FOLDER, MADE_FROM, BUCKETS = "dataset", "made_from.json", "buckets.json"
 

@@ -21,7 +21,7 @@ from data.recipe.plan import Planned
 from data.recipe.rules import Rule, reasons
 from data.recipe.unread import Unread
 from data.sources.source import Document, Quarantined
-from lm import saving
+from lm.files import saving
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 4096  # a batch ends with the document that reaches one; its arrays fit a cache
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import zstandard
 
 from data.sources.source import Document, Source
-from lm import saving
+from lm.files import saving
 
 
 def spooled(source: Source, folder: Path) -> Source:

@@ -7,8 +7,9 @@ from urllib.parse import parse_qsl
 
 from data import tasks
 from data.tasks.splits import SPLITS
-from lm import cli, saving
+from lm import cli
 from lm.errors import UserError
+from lm.files import saving
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from data.text.gguf_names import (
 )
 from data.text.sentencepiece_tokenizer import SPACE
 from lm.errors import UserError
-from lm.gguf_file import GGUFFile
+from lm.files.gguf import GGUFFile
 
 NULL = (1 << 32) - 1  # llama.cpp's id of a token that does not exist
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

@@ -15,8 +15,8 @@ from pathlib import Path
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import CONTROLS, SPACE, SentencePieceTokenizer, scrub
 from data.text.tokenizer import Tokenizer, load_tokenizer
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 
 LEAST = 4  # occurrences of a pair that becomes a piece
 LONGEST = 32  # characters of a new piece

@@ -21,10 +21,11 @@ import tokenizers
 
 from data.text import gguf_tokenizer
 from data.text.sentencepiece_tokenizer import SPACE, scrub
-from lm import saving, strangers
 from lm.errors import UserError
-from lm.gguf_file import find_gguf, open_gguf
-from lm.strangers import check_inside, content, parsed, short
+from lm.files import saving
+from lm.files import untrusted as strangers
+from lm.files.gguf import find_gguf, open_gguf
+from lm.files.untrusted import check_inside, content, parsed, short
 
 TEMPLATE = "chat_template.jinja"
 BASE_TEMPLATE = (Path(__file__).parent / "base_chat_template.jinja").read_text(encoding="utf-8")  # for base models
@@ -279,7 +280,7 @@ def files_at(path: Path) -> dict[str, bytes]:
         found[name] = content(file, MOST_TOKENIZER)
         if name == TEMPLATE:
             check_text(found[name], file)
-    is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/workdir.py handles a damaged one
+    is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/runs/workdir.py handles a damaged one
     before = _parsed(found, "generation_config.json")
     ids = ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(before)
     if ids != _ids_in(before):

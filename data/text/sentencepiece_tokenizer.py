@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from lm import saving
 from lm.errors import UserError
-from lm.strangers import content
+from lm.files import saving
+from lm.files.untrusted import content
 
 MOST_MODEL = 64 << 20  # bytes
 PAD, EOS, BOS, UNK = "<pad>", "</s>", "<s>", "<unk>"

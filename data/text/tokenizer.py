@@ -11,8 +11,8 @@ from data.text.fingerprints import check_tokenizer
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from lm.errors import UserError
-from lm.gguf_file import find_gguf
-from lm.strangers import check_inside
+from lm.files.gguf import find_gguf
+from lm.files.untrusted import check_inside
 
 
 @runtime_checkable

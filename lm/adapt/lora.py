@@ -12,12 +12,12 @@ from jax.sharding import SingleDeviceSharding
 
 from lm.adapt.quantize import dequantize as dequantized
 from lm.adapt.rebuild import arrays_of, combined, each_layer, modules, rebuilt
-from lm.checkpoint import Checkpoints
 from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
 from lm.model.linear import Linear, is_projector
 from lm.model.transformer import build, skeleton
 from lm.parallel.mesh import shardings
+from lm.runs.checkpoint import Checkpoints
 
 
 def with_adapter(config: ModelConfig, params: nnx.State, adapter: Adapter, seed: int = 0) -> tuple[ModelConfig, nnx.State]:

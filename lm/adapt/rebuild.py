@@ -6,10 +6,10 @@ import jax
 from flax import nnx
 from jax import lax
 
-from lm.checkpoint import named, nested, plain, unplain
 from lm.config import ModelConfig
 from lm.model.transformer import STACKED, skeleton
 from lm.parallel.mesh import shardings
+from lm.runs.checkpoint import named, nested, plain, unplain
 
 
 def rebuilt(config: ModelConfig, params: nnx.State, make: Callable[[nnx.State], dict[str, jax.Array]]) -> nnx.State:

@@ -22,7 +22,7 @@ from lm import cli, compile_cache
 from lm.agent.budget import Budget
 from lm.agent.consent import Consent, Question, parse_grant, parse_risks
 from lm.errors import UserError
-from lm.strangers import shown
+from lm.files.untrusted import shown
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS

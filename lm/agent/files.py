@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lm import saving
 from lm.agent.tools import AgentTool, answering, schema
 from lm.errors import UserError
-from lm.strangers import content
+from lm.files import saving
+from lm.files.untrusted import content
 
 MOST_FILES, MOST_HITS = 10_000, 40
 MOST_BYTES = 4 << 20  # of a file that is read

@@ -21,7 +21,7 @@ import pydantic
 from lm.agent.tools import AgentTool, shortened
 from lm.align.rl.tools import ERROR, Answer
 from lm.errors import UserError
-from lm.strangers import short, shown
+from lm.files.untrusted import short, shown
 
 START = 60.0  # seconds in which a server must have told its tools
 OTHER = "use another version of the server, or leave it out"

@@ -12,10 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from lm import cli, saving
+from lm import cli
 from lm.agent.replay import differences, replayed
 from lm.agent.trace import conversations, read, told
 from lm.errors import UserError
+from lm.files import saving
 
 GUARD = {"on": {"guard": True}, "off": {"guard": False}, "": {}}
 

@@ -16,7 +16,7 @@ from lm.agent.consent import RUNS
 from lm.agent.models import Said
 from lm.agent.tools import AgentTool
 from lm.errors import UserError
-from lm.strangers import content, shown
+from lm.files.untrusted import content, shown
 
 FINISHES = ("answer", "steps", "tokens", "seconds", "interrupted")
 VERSION = 1

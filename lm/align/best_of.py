@@ -30,13 +30,13 @@ from lm.align.settings import check, check_best_of
 from lm.align.tokenizers import chat_template, own_tokenizer
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
+from lm.files.saving import write_json, write_lines
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
-from lm.saving import write_json, write_lines
+from lm.runs.workdir import KEPT, check_record, read_object, recorded
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
-from lm.workdir import KEPT, check_record, read_object, recorded
 
 
 class Job(NamedTuple):

@@ -17,7 +17,7 @@ from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, row_ways, shardings
-from lm.workdir import read_config
+from lm.runs.workdir import read_config
 
 ROWS = 64  # conversations scored at a time
 

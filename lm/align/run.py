@@ -20,12 +20,12 @@ from lm.evals import in_loop
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
+from lm.runs.workdir import finished, save_record
 from lm.train import events, loop
 from lm.train.fit import check_memory
 from lm.train.rates import choose_rate
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
-from lm.workdir import finished, save_record
 
 
 def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data.Tasks | None = None) -> dict[str, Any]:

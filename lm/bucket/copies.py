@@ -8,10 +8,10 @@ from pathlib import Path
 
 import filelock
 
-from lm import saving
 from lm.bucket.places import copy_of
 from lm.bucket.steps import newest_whole, place_of
 from lm.bucket.store import Refused, Store, is_url
+from lm.files import saving
 
 # Of a run's folder, what no reader of its model needs; and weights in formats that are not read.
 _UNREAD = re.compile(r"(metrics|ids|samples)\.jsonl|.*\.(html|sqlite|bin|pt|pth|h5|msgpack|onnx|ot)|report\.json")

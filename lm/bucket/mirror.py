@@ -27,13 +27,13 @@ from pathlib import Path
 
 import filelock
 
-from lm import saving
 from lm.bucket.owner import LOCK, Owner
 from lm.bucket.places import mirror_of
 from lm.bucket.steps import HEALTHY, ITEMS, LAST, makes_whole, newest_whole, number, place_of, places, there_are
 from lm.bucket.store import Entry, Refused, Store
-from lm.checksums import NAME as SUMS
 from lm.errors import UserError
+from lm.files import saving
+from lm.files.checksums import NAME as SUMS
 
 WRITER = ".writer"  # the id of the mirror that wrote last
 EVERY = 2.0  # seconds between two looks at the folder; a new checkpoint is uploaded at once
@@ -48,7 +48,7 @@ AT_END = (".sqlite",)  # databases are whole when they are closed
 class Mirror:
     """The mirror of a workdir's URL.
 
-    keep_last, keep_every: as of lm.checkpoint.Checkpoints, for checkpoints in the bucket that this folder does not hold.
+    keep_last, keep_every: as of lm.runs.checkpoint.Checkpoints, for checkpoints in the bucket that this folder does not hold.
     lost: called with a line, from a thread, if the run must end because another job has taken its lock.
     Raises: UserError: another job writes the workdir, or the bucket cannot be read or written.
     """

@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from lm import checksums
 from lm.bucket.store import Entry, Store
+from lm.files import checksums
 
 ITEMS = ("state", "meta")
 LAST = "_CHECKPOINT_METADATA"

@@ -27,7 +27,7 @@ from lm.bucket import mirror
 from lm.bucket.places import as_urls
 from lm.cli import config_files, config_keys, other_names
 from lm.errors import Ended, Stopped, UserError, out_of_memory, windows_hint
-from lm.strangers import shown
+from lm.files.untrusted import shown
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSALS = [getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EROFS ENOTDIR EISDIR EEXIST ELOOP EIO".split()]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lm.config.towers import check_towers
 from lm.errors import UserError
-from lm.strangers import check_pattern, short
+from lm.files.untrusted import check_pattern, short
 
 MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 MOST_EXPERTS, MOST_MTP, LONGEST_BLOCK = 10_000, 100, 100

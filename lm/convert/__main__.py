@@ -53,8 +53,8 @@ from lm.cli import check_folder
 from lm.commands import runnable
 from lm.convert.folders import check_free, check_target
 from lm.errors import UserError, no_model
-from lm.gguf_file import SUFFIX
-from lm.workdir import kind_of, read_config, steps_saved
+from lm.files.gguf import SUFFIX
+from lm.runs.workdir import kind_of, read_config, steps_saved
 
 FLAGS = flags.FLAGS
 

@@ -2,7 +2,7 @@
 
 A checkpoint of an adapter run holds only the trained parameters. Its meta has `base`: path (absolute), relative (to the
 workdir), step (of a workdir's checkpoint; None for a Hugging Face folder or a GGUF file) and fingerprint (of the weight files,
-lm/checksums.py).
+lm/files/checksums.py).
 """
 
 import contextlib
@@ -11,14 +11,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import checksums
 from lm.bucket.copies import local
-from lm.checkpoint import newest
 from lm.convert.published import is_published
 from lm.errors import UserError
-from lm.gguf_file import files_of, find_gguf
-from lm.strangers import short
-from lm.workdir import read_config
+from lm.files import checksums
+from lm.files.gguf import files_of, find_gguf
+from lm.files.untrusted import short
+from lm.runs.checkpoint import newest
+from lm.runs.workdir import read_config
 
 
 def reference(path: str | os.PathLike, workdir: Path) -> dict:

@@ -22,7 +22,7 @@ from lm.convert.essence import essence
 from lm.convert.multimodal import idefics3, llava, smolvlm, voxtral
 from lm.convert.rows import Row
 from lm.errors import UserError
-from lm.strangers import short
+from lm.files.untrusted import short
 
 # Export tries the families in this order.
 TEXT = (llama, mistral, qwen2, qwen3, phi3, mixtral, qwen3_moe, gemma2, gemma3, olmo2, deepseek, gpt2)

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from lm import strangers
 from lm.errors import UserError
-from lm.saving import naming
-from lm.strangers import check_inside, short
+from lm.files import untrusted as strangers
+from lm.files.saving import naming
+from lm.files.untrusted import check_inside, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's

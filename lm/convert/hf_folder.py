@@ -9,7 +9,7 @@ from lm.convert.files import Tensor, same_bytes, tensors_of
 from lm.convert.published import Published, complaint
 from lm.convert.rows import Place, places
 from lm.errors import UserError
-from lm.workdir import read_config
+from lm.runs.workdir import read_config
 
 
 def open_folder(folder: Path) -> Published:

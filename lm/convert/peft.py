@@ -33,8 +33,8 @@ from lm.convert.folders import check_target, written_whole
 from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, places
 from lm.errors import UserError
+from lm.files.untrusted import check_inside, check_pattern, short
 from lm.model.linear import Linear
-from lm.strangers import check_inside, check_pattern, short
 
 PREFIX = "base_model.model."
 SCORE = f"{PREFIX}score.weight"

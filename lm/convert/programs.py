@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.checkpoint import named, nested, plain, unplain
 from lm.config import ModelConfig
 from lm.model.cache import Cache, DecodeState, cache_shapes, empty_state
 from lm.model.linear import cast_matrices
 from lm.model.transformer import Transformer, skeleton
+from lm.runs.checkpoint import named, nested, plain, unplain
 
 Arrays = dict[str, jax.Array]
 

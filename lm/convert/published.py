@@ -11,8 +11,8 @@ import numpy as np
 
 from lm.config import ModelConfig
 from lm.convert.rows import Place, ours_of
-from lm.gguf_file import find_gguf
-from lm.workdir import read_config
+from lm.files.gguf import find_gguf
+from lm.runs.workdir import read_config
 
 SHOWN = 3  # names listed in an error
 

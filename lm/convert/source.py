@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from lm.adapt.quantize import quantize
 from lm.adapt.rebuild import arrays_of
-from lm.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
 from lm.config import ModelConfig
 from lm.convert import base, stream
 from lm.convert.files import is_adapter
@@ -21,11 +20,12 @@ from lm.convert.gguf.settings import config_json_of
 from lm.convert.hf_folder import open_folder
 from lm.convert.published import Published, is_published
 from lm.errors import UserError, no_base, no_model
-from lm.gguf_file import find_gguf, open_gguf
+from lm.files.gguf import find_gguf, open_gguf
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import shardings
-from lm.workdir import read_config
+from lm.runs.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
+from lm.runs.workdir import read_config
 
 
 class Source(NamedTuple):

@@ -14,11 +14,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from lm.checkpoint import named, nested, plain, unplain
 from lm.convert.published import Published
 from lm.model.transformer import STACKED
 from lm.parallel.memory import check_room
 from lm.progress import progress
+from lm.runs.checkpoint import named, nested, plain, unplain
 
 SMALL = 1 << 24  # bytes of a stack that the host puts together: sooner than two programs for it are compiled
 

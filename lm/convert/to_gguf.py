@@ -11,7 +11,6 @@ import numpy as np
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.to_gguf import tokenizer_settings
 from data.text.tokenizer import load_tokenizer
-from lm.checkpoint import newest
 from lm.convert.folders import check_unchanged
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
@@ -20,9 +19,10 @@ from lm.convert.multimodal.text import check_text_only
 from lm.convert.rows import Place, places, theirs_of
 from lm.convert.to_published import AS_IS, Arrays, family_that_holds, to_export
 from lm.errors import UserError
-from lm.gguf_file import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
+from lm.files.gguf import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
+from lm.files.saving import write as save
 from lm.progress import progress
-from lm.saving import write as save
+from lm.runs.checkpoint import newest
 
 # --dtype -> the type of matrices, and general.file_type (llama.cpp's llama_ftype)
 TYPES = {

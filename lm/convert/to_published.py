@@ -14,7 +14,6 @@ from flax import nnx
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
-from lm.checkpoint import Checkpoints, named, nested, newest, plain, unplain
 from lm.config import ModelConfig
 from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
 from lm.convert.files import Planned, lay_out, read_json, write
@@ -26,11 +25,12 @@ from lm.convert.rows import Place, places, theirs_of
 from lm.convert.source import Source, config_of, model_type_of, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
+from lm.files.saving import write_json
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.progress import progress
-from lm.saving import write_json
-from lm.workdir import read_config
+from lm.runs.checkpoint import Checkpoints, named, nested, newest, plain, unplain
+from lm.runs.workdir import read_config
 
 AS_IS = "as-is"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -27,7 +27,6 @@ from jax import export
 from data.chat.template import end_of_turn
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import load_tokenizer
-from lm.checkpoint import named, plain
 from lm.config import ModelConfig
 from lm.convert.files import Planned, lay_out, write
 from lm.convert.folders import check_target, written_whole
@@ -37,9 +36,10 @@ from lm.convert.source import Source, on_first_device, open_source
 from lm.convert.to_published import AS_IS, merged_params
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
+from lm.files.saving import write as save
+from lm.files.saving import write_json
 from lm.progress import progress
-from lm.saving import write as save
-from lm.saving import write_json
+from lm.runs.checkpoint import named, plain
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 CALLS = {

@@ -17,7 +17,6 @@ from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
 from lm.adapt.merging import Recipe, check, merge
 from lm.adapt.quantize import check_targets, memory, quantize
-from lm.checkpoint import Checkpoints, named
 from lm.config import ModelConfig, Quantization
 from lm.convert.files import ADAPTER_SETTINGS, read_json
 from lm.convert.folders import check_free, written_whole
@@ -28,11 +27,12 @@ from lm.convert.source import Source, as_stored, model_type_of, open_published, 
 from lm.convert.tokenizer_files import import_tokenizer
 from lm.convert.towers import with_tower
 from lm.errors import UserError
+from lm.files.saving import write_json
+from lm.files.untrusted import short
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shardings
-from lm.saving import write_json
-from lm.strangers import short
-from lm.workdir import read_config
+from lm.runs.checkpoint import Checkpoints, named
+from lm.runs.workdir import read_config
 
 # Keys of a model's config that do not say what it computes.
 NOT_OF_THE_NETWORK = {

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from data.text.hf_tokenizer import HFTokenizer, copy_files, files_at, has_tokenizer, special_ids
 from data.text.sentencepiece_tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, SentencePieceTokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
-from lm import saving
+from lm.files import saving
 
 
 class SpecialIds(NamedTuple):

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lm.checkpoint import named, nested, newest, plain, unplain
 from lm.config import Audio, ModelConfig, Vision
 from lm.convert import stream
 from lm.convert.files import tensors_of
@@ -25,10 +24,11 @@ from lm.convert.rows import Place, Row
 from lm.convert.source import Source
 from lm.convert.to_published import to_export, write_tensors
 from lm.errors import UserError
+from lm.files.saving import write_json
+from lm.files.untrusted import short
 from lm.model.encoder import Projector, in_dtype
-from lm.saving import write_json
-from lm.strangers import short
-from lm.workdir import read_config
+from lm.runs.checkpoint import named, nested, newest, plain, unplain
+from lm.runs.workdir import read_config
 
 SEES = {"siglip": encoders.SIGLIP, encoders.SIGLIP: encoders.SIGLIP, "clip": encoders.CLIP, encoders.CLIP: encoders.CLIP}
 HEARS = (encoders.WHISPER, "voxtral_encoder")

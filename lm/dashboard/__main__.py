@@ -24,8 +24,8 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
+from lm.files.untrusted import shown
 from lm.reports.named import folders_of
-from lm.strangers import shown
 
 
 def options() -> flags.FlagValues:

@@ -6,7 +6,7 @@ not finite     a loss or gradient norm in metrics.jsonl that is not finite
 diverged       the run ended because of it
 watchdog       hang-PROCESS.txt: a process was ended because a step took too long
 damaged        NAME.damaged beside a checkpoint or a file: it was set aside
-crashed        .lock: the process of the run failed, or was killed on this host (lm/lock.py)
+crashed        .lock: the process of the run failed, or was killed on this host (lm/runs/lock.py)
 stalled        nothing is written any more, though the run is not at its end and its process lives or is not known here
 stopped        an attempt ended before the end of the run (goodput.jsonl): a kill, a crash, or a lost host
 failed         alerts.jsonl (lm/train/alerts.py): the run ended with an error

@@ -30,8 +30,8 @@ from lm.dashboard import details
 from lm.dashboard.store import Store
 from lm.dashboard.watched import Watched
 from lm.errors import UserError
+from lm.files.untrusted import content, shown
 from lm.serve.api.limits import host_of
-from lm.strangers import content, shown
 
 HERE = Path(__file__).parent / "templates"
 TYPES = {".css": "text/css", ".js": "text/javascript"}

@@ -11,6 +11,7 @@ from lm.dashboard.alerts import Alert
 from lm.dashboard.files import plain
 from lm.dashboard.series import rounded
 from lm.dashboard.watched import SAMPLES, Watched
+from lm.files.untrusted import shown
 from lm.reports.evaluation_items import item_summary
 from lm.reports.items import SAID
 from lm.reports.page import flatten
@@ -18,7 +19,6 @@ from lm.reports.run_folders import at, start
 from lm.reports.run_metrics import CHARTS, LOGARITHMIC, PER_TOKEN, chart_of, is_number
 from lm.reports.runs import cut, differences, result_rows, sources, told
 from lm.reports.samples import shown_samples
-from lm.strangers import shown
 from lm.train.goodput import summary
 
 MOST_KEYS = 2000  # of a config

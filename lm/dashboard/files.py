@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
-from lm.strangers import content, shown
+from lm.files.untrusted import content, shown
 
 MOST_LINES = 32 << 20  # bytes of a file of lines that is read whole
 TAIL = 1 << 20  # bytes at the end of a longer one

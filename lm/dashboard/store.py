@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lm.dashboard.files import Folder
 from lm.dashboard.watched import Watched
+from lm.files.untrusted import shown
 from lm.reports.run_folders import find
-from lm.strangers import shown
-from lm.workdir import RECORD
+from lm.runs.workdir import RECORD
 
 SEARCH = 10.0  # seconds between two searches for new runs, at least
 SHARE = 0.05  # of the time that searching may take

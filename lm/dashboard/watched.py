@@ -13,14 +13,14 @@ from lm.dashboard.lines import MOST_KEYS, columns
 from lm.dashboard.series import MOST, Series
 from lm.dashboard.tail import Tail
 from lm.errors import UserError
-from lm.lock import LOCK, last_process
+from lm.files.untrusted import read_json, shown
 from lm.reports.run_folders import Run, json_object, kind, state
 from lm.reports.run_metrics import Metrics, chart_of, is_number
 from lm.reports.runs import MEASURES, Figure, sound_figures
-from lm.strangers import read_json, shown
+from lm.runs.lock import LOCK, last_process
+from lm.runs.workdir import RECORD
 from lm.train.goodput import FILE as ACCOUNTS
 from lm.train.history import Curve
-from lm.workdir import RECORD
 
 METRICS, REWINDS, SKIPPED, SAMPLES = "metrics.jsonl", "rewinds.json", "skipped_data.jsonl", "samples.jsonl"
 TOLD = "alerts.jsonl"

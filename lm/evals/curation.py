@@ -56,10 +56,10 @@ def _content(checkpoint: str) -> str:
     """Return a digest of a model: its config, the weights of its newest checkpoint and of an adapter's base, its tokenizer."""
     from data.text.hf_tokenizer import has_tokenizer
     from data.text.tokenizer import load_tokenizer
-    from lm.checkpoint import newest
     from lm.convert import base
     from lm.convert.published import is_published
     from lm.convert.source import open_source
+    from lm.runs.checkpoint import newest
 
     path, step, below = Path(checkpoint), None, None
     try:

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm import saving
 from lm.errors import UserError
 from lm.evals.stats.measures import is_number
+from lm.files import saving
 
 FILES = {  # file: (contents, command that trains on it)
     "sft.jsonl": ("conversations", "align.py --config=configs/align/sft.py --config.data.input={path}"),

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from flax import nnx
 
 from data.text.tokenizer import Tokenizer
-from lm import saving
 from lm.errors import UserError
 from lm.evals.asked import open_tasks, settings_of, template_of
 from lm.evals.engine.engine import Engine
 from lm.evals.outcome import Task
 from lm.evals.stats.measures import is_number, metrics
+from lm.files import saving
+from lm.files.saving import plain
 from lm.parallel import hosts
-from lm.saving import plain
 
 Measure = Callable[[int, nnx.State], dict[str, float]]
 

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 
 from data.text.tokenizer import load_tokenizer
-from lm import saving
 from lm.bucket.places import as_urls
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
@@ -32,11 +31,12 @@ from lm.evals.outcome import Outcome, Task
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import main_metric
 from lm.evals.tasks.core_metric import core
+from lm.files import saving
+from lm.files.saving import plain
 from lm.infer.load import load_onto
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh
-from lm.saving import plain
-from lm.workdir import kept_json, save_record
+from lm.runs.workdir import kept_json, save_record
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 # Config keys that do not change any result.

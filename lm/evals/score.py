@@ -18,9 +18,10 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, saving
+from lm import cli
 from lm.errors import UserError
 from lm.evals.tasks.items import csv_rows, digest, json_lines, label
+from lm.files import saving
 
 # Imported when it is asked for.
 SCORERS = {

@@ -8,7 +8,7 @@ from typing import Any
 from data.chat.media.encoding import Towers
 from data.media.parts import MOST_BYTES
 from lm.errors import UserError
-from lm.strangers import content
+from lm.files.untrusted import content
 
 
 def parts_of(files: Mapping[str, Sequence[str]], towers: Towers | None) -> list[dict[str, Any]]:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.checkpoint import named, plain
 from lm.errors import UserError
 from lm.model.transformer import Transformer
+from lm.runs.checkpoint import named, plain
 
 
 def error(model: Transformer, what: str, cause: str = "") -> UserError:

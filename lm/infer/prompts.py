@@ -17,7 +17,7 @@ from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.config.towers import NAMES, Media, check_text
 from lm.errors import UserError
-from lm.strangers import shown
+from lm.files.untrusted import shown
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 

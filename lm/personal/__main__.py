@@ -38,14 +38,15 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, saving
+from lm import cli
 from lm.commands import runnable
 from lm.errors import UserError
+from lm.files import saving
+from lm.files.untrusted import HIDDEN, shown
 from lm.personal import items as reading
 from lm.personal import key, offline
 from lm.personal.index import Found, Index
 from lm.personal.store import Store, open_store, wipe
-from lm.strangers import HIDDEN, shown
 
 FLAGS = flags.FLAGS
 BEGINNING = 60  # characters of an item in a list

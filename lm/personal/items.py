@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.chat.messages import messages_of
-from lm import strangers
 from lm.errors import UserError
+from lm.files import untrusted as strangers
 
 KINDS = ("note", "file", "exchange")
 LARGEST = 16 << 20  # bytes of a file

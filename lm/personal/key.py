@@ -10,8 +10,9 @@ import secrets
 import sys
 from pathlib import Path
 
-from lm import saving, strangers
 from lm.errors import UserError
+from lm.files import saving
+from lm.files import untrusted as strangers
 from lm.personal.sealed import Unreadable, seal, unseal
 
 FILE, PURPOSE = "key.json", "the key of the store"

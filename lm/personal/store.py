@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 from lm.personal import key as keys
 from lm.personal.items import Item, from_line, to_line
 from lm.personal.sealed import Unreadable, seal, unseal

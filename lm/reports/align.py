@@ -11,19 +11,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lm import saving
 from lm.align.alarms import Alarm, alarms, is_better, is_validation, words
 from lm.errors import UserError
+from lm.files import saving
+from lm.files.saving import plain
 from lm.reports.align_curves import curves
 from lm.reports.data_used import alignment_epochs, example_notes, text_summary
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, replace_json
 from lm.reports.provenance import provenance, signed, traced, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
-from lm.saving import plain
+from lm.runs.workdir import read_object
 from lm.train import goodput
 from lm.train.history import json_lines
-from lm.workdir import read_object
 
 __all__ = ["Alarm", "alarms", "curves", "load_lines", "load_samples", "write", "write_stages", "html"]
 
@@ -121,7 +121,7 @@ def load_samples(path: str | os.PathLike) -> list[dict]:
 
 
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:
-    """Return the page, from plain values (`plain` of lm/saving.py) and the results of `load_lines` and `load_samples`."""
+    """Return the page, from plain values (`plain` of lm/files/saving.py) and the results of `load_lines` and `load_samples`."""
     before, after = report.get("before") or {}, report.get("after") or {}
     own, method = own_measure(after), str(report.get("method") or "")
     names = dict.fromkeys((*filter(None, [own]), *after, *before))

@@ -22,7 +22,7 @@ from data.recipe.documents import Found, Text
 from data.recipe.inputs import Unit
 from data.recipe.rules import Rule
 from data.recipe.units import Job
-from lm import saving
+from lm.files import saving
 from lm.progress import progress
 from lm.reports.edits import edits, limited
 

@@ -14,8 +14,8 @@ from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
 from data.recipe.units import Job
 from data.text.workers import ordered
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 from lm.reports import browse
 from lm.reports.duplicates import duplicates
 from lm.reports.next_steps import next_steps

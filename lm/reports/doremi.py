@@ -5,12 +5,12 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from lm import saving
+from lm.files import saving
+from lm.files.saving import plain
 from lm.reports.charts import LINES, MARKERS, SERIES, clean, dots, from_zero, legend, svg, thin, trend
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed
-from lm.saving import plain
 from lm.train.history import column, load_metrics
 
 LAST = 0.1  # the part of the steps whose mean excess is in the table

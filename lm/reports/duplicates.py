@@ -9,7 +9,7 @@ from data.recipe import documents
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned, code
 from data.recipe.units import Job
-from lm import saving
+from lm.files import saving
 
 CLUSTERS = {"exact_duplicates": clusters.EXACT, "near_duplicates": clusters.NEAR}
 SHOWN_CHARACTERS = 300  # of the kept document of a cluster

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import saving
 from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, ideal, interval, is_number, main_metric, metrics, scale, tasks
+from lm.files import saving
+from lm.files.saving import plain
 from lm.reports.charts import SERIES, Row, calibration, forest, radar, risk_coverage
 from lm.reports.differences import arrow, changes, p_value, rows
 from lm.reports.evaluation_items import gather
@@ -29,8 +30,7 @@ from lm.reports.items import Items, address
 from lm.reports.next_steps import next_steps
 from lm.reports.page import flatten, render
 from lm.reports.provenance import signed
-from lm.saving import plain
-from lm.workdir import kept_json
+from lm.runs.workdir import kept_json
 
 MOST_ROWS = 60  # maximum rows of a chart
 ALSO_DRAWN = ("over_refusal",)  # drawn for parts, beside the main metric and those with an ideal

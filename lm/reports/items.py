@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lm import saving
 from lm.evals.stats.measures import is_number, scale
+from lm.files import saving
 from lm.reports.evaluation_items import encodable, item_name, margin, right_answer
 from lm.reports.page import render
 

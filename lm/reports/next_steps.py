@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from lm.workdir import KEPT, kind_of
+from lm.runs.workdir import KEPT, kind_of
 
 Steps = list[dict[str, str]]
 

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lm.origin import CODE, code_version, command_line, config_file, machine  # noqa: F401 (code_version: for others)
-from lm.saving import plain
-from lm.workdir import kind_of
+from lm.files.saving import plain
+from lm.runs.provenance import CODE, code_version, command_line, config_file, machine  # noqa: F401 (code_version: for others)
+from lm.runs.workdir import kind_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "steps before the last start"

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
-from lm.lock import LOCK, last_process
+from lm.files.untrusted import MOST_BYTES, read_json
 from lm.reports.run_metrics import Metrics, is_number, read_metrics
-from lm.strangers import MOST_BYTES, read_json
-from lm.workdir import RECORD, kind_of, read_config, steps_saved
+from lm.runs.lock import LOCK, last_process
+from lm.runs.workdir import RECORD, kind_of, read_config, steps_saved
 
 # Folders of a run that hold no runs, but many files.
 INTERNAL = {"checkpoints", "data", "tensorboard", "documents", "dropped", "stages", "dataset", "tasks"}
 KINDS = {"evaluate": "evaluation", "curate": "curation", "serve": "serving", "import": "imported", "train": "train"}
-TRAINED = ("train", "align")  # origins of a config (lm.workdir.kind_of) whose runs count steps
+TRAINED = ("train", "align")  # origins of a config (lm.runs.workdir.kind_of) whose runs count steps
 
 
 @dataclass
@@ -177,7 +177,7 @@ def kind(run: Run, names: Sequence[str]) -> str:
 
 
 def state(run: Run, running: str, error: str) -> tuple[str, str]:
-    """Return (state, how far it came). running, error: of lm.lock.last_process."""
+    """Return (state, how far it came). running, error: of lm.runs.lock.last_process."""
     steps, of = run.steps, run.config.get("steps") if run.origin in TRAINED and run.kind != "safety" else None
     place = f"step {steps or 0:,} of {of:,}" if is_number(of) else ""
     if running:

@@ -19,10 +19,10 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 
-from lm import saving
 from lm.align.alarms import GOALS, LOWER_IS_BETTER, words
 from lm.errors import UserError
 from lm.evals.stats.measures import badness, interval, main_metric, metrics, tasks
+from lm.files import saving
 from lm.reports.align import NEUTRAL, own_measure
 from lm.reports.differences import arrow
 from lm.reports.page import flatten, number, render

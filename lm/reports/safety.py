@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lm import saving
 from lm.align.safety.figures import HEADLINES, headlines
+from lm.files import saving
+from lm.files.saving import plain
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, replace_json
 from lm.reports.provenance import signed
-from lm.saving import plain
 
 SHOWN = 12  # maximum number of examples
 

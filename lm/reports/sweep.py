@@ -8,10 +8,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lm import saving
-from lm.origin import CODE, command_line
+from lm.files import saving
 from lm.reports.charts import FIFTH, MUTED, TRAIN, VALID, Row, clean, forest, legend, svg
 from lm.reports.page import render, short
+from lm.runs.provenance import CODE, command_line
 
 STATES = ("complete", "pruned", "running", "fail")
 

@@ -17,8 +17,8 @@ from matplotlib.ticker import NullFormatter
 from data.text.batches import TextBatches
 from data.text.dataset import prepared, texts
 from data.text.tokenizer import Tokenizer
-from lm import saving
-from lm.checkpoint import plain as by_name
+from lm.files import saving
+from lm.files.saving import plain, write_json
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.progress import progress
@@ -27,12 +27,12 @@ from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed, traced, with_stopped
-from lm.saving import plain, write_json
+from lm.runs.checkpoint import plain as by_name
+from lm.runs.workdir import kept_json
 from lm.train import goodput, ngram
 from lm.train.history import column, load_metrics
 from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
-from lm.workdir import kept_json
 
 MEASURED = ("valid_loss", "valid_bits_per_byte")
 BASELINES = ("unigram", "3-gram", "5-gram")

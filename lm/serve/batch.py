@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
+from lm.files.saving import replacing
 from lm.progress import progress
-from lm.saving import replacing
 from lm.serve.api import chat, completions
 from lm.serve.api.errors import ApiError, encoded
 from lm.serve.api.protocol import ChatRequest, CompletionRequest, decoded, parsed

@@ -25,10 +25,11 @@ from typing import Any
 import xxhash
 
 from data.text.near_copies import normalise
-from lm import cli, saving
+from lm import cli
 from lm.align.safety.constitution import Constitution, choose, load_constitution
 from lm.errors import UserError
 from lm.evals.judges.refusals import is_refusal
+from lm.files import saving
 from lm.serve import store
 
 SEED = 19  # of the split, another than that of align.py's own validation split

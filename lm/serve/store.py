@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from data.filters.pii.masking import mask_pii
 from lm import cli
 from lm.errors import UserError
-from lm.saving import plain
+from lm.files.saving import plain
 
 LAYOUT = 1
 TABLES = """

@@ -33,9 +33,9 @@ from absl import flags
 from lm import cli
 from lm.cli import config_files
 from lm.errors import UserError
+from lm.files.saving import write_json
 from lm.inputs import check_alignment, check_training
-from lm.lock import locked
-from lm.saving import write_json
+from lm.runs.lock import locked
 from lm.sweep.space import Key, ends, grid, parse_key, set_value
 from lm.train import dial
 

@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lm.cli.config_files import HOME
-from lm.lock import last_process
+from lm.runs.lock import last_process
 from lm.train.history import load_metrics
 
 RESTARTS = 2  # of a trial whose process was killed from outside

@@ -18,9 +18,9 @@ from flax import nnx
 from jax import lax
 from jax.extend import core, source_info_util
 
-from lm.checkpoint import named, plain
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
+from lm.runs.checkpoint import named, plain
 from lm.train.state import TrainState
 from lm.train.step import Objective, model_config_of, slices
 

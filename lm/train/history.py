@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.strangers import content
+from lm.files.untrusted import content
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 

@@ -2,7 +2,7 @@
 
 The meta of each checkpoint holds the config of the run and "fingerprints", digests of contents: "tokenizer", "data" (the packed
 rows) and "input" (the files that they were made of). A run does not resume from a checkpoint with other fingerprints, or with
-other values of the IDENTITY keys (lm/workdir.py): it is that of another run, or the data were replaced.
+other values of the IDENTITY keys (lm/runs/workdir.py): it is that of another run, or the data were replaced.
 """
 
 import collections
@@ -18,13 +18,13 @@ import xxhash
 from data.text.fingerprints import INPUT, TOKENIZER
 from lm.bucket.places import with_paths
 from lm.bucket.steps import HEALTHY
-from lm.checkpoint import Checkpoints
 from lm.errors import UserError
+from lm.files.saving import write_json
 from lm.parallel.hosts import is_first
-from lm.saving import write_json
+from lm.runs.checkpoint import Checkpoints
+from lm.runs.workdir import check_resumable, steps_saved
 from lm.train.guard import HIGH
 from lm.train.history import json_lines
-from lm.workdir import check_resumable, steps_saved
 
 # Keys with paths. A path may change when a run moves, so its content is compared instead.
 PATHS = ("init_from", "tokenizer", "chat_template", "checkpoint")

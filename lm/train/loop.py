@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from lm.adapt import lora, quantize
+from lm.runs.workdir import check_record, steps_saved
 from lm.train import compiler
 from lm.train.alerts import alert
 from lm.train.events import usual
@@ -29,7 +30,6 @@ from lm.train.run import Event, Run
 from lm.train.state import averaged
 from lm.train.step import Trainer, model_config_of
 from lm.train.values import check_length, check_values
-from lm.workdir import check_record, steps_saved
 
 
 def train(

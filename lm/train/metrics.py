@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from lm import saving
+from lm.files import saving
+from lm.files.untrusted import content
 from lm.progress import progress
-from lm.strangers import content
 from lm.train.starts import facts, record_start
 from lm.train.system import System
 from lm.train.trackers.names import parse_trackers

@@ -19,16 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import saving
-from lm.checkpoint import Checkpoints
+from lm.files import saving
 from lm.parallel.hosts import from_first
+from lm.runs.checkpoint import Checkpoints
+from lm.runs.workdir import kept_json, steps_saved
 from lm.train import guard
 from lm.train.alerts import alert
 from lm.train.feed import Stream
 from lm.train.history import json_lines
 from lm.train.keeping import Kept
 from lm.train.state import TrainState
-from lm.workdir import kept_json, steps_saved
 
 RECORD, SKIPPED = "rewinds.json", "skipped_data.jsonl"
 

@@ -23,8 +23,8 @@ from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import from_first
 from lm.parallel.mesh import shardings
+from lm.runs.workdir import record
 from lm.train.step import model_config_of
-from lm.workdir import record
 
 # Model keys that the run's own config decides.
 COMPILED = ("scan_layers", "remat", "offload", "context_attention", "pipeline", "quantized_training", "frozen")

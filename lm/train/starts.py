@@ -1,8 +1,8 @@
 """Record each start of a run in starts.jsonl, and describe a run for trackers.
 
 A line of starts.jsonl has `written` (UTC), `step` (of the checkpoint that the start resumes from), `code` (git commit or
-version), `command` (secrets are ***), `machine` (lm.origin.machine: processor, memory, versions of packages, devices) and
-`data` (see `data_of`).
+version), `command` (secrets are ***), `machine` (lm.runs.provenance.machine: processor, memory, versions of packages, devices)
+and `data` (see `data_of`).
 """
 
 import json
@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lm import origin
-from lm.saving import plain
+from lm.files.saving import plain
+from lm.runs import provenance as origin
 
 STARTS = "starts.jsonl"
 

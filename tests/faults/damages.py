@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from data.text import sentencepiece_tokenizer
-from lm import checksums
+from lm.files import checksums
 from tests.faults.prepared import Prepared
 
 GOES_ON, WITHOUT = "goes on, equal", "goes on, equal, names the lost lines"

@@ -5,11 +5,11 @@ import shutil
 import jax
 import pytest
 
-from lm import checksums
 from lm.config import ModelConfig
 from lm.convert.source import on_first_device, open_source
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
+from lm.files import checksums
 from lm.model.transformer import skeleton
 from lm.parallel.memory import check_room
 from tests.lm.attacks import edited

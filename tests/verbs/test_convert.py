@@ -13,7 +13,7 @@ import pytest
 import lm
 from benchmarks import import_memory
 from lm.convert import files
-from lm.gguf_file import open_gguf
+from lm.files.gguf import open_gguf
 from tests.verbs import runs
 from tests.verbs.test_bad_input import contents, refused, small_disk
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lm import checksums
-from lm.checkpoint import named, plain
 from lm.convert.source import on_first_device, open_source
 from lm.convert.to_published import to_published
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
+from lm.files import checksums
+from lm.runs.checkpoint import named, plain
 from tests.verbs import runs
 
 START = dict(steps=6, checkpoint_every=0, valid_every=0, data__log_ids=False, model__vocab_size=None, model__embed_dim=None)

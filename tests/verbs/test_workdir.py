@@ -16,8 +16,8 @@ import lm
 from lm.convert.source import open_source
 from lm.convert.to_published import to_published
 from lm.errors import UserError
-from lm.lock import locked
-from lm.workdir import check_record, read_config, recorded, save_record
+from lm.runs.lock import locked
+from lm.runs.workdir import check_record, read_config, recorded, save_record
 from tests.verbs import runs
 from tests.verbs.test_bad_input import contents, refused
 from tests.verbs.test_hosts import ends, start_both
@@ -25,7 +25,7 @@ from tests.verbs.test_hosts import ends, start_both
 HOLD = """
 import os, sys
 from pathlib import Path
-from lm.lock import locked
+from lm.runs.lock import locked
 with locked(Path(sys.argv[1])):
     child = os.fork()
     print(os.getpid(), child, flush=True) if child else None

@@ -24,8 +24,8 @@ import xxhash
 
 from data.filters.splitting import split
 from data.filters.words import Words
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, odd: multiplicative hashing (Knuth, volume 3, 6.4)
 WEIGHTS, ABOUT = "weights.npy", "classifier.json"

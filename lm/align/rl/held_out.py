@@ -9,9 +9,9 @@ import numpy as np
 from lm.align.alarms import alarms
 from lm.align.rl.rewards import Rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler
+from lm.files.saving import write_lines
 from lm.parallel.hosts import is_first
 from lm.progress import shown
-from lm.saving import write_lines
 
 
 def evaluate(sampler: Sampler, params, tasks: Sequence[dict], rewards: Rewards, rows: int) -> dict[str, float]:

@@ -32,7 +32,6 @@ from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
 from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
 from lm.align.tokenizers import chat_template, templated
-from lm.checkpoint import damage
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
 from lm.evals.engine.engine import Engine
@@ -41,14 +40,15 @@ from lm.evals.judges.judges import open_judge
 from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, summary
 from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
 from lm.evals.redteam.talk import talk
-from lm.lock import locked
+from lm.files.saving import write_json, write_lines
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings
-from lm.saving import write_json, write_lines
+from lm.runs.checkpoint import damage
+from lm.runs.lock import locked
+from lm.runs.workdir import check_record, save_record, steps_saved
+from lm.runs.workdir import kept_json as read_kept_json
 from lm.train.start import adopt
-from lm.workdir import check_record, save_record, steps_saved
-from lm.workdir import kept_json as read_kept_json
 
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm import workdir
-from lm.damage import set_aside
+from lm.files.damage import set_aside
+from lm.files.saving import write_json, write_lines
 from lm.parallel import hosts
-from lm.saving import write_json, write_lines
+from lm.runs import workdir
 
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from data.tasks.safety_world import safety_text, safety_world
 from lm import cli
 from lm.evals.redteam.attacks import compose
-from lm.saving import write_lines
+from lm.files.saving import write_lines
 
 FAMILIES = (
     "role_play",

@@ -9,7 +9,7 @@ from lm.convert.gguf.tensors import layouts, parts_of
 from lm.convert.published import Published, complaint
 from lm.convert.rows import Place, places
 from lm.errors import UserError
-from lm.gguf_file import open_gguf
+from lm.files.gguf import open_gguf
 
 IGNORED = ("nextn",)  # parts of the names of tensors that predict further tokens
 NO_FLOATS = ("I8", "I16", "I32", "I64", "F64")

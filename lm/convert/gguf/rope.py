@@ -9,7 +9,7 @@ import numpy as np
 from lm.config import ModelConfig, Rope
 from lm.convert.gguf.values import Settings, decimal
 from lm.errors import UserError
-from lm.gguf_file import StoredTensor
+from lm.files.gguf import StoredTensor
 
 LONG, SHORT, FREQUENCIES = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
 FACTORS = (LONG, SHORT, FREQUENCIES)

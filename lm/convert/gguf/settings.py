@@ -14,7 +14,7 @@ from lm.convert.families import essence, model_config
 from lm.convert.gguf.rope import scaling_of, scaling_settings
 from lm.convert.gguf.values import Settings
 from lm.errors import UserError
-from lm.gguf_file import GGUFFile, StoredTensor
+from lm.files.gguf import GGUFFile, StoredTensor
 
 # model_type -> architecture. DeepSeek V2 and V3 share one, and so do Llama, Mistral (without windows) and Mixtral.
 ARCHITECTURES = {

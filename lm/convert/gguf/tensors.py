@@ -20,7 +20,7 @@ import numpy as np
 from lm.config import ModelConfig
 from lm.convert.gguf.settings import ARCHITECTURES
 from lm.errors import UserError
-from lm.gguf_file import StoredTensor
+from lm.files.gguf import StoredTensor
 
 Arrays = Sequence[np.ndarray]
 

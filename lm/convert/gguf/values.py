@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UserError
-from lm.gguf_file import GGUFFile
+from lm.files.gguf import GGUFFile
 
 REQUIRED = object()
 

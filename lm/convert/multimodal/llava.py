@@ -13,7 +13,7 @@ from lm.convert.multimodal import encoders
 from lm.convert.multimodal.text import check_section, outer_described, text_ends, text_of, text_rows
 from lm.convert.rows import Row
 from lm.errors import UserError
-from lm.strangers import short
+from lm.files.untrusted import short
 
 MODEL_TYPES = ("llava",)
 AT, JOINT = "vision_tower.vision_model.", "multi_modal_projector."

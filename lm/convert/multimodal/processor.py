@@ -8,11 +8,12 @@ from data.chat.media.encoding import Towers
 from data.media import spectrograms, tiles
 from data.media.prompts import IDEFICS3, LLAVA, OWN, VOXTRAL, Style
 from data.text.tokenizer import Tokenizer
-from lm import saving, strangers
 from lm.config import Audio, ModelConfig
 from lm.convert.files import read_json
 from lm.errors import UserError
-from lm.strangers import check_inside, content
+from lm.files import saving
+from lm.files import untrusted as strangers
+from lm.files.untrusted import check_inside, content
 
 FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.json")
 SECTIONS = ("image_processor", "feature_extractor", "audio_processor")  # of a processor_config.json

@@ -9,7 +9,7 @@ from lm.convert import llama, mistral, qwen2, qwen3
 from lm.convert.essence import essence
 from lm.convert.rows import Row
 from lm.errors import UserError
-from lm.strangers import short
+from lm.files.untrusted import short
 
 TEXT = (llama, mistral, qwen2, qwen3)  # their names of tensors differ from one another in nothing
 BY_TYPE = {family.MODEL_TYPES[0]: family for family in TEXT}

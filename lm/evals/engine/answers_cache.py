@@ -14,10 +14,10 @@ import numpy as np
 import xxhash
 from flax import nnx
 
-from lm.checkpoint import named, plain
 from lm.errors import UserError
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
+from lm.runs.checkpoint import named, plain
 
 LAYOUT = 1  # version of the file's layout, stored in the file
 AT_ONCE = 500  # keys per query

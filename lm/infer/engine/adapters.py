@@ -15,7 +15,6 @@ from flax import nnx
 
 from lm.adapt.lora import adapter_only
 from lm.adapt.rebuild import arrays_of
-from lm.checkpoint import Checkpoints, newest
 from lm.config import Adapter, ModelConfig
 from lm.convert.base import found as base_of
 from lm.convert.files import is_adapter
@@ -23,6 +22,7 @@ from lm.convert.peft import find_peft, import_peft
 from lm.convert.source import config_of
 from lm.errors import UserError
 from lm.model.transformer import skeleton
+from lm.runs.checkpoint import Checkpoints, newest
 
 
 class Slots:

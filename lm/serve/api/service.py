@@ -16,13 +16,13 @@ from data.chat.template import end_of_turn
 from lm.errors import UserError
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request
 from lm.infer.prompts import read_chat
+from lm.runs.workdir import steps_saved
 from lm.serve.api.adapters import confined
 from lm.serve.api.errors import ApiError
 from lm.serve.api.grammar import Grammars
 from lm.serve.api.media import Room
 from lm.serve.api.tools import CallFormat, format_of
 from lm.serve.monitor import Watch
-from lm.workdir import steps_saved
 
 BUSY = 1.0  # seconds after which a client may ask a full queue again
 GRACE = 5.0  # seconds that the engine may be late in ending a request at its deadline

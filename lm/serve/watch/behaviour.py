@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm import saving
+from lm.files import saving
 from lm.serve.watch import martingale
 from lm.serve.watch import reference as windows
 from lm.serve.watch.martingale import Detector

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 from lm.serve.watch.measures import Measures
 
 # Highest values that the scales below tell apart: 2^20 tokens; 12 nats, the entropy of 160,000 equally likely tokens.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jax
 
-from lm import saving
 from lm.errors import UserError
+from lm.files import saving
 from lm.train.run import Event, Run
 from lm.train.values import profiled_steps
 

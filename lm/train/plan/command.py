@@ -4,9 +4,9 @@ import json
 import os
 from pathlib import Path
 
-from lm import saving
 from lm.cli import config_files
 from lm.errors import UserError
+from lm.files import saving
 
 FILE = "plan.json"
 # The TPU compiler runs in this process, on the CPU, and must not look for a TPU machine around it.

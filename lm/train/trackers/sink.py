@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.saving import write_json
+from lm.files.saving import write_json
 from lm.train.history import json_lines
 from lm.train.trackers.packages import OPENERS, Tracker, abandon
 

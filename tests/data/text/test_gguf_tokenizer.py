@@ -11,7 +11,7 @@ from data.text.sentencepiece_tokenizer import train
 from data.text.to_gguf import tokenizer_settings
 from data.text.tokenizer import load_tokenizer
 from lm.errors import UserError
-from lm.gguf_file import writing
+from lm.files.gguf import writing
 from tests.data.chat import hf_examples
 from tests.data.text.test_sentencepiece_tokenizer import AWKWARD, corpus
 

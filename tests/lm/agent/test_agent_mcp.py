@@ -17,7 +17,7 @@ from lm.agent.loop import Rules, run
 from lm.agent.mcp_servers import open_server, open_servers, risk_of
 from lm.agent.models import Said
 from lm.errors import UserError
-from lm.strangers import shown
+from lm.files.untrusted import shown
 from tests.lm.agent.test_agent_loop import ALL, call, script
 
 TIME = f"{sys.executable} -m mcp_server_time --local-timezone=UTC"

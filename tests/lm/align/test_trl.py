@@ -11,9 +11,9 @@ from lm.align import preference, reward, sft
 from lm.align.rl import advantages
 from lm.align.rl import objective as rl
 from lm.align.rl.stream import reward_metrics
-from lm.checkpoint import named, plain
 from lm.convert.families import config_json, family_for
 from lm.model.transformer import skeleton
+from lm.runs.checkpoint import named, plain
 from lm.train.step import model_config_of
 from tests.lm.align.batches import align_config, measured
 from tests.lm.examples import parameters

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lm import checksums
 from lm.bucket import copies, places
 from lm.bucket.mirror import Mirror
 from lm.bucket.owner import LOCK, Owner
 from lm.bucket.steps import newest_whole
 from lm.bucket.store import Store
 from lm.errors import UserError
+from lm.files import checksums
 from tests import emulators
 
 
@@ -54,7 +54,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def checkpoint(workdir: Path, step: int) -> None:
-    """A folder such as lm.checkpoint writes."""
+    """A folder such as lm.runs.checkpoint writes."""
     place = workdir / "checkpoints" / str(step)
     write(
         place, {"_CHECKPOINT_METADATA": "{}", "meta/metadata": f"{step}", "state/d/1": f"arrays {step}", "state/manifest": ""}

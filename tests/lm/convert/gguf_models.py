@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.checkpoint import named, nested, plain, unplain
 from lm.config import ModelConfig
 from lm.convert.families import model_config
 from lm.convert.to_workdir import write_workdir
 from lm.model.transformer import skeleton
+from lm.runs.checkpoint import named, nested, plain, unplain
 from tests.lm.convert.peers import COMMON, LATENT, LLAMA3, LONG, PLAIN, YARN
 
 SIZES = {**COMMON, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 300}

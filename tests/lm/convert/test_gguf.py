@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import lm
-from lm.checkpoint import named, plain
 from lm.config import Rope
 from lm.convert.gguf.rope import llama3_factors, llama3_scaling
 from lm.convert.source import on_first_device, open_source
@@ -19,9 +18,10 @@ from lm.convert.to_gguf import to_gguf
 from lm.convert.to_published import to_published
 from lm.convert.to_workdir import to_workdir, write_workdir
 from lm.errors import UserError
-from lm.gguf_file import open_gguf, writing
+from lm.files.gguf import open_gguf, writing
 from lm.infer.load import load_model
 from lm.parallel.mesh import make_mesh
+from lm.runs.checkpoint import named, plain
 from tests.lm.convert import gguf_models
 from tests.lm.convert.gguf_models import MODELS
 from tests.lm.convert.peers import PLAIN

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.checkpoint import Checkpoints, named, plain
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert import files, stream, to_published
 from lm.convert.published import is_published
@@ -18,6 +17,7 @@ from lm.errors import UserError
 from lm.infer.load import load_model
 from lm.model.transformer import build, skeleton
 from lm.parallel.mesh import make_mesh, shardings
+from lm.runs.checkpoint import Checkpoints, named, plain
 from tests.lm.convert import peers
 from tests.lm.convert.handmade import (
     BF16,

@@ -15,13 +15,13 @@ from flax import nnx
 from jax import export
 
 import lm
-from lm.checkpoint import named, plain
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.programs import for_decoding, programs
 from lm.convert.to_stablehlo import PLATFORMS, to_stablehlo
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
 from lm.model.transformer import build, skeleton
+from lm.runs.checkpoint import named, plain
 from tests.lm.examples import parameters
 from tests.lm.weights import drawn
 from tests.slow import all_but

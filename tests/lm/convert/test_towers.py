@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.checkpoint import named, plain
 from lm.convert.source import open_source
 from lm.convert.to_published import to_published
 from lm.convert.to_workdir import to_workdir
@@ -18,6 +17,7 @@ from lm.errors import UserError
 from lm.infer.load import load_model
 from lm.model.media import Media
 from lm.parallel.mesh import make_mesh
+from lm.runs.checkpoint import named, plain
 from tests.lm.convert import multimodal_peers, peers
 from tests.lm.convert.handmade import llama, written
 from tests.slow import all_but

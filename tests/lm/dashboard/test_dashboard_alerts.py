@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lm.lock import locked
+from lm.runs.lock import locked
 from tests.lm.dashboard.watched_runs import again, append, eventful, named, old, store
 from tests.lm.reports.made_runs import a_run, aligned, lines, trained
 

@@ -6,11 +6,11 @@ import os
 import pytest
 from starlette.testclient import TestClient
 
-from lm import saving
 from lm.dashboard import app as dashboard
 from lm.dashboard import store as stores
 from lm.dashboard.app import make_app
 from lm.dashboard.watched import Watched
+from lm.files import saving
 from tests.lm.dashboard.watched_runs import again, append, eventful, many, named, store
 from tests.lm.reports.made_runs import CONFIG, a_run, aligned, evaluated, lines, log, trained
 

@@ -5,10 +5,10 @@ import os
 import time
 from pathlib import Path
 
-from lm import saving
-from lm.damage import set_aside
 from lm.dashboard.store import Store
 from lm.dashboard.watched import Watched
+from lm.files import saving
+from lm.files.damage import set_aside
 from lm.train.goodput import Goodput
 from tests.lm.reports.made_runs import a_run, aligned, evaluated, lines, trained
 

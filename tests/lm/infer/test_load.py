@@ -9,9 +9,9 @@ from flax import nnx
 
 import lm
 from data.text.sentencepiece_tokenizer import train
-from lm.checkpoint import Checkpoints
 from lm.errors import UserError
 from lm.model.transformer import skeleton
+from lm.runs.checkpoint import Checkpoints
 from lm.train.step import model_config_of
 from tests.lm.examples import tiny_config, trainer_and_state
 

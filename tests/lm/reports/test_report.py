@@ -9,9 +9,9 @@ import re
 import numpy as np
 import pytest
 
+from lm.files.saving import plain
 from lm.reports import charts, page
 from lm.reports import train as report
-from lm.saving import plain
 from lm.train import history
 
 FULL = {

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from lm.errors import Stopped, UserError
-from lm.lock import KILLED, locked
 from lm.reports import run_metrics
 from lm.reports.run_folders import read_runs, related, tree
 from lm.reports.runs import Figure, differences, html, result_rows, write
+from lm.runs.lock import KILLED, locked
 from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.reports.made_runs import CONFIG, a_run, aligned, curated, evaluated, lines, log, trained
 

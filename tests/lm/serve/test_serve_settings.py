@@ -7,8 +7,8 @@ import pytest
 
 from configs.serve import default
 from lm.errors import UserError
+from lm.runs.workdir import RECORD
 from lm.serve import settings
-from lm.workdir import RECORD
 
 
 @pytest.fixture

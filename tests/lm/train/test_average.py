@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.checkpoint import Checkpoints
 from lm.model.linear import trainable
 from lm.parallel.mesh import make_mesh
+from lm.runs.checkpoint import Checkpoints
 from lm.train.state import averaged, stored, unstored
 from lm.train.step import abstract_state, make_trainer, model_config_of, state_shardings
 from tests.lm.examples import first_state, packed_batch, tiny_config

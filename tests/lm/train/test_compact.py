@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from lm.checkpoint import Checkpoints
 from lm.config import ModelConfig
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
+from lm.runs.checkpoint import Checkpoints
 from lm.train.describe import abstract_mesh, memory_per_device
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.optimizers.compact import bits_like, block_size, compact, in_blocks, signed_codes, square_codes, to_bfloat16

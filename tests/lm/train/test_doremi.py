@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.checkpoint import Checkpoints
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, place_rows
+from lm.runs.checkpoint import Checkpoints
 from lm.train.doremi import Weights, average, proxy_trainer, updated
 from lm.train.step import make_trainer, model_config_of, state_shardings
 from tests.lm.examples import first_state, packed_batch, parameters, plain_batch, tiny_config

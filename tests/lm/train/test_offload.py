@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm.checkpoint import Checkpoints
 from lm.parallel.mesh import make_mesh
+from lm.runs.checkpoint import Checkpoints
 from lm.train.describe import abstract_mesh, memories
 from lm.train.feed import Feed
 from lm.train.state import sound

@@ -8,7 +8,7 @@ import pytest
 from configs.train import deepseek_tiny
 from configs.train import tiny as tiny_file
 from lm.errors import UserError
-from lm.workdir import check_result, check_resumable, save_record
+from lm.runs.workdir import check_result, check_resumable, save_record
 
 
 def saved_and_new():

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm.checkpoint import Checkpoints
 from lm.parallel.mesh import make_mesh
+from lm.runs.checkpoint import Checkpoints
 from lm.train import loop
 from lm.train.rewind import Rewinds, target
 from lm.train.step import make_trainer

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.checkpoint import Checkpoints
 from lm.config import Pipeline
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.parallel.pipeline import Schedule, schedule
+from lm.runs.checkpoint import Checkpoints
 from lm.train.step import abstract_state, make_trainer, model_config_of
 from tests.lm.examples import packed_batch, parameters, tiny_config
 from tests.lm.train.test_meshes import DEEPSEEK, run

@@ -4,8 +4,8 @@
     <workdir>/checkpoints/<step>/meta      JSON: resolved config, tokens trained so far, fingerprints (lm/train/keeping.py)
     <workdir>/checkpoints/<step>.damaged   a damaged checkpoint that was renamed
 
-Arrays are stored by name, independent of the mesh. Both folders hold checksums of their files (lm/checksums.py), which are
-compared after they were written, in the background, and before anything is read. Checkpoints of older versions have none.
+Arrays are stored by name, independent of the mesh. Both folders hold checksums of their files (lm/files/checksums.py), which
+are compared after they were written, in the background, and before anything is read. Checkpoints of older versions have none.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lm import checksums
-from lm.damage import place_aside, set_aside
 from lm.errors import UserError
+from lm.files import checksums
+from lm.files.damage import place_aside, set_aside
+from lm.files.untrusted import read_json
 from lm.parallel.hosts import first_text, is_first
 from lm.parallel.memory import check_room
-from lm.strangers import read_json
-from lm.verified import Arrays, Chosen, Json, Manager
+from lm.runs.verified import Arrays, Chosen, Json, Manager
 
 
 class Checkpoints:

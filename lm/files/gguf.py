@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from lm.errors import UserError
-from lm.strangers import check_inside, short
+from lm.files.untrusted import check_inside, short
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"

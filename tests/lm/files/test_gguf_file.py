@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.gguf_file import PLAIN, find_gguf, open_gguf, writing
+from lm.files.gguf import PLAIN, find_gguf, open_gguf, writing
 
 gguf = pytest.importorskip("gguf")
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lm import saving
+from lm.files import saving
 
 
 def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):

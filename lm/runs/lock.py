@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 
 from lm.errors import Stopped, UserError
-from lm.strangers import shown
-from lm.workdir import repair
+from lm.files.untrusted import shown
+from lm.runs.workdir import repair
 
 LOCK = ".lock"
 MOST = 1000  # bytes of the file that are read

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.checkpoint import Checkpoints, damage
 from lm.errors import UserError
+from lm.runs.checkpoint import Checkpoints, damage
 
 
 def state(step):

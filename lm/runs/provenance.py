@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GIT_SECONDS = 5
 MASK = "***"
 SECRETS = ("keys", "key", "apikey", "token", "password", "passwd", "secret", "credentials", "credential")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import xxhash
 
-from lm import strangers
 from lm.errors import UserError
+from lm.files import untrusted as strangers
 
 NAME, ALGORITHM, WRONG = "checksums.json", "xxh3_128", "wrong"
 PART = "checksums.of-{}.json"  # of one process, until `write` merges them

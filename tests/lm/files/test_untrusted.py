@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lm import strangers
 from lm.errors import UserError
+from lm.files import untrusted as strangers
 from lm.reports.page import visible
 from tests.lm import attacks
 from tests.lm import hostile_models as hostile
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_characters_that_act_are_spelt_out():

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from lm import checksums, saving
+from lm.files import checksums, saving
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs.train import tiny
-from lm.checkpoint import Checkpoints
 from lm.errors import UserError
+from lm.runs.checkpoint import Checkpoints
 from lm.train import keeping
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from lm.bucket.places import as_urls, with_paths, with_urls
 from lm.cli.config_files import verb_of
 from lm.config import model_keys
-from lm.damage import set_aside
 from lm.errors import UserError
-from lm.saving import write_json
-from lm.strangers import MOST_BYTES, check_inside, read_json, shown
+from lm.files.damage import set_aside
+from lm.files.saving import write_json
+from lm.files.untrusted import MOST_BYTES, check_inside, read_json, shown
 
 # The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the
 # tokenizer and the prepared data of the workdir depend on them. All other keys may change.
@@ -358,8 +358,8 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
         return None
     if not done or step < steps or step not in steps_saved(workdir) or not (workdir / "report.html").is_file():
         return None
-    from lm.checkpoint import damage
     from lm.parallel import hosts
+    from lm.runs.checkpoint import damage
 
     if damage(workdir / "checkpoints" / str(step)):
         return None
