@@ -47,8 +47,8 @@ def test_a_second_run_compiles_nothing_anew(tmp_path):
     assert again.keys() == used.keys() and all(again[name] != used[name] for name in used)
 
     # A byte that changed, an entry without its end, one without the time of its use.
-    changed, cut, half = (next(tmp_path.glob(f"lmcraft/*/{x}-*-cache")) for x in ("jit_loop", "jit_start", "jit_b*"))
-    assert len({changed, cut, half}) == 3
+    changed, cut = (next(tmp_path.glob(f"lmcraft/*/{x}-*-cache")) for x in ("jit_loop", "jit_start"))
+    half = next(path for path in tmp_path.glob("lmcraft/*/jit_*-cache") if path not in (changed, cut))
     content = bytearray(changed.read_bytes())
     content[len(content) // 2] ^= 255
     changed.write_bytes(content)

@@ -65,7 +65,7 @@ def run(sizes, accumulate):
         @jax.jit
         def gradient(params, batch):
             def loss(params, part):
-                return objective.loss(nnx.merge(graph, params), part, None, jax.random.key(0))
+                return objective.loss(nnx.merge(graph, params), part, None, train=True, key=jax.random.key(0))
 
             return accumulated_gradient(loss, params, batch, objective.weight(batch), accumulate)
 
