@@ -1,5 +1,6 @@
 """The engine's loop: one thread that takes requests, runs compiled steps, and tells each request its tokens."""
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -85,11 +86,11 @@ class Engine:
         self._wake, self._idle, self._changing = threading.Condition(), threading.Event(), threading.Lock()
         self._closing = self._ending = False
         self._changes: deque[tuple[Callable[[], None], bool]] = deque()
-        self._loads: Counter[str] = Counter()  # how often an adapter of this name was loaded
-        self._finished: Counter[str] = Counter()
+        self._loads, self._finished = Counter[str](), Counter[str]()  # how often an adapter was loaded, a request ended so
         self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "drafted", "accepted"), 0)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread inside a compiled program when Python ends would abort the process
 
     def submit(self, request: Request, tell: Callable[[Event], None]) -> Handle:
         """Queue a request; `tell` gets its events. Raises: UserError for a request that cannot be met; Full; Closed."""
@@ -114,9 +115,8 @@ class Engine:
     def generate_all(self, requests) -> list[list[int]]:
         """Return the tokens of each request. Raises: UserError if one ends by an error."""
         found = self.answers(requests)
-        for event in found:
-            if event.finish == "error":
-                raise UserError(event.error)
+        if errors := [event.error for event in found if event.finish == "error"]:
+            raise UserError(errors[0])
         return [list(event.tokens) for event in found]
 
     def answers(self, requests) -> list[Event]:
@@ -236,6 +236,7 @@ class Engine:
             self._wake.notify()
         if threading.current_thread() is not self._thread:  # where the garbage collector may run a finalizer
             self._thread.join()
+            atexit.unregister(self.close)
 
     # The thread.
 
