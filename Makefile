@@ -41,7 +41,8 @@ serve: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 	@$(BIN)/python serve.py --config=configs/serve/default.py --workdir='$(SERVING)' --config.checkpoint='$(CHECKPOINT)'
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -q -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
+	@# Each of some hundred processes would compile all modules where Python keeps no bytecode.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(BIN)/.test
 	$(BIN)/python -m tests.faults

@@ -3,9 +3,12 @@
 import itertools
 import shutil
 
+import pytest
+
 from tests.verbs import runs
 
 
+@pytest.mark.slow
 def test_rows_and_losses_are_the_same_on_another_mesh(text, tmp_path):
     keys = {"data__input": text, "steps": 16, "checkpoint_every": 8, "batch_warmup": "5: 2; 11: 4"}
     whole, again = tmp_path / "whole", tmp_path / "again"

@@ -68,6 +68,7 @@ def test_new_pieces_start_as_means_and_resume(finished, grown, both, tmp_path):
     assert again.returncode == 0, again.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_a_grown_model_is_exported_evaluated_and_trained_on(grown, both, tmp_path):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     import sys

@@ -42,6 +42,7 @@ def test_the_mean_of_the_weights_is_written_and_reported(found):
     assert "weight/many" not in runs.training(found / "reference")[0]
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_to_the_same_weights(found, dataset, tmp_path):  # noqa: F811
     workdir = tmp_path / "run"
     process = runs.start(command(workdir, dataset))

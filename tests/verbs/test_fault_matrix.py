@@ -6,12 +6,17 @@ from tests.faults.cases import CASES
 from tests.faults.kills import kills
 from tests.faults.outcome import Skipped
 from tests.faults.prepared import Prepared
-from tests.slow import all_but
 
-FAST = "damage-metrics-half"
 # Checkpoints that are damaged, full disks and second runs have quick tests of their own (test_resume.py, test_bad_input.py,
 # test_workdir.py).
-SLOW = ("damage-checkpoint-swapped", "disk-full-save", "lock-second-run", "clock-back-within", "disk-slow")
+SOME = (
+    "damage-metrics-half",
+    "damage-checkpoint-swapped",
+    "disk-full-save",
+    "lock-second-run",
+    "clock-back-within",
+    "disk-slow",
+)
 NAMED = {case.name: case for case in CASES}
 
 
@@ -25,7 +30,8 @@ def prepared(text, finished, tmp_path_factory):
     return Prepared(folder)
 
 
-@pytest.mark.parametrize("name", all_but([FAST], [FAST, *SLOW]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOME)
 def test_a_case_is_as_its_table_says(name, prepared, tmp_path):
     try:
         outcome = NAMED[name].make(tmp_path, prepared)

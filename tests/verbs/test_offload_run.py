@@ -10,7 +10,7 @@ STEPS = 8
 OFFLOAD = {"model__offload": True, "optimizer__offload": True}
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids="{} devices".format)
+@pytest.fixture(scope="module", params=[1, 2], ids="{} devices".format)
 def devices(request) -> int:
     """tests/lm/train/test_offload.py has the numbers on several devices, quickly."""
     return request.param
@@ -37,6 +37,7 @@ def resumes(start, workdir, settings, expected) -> None:
     runs.assert_same_run(workdir, expected, step=STEPS, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_it(without, settings, tmp_path):
     workdir = tmp_path / "with"
     done = runs.run(runs.line(workdir, **settings, **OFFLOAD), **runs.fake_devices(settings["mesh__fsdp"]))
