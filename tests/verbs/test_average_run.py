@@ -7,6 +7,7 @@ import pytest
 from tests.verbs import runs
 
 
+@pytest.mark.slow
 def test_resumes_bit_for_bit(text, tmp_path):
     keys = {"data__input": text, "steps": 12, "checkpoint_every": 6, "ema": 0.9}
     keys |= {"optimizer__name": "muon", "optimizer__state_dtype": "int8"}

@@ -125,6 +125,7 @@ def test_neither_batches_nor_devices_nor_order_change_a_score(whole, finished, d
     same_scores(tmp_path / "other", whole)
 
 
+@pytest.mark.slow
 def test_two_hosts_are_as_one(whole, finished, data, tmp_path):
     codes, said = ends(start_both(command(tmp_path / "both", finished, data), tmp_path), tmp_path)
     assert codes == [0, 0], said

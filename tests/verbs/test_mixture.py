@@ -76,6 +76,7 @@ def test_a_stopped_run_goes_on_in_its_stage(staged, dataset, tmp_path):
     assert runs.lines(tmp_path / "run" / "ids.jsonl") == runs.lines(workdir / "ids.jsonl")
 
 
+@pytest.mark.slow
 def test_a_source_that_is_read_often_is_named(dataset, tmp_path):
     weights, steps = "epochs: few=6,many=0.02", 60
     done = runs.run(runs.line(tmp_path / "run", data__input=dataset, data__weights=weights, steps=steps, checkpoint_every=0))

@@ -57,6 +57,7 @@ def test_agrees_with_py3langid_reading_byte_by_byte():
             assert (label, float(probability)) == (expected, pytest.approx(other, abs=1e-4))
 
 
+@pytest.mark.slow
 def test_tables_in_the_cache_are_those_of_the_package(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = decompressed()

@@ -118,6 +118,7 @@ def test_only_documents_that_stayed_count(tmp_path):
     assert {row["id"] for row in rows_of(tmp_path / "b1", "documents")} == {"b0", "b2"}
 
 
+@pytest.mark.slow
 def test_a_result_depends_on_the_content_of_an_index(corpora, tmp_path, monkeypatch):
     a, b, _ = corpora
     curate(tmp_path / "a", a, **NEAR)

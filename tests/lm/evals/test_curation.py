@@ -65,6 +65,7 @@ def test_a_recipe_filters_by_perplexity(corpus, models, tmp_path):
     assert sum(found["histograms"]["perplexity"]["counts"]) == 24
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(corpus, models, tmp_path, monkeypatch):
     from data.recipe import inputs, units
 

@@ -92,6 +92,7 @@ def test_few_tokens_need_one_round():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_no_array_has_room_for_the_worst_case():
     """The worst case is all tokens of 8 devices on one of them: 8 · 256 rows. Each pair has 80 places, 1.25 even shares."""
     mesh = make_mesh({"expert": 8})

@@ -11,6 +11,7 @@ from lm.errors import UserError
 from lm.train import metrics
 from lm.train.starts import facts
 from lm.train.trackers import names, sink, wandb_files
+from tests.slow import all_but
 from tests.trackers import READERS
 
 LINE = {"loss": 1.0, "tokens_per_second": 1.0}
@@ -34,7 +35,7 @@ def logged(workdir, capsys, **settings) -> str:
     return "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", all_but(["wandb"], READERS))
 def test_a_resumed_run_goes_on_and_logs_no_step_twice(name, tmp_path, monkeypatch):
     """The tracker is named after two steps, and later the run goes back from step 5 to step 3."""
     for variable in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI", "TRACKIO_DIR", "TRACKIO_SPACE_ID"):
