@@ -75,11 +75,11 @@ def main() -> None:
     from lm.parallel.mesh import make_mesh
     from lm.reports.page import machine
     from lm.train import loop
-    from lm.train.events import watch
+    from lm.train.events import health
     from lm.train.step import make_trainer
 
     shape = SHAPES[options.shape]
-    trainers, supervision = {}, watch.Supervision
+    trainers, supervision = {}, health.Supervision
     times = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(2 * options.rounds):
@@ -89,7 +89,7 @@ def main() -> None:
             config.update(valid_every=0, checkpoint_every=0)
             config.model.update(model_keys(shape), scan_layers=False)
             config.guard.update(on=checks, warmup=1)
-            watch.Supervision = supervision if checks else Nothing
+            health.Supervision = supervision if checks else Nothing
             mesh = make_mesh(config.mesh)
             with jax.set_mesh(mesh):
                 trainer = trainers.setdefault(checks, make_trainer(config))

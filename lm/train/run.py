@@ -28,7 +28,7 @@ class Done:
     """A step that the devices have finished.
 
     metrics: what the trainer's step returned, as floats, and numbers of the stream. ids: of the rows, if they are logged.
-    tokens: trained by this step. seconds: since the step before. line: numbers to log; events add to it before Log.
+    tokens: trained by this step. seconds: since the step before. line: numbers to log; events before StepLog add to it.
     """
 
     step: int

@@ -3,12 +3,12 @@
 from lm.train.events.divergence import Divergence
 from lm.train.events.evaluations import Evaluations, Measure
 from lm.train.events.find_nan import FindNan
-from lm.train.events.lines import Lines
+from lm.train.events.health import Health
 from lm.train.events.profile import Profile
 from lm.train.events.samples import Samples, Write
 from lm.train.events.saves import Saves
+from lm.train.events.step_log import StepLog
 from lm.train.events.validation import Validate, Validation
-from lm.train.events.watch import Watch
 from lm.train.run import Event
 
 
@@ -21,8 +21,8 @@ def usual(validate: Validate | None = None, measure: Measure | None = None, samp
       samples: samples(step, params) -> lines to print, every config.samples_every steps and at the end.
     """
     return [
-        Watch(),
-        Lines(),
+        Health(),
+        StepLog(),
         *([Validation(validate)] if validate else []),
         *([Evaluations(measure)] if measure else []),
         *([Samples(samples)] if samples else []),

@@ -4,7 +4,7 @@ from lm.train.run import Done, Event, Run
 from lm.train.supervision import Supervision
 
 
-class Watch(Event):
+class Health(Event):
     """Keeps `run.supervision`, which Run and other events tell the phases."""
 
     def start(self, run: Run) -> None:

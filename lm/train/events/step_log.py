@@ -14,7 +14,7 @@ from lm.train.step import model_config_of
 NOT_LOGGED = ("weight", "skipped_in_row", "high_in_row", "recent")  # what a step tells the loop only
 
 
-class Lines(Event):
+class StepLog(Event):
     """Keeps `run.log`, which other events write to."""
 
     def start(self, run: Run) -> None:
