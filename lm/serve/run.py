@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import psutil
 import uvicorn
 from fastapi import FastAPI
@@ -85,8 +84,6 @@ def _towers(config, engine):
 
 def serve(config, workdir: Path) -> int:
     """Serve, or answer a batch file. Return the exit code. Raises: UserError."""
-    if jax.process_count() > 1:
-        raise UserError("serve.py is one process: start it once for each copy of the model, not as a job of several processes")
     with opened(config) as service:
         if config.batch:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.inputs import check_model, check_writer
+from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
 from lm.serve.api.adapters import NAME
 from lm.serve.api.app import Settings
@@ -30,6 +31,8 @@ LEAST = {
 
 def check_serving(config, workdir: Path) -> None:
     """Set the checkpoint, if none is named. Raise UserError for an invalid config, or a workdir of something else."""
+    if several():
+        raise UserError("serve.py is one process: start it once for each copy of the model, not as a job of several processes")
     config.checkpoint = config.checkpoint or default_checkpoint()
     for key, least in LEAST.items():
         most = 65535 if key == "port" else MOST
