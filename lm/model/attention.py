@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.attention import Visible, attention_to_cache
 from lm.kernels.cpu.pages import Pages
-from lm.kernels.matmul import matmul, spec_of
-from lm.kernels.ring import context_attention
+from lm.kernels.matmul import spec_of
+from lm.kernels.ops import attention, cached_attention, matmul
 from lm.kernels.saved import saved
+from lm.kernels.visible import Scoring, Visible
 from lm.model.cache import Cache, read, write
 from lm.model.initializers import parameter
 from lm.model.linear import Linear, residual_std
@@ -63,8 +63,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int):
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        self.scale, self.window, self.softcap = softmax_scale(config), window, config.attention_softcap
-        self.interleaved, self.across = config.rope.interleaved, config.context_attention
+        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
+        self.interleaved = config.rope.interleaved
         bias = config.qkv_bias
 
         def project(name, heads, axis):
@@ -105,16 +105,15 @@ class Attention(nnx.Module):
         k_BSGK = saved(rotated(k_BSGK, step, self.interleaved))
         v_BSGK = saved(self.value(x_BTD))
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
-        options = dict(scale=self.scale, window=self.window, softcap=self.softcap, sinks_H=sinks)
         if step.table is not None:
             cache = write_paged(cache, {"k": k_BSGK, "v": v_BSGK}, step.table)
-            return self.output(attend(q_BTHK, cache, step.table, **options)), cache
+            return self.output(attend(q_BTHK, cache, step.table, self.scoring, sinks)), cache
         if cache is not None:
             cache = write(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
         if step.from_cache:
-            mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, **options)
+            mixed_BTHK = cached_attention(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, self.scoring, sinks)
         else:
-            mixed_BTHK = context_attention(q_BTHK, k_BSGK, v_BSGK, step.visible, across=self.across, **options)
+            mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
 
 
@@ -131,8 +130,8 @@ class LatentAttention(nnx.Module):
         mla, D, H, K = config.mla, config.embed_dim, config.num_heads, config.head_dim
         R, Q, rope, V = mla.kv_rank, mla.query_rank, mla.rope_head_dim, mla.value_head_dim
         self.nope_dim, self.rank = K, R
-        self.scale, self.window, self.softcap = softmax_scale(config), window, config.attention_softcap
-        self.interleaved, self.across = config.rope.interleaved, config.context_attention
+        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
+        self.interleaved = config.rope.interleaved
 
         def linear(name, equation, shape, axes, **options):
             return Linear(config, rngs, f"attention.{name}", equation, shape, axes, **options)
@@ -165,8 +164,7 @@ class LatentAttention(nnx.Module):
             both_BT1K = jnp.concatenate((latent_BTR[:, :, None], key_BS1K), axis=-1)
             cache = write_paged(cache, {"k": both_BT1K}, step.table)
             q_BTHK = self._absorbing(nope_BTHK, rope_BTHK)
-            options = dict(scale=self.scale, window=self.window, softcap=self.softcap, value_size=self.rank)
-            return self.output(self._values(attend(q_BTHK, cache, step.table, **options))), cache
+            return self.output(self._values(attend(q_BTHK, cache, step.table, self.scoring, value_size=self.rank))), cache
         if cache is not None:
             cache = write(cache, {"latent": latent_BTR[:, :, None], "key": key_BS1K}, step.slot)
         if step.from_cache:
@@ -181,13 +179,11 @@ class LatentAttention(nnx.Module):
         q_BTHK = saved(jnp.concatenate((nope_BTHK, rope_BTHK), axis=-1))
         k_BTHK = saved(jnp.concatenate((k_BTHK, shared), axis=-1))
         v_BTHV = saved(self.value_up(latent_BTR))
-        options = dict(scale=self.scale, window=self.window, softcap=self.softcap, across=self.across)
-        return context_attention(q_BTHK, k_BTHK, v_BTHV, step.visible, **options)
+        return attention(q_BTHK, k_BTHK, v_BTHV, step.visible, self.scoring)
 
     def _absorbed(self, nope_BTHK, rope_BTHK, kept, step):
         kept = [(jnp.concatenate((latent_B1SR, key_B1SK), axis=-1), latent_B1SR) for latent_B1SR, key_B1SK in kept]
-        options = dict(scale=self.scale, window=self.window, softcap=self.softcap)
-        return self._values(attention_to_cache(self._absorbing(nope_BTHK, rope_BTHK), kept, step.visible, **options))
+        return self._values(cached_attention(self._absorbing(nope_BTHK, rope_BTHK), kept, step.visible, self.scoring))
 
     def _absorbing(self, nope_BTHK, rope_BTHK):
         """Return the queries with W_key_up in them, to compare with [latent, rotated key]."""

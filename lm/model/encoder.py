@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import Adapter, ModelConfig, Quantization
-from lm.kernels.bidirectional import bidirectional_attention
+from lm.kernels.ops import bidirectional_attention
 from lm.kernels.saved import from_bits, kept_input, saved
 from lm.model import feed_forward
 from lm.model.linear import Linear

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import ModelConfig
-from lm.kernels.cpu.pages import Pages, paged_attention, write_pages
+from lm.kernels.cpu.pages import Pages, Places
 from lm.kernels.matmul import spec_of
+from lm.kernels.ops import paged_attention, write_pages
+from lm.kernels.visible import Scoring
 from lm.model.cache import cache_dtype
 from lm.parallel.mesh import spec
 
@@ -94,18 +96,23 @@ def write(pools: dict[str, Pages], new: dict[str, jax.Array], table: PageTable) 
     return jax.shard_map(local, in_specs=(of_pools, of_new, spec(None)), out_specs=of_pools)(pools, new, table.slot_B)
 
 
-def attend(q_B1HK, pools: dict[str, Pages], table: PageTable, sinks_H=None, **options) -> jax.Array:
+def attend(q_B1HK, pools: dict[str, Pages], table: PageTable, scoring: Scoring, sinks_H=None, value_size: int = 0) -> jax.Array:
     """Return `paged_attention` to the pages, [B, 1, H, V] in the dtype of the queries. Each device has some of the heads."""
 
-    def local(q_BHK, pools, tables, sinks_H):
-        return paged_attention(q_BHK, pools["k"], pools.get("v"), *tables, sinks_H=sinks_H, **options)
+    def local(q_BHK, pools, places, sinks_H):
+        return paged_attention(q_BHK, pools["k"], pools.get("v"), places, scoring, sinks_H, value_size)
 
-    q_BHK, tables = _squeezed(q_B1HK), (table.tables_RN, table.row_B, table.place_B)
+    q_BHK, tables = _squeezed(q_B1HK), Places(table.tables_RN, table.row_B, table.place_B)
     if spec() is None:
         out_BHV = local(q_BHK, pools, tables, sinks_H)
     else:
         heads = spec("batch", "heads", None)
-        given = (heads, _specs(pools), (spec(None, None), spec(None), spec(None)), None if sinks_H is None else spec("heads"))
+        given = (
+            heads,
+            _specs(pools),
+            Places(spec(None, None), spec(None), spec(None)),
+            None if sinks_H is None else spec("heads"),
+        )
         out_BHV = jax.shard_map(local, in_specs=given, out_specs=heads, check_vma=False)(q_BHK, pools, tables, sinks_H)
     return out_BHV.astype(q_B1HK.dtype)[:, None]
 

@@ -1,6 +1,6 @@
 """What the model gives to the pipeline of lm/parallel/pipeline.py: rows, and layers that are sent."""
 
-from lm.kernels.attention import Visible
+from lm.kernels.visible import Visible
 from lm.model.attention import Step
 from lm.model.cache import layers_of
 from lm.parallel.context import slots

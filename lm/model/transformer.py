@@ -12,18 +12,16 @@ from flax import nnx
 from jax import lax
 
 from lm.config import LayerKind, ModelConfig
-from lm.kernels.attention import Branches, Visible
-from lm.kernels.cpu.packed import packed_matmul, rows
-from lm.kernels.embedding import embedding
 from lm.kernels.head import softcapped
-from lm.kernels.matmul import matmul
+from lm.kernels.ops import embedding, matmul
 from lm.kernels.saved import from_bits, kept_input, saved
+from lm.kernels.visible import Branches, Visible
 from lm.model.attention import Step, attention_sublayer
 from lm.model.audio import AudioTower
 from lm.model.cache import Cache, DecodeState
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, no_values, normal, parameter
-from lm.model.linear import Linear, Score, packed_of, scaled_output
+from lm.model.linear import Linear, Score, scaled_output, stored
 from lm.model.media import Given, Media, with_given, with_media
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
@@ -211,10 +209,8 @@ class Transformer(nnx.Module):
         """Return float32 logits [B, T, V] of hidden states after the last norm."""
         config = self.config
         x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
-        if (packed := packed_of(self.embedding if config.tie_embeddings else self.head)) is not None:
-            y = packed_matmul(x_BTD.reshape(-1, config.embed_dim), packed).reshape(*x_BTD.shape[:2], config.vocab_size)
-        else:
-            y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
+        head = stored(self.embedding if config.tie_embeddings else self.head)
+        y = matmul("btd,vd->btv", x_BTD, head, dtype=config.compute_dtype, out=axes)
         return softcapped(y.astype(jnp.float32), config.logit_softcap)
 
     def scores(self, x_BTD) -> jax.Array:
@@ -233,10 +229,7 @@ class Transformer(nnx.Module):
     @jax.named_scope("embedding")
     def _embedded(self, tokens_BT, axis: str = "length"):
         config = self.config
-        if (packed := packed_of(self.embedding)) is not None:
-            x_BTD = rows(packed, tokens_BT.reshape(-1), config.compute_dtype).reshape(*tokens_BT.shape, config.embed_dim)
-        else:
-            x_BTD = embedding(self.embedding[...], tokens_BT, config.compute_dtype, axis)
+        x_BTD = embedding(stored(self.embedding), tokens_BT, config.compute_dtype, axis)
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
     def _layers(

@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.kernels.cross_entropy import cross_entropy
+from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.matmul import spec_of
+from lm.kernels.ops import cross_entropy
 from lm.model.linear import trainable
 from lm.model.media import media_of
 from lm.model.transformer import Hidden, Transformer, build, skeleton
@@ -189,19 +190,12 @@ def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, di
     return total, loads
 
 
+@jax.named_scope("head_loss")
 def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
-    """Return (Σ w·(nll + z), Σ w·nll) of hidden states, float32. options: extra arguments of cross_entropy."""
+    """Return (Σ w·(nll + z), Σ w·nll) of hidden states, float32. options: other fields of CrossEntropy."""
     config = model.config
-    return cross_entropy(
-        model.to_head(x_BTD),
-        model.head_VD,
-        targets_BT,
-        weights_BT,
-        dtype=config.dtype,
-        z_loss=z_loss,
-        softcap=config.logit_softcap,
-        **options,
-    )
+    objective = CrossEntropy(z_loss, config.logit_softcap, **options)
+    return cross_entropy(model.to_head(x_BTD), model.head_VD, targets_BT, weights_BT, objective, dtype=config.dtype)
 
 
 def busiest(load: jax.Array) -> jax.Array:
