@@ -19,6 +19,7 @@ from flax import nnx
 from jax import lax
 
 from lm.kernels.logprobs import target_logprobs
+from lm.model.inputs import inputs_of
 from lm.model.transformer import Transformer, skeleton
 from lm.train.state import TrainState
 from lm.train.step import Trainer, make_trainer, model_config_of, slices
@@ -110,7 +111,7 @@ def measured(proxy: Transformer, reference: Transformer, batch: dict, sources: i
 
 def token_nll(model: Transformer, batch: dict) -> jax.Array:
     """Return −log p of each target, float32 [B, T], in nats."""
-    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
+    x_BTD = model.hidden(inputs_of(batch)).x_BTD
     options = dict(dtype=model.config.dtype, softcap=model.config.logit_softcap)
     return -target_logprobs(model.to_head(x_BTD), model.head_VD, batch["targets"], **options)[0]
 

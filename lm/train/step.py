@@ -18,6 +18,7 @@ from lm.errors import UserError
 from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.matmul import spec_of
 from lm.kernels.ops import cross_entropy
+from lm.model.inputs import Inputs, inputs_of
 from lm.model.linear import trainable
 from lm.model.media import media_of
 from lm.model.transformer import Hidden, Transformer, build, skeleton
@@ -149,7 +150,7 @@ def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
 
 def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Return (Σ w·(nll + z), Σ w·nll) of the next tokens, without multi-token prediction and router losses."""
-    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], media=media_of(batch)).x_BTD
+    x_BTD = model.hidden(inputs_of(batch, media=media_of(batch))).x_BTD
     return head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
 
 
@@ -163,7 +164,7 @@ def training_loss(
     noise_BTD is added to the embeddings. head: extra arguments of the next token's cross-entropy.
     """
     places = batch["segment_ids"], batch["positions"]
-    main = model.hidden(batch["tokens"], *places, noise_BTD=noise_BTD, media=media_of(batch))
+    main = model.hidden(Inputs(batch["tokens"], *places, noise_BTD=noise_BTD, media=media_of(batch)))
     ahead = model.ahead(main.x_BTD, batch["targets"], *places) if model.config.mtp_depth else []
     objective, *sums = head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss, **head)
     metrics = {name: (x, jnp.sum(batch["weights"])) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}

@@ -17,7 +17,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.infer.engine.tiles import NAMES, Tile
-from lm.model.media import Given, encoded
+from lm.model.media import Vectors, encoded
 
 AT_ONCE = 4  # tiles of one call of an encoder; fewer are encoded one by one
 KEPT = 256 << 20  # bytes of vectors that no request needs at the moment
@@ -113,12 +113,12 @@ def _encoded(program, name: str, arrays, inputs_1N) -> jax.Array:
     return encoded(nnx.merge(program.graph, params), name, inputs_1N)
 
 
-def nothing_given(B: int, config: ModelConfig) -> Given:
+def no_vectors(B: int, config: ModelConfig) -> Vectors:
     """Return room for the vectors of a step of B tokens."""
-    return Given(np.zeros((B, 1, config.embed_dim), config.compute_dtype), np.zeros((B, 1), bool))
+    return Vectors(np.zeros((B, 1, config.embed_dim), config.compute_dtype), np.zeros((B, 1), bool))
 
 
-def given(parts: List, B: int, config: ModelConfig) -> Given | None:
+def placed_vectors(parts: List, B: int, config: ModelConfig) -> Vectors | None:
     """Return the vectors of a step's parts in the places of their tokens; None if the step has text only.
 
     parts: lm.infer.engine.schedule.Part, one after the other. B: tokens of the step.
@@ -129,7 +129,7 @@ def given(parts: List, B: int, config: ModelConfig) -> Given | None:
             numbers = shown.numbers_T[part.begin : part.begin + len(part.tokens)]
             places = np.flatnonzero(numbers >= 0)
             if len(places):
-                found = found or nothing_given(B, config)
+                found = found or no_vectors(B, config)
                 found.vectors_BTD[n + places, 0], found.there_BT[n + places] = shown.vectors_VD[numbers[places]], True
         n += len(part.tokens)
     return found

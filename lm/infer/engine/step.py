@@ -20,8 +20,9 @@ from flax import nnx
 from lm.infer.engine.draw import GREEDY, PLAIN, TOP, TRUNCATED, Adjust, Drawn, Settings, draw
 from lm.infer.engine.schedule import Part
 from lm.kernels.native.registered import compiled
+from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
-from lm.model.media import Given
+from lm.model.media import Vectors
 from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
 from lm.parallel.mesh import spec
@@ -42,22 +43,22 @@ def program(graph: nnx.GraphDef, tree) -> Program:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def forward(
-    program: Program, arrays, pages, tokens_B, table: PageTable, at_S, mask_BR=None, given: Given | None = None
+    program: Program, arrays, pages, tokens_B, table: PageTable, at_S, mask_BR=None, vectors: Vectors | None = None
 ) -> tuple[tuple, jax.Array]:
     """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
 
     arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
-    mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any. given: vectors of media that take
-    the places of tokens, or None.
+    mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any. vectors: of media that take the
+    places of tokens, or None.
     """
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
     valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
     with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
-        paged = PagedState(pages, table)
-        out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=paged, layers=layers, given=given)
+        inputs = Inputs(tokens_B[:, None], valid_B1, table.place_B[:, None], vectors=vectors)
+        out = model.hidden(inputs, PagedState(pages, table), layers=layers)
     x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
-    return out.state.layers, model.logits(x_S1D)[:, 0]
+    return out.memory.layers, model.logits(x_S1D)[:, 0]
 
 
 def sizes(rows: int, budget: int) -> tuple[int, ...]:
