@@ -101,7 +101,7 @@ def reference(model: Transformer, request: Request, max_length: int) -> Scored:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graph, params, tokens_BT, segments_BT, positions_BT):
-    return nnx.merge(graph, params)(tokens_BT, segments_BT, positions_BT)
+    return nnx.merge(graph, params)(Inputs(tokens_BT, segments_BT, positions_BT))
 
 
 def work(
