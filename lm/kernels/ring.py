@@ -43,11 +43,6 @@ class Plan(NamedTuple):
     gather: bool
 
 
-def takes(*arguments) -> bool:
-    """Return whether sequences are split over the mesh."""
-    return context_ways() > 1
-
-
 def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> jax.Array:
     """Compute lm.kernels.ops.attention. Layers with a window exchange keys with their neighbours, whatever `across` says."""
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
