@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.kernels.cpu.packed import pack, packed_matmul
-from lm.kernels.cpu.pages import empty_pages, paged_attention, write_pages
+from lm.kernels.cpu.packed import pack
+from lm.kernels.cpu.pages import Places, empty_pages
+from lm.kernels.ops import packed_product, paged_attention, write_pages
+from lm.kernels.visible import Scoring
 
 D, F, LAYERS, VOCABULARY = 576, 1536, 30, 49152
 HEADS, KV_HEADS, HEAD, PAGE = 9, 3, 64, 16
@@ -93,7 +95,7 @@ def plain_step(x_MD, weights):
 
 
 def packed_step(x_MD, weights):
-    return _step(x_MD, weights, packed_matmul)
+    return _step(x_MD, weights, packed_product)
 
 
 def _step(x_MD, weights, multiply):
@@ -115,7 +117,7 @@ def attention_times(rounds: int, clock, sequences: int = 32, length: int = 500) 
     calls = {}
     for dtype in (jnp.float32, jnp.bfloat16, jnp.int8):
         pool = write_pages(empty_pages(sequences * pages, PAGE, KV_HEADS, HEAD, dtype), new_TGK, slots_T)
-        attend = jax.jit(lambda q, k, v, *where: paged_attention(q, k, v, *where, scale=HEAD**-0.5))
+        attend = jax.jit(lambda q, k, v, *where: paged_attention(q, k, v, Places(*where), Scoring(HEAD**-0.5)))
         calls[f"pages of {jnp.dtype(dtype)}"] = lambda f=attend, p=pool: f(q_THK, p, p, tables_RP, rows_T, places_T)
         if dtype == jnp.float32:
             calls["XLA, gathered pages"] = lambda p=pool.values: gathered(q_THK, p, p, tables_RP, places_T)

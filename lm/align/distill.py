@@ -16,6 +16,7 @@ from lm.align.settings import check_distill
 from lm.convert.source import as_stored, open_source
 from lm.errors import UserError
 from lm.kernels.divergence import Distillation, divergence
+from lm.model.inputs import inputs_of
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, reshard, shardings
 from lm.train.step import Objective, Sums, router_loss
@@ -34,8 +35,7 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
 
     def loss(model, batch, frozen, *, train, key=None):
         teacher = nnx.merge(teacher_graph, frozen)
-        read = (batch["tokens"], batch["segment_ids"], batch["positions"])
-        hidden, seen = model.hidden(*read), teacher.hidden(*read)
+        hidden, seen = model.hidden(inputs_of(batch)), teacher.hidden(inputs_of(batch))
         sums = divergence(
             model.to_head(hidden.x_BTD),
             *_common(model.head_VD, teacher.to_head(seen.x_BTD), teacher.head_VD),

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.logprobs import target_logprobs
 from lm.kernels.matmul import spec_of
+from lm.model.inputs import inputs_of
 from lm.model.linear import trainable
 from lm.model.transformer import Transformer
 from lm.parallel.mesh import spec
@@ -22,7 +23,7 @@ def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) ->
     batch: tokens, targets, segment_ids, positions, int32 [B, T]; other keys are ignored. Logits are divided by the temperature.
     Only the first result has a gradient.
     """
-    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
+    x_BTD = model.hidden(inputs_of(batch)).x_BTD
     return logprobs_of(model, x_BTD, batch["targets"], temperature)
 
 
@@ -42,7 +43,7 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0,
 
 def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Do the same with full logits; the reference for tests."""
-    logits = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+    logits = model(inputs_of(batch))
     logp_BTV = jax.nn.log_softmax(logits / temperature, axis=-1)
     entropy = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
     return jnp.take_along_axis(logp_BTV, batch["targets"][..., None], axis=-1)[..., 0], entropy

@@ -19,7 +19,8 @@ from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference
 from lm.align.settings import PREFERENCES, one_of
 from lm.config import ModelConfig
-from lm.kernels.attention import Branches
+from lm.kernels.visible import Branches
+from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, router_loss
 
@@ -151,7 +152,7 @@ def answers_under(model: Transformer, batch: dict):
     if "ends" in batch:
         return _joined_answers_under(model, batch)
     flat = rows(batch)
-    hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
+    hidden = model.hidden(inputs_of(flat))
     logp_RT, entropy_RT = logprobs_of(model, hidden.x_BTD, flat["targets"], used_BT=flat["weights"] > 0)
     trained = (batch["weights"] > 0).astype(jnp.float32)
     N, lengths = trained.shape[1], jnp.sum(trained, axis=-1)
@@ -163,7 +164,7 @@ def _joined_answers_under(model: Transformer, batch: dict):
     """Do the same for pairs of one row each."""
     positions_BT = batch["positions"]
     branches = Branches(batch["ends"], positions_BT, positions_BT)
-    hidden = model.hidden(batch["tokens"], batch["segment_ids"], positions_BT, branches=branches)
+    hidden = model.hidden(Inputs(batch["tokens"], batch["segment_ids"], positions_BT, branches))
     trained_BT = batch["weights"] > 0
     logp_BT, entropy_BT = logprobs_of(model, hidden.x_BTD, batch["targets"], used_BT=trained_BT)
     sides = [trained_BT & (batch["rejected"] == side) for side in (0, 1)]

@@ -10,6 +10,7 @@ from lm.align.logprobs import examples, rows
 from lm.align.losses import bradley_terry
 from lm.align.preference import counted, number_of_examples, routers
 from lm.align.settings import REWARD_KINDS, one_of
+from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Transformer
 from lm.parallel.context import slots
 from lm.train.step import Objective, Sums
@@ -38,7 +39,7 @@ def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -
 
     Each row holds one sequence, padded on the right with segment 0. The score of an empty row is undefined.
     """
-    hidden = model.hidden(tokens_BT, segment_ids_BT, positions_BT)
+    hidden = model.hidden(Inputs(tokens_BT, segment_ids_BT, positions_BT))
     return at_last_token(model.scores(hidden.x_BTD), segment_ids_BT)
 
 
@@ -52,7 +53,7 @@ def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
 def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
     """Return the loss summed over pairs, and metrics."""
     flat = rows(batch)
-    hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
+    hidden = model.hidden(inputs_of(flat))
     score_B2 = examples(at_last_token(model.scores(hidden.x_BTD), flat["segment_ids"]), 2)
     chosen_B, rejected_B = score_B2[:, 0], score_B2[:, 1]
     real_B, n = counted(batch) > 0, number_of_examples(batch)
@@ -76,7 +77,7 @@ def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, *, t
 
 def process_loss(model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
     """Return the loss summed over steps, and metrics."""
-    hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+    hidden = model.hidden(inputs_of(batch))
     score_BT, good_BT, weights_BT = model.scores(hidden.x_BTD), batch["labels"], batch["weights"]
     loss_BT = -good_BT * log_sigmoid(score_BT) - (1 - good_BT) * log_sigmoid(-score_BT)
     n = jnp.sum(weights_BT)

@@ -32,6 +32,7 @@ from lm.files.untrusted import shown
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSALS = [getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EROFS ENOTDIR EISDIR EEXIST ELOOP EIO".split()]
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
+KERNELS = "LMCRAFT_KERNELS"  # the variable that lm/kernels/ops.py reads
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
 
 
@@ -47,6 +48,7 @@ def define_flags() -> None:
     flags.FLAGS.set_gnu_getopt(True)
     config_flags.DEFINE_config_file("config", None, "File with get_config(); set its keys with --config.KEY=VALUE.")
     flags.DEFINE_string("workdir", None, "Folder of the run, or gs://… or s3://…; the same command again resumes it.")
+    flags.DEFINE_string("kernels", None, "Force backends: reference, or attention=blocks,product=xla (lm/kernels/ops.py).")
 
 
 class _Choice(flags.ArgumentParser):
@@ -101,6 +103,8 @@ def parse(
         raise UserError(_unknown_key(argv, path, config, error)) from None
     if len(rest) > 1:
         raise UserError(_stray(rest[1:], config))
+    if flags.FLAGS.kernels is not None:
+        os.environ[KERNELS] = flags.FLAGS.kernels  # read when a program is traced
     # This differs from `known` if a whole section was set, such as --config.model.moe="{…}".
     given = set(config_keys.listed(flags.FLAGS.config))
     for key in sorted(given - known):

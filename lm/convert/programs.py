@@ -16,6 +16,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.model.cache import Cache, DecodeState, cache_shapes, empty_state
+from lm.model.inputs import Inputs
 from lm.model.linear import cast_matrices
 from lm.model.transformer import Transformer, skeleton
 from lm.runs.checkpoint import named, nested, plain, unplain
@@ -64,13 +65,13 @@ def programs(config: ModelConfig, params: nnx.State, batch: int, prompt: int, le
         positions_BP = jnp.arange(prompt, dtype=jnp.int32) - (prompt - lengths[:, None])
         segments_BP = (positions_BP >= 0).astype(jnp.int32)
         state = empty_state(config, batch, length, config.dtype)
-        read = model.hidden(tokens, segments_BP, jnp.maximum(0, positions_BP), state, prefill=True, layers=layers)
-        return model.logits(read.x_BTD[:, -1:])[:, 0], _by_name(config, read.state)
+        read = model.hidden(Inputs(tokens, segments_BP, jnp.maximum(0, positions_BP)), state, prefill=True, layers=layers)
+        return model.logits(read.x_BTD[:, -1:])[:, 0], _by_name(config, read.memory)
 
     def decode(params, cache, token, position):
         model, layers = _model(config, params)
         ones_B1 = jnp.ones((batch, 1), jnp.int32)
-        logits, state = model(token[:, None], ones_B1, position[:, None], _state(config, cache), layers=layers)
+        logits, state = model(Inputs(token[:, None], ones_B1, position[:, None]), _state(config, cache), layers=layers)
         return logits[:, 0], _by_name(config, state)
 
     def ids(*shape):

@@ -20,6 +20,7 @@ from lm.evals.engine import likelihood
 from lm.evals.engine.likelihood import Request, dropless
 from lm.infer import not_finite
 from lm.kernels.logprobs import target_logprobs
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 
 LEAST_WIDTH = 64  # slots of the narrowest program; each next one is twice as wide
@@ -92,7 +93,7 @@ def _logps(graph, params, tokens_BT, targets_BT, valid_BT):
     """Return log p of the targets, float32 [B, T]."""
     model = nnx.merge(graph, params)
     positions_BT = valid_BT * jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
-    x_BTD = model.to_head(model.hidden(tokens_BT, valid_BT, positions_BT).x_BTD)
+    x_BTD = model.to_head(model.hidden(Inputs(tokens_BT, valid_BT, positions_BT)).x_BTD)
     config = model.config
     return target_logprobs(x_BTD, model.head_VD, targets_BT, dtype=config.dtype, softcap=config.logit_softcap)[0]
 

@@ -15,6 +15,7 @@ from jax import lax
 
 from lm.config import ModelConfig
 from lm.model.cache import DecodeState, empty_state, fork, repeat, resize, take, unstack
+from lm.model.inputs import Inputs
 from lm.model.linear import cast_matrices
 from lm.model.media import Media
 from lm.model.transformer import Transformer
@@ -91,12 +92,13 @@ def start(
         before = empty_state(model.config, prompts, free, dtype)
     else:
         W, Q = prefix_WQ.shape
-        first = model.hidden(prefix_WQ, state=empty_state(model.config, W, Q, dtype), prefill=True).state
+        first = model.hidden(prefix_WQ, empty_state(model.config, W, Q, dtype), prefill=True).memory
         before = fork(first, model.config, prompts // W, free, dtype)
-    read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before, prefill=prefix_WQ is None, media=media)
+    inputs = Inputs(tokens_BP, segments_BP, Q + positions_BP, media=media)
+    read = model.hidden(inputs, before, prefill=prefix_WQ is None)
     logits_BV = repeat(model.logits(read.x_BTD[:, -1:])[:, 0], each)
     lengths_B = Q + repeat(segments_BP.sum(axis=1), each)
-    decode = read.state if each == 1 else fork(read.state, model.config, each, slots, dtype)
+    decode = read.memory if each == 1 else fork(read.memory, model.config, each, slots, dtype)
     if model.config.scan_layers and not nnx.merge(graph, params).config.scan_layers:
         decode = unstack(decode, model.config)
     nothing = jnp.zeros((B, room), jnp.int32, out_sharding=spec("batch", None))
@@ -124,7 +126,7 @@ def sample_step(
     if model.config.rope.scaling == "longrope":
         switches = jnp.max(state.positions_B) == model.config.rope.original_positions
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
-    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before, layers=layers)
+    logits, decode = model(Inputs(state.last_B[:, None], ones, state.positions_B[:, None]), before, layers=layers)
     return _drawn(state._replace(decode=decode), logits[:, 0], sampling, rows_B, seed, allowed_V)
 
 
@@ -143,7 +145,7 @@ def _read_again(model: Transformer, state: SamplingState, tokens_BP: jax.Array |
     # The position of a free slot only sets the length of the sequence, which must include the next token.
     positions_BS = positions_BS.at[:, -1].max(model.config.rope.original_positions)
     fresh = jax.tree.map(jnp.zeros_like, decode)
-    return model.hidden(tokens_BS, segments_BS, positions_BS, fresh).state._replace(slot=decode.slot)
+    return model.hidden(Inputs(tokens_BS, segments_BS, positions_BS), fresh).memory._replace(slot=decode.slot)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -8,17 +8,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lm.kernels.matmul import product
+from lm.kernels.ops import product
 
 BLOCK = 256  # queries whose scores exist at once
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def bidirectional_attention(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Array, scale: float) -> jax.Array:
-    """Return softmax(scale·q·kᵀ)·v (Vaswani et al. 2017) without a mask, [R, T, H, K] in q's dtype.
+    """Compute lm.kernels.ops.bidirectional_attention.
 
-    Scores and softmax are float32. Each block of BLOCK queries computes its scores again in the backward pass, whose products
-    take operands of q's dtype.
+    Each block of BLOCK queries computes its scores again in the backward pass, whose products take operands of q's dtype.
     """
     return _forward(q_RTHK, k_RTHK, v_RTHK, scale)[0]
 
@@ -57,9 +56,3 @@ bidirectional_attention.defvjp(_forward, _backward)
 
 def _blocks(T: int) -> list[slice]:
     return [slice(first, min(first + BLOCK, T)) for first in range(0, T, BLOCK)]
-
-
-def bidirectional_reference(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Array, scale: float) -> jax.Array:
-    """Reference twin: the whole score matrix and autodiff."""
-    p = jax.nn.softmax(scale * product("rthk,rshk->rhts", q_RTHK, k_RTHK), axis=-1)
-    return product("rhts,rshk->rthk", p.astype(q_RTHK.dtype), v_RTHK).astype(q_RTHK.dtype)

@@ -19,10 +19,7 @@ from lm.parallel.sequence import scattered_rows
 
 
 def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype, axis: str = "length") -> jax.Array:
-    """Return the table's rows, [B, T, D] in `dtype`; the gradient of the float32 table is added up in float32.
-
-    axis: the logical axis of T in the result, "length" or "sequence" (lm/parallel/sequence.py).
-    """
+    """Compute lm.kernels.ops.embedding."""
     if spec_of(table_VD) is None:
         return table_VD[tokens_BT].astype(dtype)
     mesh, columns = jax.sharding.get_abstract_mesh(), spec("embed")[0]

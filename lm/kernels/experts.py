@@ -44,15 +44,7 @@ TILE = 16  # the number of places is a multiple of it: rows of bfloat16 in a TPU
 
 
 def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor: float = 0.0) -> jax.Array:
-    """Return Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
-
-    Args:
-      x_BTD: activations. choice_BTK: int32, distinct within a token; a number outside the experts' range is skipped.
-      weight_BTK: float32.
-      weights: float32 gate (if gated) and up [E, D, F], down [E, F, D]. expert(x) = down(f(gate(x)) · up(x)), f `activation`.
-      dtype: of the products' operands and results; sums are float32.
-      capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
-    """
+    """Compute lm.kernels.ops.experts."""
     local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
     axis = length_axis(x_BTD)
     rows, tokens = spec("batch", axis, None), spec("batch", "length", None)
@@ -66,16 +58,6 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
     how = dict(split=axes, columns=spec("embed")[0], over=token_axes(), scatter=axis == "sequence")
     local = functools.partial(local, **how)
     return jax.shard_map(local, in_specs=(rows, tokens, tokens, layout), out_specs=rows, axis_names=axes)(*arrays, weights)
-
-
-def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> jax.Array:
-    """Reference twin: every expert computes every token, in float32; nothing is dropped."""
-    dot, y_BTD = functools.partial(jnp.dot, precision="highest"), 0.0
-    for e in range(weights["up"].shape[0]):
-        up, down = weights["up"][e], weights["down"][e]
-        h_BTF = activation(dot(x_BTD, weights["gate"][e])) * dot(x_BTD, up) if "gate" in weights else activation(dot(x_BTD, up))
-        y_BTD = y_BTD + jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, down)
-    return y_BTD
 
 
 def _local(

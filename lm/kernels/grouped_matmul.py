@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.kernels.matmul import product
+from lm.kernels.ops import product
 
 
 def grouped_matmul(x: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array | None = None, *, dtype, over=None) -> jax.Array:

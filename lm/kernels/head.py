@@ -13,7 +13,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from lm.kernels.chunks import joined, split
-from lm.kernels.matmul import gathered, partial_spec, product, reduced, spec_of
+from lm.kernels.matmul import gathered, partial_spec, reduced, spec_of
+from lm.kernels.ops import product
 from lm.parallel.mesh import reshard, spec
 
 

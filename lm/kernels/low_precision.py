@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from lm.kernels.matmul import gathered, product_reduced, spec_of
 from lm.kernels.saved import saved
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import reshard, spec
+from lm.parallel.sequence import whole_rows
 
 
 class Kind(NamedTuple):
@@ -46,18 +47,19 @@ class Scaled(NamedTuple):
     scale: jax.Array | None
 
 
-def low_precision_matmul(
-    equation: str, x: jax.Array, w: jax.Array, *, kind: str, dtype, out: tuple[str | None, ...]
-) -> jax.Array:
-    """Return einsum(equation, x, w) with operands in low precision, and so both products of its gradient.
+def takes(equation: str, x: jax.Array, w, *, precision: str, **options) -> bool:
+    """Return whether operands of a product are rounded to integers or float8."""
+    return precision != "none"
 
-    Args:
-      equation: `x,w->y`, where x has rows and inputs, w inputs and outputs, y rows and outputs, in this order.
-      x: activations, any float dtype. w: float32 weight with the sharding of its declaration.
-      kind: int8 or float8. dtype: of the result. out: logical axes of the result.
-    Returns: the product in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w. What is not finite stays so.
+
+def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...], precision: str) -> jax.Array:
+    """Compute lm.kernels.ops.matmul with operands in low precision, and so both products of its gradient.
+
+    In `equation` x has rows and inputs, w inputs and outputs, y rows and outputs, in this order. What is not finite stays so.
     """
-    return _matmul(equation, kind, jnp.dtype(dtype), spec(*out), x, w)
+    whole = tuple("length" if axis == "sequence" else axis for axis in out)
+    y = _matmul(equation, precision, jnp.dtype(dtype), spec(*whole), whole_rows(x), w)
+    return y if whole == out else reshard(y, *out)
 
 
 def low_precision_reference(equation: str, x: jax.Array, w: jax.Array, dy: jax.Array, *, kind: str):

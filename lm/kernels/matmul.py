@@ -1,4 +1,4 @@
-"""The matrix product of the whole codebase: low-precision operands, float32 accumulation, forward and backward.
+"""The product of activations with a weight: low-precision operands, float32 accumulation, forward and backward.
 
 With autodiff a bfloat16 product with float32 output gets a float32 cotangent, and both products of the backward pass run in
 float32. Here the cotangent is cast first. Weights are cast before they are gathered over fsdp, which halves the bytes sent.
@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.amx.large import large_product, takes
+from lm.kernels.ops import product, product_over_rows
 from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, token_ways
 from lm.parallel.sequence import scattered_rows, split_by, whole_rows
 from lm.parallel.torus import groups_along, rings
@@ -23,17 +23,8 @@ from lm.parallel.torus import groups_along, rings
 LONGEST = 8  # devices of a ring around which products are summed; around longer ones the parts are too thin
 
 
-def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...]) -> jax.Array:
-    """Return einsum(equation, x, w) with operands cast to `dtype` and float32 accumulation.
-
-    Args:
-      equation: `x,w->y`, such as "btd,df->btf". Every letter is in two of the three terms, once in each.
-      x: activations, any float dtype.
-      w: float32 weight with the sharding of its declaration.
-      dtype: of the operands and of the result.
-      out: logical axes of the result.
-    Returns: the product in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w.
-    """
+def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...], precision="none") -> jax.Array:
+    """Compute lm.kernels.ops.matmul for a weight that is an array."""
     return _matmul(equation, jnp.dtype(dtype), spec(*out), x, w)
 
 
@@ -43,69 +34,51 @@ def _matmul(equation, dtype, out_spec, x, w):
 
 
 def _forward(equation, dtype, out_spec, x, w):
-    if takes(equation, x, w, dtype):
-        return large_product(equation, x, w, out_spec, dtype), (x, w)
-    y = product_of_rows(equation, x.astype(dtype), gathered(w.astype(dtype)), out_spec).astype(dtype)
-    return y, (x, w)
+    return product_of_rows(equation, rounded(x, dtype), gathered(rounded(w, dtype)), out_spec, dtype=dtype), (x, w)
 
 
 def _backward(equation, dtype, out_spec, residuals, dy):
     x, w = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
     of_x, of_w = f"{y_axes},{w_axes}->{x_axes}", f"{x_axes},{y_axes}->{w_axes}"
-    if takes(of_x, dy, w, dtype) and takes(of_w, x, dy, dtype):
-        return large_product(of_x, dy, w, spec_of(x), x.dtype), large_product(of_w, x, dy, spec_of(w), w.dtype)
-    x_low, dy, where = x.astype(dtype), dy.astype(dtype), spec_of(x)
+    x_low, dy, where = rounded(x, dtype), rounded(dy, dtype), spec_of(x)
     if split_by(where) != split_by(spec_of(dy)):
         x_low, dy = whole_rows(x_low), whole_rows(dy)
-    dx = product_of_rows(of_x, dy, gathered(w.astype(dtype)), where)
-    dw = product_reduced(of_w, x_low, dy, spec_of(w))
-    return dx.astype(x.dtype), dw.astype(w.dtype)
+    dx = product_of_rows(of_x, dy, gathered(rounded(w, dtype)), where, dtype=dtype, result=x.dtype)
+    dw = product_reduced(of_w, x_low, dy, spec_of(w), multiply=functools.partial(product_over_rows, dtype=dtype))
+    return dx, dw.astype(w.dtype)
 
 
 _matmul.defvjp(_forward, _backward)
 
 
-def product(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
-    """Return the einsum with float32 accumulation and float32 result; with `out_spec` None JAX infers the partition."""
-    if a.dtype == b.dtype and takes(equation, a, b, a.dtype):
-        return large_product(equation, a, b, out_spec)
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec)
+def rounded(x: jax.Array, dtype) -> jax.Array:
+    """Return x in `dtype` where it may be sent between devices. On one device the product itself rounds, which can be free."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else x.astype(dtype)
 
 
-def product_of_rows(equation: str, x: jax.Array, w: jax.Array, out_spec: PartitionSpec | None) -> jax.Array:
+def product_of_rows(
+    equation: str, x: jax.Array, w: jax.Array, out_spec: PartitionSpec | None, *, dtype, result=None
+) -> jax.Array:
     """Return the `product` of an activation [B, T, …] and a gathered weight, with the partition `out_spec`.
 
+    dtype: of the operands. result: of the result; None: `dtype`.
     Where only x splits T over tensor, T is gathered first. Where only the result does and the product sums over tensor, the
     sum is scattered along T (lm/parallel/sequence.py). Then the devices' products are rounded to x's dtype before they are
     sent, which halves the bytes, and so is the result.
     """
     if not split_by(out_spec):
-        return product(equation, whole_rows(x), w, out_spec)
+        return product(equation, whole_rows(x), w, out_spec, dtype=dtype, result=result or dtype)
     if split_by(spec_of(x)) or "tensor" not in spec_of(w):
-        return product(equation, x, w, out_spec)
+        return product(equation, x, w, out_spec, dtype=dtype, result=result or dtype)
 
     def on_device(x, w):
-        return scattered_rows(product(equation, x, w).astype(x.dtype))
+        return scattered_rows(product(equation, x, w, dtype=dtype, result=dtype))
 
     how = dict(check_vma=False, axis_names=free_axes())
-    return jax.shard_map(on_device, in_specs=(spec_of(x), spec_of(w)), out_specs=out_spec, **how)(x, w)
-
-
-def product_over_rows(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
-    """Return the `product` of operands that hold the summed axes as rows, as for the gradient of a weight.
-
-    A CPU first transposes the operand of the leading result axes. Here that is the smaller operand; the result, which is
-    smaller still, is transposed instead. Without the barrier XLA would turn both around again.
-    """
-    (a_axes, b_axes), y_axes = _terms(equation)
-    if platform() != "cpu" or a.size <= b.size or (a.dtype == b.dtype and takes(equation, a, b, a.dtype)):
-        return product(equation, a, b, out_spec)
-    both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
-    turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
-    where = out_spec and PartitionSpec(*(out_spec[y_axes.index(axis)] for axis in turned))
-    y = lax.optimization_barrier(product(f"{b_axes},{a_axes}->{turned}", b, a, where))
-    return jnp.transpose(y, [turned.index(axis) for axis in y_axes])
+    y = jax.shard_map(on_device, in_specs=(spec_of(x), spec_of(w)), out_specs=out_spec, **how)(x, w)
+    return y.astype(result or dtype)
 
 
 def _terms(equation):

@@ -8,6 +8,7 @@ the dequantized weight. Two int4 share a byte, because XLA on a CPU would give e
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.errors import UserError
-from lm.kernels.matmul import gathered, product_of_rows, spec_of
+from lm.kernels.matmul import gathered, product_of_rows, rounded, spec_of
 from lm.parallel.mesh import spec
 
 LARGEST = {8: 127, 4: 7}
@@ -65,15 +66,27 @@ def dequantize_rows(integers: jax.Array, scale: jax.Array) -> jax.Array:
     return integers.astype(jnp.float32) * scale.astype(jnp.float32)
 
 
-def quantized_matmul(
-    equation: str, x: jax.Array, integers: jax.Array, scale: jax.Array, *, dtype, out: tuple[str | None, ...]
+class Integers(NamedTuple):
+    """A weight of `quantize`: integers q, int8 or two int4 in a uint8, and their scales s, bfloat16."""
+
+    integers: jax.Array
+    scale: jax.Array
+
+
+def takes(equation: str, x: jax.Array, w, **options) -> bool:
+    """Return whether the weight of a product is stored as integers."""
+    return isinstance(w, Integers)
+
+
+def matmul(
+    equation: str, x: jax.Array, w: Integers, *, dtype, out: tuple[str | None, ...], precision: str = "none"
 ) -> jax.Array:
-    """Return `matmul` (lm/kernels/matmul.py) with q · s as its weight. Only x has a gradient.
+    """Compute lm.kernels.ops.matmul with q · s as its weight. Only x has a gradient.
 
     If there is one scale per output, x·(q·s) = (x·q)·s: the scale multiplies the product, and the integers are exact in
     `dtype`. Otherwise q · s is computed first, and again for the gradient, so that it is never kept.
     """
-    return _quantized_matmul(equation, jnp.dtype(dtype), spec(*out), x, integers, scale)
+    return _quantized_matmul(equation, jnp.dtype(dtype), spec(*out), x, *w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -83,7 +96,7 @@ def _quantized_matmul(equation, dtype, out_spec, x, integers, scale):
 
 def _forward(equation, dtype, out_spec, x, integers, scale):
     weight, scale_after = _operands(equation, dtype, integers, scale)
-    y = product_of_rows(equation, x.astype(dtype), weight, out_spec)
+    y = product_of_rows(equation, rounded(x, dtype), weight, out_spec, dtype=dtype, result=jnp.float32)
     y = y if scale_after is None else y * scale_after
     # The gradient needs only x's dtype and sharding; an empty array has both.
     return y.astype(dtype), (x[..., :0], integers, scale)
@@ -94,8 +107,8 @@ def _backward(equation, dtype, out_spec, residuals, dy):
     weight, scale_after = _operands(equation, dtype, integers, scale)
     dy = dy if scale_after is None else dy * scale_after
     x_axes, w_axes, y_axes = _terms(equation)
-    dx = product_of_rows(f"{y_axes},{w_axes}->{x_axes}", dy.astype(dtype), weight, spec_of(like_x))
-    return dx.astype(like_x.dtype), None, None
+    of_x = f"{y_axes},{w_axes}->{x_axes}"
+    return product_of_rows(of_x, dy.astype(dtype), weight, spec_of(like_x), dtype=dtype, result=like_x.dtype), None, None
 
 
 _quantized_matmul.defvjp(_forward, _backward)

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.kernels import tiles
-from lm.kernels.attention import MASKED, Visible, attention
 from lm.kernels.saved import saved
+from lm.kernels.visible import MASKED, Scoring, Visible
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import reshard, spec
 
@@ -43,27 +43,17 @@ class Plan(NamedTuple):
     gather: bool
 
 
-def context_attention(
-    q_BTHK,
-    k_BSGK,
-    v_BSGV,
-    visible: Visible,
-    *,
-    across: str = "ring",
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks_H=None,
-) -> jax.Array:
-    """Return `lm.kernels.attention.attention`, whose arguments these are; T may be split over the mesh's context axis.
+def takes(*arguments) -> bool:
+    """Return whether sequences are split over the mesh."""
+    return context_ways() > 1
 
-    across: "ring" or "all_gather". Layers with a window exchange keys with their neighbours in both cases.
-    """
+
+def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> jax.Array:
+    """Compute lm.kernels.ops.attention. Layers with a window exchange keys with their neighbours, whatever `across` says."""
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
-    if context_ways() == 1:
-        return attention(q_BTHK, k_BSGK, v_BSGV, visible, scale=scale, window=window, softcap=softcap, sinks_H=sinks_H)
     assert visible.branches is None, "branches of a row are not split over devices"
-    plan = Plan(tiles.How(scale, window, softcap, 0), context_ways(), across == "all_gather")
+    how = tiles.How(scoring.scale, scoring.window, scoring.softcap, 0)
+    plan = Plan(how, context_ways(), scoring.across == "all_gather")
     return _split(plan, q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, sinks_H)
 
 

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lm.kernels.attention import MASKED
 from lm.kernels.head import softcap_slope, softcapped
-from lm.kernels.matmul import product
+from lm.kernels.ops import product
+from lm.kernels.visible import MASKED
 
 TILE = 512  # queries, and keys, of a tile; about
 
 
 class How(NamedTuple):
-    """scale, window, softcap: as in lm.kernels.attention.attention. offset: slot of the first query − that of the first key."""
+    """scale, window, softcap: as in lm.kernels.visible.Scoring. offset: slot of the first query − that of the first key."""
 
     scale: float
     window: int
@@ -58,7 +58,7 @@ def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> 
 
 
 def backward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, dout_BGRTV, logz_BGRT, delta_BGRT, how: How):
-    """Return dq, dk, dv, float32, from log Z over all keys and delta = rowsum(dO·O); see lm.kernels.attention._blocked."""
+    """Return dq, dk, dv, float32, from log Z over all keys and delta = rowsum(dO·O); see lm/kernels/attention.py."""
     T, S, dtype = q_BGRTK.shape[3], k_BGSK.shape[2], q_BGRTK.dtype
     t, s = size(T), size(S)
     q_BGRTK, *of_masks = _together(q_BGRTK, segments_BT, key_segments_BS, pairs(T, S, how))

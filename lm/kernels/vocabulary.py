@@ -16,7 +16,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.head import softcap_slope, softcapped
-from lm.kernels.matmul import product, scattered, spec_of
+from lm.kernels.matmul import scattered, spec_of
+from lm.kernels.ops import product
 from lm.parallel.mesh import several, spec, token_axes
 
 BLOCK_BYTES = 64 << 20  # of a gathered block in the compute dtype, about one matrix of a layer

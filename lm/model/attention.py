@@ -1,42 +1,27 @@
-"""Self-attention: grouped-query and multi-head latent, each with an optional cache (lm/model/cache.py).
+"""Self-attention: grouped-query and multi-head latent, each with an optional cache (lm/model/cache.py, lm/model/pages.py).
 
 Axes: B batch, T time, S key slots, D model, H query heads, G key/value heads, K head size, R latent size.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.attention import Visible, attention_to_cache
-from lm.kernels.cpu.pages import Pages
-from lm.kernels.matmul import matmul, spec_of
-from lm.kernels.ring import context_attention
+from lm.kernels.matmul import spec_of
+from lm.kernels.ops import attention, matmul
 from lm.kernels.saved import saved
-from lm.model.cache import Cache, read, write
+from lm.kernels.visible import Scoring
+from lm.model.cache import Cache
 from lm.model.initializers import parameter
 from lm.model.linear import Linear, residual_std
 from lm.model.norms import RMSNorm
-from lm.model.pages import PageTable, attend
-from lm.model.pages import write as write_paged
+from lm.model.pages import PagedCache
 from lm.model.positions import rotate, yarn_mscale
+from lm.model.steps import Step
 from lm.parallel.sequence import length_axis, whole_rows
 
-Kept = Cache | dict[str, Pages] | None  # what a layer keeps of earlier tokens
 HEADS = ("batch", "length", "heads", None)
-
-
-class Step(NamedTuple):
-    """What a layer needs to know about the T tokens of this call."""
-
-    rotary: tuple[jax.Array, jax.Array] | None  # cos and sin of the T tokens
-    visible: Visible | None  # None with a table
-    from_cache: bool  # whether keys and values are read from the cache; otherwise the T tokens only attend to one another
-    slot: jax.Array | int  # of the first token
-    valid_BT: jax.Array  # bool, False for padding
-    table: PageTable | None = None  # for a paged cache; then T = 1, and every row is a token of some sequence
 
 
 def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int):
@@ -63,8 +48,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int):
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        self.scale, self.window, self.softcap = softmax_scale(config), window, config.attention_softcap
-        self.interleaved, self.across = config.rope.interleaved, config.context_attention
+        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
+        self.interleaved = config.rope.interleaved
         bias = config.qkv_bias
 
         def project(name, heads, axis):
@@ -93,11 +78,8 @@ class Attention(nnx.Module):
         if config.attention_sinks:
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
-    def __call__(self, x_BTD, step: Step, cache: Kept = None) -> tuple[jax.Array, Kept]:
-        """Return the mixed values [B, T, D] and the cache with the new keys and values.
-
-        They are written at `step.slot`, or to the pages that `step.table` names.
-        """
+    def __call__(self, x_BTD, step: Step, cache: Cache | PagedCache | None = None):
+        """Return the mixed values [B, T, D] and the cache with the new keys and values."""
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
         if hasattr(self, "query_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
@@ -105,16 +87,12 @@ class Attention(nnx.Module):
         k_BSGK = saved(rotated(k_BSGK, step, self.interleaved))
         v_BSGK = saved(self.value(x_BTD))
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
-        options = dict(scale=self.scale, window=self.window, softcap=self.softcap, sinks_H=sinks)
-        if step.table is not None:
-            cache = write_paged(cache, {"k": k_BSGK, "v": v_BSGK}, step.table)
-            return self.output(attend(q_BTHK, cache, step.table, **options)), cache
         if cache is not None:
-            cache = write(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
-        if step.from_cache:
-            mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, **options)
+            cache = cache.write({"k": k_BSGK, "v": v_BSGK}, step)
+        if step.reads_cache:
+            mixed_BTHK = cache.attend(q_BTHK, step, self.scoring, sinks)
         else:
-            mixed_BTHK = context_attention(q_BTHK, k_BSGK, v_BSGK, step.visible, across=self.across, **options)
+            mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
 
 
@@ -131,8 +109,8 @@ class LatentAttention(nnx.Module):
         mla, D, H, K = config.mla, config.embed_dim, config.num_heads, config.head_dim
         R, Q, rope, V = mla.kv_rank, mla.query_rank, mla.rope_head_dim, mla.value_head_dim
         self.nope_dim, self.rank = K, R
-        self.scale, self.window, self.softcap = softmax_scale(config), window, config.attention_softcap
-        self.interleaved, self.across = config.rope.interleaved, config.context_attention
+        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
+        self.interleaved = config.rope.interleaved
 
         def linear(name, equation, shape, axes, **options):
             return Linear(config, rngs, f"attention.{name}", equation, shape, axes, **options)
@@ -150,7 +128,7 @@ class LatentAttention(nnx.Module):
         self.value_up = linear("value_up", "btr,rhk->bthk", (R, H, V), heads)
         self.output = linear("output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config))
 
-    def __call__(self, x_BTD, step: Step, cache: Kept = None) -> tuple[jax.Array, Kept]:
+    def __call__(self, x_BTD, step: Step, cache: Cache | PagedCache | None = None):
         axis = length_axis(x_BTD)
         if hasattr(self, "query"):
             q_BTHK = self.query(x_BTD)
@@ -161,19 +139,13 @@ class LatentAttention(nnx.Module):
         both_BTR = saved(self.latent(x_BTD, axis))
         latent_BTR = self.latent_norm(both_BTR[..., : self.rank])
         key_BS1K = rotated(whole_rows(both_BTR[..., self.rank :])[:, :, None], step, self.interleaved)
-        if step.table is not None:
-            both_BT1K = jnp.concatenate((latent_BTR[:, :, None], key_BS1K), axis=-1)
-            cache = write_paged(cache, {"k": both_BT1K}, step.table)
-            q_BTHK = self._absorbing(nope_BTHK, rope_BTHK)
-            options = dict(scale=self.scale, window=self.window, softcap=self.softcap, value_size=self.rank)
-            return self.output(self._values(attend(q_BTHK, cache, step.table, **options))), cache
         if cache is not None:
-            cache = write(cache, {"latent": latent_BTR[:, :, None], "key": key_BS1K}, step.slot)
-        if step.from_cache:
-            mixed = self._absorbed(nope_BTHK, rope_BTHK, read(cache, ("latent", "key"), x_BTD.dtype), step)
+            cache = cache.write({"latent": latent_BTR[:, :, None], "key": key_BS1K}, step)
+        if step.reads_cache:
+            mixed_BTHV = self._values(cache.attend(self._absorbing(nope_BTHK, rope_BTHK), step, self.scoring))
         else:
-            mixed = self._expanded(nope_BTHK, rope_BTHK, latent_BTR, key_BS1K, step)
-        return self.output(mixed, axis), cache
+            mixed_BTHV = self._expanded(nope_BTHK, rope_BTHK, latent_BTR, key_BS1K, step)
+        return self.output(mixed_BTHV, axis), cache
 
     def _expanded(self, nope_BTHK, rope_BTHK, latent_BTR, key_BT1K, step):
         k_BTHK = self.key_up(latent_BTR)
@@ -181,13 +153,7 @@ class LatentAttention(nnx.Module):
         q_BTHK = saved(jnp.concatenate((nope_BTHK, rope_BTHK), axis=-1))
         k_BTHK = saved(jnp.concatenate((k_BTHK, shared), axis=-1))
         v_BTHV = saved(self.value_up(latent_BTR))
-        options = dict(scale=self.scale, window=self.window, softcap=self.softcap, across=self.across)
-        return context_attention(q_BTHK, k_BTHK, v_BTHV, step.visible, **options)
-
-    def _absorbed(self, nope_BTHK, rope_BTHK, kept, step):
-        kept = [(jnp.concatenate((latent_B1SR, key_B1SK), axis=-1), latent_B1SR) for latent_B1SR, key_B1SK in kept]
-        options = dict(scale=self.scale, window=self.window, softcap=self.softcap)
-        return self._values(attention_to_cache(self._absorbing(nope_BTHK, rope_BTHK), kept, step.visible, **options))
+        return attention(q_BTHK, k_BTHK, v_BTHV, step.visible, self.scoring)
 
     def _absorbing(self, nope_BTHK, rope_BTHK):
         """Return the queries with W_key_up in them, to compare with [latent, rotated key]."""

@@ -12,7 +12,8 @@ from flax import nnx
 from jax import lax
 
 from lm.config import ModelConfig
-from lm.model.encoder import ACTIVATIONS, Projector, encoder_layers, fan_in_std, in_dtype, plain, through
+from lm.model.encoder import ACTIVATIONS, Projector, encoder_layers, fan_in_std, in_dtype, plain
+from lm.model.execution.through import through_encoder
 from lm.model.initializers import parameter
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
@@ -57,7 +58,7 @@ class AudioTower(nnx.Module):
         for convolution, stride in ((self.first, 1), (self.second, 2)):
             x = ACTIVATIONS["gelu"](convolution(windows_of(x, stride)).astype(jnp.float32)).astype(x.dtype)
         positions_PD = reshard(lax.stop_gradient(self.positions[...]).astype(x.dtype), None, None)
-        return self.norm(through(config, self.layers, x + positions_PD, config.audio.num_layers))
+        return self.norm(through_encoder(config, self.layers, x + positions_PD, config.audio.num_layers))
 
 
 def windows_of(x_RTC: jax.Array, stride: int) -> jax.Array:

@@ -1,9 +1,12 @@
 """The decode cache: what every layer keeps of earlier tokens. Only this module creates, reads and changes it.
 
+A cache of any kind, this one or that of lm/model/pages.py, has two methods: `write` adds the keys and values of a call's
+tokens, and `attend` lets queries see all that was written.
+
 Axes: B batch, T time, S cache slots, G key/value heads, K head size, R latent size.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +15,13 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import ModelConfig
 from lm.kernels.matmul import spec_of
+from lm.kernels.ops import cached_attention
 from lm.kernels.quantize import dequantize_rows, quantize_rows
+from lm.kernels.visible import Scoring
 from lm.parallel.mesh import platform, spec
+
+if TYPE_CHECKING:
+    from lm.model.steps import Step
 
 
 class Cache(NamedTuple):
@@ -29,6 +37,40 @@ class Cache(NamedTuple):
     scales: dict[str, jax.Array]
     prefixes: tuple["Cache", ...] = ()
 
+    def write(self, new: dict[str, jax.Array], step: "Step") -> "Cache":
+        """Return the cache with [B, T, G, …] arrays written from `step.slot` on, which counts the slots of prefixes."""
+        slot = step.slot - sum(next(iter(part.values.values())).shape[2] for part in self.prefixes)
+
+        def put(old, x):
+            return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2)
+
+        new = {name: jnp.swapaxes(x, 1, 2) for name, x in new.items()}
+        if not self.scales:
+            return self._replace(values={name: put(self.values[name], x) for name, x in new.items()})
+        rows = {name: quantize_rows(x) for name, x in new.items()}
+        return self._replace(
+            values={name: put(self.values[name], x) for name, (x, _) in rows.items()},
+            scales={name: put(self.scales[name], scale) for name, (_, scale) in rows.items()},
+        )
+
+    def attend(self, q_BTHK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
+        """Return the attention of queries to the cache, [B, T, H, V] in q's dtype.
+
+        Of latents, queries must have W_key_up in them; V is the latent size.
+        """
+        parts = [part.keys_and_values(q_BTHK.dtype) for part in (*self.prefixes, self)]
+        return cached_attention(q_BTHK, parts, step.visible, scoring, sinks_H)
+
+    def keys_and_values(self, dtype) -> tuple[jax.Array, jax.Array]:
+        """Return keys and values [B, G, S, …] without prefixes, in their own dtype or one for the compute dtype `dtype`."""
+        stored = {
+            name: dequantize_rows(x, self.scales[name]).astype(_kept_dtype(dtype)) if self.scales else x
+            for name, x in self.values.items()
+        }
+        if "latent" in stored:
+            return jnp.concatenate((stored["latent"], stored["key"]), axis=-1), stored["latent"]
+        return stored["k"], stored["v"]
+
 
 class DecodeState(NamedTuple):
     """The state of decoding between calls: the caches of all layers, and which slots are filled.
@@ -43,6 +85,14 @@ class DecodeState(NamedTuple):
     layers: tuple[tuple[Cache, ...], ...]
     segments_BS: jax.Array
     slot: jax.Array
+
+    def filled(self, segments_BT: jax.Array, slot: jax.Array | int) -> "DecodeState":
+        """Return the state in which the slots from `slot` on hold tokens of these segments."""
+        return self._replace(segments_BS=lax.dynamic_update_slice_in_dim(self.segments_BS, segments_BT, slot, axis=1))
+
+    def after(self, layers: tuple, T: int) -> "DecodeState":
+        """Return the state after T more tokens. layers: the new caches."""
+        return self._replace(layers=layers, slot=jnp.int32(self.slot + T))
 
 
 def cache_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -99,34 +149,6 @@ def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = 
     layers = tuple(tuple(caches(repeats) for _ in block) for block, repeats in config.stacks)
     segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
     return DecodeState(layers, segments_BS, jnp.int32(0))
-
-
-def write(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
-    """Return the cache with [B, T, G, …] arrays written from `slot` on; `slot` counts the slots of prefixes."""
-    slot = slot - sum(next(iter(part.values.values())).shape[2] for part in cache.prefixes)
-
-    def put(old, x):
-        return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2)
-
-    new = {name: jnp.swapaxes(x, 1, 2) for name, x in new.items()}
-    if not cache.scales:
-        return cache._replace(values={name: put(cache.values[name], x) for name, x in new.items()})
-    rows = {name: quantize_rows(x) for name, x in new.items()}
-    return cache._replace(
-        values={name: put(cache.values[name], x) for name, (x, _) in rows.items()},
-        scales={name: put(cache.scales[name], scale) for name, (_, scale) in rows.items()},
-    )
-
-
-def read(cache: Cache, names: tuple[str, str], dtype) -> list[tuple[jax.Array, ...]]:
-    """Return the arrays of these names, [B, G, S, …]: those of each prefix, then the cache's own. dtype: the compute dtype."""
-
-    def one(cache, name):
-        if cache.scales:
-            return dequantize_rows(cache.values[name], cache.scales[name]).astype(_kept_dtype(dtype))
-        return cache.values[name]
-
-    return [tuple(one(part, name) for name in names) for part in (*cache.prefixes, cache)]
 
 
 def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int, cache_dtype: str = "") -> DecodeState:

@@ -11,15 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import Adapter, ModelConfig, Quantization
-from lm.kernels.bidirectional import bidirectional_attention
-from lm.kernels.saved import from_bits, kept_input, saved
+from lm.kernels.ops import bidirectional_attention
+from lm.kernels.saved import saved
 from lm.model import feed_forward
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
-from lm.model.remat import offloads
-from lm.model.repeated import repeated
-from lm.parallel.mesh import over_stages
-from lm.parallel.pipeline import layer_of
 
 # CLIP's quick_gelu is x·σ(1.702·x), an approximation of GELU (Hendrycks and Gimpel 2016, §2).
 ACTIVATIONS = {**feed_forward.ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
@@ -70,23 +66,6 @@ def encoder_layers(config: ModelConfig, name: str, key_bias: bool, rngs: nnx.Rng
         return EncoderLayer(config, name, key_bias, rngs)
 
     return stack(rngs)
-
-
-def through(config: ModelConfig, layers: EncoderLayer, x_RPD: jax.Array, num_layers: int) -> jax.Array:
-    """Return x after the first `num_layers` of the layers."""
-    graph, params = nnx.split(layers)
-    stored, offloaded = len(jax.tree.leaves(params)[0]), offloads(config)
-    on_stages = over_stages(stored)
-    if num_layers < stored and not on_stages:
-        params = jax.tree.map(lambda x: x[:num_layers], params)
-
-    def compute(x, x_bits, layer):
-        if offloaded:
-            x, x_bits = kept_input(x, x_bits)
-        x, (one, n, _) = from_bits(x_bits, x), layer
-        return nnx.merge(graph, layer_of(params, n) if one is None else one)(x), ((), ())
-
-    return repeated(config, compute, x_RPD, None if on_stages else params, None, num_layers)[0]
 
 
 class Projector(nnx.Module):

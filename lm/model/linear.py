@@ -15,13 +15,11 @@ from flax import nnx
 from jax import lax
 
 from lm.config import ModelConfig
-from lm.kernels.cpu.packed import Packed, packed_matmul
-from lm.kernels.low_precision import low_precision_matmul
-from lm.kernels.matmul import matmul, product
-from lm.kernels.quantize import dequantize, quantize, quantized_matmul
+from lm.kernels.ops import matmul, product
+from lm.kernels.quantize import Integers, dequantize, quantize
 from lm.model.initializers import STD, gaussian, parameter
 from lm.parallel.mesh import reshard, spec
-from lm.parallel.sequence import length_axis, whole_rows
+from lm.parallel.sequence import length_axis
 
 
 class Linear(nnx.Module):
@@ -50,7 +48,7 @@ class Linear(nnx.Module):
         rows: str = "batch",
     ):
         self.dtype, self.name, self.equation, self.axes = config.compute_dtype, name, equation, axes
-        self.low_precision = config.quantized_training
+        self.precision = config.quantized_training
         x_letters, w_letters, y_letters = equation.replace("->", ",").split(",")
         by_letter = dict(zip(w_letters, axes, strict=True))
         self.inputs = sum(letter in x_letters for letter in w_letters)  # how many leading axes are contracted
@@ -88,25 +86,10 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, axis: str = "length") -> jax.Array:
         """Return y. axis: the logical axis of T in y [B, T, …], "length" or "sequence" (lm/parallel/sequence.py)."""
         out = tuple(axis if name == "length" else name for name in self.out)
-        if (packed := packed_of(self.weight)) is not None:
-            y = self._packed(x, packed)
-        elif isinstance(self.weight, QuantizedWeight):
-            integers, scale = self.weight.integers[...], self.weight.scale[...]
-            y = quantized_matmul(self.equation, x, integers, scale, dtype=self.dtype, out=out)
-        elif self.low_precision != "none":
-            kind, weight = self.low_precision, self.weight[...]
-            y = low_precision_matmul(self.equation, whole_rows(x), weight, kind=kind, dtype=self.dtype, out=self.out)
-            y = y if out == self.out else reshard(y, *out)
-        else:
-            y = matmul(self.equation, x, self.weight[...], dtype=self.dtype, out=out)
+        y = matmul(self.equation, x, stored(self.weight), dtype=self.dtype, out=out, precision=self.precision)
         if hasattr(self, "lora_a"):
             y = self._adapted(x, y, out)
         return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
-
-    def _packed(self, x, packed: Packed):
-        rows = x.shape[: len(self.letters[0])]
-        y = packed_matmul(x.reshape(math.prod(rows), packed.inputs), packed, self.dtype)
-        return y.reshape(*rows, *self.outputs)
 
     def _adapted(self, x, y, out):
         rows, inputs, outputs = self.letters
@@ -196,15 +179,15 @@ def declared(
     return parameter(value, axes, "hidden", inputs=inputs)
 
 
-def packed_of(weight: nnx.Variable | nnx.Module) -> Packed | None:
-    """Return the value of a weight that is packed for a CPU's compiled products, or None for any other."""
-    value = weight.get_value() if isinstance(weight, nnx.Variable) else None
-    return value if isinstance(value, Packed) else None
+def stored(weight: nnx.Variable | QuantizedWeight):
+    """Return a weight as `matmul` takes it: an array, integers with scales, or packed for a CPU's compiled products."""
+    if isinstance(weight, QuantizedWeight):
+        return Integers(weight.integers[...], weight.scale[...])
+    return weight.get_value()
 
 
 def whole(weight: nnx.Param | QuantizedWeight, dtype=jnp.float32) -> jax.Array:
     """Return a weight of `declared` as an array of floats: `dtype` if it is quantized, else its own."""
-    assert packed_of(weight) is None, "a packed weight is for products only"
     if isinstance(weight, QuantizedWeight):
         return dequantize(weight.integers[...], weight.scale[...], weight.inputs[-1], dtype)
     return weight[...]

@@ -17,7 +17,7 @@ from lm.parallel.context import context_ways, slots
 from lm.parallel.mesh import reshard, spec
 
 
-class Given(NamedTuple):
+class Vectors(NamedTuple):
     """Vectors that take the places of embeddings, such as those that a serving engine has encoded earlier.
 
     vectors_BTD: float, already of the decoder's width. there_BT: bool: which tokens get theirs.
@@ -55,9 +55,9 @@ def encoded(model, name: str, inputs_BN: jax.Array) -> jax.Array:
     return of_rows(getattr(model, name), inputs_BN)
 
 
-def with_given(x_BTD: jax.Array, given: Given) -> jax.Array:
-    """Return the embeddings with the given vectors in their places."""
-    return jnp.where(given.there_BT[..., None], given.vectors_BTD.astype(x_BTD.dtype), x_BTD)
+def with_vectors(x_BTD: jax.Array, vectors: Vectors) -> jax.Array:
+    """Return the embeddings with the vectors in their places."""
+    return jnp.where(vectors.there_BT[..., None], vectors.vectors_BTD.astype(x_BTD.dtype), x_BTD)
 
 
 def of_rows(tower, inputs_BN: jax.Array) -> jax.Array:

@@ -11,8 +11,8 @@ from flax import nnx
 from jax import lax
 
 from lm.config import MixtureOfExperts, ModelConfig
-from lm.kernels.experts import experts
 from lm.kernels.matmul import gathered
+from lm.kernels.ops import experts
 from lm.kernels.saved import saved
 from lm.model.feed_forward import ACTIVATIONS, FeedForward
 from lm.model.initializers import STD, normal, parameter

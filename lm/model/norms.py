@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.cpu.row_sums import row_sums
+from lm.kernels.ops import row_sums
 from lm.model.initializers import parameter
 
 _ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)

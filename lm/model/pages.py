@@ -3,16 +3,23 @@
 Axes: B tokens of any sequences, R sequences, N pages of a sequence, P pages, G key/value heads, K head size.
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm.config import ModelConfig
-from lm.kernels.cpu.pages import Pages, paged_attention, write_pages
+from lm.kernels.cpu.pages import Pages, Places
 from lm.kernels.matmul import spec_of
+from lm.kernels.ops import paged_attention, write_pages
+from lm.kernels.visible import Scoring
 from lm.model.cache import cache_dtype
 from lm.parallel.mesh import spec
+
+if TYPE_CHECKING:
+    from lm.model.steps import Step
 
 
 class PageTable(NamedTuple):
@@ -30,16 +37,63 @@ class PageTable(NamedTuple):
     length_B: jax.Array
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("pools",), meta_fields=("latent",))
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+    """The pages of one layer; arrays of a stack of layers have its repeats as their first axis.
+
+    pools: grouped-query attention: k of G heads of size K, v. Latent attention: k of one head, which holds the latent and the
+      rotated key; the latent is also the value. latent: its size R, or 0.
+    """
+
+    pools: dict[str, Pages]
+    latent: int = 0
+
+    def write(self, new: dict[str, jax.Array], step: "Step") -> "PagedCache":
+        """Return the pages with the arrays [B, 1, G, K] of the call's tokens."""
+        if self.latent:
+            new = {"k": jnp.concatenate((new["latent"], new["key"]), axis=-1)}
+        new = {name: _squeezed(x) for name, x in new.items()}
+
+        def local(pools, new, slot_B):
+            return {name: write_pages(pools[name], x, slot_B) for name, x in new.items()}
+
+        if spec() is None:
+            return dataclasses.replace(self, pools=local(self.pools, new, step.table.slot_B))
+        of_pools, of_new = _specs(self.pools), {name: spec("batch", _heads_axis(self.pools), None) for name in new}
+        mapped = jax.shard_map(local, in_specs=(of_pools, of_new, spec(None)), out_specs=of_pools)
+        return dataclasses.replace(self, pools=mapped(self.pools, new, step.table.slot_B))
+
+    def attend(self, q_B1HK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
+        """Return the attention of queries to the pages, [B, 1, H, V] in q's dtype. Each device has some of the heads."""
+
+        def local(q_BHK, pools, places, sinks_H):
+            return paged_attention(q_BHK, pools["k"], pools.get("v"), places, scoring, sinks_H, self.latent)
+
+        table = step.table
+        q_BHK, places = _squeezed(q_B1HK), Places(table.tables_RN, table.row_B, table.place_B)
+        if spec() is None:
+            out_BHV = local(q_BHK, self.pools, places, sinks_H)
+        else:
+            heads, of_places = spec("batch", "heads", None), Places(spec(None, None), spec(None), spec(None))
+            specs = (heads, _specs(self.pools), of_places, None if sinks_H is None else spec("heads"))
+            mapped = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)
+            out_BHV = mapped(q_BHK, self.pools, places, sinks_H)
+        return out_BHV.astype(q_B1HK.dtype)[:, None]
+
+
 class PagedState(NamedTuple):
     """The pages of all layers, as lm.model.cache.DecodeState has its caches, and the table of this call.
 
-    A layer has a dict of pools of pages. Grouped-query attention: k of G heads of size K, v. Latent attention: k of one head,
-    which holds the latent of R numbers and the rotated key; the latent is also the value. The arrays of a stack of layers have
-    its repeats as their first axis; without scanned layers there is a tuple of dicts.
+    Without scanned layers there is a tuple of caches for each position of a block.
     """
 
-    layers: tuple[tuple[dict[str, Pages] | tuple[dict[str, Pages], ...], ...], ...]
+    layers: tuple[tuple[PagedCache | tuple[PagedCache, ...], ...], ...]
     table: PageTable
+
+    def after(self, layers: tuple, T: int) -> "PagedState":
+        """Return the state with these pages."""
+        return self._replace(layers=layers)
 
 
 def page_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -65,8 +119,8 @@ def empty_layers(config: ModelConfig, count: int, page: int, dtype: str = "") ->
         where = spec(*before, None, None, heads_axis)
         return Pages(values, jnp.zeros((*repeats, count, page, heads), jnp.bfloat16, out_sharding=where))
 
-    def of_layer(repeats: tuple[int, ...]) -> dict[str, Pages]:
-        return {name: pool(repeats, *shape) for name, shape in page_shapes(config).items()}
+    def of_layer(repeats: tuple[int, ...]) -> PagedCache:
+        return PagedCache({name: pool(repeats, *shape) for name, shape in page_shapes(config).items()}, config.mla.kv_rank)
 
     def of_stack(repeats: int):
         return of_layer((repeats,)) if config.scan_layers else tuple(of_layer(()) for _ in range(repeats))
@@ -79,35 +133,6 @@ def page_bytes(config: ModelConfig, page: int, dtype: str = "") -> int:
     each = jnp.dtype(dtype or cache_dtype(config)).itemsize
     scale = 2 if dtype == "int8" else 0
     return config.num_layers * page * sum(heads * (size * each + scale) for heads, size in page_shapes(config).values())
-
-
-def write(pools: dict[str, Pages], new: dict[str, jax.Array], table: PageTable) -> dict[str, Pages]:
-    """Return the pools with the arrays [B, 1, G, K] of the call's tokens."""
-
-    def local(pools, new, slot_B):
-        return {name: write_pages(pools[name], x, slot_B) for name, x in new.items()}
-
-    new = {name: _squeezed(x) for name, x in new.items()}
-    if spec() is None:
-        return local(pools, new, table.slot_B)
-    of_pools, of_new = _specs(pools), {name: spec("batch", _heads_axis(pools), None) for name in new}
-    return jax.shard_map(local, in_specs=(of_pools, of_new, spec(None)), out_specs=of_pools)(pools, new, table.slot_B)
-
-
-def attend(q_B1HK, pools: dict[str, Pages], table: PageTable, sinks_H=None, **options) -> jax.Array:
-    """Return `paged_attention` to the pages, [B, 1, H, V] in the dtype of the queries. Each device has some of the heads."""
-
-    def local(q_BHK, pools, tables, sinks_H):
-        return paged_attention(q_BHK, pools["k"], pools.get("v"), *tables, sinks_H=sinks_H, **options)
-
-    q_BHK, tables = _squeezed(q_B1HK), (table.tables_RN, table.row_B, table.place_B)
-    if spec() is None:
-        out_BHV = local(q_BHK, pools, tables, sinks_H)
-    else:
-        heads = spec("batch", "heads", None)
-        given = (heads, _specs(pools), (spec(None, None), spec(None), spec(None)), None if sinks_H is None else spec("heads"))
-        out_BHV = jax.shard_map(local, in_specs=given, out_specs=heads, check_vma=False)(q_BHK, pools, tables, sinks_H)
-    return out_BHV.astype(q_B1HK.dtype)[:, None]
 
 
 def _heads_axis(pools: dict[str, Pages]) -> str | None:

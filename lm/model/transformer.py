@@ -9,33 +9,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from lm.config import LayerKind, ModelConfig
-from lm.kernels.attention import Branches, Visible
-from lm.kernels.cpu.packed import packed_matmul, rows
-from lm.kernels.embedding import embedding
 from lm.kernels.head import softcapped
-from lm.kernels.matmul import matmul
-from lm.kernels.saved import from_bits, kept_input, saved
-from lm.model.attention import Step, attention_sublayer
+from lm.kernels.ops import embedding, matmul
+from lm.kernels.saved import saved
+from lm.model.attention import attention_sublayer
 from lm.model.audio import AudioTower
-from lm.model.cache import Cache, DecodeState
+from lm.model.cache import Cache
+from lm.model.execution.remat import layer_policy
+from lm.model.execution.stages import unstacked
+from lm.model.execution.through import through
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, no_values, normal, parameter
-from lm.model.linear import Linear, Score, packed_of, scaled_output
-from lm.model.media import Given, Media, with_given, with_media
+from lm.model.inputs import Inputs
+from lm.model.linear import Linear, Score, scaled_output, stored
+from lm.model.media import with_media, with_vectors
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
-from lm.model.pages import PagedState
-from lm.model.positions import once, rotary_angles
-from lm.model.remat import layer_policy, offloads, tick_policy
-from lm.model.repeated import repeated
-from lm.model.stages import of_rows, rows_of, unstacked
+from lm.model.pages import PagedCache
+from lm.model.steps import Memory, Step, steps_of
 from lm.model.vision import VisionTower
-from lm.parallel.context import later, slots
-from lm.parallel.mesh import over_stages, reshard, spec
-from lm.parallel.pipeline import layer_of, pipelined, schedule
+from lm.parallel.context import later
+from lm.parallel.mesh import reshard, spec
 from lm.parallel.sequence import axis_between_blocks, length_axis, whole_rows
 
 STACKED = ("stacks.", "vision.layers.", "audio.layers.")  # begin the dotted names of parameters with an axis of layers
@@ -50,11 +46,11 @@ class Routing(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """x_BTD: after the last norm, in the compute dtype. state: the next state of the kind that was given, or None. router: None
+    """x_BTD: after the last norm, in the compute dtype. memory: the next one of the kind that was passed, or None. router: None
     without experts."""
 
     x_BTD: jax.Array
-    state: DecodeState | PagedState | None
+    memory: Memory | None
     router: Routing | None
 
 
@@ -70,7 +66,7 @@ class Layer(nnx.Module):
         self.feed_forward = MoE(config, rngs) if kind.moe else FeedForward(config, rngs, config.mlp_dim)
         self.post_feed_forward_norm = layer_norm(config) if after else None
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | None = None):
+    def __call__(self, x_BTD, step: Step, cache: Cache | PagedCache | None = None):
         """Return (x, the layer's next cache or None, RouterStats or None)."""
         with jax.named_scope("attention"):  # names in a trace
             mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
@@ -135,52 +131,35 @@ class Transformer(nnx.Module):
         self.vision = VisionTower(config, rngs) if config.vision.num_layers else None
         self.audio = AudioTower(config, rngs) if config.audio.num_layers else None
 
-    def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, **options):
-        """Return float32 logits [B, T, V]; with a decode state (logits, the next state). Arguments as for `hidden`."""
-        out = self.hidden(tokens_BT, segment_ids_BT, positions_BT, state, **options)
+    def __call__(self, inputs: Inputs | jax.Array, memory: Memory | None = None, **options):
+        """Return float32 logits [B, T, V]; with a memory (logits, the next memory). Arguments as for `hidden`."""
+        out = self.hidden(inputs, memory, **options)
         logits = self.logits(out.x_BTD)
-        return logits if state is None else (logits, out.state)
+        return logits if memory is None else (logits, out.memory)
 
     def hidden(
-        self,
-        tokens_BT,
-        segment_ids_BT=None,
-        positions_BT=None,
-        state: DecodeState | None = None,
-        *,
-        prefill: bool = False,
-        noise_BTD=None,
-        layers=None,
-        branches: Branches | None = None,
-        paged: PagedState | None = None,
-        media: Media | None = None,
-        given: Given | None = None,
+        self, inputs: Inputs | jax.Array, memory: Memory | None = None, *, prefill: bool = False, layers: list | None = None
     ) -> Hidden:
         """Return hidden states after the last norm.
 
         Args:
-          tokens_BT: int. segment_ids_BT: int; tokens see only earlier tokens of their own segment, 0 is padding (default 1).
-          positions_BT: int, default 0, 1, …; must be given with a state. state: caches that the tokens are added to.
-          prefill: the state is empty, so the tokens only attend to one another, a block of queries at a time.
-          noise_BTD: added to the embeddings. layers: from `unstacked`, so that a loop need not split the stacks each time.
-          branches: for rows that hold several continuations.
-          paged: pages that the tokens are added to, in place of a state. Every row is one token (T = 1) of some sequence, and
-            attends to its own; the segment of padding is 0.
-          media: images and sound that take the places of some of these tokens. given: their vectors, if they are known.
+          inputs: or tokens alone, int [B, T].
+          memory: of earlier tokens, to which these are added: a DecodeState, or the pages of an engine. With pages every row is
+            one token (T = 1) of some sequence, and attends to its own; the segment of padding is 0.
+          prefill: the memory is empty, so the tokens only attend to one another, a block of queries at a time.
+          layers: from `unstacked`, so that a loop need not split the stacks each time.
         """
-        x_BTD, state, router = self._layers(
-            tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches, paged, media, given
-        )
-        return Hidden(whole_rows(self.norm(x_BTD)), state, router)
+        x_BTD, memory, router = self._layers(inputs, memory, prefill, layers)
+        return Hidden(whole_rows(self.norm(x_BTD)), memory, router)
 
     def unstacked(self) -> list:
         """Return the parameters of each layer of each stack, one tree a layer."""
         params = [tuple(nnx.split(module)[1] for module in stack) for stack in self.stacks]
-        return [unstacked(one, repeats) for one, (_, repeats) in zip(params, self.config.stacks, strict=True)]
+        return [unstacked(of_stack, repeats) for of_stack, (_, repeats) in zip(params, self.config.stacks, strict=True)]
 
-    def residual(self, tokens_BT, segment_ids_BT=None, positions_BT=None) -> jax.Array:
+    def residual(self, inputs: Inputs | jax.Array) -> jax.Array:
         """Return the residual stream before the last norm, whose size μP keeps constant as the model gets wider."""
-        return whole_rows(self._layers(tokens_BT, segment_ids_BT, positions_BT)[0])
+        return whole_rows(self._layers(inputs)[0])
 
     def ahead(self, x_BTD, targets_BT, segment_ids_BT, positions_BT) -> list[Hidden]:
         """Return hidden states of the modules that look ahead (multi-token prediction), from those of `hidden`, for training.
@@ -188,8 +167,8 @@ class Transformer(nnx.Module):
         Module k = 1, 2, … at time t has read token t + k and predicts token t + k + 1. targets_BT: the token after each. After
         the end of a row a module reads token 0; the caller must give those places weight 0.
         """
-        found = []
-        steps, _ = self._steps(segment_ids_BT, positions_BT, None, False, None)
+        predictions = []
+        steps, _ = steps_of(self.config, Inputs(targets_BT, segment_ids_BT, positions_BT), None, False)
         axis = axis_between_blocks(targets_BT.shape[1])
         x_BTD = reshard(x_BTD, "batch", axis, None)
         step = steps[self.config.layer_kinds[-1].local]
@@ -201,20 +180,18 @@ class Transformer(nnx.Module):
                 return nnx.merge(graph, params)(*inputs, step)
 
             policy = layer_policy(self.config)
-            x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._embedded(next_BT, axis))
+            x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._rows(next_BT, axis))
             x_BTD = module.norm(x_BTD)
-            found.append(Hidden(whole_rows(x_BTD), None, routing({("mtp", k, "layer"): stats})))
-        return found
+            predictions.append(Hidden(whole_rows(x_BTD), None, routing({("mtp", k, "layer"): stats})))
+        return predictions
 
     @jax.named_scope("head")
     def logits(self, x_BTD):
         """Return float32 logits [B, T, V] of hidden states after the last norm."""
         config = self.config
         x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
-        if (packed := packed_of(self.embedding if config.tie_embeddings else self.head)) is not None:
-            y = packed_matmul(x_BTD.reshape(-1, config.embed_dim), packed).reshape(*x_BTD.shape[:2], config.vocab_size)
-        else:
-            y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
+        head = stored(self.embedding if config.tie_embeddings else self.head)
+        y = matmul("btd,vd->btv", x_BTD, head, dtype=config.compute_dtype, out=axes)
         return softcapped(y.astype(jnp.float32), config.logit_softcap)
 
     def scores(self, x_BTD) -> jax.Array:
@@ -230,140 +207,51 @@ class Transformer(nnx.Module):
         """Return hidden states after the last norm, scaled for the head (μP)."""
         return scaled_output(self.config, x_BTD)
 
-    @jax.named_scope("embedding")
-    def _embedded(self, tokens_BT, axis: str = "length"):
-        config = self.config
-        if (packed := packed_of(self.embedding)) is not None:
-            x_BTD = rows(packed, tokens_BT.reshape(-1), config.compute_dtype).reshape(*tokens_BT.shape, config.embed_dim)
-        else:
-            x_BTD = embedding(self.embedding[...], tokens_BT, config.compute_dtype, axis)
-        return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
-
-    def _layers(
-        self,
-        tokens_BT,
-        segment_ids_BT=None,
-        positions_BT=None,
-        state=None,
-        prefill=False,
-        noise_BTD=None,
-        layers=None,
-        branches=None,
-        paged=None,
-        media=None,
-        given=None,
-    ):
-        """Return (x before the last norm, the next state, Routing or None)."""
-        tokens_BT = jnp.asarray(tokens_BT)
-        segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
-        if positions_BT is None:
-            positions_BT = jnp.zeros_like(tokens_BT) + slots(tokens_BT.shape[1]).astype(tokens_BT.dtype)
-        positions_BT = jnp.asarray(positions_BT)
-        steps, state = self._steps(segment_ids_BT, positions_BT, state, prefill, branches, paged)
-        kept = paged if state is None else state
-        axis = axis_between_blocks(tokens_BT.shape[1]) if kept is None else "length"
-        x_BTD = self._embedded(tokens_BT, axis)
-        if noise_BTD is not None:
-            x_BTD = x_BTD + reshard(noise_BTD.astype(x_BTD.dtype), "batch", axis, None)
-        if media is not None:
-            x_BTD = with_media(self.config, x_BTD, tokens_BT, (self.vision, self.audio), media)
-        if given is not None:
-            x_BTD = with_given(x_BTD, given)
+    def _embedded(self, inputs: Inputs, axis: str) -> jax.Array:
+        """Return what the first layer gets, [B, T, D]; axis: the logical axis of T."""
+        x_BTD = self._rows(inputs.tokens_BT, axis)
+        if inputs.noise_BTD is not None:
+            x_BTD = x_BTD + reshard(inputs.noise_BTD.astype(x_BTD.dtype), "batch", axis, None)
+        if inputs.media is not None:
+            x_BTD = with_media(self.config, x_BTD, inputs.tokens_BT, (self.vision, self.audio), inputs.media)
+        if inputs.vectors is not None:
+            x_BTD = with_vectors(x_BTD, inputs.vectors)
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
-            x_BTD = x_BTD + table.at[reshard(positions_BT, "batch", axis)].get(out_sharding=spec("batch", axis, None))
+            where = spec("batch", axis, None)
+            x_BTD = x_BTD + table.at[reshard(inputs.positions_BT, "batch", axis)].get(out_sharding=where)
+        return x_BTD
+
+    @jax.named_scope("embedding")
+    def _rows(self, tokens_BT, axis: str = "length"):
+        config = self.config
+        x_BTD = embedding(stored(self.embedding), tokens_BT, config.compute_dtype, axis)
+        return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
+
+    def _layers(self, inputs, memory: Memory | None = None, prefill: bool = False, layers: list | None = None):
+        """Return (x before the last norm, the next memory, Routing or None)."""
+        inputs = (inputs if isinstance(inputs, Inputs) else Inputs(inputs)).filled()
+        T = inputs.tokens_BT.shape[1]
+        steps, memory = steps_of(self.config, inputs, memory, prefill)
+        x_BTD = self._embedded(inputs, axis_between_blocks(T) if memory is None else "length")
         caches, stats = [], {}
         for s, (block, repeats) in enumerate(self.config.stacks):
-            x_BTD, new, routers = self._stack(
-                self.stacks[s], block, repeats, x_BTD, steps, kept and kept.layers[s], layers and layers[s]
-            )
+            of_stack = None if memory is None else memory.layers[s]
+            stack = (self.stacks[s], block, repeats)
+            x_BTD, new, routers = through(self.config, stack, x_BTD, steps, of_stack, layers and layers[s])
             caches.append(new)
             stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
-        if kept is not None:
-            kept = kept._replace(layers=tuple(caches))
-        if state is not None:
-            kept = kept._replace(slot=jnp.int32(state.slot + tokens_BT.shape[1]))
-        return x_BTD, kept, routing(stats)
-
-    def _steps(self, segments_BT, positions_BT, state, prefill, branches, paged=None):
-        """Return ({is the layer local: its Step}, the decode state with the tokens' slots marked as filled)."""
-        config = self.config
-        from_cache = state is not None and not prefill
-        slot = state.slot if from_cache else 0
-        if state is not None:
-            filled_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segments_BT, slot, axis=1)
-            state = state._replace(segments_BS=filled_BS)
-        keys_BS = state.segments_BS if from_cache else segments_BT
-        visible = Visible(segments_BT, keys_BS, slot + slots(positions_BT.shape[1]), branches) if paged is None else None
-        tokens = [positions_BT] if paged is None else [positions_BT.T]  # of a paged call [1, B], for `once`
-        length = None
-        if config.rope.depends_on_length and paged is None:
-            length = jnp.max(positions_BT) + 1
-        elif config.rope.depends_on_length:
-            tokens.append(paged.table.length_B[None])
-
-        def angles(positions, local, lengths=None):
-            rope = config.local_rope if local else config.rope
-            return rotary_angles(positions, config.rope_head_dim, rope, length if lengths is None else lengths[..., None, None])
-
-        kinds = sorted({kind.local for kind in config.layer_kinds})
-        rotary = {}
-        if config.positions == "rotary":
-            different = len(kinds) == 2 and config.local_rope != config.rope
-            own = kinds if different else kinds[:1]
-            rotary = once(lambda positions, *rest: {local: angles(positions, local, *rest) for local in own}, *tokens)
-            rotary = rotary if paged is None else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rotary)
-        shared = next(iter(rotary.values()), None)
-        table = paged and paged.table
-        steps = {local: Step(rotary.get(local, shared), visible, from_cache, slot, segments_BT > 0, table) for local in kinds}
-        return steps, state
-
-    def _stack(self, modules, block, repeats, x_BTD, steps, caches, layers=None):
-        """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats.
-
-        A stack that is split over the stages of the mesh is a pipeline. With a cache, or if the pipeline's repeats do not
-        divide it, it is not: then each layer's parameters are sent to all devices before they are used.
-        """
-        config = self.config
-        graphs, params = zip(*(nnx.split(module) for module in modules))
-        on_stages, offloaded = over_stages(repeats) and layers is None, offloads(config)
-
-        def compute_block(steps, x, x_bits, layer):
-            if offloaded:
-                x, x_bits = kept_input(x, x_bits)
-            x, (all_params, n, caches) = from_bits(x_bits, x), layer
-            all_params = layer_of(params, n) if all_params is None else all_params
-            new, stats = [], []
-            for graph, kind, one, cache in zip(graphs, block, all_params, caches or [None] * len(block)):
-                x, cache, router = nnx.merge(graph, one)(x, steps[kind.local], cache)
-                new.append(cache)
-                stats.append(router)
-            return x, (tuple(new), tuple(stats))
-
-        def through(params, x, steps, repeats):
-            """Return x after the layers, their caches and reports. params: None: each layer's are sent when it comes."""
-            compute = functools.partial(compute_block, steps)
-            return repeated(config, compute, x, params, caches, repeats, layers)
-
-        plan = schedule(config.pipeline, len(x_BTD)) if on_stages and caches is None else None
-        if plan is None or repeats % (plan.stages * plan.repeats):
-            return through(None if on_stages else params, x_BTD, steps, repeats)
-
-        def stage(params, x, rows):
-            x, _, stats = through(params, x, of_rows(rows), repeats // (plan.stages * plan.repeats))
-            return x, stats
-
-        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan, tick_policy(config))
-        return x_BTD, (None,) * len(block), stats
+        memory = None if memory is None else memory.after(tuple(caches), T)
+        return x_BTD, memory, routing(stats)
 
 
 def routing(stats: dict[tuple, RouterStats | None]) -> Routing | None:
     """Sum the reports of layers, or stacks of layers, given by path; None if no layer has experts."""
-    stats = {path: one for path, one in stats.items() if one is not None}
+    stats = {path: of_stack for path, of_stack in stats.items() if of_stack is not None}
     if not stats:
         return None
-    balance, z = (sum(jnp.sum(getattr(one, name)) for one in stats.values()) for name in ("balance", "z"))
-    return Routing(balance, z, {path: one.load_E for path, one in stats.items()})
+    balance, z = (sum(jnp.sum(getattr(of_stack, name)) for of_stack in stats.values()) for name in ("balance", "z"))
+    return Routing(balance, z, {path: of_stack.load_E for path, of_stack in stats.items()})
 
 
 def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx.Rngs) -> Layer:

@@ -9,7 +9,8 @@ from flax import nnx
 from jax import lax
 
 from lm.config import ModelConfig
-from lm.model.encoder import Projector, encoder_layers, fan_in_std, in_dtype, plain, through
+from lm.model.encoder import Projector, encoder_layers, fan_in_std, in_dtype, plain
+from lm.model.execution.through import through_encoder
 from lm.model.initializers import normal, parameter
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
@@ -57,7 +58,7 @@ class VisionTower(nnx.Module):
         x_RPD = x_RPD + reshard(self.positions[...].astype(x_RPD.dtype), None, None)
         if vision.pre_norm:
             x_RPD = self.pre_norm(x_RPD)
-        x_RPD = through(config, self.layers, x_RPD, vision.used_layers)
+        x_RPD = through_encoder(config, self.layers, x_RPD, vision.used_layers)
         return self.norm(x_RPD) if vision.feature_layer == 0 else x_RPD
 
 

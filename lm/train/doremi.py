@@ -20,6 +20,7 @@ from flax import nnx
 from jax import lax
 
 from lm.kernels.logprobs import target_logprobs
+from lm.model.inputs import inputs_of
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.arrays import PyTree
 from lm.train.state import TrainState
@@ -114,11 +115,11 @@ def measured(proxy: Transformer, reference: Transformer, batch: Batch, sources: 
 
 def token_nll(model: Transformer, batch: Batch) -> jax.Array:
     """Return −log p of each target, float32 [B, T], in nats."""
-    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
-    config, targets_BT = model.config, batch["targets"]
-    return -target_logprobs(model.to_head(x_BTD), model.head_VD, targets_BT, dtype=config.dtype, softcap=config.logit_softcap)[
-        0
-    ]
+    x_BTD, config = model.hidden(inputs_of(batch)).x_BTD, model.config
+    logps_BT, _ = target_logprobs(
+        model.to_head(x_BTD), model.head_VD, batch["targets"], dtype=config.dtype, softcap=config.logit_softcap
+    )
+    return -logps_BT
 
 
 def belongs(sources_B: jax.Array, sources: int) -> jax.Array:

@@ -16,8 +16,10 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.kernels.cross_entropy import cross_entropy
+from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.matmul import spec_of
+from lm.kernels.ops import cross_entropy
+from lm.model.inputs import Inputs, inputs_of
 from lm.model.linear import trainable
 from lm.model.media import media_of
 from lm.model.transformer import Hidden, Transformer, build, skeleton
@@ -177,7 +179,7 @@ def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
 
 def token_loss(model: Transformer, batch: Batch, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Return (Σ w·(nll + z), Σ w·nll) of the next tokens, without multi-token prediction and router losses."""
-    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], media=media_of(batch)).x_BTD
+    x_BTD = model.hidden(inputs_of(batch, media=media_of(batch))).x_BTD
     objective, nll = head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
     return objective, nll
 
@@ -192,7 +194,7 @@ def training_loss(
     noise_BTD is added to the embeddings. head: extra arguments of the next token's cross-entropy.
     """
     places = batch["segment_ids"], batch["positions"]
-    main = model.hidden(batch["tokens"], *places, noise_BTD=noise_BTD, media=media_of(batch))
+    main = model.hidden(Inputs(batch["tokens"], *places, noise_BTD=noise_BTD, media=media_of(batch)))
     ahead = model.ahead(main.x_BTD, batch["targets"], *places) if model.config.mtp_depth else []
     objective, *sums = head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss, **head)
     metrics = {name: (x, jnp.sum(batch["weights"])) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}
@@ -220,21 +222,14 @@ def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, di
     return total, loads
 
 
+@jax.named_scope("head_loss")
 def head_loss(
     model: Transformer, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float, **options: Any
 ) -> tuple[jax.Array, ...]:
-    """Return (Σ w·(nll + z), Σ w·nll) of hidden states, float32. options: extra arguments of cross_entropy."""
+    """Return (Σ w·(nll + z), Σ w·nll) of hidden states, float32. options: other fields of CrossEntropy."""
     config = model.config
-    return cross_entropy(
-        model.to_head(x_BTD),
-        model.head_VD,
-        targets_BT,
-        weights_BT,
-        dtype=config.dtype,
-        z_loss=z_loss,
-        softcap=config.logit_softcap,
-        **options,
-    )
+    objective = CrossEntropy(z_loss, config.logit_softcap, **options)
+    return cross_entropy(model.to_head(x_BTD), model.head_VD, targets_BT, weights_BT, objective, dtype=config.dtype)
 
 
 def busiest(load: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from lm.config import ModelConfig
 from lm.model.cache import empty_state, fork, repeat
+from lm.model.inputs import Inputs
 from lm.model.transformer import Hidden, Transformer
 from lm.parallel.mesh import row_ways, spec
 from lm.train.step import model_config_of
@@ -95,13 +96,15 @@ def hidden(model: Transformer, batch: dict) -> Hidden:
     """Return the hidden states x [B, T, D] of a flat batch; x at a token predicts its target."""
     read = tuple(batch[name] for name in ("tokens", "segment_ids", "positions"))
     if PROMPT[0] not in batch:
-        return model.hidden(*read)
+        return model.hidden(Inputs(*read))
     (P, W), (B, T) = batch["prompt_tokens"].shape, batch["tokens"].shape
     segments_PW = batch["prompt_segments"]
     positions_PW = jnp.maximum(0, jnp.cumsum(segments_PW, axis=1) - 1)
-    prompts = model.hidden(batch["prompt_tokens"], segments_PW, positions_PW, empty_state(model.config, P, W), prefill=True)
+    prompts = model.hidden(
+        Inputs(batch["prompt_tokens"], segments_PW, positions_PW), empty_state(model.config, P, W), prefill=True
+    )
     first_B1D = repeat(prompts.x_BTD[:, -1:], B // P)
     if T == 1:
         return Hidden(first_B1D, None, None)
-    rest = model.hidden(*(x[:, 1:] for x in read), fork(prompts.state, model.config, B // P, T - 1))
+    rest = model.hidden(Inputs(*(x[:, 1:] for x in read)), fork(prompts.memory, model.config, B // P, T - 1))
     return Hidden(jnp.concatenate((first_B1D, rest.x_BTD), axis=1), None, None)

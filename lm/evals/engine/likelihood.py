@@ -21,11 +21,12 @@ from lm.config import ModelConfig
 from lm.evals.engine.prefix_plan import Batch, Costs, plan
 from lm.infer import not_finite
 from lm.infer.decode import first_of_most
-from lm.kernels.attention import Branches
 from lm.kernels.chunks import even, joined, split
 from lm.kernels.head import head_logits
 from lm.kernels.matmul import gathered
+from lm.kernels.visible import Branches
 from lm.model.cache import DecodeState, cache_dtype, cache_shapes, cache_spec, empty_state
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import place_rows, reshard, row_ways
 
@@ -100,7 +101,7 @@ def reference(model: Transformer, request: Request, max_length: int) -> Scored:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graph, params, tokens_BT, segments_BT, positions_BT):
-    return nnx.merge(graph, params)(tokens_BT, segments_BT, positions_BT)
+    return nnx.merge(graph, params)(Inputs(tokens_BT, segments_BT, positions_BT))
 
 
 def work(
@@ -241,7 +242,7 @@ def _prefixes(graph, params, tokens_WP, segments_WP):
     model = nnx.merge(graph, params)
     positions_WP = jnp.zeros_like(tokens_WP) + jnp.arange(tokens_WP.shape[1], dtype=tokens_WP.dtype)
     state = empty_state(model.config, *tokens_WP.shape)
-    layers = model.hidden(tokens_WP, segments_WP, positions_WP * segments_WP, state, prefill=True).state.layers
+    layers = model.hidden(Inputs(tokens_WP, segments_WP, positions_WP * segments_WP), state, prefill=True).memory.layers
     where = cache_spec(model.config, None, int(model.config.scan_layers))
     return layers if where is None else jax.tree.map(lambda x: jax.sharding.reshard(x, where), layers)
 
@@ -280,7 +281,7 @@ def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B
     ends_BS = jnp.concatenate((jnp.where(prefix_P < read_B[:, None], P + T, 0), ends_BT + P), axis=1)
     keys_BS = jnp.concatenate((jnp.zeros_like(read_B)[:, None] + prefix_P, positions_BT), axis=1)
 
-    return model.hidden(tokens_BT, valid_BT, positions_BT, state, branches=Branches(ends_BS, positions_BT, keys_BS)).x_BTD
+    return model.hidden(Inputs(tokens_BT, valid_BT, positions_BT, Branches(ends_BS, positions_BT, keys_BS)), state).x_BTD
 
 
 def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:

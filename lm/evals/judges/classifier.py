@@ -27,6 +27,7 @@ from lm.evals.judges.verdict import Judge, Verdict
 from lm.evals.stats.intervals import wilson
 from lm.files import saving
 from lm.infer.load import load_model
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first
 
@@ -55,7 +56,7 @@ def features(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], r
     def read(params, tokens_BT, segments_BT):
         model = nnx.merge(graph, params)
         positions_BT = segments_BT * np.arange(tokens_BT.shape[1], dtype=np.int32)
-        x_BTD = model.hidden(tokens_BT, segments_BT, positions_BT).x_BTD
+        x_BTD = model.hidden(Inputs(tokens_BT, segments_BT, positions_BT)).x_BTD
         last_B = segments_BT.sum(axis=1) - 1
         return (model.scores(x_BTD)[..., None] if scored else x_BTD)[np.arange(ROWS), last_B]
 

@@ -20,6 +20,7 @@ from jax import lax
 
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, reshard, row_ways, spec
@@ -208,7 +209,7 @@ def _at_suffix(gradients_PTD: np.ndarray, places: Sequence[Place], S: int) -> np
 def _negative_logp(model: Transformer, tokens_CT, segments_CT, targets_CL, weights_CL, noise_CTD=None) -> jax.Array:
     """Return float32 [C]: −Σ weight · log p(target)."""
     positions_CT = jnp.maximum(0, jnp.cumsum(segments_CT, axis=1) - 1)
-    x_CTD = model.hidden(tokens_CT, segments_CT, positions_CT, noise_BTD=noise_CTD).x_BTD
+    x_CTD = model.hidden(Inputs(tokens_CT, segments_CT, positions_CT, noise_BTD=noise_CTD)).x_BTD
     logits_CLV = reshard(model.logits(x_CTD[:, -targets_CL.shape[1] - 1 : -1]), "batch", None, None)
     is_target_CLV = lax.broadcasted_iota(jnp.int32, logits_CLV.shape, 2) == targets_CL[..., None]
     logp_CL = jnp.sum(jnp.where(is_target_CLV, logits_CLV, 0), axis=-1) - jax.nn.logsumexp(logits_CLV, axis=-1)

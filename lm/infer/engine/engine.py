@@ -29,10 +29,10 @@ from lm.infer.engine.results import advance
 from lm.infer.engine.room import default_pages, give_back
 from lm.infer.engine.schedule import Part, Schedule
 from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.step import Laid, drawn, forward, given_of, lay_out, logits_of, sizes, warm_draws
+from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, placed_vectors, sizes, warm_draws
 from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
-from lm.model.media import Given
+from lm.model.media import Vectors
 from lm.model.pages import empty_layers
 from lm.model.transformer import Transformer
 from lm.parallel.arrays import PyTree
@@ -224,7 +224,7 @@ class Engine:
                     laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
                     warm_draws(self._forward(laid, None), self._known())
                     if self.config.vision.num_layers or self.config.audio.num_layers:
-                        self._forward(laid, Given(*empty_vectors(B, self.config)))
+                        self._forward(laid, Vectors(*empty_vectors(B, self.config)))
                     give_back()
 
         self._do(change)
@@ -317,13 +317,13 @@ class Engine:
             if not times.started:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
         laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
-        logits_SV = self._forward(laid, given_of(parts, len(laid.tokens_B), self.config))
+        logits_SV = self._forward(laid, placed_vectors(parts, len(laid.tokens_B), self.config))
         found = drawn(laid, logits_SV, self._known()) if laid.draws else None
         self._counts["steps"] += 1
         self._give(parts, laid, found)
         self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
 
-    def _forward(self, laid: Laid, media: Given | None) -> jax.Array:
+    def _forward(self, laid: Laid, media: Vectors | None) -> jax.Array:
         mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
         self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR, media)
         return logits_SV

@@ -116,5 +116,5 @@ def _encoded(program: Program, name: str, arrays: List[jax.Array], inputs_1N: ja
 
 
 def empty_vectors(B: int, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return the arrays of Given for a step of B tokens, none of which has a vector yet."""
+    """Return the arrays of Vectors for a step of B tokens, none of which has a vector yet."""
     return np.zeros((B, 1, config.embed_dim), config.compute_dtype), np.zeros((B, 1), bool)

@@ -23,8 +23,9 @@ from lm.infer.engine.media import empty_vectors
 from lm.infer.engine.program import Program
 from lm.infer.engine.schedule import Part
 from lm.kernels.native.registered import compiled
+from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
-from lm.model.media import Given
+from lm.model.media import Vectors
 from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
 from lm.parallel.arrays import PyTree
@@ -40,22 +41,22 @@ def forward(
     table: PageTable,
     at_S: jax.Array,
     mask_BR: jax.Array | None = None,
-    given: Given | None = None,
+    vectors: Vectors | None = None,
 ) -> tuple[PyTree, jax.Array]:
     """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
 
     arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
-    mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any. given: vectors of media that take
-    the places of tokens, or None.
+    mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any. vectors: of media that take the
+    places of tokens, or None.
     """
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
     valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
     with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
-        paged = PagedState(pages, table)
-        out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=paged, layers=layers, given=given)
+        inputs = Inputs(tokens_B[:, None], valid_B1, table.place_B[:, None], vectors=vectors)
+        out = model.hidden(inputs, PagedState(pages, table), layers=layers)
     x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
-    return out.state.layers, model.logits(x_S1D)[:, 0]
+    return out.memory.layers, model.logits(x_S1D)[:, 0]
 
 
 def sizes(rows: int, budget: int) -> tuple[int, ...]:
@@ -126,7 +127,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
     return Laid(tokens_B, PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
 
 
-def given_of(parts: List[Part], B: int, config: ModelConfig) -> Given | None:
+def placed_vectors(parts: List[Part], B: int, config: ModelConfig) -> Vectors | None:
     """Return the vectors of media in the places of their tokens; None if the step has text only. B: tokens of the step."""
     if all(part.sequence.shown is None for part in parts):
         return None
@@ -139,7 +140,7 @@ def given_of(parts: List[Part], B: int, config: ModelConfig) -> Given | None:
             places = np.flatnonzero(numbers >= 0)
             vectors_BTD[n + places, 0], there_BT[n + places] = shown.vectors_VD[numbers[places]], True
         n += len(part.tokens)
-    return Given(vectors_BTD, there_BT) if there_BT.any() else None
+    return Vectors(vectors_BTD, there_BT) if there_BT.any() else None
 
 
 def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:

@@ -162,9 +162,10 @@ def _packed_weight(linear: Linear, kind: Kind, merges: bool) -> Packed:
         integers = integers.reshape(math.prod(integers.shape[: linear.inputs]), -1)
         scale = scale.reshape(math.prod(scale.shape[: linear.inputs]), -1)
         if can_pack(integers, scale):
-            return pack_integers(integers, scale, activations=kind.activations)
+            return dataclasses.replace(pack_integers(integers, scale, activations=kind.activations), shape=linear.outputs)
     w = linear.full() if adapted else whole(weight)
-    return pack(w.reshape(math.prod(w.shape[: linear.inputs]), -1), kind.bits, kind.group, kind.activations)
+    packed = pack(w.reshape(math.prod(w.shape[: linear.inputs]), -1), kind.bits, kind.group, kind.activations)
+    return dataclasses.replace(packed, shape=linear.outputs)
 
 
 def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear, bool], jax.Array | Packed]) -> None:
@@ -180,4 +181,4 @@ def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear,
 
 @functools.partial(jax.jit, static_argnums=1)
 def _packed_head(head_VD: jax.Array, kind: Kind) -> Packed:
-    return pack(head_VD.T, kind.bits, kind.group, kind.activations)
+    return dataclasses.replace(pack(head_VD.T, kind.bits, kind.group, kind.activations), result="float32")

@@ -1,6 +1,6 @@
 """Fast CPU kernels for training on processors with AMX: products of large matrices, and attention.
 
-usable.py says whether they run, flops.py what they multiply. large.py and flash_attention.py are for callers and have plain
-twins. gemm.py and flash.py are the kernels, tiles.py the tile registers, tiling.py brings matrices into them;
+usable.py says whether they run, flops.py what they multiply. large.py and attention.py are backends
+of lm/kernels/ops.py. gemm.py and flash.py are the kernels, tiles.py the tile registers, tiling.py brings matrices into them;
 lm/kernels/native compiles them.
 """

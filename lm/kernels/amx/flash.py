@@ -1,4 +1,4 @@
-"""Compiled attention of training with AMX; lm/kernels/amx/flash_attention.py says which.
+"""Compiled attention of training with AMX; lm/kernels/amx/attention.py says which.
 
 A unit of work is a row of the batch and a key/value head. The axes are those of lm/kernels/attention.py.
 """

@@ -32,9 +32,12 @@ class Form(NamedTuple):
     swapped: bool
 
 
-def takes(equation: str, a: jax.Array, b: jax.Array, dtype) -> bool:
-    """Return whether `large_product` computes this einsum with operands rounded to `dtype`."""
-    if dtype != jnp.bfloat16 or a.dtype not in FLOATS or b.dtype not in FLOATS or platform() != "cpu":
+def takes(
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype=None, result=jnp.float32
+) -> bool:
+    """Return whether `product` computes this einsum with operands rounded to `dtype`; None: as they are."""
+    dtypes = {a.dtype, b.dtype} if dtype is None else {jnp.dtype(dtype)}
+    if dtypes != {jnp.dtype(jnp.bfloat16)} or a.dtype not in FLOATS or b.dtype not in FLOATS or platform() != "cpu":
         return False
     form = _form(equation, a.shape, b.shape)
     if form is None or math.prod(form.sizes) < SMALLEST or min(form.sizes) < THINNEST:
@@ -42,8 +45,18 @@ def takes(equation: str, a: jax.Array, b: jax.Array, dtype) -> bool:
     return tiled("gemm")
 
 
+def product(
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype=None, result=jnp.float32
+) -> jax.Array:
+    """Compute lm.kernels.ops.product."""
+    return _multiplied(equation, a, b, out_spec, result)
+
+
+product_over_rows = product
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3, 4))
-def large_product(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None, dtype=jnp.float32) -> jax.Array:
+def _multiplied(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None, dtype=jnp.float32) -> jax.Array:
     """Return the einsum of operands rounded to bfloat16, added up in float32, in `dtype`; `takes` says of which.
 
     where: partition of the result; None: as JAX infers it. Its gradient takes XLA's products; `matmul` has a faster one.
@@ -63,7 +76,7 @@ def large_product(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpe
     return lax.reshape(y, like.shape, out_sharding=None if _whole() is None else like.sharding.spec)
 
 
-@large_product.defjvp
+@_multiplied.defjvp
 def _tangent(equation, where, dtype, primals, tangents):
     (a, b), (da, db) = primals, tangents
 
@@ -71,13 +84,7 @@ def _tangent(equation, where, dtype, primals, tangents):
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
         return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=where)
 
-    return large_product(equation, a, b, where, dtype), (plain(da, b) + plain(a, db)).astype(dtype)
-
-
-def large_product_reference(equation: str, a: jax.Array, b: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """Plain twin of `large_product`: XLA's product."""
-    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32).astype(dtype)
+    return _multiplied(equation, a, b, where, dtype), (plain(da, b) + plain(a, db)).astype(dtype)
 
 
 def _padded(size: int) -> int:

@@ -2,8 +2,7 @@
 
 A block holds 64 outputs, adjacent for each input, so that vectors run over outputs and memory is read in one stream. An output
 is a sum over the inputs in ascending order, however many rows there are: a row of a product does not depend on the other rows,
-to the bit. The compiled products (lm/kernels/cpu/products.py) are called through XLA's foreign function interface.
-Everywhere else, and without numba, the plain twin runs: the weight is unpacked, and XLA multiplies.
+to the bit, if it is compiled (lm/kernels/cpu/packed_product.py).
 
 Integer weights are those of lm/kernels/quantize.py. The compiled products round activations to 16 bits for them: each chunk of
 a row, at most 512 inputs, has a scale of max|x| / 32767, so the sum of a chunk is exact in int32. With `activations=8` they are
@@ -19,23 +18,21 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from lm.errors import UserError
-from lm.kernels.matmul import product
-from lm.kernels.native.registered import compiled
+from lm.kernels.ops import packed_product
 from lm.kernels.quantize import quantize, unpacked
 from lm.parallel.mesh import reshard
 
 BLOCK = 64  # outputs of a block
-LARGEST_CHUNK = 512  # 512 · 127 · 32767 < 2³¹
-BYTES_CHUNK = 128  # of 8-bit activations
-W8A8 = 88  # `kind` of a product with 8-bit activations; of others the bits of a weight
+W8A8 = 88  # `kind` of a compiled product with 8-bit activations; of others the bits of a weight
 FLOATS = {32: jnp.float32, 16: jnp.bfloat16}
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("blocks", "scales"), meta_fields=("inputs", "outputs"))
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("blocks", "scales"), meta_fields=("inputs", "outputs", "shape", "result")
+)
 @dataclass(frozen=True)
 class Packed:
     """A weight of K inputs and N outputs. It is a pytree, so jit, donation and device_put take it.
@@ -45,12 +42,16 @@ class Packed:
       activations uint8 [⌈N/64⌉, K'/4, 64, 4], w + 128 of four inputs adjacent.
       Outputs are filled up with zeros to a multiple of 64, inputs of integers to K', a multiple of 4.
     scales: for integers bfloat16 [⌈N/64⌉, groups, 64], else None.
+    shape: of the outputs, whose product is N, such as (heads, head size); (): (N,).
+    result: dtype of `matmul`, or "" for the one that is asked for. Logits stay float32.
     """
 
     blocks: jax.Array
     scales: jax.Array | None
     inputs: int
     outputs: int
+    shape: tuple[int, ...] = ()
+    result: str = ""
 
     @property
     def bits(self) -> int:
@@ -130,29 +131,19 @@ def rows(packed: Packed, ids_T: jax.Array, dtype=jnp.float32) -> jax.Array:
     return w.astype(dtype)
 
 
-def packed_matmul(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Array:
-    """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
-    if not compiled("cpu.products"):
-        return packed_matmul_reference(x_MK, packed, dtype)
-    y = jax.ShapeDtypeStruct((x_MK.shape[0], packed.blocks.shape[0] * BLOCK), jnp.float32)
-    scales = jnp.zeros((0, 0), jnp.bfloat16) if packed.scales is None else packed.scales
-    call = jax.ffi.ffi_call("lm_matmul", y)
-    kind = np.int32(W8A8 if packed.has_bytes else packed.bits)
-    y_MN = call(x_MK.astype(jnp.float32), packed.blocks, scales, chunk=np.int32(_chunk(packed)), kind=kind)
-    return y_MN[:, : packed.outputs].astype(dtype)
+def takes(*arguments, **options) -> bool:
+    """Return whether the weight or table of a call is packed."""
+    return any(isinstance(argument, Packed) for argument in arguments)
 
 
-def _chunk(packed: Packed) -> int:
-    """Return how many inputs of a row share a scale of activations: a divisor of the weight's groups."""
-    if packed.scales is None:
-        return 0
-    groups, most = packed.scales.shape[1], BYTES_CHUNK if packed.has_bytes else LARGEST_CHUNK
-    if groups == 1:
-        return min(most, LARGEST_CHUNK // 2)
-    size = packed.blocks.shape[1] * (2 if packed.blocks.dtype == jnp.int8 else 4) // groups
-    return max(chunk for chunk in range(4, most + 1, 4) if size % chunk == 0)
+def matmul(equation: str, x: jax.Array, w: Packed, *, dtype, out=None, precision="none") -> jax.Array:
+    """Compute lm.kernels.ops.matmul for a packed weight, whose inputs are the last axes of x."""
+    x_axes, w_axes = equation.split("->")[0].split(",")
+    rows = x.shape[: sum(axis not in w_axes for axis in x_axes)]
+    y = packed_product(x.reshape(math.prod(rows), w.inputs), w, jnp.dtype(w.result or dtype))
+    return y.reshape(*rows, *(w.shape or (w.outputs,)))
 
 
-def packed_matmul_reference(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Array:
-    """Plain twin of `packed_matmul`: XLA's product with the unpacked weight. Its bits may depend on M."""
-    return product("mk,kn->mn", x_MK.astype(jnp.float32), unpack(packed)).astype(dtype)
+def embedding(table: Packed, tokens_BT: jax.Array, dtype, axis: str = "length") -> jax.Array:
+    """Compute lm.kernels.ops.embedding for a table that is packed as a head."""
+    return rows(table, tokens_BT.reshape(-1), dtype).reshape(*tokens_BT.shape, table.inputs)

@@ -1,7 +1,6 @@
 """Attention on NVIDIA GPUs by JAX's Triton kernel, which knows segments. Axes as in attention.py.
 
-It is FlashAttention (Dao et al. 2022): no score matrix is stored, forward or backward. `computes` says whether it computes a
-case; attention.py computes the others.
+It is FlashAttention (Dao et al. 2022): no score matrix is stored, forward or backward.
 """
 
 import functools
@@ -12,24 +11,28 @@ import jax
 import jax.numpy as jnp
 
 from lm.kernels.saved import saved
+from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import free_axes, spec
 
 BLOCK = 128  # of queries and of keys; the kernel takes whole blocks
 
 
-def computes(dtype, length: int, key_size: int, value_size: int, *, window: int = 0, softcap: float = 0.0) -> bool:
-    """Whether the kernel computes attention of these sizes. Sinks and branches of a row it never does."""
-    if window or softcap or key_size != value_size or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+def takes(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> bool:
+    """Return whether the kernel computes this call: 16-bit floats in whole blocks, with nothing but segments."""
+    key_size, value_size = q_BTHK.shape[-1], v_BSGV.shape[-1]
+    if visible.branches is not None or sinks_H is not None or scoring.window or scoring.softcap or key_size != value_size:
         return False
-    return length % BLOCK == 0 and key_size <= 128
+    return q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and q_BTHK.shape[1] % BLOCK == 0 and key_size <= 128
 
 
-def gpu_attention(q_BTHK, k_BSGK, v_BSGV, segments_BT, *, scale: float, interpret: bool = False) -> jax.Array:
-    """Return what `attention` returns, in a case that `computes` allows. T = S, and query t is in slot t.
+def attention(
+    q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None, *, interpret: bool = False
+) -> jax.Array:
+    """Compute lm.kernels.ops.attention, in a case that `takes` allows. Every device computes its own rows and heads.
 
-    Every device computes its own rows and heads. interpret: run the kernel on a CPU, to test it.
+    interpret: run the kernel on a CPU, to test it.
     """
-    compute = functools.partial(_triton, scale, interpret)
+    segments_BT, compute = visible.segments_BT, functools.partial(_triton, scoring.scale, interpret)
     if spec() is None:
         return compute(q_BTHK, k_BSGK, v_BSGV, segments_BT)
     q, kv, rows = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None), spec("batch", None)

@@ -13,23 +13,30 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from lm.kernels.saved import NAME
-from lm.parallel.mesh import free_axes, spec
+from lm.kernels.visible import Scoring, Visible
+from lm.parallel.mesh import free_axes, reshard, spec
 
 LANES = 128  # a block is a multiple of this
 BLOCK = 512  # queries and keys of a block, as in MaxText; smaller blocks skip more and start more often
 WIDE = 2048  # keys of a block in the backward pass of long rows
 
 
-def splash_attention(
-    q_BTHK, k_BTGK, v_BTGV, segments_BT, *, scale: float, window: int, softcap: float, sinks_H=None, interpret: bool = False
+def takes(q_BTHK, k_BTGK, v_BTGV, visible: Visible, scoring: Scoring, sinks_H=None) -> bool:
+    """Return whether the kernels compute this call: all but branches of a row."""
+    return visible.branches is None
+
+
+def attention(
+    q_BTHK, k_BTGK, v_BTGV, visible: Visible, scoring: Scoring, sinks_H=None, *, interpret: bool = False
 ) -> jax.Array:
-    """Return causal attention within segments, [B, T, H, V] in q's dtype; arguments as those of lm.kernels.attention.attention.
+    """Compute lm.kernels.ops.attention.
 
     Rows may be split over the mesh, and heads over its tensor axis; each device runs the kernels on its own. The output and
     the logarithm of the softmax's denominator have the name that remat policies keep. interpret: run without a TPU, slowly.
     """
-    inner = functools.partial(_on_device, scale=scale, window=window, softcap=softcap, interpret=interpret)
-    heads, rows = spec("batch", None, "heads", None), spec("batch", None)
+    inner = functools.partial(_on_device, scoring=scoring, interpret=interpret)
+    sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
+    segments_BT, heads, rows = visible.segments_BT, spec("batch", None, "heads", None), spec("batch", None)
     if heads is None:
         return inner(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
     of_keys = spec("batch", None, "kv_heads", None)
@@ -39,13 +46,14 @@ def splash_attention(
     return mapped(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
 
 
-def _on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, *, scale, window, softcap, interpret):
+def _on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, *, scoring: Scoring, interpret: bool):
     T, H = q_BTHK.shape[1:3]
     length = -(-T // LANES) * LANES
-    q, k, v = (jnp.swapaxes(_padded(x, length), 1, 2) for x in (q_BTHK * jnp.asarray(scale, q_BTHK.dtype), k_BTGK, v_BTGV))
+    q_BTHK = q_BTHK * jnp.asarray(scoring.scale, q_BTHK.dtype)
+    q, k, v = (jnp.swapaxes(_padded(x, length), 1, 2) for x in (q_BTHK, k_BTGK, v_BTGV))
     segments_BT = _padded(segments_BT, length)
-    kernel = _kernel(length, H, q_BTHK.shape[-1], window, softcap, interpret)
-    scope = f"splash_B{len(q)}_H{H}_T{length}_K{q.shape[-1]}_V{v.shape[-1]}_W{window}"  # for kernel_flops
+    kernel = _kernel(length, H, q_BTHK.shape[-1], scoring, interpret)
+    scope = f"splash_B{len(q)}_H{H}_T{length}_K{q.shape[-1]}_V{v.shape[-1]}_W{scoring.window}"  # for kernel_flops
     with jax.named_scope(scope):
         out_BHTV = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids), sinks_H))(q, k, v, segments_BT)
     return jnp.swapaxes(out_BHTV, 1, 2)[:, :T]
@@ -56,7 +64,7 @@ def _padded(x, length: int):
 
 
 def kernel_flops(name: str, text: str) -> int:
-    """Return the FLOPs of a kernel of `splash_attention` in a compiled program: those of whole blocks. 0 for any other kernel.
+    """Return the FLOPs of a kernel of `attention` in a compiled program: those of whole blocks. 0 for any other kernel.
 
     name, text: of the instruction, as XLA prints them.
     """
@@ -76,9 +84,9 @@ def kernel_flops(name: str, text: str) -> int:
     return B * H * int(seen.sum()) * block * of_keys * 2 * products
 
 
-def _kernel(length: int, heads: int, head_size: int, window: int, softcap: float, interpret: bool):
+def _kernel(length: int, heads: int, head_size: int, scoring: Scoring, interpret: bool):
     """Return the kernel for rows of this length, a multiple of LANES."""
-    block, wide = _blocks(length)
+    (block, wide), window = _blocks(length), scoring.window
     mask = masks.LocalMask((length, length), (window - 1, 0), 0) if window else masks.CausalMask((length, length))
     # A head that is smaller than the lanes would be stored with as much padding, so its tokens lie along the lanes instead.
     layout = splash.QKVLayout.SEQ_MINOR if head_size % LANES else splash.QKVLayout.HEAD_DIM_MINOR
@@ -94,7 +102,7 @@ def _kernel(length: int, heads: int, head_size: int, window: int, softcap: float
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
-        attn_logits_soft_cap=softcap or None,
+        attn_logits_soft_cap=scoring.softcap or None,
         residual_checkpoint_name=NAME,
         interpret=interpret,
     )

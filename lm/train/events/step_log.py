@@ -3,6 +3,7 @@
 import operator
 
 from lm import sizing
+from lm.kernels import ops
 from lm.parallel import memory
 from lm.parallel.hosts import is_first
 from lm.parallel.pipeline import schedule
@@ -40,6 +41,8 @@ class StepLog(Event):
         if self._peak:
             line["mfu"] = rate * self._flops / self._peak[0]
         line |= {"spikes": int(line["spikes"])} if "spikes" in line else {}
+        if done.step == run.begin + 1:
+            run.log.say(f"kernels: {ops.summary()}")
         run.log.train({"step": done.step, **line, **run.rewinds.counted(done.step), **done.line}, done.ids)
 
     def close(self, run: Run) -> None:

@@ -13,6 +13,7 @@ from lm.adapt.rebuild import arrays_of
 from lm.config import Quantization
 from lm.errors import UserError
 from lm.model.cache import empty_state
+from lm.model.inputs import Inputs
 from lm.model.transformer import build, skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.adapt.models import LATENT, TINY, TOKENS, logits
@@ -115,7 +116,7 @@ def test_decoding_with_an_int8_cache_stays_within_the_stated_error(config):
 
     @jax.jit
     def decode(params, state, tokens, positions):
-        return nnx.merge(graph, params)(tokens, jnp.ones_like(tokens), positions, state)
+        return nnx.merge(graph, params)(Inputs(tokens, jnp.ones_like(tokens), positions), state)
 
     found = {}
     for dtype in ("", "int8"):

@@ -12,6 +12,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.logprobs import logprobs_of
 from lm.config import ModelConfig
 from lm.convert.to_workdir import write_workdir
+from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from tests.lm.weights import drawn as parameters
 
@@ -41,7 +42,7 @@ def taught(folder):
 
     def loss(params):
         model = nnx.merge(graph, params)
-        logps_BT, _ = logprobs_of(model, model.hidden(*rows).x_BTD, ids[:, 1:], 1.0)
+        logps_BT, _ = logprobs_of(model, model.hidden(Inputs(*rows)).x_BTD, ids[:, 1:], 1.0)
         return -jnp.sum(logps_BT * learnt) / jnp.sum(learnt)
 
     optimizer = optax.adam(1e-2)

@@ -11,6 +11,7 @@ from lm.align.distill import check_settings, check_tokenizer, objective, open_te
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
 from lm.kernels.divergence import Distillation, divergence_reference
+from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import make_trainer, model_config_of
@@ -52,9 +53,9 @@ def test_as_the_whole_logits_of_both_say():
         read = [batch[name] for name in ("tokens", "segment_ids", "positions")]
         d = config.distill
         expected = divergence_reference(
-            model.hidden(*read).x_BTD,
+            model.hidden(Inputs(*read)).x_BTD,
             model.head_VD,
-            teacher.hidden(*read).x_BTD,
+            teacher.hidden(Inputs(*read)).x_BTD,
             teacher.head_VD[:64],
             batch["targets"],
             batch["weights"],

@@ -12,6 +12,7 @@ from flax import nnx
 from lm.align import losses, preference
 from lm.config import Adapter
 from lm.errors import UserError
+from lm.model.inputs import Inputs
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
@@ -58,7 +59,7 @@ def plain_logps(config, params, batch):
     tokens, targets, segments, weights = (
         batch[name].reshape(-1, T) for name in ("tokens", "targets", "segment_ids", "weights")
     )
-    logp_RTV = jax.nn.log_softmax(model(tokens, segments))
+    logp_RTV = jax.nn.log_softmax(model(Inputs(tokens, segments)))
     logp_R = jnp.sum(jnp.take_along_axis(logp_RTV, targets[..., None], -1)[..., 0] * weights, axis=1)
     entropy = -jnp.sum(jnp.exp(logp_RTV) * logp_RTV * weights[..., None])
     return logp_R.reshape(-1, 2), entropy / weights.sum()
@@ -211,7 +212,7 @@ def test_routers_are_balanced_as_in_pretraining():
         measured(objective, model_config, params, batch, reference(model_config), key, gradient=False)[0] for key in (KEY, None)
     )
     rows = [jnp.asarray(batch[name].reshape(-1, T)) for name in ("tokens", "segment_ids", "positions")]
-    router = nnx.merge(skeleton(model_config)[0], params).hidden(*rows).router
+    router = nnx.merge(skeleton(model_config)[0], params).hidden(Inputs(*rows)).router
     assert with_routers - without == pytest.approx(0.5 * float(router.balance) / batch["segment_ids"].sum(), rel=1e-3)
     assert with_routers - without > 0.1
 

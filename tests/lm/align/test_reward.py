@@ -10,6 +10,7 @@ from flax import nnx
 
 from lm.align import reward, settings
 from lm.errors import UserError
+from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
 from tests.lm.align.batches import T, align_config, measured, pair_batch
@@ -46,7 +47,7 @@ def step_batch():
 def scores(config, params, tokens_BT, segment_ids_BT):
     """The score after each token."""
     model = nnx.merge(skeleton(config)[0], params)
-    return model.hidden(jnp.asarray(tokens_BT), jnp.asarray(segment_ids_BT)).x_BTD @ params["score"].get_value()
+    return model.hidden(Inputs(jnp.asarray(tokens_BT), jnp.asarray(segment_ids_BT))).x_BTD @ params["score"].get_value()
 
 
 def plain_pairs(config, params):

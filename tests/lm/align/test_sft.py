@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding
 
 from lm.align import settings, sft
 from lm.errors import UserError
-from lm.kernels.cross_entropy import cross_entropy
+from lm.kernels.cross_entropy import CrossEntropy
+from lm.kernels.ops import cross_entropy
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import RULES, make_mesh, spec
 from lm.train.step import model_config_of
@@ -89,8 +90,8 @@ def test_the_head_with_dft():
         return objective, (-jnp.sum(weights * jnp.log(p)),)
 
     def ours(x, head):
-        options = dict(dtype="float32", z_loss=0.01, softcap=2.0, chunk=2, dft=True, measured=True)
-        objective, *sums = cross_entropy(x, head, targets, weights, **options)
+        options = CrossEntropy(z_loss=0.01, softcap=2.0, chunk=2, dft=True, measured=True)
+        objective, *sums = cross_entropy(x, head, targets, weights, options, dtype="float32")
         return objective, tuple(sums[:1])
 
     found, wanted = (jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(x, head) for f in (ours, plain))

@@ -19,6 +19,7 @@ import lm
 from lm.config import ModelConfig
 from lm.convert.families import canonical, essence, family_for, family_of, is_ignored, model_config
 from lm.convert.rows import ours_of, places, theirs_of
+from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from tests.lm.convert import peers
 from tests.slow import all_but
@@ -131,7 +132,7 @@ def ours(case: Case, tokens, real, positions, upstream):
     graph, _ = skeleton(case.config)
 
     def loss(params):
-        logits = nnx.merge(graph, params)(tokens, real.astype(np.int32), positions)
+        logits = nnx.merge(graph, params)(Inputs(tokens, real.astype(np.int32), positions))
         return jnp.sum(logits * upstream), logits
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -263,7 +264,7 @@ def test_modules_that_predict_further_tokens(case, tmp_path, monkeypatch):
     def ahead(params, tokens, targets):
         model = nnx.merge(graph, params)
         segments, positions = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
-        whole = model.hidden(tokens, segments, positions)
+        whole = model.hidden(Inputs(tokens, segments, positions))
         return [model.logits(one.x_BTD) for one in model.ahead(whole.x_BTD, targets, segments, positions)]
 
     for k, logits in enumerate(ahead(params, tokens.numpy()[:, :-1], tokens.numpy()[:, 1:])):

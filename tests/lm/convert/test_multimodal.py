@@ -15,6 +15,7 @@ from flax import nnx
 
 import lm
 from lm.convert.families import family_for, family_of, model_config
+from lm.model.inputs import Inputs
 from lm.model.media import Media
 from lm.model.transformer import skeleton
 from tests.lm.convert import multimodal_peers, peers
@@ -69,7 +70,7 @@ def test_logits_and_gradients(case, name):
     config, graph = case(name).config, skeleton(case(name).config)[0]
 
     def loss(params):
-        logits = nnx.merge(graph, params)(tokens, real.astype(np.int32), positions, media=media_of(config, media))
+        logits = nnx.merge(graph, params)(Inputs(tokens, real.astype(np.int32), positions, media=media_of(config, media)))
         return jnp.sum(logits * upstream), logits
 
     (_, logits), found = jax.jit(jax.value_and_grad(loss, has_aux=True))(params_of(case(name)))

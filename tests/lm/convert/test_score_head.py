@@ -20,6 +20,7 @@ from lm.convert.to_published import padding, to_adapter, to_published
 from lm.convert.to_workdir import adapter_to_workdir, write_workdir
 from lm.errors import UserError
 from lm.infer.load import load_model
+from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from tests.lm.convert import peers
@@ -66,7 +67,7 @@ def a_run(workdir: Path, config: ModelConfig, params: nnx.State) -> Path:
 def scores(model, tokens: np.ndarray, real: np.ndarray | None = None, positions=None) -> np.ndarray:
     """Float32 [B, T]."""
     segments = None if real is None else real.astype(np.int32)
-    return np.asarray(jax.jit(lambda m: m.scores(m.hidden(tokens, segments, positions).x_BTD))(model))
+    return np.asarray(jax.jit(lambda m: m.scores(m.hidden(Inputs(tokens, segments, positions)).x_BTD))(model))
 
 
 TOKENS = np.random.default_rng(2).integers(4, V, (3, 12))

@@ -15,6 +15,7 @@ from lm.convert.to_workdir import to_workdir
 from lm.convert.towers import to_tower
 from lm.errors import UserError
 from lm.infer.load import load_model
+from lm.model.inputs import Inputs
 from lm.model.media import Media
 from lm.parallel.mesh import make_mesh
 from lm.runs.checkpoint import named, plain
@@ -104,7 +105,7 @@ def test_an_encoder_is_attached_to_a_language_model(name, tmp_path):
     np.testing.assert_allclose(states, expected.detach().numpy(), rtol=0, atol=1e-4)
     media = Media(audio_BNTM=x[None]) if section == "audio" else Media(images_BNHWC=x[None])
     tokens = np.array([[1, 3, 3, 2]])
-    assert np.abs(np.subtract(*jax.jit(lambda model: (model(tokens, media=media), model(tokens)))(ours))).max() > 1e-6
+    assert np.abs(np.subtract(*jax.jit(lambda model: (model(Inputs(tokens, media=media)), model(tokens)))(ours))).max() > 1e-6
 
     to_published(tmp_path / "run", tmp_path / "whole")
     assert json.loads((tmp_path / "whole/config.json").read_text())["model_type"] == family

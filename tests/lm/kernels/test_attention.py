@@ -11,7 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from lm.kernels import attention as kernel
-from lm.kernels.attention import Branches, Visible, attention, attention_reference, attention_to_cache
+from lm.kernels.ops import attention, cached_attention
+from lm.kernels.reference import masked_attention
+from lm.kernels.visible import Branches, Scoring, Visible
 from lm.parallel.mesh import make_mesh, spec
 from tests.lm.kernels.draws import normal
 from tests.slow import all_but
@@ -86,7 +88,7 @@ def blocked(window=0, softcap=0.0, **_):
 
     def f(q, k, v, sinks):
         visible = in_rows(jnp.asarray(segments_of(q.shape[1])))
-        return attention(q, k, v, visible, scale=SCALE, window=window, softcap=softcap, sinks_H=sinks)
+        return attention(q, k, v, visible, Scoring(SCALE, window, softcap), sinks)
 
     return f
 
@@ -94,7 +96,7 @@ def blocked(window=0, softcap=0.0, **_):
 def reference(window=0, softcap=0.0, **_):
     def f(q, k, v, sinks):
         mask = numpy_mask(segments_of(q.shape[1]), window)
-        return attention_reference(q, k, v, mask, scale=SCALE, softcap=softcap, sinks_H=sinks)
+        return masked_attention(q, k, v, mask, Scoring(SCALE, softcap=softcap), sinks)
 
     return f
 
@@ -152,8 +154,8 @@ def test_queries_inside_a_cache(T, dtype, case):
     @jax.jit
     def both(q, k, v, sinks):
         kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        out = attention_to_cache(q, [kept], given, scale=SCALE, window=window, softcap=softcap, sinks_H=sinks)
-        reference = attention_reference(q, k, v, mask, scale=SCALE, softcap=softcap, sinks_H=sinks)
+        out = cached_attention(q, [kept], given, Scoring(SCALE, window, softcap), sinks)
+        reference = masked_attention(q, k, v, mask, Scoring(SCALE, softcap=softcap), sinks)
         return out, reference, plain(q.astype(jnp.float32), k, v, sinks, mask, softcap)
 
     out, reference, twin = both(q.astype(dtype), k, v, sinks)
@@ -171,13 +173,13 @@ def test_large_scores_and_rows_that_see_nothing_stay_finite(case):
 
     @jax.jit
     def run(q, k, v, sinks, cotangent):
-        options = dict(scale=SCALE, softcap=case.get("softcap", 0.0))
+        scoring = Scoring(SCALE, softcap=case.get("softcap", 0.0))
         few = visible._replace(segments_BT=visible.segments_BT[:, :9], slots_T=visible.slots_T[:9])
         kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        cached = attention_to_cache(q[:, :9], [kept], few, sinks_H=sinks, **options)
+        cached = cached_attention(q[:, :9], [kept], few, scoring, sinks)
 
         def call(q, k, v, sinks):
-            return attention(q, k, v, visible, sinks_H=sinks, **options)
+            return attention(q, k, v, visible, scoring, sinks)
 
         return cached, values_and_gradients(call, q, k, v, sinks, cotangent)
 
@@ -190,7 +192,7 @@ def test_keys_before_the_window_are_not_looked_at():
     visible = in_rows(jnp.ones((B, 512), jnp.int32))
     # The first block of queries sees those keys; the second begins with queries that do.
     seen = cotangent.at[:, :256].set(0)
-    f = jax.jit(lambda *x: values_and_gradients(lambda q, k, v, _: attention(q, k, v, visible, scale=SCALE, window=100), *x))
+    f = jax.jit(lambda *x: values_and_gradients(lambda q, k, v, _: attention(q, k, v, visible, Scoring(SCALE, 100)), *x))
     out, dq, dk, dv = f(q, k, v, None, seen)
     assert np.isnan(out[:, :128]).all() and np.isfinite(out[:, 256:]).all()
     assert np.isfinite(dq[:, 256:]).all() and np.isfinite(dk[:, 256:]).all() and np.isfinite(dv[:, 256:]).all()
@@ -201,7 +203,7 @@ def test_work_grows_with_the_window_and_not_with_the_square_of_the_length():
     def flops(T, window):
         inputs = jax.eval_shape(lambda: (jnp.ones((B, T), jnp.int32), *example(T)))
         f = lambda segments, *x: values_and_gradients(  # noqa: E731
-            lambda q, k, v, _: attention(q, k, v, in_rows(segments), scale=SCALE, window=window), *x
+            lambda q, k, v, _: attention(q, k, v, in_rows(segments), Scoring(SCALE, window)), *x
         )
         return jax.jit(f).lower(*inputs).cost_analysis()["flops"]
 
@@ -224,7 +226,7 @@ def test_rows_with_many_scores_equal_each_row_alone(meshed, T, monkeypatch):
     def of(rows):
         segments, keys, slots, branches = visible
         seen = Visible(segments[rows], keys[rows], slots, jax.tree.map(lambda x: x[rows], branches))
-        f = lambda q, k, v, sinks: attention(q, k, v, seen, scale=SCALE, softcap=1.5, sinks_H=sinks)  # noqa: E731
+        f = lambda q, k, v, sinks: attention(q, k, v, seen, Scoring(SCALE, softcap=1.5), sinks)  # noqa: E731
         given = [*(x[rows] for x in inputs[:3]), inputs[3], cotangent[rows]]
         if mesh:
             axes = [*(("batch", "length", heads, None) for heads in ("heads", "kv_heads", "kv_heads")), ("heads",)]
@@ -241,7 +243,7 @@ def test_rows_with_many_scores_equal_each_row_alone(meshed, T, monkeypatch):
 def test_scores_of_many_rows_are_not_in_memory_at_once():
     shapes = [jax.ShapeDtypeStruct((64, 2048, heads, K), jnp.float32) for heads in (G * R, G, G)]
     segments = jax.ShapeDtypeStruct((64, 2048), jnp.int32)
-    f = jax.jit(lambda segments, *x: attention(*x, in_rows(segments), scale=SCALE))
+    f = jax.jit(lambda segments, *x: attention(*x, in_rows(segments), Scoring(SCALE)))
     memory = f.lower(segments, *shapes).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 1.5e9  # all scores are 6.4 GB
 
@@ -264,9 +266,9 @@ def test_branches_see_what_they_begin_with_and_not_one_another(window):
     def run(q, k, v):
         kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         return (
-            attention(q, k, v, visible, scale=SCALE, window=window),
-            attention_to_cache(q, [kept], visible, scale=SCALE, window=window),
-            attention_reference(q, k, v, jnp.asarray(mask), scale=SCALE),
+            attention(q, k, v, visible, Scoring(SCALE, window)),
+            cached_attention(q, [kept], visible, Scoring(SCALE, window)),
+            masked_attention(q, k, v, jnp.asarray(mask), Scoring(SCALE)),
         )
 
     alone, to_cache, twin = run(q, k, v)
@@ -280,8 +282,7 @@ def test_eight_devices_equal_one():
 
     def f(segments, *x):
         def call(q, k, v, sinks):
-            options = dict(window=ALL["window"], softcap=ALL["softcap"], sinks_H=sinks)
-            return attention(q, k, v, in_rows(segments), scale=SCALE, **options)
+            return attention(q, k, v, in_rows(segments), Scoring(SCALE, ALL["window"], ALL["softcap"]), sinks)
 
         return values_and_gradients(call, *x)
 

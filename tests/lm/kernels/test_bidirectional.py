@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lm.kernels import bidirectional
-from lm.kernels.bidirectional import bidirectional_attention, bidirectional_reference
+from lm.kernels.ops import bidirectional_attention
+from lm.kernels.reference import bidirectional_attention as bidirectional_reference
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])

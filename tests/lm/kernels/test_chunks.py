@@ -11,8 +11,10 @@ from jax.sharding import NamedSharding
 
 from lm.align.logprobs import logprobs_of
 from lm.config import ModelConfig
-from lm.kernels.cross_entropy import cross_entropy, cross_entropy_reference
+from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.divergence import Distillation, divergence, divergence_reference
+from lm.kernels.ops import cross_entropy
+from lm.kernels.reference import cross_entropy as cross_entropy_reference
 from lm.parallel.mesh import make_mesh, spec
 from tests.lm.kernels.draws import integers, normal, uniform
 from tests.lm.kernels.programs import collectives_in_loops, scan_lengths
@@ -25,7 +27,7 @@ MIXED = Distillation(kind="jsd", mix=0.5)
 
 
 def by_cross_entropy(x, head, targets, weights):
-    return cross_entropy(x, head, targets, weights, dtype="float32", z_loss=0.01)[0]
+    return cross_entropy(x, head, targets, weights, CrossEntropy(z_loss=0.01), dtype="float32")[0]
 
 
 def by_divergence(x, head, targets, weights):
@@ -53,7 +55,7 @@ def plain_logprobs(x, head, targets, weights):
 
 
 LOSSES = {
-    "cross-entropy": (by_cross_entropy, lambda *a: cross_entropy_reference(*a, z_loss=0.01)[0]),
+    "cross-entropy": (by_cross_entropy, lambda *a: cross_entropy_reference(*a, CrossEntropy(0.01))[0]),
     "divergence": (by_divergence, plain_divergence),
     "logprobs": (by_logprobs, plain_logprobs),
 }
@@ -146,7 +148,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
-from lm.kernels.cross_entropy import cross_entropy
+from lm.kernels.ops import cross_entropy
 from lm.parallel.mesh import make_mesh, spec
 from lm.train.plan.program import Program, bytes_of
 
@@ -155,7 +157,7 @@ def array(shape, dtype, *axes):
 
 mesh = make_mesh(dict(fsdp=-1), topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices)
 with jax.set_mesh(mesh):
-    gradient = jax.grad(lambda *a: cross_entropy(*a, dtype="bfloat16")[0], argnums=(0, 1))
+    gradient = jax.grad(lambda *a: cross_entropy(*a, CrossEntropy(), dtype="bfloat16")[0], argnums=(0, 1))
     states, rows = ("batch", None, None), ("batch", None)
     inputs = (array((64, 2048, 2048), jnp.bfloat16, *states), array((32768, 2048), jnp.float32, "vocab", "embed"),
               array((64, 2048), jnp.int32, *rows), array((64, 2048), jnp.float32, *rows))

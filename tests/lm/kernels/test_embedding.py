@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.embedding import embedding
+from lm.kernels.ops import embedding
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.draws import integers, normal
 from tests.lm.kernels.programs import collectives

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from lm.kernels.experts import WEIGHT_AXES, experts, experts_reference
+from lm.kernels.experts import WEIGHT_AXES
+from lm.kernels.ops import experts
+from lm.kernels.reference import experts as experts_reference
 from lm.parallel.mesh import make_mesh, spec
 from tests.lm.kernels.draws import normal
 from tests.slow import all_but

@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.attention import Visible, attention_reference
-from lm.kernels.gpu.attention import computes, gpu_attention
+from lm.kernels.gpu.attention import attention as gpu_attention
+from lm.kernels.gpu.attention import takes
+from lm.kernels.reference import masked_attention
+from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import make_mesh, reshard
 from tests.slow import all_but
 
-CASE = dict(dtype="bfloat16", length=2048, key_size=64, value_size=64)
+CASE = dict(dtype="bfloat16", length=2048, key_size=64, value_size=64, window=0, softcap=0.0)
+SIZES = ("key_size", "key_size", "value_size")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +30,10 @@ CASE = dict(dtype="bfloat16", length=2048, key_size=64, value_size=64)
     ],
 )
 def test_which_cases_the_kernel_computes(change, yes):
-    assert computes(**CASE | change) is yes
+    case = CASE | change
+    segments, scoring = jnp.ones((1, case["length"])), Scoring(1.0, case["window"], case["softcap"])
+    q, k, v = (jax.ShapeDtypeStruct((1, case["length"], 2, case[size]), case["dtype"]) for size in SIZES)
+    assert takes(q, k, v, Visible(segments, segments, jnp.arange(case["length"])), scoring) is yes
 
 
 def example(B, T, H, G, K):
@@ -50,11 +56,12 @@ def test_triton_is_as_the_reference(H, G, mesh):
 
     def kernel(q, k, v):
         q, k, v = reshard(q, "batch", None, "heads", None), *(reshard(x, "batch", None, "kv_heads", None) for x in (k, v))
-        out = gpu_attention(q, k, v, reshard(segments, "batch", None), scale=0.2, interpret=True)
+        rows = reshard(segments, "batch", None)
+        out = gpu_attention(q, k, v, Visible(rows, rows, jnp.arange(128)), Scoring(0.2), interpret=True)
         return jnp.sum(reshard(out, None, None, None, None) * w), out
 
     def reference(q, k, v):
-        out = attention_reference(q, k, v, mask, scale=0.2)
+        out = masked_attention(q, k, v, mask, Scoring(0.2))
         return jnp.sum(out * w), out
 
     expected, expected_grads = out_and_grads(reference, q, k, v)

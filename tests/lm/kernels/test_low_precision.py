@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.kernels.low_precision import low_precision_matmul, low_precision_reference, rounded, scaled_product
+from lm.kernels.low_precision import low_precision_reference, rounded, scaled_product
 from lm.kernels.matmul import product_around_ring, scattered
+from lm.kernels.ops import matmul
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.draws import normal
@@ -26,7 +27,7 @@ SPLIT = list(itertools.product(("up", "output"), MESHES, BOUNDS))
 
 def product_of(name, kind, dtype="float32"):
     equation, *_, out = operands(name)
-    return lambda x, w: low_precision_matmul(equation, x, w, kind=kind, dtype=dtype, out=out)
+    return lambda x, w: matmul(equation, x, w, precision=kind, dtype=dtype, out=out)
 
 
 twin_of = jax.jit(low_precision_reference, static_argnums=0, static_argnames="kind")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import matmul, product_around_ring, scattered
+from lm.kernels.matmul import product_around_ring, scattered
+from lm.kernels.ops import matmul
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
 from lm.parallel.sequence import length_axis

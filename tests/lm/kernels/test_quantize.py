@@ -8,8 +8,8 @@ from jax.sharding import NamedSharding
 
 from lm.errors import UserError
 from lm.kernels import quantize as kernel
-from lm.kernels.matmul import matmul
-from lm.kernels.quantize import dequantize_rows, quantize_rows, quantized_matmul
+from lm.kernels.ops import matmul
+from lm.kernels.quantize import Integers, dequantize_rows, quantize_rows
 from lm.parallel.mesh import make_mesh, spec
 from tests.slow import all_but
 
@@ -81,14 +81,14 @@ def test_products_are_those_with_the_dequantised_weight(bits, group, dtype, tole
     options = dict(dtype=dtype, out=("batch", "length", None))
 
     def fast(x):
-        return jnp.sum(jnp.sin(quantized_matmul("bthk,hkd->btd", x, integers, scale, **options).astype(jnp.float32)))
+        return jnp.sum(jnp.sin(matmul("bthk,hkd->btd", x, Integers(integers, scale), **options).astype(jnp.float32)))
 
     def slow(x):
         return jnp.sum(jnp.sin(matmul("bthk,hkd->btd", x, dequantize(integers, scale, 1), dtype="float32", out=options["out"])))
 
     for ours, twin in zip(*(jax.jit(jax.value_and_grad(f))(x) for f in (fast, slow)), strict=True):
         np.testing.assert_allclose(ours, twin, atol=20 * tolerance, rtol=tolerance)
-    y = jax.jit(lambda x: quantized_matmul("bthk,hkd->btd", x, integers, scale, **options))(x)
+    y = jax.jit(lambda x: matmul("bthk,hkd->btd", x, Integers(integers, scale), **options))(x)
     assert y.dtype == dtype
     # Each output is off by Σ |x|·s/2 at most.
     spread = np.broadcast_to(np.asarray(scale, np.float32), (4, 8, 6))
@@ -104,7 +104,7 @@ def test_a_mesh_gives_the_same_product(bits, group):
     integers, scale = quantize(w, (0,), bits=bits, group=group)
 
     def loss(x, integers, scale):
-        y = quantized_matmul("btf,fd->btd", x, integers, scale, dtype="float32", out=("batch", "length", None))
+        y = matmul("btf,fd->btd", x, Integers(integers, scale), dtype="float32", out=("batch", "length", None))
         return jnp.sum(jnp.sin(y)), y
 
     whole = jax.jit(jax.value_and_grad(loss, has_aux=True))(x, integers, scale)

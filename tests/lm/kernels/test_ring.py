@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from lm.kernels import tiles
-from lm.kernels.attention import Visible, attention
-from lm.kernels.ring import context_attention
+from lm.kernels.ops import attention
+from lm.kernels.visible import Scoring, Visible
 from lm.parallel.context import slots
 from lm.parallel.mesh import make_mesh, spec
 from tests.slow import all_but
@@ -52,14 +52,12 @@ def results(call, q, k, v, segments, sinks, dout):
 
 def alone(q, k, v, segments, sinks, *, window=0, softcap=0.0, with_sinks=False):
     visible = Visible(segments, segments, jnp.arange(T))
-    options = dict(window=window, softcap=softcap, sinks_H=sinks if with_sinks else None)
-    return attention(q, k, v, visible, scale=SCALE, **options)
+    return attention(q, k, v, visible, Scoring(SCALE, window, softcap), sinks if with_sinks else None)
 
 
 def split(q, k, v, segments, sinks, *, across, window=0, softcap=0.0, with_sinks=False):
     visible = Visible(segments, segments, slots(T))
-    options = dict(window=window, softcap=softcap, sinks_H=sinks if with_sinks else None, across=across)
-    return context_attention(q, k, v, visible, scale=SCALE, **options)
+    return attention(q, k, v, visible, Scoring(SCALE, window, softcap, across), sinks if with_sinks else None)
 
 
 def compared(sizes, case, across):

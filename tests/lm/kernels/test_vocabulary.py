@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lm.kernels import vocabulary
-from lm.kernels.cross_entropy import cross_entropy
+from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.logprobs import target_logprobs
+from lm.kernels.ops import cross_entropy
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.draws import integers, normal, uniform
 from tests.lm.kernels.programs import collectives
@@ -30,7 +31,7 @@ def placed(x, head, targets, weights):
 
 
 def nll(x, head, targets, weights, **options):
-    found = cross_entropy(x, head, targets, weights, dtype="float32", **options)
+    found = cross_entropy(x, head, targets, weights, CrossEntropy(**options), dtype="float32")
     return found[0], found
 
 

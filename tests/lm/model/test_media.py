@@ -11,6 +11,7 @@ from flax import nnx
 
 from lm.config import Audio, ModelConfig, Vision
 from lm.errors import UserError
+from lm.model.inputs import Inputs
 from lm.model.media import Media
 from lm.model.transformer import skeleton
 from lm.model.vision import patches_of, shuffled
@@ -36,7 +37,7 @@ def weights():
 @functools.cache
 def forward():
     graph = skeleton(CONFIG)[0]
-    run = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args[:3], media=Media(*args[3:])))
+    run = jax.jit(lambda params, *args: nnx.merge(graph, params)(Inputs(*args[:3], media=Media(*args[3:]))))
     return functools.partial(run, weights())
 
 
@@ -112,7 +113,7 @@ def test_vectors_are_the_embeddings_of_their_tokens():
     @jax.jit
     def fed(params, difference):
         model = nnx.merge(graph, params)
-        return model.logits(model.hidden(tokens, segments, positions, noise_BTD=difference).x_BTD)
+        return model.logits(model.hidden(Inputs(tokens, segments, positions, noise_BTD=difference)).x_BTD)
 
     vectors = {token: np.asarray(found) for token, found in of_encoders(params).items()}
     assert vectors[IMAGE].shape == (4, 4 * PER_IMAGE, 32) and vectors[SOUND].shape == (4, 4 * PER_WINDOW, 32)
@@ -137,9 +138,9 @@ def test_text_alone_is_that_of_the_model_without_encoders():
     logits = [jax.jit(lambda model: model(tokens))(nnx.merge(*pair)) for pair in ((seeing, ours), (blind, plain))]
     np.testing.assert_array_equal(*logits)
     with pytest.raises(UserError, match=r"images of shape \(8, 8, 3\): the model's encoder takes \(12, 12, 3\)"):
-        nnx.merge(seeing, ours)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 8, 8, 3))))
+        nnx.merge(seeing, ours)(Inputs(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 8, 8, 3)))))
     with pytest.raises(UserError, match="images for a model without an encoder of images"):
-        nnx.merge(blind, plain)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 12, 12, 3))))
+        nnx.merge(blind, plain)(Inputs(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 12, 12, 3)))))
 
 
 def test_patches_and_squares_of_them():

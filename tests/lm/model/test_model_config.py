@@ -10,6 +10,8 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.model.cache import empty_state, fork
+from lm.model.inputs import Inputs, inputs_of
+from lm.model.steps import steps_of
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import training_loss
@@ -77,7 +79,7 @@ KINDS = {
 def model_of(config):
     """The compiled forward, of matrices so large that every part of it shows in the logits."""
     graph = skeleton(config)[0]
-    forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))
+    forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(Inputs(*args[:3]), *args[3:]))
     return functools.partial(forward, parameters(config, scale=4.0))
 
 
@@ -97,7 +99,7 @@ def decoded(model, config, rows, lengths, width, steps, cache_dtype="", prefill=
     empty = functools.partial(empty_state, config, len(lengths), width + steps + 3, cache_dtype)
     if prefill:
         graph = skeleton(config)[0]
-        read = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args, empty(), prefill=True))
+        read = jax.jit(lambda params, *args: nnx.merge(graph, params)(Inputs(*args), empty(), prefill=True))
         logits, state = read(*model.args, tokens, segments, positions)
     else:
         logits, state = model(tokens, segments, positions, empty())
@@ -139,12 +141,12 @@ def test_rows_go_on_from_what_they_share(kind):
 
     def staged(params):
         model = nnx.merge(graph, params)
-        _, state = model(rows[:1, :begin], None, np.arange(begin)[None], empty_state(config, 1, begin), prefill=True)
-        _, state = model(tokens, segments, positions, fork(state, config, 2, width))
+        _, state = model(Inputs(rows[:1, :begin], None, np.arange(begin)[None]), empty_state(config, 1, begin), prefill=True)
+        _, state = model(Inputs(tokens, segments, positions), fork(state, config, 2, width))
         state, seen = fork(state, config, 2, steps + 2), []
         for i in range(steps):
             at = (starts + i)[:, None]
-            logits, state = model(np.take_along_axis(rows, at, axis=1), np.ones((4, 1), np.int32), at, state)
+            logits, state = model(Inputs(np.take_along_axis(rows, at, axis=1), np.ones((4, 1), np.int32), at), state)
             seen.append(logits[:, 0])
         return jnp.stack(seen, axis=1)
 
@@ -202,8 +204,8 @@ def test_looking_ahead_is_its_definition():
     def twin(params):
         """log-probabilities of each module."""
         model = nnx.merge(graph, params)
-        x = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
-        steps = model._steps(batch["segment_ids"], batch["positions"], None, prefill=False, branches=None)[0]
+        x = model.hidden(inputs_of(batch)).x_BTD
+        steps = steps_of(model_config, inputs_of(batch).filled(), None, prefill=False)[0]
         found = []
         for k, module in enumerate(model.mtp, start=1):
             after = np.zeros((B, T), np.int32)

@@ -10,7 +10,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lm.config import ModelConfig
-from lm.kernels.experts import experts, experts_reference
+from lm.kernels.ops import experts
+from lm.kernels.reference import experts as experts_reference
 from lm.model.moe import Balance, MoE, RouterStats, balanced, route, router_logits, router_stats
 from lm.parallel.mesh import make_mesh, shardings, spec
 from lm.parallel.sequence import axis_between_blocks

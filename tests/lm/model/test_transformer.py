@@ -15,6 +15,7 @@ from flax import nnx
 from configs.train import default, tiny
 from lm.config import LatentAttention, ModelConfig
 from lm.model.cache import empty_state
+from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of, token_loss
 from tests.lm.examples import packed_batch, parameters, plain_batch, tiny_config, trainer_and_state
@@ -29,7 +30,7 @@ T = 300  # more than two blocks of queries of the attention kernel
 def model_of(config):
     """The forward as a compiled function, of matrices so large that every part of it shows in the logits."""
     graph = skeleton(config)[0]
-    forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))
+    forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(Inputs(*args[:3]), *args[3:]))
     return functools.partial(forward, parameters(config, scale=4.0))
 
 
@@ -268,8 +269,8 @@ def test_no_mask_is_larger_than_a_block_of_queries(kind):
 
     def generate(params, tokens):
         model = nnx.merge(graph, params)
-        first = model.hidden(tokens, tokens, tokens, empty_state(config, 2, 2 * length), prefill=True)
-        return model.hidden(tokens, tokens, tokens, first.state).x_BTD
+        first = model.hidden(Inputs(tokens, tokens, tokens), empty_state(config, 2, 2 * length), prefill=True)
+        return model.hidden(Inputs(tokens, tokens, tokens), first.memory).x_BTD
 
     for f, keys in ((train, length), (generate, 2 * length)):
         shapes = re.findall(r"\bbool\[([\d,]+,\d+)\]", str(jax.make_jaxpr(f)(params, tokens)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lm.model.inputs import inputs_of
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, place_rows
 from lm.runs.checkpoint import Checkpoints
@@ -54,7 +55,7 @@ def test_a_step_weighs_the_excess_of_each_source():
 
     @jax.jit
     def nll(params):
-        logits = nnx.merge(graph, params)(batch["tokens"], batch["segment_ids"], batch["positions"])
+        logits = nnx.merge(graph, params)(inputs_of(batch))
         logp = jax.nn.log_softmax(logits, axis=-1)
         return -jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0]
 

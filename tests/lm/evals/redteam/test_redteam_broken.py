@@ -24,6 +24,7 @@ from lm.evals.judges import classifier
 from lm.evals.outcome import TaskSettings
 from lm.evals.redteam.attacks import compose
 from lm.evals.redteam.task import build
+from lm.model.inputs import Inputs
 from lm.model.transformer import build as initial
 from lm.model.transformer import skeleton
 
@@ -69,7 +70,7 @@ def fit(graph, params, rows, steps, learning_rate):
     @jax.jit
     def step(params, state, tokens, segments, weights):
         def loss(params):
-            logits = nnx.merge(graph, params)(tokens[:, :-1], segments[:, :-1])
+            logits = nnx.merge(graph, params)(Inputs(tokens[:, :-1], segments[:, :-1]))
             nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
             return jnp.sum(nll * weights) / jnp.sum(weights)
 

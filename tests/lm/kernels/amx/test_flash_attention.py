@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.amx.flash_attention import flash_attention
+from lm.kernels.amx.attention import attention as flash_attention
 from lm.kernels.amx.usable import has_tiles
-from lm.kernels.attention import Visible, attention, attention_reference
+from lm.kernels.ops import attention
+from lm.kernels.reference import masked_attention
+from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.programs import count_calls
 
@@ -36,6 +38,10 @@ def example(B, T, H, G, K, V, documents):
     return *arrays, jnp.asarray(segments % 3 if documents < 5 else segments, jnp.int32)
 
 
+def in_rows(segments) -> Visible:
+    return Visible(segments, segments, jnp.arange(segments.shape[1]))
+
+
 def results(function, q, k, v, cotangent):
     out, gradients = jax.vjp(function, q, k, v)
     return out, *gradients(cotangent.astype(out.dtype))
@@ -46,13 +52,13 @@ def results(function, q, k, v, cotangent):
 def test_it_differs_from_the_twin_by_rounding_only(case):
     *sizes, window, documents = CASES[case]
     q, k, v, cotangent, segments = example(*sizes, documents)
-    scale, visible = sizes[4] ** -0.5, Visible(segments, segments, jnp.arange(sizes[1]))
+    scale, visible = sizes[4] ** -0.5, in_rows(segments)
     mask = visible.mask(window)
-    wanted = results(lambda q, k, v: attention_reference(q, k, v, mask, scale=scale), *_floats(q, k, v), cotangent)
+    wanted = results(lambda q, k, v: masked_attention(q, k, v, mask, Scoring(scale)), *_floats(q, k, v), cotangent)
 
     @jax.jit
     def mine(q, k, v, cotangent):
-        return results(lambda q, k, v: flash_attention(q, k, v, segments, scale=scale, window=window), q, k, v, cotangent)
+        return results(lambda q, k, v: flash_attention(q, k, v, visible, Scoring(scale, window)), q, k, v, cotangent)
 
     for found, want in zip(mine(q, k, v, cotangent), wanted, strict=True):
         assert found.dtype == jnp.bfloat16
@@ -63,9 +69,9 @@ def test_it_differs_from_the_twin_by_rounding_only(case):
 def test_large_scores_of_late_keys_replace_the_sums_of_earlier_ones():
     q, k, v, cotangent, segments = example(1, 1300, 1, 1, 32, 32, 1)
     k = k * jnp.linspace(0.1, 30, 1300)[None, :, None, None].astype(k.dtype)
-    mask = Visible(segments, segments, jnp.arange(1300)).mask()
-    wanted = attention_reference(*_floats(q, k, v), mask, scale=1.0)
-    assert _distance(flash_attention(q, k, v, segments, scale=1.0), wanted) < 0.005
+    visible = in_rows(segments)
+    wanted = masked_attention(*_floats(q, k, v), visible.mask(), Scoring(1.0))
+    assert _distance(flash_attention(q, k, v, visible, Scoring(1.0)), wanted) < 0.005
 
 
 @needs_amx
@@ -74,9 +80,9 @@ def test_scores_of_any_size_are_finite(factor):
     """Rounding errors of such scores are large numbers too, and their exponentials would overflow."""
     q, k, v, cotangent, segments = example(1, 600, 2, 1, 32, 32, 2)
     q = (q * factor).astype(q.dtype)
-    mask = Visible(segments, segments, jnp.arange(600)).mask()
-    wanted = results(lambda q, k, v: attention_reference(q, k, v, mask, scale=0.2), *_floats(q, k, v), cotangent)
-    found = results(lambda q, k, v: flash_attention(q, k, v, segments, scale=0.2), q, k, v, cotangent)
+    visible = in_rows(segments)
+    wanted = results(lambda q, k, v: masked_attention(q, k, v, visible.mask(), Scoring(0.2)), *_floats(q, k, v), cotangent)
+    found = results(lambda q, k, v: flash_attention(q, k, v, in_rows(segments), Scoring(0.2)), q, k, v, cotangent)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in found)
     assert _distance(found[0], wanted[0]) < 0.005
 
@@ -85,8 +91,8 @@ def test_scores_of_any_size_are_finite(factor):
 def test_what_is_not_finite_reaches_its_own_queries_only():
     q, k, v, _, segments = example(1, 600, 2, 2, 32, 32, 1)
     segments = jnp.asarray(np.arange(600) // 300, jnp.int32)[None]
-    plain = np.asarray(flash_attention(q, k, v, segments, scale=0.2), np.float32)
-    found = np.asarray(flash_attention(q, k.at[0, 100, 0, 0].set(jnp.nan), v, segments, scale=0.2), np.float32)
+    plain = np.asarray(flash_attention(q, k, v, in_rows(segments), Scoring(0.2)), np.float32)
+    found = np.asarray(flash_attention(q, k.at[0, 100, 0, 0].set(jnp.nan), v, in_rows(segments), Scoring(0.2)), np.float32)
     assert np.isnan(found[0, 100:300, 0]).all()
     others = np.delete(np.arange(600), np.s_[100:300])
     np.testing.assert_array_equal(found[0, others, 0], plain[0, others, 0])
@@ -100,8 +106,8 @@ def test_attention_takes_it_for_what_it_computes():
     def calls(**options):
         def both(*arrays):
             q, k, v, cotangent = (reshard(x, "batch", None, "heads", None) for x in arrays)
-            visible = Visible(reshard(segments, "batch", None), reshard(segments, "batch", None), jnp.arange(600))
-            return results(lambda q, k, v: attention(q, k, v, visible, scale=0.1, **options), q, k, v, cotangent)
+            visible = in_rows(reshard(segments, "batch", None))
+            return results(lambda q, k, v: attention(q, k, v, visible, Scoring(0.1, **options)), q, k, v, cotangent)
 
         return count_calls(jax.jit(both).lower(q, k, v, cotangent).as_text(), "lm_flash")
 

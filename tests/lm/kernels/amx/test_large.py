@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.amx.large import large_product, large_product_reference, takes
+from lm.kernels.amx.large import product as large_product
+from lm.kernels.amx.large import takes
 from lm.kernels.amx.usable import has_tiles
-from lm.kernels.matmul import matmul, product
+from lm.kernels.ops import matmul, product
+from lm.kernels.reference import product as product_reference
 from lm.parallel.mesh import make_mesh
 from tests.lm.kernels.programs import count_calls
 
@@ -51,7 +53,7 @@ def test_a_product_is_that_of_xla(equation):
     assert takes(equation, a, b, a.dtype)
     found = jax.jit(product, static_argnums=0)(equation, a, b)
     assert found.dtype == jnp.float32
-    assert distance(found, large_product_reference(equation, a, b)) < 1e-6
+    assert distance(found, product_reference(equation, a, b)) < 1e-6
 
 
 @needs_amx
@@ -62,7 +64,7 @@ def test_floats_are_rounded_as_by_a_cast(equation, dtypes, out):
     a, b = operands(equation, dtypes)
     found = jax.jit(large_product, static_argnums=(0, 3, 4))(equation, a, b, None, jnp.dtype(out))
     assert found.dtype == jnp.dtype(out)
-    assert distance(found, large_product_reference(equation, a, b, jnp.dtype(out))) < (1e-6 if out == "float32" else 1e-3)
+    assert distance(found, product_reference(equation, a, b, jnp.dtype(out))) < (1e-6 if out == "float32" else 1e-3)
 
 
 @needs_amx
@@ -74,7 +76,7 @@ def test_its_gradient_is_that_of_the_twin():
         return jax.jit(jax.grad(lambda a, b: jnp.sum(weights * function("ms,ns->mn", a, b)), (0, 1)))(a, b)
 
     found = gradients(lambda equation, a, b: large_product(equation, a, b, None))
-    for mine, theirs in zip(found, gradients(large_product_reference), strict=True):
+    for mine, theirs in zip(found, gradients(product_reference), strict=True):
         assert mine.dtype == theirs.dtype and distance(mine, theirs) < 1e-5
 
 
@@ -98,8 +100,8 @@ def test_matmul_and_its_gradients_use_it_on_one_device_only(meshed):
         return y, gradients(y)
 
     def plain(x, w):
-        y = large_product_reference("btd,df->btf", x, w, jnp.bfloat16)
-        return y, (large_product_reference("btf,df->btd", y, w, x.dtype), large_product_reference("btd,btf->df", x, y))
+        y = product_reference("btd,df->btf", x, w, jnp.bfloat16)
+        return y, (product_reference("btf,df->btd", y, w, x.dtype), product_reference("btd,btf->df", x, y))
 
     if meshed:
         with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
@@ -126,4 +128,4 @@ def test_matmul_and_its_gradients_use_it_on_one_device_only(meshed):
 def test_other_products_stay_with_xla(equation, shapes, dtype):
     a, b = (jnp.ones(shape, dtype) for shape in shapes)
     assert not takes(equation, a, b, a.dtype)
-    np.testing.assert_allclose(product(equation, a, b), large_product_reference(equation, a, b), rtol=1e-6)
+    np.testing.assert_allclose(product(equation, a, b), product_reference(equation, a, b), rtol=1e-6)

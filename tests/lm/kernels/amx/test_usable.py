@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lm.kernels.amx.flash_attention import flash_attention
+from lm.kernels.amx.attention import attention as flash_attention
 from lm.kernels.amx.flops import flops
-from lm.kernels.amx.large import large_product
+from lm.kernels.amx.large import product as large_product
 from lm.kernels.amx.usable import has_tiles, tiled
+from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import make_mesh
 
 CPU = Path("/proc/cpuinfo")
@@ -28,7 +29,8 @@ def test_elsewhere_the_functions_name_what_they_need():
     x = jnp.ones((1, 64, 1, 32), jnp.bfloat16)
     with jax.set_mesh(make_mesh({"data": 2}, jax.devices()[:2])):
         with pytest.raises(ValueError, match="needs a processor with AMX and a mesh of one device"):
-            flash_attention(x, x, x, jnp.ones((1, 64), jnp.int32), scale=1.0)
+            ones = jnp.ones((1, 64), jnp.int32)
+            flash_attention(x, x, x, Visible(ones, ones, jnp.arange(64)), Scoring(1.0))
         with pytest.raises(ValueError, match="needs a processor with AMX and a mesh of one device"):
             large_product("btgk,kn->btgn", x, jnp.ones((32, 32)), None)
 

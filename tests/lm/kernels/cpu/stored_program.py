@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from lm.kernels.cpu.packed import pack, packed_matmul
-from lm.kernels.cpu.pages import empty_pages, paged_attention, write_pages
+from lm.kernels.cpu.packed import pack
+from lm.kernels.cpu.pages import Places, empty_pages
+from lm.kernels.ops import packed_product, paged_attention, write_pages
+from lm.kernels.visible import Scoring
 
 
 def main() -> None:
@@ -16,8 +18,9 @@ def main() -> None:
     def step(x_TK, packed, pages):
         zeros_T = jnp.zeros(2, jnp.int32)
         pages = write_pages(pages, x_TK[:, None], jnp.arange(2))
-        mixed_THV = paged_attention(x_TK[:, None], pages, pages, jnp.zeros((1, 1), jnp.int32), zeros_T, zeros_T, scale=1.0)
-        return packed_matmul(mixed_THV[:, 0], packed)
+        places = Places(jnp.zeros((1, 1), jnp.int32), zeros_T, zeros_T)
+        mixed_THV = paged_attention(x_TK[:, None], pages, pages, places, Scoring(1.0))
+        return packed_product(mixed_THV[:, 0], packed)
 
     hits.clear()
     y_TN = step(x_TK, packed, pages)

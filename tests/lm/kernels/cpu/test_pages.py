@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.cpu.pages import Pages, empty_pages, paged_attention, paged_attention_reference, write_pages, write_reference
+from lm.kernels.cpu.pages import Pages, Places, empty_pages
+from lm.kernels.ops import paged_attention, write_pages
+from lm.kernels.reference import paged_attention as paged_attention_reference
+from lm.kernels.reference import write_pages as write_pages_reference
+from lm.kernels.visible import Scoring
 from tests.slow import all_but
 
 LENGTHS, CHUNKS = (100, 1, 37, 64), (40, 1, 5, 1)  # tokens of each sequence; how many of the last are queries
@@ -53,11 +57,10 @@ def test_attention_is_that_of_the_twin_and_tokens_are_independent(heads, kv_head
     v = None if options.get("latent") else filled(np.random.default_rng(0), page, kv_heads, value_size, dtype)[0]
     q_THK, rows_T, places_T = queries(rng, heads, size)
     sinks_H = jnp.asarray(rng.standard_normal(heads), jnp.float32) if options.get("sinks") else None
-    settings = dict(scale=size**-0.5, window=options.get("window", 0), softcap=options.get("softcap", 0.0))
-    settings |= dict(sinks_H=sinks_H, value_size=value_size)
-    attend = jax.jit(lambda q, rows, places: paged_attention(q, k, v, tables_RP, rows, places, **settings))
+    how = Scoring(size**-0.5, options.get("window", 0), options.get("softcap", 0.0)), sinks_H, value_size
+    attend = jax.jit(lambda q, rows, places: paged_attention(q, k, v, Places(tables_RP, rows, places), *how))
     mixed_THV = attend(q_THK, rows_T, places_T)
-    expected = paged_attention_reference(q_THK, k, v, tables_RP, rows_T, places_T, **settings)
+    expected = paged_attention_reference(q_THK, k, v, Places(tables_RP, rows_T, places_T), *how)
     np.testing.assert_allclose(mixed_THV, expected, rtol=2e-5, atol=2e-5)
     assert not mixed_THV[41].any()
     for t in (0, 39, 42, len(rows_T) - 1):
@@ -70,7 +73,7 @@ def test_tokens_are_written_into_their_slots_in_place(dtype):
     pool = jnp.arange(4 * 5 * 2 * 3).reshape(4, 5, 2, 3).astype(dtype)
     new_TGK = 1 + jnp.arange(3 * 2 * 3, dtype=jnp.float32).reshape(3, 2, 3).astype(dtype)
     slots_T = jnp.asarray([19, -1, 7])
-    expected = write_reference(pool, new_TGK, slots_T)
+    expected = write_pages_reference(Pages(pool), new_TGK, slots_T).values
     where = pool.unsafe_buffer_pointer()
     write = jax.jit(lambda pool, new, slots: write_pages(Pages(pool), new, slots).values, donate_argnums=0)
     written = write(pool, new_TGK, slots_T)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.cpu.row_sums import row_sums, row_sums_reference
 from lm.kernels.native.registered import compiled
+from lm.kernels.ops import row_sums
+from lm.kernels.reference import row_sums as row_sums_reference
 from tests.slow import all_but
 
 SHAPES = [((33, 576), 1), ((33, 1, 3, 20), 1), ((33, 1, 3, 20), 2), ((33, 1), 1)]

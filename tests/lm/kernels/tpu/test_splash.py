@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.attention import Visible, attention_reference
+from lm.kernels.reference import masked_attention
 from lm.kernels.tpu import attention
-from lm.kernels.tpu.attention import kernel_flops, splash_attention
+from lm.kernels.tpu.attention import attention as splash_attention
+from lm.kernels.tpu.attention import kernel_flops
+from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.draws import normal
 from tests.slow import all_but
@@ -29,6 +31,10 @@ def example(T=128, H=4, G=2, K=64, V=64, rows=2):
     return q, k, v, segments, normal(3, (H,)), normal(4, (rows, T, H, V))
 
 
+def in_rows(segments) -> Visible:
+    return Visible(segments, segments, jnp.arange(segments.shape[1]))
+
+
 OFTEN = list(CASES)[:1] + list(CASES)[4:]  # what the others show is in these
 
 
@@ -39,21 +45,18 @@ def test_values_and_gradients_are_those_of_the_reference(name, monkeypatch):
         monkeypatch.setattr(attention, "WIDE", 32)
         monkeypatch.setattr(attention, "_blocks", lambda length: (128, 128))
         case["T"] = 256
-    options = {key: case.pop(key) for key in ("window", "softcap") if key in case}
+    scoring = Scoring(0.1, case.pop("window", 0), case.pop("softcap", 0.0))
     with_sinks = case.pop("sinks", False)
     q, k, v, segments, sinks, weights = example(**case)
     sinks = sinks if with_sinks else None
     weights = weights * (segments > 0)[..., None, None]  # padding has no defined result
 
     def ours(q, k, v, sinks):
-        out = splash_attention(
-            q, k, v, segments, scale=0.1, **{"window": 0, "softcap": 0.0} | options, sinks_H=sinks, interpret=True
-        )
+        out = splash_attention(q, k, v, in_rows(segments), scoring, sinks, interpret=True)
         return jnp.sum(out * weights), out
 
     def theirs(q, k, v, sinks):
-        mask = Visible(segments, segments, jnp.arange(q.shape[1])).mask(options.get("window", 0))
-        out = attention_reference(q, k, v, mask, scale=0.1, softcap=options.get("softcap", 0.0), sinks_H=sinks)
+        out = masked_attention(q, k, v, in_rows(segments).mask(scoring.window), scoring, sinks)
         return jnp.sum(out * weights), out
 
     which = (0, 1, 2, 3) if with_sinks else (0, 1, 2)
@@ -67,11 +70,11 @@ def test_values_and_gradients_are_those_of_the_reference(name, monkeypatch):
 
 def test_rows_and_heads_on_eight_devices_as_on_one():
     q, k, v, segments, _, _ = example(rows=4)
-    options = dict(scale=0.1, window=0, softcap=0.0, interpret=True)
-    alone = splash_attention(q, k, v, segments, **options)
+    alone = splash_attention(q, k, v, in_rows(segments), Scoring(0.1), interpret=True)
     with jax.set_mesh(make_mesh(dict(data=2, fsdp=2, tensor=2))):
         placed = (reshard(x, "batch", None, axis, None) for x, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads")))
-        out = jax.jit(lambda *x: splash_attention(*x, **options))(*placed, reshard(segments, "batch", None))
+        call = jax.jit(lambda q, k, v, segments: splash_attention(q, k, v, in_rows(segments), Scoring(0.1), interpret=True))
+        out = call(*placed, reshard(segments, "batch", None))
     np.testing.assert_allclose(out, alone, atol=1e-6)
 
 

@@ -1,8 +1,8 @@
 """What the model gives to the pipeline of lm/parallel/pipeline.py: rows, and layers that are sent."""
 
-from lm.kernels.attention import Visible
-from lm.model.attention import Step
+from lm.kernels.visible import Visible
 from lm.model.cache import layers_of
+from lm.model.steps import Step
 from lm.parallel.context import slots
 from lm.parallel.mesh import over_stages
 from lm.parallel.pipeline import layer_of

@@ -12,24 +12,26 @@ import numpy as np
 from lm.kernels.amx.large import SMALLEST
 from lm.kernels.amx.usable import require, tiled
 from lm.kernels.saved import saved
+from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import platform, reshard
 
 
-def computes(q_BTHK, k_BSGK, v_BSGV, *, scale: float) -> bool:
-    """Return whether `flash_attention` computes attention of these arrays."""
-    if platform() != "cpu" or scale <= 0 or any(x.dtype != jnp.bfloat16 for x in (q_BTHK, k_BSGK, v_BSGV)):
+def takes(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> bool:
+    """Return whether `attention` computes this call: bfloat16, large enough, with nothing but segments and a window."""
+    if visible.branches is not None or sinks_H is not None or scoring.softcap or scoring.scale <= 0:
+        return False
+    if platform() != "cpu" or any(x.dtype != jnp.bfloat16 for x in (q_BTHK, k_BSGK, v_BSGV)):
         return False
     return q_BTHK.size * k_BSGK.shape[1] >= SMALLEST and tiled("flash")
 
 
-def flash_attention(q_BTHK, k_BSGK, v_BSGV, segments_BT, *, scale: float, window: int = 0) -> jax.Array:
-    """Return causal attention inside segments, [B, T, H, V] bfloat16; T = S. Its plain twin is `attention_reference`.
+def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> jax.Array:
+    """Compute lm.kernels.ops.attention, [B, T, H, V] bfloat16. The backward pass takes out and log Z of the forward pass.
 
-    segments_BT: int32. scale, window: as in `attention`. The backward pass takes out and log Z of the forward pass.
     Raises ValueError without AMX, and on a mesh of several devices.
     """
     require("flash")
-    return _attend(float(scale), int(window), q_BTHK, k_BSGK, v_BSGV, segments_BT)
+    return _attend(float(scoring.scale), int(scoring.window), q_BTHK, k_BSGK, v_BSGV, visible.segments_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

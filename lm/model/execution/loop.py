@@ -10,7 +10,7 @@ from jax import lax
 from lm.config import ModelConfig
 from lm.kernels.saved import layer_input
 from lm.model.cache import layers_of
-from lm.model.remat import layer_runs
+from lm.model.execution.remat import layer_runs
 
 
 def repeated(config: ModelConfig, compute: Callable, x_BTD, params, caches, repeats: int, layers: list | None = None):

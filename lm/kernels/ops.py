@@ -1,0 +1,323 @@
+"""The one door to the kernels: what each operation computes, and by which backend.
+
+The model, the losses and the engine call the functions below and nothing else of this room. A call goes to the first backend in
+TABLE that runs on the platform of the mesh and takes its arguments; the last resort is the operation's plain twin in
+lm/kernels/reference.py, which takes every call and which tests hold the others to.
+
+`--kernels=reference` (or LMCRAFT_KERNELS=reference for commands without that flag) computes everything by the plain twins;
+`--kernels=attention=blocks,product=xla` forces the backends of single operations. `summary` says which ones served so far.
+
+Axes: B batch, T tokens, S keys, D model, H query heads, G key/value heads, K head size, V head size of values or vocabulary,
+E experts, F hidden units, N rows, R sequences, P pages of a sequence.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lm.errors import UserError
+from lm.kernels.visible import Scoring, Visible
+from lm.parallel.mesh import platform
+
+if TYPE_CHECKING:
+    from lm.kernels.cpu.packed import Packed
+    from lm.kernels.cpu.pages import Pages, Places
+    from lm.kernels.cross_entropy import CrossEntropy
+    from lm.kernels.quantize import Integers
+
+VARIABLE = "LMCRAFT_KERNELS"
+
+
+class Backend(NamedTuple):
+    """One way to compute an operation.
+
+    module: in lm.kernels; it has a function of the operation's name and arguments. If it has a function `takes`, which gets the
+      same arguments, that says which calls it computes. It is imported when it is first asked: Pallas and numba take a second.
+    on: the platform that it needs; "": any.
+    """
+
+    name: str
+    module: str
+    on: str = ""
+
+
+REFERENCE = Backend("reference", "reference")
+
+TABLE: dict[str, tuple[Backend, ...]] = {
+    # A weight says by its type how it is stored: packed for a CPU, as integers with scales, or as an array.
+    "matmul": (
+        Backend("packed", "cpu.packed"),
+        Backend("integers", "quantize"),
+        Backend("low precision", "low_precision"),
+        Backend("mixed precision", "matmul"),
+    ),
+    "packed_product": (Backend("compiled", "cpu.packed_product", "cpu"),),
+    "product": (Backend("amx", "amx.large", "cpu"), Backend("xla", "reference")),
+    "product_over_rows": (Backend("amx", "amx.large", "cpu"), Backend("turned", "turned", "cpu"), Backend("xla", "reference")),
+    "embedding": (Backend("packed", "cpu.packed"), Backend("exchanged ids", "embedding")),
+    "attention": (
+        Backend("ring", "ring"),
+        Backend("splash", "tpu.attention", "tpu"),
+        Backend("triton", "gpu.attention", "gpu"),
+        Backend("amx", "amx.attention", "cpu"),
+        Backend("blocks", "attention"),
+    ),
+    "cached_attention": (Backend("blocks", "cached_attention"),),
+    "bidirectional_attention": (Backend("blocks", "bidirectional"),),
+    "write_pages": (Backend("compiled", "cpu.pages", "cpu"),),
+    "paged_attention": (Backend("compiled", "cpu.pages", "cpu"),),
+    "cross_entropy": (Backend("vocabulary", "vocabulary_loss"), Backend("chunks", "cross_entropy")),
+    "experts": (Backend("dispatch", "experts"),),
+    "row_sums": (Backend("compiled", "cpu.row_sums", "cpu"),),
+}
+
+
+# --- Products ---
+
+
+def matmul(
+    equation: str,
+    x: jax.Array,
+    w: "jax.Array | Packed | Integers",
+    *,
+    dtype: Any,
+    out: tuple[str | None, ...],
+    precision: str = "none",
+) -> jax.Array:
+    """Return einsum(equation, x, w) with operands rounded to `dtype` and float32 accumulation, forward and backward.
+
+    Args:
+      equation: `x,w->y`, such as "btd,dhk->bthk". Every letter is in two of the three terms, once in each.
+      x: activations, any float dtype.
+      w: float32 with the sharding of its declaration; or packed, or integers with scales, which have no gradient.
+      dtype: of the operands and of the result.
+      out: logical axes of the result.
+      precision: "int8" or "float8": what operands are rounded to in training (lm/kernels/low_precision.py); "none": `dtype`.
+    Returns: the product in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w.
+    """
+    return _call("matmul", equation, x, w, dtype=jnp.dtype(dtype), out=out, precision=precision)
+
+
+def packed_product(x_MK: jax.Array, packed: "Packed", dtype: Any = jnp.float32) -> jax.Array:
+    """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
+    return _call("packed_product", x_MK, packed, dtype)
+
+
+def product(
+    equation: str,
+    a: jax.Array,
+    b: jax.Array,
+    out_spec: PartitionSpec | None = None,
+    *,
+    dtype: Any = None,
+    result: Any = jnp.float32,
+) -> jax.Array:
+    """Return the einsum of operands rounded to `dtype` (None: as they are), added up in float32, in the dtype `result`.
+
+    out_spec: partition of the result; None: as JAX infers it.
+    """
+    return _call("product", equation, a, b, out_spec, dtype=dtype, result=result)
+
+
+def product_over_rows(
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: Any = None
+) -> jax.Array:
+    """Return the float32 `product` of operands that hold the summed axes as rows, as for the gradient of a weight."""
+    return _call("product_over_rows", equation, a, b, out_spec, dtype=dtype)
+
+
+def embedding(table_VD: "jax.Array | Packed", tokens_BT: jax.Array, dtype: Any, axis: str = "length") -> jax.Array:
+    """Return the table's rows, [B, T, D] in `dtype`; the gradient of a float32 table is added up in float32.
+
+    axis: the logical axis of T in the result, "length" or "sequence" (lm/parallel/sequence.py).
+    """
+    return _call("embedding", table_VD, tokens_BT, dtype, axis)
+
+
+def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
+    """Return the float32 sums of x over its last axes, which stay with length 1; compiled, a row's bits depend on it alone."""
+    return _call("row_sums", x, axes)
+
+
+# --- Attention ---
+
+
+def attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
+    """Return softmax(scale·q·kᵀ + mask)·v (Vaswani et al. 2017); H query heads share G key/value heads (Ainslie et al. 2023).
+
+    Args:
+      q, k, v: in the compute dtype; T may be split over the mesh's context axis.
+      visible: T = S, and query t is in slot t, in the order of lm.parallel.context.slots.
+      sinks_H: logits added to the softmax's denominator only; their value is 0 (gpt-oss, 2025; Xiao et al. 2023).
+    Returns: [B, T, H, V] in q's dtype. Scores and softmax are float32.
+    """
+    return _call("attention", q_BTHK, k_BSGK, v_BSGV, visible, scoring, sinks_H)
+
+
+def cached_attention(
+    q_BTHK: jax.Array,
+    parts: Sequence[tuple[jax.Array, jax.Array]],
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
+    """Return `attention` of queries to cached keys and values, [B, T, H, V] in q's dtype. The layout is that of the cache.
+
+    parts: of the S slots in order, each keys [P, G, s, K] and values [P, G, s, V]. P divides B. Row p of a part serves the
+      batch rows p·n … (p+1)·n − 1 with n = B / P.
+    Products use the keys' dtype, which may be wider than the queries'.
+    """
+    return _call("cached_attention", q_BTHK, parts, visible, scoring, sinks_H)
+
+
+def bidirectional_attention(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Array, scale: float) -> jax.Array:
+    """Return softmax(scale·q·kᵀ)·v without a mask, [R, T, H, K] in q's dtype; scores and softmax are float32."""
+    return _call("bidirectional_attention", q_RTHK, k_RTHK, v_RTHK, scale)
+
+
+def write_pages(pages: "Pages", new_TGK: jax.Array, slots_T: jax.Array) -> "Pages":
+    """Return the pool with the tokens written into their slots, in place if the caller donates it.
+
+    slots_T: int32, distinct; −1 skips the token. Int8 pools quantize each token and head.
+    """
+    return _call("write_pages", pages, new_TGK, slots_T)
+
+
+def paged_attention(
+    q_THK: jax.Array,
+    k: "Pages",
+    v: "Pages | None",
+    places: "Places",
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+    value_size: int = 0,
+) -> jax.Array:
+    """Return float32 [T, H, V]: for each token the mixture of the values that it sees.
+
+    A token at place p of its sequence sees places 0 … p, with a window the last `window` of these. Their keys and values,
+    its own too, must have been written. Compiled, its result does not depend on the other tokens, to the bit.
+
+    Args:
+      q_THK: any float dtype. k, v: pools with the same pages; v None: the values are the first `value_size` elements of the
+        keys (multi-head latent attention, whose one head holds latent and rotated key).
+      places: where the tokens are. Tokens of a sequence are faster as neighbours.
+    """
+    return _call("paged_attention", q_THK, k, v, places, scoring, sinks_H, value_size)
+
+
+# --- Losses and experts ---
+
+
+def cross_entropy(
+    x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, objective: "CrossEntropy", *, dtype: Any
+) -> tuple[jax.Array, ...]:
+    """Return Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
+
+    Args:
+      x_BTD: hidden states after the last norm. head_VD: float32 head. targets_BT: int32. weights_BT: float32.
+      objective: constants of the loss, and what is measured.
+      dtype: compute type of the three products; logits, softmax and sums are float32.
+    Returns: (objective, nll) or, measured, (objective, nll, entropy, correct), float32 scalars. Only the objective has a
+      gradient, with respect to x and head.
+    """
+    return _call("cross_entropy", x_BTD, head_VD, targets_BT, weights_BT, objective, dtype=jnp.dtype(dtype))
+
+
+def experts(
+    x_BTD: jax.Array,
+    choice_BTK: jax.Array,
+    weight_BTK: jax.Array,
+    weights: dict[str, jax.Array],
+    *,
+    activation: Callable[[jax.Array], jax.Array],
+    dtype: Any,
+    capacity_factor: float = 0.0,
+) -> jax.Array:
+    """Return Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
+
+    Args:
+      x_BTD: activations. choice_BTK: int32, distinct within a token; a number outside the experts' range is skipped.
+      weight_BTK: float32.
+      weights: float32 gate (if gated) and up [E, D, F], down [E, F, D]. expert(x) = down(f(gate(x)) · up(x)), f `activation`.
+      dtype: of the products' operands and results; sums are float32.
+      capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
+    """
+    options = dict(activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
+    return _call("experts", x_BTD, choice_BTK, weight_BTK, weights, **options)
+
+
+# --- The choice ---
+
+_served: dict[str, set[str]] = {}
+
+
+def chosen(operation: str, *arguments: Any, **options: Any) -> Backend:
+    """Return the backend of a call. Raises UserError if another one is forced that does not compute it."""
+    wanted = forced_backends().get(operation)
+    for backend in (*TABLE[operation], REFERENCE):
+        if wanted in (None, backend.name) and (not backend.on or backend.on == platform()):
+            takes = getattr(_module(backend), "takes", None)
+            if takes is None or takes(*arguments, **options):
+                return backend
+    raise UserError(f"--kernels={operation}={wanted}: it does not compute this call on a {platform()}; leave it out")
+
+
+def summary() -> str:
+    """Return the backends that have served calls while programs were traced, where there is a choice."""
+    return ", ".join(f"{name} {'/'.join(sorted(_served[name]))}" for name in TABLE if name in _served)
+
+
+@contextlib.contextmanager
+def forced(choice: str) -> Iterator[None]:
+    """Within this context `choice` is the value of --kernels, for programs that are traced here."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = choice
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
+
+
+def forced_backends() -> dict[str, str]:
+    """Return the forced backend of each operation that has one. Raises UserError for an unknown name."""
+    return _parsed(os.environ.get(VARIABLE, ""))
+
+
+@functools.cache
+def _parsed(choice: str) -> dict[str, str]:
+    if choice == REFERENCE.name:
+        return dict.fromkeys(TABLE, REFERENCE.name)
+    found = {}
+    for part in filter(None, choice.split(",")):
+        operation, _, name = part.partition("=")
+        if operation not in TABLE:
+            raise UserError(f"--kernels={choice}: {operation} is no operation; use reference, or one of {', '.join(TABLE)}")
+        names = [backend.name for backend in (*TABLE[operation], REFERENCE)]
+        if name not in names:
+            raise UserError(f"--kernels={choice}: {operation} has no backend {name!r}; it has {', '.join(names)}")
+        found[operation] = name
+    return found
+
+
+def _call(operation: str, *arguments: Any, **options: Any) -> Any:
+    backend = chosen(operation, *arguments, **options)
+    _served.setdefault(operation, set()).add(backend.name)
+    return getattr(_module(backend), operation)(*arguments, **options)
+
+
+def _module(backend: Backend) -> Any:
+    return importlib.import_module(f"lm.kernels.{backend.module}")

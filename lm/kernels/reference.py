@@ -1,0 +1,175 @@
+"""The plain twin of each operation of lm/kernels/ops.py: the mathematics in a few lines, with autodiff.
+
+Nothing is split into blocks, so memory grows with the whole score matrix or all logits; what is split over a mesh is gathered
+where the sum needs it. `--kernels=reference` runs a whole model on these. Axes as in lm/kernels/ops.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lm.kernels import ops
+from lm.kernels.cpu.packed import Packed, unpack
+from lm.kernels.cpu.packed import embedding as packed_embedding
+from lm.kernels.cpu.packed import matmul as packed_matmul
+from lm.kernels.cpu.pages import Pages
+from lm.kernels.head import softcapped
+from lm.kernels.heads import by_group, grouped, ungrouped
+from lm.kernels.matmul import spec_of
+from lm.kernels.quantize import Integers, dequantize, dequantize_rows, quantize_rows
+from lm.kernels.visible import MASKED
+from lm.parallel.mesh import reshard, spec
+
+
+def product(equation, a, b, out_spec=None, *, dtype=None, result=jnp.float32):
+    a, b = (a, b) if dtype is None else (a.astype(dtype), b.astype(dtype))
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
+
+
+def product_over_rows(equation, a, b, out_spec=None, *, dtype=None):
+    return product(equation, a, b, out_spec, dtype=dtype)
+
+
+def matmul(equation, x, w, *, dtype, out, precision="none"):
+    if isinstance(w, Packed):
+        return packed_matmul(equation, x, w, dtype=dtype)
+    if isinstance(w, Integers):
+        x_axes, w_axes = equation.split("->")[0].split(",")
+        last_input = sum(axis in x_axes for axis in w_axes) - 1
+        w = dequantize(w.integers, w.scale, last_input, dtype)
+    w = w.astype(dtype) if spec() is None else jax.sharding.reshard(w.astype(dtype), jax.sharding.PartitionSpec())
+    x = x if spec() is None else reshard(x, "batch", *[None] * (x.ndim - 1))
+    y = product(equation, x, w, spec("batch", *[None] * (len(out) - 1)), dtype=dtype, result=dtype)
+    return y if spec() is None else reshard(y, *out)
+
+
+def packed_product(x_MK, packed, dtype=jnp.float32):
+    return product("mk,kn->mn", x_MK.astype(jnp.float32), unpack(packed)).astype(dtype)
+
+
+def embedding(table_VD, tokens_BT, dtype, axis="length"):
+    if isinstance(table_VD, Packed):
+        return packed_embedding(table_VD, tokens_BT, dtype)
+    if spec() is None:
+        return table_VD[tokens_BT].astype(dtype)
+    return reshard(table_VD, None, None).at[tokens_BT].get(out_sharding=spec("batch", axis, None)).astype(dtype)
+
+
+def row_sums(x, axes=1):
+    return jnp.sum(x.astype(jnp.float32), axis=tuple(range(-axes, 0)), keepdims=True)
+
+
+def masked_attention(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scoring, sinks_H=None):
+    """Return softmax(scale·q·kᵀ)·v where the mask [B, T, S] is True, [B, T, H, V] in q's dtype."""
+    G = k_BSGK.shape[2]
+    scores = softcapped(scoring.scale * ops.product("btgrk,bsgk->bgrts", grouped(q_BTHK, G), k_BSGK), scoring.softcap)
+    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
+    logz = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    if sinks_H is not None:
+        logz = jnp.logaddexp(logz, by_group(sinks_H, G))
+    weights = jnp.exp(scores - logz).astype(q_BTHK.dtype)
+    return ungrouped(ops.product("bgrts,bsgv->btgrv", weights, v_BSGV).astype(q_BTHK.dtype))
+
+
+def attention(q_BTHK, k_BSGK, v_BSGV, visible, scoring, sinks_H=None):
+    if visible.branches is None:  # sequences that are split over devices are not in order
+        k_BSGK, v_BSGV = (reshard(x, "batch", None, "kv_heads", None) for x in (k_BSGK, v_BSGV))
+        key_segments_BS, distance = reshard(visible.key_segments_BS, "batch", None), visible.slots_T[:, None] - visible.slots_T
+        mask_BTS = (distance >= 0) & (visible.segments_BT[:, :, None] == key_segments_BS[:, None])
+        mask_BTS = mask_BTS & (distance < scoring.window) if scoring.window else mask_BTS
+    else:
+        mask_BTS = visible.mask(scoring.window)
+    sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
+    return masked_attention(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scoring, sinks_H)
+
+
+def cached_attention(q_BTHK, parts, visible, scoring, sinks_H=None):
+    B, dtype = q_BTHK.shape[0], parts[0][0].dtype
+
+    def of_all_rows(x):
+        rows = np.repeat(np.arange(x.shape[0]), B // x.shape[0])
+        return x if x.shape[0] == B else x.at[rows].get(out_sharding=spec_of(x))
+
+    whole = (jnp.concatenate([of_all_rows(part[i]) for part in parts], axis=2) for i in (0, 1))
+    k_BSGK, v_BSGV = (jnp.swapaxes(x, 1, 2) for x in whole)
+    sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
+    mask_BTS = visible.mask(scoring.window)
+    return masked_attention(q_BTHK.astype(dtype), k_BSGK, v_BSGV, mask_BTS, scoring, sinks_H).astype(q_BTHK.dtype)
+
+
+def bidirectional_attention(q_RTHK, k_RTHK, v_RTHK, scale):
+    p = jax.nn.softmax(scale * ops.product("rthk,rshk->rhts", q_RTHK, k_RTHK), axis=-1)
+    return ops.product("rhts,rshk->rthk", p.astype(q_RTHK.dtype), v_RTHK).astype(q_RTHK.dtype)
+
+
+def write_pages(pages, new_TGK, slots_T):
+    def written(pool, new):
+        flat = pool.reshape(-1, *pool.shape[2:])
+        places = jnp.where(slots_T < 0, flat.shape[0], slots_T)
+        return flat.at[places].set(new, mode="drop", unique_indices=True).reshape(pool.shape)
+
+    if pages.scales is None:
+        return Pages(written(pages.values, new_TGK.astype(pages.values.dtype)))
+    values, scales = quantize_rows(new_TGK)
+    return Pages(written(pages.values, values), written(pages.scales, scales[..., 0]))
+
+
+def paged_attention(q_THK, k, v, places, scoring, sinks_H=None, value_size=0):
+    """Gathers all pages of each token's sequence, for a few tokens at a time."""
+    G = k.values.shape[2]
+
+    def floats(pages, table):
+        values, scales = pages.values[table], None if pages.scales is None else pages.scales[table]
+        x = values.astype(jnp.float32) if scales is None else dequantize_rows(values, scales[..., None])
+        return x.reshape(-1, *x.shape[2:])
+
+    def one(token):
+        q_HK, row, place = token
+        table = jnp.clip(jnp.asarray(places.tables_RP)[row], 0, k.values.shape[0] - 1)
+        k_SGK = floats(k, table)
+        v_SGV = k_SGK[..., :value_size] if v is None else floats(v, table)
+        places_S = jnp.arange(k_SGK.shape[0])
+        seen_S = (places_S <= place) & (places_S > place - scoring.window if scoring.window else True)
+        q_GRK = q_HK.astype(jnp.float32).reshape(G, -1, q_HK.shape[-1])
+        scores = softcapped(scoring.scale * jnp.einsum("grk,sgk->grs", q_GRK, k_SGK), scoring.softcap)
+        scores = jnp.where(seen_S, scores, MASKED)
+        logz = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        if sinks_H is not None:
+            logz = jnp.logaddexp(logz, sinks_H.astype(jnp.float32).reshape(G, -1, 1))
+        mixed = jnp.einsum("grs,sgv->grv", jnp.exp(scores - logz), jnp.where(seen_S[:, None, None], v_SGV, 0))
+        return jnp.where(row < 0, 0, mixed.reshape(-1, mixed.shape[-1]))
+
+    return lax.map(one, (q_THK, places.rows_T, places.places_T), batch_size=16)
+
+
+def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, objective, *, dtype=jnp.float32):
+    """Whole logits, float32."""
+    if spec() is not None:
+        x_BTD, head_VD = reshard(x_BTD, "batch", "length", None), reshard(head_VD, None, None)
+    logits_BTV = softcapped(ops.product("btd,vd->btv", x_BTD, head_VD, dtype=dtype), objective.softcap)
+    logp_BTV = jax.nn.log_softmax(logits_BTV)
+    logz_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    is_target = jnp.arange(head_VD.shape[0]) == targets_BT[..., None]
+    nll_BT = -jnp.sum(jnp.where(is_target, logp_BTV, 0.0), axis=-1)
+    scale_BT = lax.stop_gradient(jnp.exp(-nll_BT)) if objective.dft else 1.0
+    sums = (jnp.sum(weights_BT * (scale_BT * nll_BT + objective.z_loss * logz_BT**2)), jnp.sum(weights_BT * nll_BT))
+    if objective.measured:
+        entropy_BT = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
+        sums += (jnp.sum(weights_BT * entropy_BT), jnp.sum(weights_BT * (jnp.argmax(logits_BTV, axis=-1) == targets_BT)))
+    return sums[0], *lax.stop_gradient(sums[1:])
+
+
+def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype=jnp.float32, capacity_factor=0.0):
+    """Every expert computes every token, in float32; nothing is dropped, whatever the capacity."""
+    if spec() is not None:
+        x_BTD, choice_BTK, weight_BTK = (reshard(x, "batch", "length", None) for x in (x_BTD, choice_BTK, weight_BTK))
+        weights = {name: reshard(w, None, None, None) for name, w in weights.items()}
+    dot, y_BTD = functools.partial(jnp.dot, precision="highest"), 0.0
+    for e in range(weights["up"].shape[0]):
+        up, down = weights["up"][e], weights["down"][e]
+        h_BTF = activation(dot(x_BTD, weights["gate"][e])) * dot(x_BTD, up) if "gate" in weights else activation(dot(x_BTD, up))
+        y_BTD = y_BTD + jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, down)
+    return y_BTD.astype(dtype)

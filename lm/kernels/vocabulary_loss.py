@@ -1,0 +1,69 @@
+"""Cross-entropy of a head that is too large to gather whole, in blocks of its vocabulary (lm/kernels/vocabulary.py)."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.kernels.cross_entropy import CrossEntropy
+from lm.kernels.head import scaled
+from lm.kernels.vocabulary import block_rows, gradients, statistics
+
+
+class Options(NamedTuple):
+    """Constants of `_by_blocks`; rows: of a block of the vocabulary."""
+
+    objective: CrossEntropy
+    dtype: jnp.dtype
+    rows: int
+
+
+def takes(x_BTD, head_VD, targets_BT, weights_BT, objective: CrossEntropy, *, dtype) -> bool:
+    """Return whether a block of the head is smaller than the head."""
+    return block_rows(head_VD, dtype) is not None
+
+
+def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, objective: CrossEntropy, *, dtype) -> tuple[jax.Array, ...]:
+    """Compute lm.kernels.ops.cross_entropy."""
+    return _by_blocks(Options(objective, dtype, block_rows(head_VD, dtype)), x_BTD, head_VD, targets_BT, weights_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_blocks(options: Options, x_BTD, head_VD, targets_BT, weights_BT):
+    """Return the sums of `cross_entropy`; the gradients are computed in the forward pass."""
+    return _sums(options, _statistics(options, x_BTD, head_VD, targets_BT), weights_BT)
+
+
+def _statistics(options, x_BTD, head_VD, targets_BT):
+    return statistics(x_BTD, head_VD, targets_BT, dtype=options.dtype, rows=options.rows, softcap=options.objective.softcap)
+
+
+def _sums(options, found, weights_BT):
+    nll_BT = found.logz - found.label
+    nll = jnp.sum(weights_BT * nll_BT)
+    objective = jnp.sum(_scale(options, found, weights_BT) * nll_BT) if options.objective.dft else nll
+    sums = (objective + jnp.sum(weights_BT * options.objective.z_loss * found.logz**2), nll)
+    if options.objective.measured:
+        sums += (jnp.sum(weights_BT * found.entropy), jnp.sum(weights_BT * (found.label >= found.top)))
+    return sums
+
+
+def _scale(options, found, weights_BT):
+    return weights_BT * jnp.exp(found.label - found.logz) if options.objective.dft else weights_BT
+
+
+def _by_blocks_forward(options, *arguments):
+    x_BTD, head_VD, targets_BT, weights_BT = (argument.value for argument in arguments)
+    found = _statistics(options, x_BTD, head_VD, targets_BT)
+    scale_BT = _scale(options, found, weights_BT)
+    of_p_BT = scale_BT + 2 * options.objective.z_loss * weights_BT * found.logz  # as in lm/kernels/cross_entropy.py
+    how = dict(dtype=options.dtype, rows=options.rows, softcap=options.objective.softcap, learns=arguments[1].perturbed)
+    return _sums(options, found, weights_BT), gradients(x_BTD, head_VD, targets_BT, found.logz, of_p_BT, -scale_BT, **how)
+
+
+def _by_blocks_backward(options, residuals, cotangents):
+    return (*scaled(residuals, cotangents[0]), None, None)
+
+
+_by_blocks.defvjp(_by_blocks_forward, _by_blocks_backward, symbolic_zeros=True)
