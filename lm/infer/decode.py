@@ -126,8 +126,9 @@ def sample_step(
     if model.config.rope.scaling == "longrope":
         switches = jnp.max(state.positions_B) == model.config.rope.original_positions
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
-    logits, decode = model(Inputs(state.last_B[:, None], ones, state.positions_B[:, None]), before, layers=layers)
-    return _drawn(state._replace(decode=decode), logits[:, 0], sampling, rows_B, seed, allowed_V)
+    read = model.hidden(Inputs(state.last_B[:, None], ones, state.positions_B[:, None]), before, layers=layers)
+    logits_BV = model.logits(read.x_BTD)[:, 0]
+    return _drawn(state._replace(decode=read.memory), logits_BV, sampling, rows_B, seed, allowed_V)
 
 
 def _read_again(model: Transformer, state: SamplingState, tokens_BP: jax.Array | None) -> DecodeState:
@@ -145,7 +146,9 @@ def _read_again(model: Transformer, state: SamplingState, tokens_BP: jax.Array |
     # The position of a free slot only sets the length of the sequence, which must include the next token.
     positions_BS = positions_BS.at[:, -1].max(model.config.rope.original_positions)
     fresh = jax.tree.map(jnp.zeros_like, decode)
-    return model.hidden(Inputs(tokens_BS, segments_BS, positions_BS), fresh).memory._replace(slot=decode.slot)
+    memory = model.hidden(Inputs(tokens_BS, segments_BS, positions_BS), fresh).memory
+    assert isinstance(memory, DecodeState)
+    return memory._replace(slot=decode.slot)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -158,6 +158,11 @@ def token_axes() -> tuple[str, ...]:
     return several(mesh_axes("rows", jax.sharding.get_abstract_mesh()))
 
 
+def embed_axes() -> str | tuple[str, ...] | None:
+    """Return the axes of the current mesh that split the model dimension of weights."""
+    return mesh_axes("embed", jax.sharding.get_abstract_mesh())
+
+
 def token_ways() -> int:
     """Return how many parts the current mesh splits tokens into, 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -22,7 +22,7 @@ from lm.kernels.ops import cross_entropy
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.linear import trainable
 from lm.model.media import media_of
-from lm.model.transformer import Hidden, Transformer, build, skeleton
+from lm.model.transformer import Hidden, LayerPath, Transformer, build, skeleton
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import later
 from lm.parallel.memory import has_host_memory, on_host
@@ -34,7 +34,6 @@ from lm.train.state import TrainState
 from lm.train.update import Update
 
 Batch: TypeAlias = dict[str, jax.Array]
-LayerPath: TypeAlias = tuple[str | int, ...]  # of a module in the parameters
 
 
 class Sums(NamedTuple):

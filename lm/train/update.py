@@ -11,6 +11,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.model.moe import balanced
+from lm.model.transformer import LayerPath
 from lm.parallel.arrays import PyTree
 from lm.parallel.memory import to_device, to_host
 from lm.train import guard
@@ -38,7 +39,7 @@ class Update(NamedTuple):
         return TrainState(zero, params, optimizer, zero, zero, average=average, guard=watched)
 
     def applied(
-        self, state: TrainState, grads: nnx.State, loss: jax.Array, loads: dict[tuple[str | int, ...], jax.Array]
+        self, state: TrainState, grads: nnx.State, loss: jax.Array, loads: dict[LayerPath, jax.Array]
     ) -> tuple[TrainState, jax.Array, dict[str, jax.Array]]:
         """Return (the next state, whether it was updated, numbers to log).
 
@@ -91,7 +92,7 @@ def overflowed(old: PyTree, new: PyTree) -> jax.Array:
     return jnp.any(jnp.stack(broken))
 
 
-def with_balance(params: nnx.State, loads: dict[tuple[str | int, ...], jax.Array], rate: float) -> nnx.State:
+def with_balance(params: nnx.State, loads: dict[LayerPath, jax.Array], rate: float) -> nnx.State:
     """Return the parameters with each router's balance bias moved against its load (DeepSeek-V3, 2024, §2.1.2)."""
     params = jax.tree.map(lambda x: x, params)
     for path, load in loads.items():

@@ -51,9 +51,9 @@ def forward(
     """
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
-    valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
+    valid_B1, place_B1 = (jnp.asarray(table.slot_B) >= 0).astype(jnp.int32)[:, None], jnp.asarray(table.place_B)[:, None]
     with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
-        inputs = Inputs(tokens_B[:, None], valid_B1, table.place_B[:, None], vectors=vectors)
+        inputs = Inputs(tokens_B[:, None], valid_B1, place_B1, vectors=vectors)
         out = model.hidden(inputs, PagedState(pages, table), layers=layers)
     x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
     return out.memory.layers, model.logits(x_S1D)[:, 0]

@@ -18,7 +18,6 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
-from jax.tree_util import KeyPath
 
 from lm.kernels.matmul import spec_of
 from lm.parallel.arrays import PyTree
@@ -158,7 +157,7 @@ def _is_variable(leaf: object) -> TypeGuard[nnx.Variable]:
     return isinstance(leaf, nnx.Variable)
 
 
-def _is_squares(path: KeyPath) -> bool:
+def _is_squares(path: tuple[object, ...]) -> bool:
     return any(getattr(key, "name", None) in SQUARES for key in path)
 
 

@@ -68,7 +68,8 @@ def orthogonalised(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
         return newton_schulz(x)
     L = x.shape[0] if x.ndim > 2 else 1
     x_Lmn = x if x.ndim > 2 else x[None]
-    moves, padded = shared_out(x_Lmn.shape, spec_of(x_Lmn), dict(jax.sharding.get_abstract_mesh().shape))
+    spec = spec if x.ndim > 2 else PartitionSpec(None, *spec)
+    moves, padded = shared_out(x_Lmn.shape, spec, dict(jax.sharding.get_abstract_mesh().shape))
     if padded != L:
         x_Lmn = jnp.pad(x_Lmn, ((0, padded - L), *[(0, 0)] * (x_Lmn.ndim - 1)))
     for where in moves[1:]:
