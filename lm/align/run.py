@@ -38,12 +38,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data
     Raises: UserError; Stopped and Diverged as lm.train.loop.train.
     """
     begin = time.perf_counter()
-    settings.check(config)
-    if config.method == "distill":
-        distill.check_settings(config.distill)
-    new_senses = [name for name, section in senses.SECTIONS.items() if config.model[section].num_layers]
-    adopt(config, workdir)
-    config.model.score_head = score_head(config)
+    new_senses = _settle(config, workdir)
     mesh, model_config = make_mesh(config.mesh), model_config_of(config)
     slices = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size, slices, config.sequence_length)
@@ -60,12 +55,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data
     run_data.choose_steps(config)
     if hosts.is_first():
         print(data.data_summary(run_data.counts, config), flush=True)
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not has_tokenizer(workdir):
-            tokenizer.save(workdir)
-        record_tokenizer(workdir, tokenizer.fingerprint)
-        run_data.record(config, workdir)
-        save_record(config, workdir)
+        _record(config, workdir, tokenizer, run_data)
     prepared = time.perf_counter()
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -110,3 +100,24 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data
             },
         )
     return {"before": before, "after": result["valid"], "step": result["step"]}
+
+
+def _settle(config, workdir: Path) -> list[str]:
+    """Check the config and set what follows from the model that is trained. Return the senses that it gets."""
+    settings.check(config)
+    if config.method == "distill":
+        distill.check_settings(config.distill)
+    new_senses = [name for name, section in senses.SECTIONS.items() if config.model[section].num_layers]
+    adopt(config, workdir)
+    config.model.score_head = score_head(config)
+    return new_senses
+
+
+def _record(config, workdir: Path, tokenizer, run_data: data.RunData) -> None:
+    """Write tokenizer, data and config to the workdir, if they are not there."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not has_tokenizer(workdir):
+        tokenizer.save(workdir)
+    record_tokenizer(workdir, tokenizer.fingerprint)
+    run_data.record(config, workdir)
+    save_record(config, workdir)

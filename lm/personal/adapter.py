@@ -19,7 +19,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,10 +108,7 @@ def train(
                     idle.wait()
                     looked = time.monotonic()
                 chosen = [examples[n] for n in updates[state.update]]
-                noise = None
-                if sigma:
-                    source = private.generator(store.secret, ids, f"noise {name} {state.update}")
-                    noise = functools.partial(_noise, source, sigma * settings.clip)
+                noise = _noise_of(store, settings, ids, sigma, f"noise {name} {state.update}")
                 with _uninterrupted():
                     divisor = expected(ids, settings) if sigma else len(chosen)
                     state = updated(speaker, settings, state, chosen, noise, divisor)
@@ -123,10 +120,7 @@ def train(
                     saved = time.monotonic()
                 if stops and state.update < len(updates):
                     return f"stopped after {state.update} of {len(updates)} updates; train goes on"
-        privacy = "no differential privacy"
-        if sigma:
-            most = private.attack_bound(sigma, rate(ids, settings), len(updates))
-            privacy = f"epsilon {spent:.2f} at delta {settings.delta:g}, no attack on membership above an area of {most:.2f}"
+        privacy = _privacy(sigma, spent, settings, ids, len(updates))
         said = f"{len(ids)} items, {len(updates)} updates, {privacy}"
         store.put(
             "adapter",
@@ -143,6 +137,19 @@ def train(
         raise UserError("an item was forgotten during the training, whose result is discarded: run train again") from None
     store.count("trainings", spent)
     return f"trained an adapter: {said}; {time.perf_counter() - begin:.0f} s, at most {peak_bytes() / 1e9:.2f} GB of memory"
+
+
+def _noise_of(store: Store, settings: Settings, ids: Sequence[str], sigma: float, name: str) -> Callable | None:
+    """Return what draws the noise of an update, or None without differential privacy."""
+    return functools.partial(_noise, private.generator(store.secret, ids, name), sigma * settings.clip) if sigma else None
+
+
+def _privacy(sigma: float, spent: float, settings: Settings, ids: Sequence[str], updates: int) -> str:
+    """Return what is promised of an item, in words."""
+    if not sigma:
+        return "no differential privacy"
+    most = private.attack_bound(sigma, rate(ids, settings), updates)
+    return f"epsilon {spent:.2f} at delta {settings.delta:g}, no attack on membership above an area of {most:.2f}"
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ A fork becomes what `python train.py …` or `python -m lm.chat …` would be: i
 ending and exit code. JAX is imported, but has not looked for devices yet. `can_fork` says what is a process of its own instead.
 """
 
+import contextlib
 import fcntl
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -86,14 +88,21 @@ def can_fork(command: list[str], environment: dict[str, str]) -> bool:
 
 
 class _Server:
+    """A connection to the process that has imported some modules. All workers of a run share it; the first one starts it."""
+
     def __init__(self, imports: str):
-        self.channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.verbs.forks", str(far.fileno()), *imports.split()]
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-        self.process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=own | {"JAX_PLATFORMS": "cpu"}, pass_fds=[far.fileno()], stdout=subprocess.DEVNULL
-        )
-        far.close()
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+        name = "\0" + hashlib.sha256(f"{run} {imports}".encode()).hexdigest()  # of no file
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, contextlib.suppress(OSError):
+            listener.bind(name)  # refused if another worker has done so
+            listener.listen(64)
+            own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+            command = [sys.executable, "-m", "tests.verbs.forks", str(listener.fileno()), *imports.split()]
+            variables = own | {"JAX_PLATFORMS": "cpu"}
+            subprocess.Popen(command, cwd=REPOSITORY, env=variables, pass_fds=[listener.fileno()], stdout=subprocess.DEVNULL)
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        while self.channel.connect_ex(name):
+            pass  # between bind and listen
 
     def ask(self, request: dict, descriptors: list[int] = ()) -> int:
         """Return the server's answer: a started process's id, or an ended one's exit code."""
@@ -103,7 +112,7 @@ class _Server:
 
 
 _one_at_a_time = threading.RLock()  # of the threads of a test
-_servers = {}  # by this process, whose forks have servers of their own, and by what is imported
+_servers = {}  # by this process, whose forks have connections of their own, and by what is imported
 
 
 def _server(imports: str) -> _Server:
@@ -129,26 +138,36 @@ def load_ahead() -> None:
     numba.core.registry.cpu_target.target_context.refresh()
 
 
-def serve(channel: socket.socket) -> dict | None:
-    """Answer requests until the tests have ended (None). Return in each fork, with the request that it is to carry out."""
+def serve(listener: socket.socket) -> dict | None:
+    """Answer requests until no worker is left (None). Return in each fork, with the request that it is to carry out."""
+    channels = [listener]
     while True:
-        message, descriptors, *_ = socket.recv_fds(channel, 1 << 18, 3)
-        if not message:
-            return None
-        request = json.loads(message)
-        if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-        else:
-            answer = os.fork()
-            if answer == 0:
+        for channel in select.select(channels, [], [])[0]:
+            if channel is listener:
+                channels.append(listener.accept()[0])
+                continue
+            message, descriptors, *_ = socket.recv_fds(channel, 1 << 18, 3)
+            if not message:
+                channels.remove(channel)
                 channel.close()
-                for target, descriptor in enumerate(descriptors):
-                    os.dup2(descriptor, target)
-            for descriptor in descriptors:
-                os.close(descriptor)
-            if answer == 0:
-                return request
-        channel.send(json.dumps(answer).encode())
+                if len(channels) == 1:
+                    return None
+                continue
+            request = json.loads(message)
+            if "wait" in request:
+                answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            else:
+                answer = os.fork()
+                if answer == 0:
+                    for other in channels:
+                        other.close()
+                    for target, descriptor in enumerate(descriptors):
+                        os.dup2(descriptor, target)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                if answer == 0:
+                    return request
+            channel.send(json.dumps(answer).encode())
 
 
 def become(command: list[str], environment: dict[str, str], folder: str) -> None:

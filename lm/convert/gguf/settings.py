@@ -211,25 +211,7 @@ def settings_of(config: ModelConfig, model_type: str) -> tuple[dict[str, Any], d
         return _named(arch, found | {"attention.layer_norm_epsilon": config.norm_eps}), {}
     found |= {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": float(rope.theta)}
     if mla.kv_rank:
-        if config.norm_eps != mla.norm_eps:
-            raise UserError(f"model.norm_eps={config.norm_eps}: llama.cpp uses it for latents too, which have {mla.norm_eps}")
-        # llama.cpp multiplies the key's up-projection into the query: one key head of the latent's width.
-        found |= {
-            "attention.head_count_kv": 1,
-            "attention.key_length": mla.kv_rank + mla.rope_head_dim,
-            "attention.value_length": mla.kv_rank,
-            "attention.key_length_mla": K + mla.rope_head_dim,
-            "attention.value_length_mla": mla.value_head_dim,
-            "attention.kv_lora_rank": mla.kv_rank,
-            "rope.dimension_count": mla.rope_head_dim,
-            "leading_dense_block_count": next((i for i, kind in enumerate(config.layer_kinds) if kind.moe), config.num_layers),
-        }
-        if mla.query_rank:
-            found["attention.q_lora_rank"] = mla.query_rank
-        elif config.num_layers not in LITE:
-            raise UserError(
-                f"model.mla.query_rank=0: llama.cpp runs such a model only with {' or '.join(map(str, LITE))} layers"
-            )
+        found |= _latent_settings(config)
     else:
         rotated = round(K * rope.fraction)
         found |= {"attention.key_length": K, "attention.value_length": K, "rope.dimension_count": rotated}
@@ -255,6 +237,29 @@ def settings_of(config: ModelConfig, model_type: str) -> tuple[dict[str, Any], d
         found |= {f"{name}_softcapping": float(cap)} if cap else {}
     scaling, tensors = scaling_settings(config, arch)
     return _named(arch, found | scaling), tensors
+
+
+def _latent_settings(config: ModelConfig) -> dict[str, Any]:
+    """Return the settings of latent attention."""
+    mla = config.mla
+    if config.norm_eps != mla.norm_eps:
+        raise UserError(f"model.norm_eps={config.norm_eps}: llama.cpp uses it for latents too, which have {mla.norm_eps}")
+    # llama.cpp multiplies the key's up-projection into the query: one key head of the latent's width.
+    found = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": mla.kv_rank + mla.rope_head_dim,
+        "attention.value_length": mla.kv_rank,
+        "attention.key_length_mla": config.head_dim + mla.rope_head_dim,
+        "attention.value_length_mla": mla.value_head_dim,
+        "attention.kv_lora_rank": mla.kv_rank,
+        "rope.dimension_count": mla.rope_head_dim,
+        "leading_dense_block_count": next((i for i, kind in enumerate(config.layer_kinds) if kind.moe), config.num_layers),
+    }
+    if mla.query_rank:
+        found["attention.q_lora_rank"] = mla.query_rank
+    elif config.num_layers not in LITE:
+        raise UserError(f"model.mla.query_rank=0: llama.cpp runs such a model only with {' or '.join(map(str, LITE))} layers")
+    return found
 
 
 def _named(arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,6 +119,13 @@ def routes(service: Service, settings: Settings) -> APIRouter:
         await asyncio.to_thread(service.unload_adapter, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
+    _text_and_state(router, service)
+    return router
+
+
+def _text_and_state(router: APIRouter, service: Service) -> None:
+    """Add the routes that tell of tokens and of the server's state."""
+
     @router.post("/tokenize")
     async def tokenize(body: Annotated[TokenizeRequest, Depends(reading(TokenizeRequest))]) -> Response:
         return await service.media.call(body.messages or (), _tokenized, service, body)
@@ -140,8 +147,6 @@ def routes(service: Service, settings: Settings) -> APIRouter:
         if service.draining:
             raise ApiError(503, "the server is shutting down", retry=1.0)
         return json_response({"status": "ready", "model": service.name})
-
-    return router
 
 
 def _tokenized(service: Service, body: TokenizeRequest) -> Response:

@@ -218,13 +218,16 @@ async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterat
 
 
 def _logprobs(service: Service, body: ChatRequest, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any] | None:
-    """Return OpenAI's list of tokens with their bytes; not the one that ended the answer, which is no part of it."""
+    """Return OpenAI's list of tokens; not the one that ended the answer, which is no part of it.
+
+    The bytes of a control symbol are null, because it is no part of the text.
+    """
     if not body.logprobs:
         return None
 
     def entry(i: int, value: float) -> dict[str, Any]:
         text, raw = spelling(service.tokenizer, service.symbols, i)
-        return {"token": text, "logprob": nats(value), "bytes": list(raw)}
+        return {"token": text, "logprob": nats(value), "bytes": None if i in service.symbols else list(raw)}
 
     shown = [token for token in tokens if token.likely and token.id not in choice.request.stop_ids]
     content = [

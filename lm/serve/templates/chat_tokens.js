@@ -13,7 +13,7 @@ export function reader() {
   const decoder = new TextDecoder();
   return (entries) =>
     entries.map(({ token, logprob, bytes, top_logprobs: top }) => {
-      const text = decoder.decode(new Uint8Array(bytes), { stream: true });
+      const text = decoder.decode(new Uint8Array(bytes ?? []), { stream: true });
       return [text, token, logprob, top.map((one) => [one.token, one.logprob])];
     });
 }

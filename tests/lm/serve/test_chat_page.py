@@ -168,8 +168,11 @@ def test_probabilities_of_tokens(opened):
     opened.hover(box["left"] + 1, box["top"] + 9)
     rows = see(opened, "[...document.querySelectorAll('#tip tbody tr')].map(row => [row.className, row.lastChild.textContent])")
     (token,) = kept(opened)[1]["tokens"][:1]
-    assert len(rows) == 7 and rows[0][0] == "chosen" and rows[-1][0] == "others"
-    assert rows[0][1] == f"{100 * 2.718281828459045 ** token[2]:.1f} %"
+    assert len(rows) == 7 and rows[-1][0] == "others"
+    assert [
+        "chosen",
+        f"{100 * 2.718281828459045 ** token[2]:.1f} %",
+    ] in rows  # ids without a token, which are never drawn, may be likelier
     opened.run("document.querySelector('.tokens').focus()")
     opened.press("ArrowRight")
     assert opened.run("[...document.querySelectorAll('.tokens span')].findIndex(span => span.matches('.here'))") == 1
