@@ -70,7 +70,7 @@ class Engine:
         check_mesh(mesh, packed)
         self.config, self.tokenizer = model.config, tokenizer
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
-        self._version = 0
+        self._version, self._known = 0, tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self._use(weights_of(model, packed, slots, owned))
         self._sizes = sizes(rows * (1 + drafts), budget)
         count = pages or default_pages(model.config, page, cache_dtype, rows)
@@ -222,7 +222,7 @@ class Engine:
             for B in self._sizes:
                 for S in logits_of(B, self._sizes):
                     laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
-                    warm_draws(self._forward(laid, None), self._known())
+                    warm_draws(self._forward(laid, None), self._known)
                     if self.config.vision.num_layers or self.config.audio.num_layers:
                         self._forward(laid, Vectors(*empty_vectors(B, self.config)))
                     give_back()
@@ -318,7 +318,7 @@ class Engine:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
         laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
         logits_SV = self._forward(laid, placed_vectors(parts, len(laid.tokens_B), self.config))
-        found = drawn(laid, logits_SV, self._known()) if laid.draws else None
+        found = drawn(laid, logits_SV, self._known) if laid.draws else None
         self._counts["steps"] += 1
         self._give(parts, laid, found)
         self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
@@ -331,9 +331,6 @@ class Engine:
     def _use(self, weights: Weights) -> None:
         arrays, tree = jax.tree.flatten((weights.params, weights.layers))
         self._weights, self._model = weights, (program(weights.graph, tree), tuple(arrays))
-
-    def _known(self) -> int:
-        return self.tokenizer.vocab_size if self.tokenizer else self.config.vocab_size
 
     def _give(self, parts: list[Part], laid: Laid, found: Drawn | None) -> None:
         """Hand each sequence what was drawn for it."""
