@@ -16,7 +16,7 @@ from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
 from lm.model.linear import Linear, is_projector
 from lm.model.transformer import build, skeleton
-from lm.parallel.mesh import shardings
+from lm.parallel.mesh import shapes_on
 from lm.runs.checkpoint import Checkpoints
 
 
@@ -91,9 +91,7 @@ def load(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> t
     config = dataclasses.replace(config, adapter=Adapter(**checkpoints.meta(step)["adapter"]))
     abstract = skeleton(config)[1]
     mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    where = shardings(abstract, mesh) if mesh else jax.tree.map(lambda _: here, abstract)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    abstract = shapes_on(abstract, mesh or SingleDeviceSharding(jax.local_devices()[0]))
     adapter = checkpoints.restore_params(step, adapter_and_projectors(abstract))
     checkpoints.close()
     return config, combined(config, arrays_of(params) | arrays_of(adapter))

@@ -7,7 +7,6 @@ student.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -18,7 +17,7 @@ from lm.errors import UserError
 from lm.kernels.divergence import Distillation, divergence
 from lm.model.inputs import inputs_of
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import check_fit, reshard, shardings
+from lm.parallel.mesh import check_fit, reshard, shapes_on
 from lm.train.step import Objective, Sums, router_loss
 
 
@@ -102,10 +101,7 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
     except UserError as error:
         raise UserError(f"distill.teacher={path}: {error}") from None
     graph, abstract = skeleton(teacher)
-    abstract = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings(abstract, mesh)
-    )
-    return graph, source.load(as_stored(source, abstract))
+    return graph, source.load(as_stored(source, shapes_on(abstract, mesh)))
 
 
 def check_tokenizer(ours: Tokenizer, theirs: Tokenizer, path) -> None:

@@ -16,7 +16,7 @@ from lm.convert.source import as_stored, on_first_device, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import gathered
-from lm.parallel.mesh import place_rows, row_ways, shardings
+from lm.parallel.mesh import place_rows, row_ways, shapes_on
 from lm.runs.workdir import read_config
 
 ROWS = 64  # conversations scored at a time
@@ -45,10 +45,7 @@ def reward_model(path: str) -> Callable[..., list[float]]:
         if mesh.empty:
             params = on_first_device(source)
         else:
-            abstract = jax.tree.map(
-                lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, shardings(abstract, mesh)
-            )
-            params = source.load(as_stored(source, abstract))
+            params = source.load(as_stored(source, shapes_on(abstract, mesh)))
         return jax.jit(lambda params, *arrays: reward_scores(nnx.merge(graph, params), *arrays)), params
 
     def reward(prompts, completions, **columns) -> list[float]:

@@ -23,7 +23,7 @@ from lm.errors import UserError, no_base, no_model
 from lm.files.gguf import find_gguf, open_gguf
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import shardings
+from lm.parallel.mesh import shapes_on, shardings
 from lm.runs.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
 from lm.runs.workdir import read_config
 
@@ -144,9 +144,7 @@ def as_stored(source: Source, abstract: nnx.State) -> nnx.State:
 def on_first_device(source: Source) -> nnx.State:
     """Load the parameters in their stored dtypes onto the first device."""
     device = SingleDeviceSharding(jax.local_devices()[0])
-    abstract = skeleton(source.config)[1]
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-    return source.load(as_stored(source, abstract))
+    return source.load(as_stored(source, shapes_on(skeleton(source.config)[1], device)))
 
 
 def config_of(saved: dict) -> ModelConfig:

@@ -30,7 +30,7 @@ from lm.errors import UserError
 from lm.files.saving import write_json
 from lm.files.untrusted import short
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import check_fit, shardings
+from lm.parallel.mesh import check_fit, shapes_on
 from lm.runs.checkpoint import Checkpoints, named
 from lm.runs.workdir import read_config
 
@@ -191,11 +191,7 @@ def _origin_of(path: Path) -> dict:
 
 def _load(source: Source, mesh: Mesh) -> nnx.State:
     """Load the parameters onto the mesh in their stored dtypes."""
-    abstract = skeleton(source.config)[1]
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(abstract, mesh)
-    )
-    return source.load(as_stored(source, abstract))
+    return source.load(as_stored(source, shapes_on(skeleton(source.config)[1], mesh)))
 
 
 def write_workdir(workdir: Path, config: ModelConfig, params: nnx.State, **more) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import os
 from pathlib import Path
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -12,7 +11,7 @@ from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.convert.source import as_stored, on_first_device, open_source
 from lm.model.transformer import Transformer, skeleton
-from lm.parallel.mesh import shardings
+from lm.parallel.mesh import shapes_on
 
 
 def load(path: str | os.PathLike[str], dtype: str | None = None) -> tuple[Transformer, Tokenizer | None]:
@@ -33,9 +32,7 @@ def load_onto(path: str | os.PathLike[str], mesh: Mesh, dtype: str | None = None
     source = open_source(Path(path))
     config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
     graph, abstract = skeleton(config)
-    where = shardings(abstract, mesh)
-    abstract = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, where)
-    return nnx.merge(graph, source.load(as_stored(source, abstract)))
+    return nnx.merge(graph, source.load(as_stored(source, shapes_on(abstract, mesh))))
 
 
 def load_model(path: str | os.PathLike[str], dtype: str | None = None) -> Transformer:

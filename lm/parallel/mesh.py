@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from lm.config import ModelConfig
 from lm.errors import UserError
@@ -235,6 +235,12 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
         return jax.tree.map(one, leaf)
 
     return jax.tree.map(sharding, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def shapes_on(abstract, where: Mesh | Sharding):
+    """Return the shapes of a tree of nnx variables with shardings, to load them: those of a mesh, or one for all."""
+    tree = shardings(abstract, where) if isinstance(where, Mesh) else jax.tree.map(lambda _: where, abstract)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, tree)
 
 
 def over_stages(layers: int, mesh: Mesh | AbstractMesh | None = None) -> bool:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
@@ -24,7 +23,7 @@ from lm.convert.source import config_of, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import from_first
-from lm.parallel.mesh import shardings
+from lm.parallel.mesh import shapes_on
 from lm.runs.workdir import record
 from lm.train.step import model_config_of
 
@@ -124,12 +123,7 @@ def initial_params(config: ml_collections.ConfigDict, mesh: Mesh, tokenizer: Tok
     source, wanted = open_source(config.init_from), model_config_of(config)
     same = ["dtype", *COMPILED] + ([] if wanted.positions == "learned" else ["max_positions"])
     base = dataclasses.replace(source.config, **{name: getattr(wanted, name) for name in same})
-    abstract = skeleton(base)[1]
-    params = source.load(
-        jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings(abstract, mesh)
-        )
-    )
+    params = source.load(shapes_on(skeleton(base)[1], mesh))
     if config.data.get("new_pieces"):
         assert tokenizer is not None
         old = load_tokenizer(config.tokenizer)

@@ -43,7 +43,7 @@ from lm.evals.redteam.talk import talk
 from lm.files.saving import write_json, write_lines
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
-from lm.parallel.mesh import make_mesh, shardings
+from lm.parallel.mesh import make_mesh, shapes_on
 from lm.runs.checkpoint import damage
 from lm.runs.lock import locked
 from lm.runs.workdir import check_record, save_record, steps_saved
@@ -379,10 +379,7 @@ def on_mesh(path: Path, mesh) -> Transformer:
     source = open_source(path)
     graph, abstract = skeleton(source.config)
     with jax.set_mesh(mesh):
-        where = shardings(abstract, mesh)
-        return nnx.merge(
-            graph, source.load(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where))
-        )
+        return nnx.merge(graph, source.load(shapes_on(abstract, mesh)))
 
 
 def unknown(records: Iterable[dict]) -> int:

@@ -23,6 +23,7 @@ from lm.convert.peft import find_peft, import_peft
 from lm.convert.source import config_of
 from lm.errors import UserError
 from lm.model.transformer import skeleton
+from lm.parallel.mesh import shapes_on
 from lm.runs.checkpoint import Checkpoints, newest
 
 
@@ -85,9 +86,8 @@ def read_adapter(path: str | os.PathLike[str], config: ModelConfig) -> tuple[Ada
         raise UserError(f"{folder} holds an adapter of another model")
     if "base" in meta:
         base_of(meta["base"], folder)  # raises UserError if it has changed
-    abstract = adapter_only(skeleton(theirs)[1])
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
+    abstract = shapes_on(adapter_only(skeleton(theirs)[1]), here)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         params = checkpoints.restore_params(step, abstract)

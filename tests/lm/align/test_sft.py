@@ -13,6 +13,7 @@ from lm.align import settings, sft
 from lm.errors import UserError
 from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.ops import cross_entropy
+from lm.model.inputs import inputs_of
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import RULES, make_mesh, spec
 from lm.train.step import model_config_of
@@ -41,7 +42,7 @@ def conversations(seed: int = 0):
 def plain(config, params, batch, dft: bool):
     """(mean loss, {metric: value}), from whole logits."""
     targets, weights = jnp.asarray(batch["targets"]), batch["weights"]
-    logits = nnx.merge(skeleton(config)[0], params)(batch["tokens"], batch["segment_ids"], batch["positions"])
+    logits = nnx.merge(skeleton(config)[0], params)(inputs_of(batch))
     p_BTV = jax.nn.softmax(logits)
     p_BT = jnp.take_along_axis(p_BTV, targets[..., None], -1)[..., 0]
     each = {
