@@ -225,7 +225,7 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     whole on all of them.
     """
 
-    def sharding(leaf: nnx.Variable[jax.Array] | jax.Array) -> NamedSharding:
+    def sharding(leaf: nnx.Variable | jax.Array) -> NamedSharding:
         axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else ()
 
         def one(x: jax.Array) -> NamedSharding:
@@ -237,7 +237,7 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     return jax.tree.map(sharding, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def shapes_on(abstract, where: Mesh | Sharding):
+def shapes_on(abstract: PyTree, where: Mesh | Sharding) -> PyTree:
     """Return the shapes of a tree of nnx variables with shardings, to load them: those of a mesh, or one for all."""
     tree = shardings(abstract, where) if isinstance(where, Mesh) else jax.tree.map(lambda _: where, abstract)
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, tree)
@@ -249,7 +249,7 @@ def over_stages(layers: int, mesh: Mesh | AbstractMesh | None = None) -> bool:
     return not mesh.empty and mesh.shape["stage"] > 1 and layers % mesh.shape["stage"] == 0
 
 
-def logical_axes(variable: nnx.Variable[jax.Array]) -> tuple[str | None, ...]:
+def logical_axes(variable: nnx.Variable) -> tuple[str | None, ...]:
     """Return the logical axes that the parameter was declared with, with "layers" in front if it is stacked."""
     return variable.get_metadata()["out_sharding"]
 
