@@ -25,8 +25,10 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
+from lm.kernels.amx.usable import has_tiles
 from lm.kernels.visible import Scoring, Visible
 from lm.parallel.arrays import AnyArray
+from lm.parallel.context import context_ways
 from lm.parallel.mesh import platform
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Backend(NamedTuple):
 
     module: in lm.kernels; it has a function of the operation's name and arguments. If it has a function `takes`, which gets the
       same arguments, that says which calls it computes. It is imported when it is first asked: Pallas and numba take a second.
-    on: the platform that it needs; "": any.
+    on: what it needs, a name of PLACES; "": nothing.
     """
 
     name: str
@@ -54,6 +56,15 @@ class Backend(NamedTuple):
 
 
 REFERENCE = Backend("reference", "reference")
+
+PLACES: dict[str, Callable[[], bool]] = {
+    "": lambda: True,
+    "cpu": lambda: platform() == "cpu",
+    "amx": lambda: platform() == "cpu" and has_tiles(),
+    "gpu": lambda: platform() == "gpu",
+    "tpu": lambda: platform() == "tpu",
+    "a context axis": lambda: context_ways() > 1,
+}
 
 TABLE: dict[str, tuple[Backend, ...]] = {
     # A weight says by its type how it is stored: packed for a CPU, as integers with scales, or as an array.
@@ -64,14 +75,14 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("mixed precision", "matmul"),
     ),
     "packed_product": (Backend("compiled", "cpu.packed_product", "cpu"),),
-    "product": (Backend("amx", "amx.large", "cpu"), Backend("xla", "reference")),
-    "product_over_rows": (Backend("amx", "amx.large", "cpu"), Backend("turned", "turned", "cpu"), Backend("xla", "reference")),
+    "product": (Backend("amx", "amx.large", "amx"), Backend("xla", "reference")),
+    "product_over_rows": (Backend("amx", "amx.large", "amx"), Backend("turned", "turned", "cpu"), Backend("xla", "reference")),
     "embedding": (Backend("packed", "cpu.packed"), Backend("exchanged ids", "embedding")),
     "attention": (
-        Backend("ring", "ring"),
+        Backend("ring", "ring", "a context axis"),
         Backend("splash", "tpu.attention", "tpu"),
         Backend("triton", "gpu.attention", "gpu"),
-        Backend("amx", "amx.attention", "cpu"),
+        Backend("amx", "amx.attention", "amx"),
         Backend("blocks", "attention"),
     ),
     "cached_attention": (Backend("blocks", "cached_attention"),),
@@ -274,7 +285,7 @@ def chosen(operation: str, *arguments: Any, **options: Any) -> Backend:
     """Return the backend of a call. Raises UserError if another one is forced that does not compute it."""
     wanted = forced_backends().get(operation)
     for backend in (*TABLE[operation], REFERENCE):
-        if wanted in (None, backend.name) and (not backend.on or backend.on == platform()):
+        if wanted in (None, backend.name) and PLACES[backend.on]():
             takes = getattr(_module(backend), "takes", None)
             if takes is None or takes(*arguments, **options):
                 return backend

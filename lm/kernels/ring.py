@@ -49,11 +49,6 @@ class Plan(NamedTuple):
     gather: bool
 
 
-def takes(*arguments: object) -> bool:
-    """Return whether sequences are split over the mesh."""
-    return context_ways() > 1
-
-
 def attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
