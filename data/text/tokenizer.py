@@ -41,6 +41,9 @@ class Tokenizer(Protocol):
     bytes_per_token: np.ndarray
     fingerprint: str
 
+    def __hash__(self) -> int:
+        """Return a hash of this object, for caches."""
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without begin and end symbols."""
 

@@ -95,14 +95,15 @@ class Conversation:
     def _pieces(self, prompt: Prompt, seed: int, limit: int) -> Iterator[Piece]:
         """Yield an answer as it is sampled. A character waits until all its bytes are sampled."""
         o, tokenizer = self.sampling, self.engine.tokenizer
+        assert tokenizer is not None  # it has read the messages
         asked, media = tuple(prompt.ids), tiles_of(prompt.media)
         request = Request(asked, limit, o.temperature, o.top_p, o.top_k, seed=seed, stop_ids=prompt.stops, media=media)
-        characters, events = codecs.getincrementaldecoder("utf-8")("replace"), queue.SimpleQueue()
+        characters, events = codecs.getincrementaldecoder("utf-8")("replace"), queue.SimpleQueue[Event]()
         handle = self.engine.submit(request, events.put)
         try:
             finish = ""
             while not finish:
-                event: Event = events.get()
+                event = events.get()
                 finish = event.finish
                 if finish == "error":
                     raise UserError(event.error)

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from lm.config import ModelConfig
 from lm.model.cache import DecodeState, empty_state, fork, repeat, resize, take, unstack
 from lm.model.inputs import Inputs
 from lm.model.linear import cast_matrices
+from lm.model.media import Media
 from lm.model.transformer import Transformer
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard, spec
 
 APART = 1 << 31  # largest size in bytes of weights that `decoding_weights` copies
@@ -60,7 +63,19 @@ class Sampling:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def start(
-    graph, reader, sampling, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ, media=None
+    graph: nnx.GraphDef,
+    reader: nnx.GraphDef,
+    sampling: Sampling,
+    slots: int,
+    room: int,
+    params: nnx.State,
+    tokens_BP: jax.Array,
+    segments_BP: jax.Array,
+    rows_B: jax.Array,
+    seed: jax.Array,
+    allowed_V: jax.Array,
+    prefix_WQ: jax.Array | None,
+    media: Media | None = None,
 ) -> SamplingState:
     """Read the prompts into an empty cache and sample the first token of each row; a prompt may have several rows.
 
@@ -94,7 +109,15 @@ def start(
 
 
 def sample_step(
-    graph, sampling, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
+    graph: nnx.GraphDef,
+    sampling: Sampling,
+    params: nnx.State,
+    state: SamplingState,
+    tokens_BP: jax.Array | None,
+    rows_B: jax.Array,
+    seed: jax.Array,
+    allowed_V: jax.Array,
+    layers: list[PyTree] | None = None,
 ) -> SamplingState:
     """Feed the last token and sample the next one. layers: of `decoding_weights`."""
     model = nnx.merge(graph, params)
@@ -103,15 +126,17 @@ def sample_step(
     if model.config.rope.scaling == "longrope":
         switches = jnp.max(state.positions_B) == model.config.rope.original_positions
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
-    logits, decode = model(Inputs(state.last_B[:, None], ones, state.positions_B[:, None]), before, layers=layers)
-    return _drawn(state._replace(decode=decode), logits[:, 0], sampling, rows_B, seed, allowed_V)
+    read = model.hidden(Inputs(state.last_B[:, None], ones, state.positions_B[:, None]), before, layers=layers)
+    logits_BV = model.logits(read.x_BTD)[:, 0]
+    return _drawn(state._replace(decode=read.memory), logits_BV, sampling, rows_B, seed, allowed_V)
 
 
-def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeState:
+def _read_again(model: Transformer, state: SamplingState, tokens_BP: jax.Array | None) -> DecodeState:
     """Return the decode state of the same tokens, rotated by the angles of a sequence one token longer.
 
     LongRoPE rotates every token differently once the sequence exceeds the original context (lm/model/positions.py).
     """
+    assert tokens_BP is not None  # as for all models with LongRoPE
     decode, P = state.decode, tokens_BP.shape[1]
     segments_BS = decode.segments_BS
     tokens_BS = jnp.zeros_like(segments_BS).at[:, :P].set(tokens_BP)
@@ -121,21 +146,27 @@ def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeSt
     # The position of a free slot only sets the length of the sequence, which must include the next token.
     positions_BS = positions_BS.at[:, -1].max(model.config.rope.original_positions)
     fresh = jax.tree.map(jnp.zeros_like, decode)
-    return model.hidden(Inputs(tokens_BS, segments_BS, positions_BS), fresh).memory._replace(slot=decode.slot)
+    memory = model.hidden(Inputs(tokens_BS, segments_BS, positions_BS), fresh).memory
+    assert isinstance(memory, DecodeState)
+    return memory._replace(slot=decode.slot)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tuple[SamplingState, jax.Array, jax.Array]:
+def changed(
+    config: ModelConfig, more: int, state: SamplingState, tokens_BP: jax.Array, rows_B: jax.Array, kept_B: jax.Array | None
+) -> tuple[SamplingState, jax.Array, jax.Array]:
     """Return (state, tokens_BP, rows_B) with `more` slots, of the rows kept_B (indices; None: all rows)."""
     decode = resize(state.decode, config, kept_B, more)
-    rest = state._replace(decode=()), jnp.asarray(tokens_BP), jnp.asarray(rows_B)
-    if kept_B is not None:
-        rest = jax.tree.map(lambda x: take(x, kept_B) if x.ndim else x, rest)
-    return rest[0]._replace(decode=decode), *rest[1:]
+
+    def remaining(x: jax.Array) -> jax.Array:
+        return x if kept_B is None or not x.ndim else take(x, kept_B)
+
+    rest = {name: remaining(x) for name, x in state._asdict().items() if name != "decode"}
+    return SamplingState(decode, **rest), remaining(jnp.asarray(tokens_BP)), remaining(jnp.asarray(rows_B))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def decoding_weights(graph, params) -> tuple[nnx.State, list | None]:
+def decoding_weights(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.State, list[PyTree] | None]:
     """Return (params, layers) for `loop`: the parameters of each layer apart, and matrices in float32 if it computes in it.
 
     Otherwise a CPU would split the stacks at each token, and cast the matrices in each call of `loop`. (It computes bfloat16
@@ -150,7 +181,18 @@ def decoding_weights(graph, params) -> tuple[nnx.State, list | None]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def loop(graph, sampling, params, layers, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
+def loop(
+    graph: nnx.GraphDef,
+    sampling: Sampling,
+    params: nnx.State,
+    layers: list[PyTree] | None,
+    state: SamplingState,
+    tokens_BP: jax.Array | None,
+    rows_B: jax.Array,
+    seed: jax.Array,
+    allowed_V: jax.Array,
+    until: jax.Array,
+) -> SamplingState:
     """Return the state after `until` tokens, or earlier if all rows are done or one is lost.
 
     params, layers: of `decoding_weights`.
@@ -162,11 +204,13 @@ def loop(graph, sampling, params, layers, state: SamplingState, tokens_BP, rows_
     )
 
 
-def _bytes(params) -> int:
+def _bytes(params: nnx.State) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 
-def _drawn(state: SamplingState, logits_BV, sampling, rows_B, seed, allowed_V) -> SamplingState:
+def _drawn(
+    state: SamplingState, logits_BV: jax.Array, sampling: Sampling, rows_B: jax.Array, seed: jax.Array, allowed_V: jax.Array
+) -> SamplingState:
     """Return the state after sampling token n from these logits. Finished rows repeat their end token."""
     logits_BV = reshard(logits_BV, "batch", None)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), state.n))(rows_B)
@@ -177,7 +221,7 @@ def _drawn(state: SamplingState, logits_BV, sampling, rows_B, seed, allowed_V) -
     # If any logit is NaN or +inf, so is logsumexp; if all are -inf, so is the picked one. So no other reduction is needed.
     lost_B = ~state.done_B & ~jnp.isfinite(logp_B)
 
-    def put(old_BN, new_B):
+    def put(old_BN: jax.Array, new_B: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice_in_dim(old_BN, new_B[:, None], state.n, axis=1)
 
     done = state.done_B
@@ -187,12 +231,12 @@ def _drawn(state: SamplingState, logits_BV, sampling, rows_B, seed, allowed_V) -
     return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, lost_B, out_BN, logps_BN, state.n + 1)
 
 
-def _picked(x_BV, index_B) -> jax.Array:
+def _picked(x_BV: jax.Array, index_B: jax.Array) -> jax.Array:
     """Return x[b, index[b]] for each row b."""
     return jnp.sum(jnp.where(jnp.arange(x_BV.shape[1]) == index_B[:, None], x_BV, 0), axis=-1)
 
 
-def sample(keys_B, logits_BV, sampling: Sampling) -> jax.Array:
+def sample(keys_B: jax.Array, logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
     """Sample one token for each row, int32 [B].
 
     Temperature comes first, then top-k, then nucleus sampling: the smallest set of tokens whose probabilities reach top_p
@@ -203,7 +247,7 @@ def sample(keys_B, logits_BV, sampling: Sampling) -> jax.Array:
         return first_of_most(logits_BV)
     logits_BV = logits_BV / sampling.temperature
 
-    def draw(keys_B, logits_BV):
+    def draw(keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
         """Sample by the Gumbel-max trick (Gumbel 1954): argmax of log p + g, where g = −log(−log u) and u is uniform."""
         noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
         return first_of_most(logits_BV + noise_BV)
@@ -218,7 +262,7 @@ def sample(keys_B, logits_BV, sampling: Sampling) -> jax.Array:
     return _picked(ids, draw(keys_B, ranked))
 
 
-def first_of_most(x) -> jax.Array:
+def first_of_most(x: jax.Array) -> jax.Array:
     """Return the argmax of the last axis, int32; the first of equal values.
 
     It takes two plain reductions, because one over (value, index) pairs is much slower on a CPU.

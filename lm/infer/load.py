@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from flax import nnx
+from jax.sharding import Mesh
 
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
@@ -13,7 +14,7 @@ from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import shapes_on
 
 
-def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer | None]:
+def load(path: str | os.PathLike[str], dtype: str | None = None) -> tuple[Transformer, Tokenizer | None]:
     """Return the model at `path`, on the first device, and its tokenizer, or None if it has none.
 
     Args:
@@ -26,7 +27,7 @@ def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer
     return model, load_tokenizer(path) if has_tokenizer(Path(path)) else None
 
 
-def load_onto(path: str | os.PathLike, mesh, dtype: str | None = None) -> Transformer:
+def load_onto(path: str | os.PathLike[str], mesh: Mesh, dtype: str | None = None) -> Transformer:
     """Return the model of `load`, sharded over a mesh by its logical axes."""
     source = open_source(Path(path))
     config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
@@ -34,7 +35,7 @@ def load_onto(path: str | os.PathLike, mesh, dtype: str | None = None) -> Transf
     return nnx.merge(graph, source.load(as_stored(source, shapes_on(abstract, mesh))))
 
 
-def load_model(path: str | os.PathLike, dtype: str | None = None) -> Transformer:
+def load_model(path: str | os.PathLike[str], dtype: str | None = None) -> Transformer:
     """Return the model of `load` without its tokenizer, which need not exist."""
     source = open_source(Path(path))
     config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)

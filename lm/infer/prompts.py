@@ -1,9 +1,9 @@
 """Encode prompts: texts, token ids, or messages of a conversation."""
 
-import functools
 import itertools
 import numbers
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from lm.errors import UserError
 from lm.files.untrusted import shown
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
+_warned: weakref.WeakSet[Tokenizer] = weakref.WeakSet()  # tokenizers with a text that spelt a control symbol
 
 
 class Prompt(NamedTuple):
@@ -48,10 +49,10 @@ def read(
     """
     if isinstance(prompts, str | Mapping) or not hasattr(prompts, "__iter__"):
         raise UserError(f"prompts must be a list, even of one prompt; {FORMS}")
-    found, prompts = [], list(prompts)
+    found, prompts = list[Prompt](), list(prompts)
     if tokenizer is None:
-        rows = list(map(_ids_of, prompts))
-        if None in rows:
+        rows = [ids for ids in map(_ids_of, prompts) if ids is not None]
+        if len(rows) < len(prompts):
             raise UserError("this model has no tokenizer: give prompts as lists of token ids")
         return [Prompt(ids, False, ()) for ids in rows]
     for n, prompt in enumerate(prompts):
@@ -108,7 +109,7 @@ def joined_media(prompts: Sequence[Prompt], config: ModelConfig) -> Media | None
     for name, prompt in itertools.product(NAMES, prompts):
         if prompt.media is None or prompt.media[NAMES.index(name)] is None:
             check_text(prompt.ids, name, config)
-    fields = []
+    fields = list[np.ndarray | None]()
     for n in range(len(Media._fields)):
         rows = [None if prompt.media is None else prompt.media[n] for prompt in prompts]
         some = next((row for row in rows if row is not None), None)
@@ -150,17 +151,11 @@ def _warn_of_symbols(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Warn, once per tokenizer, if a text spells one of its control symbols."""
     symbols = [symbol for symbol in tokenizer.controls if symbol.strip()] if texts else []
     found = next((symbol for text in texts for symbol in symbols if symbol in text), None)
-    if found is None or _warned(tokenizer):
+    if found is None or tokenizer in _warned:
         return
-    _warned(tokenizer).append(found)
+    _warned.add(tokenizer)
     warnings.warn(
         f"a prompt spells the control symbol {shown(found)}: in a string it is read as plain text, not as the symbol. For a "
         'chat give messages, [[{"role": "user", "content": "…"}]], or --chat on the terminal; else give token ids',
         stacklevel=5,  # of the caller of lm.generate
     )
-
-
-@functools.lru_cache(maxsize=16)
-def _warned(tokenizer: Tokenizer) -> list[str]:
-    """Return the list of this tokenizer's symbols that `_warn_of_symbols` has reported."""
-    return []

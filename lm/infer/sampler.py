@@ -5,59 +5,30 @@ Axes: B rows, P padded prompt slots, V vocabulary.
 
 import codecs
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from data.chat.media.encoding import Towers
 from data.chat.messages import is_list, make_message
 from data.chat.template import Message
 from data.text.tokenizer import Tokenizer
-from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
-from lm.infer.decode import Sampling, SamplingState, changed, decoding_weights, loop, start
+from lm.infer.call import Call, loop_of, prepared, rounded_slots, start_of, with_weights
+from lm.infer.decode import Sampling, SamplingState, changed
 from lm.infer.prompts import Prompt, joined_media
 from lm.infer.prompts import read as prompts_as_ids
 from lm.model.media import Media
-from lm.model.transformer import Transformer, skeleton
+from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, row_ways
 
-UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile
 UPDATE = 0.08  # seconds between two pieces of a streamed text
-COARSE = 2  # steps of _slots where a loop is interrupted: evaluations have prompts of all lengths
-
-
-class Call(NamedTuple):
-    """The arguments of the compiled programs.
-
-    graph: of the model that decodes, whose config is `config`; reader: of the same model when it reads prompts. weights: what
-    `decoding_weights` returns, or None before the first call of `loop`. slots: cache slots of each continuation,
-    including its prompt unless several share it. room: size of the array of sampled tokens. limit: maximum of new tokens.
-    """
-
-    config: ModelConfig
-    graph: nnx.GraphDef
-    reader: nnx.GraphDef
-    sampling: Sampling
-    slots: int
-    room: int
-    limit: int
-    params: nnx.State
-    tokens_BP: jax.Array
-    segments_BP: jax.Array
-    rows_B: jax.Array
-    seed: np.uint32
-    allowed_V: np.ndarray
-    prefix_WQ: jax.Array | None
-    media: Media | None
-    weights: tuple[nnx.State, list | None] | None = None
+COARSE = 2  # steps of rounded_slots where a loop is interrupted: evaluations have prompts of all lengths
 
 
 class Drawn(NamedTuple):
@@ -103,32 +74,32 @@ def generate(
     """
     read = prompts_as_ids(tokenizer, prompts, template, towers)
     media = joined_media(read, model.config) if media is None else media
-    if stream is not None and (len(read) != 1 or tokenizer is None):
-        raise UserError("streaming takes one prompt, and a tokenizer for its text")
     known = tokenizer.vocab_size if tokenizer else 0
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, vocab_size=known, seed=seed, cache_dtype=cache_dtype)
     drawn: dict[int, list[int]] = {}
-    if stream is not None:
-        drawn[0] = []
-        for piece in streamed(model, tokenizer, read[0], sampling, media):
-            drawn[0] += piece.tokens
-            if piece.text:
-                stream(piece.text)
-    else:
+    if stream is None:
         for stops in dict.fromkeys(prompt.stops for prompt in read):
             rows = [n for n, prompt in enumerate(read) if prompt.stops == stops]
             asked = dataclasses.replace(sampling, stop_ids=tuple(stops))
             own = jax.tree.map(lambda x, rows=rows: x[np.array(rows)], media)
             some = draw(model, [read[n].ids for n in rows], asked, rows=rows, names=rows, media=own)
             drawn |= dict(zip(rows, some.tokens, strict=True))
-    found = []
+    elif len(read) != 1 or tokenizer is None:
+        raise UserError("streaming takes one prompt, and a tokenizer for its text")
+    else:
+        drawn[0] = []
+        for piece in streamed(model, tokenizer, read[0], sampling, media):
+            drawn[0] += piece.tokens
+            if piece.text:
+                stream(piece.text)
+    found: list[str | list[int]] = []
     for n, prompt in enumerate(read):
         row = drawn[n][:-1] if drawn[n] and drawn[n][-1] in prompt.stops else drawn[n]
-        found.append(tokenizer.decode(row) if prompt.is_text else row)
+        found.append(tokenizer.decode(row) if tokenizer is not None and prompt.is_text else row)
     return found
 
 
-def chat(model: Transformer, tokenizer: Tokenizer, messages: Sequence[Message], **options) -> dict[str, str]:
+def chat(model: Transformer, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> dict[str, str]:
     """Return the assistant's next message of a conversation, {"role": "assistant", "content": …}.
 
     messages: such as [{"role": "user", "content": "What is a cat?"}]. options: those of `generate`, with `stream`.
@@ -136,7 +107,9 @@ def chat(model: Transformer, tokenizer: Tokenizer, messages: Sequence[Message], 
     """
     if not is_list(messages) or not messages or not all(isinstance(message, Mapping) for message in messages):
         raise UserError('chat takes the messages of one conversation, such as [{"role": "user", "content": "…"}]')
-    return make_message("assistant", generate(model, tokenizer, [messages], **options)[0])
+    answer = generate(model, tokenizer, [messages], **options)[0]
+    assert isinstance(answer, str)  # as the prompt is messages
+    return make_message("assistant", answer)
 
 
 class Watch(NamedTuple):
@@ -185,10 +158,10 @@ def draw(
         raise ValueError("continuations that share a prompt go on together")
     until = min(every or limit, limit)
     slots = min(2 * every or limit, limit)
-    call = _prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8, media)
-    state = _start_of(call)
-    call = _with_weights(call)
-    state = _loop_of(call, state, until)
+    call = prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8, media)
+    state = start_of(call)
+    call = with_weights(call)
+    state = loop_of(call, state, until)
     count, numbers = len(prompts) * copies, np.arange(call.rows_B.shape[0])  # of the continuation in each row
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
@@ -220,7 +193,7 @@ def _drawn(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int
     out, logps = gathered((state.out_BN, state.logps_BN))
     out = out[:, :n]
     ends = np.isin(out, stop_ids)
-    ended = ends.any(axis=1)
+    ended = np.any(ends, axis=1)
     counts = np.where(ended, ends.argmax(axis=1) + 1, n)  # up to and with the token that ended a row
     tokens = [row[:count].tolist() for row, count in zip(out, counts)]
     return tokens, [row[: len(drawn)].tolist() for row, drawn in zip(logps, tokens)], ended.tolist()
@@ -238,12 +211,12 @@ def _resumed(
     drawn, end = int(state.n), int(state.decode.slot) - int(state.n)
     slots, more = state.decode.segments_BS.shape[1], 0
     if end + until > slots:
-        more = _slots(end + min(call.limit, max(until, 2 * drawn)), COARSE) - slots
+        more = rounded_slots(end + min(call.limit, max(until, 2 * drawn)), COARSE) - slots
     if more or kept is not None:
         state, tokens_BP, rows_B = changed(config, more, state, call.tokens_BP, call.rows_B, kept)
         call = call._replace(tokens_BP=tokens_BP, rows_B=rows_B)
     state = state._replace(done_B=state.done_B | place_rows(~going)[0])
-    return call, _loop_of(call, state, until), numbers, going
+    return call, loop_of(call, state, until), numbers, going
 
 
 class Piece(NamedTuple):
@@ -263,8 +236,8 @@ def streamed(
     """
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     sampling = dataclasses.replace(sampling, stop_ids=prompt.stops)
-    call = _prepared(model, [prompt.ids], sampling, media=media)
-    state, seen, steps = _start_of(call), 0, 1
+    call = prepared(model, [prompt.ids], sampling, media=media)
+    state, seen, steps = start_of(call), 0, 1
     while True:
         _check_finite(model, state, [0] * state.lost_B.shape[0], sampling)
         n = int(state.n)
@@ -273,128 +246,8 @@ def streamed(
         yield Piece(tokens, characters.decode(tokenizer.decode_bytes(shown), final=over))
         if over:
             return
-        call = call if call.weights else _with_weights(call)
+        call = call if call.weights else with_weights(call)
         began, seen = time.perf_counter(), n
-        state = jax.block_until_ready(_loop_of(call, state, min(n + steps, call.limit)))
+        state = jax.block_until_ready(loop_of(call, state, min(n + steps, call.limit)))
         each = (time.perf_counter() - began) / max(1, int(state.n) - n)
         steps = max(1, min(2 * steps, int(UPDATE / each)))
-
-
-def _prepared(
-    model: Transformer, prompts, sampling: Sampling, width=0, copies=1, rows=None, prefix=(), until=0, steps=8, media=None
-) -> Call:
-    """Check a request and return its Call, with slots for `until` tokens (0: for all). steps: see `_slots`."""
-    o, limit = sampling, sampling.max_new_tokens
-    if limit < 1 or not 0 <= o.temperature < np.inf or not 0 < o.top_p <= 1 or o.top_k < 0 or copies < 1:
-        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and copies ≥ 1")
-    if o.cache_dtype not in ("", "int8"):
-        raise UserError(f"cache_dtype={o.cache_dtype!r} is neither int8 nor empty")
-    vocab = model.config.vocab_size
-    if prefix and (model.config.rope.depends_on_length or any(kind.local for kind in model.config.layer_kinds)):
-        raise ValueError("a model with windows, or whose angles depend on the length, reads each prompt whole")
-    if any(not row or min(row) < 0 or max(row) >= vocab for row in (*prompts, *([prefix] if prefix else []))):
-        raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
-    longest = len(prefix) + max(map(len, prompts)) + limit
-    if model.config.positions == "learned" and longest > model.config.max_positions:
-        most = model.config.max_positions
-        raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
-    if media is not None and model.config.rope.scaling == "longrope":
-        raise UserError(
-            "a model with rope.scaling=longrope reads its prompt twice, which is not possible with images and sound"
-        )
-    ways, order = row_ways(), list(range(len(prompts)))
-    # Here a prompt that is read once would leave devices idle, or its shared keys could not be rotated again.
-    if len(prompts) % ways or model.config.rope.depends_on_length:
-        order, copies = [n for n in order for _ in range(copies)], 1
-    order += [0] * (-len(order) % ways)
-    filled = [prompts[n] for n in order]
-    media = jax.tree.map(lambda x: place_rows(np.asarray(x)[np.array(order)])[0], media)
-    rows_B = np.arange(len(filled) * copies, dtype=np.int32)
-    if rows is not None:
-        rows_B[: len(rows)] = rows
-    tokens_BP, segments_BP, rows_B = place_rows(*_padded(filled, width), rows_B)
-    # Each device reads the prefix: one row for each part of the batch.
-    prefix_WQ = place_rows(np.tile(np.asarray(prefix, np.int32), (ways, 1)))[0] if prefix else None
-    graph, params = nnx.split(model)
-    config, reader = model.config, graph
-    if config.scan_layers and max(repeats for _, repeats in config.stacks) <= UNROLLED:
-        config = dataclasses.replace(config, scan_layers=False)
-        graph = _graph(config)
-        # Scanned layers compile faster, but for a moment their caches exist twice, stacked and unstacked.
-        reader = reader if jax.default_backend() == "cpu" else graph
-    slots = _slots((tokens_BP.shape[1] if copies == 1 else 0) + (until or limit), steps)
-    room = _slots(limit, steps)
-    allowed_V, seed = np.arange(vocab) < (o.vocab_size or vocab), np.uint32(o.seed % 2**32)
-    return Call(
-        config,
-        graph,
-        reader,
-        sampling.compiled(),
-        slots,
-        room,
-        limit,
-        params,
-        tokens_BP,
-        segments_BP,
-        rows_B,
-        seed,
-        allowed_V,
-        prefix_WQ,
-        media,
-    )
-
-
-def _slots(n: int, steps: int = 8) -> int:
-    """Return n rounded up, so that similar lengths share compiled programs: `steps` sizes per octave, at least 16 apart."""
-    unit = max(16, (1 << (n - 1).bit_length()) // (2 * steps))
-    return -(-n // unit) * unit
-
-
-@functools.lru_cache(maxsize=16)
-def _graph(config: ModelConfig) -> nnx.GraphDef:
-    """Return the model's graph. A scan over layers would copy their weights and caches at every token."""
-    return skeleton(config)[0]
-
-
-def padded_width(longest: int) -> int:
-    """Return the slots of a prompt of so many tokens: a power of two, so that few widths compile."""
-    return max(16, 1 << (longest - 1).bit_length())
-
-
-def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    longest = max(map(len, ids))
-    width = width if width >= longest else padded_width(longest)
-    tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
-    for row, prompt in enumerate(ids):
-        tokens[row, width - len(prompt) :] = prompt
-        segments[row, width - len(prompt) :] = 1
-    return tokens, segments
-
-
-def _start_of(call: Call) -> SamplingState:
-    return start(
-        call.graph,
-        call.reader,
-        call.sampling,
-        call.slots,
-        call.room,
-        call.params,
-        call.tokens_BP,
-        call.segments_BP,
-        call.rows_B,
-        call.seed,
-        call.allowed_V,
-        call.prefix_WQ,
-        call.media,
-    )
-
-
-def _with_weights(call: Call) -> Call:
-    return call._replace(weights=decoding_weights(call.graph, call.params))
-
-
-def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
-    """Return the state after `until` tokens."""
-    # Only LongRoPE reads the prompts again. Without them the loop does not depend on their width.
-    tokens_BP = call.tokens_BP if call.config.rope.scaling == "longrope" else None
-    return loop(call.graph, call.sampling, *call.weights, state, tokens_BP, call.rows_B, call.seed, call.allowed_V, until)

@@ -6,6 +6,8 @@ V head size of values; H = G·R.
 
 import functools
 import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +24,17 @@ from lm.parallel.mesh import platform, reshard, spec
 
 BLOCK = 128  # smallest number of queries in a block
 SCORES = 1 << 29  # bytes of scores on one CPU at a time: XLA keeps those of all blocks at once there
+Residuals: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, Visible, jax.Array | None, jax.Array, jax.Array]
 
 
-def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> jax.Array:
+def attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
     """Compute lm.kernels.ops.attention: each block of queries with the keys that it can see.
 
     The mask is built for one block at a time. On one CPU so many rows are computed at a time that their scores fill at most
@@ -38,11 +48,11 @@ def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_
     if rows == B:
         return _blocked(scoring, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         where = spec_of(x)
         return lax.reshape(x, (B // rows, rows, *x.shape[1:]), out_sharding=where and PartitionSpec(None, *where))
 
-    def some(inputs):
+    def some(inputs: tuple[Any, ...]) -> jax.Array:
         *qkv, segments_BT, key_segments_BS, branches = inputs
         return _blocked(scoring, *qkv, Visible(segments_BT, key_segments_BS, visible.slots_T, branches), sinks_H)
 
@@ -53,7 +63,9 @@ def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(scoring, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
+def _blocked(
+    scoring: Scoring, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, visible: Visible, sinks_H: jax.Array | None
+) -> jax.Array:
     """Compute `attention` one block of queries at a time, each against the keys that it can see; other scores are not computed.
 
     The backward pass recomputes the scores from q, k and the saved log of the softmax's denominator (FlashAttention, Dao
@@ -64,7 +76,7 @@ def _blocked(scoring, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
     return _forward(scoring, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)[0]
 
 
-def _blocks(visible: Visible, window: int):
+def _blocks(visible: Visible, window: int) -> Iterator[tuple[int, int, int, jax.Array]]:
     """Yield (first key, first query, end of both, `bias`) for each block.
 
     Without a window there are at most 8 blocks. With a window a block is about as long as the window, so that work grows with
@@ -82,11 +94,13 @@ def _blocks(visible: Visible, window: int):
         yield first, begin, end, mask_bias(mask)
 
 
-def _scores(q_BGRTK, k_BGSK, scoring: Scoring):
+def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, scoring: Scoring) -> jax.Array:
     return softcapped(scoring.scale * product("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK), scoring.softcap)
 
 
-def _forward(scoring, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
+def _forward(
+    scoring: Scoring, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, visible: Visible, sinks_H: jax.Array | None
+) -> tuple[jax.Array, Residuals]:
     G = k_BSGK.shape[2]
     q, k, v = by_head(q_BTHK, G), jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGV, 1, 2)
     sinks = None if sinks_H is None else by_group(sinks_H, G)
@@ -102,7 +116,9 @@ def _forward(scoring, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
     return out, (q_BTHK, k_BSGK, v_BSGV, visible, sinks_H, out, logz)
 
 
-def _backward(scoring, residuals, dout_BTHV):
+def _backward(
+    scoring: Scoring, residuals: Residuals, dout_BTHV: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
     q_BTHK, k_BSGK, v_BSGV, visible, sinks_H, out_BTHV, logz = residuals
     dtype, G = q_BTHK.dtype, k_BSGK.shape[2]
     q, out, dout = (by_head(x, G) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
@@ -137,7 +153,7 @@ def _backward(scoring, residuals, dout_BTHV):
 _blocked.defvjp(_forward, _backward)
 
 
-def _overlaid(firsts, parts):
+def _overlaid(firsts: Sequence[int], parts: Sequence[jax.Array]) -> jax.Array:
     """Return the sum [B, G, K, S] of parts [B, G, K, n], each placed at its first key.
 
     It is joined from stretches of keys that the same parts cover. Parts that are added to one another in turn become one loop

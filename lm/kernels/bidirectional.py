@@ -22,7 +22,7 @@ def bidirectional_attention(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Ar
     return _forward(q_RTHK, k_RTHK, v_RTHK, scale)[0]
 
 
-def _forward(q_RTHK, k_RTHK, v_RTHK, scale):
+def _forward(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Array, scale: float) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_RTHK, k_RTHK, v_RTHK))
     outs, logzs = [], []
     for some in _blocks(q.shape[2]):
@@ -34,20 +34,21 @@ def _forward(q_RTHK, k_RTHK, v_RTHK, scale):
     return jnp.swapaxes(out, 1, 2), (q, k, v, out, logz)
 
 
-def _backward(scale, kept, dout_RTHK):
+def _backward(scale: float, kept: tuple[jax.Array, ...], dout_RTHK: jax.Array) -> tuple[jax.Array, ...]:
     """With p = softmax(s): dv = pᵀ·do, ds = p ⊙ (do·vᵀ − Σ do ⊙ out), dq = scale·ds·k, dk = scale·dsᵀ·q."""
     q, k, v, out, logz = kept
     dout = jnp.swapaxes(dout_RTHK, 1, 2).astype(q.dtype)
-    dqs, dk, dv = [], 0.0, 0.0
+    dqs, dks, dvs = [], [], []
     for some in _blocks(q.shape[2]):
         p = jnp.exp(scale * product("rhtk,rhsk->rhts", q[:, :, some], k) - logz[:, :, some])
         do = dout[:, :, some]
         delta = jnp.sum(do.astype(jnp.float32) * out[:, :, some].astype(jnp.float32), axis=-1, keepdims=True)
         ds = (scale * p * (product("rhtk,rhsk->rhts", do, v) - delta)).astype(q.dtype)
         dqs.append(product("rhts,rhsk->rhtk", ds, k))
-        dk = dk + product("rhts,rhtk->rhsk", ds, q[:, :, some])
-        dv = dv + product("rhts,rhtk->rhsk", p.astype(q.dtype), do)
+        dks.append(product("rhts,rhtk->rhsk", ds, q[:, :, some]))
+        dvs.append(product("rhts,rhtk->rhsk", p.astype(q.dtype), do))
     dq = dqs[0] if len(dqs) == 1 else jnp.concatenate(dqs, axis=2)
+    dk, dv = (sum(parts[1:], start=parts[0]) for parts in (dks, dvs))
     return tuple(jnp.swapaxes(x, 1, 2).astype(q.dtype) for x in (dq, dk, dv))
 
 

@@ -16,13 +16,18 @@ from lm.kernels.heads import by_group, by_head, exponentials, mask_bias, ungroup
 from lm.kernels.matmul import spec_of
 from lm.kernels.ops import product
 from lm.kernels.visible import Scoring, Visible
+from lm.parallel.arrays import AnyArray
 from lm.parallel.mesh import reshard
 
 BLOCK = 128  # queries whose scores exist at once
 
 
 def cached_attention(
-    q_BTHK, parts: Sequence[tuple[jax.Array, jax.Array]], visible: Visible, scoring: Scoring, sinks_H=None
+    q_BTHK: jax.Array,
+    parts: Sequence[tuple[jax.Array, jax.Array]],
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
 ) -> jax.Array:
     """Compute lm.kernels.ops.cached_attention.
 
@@ -33,11 +38,10 @@ def cached_attention(
     sinks = None if sinks_H is None else by_group(reshard(sinks_H, "heads"), G)
     ends = np.cumsum([k.shape[2] for k, _ in parts])
 
-    def some(q_BGRTK, queries: Visible):
-        scores = [_of_rows("bgrtk,bgsk->bgrts", q_BGRTK, k) for k, _ in parts]
-        scores = softcapped(
-            scoring.scale * (scores[0] if len(parts) == 1 else jnp.concatenate(scores, axis=-1)), scoring.softcap
-        )
+    def some(q_BGRTK: jax.Array, queries: Visible) -> jax.Array:
+        of_parts = [_of_rows("bgrtk,bgsk->bgrts", q_BGRTK, k) for k, _ in parts]
+        scores = of_parts[0] if len(parts) == 1 else jnp.concatenate(of_parts, axis=-1)
+        scores = softcapped(scoring.scale * scores, scoring.softcap)
         p, z, _ = exponentials(scores + mask_bias(queries.mask(scoring.window)[:, None, None]), sinks)
         split_p = jnp.split(p.astype(parts[0][1].dtype), ends[:-1], axis=-1)
         out_BGRTV = sum(_of_rows("bgrts,bgsv->bgrtv", part, v) for part, (_, v) in zip(split_p, parts)) / z
@@ -47,16 +51,16 @@ def cached_attention(
         return some(q_BGRTK, visible)
     blocks = -(-T // BLOCK)
 
-    def split(x, axis):
+    def split(x: AnyArray, axis: int) -> jax.Array:
         x = jnp.pad(x, [(0, blocks * BLOCK - T if n == axis else 0) for n in range(x.ndim)])
         return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :]), axis, 0)
 
     branches = visible.branches
 
     @jax.checkpoint
-    def block(inputs):
+    def block(inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
         q_BGRTK, segments_BT, slots_T, places_BT = inputs
-        within = branches and branches._replace(places_BT=places_BT)
+        within = None if branches is None or places_BT is None else branches._replace(places_BT=places_BT)
         return some(q_BGRTK, Visible(segments_BT, visible.key_segments_BS, slots_T, within))
 
     places = branches and split(branches.places_BT, 1)
@@ -64,7 +68,7 @@ def cached_attention(
     return jnp.moveaxis(out, 0, 1).reshape(B, blocks * BLOCK, H, out.shape[-1])[:, :T]
 
 
-def _of_rows(equation, x, kept):
+def _of_rows(equation: str, x: jax.Array, kept: jax.Array) -> jax.Array:
     """Return the einsum of rows x [B, …] and cached rows [P, …], of which each serves B / P rows; b is the row axis of both."""
     B, P = x.shape[0], kept.shape[0]
     if B == P:

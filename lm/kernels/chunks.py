@@ -5,6 +5,8 @@ gradient stays a partial sum on each device (`partial_spec`) until the loop ends
 sequences, each device's part of a sequence becomes a row of its own.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -34,7 +36,7 @@ def split(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     With a context axis of n devices it is [⌈T / (n · chunk)⌉, n · B, chunk, …].
     """
 
-    def one(x):
+    def one(x: jax.Array) -> jax.Array:
         x = _as_rows(x)
         if x.shape[1] % chunk:
             x = jnp.pad(x, [(0, -x.shape[1] % chunk if axis == 1 else 0) for axis in range(x.ndim)])
@@ -58,7 +60,7 @@ def _as_rows(x: jax.Array) -> jax.Array:
     return x if context_ways() == 1 else _same_parts(x, ("batch", "length", *rest), ("rows", None, *rest))
 
 
-def _same_parts(x, before, after):
+def _same_parts(x: jax.Array, before: Sequence[str | None], after: Sequence[str | None]) -> jax.Array:
     """Return the array with partition `after` of which every device holds what it holds of x with partition `before`."""
     return jax.shard_map(lambda part: part, in_specs=spec(*before), out_specs=spec(*after))(x)
 

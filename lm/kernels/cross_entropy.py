@@ -29,7 +29,15 @@ class CrossEntropy(NamedTuple):
     chunk: int = 0
 
 
-def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, objective: CrossEntropy, *, dtype) -> tuple[jax.Array, ...]:
+def cross_entropy(
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    objective: CrossEntropy,
+    *,
+    dtype: jnp.dtype,
+) -> tuple[jax.Array, ...]:
     """Compute lm.kernels.ops.cross_entropy."""
     chunk = objective.chunk or chunk_of(*targets_BT.shape)
     arrays, used_BT = (targets_BT, weights_BT), weights_BT != 0 if objective.sparse else None
@@ -37,7 +45,9 @@ def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, objective: CrossEntrop
     return head_loss(loss, objective.softcap, dtype, chunk, x_BTD, head_VD, (), arrays, used_BT)
 
 
-def _chunk(objective: CrossEntropy, logits, targets, weights):
+def _chunk(
+    objective: CrossEntropy, logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Return for one chunk: sums per row [B], and d objective / d logits, float32 [B, c, V]."""
     z_loss, is_target = objective.z_loss, target_mask(logits, targets)
     top, below, e, z = exponentials(logits)
@@ -45,7 +55,7 @@ def _chunk(objective: CrossEntropy, logits, targets, weights):
     scale = weights * jnp.exp(label - logz) if objective.dft else weights
     nll = jnp.sum(weights * (logz - label), axis=-1)
     loss = jnp.sum(scale * (logz - label), axis=-1) if objective.dft else nll
-    sums = (loss + jnp.sum(weights * z_loss * logz**2, axis=-1), nll)
+    sums: tuple[jax.Array, ...] = (loss + jnp.sum(weights * z_loss * logz**2, axis=-1), nll)
     if objective.measured:
         # With p = e/Z and log p = below − log Z: −Σ p·log p = log Z − Σ e·below / Z. No second exponential, no third pass.
         entropy = jnp.log(z) - jnp.sum(e * below, axis=-1) / z

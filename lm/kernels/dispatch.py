@@ -107,7 +107,7 @@ def in_round(exchange: Exchange, n: jax.Array | int, C: int) -> tuple[Dispatch, 
     return Dispatch(source_R, filled_WC.reshape(-1), place_NK), Arrivals(*_sorted(expert_WC.reshape(-1), E))
 
 
-def _sorted(choice_NK, E):
+def _sorted(choice_NK: jax.Array, E: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (assignments sorted by expert, rank of each assignment, count per expert). Out-of-range experts sort last."""
     choice_A = choice_NK.reshape(-1)
     known_AE = choice_A[:, None] == jnp.arange(E)
@@ -144,9 +144,12 @@ def spread(across: Across, x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def collect(across: Across, y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the sum of each token's K rows, float32 [N, D]."""
-    (R, D), y_ND = y_RD.shape, 0.0
-    for place_N in dispatch.place_NK.T:
-        y_ND = y_ND + jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
+    R, D = y_RD.shape
+    parts = [
+        jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
+        for place_N in dispatch.place_NK.T
+    ]
+    y_ND = sum(parts[1:], start=parts[0])
     if across.rows:
         return scattered_rows(y_ND.reshape(across.rows, -1, D)).reshape(-1, D)
     return lax.psum(y_ND, across.axes) if across.axes else y_ND
@@ -162,7 +165,7 @@ collect.defvjp(
 )
 
 
-def weights_of_rows(weight_NK, dispatch):
+def weights_of_rows(weight_NK: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the weight of each row, 0 for empty rows."""
     return jnp.where(dispatch.filled_R, weight_NK.reshape(-1)[dispatch.source_R], 0.0)
 

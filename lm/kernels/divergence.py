@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from lm.kernels.chunks import chunk_of
 from lm.kernels.head import head_logits, head_loss, softcapped, target_mask
@@ -59,7 +60,16 @@ class Divergence(NamedTuple):
 
 @jax.named_scope("head_loss")
 def divergence(
-    x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, d: Distillation, *, dtype, chunk: int | None = None
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    teacher_BTE: jax.Array,
+    teacher_head_VE: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    d: Distillation,
+    *,
+    dtype: DTypeLike,
+    chunk: int | None = None,
 ) -> Divergence:
     """Return the sums of `Divergence` for a student with logits x·headᵀ and a teacher with logits teacher·teacher_headᵀ.
 
@@ -75,16 +85,24 @@ def divergence(
     return head_loss(functools.partial(_chunk, d), d.softcap, dtype, chunk, x_BTD, head_VD, (teacher_head_VE,), arrays)
 
 
-def divergence_reference(x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, d: Distillation) -> Divergence:
+def divergence_reference(
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    teacher_BTE: jax.Array,
+    teacher_head_VE: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    d: Distillation,
+) -> Divergence:
     """Reference twin: whole logits, float32, autodiff, the definitions written out."""
 
-    def logits(x, head, cap):
+    def logits(x: jax.Array, head: jax.Array, cap: float) -> jax.Array:
         return softcapped(jnp.einsum("btd,vd->btv", x.astype(jnp.float32), head), cap)
 
     student, teacher = logits(x_BTD, head_VD, d.softcap), logits(teacher_BTE, teacher_head_VE, d.teacher_softcap)
     q, p = jax.nn.softmax(student / d.temperature), jax.nn.softmax(teacher / d.temperature)
 
-    def kl(a, b):
+    def kl(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.sum(a * (jnp.log(a) - jnp.log(b)), axis=-1)
 
     m = d.beta * p + (1 - d.beta) * q
@@ -102,7 +120,9 @@ def divergence_reference(x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_B
     return Divergence(*(jnp.sum(weights_BT * one) for one in each))
 
 
-def _chunk(d: Distillation, student, teacher, targets, weights, teacher_head):
+def _chunk(
+    d: Distillation, student: jax.Array, teacher: jax.Array, targets: jax.Array, weights: jax.Array, teacher_head: jax.Array
+) -> tuple[Divergence, jax.Array]:
     """Return for one chunk: sums per row [B], and d objective / d student logits, float32 [B, c, V]."""
     teacher = head_logits(teacher, teacher_head, d.teacher_softcap)
     log_q, log_p = jax.nn.log_softmax(student / d.temperature), jax.nn.log_softmax(teacher / d.temperature)
@@ -121,7 +141,7 @@ def _chunk(d: Distillation, student, teacher, targets, weights, teacher_head):
     return Divergence(*(jnp.sum(weights * one, axis=-1) for one in each)), weights[..., None] * dlogits
 
 
-def _expectation(log_p, values):
+def _expectation(log_p: jax.Array, values: jax.Array) -> jax.Array:
     """Return Σ p·values over the vocabulary. Values stay finite where p underflows, because they come from log p."""
     return jnp.sum(jnp.exp(log_p) * values, axis=-1)
 
@@ -130,18 +150,18 @@ def _expectation(log_p, values):
 # the softmax gives ∂D/∂s = q·(g − Σ q·g) with g = ∂D/∂q. A constant in g cancels.
 
 
-def _forward_kl(log_p, log_q, kl, beta):
+def _forward_kl(log_p: jax.Array, log_q: jax.Array, kl: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
     """g = −p/q, so ∂D/∂s = q − p."""
     return kl, jnp.exp(log_q) - jnp.exp(log_p)
 
 
-def _reverse_kl(log_p, log_q, kl, beta):
+def _reverse_kl(log_p: jax.Array, log_q: jax.Array, kl: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
     """g = log q − log p + 1, so ∂D/∂s = q·(log q − log p − D)."""
     value = _expectation(log_q, log_q - log_p)
     return value, jnp.exp(log_q) * (log_q - log_p - value[..., None])
 
 
-def _jensen_shannon(log_p, log_q, kl, beta):
+def _jensen_shannon(log_p: jax.Array, log_q: jax.Array, kl: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
     """The derivatives through m sum to a constant, (1 − β)·(βp + (1 − β)q)/m = 1 − β, so g = (1 − β)·log(q/m)."""
     log_m = jnp.logaddexp(log_p + jnp.log(beta), log_q + jnp.log1p(-beta))
     of_student = _expectation(log_q, log_q - log_m)

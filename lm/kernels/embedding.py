@@ -12,17 +12,18 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import reshard, several, spec
+from lm.parallel.mesh import embed_axes, reshard, several, spec
 from lm.parallel.sequence import scattered_rows
 
 
-def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype, axis: str = "length") -> jax.Array:
+def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
     """Compute lm.kernels.ops.embedding."""
     if spec_of(table_VD) is None:
         return table_VD[tokens_BT].astype(dtype)
-    mesh, columns = jax.sharding.get_abstract_mesh(), spec("embed")[0]
+    mesh, columns = jax.sharding.get_abstract_mesh(), embed_axes()
     if mesh.shape["tensor"] == 1 and all(mesh.shape[axis] == 1 for axis in several(columns)):
         return table_VD.at[tokens_BT].get(out_sharding=spec("batch", "length", None)).astype(dtype)
     inner = functools.partial(_on_device, dtype=dtype, columns=columns, scatter=axis == "sequence")
@@ -32,7 +33,9 @@ def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype, axis: str = "len
     )
 
 
-def _on_device(table_VD, tokens_BT, *, dtype, columns, scatter):
+def _on_device(
+    table_VD: jax.Array, tokens_BT: jax.Array, *, dtype: DTypeLike, columns: str | tuple[str, ...] | None, scatter: bool
+) -> jax.Array:
     tokens_BT = lax.all_gather(tokens_BT, columns, tiled=True)
     places_BT = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
     mine_BT1 = ((places_BT >= 0) & (places_BT < table_VD.shape[0]))[..., None]

@@ -16,13 +16,17 @@ assignment is a token's k-th expert, number n·K + k.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from lm.kernels.dispatch import (
     Across,
+    Exchange,
     collect,
     dropless,
     exchanged,
@@ -35,15 +39,26 @@ from lm.kernels.dispatch import (
 )  # fmt: skip
 from lm.kernels.grouped_matmul import grouped_matmul
 from lm.kernels.saved import saved
-from lm.parallel.mesh import reshard, spec, token_axes
+from lm.parallel.mesh import embed_axes, reshard, spec, token_axes
 from lm.parallel.sequence import length_axis
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 SLACK = 1.25  # places for the rows that a device sends to another one in a round, relative to an even share
 TILE = 16  # the number of places is a multiple of it: rows of bfloat16 in a TPU's tile
+Activation: TypeAlias = Callable[[jax.Array], jax.Array]
+Learned: TypeAlias = tuple[jax.Array, jax.Array, dict[str, jax.Array]]  # x [N, D], weights [N, K], those of the experts
 
 
-def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor: float = 0.0) -> jax.Array:
+def experts(
+    x_BTD: jax.Array,
+    choice_BTK: jax.Array,
+    weight_BTK: jax.Array,
+    weights: dict[str, jax.Array],
+    *,
+    activation: Activation,
+    dtype: DTypeLike,
+    capacity_factor: float = 0.0,
+) -> jax.Array:
     """Compute lm.kernels.ops.experts."""
     local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
     axis = length_axis(x_BTD)
@@ -55,15 +70,25 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
     layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
     mesh = jax.sharding.get_abstract_mesh()
     axes = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
-    how = dict(split=axes, columns=spec("embed")[0], over=token_axes(), scatter=axis == "sequence")
+    how = dict(split=axes, columns=embed_axes(), over=token_axes(), scatter=axis == "sequence")
     local = functools.partial(local, **how)
     return jax.shard_map(local, in_specs=(rows, tokens, tokens, layout), out_specs=rows, axis_names=axes)(*arrays, weights)
 
 
 def _local(
-    x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None, over=(),
-    scatter=False,
-):  # fmt: skip
+    x_BTD: jax.Array,
+    choice_BTK: jax.Array,
+    weight_BTK: jax.Array,
+    weights: dict[str, jax.Array],
+    *,
+    activation: Activation,
+    dtype: jnp.dtype,
+    capacity_factor: float,
+    split: frozenset[str] = frozenset(),
+    columns: str | tuple[str, ...] | None = None,
+    over: tuple[str, ...] = (),
+    scatter: bool = False,
+) -> jax.Array:
     """Compute `experts` on one device.
 
     split: the mesh axes of the shard_map that this is called in, if there is one. columns: those that split the model
@@ -105,10 +130,19 @@ def _local(
     return y_ND.astype(dtype).reshape(x_BTD.shape)
 
 
-def _through(activation, dtype, columns, split, weights, x, weight, sizes_E=None):
+def _through(
+    activation: Activation,
+    dtype: jnp.dtype,
+    columns: str | tuple[str, ...] | None,
+    split: bool,
+    weights: dict[str, jax.Array],
+    x: jax.Array,
+    weight: jax.Array,
+    sizes_E: jax.Array | None = None,
+) -> jax.Array:
     """Return the weighted results of the experts for rows in the order of `grouped_matmul`, in `dtype`."""
 
-    def product(x, name):
+    def product(x: jax.Array, name: str) -> jax.Array:
         over = (columns, WEIGHT_AXES[name].index("embed")) if split else None
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
@@ -124,7 +158,16 @@ def places(N: int, K: int, E: int, W: int) -> int:
     return min(N * min(K, E), -(-math.ceil(SLACK * N * K / W) // TILE) * TILE)
 
 
-def _round(through, across, C, exchange, n, x_ND, weight_NK, weights):
+def _round(
+    through: Callable[..., jax.Array],
+    across: Across,
+    C: int,
+    exchange: Exchange,
+    n: jax.Array | int,
+    x_ND: jax.Array,
+    weight_NK: jax.Array,
+    weights: dict[str, jax.Array],
+) -> jax.Array:
     """Return what round n adds to the result of `experts`, float32 [N, D]."""
     dispatch, (order_R, rank_R, sizes_E) = in_round(exchange, n, C)
     x_RD, weight_R = sent(spread(across, x_ND, dispatch)), sent(weights_of_rows(weight_NK, dispatch))
@@ -133,20 +176,24 @@ def _round(through, across, C, exchange, n, x_ND, weight_NK, weights):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _further_rounds(compute, rounds, exchange, y_ND, learned):
+def _further_rounds(
+    compute: Callable[..., jax.Array], rounds: jax.Array, exchange: Exchange, y_ND: jax.Array, learned: Learned
+) -> jax.Array:
     """Return y + the results of the rounds from 1 on. compute: (exchange, round, *learned) -> float32 [N, D]."""
 
-    def body(carry):
+    def body(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         n, y_ND = carry
         return n + 1, y_ND + compute(exchange, n, *learned)
 
     return lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(1), y_ND))[1]
 
 
-def _further_backward(compute, kept, dy_ND):
+def _further_backward(
+    compute: Callable[..., jax.Array], kept: tuple[jax.Array, Exchange, Learned], dy_ND: jax.Array
+) -> tuple[None, None, jax.Array, Learned]:
     rounds, exchange, learned = kept
 
-    def body(carry):
+    def body(carry: tuple[jax.Array, Learned]) -> tuple[jax.Array, Learned]:
         n, sums = carry
         gradients = jax.vjp(functools.partial(compute, exchange, n), *learned)[1](dy_ND)
         return n + 1, jax.tree.map(lambda total, one: total + one.astype(total.dtype), sums, gradients)

@@ -6,16 +6,24 @@ backward pass only scales it by the cotangent. That takes one product for the lo
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
 
 from lm.kernels.chunks import joined, split
 from lm.kernels.matmul import gathered, partial_spec, reduced, spec_of
 from lm.kernels.ops import product
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard, spec
+
+HeadGradients: TypeAlias = tuple[jax.Array, jax.Array | None]  # dx [B, T, D]; dhead [V, D], None for a frozen head
+ChunkLoss: TypeAlias = Callable[..., tuple[PyTree, jax.Array]]  # see `head_gradients`
+Body: TypeAlias = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # of a lax.scan
 
 
 def softcapped(scores: jax.Array, cap: float) -> jax.Array:
@@ -28,19 +36,19 @@ def softcap_slope(capped: jax.Array, cap: float) -> jax.Array:
     return 1 - jnp.square(capped / cap)
 
 
-def head_logits(x_BTD, head_VD, softcap: float, dtype=jnp.float32) -> jax.Array:
+def head_logits(x_BTD: jax.Array, head_VD: jax.Array, softcap: float, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Return float32 logits [B, T, V] of hidden states and a gathered head of one dtype, rounded to `dtype` before the cap."""
     logits = product("btd,vd->btv", x_BTD, head_VD, spec("rows", None, "vocab"))
     return softcapped(logits.astype(dtype).astype(jnp.float32), softcap)
 
 
-def target_mask(logits_BTV, targets_BT) -> jax.Array:
+def target_mask(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     """Return bool [B, T, V]: where the vocabulary id is the target. It may be split over the vocabulary, unlike a gather."""
     ids = lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2, out_sharding=spec("rows", None, "vocab"))
     return ids == targets_BT[..., None]
 
 
-def exponentials(logits_BTV) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def exponentials(logits_BTV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Return the largest logit [B, T], the logits below it [B, T, V], their exponentials, and the sum of these [B, T]."""
     top = jnp.max(logits_BTV, axis=-1)
     below = logits_BTV - top[..., None]
@@ -49,8 +57,18 @@ def exponentials(logits_BTV) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
 
 
 def head_gradients(
-    loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixed, arrays, logits_dtype=jnp.float32, learns=True, used_BT=None
-):
+    loss: ChunkLoss,
+    softcap: float,
+    dtype: DTypeLike,
+    chunk: int,
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    fixed: Sequence[jax.Array],
+    arrays: Sequence[jax.Array],
+    logits_dtype: DTypeLike = jnp.float32,
+    learns: bool = True,
+    used_BT: jax.Array | None = None,
+) -> tuple[PyTree, jax.Array, jax.Array | None]:
     """Return a loss's results stacked over chunks, and its gradients: dx [B, T, D] in x's dtype, dhead float32 [V, D].
 
     loss(logits, *arrays, *fixed) -> (results, d loss / d logits) of one chunk: logits float32 [B, chunk, V] after the cap.
@@ -60,7 +78,7 @@ def head_gradients(
     """
     head, T, where = gathered(head_VD.astype(dtype)), x_BTD.shape[1], spec_of(head_VD)
 
-    def body(dhead, inputs):
+    def body(dhead: jax.Array | None, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array | None, tuple[PyTree, jax.Array]]:
         x, *arrays = inputs
         logits = head_logits(x, head, softcap, logits_dtype)
         results, dlogits = loss(logits, *arrays, *fixed)
@@ -68,7 +86,7 @@ def head_gradients(
             dlogits = dlogits * softcap_slope(logits, softcap)
         dlogits = dlogits.astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("rows", None, None)).astype(dtype)
-        return dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)) if learns else None, (results, dx)
+        return None if dhead is None else dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)), (results, dx)
 
     nothing = jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where)) if learns else None
     chunks = split(chunk, x_BTD.astype(dtype), *arrays)
@@ -76,7 +94,9 @@ def head_gradients(
     return results, joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where) if learns else None
 
 
-def skipping(body, carry, chunks, used_BT, chunk: int):
+def skipping(
+    body: Body, carry: PyTree, chunks: tuple[jax.Array, ...], used_BT: jax.Array | None, chunk: int
+) -> tuple[Body, PyTree, PyTree]:
     """Return the arguments of a lax.scan that runs body(carry, chunk) -> (carry, results) on the used chunks only.
 
     The results of the others are 0.
@@ -86,28 +106,38 @@ def skipping(body, carry, chunks, used_BT, chunk: int):
     # Computed before the loop, which should send nothing between devices.
     used_N = reshard(jnp.any(split(chunk, used_BT)[0], axis=(1, 2)), None)
 
-    def some(carry, inputs):
-        used, inputs = inputs
-        _, shapes = jax.eval_shape(body, carry, inputs)
-        return lax.cond(used, body, lambda carry, _: (carry, zeros(shapes)), carry, inputs)
+    def some(carry: PyTree, inputs: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[PyTree, PyTree]:
+        used, arrays = inputs
+        _, shapes = jax.eval_shape(body, carry, arrays)
+        return lax.cond(used, body, lambda carry, _: (carry, zeros(shapes)), carry, arrays)
 
     return some, carry, (used_N, chunks)
 
 
-def zeros(shapes):
+def zeros(shapes: PyTree) -> PyTree:
     """Return zeros of these shapes, dtypes and shardings."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding and x.sharding.spec), shapes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def head_loss(loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixed, arrays, used_BT=None):
+def head_loss(
+    loss: ChunkLoss,
+    softcap: float,
+    dtype: DTypeLike,
+    chunk: int,
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    fixed: Sequence[jax.Array],
+    arrays: Sequence[jax.Array],
+    used_BT: jax.Array | None = None,
+) -> PyTree:
     """Return the float32 sums over all positions; only the first has a gradient, with respect to x and head.
 
     loss: as in `head_gradients`; its results are a tuple of float32 sums per row, [B]. used_BT: as in `head_gradients`.
     """
     head = gathered(head_VD.astype(dtype))
 
-    def sums(_, inputs):
+    def sums(_: None, inputs: tuple[jax.Array, ...]) -> tuple[None, PyTree]:
         x, *arrays = inputs
         return None, loss(head_logits(x, head, softcap), *arrays, *fixed)[0]
 
@@ -115,21 +145,23 @@ def head_loss(loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixed, ar
     return jax.tree.map(jnp.sum, lax.scan(*skipping(sums, None, chunks, used_BT, chunk))[1])
 
 
-def _forward(loss, softcap, dtype, chunk, *arguments):
+def _forward(loss: ChunkLoss, softcap: float, dtype: DTypeLike, chunk: int, *arguments: PyTree) -> tuple[PyTree, HeadGradients]:
     # A frozen head, as that of a model with adapters, gets no gradient.
     learns = arguments[1].perturbed
     x_BTD, head_VD, fixed, arrays, used_BT = jax.tree.map(lambda argument: argument.value, arguments)
-    sums, *gradients = head_gradients(
+    sums, dx_BTD, dhead_VD = head_gradients(
         loss, softcap, dtype, chunk, x_BTD, head_VD, fixed, arrays, learns=learns, used_BT=used_BT
     )
-    return jax.tree.map(jnp.sum, sums), gradients
+    return jax.tree.map(jnp.sum, sums), (dx_BTD, dhead_VD)
 
 
-def _backward(loss, softcap, dtype, chunk, gradients, cotangents):
+def _backward(
+    loss: ChunkLoss, softcap: float, dtype: DTypeLike, chunk: int, gradients: HeadGradients, cotangents: PyTree
+) -> tuple[jax.Array | None, ...]:
     return (*scaled(gradients, cotangents[0]), None, None, None)
 
 
-def scaled(gradients, cotangent) -> tuple[jax.Array | None, jax.Array | None]:
+def scaled(gradients: HeadGradients, cotangent: jax.Array | SymbolicZero) -> tuple[jax.Array | None, jax.Array | None]:
     """Return the gradients (dx, dhead or None), times the cotangent of their sum; None for both if that is a symbolic zero."""
     dx_BTD, dhead_VD = gradients
     if isinstance(cotangent, SymbolicZero):

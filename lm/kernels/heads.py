@@ -3,6 +3,7 @@
 Axes: B batch, T queries, S keys, G key/value heads, R query heads per key/value head, K head size; H = G·R.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -10,29 +11,29 @@ from lm.kernels.visible import MASKED
 from lm.parallel.mesh import platform, spec
 
 
-def grouped(q_BTHK, G: int):
+def grouped(q_BTHK: jax.Array, G: int) -> jax.Array:
     B, T, H, K = q_BTHK.shape
     # An explicit sharding: with G = 1 the reshape alone would leave a tensor axis on R.
     return lax.reshape(q_BTHK, (B, T, G, H // G, K), out_sharding=spec("batch", "length", "kv_heads", None, None))
 
 
-def by_head(x_BTHK, G: int):
+def by_head(x_BTHK: jax.Array, G: int) -> jax.Array:
     """Return [B, G, R, T, K]: the tokens of a head are contiguous, so the scores need no transpose."""
     return jnp.moveaxis(grouped(x_BTHK, G), 1, 3)
 
 
-def ungrouped(q_BTGRK):
+def ungrouped(q_BTGRK: jax.Array) -> jax.Array:
     B, T, G, R, K = q_BTGRK.shape
     return lax.reshape(q_BTGRK, (B, T, G * R, K), out_sharding=spec("batch", "length", "heads", None))
 
 
-def by_group(sinks_H, G: int):
+def by_group(sinks_H: jax.Array, G: int) -> jax.Array:
     """Return the sinks as float32 [G, R, 1, 1], which broadcasts against scores [B, G, R, T, S]."""
     shape = (G, sinks_H.shape[0] // G, 1, 1)
     return lax.reshape(sinks_H.astype(jnp.float32), shape, out_sharding=spec("kv_heads", None, None, None))
 
 
-def exponentials(scores, sinks):
+def exponentials(scores: jax.Array, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (exp(s − top), their sum, top) with top the largest score of each row. A sink is added to the sum only."""
     top = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
@@ -44,7 +45,7 @@ def exponentials(scores, sinks):
     return p, z, top
 
 
-def mask_bias(mask):
+def mask_bias(mask: jax.Array) -> jax.Array:
     """Return what is added to scores: 0 where the query sees the key, MASKED elsewhere, float32.
 
     XLA computes a cheap mask again in every loop over scores, and on a CPU the comparisons take up to 9 times as long as the

@@ -4,21 +4,32 @@ The backward pass recomputes each chunk's logits. The gradient is −cotangent o
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
 
 from lm.kernels.chunks import chunk_of, joined, split
 from lm.kernels.head import exponentials, head_gradients, head_logits, skipping, target_mask
 from lm.kernels.matmul import gathered
 from lm.kernels.vocabulary import block_rows, gradients, statistics
+from lm.parallel.arrays import PyTree
 
 
 @jax.named_scope("head_loss")
 def target_logprobs(
-    x_BTD, head_VD, targets_BT, *, dtype, softcap: float = 0.0, temperature: float = 1.0, chunk: int | None = None, used_BT=None
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    dtype: DTypeLike,
+    softcap: float = 0.0,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    used_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return log p(target) and the entropy of p, float32 [B, T], in nats; logits are x·headᵀ.
 
@@ -35,20 +46,40 @@ def target_logprobs(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _chunked(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT):
-    return _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)[:2]
+def _chunked(
+    softcap: float,
+    temperature: float,
+    dtype: jnp.dtype,
+    chunk: int,
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    used_BT: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    logps_BT, entropy_BT, _ = _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)
+    return logps_BT, entropy_BT
 
 
-def _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT):
+def _values(
+    softcap: float,
+    temperature: float,
+    dtype: jnp.dtype,
+    chunk: int,
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    used_BT: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return log p(target), the entropy and log Z, each [B, T]."""
     if (rows := block_rows(head_VD, dtype)) is not None:
-        how = dict(dtype=dtype, rows=rows, softcap=softcap, temperature=temperature, rounded=dtype)
-        found = statistics(x_BTD, head_VD, targets_BT, **how)
+        found = statistics(
+            x_BTD, head_VD, targets_BT, dtype=dtype, rows=rows, softcap=softcap, temperature=temperature, rounded=dtype
+        )
         used = 1.0 if used_BT is None else used_BT
         return (found.label - found.logz) * used, found.entropy * used, found.logz
     head = gathered(head_VD.astype(dtype))
 
-    def some(_, inputs):
+    def some(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
         x, targets = inputs
         logits = head_logits(x, head, softcap, dtype) / temperature
         top, below, e, z = exponentials(logits)
@@ -59,28 +90,50 @@ def _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used
 
     chunks = split(chunk, x_BTD.astype(dtype), targets_BT)
     found = lax.scan(*skipping(some, None, chunks, used_BT, chunk))[1]
-    return tuple(joined(x, targets_BT.shape[1]) for x in found)
+    logps_BT, entropy_BT, logz_BT = (joined(x, targets_BT.shape[1]) for x in found)
+    return logps_BT, entropy_BT, logz_BT
 
 
-def _forward(softcap, temperature, dtype, chunk, *arguments):
+def _forward(
+    softcap: float, temperature: float, dtype: jnp.dtype, chunk: int, *arguments: PyTree
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
     x_BTD, head_VD, targets_BT, used_BT = (jax.tree.map(lambda argument: argument.value, one) for one in arguments)
-    *found, logz_BT = _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)
+    logps_BT, entropy_BT, logz_BT = _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)
     learns = () if arguments[1].perturbed else None  # a frozen head, as that of a model with adapters, gets no gradient
-    return tuple(found), (x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns)
+    return (logps_BT, entropy_BT), (x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns)
 
 
-def _backward(softcap, temperature, dtype, chunk, residuals, cotangents):
+def _backward(
+    softcap: float,
+    temperature: float,
+    dtype: jnp.dtype,
+    chunk: int,
+    residuals: tuple[Any, ...],
+    cotangents: tuple[jax.Array, ...],
+) -> tuple[jax.Array | None, jax.Array | None, None, None]:
     x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns = residuals
     if isinstance(cotangents[0], SymbolicZero):
         return None, None, None, None
 
     if (rows := block_rows(head_VD, dtype)) is not None:
         dlogp_BT = cotangents[0] if used_BT is None else cotangents[0] * used_BT
-        how = dict(dtype=dtype, rows=rows, softcap=softcap, temperature=temperature, rounded=dtype, learns=learns is not None)
-        dx_BTD, dhead_VD = gradients(x_BTD, head_VD, targets_BT, logz_BT, -dlogp_BT, dlogp_BT, **how)
+        dx_BTD, dhead_VD = gradients(
+            x_BTD,
+            head_VD,
+            targets_BT,
+            logz_BT,
+            -dlogp_BT,
+            dlogp_BT,
+            dtype=dtype,
+            rows=rows,
+            softcap=softcap,
+            temperature=temperature,
+            rounded=dtype,
+            learns=learns is not None,
+        )
         return dx_BTD, dhead_VD, None, None
 
-    def loss(logits, targets, logz, dlogp):
+    def loss(logits: jax.Array, targets: jax.Array, logz: jax.Array, dlogp: jax.Array) -> tuple[tuple[()], jax.Array]:
         p = jnp.exp(logits / temperature - logz[..., None])
         return (), dlogp[..., None] * (target_mask(logits, targets) - p) / temperature
 

@@ -14,10 +14,12 @@ the bytes of bfloat16.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.kernels.matmul import gathered, product_reduced, spec_of
 from lm.kernels.saved import saved
@@ -47,12 +49,17 @@ class Scaled(NamedTuple):
     scale: jax.Array | None
 
 
-def takes(equation: str, x: jax.Array, w, *, precision: str, **options) -> bool:
+Residuals: TypeAlias = tuple[Scaled, jax.Array, jax.Array, jax.Array]  # Q(x), w, its scale, a number of x's dtype
+
+
+def takes(equation: str, x: jax.Array, w: object, *, precision: str, **options: object) -> bool:
     """Return whether operands of a product are rounded to integers or float8."""
     return precision != "none"
 
 
-def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...], precision: str) -> jax.Array:
+def matmul(
+    equation: str, x: jax.Array, w: jax.Array, *, dtype: DTypeLike, out: tuple[str | None, ...], precision: str
+) -> jax.Array:
     """Compute lm.kernels.ops.matmul with operands in low precision, and so both products of its gradient.
 
     In `equation` x has rows and inputs, w inputs and outputs, y rows and outputs, in this order. What is not finite stays so.
@@ -62,29 +69,38 @@ def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str |
     return y if whole == out else reshard(y, *out)
 
 
-def low_precision_reference(equation: str, x: jax.Array, w: jax.Array, dy: jax.Array, *, kind: str):
+def low_precision_reference(
+    equation: str, x: jax.Array, w: jax.Array, dy: jax.Array, *, kind: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Reference twin: return float32 (y, dx, dw) of one device by float32 products of the rounded operands; dy: like y."""
     (x_axes, w_axes), y_axes = _terms(equation)
     of, dot = KINDS[kind], functools.partial(jnp.einsum, precision="highest")
 
-    def values(q):
+    def values(q: Scaled) -> jax.Array:
         return q.values.astype(jnp.float32)
+
+    def floats(q: Scaled) -> jax.Array:
+        return values(q) if q.scale is None else values(q) * q.scale
 
     inputs, outputs, rows = _indices(x_axes, w_axes), _indices(y_axes, w_axes), _indices(y_axes, x_axes)
     q_x, q_w = rounded(x, inputs, of.values), rounded(w, _indices(w_axes, x_axes), of.values)
-    y = dot(equation, values(q_x) * q_x.scale, values(q_w) * q_w.scale)
+    y = dot(equation, floats(q_x), floats(q_w))
     for_x = rounded(dy * in_result(q_w.scale, w_axes, y_axes), outputs, of.gradients)
     for_w = rounded(dy * in_result(q_x.scale, x_axes, y_axes), rows, of.gradients)
-    dx = dot(f"{y_axes},{w_axes}->{x_axes}", values(for_x) * for_x.scale, values(q_w))
-    return y, dx, dot(f"{x_axes},{y_axes}->{w_axes}", values(q_x), values(for_w) * for_w.scale)
+    dx = dot(f"{y_axes},{w_axes}->{x_axes}", floats(for_x), values(q_w))
+    return y, dx, dot(f"{x_axes},{y_axes}->{w_axes}", values(q_x), floats(for_w))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _matmul(equation, kind, dtype, out_spec, x, w):
+def _matmul(
+    equation: str, kind: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, w: jax.Array
+) -> jax.Array:
     return _forward(equation, kind, dtype, out_spec, x, w)[0]
 
 
-def _forward(equation, kind, dtype, out_spec, x, w):
+def _forward(
+    equation: str, kind: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, w: jax.Array
+) -> tuple[jax.Array, Residuals]:
     (x_axes, w_axes), _ = _terms(equation)
     values = KINDS[kind].values
     q_x = rounded(x, _indices(x_axes, w_axes), values)
@@ -94,7 +110,9 @@ def _forward(equation, kind, dtype, out_spec, x, w):
     return scaled_product(equation, q_x, q_w, out_spec).astype(dtype), (q_x, w, scale, jnp.zeros((), x.dtype))
 
 
-def _backward(equation, kind, dtype, out_spec, residuals, dy):
+def _backward(
+    equation: str, kind: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, residuals: Residuals, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     q_x, w, scale, like_x = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
     of = KINDS[kind]
@@ -102,7 +120,7 @@ def _backward(equation, kind, dtype, out_spec, residuals, dy):
     q_w = Scaled(gathered(round_to(w, scale, of.values)), None)
     dx = scaled_product(f"{y_axes},{w_axes}->{x_axes}", for_x, q_w, spec_of(q_x.values))
 
-    def on_device(q_x, dy):
+    def on_device(q_x: Scaled, dy: jax.Array) -> tuple[Scaled, Scaled]:
         dy = dy * in_result(q_x.scale, x_axes, y_axes)
         return Scaled(q_x.values, None), rounded(dy, _indices(y_axes, x_axes), of.gradients)
 
@@ -132,7 +150,7 @@ def round_to(x: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return (jnp.round(x) if jnp.issubdtype(dtype, jnp.integer) else x).astype(dtype)
 
 
-def scaled_product(equation: str, a: Scaled, b: Scaled, out_spec=None) -> jax.Array:
+def scaled_product(equation: str, a: Scaled, b: Scaled, out_spec: PartitionSpec | None = None) -> jax.Array:
     """Return the float32 einsum of two operands. Integers are summed in int32, floats in float32, before they are scaled."""
     (a_axes, b_axes), y_axes = _terms(equation)
     sums = jnp.int32 if jnp.issubdtype(a.values.dtype, jnp.integer) else jnp.float32
@@ -142,15 +160,17 @@ def scaled_product(equation: str, a: Scaled, b: Scaled, out_spec=None) -> jax.Ar
     return y
 
 
-def in_result(scale: jax.Array, axes: str, y_axes: str) -> jax.Array:
+def in_result(scale: jax.Array | None, axes: str, y_axes: str) -> jax.Array | float:
     """Return the scale of an operand with these axes in the layout of a result, where the other axes have size 1."""
+    if scale is None:
+        return 1.0
     kept = [axis for axis in axes if axis in y_axes]
     assert kept == [axis for axis in y_axes if axis in axes], "an operand's axes keep their order"
     scale = jnp.squeeze(scale, tuple(n for n, axis in enumerate(axes) if axis not in y_axes))
     return jnp.expand_dims(scale, tuple(n for n, axis in enumerate(y_axes) if axis not in axes))
 
 
-def _largest_value(dtype, count):
+def _largest_value(dtype: jnp.dtype, count: int) -> float:
     """Return the largest value of `dtype`; of integers the largest that cannot overflow a sum of `count` products in int32."""
     if not jnp.issubdtype(dtype, jnp.integer):
         return float(jnp.finfo(dtype).max)
@@ -158,11 +178,11 @@ def _largest_value(dtype, count):
     return float(max(1, min(most, (2**31 - 1) // (most * max(1, count)))))
 
 
-def _terms(equation):
+def _terms(equation: str) -> tuple[list[str], str]:
     inputs, output = equation.split("->")
     return inputs.split(","), output
 
 
-def _indices(axes, shared):
+def _indices(axes: str, shared: str) -> tuple[int, ...]:
     """Return the positions of those axes that are in `shared`."""
     return tuple(n for n, axis in enumerate(axes) if axis in shared)

@@ -14,30 +14,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.kernels.ops import product, product_over_rows
-from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, token_ways
+from lm.parallel.arrays import PyTree
+from lm.parallel.mesh import embed_axes, free_axes, platform, several, spec, token_axes, token_ways
 from lm.parallel.sequence import scattered_rows, split_by, whole_rows
 from lm.parallel.torus import groups_along, rings
 
 LONGEST = 8  # devices of a ring around which products are summed; around longer ones the parts are too thin
 
 
-def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...], precision="none") -> jax.Array:
+def matmul(
+    equation: str, x: jax.Array, w: jax.Array, *, dtype: DTypeLike, out: tuple[str | None, ...], precision: str = "none"
+) -> jax.Array:
     """Compute lm.kernels.ops.matmul for a weight that is an array."""
     return _matmul(equation, jnp.dtype(dtype), spec(*out), x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _matmul(equation, dtype, out_spec, x, w):
+def _matmul(equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, w: jax.Array) -> jax.Array:
     return _forward(equation, dtype, out_spec, x, w)[0]
 
 
-def _forward(equation, dtype, out_spec, x, w):
+def _forward(
+    equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, w: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return product_of_rows(equation, rounded(x, dtype), gathered(rounded(w, dtype)), out_spec, dtype=dtype), (x, w)
 
 
-def _backward(equation, dtype, out_spec, residuals, dy):
+def _backward(
+    equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
     of_x, of_w = f"{y_axes},{w_axes}->{x_axes}", f"{x_axes},{y_axes}->{w_axes}"
@@ -52,14 +60,20 @@ def _backward(equation, dtype, out_spec, residuals, dy):
 _matmul.defvjp(_forward, _backward)
 
 
-def rounded(x: jax.Array, dtype) -> jax.Array:
+def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Return x in `dtype` where it may be sent between devices. On one device the product itself rounds, which can be free."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or mesh.size == 1 else x.astype(dtype)
 
 
 def product_of_rows(
-    equation: str, x: jax.Array, w: jax.Array, out_spec: PartitionSpec | None, *, dtype, result=None
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+    out_spec: PartitionSpec | None,
+    *,
+    dtype: DTypeLike,
+    result: DTypeLike | None = None,
 ) -> jax.Array:
     """Return the `product` of an activation [B, T, …] and a gathered weight, with the partition `out_spec`.
 
@@ -70,32 +84,32 @@ def product_of_rows(
     """
     if not split_by(out_spec):
         return product(equation, whole_rows(x), w, out_spec, dtype=dtype, result=result or dtype)
-    if split_by(spec_of(x)) or "tensor" not in spec_of(w):
+    if split_by(spec_of(x)) or "tensor" not in (spec_of(w) or ()):
         return product(equation, x, w, out_spec, dtype=dtype, result=result or dtype)
 
-    def on_device(x, w):
+    def on_device(x: jax.Array, w: jax.Array) -> jax.Array:
         return scattered_rows(product(equation, x, w, dtype=dtype, result=dtype))
 
-    how = dict(check_vma=False, axis_names=free_axes())
-    y = jax.shard_map(on_device, in_specs=(spec_of(x), spec_of(w)), out_specs=out_spec, **how)(x, w)
+    specs = spec_of(x), spec_of(w)
+    y = jax.shard_map(on_device, in_specs=specs, out_specs=out_spec, check_vma=False, axis_names=free_axes())(x, w)
     return y.astype(result or dtype)
 
 
-def _terms(equation):
+def _terms(equation: str) -> tuple[list[str], str]:
     inputs, output = equation.split("->")
     return inputs.split(","), output
 
 
-def spec_of(x):
+def spec_of(x: jax.Array) -> PartitionSpec | None:
     return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
 
 
-def gathered(w):
+def gathered(w: jax.Array) -> jax.Array:
     """Gather the weight over the devices that split its model dimension; it stays split over tensor."""
     current = spec_of(w)
     if current is None:
         return w
-    embed = spec("embed")[0]
+    embed = embed_axes()
     return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed else axis for axis in current)))
 
 
@@ -106,12 +120,18 @@ def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
     """
     if where is None or token_ways() == 1:
         return where
-    embed = spec("embed")[0]
+    embed = embed_axes()
     return PartitionSpec(*(None if axis == embed else axis for axis in where), unreduced=frozenset(token_axes()))
 
 
 def product_reduced(
-    equation: str, a, b, where: PartitionSpec | None, *, prepare: Callable | None = None, multiply: Callable = product_over_rows
+    equation: str,
+    a: PyTree,
+    b: PyTree,
+    where: PartitionSpec | None,
+    *,
+    prepare: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] | None = None,
+    multiply: Callable[..., jax.Array] = product_over_rows,
 ) -> jax.Array:
     """Return `product_over_rows` with the partition `where`: each device multiplies its own rows, then sums are scattered.
 
@@ -122,17 +142,18 @@ def product_reduced(
     if where is None or token_ways() == 1:
         return multiply(equation, *prepare(a, b), where)
 
-    def on_device(a, b):
+    def on_device(a: PyTree, b: PyTree) -> jax.Array:
         sizes, (a, b) = rings("fsdp"), prepare(a, b)
         if platform() == "tpu" and "fsdp" in where and 1 < sizes[0] <= LONGEST:
             part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes, multiply)
             return scattered(part, where, over, first=1)
         return scattered(multiply(equation, a, b), where, over)
 
-    over, how = token_axes(), dict(check_vma=False, axis_names=free_axes())
+    over = token_axes()
     if split_by(spec_of(jax.tree.leaves(a)[0])):
         over += ("tensor",)
-    return jax.shard_map(on_device, in_specs=jax.tree.map(spec_of, (a, b)), out_specs=where, **how)(a, b)
+    specs = jax.tree.map(spec_of, (a, b))
+    return jax.shard_map(on_device, in_specs=specs, out_specs=where, check_vma=False, axis_names=free_axes())(a, b)
 
 
 def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], first: int = 0) -> jax.Array:
@@ -154,7 +175,15 @@ def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], first: 
     return lax.psum(x, tuple(axis for axis in over if axis in rest))
 
 
-def product_around_ring(equation: str, a, b, axis: str, dimension: int, sizes: tuple[int, ...], multiply: Callable = product):
+def product_around_ring(
+    equation: str,
+    a: PyTree,
+    b: PyTree,
+    axis: str,
+    dimension: int,
+    sizes: tuple[int, ...],
+    multiply: Callable[..., jax.Array] = product,
+) -> jax.Array:
     """Within a shard_map, return the product, scattered along `dimension` over the outermost ring of an axis.
 
     sizes: of its rings. a, b, multiply: as in `product_reduced`; all arrays of an operand have the same axes. The part of the
@@ -174,16 +203,18 @@ def product_around_ring(equation: str, a, b, axis: str, dimension: int, sizes: t
     halved = next(other for other in b_axes if other in y_axes)
     along = b_axes.index(halved)
     ways = 2 if jax.tree.leaves(b)[0].shape[along] % 2 == 0 else 1
+
+    def own(half: PyTree, way: int, step: int) -> jax.Array:
+        index = functools.partial(lax.dynamic_index_in_dim, index=(mine - way * step) % size, keepdims=False)
+        return multiply(f"{a_axes},{b_axes}->{y_axes}", jax.tree.map(index, a), half)
+
     sums = []
     halves = [jax.tree.map(lambda b, n=n: jnp.split(b, ways, axis=along)[n], b) for n in range(ways)]
     for way, half in zip((1, -1), halves):
         pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=0).ravel().tolist()))
-        total = None
-        for step in range(1, size + 1):
-            index = functools.partial(lax.dynamic_index_in_dim, index=(mine - way * step) % size, keepdims=False)
-            part = jax.tree.map(index, a)
-            own = multiply(f"{a_axes},{b_axes}->{y_axes}", part, half)
-            total = own if total is None else lax.ppermute(total, axis, pairs) + own
+        total = own(half, way, 1)
+        for step in range(2, size + 1):
+            total = lax.ppermute(total, axis, pairs) + own(half, way, step)
         sums.append(total)
     return jnp.concatenate(sums, axis=y_axes.index(halved))
 

@@ -16,15 +16,18 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.kernels.amx.usable import has_tiles
 from lm.kernels.visible import Scoring, Visible
+from lm.parallel.arrays import AnyArray
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import platform
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from lm.kernels.quantize import Integers
 
 VARIABLE = "LMCRAFT_KERNELS"
+
+Weight: TypeAlias = "jax.Array | Packed | Integers"  # stored as floats, packed for a CPU, or as integers with scales
 
 
 class Backend(NamedTuple):
@@ -94,13 +99,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
 
 
 def matmul(
-    equation: str,
-    x: jax.Array,
-    w: "jax.Array | Packed | Integers",
-    *,
-    dtype: Any,
-    out: tuple[str | None, ...],
-    precision: str = "none",
+    equation: str, x: jax.Array, w: "Weight", *, dtype: DTypeLike, out: tuple[str | None, ...], precision: str = "none"
 ) -> jax.Array:
     """Return einsum(equation, x, w) with operands rounded to `dtype` and float32 accumulation, forward and backward.
 
@@ -116,7 +115,7 @@ def matmul(
     return _call("matmul", equation, x, w, dtype=jnp.dtype(dtype), out=out, precision=precision)
 
 
-def packed_product(x_MK: jax.Array, packed: "Packed", dtype: Any = jnp.float32) -> jax.Array:
+def packed_product(x_MK: jax.Array, packed: "Packed", dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
     return _call("packed_product", x_MK, packed, dtype)
 
@@ -127,8 +126,8 @@ def product(
     b: jax.Array,
     out_spec: PartitionSpec | None = None,
     *,
-    dtype: Any = None,
-    result: Any = jnp.float32,
+    dtype: DTypeLike | None = None,
+    result: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Return the einsum of operands rounded to `dtype` (None: as they are), added up in float32, in the dtype `result`.
 
@@ -138,13 +137,13 @@ def product(
 
 
 def product_over_rows(
-    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: Any = None
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
 ) -> jax.Array:
     """Return the float32 `product` of operands that hold the summed axes as rows, as for the gradient of a weight."""
     return _call("product_over_rows", equation, a, b, out_spec, dtype=dtype)
 
 
-def embedding(table_VD: "jax.Array | Packed", tokens_BT: jax.Array, dtype: Any, axis: str = "length") -> jax.Array:
+def embedding(table_VD: "jax.Array | Packed", tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
     """Return the table's rows, [B, T, D] in `dtype`; the gradient of a float32 table is added up in float32.
 
     axis: the logical axis of T in the result, "length" or "sequence" (lm/parallel/sequence.py).
@@ -200,7 +199,7 @@ def bidirectional_attention(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Ar
     return _call("bidirectional_attention", q_RTHK, k_RTHK, v_RTHK, scale)
 
 
-def write_pages(pages: "Pages", new_TGK: jax.Array, slots_T: jax.Array) -> "Pages":
+def write_pages(pages: "Pages", new_TGK: jax.Array, slots_T: AnyArray) -> "Pages":
     """Return the pool with the tokens written into their slots, in place if the caller donates it.
 
     slots_T: int32, distinct; −1 skips the token. Int8 pools quantize each token and head.
@@ -234,7 +233,13 @@ def paged_attention(
 
 
 def cross_entropy(
-    x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, objective: "CrossEntropy", *, dtype: Any
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    objective: "CrossEntropy",
+    *,
+    dtype: DTypeLike,
 ) -> tuple[jax.Array, ...]:
     """Return Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
 
@@ -255,7 +260,7 @@ def experts(
     weights: dict[str, jax.Array],
     *,
     activation: Callable[[jax.Array], jax.Array],
-    dtype: Any,
+    dtype: DTypeLike,
     capacity_factor: float = 0.0,
 ) -> jax.Array:
     """Return Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
@@ -330,5 +335,5 @@ def _call(operation: str, *arguments: Any, **options: Any) -> Any:
     return getattr(_module(backend), operation)(*arguments, **options)
 
 
-def _module(backend: Backend) -> Any:
+def _module(backend: Backend) -> ModuleType:
     return importlib.import_module(f"lm.kernels.{backend.module}")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.kernels.matmul import gathered, product_of_rows, rounded, spec_of
@@ -48,7 +49,7 @@ def quantize(w: jax.Array, axes: Sequence[int], *, bits: int, group: int = 0) ->
     return pairs[0] & 15 | pairs[1] << 4, scale
 
 
-def dequantize(integers: jax.Array, scale: jax.Array, axis: int, dtype=jnp.float32) -> jax.Array:
+def dequantize(integers: jax.Array, scale: jax.Array, axis: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Return q · s, multiplied in float32. axis: the last contracted axis, along which int4 is packed."""
     integers = unpacked(integers, axis)
     return (integers.astype(jnp.float32) * _spread(scale.astype(jnp.float32), integers.shape)).astype(dtype)
@@ -73,13 +74,13 @@ class Integers(NamedTuple):
     scale: jax.Array
 
 
-def takes(equation: str, x: jax.Array, w, **options) -> bool:
+def takes(equation: str, x: jax.Array, w: object, **options: object) -> bool:
     """Return whether the weight of a product is stored as integers."""
     return isinstance(w, Integers)
 
 
 def matmul(
-    equation: str, x: jax.Array, w: Integers, *, dtype, out: tuple[str | None, ...], precision: str = "none"
+    equation: str, x: jax.Array, w: Integers, *, dtype: DTypeLike, out: tuple[str | None, ...], precision: str = "none"
 ) -> jax.Array:
     """Compute lm.kernels.ops.matmul with q · s as its weight. Only x has a gradient.
 
@@ -90,11 +91,15 @@ def matmul(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _quantized_matmul(equation, dtype, out_spec, x, integers, scale):
+def _quantized_matmul(
+    equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, integers: jax.Array, scale: jax.Array
+) -> jax.Array:
     return _forward(equation, dtype, out_spec, x, integers, scale)[0]
 
 
-def _forward(equation, dtype, out_spec, x, integers, scale):
+def _forward(
+    equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, integers: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     weight, scale_after = _operands(equation, dtype, integers, scale)
     y = product_of_rows(equation, rounded(x, dtype), weight, out_spec, dtype=dtype, result=jnp.float32)
     y = y if scale_after is None else y * scale_after
@@ -102,7 +107,9 @@ def _forward(equation, dtype, out_spec, x, integers, scale):
     return y.astype(dtype), (x[..., :0], integers, scale)
 
 
-def _backward(equation, dtype, out_spec, residuals, dy):
+def _backward(
+    equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, residuals: tuple[jax.Array, ...], dy: jax.Array
+) -> tuple[jax.Array, None, None]:
     like_x, integers, scale = residuals
     weight, scale_after = _operands(equation, dtype, integers, scale)
     dy = dy if scale_after is None else dy * scale_after
@@ -114,7 +121,7 @@ def _backward(equation, dtype, out_spec, residuals, dy):
 _quantized_matmul.defvjp(_forward, _backward)
 
 
-def _operands(equation, dtype, integers, scale):
+def _operands(equation: str, dtype: jnp.dtype, integers: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Return the weight to multiply with, and the scale to apply to the product afterwards, or None."""
     x_axes, w_axes, y_axes = _terms(equation)
     inputs = sum(axis in x_axes for axis in w_axes)
@@ -125,11 +132,11 @@ def _operands(equation, dtype, integers, scale):
     return unpacked(integers, inputs - 1).astype(dtype), jnp.squeeze(scale, range(inputs)).astype(jnp.float32)
 
 
-def _terms(equation):
+def _terms(equation: str) -> list[str]:
     return equation.replace("->", ",").split(",")
 
 
-def _tile(shape, axes, group):
+def _tile(shape: tuple[int, ...], axes: Sequence[int], group: int) -> tuple[int, ...]:
     """Return the size of a group along each axis: `group` elements of `axes`, filled from the last axis on."""
     tile, left = [1] * len(shape), group
     for axis in sorted((axis % len(shape) for axis in axes), reverse=True):
@@ -145,7 +152,7 @@ def _tile(shape, axes, group):
     return tuple(tile)
 
 
-def _split(x, axis, size):
+def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
     """Split an unsharded axis into two; the second has this size."""
     shape, parts = (*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :]), spec_of(x)
     if parts is not None:
@@ -153,15 +160,15 @@ def _split(x, axis, size):
     return lax.reshape(x, shape, out_sharding=parts)
 
 
-def _scale(largest, bits):
+def _scale(largest: jax.Array, bits: int) -> jax.Array:
     return jnp.maximum(largest / LARGEST[bits], jnp.finfo(jnp.bfloat16).tiny).astype(jnp.bfloat16)
 
 
-def _round(x32, scale, bits):
+def _round(x32: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
     return jnp.clip(jnp.round(x32 / scale.astype(jnp.float32)), -LARGEST[bits], LARGEST[bits]).astype(jnp.int8)
 
 
-def _spread(scale, shape):
+def _spread(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Repeat scales over their groups. An axis with one scale is left to broadcasting."""
     for axis, (groups, size) in enumerate(zip(scale.shape, shape)):
         if 1 < groups < size:
@@ -169,7 +176,7 @@ def _spread(scale, shape):
     return scale
 
 
-def unpacked(integers, axis):
+def unpacked(integers: jax.Array, axis: int) -> jax.Array:
     """Return int8 values of int8 or packed int4."""
     if integers.dtype == jnp.int8:
         return integers

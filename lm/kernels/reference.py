@@ -5,35 +5,58 @@ where the sum needs it. `--kernels=reference` runs a whole model on these. Axes 
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.kernels import ops
 from lm.kernels.cpu.packed import Packed, unpack
 from lm.kernels.cpu.packed import embedding as packed_embedding
 from lm.kernels.cpu.packed import matmul as packed_matmul
-from lm.kernels.cpu.pages import Pages
+from lm.kernels.cpu.pages import Pages, Places
+from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.head import softcapped
 from lm.kernels.heads import by_group, grouped, ungrouped
 from lm.kernels.matmul import spec_of
 from lm.kernels.quantize import Integers, dequantize, dequantize_rows, quantize_rows
-from lm.kernels.visible import MASKED
+from lm.kernels.visible import MASKED, Scoring, Visible
+from lm.parallel.arrays import AnyArray
 from lm.parallel.mesh import reshard, spec
 
 
-def product(equation, a, b, out_spec=None, *, dtype=None, result=jnp.float32):
+def product(
+    equation: str,
+    a: jax.Array,
+    b: jax.Array,
+    out_spec: PartitionSpec | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    result: DTypeLike = jnp.float32,
+) -> jax.Array:
     a, b = (a, b) if dtype is None else (a.astype(dtype), b.astype(dtype))
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
 
 
-def product_over_rows(equation, a, b, out_spec=None, *, dtype=None):
+def product_over_rows(
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
+) -> jax.Array:
     return product(equation, a, b, out_spec, dtype=dtype)
 
 
-def matmul(equation, x, w, *, dtype, out, precision="none"):
+def matmul(
+    equation: str,
+    x: jax.Array,
+    w: jax.Array | Packed | Integers,
+    *,
+    dtype: DTypeLike,
+    out: tuple[str | None, ...],
+    precision: str = "none",
+) -> jax.Array:
     if isinstance(w, Packed):
         return packed_matmul(equation, x, w, dtype=dtype)
     if isinstance(w, Integers):
@@ -46,11 +69,11 @@ def matmul(equation, x, w, *, dtype, out, precision="none"):
     return y if spec() is None else reshard(y, *out)
 
 
-def packed_product(x_MK, packed, dtype=jnp.float32):
+def packed_product(x_MK: jax.Array, packed: Packed, dtype: DTypeLike = jnp.float32) -> jax.Array:
     return product("mk,kn->mn", x_MK.astype(jnp.float32), unpack(packed)).astype(dtype)
 
 
-def embedding(table_VD, tokens_BT, dtype, axis="length"):
+def embedding(table_VD: jax.Array | Packed, tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
     if isinstance(table_VD, Packed):
         return packed_embedding(table_VD, tokens_BT, dtype)
     if spec() is None:
@@ -58,11 +81,18 @@ def embedding(table_VD, tokens_BT, dtype, axis="length"):
     return reshard(table_VD, None, None).at[tokens_BT].get(out_sharding=spec("batch", axis, None)).astype(dtype)
 
 
-def row_sums(x, axes=1):
+def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     return jnp.sum(x.astype(jnp.float32), axis=tuple(range(-axes, 0)), keepdims=True)
 
 
-def masked_attention(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scoring, sinks_H=None):
+def masked_attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    mask_BTS: AnyArray,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
     """Return softmax(scale·q·kᵀ)·v where the mask [B, T, S] is True, [B, T, H, V] in q's dtype."""
     G = k_BSGK.shape[2]
     scores = softcapped(scoring.scale * ops.product("btgrk,bsgk->bgrts", grouped(q_BTHK, G), k_BSGK), scoring.softcap)
@@ -74,7 +104,14 @@ def masked_attention(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scoring, sinks_H=None):
     return ungrouped(ops.product("bgrts,bsgv->btgrv", weights, v_BSGV).astype(q_BTHK.dtype))
 
 
-def attention(q_BTHK, k_BSGK, v_BSGV, visible, scoring, sinks_H=None):
+def attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
     if visible.branches is None:  # sequences that are split over devices are not in order
         k_BSGK, v_BSGV = (reshard(x, "batch", None, "kv_heads", None) for x in (k_BSGK, v_BSGV))
         key_segments_BS, distance = reshard(visible.key_segments_BS, "batch", None), visible.slots_T[:, None] - visible.slots_T
@@ -86,10 +123,16 @@ def attention(q_BTHK, k_BSGK, v_BSGV, visible, scoring, sinks_H=None):
     return masked_attention(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scoring, sinks_H)
 
 
-def cached_attention(q_BTHK, parts, visible, scoring, sinks_H=None):
+def cached_attention(
+    q_BTHK: jax.Array,
+    parts: Sequence[tuple[jax.Array, jax.Array]],
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
     B, dtype = q_BTHK.shape[0], parts[0][0].dtype
 
-    def of_all_rows(x):
+    def of_all_rows(x: jax.Array) -> jax.Array:
         rows = np.repeat(np.arange(x.shape[0]), B // x.shape[0])
         return x if x.shape[0] == B else x.at[rows].get(out_sharding=spec_of(x))
 
@@ -100,13 +143,13 @@ def cached_attention(q_BTHK, parts, visible, scoring, sinks_H=None):
     return masked_attention(q_BTHK.astype(dtype), k_BSGK, v_BSGV, mask_BTS, scoring, sinks_H).astype(q_BTHK.dtype)
 
 
-def bidirectional_attention(q_RTHK, k_RTHK, v_RTHK, scale):
+def bidirectional_attention(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Array, scale: float) -> jax.Array:
     p = jax.nn.softmax(scale * ops.product("rthk,rshk->rhts", q_RTHK, k_RTHK), axis=-1)
     return ops.product("rhts,rshk->rthk", p.astype(q_RTHK.dtype), v_RTHK).astype(q_RTHK.dtype)
 
 
-def write_pages(pages, new_TGK, slots_T):
-    def written(pool, new):
+def write_pages(pages: Pages, new_TGK: jax.Array, slots_T: AnyArray) -> Pages:
+    def written(pool: jax.Array, new: jax.Array) -> jax.Array:
         flat = pool.reshape(-1, *pool.shape[2:])
         places = jnp.where(slots_T < 0, flat.shape[0], slots_T)
         return flat.at[places].set(new, mode="drop", unique_indices=True).reshape(pool.shape)
@@ -117,16 +160,24 @@ def write_pages(pages, new_TGK, slots_T):
     return Pages(written(pages.values, values), written(pages.scales, scales[..., 0]))
 
 
-def paged_attention(q_THK, k, v, places, scoring, sinks_H=None, value_size=0):
+def paged_attention(
+    q_THK: jax.Array,
+    k: Pages,
+    v: Pages | None,
+    places: Places,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+    value_size: int = 0,
+) -> jax.Array:
     """Gathers all pages of each token's sequence, for a few tokens at a time."""
     G = k.values.shape[2]
 
-    def floats(pages, table):
+    def floats(pages: Pages, table: jax.Array) -> jax.Array:
         values, scales = pages.values[table], None if pages.scales is None else pages.scales[table]
         x = values.astype(jnp.float32) if scales is None else dequantize_rows(values, scales[..., None])
         return x.reshape(-1, *x.shape[2:])
 
-    def one(token):
+    def one(token: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         q_HK, row, place = token
         table = jnp.clip(jnp.asarray(places.tables_RP)[row], 0, k.values.shape[0] - 1)
         k_SGK = floats(k, table)
@@ -145,7 +196,15 @@ def paged_attention(q_THK, k, v, places, scoring, sinks_H=None, value_size=0):
     return lax.map(one, (q_THK, places.rows_T, places.places_T), batch_size=16)
 
 
-def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, objective, *, dtype=jnp.float32):
+def cross_entropy(
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    objective: CrossEntropy,
+    *,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[jax.Array, ...]:
     """Whole logits, float32."""
     if spec() is not None:
         x_BTD, head_VD = reshard(x_BTD, "batch", "length", None), reshard(head_VD, None, None)
@@ -155,21 +214,33 @@ def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, objective, *, dtype=jn
     is_target = jnp.arange(head_VD.shape[0]) == targets_BT[..., None]
     nll_BT = -jnp.sum(jnp.where(is_target, logp_BTV, 0.0), axis=-1)
     scale_BT = lax.stop_gradient(jnp.exp(-nll_BT)) if objective.dft else 1.0
-    sums = (jnp.sum(weights_BT * (scale_BT * nll_BT + objective.z_loss * logz_BT**2)), jnp.sum(weights_BT * nll_BT))
+    sums: tuple[jax.Array, ...] = (
+        jnp.sum(weights_BT * (scale_BT * nll_BT + objective.z_loss * logz_BT**2)),
+        jnp.sum(weights_BT * nll_BT),
+    )
     if objective.measured:
         entropy_BT = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
         sums += (jnp.sum(weights_BT * entropy_BT), jnp.sum(weights_BT * (jnp.argmax(logits_BTV, axis=-1) == targets_BT)))
     return sums[0], *lax.stop_gradient(sums[1:])
 
 
-def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype=jnp.float32, capacity_factor=0.0):
+def experts(
+    x_BTD: jax.Array,
+    choice_BTK: jax.Array,
+    weight_BTK: jax.Array,
+    weights: dict[str, jax.Array],
+    *,
+    activation: Callable[[jax.Array], jax.Array],
+    dtype: DTypeLike = jnp.float32,
+    capacity_factor: float = 0.0,
+) -> jax.Array:
     """Every expert computes every token, in float32; nothing is dropped, whatever the capacity."""
     if spec() is not None:
         x_BTD, choice_BTK, weight_BTK = (reshard(x, "batch", "length", None) for x in (x_BTD, choice_BTK, weight_BTK))
         weights = {name: reshard(w, None, None, None) for name, w in weights.items()}
-    dot, y_BTD = functools.partial(jnp.dot, precision="highest"), 0.0
+    dot, parts = functools.partial(jnp.dot, precision="highest"), []
     for e in range(weights["up"].shape[0]):
         up, down = weights["up"][e], weights["down"][e]
         h_BTF = activation(dot(x_BTD, weights["gate"][e])) * dot(x_BTD, up) if "gate" in weights else activation(dot(x_BTD, up))
-        y_BTD = y_BTD + jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, down)
-    return y_BTD.astype(dtype)
+        parts.append(jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, down))
+    return sum(parts[1:], start=parts[0]).astype(dtype)

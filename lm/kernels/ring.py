@@ -20,18 +20,24 @@ queries and keys, V head size of values; H = G·R.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from lm.kernels import tiles
 from lm.kernels.saved import saved
 from lm.kernels.visible import MASKED, Scoring, Visible
+from lm.parallel.arrays import PyTree
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import reshard, spec
 
+Found: TypeAlias = tuple[jax.Array, jax.Array]  # out and log Z
+Gradients: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]  # of q, k, v
+Residuals: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 AXIS = "context"
 
 
@@ -43,7 +49,14 @@ class Plan(NamedTuple):
     gather: bool
 
 
-def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> jax.Array:
+def attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
     """Compute lm.kernels.ops.attention. Layers with a window exchange keys with their neighbours, whatever `across` says."""
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
     assert visible.branches is None, "branches of a row are not split over devices"
@@ -53,23 +66,29 @@ def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _split(plan, q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H):
+def _split(
+    plan: Plan, q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGV: jax.Array, segments_BT: jax.Array, sinks_H: jax.Array | None
+) -> jax.Array:
     return _forward(plan, q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)[0]
 
 
-def _specs(sinks_H):
+def _specs(sinks_H: jax.Array | None) -> tuple[PartitionSpec | None, ...]:
     of_queries, of_keys = spec("batch", "length", "heads", None), spec("batch", "length", "kv_heads", None)
     return of_queries, of_keys, spec("batch", "length"), None if sinks_H is None else spec("heads")
 
 
-def _forward(plan, q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H):
+def _forward(
+    plan: Plan, q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGV: jax.Array, segments_BT: jax.Array, sinks_H: jax.Array | None
+) -> tuple[jax.Array, Residuals]:
     of_queries, of_keys, of_segments, of_sinks = _specs(sinks_H)
     logz = spec("batch", "length", "heads")
 
     @functools.partial(
         jax.shard_map, in_specs=(of_queries, of_keys, of_keys, of_segments, of_sinks), out_specs=(of_queries, logz)
     )
-    def on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H):
+    def on_device(
+        q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGV: jax.Array, segments_BT: jax.Array, sinks_H: jax.Array | None
+    ) -> Found:
         q_BGRTK, keys = _by_group(q_BTHK, k_BTGK.shape[2]), Keys(_by_head(k_BTGK), _by_head(v_BTGV), segments_BT)
         out, logz = (_near if plan.how.window else _far)(plan, q_BGRTK, keys)
         if sinks_H is not None:
@@ -84,7 +103,9 @@ def _forward(plan, q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H):
     return out_BTHV, (q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, out_BTHV, logz_BTH)
 
 
-def _backward(plan, residuals, dout_BTHV):
+def _backward(
+    plan: Plan, residuals: Residuals, dout_BTHV: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
     q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, out_BTHV, logz_BTH = residuals
     of_queries, of_keys, of_segments, _ = _specs(None)
     rows = spec("batch", "length", "heads")
@@ -95,13 +116,22 @@ def _backward(plan, residuals, dout_BTHV):
         in_specs=(of_queries, of_keys, of_keys, of_segments, of_queries, rows, rows),
         out_specs=(of_queries, of_keys, of_keys),
     )
-    def on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, dout_BTHV, logz_BTH, delta_BTH):
+    def on_device(
+        q_BTHK: jax.Array,
+        k_BTGK: jax.Array,
+        v_BTGV: jax.Array,
+        segments_BT: jax.Array,
+        dout_BTHV: jax.Array,
+        logz_BTH: jax.Array,
+        delta_BTH: jax.Array,
+    ) -> Gradients:
         G = k_BTGK.shape[2]
         keys = Keys(_by_head(k_BTGK), _by_head(v_BTGV), segments_BT)
         q, dout, logz, delta = (_by_group(x, G) for x in (q_BTHK, dout_BTHV, logz_BTH, delta_BTH))
         gradient = _near_gradient if plan.how.window else _far_gradient
         dq, dk, dv = gradient(plan, q, keys, dout, logz, delta)
-        return _by_time(dq.astype(q.dtype)), *(jnp.moveaxis(x.astype(q.dtype), 2, 1) for x in (dk, dv))
+        dk, dv = (jnp.moveaxis(x.astype(q.dtype), 2, 1) for x in (dk, dv))
+        return _by_time(dq.astype(q.dtype)), dk, dv
 
     dq, dk, dv = on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, dout_BTHV.astype(q_BTHK.dtype), logz_BTH, delta_BTH)
     dsinks_H = None
@@ -127,7 +157,7 @@ class Keys(NamedTuple):
 # Without a window: rounds around the ring, with the whole of another device's keys.
 
 
-def _far(plan: Plan, q, keys: Keys):
+def _far(plan: Plan, q: jax.Array, keys: Keys) -> Found:
     """Return (out, logz) of one device, float32."""
     how, n = plan.how, plan.ways
     me, segments = lax.axis_index(AXIS), keys.segments
@@ -135,15 +165,15 @@ def _far(plan: Plan, q, keys: Keys):
     found = tiles.forward(q, keys.k, keys.v, segments, segments, how)  # its own two chunks are in order
     everything = how._replace(offset=q.shape[3])  # later than all keys
 
-    def one(carry, s):
+    def one(carry: tuple[PyTree, Found], s: jax.Array) -> tuple[tuple[PyTree, Found], None]:
         moving, found = carry
         now, moving = step(moving, s)
 
-        def earlier():
+        def earlier() -> Found:
             low = now.half(0)
             return tiles.forward(q, low.k, low.v, segments, low.segments, everything)
 
-        def later():
+        def later() -> Found:
             out, logz = tiles.forward(_half(q, 3, 1), now.k, now.v, _half(segments, 1, 1), now.segments, everything)
             return _after(out, 3, 0.0), _after(logz, 3, MASKED)
 
@@ -152,7 +182,7 @@ def _far(plan: Plan, q, keys: Keys):
     return lax.scan(one, (first, found), jnp.arange(1, n))[0][1]
 
 
-def _far_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
+def _far_gradient(plan: Plan, q: jax.Array, keys: Keys, dout: jax.Array, logz: jax.Array, delta: jax.Array) -> Gradients:
     """Return (dq, dk, dv) of one device, float32."""
     how, n = plan.how, plan.ways
     me, segments = lax.axis_index(AXIS), keys.segments
@@ -162,21 +192,23 @@ def _far_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
     if plan.gather:  # of all devices, added up at the end
         dkeys = [jnp.zeros_like(x, shape=(n, *x.shape)).at[me].set(x) for x in dkeys]
 
-    def one(carry, s):
+    def one(
+        carry: tuple[PyTree, jax.Array, list[jax.Array]], s: jax.Array
+    ) -> tuple[tuple[PyTree, jax.Array, list[jax.Array]], None]:
         moving, dq, dkeys = carry
         now, moving = step(moving, s)
         if not plan.gather:  # to where the keys are; on its way while this round is computed
             dkeys = _passed(dkeys, n)
 
-        def earlier():
+        def earlier() -> tuple[jax.Array, list[jax.Array]]:
             low = now.half(0)
             dq, *some = tiles.backward(q, low.k, low.v, segments, low.segments, dout, logz, delta, everything)
             return dq, [_before(x, 2) for x in some]
 
-        def later():
-            rows = (_half(x, 3, 1) for x in (dout, logz, delta))
-            mine, of_mine = _half(q, 3, 1), _half(segments, 1, 1)
-            dq, *some = tiles.backward(mine, now.k, now.v, of_mine, now.segments, *rows, everything)
+        def later() -> tuple[jax.Array, list[jax.Array]]:
+            mine, of_dout, of_logz, of_delta = (_half(x, 3, 1) for x in (q, dout, logz, delta))
+            of_mine = _half(segments, 1, 1)
+            dq, *some = tiles.backward(mine, now.k, now.v, of_mine, now.segments, of_dout, of_logz, of_delta, everything)
             return _after(dq, 3, 0.0), some
 
         more, some = lax.cond(s <= me, earlier, later)
@@ -192,13 +224,13 @@ def _far_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
     return dq, *_passed(dkeys, n)
 
 
-def _rounds(plan: Plan, keys: Keys):
+def _rounds(plan: Plan, keys: Keys) -> tuple[Keys, Callable[[Keys, jax.Array], tuple[Keys, Keys]]]:
     """Return what the first round starts with, and step(moving, s) -> (the keys of device i − s, what the next one gets)."""
     n = plan.ways
     if plan.gather:
         everyone = jax.tree.map(lambda x: lax.all_gather(x, AXIS), keys)
 
-        def pick(everyone, s):
+        def pick(everyone: Keys, s: jax.Array) -> tuple[Keys, Keys]:
             j = (lax.axis_index(AXIS) - s) % n
             return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), everyone), everyone
 
@@ -207,14 +239,14 @@ def _rounds(plan: Plan, keys: Keys):
     return _passed(keys, n), lambda now, s: (now, _passed(now, n))
 
 
-def _passed(tree: Any, n: int):
+def _passed(tree: PyTree, n: int) -> PyTree:
     return jax.tree.map(lambda x: lax.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)]), tree)
 
 
 # With a window: rounds along the line of chunks. The two chunks of a device become rows of a batch.
 
 
-def _near(plan: Plan, q, keys: Keys):
+def _near(plan: Plan, q: jax.Array, keys: Keys) -> Found:
     """Return (out, logz) of one device, float32."""
     q, keys = _as_batch(q, 3), Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
     C, found = q.shape[3], tiles.forward(q, *keys[:2], keys.segments, keys.segments, plan.how)
@@ -223,10 +255,11 @@ def _near(plan: Plan, q, keys: Keys):
         keys = _moved(keys, 1, plan.ways)
         seen = _seen(keys.segments, r, plan.ways)
         found = _merged(found, tiles.forward(q, *keys[:2], segments, seen, plan.how._replace(offset=r * C)))
-    return tuple(_from_batch(x, 3) for x in found)
+    out, logz = found
+    return _from_batch(out, 3), _from_batch(logz, 3)
 
 
-def _near_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
+def _near_gradient(plan: Plan, q: jax.Array, keys: Keys, dout: jax.Array, logz: jax.Array, delta: jax.Array) -> Gradients:
     """Return (dq, dk, dv) of one device, float32."""
     q, dout, logz, delta = (_as_batch(x, 3) for x in (q, dout, logz, delta))
     keys = Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
@@ -239,8 +272,8 @@ def _near_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
         how = plan.how._replace(offset=r * C)
         more, *some = tiles.backward(q, *keys[:2], segments, seen, dout, logz, delta, how)
         dq, dkeys = dq + more, [x + y for x, y in zip(dkeys, some)]
-    dkeys = _moved(dkeys, -reach, n)
-    return _from_batch(dq, 3), *(_from_batch(x, 2) for x in dkeys)
+    dk, dv = (_from_batch(x, 2) for x in _moved(dkeys, -reach, n))
+    return _from_batch(dq, 3), dk, dv
 
 
 def _reach(plan: Plan, C: int) -> int:
@@ -248,7 +281,7 @@ def _reach(plan: Plan, C: int) -> int:
     return min(2 * plan.ways - 1, -(-(plan.how.window - 1) // C))
 
 
-def _seen(segments, r: int, n: int):
+def _seen(segments: jax.Array, r: int, n: int) -> jax.Array:
     """Return the segments of the keys of chunk c − r, and −1, which no query has, where there is no such chunk."""
     i = lax.axis_index(AXIS)
     chunk = jnp.stack((i, 2 * n - 1 - i))
@@ -256,24 +289,23 @@ def _seen(segments, r: int, n: int):
     return jnp.where(rows[:, None], segments, -1)
 
 
-def _moved(tree: Any, r: int, n: int):
+def _moved(tree: PyTree, r: int, n: int) -> PyTree:
     """Return arrays [2·B, …] that hold at chunk c what they held at chunk c − r, modulo the number of chunks."""
 
-    def device(chunk):
+    def device(chunk: int) -> int:
         return min(chunk, 2 * n - 1 - chunk)
 
-    def one(x):
+    def one(x: jax.Array) -> jax.Array:
         halves = x.reshape(2, -1, *x.shape[1:])
         arrived = []
         for half in (0, 1):
-            total = None
+            parts = []
             for source in (0, 1):
                 ways = [((t - r) % (2 * n), t) for t in range(n * half, n * half + n)]
                 ways = [(device(a), device(b)) for a, b in ways if a // n == source]
                 if ways:
-                    part = lax.ppermute(halves[source], AXIS, ways)
-                    total = part if total is None else total + part  # a device that gets nothing has 0
-            arrived.append(total)
+                    parts.append(lax.ppermute(halves[source], AXIS, ways))  # a device that gets nothing has 0
+            arrived.append(sum(parts[1:], start=parts[0]))
         return jnp.concatenate(arrived)
 
     return jax.tree.map(one, tree)
@@ -282,47 +314,47 @@ def _moved(tree: Any, r: int, n: int):
 # Layout.
 
 
-def _merged(one, other):
+def _merged(one: Found, other: Found) -> Found:
     """Return (out, logz) of the keys of both."""
     (out, logz), (more, of_more) = one, other
     both = jnp.logaddexp(logz, of_more)
     return out * jnp.exp(logz - both)[..., None] + more * jnp.exp(of_more - both)[..., None], both
 
 
-def _by_group(x_BTH, G: int):
+def _by_group(x_BTH: jax.Array, G: int) -> jax.Array:
     """Reshape [B, T, H, …] to [B, G, R, T, …]."""
     B, T, H, *rest = x_BTH.shape
     return jnp.moveaxis(x_BTH.reshape(B, T, G, H // G, *rest), 1, 3)
 
 
-def _by_head(x_BTGK):
+def _by_head(x_BTGK: jax.Array) -> jax.Array:
     return jnp.swapaxes(x_BTGK, 1, 2)
 
 
-def _by_time(x_BGRTV):
+def _by_time(x_BGRTV: jax.Array) -> jax.Array:
     B, G, R, T, V = x_BGRTV.shape
     return jnp.moveaxis(x_BGRTV, 3, 1).reshape(B, T, G * R, V)
 
 
-def _half(x, axis: int, which: int):
+def _half(x: jax.Array, axis: int, which: int) -> jax.Array:
     C = x.shape[axis] // 2
     return lax.slice_in_dim(x, which * C, which * C + C, axis=axis)
 
 
-def _before(x, axis: int):
+def _before(x: jax.Array, axis: int) -> jax.Array:
     """Return the low half x with a high half of 0 after it."""
     return jnp.concatenate((x, jnp.zeros_like(x)), axis=axis)
 
 
-def _after(x, axis: int, filling: float):
+def _after(x: jax.Array, axis: int, filling: float) -> jax.Array:
     """Return the high half x with a low half before it."""
     return jnp.concatenate((jnp.full_like(x, filling), x), axis=axis)
 
 
-def _as_batch(x, axis: int):
+def _as_batch(x: jax.Array, axis: int) -> jax.Array:
     """Reshape [B, …, T, …] to [2·B, …, C, …]: rows of low halves, then of high halves."""
     return jnp.concatenate((_half(x, axis, 0), _half(x, axis, 1)))
 
 
-def _from_batch(x, axis: int):
+def _from_batch(x: jax.Array, axis: int) -> jax.Array:
     return jnp.concatenate(jnp.split(x, 2), axis=axis)

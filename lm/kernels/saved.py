@@ -45,16 +45,16 @@ def from_bits(bits: jax.Array | None, x: jax.Array) -> jax.Array:
     return x if bits is None else _from_bits(bits, x)
 
 
-def _as_bits(x) -> bool:
+def _as_bits(x: jax.Array) -> bool:
     return x.dtype == jnp.bfloat16 and platform() == "cpu"
 
 
 @jax.custom_jvp
-def _from_bits(bits, x):
+def _from_bits(bits: jax.Array, x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(bits, x.dtype)
 
 
 @_from_bits.defjvp
-def _tangent(primals, tangents):
+def _tangent(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     bits, x = primals
     return lax.bitcast_convert_type(bits, x.dtype), tangents[1]  # not a call that takes x, or x would be kept or computed again

@@ -4,7 +4,7 @@ The axes are those of lm/kernels/ring.py. Tiles that no query sees are left out 
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ from jax import lax
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.ops import product
 from lm.kernels.visible import MASKED
+from lm.parallel.arrays import PyTree
 
 TILE = 512  # queries, and keys, of a tile; about
+Three: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class How(NamedTuple):
@@ -27,7 +29,9 @@ class How(NamedTuple):
     offset: int
 
 
-def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q_BGRTK: jax.Array, k_BGSK: jax.Array, v_BGSV: jax.Array, segments_BT: jax.Array, key_segments_BS: jax.Array, how: How
+) -> tuple[jax.Array, jax.Array]:
     """Return out [B, G, R, T, V] and log Z [B, G, R, T], float32. A query that sees no key gets a log Z near MASKED.
 
     The softmax is computed online (Milakov and Gimelshein 2018): with every tile of keys, sums are rescaled to the largest
@@ -38,7 +42,7 @@ def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> 
     q_BGRTK, *of_masks = _together(q_BGRTK, segments_BT, key_segments_BS, pairs(T, S, how))
     segments_BT, key_segments_BS, both = of_masks
 
-    def tile(carry, at):
+    def tile(carry: Three, at: tuple[jax.Array, jax.Array]) -> tuple[Three, None]:
         queries, keys = at[0] * t, at[1] * s
         q, mine = _of(q_BGRTK, 3, queries, t), _of(segments_BT, 1, queries, t)
         k, v, theirs = (_of(x, axis, keys, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
@@ -48,7 +52,8 @@ def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> 
         p, kept = jnp.exp(scores - new[..., None]), jnp.exp(top - new)
         out = out * kept[..., None] + product("bgrts,bgsv->bgrtv", p.astype(v.dtype), v)
         z = z * kept + jnp.sum(p, axis=-1)
-        return tuple(_put(x, 3, queries, y) for x, y in zip(carry, (out, new, z))), None
+        out, new, z = (_put(x, 3, queries, y) for x, y in zip(carry, (out, new, z)))
+        return (out, new, z), None
 
     nothing = jnp.zeros_like(q_BGRTK, shape=(*q_BGRTK.shape[:4], v_BGSV.shape[-1]), dtype=jnp.float32)
     begin = nothing, jnp.full_like(nothing[..., 0], 2 * MASKED), jnp.zeros_like(nothing[..., 0])
@@ -57,14 +62,24 @@ def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> 
     return out / z[..., None], jnp.maximum(top, MASKED) + jnp.log(z)
 
 
-def backward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, dout_BGRTV, logz_BGRT, delta_BGRT, how: How):
+def backward(
+    q_BGRTK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSV: jax.Array,
+    segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+    dout_BGRTV: jax.Array,
+    logz_BGRT: jax.Array,
+    delta_BGRT: jax.Array,
+    how: How,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return dq, dk, dv, float32, from log Z over all keys and delta = rowsum(dO·O); see lm/kernels/attention.py."""
     T, S, dtype = q_BGRTK.shape[3], k_BGSK.shape[2], q_BGRTK.dtype
     t, s = size(T), size(S)
     q_BGRTK, *of_masks = _together(q_BGRTK, segments_BT, key_segments_BS, pairs(T, S, how))
     segments_BT, key_segments_BS, both = of_masks
 
-    def tile(carry, at):
+    def tile(carry: Three, at: tuple[jax.Array, jax.Array]) -> tuple[Three, None]:
         queries, keys = at[0] * t, at[1] * s
         q, dout, logz, delta = (_of(x, 3, queries, t) for x in (q_BGRTK, dout_BGRTV, logz_BGRT, delta_BGRT))
         k, v, theirs = (_of(x, axis, keys, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
@@ -82,8 +97,8 @@ def backward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, dout_BGRTV, 
             _put(dv, 2, keys, _of(dv, 2, keys, s) + product("bgrts,bgrtv->bgsv", p, dout)),
         ), None
 
-    nothing = tuple(jnp.zeros_like(x, dtype=jnp.float32) for x in (q_BGRTK, k_BGSK, v_BGSV))
-    return lax.scan(tile, nothing, both)[0]
+    dq, dk, dv = (jnp.zeros_like(x, dtype=jnp.float32) for x in (q_BGRTK, k_BGSK, v_BGSV))
+    return lax.scan(tile, (dq, dk, dv), both)[0]
 
 
 def size(T: int) -> int:
@@ -99,10 +114,11 @@ def pairs(T: int, S: int, how: How) -> tuple[np.ndarray, np.ndarray]:
     some = farthest >= 0
     if how.window:
         some &= nearest < how.window
-    return tuple(x.astype(np.int32) for x in np.nonzero(some))
+    queries, keys = np.nonzero(some)
+    return queries.astype(np.int32), keys.astype(np.int32)
 
 
-def _together(q, *of_masks):
+def _together(q: jax.Array, *of_masks: PyTree) -> PyTree:
     """Return all of it, such that masks depend on the queries.
 
     They depend on segments and places alone. Otherwise those of all tiles would be computed before the loop over the layers.
@@ -110,11 +126,11 @@ def _together(q, *of_masks):
     return lax.optimization_barrier((q, *of_masks))
 
 
-def _scores(q, k, how: How):
+def _scores(q: jax.Array, k: jax.Array, how: How) -> jax.Array:
     return softcapped(how.scale * product("bgrtk,bgsk->bgrts", q, k), how.softcap)
 
 
-def _mask(segments_Bt, key_segments_Bs, queries, keys, how: How):
+def _mask(segments_Bt: jax.Array, key_segments_Bs: jax.Array, queries: jax.Array, keys: jax.Array, how: How) -> jax.Array:
     """Return bool [B, 1, 1, t, s]: where a query of a tile sees a key; their first ones are `queries` and `keys`."""
     (_, t), (_, s) = segments_Bt.shape, key_segments_Bs.shape
     distance = how.offset + queries - keys + jnp.arange(t)[:, None] - jnp.arange(s)
@@ -124,9 +140,9 @@ def _mask(segments_Bt, key_segments_Bs, queries, keys, how: How):
     return (seen & (segments_Bt[:, :, None] == key_segments_Bs[:, None, :]))[:, None, None]
 
 
-def _of(x, axis, begin, length):
+def _of(x: jax.Array, axis: int, begin: jax.Array, length: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, begin, length, axis)
 
 
-def _put(x, axis, begin, part):
+def _put(x: jax.Array, axis: int, begin: jax.Array, part: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(x, part, begin, axis)

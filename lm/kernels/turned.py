@@ -4,17 +4,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.kernels.ops import product
 
 
-def takes(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype=None) -> bool:
+def takes(
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
+) -> bool:
     """Return whether the operand of the leading result axes is the larger one."""
     return a.size > b.size
 
 
 def product_over_rows(
-    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype=None
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
 ) -> jax.Array:
     """Return the product with the operands swapped, so that the smaller one is transposed.
 

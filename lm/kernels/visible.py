@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm.parallel.arrays import AnyArray
+
 # Finite, so that a row without visible keys (padding) gives a uniform average instead of NaN.
 MASKED = -1e30
 
@@ -48,7 +50,7 @@ class Visible(NamedTuple):
 
     segments_BT: jax.Array
     key_segments_BS: jax.Array
-    slots_T: jax.Array
+    slots_T: AnyArray
     branches: Branches | None = None
 
     def mask(self, window: int = 0, queries: slice = slice(None), keys: slice = slice(0, None)) -> jax.Array:

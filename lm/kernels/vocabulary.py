@@ -8,21 +8,24 @@ Milakov and Gimelshein 2018, and the recomputation of FlashAttention, Dao et al.
 Axes: B batch, T time, D model, V vocabulary, N tokens of this device, C rows of a block.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import scattered, spec_of
 from lm.kernels.ops import product
-from lm.parallel.mesh import several, spec, token_axes
+from lm.parallel.mesh import embed_axes, several, spec, token_axes
 
 BLOCK_BYTES = 64 << 20  # of a gathered block in the compute dtype, about one matrix of a layer
 LANES = 128  # a block is a multiple of this
 LEAST = -1e30  # a logit of no token; finite, so that its product with 0 is 0
+Sums: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # [N]: top, Σ e, Σ e·below, the target's logit
+Block: TypeAlias = tuple[jax.Array, jax.Array]  # its index, and its rows [C, D] on this device
 
 
 class Statistics(NamedTuple):
@@ -35,7 +38,7 @@ class Statistics(NamedTuple):
     top: jax.Array
 
 
-def block_rows(head_VD: jax.Array, dtype) -> int | None:
+def block_rows(head_VD: jax.Array, dtype: DTypeLike) -> int | None:
     """Return the rows of a block for this head on the current mesh; None if the head should be gathered whole."""
     where = spec_of(head_VD)
     mesh = jax.sharding.get_abstract_mesh()
@@ -47,16 +50,26 @@ def block_rows(head_VD: jax.Array, dtype) -> int | None:
     return None if blocks == 1 else -(-rows // (blocks * LANES)) * LANES
 
 
-def statistics(x_BTD, head_VD, targets_BT, *, dtype, rows: int, softcap=0.0, temperature=1.0, rounded=jnp.float32):
+def statistics(
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    dtype: DTypeLike,
+    rows: int,
+    softcap: float = 0.0,
+    temperature: float = 1.0,
+    rounded: DTypeLike = jnp.float32,
+) -> Statistics:
     """Return Statistics of the logits x·headᵀ, softcapped and divided by the temperature.
 
     dtype: of the operands. rows: of a block. rounded: dtype that logits are rounded to before the cap.
     """
 
-    def on_device(x_BTD, head_VD, targets_BT):
+    def on_device(x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array) -> Statistics:
         x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(dtype), targets_BT.reshape(-1, 1)
 
-        def body(carry, block):
+        def body(carry: Sums, block: Block) -> tuple[Sums, None]:
             top, z, s, label = carry
             _, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, softcap, rounded)
             logits_NC = logits_NC / temperature
@@ -75,55 +88,77 @@ def statistics(x_BTD, head_VD, targets_BT, *, dtype, rows: int, softcap=0.0, tem
         found = Statistics(lax.psum(label, "tensor"), new + jnp.log(z), jnp.log(z) - s / z, new)
         return jax.tree.map(lambda x_N: x_N.reshape(targets_BT.shape), found)
 
-    tokens, columns = spec("batch", "length"), spec("embed")[0]
+    tokens, columns = spec("batch", "length"), embed_axes()
     specs = (spec("batch", "length", None), spec_of(head_VD), tokens)
     return jax.shard_map(on_device, in_specs=specs, out_specs=tokens, check_vma=False)(x_BTD, head_VD, targets_BT)
 
 
 def gradients(
-    x_BTD, head_VD, targets_BT, logz_BT, of_p_BT, of_target_BT, *, dtype, rows, softcap=0.0, temperature=1.0,
-    rounded=jnp.float32, learns=True,
-):  # fmt: skip
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    logz_BT: jax.Array,
+    of_p_BT: jax.Array,
+    of_target_BT: jax.Array,
+    *,
+    dtype: DTypeLike,
+    rows: int,
+    softcap: float = 0.0,
+    temperature: float = 1.0,
+    rounded: DTypeLike = jnp.float32,
+    learns: bool = True,
+) -> tuple[jax.Array, jax.Array | None]:
     """Return dx [B, T, D] in x's dtype and dhead float32 [V, D], if d loss / d logits is of_p·p + of_target·onehot(target).
 
     p: the softmax; logits are those after cap and temperature. Other arguments as for `statistics`. learns: whether the head
     has a gradient; if not, dhead is None.
     """
 
-    def on_device(x_BTD, head_VD, targets_BT, *arrays):
+    def on_device(
+        x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, *arrays: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
         x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(dtype), targets_BT.reshape(-1, 1)
         logz_N1, of_p_N1, of_target_N1 = (array.reshape(-1, 1) for array in arrays)
 
-        def body(dx_ND, block):
+        def body(dx_ND: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
             w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, softcap, rounded)
             d_NC = of_p_N1 * jnp.exp(logits_NC / temperature - logz_N1) + jnp.where(is_target, of_target_N1, 0.0)
             if softcap:
                 d_NC = d_NC * softcap_slope(jnp.maximum(logits_NC, -softcap), softcap)  # LEAST has no slope
             d_NC = (d_NC / temperature).astype(dtype)
-            dw_CD = product("nc,nd->cd", d_NC, x_ND) if learns else None
             dx_ND = dx_ND + product("nc,cd->nd", d_NC, w_CD)
-            return dx_ND, scattered(dw_CD, PartitionSpec(None, columns), over) if learns else None
+            if not learns:
+                return dx_ND, None
+            return dx_ND, scattered(product("nc,nd->cd", d_NC, x_ND), PartitionSpec(None, columns), over)
 
         blocks = _blocks(head_VD.astype(dtype), rows)
         dx_ND, dw = lax.scan(body, jnp.zeros(x_ND.shape, jnp.float32), blocks)
         dx_BTD = lax.psum(dx_ND, "tensor").reshape(x_BTD.shape).astype(x_BTD.dtype)
-        return dx_BTD, dw.reshape(-1, head_VD.shape[1])[: head_VD.shape[0]] if learns else None
+        return dx_BTD, None if dw is None else dw.reshape(-1, head_VD.shape[1])[: head_VD.shape[0]]
 
-    over, columns = token_axes(), spec("embed")[0]
+    over, columns = token_axes(), embed_axes()
     tokens, states, where = spec("batch", "length"), spec("batch", "length", None), spec_of(head_VD)
     specs = (states, where, tokens, tokens, tokens, tokens)
     mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(states, where if learns else None), check_vma=False)
     return mapped(x_BTD, head_VD, targets_BT, logz_BT, of_p_BT, of_target_BT)
 
 
-def _blocks(head_VD, rows: int):
+def _blocks(head_VD: jax.Array, rows: int) -> Block:
     """Return (index [n], blocks [n, C, D]) of this device's part of the head, with rows of zeros at the end."""
     blocks = -(-head_VD.shape[0] // rows)
     head_VD = jnp.pad(head_VD, ((0, blocks * rows - head_VD.shape[0]), (0, 0)))
     return jnp.arange(blocks), head_VD.reshape(blocks, rows, head_VD.shape[1])
 
 
-def _logits(x_ND, targets_N1, block, V: int, columns, softcap, rounded):
+def _logits(
+    x_ND: jax.Array,
+    targets_N1: jax.Array,
+    block: Block,
+    V: int,
+    columns: str | tuple[str, ...] | None,
+    softcap: float,
+    rounded: DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return a gathered block, its float32 logits [N, C] after the cap, and where the vocabulary id is the target."""
     n, part_CD = block
     w_CD = lax.all_gather(part_CD, columns, axis=1, tiled=True)

@@ -13,7 +13,7 @@ from lm.kernels.ops import attention, matmul
 from lm.kernels.saved import saved
 from lm.kernels.visible import Scoring
 from lm.model.cache import Cache
-from lm.model.initializers import parameter
+from lm.model.initializers import STD, parameter
 from lm.model.linear import Linear, residual_std
 from lm.model.norms import RMSNorm
 from lm.model.pages import PagedCache
@@ -24,7 +24,7 @@ from lm.parallel.sequence import length_axis, whole_rows
 HEADS = ("batch", "length", "heads", None)
 
 
-def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int):
+def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int) -> "Attention | LatentAttention":
     kind = LatentAttention if config.mla.kv_rank else Attention
     return kind(config, rngs, window)
 
@@ -38,7 +38,7 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale
 
 
-def rotated(x_BTHK, step: Step, interleaved: bool) -> jax.Array:
+def rotated(x_BTHK: jax.Array, step: Step, interleaved: bool) -> jax.Array:
     """Return the heads rotated by their positions, or unchanged in a model without rotary positions."""
     return x_BTHK if step.rotary is None else rotate(x_BTHK, *step.rotary, interleaved)
 
@@ -52,7 +52,7 @@ class Attention(nnx.Module):
         self.interleaved = config.rope.interleaved
         bias = config.qkv_bias
 
-        def project(name, heads, axis):
+        def project(name: str, heads: int, axis: str) -> Linear:
             axes = ("embed", axis, "head")
             return Linear(config, rngs, f"attention.{name}", "btd,dhk->bthk", (D, heads, K), axes, bias=bias)
 
@@ -78,10 +78,12 @@ class Attention(nnx.Module):
         if config.attention_sinks:
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | PagedCache | None = None):
+    def __call__(
+        self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
+    ) -> tuple[jax.Array, Cache | PagedCache | None]:
         """Return the mixed values [B, T, D] and the cache with the new keys and values."""
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
-        if hasattr(self, "query_norm"):
+        if hasattr(self, "query_norm") and hasattr(self, "key_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         q_BTHK = saved(rotated(q_BTHK, step, self.interleaved))
         k_BSGK = saved(rotated(k_BSGK, step, self.interleaved))
@@ -89,9 +91,10 @@ class Attention(nnx.Module):
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
         if cache is not None:
             cache = cache.write({"k": k_BSGK, "v": v_BSGK}, step)
-        if step.reads_cache:
+        if cache is not None and step.reads_cache:
             mixed_BTHK = cache.attend(q_BTHK, step, self.scoring, sinks)
         else:
+            assert step.visible is not None
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
 
@@ -112,8 +115,8 @@ class LatentAttention(nnx.Module):
         self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
         self.interleaved = config.rope.interleaved
 
-        def linear(name, equation, shape, axes, **options):
-            return Linear(config, rngs, f"attention.{name}", equation, shape, axes, **options)
+        def linear(name: str, equation: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float = STD) -> Linear:
+            return Linear(config, rngs, f"attention.{name}", equation, shape, axes, std=std)
 
         heads = ("embed", "heads", "head")
         if Q:
@@ -128,7 +131,9 @@ class LatentAttention(nnx.Module):
         self.value_up = linear("value_up", "btr,rhk->bthk", (R, H, V), heads)
         self.output = linear("output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config))
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | PagedCache | None = None):
+    def __call__(
+        self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
+    ) -> tuple[jax.Array, Cache | PagedCache | None]:
         axis = length_axis(x_BTD)
         if hasattr(self, "query"):
             q_BTHK = self.query(x_BTD)
@@ -141,13 +146,16 @@ class LatentAttention(nnx.Module):
         key_BS1K = rotated(whole_rows(both_BTR[..., self.rank :])[:, :, None], step, self.interleaved)
         if cache is not None:
             cache = cache.write({"latent": latent_BTR[:, :, None], "key": key_BS1K}, step)
-        if step.reads_cache:
+        if cache is not None and step.reads_cache:
             mixed_BTHV = self._values(cache.attend(self._absorbing(nope_BTHK, rope_BTHK), step, self.scoring))
         else:
             mixed_BTHV = self._expanded(nope_BTHK, rope_BTHK, latent_BTR, key_BS1K, step)
         return self.output(mixed_BTHV, axis), cache
 
-    def _expanded(self, nope_BTHK, rope_BTHK, latent_BTR, key_BT1K, step):
+    def _expanded(
+        self, nope_BTHK: jax.Array, rope_BTHK: jax.Array, latent_BTR: jax.Array, key_BT1K: jax.Array, step: Step
+    ) -> jax.Array:
+        assert step.visible is not None
         k_BTHK = self.key_up(latent_BTR)
         shared = jnp.broadcast_to(key_BT1K, (*k_BTHK.shape[:3], key_BT1K.shape[-1]), out_sharding=spec_of(k_BTHK))
         q_BTHK = saved(jnp.concatenate((nope_BTHK, rope_BTHK), axis=-1))
@@ -155,10 +163,10 @@ class LatentAttention(nnx.Module):
         v_BTHV = saved(self.value_up(latent_BTR))
         return attention(q_BTHK, k_BTHK, v_BTHV, step.visible, self.scoring)
 
-    def _absorbing(self, nope_BTHK, rope_BTHK):
+    def _absorbing(self, nope_BTHK: jax.Array, rope_BTHK: jax.Array) -> jax.Array:
         """Return the queries with W_key_up in them, to compare with [latent, rotated key]."""
         q_BTHR = matmul("bthk,rhk->bthr", nope_BTHK, self.key_up.full(), dtype=nope_BTHK.dtype, out=HEADS)
         return jnp.concatenate((q_BTHR, rope_BTHK), axis=-1)
 
-    def _values(self, mixed_BTHR):
+    def _values(self, mixed_BTHR: jax.Array) -> jax.Array:
         return matmul("bthr,rhk->bthk", mixed_BTHR, self.value_up.full(), dtype=mixed_BTHR.dtype, out=HEADS)

@@ -29,10 +29,19 @@ class AudioTower(nnx.Module):
         audio, D = config.audio, config.audio.embed_dim
         self.config = config
 
-        def convolution(name, inputs):
+        def convolution(name: str, inputs: int) -> Linear:
             shape, axes = (WIDTH, inputs, D), ("replicated", "replicated", "embed")
-            stem = dict(std=fan_in_std(WIDTH * inputs), bias=True, rows="rows")
-            return Linear(plain(config), rngs, f"audio.{name}", "bpwc,wcd->bpd", shape, axes, **stem)
+            return Linear(
+                plain(config),
+                rngs,
+                f"audio.{name}",
+                "bpwc,wcd->bpd",
+                shape,
+                axes,
+                std=fan_in_std(WIDTH * inputs),
+                bias=True,
+                rows="rows",
+            )
 
         self.first, self.second = convolution("first", audio.num_mels), convolution("second", D)
         # Fixed, as in Whisper: no gradient reaches them.

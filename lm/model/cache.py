@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from lm.config import ModelConfig
 from lm.kernels.matmul import spec_of
 from lm.kernels.ops import cached_attention
 from lm.kernels.quantize import dequantize_rows, quantize_rows
 from lm.kernels.visible import Scoring
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import platform, spec
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Cache(NamedTuple):
         """Return the cache with [B, T, G, …] arrays written from `step.slot` on, which counts the slots of prefixes."""
         slot = step.slot - sum(next(iter(part.values.values())).shape[2] for part in self.prefixes)
 
-        def put(old, x):
+        def put(old: jax.Array, x: jax.Array) -> jax.Array:
             return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2)
 
         new = {name: jnp.swapaxes(x, 1, 2) for name, x in new.items()}
@@ -58,10 +60,11 @@ class Cache(NamedTuple):
 
         Of latents, queries must have W_key_up in them; V is the latent size.
         """
+        assert step.visible is not None
         parts = [part.keys_and_values(q_BTHK.dtype) for part in (*self.prefixes, self)]
         return cached_attention(q_BTHK, parts, step.visible, scoring, sinks_H)
 
-    def keys_and_values(self, dtype) -> tuple[jax.Array, jax.Array]:
+    def keys_and_values(self, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
         """Return keys and values [B, G, S, …] without prefixes, in their own dtype or one for the compute dtype `dtype`."""
         stored = {
             name: dequantize_rows(x, self.scales[name]).astype(_kept_dtype(dtype)) if self.scales else x
@@ -82,7 +85,7 @@ class DecodeState(NamedTuple):
     as in transformers; lm/infer/decode.py handles LongRoPE's one switch.
     """
 
-    layers: tuple[tuple[Cache, ...], ...]
+    layers: tuple[tuple[Cache | tuple[Cache, ...], ...], ...]
     segments_BS: jax.Array
     slot: jax.Array
 
@@ -90,7 +93,7 @@ class DecodeState(NamedTuple):
         """Return the state in which the slots from `slot` on hold tokens of these segments."""
         return self._replace(segments_BS=lax.dynamic_update_slice_in_dim(self.segments_BS, segments_BT, slot, axis=1))
 
-    def after(self, layers: tuple, T: int) -> "DecodeState":
+    def after(self, layers: tuple[PyTree, ...], T: int) -> "DecodeState":
         """Return the state after T more tokens. layers: the new caches."""
         return self._replace(layers=layers, slot=jnp.int32(self.slot + T))
 
@@ -102,7 +105,7 @@ def cache_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
 
 
-def cache_spec(config: ModelConfig, rows: str | None, stacked: int = 0):
+def cache_spec(config: ModelConfig, rows: str | None, stacked: int = 0) -> P | None:
     """Return the sharding of a cache: rows as `rows` says, after `stacked` leading axes that are not split."""
     # All query heads share the one head of latent attention, so every device holds it whole.
     return spec(*[None] * stacked, rows, None if config.mla.kv_rank else "kv_heads", None, None)
@@ -113,7 +116,7 @@ def cache_dtype(config: ModelConfig) -> jnp.dtype:
     return _kept_dtype(config.compute_dtype)
 
 
-def _kept_dtype(dtype) -> jnp.dtype:
+def _kept_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Return the compute dtype; on a CPU float32 for bfloat16.
 
     A CPU would convert all slots for each token, and XLA (jaxlib 0.10) compiles bfloat16 products over shared prefixes that it
@@ -130,7 +133,7 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", re
     shapes = {name: (*repeats, batch, heads, slots, size) for name, (heads, size) in cache_shapes(config).items()}
     where = cache_spec(config, "batch", len(repeats))
 
-    def zeros(shape, dtype):
+    def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
         return jnp.zeros(shape, dtype, out_sharding=where)
 
     values = {name: zeros(shape, dtype or cache_dtype(config)) for name, shape in shapes.items()}
@@ -141,7 +144,7 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", re
 def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = "") -> DecodeState:
     """Return a decode state with `slots` free slots for `batch` rows. cache_dtype: as the dtype of `empty_cache`."""
 
-    def caches(repeats: int):
+    def caches(repeats: int) -> Cache | tuple[Cache, ...]:
         if config.scan_layers:
             return empty_cache(config, batch, slots, cache_dtype, (repeats,))
         return tuple(empty_cache(config, batch, slots, cache_dtype) for _ in range(repeats))
@@ -175,7 +178,7 @@ def resize(state: DecodeState, config: ModelConfig, rows: jax.Array | None, more
     slots = 2 + int(config.scan_layers)
 
     def of(cache: Cache) -> Cache:
-        def resized(x):
+        def resized(x: jax.Array) -> jax.Array:
             x = x if rows is None else take(x, rows)
             return jnp.pad(x, [(0, more if axis == slots else 0) for axis in range(x.ndim)]) if more else x
 
@@ -196,7 +199,7 @@ def unstack(state: DecodeState, config: ModelConfig) -> DecodeState:
     return state._replace(layers=layers)
 
 
-def layers_of(tree, repeats: int) -> list:
+def layers_of(tree: PyTree, repeats: int) -> list[PyTree]:
     """Split stacked arrays into a list of trees, one a layer. The gradients of all layers come back as one array."""
     leaves, kind = jax.tree.flatten(tree)
     split = [lax.split(leaf, (1,) * repeats) for leaf in leaves]

@@ -34,11 +34,13 @@ class EncoderLayer(nnx.Module):
         D, H, F = tower.embed_dim, tower.num_heads, tower.mlp_dim
         self.scale, self.activation = (D // H) ** -0.5, ACTIVATIONS[tower.activation]
 
-        def linear(part, equation, shape, axes, inputs, bias=True):
+        def linear(
+            part: str, equation: str, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int, bias: bool = True
+        ) -> Linear:
             std = fan_in_std(inputs)
             return Linear(config, rngs, f"{name}.{part}", equation, shape, axes, std=std, bias=bias, rows="rows")
 
-        def project(part, bias):
+        def project(part: str, bias: bool) -> Linear:
             return linear(f"attention.{part}", "bpd,dhk->bphk", (D, H, D // H), ("embed", "heads", "head"), D, bias)
 
         writers = 2 * tower.num_layers  # matrices that write into the residual stream start smaller, as the decoder's do
@@ -62,7 +64,7 @@ def encoder_layers(config: ModelConfig, name: str, key_bias: bool, rngs: nnx.Rng
 
     @nnx.split_rngs(splits=getattr(config, name).num_layers)
     @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-    def stack(rngs):
+    def stack(rngs: nnx.Rngs) -> EncoderLayer:
         return EncoderLayer(config, name, key_bias, rngs)
 
     return stack(rngs)
@@ -77,7 +79,7 @@ class Projector(nnx.Module):
     def __init__(self, config: ModelConfig, name: str, rngs: nnx.Rngs):
         tower, D, config = getattr(config, name), config.embed_dim, plain(config)
 
-        def linear(part, inputs, bias):
+        def linear(part: str, inputs: int, bias: bool) -> Linear:
             axes = ("embed", "replicated")
             return Linear(config, rngs, f"{name}.projector.{part}", "bpc,cd->bpd", (inputs, D), axes, bias=bias, rows="rows")
 

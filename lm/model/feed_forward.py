@@ -1,6 +1,7 @@
 """The feed-forward sublayer, gated or not."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std
 from lm.parallel.sequence import length_axis
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # x·Φ(x) (Hendrycks and Gimpel 2016)
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),

@@ -3,7 +3,7 @@
 Axes: B batch, T time, D model.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,6 @@ class Inputs(NamedTuple):
         return self._replace(tokens_BT=tokens_BT, segments_BT=segments_BT, positions_BT=jnp.asarray(positions_BT))
 
 
-def inputs_of(batch: dict[str, jax.Array], **others) -> Inputs:
+def inputs_of(batch: dict[str, jax.Array], **others: Any) -> Inputs:
     """Return the inputs of a batch of training: its tokens, segments and positions. others: further fields."""
     return Inputs(batch["tokens"], batch["segment_ids"], batch["positions"], **others)

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PathParts
 from jax import lax
+from jax.typing import DTypeLike
 
 from lm.config import ModelConfig
-from lm.kernels.ops import matmul, product
+from lm.kernels.ops import Weight, matmul, product
 from lm.kernels.quantize import Integers, dequantize, quantize
 from lm.model.initializers import STD, gaussian, parameter
 from lm.parallel.mesh import reshard, spec
@@ -61,7 +63,7 @@ class Linear(nnx.Module):
         self.out = tuple(activation.get(letter) for letter in y_letters)
         key = rngs.params()
         value = gaussian(key, shape, hidden_std(config, std))
-        self.weight = declared(config, name, value, axes, tuple(range(self.inputs)))
+        self.weight: nnx.Variable | QuantizedWeight = declared(config, name, value, axes, tuple(range(self.inputs)))
         # Like activations, a vector of the residual stream is whole on every device.
         self.vector_axes = tuple("replicated" if axis == "embed" else axis for axis in axes[self.inputs :])
         if bias:
@@ -69,7 +71,7 @@ class Linear(nnx.Module):
         if config.adapter.rank and re.fullmatch(config.adapter.targets, name):
             self._adapt(config, key, shape)
 
-    def _adapt(self, config, key, shape):
+    def _adapt(self, config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> None:
         """Add the adapter. A is uniform in ±1/√inputs, as in PEFT; its random key does not change those of the weights."""
         adapter, inputs = config.adapter, shape[: self.inputs]
         self.adapter_scale = adapter.alpha / (adapter.rank**0.5 if adapter.rank_stabilized else adapter.rank)
@@ -91,7 +93,7 @@ class Linear(nnx.Module):
             y = self._adapted(x, y, out)
         return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 
-    def _adapted(self, x, y, out):
+    def _adapted(self, x: jax.Array, y: jax.Array, out: tuple[str | None, ...]) -> jax.Array:
         rows, inputs, outputs = self.letters
         few_out = (out[0], "sequence" if "sequence" in (length_axis(x), out[1]) else out[1], None)
         few = matmul(f"{rows}{inputs},{inputs}z->{rows}z", x, self.lora_a[...], dtype=self.dtype, out=few_out)
@@ -171,7 +173,7 @@ class QuantizedWeight(nnx.Module):
 
 def declared(
     config: ModelConfig, name: str, value: jax.Array, axes: tuple[str, ...], inputs: tuple[int, ...]
-) -> nnx.Param | QuantizedWeight:
+) -> nnx.Variable | QuantizedWeight:
     """Return a weight, quantized if the config says so. name: its name in quantization.targets. inputs: its contracted axes."""
     how = config.quantization
     if how.bits and re.fullmatch(how.targets, name):
@@ -179,14 +181,14 @@ def declared(
     return parameter(value, axes, "hidden", inputs=inputs)
 
 
-def stored(weight: nnx.Variable | QuantizedWeight):
+def stored(weight: nnx.Variable | QuantizedWeight) -> Weight:
     """Return a weight as `matmul` takes it: an array, integers with scales, or packed for a CPU's compiled products."""
     if isinstance(weight, QuantizedWeight):
         return Integers(weight.integers[...], weight.scale[...])
     return weight.get_value()
 
 
-def whole(weight: nnx.Param | QuantizedWeight, dtype=jnp.float32) -> jax.Array:
+def whole(weight: nnx.Variable | QuantizedWeight, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Return a weight of `declared` as an array of floats: `dtype` if it is quantized, else its own."""
     if isinstance(weight, QuantizedWeight):
         return dequantize(weight.integers[...], weight.scale[...], weight.inputs[-1], dtype)
@@ -219,13 +221,13 @@ class Score(nnx.Param):
 
 def trainable(config: ModelConfig) -> nnx.filterlib.Filter:
     """Return the filter of trained variables: with adapters these, projectors and a score head, else all that is not frozen."""
-    kinds = (nnx.LoRAParam, Score, is_projector) if config.adapter.rank else (nnx.Param,)
+    kinds: nnx.filterlib.Filter = (nnx.LoRAParam, Score, is_projector) if config.adapter.rank else (nnx.Param,)
     if not config.frozen:
         return kinds
     return nnx.All(kinds, lambda path, variable: not re.fullmatch(config.frozen, ".".join(map(str, path))))
 
 
-def is_projector(path, variable) -> bool:
+def is_projector(path: PathParts, variable: object) -> bool:
     """Return whether a variable is a weight of an encoder's projector (lm/model/encoder.py), which has no adapter."""
     return path[1:2] == ("projector",) and isinstance(variable, nnx.Param)
 
@@ -236,7 +238,7 @@ def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:
     Routers, norms and quantized weights keep their dtypes. With adapters all do, because they compute with float32 weights.
     """
 
-    def cast(path, variable):
+    def cast(path: PathParts, variable: nnx.Variable) -> nnx.Variable:
         used = variable.get_metadata().get("role") in ("hidden", "embedding") or path == ("head",)
         if type(variable) is not nnx.Param or not used:
             return variable

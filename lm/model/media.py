@@ -3,18 +3,23 @@
 Axes: B batch, T time, D model, N images or windows of sound of a row, V vectors of a row.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import lax
 
-from lm.config import ModelConfig
+from lm.config import Audio, ModelConfig, Vision
 from lm.config.towers import Media
 from lm.errors import UserError
+from lm.parallel.arrays import AnyArray
 from lm.parallel.context import context_ways, slots
 from lm.parallel.mesh import reshard, spec
+
+Tower: TypeAlias = Callable[[jax.Array], jax.Array]  # an encoder: of images or windows of sound [R, …] to vectors [R, V, D]
 
 
 class Vectors(NamedTuple):
@@ -23,22 +28,25 @@ class Vectors(NamedTuple):
     vectors_BTD: float, already of the decoder's width. there_BT: bool: which tokens get theirs.
     """
 
-    vectors_BTD: jax.Array
-    there_BT: jax.Array
+    vectors_BTD: AnyArray
+    there_BT: AnyArray
 
 
 MEDIA = ("images", "audio")  # names in a batch of training, in the order of Media
 
 
-def media_of(batch: dict) -> Media | None:
+def media_of(batch: dict[str, jax.Array]) -> Media | None:
     """Return the media of a batch of training, or None for a batch of text."""
     found = Media(*(batch.get(name) for name in MEDIA))
     return None if all(one is None for one in found) else found
 
 
-def with_media(config: ModelConfig, x_BTD: jax.Array, tokens_BT: jax.Array, towers: tuple, media: Media) -> jax.Array:
+def with_media(
+    config: ModelConfig, x_BTD: jax.Array, tokens_BT: jax.Array, towers: tuple[Tower | None, ...], media: Media
+) -> jax.Array:
     """Return the embeddings with the vectors of the media in their places. towers: those of vision and audio, or None."""
-    for name, section, tower, inputs in zip(MEDIA, (config.vision, config.audio), towers, media):
+    sections: tuple[Vision | Audio, ...] = (config.vision, config.audio)
+    for name, section, tower, inputs in zip(MEDIA, sections, towers, media):
         if inputs is None:
             continue
         if tower is None:
@@ -50,7 +58,7 @@ def with_media(config: ModelConfig, x_BTD: jax.Array, tokens_BT: jax.Array, towe
     return x_BTD
 
 
-def encoded(model, name: str, inputs_BN: jax.Array) -> jax.Array:
+def encoded(model: nnx.Module, name: str, inputs_BN: jax.Array) -> jax.Array:
     """Return the vectors of each row's images ("vision") or windows of sound ("audio"), [B, V, D]."""
     return of_rows(getattr(model, name), inputs_BN)
 
@@ -60,7 +68,7 @@ def with_vectors(x_BTD: jax.Array, vectors: Vectors) -> jax.Array:
     return jnp.where(vectors.there_BT[..., None], vectors.vectors_BTD.astype(x_BTD.dtype), x_BTD)
 
 
-def of_rows(tower, inputs_BN: jax.Array) -> jax.Array:
+def of_rows(tower: Tower, inputs_BN: jax.Array) -> jax.Array:
     """Return the vectors of each row's images or windows, one after the other, [B, V, D].
 
     Each device encodes whole images of its own rows; a context axis, which splits sequences, splits the images of a row.
@@ -89,7 +97,7 @@ def ordinals(chosen_BT: jax.Array) -> jax.Array:
 def placed(x_BTD: jax.Array, vectors_BVD: jax.Array, numbers_BT: jax.Array) -> jax.Array:
     """Return x with vector n of the row in the place of each token whose number n is in 0…V − 1. Nothing leaves its device."""
 
-    def on_device(x_BTD, vectors_BVD, numbers_BT):
+    def on_device(x_BTD: jax.Array, vectors_BVD: jax.Array, numbers_BT: jax.Array) -> jax.Array:
         V = vectors_BVD.shape[1]
         there_BT1 = ((numbers_BT >= 0) & (numbers_BT < V))[..., None]
         taken_BTD = jnp.take_along_axis(vectors_BVD, jnp.clip(numbers_BT, 0, V - 1)[..., None], axis=1)
@@ -103,7 +111,9 @@ def placed(x_BTD: jax.Array, vectors_BVD: jax.Array, numbers_BT: jax.Array) -> j
     return jax.shard_map(on_device, in_specs=specs, out_specs=where)(x_BTD, vectors_BVD, numbers_BT)
 
 
-def _same_parts(x, before: tuple[str, ...], after: tuple[str, ...], reshape) -> jax.Array:
+def _same_parts(
+    x: jax.Array, before: tuple[str, ...], after: tuple[str, ...], reshape: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """Return `reshape` of what each device holds of x with the partition `before`, as an array with the partition `after`."""
     if jax.sharding.get_abstract_mesh().empty:
         return reshape(x)

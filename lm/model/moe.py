@@ -97,7 +97,7 @@ def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -
     )
 
 
-def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts):
+def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the scores of all experts, and the K experts of each token with their weights.
 
     scores s = softmax or sigmoid of the logits; the choice is the top K of s + bias, if there are several groups from the best
@@ -117,7 +117,7 @@ def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts
     return scores_BTE, choice_BTK, weight_BTK * moe.weight_scale
 
 
-def _in_best_groups(ranked_BTE, moe):
+def _in_best_groups(ranked_BTE: jax.Array, moe: MixtureOfExperts) -> jax.Array:
     """Return the ranks with −∞ for experts outside the `top_groups` best groups."""
     ranked_BTGE = ranked_BTE.reshape(*ranked_BTE.shape[:-1], moe.num_groups, -1)
     best = 1 if moe.group_score == "max" else 2
@@ -126,12 +126,12 @@ def _in_best_groups(ranked_BTE, moe):
     return jnp.where(kept_BTG[..., None], ranked_BTGE, -jnp.inf).reshape(ranked_BTE.shape)
 
 
-def _chosen(index, size):
+def _chosen(index: jax.Array, size: int) -> jax.Array:
     """Return indices […, K] as booleans […, K, size]. Comparing is cheaper than gathering, and so is its gradient."""
     return index[..., None] == jnp.arange(size)
 
 
-def router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT) -> RouterStats:
+def router_stats(logits_BTE: jax.Array, scores_BTE: jax.Array, choice_BTK: jax.Array, valid_BT: jax.Array) -> RouterStats:
     """Return the unweighted auxiliary losses of a batch and the load of its experts, as sums over the valid tokens.
 
     Load balance, a sequence of n tokens at a time (DeepSeek-V3, 2024, eq. 17–20): Σ_e f_e · P_e, where f_e = E/(K·n) · (tokens

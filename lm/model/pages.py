@@ -16,6 +16,7 @@ from lm.kernels.matmul import spec_of
 from lm.kernels.ops import paged_attention, write_pages
 from lm.kernels.visible import Scoring
 from lm.model.cache import cache_dtype
+from lm.parallel.arrays import AnyArray, PyTree
 from lm.parallel.mesh import spec
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ class PageTable(NamedTuple):
     of the token's rotation, if they depend on it (dynamic NTK, LongRoPE).
     """
 
-    tables_RN: jax.Array
-    row_B: jax.Array
-    place_B: jax.Array
-    slot_B: jax.Array
-    length_B: jax.Array
+    tables_RN: AnyArray
+    row_B: AnyArray
+    place_B: AnyArray
+    slot_B: AnyArray
+    length_B: AnyArray
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("pools",), meta_fields=("latent",))
@@ -51,11 +52,12 @@ class PagedCache:
 
     def write(self, new: dict[str, jax.Array], step: "Step") -> "PagedCache":
         """Return the pages with the arrays [B, 1, G, K] of the call's tokens."""
+        assert step.table is not None
         if self.latent:
             new = {"k": jnp.concatenate((new["latent"], new["key"]), axis=-1)}
         new = {name: _squeezed(x) for name, x in new.items()}
 
-        def local(pools, new, slot_B):
+        def local(pools: dict[str, Pages], new: dict[str, jax.Array], slot_B: AnyArray) -> dict[str, Pages]:
             return {name: write_pages(pools[name], x, slot_B) for name, x in new.items()}
 
         if spec() is None:
@@ -67,15 +69,16 @@ class PagedCache:
     def attend(self, q_B1HK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
         """Return the attention of queries to the pages, [B, 1, H, V] in q's dtype. Each device has some of the heads."""
 
-        def local(q_BHK, pools, places, sinks_H):
+        def local(q_BHK: jax.Array, pools: dict[str, Pages], places: Places, sinks_H: jax.Array | None) -> jax.Array:
             return paged_attention(q_BHK, pools["k"], pools.get("v"), places, scoring, sinks_H, self.latent)
 
         table = step.table
+        assert table is not None
         q_BHK, places = _squeezed(q_B1HK), Places(table.tables_RN, table.row_B, table.place_B)
         if spec() is None:
             out_BHV = local(q_BHK, self.pools, places, sinks_H)
         else:
-            heads, of_places = spec("batch", "heads", None), Places(spec(None, None), spec(None), spec(None))
+            heads, of_places = spec("batch", "heads", None), jax.tree.map(lambda x: spec(*[None] * x.ndim), places)
             specs = (heads, _specs(self.pools), of_places, None if sinks_H is None else spec("heads"))
             mapped = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)
             out_BHV = mapped(q_BHK, self.pools, places, sinks_H)
@@ -91,7 +94,7 @@ class PagedState(NamedTuple):
     layers: tuple[tuple[PagedCache | tuple[PagedCache, ...], ...], ...]
     table: PageTable
 
-    def after(self, layers: tuple, T: int) -> "PagedState":
+    def after(self, layers: tuple[PyTree, ...], T: int) -> "PagedState":
         """Return the state with these pages."""
         return self._replace(layers=layers)
 
@@ -103,7 +106,9 @@ def page_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
 
 
-def empty_layers(config: ModelConfig, count: int, page: int, dtype: str = "") -> tuple[tuple, ...]:
+def empty_layers(
+    config: ModelConfig, count: int, page: int, dtype: str = ""
+) -> tuple[tuple[PagedCache | tuple[PagedCache, ...], ...], ...]:
     """Return `layers` of a PagedState with `count` pages of `page` tokens.
 
     dtype: "int8", "bfloat16" or "float32"; "": the dtype of other caches.
@@ -122,7 +127,7 @@ def empty_layers(config: ModelConfig, count: int, page: int, dtype: str = "") ->
     def of_layer(repeats: tuple[int, ...]) -> PagedCache:
         return PagedCache({name: pool(repeats, *shape) for name, shape in page_shapes(config).items()}, config.mla.kv_rank)
 
-    def of_stack(repeats: int):
+    def of_stack(repeats: int) -> PagedCache | tuple[PagedCache, ...]:
         return of_layer((repeats,)) if config.scan_layers else tuple(of_layer(()) for _ in range(repeats))
 
     return tuple(tuple(of_stack(repeats) for _ in block) for block, repeats in config.stacks)
@@ -140,10 +145,10 @@ def _heads_axis(pools: dict[str, Pages]) -> str | None:
     return "kv_heads" if "v" in pools else None
 
 
-def _specs(pools: dict[str, Pages]) -> dict[str, Pages]:
+def _specs(pools: dict[str, Pages]) -> PyTree:
+    """Return the partitions of the pages' values [P, page, G, K] and scales [P, page, G]."""
     axis = _heads_axis(pools)
-    values, scales = spec(None, None, axis, None), spec(None, None, axis)
-    return {name: Pages(values, None if pool.scales is None else scales) for name, pool in pools.items()}
+    return jax.tree.map(lambda x: spec(None, None, axis, *[None] * (x.ndim - 3)), pools)
 
 
 def _squeezed(x_B1GK: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ numpy, in float64, while tracing. Scaling is that of transformers, except that d
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,12 @@ from jax import lax
 
 from lm.config import Rope
 from lm.kernels.matmul import spec_of
+from lm.parallel.arrays import PyTree
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import platform, spec
 
 
-def rotary_angles(positions_BT: jax.Array, dim: int, rope: Rope, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(positions_BT: jax.Array, dim: int, rope: Rope, length: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Return cos and sin of position · f_i, times the attention factor: float32 [B, T, 1, dim/2].
 
     Args:
@@ -71,13 +73,13 @@ def rotate_by_product(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array, interle
     place = np.full(size, half)  # of the angle of each number; the rest is not rotated
     place[first] = place[second] = np.arange(half)
 
-    def spread(x, rest):
+    def spread(x: jax.Array, rest: float) -> jax.Array:
         return jnp.concatenate((x, jnp.full_like(x[..., :1], rest)), axis=-1)[..., place]
 
     return (x_BTHK.astype(jnp.float32) * spread(cos, 1.0) + partner * spread(sin, 0.0)).astype(x_BTHK.dtype)
 
 
-def rotary_frequencies(dim: int, rope: Rope, length: jax.Array):
+def rotary_frequencies(dim: int, rope: Rope, length: jax.Array | None) -> np.ndarray | jax.Array:
     """Return f_i, float32 [dim/2]: a numpy constant, for ntk and longrope a jax array."""
     plain = rope.theta ** (-np.arange(0, dim, 2) / dim)
     if rope.scaling == "none":
@@ -89,10 +91,12 @@ def rotary_frequencies(dim: int, rope: Rope, length: jax.Array):
     elif rope.scaling == "llama3":
         frequencies = _llama3(plain, rope)
     elif rope.scaling == "ntk":
+        assert length is not None
         return _dynamic_ntk(plain, dim, rope, length)
     else:
+        assert length is not None
         return _longrope(plain, rope, length)
-    return np.float32(frequencies)
+    return frequencies.astype(np.float32)
 
 
 def attention_factor(rope: Rope) -> float:
@@ -121,7 +125,7 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _yarn(plain, dim, rope):
+def _yarn(plain: np.ndarray, dim: int, rope: Rope) -> np.ndarray:
     """NTK by parts (Peng et al. 2023, §3.2): f·(1 − γ_i) + f/factor·γ_i, with γ rising from 0 to 1 between two dimensions.
 
     A dimension that rotates r times over the original context L is d(r) = dim·ln(L / 2πr) / (2·ln θ); γ rises from
@@ -138,7 +142,7 @@ def _yarn(plain, dim, rope):
     return plain * (1 - gamma) + plain / rope.factor * gamma
 
 
-def _llama3(plain, rope):
+def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
     """Llama 3.1's code: f·(1 − s)/factor + f·s, with s = (turns − low) / (high − low) within 0 … 1.
 
     turns = L·f / 2π over the original context L; low, high: low_freq_factor, high_freq_factor.
@@ -148,7 +152,7 @@ def _llama3(plain, rope):
     return plain * (1 - smooth) / rope.factor + plain * smooth
 
 
-def _dynamic_ntk(plain, dim, rope, length):
+def _dynamic_ntk(plain: np.ndarray, dim: int, rope: Rope, length: jax.Array) -> jax.Array:
     """θ grows with the length n beyond the original context L: θ·(factor·n/L − factor + 1)^(d / (d − 2)).
 
     From bloc97's and emozilla's posts (2023), after Peng et al. 2023, §3.1 and §3.3; so f_i is multiplied by that base
@@ -160,13 +164,13 @@ def _dynamic_ntk(plain, dim, rope, length):
     return np.float32(plain) * stretch.astype(jnp.float32) ** np.float32(powers)
 
 
-def _longrope(plain, rope, length):
+def _longrope(plain: np.ndarray, rope: Rope, length: jax.Array) -> jax.Array:
     """LongRoPE (Ding et al. 2024; Phi-3's code): f_i / short_factor_i, and f_i / long_factor_i beyond the original context."""
     short, long = (np.float32(plain / np.array(factors)) for factors in (rope.short_factor, rope.long_factor))
     return jnp.where(length > rope.original_positions, long, short)
 
 
-def once(f, *xs_BT):
+def once(f: Callable[..., PyTree], *xs_BT: jax.Array) -> PyTree:
     """Return f(*xs_BT), with results [B, T, …], computed in a loop over two halves of T.
 
     The compiler would otherwise fuse f into every layer that reads its result and compute it again there; it does not fuse
@@ -177,16 +181,16 @@ def once(f, *xs_BT):
         return f(*xs_BT)
     half = -(-T // (2 * ways))
 
-    def reshaped(x, shape, *axes):
+    def reshaped(x: jax.Array, shape: tuple[int, ...], *axes: str | None) -> jax.Array:
         where = spec(*axes, *[None] * (len(shape) - len(axes))) if ways > 1 else None
         return lax.reshape(x, shape, out_sharding=where)
 
-    def halves(x_BT):
+    def halves(x_BT: jax.Array) -> jax.Array:
         x_BT = jnp.pad(x_BT, ((0, 0), (0, 2 * half * ways - T))) if ways == 1 else x_BT
         x = reshaped(x_BT, (B, ways, 2, half), "batch", "length")
         return reshaped(jnp.moveaxis(x, 2, 0), (2, B, ways * half), None, "batch", "length")
 
-    def whole(y):
+    def whole(y: jax.Array) -> jax.Array:
         y = reshaped(y, (2, B, ways, half, *y.shape[3:]), None, "batch", "length")
         y = jnp.moveaxis(y, 0, 2)
         return reshaped(y, (B, 2 * half * ways, *y.shape[4:]), "batch", "length")[:, :T]

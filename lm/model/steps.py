@@ -37,7 +37,10 @@ def steps_of(
 
     inputs: with all of tokens, segments and positions. prefill: the memory is empty.
     """
-    segments_BT, table = inputs.segments_BT, None
+    segments_BT, positions_BT, table = inputs.segments_BT, inputs.positions_BT, None
+    assert segments_BT is not None and positions_BT is not None
+    visible: Visible | None
+    slot: jax.Array | int
     if isinstance(memory, PagedState):
         visible, reads_cache, slot, table = None, True, 0, memory.table
     elif memory is None or prefill:
@@ -48,7 +51,7 @@ def steps_of(
         memory = memory.filled(segments_BT, slot)
         slots_T = slot + slots(segments_BT.shape[1])
         visible, reads_cache = Visible(segments_BT, memory.segments_BS, slots_T, inputs.branches), True
-    rotary = _rotary(config, inputs.positions_BT, table) if config.positions == "rotary" else {}
+    rotary = _rotary(config, positions_BT, table) if config.positions == "rotary" else {}
     shared = next(iter(rotary.values()), None)
     kinds = {kind.local for kind in config.layer_kinds}
     steps = {
@@ -57,16 +60,16 @@ def steps_of(
     return steps, memory
 
 
-def _rotary(config: ModelConfig, positions_BT: jax.Array, table: PageTable | None) -> dict[bool, tuple]:
+def _rotary(config: ModelConfig, positions_BT: jax.Array, table: PageTable | None) -> dict[bool, tuple[jax.Array, jax.Array]]:
     """Return cos and sin for local layers and for global ones; of one kind only, if both have the same."""
     tokens = [positions_BT] if table is None else [positions_BT.T]  # of a paged call [1, B], for `once`
     longest = None
     if config.rope.depends_on_length and table is None:
         longest = jnp.max(positions_BT) + 1
-    elif config.rope.depends_on_length:
-        tokens.append(table.length_B[None])
+    elif config.rope.depends_on_length and table is not None:
+        tokens.append(jnp.asarray(table.length_B)[None])
 
-    def angles(positions, local, lengths=None):
+    def angles(positions: jax.Array, local: bool, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         rope = config.local_rope if local else config.rope
         return rotary_angles(positions, config.rope_head_dim, rope, longest if lengths is None else lengths[..., None, None])
 

@@ -4,7 +4,8 @@ Axes: B batch, T time, D model, V vocabulary, S cache slots, E experts, n repeat
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,12 @@ from lm.model.norms import layer_norm
 from lm.model.pages import PagedCache
 from lm.model.steps import Memory, Step, steps_of
 from lm.model.vision import VisionTower
+from lm.parallel.arrays import PyTree
 from lm.parallel.context import later
 from lm.parallel.mesh import reshard, spec
 from lm.parallel.sequence import axis_between_blocks, length_axis, whole_rows
 
+LayerPath: TypeAlias = tuple[str | int, ...]  # of a module in the parameters
 STACKED = ("stacks.", "vision.layers.", "audio.layers.")  # begin the dotted names of parameters with an axis of layers
 
 
@@ -42,7 +45,7 @@ class Routing(NamedTuple):
 
     balance: jax.Array
     z: jax.Array
-    loads: dict[tuple, jax.Array]
+    loads: dict[LayerPath, jax.Array]
 
 
 class Hidden(NamedTuple):
@@ -66,7 +69,9 @@ class Layer(nnx.Module):
         self.feed_forward = MoE(config, rngs) if kind.moe else FeedForward(config, rngs, config.mlp_dim)
         self.post_feed_forward_norm = layer_norm(config) if after else None
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | PagedCache | None = None):
+    def __call__(
+        self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
+    ) -> tuple[jax.Array, Cache | PagedCache | None, RouterStats | None]:
         """Return (x, the layer's next cache or None, RouterStats or None)."""
         with jax.named_scope("attention"):  # names in a trace
             mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
@@ -80,7 +85,7 @@ class Layer(nnx.Module):
             return x_BTD + _normed(self.post_feed_forward_norm, y_BTD), cache, router
 
 
-def _normed(norm, x_BTD):
+def _normed(norm: Callable[[jax.Array], jax.Array] | None, x_BTD: jax.Array) -> jax.Array:
     return x_BTD if norm is None else norm(x_BTD)
 
 
@@ -98,7 +103,9 @@ class AheadModule(nnx.Module):
         self.layer = Layer(config, config.layer_kinds[-1], rngs)
         self.norm = layer_norm(config)
 
-    def __call__(self, hidden_BTD, next_BTD, step: Step):
+    def __call__(
+        self, hidden_BTD: jax.Array, next_BTD: jax.Array, step: Step
+    ) -> tuple[jax.Array, Cache | PagedCache | None, RouterStats | None]:
         both = jnp.concatenate((self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)), axis=-1)
         return self.layer(self.projection(both, length_axis(both)), step)
 
@@ -131,14 +138,26 @@ class Transformer(nnx.Module):
         self.vision = VisionTower(config, rngs) if config.vision.num_layers else None
         self.audio = AudioTower(config, rngs) if config.audio.num_layers else None
 
-    def __call__(self, inputs: Inputs | jax.Array, memory: Memory | None = None, **options):
+    def __call__(
+        self,
+        inputs: Inputs | jax.Array,
+        memory: Memory | None = None,
+        *,
+        prefill: bool = False,
+        layers: list[PyTree] | None = None,
+    ) -> jax.Array | tuple[jax.Array, Memory | None]:
         """Return float32 logits [B, T, V]; with a memory (logits, the next memory). Arguments as for `hidden`."""
-        out = self.hidden(inputs, memory, **options)
+        out = self.hidden(inputs, memory, prefill=prefill, layers=layers)
         logits = self.logits(out.x_BTD)
         return logits if memory is None else (logits, out.memory)
 
     def hidden(
-        self, inputs: Inputs | jax.Array, memory: Memory | None = None, *, prefill: bool = False, layers: list | None = None
+        self,
+        inputs: Inputs | jax.Array,
+        memory: Memory | None = None,
+        *,
+        prefill: bool = False,
+        layers: list[PyTree] | None = None,
     ) -> Hidden:
         """Return hidden states after the last norm.
 
@@ -152,7 +171,7 @@ class Transformer(nnx.Module):
         x_BTD, memory, router = self._layers(inputs, memory, prefill, layers)
         return Hidden(whole_rows(self.norm(x_BTD)), memory, router)
 
-    def unstacked(self) -> list:
+    def unstacked(self) -> list[list[PyTree]]:
         """Return the parameters of each layer of each stack, one tree a layer."""
         params = [tuple(nnx.split(module)[1] for module in stack) for stack in self.stacks]
         return [unstacked(of_stack, repeats) for of_stack, (_, repeats) in zip(params, self.config.stacks, strict=True)]
@@ -161,7 +180,9 @@ class Transformer(nnx.Module):
         """Return the residual stream before the last norm, whose size μP keeps constant as the model gets wider."""
         return whole_rows(self._layers(inputs)[0])
 
-    def ahead(self, x_BTD, targets_BT, segment_ids_BT, positions_BT) -> list[Hidden]:
+    def ahead(
+        self, x_BTD: jax.Array, targets_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array
+    ) -> list[Hidden]:
         """Return hidden states of the modules that look ahead (multi-token prediction), from those of `hidden`, for training.
 
         Module k = 1, 2, … at time t has read token t + k and predicts token t + k + 1. targets_BT: the token after each. After
@@ -176,7 +197,9 @@ class Transformer(nnx.Module):
             next_BT = later(targets_BT, k)
             graph, params = nnx.split(module)
 
-            def apply(params, *inputs, graph=graph):
+            def apply(
+                params: nnx.State, *inputs: jax.Array, graph: nnx.GraphDef = graph
+            ) -> tuple[jax.Array, None, RouterStats | None]:
                 return nnx.merge(graph, params)(*inputs, step)
 
             policy = layer_policy(self.config)
@@ -186,7 +209,7 @@ class Transformer(nnx.Module):
         return predictions
 
     @jax.named_scope("head")
-    def logits(self, x_BTD):
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return float32 logits [B, T, V] of hidden states after the last norm."""
         config = self.config
         x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
@@ -194,7 +217,7 @@ class Transformer(nnx.Module):
         y = matmul("btd,vd->btv", x_BTD, head, dtype=config.compute_dtype, out=axes)
         return softcapped(y.astype(jnp.float32), config.logit_softcap)
 
-    def scores(self, x_BTD) -> jax.Array:
+    def scores(self, x_BTD: jax.Array) -> jax.Array:
         """Return the score head's float32 [B, T] for hidden states after the last norm."""
         return jnp.einsum("btd,d->bt", x_BTD.astype(jnp.float32), self.score[...])
 
@@ -203,7 +226,7 @@ class Transformer(nnx.Module):
         """Return the float32 matrix of the head; logits are `to_head(x) · head_VDᵀ`."""
         return self.embedding[...] if self.config.tie_embeddings else self.head[...]
 
-    def to_head(self, x_BTD) -> jax.Array:
+    def to_head(self, x_BTD: jax.Array) -> jax.Array:
         """Return hidden states after the last norm, scaled for the head (μP)."""
         return scaled_output(self.config, x_BTD)
 
@@ -216,25 +239,32 @@ class Transformer(nnx.Module):
             x_BTD = with_media(self.config, x_BTD, inputs.tokens_BT, (self.vision, self.audio), inputs.media)
         if inputs.vectors is not None:
             x_BTD = with_vectors(x_BTD, inputs.vectors)
-        if self.config.positions == "learned":
+        if self.config.positions == "learned" and inputs.positions_BT is not None:
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
             where = spec("batch", axis, None)
             x_BTD = x_BTD + table.at[reshard(inputs.positions_BT, "batch", axis)].get(out_sharding=where)
         return x_BTD
 
     @jax.named_scope("embedding")
-    def _rows(self, tokens_BT, axis: str = "length"):
+    def _rows(self, tokens_BT: jax.Array, axis: str = "length") -> jax.Array:
         config = self.config
-        x_BTD = embedding(stored(self.embedding), tokens_BT, config.compute_dtype, axis)
+        x_BTD = embedding(self.embedding.get_value(), tokens_BT, config.compute_dtype, axis)
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
-    def _layers(self, inputs, memory: Memory | None = None, prefill: bool = False, layers: list | None = None):
+    def _layers(
+        self,
+        inputs: Inputs | jax.Array,
+        memory: Memory | None = None,
+        prefill: bool = False,
+        layers: list[PyTree] | None = None,
+    ) -> tuple[jax.Array, Memory | None, Routing | None]:
         """Return (x before the last norm, the next memory, Routing or None)."""
         inputs = (inputs if isinstance(inputs, Inputs) else Inputs(inputs)).filled()
         T = inputs.tokens_BT.shape[1]
         steps, memory = steps_of(self.config, inputs, memory, prefill)
         x_BTD = self._embedded(inputs, axis_between_blocks(T) if memory is None else "length")
-        caches, stats = [], {}
+        caches = []
+        stats: dict[LayerPath, RouterStats | None] = {}
         for s, (block, repeats) in enumerate(self.config.stacks):
             of_stack = None if memory is None else memory.layers[s]
             stack = (self.stacks[s], block, repeats)
@@ -245,13 +275,14 @@ class Transformer(nnx.Module):
         return x_BTD, memory, routing(stats)
 
 
-def routing(stats: dict[tuple, RouterStats | None]) -> Routing | None:
+def routing(stats: dict[LayerPath, RouterStats | None]) -> Routing | None:
     """Sum the reports of layers, or stacks of layers, given by path; None if no layer has experts."""
-    stats = {path: of_stack for path, of_stack in stats.items() if of_stack is not None}
-    if not stats:
+    known = {path: of_stack for path, of_stack in stats.items() if of_stack is not None}
+    if not known:
         return None
-    balance, z = (sum(jnp.sum(getattr(of_stack, name)) for of_stack in stats.values()) for name in ("balance", "z"))
-    return Routing(balance, z, {path: of_stack.load_E for path, of_stack in stats.items()})
+    parts = [[jnp.sum(getattr(of_stack, name)) for of_stack in known.values()] for name in ("balance", "z")]
+    balance, z = (sum(of_stacks[1:], start=of_stacks[0]) for of_stacks in parts)
+    return Routing(balance, z, {path: of_stack.load_E for path, of_stack in known.items()})
 
 
 def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx.Rngs) -> Layer:
@@ -259,7 +290,7 @@ def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx
 
     @nnx.split_rngs(splits=repeats)
     @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-    def stack(rngs):
+    def stack(rngs: nnx.Rngs) -> Layer:
         return Layer(config, kind, rngs)
 
     return stack(rngs)
@@ -271,13 +302,13 @@ def build(config: ModelConfig, seed: int) -> nnx.State:
         return nnx.split(Transformer(config, nnx.Rngs(params=seed)))[1]
 
 
-def skeleton(config: ModelConfig):
+def skeleton(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Return (graph, abstract parameters): the first argument of `nnx.merge`, and shapes and axes of the second."""
     graph, abstract = _skeleton(config, jax.sharding.get_abstract_mesh())
     return graph, jax.tree.map(lambda x: x, abstract)  # a copy, because a State can be changed in place
 
 
 @functools.lru_cache(maxsize=32)
-def _skeleton(config: ModelConfig, mesh: jax.sharding.AbstractMesh):
+def _skeleton(config: ModelConfig, mesh: jax.sharding.AbstractMesh) -> tuple[nnx.GraphDef, nnx.State]:
     with nnx.use_eager_sharding(False), no_values():
         return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0))))

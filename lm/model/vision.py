@@ -26,8 +26,17 @@ class VisionTower(nnx.Module):
         vision, D, p = config.vision, config.vision.embed_dim, config.vision.patch_size
         self.config = config
         shape, axes = (p, p, CHANNELS, D), ("replicated", "replicated", "replicated", "embed")
-        stem = dict(std=fan_in_std(p * p * CHANNELS), bias=vision.patch_bias, rows="rows")
-        self.patches = Linear(plain(config), rngs, "vision.patches", "bpxyc,xycd->bpd", shape, axes, **stem)
+        self.patches = Linear(
+            plain(config),
+            rngs,
+            "vision.patches",
+            "bpxyc,xycd->bpd",
+            shape,
+            axes,
+            std=fan_in_std(p * p * CHANNELS),
+            bias=vision.patch_bias,
+            rows="rows",
+        )
         if vision.class_token:
             self.class_token = parameter(normal(rngs, (D,)), ("replicated",), "vector")
         positions = vision.patches**2 + vision.class_token

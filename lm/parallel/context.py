@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.parallel.mesh import AXES, RULES, reshard, spec
+
+Tree = TypeVar("Tree")
 
 
 def context_ways() -> int:
@@ -45,7 +48,7 @@ def later(x_BT: jax.Array, k: int) -> jax.Array:
 
 
 @contextlib.contextmanager
-def sequences_whole(params) -> Iterator:
+def sequences_whole(params: Tree) -> Iterator[Tree]:
     """Within this context the devices of the context axis belong to fsdp: sampling and tasks have no long sequences to split.
 
     Yields the parameters on that mesh. No parameter moves: the same devices hold the same parts.
@@ -60,7 +63,7 @@ def sequences_whole(params) -> Iterator:
 
     def moved(x: jax.Array) -> jax.Array:
         parts = [shard.data for shard in x.addressable_shards]
-        where = PartitionSpec(*("fsdp" if axis == RULES["embed"] else axis for axis in x.sharding.spec))
+        where = PartitionSpec(*("fsdp" if axis == RULES["embed"] else axis for axis in jax.typeof(x).sharding.spec))
         return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(whole, where), parts)
 
     with jax.set_mesh(whole):

@@ -5,6 +5,8 @@ overwrites without waiting: once in a while the first device of a group gets a p
 (jax-ml/jax issue 40830; with parts of 16 MiB most results were wrong in jaxlib 0.10.2). Its all-to-all has no such fault.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,7 +21,16 @@ def avoid_reduce_scatter() -> None:
     mlir.register_lowering(traced.eqns[0].primitive, rule, platform="cpu")
 
 
-def exchanged_and_summed(x, *, axis_name, scatter_dimension, axis_index_groups, axis_size, tiled, **_) -> jax.Array:
+def exchanged_and_summed(
+    x: jax.Array,
+    *,
+    axis_name: str,
+    scatter_dimension: int,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+    axis_size: int,
+    tiled: bool,
+    **_: object,
+) -> jax.Array:
     """Within a shard_map, return what lax.psum_scatter returns: this device's part of the sum of x over an axis.
 
     Each device sends to each other one its part, and adds up what it got: as many bytes as a reduce-scatter moves.

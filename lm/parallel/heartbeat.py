@@ -15,12 +15,14 @@ import socket
 from collections.abc import Callable
 
 import jax
+from jax._src.lib import _jax
 
 LOST = 75  # exit code; EX_TEMPFAIL of sysexits.h: the same command may succeed
 PARTS = 12
 ALIVE = "lmcraft/alive"
 # Of errors that the loss of another process causes in a collective operation or a barrier.
 NETWORK = re.compile(r"Gloo|NCCL|Connection (reset|closed|refused)|Broken pipe|Socket closed|UNAVAILABLE|[Bb]arrier")
+_handlers: list[Callable[[int], None]] = []  # of `on_abort`
 
 
 def lost_seconds() -> float:
@@ -41,10 +43,10 @@ def _seconds(variable: str, usual: float) -> float:
 class Heartbeat:
     """This process's signs of life, and those of others. process: its number. processes: of the job."""
 
-    def __init__(self, service, process: int, processes: int):
+    def __init__(self, service: _jax.DistributedRuntimeClient, process: int, processes: int) -> None:
         self._service, self._process = service, process
         self._watched = range(1, processes) if process == 0 else range(1)
-        self._beats, self._seen, self._missed = 0, dict[int, str](), dict.fromkeys(self._watched, 0)
+        self._beats, self._seen, self._missed = 0, dict[int, str | None](), dict.fromkeys(self._watched, 0)
         self.poll = lost_seconds() / PARTS  # seconds between two calls of `beat`
         self._limit = max(0.5, self.poll / 4)  # seconds of a call to process 0, which may be frozen; added to those of `poll`
 
@@ -92,7 +94,7 @@ def on_abort(address: str | None, line: str) -> Callable[[], None]:
         libc.signal(signal.SIGABRT, None)
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def handler(signum):
+    def handler(signum: int) -> None:
         if address and _answers(address):
             default()  # another reason: abort() goes on
             return
@@ -100,7 +102,7 @@ def on_abort(address: str | None, line: str) -> Callable[[], None]:
         os._exit(LOST)
 
     libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    default.handler = handler  # C holds no reference to it
+    _handlers.append(handler)  # C holds no reference to it
     return default
 
 

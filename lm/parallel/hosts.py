@@ -21,10 +21,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax._src import distributed  # the coordination service's client has no public name
+from jax._src.lib import _jax
 from jax.experimental import multihost_utils
 
 from lm.errors import UserError
 from lm.parallel import cluster, gloo, heartbeat
+from lm.parallel.arrays import PyTree
 
 LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
 POLL = 5  # seconds of one call to the service; between two calls Python handles signals
@@ -35,6 +37,7 @@ TEXT_BYTES = 1024  # size of a text that processes exchange
 FAILED, HEARD, MADE, SEEN, LEAVE = (f"lmcraft/{name}" for name in ("failed", "heard", "made", "seen", "leave"))
 
 T = TypeVar("T")
+Tree = TypeVar("Tree")  # of arrays
 _listener: threading.Thread
 _undo_abort: Callable[[], None] | None = None
 _ending = threading.Lock()
@@ -77,7 +80,7 @@ def start(trains: bool = True) -> None:
         _undo_abort = heartbeat.on_abort(distributed.global_state.coordinator_address, _program() + heartbeat.words(0))
     _listener = threading.Thread(target=_listen, args=(_service(),), daemon=True)
     _listener.start()
-    folder, backend = jax.config.jax_compilation_cache_dir, jax.default_backend()
+    folder, backend = jax.config.values["jax_compilation_cache_dir"], jax.default_backend()
     if distributed.global_state.process_id:
         jax.config.update("jax_compilation_cache_max_size", -1)  # read without a lock; only process 0 writes
     # On CPUs only process 0 would find its programs there. The collectives of a program that was read run in another order than
@@ -93,19 +96,21 @@ def all_see(folder: str | None) -> bool:
     those that find the program there would let the others wait for ever.
     """
     service, state = _service(), distributed.global_state
+    assert service is not None
     name = from_first(lambda: f"job-{os.getpid()}-{time.time_ns()}")
-    if not state.process_id and folder:
+    mark = Path(folder) / name if folder else None
+    if not state.process_id and mark:
         with contextlib.suppress(OSError):
-            (Path(folder) / name).touch()
+            mark.touch()
     from_first(lambda: None)  # it is there now
-    service.key_value_set(f"{SEEN}/{name}/{state.process_id}", str(bool(folder) and (Path(folder) / name).exists()))
+    service.key_value_set(f"{SEEN}/{name}/{state.process_id}", str(mark is not None and mark.exists()))
     try:
         return from_first(
             lambda: all(_get(service, f"{SEEN}/{name}/{i}", LONGEST) == "True" for i in range(state.num_processes))
         )
     finally:
-        if not state.process_id and folder:
-            (Path(folder) / name).unlink(missing_ok=True)
+        if not state.process_id and mark:
+            mark.unlink(missing_ok=True)
 
 
 def leave() -> None:
@@ -212,7 +217,7 @@ def from_first(make: Callable[[], T]) -> T:
     return value
 
 
-def gathered(tree: Any) -> Any:
+def gathered(tree: PyTree) -> PyTree:
     """Return the arrays of a tree as whole NumPy arrays.
 
     Arrays that are split over processes are gathered, so every process must call this. Other arrays are only read.
@@ -228,7 +233,7 @@ def gathered(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def _service():
+def _service() -> _jax.DistributedRuntimeClient | None:
     """Return the client of the coordination service, or None in a single-process job."""
     return distributed.global_state.client
 
@@ -244,7 +249,7 @@ def _packed(error: Exception) -> tuple[bytes, Exception]:
     return packed, error
 
 
-def _forget(service, key: str) -> None:
+def _forget(service: _jax.DistributedRuntimeClient, key: str) -> None:
     """Delete from the service the values that all processes have read; `key` is the newest value."""
     _unread.append(key)
     others = str(distributed.global_state.num_processes - 1)
@@ -253,7 +258,7 @@ def _forget(service, key: str) -> None:
             service.key_value_delete(_unread.popleft())
 
 
-def _listen(service) -> None:
+def _listen(service: _jax.DistributedRuntimeClient) -> None:
     """End this process as soon as another one has failed or is gone."""
     state = distributed.global_state
     life = heartbeat.Heartbeat(service, state.process_id, state.num_processes)
@@ -274,7 +279,7 @@ def _listen(service) -> None:
     end("", 1)  # the line and the code of that process replace these
 
 
-def _first_failure(service, line: str, code: int) -> tuple[int, str, int]:
+def _first_failure(service: _jax.DistributedRuntimeClient, line: str, code: int) -> tuple[int, str, int]:
     """Publish a failure. Return the job's first failure: its process number, line and exit code."""
     mine = distributed.global_state.process_id, line, code
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already, or no service any more
@@ -284,7 +289,7 @@ def _first_failure(service, line: str, code: int) -> tuple[int, str, int]:
     return mine
 
 
-def _wait_until_read(service, gone: int | None) -> None:
+def _wait_until_read(service: _jax.DistributedRuntimeClient, gone: int | None) -> None:
     """On process 0, wait until the others have read the failure, because JAX aborts a process that loses the service.
 
     gone: the number of a process that is not waited for.
@@ -300,7 +305,7 @@ def _wait_until_read(service, gone: int | None) -> None:
         time.sleep(0.5)  # they are about to exit
 
 
-def _get(service, key: str, seconds: float, bytes_: bool = False) -> Any:
+def _get(service: _jax.DistributedRuntimeClient, key: str, seconds: float, bytes_: bool = False) -> Any:
     """Return the value of a key of the service, text or bytes, or None if it is not set within `seconds`."""
     get = service.blocking_key_value_get_bytes if bytes_ else service.blocking_key_value_get
     try:

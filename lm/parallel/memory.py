@@ -5,16 +5,19 @@ pinned memory of their host. A CPU device has it too: there it is the same memor
 """
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import TypeVar
 
 import jax
 import psutil
 from jax.sharding import NamedSharding
 
 from lm.errors import UserError
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import platform
 
 HOST = "pinned_host"
+Tree = TypeVar("Tree")  # of arrays
 
 
 def has_host_memory() -> bool:
@@ -34,7 +37,7 @@ def explained() -> str:
     return "arrays are in host memory while they are not needed"
 
 
-def check_room(tree: Any, where: Any) -> None:
+def check_room(tree: PyTree, where: Path | str) -> None:
     """Raise UserError if arrays or ShapeDtypeStructs are larger than this process's share of all memory of the machine.
 
     A file of a few bytes can describe arrays of any size. where: the file or folder, for the error.
@@ -48,31 +51,27 @@ def check_room(tree: Any, where: Any) -> None:
         )
 
 
-def movable(x) -> bool:
+def movable(x: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Return whether an array is worth a transfer: those with one axis or none are small."""
     return x.ndim > 1
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: Tree) -> Tree:
     """Return the tree with its `movable` arrays in host memory. Call it in a compiled function."""
-    return _moved(tree, jax.memory.Space.Host)
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Host) if movable(x) else x, tree)
 
 
-def to_device(tree: Any) -> Any:
+def to_device(tree: Tree) -> Tree:
     """Return the tree with its `movable` arrays in device memory; the inverse of `to_host`."""
-    return _moved(tree, jax.memory.Space.Device)
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if movable(x) else x, tree)
 
 
-def _moved(tree: Any, space) -> Any:
-    return jax.tree.map(lambda x: jax.device_put(x, space) if movable(x) else x, tree)
-
-
-def on_host(sharding: NamedSharding, x) -> NamedSharding:
+def on_host(sharding: NamedSharding, x: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
     """Return the sharding of x [...] after `to_host`."""
     return sharding.with_memory_kind(HOST) if movable(x) else sharding
 
 
-def is_on_host(x) -> bool:
+def is_on_host(x: jax.core.ShapedArray | jax.ShapeDtypeStruct) -> bool:
     """Return whether a ShapeDtypeStruct with a sharding, or the abstract value of a traced array, is in host memory."""
     if (space := getattr(x, "memory_space", None)) is not None:
         return space == jax.memory.Space.Host

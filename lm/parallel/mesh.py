@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.parallel import torus
+from lm.parallel.arrays import PyTree
 
 AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 # Axes that may cross the slow network between slices. Along `data` only gradients are sent, along `stage` hidden states.
@@ -23,7 +24,7 @@ BETWEEN_SLICES = ("data", "stage")
 # over tensor instead (lm/parallel/sequence.py). The devices of an expert axis hold different experts and different rows, and
 # send tokens to one another. A context axis splits sequences (lm/parallel/context.py). Stages hold different layers; outside of
 # the layers they are one more axis of the batch (lm/parallel/pipeline.py).
-RULES = {
+RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("stage", "data", "fsdp", "expert"),
     "length": "context",
     "sequence": ("context", "tensor"),  # the length between blocks
@@ -41,7 +42,7 @@ RULES = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int | None], devices=None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Build a mesh with explicit axes from sizes by axis name; one size may be -1 and takes the remaining devices.
 
     sizes["slices"]: equal groups of devices with a fast network inside, such as TPU slices. Only the axes of BETWEEN_SLICES
@@ -81,7 +82,7 @@ def make_mesh(sizes: Mapping[str, int | None], devices=None) -> Mesh:
     return mesh
 
 
-def _slices(devices, asked: int | None) -> list[list]:
+def _slices(devices: Sequence[jax.Device], asked: int | None) -> list[list[jax.Device]]:
     """Return the devices by slice: by what they report if `asked` is None, else in `asked` equal parts of neighbours."""
     found = Counter(getattr(device, "slice_index", 0) for device in devices)
     count = len(found) if asked is None else asked
@@ -96,7 +97,7 @@ def _slices(devices, asked: int | None) -> list[list]:
     return [ordered[begin : begin + size] for begin in range(0, len(devices), size)]
 
 
-def _between(sizes: Mapping[str, int], slices: int, devices, shown: str) -> list[int]:
+def _between(sizes: Mapping[str, int], slices: int, devices: Sequence[jax.Device], shown: str) -> list[int]:
     """Return how many parts of each axis lie in different slices; their product is `slices`."""
     left, parts = slices, dict.fromkeys(sizes, 1)
     for axis in BETWEEN_SLICES:
@@ -114,10 +115,11 @@ def _between(sizes: Mapping[str, int], slices: int, devices, shown: str) -> list
 
 def axis_sizes(sizes: Mapping[str, int | None]) -> dict[str, int]:
     """Return the size of every axis of AXES, 1 where `sizes` leaves it out. Raises UserError for an unknown axis."""
-    for axis, size in sizes.items():
-        if axis not in (*AXES, "slices") and int(size) != 1:  # an unknown axis of size 1 is harmless
+    set_sizes = {axis: int(size) for axis, size in sizes.items() if size is not None}
+    for axis, size in set_sizes.items():
+        if axis not in (*AXES, "slices") and size != 1:  # an unknown axis of size 1 is harmless
             raise UserError(f"mesh.{axis}={size}: no such axis; axes are {', '.join(AXES)}")
-    return {axis: int(sizes.get(axis, 1)) for axis in AXES}
+    return {axis: set_sizes.get(axis, 1) for axis in AXES}
 
 
 def platform() -> str:
@@ -136,6 +138,11 @@ def spec(*logical: str | None) -> PartitionSpec | None:
     return None if mesh.empty else PartitionSpec(*(mesh_axes(axis, mesh) for axis in logical))
 
 
+def sharding_on(mesh: Mesh | AbstractMesh, *logical: str | None) -> NamedSharding:
+    """Return the sharding over a mesh of an array with these logical axes."""
+    return NamedSharding(mesh, PartitionSpec(*(mesh_axes(axis, mesh) for axis in logical)))
+
+
 def mesh_axes(logical: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
     """Return the axes of the mesh that split a logical axis: one, several, or None."""
     axes = RULES[logical] if logical else None
@@ -148,7 +155,12 @@ def mesh_axes(logical: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str
 
 def token_axes() -> tuple[str, ...]:
     """Return the axes of the current mesh that split tokens, without those of an outer shard_map."""
-    return spec("rows")[0]
+    return several(mesh_axes("rows", jax.sharding.get_abstract_mesh()))
+
+
+def embed_axes() -> str | tuple[str, ...] | None:
+    """Return the axes of the current mesh that split the model dimension of weights."""
+    return mesh_axes("embed", jax.sharding.get_abstract_mesh())
 
 
 def token_ways() -> int:
@@ -157,9 +169,9 @@ def token_ways() -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in token_axes())
 
 
-def several(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+def several(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the axes of an entry of a partition as a tuple."""
-    return (axes,) if isinstance(axes, str) else axes
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def free_axes() -> frozenset[str]:
@@ -171,7 +183,7 @@ def free_axes() -> frozenset[str]:
 def row_ways(mesh: Mesh | AbstractMesh | None = None) -> int:
     """Return how many parts the mesh splits rows into, 1 without a mesh. mesh: default the one that is set."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in several(RULES["batch"]))
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -180,14 +192,14 @@ def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
     return x if target is None else jax.sharding.reshard(x, target)
 
 
-def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple:
+def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple[np.ndarray | jax.Array, ...]:
     """Put arrays [B, …] that this process holds whole onto a mesh, split by rows. mesh: default the one that is set.
 
     Without any mesh the arrays come back as they are.
     """
     if mesh is None and jax.sharding.get_abstract_mesh().empty:
         return arrays
-    where = NamedSharding(mesh or jax.sharding.get_mesh(), spec("batch"))
+    where = sharding_on(mesh or jax.sharding.get_mesh(), "batch")
 
     def placed(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(x.shape, where, lambda index: np.ascontiguousarray(x[index]))
@@ -206,17 +218,17 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return sizes
 
 
-def shardings(tree, mesh: Mesh):
+def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Return a tree of NamedShardings for a tree of nnx variables (parameters or moments, abstract or not) and plain arrays.
 
     A variable is sharded by its logical axes; a plain array is replicated. A stack of layers that the stages do not divide is
     whole on all of them.
     """
 
-    def sharding(leaf):
+    def sharding(leaf: nnx.Variable | jax.Array) -> NamedSharding:
         axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else ()
 
-        def one(x):
+        def one(x: jax.Array) -> NamedSharding:
             whole = {"layers"} if "layers" in axes and not over_stages(x.shape[0], mesh) else set()
             return NamedSharding(mesh, PartitionSpec(*(None if axis in whole else mesh_axes(axis, mesh) for axis in axes)))
 
@@ -225,7 +237,7 @@ def shardings(tree, mesh: Mesh):
     return jax.tree.map(sharding, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def shapes_on(abstract, where: Mesh | Sharding):
+def shapes_on(abstract: PyTree, where: Mesh | Sharding) -> PyTree:
     """Return the shapes of a tree of nnx variables with shardings, to load them: those of a mesh, or one for all."""
     tree = shardings(abstract, where) if isinstance(where, Mesh) else jax.tree.map(lambda _: where, abstract)
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, tree)
@@ -237,12 +249,14 @@ def over_stages(layers: int, mesh: Mesh | AbstractMesh | None = None) -> bool:
     return not mesh.empty and mesh.shape["stage"] > 1 and layers % mesh.shape["stage"] == 0
 
 
-def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
+def logical_axes(variable: nnx.Variable) -> tuple[str | None, ...]:
     """Return the logical axes that the parameter was declared with, with "layers" in front if it is stacked."""
     return variable.get_metadata()["out_sharding"]
 
 
-def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int, sequence_length: int | None = None) -> None:
+def check_fit(
+    mesh: Mesh | AbstractMesh, model: ModelConfig, batch_size: int, accumulate: int, sequence_length: int | None = None
+) -> None:
     """Raise UserError if a size of the model or of the batch cannot be split evenly over the mesh.
 
     sequence_length: None: no sequences are split, and the mesh must not do so.
@@ -273,7 +287,7 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int, 
     if accumulate < 1 or batch_size < 1 or batch_size % ways:
         most = max(1, batch_size // max(1, ways)) * max(1, ways)
         # The stage axis is named only where there is one.
-        axes = [axis for axis in RULES["batch"] if axis != "stage" or shape[axis] > 1]
+        axes = [axis for axis in several(RULES["batch"]) if axis != "stage" or shape[axis] > 1]
         names, sizes = (
             " × ".join(map(str, all)) for all in ([f"mesh.{axis}" for axis in axes], [shape[axis] for axis in axes])
         )

@@ -20,19 +20,24 @@ Axes: B batch, S stages, M microbatches, R repeats, n layers of a stack.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from lm.config import Pipeline
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard, row_ways, spec
 from lm.parallel.sequence import length_axis
 
 STAGE = "stage"
+Result: TypeAlias = tuple[jax.Array, PyTree]  # x [B, T, D], and sums of each layer over the batch
+Stage: TypeAlias = Callable[[PyTree, jax.Array, PyTree], Result]  # from parameters [layers, …], x and rows
+Carry: TypeAlias = tuple[tuple[jax.Array, ...], jax.Array, jax.Array, PyTree]  # what travels, waits, is done; sums
 MICROBATCHES = 4  # of a stage, unless the config says otherwise
 
 
@@ -47,7 +52,7 @@ class Schedule(NamedTuple):
     repeats: int
     delay: int
 
-    def at(self, tick):
+    def at(self, tick: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return (microbatch, repeat, whether both exist) of stage 0 in a tick, which may be negative; int32 arrays."""
         group = self.stages * self.delay
         microbatch = tick // (group * self.repeats) * group + tick % group
@@ -70,7 +75,7 @@ class Schedule(NamedTuple):
         return f"{shape}: bubble {100 * self.bubble:.1f} % of {self.ticks} ticks"
 
 
-def schedule(settings: Pipeline, rows: int, mesh=None) -> Schedule:
+def schedule(settings: Pipeline, rows: int, mesh: Mesh | AbstractMesh | None = None) -> Schedule:
     """Return the schedule of a call with this many rows. mesh: default the one that is set.
 
     Microbatches are at most as many as the config says, a multiple of the stages, and divide the rows of each device evenly.
@@ -81,7 +86,9 @@ def schedule(settings: Pipeline, rows: int, mesh=None) -> Schedule:
     return Schedule(S, S * max(n for n in range(1, most + 1) if each % n == 0), settings.repeats, 1 + settings.overlap)
 
 
-def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, keep: Callable) -> tuple[jax.Array, Any]:
+def pipelined(
+    stage: Stage, params: PyTree, x_BTD: jax.Array, rows: PyTree, plan: Schedule, keep: Callable[..., bool]
+) -> Result:
     """Return x after all layers of a stack, and the sums of each layer over the batch, stacked over the n layers.
 
     Args:
@@ -94,20 +101,20 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
     K = M // S
     forward, back = [(s, (s + 1) % S) for s in range(S if R > 1 else S - 1)], [(s + 1, s) for s in range(S - 1)]
 
-    def on_stage(params, x, rows):
+    def on_stage(params: PyTree, x: jax.Array, rows: PyTree) -> Result:
         """Run all ticks on one stage, whose part of `params`, x and `rows` these are."""
         s = lax.axis_index(STAGE)
         waiting_K, rows_M = _apart(x, K), jax.tree.map(lambda r: lax.all_gather(_apart(r, K), STAGE, tiled=True), rows)
         parts = params if R == 1 else interleaved(params, S, R)
 
-        def compute(parts, rows_M, x, microbatch, repeat):
+        def compute(parts: PyTree, rows_M: PyTree, x: jax.Array, microbatch: jax.Array, repeat: jax.Array) -> Result:
             some = parts if R == 1 else jax.tree.map(lambda p: _at(p, repeat), parts)
             return stage(some, x, jax.tree.map(lambda r: _at(r, microbatch), rows_M))
 
         if R > 1:
             compute = jax.checkpoint(compute, policy=keep, prevent_cse=False)
 
-        def tick(carry, t):
+        def tick(carry: Carry, t: jax.Array) -> tuple[Carry, None]:
             travelling, waiting_K, done_K, sums_R = carry
             # What stage 0 takes from those that wait, and who takes its place.
             microbatch, repeat, there = plan.at(t)
@@ -116,8 +123,8 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
             waiting_K = _put(waiting_K, jnp.where(enters, lax.ppermute(first, STAGE, back), first), microbatch % K)
 
             # What this stage computes.
-            *travelling, leaving = travelling
-            arriving, *travelling = *travelling, lax.ppermute(leaving, STAGE, forward)
+            *others, leaving = travelling
+            arriving, *others = *others, lax.ppermute(leaving, STAGE, forward)
             microbatch, repeat, there = plan.at(t - delay * s)
             x = jnp.where((s == 0) & (repeat == 0), first, arriving)
             y, sums = compute(parts, rows_M, x, microbatch, repeat)
@@ -129,7 +136,7 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
             before = _at(done_K, microbatch % K)
             after = jnp.where(s == S - 1, y, lax.ppermute(before, STAGE, back))
             done_K = _put(done_K, jnp.where(leaves, after, before), microbatch % K)
-            return ((*travelling, y), waiting_K, done_K, sums_R), None
+            return ((*others, y), waiting_K, done_K, sums_R), None
 
         # Like rows that are used, or all tokens of an idle stage would be the same and take the same experts.
         nothing = lax.stop_gradient(waiting_K[0])
@@ -141,14 +148,14 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
 
     x_BTD, rows = jax.tree.map(lambda r: reshard(r, "batch", length_axis(r), *[None] * (r.ndim - 2)), (x_BTD, rows))
     # Without check_vma: with it JAX 0.10 and 0.11 cannot lower the gradient of a shard_map within this one, as experts have.
-    specs = dict(in_specs=P(STAGE), out_specs=(P(STAGE), P(None, STAGE)))
-    split = jax.shard_map(on_stage, **specs, axis_names={STAGE}, check_vma=False)
+    out = P(STAGE), P(None, STAGE)
+    split = jax.shard_map(on_stage, in_specs=P(STAGE), out_specs=out, axis_names={STAGE}, check_vma=False)
     y_BTD, sums = split(params, x_BTD, rows)
     whole = jax.tree.map(lambda a: jax.sharding.reshard(a, P()), sums)  # [R, S, layers of a part, …]
     return y_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), whole)
 
 
-def interleaved(params, S: int, R: int):
+def interleaved(params: PyTree, S: int, R: int) -> PyTree:
     """Return the R parts of a stage, [R, layers, …], from the n / S successive layers that it stores. Within a shard_map.
 
     Layers are stored in order, so that a checkpoint does not depend on the pipeline. Each step sends all of them once, and
@@ -165,18 +172,18 @@ def interleaved(params, S: int, R: int):
     s = lax.axis_index(STAGE)
     send_SC, pick_R = jnp.asarray(send)[s], jnp.asarray(pick)[s]
 
-    def moved(x):
+    def moved(x: jax.Array) -> jax.Array:
         parts = x.reshape(R, -1, *x.shape[1:])[send_SC.reshape(-1)]
         return lax.all_to_all(parts, STAGE, 0, 0, tiled=True)[pick_R]
 
     return jax.tree.map(moved, params)
 
 
-def layer_of(params, n):
+def layer_of(params: PyTree, n: jax.Array | int) -> PyTree:
     """Return layer n of arrays [layers, …] that are split over the stages, on all of them. n: int32 or an int."""
 
-    def on_stage(params, n):
-        def one(x):
+    def on_stage(params: PyTree, n: jax.Array) -> PyTree:
+        def one(x: jax.Array) -> jax.Array:
             wide = x.astype(jnp.int8) if x.dtype in (jnp.int4, jnp.uint4) else x
             mine = lax.axis_index(STAGE) == n // len(x)
             return lax.psum(jnp.where(mine, _at(wide, n % len(x)), jnp.zeros_like(wide[0])), STAGE).astype(x.dtype)
@@ -187,22 +194,22 @@ def layer_of(params, n):
     return split(params, jnp.int32(n))
 
 
-def _apart(x, K: int):
+def _apart(x: jax.Array, K: int) -> jax.Array:
     """Reshape rows [B, T, …] to [K, B / K, T, …]. Microbatch k has the rows k, k + K, …, so that no row moves."""
     where = spec("batch", None, length_axis(x), *[None] * (x.ndim - 2))
     x = lax.reshape(x, (len(x) // K, K, *x.shape[1:]), out_sharding=where)
     return jnp.moveaxis(x, 1, 0)
 
 
-def _together(x_K):
+def _together(x_K: jax.Array) -> jax.Array:
     """Reshape [K, B / K, T, …] to [B, T, …]; the inverse of `_apart`."""
     x, where = jnp.moveaxis(x_K, 0, 1), spec("batch", length_axis(x_K[0]), *[None] * (x_K.ndim - 3))
     return lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=where)
 
 
-def _at(x, index):
+def _at(x: jax.Array, index: jax.Array) -> jax.Array:
     return lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
-def _put(x, value, index):
+def _put(x: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
     return lax.dynamic_update_index_in_dim(x, value, index, axis=0)

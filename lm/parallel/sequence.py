@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.parallel.mesh import several, spec
+from lm.parallel.mesh import mesh_axes, several
 from lm.parallel.torus import groups_along, rings
 
 AXIS = "tensor"
@@ -28,7 +28,7 @@ def axis_between_blocks(T: int) -> str:
 
 def split_by(where: PartitionSpec | None) -> bool:
     """Return whether the partition of an activation [B, T, …] splits T over tensor."""
-    return where is not None and AXIS in several(where[1] or ())
+    return where is not None and AXIS in several(where[1])
 
 
 def length_axis(x: jax.Array) -> str:
@@ -41,7 +41,7 @@ def whole_rows(x: jax.Array) -> jax.Array:
     if length_axis(x) == "length":
         return x
     first, _, *rest = jax.typeof(x).sharding.spec
-    return jax.sharding.reshard(x, PartitionSpec(first, spec("length")[0], *rest))
+    return jax.sharding.reshard(x, PartitionSpec(first, mesh_axes("length", jax.sharding.get_abstract_mesh()), *rest))
 
 
 def scattered_rows(x: jax.Array) -> jax.Array:

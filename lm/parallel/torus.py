@@ -14,10 +14,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
-_RINGS: dict[tuple, dict[str, tuple[int, ...]]] = {}  # of the newest mesh of each shape
+_RINGS: dict[tuple[tuple[str, int], ...], dict[str, tuple[int, ...]]] = {}  # of the newest mesh of each shape
 
 
-def lay_out(sizes, devices) -> np.ndarray:
+def lay_out(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """Return the devices of one slice as an array of these sizes, neighbours on the torus along each axis.
 
     Raises: AssertionError, NotImplementedError or ValueError if the torus does not allow the sizes.

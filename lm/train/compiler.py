@@ -7,7 +7,7 @@ import jax
 FAST_MEMORY = {"TPU v5 lite": 65_536, "TPU v5": 49_152, "TPU v6 lite": 98_304}
 
 
-def options(device: jax.Device) -> dict[str, str] | None:
+def options(device: jax.Device) -> dict[str, str | bool] | None:
     """Return the compiler options for programs on devices of this kind, for jax.jit(…, compiler_options=…)."""
     if (room := FAST_MEMORY.get(device.device_kind)) is None:
         return None

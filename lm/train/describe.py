@@ -5,31 +5,37 @@ traced program: the step that train.py runs, traced for the mesh of the config. 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import nnx
+from jax.core import ShapedArray
+from jax.extend import core
 from jax.interpreters import partial_eval
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from data.text.sizes import parse_sizes
 from lm import sizing
+from lm.config import Audio, Vision
 from lm.errors import UserError
 from lm.kernels.amx.flops import flops
 from lm.kernels.experts import places
 from lm.model.linear import trainable
 from lm.model.media import MEDIA
 from lm.model.transformer import skeleton
+from lm.parallel.arrays import PyTree, array_of
 from lm.parallel.memory import is_on_host
-from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec, token_ways
+from lm.parallel.mesh import AXES, axis_sizes, check_fit, sharding_on, token_ways
 from lm.parallel.pipeline import schedule
-from lm.train.step import abstract_state, make_trainer, model_config_of, training_loss
+from lm.train.step import Batch, Sums, abstract_state, make_trainer, model_config_of, training_loss
 
 CHINCHILLA = 20  # tokens per parameter (Hoffmann et al. 2022, table 3)
 
 
-def describe(config) -> dict:
+def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the estimate as plain numbers: FLOPs, bytes, counts. "memory" holds bytes per device."""
     model = model_config_of(config)
     mesh = abstract_mesh(config.mesh)
@@ -81,7 +87,7 @@ def describe(config) -> dict:
     }
 
 
-def pipeline(config, mesh) -> dict | None:
+def pipeline(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> dict[str, Any] | None:
     """Return the schedule of the stages for one slice of the batch, with the fraction of time that they are idle."""
     if mesh.shape["stage"] == 1:
         return None
@@ -89,31 +95,34 @@ def pipeline(config, mesh) -> dict | None:
     return plan._asdict() | {"ticks": plan.ticks, "bubble": plan.bubble, "shown": str(plan)}
 
 
-def abstract_mesh(sizes) -> AbstractMesh:
+def abstract_mesh(sizes: Mapping[str, int | None]) -> AbstractMesh:
     """Return the mesh of a config without its devices; like in train.py, a size of −1 uses the devices of this machine."""
-    sizes = axis_sizes(sizes)
-    fixed = math.prod(size for size in sizes.values() if size > 0)
-    if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
-        raise UserError(f"mesh={sizes}: sizes must be positive, and at most one may be -1")
-    sizes = {axis: max(1, jax.device_count() // fixed) if size == -1 else size for axis, size in sizes.items()}
-    return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    by_axis = axis_sizes(sizes)
+    fixed = math.prod(size for size in by_axis.values() if size > 0)
+    if min(by_axis.values()) < -1 or 0 in by_axis.values() or list(by_axis.values()).count(-1) > 1:
+        raise UserError(f"mesh={by_axis}: sizes must be positive, and at most one may be -1")
+    by_axis = {axis: max(1, jax.device_count() // fixed) if size == -1 else size for axis, size in by_axis.items()}
+    return AbstractMesh(tuple(by_axis.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def abstract_batch(config, mesh, rows: int, media: Mapping[str, int] | None = None) -> dict:
+def abstract_batch(
+    config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh, rows: int, media: Mapping[str, int] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the arrays of a batch of `rows`, without data. media: how many images and windows of sound a row has, by MEDIA."""
-    sharding = NamedSharding(mesh, spec("batch", "length"))
+    sharding = sharding_on(mesh, "batch", "length")
     dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
     shape = (rows, config.sequence_length)
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
     model = model_config_of(config)
-    for name, tower in zip(MEDIA, (model.vision, model.audio)):
+    towers: tuple[Vision | Audio, ...] = (model.vision, model.audio)
+    for name, tower in zip(MEDIA, towers):
         if count := (media or {}).get(name):
-            by_rows = NamedSharding(mesh, spec("batch"))
+            by_rows = sharding_on(mesh, "batch")
             batch[name] = jax.ShapeDtypeStruct((rows, count, *tower.shape), jnp.float32, sharding=by_rows)
     return batch
 
 
-def step_flops(config, mesh) -> int:
+def step_flops(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> int:
     """Return the FLOPs of all matrix products of a training step, summed over devices. Recomputed products count again.
 
     Experts count N·K rows, spread evenly, without padding and partly filled blocks. With a capacity the number of rows is
@@ -124,14 +133,14 @@ def step_flops(config, mesh) -> int:
     # Remove gradients of frozen weights, and products that only they need, as the compiler does.
     needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
     moe, ways = model_config_of(config).moe, mesh.shape["expert"]
-    filled = 1
+    filled = 1.0
     if moe.num_experts and ways > 1:  # places of the first round, by lm/kernels/experts.py
         tokens = config.batch_size // config.accumulate * config.sequence_length // token_ways()
         filled = tokens * moe.top_k / (ways * places(tokens, moe.top_k, moe.num_experts // ways, ways))
     return round(product_flops(needed, filled))
 
 
-def product_flops(program, filled: float = 1) -> float:
+def product_flops(program: core.Jaxpr, filled: float = 1) -> float:
     """Return the FLOPs of a traced program's matrix products: 2·(output size)·(contracted size), times the trips of their loop.
 
     Functions that are compiled for a CPU (lm/kernels/amx) count like the products that they compute.
@@ -139,16 +148,16 @@ def product_flops(program, filled: float = 1) -> float:
     filled: the fraction of a ragged product's rows that belong to a group. A loop of unknown length counts as none: the further
     rounds of experts, which an even routing does not need.
     """
-    total = 0
+    total = 0.0
     for equation in program.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
-            lhs, ((contracted, _), _) = equation.invars[0].aval, params["dimension_numbers"]
-            total += 2 * equation.outvars[0].aval.size * math.prod(lhs.shape[axis] for axis in contracted)
+            lhs, ((contracted, _), _) = array_of(equation.invars[0]), params["dimension_numbers"]
+            total += 2 * array_of(equation.outvars[0]).size * math.prod(lhs.shape[axis] for axis in contracted)
         elif name.startswith("ragged_dot"):
             total += filled * _ragged_flops(equation)
         elif name == "ffi_call":
-            shapes, results = ([variable.aval.shape for variable in some] for some in (equation.invars, equation.outvars))
+            shapes, results = ([array_of(variable).shape for variable in some] for some in (equation.invars, equation.outvars))
             total += flops(params["target_name"], shapes, results, int(dict(params["attributes"]).get("window", 0)))
         elif name != "while":
             turns = params["length"] if name == "scan" else 1
@@ -159,9 +168,9 @@ def product_flops(program, filled: float = 1) -> float:
     return total
 
 
-def _ragged_flops(equation) -> int:
+def _ragged_flops(equation: core.JaxprEqn) -> int:
     """Return the FLOPs of a ragged product. Each row is multiplied by one matrix, as in a product of [m, k] and [k, n]."""
-    lhs, out = equation.invars[0].aval, equation.outvars[0].aval
+    lhs, out = array_of(equation.invars[0]), array_of(equation.outvars[0])
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers
     # In the gradient of the matrices the rows are contracted: out is [groups, k, n], and each row is in one group.
@@ -169,7 +178,7 @@ def _ragged_flops(equation) -> int:
     return 2 * out.size // groups * math.prod(lhs.shape[axis] for axis in contracted)
 
 
-def _programs(params: dict):
+def _programs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
     """Yield the sub-programs in the parameters of an equation."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
@@ -179,12 +188,14 @@ def _programs(params: dict):
                 yield item.jaxpr
 
 
-def memory_per_device(config, mesh) -> dict[str, int]:
+def memory_per_device(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> dict[str, int]:
     """Return the first part of `memories`: the bytes in the memory of a device."""
     return memories(config, mesh)[0]
 
 
-def memories(config, mesh, media: Mapping[str, int] | None = None) -> tuple[dict[str, int], dict[str, int]]:
+def memories(
+    config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh, media: Mapping[str, int] | None = None
+) -> tuple[dict[str, int], dict[str, int]]:
     """Return bytes per device by kind, in its own memory and in that of its host (config.optimizer.offload, model.offload).
 
     An array of n bytes whose axes are split over m devices takes n / m. Activations: the residuals of the traced loss for one
@@ -208,13 +219,15 @@ def memories(config, mesh, media: Mapping[str, int] | None = None) -> tuple[dict
     return device, {"optimizer": bytes_per_device(state.optimizer, host=True), "activations": bytes_per_device(kept, host=True)}
 
 
-def residuals(config, learned, frozen, batch) -> list:
+def residuals(
+    config: ml_collections.ConfigDict, learned: nnx.State, frozen: nnx.State, batch: dict[str, jax.ShapeDtypeStruct]
+) -> list[ShapedArray]:
     """Return the abstract arrays that the training loss keeps for its backward pass, without its own arguments."""
     graph, _ = skeleton(model_config_of(config))
     o = config.optimizer
 
-    def kept(learned, frozen, batch):
-        def loss(learned):
+    def kept(learned: nnx.State, frozen: nnx.State, batch: Batch) -> list[jax.Array]:
+        def loss(learned: nnx.State) -> tuple[jax.Array, Sums]:
             model = nnx.merge(graph, nnx.merge_state(learned, frozen))
             return training_loss(model, batch, z_loss=o.z_loss, mtp_loss=o.mtp_loss)
 
@@ -222,10 +235,10 @@ def residuals(config, learned, frozen, batch) -> list:
 
     traced = jax.make_jaxpr(kept)(learned, frozen, batch).jaxpr
     arguments = set(map(id, traced.invars))
-    return list({id(x): x.aval for x in traced.outvars if id(x) not in arguments}.values())
+    return list({id(x): array_of(x) for x in traced.outvars if id(x) not in arguments}.values())
 
 
-def bytes_per_device(tree, host: bool = False) -> int:
+def bytes_per_device(tree: PyTree, host: bool = False) -> int:
     """Return the bytes that a tree of abstract arrays takes in the memory of one device, or of its host for it."""
     total = 0
     for x in (x for x in jax.tree.leaves(tree) if is_on_host(x) == host):
@@ -234,7 +247,7 @@ def bytes_per_device(tree, host: bool = False) -> int:
     return total
 
 
-def table(d: dict) -> str:
+def table(d: dict[str, Any]) -> str:
     """Return the result of `describe` as text."""
     parameters, flops, step, memory, run = (d[name] for name in ("parameters", "flops_per_token", "step", "memory", "run"))
     lines = [f"{'':22}{'parameters':>19}{'active a token':>19}{'FLOPs forward':>17}{'backward, a token':>19}"]
@@ -277,7 +290,7 @@ def table(d: dict) -> str:
     )
 
 
-def _row(name: str, row: dict) -> str:
+def _row(name: str, row: dict[str, Any]) -> str:
     counts = "".join(f"{row[key]:>19,}" if row.get(key) else f"{'':19}" for key in ("total", "active"))
     costs = "".join(f"{_short(row[key]):>18}" if row.get(key) else "" for key in ("forward", "backward"))
     return f"{name.replace('_', ' '):22}{counts}{costs}"

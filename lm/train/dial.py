@@ -16,6 +16,8 @@ Keys that the command line gives keep their values, and the others follow from t
 import math
 from collections.abc import Collection
 
+import ml_collections
+
 from data.text.sizes import parse_sizes
 from lm.errors import UserError
 from lm.train.values import model_of
@@ -24,7 +26,7 @@ ROWS_OF, FEWEST_STEPS = 2048, 1000
 SMALL, MOST_DECAY = 50_000_000, 0.1  # parameters, and their largest weight decay
 
 
-def shape(config, given: Collection[str]) -> None:
+def shape(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
     """Set the model's sizes from dial.depth, if it is not 0. given: keys of the command line. Loads no JAX.
 
     Raises UserError if the config also names a model or epochs.
@@ -44,7 +46,7 @@ def shape(config, given: Collection[str]) -> None:
     model.update({key: value for key, value in sizes.items() if f"model.{key}" not in given})
 
 
-def horizon(config, given: Collection[str]) -> None:
+def horizon(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
     """Set batch, steps, warm-up, learning rate and weight decay from the model, and print all that the dial chose and why."""
     if not config.dial.depth:
         return

@@ -15,14 +15,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import nnx
 from jax import lax
 
 from lm.kernels.logprobs import target_logprobs
 from lm.model.inputs import inputs_of
 from lm.model.transformer import Transformer, skeleton
+from lm.parallel.arrays import PyTree
 from lm.train.state import TrainState
-from lm.train.step import Trainer, make_trainer, model_config_of, slices
+from lm.train.step import Batch, Trainer, make_trainer, model_config_of, slices
 
 STEP_SIZE, SMOOTHING = 1.0, 1e-3  # η and c of algorithm 1, which the paper uses throughout
 
@@ -38,13 +40,15 @@ class Weights(NamedTuple):
     total: jax.Array
 
 
-def updated(now_D, excess_D, uniform_D, step_size: float = STEP_SIZE, smoothing: float = SMOOTHING) -> jax.Array:
+def updated(
+    now_D: jax.Array, excess_D: jax.Array, uniform_D: jax.Array, step_size: float = STEP_SIZE, smoothing: float = SMOOTHING
+) -> jax.Array:
     """Return α of the next step, float32 [D]: algorithm 1 of the paper. A source with α = 0 and u = 0 keeps 0."""
     grown_D = now_D * jnp.exp(step_size * (excess_D - jnp.max(excess_D)))  # the factor cancels, and nothing overflows
     return (1 - smoothing) * grown_D / jnp.sum(grown_D) + smoothing * uniform_D
 
 
-def proxy_trainer(config, uniform: Mapping[str, float]) -> Trainer:
+def proxy_trainer(config: ml_collections.ConfigDict, uniform: Mapping[str, float]) -> Trainer:
     """Return the trainer of the proxy: that of `make_trainer`, with the weights of the sources in its state.
 
     A step takes the reference's parameters as `frozen`, and a batch with `sources`, int32 [B], indices into `uniform`. It
@@ -62,7 +66,7 @@ def proxy_trainer(config, uniform: Mapping[str, float]) -> Trainer:
         zero_D = jnp.zeros_like(uniform_D)
         return trainer.init(params)._replace(sources=Weights(uniform_D, zero_D, zero_D))
 
-    def step(state: TrainState, batch: dict, frozen) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, dict[str, jax.Array]]:
         before, proxy, reference = state.sources, nnx.merge(graph, state.params), nnx.merge(graph, frozen)
         tokens_D, nll_D, over_D = measured(proxy, reference, batch, len(uniform), config.accumulate)
         mean_D = 1 / jnp.maximum(tokens_D, 1)
@@ -84,13 +88,13 @@ def proxy_trainer(config, uniform: Mapping[str, float]) -> Trainer:
     return trainer._replace(init=init, step=step)
 
 
-def measured(proxy: Transformer, reference: Transformer, batch: dict, sources: int, parts: int = 1):
+def measured(proxy: Transformer, reference: Transformer, batch: Batch, sources: int, parts: int = 1) -> list[jax.Array]:
     """Return sums by source, each float32 [D]: tokens, nll of the proxy, and max(nll of the proxy − of the reference, 0).
 
     parts: slices of the batch that are measured one after another.
     """
 
-    def sums(part):
+    def sums(part: Batch) -> list[jax.Array]:
         nll_BT = token_nll(proxy, part)
         over_BT = jnp.maximum(nll_BT - token_nll(reference, part), 0)
         of_BD = belongs(part["sources"], sources)
@@ -102,18 +106,20 @@ def measured(proxy: Transformer, reference: Transformer, batch: dict, sources: i
     if parts == 1:
         return sums(batch)
 
-    def body(carry, part):
+    def body(carry: list[jax.Array], part: Batch) -> tuple[list[jax.Array], None]:
         return jax.tree.map(jnp.add, carry, sums(part)), None
 
     zeros = [jnp.zeros(sources, jnp.float32)] * 3
     return lax.scan(body, zeros, slices(batch, parts))[0]
 
 
-def token_nll(model: Transformer, batch: dict) -> jax.Array:
+def token_nll(model: Transformer, batch: Batch) -> jax.Array:
     """Return −log p of each target, float32 [B, T], in nats."""
-    x_BTD = model.hidden(inputs_of(batch)).x_BTD
-    options = dict(dtype=model.config.dtype, softcap=model.config.logit_softcap)
-    return -target_logprobs(model.to_head(x_BTD), model.head_VD, batch["targets"], **options)[0]
+    x_BTD, config = model.hidden(inputs_of(batch)).x_BTD, model.config
+    logps_BT, _ = target_logprobs(
+        model.to_head(x_BTD), model.head_VD, batch["targets"], dtype=config.dtype, softcap=config.logit_softcap
+    )
+    return -logps_BT
 
 
 def belongs(sources_B: jax.Array, sources: int) -> jax.Array:

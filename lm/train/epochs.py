@@ -2,11 +2,13 @@
 
 import math
 
+import ml_collections
+
 from data.text.sizes import Sizes, constant
 from lm.parallel.hosts import is_first
 
 
-def choose_steps(config, rows: int, rows_per_step: int | Sizes | None = None) -> None:
+def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: int | Sizes | None = None) -> None:
     """Set config.steps from config.epochs if that is given, and print how often the run reads the training data.
 
     Args: rows: sequences, pairs or tasks of an epoch. rows_per_step: of them in a step; None: config.batch_size.

@@ -3,10 +3,12 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from data.text.batches import Batches, TextBatches
@@ -14,13 +16,13 @@ from data.text.tokenizer import Tokenizer
 from data.text.weights import Rule
 from lm.parallel.mesh import spec
 from lm.train.feed import Feed, summed
-from lm.train.step import Trainer
+from lm.train.step import Batch, Trainer
 
 
 def valid_batches(dataset: Path, batch_size: int) -> dict[str, TextBatches]:
     """Return the validation batches of a dataset by source, each of one source. Raises: UserError: it holds out no text."""
 
-    def batches(**chosen) -> TextBatches:
+    def batches(**chosen: Any) -> TextBatches:
         return TextBatches(dataset, "valid", batch_size=batch_size, shuffle=False, **chosen)
 
     return {name: batches(weights=[Rule(0.0, "shares", {name: 1.0})]) for name in batches().ranges}
@@ -36,7 +38,7 @@ class Evaluator:
         table[: tokenizer.vocab_size] = tokenizer.bytes_per_token
         bytes_V = jnp.asarray(table)
 
-        def sums(params, batch):
+        def sums(params: nnx.State, batch: Batch) -> dict[str, jax.Array]:
             target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", "length"))
             counted = jnp.sum(batch["weights"] * target_bytes)
             found = {"nll": trainer.nll(params, batch), "tokens": jnp.sum(batch["weights"]), "bytes": counted}
@@ -47,7 +49,7 @@ class Evaluator:
 
         self._step, self._is_nll = jax.jit(sums), trainer.objective.is_nll
 
-    def __call__(self, params, at_most: int | None = None) -> dict:
+    def __call__(self, params: nnx.State, at_most: int | None = None) -> dict[str, float]:
         """Return {"loss": the objective by its weight, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
 
         The objective of pretraining is the nll in nats per token; a run with another one also has "nll". With several sources

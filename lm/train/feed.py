@@ -7,17 +7,19 @@ Images and sound are split by rows only.
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from flax import nnx
+from jax.sharding import Mesh
 
 from data.text.batches import Batches, read_ahead
 from lm.model.media import MEDIA
+from lm.parallel.arrays import PyTree
 from lm.parallel.context import slots
 from lm.parallel.hosts import is_first
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import sharding_on
 from lm.progress import shown
 
 AHEAD = 4  # batches that may be dispatched to the devices at a time
@@ -31,7 +33,7 @@ class Stream(Protocol):
     def start(self, step: int) -> None:
         """Position the stream after `step` finished steps. Called first."""
 
-    def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], Mapping[str, float]]:
+    def next(self, step: int, params: nnx.State, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], Mapping[str, float]]:
         """Return the batch of a step (counted from 1) on the devices, and extra numbers to log for that step.
 
         params: the parameters before the step. wait: waits until the previous step is done and logged, and returns the time
@@ -53,13 +55,13 @@ class Feed:
 
     def __init__(self, batches: Batches, mesh: Mesh):
         self._batches, self._mesh = batches, mesh
-        self._by_rows = NamedSharding(mesh, spec("batch"))
+        self._by_rows = sharding_on(mesh, "batch")
         self._held = functools.cache(self._held_of)
 
     def start(self, step: int) -> None:
         self._iterator = read_ahead(self._read, step)
 
-    def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
+    def next(self, step: int, params: nnx.State, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], Mapping[str, float]]:
         return self.to_devices(next(self._iterator), self._batches.growth.of(step - 1)), {}
 
     def ids(self, step: int) -> list[int]:
@@ -87,11 +89,13 @@ class Feed:
             axes = ("batch", *[None] * (local.ndim - 2), "length" if is_split else None)[: local.ndim]
             if ways > 1 and is_split:
                 local = local[..., slots(local.shape[-1], ways)]
-            return jax.make_array_from_callback(
-                (len(rows_B), *local.shape[1:]),
-                NamedSharding(self._mesh, spec(*axes)),
-                lambda index: local[(np.searchsorted(held, rows_B[index[0]]), *index[1:])],
-            )
+
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None  # the device is one of this process
+                return local[np.searchsorted(held, rows_B[index[0]])][:, *index[1:]]
+
+            shape = len(rows_B), *local.shape[1:]
+            return jax.make_array_from_callback(shape, sharding_on(self._mesh, *axes), part)
 
         return {name: place(name, array) for name, array in batch.items() if name != "ids"}
 
@@ -101,10 +105,10 @@ class Feed:
     def _held_of(self, rows: int) -> list[int]:
         """Return the rows of a batch with so many that this process's devices hold."""
         held = self._by_rows.addressable_devices_indices_map((rows,)).values()
-        return sorted({row for (part,) in held for row in range(rows)[part]})
+        return sorted({row for index in held if index is not None for row in range(rows)[index[0]]})
 
 
-def summed(sums: Callable[[Any], Any], batches: Iterable) -> Any:
+def summed(sums: Callable[[dict[str, jax.Array]], PyTree], batches: Iterable[dict[str, jax.Array]]) -> PyTree:
     """Return Σ sums(batch) over one or more batches: a tree of floats, added in float64.
 
     Results stay on the devices until the last batch is dispatched. The host waits when it is AHEAD batches ahead of the

@@ -9,10 +9,12 @@ config.model.scan_layers is; nothing is recomputed, and slices of the batch are 
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 from jax import lax
@@ -20,22 +22,40 @@ from jax.extend import core, source_info_util
 
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
+from lm.parallel.arrays import PyTree, array_of
 from lm.runs.checkpoint import named, plain
 from lm.train.state import TrainState
-from lm.train.step import Objective, model_config_of, slices
+from lm.train.step import Batch, Objective, model_config_of, slices
 
 INLINE = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 KINDS = {"NaN": jnp.isnan, "infinity": jnp.isinf}
 STACK = "_scanned"  # the function of lm/model/execution/loop.py that scans the layers
 
 
+@functools.total_ordering
+class _Name:
+    """The name of a value; ordered, as the keys of a dictionary that JAX takes apart must be."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        _Name.made += 1
+        self.number = _Name.made
+
+    def __lt__(self, other: "_Name") -> bool:
+        return self.number < other.number
+
+
+Atom: TypeAlias = _Name | core.Literal  # what an operation reads
+
+
 class Operation(NamedTuple):
     """An equation of a jaxpr whose calls are inlined. read, written: names of the operands and results in `values`."""
 
-    equation: Any
+    equation: core.JaxprEqn
     scope: str
-    read: list
-    written: list
+    read: list[Atom]
+    written: list[_Name]
 
 
 class Found(NamedTuple):
@@ -43,7 +63,9 @@ class Found(NamedTuple):
     iterations: list[str]  # the scans around it, such as "layer 3"
 
 
-def explain(config, objective: Objective, state: TrainState, batch: dict, frozen=None) -> list[str]:
+def explain(
+    config: ml_collections.ConfigDict, objective: Objective, state: TrainState, batch: Batch, frozen: PyTree = None
+) -> list[str]:
     """Return lines that name what is not finite in the step that `state` has just skipped. Every process calls it."""
     bad = unclean(state.params) + [f"batch {name}" for name, x in batch.items() if _has(x, "NaN") or _has(x, "infinity")]
     if bad:
@@ -54,7 +76,7 @@ def explain(config, objective: Objective, state: TrainState, batch: dict, frozen
     key = jax.random.fold_in(jax.random.key(config.seed), state.step - 1)
     repeats = [count for _, count in model.stacks]
 
-    def loss(params, rest, batch, frozen, weight):
+    def loss(params: nnx.State, rest: nnx.State, batch: Batch, frozen: PyTree, weight: jax.Array) -> jax.Array:
         total, sums = objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, train=True, key=key)
         return total / weight
 
@@ -85,7 +107,7 @@ def unclean(params: nnx.State) -> list[str]:
 
 
 def search(
-    jaxpr: core.ClosedJaxpr, values: list, kind: str, reached: tuple[str, ...] = (), *, ends: bool = True
+    jaxpr: core.ClosedJaxpr, values: Sequence[jax.Array], kind: str, reached: tuple[str, ...] = (), *, ends: bool = True
 ) -> Found | None:
     """Return the first operation with a `kind` in its result and none in its operands; None if there is none.
 
@@ -95,25 +117,27 @@ def search(
     operations, first, last, constants = inlined(jaxpr)
     inputs = dict(zip(first, values, strict=True)) | constants
 
-    def computed(inputs, wanted):
+    def computed(inputs: Mapping[_Name, jax.Array], wanted: Sequence[Atom]) -> tuple[list[list[jax.Array]], list[jax.Array]]:
         known = dict(inputs)
         flags = []
         for operation in operations:
-            results = _evaluate(operation.equation, [known[name] if _is_name(name) else name.val for name in operation.read])
+            results = _evaluate(
+                operation.equation, [known[name] if isinstance(name, _Name) else name.val for name in operation.read]
+            )
             known |= dict(zip(operation.written, results, strict=True))
             flags.append([_flag(x, kind) for x in results])
-        return flags, [known[name] if _is_name(name) else name.val for name in wanted]
+        return flags, [known[name] if isinstance(name, _Name) else name.val for name in wanted]
 
     flags, _ = jax.jit(functools.partial(computed, wanted=[]))(inputs)
     bad = {name for name, x in inputs.items() if _has(x, kind)}
     flags = jax.device_get(flags)
     ending = {name for operation, some in zip(operations, flags) for name, flag in zip(operation.written, some) if flag}
-    if ends and not ending & set(filter(_is_name, last)):
+    if ends and not ending & {name for name in last if isinstance(name, _Name)}:
         return None
     for operation, some in zip(operations, flags, strict=True):
         written = {name for name, flag in zip(operation.written, some, strict=True) if flag}
         bad |= written
-        clean = not any(name in bad if _is_name(name) else bool(_flag(name.val, kind)) for name in operation.read)
+        clean = not any(name in bad if isinstance(name, _Name) else bool(_flag(name.val, kind)) for name in operation.read)
         if written and clean:
             if operation.equation.primitive.name != "scan":
                 return Found(operation, list(reached))
@@ -122,7 +146,7 @@ def search(
     return None
 
 
-def _in_scan(operation: Operation, operands: list, kind: str, reached: tuple[str, ...]) -> Found | None:
+def _in_scan(operation: Operation, operands: list[jax.Array], kind: str, reached: tuple[str, ...]) -> Found | None:
     of = operation.equation.params
     body, length, constants, carried = of["jaxpr"], of["length"], of["num_consts"], of["num_carry"]
     fixed, carry, stacked = operands[:constants], operands[constants : constants + carried], operands[constants + carried :]
@@ -145,25 +169,25 @@ def described(found: Found, repeats: list[int]) -> str:
     names = [name for scope in scopes for name in scope.replace("(", "/").replace(")", "/").split("/")]
     noise = ("", "jvp", "transpose", "rematted_computation", "checkpoint")
     scope = "/".join(dict.fromkeys(name for name in names if name not in noise))
-    shapes = ", ".join(f"{x.aval.dtype}{list(x.aval.shape)}" for x in equation.outvars)
+    shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in map(array_of, equation.outvars))
     layers = ", ".join(found.iterations[::2]).replace("layers ", "layer " if len(repeats) == 1 else "block ")
     where = ", ".join(filter(None, [f"in {part}", layers, scope]))
     return f"{where}: the result {shapes} of {equation.primitive.name} at {_place(equation)}"
 
 
-def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list, list, dict]:
+def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list[_Name], list[Atom], dict[_Name, jax.Array]]:
     """Return (operations, names of inputs and results, constants by name) of a jaxpr whose calls are inlined."""
-    operations, constants = [], {}
+    operations, constants = list[Operation](), dict[_Name, jax.Array]()
 
-    def walk(jaxpr, consts, read, scope):
-        names = {}
+    def walk(jaxpr: core.Jaxpr, consts: Sequence[jax.Array], read: Sequence[Atom], scope: str) -> list[Atom]:
+        names: dict[core.Var, Atom] = {}
 
-        def name_of(atom):
+        def name_of(atom: core.Var | core.Literal) -> Atom:
             return atom if isinstance(atom, core.Literal) else names[atom]
 
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
-            names[variable] = _Name()
-            constants[names[variable]] = value
+            name = names[variable] = _Name()
+            constants[name] = value
         names.update(zip(jaxpr.invars, read, strict=True))
         for equation in jaxpr.eqns:
             operands = [name_of(atom) for atom in equation.invars]
@@ -173,8 +197,9 @@ def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list, list, dict]
                 closed = getattr(inner, "jaxpr", inner)
                 written = walk(closed, getattr(inner, "consts", ()), operands, inside)
             else:
-                written = [_Name() for _ in equation.outvars]
-                operations.append(Operation(equation, inside, operands, written))
+                results = [_Name() for _ in equation.outvars]
+                operations.append(Operation(equation, inside, operands, results))
+                written = [*results]
             names.update(zip(equation.outvars, written, strict=True))
         return [name_of(atom) for atom in jaxpr.outvars]
 
@@ -183,47 +208,29 @@ def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list, list, dict]
     return operations, inputs, results, constants
 
 
-@functools.total_ordering
-class _Name:
-    """The name of a value; ordered, as the keys of a dictionary that JAX takes apart must be."""
-
-    made = 0
-
-    def __init__(self):
-        _Name.made += 1
-        self.number = _Name.made
-
-    def __lt__(self, other):
-        return self.number < other.number
-
-
-def _is_name(name) -> bool:
-    return isinstance(name, _Name)
-
-
-def _evaluate(equation, operands: list) -> list:
+def _evaluate(equation: core.JaxprEqn, operands: list[jax.Array]) -> list[jax.Array]:
     """Compute one equation; results that nobody reads are computed too."""
     results = equation.primitive.bind(*operands, **_parameters(equation))
     return list(results) if equation.primitive.multiple_results else [results]
 
 
-def _parameters(equation) -> dict:
+def _parameters(equation: core.JaxprEqn) -> dict[str, Any]:
     given = equation.primitive.get_bind_params(equation.params)
     return given if isinstance(given, dict) else given[1]
 
 
-def _flag(x, kind: str):
+def _flag(x: jax.Array, kind: str) -> jax.Array:
     x = jnp.asarray(x) if not isinstance(x, jax.Array) else x
     return jnp.any(KINDS[kind](x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(False)
 
 
-def _has(x, kind: str) -> bool:
+def _has(x: jax.Array, kind: str) -> bool:
     return bool(jax.jit(_flag, static_argnums=1)(x, kind))
 
 
-def _at(x, n: int):
+def _at(x: jax.Array, n: int) -> jax.Array:
     return jax.jit(lambda x, n: lax.dynamic_index_in_dim(x, n, keepdims=False))(x, n)
 
 
-def _place(equation) -> str:
+def _place(equation: core.JaxprEqn) -> str:
     return source_info_util.summarize(equation.source_info)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 import jax
+import ml_collections
 import psutil
+from jax.sharding import Mesh
 
 from lm.errors import UserError
 from lm.train.describe import memories
@@ -13,7 +15,9 @@ CLEARLY = 1.5
 WORDS = {"images": "images", "audio": "windows of sound"}
 
 
-def check_memory(config, mesh, *, whole_rows: bool = True, media: Mapping[str, int] | None = None) -> None:
+def check_memory(
+    config: ml_collections.ConfigDict, mesh: Mesh, *, whole_rows: bool = True, media: Mapping[str, int] | None = None
+) -> None:
     """Raise UserError if parameters, gradients, optimizer, activations and media clearly exceed a device's memory.
 
     A preference pair counts as one sequence, its minimum. whole_rows: rows are config.sequence_length long. Rollouts may be

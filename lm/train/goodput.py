@@ -108,9 +108,9 @@ class Goodput:
         jax.monitoring.unregister_event_duration_listener(self._note)
         _begun.append(time.time())
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED:
-            self._compiled += seconds
+            self._compiled += duration_secs
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 # Least deviation: of the loss as a fraction of its level, and of the logarithm of the gradient norm. With threshold 8 a loss
 # that is 4 % higher, or a norm that is 16 times as large, is never a spike.
@@ -71,7 +72,7 @@ class Guard(NamedTuple):
     """
 
     values_2W: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count; a name in checkpoints
     spikes: jax.Array
     low: jax.Array
     low_deviation: jax.Array
@@ -81,7 +82,7 @@ class Guard(NamedTuple):
     recent: jax.Array
 
 
-def settings(config) -> Settings | None:
+def settings(config: ml_collections.ConfigDict) -> Settings | None:
     """Return the settings of a run, or None without a guard: config.guard.on=False, and reinforcement learning.
 
     The loss of rollouts has no level: it is a difference of advantages, and their gradient is 0 when all answers are equal.
@@ -99,7 +100,9 @@ def init(s: Settings) -> Guard:
     return Guard(values_2W, zero, zero, jnp.float32(UNKNOWN), jnp.float32(0), zero, lowered_R, zero, jnp.float32(0))
 
 
-def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
+def judge(
+    guard: Guard, loss: jax.Array, norm: jax.Array, sound: jax.Array, in_row: jax.Array, s: Settings
+) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
     """Return (whether the step is accepted, the next Guard, metrics).
 
     Args: loss, norm: float32 []. sound: whether both and the update are finite. in_row: steps in a row skipped before.
@@ -140,7 +143,7 @@ def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Arr
     return accepted, after, seen
 
 
-def level(values_2W, count) -> tuple[jax.Array, jax.Array]:
+def level(values_2W: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return (level, deviation), each float32 [2], of the window after `count` accepted steps."""
     W = values_2W.shape[1]
     n = jnp.minimum(count, W)
@@ -154,14 +157,14 @@ def level(values_2W, count) -> tuple[jax.Array, jax.Array]:
     return level_2, jnp.maximum(1.4826 * median(apart_2W, age_W < n), jnp.maximum(least_2, 1e-6))
 
 
-def median(values_2W, chosen_W) -> jax.Array:
+def median(values_2W: jax.Array, chosen_W: jax.Array) -> jax.Array:
     """Return the median of the chosen values of each row, float32 [2]; any number if none is chosen."""
     sorted_2W = jnp.sort(jnp.where(chosen_W, values_2W, jnp.inf), axis=1)
     n = jnp.maximum(1, jnp.sum(chosen_W))
     return (jnp.take(sorted_2W, (n - 1) // 2, axis=1) + jnp.take(sorted_2W, n // 2, axis=1)) / 2
 
 
-def rate_factor(guard: Guard, step, s: Settings) -> jax.Array:
+def rate_factor(guard: Guard, step: jax.Array, s: Settings) -> jax.Array:
     """Return the factor of the learning rate after `step` steps: s.lower_rate for s.lower_steps after a rewind, else 1."""
     lowered = jnp.any((guard.lowered_R >= 0) & (step >= guard.lowered_R) & (step < guard.lowered_R + s.lower_steps))
     return jnp.where(lowered, s.lower_rate, 1.0)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,14 +13,14 @@ from lm.files.untrusted import content
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
-def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
+def load_metrics(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the training lines (with "loss") and validation lines ("valid_…") of a metrics.jsonl, ascending by step.
 
     A killed and resumed run leaves a partial line and repeats steps. Lines that are no JSON object with a "step" are skipped.
     Of training lines with the same step the last one is used; validation lines of one step are merged. Raises
     FileNotFoundError.
     """
-    train, valid = {}, {}
+    train, valid = dict[int, dict[str, Any]](), dict[int, dict[str, Any]]()
     for row in json_lines(path):
         if "step" in row and "loss" in row:
             train[row["step"]] = row
@@ -28,7 +29,7 @@ def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
     return [train[step] for step in sorted(train)], [valid[step] for step in sorted(valid)]
 
 
-def json_lines(path: str | os.PathLike) -> list[dict]:
+def json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the JSON objects of a file, one per line. Other lines, such as one cut off by a kill, are skipped.
 
     Raises: OSError; UserError if it is a pipe, which might never end.
@@ -44,7 +45,7 @@ def json_lines(path: str | os.PathLike) -> list[dict]:
     return found
 
 
-def column(rows: Sequence[dict], key: str) -> Curve:
+def column(rows: Sequence[dict[str, Any]], key: str) -> Curve:
     """Return (steps, values) of `key` from the rows where it is a finite number."""
     pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])]
     x, y = np.array(pairs, np.float64).reshape(-1, 2).T

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_collections
 import xxhash
@@ -123,7 +123,7 @@ class Kept:
         return lowest + above * abs(lowest) if self._compared and math.isfinite(lowest) else -math.inf
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

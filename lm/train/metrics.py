@@ -14,6 +14,9 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import ml_collections
 
 from lm.files import saving
 from lm.files.untrusted import content
@@ -23,7 +26,7 @@ from lm.train.system import System
 from lm.train.trackers.names import parse_trackers
 from lm.train.trackers.sink import close_sinks, open_sinks
 
-_hides_torch = sys.modules.setdefault("torch", None) is None  # tensorboardX would import it for a type: a second and more
+_hides_torch = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]  # tensorboardX would import it for a type: a second and more
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
 from tensorboardX.summary import scalar  # noqa: E402
@@ -70,7 +73,7 @@ class Log:
     """Writes to all sinks, and records the start of the run. With enabled=False, on all processes but the first, it does
     nothing."""
 
-    def __init__(self, workdir: Path, config, *, enabled: bool, step: int):
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, *, enabled: bool, step: int):
         self.enabled, log_ids = enabled, config.data.get("log_ids", False)
         if not enabled:
             return
@@ -99,7 +102,7 @@ class Log:
         about = facts(config.to_dict(), record_start(workdir, step))
         self._trackers = open_sinks(parse_trackers(config.get("trackers", "")), workdir, about, self.say)
 
-    def train(self, line: dict, ids: list[int] | None) -> None:
+    def train(self, line: dict[str, Any], ids: list[int] | None) -> None:
         if not self.enabled:
             return
         self._write(line | self._system())
@@ -110,7 +113,7 @@ class Log:
         self._bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate}", refresh=False)
         self._bar.update(line["step"] - self._bar.n)
 
-    def valid(self, step: int, values: dict) -> None:
+    def valid(self, step: int, values: dict[str, Any]) -> None:
         """Log validation numbers by name, without the counts "tokens" and "bytes"."""
         if not self.enabled:
             return
@@ -145,7 +148,7 @@ class Log:
             self._ids.close()
         self._board.close()
 
-    def _write(self, line: dict) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
         # JSON has no NaN; a skipped step's loss is written as null.
         self._metrics.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         self._metrics.flush()

@@ -111,7 +111,7 @@ def estimate(counts: Counts) -> NGram:
         suffixes_U = np.sort(tables[-1][0] & _mask(order))
         starts = _starts(suffixes_U)
         tables.append((suffixes_U[starts], np.diff(starts, append=len(suffixes_U))))
-    levels = []
+    levels = list[Level]()
     for order, (keys_U, counts_U) in enumerate(reversed(tables), 1):
         if levels:  # every suffix of a seen window was itself seen
             at = np.searchsorted(levels[-1].keys_U, keys_U & _mask(order - 1))

@@ -11,6 +11,8 @@ With N active parameters:
 μP (model.mup_base_dim) scales rates by width already, so N is that of a model as narrow as its base.
 """
 
+import ml_collections
+
 from lm import sizing
 from lm.config import ModelConfig
 from lm.parallel.hosts import is_first
@@ -28,7 +30,7 @@ FINE_TUNING = {  # objective: (rate of all weights of a model of 7 B parameters,
 CONTINUED, ADAPTERS = 0.3, 10
 
 
-def choose_rate(config) -> None:
+def choose_rate(config: ml_collections.ConfigDict) -> None:
     """Set config.optimizer.learning_rate if it is None, and print the choice. The config has the model keys of init_from."""
     if config.optimizer.learning_rate is not None:
         return
@@ -37,7 +39,7 @@ def choose_rate(config) -> None:
         print(f"optimizer.learning_rate={config.optimizer.learning_rate:g}, chosen for {why}", flush=True)
 
 
-def learning_rate(config) -> tuple[float, str]:
+def learning_rate(config: ml_collections.ConfigDict) -> tuple[float, str]:
     """Return the learning rate (two digits) for the objective, size and starting point of a config, and these in words."""
     model = model_of(config)
     size = _size(model)
@@ -56,7 +58,7 @@ def learning_rate(config) -> tuple[float, str]:
     return _rounded(rate), f"{objective or 'continued training'}, {weights}, {millions}"
 
 
-def _objective(config) -> str | None:
+def _objective(config: ml_collections.ConfigDict) -> str | None:
     """Return the key of FINE_TUNING; None for the objective of pretraining."""
     method = config.get("method")
     if method == "preference" and config.preference.loss == "orpo":

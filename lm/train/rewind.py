@@ -12,12 +12,15 @@ abandoned, and is deleted. Only checkpoints at multiples of checkpoint_every are
 one more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
 from lm.files import saving
 from lm.parallel.hosts import from_first
@@ -40,9 +43,9 @@ class Rewound(Exception):
 class Rewinds:
     """The rewinds of a run. Every process holds the same list and calls every method."""
 
-    def __init__(self, config, workdir: Path):
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
         self._config, self._workdir, self._settings = config, workdir, guard.settings(config)
-        self._done: list[dict[str, Any]] = from_first(lambda: kept_json(workdir / RECORD, _fits)) or []
+        self._done: list[dict[str, Any]] = from_first(lambda: kept_json(workdir / RECORD, _fits) or [])
 
     @property
     def count(self) -> int:
@@ -60,18 +63,19 @@ class Rewinds:
         kept.read(step or 0)
         return step
 
-    def ready(self, state: TrainState, mesh) -> TrainState:
+    def ready(self, state: TrainState, mesh: Mesh) -> TrainState:
         """Return the state with its guard: a new one if it has none, and the steps after which the learning rate is lowered."""
-        if self._settings is None:
+        settings = self._settings
+        if settings is None:
             return state._replace(guard=())
-        lowered = [one["to"] for one in self._active()][-len(guard.init(self._settings).lowered_R) :]
+        lowered = [one["to"] for one in self._active()][-len(guard.init(settings).lowered_R) :]
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        new = state.guard or jax.jit(lambda: guard.init(self._settings), out_shardings=everywhere)()
+        new = state.guard or jax.jit(lambda: guard.init(settings), out_shardings=everywhere)()
         lowered_R = np.full(new.lowered_R.shape, -1, np.int32)
         lowered_R[: len(lowered)] = lowered
         return state._replace(guard=new._replace(lowered_R=jax.device_put(lowered_R, everywhere)))
 
-    def meta(self) -> dict:
+    def meta(self) -> dict[str, Any]:
         """Return what the meta of a checkpoint says about rewinds."""
         return {"rewinds": self._done} if self._done else {}
 
@@ -131,11 +135,11 @@ class Rewinds:
         saved = steps_saved(self._workdir)
         return target(saved, first, self._config.checkpoint_every, self._done, self._kept.healthy(saved))
 
-    def _active(self) -> list[dict]:
+    def _active(self) -> list[dict[str, Any]]:
         """Return the rewinds whose steps were not abandoned by a later rewind."""
         return [one for i, one in enumerate(self._done) if all(later["to"] > one["to"] for later in self._done[i + 1 :])]
 
-    def _write(self, rewind: dict) -> None:
+    def _write(self, rewind: dict[str, Any]) -> None:
         n, path = len(self._done) + 1, self._workdir / SKIPPED
         logged = {row["step"]: row for row in json_lines(self._workdir / "metrics.jsonl") if "loss" in row and "step" in row}
         lines = [row for row in (json_lines(path) if path.exists() else []) if row["rewind"] < n]
@@ -153,7 +157,7 @@ def _fits(done: Any) -> bool:
     return isinstance(done, list) and all(isinstance(one, dict) and all(type(one.get(k)) is int for k in known) for one in done)
 
 
-def target(saved: list[int], first: int, every: int, done: list[dict], healthy: int | None = None) -> int | None:
+def target(saved: list[int], first: int, every: int, done: list[dict[str, Any]], healthy: int | None = None) -> int | None:
     """Return the step to go back to, or None if nothing is saved.
 
     It is the newest checkpoint before step `first`, and none after `healthy` (lm/train/keeping.py); if the newest rewind went
@@ -173,14 +177,15 @@ class Shifted:
     """A Stream whose step n is step n + shift(n) of another one."""
 
     def __init__(self, stream: Stream, rewinds: Rewinds):
-        self._stream, self._rewinds, self._by = stream, rewinds, None
+        self._stream, self._rewinds = stream, rewinds
+        self._by = -1  # the shift that the stream was started with; −1: not started
         self.phase = getattr(stream, "phase", "data")
 
     def start(self, step: int) -> None:
         self._by = self._rewinds.shift(step + 1)
         self._stream.start(step + self._by)
 
-    def next(self, step, params, wait):
+    def next(self, step: int, params: nnx.State, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], Mapping[str, float]]:
         if self._rewinds.shift(step) != self._by:  # a checkpoint older than a rewind was resumed
             self._stream.close()
             self.start(step - 1)

@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import jax
 import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
+from lm.parallel.arrays import PyTree
 from lm.parallel.context import sequences_whole
 from lm.train.metrics import Log
 from lm.train.rewind import Rewinds
 from lm.train.saved import Saved
 from lm.train.state import TrainState, averaged
-from lm.train.step import Trainer
+from lm.train.step import Batch, Trainer
 from lm.train.supervision import Supervision
 
 
@@ -77,7 +78,7 @@ class Run:
         trainer: Trainer,
         mesh: Mesh,
         workdir: Path,
-        frozen: Any,
+        frozen: PyTree,
         events: Sequence[Event],
         rewinds: Rewinds,
     ):
@@ -87,14 +88,17 @@ class Run:
         self.log: Log
         self.supervision: Supervision
         self.step = self.begin = self.tokens = self.skipped = self.skipped_in_row = self.num_params = 0
-        self.batch: dict[str, Any] | None = None
-        self.device_metrics: Mapping[str, Any] = {}
+        self.batch: Batch | None = None
+        self.device_metrics: Mapping[str, jax.Array] = {}
         self.valid: dict[str, float] | None = None
         self.tokens_per_second: list[float] = []
-        self._events, self._started, self._pending = events, list[Event](), None
+        self._events, self._started = events, list[Event]()
+        self._pending: tuple[int, Mapping[str, jax.Array], list[int] | None] | None = (
+            None  # the dispatched step, until it is read
+        )
         self._last_done = self._clock = 0.0
 
-    def tell(self, moment: str, *about: Any) -> None:
+    def tell(self, moment: str, *about: object) -> None:
         """Call the method `moment` of each event."""
         for event in self._events:
             getattr(event, moment)(self, *about)
@@ -118,10 +122,10 @@ class Run:
 
     def got_batch(self) -> None:
         """Note that the next batch is there. Waiting for it cost nothing if the devices were computing all the while."""
-        is_busy = self._pending is not None and not self._pending[1]["loss"].is_ready()
+        is_busy = self._pending is not None and not self._pending[1]["loss"].is_ready()  # type: ignore[attr-defined]
         self.supervision.got_batch(is_first=self.step == self.begin, is_busy=is_busy)
 
-    def dispatched(self, state: TrainState, batch: dict[str, Any], metrics: Mapping[str, Any], ids: list[int] | None) -> None:
+    def dispatched(self, state: TrainState, batch: Batch, metrics: Mapping[str, jax.Array], ids: list[int] | None) -> None:
         """Note a step that the devices compute now."""
         self.read()
         self.step, self.state, self.batch, self.device_metrics = self.step + 1, state, batch, metrics
@@ -135,8 +139,8 @@ class Run:
         if self._pending is None:
             return self._last_done
         before = self.supervision.enter("wait")
-        (step, metrics, ids), self._pending = self._pending, None
-        metrics = {name: float(value) for name, value in metrics.items()}
+        (step, device_metrics, ids), self._pending = self._pending, None
+        metrics = {name: float(value) for name, value in device_metrics.items()}
         now = self._last_done = time.perf_counter()
         done = Done(step, metrics, ids, int(metrics["tokens"]), now - self._clock)
         self.tokens, self._clock = self.tokens + done.tokens, now

@@ -2,8 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from lm.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 KINDS = ("cosine", "wsd", "constant")
 
@@ -16,7 +20,9 @@ def check_schedule(kind: str, warmup: int) -> None:
         raise UserError(f"optimizer.warmup={warmup} must not be negative")
 
 
-def schedule(kind: str, *, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2) -> Callable:
+def schedule(
+    kind: str, *, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2
+) -> "Callable[[jax.Array | int], jax.Array]":
     """Return a function from the number of finished updates n (0, 1, …) to the learning rate of the next one (float32).
 
     Warm-up is linear: peak·(n+1)/warmup. Then, with u the finished fraction of the remaining steps:
@@ -30,8 +36,8 @@ def schedule(kind: str, *, peak: float, steps: int, warmup: int, final: float = 
     warmup = min(warmup, steps)
     decay_steps = max(1, round(decay * steps))
 
-    def learning_rate(n):
-        n = jnp.asarray(n, jnp.float32)
+    def learning_rate(finished: "jax.Array | int") -> "jax.Array":
+        n = jnp.asarray(finished, jnp.float32)
         warm = jnp.minimum(1.0, (n + 1) / max(1, warmup))
         if kind == "cosine":
             u = jnp.clip((n - warmup) / max(1, steps - 1 - warmup), 0.0, 1.0)
@@ -40,7 +46,7 @@ def schedule(kind: str, *, peak: float, steps: int, warmup: int, final: float = 
             u = jnp.clip((n - (steps - 1 - decay_steps)) / decay_steps, 0.0, 1.0)
             shape = 1 - (1 - final) * u
         else:
-            shape = 1.0
+            shape = jnp.ones_like(n)
         return peak * warm * shape
 
     return learning_rate

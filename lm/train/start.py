@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from flax import nnx
+from jax.sharding import Mesh
 
 from data.media.prompts import IDEFICS3, OWN, VOXTRAL
 from data.text.grow import old_pieces
@@ -63,7 +65,7 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
         config.tokenizer = str(config.init_from)
 
 
-def _own_towers(config: ml_collections.ConfigDict, model: dict, workdir: Path | None, *, new: bool) -> list[str]:
+def _own_towers(config: ml_collections.ConfigDict, model: dict[str, Any], workdir: Path | None, *, new: bool) -> list[str]:
     """Return the sections of encoders that the run's own config decides, and set their token_id if it is -1.
 
     These are fresh encoders of a model without one. new: whether `model` is that of init_from, not the record of the run.
@@ -103,7 +105,7 @@ def _symbol_of(config: ml_collections.ConfigDict, kind: str, workdir: Path | Non
     )
 
 
-def _put(section: ml_collections.ConfigDict, values: Mapping) -> None:
+def _put(section: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping):
             _put(section[key], value)
@@ -111,7 +113,7 @@ def _put(section: ml_collections.ConfigDict, values: Mapping) -> None:
             section[key] = value
 
 
-def initial_params(config: ml_collections.ConfigDict, mesh, tokenizer: Tokenizer | None = None) -> nnx.State | None:
+def initial_params(config: ml_collections.ConfigDict, mesh: Mesh, tokenizer: Tokenizer | None = None) -> nnx.State | None:
     """Return the float32 weights of `init_from` on the current mesh, with fresh encoders, quantised and adapted if configured.
 
     tokenizer: the run's own, which has more pieces than that of `init_from` if data.new_pieces is set.
@@ -123,6 +125,7 @@ def initial_params(config: ml_collections.ConfigDict, mesh, tokenizer: Tokenizer
     base = dataclasses.replace(source.config, **{name: getattr(wanted, name) for name in same})
     params = source.load(shapes_on(skeleton(base)[1], mesh))
     if config.data.get("new_pieces"):
+        assert tokenizer is not None
         old = load_tokenizer(config.tokenizer)
         base, params = with_pieces(base, params, old_pieces(tokenizer, old), old.vocab_size, wanted.vocab_size)
     fresh = {name: getattr(wanted, name) for name in TOWERS if not getattr(base, name).num_layers}

@@ -64,7 +64,7 @@ def facts(config: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one, with dotted names; other values are kept, and lists become text."""
-    found = {}
+    found = dict[str, Any]()
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{name}.")

@@ -1,13 +1,15 @@
 """The state of a run, and its parts in a checkpoint."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from lm.parallel.arrays import PyTree
 from lm.parallel.memory import to_device
+from lm.train.guard import Guard
 
 
 class TrainState(NamedTuple):
@@ -19,12 +21,12 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # int32
     params: nnx.State
-    optimizer: Any
+    optimizer: optax.OptState
     skipped: jax.Array  # int32
     skipped_in_row: jax.Array  # int32
-    sources: Any = ()
-    average: Any = ()
-    guard: Any = ()
+    sources: PyTree = ()
+    average: nnx.State | tuple[()] = ()
+    guard: Guard | tuple[()] = ()
 
 
 def averaged(state: TrainState) -> nnx.State:
@@ -32,7 +34,7 @@ def averaged(state: TrainState) -> nnx.State:
     return nnx.merge_state(state.params, state.average) if state.average else state.params
 
 
-def stored(state: TrainState, learns: nnx.filterlib.Filter) -> dict:
+def stored(state: TrainState, learns: nnx.filterlib.Filter) -> dict[str, PyTree]:
     """Return the state by the names of a checkpoint: `params` are those of `averaged`, and `raw` the trained ones without
     averaging. So every reader of a checkpoint gets the averages. Without an average it has no `raw`."""
     fields = {name: value for name, value in state._asdict().items() if name != "average"}
@@ -40,7 +42,7 @@ def stored(state: TrainState, learns: nnx.filterlib.Filter) -> dict:
     return fields | {"params": averaged(state)} | raw
 
 
-def unstored(fields: dict, learns: nnx.filterlib.Filter, average: bool) -> TrainState:
+def unstored(fields: dict[str, PyTree], learns: nnx.filterlib.Filter, average: bool) -> TrainState:
     """Return the state of a checkpoint. average: whether the run keeps one; without `raw` it starts from the parameters."""
     raw, params = fields.get("raw"), fields["params"]
     kept = nnx.filter_state(params, learns) if average else ()

@@ -5,13 +5,14 @@ positions (int32) and weights (float32). A model with encoders also takes images
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import nnx
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
@@ -21,7 +22,8 @@ from lm.kernels.ops import cross_entropy
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.linear import trainable
 from lm.model.media import media_of
-from lm.model.transformer import Hidden, Transformer, build, skeleton
+from lm.model.transformer import Hidden, LayerPath, Transformer, build, skeleton
+from lm.parallel.arrays import PyTree
 from lm.parallel.context import later
 from lm.parallel.memory import has_host_memory, on_host
 from lm.parallel.mesh import shardings
@@ -31,48 +33,72 @@ from lm.train.schedule import schedule
 from lm.train.state import TrainState
 from lm.train.update import Update
 
+Batch: TypeAlias = dict[str, jax.Array]
+
 
 class Sums(NamedTuple):
     """Auxiliary sums of a loss: metrics as (sum, weight), logged as sum / weight; expert loads [..., E] (tokens per expert) by
     the path of the layer."""
 
     metrics: dict[str, tuple[jax.Array, jax.Array]]
-    loads: dict[tuple, jax.Array]
+    loads: dict[LayerPath, jax.Array]
+
+
+class Loss(Protocol):
+    def __call__(
+        self, model: Transformer, batch: Batch, frozen: PyTree, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Sums]:
+        """Return (sum over the batch, Sums), float32.
+
+        frozen: whatever does not learn, such as a reference or a teacher. train: False in evaluation. key: a new random key in
+        each step; None in evaluation.
+        """
 
 
 class Objective(NamedTuple):
     """The function that a run minimises.
 
-    loss(model, batch, frozen, train=, key=) -> (sum over the batch, Sums), float32. weight(batch) -> the divisor of the sum,
-    always for the whole batch, also if it is sliced. frozen: whatever does not learn, such as a reference or a teacher. train:
-    False in evaluation. key: a new random key in each step; None in evaluation. is_nll: in evaluation the loss is Σ w·nll of
-    the next tokens, and nothing else.
+    weight(batch) -> the divisor of the loss, always for the whole batch, also if it is sliced. is_nll: in evaluation the loss
+    is Σ w·nll of the next tokens, and nothing else.
     """
 
-    loss: Callable[..., tuple[jax.Array, Sums]]
-    weight: Callable[[dict], jax.Array]
+    loss: Loss
+    weight: Callable[[Batch], jax.Array]
     is_nll: bool = False
+
+
+class Init(Protocol):
+    def __call__(self, params: nnx.State | None = None) -> TrainState:
+        """Return the first state, with random parameters if none are given."""
+
+
+class Step(Protocol):
+    def __call__(self, state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Return (the next state, metrics)."""
+
+
+class Evaluate(Protocol):
+    def __call__(self, params: nnx.State, batch: Batch, frozen: PyTree = None) -> dict[str, Any]:
+        """Return {"objective", "weight", "metrics"}, sums over the batch."""
 
 
 class Trainer(NamedTuple):
     """The pure functions of one run.
 
-    init(params=None) -> TrainState, with random parameters if none are given. step(state, batch, frozen=None) -> (TrainState,
-    metrics). evaluate(params, batch, frozen=None) -> {"objective", "weight", "metrics"}, sums over the batch. offload: the
-    optimizer's moments are in host memory between steps (config.optimizer.offload). objective: the Objective of the step.
-    nll(params, batch) -> Σ w·nll of the next tokens in nats, whatever the objective is.
+    nll(params, batch) -> Σ w·nll of the next tokens in nats, whatever the objective is. offload: the optimizer's moments are in
+    host memory between steps (config.optimizer.offload).
     """
 
-    init: Any
-    step: Any
-    evaluate: Any
+    init: Init
+    step: Step
+    evaluate: Evaluate
     abstract_params: nnx.State
-    offload: bool = False
-    objective: Any = None
-    nll: Any = None
+    offload: bool
+    objective: Objective
+    nll: Callable[[nnx.State, Batch], jax.Array]
 
 
-def make_trainer(config, objective: Objective | None = None, updates: int = 1) -> Trainer:
+def make_trainer(config: ml_collections.ConfigDict, objective: Objective | None = None, updates: int = 1) -> Trainer:
     """Build the step for a resolved config (see configs/train/default.py) under the current mesh.
 
     Args: objective: None: pretraining. updates: parameter updates in each of config.steps.
@@ -98,12 +124,12 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
     def init(params: nnx.State | None = None) -> TrainState:
         return update.first_state(build(model_config, config.seed) if params is None else params)
 
-    def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, dict[str, jax.Array]]:
         weight = objective.weight(batch)
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         params, rest = nnx.split_state(state.params, learns, ...)
 
-        def loss(params, batch):
+        def loss(params: nnx.State, batch: Batch) -> tuple[jax.Array, Sums]:
             return objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, train=True, key=key)
 
         (total, sums), grads = accumulated_gradient(loss, params, batch, weight, config.accumulate)
@@ -115,12 +141,12 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             metrics["expert_load"] = jnp.max(jnp.stack([busiest(load) for load in sums.loads.values()]))
         return state, metrics
 
-    def evaluate(params: nnx.State, batch: dict, frozen=None) -> dict:
+    def evaluate(params: nnx.State, batch: Batch, frozen: PyTree = None) -> dict[str, Any]:
         """Return sums over the batch, so that several batches can be added."""
         total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, train=False)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
-    def nll(params: nnx.State, batch: dict) -> jax.Array:
+    def nll(params: nnx.State, batch: Batch) -> jax.Array:
         return token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[1]
 
     return Trainer(init, step, evaluate, abstract, update.offload, objective, nll)
@@ -131,7 +157,7 @@ def ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
     return total / jnp.where(weight == 0, 1.0, weight)
 
 
-def model_config_of(config) -> ModelConfig:
+def model_config_of(config: ml_collections.ConfigDict) -> ModelConfig:
     """Return the ModelConfig of a training config; the compute dtype is a top-level key."""
     return ModelConfig(**config.model, dtype=config.dtype)
 
@@ -139,7 +165,9 @@ def model_config_of(config) -> ModelConfig:
 def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
     """Return the next-token objective; every token has its batch weight."""
 
-    def loss(model, batch, frozen, *, train, key=None):
+    def loss(
+        model: Transformer, batch: Batch, frozen: PyTree, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Sums]:
         if not train:
             objective, nll = token_loss(model, batch, z_loss=0.0)
             return objective, Sums({"loss": (nll, jnp.sum(batch["weights"]))}, {})
@@ -148,14 +176,15 @@ def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
     return Objective(loss, lambda batch: jnp.sum(batch["weights"]), is_nll=True)
 
 
-def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
+def token_loss(model: Transformer, batch: Batch, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Return (Σ w·(nll + z), Σ w·nll) of the next tokens, without multi-token prediction and router losses."""
     x_BTD = model.hidden(inputs_of(batch, media=media_of(batch))).x_BTD
-    return head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
+    objective, nll = head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
+    return objective, nll
 
 
 def training_loss(
-    model: Transformer, batch: dict, *, z_loss: float, mtp_loss: float, noise_BTD=None, **head
+    model: Transformer, batch: Batch, *, z_loss: float, mtp_loss: float, noise_BTD: jax.Array | None = None, **head: Any
 ) -> tuple[jax.Array, Sums]:
     """Return the training objective as a sum over tokens, and sums to report.
 
@@ -181,9 +210,10 @@ def training_loss(
     return objective + router, Sums(metrics, loads)
 
 
-def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, dict[tuple, jax.Array]]:
+def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, dict[LayerPath, jax.Array]]:
     """Return the routers' weighted balance and z losses, summed over tokens and layers, and the expert loads by path."""
-    moe, loads, total = model.config.moe, {}, jnp.zeros((), jnp.float32)
+    moe, total = model.config.moe, jnp.zeros((), jnp.float32)
+    loads: dict[LayerPath, jax.Array] = {}
     for router in (hidden.router for hidden in passes):
         if router is not None:
             total = total + moe.balance_loss * router.balance + moe.router_z_loss * router.z
@@ -192,7 +222,9 @@ def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, di
 
 
 @jax.named_scope("head_loss")
-def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
+def head_loss(
+    model: Transformer, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float, **options: Any
+) -> tuple[jax.Array, ...]:
     """Return (Σ w·(nll + z), Σ w·nll) of hidden states, float32. options: other fields of CrossEntropy."""
     config = model.config
     objective = CrossEntropy(z_loss, config.logit_softcap, **options)
@@ -204,7 +236,9 @@ def busiest(load: jax.Array) -> jax.Array:
     return jnp.max(load / jnp.maximum(1e-9, jnp.mean(load, axis=-1, keepdims=True)))
 
 
-def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
+def accumulated_gradient(
+    loss: Callable[[nnx.State, Batch], tuple[jax.Array, PyTree]], params: nnx.State, batch: Batch, weight: jax.Array, parts: int
+) -> tuple[tuple[jax.Array, PyTree], nnx.State]:
     """Return value and gradient of loss(params, batch) / weight, accumulated over `parts` equal slices of the batch.
 
     loss(params, batch) -> (objective, a tree of sums). Every slice is divided by the weight of the whole batch, so that a token
@@ -212,14 +246,14 @@ def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
     Returns: ((objective, sums), gradients), float32, all divided by `weight`.
     """
 
-    def mean(params, part):
+    def mean(params: nnx.State, part: Batch) -> tuple[jax.Array, PyTree]:
         return jax.tree.map(lambda total: total / weight, loss(params, part))
 
     grad = jax.value_and_grad(mean, has_aux=True)
     if parts == 1:
         return grad(params, batch)
 
-    def body(carry, part):
+    def body(carry: PyTree, part: Batch) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, carry, grad(params, part)), None
 
     parted = slices(batch, parts)
@@ -228,13 +262,13 @@ def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
     return lax.scan(body, zeros, parted)[0]
 
 
-def slices(batch: dict, parts: int) -> dict:
+def slices(batch: Batch, parts: int) -> Batch:
     """Split the batch into equal parts: each array gets a new first axis.
 
     Part i holds rows i, i + parts, …, so every part takes the same share of each device's rows and no row moves.
     """
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         where = spec_of(x)
         where = where and PartitionSpec(where[0], None, *where[1:])
         x = lax.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=where)
@@ -243,7 +277,7 @@ def slices(batch: dict, parts: int) -> dict:
     return jax.tree.map(split, batch)
 
 
-def abstract_state(trainer: Trainer, mesh) -> TrainState:
+def abstract_state(trainer: Trainer, mesh: Mesh | AbstractMesh) -> TrainState:
     """Return shapes, dtypes and shardings of the state, to restore a checkpoint or to compile a program."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -252,7 +286,7 @@ def abstract_state(trainer: Trainer, mesh) -> TrainState:
     )
 
 
-def state_shardings(trainer: Trainer, mesh) -> TrainState:
+def state_shardings(trainer: Trainer, mesh: Mesh | AbstractMesh) -> TrainState:
     """Return the NamedSharding of every array of the state: moments are sharded like parameters, counters replicated."""
     abstract = jax.eval_shape(trainer.init)
     found = shardings(abstract, mesh)

@@ -7,6 +7,7 @@ fixed product of matrices, which crosses no network.
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ class Stragglers:
         self._every, self._factor = every if processes > 1 else 0, factor
         self._own: deque[float] = deque(maxlen=max(1, every))
         self._all: deque[float] = deque(maxlen=max(1, every))
-        self._row: dict[tuple[int, str], int] = {}
+        self._row: dict[tuple[int | None, str], int] = {}
         self._probe = _probe() if self._every else None
 
     def stepped(self, step: int, own: float, whole: float) -> tuple[dict[str, float], list[str]]:
@@ -40,7 +41,7 @@ class Stragglers:
         """
         self._own.append(own)
         self._all.append(whole)
-        if not self._every or step % self._every:
+        if self._probe is None or step % self._every:
             return {}, []
         # Means, because threads that read ahead return several batches at once: a median would jump.
         mine = np.asarray([np.mean(self._own), self._probe(), np.mean(self._all)])
@@ -73,14 +74,14 @@ def compared(times: np.ndarray, least: float = 0.0) -> tuple[float, int]:
     return float(times[slowest] / max(others, least, 1e-9)), slowest
 
 
-def _probe():
+def _probe() -> Callable[[], float]:
     """Return a function that returns the seconds of a product of matrices on the slowest device of this host."""
     devices = jax.local_devices()
     size, products = SIZES.get(devices[0].platform, LARGE)
     meshes = [jax.make_mesh((1,), ("probe",), axis_types=(AxisType.Auto,), devices=[device]) for device in devices]
     dtype = jnp.float32 if devices[0].platform == "cpu" else jnp.bfloat16
 
-    def multiply(x):
+    def multiply(x: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, products, lambda _, y: (y @ x) * (1 / size), x)
 
     multiply, inputs = jax.jit(multiply), []

@@ -13,6 +13,7 @@ One measurement takes a fraction of a millisecond (docs/runs.md). Lines within E
 import contextlib
 import os
 import time
+from collections.abc import Callable
 
 import jax
 import psutil
@@ -24,10 +25,10 @@ GIB = 2**30
 class System:
     """Returns the measurements of now, or of at most EVERY seconds ago."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._process, self._gpus = psutil.Process(), _open_gpus()
         self._process.cpu_percent()  # the first call only sets the clock
-        self._at, self._last = -EVERY, {}
+        self._at, self._last = -EVERY, dict[str, float]()
 
     def __call__(self) -> dict[str, float]:
         now = time.monotonic()
@@ -50,7 +51,7 @@ class System:
         return found
 
 
-def _memory(device) -> dict[str, int] | None:
+def _memory(device: jax.Device) -> dict[str, int] | None:
     """Return a device's memory statistics if it has those that are logged."""
     try:
         stats = device.memory_stats()
@@ -59,7 +60,7 @@ def _memory(device) -> dict[str, int] | None:
     return stats if stats and {"bytes_in_use", "peak_bytes_in_use"} <= stats.keys() else None
 
 
-def _open_gpus():
+def _open_gpus() -> Callable[[], dict[str, float]] | None:
     """Return a function that measures the NVIDIA GPUs of this process, or None without GPUs or without nvidia-ml-py."""
     gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
     if not gpus:

@@ -1,7 +1,7 @@
 """From gradients to the next state: clipping, the optimizer, averages, and the steps that are left out."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.model.moe import balanced
+from lm.model.transformer import LayerPath
+from lm.parallel.arrays import PyTree
 from lm.parallel.memory import to_device, to_host
 from lm.train import guard
 from lm.train.state import TrainState
@@ -37,7 +39,7 @@ class Update(NamedTuple):
         return TrainState(zero, params, optimizer, zero, zero, average=average, guard=watched)
 
     def applied(
-        self, state: TrainState, grads: nnx.State, loss: jax.Array, loads: dict[tuple, jax.Array]
+        self, state: TrainState, grads: nnx.State, loss: jax.Array, loads: dict[LayerPath, jax.Array]
     ) -> tuple[TrainState, jax.Array, dict[str, jax.Array]]:
         """Return (the next state, whether it was updated, numbers to log).
 
@@ -47,21 +49,21 @@ class Update(NamedTuple):
         norm = optax.global_norm(grads)
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, self.config.optimizer.clip_norm / (norm + 1e-9)), grads)
         rate = self.learning_rate(state.step)
-        if state.guard:
+        if state.guard and self.spikes:
             rate = rate * guard.rate_factor(state.guard, state.step, self.spikes)
         moments = to_device(state.optimizer) if self.offload else state.optimizer
         direction, optimizer = self.transform.update(grads, moments, params)
         trained = jax.tree.map(lambda p, u: p - rate * u, params, direction)
-        ema = self.config.ema
-        average = moving_average(state.average, trained, state.step, ema) if ema else ()
+        average = moving_average(state.average, trained, state.step, self.config.ema) if state.average else ()
         params = nnx.merge_state(trained, rest)
         if not self.model.adapter.rank:  # an adapter leaves the base unchanged
             params = with_balance(params, loads, self.model.moe.bias_rate)
         # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients and
         # their squares, and these are finite if the norm is.
         ok = jnp.isfinite(loss) & jnp.isfinite(norm) & ~overflowed(state.params, params)
-        watched, numbers = (), {}
-        if state.guard:
+        watched: guard.Guard | tuple[()] = ()
+        numbers: dict[str, jax.Array] = {}
+        if state.guard and self.spikes:
             ok, watched, numbers = guard.judge(state.guard, loss, norm, ok, state.skipped_in_row, self.spikes)
         # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
         params, optimizer, average = jax.tree.map(
@@ -83,18 +85,18 @@ def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, de
     return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
 
 
-def overflowed(old: Any, new: Any) -> jax.Array:
+def overflowed(old: PyTree, new: PyTree) -> jax.Array:
     """Return whether any number is finite in `old` and not in `new`, bool []. Leaves shared by both trees are not read."""
     pairs = [(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True) if a is not b]
     broken = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
     return jnp.any(jnp.stack(broken))
 
 
-def with_balance(params: nnx.State, loads: dict[tuple, jax.Array], rate: float) -> nnx.State:
+def with_balance(params: nnx.State, loads: dict[LayerPath, jax.Array], rate: float) -> nnx.State:
     """Return the parameters with each router's balance bias moved against its load (DeepSeek-V3, 2024, §2.1.2)."""
     params = jax.tree.map(lambda x: x, params)
     for path, load in loads.items():
-        layer = params
+        layer: PyTree = params
         for name in path:
             layer = layer[name]
         if "balance_bias" in layer["feed_forward"]:

@@ -1,6 +1,9 @@
 """Check the values of a training run's config, as far as possible without JAX."""
 
 import math
+from typing import Any
+
+import ml_collections
 
 from data.text.sizes import parse_sizes
 from lm.config import ModelConfig
@@ -54,10 +57,10 @@ RANGES = {
 }
 
 
-def check_values(config) -> None:
+def check_values(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for invalid values in a config of train.py or align.py."""
     for key, (least, most) in RANGES.items():
-        value = config
+        value: Any = config
         for part in key.split("."):
             value = value.get(part) if value is not None else None
         if value is None:
@@ -94,7 +97,7 @@ def check_values(config) -> None:
     model_of(config)  # raises UserError if the model cannot be built
 
 
-def _check_growth(config) -> None:
+def _check_growth(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for a vocabulary that cannot grow, or whose new pieces would not be trained."""
     asked = f"data.new_pieces={config.data.new_pieces}"
     if not config.init_from:
@@ -118,7 +121,7 @@ def profiled_steps(text: str) -> range:
     return steps
 
 
-def model_of(config) -> ModelConfig:
+def model_of(config: ml_collections.ConfigDict) -> ModelConfig:
     """Return the ModelConfig of a config. Raises UserError if the model cannot be built.
 
     An encoder's token_id of -1 is chosen later, with the tokenizer of init_from (lm/train/start.py).

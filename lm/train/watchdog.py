@@ -112,7 +112,7 @@ def stacks(path: Path) -> None:
     with open(path, "w") as file:
         file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
         file.flush()
-        for to in (file, sys.__stderr__):
+        for to in filter(None, (file, sys.__stderr__)):
             faulthandler.dump_traceback(to, all_threads=True)
 
 

@@ -6,6 +6,7 @@ Punica, Chen et al. 2023, without its gathers, which pay only for many adapters)
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -56,7 +57,7 @@ class Slots:
         return (np.arange(self.count * self.rank) // self.rank == slots[:, None]).astype(np.float32)
 
 
-def read_adapter(path: str, config: ModelConfig) -> tuple[Adapter, dict[str, np.ndarray]]:
+def read_adapter(path: str | os.PathLike[str], config: ModelConfig) -> tuple[Adapter, dict[str, np.ndarray]]:
     """Return an adapter's section of the config, and its arrays by dotted name. The base model is not loaded.
 
     path: a folder of PEFT, or the workdir of a run with an adapter. config: of the model.
@@ -100,7 +101,9 @@ def _check_kind(adapter: Adapter) -> None:
         raise UserError("an adapter of DoRA changes the norm of each output: merge it into a model of its own")
 
 
-def placed(slots: Slots, slot: int, found: tuple[Adapter, dict[str, np.ndarray]], arrays: dict) -> dict:
+def placed(
+    slots: Slots, slot: int, found: tuple[Adapter, dict[str, np.ndarray]], arrays: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
     """Return `arrays`, those of all slots by dotted name, with an adapter in one slot. Changes nothing in place.
 
     Raises: UserError if the adapter has a rank or a matrix for which there is no room.

@@ -1,9 +1,9 @@
 """What a request may ask for."""
 
-import numbers
 from collections.abc import Collection
 
 import numpy as np
+from jax.sharding import Mesh
 
 from lm.config import ModelConfig
 from lm.errors import UserError
@@ -46,11 +46,11 @@ def check(r: Request, config: ModelConfig, positions: int, adapters: Collection[
             raise UserError(f"{name}={getattr(r, name)} is out of range")
 
 
-def _is_finite(x) -> bool:
-    return isinstance(x, numbers.Real) and abs(x) < np.inf
+def _is_finite(x: object) -> bool:
+    return isinstance(x, int | float | np.integer | np.floating) and bool(-np.inf < x < np.inf)
 
 
-def check_mesh(mesh, packed: str) -> None:
+def check_mesh(mesh: Mesh | None, packed: str) -> None:
     """Raise UserError for a mesh that an engine cannot use, or packed weights on several devices. mesh: None for one device."""
     if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
         raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")

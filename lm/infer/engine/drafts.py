@@ -14,9 +14,10 @@ import numpy as np
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.blocks import Blocks
+from lm.infer.engine.program import program
 from lm.infer.engine.schedule import Part
 from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.step import drawn, forward, lay_out, program
+from lm.infer.engine.step import drawn, forward, lay_out
 from lm.infer.engine.weights import Weights
 from lm.model.pages import empty_layers
 
@@ -35,8 +36,8 @@ def _looked_up(sequence: Sequence, most: int) -> list[int]:
             sequence.places[tuple(tokens[at + 1 - n : at + 1])] = at + 1
     sequence.noted = max(sequence.noted, end - 1)
     for n in range(min(NGRAM, end), 0, -1):
-        if (at := sequence.places.get(tuple(tokens[end - n :]))) is not None:
-            return tokens[at : at + most]
+        if (place := sequence.places.get(tuple(tokens[end - n :]))) is not None:
+            return tokens[place : place + most]
     return []
 
 

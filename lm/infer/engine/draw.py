@@ -4,6 +4,7 @@ Axes: S rows, V vocabulary, K reported alternatives.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -59,7 +60,9 @@ class Drawn(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def draw(how: str, top: int, logits_SV, size, settings: Settings, adjust: Adjust | None, forced_S) -> Drawn:
+def draw(
+    how: str, top: int, logits_SV: jax.Array, size: jax.Array, settings: Settings, adjust: Adjust | None, forced_S: jax.Array
+) -> Drawn:
     """Return the next token of each row.
 
     how: GREEDY if all rows are; PLAIN if none limits the tokens by top_k, top_p or min_p; else TRUNCATED. top: K;
@@ -86,7 +89,7 @@ def draw(how: str, top: int, logits_SV, size, settings: Settings, adjust: Adjust
     return Drawn(token_S, logp_S, ~jnp.isfinite(logz_S), found)
 
 
-def adjusted(logits_SV, adjust: Adjust) -> jax.Array:
+def adjusted(logits_SV: jax.Array, adjust: Adjust) -> jax.Array:
     """Return the logits after the repetition penalty and the bias.
 
     The penalty is that of CTRL (Keskar et al. 2019, §4.1), in its later form that also lowers negative logits.
@@ -96,7 +99,7 @@ def adjusted(logits_SV, adjust: Adjust) -> jax.Array:
     return jnp.where(adjust.seen_SV, penalised_SV, logits_SV) + adjust.bias_SV
 
 
-def _sampled(logits_SV, settings: Settings, truncated: bool) -> jax.Array:
+def _sampled(logits_SV: jax.Array, settings: Settings, truncated: bool) -> jax.Array:
     """Return one sample of each row by inversion of its distribution function, from one uniform number a row."""
     scaled_SV = logits_SV / jnp.where(settings.temperature_S > 0, settings.temperature_S, 1.0)[:, None]
     p_SV = jnp.exp(scaled_SV - jnp.max(scaled_SV, axis=-1, keepdims=True))
@@ -108,7 +111,7 @@ def _sampled(logits_SV, settings: Settings, truncated: bool) -> jax.Array:
     return inverse(p_SV, uniform_S)
 
 
-def kept(scaled_SV, p_SV, settings: Settings) -> jax.Array:
+def kept(scaled_SV: jax.Array, p_SV: jax.Array, settings: Settings) -> jax.Array:
     """Return bool [S, V]: the tokens that remain after top-k, nucleus sampling (Holtzman et al. 2020) and min-p (Nguyen 2024).
 
     p_SV: exp(scaled − its maximum). The nucleus is the smallest set of tokens whose share of what top-k left reaches top_p.
@@ -124,7 +127,7 @@ def kept(scaled_SV, p_SV, settings: Settings) -> jax.Array:
     return (scaled_SV >= least_S[:, None]) & (p_SV >= settings.min_p_S[:, None])
 
 
-def least_of_few(few_SC, total_S, settings: Settings) -> tuple[jax.Array, jax.Array]:
+def least_of_few(few_SC: jax.Array, total_S: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
     """Return (the smallest logit that top-k and top-p leave, whether it is among few_SC). few_SC: the largest, sorted."""
     C = few_SC.shape[1]
     p_SC = jnp.exp(few_SC - few_SC[:, :1])
@@ -145,7 +148,7 @@ def least_of_few(few_SC, total_S, settings: Settings) -> tuple[jax.Array, jax.Ar
     return jnp.maximum(by_k_S, by_p_S), found_S | (unlikely_S & (settings.top_p_S >= 1) & (settings.top_k_S > C))
 
 
-def least_of_all(scaled_SV, p_SV, settings: Settings) -> jax.Array:
+def least_of_all(scaled_SV: jax.Array, p_SV: jax.Array, settings: Settings) -> jax.Array:
     """Return the smallest logit that top-k and top-p leave, found bit by bit: nothing is sorted."""
     order_SV, (S, V) = ordered(scaled_SV), scaled_SV.shape
     k_S = jnp.where(settings.top_k_S > 0, jnp.minimum(settings.top_k_S, V), V)
@@ -153,30 +156,30 @@ def least_of_all(scaled_SV, p_SV, settings: Settings) -> jax.Array:
     left_SV = jnp.where(order_SV >= least_S[:, None], p_SV, 0.0)
     enough_S = settings.top_p_S * jnp.sum(left_SV, axis=-1)
 
-    def reaches(at_S):
+    def reaches(at_S: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(order_SV >= at_S[:, None], left_SV, 0.0), axis=-1) >= enough_S
 
     least_S = jnp.maximum(least_S, jnp.where(settings.top_p_S < 1, _largest(reaches, S), 0))
     return jnp.min(jnp.where(order_SV >= least_S[:, None], scaled_SV, jnp.inf), axis=-1)
 
 
-def ordered(x) -> jax.Array:
+def ordered(x: jax.Array) -> jax.Array:
     """Return uint32 that compare as the float32 do."""
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _largest(holds, rows: int) -> jax.Array:
+def _largest(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
     """Return for each row the largest uint32 for which `holds` is true; it is true up to that number, and at 0."""
 
-    def add_bit(n, found_S):
+    def add_bit(n: jax.Array, found_S: jax.Array) -> jax.Array:
         with_bit_S = found_S | (jnp.uint32(1 << 31) >> n.astype(jnp.uint32))
         return jnp.where(holds(with_bit_S), with_bit_S, found_S)
 
     return lax.fori_loop(0, 32, add_bit, jnp.zeros(rows, jnp.uint32))
 
 
-def inverse(p_SV, uniform_S) -> jax.Array:
+def inverse(p_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
     """Return the first index of each row whose cumulative sum exceeds uniform · total; p ≥ 0 need not sum to 1.
 
     The sums are taken over √V groups first, and then within one group.

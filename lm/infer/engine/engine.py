@@ -8,10 +8,12 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -20,18 +22,20 @@ from lm.infer.engine.blocks import Blocks
 from lm.infer.engine.checks import check, check_mesh
 from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
-from lm.infer.engine.media import Encoder, no_vectors, placed_vectors
+from lm.infer.engine.media import Encoder, empty_vectors
+from lm.infer.engine.program import program
 from lm.infer.engine.request import Closed, Event, Full, Gathered, Handle, Request, Stats
 from lm.infer.engine.results import advance
 from lm.infer.engine.room import default_pages, give_back
 from lm.infer.engine.schedule import Part, Schedule
 from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, program, sizes, warm_draws
+from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, placed_vectors, sizes, warm_draws
 from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.media import Vectors
 from lm.model.pages import empty_layers
 from lm.model.transformer import Transformer
+from lm.parallel.arrays import PyTree
 
 LOG = logging.getLogger(__name__)
 
@@ -61,12 +65,12 @@ class Engine:
         slots: Slots | None = None,
         owned: bool = False,
         queue: int = 1024,
-        mesh=None,
+        mesh: Mesh | None = None,
     ):
         check_mesh(mesh, packed)
         self.config, self.tokenizer = model.config, tokenizer
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
-        self._version = 0
+        self._version, self._known = 0, tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self._use(weights_of(model, packed, slots, owned))
         self._sizes = sizes(rows * (1 + drafts), budget)
         count = pages or default_pages(model.config, page, cache_dtype, rows)
@@ -80,8 +84,8 @@ class Engine:
         self.max_positions = most = min(model.config.max_positions, count * page)
         self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)
         self._encoder = Encoder()
-        self.observers: list[Callable[[str, dict], None]] = []
-        self.reopen: Callable[[str | os.PathLike], Transformer] = load_model
+        self.observers: list[Callable[[str, dict[str, Any]], None]] = []
+        self.reopen: Callable[[str | os.PathLike[str]], Transformer] = load_model
         self._arrived: list[Sequence] = []
         self._wake, self._idle, self._changing = threading.Condition(), threading.Event(), threading.Lock()
         self._closing = self._ending = False
@@ -101,8 +105,8 @@ class Engine:
                 raise Closed("the engine is closing")
             if len(self._schedule.waiting) + len(self._arrived) >= self._queue:
                 raise Full(f"{self._queue} requests are waiting")
-            slot = -1
-            if request.adapter and (slot := self._slots.slot.get(request.adapter, -1)) < 0:  # unloaded a moment ago
+            slot = self._slots.slot.get(request.adapter, -1) if self._slots else -1
+            if request.adapter and slot < 0:  # unloaded a moment ago
                 raise UserError(f"no adapter {request.adapter!r} is loaded")
             self._arrived.append(Sequence(handle, self.config, self._key(request.adapter), slot))
             self._wake.notify()
@@ -112,14 +116,14 @@ class Engine:
         """Return the tokens of one request, when it is finished. Raises: UserError if it ends by an error."""
         return self.generate_all([request])[0]
 
-    def generate_all(self, requests) -> list[list[int]]:
+    def generate_all(self, requests: Iterable[Request]) -> list[list[int]]:
         """Return the tokens of each request. Raises: UserError if one ends by an error."""
         found = self.answers(requests)
         if errors := [event.error for event in found if event.finish == "error"]:
             raise UserError(errors[0])
         return [list(event.tokens) for event in found]
 
-    def answers(self, requests) -> list[Event]:
+    def answers(self, requests: Iterable[Request]) -> list[Event]:
         """Return the events of each request as one, when all are finished. They arrive at once, so their steps repeat."""
         requests = list(requests)
         gathered = Gathered(len(requests))
@@ -145,9 +149,10 @@ class Engine:
     @property
     def held(self) -> tuple[int, int]:
         """Return the bytes of the weights and of the pages."""
-        return tuple(sum(x.nbytes for x in jax.tree.leaves(arrays)) for arrays in (self._model[1], self._pages))
+        weights, pages = (jax.tree.leaves(arrays) for arrays in (self._model[1], self._pages))
+        return sum(x.nbytes for x in weights), sum(x.nbytes for x in pages)
 
-    def swap(self, newer: Transformer | str | os.PathLike, *, free_first: bool = False) -> None:
+    def swap(self, newer: Transformer | str | os.PathLike[str], *, free_first: bool = False) -> None:
         """Use newer weights of the same config: a model, or the path of one, opened as the first was.
 
         Running requests finish with the old ones, and the others wait for them. Adapters stay as they are.
@@ -155,17 +160,16 @@ class Engine:
         close the engine.
         Raises: UserError if the config differs.
         """
-        owned = not isinstance(newer, Transformer)
-        model = self.reopen(newer) if owned else newer
+        model = newer if isinstance(newer, Transformer) else self.reopen(newer)
         if model.config != self.config:
             raise UserError("the newer model has another config, so it cannot take the place of this one")
-        laid_out = functools.partial(weights_of, model, self._packing, self._slots, owned)
+        laid_out = functools.partial(weights_of, model, self._packing, self._slots, owned=model is not newer)
         fresh = None if free_first else laid_out()
 
         def change() -> None:
             adapters = self._weights.adapters
             if free_first:
-                self._weights = self._model = None
+                del self._weights, self._model
             weights = fresh or laid_out()
             self._use(with_adapters(weights, adapters) if self._slots else weights)
             self._version += 1
@@ -185,7 +189,7 @@ class Engine:
         """Return the names of the adapters that requests can choose."""
         return tuple(self._slots.slot) if self._slots else ()
 
-    def load_adapter(self, name: str, path: str | os.PathLike) -> None:
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """Load an adapter beside the others: a folder of PEFT, or a workdir. Raises: UserError if it does not fit."""
         if self._slots is None:
             raise UserError("there is no room for adapters: start with adapters.count")
@@ -204,7 +208,7 @@ class Engine:
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Requests that use it are ended. Raises: UserError if there is none of this name."""
         with self._changing:
-            if name not in self.adapters:
+            if self._slots is None or name not in self._slots.slot:
                 raise UserError(f"no adapter {name!r} is loaded")
             with self._wake:
                 slot = self._slots.slot.pop(name)  # from now on no request gets it; the next adapter waits for _changing
@@ -218,9 +222,9 @@ class Engine:
             for B in self._sizes:
                 for S in logits_of(B, self._sizes):
                     laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
-                    warm_draws(self._forward(laid, None), self._known())
+                    warm_draws(self._forward(laid, None), self._known)
                     if self.config.vision.num_layers or self.config.audio.num_layers:
-                        self._forward(laid, no_vectors(B, self.config))
+                        self._forward(laid, Vectors(*empty_vectors(B, self.config)))
                     give_back()
 
         self._do(change)
@@ -240,7 +244,7 @@ class Engine:
 
     # The thread.
 
-    def _on_mesh(self):
+    def _on_mesh(self) -> contextlib.AbstractContextManager[None]:
         return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
 
     def _key(self, adapter: str) -> str:
@@ -249,7 +253,7 @@ class Engine:
 
     def _do(self, change: Callable[[], None], idle: bool = False) -> None:
         """Call `change` on the engine's thread between two steps, and wait for it. idle: when no sequence runs."""
-        over, errors = threading.Event(), []
+        over, errors = threading.Event(), list[Exception]()
 
         def call() -> None:
             try:
@@ -302,7 +306,7 @@ class Engine:
     def _once(self) -> None:
         self._drop_gone()
         first = self._schedule.waiting.first()
-        if first is not None and not first.is_ready:
+        if first is not None and first.shown is not None and not first.is_ready:
             self._encoder.advance(first.shown, *self._model)
         parts = self._schedule.step(admits=not self._changes)
         if not parts:
@@ -314,7 +318,7 @@ class Engine:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
         laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
         logits_SV = self._forward(laid, placed_vectors(parts, len(laid.tokens_B), self.config))
-        found = drawn(laid, logits_SV, self._known()) if laid.draws else None
+        found = drawn(laid, logits_SV, self._known) if laid.draws else None
         self._counts["steps"] += 1
         self._give(parts, laid, found)
         self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
@@ -327,9 +331,6 @@ class Engine:
     def _use(self, weights: Weights) -> None:
         arrays, tree = jax.tree.flatten((weights.params, weights.layers))
         self._weights, self._model = weights, (program(weights.graph, tree), tuple(arrays))
-
-    def _known(self) -> int:
-        return self.tokenizer.vocab_size if self.tokenizer else self.config.vocab_size
 
     def _give(self, parts: list[Part], laid: Laid, found: Drawn | None) -> None:
         """Hand each sequence what was drawn for it."""
@@ -356,8 +357,8 @@ class Engine:
     def _drop_gone(self) -> None:
         """End the requests that were cancelled or are out of time."""
         now = time.monotonic()
-        for why in ("cancelled", "timeout"):
-            self._end(lambda sequence, why=why: sequence.handle.gone(now) == why, Event(finish=why))
+        self._end(lambda sequence: sequence.handle.gone(now) == "cancelled", Event(finish="cancelled"))
+        self._end(lambda sequence: sequence.handle.gone(now) == "timeout", Event(finish="timeout"))
 
     def _finish(self, sequence: Sequence, event: Event) -> None:
         self._schedule.finish(sequence)
@@ -375,7 +376,7 @@ class Engine:
         except Exception:  # the listener's own fault, as when its event loop is closed
             sequence.handle.cancel()
 
-    def _notice(self, what: str, **values) -> None:
+    def _notice(self, what: str, **values: Any) -> None:
         for observer in self.observers:
             observer(what, values)
 
@@ -396,6 +397,6 @@ class Engine:
         if any(x.is_deleted() for x in jax.tree.leaves(self._pages)):
             self._pages = self._empty_pages()
 
-    def _empty_pages(self) -> tuple:
+    def _empty_pages(self) -> PyTree:
         make = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))
         return make(self._weights.config, self._blocks.count, self._blocks.size, self._cache_dtype)

@@ -51,7 +51,7 @@ class LocalEngine:
         self._tokenizer = tokenizer
         self._engine: Engine | None = None
         self._shape = _rows(rows), _pages(longest)
-        self._weights: list[weakref.ref] = []
+        self._weights: list[weakref.ref[jax.Array]] = []
 
     def using(self, model: Transformer, rows: int, longest: int) -> Engine:
         """Return an engine with the weights of `model`, and room for so many sequences (at most ROWS) of `longest` tokens.
@@ -91,7 +91,7 @@ class LocalEngine:
             seed = int(np.random.SeedSequence([o.seed, row]).generate_state(1)[0]) if o.temperature else 0
             numbers.setdefault((tuple(prompts[number // copies]), seed), []).append(number)
         # Copies start when their prompt has been read, and prompts with a common prefix one after the other: all is read once.
-        before = Counter()
+        before = Counter[tuple[int, ...]]()
         turn = {}
         for prompt, seed in numbers:
             turn[prompt, seed] = before[prompt]

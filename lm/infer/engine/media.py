@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.infer.engine.program import Program
 from lm.infer.engine.tiles import NAMES, Tile
-from lm.model.media import Vectors, encoded
+from lm.model.media import encoded
 
 AT_ONCE = 4  # tiles of one call of an encoder; fewer are encoded one by one
 KEPT = 256 << 20  # bytes of vectors that no request needs at the moment
@@ -30,7 +31,8 @@ class Shown:
     """
 
     def __init__(self, prompt: List[int], tiles: List[Tile], config: ModelConfig):
-        self.tiles, self.vectors_VD = sorted(tiles, key=lambda tile: NAMES.index(tile.name)), None
+        self.tiles = sorted(tiles, key=lambda tile: NAMES.index(tile.name))
+        self.vectors_VD: np.ndarray | None = None
         self.found: dict[bytes, np.ndarray] = {}  # by digest
         prompt_T = np.asarray(prompt)
         self.numbers_T, begin = np.full(len(prompt), -1, np.int32), 0
@@ -60,7 +62,7 @@ class Shown:
 class Encoder:
     """The encoders of a model, and the vectors of the last tiles. For one thread."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()  # by digest, the longest unused first
         self._size = 0
 
@@ -68,7 +70,7 @@ class Encoder:
         self._known.clear()
         self._size = 0
 
-    def advance(self, shown: Shown, program, arrays) -> None:
+    def advance(self, shown: Shown, program: Program, arrays: List[jax.Array]) -> None:
         """Encode the next tiles of a request, in one call of an encoder. program, arrays: as of lm.infer.engine.step."""
         missing = OrderedDict((tile.digest, tile) for tile in shown.tiles if tile.digest not in shown.found)
         for digest in [digest for digest in missing if digest in self._known]:
@@ -87,7 +89,7 @@ class Encoder:
             shown.vectors_VD = np.concatenate([shown.found[tile.digest] for tile in shown.tiles])
             shown.found = {}
 
-    def warm(self, config: ModelConfig, program, arrays) -> None:
+    def warm(self, config: ModelConfig, program: Program, arrays: List[jax.Array]) -> None:
         """Compile the encoders."""
         for name in NAMES:
             section = getattr(config, name)
@@ -101,35 +103,18 @@ class Encoder:
             self._size -= self._known.popitem(last=False)[1].nbytes
 
 
-def vectors_of(program, name: str, arrays, inputs_1N: np.ndarray) -> np.ndarray:
+def vectors_of(program: Program, name: str, arrays: List[jax.Array], inputs_1N: np.ndarray) -> np.ndarray:
     """Return the vectors of N tiles, [N, V, D] in the compute dtype."""
     vectors_VD = np.asarray(_encoded(program, name, arrays, inputs_1N))[0]
     return vectors_VD.reshape(inputs_1N.shape[1], -1, vectors_VD.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encoded(program, name: str, arrays, inputs_1N) -> jax.Array:
+def _encoded(program: Program, name: str, arrays: List[jax.Array], inputs_1N: jax.Array) -> jax.Array:
     params, _ = jax.tree.unflatten(program.tree, arrays)
     return encoded(nnx.merge(program.graph, params), name, inputs_1N)
 
 
-def no_vectors(B: int, config: ModelConfig) -> Vectors:
-    """Return room for the vectors of a step of B tokens."""
-    return Vectors(np.zeros((B, 1, config.embed_dim), config.compute_dtype), np.zeros((B, 1), bool))
-
-
-def placed_vectors(parts: List, B: int, config: ModelConfig) -> Vectors | None:
-    """Return the vectors of a step's parts in the places of their tokens; None if the step has text only.
-
-    parts: lm.infer.engine.schedule.Part, one after the other. B: tokens of the step.
-    """
-    found, n = None, 0
-    for part in parts:
-        if (shown := part.sequence.shown) is not None:
-            numbers = shown.numbers_T[part.begin : part.begin + len(part.tokens)]
-            places = np.flatnonzero(numbers >= 0)
-            if len(places):
-                found = found or no_vectors(B, config)
-                found.vectors_BTD[n + places, 0], found.there_BT[n + places] = shown.vectors_VD[numbers[places]], True
-        n += len(part.tokens)
-    return found
+def empty_vectors(B: int, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the arrays of Vectors for a step of B tokens, none of which has a vector yet."""
+    return np.zeros((B, 1, config.embed_dim), config.compute_dtype), np.zeros((B, 1), bool)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import load_tokenizer
@@ -20,7 +21,7 @@ GUESSES = 3  # tokens ahead
 
 
 def open_engine(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     rows: int = 32,
     blocks: int = 0,
@@ -34,7 +35,7 @@ def open_engine(
     adapter_rank: int = 16,
     adapter_targets: str = ".*",
     queue: int = 1024,
-    mesh=None,
+    mesh: Mesh | None = None,
 ) -> Engine:
     """Return an engine for the model at `path`: a workdir, a Hugging Face folder or a GGUF file.
 

@@ -20,6 +20,7 @@ def advance(part: Part, found: Drawn | None, here: slice) -> Event | None:
         sequence.computed = part.begin + len(part.tokens)
         _read(sequence, found, here)
         return None
+    assert found is not None  # the next token is drawn
     drafts = part.tokens[len(part.tokens) - part.drafts :]
     begin = here.stop - part.drafts - 1
     _read(sequence, found, slice(here.start, begin))
@@ -38,12 +39,12 @@ def advance(part: Part, found: Drawn | None, here: slice) -> Event | None:
 
 def _read(sequence: Sequence, found: Drawn | None, here: slice) -> None:
     """Keep the log-probabilities of prompt tokens that were read."""
-    if sequence.request.prompt_logprobs >= 0 and not sequence.sampled:
+    if found is not None and sequence.request.prompt_logprobs >= 0 and not sequence.sampled:
         sequence.read += [_likely(found, s, sequence.request.prompt_logprobs) for s in range(here.start, here.stop)]
 
 
 def _likely(found: Drawn, s: int, top: int) -> Likely:
-    alternatives = ()
-    if top:
+    alternatives: tuple[tuple[int, float], ...] = ()
+    if top and found.top is not None:
         alternatives = tuple((int(id), float(p)) for p, id in zip(found.top[0][s, :top], found.top[1][s, :top]))
     return Likely(float(found.logp_S[s]), alternatives)

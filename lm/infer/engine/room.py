@@ -6,6 +6,7 @@ import ctypes
 import jax
 import psutil
 
+from lm.config import ModelConfig
 from lm.model.pages import page_bytes
 
 SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's alone
@@ -15,7 +16,7 @@ CACHE = 1 << 30  # bytes of pages on a CPU, unless requests need more:
 TYPICAL = 512  # tokens of a request, prompt and answer
 
 
-def default_pages(config, page: int, dtype: str, rows: int) -> int:
+def default_pages(config: ModelConfig, page: int, dtype: str, rows: int) -> int:
     """Return the number of pages of an engine for which none is named.
 
     On a CPU they have CACHE bytes. They have more if `rows` requests of TYPICAL tokens, or one of full length, need more. On
@@ -29,7 +30,7 @@ def default_pages(config, page: int, dtype: str, rows: int) -> int:
     )
 
 
-def affordable(config, page: int, dtype: str, rows: int) -> int:
+def affordable(config: ModelConfig, page: int, dtype: str, rows: int) -> int:
     """Return a number of pages for a share of the free memory, at most those that `rows` sequences of full length need."""
     share, free = SHARE, psutil.virtual_memory().available
     if jax.default_backend() != "cpu":

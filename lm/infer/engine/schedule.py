@@ -34,7 +34,7 @@ class Queue:
     Others pass a sequence while its media are encoded. It keeps its place, so nobody passes it afterwards.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._again: deque[Sequence] = deque()
         self._by_user: OrderedDict[str, deque[Sequence]] = OrderedDict()
 
@@ -122,20 +122,17 @@ class Schedule:
                 break
             if sequence.row >= 0 and sequence.computed < len(sequence.tokens) - 1:
                 left -= self._prompt(sequence, left, parts)
-        while admits and left > 0 and self._rows and (sequence := self.waiting.ready()) is not None:
+        while admits and left > 0 and self._rows and (ready := self.waiting.ready()) is not None:
             # A block for each that runs, so that it need not be preempted at once.
-            if (
-                sequence.needs(len(sequence.tokens), self.blocks.size) + len(self.running) > self.blocks.available
-                and self.running
-            ):
+            if ready.needs(len(ready.tokens), self.blocks.size) + len(self.running) > self.blocks.available and self.running:
                 break
-            self.waiting.take(sequence)
-            sequence.row = self._rows.pop()
-            self.running.append(sequence)
-            sequence.is_long = sequence._beyond()
-            self.prefix_hits += sequence.find(self.blocks)
-            self.prefix_queries += len(sequence.tokens)
-            left -= self._prompt(sequence, left, parts)
+            self.waiting.take(ready)
+            ready.row = self._rows.pop()
+            self.running.append(ready)
+            ready.is_long = ready._beyond()
+            self.prefix_hits += ready.find(self.blocks)
+            self.prefix_queries += len(ready.tokens)
+            left -= self._prompt(ready, left, parts)
         return parts
 
     def finish(self, sequence: Sequence) -> None:

@@ -135,22 +135,21 @@ class Sequence:
             or (r.min_new_tokens and r.stop_ids)
         )
 
-    def _start_adjusting(self) -> None:
+    def _start_adjusting(self) -> np.ndarray:
         """Make the arrays, which a request that waits does not need yet."""
         self.bias_V, self.seen_V = np.zeros(self._vocab, np.float32), np.zeros(self._vocab, bool)
         for id, bias in self.request.logit_bias.items():
             self.bias_V[id] += bias
         self.seen_V[self.tokens] = True
         self._counted: set[int] = set()
+        return self.bias_V
 
     def bias(self) -> np.ndarray:
         """Return the float32 [V] that is added to the logits of the next token.
 
         Where a grammar allows only an end, it comes, even before min_new_tokens.
         """
-        if self.bias_V is None:
-            self._start_adjusting()
-        bias_V, r = self.bias_V, self.request
+        r, bias_V = self.request, self._start_adjusting() if self.bias_V is None else self.bias_V
         if self.grammar is not None:
             bias_V = np.where(self.grammar.allowed(), bias_V, -np.inf).astype(np.float32)
         if self.sampled < r.min_new_tokens:
@@ -163,7 +162,7 @@ class Sequence:
         """Add a sampled token. Return "stop" or "length" if it is the last one, else ""."""
         r = self.request
         self.tokens.append(token)
-        if self.bias_V is not None:
+        if self.bias_V is not None and self.seen_V is not None:
             self.bias_V[token] -= r.frequency_penalty + (r.presence_penalty if token not in self._counted else 0)
             self._counted.add(token)
             self.seen_V[token] = True

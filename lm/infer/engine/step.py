@@ -17,7 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lm.config import ModelConfig
 from lm.infer.engine.draw import GREEDY, PLAIN, TOP, TRUNCATED, Adjust, Drawn, Settings, draw
+from lm.infer.engine.media import empty_vectors
+from lm.infer.engine.program import Program
 from lm.infer.engine.schedule import Part
 from lm.kernels.native.registered import compiled
 from lm.model.inputs import Inputs
@@ -25,26 +28,21 @@ from lm.model.linear import adapters_of_rows
 from lm.model.media import Vectors
 from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import spec
-
-
-class Program:
-    """A model without its arrays. Equal ones are the same object, so that a step need not compare them."""
-
-    def __init__(self, graph: nnx.GraphDef, tree):
-        self.graph, self.tree = graph, tree
-
-
-@functools.lru_cache(maxsize=16)
-def program(graph: nnx.GraphDef, tree) -> Program:
-    """Return the program of a graph, and of the tree of (params, layers) of `Weights`."""
-    return Program(graph, tree)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def forward(
-    program: Program, arrays, pages, tokens_B, table: PageTable, at_S, mask_BR=None, vectors: Vectors | None = None
-) -> tuple[tuple, jax.Array]:
+    program: Program,
+    arrays: List[jax.Array],
+    pages: PyTree,
+    tokens_B: jax.Array,
+    table: PageTable,
+    at_S: jax.Array,
+    mask_BR: jax.Array | None = None,
+    vectors: Vectors | None = None,
+) -> tuple[PyTree, jax.Array]:
     """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
 
     arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
@@ -53,9 +51,9 @@ def forward(
     """
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
-    valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
+    valid_B1, place_B1 = (jnp.asarray(table.slot_B) >= 0).astype(jnp.int32)[:, None], jnp.asarray(table.place_B)[:, None]
     with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
-        inputs = Inputs(tokens_B[:, None], valid_B1, table.place_B[:, None], vectors=vectors)
+        inputs = Inputs(tokens_B[:, None], valid_B1, place_B1, vectors=vectors)
         out = model.hidden(inputs, PagedState(pages, table), layers=layers)
     x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
     return out.memory.layers, model.logits(x_S1D)[:, 0]
@@ -104,7 +102,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
     tokens_B, row_B, place_B = np.zeros(B, np.int32), np.full(B, -1, np.int32), np.zeros(B, np.int32)
     slot_B, length_B = np.full(B, -1, np.int32), np.ones(B, np.int32)
     slots_B = np.full(B, -1, np.int32)
-    at, draws, n = [], [], 0
+    at, draws, n = list[int](), list[tuple[Part, int]](), 0
     for part in parts:
         sequence, count = part.sequence, len(part.tokens)
         some, places = slice(n, n + count), np.arange(part.begin, part.begin + count)
@@ -114,7 +112,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
         slots_B[some] = sequence.slot
         slot_B[some] = blocks[places // size] * size + places % size
         if sequence.rope.depends_on_length:
-            length_B[some] = [sequence.length_at(place) for place in places]
+            length_B[some] = [sequence.length_at(int(place)) for place in places]
         at += range(n + part.first_drawn, n + count)
         draws += [(part, index) for index in range(part.first_drawn, count)]
         n += count
@@ -129,7 +127,23 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
     return Laid(tokens_B, PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
 
 
-def drawn(laid: Laid, logits_SV, vocab_size: int) -> Drawn:
+def placed_vectors(parts: List[Part], B: int, config: ModelConfig) -> Vectors | None:
+    """Return the vectors of media in the places of their tokens; None if the step has text only. B: tokens of the step."""
+    if all(part.sequence.shown is None for part in parts):
+        return None
+    vectors_BTD, there_BT = empty_vectors(B, config)
+    n = 0
+    for part in parts:
+        if (shown := part.sequence.shown) is not None:
+            assert shown.vectors_VD is not None  # a sequence starts when its media are encoded
+            numbers = shown.numbers_T[part.begin : part.begin + len(part.tokens)]
+            places = np.flatnonzero(numbers >= 0)
+            vectors_BTD[n + places, 0], there_BT[n + places] = shown.vectors_VD[numbers[places]], True
+        n += len(part.tokens)
+    return Vectors(vectors_BTD, there_BT) if there_BT.any() else None
+
+
+def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
     """Return what is drawn from the logits, as numpy arrays. vocab_size: only ids below it are drawn."""
     S, V = logits_SV.shape
     settings = _greedy(S)
@@ -162,7 +176,7 @@ def _alternatives(wanted: int, tempered: bool) -> int:
     return wanted if wanted < 0 or (tempered and not wanted) else TOP
 
 
-def warm_draws(logits_SV, vocab_size: int) -> None:
+def warm_draws(logits_SV: jax.Array, vocab_size: int) -> None:
     """Compile what draws from logits of this shape, for requests without adjustments of these."""
     S = logits_SV.shape[0]
     settings = _greedy(S)

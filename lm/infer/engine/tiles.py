@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.config.towers import NAMES, check_text
+from lm.config.towers import NAMES, Media, check_text
 from lm.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Tile(NamedTuple):
     digest: bytes
 
 
-def tiles_of(media: Sequence | None) -> tuple[Tile, ...]:
+def tiles_of(media: Media | None) -> tuple[Tile, ...]:
     """Return the tiles of one prompt, for Request. media: `lm.model.media.Media` of one row, as for `lm.infer.sampler.draw`."""
     found = []
     for name, some in zip(NAMES, media or (), strict=False):

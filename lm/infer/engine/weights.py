@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,12 @@ from lm.adapt.lora import merge
 from lm.adapt.rebuild import arrays_of, combined
 from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
+from lm.infer.call import UNROLLED
 from lm.infer.engine.adapters import Slots, empty
-from lm.infer.sampler import UNROLLED
 from lm.kernels.cpu.packed import Packed, can_pack, pack, pack_integers
 from lm.model.linear import Linear, Quantized, QuantizedWeight, cast_matrices, whole
 from lm.model.transformer import Transformer, skeleton
+from lm.parallel.arrays import PyTree
 
 
 class Kind(NamedTuple):
@@ -47,7 +48,7 @@ class Weights(NamedTuple):
     config: ModelConfig
     graph: nnx.GraphDef
     params: nnx.State
-    layers: list | None
+    layers: list[list[PyTree]] | None
     adapters: dict[str, jax.Array]
 
 
@@ -64,7 +65,7 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None,
         raise UserError(f"packed={packed} is none of {', '.join(KINDS)}")
     if config.adapter.rank and slots:
         config, params = merge(config, params, dequantize=bool(config.quantization.bits))
-    arrays = {}
+    arrays: dict[str, jax.Array] = {}
     if slots is not None:
         config, arrays = empty(config, slots)
         params = combined(config, arrays_of(params) | arrays)
@@ -87,7 +88,7 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None,
 
 def with_adapters(weights: Weights, arrays: dict[str, jax.Array]) -> Weights:
     """Return the weights with these arrays of adapters; only those that differ are split into layers again."""
-    layers = [list(stack) for stack in weights.layers]
+    layers = [list(stack) for stack in weights.layers or ()]
     for name, x in arrays.items():
         if weights.adapters.get(name) is x:
             continue
@@ -102,7 +103,7 @@ def with_adapters(weights: Weights, arrays: dict[str, jax.Array]) -> Weights:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _unstacked(graph, params) -> list:
+def _unstacked(graph: nnx.GraphDef, params: nnx.State) -> list[list[PyTree]]:
     return nnx.merge(graph, params).unstacked()
 
 
@@ -121,7 +122,9 @@ def _without_layers(params: nnx.State) -> nnx.State:
     return nnx.State.from_flat_path(flat)
 
 
-def _packed(config: ModelConfig, graph, params, kind: Kind, merges: bool) -> tuple[nnx.GraphDef, nnx.State, list]:
+def _packed(
+    config: ModelConfig, graph: nnx.GraphDef, params: nnx.State, kind: Kind, merges: bool
+) -> tuple[nnx.GraphDef, nnx.State, list[list[PyTree]]]:
     """Return (graph, parameters, layers) with packed matrices, of all linear layers and of the head.
 
     One layer at a time is taken from the stacks, so that the weights are never there twice in floats. merges: adapters are
@@ -140,11 +143,11 @@ def _packed(config: ModelConfig, graph, params, kind: Kind, merges: bool) -> tup
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _packed_layer(graph, merges: bool, kind: Kind, stacked: nnx.State, n) -> nnx.State:
+def _packed_layer(graph: nnx.GraphDef, merges: bool, kind: Kind, stacked: nnx.State, n: jax.Array) -> nnx.State:
     """Return the parameters of layer n of a stack."""
     module = nnx.merge(graph, jax.tree.map(lambda x: x[n], stacked))
 
-    def weight(linear: Linear, apart: bool):
+    def weight(linear: Linear, apart: bool) -> jax.Array | Packed:
         return linear.full() if apart else _packed_weight(linear, kind, merges)
 
     _replace_weights(module, merges, weight)
@@ -165,7 +168,7 @@ def _packed_weight(linear: Linear, kind: Kind, merges: bool) -> Packed:
     return dataclasses.replace(packed, shape=linear.outputs)
 
 
-def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear, bool], Any]) -> None:
+def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear, bool], jax.Array | Packed]) -> None:
     """Replace what is packed by weight(linear, False), and with `merges` any other adapted weight by weight(linear, True)."""
     for linear in [one for _, one in nnx.iter_modules(module) if isinstance(one, Linear)]:
         apart, adapted = linear.name in APART, merges and hasattr(linear, "lora_a")
@@ -177,5 +180,5 @@ def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear,
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _packed_head(head_VD, kind: Kind) -> Packed:
+def _packed_head(head_VD: jax.Array, kind: Kind) -> Packed:
     return dataclasses.replace(pack(head_VD.T, kind.bits, kind.group, kind.activations), result="float32")

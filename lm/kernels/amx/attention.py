@@ -4,6 +4,7 @@ The axes are those of lm/kernels/attention.py. lm/kernels/amx/flash.py has the c
 """
 
 import functools
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,17 @@ from lm.kernels.saved import saved
 from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import platform, reshard
 
+Residuals: TypeAlias = tuple[jax.Array, ...]  # q, k, v, segments, out, log Z
 
-def takes(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> bool:
+
+def takes(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> bool:
     """Return whether `attention` computes this call: bfloat16, large enough, with nothing but segments and a window."""
     if visible.branches is not None or sinks_H is not None or scoring.softcap or scoring.scale <= 0:
         return False
@@ -25,7 +35,14 @@ def takes(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=No
     return q_BTHK.size * k_BSGK.shape[1] >= SMALLEST and tiled("flash")
 
 
-def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_H=None) -> jax.Array:
+def attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
     """Compute lm.kernels.ops.attention, [B, T, H, V] bfloat16. The backward pass takes out and log Z of the forward pass.
 
     Raises ValueError without AMX, and on a mesh of several devices.
@@ -35,11 +52,15 @@ def attention(q_BTHK, k_BSGK, v_BSGV, visible: Visible, scoring: Scoring, sinks_
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(scale, window, q_BTHK, k_BSGK, v_BSGV, segments_BT):
+def _attend(
+    scale: float, window: int, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, segments_BT: jax.Array
+) -> jax.Array:
     return _forward(scale, window, q_BTHK, k_BSGK, v_BSGV, segments_BT)[0]
 
 
-def _forward(scale, window, q_BTHK, k_BSGK, v_BSGV, segments_BT):
+def _forward(
+    scale: float, window: int, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, segments_BT: jax.Array
+) -> tuple[jax.Array, Residuals]:
     B, T, H, _ = q_BTHK.shape
     shapes = jax.ShapeDtypeStruct((B, T, H, v_BSGV.shape[-1]), jnp.bfloat16), jax.ShapeDtypeStruct((B, H, T), jnp.float32)
     call = jax.ffi.ffi_call("lm_flash", shapes, vmap_method="sequential")
@@ -51,7 +72,7 @@ def _forward(scale, window, q_BTHK, k_BSGK, v_BSGV, segments_BT):
     return out_BTHV, (q_BTHK, k_BSGK, v_BSGV, segments_BT, out_BTHV, logz_BHT)
 
 
-def _backward(scale, window, kept, dout_BTHV):
+def _backward(scale: float, window: int, kept: Residuals, dout_BTHV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BTHK, k_BSGK, v_BSGV = kept[:3]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept[:3]]
     call = jax.ffi.ffi_call("lm_flash_gradients", shapes, vmap_method="sequential")
@@ -63,12 +84,12 @@ def _backward(scale, window, kept, dout_BTHV):
 _attend.defvjp(_forward, _backward)
 
 
-def _whole(x):
+def _whole(x: jax.Array) -> jax.Array:
     """Return x with a partition that names no axis: that of the compiled functions' arguments."""
     return reshard(x, *[None] * x.ndim)
 
 
-def _like(x, other):
+def _like(x: jax.Array, other: jax.Array) -> jax.Array:
     """Return x with the partition of another array."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.sharding.reshard(x, jax.typeof(other).sharding.spec)

@@ -13,7 +13,7 @@ from lm.kernels.amx.tiling import PAIR, block_product, pack_matrix, store
 from lm.kernels.native import calls
 from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
 from lm.kernels.native.scores import LOW, exp
-from lm.kernels.native.vectors import float32s, float_of_bits, int32s, int64s, largest, uint16s
+from lm.kernels.native.vectors import Pointer, float32s, float_of_bits, int32s, int64s, largest, uint16s
 
 KEYS = 512  # whose scores exist at once in the forward pass
 BLOCK_KEYS, BLOCK_QUERIES = 64, 128  # of the backward pass
@@ -23,12 +23,12 @@ turned = packer("float32", False, False)
 
 
 @njit(error_model="numpy")
-def padded(n, m):
+def padded(n: int, m: int) -> int:
     return (n + m - 1) // m * m
 
 
 @njit(error_model="numpy")
-def clear(address, count):
+def clear(address: int, count: int) -> None:
     """Write `count` floats, an even number, of 0."""
     words = int64s(address)
     for n in range(count // 2):
@@ -36,7 +36,7 @@ def clear(address, count):
 
 
 @njit(error_model="numpy")
-def span(segments, count):
+def span(segments: Pointer, count: int) -> tuple[int, int]:
     """Return the smallest and the largest of some segments."""
     low = high = segments[0]
     for n in range(1, count):
@@ -46,7 +46,7 @@ def span(segments, count):
 
 # Without "contract": fused, scale·s − top would not be 0 for the largest score, but as large as the rounding error of `top`.
 @njit(error_model="numpy", fastmath={"reassoc"})
-def exponentials(s, count, scale, top):
+def exponentials(s: Pointer, count: int, scale: np.float32, top: np.float32) -> np.float32:
     """Replace scores by exp(scale·s − top), masked ones by 0. Return their sum."""
     total = np.float32(0.0)
     for j in range(count):
@@ -58,19 +58,33 @@ def exponentials(s, count, scale, top):
 
 
 @njit(error_model="numpy")
-def scale_by(x, count, factor):
+def scale_by(x: Pointer, count: int, factor: np.float32) -> None:
     for j in range(count):
         x[j] *= factor
 
 
 @njit(error_model="numpy")
-def divide_by(x, count, divisor):
+def divide_by(x: Pointer, count: int, divisor: np.float32) -> None:
     for j in range(count):
         x[j] /= divisor
 
 
 @njit(error_model="numpy")
-def softmax_block(words, scores, keys, first, t0, segments, apart, tiles, tops, sums, out, values, fresh):
+def softmax_block(
+    words: Pointer,
+    scores: int,
+    keys: int,
+    first: int,
+    t0: int,
+    segments: Pointer,
+    apart: bool,
+    tiles: int,
+    tops: Pointer,
+    sums: Pointer,
+    out: int,
+    values: int,
+    fresh: bool,
+) -> None:
     """Turn scores of 32 queries and some keys into exponentials in tiles of A, and rescale what was summed before.
 
     first: the first key. segments: of all tokens. apart: whether some may be of different segments. fresh: nothing was summed
@@ -105,7 +119,7 @@ def softmax_block(words, scores, keys, first, t0, segments, apart, tiles, tops, 
 
 
 @njit(error_model="numpy")
-def attend(words, b, g, memory):
+def attend(words: Pointer, b: int, g: int, memory: int) -> None:
     """Compute the forward pass of a row and a key/value head."""
     t, h, head, value, width = words[T], words[H], words[HEAD], words[VALUE], words[G]
     whole, steps, values = padded(t, PAIR), padded(head, DEEP) // DEEP, padded(value, PAIR)
@@ -154,7 +168,7 @@ def attend(words, b, g, memory):
 
 
 @njit(error_model="numpy")  # without "contract", as `exponentials`
-def gradients_of_scores(s, d, logz, delta, scale):
+def gradients_of_scores(s: Pointer, d: Pointer, logz: Pointer, delta: Pointer, scale: np.float32) -> None:
     """Replace scores of a key by P = exp(scale·s − log Z), and dP by dS = P·(dP − delta)·scale."""
     for j in range(BLOCK_QUERIES):
         p = exp(s[j] * scale - logz[j])
@@ -163,7 +177,17 @@ def gradients_of_scores(s, d, logz, delta, scale):
 
 
 @njit(error_model="numpy")
-def masked_gradients_of_scores(s, d, logz, delta, scale, before, window, segments, mine):
+def masked_gradients_of_scores(
+    s: Pointer,
+    d: Pointer,
+    logz: Pointer,
+    delta: Pointer,
+    scale: np.float32,
+    before: int,
+    window: int,
+    segments: Pointer,
+    mine: int,
+) -> None:
     """The same, but 0 for queries that do not see the key. before: the place of the first query − that of the key."""
     for j in range(BLOCK_QUERIES):
         p = exp(s[j] * scale - logz[j])
@@ -174,7 +198,7 @@ def masked_gradients_of_scores(s, d, logz, delta, scale, before, window, segment
 
 
 @njit(error_model="numpy", fastmath={"contract", "reassoc"})
-def dot(a, b, count):
+def dot(a: Pointer, b: Pointer, count: int) -> np.float32:
     total = np.float32(0.0)
     for n in range(count):
         total += float_of_bits(np.int32(a[n]) << 16) * float_of_bits(np.int32(b[n]) << 16)
@@ -182,7 +206,7 @@ def dot(a, b, count):
 
 
 @njit(error_model="numpy")
-def gradients(words, b, g, memory):
+def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
     """Compute the backward pass of a row and a key/value head."""
     t, h, head, value, width = words[T], words[H], words[HEAD], words[VALUE], words[G]
     window = words[WINDOW] if words[WINDOW] else t + BLOCK_QUERIES
@@ -274,7 +298,7 @@ def gradients(words, b, g, memory):
 
 
 @njit(error_model="numpy")
-def task(job):
+def task(job: int) -> None:
     words = int64s(job)
     forward = words[DOUT] == 0
     heads, values = padded(words[HEAD], DEEP), padded(words[VALUE], DEEP)
@@ -300,7 +324,7 @@ def task(job):
 
 
 @njit(error_model="numpy")
-def job_of(frame):
+def job_of(frame: Pointer) -> int:
     """Return a job with what both passes need. Arguments: q, k, v, segments; attributes: scale, window."""
     b, t, h = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 0, 2)
     g = size(frame, ARGUMENTS, 1, 2)
@@ -317,7 +341,7 @@ def job_of(frame):
 def register() -> None:
     digest = calls.sources()
 
-    def lm_flash(frame):
+    def lm_flash(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
             job = job_of(frame)
@@ -326,7 +350,7 @@ def register() -> None:
             run(frame, job, address_of(task))
         return 0
 
-    def lm_flash_gradients(frame):
+    def lm_flash_gradients(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
             job = job_of(frame)

@@ -25,7 +25,7 @@ from lm.kernels.native.calls import (
     threads_for,
     width_of,
 )
-from lm.kernels.native.vectors import int32s, int64s
+from lm.kernels.native.vectors import Pointer, int32s, int64s
 
 CHUNK = 1024  # inputs
 ROWS, COLUMNS = 256, 512  # of a block; fewer where there would be too few blocks to share
@@ -35,7 +35,7 @@ A_UNITS = GIVEN + 14
 
 
 @njit(error_model="numpy")
-def pack_task(job):
+def pack_task(job: int) -> None:
     words = int64s(job)
     spare = calls.malloc(2048)
     unit = next_unit(job)
@@ -58,7 +58,7 @@ def pack_task(job):
 
 
 @njit(error_model="numpy")
-def block(words, m, n, scratch):
+def block(words: Pointer, m: int, n: int, scratch: int) -> None:
     """Compute a block of the result from row m and column n on."""
     rows, columns = min(words[BLOCK_M], words[M] - m), min(words[BLOCK_N], words[N] - n)
     group, steps, width = words[STEPS] * TILE, words[STEPS], words[C_WIDTH]
@@ -88,7 +88,7 @@ def block(words, m, n, scratch):
 
 
 @njit(error_model="numpy")
-def block_task(job):
+def block_task(job: int) -> None:
     words = int64s(job)
     scratch = calls.malloc(ROWS * COLUMNS * 4 + 64)
     configure(scratch)
@@ -104,7 +104,7 @@ def block_task(job):
 
 
 @njit(error_model="numpy")
-def multiply_matrices(frame):
+def multiply_matrices(frame: Pointer) -> None:
     """Arguments: A [M, K] or [K, M], B [N, K] or [K, N]; attribute: 1 if the inputs of A lie side by side, plus 2
     if those of B.
 
@@ -144,7 +144,7 @@ def multiply_matrices(frame):
 def register() -> None:
     digest = calls.sources()
 
-    def lm_gemm(frame):
+    def lm_gemm(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
             multiply_matrices(frame)

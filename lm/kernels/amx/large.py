@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from lm.kernels.amx.usable import require, tiled
 from lm.parallel.mesh import platform
@@ -33,7 +34,13 @@ class Form(NamedTuple):
 
 
 def takes(
-    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype=None, result=jnp.float32
+    equation: str,
+    a: jax.Array,
+    b: jax.Array,
+    out_spec: PartitionSpec | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    result: DTypeLike = jnp.float32,
 ) -> bool:
     """Return whether `product` computes this einsum with operands rounded to `dtype`; None: as they are."""
     dtypes = {a.dtype, b.dtype} if dtype is None else {jnp.dtype(dtype)}
@@ -46,7 +53,13 @@ def takes(
 
 
 def product(
-    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype=None, result=jnp.float32
+    equation: str,
+    a: jax.Array,
+    b: jax.Array,
+    out_spec: PartitionSpec | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    result: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Compute lm.kernels.ops.product."""
     return _multiplied(equation, a, b, out_spec, result)
@@ -56,7 +69,9 @@ product_over_rows = product
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3, 4))
-def _multiplied(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None, dtype=jnp.float32) -> jax.Array:
+def _multiplied(
+    equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     """Return the einsum of operands rounded to bfloat16, added up in float32, in `dtype`; `takes` says of which.
 
     where: partition of the result; None: as JAX infers it. Its gradient takes XLA's products; `matmul` has a faster one.
@@ -64,6 +79,7 @@ def _multiplied(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec 
     """
     require("gemm")
     form = _form(equation, a.shape, b.shape)
+    assert form is not None  # as `takes` says
     like = jax.eval_shape(functools.partial(jnp.einsum, equation, out_sharding=where), a, b)
     a, b = (b, a) if form.swapped else (a, b)
     M, N, K = form.sizes
@@ -77,10 +93,16 @@ def _multiplied(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec 
 
 
 @_multiplied.defjvp
-def _tangent(equation, where, dtype, primals, tangents):
+def _tangent(
+    equation: str,
+    where: PartitionSpec | None,
+    dtype: DTypeLike,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     (a, b), (da, db) = primals, tangents
 
-    def plain(a, b):
+    def plain(a: jax.Array, b: jax.Array) -> jax.Array:
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
         return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=where)
 

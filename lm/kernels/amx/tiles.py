@@ -10,15 +10,31 @@ llvmlite has no type for tiles, so this is assembly. Nothing else uses the regis
 import ctypes
 import functools
 import sys
+from collections.abc import Callable, Sequence
 
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.cpu import CPUContext
+from numba.core.typing import Context, Signature
 
-from lm.kernels.native.vectors import FLOATS, LANES, PAIRS, WORDS, at, has, i16, i32, i64, load, transpose_words
+from lm.kernels.native.vectors import (
+    FLOATS,
+    LANES,
+    PAIRS,
+    WORDS,
+    Intrinsic,
+    at,
+    has,
+    i16,
+    i32,
+    i64,
+    intrinsic,
+    load,
+    transpose_words,
+)
 
 llvm.initialize_native_asmparser()
 
@@ -45,17 +61,17 @@ def _palette() -> tuple[int, ...]:
     return tuple(data.view(np.int64).tolist())
 
 
-def _assembly(builder, text, args, constraints):
+def _assembly(builder: ir.IRBuilder, text: str, args: Sequence[ir.Value], constraints: Sequence[str]) -> None:
     kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
     parts = [*constraints, "~{memory}", "~{dirflag}", "~{fpsr}", "~{flags}"]
     builder.call(ir.InlineAsm(kind, text, ",".join(parts), side_effect=True), args)
 
 
 @intrinsic
-def configure(typingctx, scratch):
+def configure(typingctx: Context, scratch: types.Type) -> Intrinsic:
     """Let this thread use tiles. scratch: address of 64 bytes."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         for n, word in enumerate(_palette()):
             builder.store(i64(word), at(builder, args[0], i64(8 * n), i64))
         _assembly(builder, "ldtilecfg ($0)", args, ["r"])
@@ -65,8 +81,8 @@ def configure(typingctx, scratch):
 
 
 @intrinsic
-def release(typingctx):
-    def codegen(context, builder, signature, args):
+def release(typingctx: Context) -> Intrinsic:
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         _assembly(builder, "tilerelease", [], [])
         return context.get_dummy_value()
 
@@ -110,10 +126,20 @@ MULTIPLY = (
 )
 
 
-def _product(start):
+def _product(start: tuple[str, ...]) -> Callable[..., None]:
     @intrinsic
-    def product(typingctx, a, b, steps, c, c_step, c_half, a_half, b_half):
-        def codegen(context, builder, signature, args):
+    def product(
+        typingctx: Context,
+        a: types.Type,
+        b: types.Type,
+        steps: types.Type,
+        c: types.Type,
+        c_step: types.Type,
+        c_half: types.Type,
+        a_half: types.Type,
+        b_half: types.Type,
+    ) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             clobbered = [f"~{{{name}}}" for name in ("rax", "r8", "r9", "r10", "r11")]
             _assembly(builder, "\n".join(start + MULTIPLY), args, ["r"] * 8 + clobbered)
             return context.get_dummy_value()
@@ -129,7 +155,7 @@ multiply, multiply_add = _product(ZERO), _product(LOAD)
 
 
 @functools.cache
-def packer(stored: str, inputs_adjacent: bool, b: bool):
+def packer(stored: str, inputs_adjacent: bool, b: bool) -> Callable[[int, int, int], None]:
     """Return the compiled copy of 16 rows or columns × 32 inputs into a tile.
 
     stored: "float32", which is rounded, or "bfloat16". inputs_adjacent: whether the inputs of a row lie side by side, and rows
@@ -137,8 +163,8 @@ def packer(stored: str, inputs_adjacent: bool, b: bool):
     """
 
     @intrinsic
-    def pack(typingctx, source, step, tile):
-        def codegen(context, builder, signature, args):
+    def pack(typingctx: Context, source: types.Type, step: types.Type, tile: types.Type) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             kind = ir.FunctionType(ir.VoidType(), [i64] * 3)
             name = f"pack.{stored}.{'adjacent' if inputs_adjacent else 'apart'}.{'b' if b else 'a'}"
             function = cgutils.get_or_insert_function(builder.module, kind, name)
@@ -156,7 +182,9 @@ def packer(stored: str, inputs_adjacent: bool, b: bool):
     return pack
 
 
-def _pack(builder, stored, inputs_adjacent, b, source, step, tile):
+def _pack(
+    builder: ir.IRBuilder, stored: str, inputs_adjacent: bool, b: bool, source: ir.Value, step: ir.Value, tile: ir.Value
+) -> None:
     if inputs_adjacent:
         vectors = [_row(builder, source, builder.mul(step, i64(n)), stored) for n in range(SIDE)]
     else:
@@ -167,14 +195,14 @@ def _pack(builder, stored, inputs_adjacent, b, source, step, tile):
         builder.store(vector, at(builder, tile, i64(64 * n), WORDS), align=4)
 
 
-def _row(builder, source, offset, stored):
+def _row(builder: ir.IRBuilder, source: ir.Value, offset: ir.Value, stored: str) -> ir.Value:
     """Return 32 adjacent values as bfloat16 in a vector of words."""
     if stored == "bfloat16":
         return load(builder, source, offset, WORDS, align=2)
     return _rounded(builder, *(load(builder, source, builder.add(offset, i64(n)), FLOATS) for n in (0, 64)))
 
 
-def _pairs(builder, source, offset, step, stored):
+def _pairs(builder: ir.IRBuilder, source: ir.Value, offset: ir.Value, step: ir.Value, stored: str) -> ir.Value:
     """Return 16 pairs as bfloat16 in a vector of words: one of a row, one of the next."""
     next_ = builder.add(offset, step)
     order = [n // 2 + LANES * (n % 2) for n in range(2 * LANES)]
@@ -187,17 +215,17 @@ def _pairs(builder, source, offset, step, stored):
     return builder.bitcast(builder.shuffle_vector(rows, rows, interleave), WORDS)
 
 
-def _rounded(builder, low, high):
+def _rounded(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     """Return two vectors of floats as bfloat16 in one vector of words; halves are rounded to even."""
     kind = ir.FunctionType(WORDS, [FLOATS, FLOATS])
     return builder.call(ir.InlineAsm(kind, "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v"), [low, high])
 
 
 @intrinsic
-def round_row(typingctx, floats, out):
+def round_row(typingctx: Context, floats: types.Type, out: types.Type) -> Intrinsic:
     """Write 32 floats as bfloat16."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         both = (load(builder, args[0], i64(n), FLOATS) for n in (0, 64))
         builder.store(_rounded(builder, *both), at(builder, args[1], i64(0), WORDS), align=2)
         return context.get_dummy_value()
@@ -206,10 +234,10 @@ def round_row(typingctx, floats, out):
 
 
 @intrinsic
-def copy_row(typingctx, floats, out):
+def copy_row(typingctx: Context, floats: types.Type, out: types.Type) -> Intrinsic:
     """Write 32 floats."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         for n in (0, 64):
             builder.store(load(builder, args[0], i64(n), FLOATS), at(builder, args[1], i64(n), FLOATS), align=4)
         return context.get_dummy_value()

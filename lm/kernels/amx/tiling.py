@@ -14,7 +14,7 @@ pack_columns_float_b, pack_columns_half_b = packer("float32", False, True), pack
 
 
 @njit(error_model="numpy")
-def pack_tile(width, adjacent, b, source, step, tile):
+def pack_tile(width: int, adjacent: bool, b: bool, source: int, step: int, tile: int) -> None:
     if adjacent:
         if b:
             if width == 4:
@@ -37,7 +37,9 @@ def pack_tile(width, adjacent, b, source, step, tile):
 
 
 @njit(error_model="numpy")
-def pack_edge(width, adjacent, b, source, step, outer, inner, tile, spare):
+def pack_edge(
+    width: int, adjacent: bool, b: bool, source: int, step: int, outer: int, inner: int, tile: int, spare: int
+) -> None:
     """Pack a tile of which only `outer` rows or columns and `inner` inputs exist; the rest is 0. spare: address of 2 KiB."""
     rows, columns = (outer, inner) if adjacent else (inner, outer)
     full = (DEEP if adjacent else SIDE) * width
@@ -52,7 +54,9 @@ def pack_edge(width, adjacent, b, source, step, outer, inner, tile, spare):
 
 
 @njit(error_model="numpy")
-def pack_group(source, outer, inputs, steps, adjacent, step, width, b, tiles, spare):
+def pack_group(
+    source: int, outer: int, inputs: int, steps: int, adjacent: bool, step: int, width: int, b: bool, tiles: int, spare: int
+) -> None:
     """Pack 16 rows or columns, `steps` tiles of their inputs; what does not exist is 0. outer: rows that are left, or less."""
     for k in range(0, steps * DEEP, DEEP):
         here = source + (k * width if adjacent else k * step)
@@ -64,7 +68,9 @@ def pack_group(source, outer, inputs, steps, adjacent, step, width, b, tiles, sp
 
 
 @njit(error_model="numpy")
-def pack_matrix(source, outer, groups, inputs, steps, adjacent, step, b, tiles, spare):
+def pack_matrix(
+    source: int, outer: int, groups: int, inputs: int, steps: int, adjacent: bool, step: int, b: bool, tiles: int, spare: int
+) -> None:
     """Pack a bfloat16 matrix: `groups` times 16 rows or columns, `steps` tiles of inputs each."""
     for g in range(groups):
         here = source + g * SIDE * (step if adjacent else 2)
@@ -72,7 +78,9 @@ def pack_matrix(source, outer, groups, inputs, steps, adjacent, step, b, tiles, 
 
 
 @njit(error_model="numpy")
-def block_product(a, a_group, b, b_group, steps, rows, columns, c, c_step, adds):
+def block_product(
+    a: int, a_group: int, b: int, b_group: int, steps: int, rows: int, columns: int, c: int, c_step: int, adds: bool
+) -> None:
     """Write a product to c [rows, columns], or with `adds` add it. rows and columns are multiples of 32.
 
     a_group, b_group: bytes from 16 rows or columns to the next. steps: tiles along the inputs. c_step: bytes of a row of c.
@@ -87,7 +95,7 @@ def block_product(a, a_group, b, b_group, steps, rows, columns, c, c_step, adds)
 
 
 @njit(error_model="numpy")
-def store(part, part_step, rows, columns, c, c_step, width):
+def store(part: int, part_step: int, rows: int, columns: int, c: int, c_step: int, width: int) -> None:
     """Write some floats to the result. part: address of `rows` rows of a multiple of 32 floats."""
     for r in range(rows):
         here, there = part + r * part_step, c + r * c_step

@@ -26,7 +26,7 @@ from lm.kernels.native.calls import (
     width_of,
 )
 from lm.kernels.native.scores import KEYS, LOW, exp, exponentials, mask, multiply_scores, softcapped
-from lm.kernels.native.vectors import BLOCK, float32s, int8s, int32s, int64s, largest, rows_of, scalar, tile
+from lm.kernels.native.vectors import BLOCK, Pointer, float32s, int8s, int32s, int64s, largest, rows_of, scalar, tile
 
 TOKENS, QUERIES = 32, 48  # of a unit of work, at most; a query is one head of a token
 FEW = 16  # units; if there are fewer, each head of keys becomes a unit
@@ -36,14 +36,14 @@ half = scalar("bfloat16")
 
 
 @njit(error_model="numpy")
-def scales_into(out, scales, slots, heads, head):
+def scales_into(out: int, scales: int, slots: int, heads: int, head: int) -> None:
     """Write the scales of a block's positions, stored as bfloat16 [slots, heads]."""
     for j in range(KEYS):
         float32s(out)[j] = half(scales + (int64s(slots)[j] * heads + head) * 2)
 
 
 @njit(error_model="numpy")
-def scale_by(address, count, factor):
+def scale_by(address: int, count: int, factor: np.float32) -> None:
     x = float32s(address)
     for i in range(count):
         x[i] *= factor
@@ -54,7 +54,7 @@ add_float32, add_bfloat16, add_int8 = add_copied, tile("bfloat16", True), tile("
 
 
 @njit(error_model="numpy")
-def score(count, q, K, keys, scores):
+def score(count: int, q: int, K: int, keys: int, scores: int) -> None:
     """scores[count, KEYS] = q[count, K] · keys[K, KEYS]."""
     m = 0
     while m < count:
@@ -64,7 +64,7 @@ def score(count, q, K, keys, scores):
 
 
 @njit(error_model="numpy")
-def add_values(width, count, p, some, values, step, sums, columns):
+def add_values(width: int, count: int, p: int, some: int, values: int, step: int, sums: int, columns: int) -> None:
     """sums[count, columns] += p[count, :some] · values[some, columns], as they are stored.
 
     Rows of p are KEYS apart, rows of values `step` bytes, rows of sums `columns` floats. columns: a multiple of 64.
@@ -84,14 +84,14 @@ def add_values(width, count, p, some, values, step, sums, columns):
 
 
 @njit(error_model="numpy")
-def fill(address, count, value):
+def fill(address: int, count: int, value: np.float32) -> None:
     x = float32s(address)
     for i in range(count):
         x[i] = value
 
 
 @njit(error_model="numpy")
-def part_of(words, unit):
+def part_of(words: Pointer, unit: int) -> tuple[int, int, int, int]:
     """Return (first token, number of tokens, first head of keys, number of these) of a unit."""
     split = words[SPLIT]
     tile, groups = int64s(words[TILES] + unit // split * 16), words[GROUPS] // split
@@ -99,10 +99,10 @@ def part_of(words, unit):
 
 
 @njit(error_model="numpy")
-def span(words, first, tokens):
+def span(words: Pointer, first: int, tokens: int) -> tuple[int, int]:
     """Return the first and the last place that some tokens see."""
     places, window = int32s(words[PLACES]), int32s(words[WINDOW])[0]
-    earliest, last = np.int64(1) << 40, np.int64(0)
+    earliest, last = 1 << 40, 0
     for t in range(first, first + tokens):
         earliest = min(earliest, max(0, places[t] - window + 1) if window else 0)
         last = max(last, places[t])
@@ -110,7 +110,9 @@ def span(words, first, tokens):
 
 
 @njit(error_model="numpy")
-def rows_of_block(words, table, base, earliest, last, slots, k_rows, v_rows, head):
+def rows_of_block(
+    words: Pointer, table: int, base: int, earliest: int, last: int, slots: int, k_rows: int, v_rows: int, head: int
+) -> None:
     """Write the slots of a block's positions, and the addresses of a head's keys and values there."""
     G, width = words[GROUPS], words[WIDTH]
     slots_into(slots, table, words[PAGE], base, earliest, last)
@@ -119,7 +121,7 @@ def rows_of_block(words, table, base, earliest, last, slots, k_rows, v_rows, hea
 
 
 @njit(error_model="numpy")
-def do_unit(job, unit):
+def do_unit(job: int, unit: int) -> int:
     """Do a unit. Return the next one of this thread, or -1."""
     words = int64s(job)
     first, tokens, g_first, groups = part_of(words, unit)
@@ -161,7 +163,7 @@ def do_unit(job, unit):
     if not direct:
         fill(v_block, KEYS * step, np.float32(0.0))
 
-    upcoming = np.int64(-1)
+    upcoming = -1
     rows_of_block(words, table, earliest // KEYS * KEYS, earliest, last, slots, k_rows, v_rows, g_first)
     for base in range(earliest // KEYS * KEYS, last + 1, KEYS):
         # While a block is in work, the next one is fetched: of this unit, or the first of the unit that comes after it.
@@ -243,7 +245,7 @@ def do_unit(job, unit):
 
 
 @njit(error_model="numpy")
-def task(job):
+def task(job: int) -> None:
     unit = next_unit(job)
     while unit >= 0:
         unit = do_unit(job, unit)
@@ -251,7 +253,7 @@ def task(job):
 
 
 @njit(error_model="numpy")
-def attend(frame):
+def attend(frame: Pointer) -> None:
     """Start a job. Arguments: queries, pages and scales of keys and values, tables, sequences, places, sinks."""
     T, H, G = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 1, 2)
     V, sequences = size(frame, RESULTS, 0, 2), int32s(data(frame, ARGUMENTS, 6))
@@ -293,7 +295,7 @@ def attend(frame):
 
 
 @njit(error_model="numpy")
-def write(frame):
+def write(frame: Pointer) -> None:
     """Copy the rows [T, G, K] into their slots of the pages, which are the result in place. A slot below 0 is skipped."""
     T, row = size(frame, ARGUMENTS, 1, 0), size(frame, ARGUMENTS, 1, 1) * size(frame, ARGUMENTS, 1, 2)
     row *= width_of(frame, ARGUMENTS, 1)
@@ -309,13 +311,13 @@ def write(frame):
 def register() -> None:
     digest = calls.sources()
 
-    def lm_paged_attention(frame):
+    def lm_paged_attention(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
             attend(frame)
         return 0
 
-    def lm_write_pages(frame):
+    def lm_write_pages(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
             write(frame)

@@ -1,5 +1,7 @@
 """Read blocks of tokens from pages: where they are, and their keys and values as floats."""
 
+from collections.abc import Callable
+
 from numba import njit
 
 from lm.kernels.cpu.transposes import STEP, products, transposed
@@ -10,7 +12,7 @@ LINE = 64  # bytes that are fetched together
 
 
 @njit(error_model="numpy")
-def slots_into(out, table, page, base, earliest, last):
+def slots_into(out: int, table: int, page: int, base: int, earliest: int, last: int) -> None:
     """Write the slots of a block's positions. Those outside earliest … last may have no page: they get a neighbour's."""
     slots, pages = int64s(out), int32s(table)
     first, end = max(base, earliest), min(base + KEYS, last + 1)
@@ -27,7 +29,7 @@ def slots_into(out, table, page, base, earliest, last):
 
 
 @njit(error_model="numpy")
-def fetch(rows, first, end, offset, size):
+def fetch(rows: int, first: int, end: int, offset: int, size: int) -> None:
     """Ask for the lines of some tokens' keys or values: `size` bytes at an offset in their rows."""
     for j in range(first, end):
         for line in range(0, size, LINE):
@@ -35,18 +37,18 @@ def fetch(rows, first, end, offset, size):
 
 
 @njit(error_model="numpy")
-def rows_into(out, pages, slots, step):
+def rows_into(out: int, pages: int, slots: int, step: int) -> None:
     """Write the addresses of a block's tokens. step: bytes of one."""
     for j in range(KEYS):
         int64s(out)[j] = pages + int64s(slots)[j] * step
 
 
-def _layout(stored):
+def _layout(stored: str) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
     width, some, flip, multiply = SIZE[stored], STEP[stored], transposed(stored), products(stored)
     convert, one = converted(stored), scalar(stored)
 
     @njit(error_model="numpy")
-    def keys(rows, offset, K, out, later):
+    def keys(rows: int, offset: int, K: int, out: int, later: int) -> None:
         whole = K // some * some
         for first in range(0, KEYS, LANES):
             for k in range(0, whole, some):
@@ -59,7 +61,7 @@ def _layout(stored):
                     float32s(out)[k * KEYS + j] = one(int64s(rows)[j] + offset + k * width)
 
     @njit(error_model="numpy")
-    def few_scores(count, rows, begin, end, offset, K, q, out, later):
+    def few_scores(count: int, rows: int, begin: int, end: int, offset: int, K: int, q: int, out: int, later: int) -> None:
         for first in range(0, KEYS, LANES):
             if later:
                 fetch(later, first, first + LANES, offset, K * width)
@@ -67,7 +69,7 @@ def _layout(stored):
                 multiply(count, rows + 8 * first, offset, K, q, K * 4, out + first * 4, KEYS * 4)
 
     @njit(error_model="numpy")
-    def values(rows, offset, V, out, step):
+    def values(rows: int, offset: int, V: int, out: int, step: int) -> None:
         whole = V // LANES * LANES
         for j in range(KEYS):
             row, to = int64s(rows)[j] + offset, out + j * step * 4
@@ -85,7 +87,7 @@ keys_int8, scores_int8, values_int8 = _layout("int8")
 
 
 @njit(error_model="numpy")
-def keys_into(width, rows, offset, K, out, later):
+def keys_into(width: int, rows: int, offset: int, K: int, out: int, later: int) -> None:
     """Write the transposed keys of a block, float32 [K, KEYS]. width: bytes of a stored number. later: rows to fetch, or 0."""
     if width == 4:
         keys_float32(rows, offset, K, out, later)
@@ -96,7 +98,9 @@ def keys_into(width, rows, offset, K, out, later):
 
 
 @njit(error_model="numpy")
-def few_scores_into(width, count, rows, begin, end, offset, K, q, out, later):
+def few_scores_into(
+    width: int, count: int, rows: int, begin: int, end: int, offset: int, K: int, q: int, out: int, later: int
+) -> None:
     """Write the scores of a few queries, q [count, K], and the keys of positions begin … end of a block: out [count, KEYS].
 
     Keys are not stored as floats. count: at most MOST. K: a multiple of 32. width, later: as in `keys_into`.
@@ -110,7 +114,7 @@ def few_scores_into(width, count, rows, begin, end, offset, K, q, out, later):
 
 
 @njit(error_model="numpy")
-def values_into(width, rows, offset, V, out, step):
+def values_into(width: int, rows: int, offset: int, V: int, out: int, step: int) -> None:
     """Write the values of a block, float32 [KEYS, step]."""
     if width == 4:
         values_float32(rows, offset, V, out, step)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.kernels.ops import packed_product
@@ -111,12 +112,12 @@ def can_pack(integers: jax.Array, scale: jax.Array) -> bool:
     return groups == 1 or (K % groups == 0 and K // groups % 4 == 0)
 
 
-def unpack(packed: Packed, dtype=jnp.float32) -> jax.Array:
+def unpack(packed: Packed, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Return the weight [K, N]; the inverse of `pack`. Integers are multiplied by their scales in float32."""
     return rows(packed, jnp.arange(packed.outputs), dtype).T
 
 
-def rows(packed: Packed, ids_T: jax.Array, dtype=jnp.float32) -> jax.Array:
+def rows(packed: Packed, ids_T: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Return the weights [T, K] of some outputs. For a tied head, packed from its transpose [D, V], these are embeddings."""
     T, block, lane = ids_T.shape[0], ids_T // BLOCK, ids_T % BLOCK
     w = packed.blocks[block, :, lane]
@@ -131,12 +132,20 @@ def rows(packed: Packed, ids_T: jax.Array, dtype=jnp.float32) -> jax.Array:
     return w.astype(dtype)
 
 
-def takes(*arguments, **options) -> bool:
+def takes(*arguments: object, **options: object) -> bool:
     """Return whether the weight or table of a call is packed."""
     return any(isinstance(argument, Packed) for argument in arguments)
 
 
-def matmul(equation: str, x: jax.Array, w: Packed, *, dtype, out=None, precision="none") -> jax.Array:
+def matmul(
+    equation: str,
+    x: jax.Array,
+    w: Packed,
+    *,
+    dtype: DTypeLike,
+    out: tuple[str | None, ...] | None = None,
+    precision: str = "none",
+) -> jax.Array:
     """Compute lm.kernels.ops.matmul for a packed weight, whose inputs are the last axes of x."""
     x_axes, w_axes = equation.split("->")[0].split(",")
     rows = x.shape[: sum(axis not in w_axes for axis in x_axes)]
@@ -144,6 +153,6 @@ def matmul(equation: str, x: jax.Array, w: Packed, *, dtype, out=None, precision
     return y.reshape(*rows, *(w.shape or (w.outputs,)))
 
 
-def embedding(table: Packed, tokens_BT: jax.Array, dtype, axis: str = "length") -> jax.Array:
+def embedding(table: Packed, tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
     """Compute lm.kernels.ops.embedding for a table that is packed as a head."""
     return rows(table, tokens_BT.reshape(-1), dtype).reshape(*tokens_BT.shape, table.inputs)

@@ -6,6 +6,7 @@ lm/kernels/cpu/products.py has the kernels.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lm.kernels.cpu.packed import BLOCK, W8A8, Packed
 from lm.kernels.native.registered import compiled
@@ -14,12 +15,12 @@ LARGEST_CHUNK = 512  # 512 · 127 · 32767 < 2³¹
 BYTES_CHUNK = 128  # of 8-bit activations
 
 
-def takes(*arguments) -> bool:
+def takes(*arguments: object) -> bool:
     """Return whether the products are compiled here."""
     return compiled("cpu.products")
 
 
-def packed_product(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Array:
+def packed_product(x_MK: jax.Array, packed: Packed, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Compute lm.kernels.ops.packed_product."""
     y = jax.ShapeDtypeStruct((x_MK.shape[0], packed.blocks.shape[0] * BLOCK), jnp.float32)
     scales = jnp.zeros((0, 0), jnp.bfloat16) if packed.scales is None else packed.scales

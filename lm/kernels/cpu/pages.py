@@ -12,10 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lm.kernels.native.registered import compiled
 from lm.kernels.quantize import quantize_rows
 from lm.kernels.visible import Scoring
+from lm.parallel.arrays import AnyArray
 
 
 class Pages(NamedTuple):
@@ -35,23 +37,23 @@ class Places(NamedTuple):
     token; −1 is padding, whose result is 0. places_T: its place in the sequence.
     """
 
-    tables_RP: jax.Array
-    rows_T: jax.Array
-    places_T: jax.Array
+    tables_RP: AnyArray
+    rows_T: AnyArray
+    places_T: AnyArray
 
 
-def empty_pages(pages: int, size: int, heads: int, dim: int, dtype=jnp.float32) -> Pages:
+def empty_pages(pages: int, size: int, heads: int, dim: int, dtype: DTypeLike = jnp.float32) -> Pages:
     """Return a pool of zeros."""
     scales = jnp.zeros((pages, size, heads), jnp.bfloat16) if dtype == jnp.int8 else None
     return Pages(jnp.zeros((pages, size, heads, dim), dtype), scales)
 
 
-def takes(*arguments) -> bool:
+def takes(*arguments: object) -> bool:
     """Return whether the functions are compiled here."""
     return compiled("cpu.attention")
 
 
-def write_pages(pages: Pages, new_TGK: jax.Array, slots_T: jax.Array) -> Pages:
+def write_pages(pages: Pages, new_TGK: jax.Array, slots_T: AnyArray) -> Pages:
     """Compute lm.kernels.ops.write_pages."""
     if pages.scales is None:
         return Pages(_written(pages.values, new_TGK.astype(pages.values.dtype), slots_T))
@@ -59,13 +61,19 @@ def write_pages(pages: Pages, new_TGK: jax.Array, slots_T: jax.Array) -> Pages:
     return Pages(_written(pages.values, values, slots_T), _written(pages.scales[..., None], scales, slots_T)[..., 0])
 
 
-def _written(pool, new, slots_T):
+def _written(pool: jax.Array, new: jax.Array, slots_T: AnyArray) -> jax.Array:
     call = jax.ffi.ffi_call("lm_write_pages", jax.ShapeDtypeStruct(pool.shape, pool.dtype), input_output_aliases={0: 0})
     return call(pool, new, slots_T.astype(jnp.int32))
 
 
 def paged_attention(
-    q_THK, k: Pages, v: Pages | None, places: Places, scoring: Scoring, sinks_H=None, value_size: int = 0
+    q_THK: jax.Array,
+    k: Pages,
+    v: Pages | None,
+    places: Places,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+    value_size: int = 0,
 ) -> jax.Array:
     """Compute lm.kernels.ops.paged_attention."""
     v, V = (k, value_size) if v is None else (v, v.values.shape[-1])

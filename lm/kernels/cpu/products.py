@@ -1,15 +1,18 @@
 """Compiled products of activations with packed weights; lm/kernels/cpu/packed.py defines the layout and has the plain twin."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
 from lm.kernels.cpu.packed import W8A8
 from lm.kernels.native import calls
 from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
+from lm.kernels.native.integers import KINDS, integer_tile
 from lm.kernels.native.vectors import (
     BLOCK,
-    KINDS,
     SIZE,
+    Pointer,
     bits_of_float,
     float32s,
     float_of_bits,
@@ -17,7 +20,6 @@ from lm.kernels.native.vectors import (
     int16s,
     int32s,
     int64s,
-    integer_tile,
     rows_of,
     tile,
 )
@@ -26,11 +28,11 @@ SOME = 96  # rows of x in a unit of work: enough to use a block while it is in t
 X, W, Y, M, K, N, KIND, CHUNK, X_SCALE, W_SCALE, GROUPS, START = (GIVEN + i for i in range(12))
 
 
-def _floats(stored):
+def _floats(stored: str) -> Callable[[Pointer, int, int, int], None]:
     product, width = tile(stored, False), SIZE[stored]
 
     @njit(error_model="numpy")
-    def unit(words, m, end, block):
+    def unit(words: Pointer, m: int, end: int, block: int) -> None:
         x_step, w_step, y_step = words[K] * 4, BLOCK * width, words[N] * 4
         x, w, y = words[X] + m * x_step, words[W] + block * words[K] * w_step, words[Y] + m * y_step + block * BLOCK * 4
         while m < end:
@@ -41,12 +43,12 @@ def _floats(stored):
     return unit
 
 
-def _integers(name):
+def _integers(name: str) -> Callable[[Pointer, int, int, int], None]:
     product, kind = integer_tile(name), KINDS[name]
     width, block_bytes, per = kind.activation, kind.stride, kind.per
 
     @njit(error_model="numpy")
-    def unit(words, m, end, block):
+    def unit(words: Pointer, m: int, end: int, block: int) -> None:
         inputs, chunk, groups = words[K], words[CHUNK], words[GROUPS]
         chunks = (inputs + chunk - 1) // chunk
         share, x_step, s_step, y_step = chunks // groups, inputs * width, chunks * 4, words[N] * 4
@@ -65,7 +67,7 @@ int8_unit, int4_unit, w8a8_unit = _integers("int8"), _integers("int4"), _integer
 
 
 @njit(error_model="numpy")
-def task(job):
+def task(job: int) -> None:
     words = int64s(job)
     unit, blocks = next_unit(job), words[N] // BLOCK
     while unit >= 0:
@@ -87,7 +89,7 @@ def task(job):
 
 
 @njit(error_model="numpy")
-def quantized(x, rows, inputs, padded, chunk, out, scales):
+def quantized(x: int, rows: int, inputs: int, padded: int, chunk: int, out: int, scales: int) -> None:
     """Write x [rows, inputs] as int16 [rows, padded] and a float32 scale for each chunk of a row: x ≈ scale · integer.
 
     The largest number of a chunk becomes ±32767. A chunk with one that is not finite has the scale NaN.
@@ -112,7 +114,7 @@ def quantized(x, rows, inputs, padded, chunk, out, scales):
 
 
 @njit(error_model="numpy")
-def quantized_bytes(x, rows, inputs, padded, chunk, out, scales, starts):
+def quantized_bytes(x: int, rows: int, inputs: int, padded: int, chunk: int, out: int, scales: int, starts: int) -> None:
     """Write x [rows, inputs] as int8 [rows, padded], and for each chunk of a row a float32 scale and where its sums start.
 
     The largest number of a chunk becomes ±127. Weights are stored as w + 128 (packed.py), so sums start at −128 · Σ x.
@@ -140,10 +142,10 @@ def quantized_bytes(x, rows, inputs, padded, chunk, out, scales, starts):
 
 
 @njit(error_model="numpy")
-def multiply(frame):
+def multiply(frame: Pointer) -> None:
     """Do a product. Arguments: x [M, K], blocks and scales of w; result: y [M, N]."""
     rows, inputs, blocks = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 1, 0)
-    kind = np.int64(int32s(attribute(frame, 1))[0])
+    kind = int(int32s(attribute(frame, 1))[0])
     job = new_job(blocks * ((rows + SOME - 1) // SOME))
     words = int64s(job)
     words[X], words[W], words[Y] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
@@ -152,7 +154,7 @@ def multiply(frame):
         run(frame, job, address_of(task))
         return
     padded = size(frame, ARGUMENTS, 1, 1) * (2 if kind == 8 else 4)
-    chunk = np.int64(int32s(attribute(frame, 0))[0])
+    chunk = int(int32s(attribute(frame, 0))[0])
     chunks = (padded + chunk - 1) // chunk
     memory = calls.malloc(rows * (padded * 2 + chunks * 8) + 64)
     words[X], words[X_SCALE], words[START] = memory + rows * chunks * 8, memory, rows * chunks * 4
@@ -174,7 +176,7 @@ def multiply(frame):
 def register() -> None:
     digest = calls.sources()
 
-    def lm_matmul(frame):
+    def lm_matmul(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
             multiply(frame)

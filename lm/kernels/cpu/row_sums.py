@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lm.kernels.native.registered import compiled
 
 
-def takes(*arguments) -> bool:
+def takes(*arguments: object) -> bool:
     """Return whether the sums are compiled here."""
     return compiled("cpu.sums")
 

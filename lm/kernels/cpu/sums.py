@@ -5,11 +5,11 @@ from numba import njit
 
 from lm.kernels.native import calls
 from lm.kernels.native.calls import ARGUMENTS, RESULTS, data, size
-from lm.kernels.native.vectors import float32s
+from lm.kernels.native.vectors import Pointer, float32s
 
 
 @njit(error_model="numpy", fastmath={"reassoc"})
-def total(x, count):
+def total(x: Pointer, count: int) -> np.float32:
     found = np.float32(0.0)
     for i in range(count):
         found += x[i]
@@ -17,7 +17,7 @@ def total(x, count):
 
 
 @njit(error_model="numpy")
-def add_up(frame):
+def add_up(frame: Pointer) -> None:
     """Argument: x [M, N]; result: y [M]."""
     rows, count = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1)
     x, y = data(frame, ARGUMENTS, 0), float32s(data(frame, RESULTS, 0))
@@ -28,7 +28,7 @@ def add_up(frame):
 def register() -> None:
     digest = calls.sources()
 
-    def lm_row_sums(frame):
+    def lm_row_sums(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
             add_up(frame)

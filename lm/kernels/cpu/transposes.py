@@ -4,21 +4,25 @@ A vector holds one value of each of 16 rows. A step reads as many values of a ro
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.cpu import CPUContext
+from numba.core.typing import Context, Signature
 
 from lm.kernels.native.vectors import (
     FLOATS,
     LANES,
     SIZE,
     WORDS,
+    Intrinsic,
     at,
     f32,
     i32,
     i64,
+    intrinsic,
     load,
     load_floats,
     multiply_add,
@@ -31,15 +35,15 @@ STEP = {"float32": LANES, "bfloat16": 2 * LANES, "int8": LANES}  # values of a r
 
 
 @functools.cache
-def transposed(stored: str):
+def transposed(stored: str) -> Callable[[int, int, int, int], None]:
     """Return the compiled transpose of a step of 16 rows: out[c, r] = row r [c], as floats.
 
     rows: address of the rows' addresses. offset: bytes to the first value in each. stored: their dtype.
     """
 
     @intrinsic
-    def transpose(typingctx, rows, offset, out, out_step):
-        def codegen(context, builder, signature, args):
+    def transpose(typingctx: Context, rows: types.Type, offset: types.Type, out: types.Type, out_step: types.Type) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             rows, offset, out, out_step = args
             for c, column in enumerate(_columns(builder, rows, offset, stored)):
                 builder.store(column, at(builder, out, builder.mul(out_step, i64(c)), FLOATS), align=4)
@@ -51,15 +55,25 @@ def transposed(stored: str):
 
 
 @functools.cache
-def products(stored: str):
+def products(stored: str) -> Callable[..., None]:
     """Return the compiled products of a few vectors and 16 rows: y[m, r] = Σ over k of x[m, k] · row r [k], in ascending order.
 
     count: vectors, 1 to MOST. x, y: float32, with steps in bytes. K: a multiple of STEP[stored].
     """
 
     @intrinsic
-    def product(typingctx, count, rows, offset, K, x, x_step, y, y_step):
-        def codegen(context, builder, signature, args):
+    def product(
+        typingctx: Context,
+        count: types.Type,
+        rows: types.Type,
+        offset: types.Type,
+        K: types.Type,
+        x: types.Type,
+        x_step: types.Type,
+        y: types.Type,
+        y_step: types.Type,
+    ) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             _products(builder, stored, *args)
             return context.get_dummy_value()
 
@@ -68,7 +82,18 @@ def products(stored: str):
     return product
 
 
-def _products(builder, stored, count, rows, offset, K, x, x_step, y, y_step):
+def _products(
+    builder: ir.IRBuilder,
+    stored: str,
+    count: ir.Value,
+    rows: ir.Value,
+    offset: ir.Value,
+    K: ir.Value,
+    x: ir.Value,
+    x_step: ir.Value,
+    y: ir.Value,
+    y_step: ir.Value,
+) -> None:
     """Multiply MOST vectors: if there are fewer, the last one several times, so that there is one case to compile."""
     sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(MOST)]
     last = builder.sub(count, i64(1))
@@ -87,7 +112,7 @@ def _products(builder, stored, count, rows, offset, K, x, x_step, y, y_step):
         builder.store(builder.load(total), at(builder, y, builder.mul(y_step, vectors[m]), FLOATS), align=4)
 
 
-def _columns(builder, rows, offset, stored):
+def _columns(builder: ir.IRBuilder, rows: ir.Value, offset: ir.Value, stored: str) -> list[ir.Value]:
     """Return the vectors over 16 rows of a step's values, as floats."""
     halves = stored == "bfloat16"
     a = []

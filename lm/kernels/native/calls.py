@@ -6,15 +6,18 @@ The structures are those of XLA's stable binary interface (jaxlib/include/xla/ff
 import ctypes
 import hashlib
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.cpu import CPUContext
+from numba.core.typing import Context, Signature
 
-from lm.kernels.native.vectors import i32, i64, int32s, int64s
+from lm.kernels.native.vectors import Intrinsic, Pointer, i32, i64, int32s, int64s, intrinsic
 
 API, CONTEXT, ARGUMENTS, RESULTS, ATTRIBUTES = 2, 3, 9, 14, 20  # words of XLA_FFI_CallFrame; the last three are lists
 DTYPE, DATA, SIZES = 2, 3, 5  # words of XLA_FFI_Buffer
@@ -28,7 +31,7 @@ WORDS = 48
 
 
 @njit(error_model="numpy")
-def is_call(frame):
+def is_call(frame: Pointer) -> bool:
     """Return whether XLA wants the function to compute. Otherwise it asks for the version, and this answers."""
     if frame[1] == 0:
         return True
@@ -38,50 +41,50 @@ def is_call(frame):
 
 
 @njit(error_model="numpy")
-def data(frame, which, index):
+def data(frame: Pointer, which: int, index: int) -> int:
     """Return the address of an array. which: ARGUMENTS or RESULTS."""
     return int64s(int64s(frame[which])[index])[DATA]
 
 
 @njit(error_model="numpy")
-def size(frame, which, index, axis):
+def size(frame: Pointer, which: int, index: int, axis: int) -> int:
     return int64s(int64s(int64s(frame[which])[index])[SIZES])[axis]
 
 
 @njit(error_model="numpy")
-def width_of(frame, which, index):
+def width_of(frame: Pointer, which: int, index: int) -> int:
     """Return the bytes of a number of an array: float32, bfloat16, or one byte."""
     kind = int32s(int64s(frame[which])[index])[2 * DTYPE]
     return 4 if kind == 11 else 2 if kind == 16 else 1
 
 
 @njit(error_model="numpy")
-def attribute(frame, index):
+def attribute(frame: Pointer, index: int) -> int:
     """Return the address of a scalar attribute; attributes are sorted by name."""
     return int64s(int64s(frame[ATTRIBUTES])[index])[1]
 
 
 @intrinsic
-def add(typingctx, address, x):
+def add(typingctx: Context, address: types.Type, x: types.Type) -> Intrinsic:
     """Add to a word that threads share. Return what it was."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         return builder.atomic_rmw("add", builder.inttoptr(args[0], i64.as_pointer()), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
-def malloc(typingctx, size):
-    def codegen(context, builder, signature, args):
+def malloc(typingctx: Context, size: types.Type) -> Intrinsic:
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i64, [i64]), "malloc"), args)
 
     return types.int64(types.int64), codegen
 
 
 @intrinsic
-def free(typingctx, address):
-    def codegen(context, builder, signature, args):
+def free(typingctx: Context, address: types.Type) -> Intrinsic:
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         kind = ir.FunctionType(ir.VoidType(), [i64])
         builder.call(cgutils.get_or_insert_function(builder.module, kind, "free"), args)
         return context.get_dummy_value()
@@ -90,10 +93,10 @@ def free(typingctx, address):
 
 
 @intrinsic
-def give_way(typingctx):
+def give_way(typingctx: Context) -> Intrinsic:
     """Let another thread have the processor."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         if sys.platform != "win32":
             builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i32, []), "sched_yield"), [])
         return context.get_dummy_value()
@@ -102,27 +105,28 @@ def give_way(typingctx):
 
 
 @intrinsic
-def call_word(typingctx, function, argument):
+def call_word(typingctx: Context, function: types.Type, argument: types.Type) -> Intrinsic:
     """Call a C function by its address with one word. Return its word."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         return builder.call(builder.inttoptr(args[0], ir.FunctionType(i64, [i64]).as_pointer()), [args[1]])
 
     return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
-def address_of(typingctx, function):
+def address_of(typingctx: Context, function: types.Dispatcher) -> Intrinsic:
     """Return the address of a C function of one word that calls this compiled function."""
-    kind = function.get_call_type(typingctx, (types.int64,), {})
+    dispatcher: Any = function.dispatcher
+    kind: Any = function.get_call_type(typingctx, (types.int64,), {})
 
-    def codegen(context, builder, signature, args):
-        name = f"task.{function.dispatcher.py_func.__module__}.{function.dispatcher.py_func.__name__}"
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
+        name = f"task.{dispatcher.py_func.__module__}.{dispatcher.py_func.__name__}"
         task = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [i64]), name)
         if task.is_declaration:
             task.linkage = "internal"
             inside = ir.IRBuilder(task.append_basic_block())
-            compiled = function.dispatcher.get_compile_result(kind)
+            compiled = dispatcher.get_compile_result(kind)
             context.active_code_library.add_linking_library(compiled.library)
             target = context.declare_function(builder.module, compiled.fndesc)
             context.call_conv.call_function(inside, target, types.none, kind.args, task.args)
@@ -133,7 +137,7 @@ def address_of(typingctx, function):
 
 
 @njit(error_model="numpy")
-def new_job(units):
+def new_job(units: int) -> int:
     """Return the address of a job. Its words from GIVEN on are the kernel's own."""
     job = malloc(8 * WORDS)
     words = int64s(job)
@@ -142,25 +146,25 @@ def new_job(units):
 
 
 @njit(error_model="numpy")
-def next_unit(job):
+def next_unit(job: int) -> int:
     """Return the next unit that no thread has taken, or -1."""
     unit = add(job + 8 * NEXT, 1)
     return unit if unit < int64s(job)[UNITS] else -1
 
 
 @njit(error_model="numpy")
-def finished(job):
+def finished(job: int) -> None:
     add(job + 8 * DONE, 1)
 
 
 @njit(error_model="numpy")
-def leave(job):
+def leave(job: int) -> None:
     if add(job + 8 * USERS, -1) == 1:
         free(job)
 
 
 @njit(error_model="numpy")
-def failed(api, error, job):
+def failed(api: Pointer, error: int, job: int) -> bool:
     """Return whether a call of XLA failed; destroys its error."""
     if error == 0:
         return False
@@ -171,7 +175,7 @@ def failed(api, error, job):
 
 
 @njit(error_model="numpy")
-def threads_for(frame, job):
+def threads_for(frame: Pointer, job: int) -> int:
     """Return how many threads of XLA may do a job, this one included."""
     arguments = int64s(job + 8 * CALL)
     arguments[0], arguments[1], arguments[2], arguments[3] = 32, 0, frame[CONTEXT], job + 8 * (CALL + 4)
@@ -181,7 +185,7 @@ def threads_for(frame, job):
 
 
 @njit(error_model="numpy")
-def run(frame, job, task):
+def run(frame: Pointer, job: int, task: int) -> None:
     """Do a job on this thread and on those of XLA that are free. task: C function that takes units until none is left."""
     words, api = int64s(job), int64s(frame[API])
     count = words[UNITS]
@@ -212,7 +216,7 @@ def sources() -> str:
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def handler(function):
+def handler(function: Callable[[Pointer], int]) -> None:
     """Compile a function of a call frame, or load it from numba's cache on disk, and register it with XLA under its name."""
     try:
         compiled = cfunc(ANSWER, cache=True, error_model="numpy")(function)

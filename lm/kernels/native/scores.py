@@ -3,14 +3,14 @@
 import numpy as np
 from numba import njit
 
-from lm.kernels.native.vectors import BLOCK, bits_of_float, float_of_bits
+from lm.kernels.native.vectors import BLOCK, Pointer, bits_of_float, float_of_bits
 
 KEYS = BLOCK  # positions of a block
 LOW = np.float32(-1e30)  # below any score
 
 
 @njit(error_model="numpy", fastmath={"contract"})
-def exp(x):
+def exp(x: np.float32) -> np.float32:
     """Return eˣ of a float32 x ≤ 88 to about 2 ulp; e⁰ is exactly 1. eˣ = 2ⁿ·eʳ with |r| ≤ ln 2 / 2 (Cephes, expf.c)."""
     x = max(x, np.float32(-87.0))
     magic = np.float32(12582912.0)  # 1.5·2²³: adding it rounds to an integer, which then stands in the low bits
@@ -28,14 +28,14 @@ def exp(x):
 
 
 @njit(error_model="numpy", fastmath={"contract"})
-def softcapped(s, cap):
+def softcapped(s: np.float32, cap: np.float32) -> np.float32:
     e = exp(np.float32(-2.0) * abs(s) / cap)
     capped = cap * (np.float32(1.0) - e) / (np.float32(1.0) + e)
     return capped if s >= 0 else -capped
 
 
 @njit(error_model="numpy")
-def mask(s, visible_from, visible_to):
+def mask(s: Pointer, visible_from: int, visible_to: int) -> None:
     """Set the scores outside the visible positions of the block to LOW."""
     for j in range(min(visible_from, KEYS)):
         s[j] = LOW
@@ -44,13 +44,13 @@ def mask(s, visible_from, visible_to):
 
 
 @njit(error_model="numpy")
-def multiply_scores(s, factors):
+def multiply_scores(s: Pointer, factors: Pointer) -> None:
     for j in range(KEYS):
         s[j] *= factors[j]
 
 
 @njit(error_model="numpy", fastmath={"contract", "reassoc"})
-def exponentials(s, top):
+def exponentials(s: Pointer, top: np.float32) -> np.float32:
     """Replace scores by exp(s − top); masked ones by 0. Return their sum."""
     total = np.float32(0.0)
     for j in range(KEYS):

@@ -5,13 +5,16 @@ floats is one register with AVX-512, two with AVX2 and four with NEON.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import config, njit, types
+from numba import config, extending, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.cpu import CPUContext
+from numba.core.typing import Context, Signature
 
 LANES = 16  # floats in a vector
 SIZE = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes
@@ -20,19 +23,26 @@ CASES = (4, 3, 2, 1)  # rows of a tile: with four vectors each, four take 16 of 
 i8, i16, i32, i64, f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS, PAIRS = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES), ir.VectorType(i16, 2 * LANES)
 
+Pointer: TypeAlias = np.ndarray  # the numbers at an address: compiled code indexes them like an array without bounds
+Lower: TypeAlias = Callable[[CPUContext, ir.IRBuilder, Signature, Sequence[ir.Value]], ir.Value]
+Intrinsic: TypeAlias = tuple[Signature, Lower]  # what numba wants of a function that writes LLVM's operations
+
+# A checker sees such a function as its callers do: they pass numbers, not numba's types of them.
+intrinsic: Callable[[Callable[..., Intrinsic]], Callable[..., Any]] = extending.intrinsic
+
 
 def has(feature: str) -> bool:
     """Return whether the processor that numba compiles for has a feature, in LLVM's words."""
-    return f"+{feature}" in (config.CPU_FEATURES or get_host_cpu_features().flatten()).split(",")
+    return f"+{feature}" in (vars(config)["CPU_FEATURES"] or get_host_cpu_features().flatten()).split(",")
 
 
 VECTORS = 4 if has("avx512f") else 1  # of a tile of several rows that are summed at once
 
 
-def _pointer(kind, llvm_kind):
+def _pointer(kind: types.Type, llvm_kind: ir.Type) -> Callable[[int], Pointer]:
     @intrinsic
-    def cast(typingctx, address):
-        def codegen(context, builder, signature, args):
+    def cast(typingctx: Context, address: types.Type) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             return builder.inttoptr(args[0], llvm_kind.as_pointer())
 
         return types.CPointer(kind)(types.int64), codegen
@@ -44,9 +54,9 @@ int8s, int16s, int32s = _pointer(types.int8, i8), _pointer(types.int16, i16), _p
 uint16s, int64s, float32s = _pointer(types.uint16, i16), _pointer(types.int64, i64), _pointer(types.float32, f32)
 
 
-def _bits(to, llvm_to, of):
+def _bits(to: types.Type, llvm_to: ir.Type, of: types.Type) -> Callable[[Any], Any]:
     @intrinsic
-    def cast(typingctx, x):
+    def cast(typingctx: Context, x: types.Type) -> Intrinsic:
         return to(of), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_to)
 
     return cast
@@ -55,16 +65,16 @@ def _bits(to, llvm_to, of):
 float_of_bits, bits_of_float = _bits(types.float32, f32, types.int32), _bits(types.int32, i32, types.float32)
 
 
-def at(builder, address, offset, kind):
+def at(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, kind: ir.Type) -> ir.Value:
     """Return the pointer to `kind` at a byte offset."""
     return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
 
 
-def load(builder, address, offset, kind, align=4):
+def load(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, kind: ir.Type, align: int = 4) -> ir.Value:
     return builder.load(at(builder, address, offset, kind), align=align)
 
 
-def splat(builder, x, kind):
+def splat(builder: ir.IRBuilder, x: ir.Value, kind: ir.VectorType) -> ir.Value:
     """Return a vector that holds x in every lane."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), x, i32(0))
     return builder.shuffle_vector(
@@ -72,13 +82,13 @@ def splat(builder, x, kind):
     )
 
 
-def multiply_add(builder, a, b, c):
+def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     """Return a·b + c, rounded once where the processor can."""
     kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32"), [a, b, c])
 
 
-def transpose_words(builder, a):
+def transpose_words(builder: ir.IRBuilder, a: list[ir.Value]) -> None:
     """Transpose 16 vectors of 16 words in place."""
     distance = LANES // 2
     while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
@@ -92,7 +102,7 @@ def transpose_words(builder, a):
         distance //= 2
 
 
-def load_floats(builder, address, offset, stored):
+def load_floats(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, stored: str) -> ir.Value:
     """Load 16 values of `stored`, "float32", "bfloat16" or "int8", as floats."""
     if stored == "float32":
         return load(builder, address, offset, FLOATS)
@@ -103,7 +113,7 @@ def load_floats(builder, address, offset, stored):
 
 
 @functools.cache
-def tile(stored: str, adds: bool):
+def tile(stored: str, adds: bool) -> Callable[..., None]:
     """Return the compiled product of a tile, y[rows, 64] = x[rows, K] · w[K, 64], or with `adds` y += x · w.
 
     Every output is a sum over k in ascending order, so its bits do not depend on the rows beside it.
@@ -111,8 +121,18 @@ def tile(stored: str, adds: bool):
     """
 
     @intrinsic
-    def product(typingctx, rows, x, x_step, w, w_step, K, y, y_step):
-        def codegen(context, builder, signature, args):
+    def product(
+        typingctx: Context,
+        rows: types.Type,
+        x: types.Type,
+        x_step: types.Type,
+        w: types.Type,
+        w_step: types.Type,
+        K: types.Type,
+        y: types.Type,
+        y_step: types.Type,
+    ) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             for count, vectors, start in cases(builder, args[0]):
                 x, x_step, w, w_step, K, y, y_step = args[1:]
                 w = builder.add(w, builder.mul(start, i64(SIZE[stored])))
@@ -125,7 +145,7 @@ def tile(stored: str, adds: bool):
     return product
 
 
-def cases(builder, rows):
+def cases(builder: ir.IRBuilder, rows: ir.Value) -> Iterator[tuple[int, int, ir.Value]]:
     """Yield (rows, vectors, first output). What the caller writes for a case runs if `rows` is that, for every first output."""
     end = builder.function.append_basic_block("end")
     switch = builder.switch(rows, end)
@@ -140,7 +160,20 @@ def cases(builder, rows):
     builder.position_at_end(end)
 
 
-def _tile(builder, rows, vectors, stored, adds, x, x_step, w, w_step, K, y, y_step):
+def _tile(
+    builder: ir.IRBuilder,
+    rows: int,
+    vectors: int,
+    stored: str,
+    adds: bool,
+    x: ir.Value,
+    x_step: ir.Value,
+    w: ir.Value,
+    w_step: ir.Value,
+    K: ir.Value,
+    y: ir.Value,
+    y_step: ir.Value,
+) -> None:
     places = [(m, v, builder.add(builder.mul(y_step, i64(m)), i64(4 * LANES * v))) for m in range(rows) for v in range(vectors)]
     sums = {(m, v): cgutils.alloca_once(builder, FLOATS) for m, v, _ in places}
     for m, v, offset in places:
@@ -158,145 +191,13 @@ def _tile(builder, rows, vectors, stored, adds, x, x_step, w, w_step, K, y, y_st
         builder.store(builder.load(sums[m, v]), at(builder, y, offset, FLOATS), align=4)
 
 
-class Integers(NamedTuple):
-    """How activations are multiplied with integer weights.
-
-    activation: bytes of one. per: inputs in one step. stride: bytes of their weights for 64 outputs. total: whether sums start
-    at a number that is given with the scales, instead of 0.
-    """
-
-    activation: int
-    per: int
-    stride: int
-    total: bool
-
-
-KINDS = {"int8": Integers(2, 2, 128, False), "int4": Integers(2, 4, 128, False), "w8a8": Integers(1, 4, 256, True)}
-
-
 @functools.cache
-def integer_tile(kind: str):
-    """Return the compiled product of a tile of integer activations and weights, in chunks of the K inputs.
-
-    y[m, n] = Σ over chunks c of x_scale[m, c] · w_scale[c // share, n] · (start[m, c] + Σ over k in c of x[m, k] · w[k, n]).
-    The inner sums are exact in int32; the outer ones are in ascending order.
-    kind: one of KINDS. x: int16, with "w8a8" int8, [rows, K]; w: a block of packed.py; x_scale: float32 [rows, chunks];
-    start: distance in bytes from x_scale to int32 [rows, chunks], only of "w8a8"; w_scale: bfloat16 [groups, 64]. K and chunk
-    are multiples of 4.
-    """
-
-    @intrinsic
-    def product(typingctx, rows, x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step):
-        def codegen(context, builder, signature, args):
-            for count, vectors, first in cases(builder, args[0]):
-                x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step = args[1:]
-                w = builder.add(w, builder.mul(first, i64(KINDS[kind].stride // BLOCK)))
-                w_scale = builder.add(w_scale, builder.mul(first, i64(2)))
-                y = builder.add(y, builder.mul(first, i64(4)))
-                scales = x_scale, x_scale_step, start, w_scale, share
-                _integer_tile(builder, count, vectors, KINDS[kind], x, x_step, w, K, chunk, *scales, y, y_step)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 13), codegen
-
-    return product
-
-
-def _integer_tile(
-    builder, rows, vectors, kind, x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step
-):
-    per = kind.per
-    cells = [(m, v) for m in range(rows) for v in range(vectors)]
-    totals, sums = ({cell: cgutils.alloca_once(builder, kind) for cell in cells} for kind in (FLOATS, WORDS))
-    for cell in cells:
-        builder.store(ir.Constant(FLOATS, [0.0] * LANES), totals[cell])
-    chunks = builder.sdiv(builder.add(K, builder.sub(chunk, i64(1))), chunk)
-    with cgutils.for_range(builder, chunks) as outer:
-        first = builder.mul(outer.index, chunk)
-        left = builder.sub(K, first)
-        size = builder.select(builder.icmp_signed("<", left, chunk), left, chunk)
-        for m in range(rows):
-            begin = ir.Constant(WORDS, [0] * LANES)
-            if kind.total:
-                offset = builder.add(start, builder.add(builder.mul(x_scale_step, i64(m)), builder.mul(outer.index, i64(4))))
-                begin = splat(builder, load(builder, x_scale, offset, i32), WORDS)
-            for v in range(vectors):
-                builder.store(begin, sums[m, v])
-        with cgutils.for_range(builder, builder.sdiv(size, i64(per))) as loop:
-            k = builder.add(first, builder.mul(loop.index, i64(per)))
-            here = builder.mul(builder.sdiv(k, i64(per)), i64(kind.stride))
-            ws = [_integers(builder, w, builder.add(here, i64(kind.stride // 4 * v)), kind) for v in range(vectors)]
-            for word in range(len(ws[0])):
-                for m in range(rows):
-                    offset = builder.mul(builder.add(k, i64(word * per // len(ws[0]))), i64(kind.activation))
-                    offset = builder.add(builder.mul(x_step, i64(m)), offset)
-                    x_m = splat(builder, load(builder, x, offset, i32), WORDS)
-                    for v in range(vectors):
-                        add = _add_bytes if kind.activation == 1 else _add_pairs
-                        builder.store(add(builder, builder.load(sums[m, v]), ws[v][word], x_m), sums[m, v])
-        scales = builder.mul(builder.sdiv(outer.index, share), i64(128))
-        ws = [load_floats(builder, w_scale, builder.add(scales, i64(2 * LANES * v)), "bfloat16") for v in range(vectors)]
-        for m in range(rows):
-            offset = builder.add(builder.mul(x_scale_step, i64(m)), builder.mul(outer.index, i64(4)))
-            x_m = splat(builder, load(builder, x_scale, offset, f32), FLOATS)
-            for v in range(vectors):
-                exact = builder.sitofp(builder.load(sums[m, v]), FLOATS)
-                total = multiply_add(builder, exact, builder.fmul(x_m, ws[v]), builder.load(totals[m, v]))
-                builder.store(total, totals[m, v])
-    for m, v in cells:
-        offset = builder.add(builder.mul(y_step, i64(m)), i64(4 * LANES * v))
-        builder.store(builder.load(totals[m, v]), at(builder, y, offset, FLOATS), align=4)
-
-
-def _integers(builder, w, offset, kind):
-    """Load weights of 16 outputs.
-
-    For "w8a8" as they are; else as int16 pairs, one vector for int8, two for int4 (the low halves of bytes, then the high).
-    """
-    if kind.activation == 1:
-        return [load(builder, w, offset, WORDS, align=1)]
-    wide = builder.sext(load(builder, w, offset, ir.VectorType(i8, 2 * LANES), align=1), PAIRS)
-    if kind.per == 2:
-        return [wide]
-    low = builder.ashr(builder.shl(wide, ir.Constant(PAIRS, [12] * 2 * LANES)), ir.Constant(PAIRS, [12] * 2 * LANES))
-    return [low, builder.ashr(wide, ir.Constant(PAIRS, [4] * 2 * LANES))]
-
-
-def _add_bytes(builder, total, w, x):
-    """Return total + the sums of products of four unsigned bytes of w and four signed bytes of x, all as int32."""
-    if has("avx512vnni"):
-        dot = ir.FunctionType(WORDS, [WORDS] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, dot, "llvm.x86.avx512.vpdpbusd.512"), [total, w, x])
-    low, eight = ir.Constant(WORDS, [0x00FF00FF] * LANES), ir.Constant(PAIRS, [8] * 2 * LANES)
-    x = builder.bitcast(x, PAIRS)
-    total = _add_pairs(builder, total, builder.bitcast(builder.and_(w, low), PAIRS), builder.ashr(builder.shl(x, eight), eight))
-    w = builder.and_(builder.lshr(w, ir.Constant(WORDS, [8] * LANES)), low)
-    return _add_pairs(builder, total, builder.bitcast(w, PAIRS), builder.ashr(x, eight))
-
-
-def _add_pairs(builder, total, w, x):
-    """Return total + the sums of products of two int16 of w and x, as int32."""
-    return builder.add(total, _pairwise(builder, builder.bitcast(x, PAIRS), w))
-
-
-def _pairwise(builder, a, b):
-    """Return the sums of products of neighbours as int32: pmaddwd, in the form that LLVM recognises."""
-    doubled = ir.VectorType(i32, 2 * LANES)
-    product = builder.mul(builder.sext(a, doubled), builder.sext(b, doubled))
-    nothing = ir.Constant(doubled, ir.Undefined)
-    even, odd = (
-        builder.shuffle_vector(product, nothing, ir.Constant(WORDS, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
-    )
-    return builder.add(even, odd)
-
-
-@functools.cache
-def converted(stored: str):
+def converted(stored: str) -> Callable[[int, int], None]:
     """Return the compiled copy of 16 values of `stored` to floats."""
 
     @intrinsic
-    def convert(typingctx, address, out):
-        def codegen(context, builder, signature, args):
+    def convert(typingctx: Context, address: types.Type, out: types.Type) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             builder.store(load_floats(builder, args[0], i64(0), stored), at(builder, args[1], i64(0), FLOATS), align=4)
             return context.get_dummy_value()
 
@@ -306,12 +207,12 @@ def converted(stored: str):
 
 
 @functools.cache
-def scalar(stored: str):
+def scalar(stored: str) -> Callable[[int], np.float32]:
     """Return the compiled load of one value of `stored` as a float."""
 
     @intrinsic
-    def one(typingctx, address):
-        def codegen(context, builder, signature, args):
+    def one(typingctx: Context, address: types.Type) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
             if stored == "float32":
                 return load(builder, args[0], i64(0), f32)
             if stored == "int8":
@@ -325,10 +226,10 @@ def scalar(stored: str):
 
 
 @intrinsic
-def largest(typingctx, address, count):
+def largest(typingctx: Context, address: types.Type, count: types.Type) -> Intrinsic:
     """Return the maximum of `count` floats, a multiple of 32. NaN is ignored."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         tops = [cgutils.alloca_once(builder, FLOATS) for _ in range(2)]
         for top in tops:
             builder.store(ir.Constant(FLOATS, [float("-inf")] * LANES), top)
@@ -341,11 +242,11 @@ def largest(typingctx, address, count):
     return types.float32(types.int64, types.int64), codegen
 
 
-def _greater(builder, a, b):
+def _greater(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def _top(builder, x):
+def _top(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """Return the largest number of a vector."""
     distance = LANES // 2
     while distance:
@@ -356,16 +257,16 @@ def _top(builder, x):
 
 
 @njit(error_model="numpy")
-def rows_of(left):
+def rows_of(left: int) -> int:
     """Return the rows of the next tile when so many are left, at least 1."""
     return min(left, 4)
 
 
 @intrinsic
-def prefetch(typingctx, address):
+def prefetch(typingctx: Context, address: types.Type) -> Intrinsic:
     """Ask for the cache line at an address."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         pointer = builder.inttoptr(args[0], i8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

@@ -5,6 +5,8 @@ Axes: B batch, T time, H query heads, G key/value heads, K head size of queries 
 
 import functools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,27 @@ BLOCK = 512  # queries and keys of a block, as in MaxText; smaller blocks skip m
 WIDE = 2048  # keys of a block in the backward pass of long rows
 
 
-def takes(q_BTHK, k_BTGK, v_BTGV, visible: Visible, scoring: Scoring, sinks_H=None) -> bool:
+def takes(
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+) -> bool:
     """Return whether the kernels compute this call: all but branches of a row."""
     return visible.branches is None
 
 
 def attention(
-    q_BTHK, k_BTGK, v_BTGV, visible: Visible, scoring: Scoring, sinks_H=None, *, interpret: bool = False
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGV: jax.Array,
+    visible: Visible,
+    scoring: Scoring,
+    sinks_H: jax.Array | None = None,
+    *,
+    interpret: bool = False,
 ) -> jax.Array:
     """Compute lm.kernels.ops.attention.
 
@@ -46,7 +62,16 @@ def attention(
     return mapped(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
 
 
-def _on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, *, scoring: Scoring, interpret: bool):
+def _on_device(
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGV: jax.Array,
+    segments_BT: jax.Array,
+    sinks_H: jax.Array | None,
+    *,
+    scoring: Scoring,
+    interpret: bool,
+) -> jax.Array:
     T, H = q_BTHK.shape[1:3]
     length = -(-T // LANES) * LANES
     q_BTHK = q_BTHK * jnp.asarray(scoring.scale, q_BTHK.dtype)
@@ -59,7 +84,7 @@ def _on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, *, scoring: Scoring
     return jnp.swapaxes(out_BHTV, 1, 2)[:, :T]
 
 
-def _padded(x, length: int):
+def _padded(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x, [(0, length - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
 
 
@@ -84,15 +109,17 @@ def kernel_flops(name: str, text: str) -> int:
     return B * H * int(seen.sum()) * block * of_keys * 2 * products
 
 
-def _kernel(length: int, heads: int, head_size: int, scoring: Scoring, interpret: bool):
+def _kernel(length: int, heads: int, head_size: int, scoring: Scoring, interpret: bool) -> Callable[..., jax.Array]:
     """Return the kernel for rows of this length, a multiple of LANES."""
     (block, wide), window = _blocks(length), scoring.window
     mask = masks.LocalMask((length, length), (window - 1, 0), 0) if window else masks.CausalMask((length, length))
     # A head that is smaller than the lanes would be stored with as much padding, so its tokens lie along the lanes instead.
     layout = splash.QKVLayout.SEQ_MINOR if head_size % LANES else splash.QKVLayout.HEAD_DIM_MINOR
-    layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), layout)
+    layouts: dict[str, Any] = dict.fromkeys(("q_layout", "k_layout", "v_layout"), layout)
     if _fused(length):
-        backward = dict(block_q_dkv=block, block_kv_dkv=wide, block_kv_dkv_compute=block, use_fused_bwd_kernel=True)
+        backward: dict[str, Any] = dict(
+            block_q_dkv=block, block_kv_dkv=wide, block_kv_dkv_compute=block, use_fused_bwd_kernel=True
+        )
     else:
         names = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
         backward = dict.fromkeys(names, block)
@@ -119,4 +146,5 @@ def _fused(length: int) -> bool:
 
 def _blocks(length: int) -> tuple[int, int]:
     """Return the sizes of blocks for rows of this length: the largest that divide it."""
-    return tuple(max(size for size in range(LANES, most + 1, LANES) if length % size == 0) for most in (BLOCK, WIDE))
+    block, wide = (max(size for size in range(LANES, most + 1, LANES) if length % size == 0) for most in (BLOCK, WIDE))
+    return block, wide

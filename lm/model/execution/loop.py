@@ -1,7 +1,8 @@
 """Apply the layers of a stack in order, in a loop or unrolled."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,21 @@ from jax import lax
 from lm.config import ModelConfig
 from lm.kernels.saved import layer_input
 from lm.model.cache import layers_of
-from lm.model.execution.remat import layer_runs
+from lm.model.execution.remat import Policy, layer_runs
+from lm.parallel.arrays import PyTree
+
+Compute: TypeAlias = Callable[[jax.Array, jax.Array | None, PyTree], tuple[jax.Array, PyTree]]
 
 
-def repeated(config: ModelConfig, compute: Callable, x_BTD, params, caches, repeats: int, layers: list | None = None):
+def repeated(
+    config: ModelConfig,
+    compute: Compute,
+    x_BTD: jax.Array,
+    params: PyTree,
+    caches: PyTree,
+    repeats: int,
+    layers: list[PyTree] | None = None,
+) -> tuple[jax.Array, PyTree, PyTree]:
     """Return x after the layers, and the caches and the reports of each position of the block, stacked over the repeats.
 
     Args:
@@ -22,7 +34,7 @@ def repeated(config: ModelConfig, compute: Callable, x_BTD, params, caches, repe
       caches: stacked, or None. layers: the parameters of each repeat, from `unstacked`, which spares an unrolled stack a split.
     """
 
-    def under(policy):
+    def under(policy: Policy | None) -> Compute:
         return compute if policy is None else jax.checkpoint(compute, policy=policy, prevent_cse=not config.scan_layers)
 
     runs = layer_runs(config, repeats)
@@ -40,11 +52,13 @@ def repeated(config: ModelConfig, compute: Callable, x_BTD, params, caches, repe
     return x_BTD, *(found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found))
 
 
-def _scanned(apply, x_BTD, inputs, length):
+def _scanned(apply: Compute, x_BTD: jax.Array, inputs: PyTree, length: int) -> tuple[jax.Array, PyTree]:
     return lax.scan(lambda x, layer: apply(*layer_input(x), layer), x_BTD, inputs, length=length)
 
 
-def _unrolled(applies, x_BTD, params, caches, repeats, layers):
+def _unrolled(
+    applies: Sequence[Compute], x_BTD: jax.Array, params: PyTree, caches: PyTree, repeats: int, layers: list[PyTree] | None
+) -> tuple[jax.Array, PyTree, PyTree]:
     found = []
     for n, one in enumerate(layers or ([None] * repeats if params is None else layers_of(params, repeats))):
         cache = caches and tuple(cache[n] for cache in caches)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 from jax.ad_checkpoint import checkpoint_policies
 
@@ -9,10 +10,12 @@ from lm.config import ModelConfig
 from lm.kernels.saved import INPUT, NAME, WIDE
 from lm.parallel.memory import HOST, has_host_memory
 
-KEPT = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
+Policy: TypeAlias = Callable[..., bool]  # of jax.checkpoint: whether to keep a value
+
+KEPT: dict[str, tuple[str, ...]] = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
 
 
-def layer_policy(config: ModelConfig) -> Callable:
+def layer_policy(config: ModelConfig) -> Policy:
     """Return the policy of jax.checkpoint for a layer. Its arguments are kept too, by jax.checkpoint itself.
 
     With `model.offload` all that has a name is kept in host memory, also the layer's input: give it its name inside.
@@ -22,7 +25,7 @@ def layer_policy(config: ModelConfig) -> Callable:
     return _keeping((*KEPT[config.remat], INPUT) if offloads(config) else KEPT[config.remat], config)
 
 
-def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Callable | None]]:
+def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Policy | None]]:
     """Return the runs of a stack's layers, in order, and the policy of each; None: jax.checkpoint is not used.
 
     The last `model.remat_matmuls_last` layers have the policy "matmuls". The backward pass begins with them.
@@ -35,7 +38,7 @@ def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Callable 
     return [(layers, policy) for layers, policy in runs if layers.start < layers.stop]
 
 
-def tick_policy(config: ModelConfig) -> Callable:
+def tick_policy(config: ModelConfig) -> Policy:
     """Return the policy of a tick of a pipeline with repeats. Its parameters are chosen again instead of being kept."""
     return _keeping((*KEPT["matmuls" if config.remat == "none" else config.remat], INPUT), config)
 
@@ -45,7 +48,7 @@ def offloads(config: ModelConfig) -> bool:
     return config.offload and has_host_memory()
 
 
-def _keeping(names: tuple[str, ...], config: ModelConfig) -> Callable:
+def _keeping(names: tuple[str, ...], config: ModelConfig) -> Policy:
     if not offloads(config):
         return checkpoint_policies.save_only_these_names(*names)
     return checkpoint_policies.save_and_offload_only_these_names(

@@ -16,6 +16,7 @@ from lm.model.execution.loop import repeated
 from lm.model.execution.remat import offloads, tick_policy
 from lm.model.execution.stages import of_rows, rows_of
 from lm.model.steps import Step
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import over_stages
 from lm.parallel.pipeline import layer_of, pipelined, schedule
 
@@ -25,9 +26,9 @@ def through(
     stack: tuple[Sequence[nnx.Module], tuple[LayerKind, ...], int],
     x_BTD: jax.Array,
     steps: dict[bool, Step],
-    caches=None,
-    layers: list | None = None,
-):
+    caches: tuple[PyTree, ...] | None = None,
+    layers: list[PyTree] | None = None,
+) -> tuple[jax.Array, tuple[PyTree, ...], tuple[PyTree, ...]]:
     """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats.
 
     A stack that is split over the stages of the mesh is a pipeline. With a cache, or if the pipeline's repeats do not
@@ -41,7 +42,9 @@ def through(
     graphs, params = zip(*(nnx.split(module) for module in modules))
     on_stages, offloaded = over_stages(repeats) and layers is None, offloads(config)
 
-    def compute_block(steps, x, x_bits, layer):
+    def compute_block(
+        steps: dict[bool, Step], x: jax.Array, x_bits: jax.Array | None, layer: PyTree
+    ) -> tuple[jax.Array, PyTree]:
         if offloaded:
             x, x_bits = kept_input(x, x_bits)
         x, (all_params, n, caches) = from_bits(x_bits, x), layer
@@ -53,7 +56,7 @@ def through(
             stats.append(router)
         return x, (tuple(new), tuple(stats))
 
-    def in_order(params, x, steps, repeats):
+    def in_order(params: PyTree, x: jax.Array, steps: dict[bool, Step], repeats: int) -> tuple[jax.Array, PyTree, PyTree]:
         """Return x after the layers, their caches and reports. params: None: each layer's are sent when it comes."""
         compute = functools.partial(compute_block, steps)
         return repeated(config, compute, x, params, caches, repeats, layers)
@@ -62,7 +65,7 @@ def through(
     if plan is None or repeats % (plan.stages * plan.repeats):
         return in_order(None if on_stages else params, x_BTD, steps, repeats)
 
-    def stage(params, x, rows):
+    def stage(params: PyTree, x: jax.Array, rows: PyTree) -> tuple[jax.Array, PyTree]:
         x, _, stats = in_order(params, x, of_rows(rows), repeats // (plan.stages * plan.repeats))
         return x, stats
 
@@ -78,7 +81,7 @@ def through_encoder(config: ModelConfig, layers: nnx.Module, x_RPD: jax.Array, n
     if num_layers < stored and not on_stages:
         params = jax.tree.map(lambda x: x[:num_layers], params)
 
-    def compute(x, x_bits, layer):
+    def compute(x: jax.Array, x_bits: jax.Array | None, layer: PyTree) -> tuple[jax.Array, PyTree]:
         if offloaded:
             x, x_bits = kept_input(x, x_bits)
         x, (of_layer, n, _) = from_bits(x_bits, x), layer

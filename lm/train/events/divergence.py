@@ -27,7 +27,7 @@ class Divergence(Event):
         """Raises: Rewound; Diverged."""
         step, in_row, metrics = done.step, run.skipped_in_row, done.metrics
         loss, norm, spike = metrics["loss"], metrics["grad_norm"], metrics.get("spike", 0)
-        is_finite, is_spike = np.isfinite(loss) and np.isfinite(norm), spike > np.float32(run.config.guard.threshold)
+        is_finite, is_spike = np.isfinite(loss) and np.isfinite(norm), bool(spike > np.float32(run.config.guard.threshold))
         if in_row and is_finite and not is_spike:
             raise Diverged(  # immediately, since another batch would not help
                 step,

@@ -8,7 +8,7 @@ from lm.train.run import Event, Run
 
 class FindNan(Event):
     def after(self, run: Run, step: int) -> None:
-        if not run.config.find_nan:
+        if not run.config.find_nan or run.batch is None:
             return
         if not np.isfinite([run.device_metrics["loss"], run.device_metrics["grad_norm"]]).all():
             for text in explain(run.config, run.trainer.objective, run.state, run.batch, run.frozen):

@@ -24,7 +24,8 @@ class Profile(Event):
 
     def start(self, run: Run) -> None:
         """Raises UserError if all steps are after the end of the run."""
-        self._folder, steps, end = None, profiled_steps(run.config.profile), run.config.steps
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        steps, end = profiled_steps(run.config.profile), run.config.steps
         if steps and steps[0] > end:
             raise UserError(f"profile={run.config.profile}: the run has only {end} steps")
         here = [step for step in steps if run.begin < step <= end]

@@ -2,6 +2,7 @@
 
 import functools
 import signal
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -56,13 +57,13 @@ class Saves(Event):
 class Signals:
     """Notes SIGTERM and SIGINT until the run asks; several hosts all stop after the same step."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._signum = 0
         # With several hosts JAX's preemption service handles the signal.
         signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         self._before = {signum: signal.signal(signum, self._note) for signum in signals}
 
-    def _note(self, signum, frame) -> None:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signum:  # a second signal stops at once
             raise KeyboardInterrupt
         self._signum = signum

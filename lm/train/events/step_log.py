@@ -29,8 +29,8 @@ class StepLog(Event):
             run.log.say(f"{' and '.join(offloaded)}: {memory.explained()}")
         if run.mesh.shape["stage"] > 1:
             run.log.say(f"pipeline: {schedule(model.pipeline, config.batch_size // config.accumulate, run.mesh)}")
-        if self._peak:
-            run.log.say(mfu_formula())
+        if formula := mfu_formula():
+            run.log.say(formula)
         if run.begin < config.steps:
             run.log.compiling()
 

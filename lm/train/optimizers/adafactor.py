@@ -1,5 +1,7 @@
 """Adafactor (Shazeer and Stern 2018) with momentum and without relative step sizes (Zhai et al. 2022, §3.5)."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,8 +20,8 @@ class AdafactorState(NamedTuple):
     """count: int32, finished updates. mu: mean of directions, () without momentum. inputs, outputs: means of squared gradients
     of each matrix over its outputs and over its inputs; of a vector `inputs` holds them whole, and `outputs` nothing."""
 
-    count: jax.Array
-    mu: nnx.State | tuple
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count; a name in checkpoints
+    mu: nnx.State | tuple[()]
     inputs: nnx.State
     outputs: nnx.State
 
@@ -31,14 +33,14 @@ def scale_by_adafactor(b1: float) -> optax.GradientTransformation:
     algorithm 4). clip divides by the root mean square of a parameter's direction if that is above 1 (ibid. §6).
     """
 
-    def init(params):
+    def init(params: nnx.State) -> AdafactorState:
         mu = jax.tree.map(jnp.zeros_like, params) if b1 else ()
-        return AdafactorState(jnp.zeros((), jnp.int32), mu, *(_map(lambda v, i=i: _zeros(v, i), params) for i in (0, 1)))
+        return AdafactorState(jnp.zeros((), jnp.int32), mu, *(_map(functools.partial(_zeros, part=i), params) for i in (0, 1)))
 
-    def update(grads, state, params=None):
+    def update(grads: nnx.State, state: AdafactorState, params: nnx.State | None = None) -> tuple[nnx.State, AdafactorState]:
         count = state.count + 1
         decay = jnp.minimum(1 - count.astype(jnp.float32) ** -DECAY, MOST)
-        means = [_map(lambda g, i=i: _squares(g, i), grads) for i in (0, 1)]
+        means = [_map(functools.partial(_squares, part=i), grads) for i in (0, 1)]
         inputs, outputs = (
             jax.tree.map(lambda v, new: decay * v + (1 - decay) * new, old, new)
             for old, new in zip((state.inputs, state.outputs), means, strict=True)
@@ -71,8 +73,11 @@ def _kept(variable: nnx.Variable, part: int) -> tuple[int, ...] | None:
     return tuple(range(begin)) if part == 0 else (*range(axes.stacked), *range(begin, ndim))
 
 
-def _of_part(variable: nnx.Variable, part: int, value) -> nnx.Variable:
-    """Return a variable with `value`, sharded as the axes that are kept. Its role is "vector", since it is small."""
+def _of_part(variable: nnx.Variable, part: int, value: jax.Array) -> nnx.Variable:
+    """Return a variable with `value`, sharded as the axes that are kept, or with nothing if none are.
+
+    Its role is "vector", since it is small.
+    """
     kept = _kept(variable, part)
     if kept is None:
         return variable.replace(optax.MaskedNode(), role="vector")
@@ -81,14 +86,14 @@ def _of_part(variable: nnx.Variable, part: int, value) -> nnx.Variable:
 
 def _zeros(variable: nnx.Variable, part: int) -> nnx.Variable:
     kept = _kept(variable, part)
-    return _of_part(variable, part, kept and jnp.zeros([variable.get_value().shape[i] for i in kept], jnp.float32))
+    return _of_part(variable, part, jnp.zeros([variable.get_value().shape[i] for i in kept or ()], jnp.float32))
 
 
 def _squares(gradient: nnx.Variable, part: int) -> nnx.Variable:
     """Return the means of squares of a gradient over the axes that are not kept."""
     kept, g = _kept(gradient, part), gradient.get_value()
     gone = tuple(i for i in range(g.ndim) if i not in (kept or ()))
-    return _of_part(gradient, part, kept and jnp.mean(jnp.square(g) + EPS, axis=gone))
+    return _of_part(gradient, part, jnp.mean(jnp.square(g) + EPS, axis=gone))
 
 
 def _direction(gradient: nnx.Variable, inputs: nnx.Variable, outputs: nnx.Variable) -> nnx.Variable:
@@ -108,9 +113,9 @@ def _direction(gradient: nnx.Variable, inputs: nnx.Variable, outputs: nnx.Variab
     return gradient.replace(u / jnp.maximum(1.0, rms))
 
 
-def _map(f, tree):
+def _map(f: Callable[[nnx.Variable], nnx.Variable], tree: nnx.State) -> nnx.State:
     return jax.tree.map(f, tree, is_leaf=_is_variable)
 
 
-def _is_variable(leaf) -> bool:
+def _is_variable(leaf: object) -> bool:
     return isinstance(leaf, nnx.Variable)

@@ -8,11 +8,15 @@ serve all of them:
   adafactor  momentum of g/√v̂ with a factored v̂ (lm/train/optimizers/adafactor.py)
 """
 
+from collections.abc import Callable
+
 import jax
+import ml_collections
 import optax
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.parallel.arrays import PyTree
 from lm.train.optimizers.adafactor import scale_by_adafactor
 from lm.train.optimizers.compact import compact
 from lm.train.optimizers.matrices import matrix_axes
@@ -21,7 +25,7 @@ from lm.train.optimizers.muon import scale_by_muon
 LION_RMS = 0.2  # as Muon's
 
 
-def optimizer(abstract_params: nnx.State, config: ModelConfig, o) -> optax.GradientTransformation:
+def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Return the transform from gradients to direction + λ·w; the caller scales it by −learning rate.
 
     o: the section `optimizer` of a training config. Norm scales and biases are not decayed. In μP the direction is scaled by
@@ -67,7 +71,7 @@ def mup_scale(variable: nnx.Variable, config: ModelConfig, name: str) -> float:
     return width**0.5 if root else width
 
 
-def decayed(abstract_params: nnx.State):
+def decayed(abstract_params: nnx.State) -> PyTree:
     """Return a tree of bools, True for every matrix."""
     return by_variable(abstract_params, lambda variable: role(variable) != "vector")
 
@@ -77,7 +81,7 @@ def role(variable: nnx.Variable) -> str:
     return variable.get_metadata()["role"]
 
 
-def by_variable(params: nnx.State, f):
+def by_variable(params: nnx.State, f: Callable[[nnx.Variable], bool | str | float]) -> PyTree:
     """Return a tree like `params` whose leaves are f(variable)."""
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return jax.tree.map(lambda variable: jax.tree.map(lambda _: f(variable), variable), params, is_leaf=is_variable)

@@ -10,7 +10,7 @@ place and step, so a resumed run rounds alike.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.matmul import spec_of
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import logical_axes, mesh_axes
 
 BLOCK, LEAST = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
@@ -30,7 +31,7 @@ SQUARES = ("nu",)  # fields of optax's states that hold means of squares
 class CompactState(NamedTuple):
     """count: int32, updates. codes: the state with its moments as stored. scales: of int8 moments, like `codes`; else empty."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count; a name in checkpoints
     codes: optax.OptState
     scales: optax.OptState
 
@@ -40,25 +41,25 @@ def compact(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTr
     if dtype == "float32":
         return inner
 
-    def stored(count, state):
+    def stored(count: jax.Array, state: optax.OptState) -> CompactState:
         leaves, tree = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_variable)
         pairs = [_encoded(leaf, dtype, count, _is_squares(path), n) for n, (path, leaf) in enumerate(leaves)]
-        return CompactState(count, *(tree.unflatten(part) for part in zip(*pairs, strict=True)))
+        return CompactState(count, *(jax.tree.unflatten(tree, part) for part in zip(*pairs, strict=True)))
 
-    def init(params):
+    def init(params: nnx.State) -> CompactState:
         return stored(jnp.zeros((), jnp.int32), inner.init(params))
 
-    def update(grads, state, params=None):
-        leaves, tree = jax.tree_util.tree_flatten_with_path(state.codes, is_leaf=_is_variable)
-        scales = tree.flatten_up_to(state.scales)
-        moments = [_decoded(leaf, scale, _is_squares(path)) for (path, leaf), scale in zip(leaves, scales, strict=True)]
-        updates, after = inner.update(grads, tree.unflatten(moments), params)
+    def update(grads: nnx.State, state: CompactState, params: nnx.State | None = None) -> tuple[nnx.State, CompactState]:
+        moments = jax.tree.map_with_path(
+            lambda path, leaf, scale: _decoded(leaf, scale, _is_squares(path)), state.codes, state.scales, is_leaf=_is_variable
+        )
+        updates, after = inner.update(grads, moments, params)
         return updates, stored(state.count + 1, after)
 
     return optax.GradientTransformation(init, update)
 
 
-def _encoded(leaf, dtype: str, count, squares: bool, salt: int):
+def _encoded(leaf: nnx.Variable | jax.Array, dtype: str, count: jax.Array, squares: bool, salt: int) -> tuple[PyTree, PyTree]:
     """Return a leaf of the state as stored, and its scales (MaskedNode if it has none)."""
     if not _is_matrix(leaf):
         return leaf, leaf.replace(optax.MaskedNode()) if _is_variable(leaf) else optax.MaskedNode()
@@ -78,7 +79,7 @@ def _encoded(leaf, dtype: str, count, squares: bool, salt: int):
     return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=axes)
 
 
-def _decoded(leaf, scale, squares: bool):
+def _decoded(leaf: nnx.Variable | jax.Array, scale: PyTree, squares: bool) -> nnx.Variable | jax.Array:
     """Return a leaf of the state as float32."""
     if not _is_matrix(leaf):
         return leaf
@@ -147,19 +148,19 @@ def bits_like(x: jax.Array, seed: jax.Array) -> jax.Array:
     return h ^ (h >> 16)
 
 
-def _is_matrix(leaf) -> bool:
+def _is_matrix(leaf: object) -> TypeGuard[nnx.Variable]:
     """Return whether a leaf of a state is a moment of a matrix. Vectors stay as they are; they are few."""
     return _is_variable(leaf) and leaf.get_metadata()["role"] != "vector" and not isinstance(leaf.get_value(), optax.MaskedNode)
 
 
-def _is_variable(leaf) -> bool:
+def _is_variable(leaf: object) -> TypeGuard[nnx.Variable]:
     return isinstance(leaf, nnx.Variable)
 
 
-def _is_squares(path) -> bool:
+def _is_squares(path: tuple[object, ...]) -> bool:
     return any(getattr(key, "name", None) in SQUARES for key in path)
 
 
-def _ways(part) -> int:
+def _ways(part: str | tuple[str, ...] | None) -> int:
     names = () if part is None else (part,) if isinstance(part, str) else part
     return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in names)

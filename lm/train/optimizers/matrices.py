@@ -28,7 +28,7 @@ def matrix_axes(variable: nnx.Variable) -> MatrixAxes | None:
 
 def as_matrices(x: jax.Array, axes: MatrixAxes) -> jax.Array:
     """Return x as [..., inputs, outputs] with its `stacked` axes in front. Only the first of merged axes may be sharded."""
-    groups = [(i,) for i in range(axes.stacked)]
+    groups: list[tuple[int, ...]] = [(i,) for i in range(axes.stacked)]
     groups += [tuple(range(axes.stacked, axes.stacked + axes.inputs)), tuple(range(axes.stacked + axes.inputs, x.ndim))]
     shape = tuple(math.prod(x.shape[i] for i in group) for group in groups)
     spec = spec_of(x)

@@ -27,24 +27,25 @@ class MuonState(NamedTuple):
     mu: nnx.State  # float32 mean of gradients
 
 
-def scale_by_muon(momentum: float, dtype) -> optax.GradientTransformation:
+def scale_by_muon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransformation:
     """Return the transform from gradients g to 0.2·√max(m, n) · orthogonalised(Nesterov momentum of g).
 
     M ← β·M + (1−β)·g; the Nesterov momentum is β·M + (1−β)·g. Each layer and each expert has a matrix of its own. dtype: of the
     products. With a mesh, each device orthogonalises its share of the matrices (`shared_out`).
     """
 
-    def init(params):
+    def init(params: nnx.State) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads, state, params=None):
+    def update(grads: nnx.State, state: MuonState, params: nnx.State | None = None) -> tuple[nnx.State, MuonState]:
         mu = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, state.mu, grads)
         ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, mu, grads)
 
-        def direction(variable):
+        def direction(variable: nnx.Variable) -> nnx.Variable:
             axes = matrix_axes(variable)
 
-            def one(x):
+            def one(x: jax.Array) -> jax.Array:
+                assert axes is not None  # other parameters have no value here (lm/train/optimizers/chain.py)
                 x_mn = as_matrices(x, axes)
                 y_mn = RMS * max(x_mn.shape[-2:]) ** 0.5 * orthogonalised(x_mn, dtype).astype(jnp.float32)
                 return from_matrices(y_mn, x)
@@ -56,7 +57,7 @@ def scale_by_muon(momentum: float, dtype) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def orthogonalised(x: jax.Array, dtype) -> jax.Array:
+def orthogonalised(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Return U·Vᵀ, nearly, of each matrix U·S·Vᵀ of x [..., m, n], in `dtype` and with the sharding of x.
 
     Singular values end between 0.7 and 1.2. Products are in `dtype` and accumulate in float32.
@@ -67,7 +68,8 @@ def orthogonalised(x: jax.Array, dtype) -> jax.Array:
         return newton_schulz(x)
     L = x.shape[0] if x.ndim > 2 else 1
     x_Lmn = x if x.ndim > 2 else x[None]
-    moves, padded = shared_out(x_Lmn.shape, spec_of(x_Lmn), dict(jax.sharding.get_abstract_mesh().shape))
+    spec = spec if x.ndim > 2 else PartitionSpec(None, *spec)
+    moves, padded = shared_out(x_Lmn.shape, spec, dict(jax.sharding.get_abstract_mesh().shape))
     if padded != L:
         x_Lmn = jnp.pad(x_Lmn, ((0, padded - L), *[(0, 0)] * (x_Lmn.ndim - 1)))
     for where in moves[1:]:
@@ -92,12 +94,12 @@ def newton_schulz(x: jax.Array) -> jax.Array:
         whole = PartitionSpec(*spec[:-2], None, None)
         rows = PartitionSpec(*spec[:-2], split if size % _ways(split) == 0 else None, None)
 
-    def everywhere(square):
+    def everywhere(square: jax.Array) -> jax.Array:
         return square if whole is None else jax.sharding.reshard(square, whole)
 
     norm = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(-2, -1), keepdims=True))
 
-    def iteration(x, _):
+    def iteration(x: jax.Array, _: None) -> tuple[jax.Array, None]:
         gram = product("...mn,...pn->...mp" if wide else "...mn,...mp->...np", x, x, rows).astype(dtype)
         squared = product("...ij,...jk->...ik", gram, everywhere(gram), rows)
         factor = everywhere((b * gram + c * squared).astype(dtype))
@@ -122,7 +124,7 @@ def shared_out(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]
     free = [axis for axis in (*in_matrix, *(axis for axis in mesh if axis not in used)) if mesh[axis] > 1]
     places, padded = [PartitionSpec(*map(_part, parts))], shape[0]
 
-    def ways(i):
+    def ways(i: int) -> int:
         return math.prod(mesh[axis] for axis in parts[i])
 
     for axis in free:
@@ -149,13 +151,13 @@ def shared_out(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]
     return places, padded
 
 
-def _names(part) -> list[str]:
+def _names(part: str | tuple[str, ...] | None) -> list[str]:
     return [] if part is None else [part] if isinstance(part, str) else list(part)
 
 
-def _part(names: list[str]):
+def _part(names: list[str]) -> str | tuple[str, ...] | None:
     return None if not names else names[0] if len(names) == 1 else tuple(names)
 
 
-def _ways(part) -> int:
+def _ways(part: str | tuple[str, ...] | None) -> int:
     return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in _names(part))

@@ -7,6 +7,8 @@ Memory: what the compiler gives a program. Clock: the peak over the FLOPs per cy
 
 from typing import NamedTuple
 
+import jax
+
 from lm.errors import UserError
 
 
@@ -35,7 +37,7 @@ CHIPS = {
 }
 
 
-def chip_of(device) -> Chip:
+def chip_of(device: jax.Device) -> Chip:
     """Return the data sheet of a device, real or of a topology. Raises UserError for a kind without one."""
     kind = device.device_kind
     if kind not in CHIPS:

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import ml_collections
+
 from lm.cli import config_files
 from lm.errors import UserError
 from lm.files import saving
@@ -21,7 +23,7 @@ ENVIRONMENT = {
 }
 
 
-def run(config, topology: str, tries: int, workdir: Path | None) -> None:
+def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: Path | None) -> None:
     """Plan a config. Prints a table and writes plan.json to the workdir, or to this folder without one.
 
     Raises: UserError for a topology that does not exist, a config that does not fit a mesh, or a missing TPU compiler.

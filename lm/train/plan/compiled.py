@@ -2,10 +2,12 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import ml_collections
 from jax.experimental import topologies
 
 from lm.errors import UserError
@@ -48,7 +50,7 @@ def devices_of(topology: str) -> list[jax.Device]:
         raise UserError(f"--plan={topology}: no such topology ({lines[0] if lines else type(error).__name__})") from None
 
 
-def compile_step(config, devices) -> Step:
+def compile_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Step:
     """Compile the train step of a resolved config for these devices (real, or of a topology).
 
     It is the program of train.py: same step, same sharding, same donation, same compiler options.
@@ -68,7 +70,7 @@ def compile_step(config, devices) -> Step:
             options = {**(options or {}), "xla_dump_to": folder.name, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options=options)
-            text = _dumped(Path(folder.name)) if dump else compiled.as_text()
+            text = _dumped(Path(folder.name)) if dump else compiled.as_text() or ""
         except jax.errors.JaxRuntimeError as error:
             needed = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", str(error)) or re.search(
                 r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error)

@@ -7,6 +7,7 @@ start and its end does not hide; each link does one at a time.
 This is no measurement. The compiler knows neither contention nor stalls, and its cycles are those of its own cost model.
 """
 
+import dataclasses
 import re
 from collections import defaultdict
 from typing import NamedTuple
@@ -20,15 +21,16 @@ from lm.train.plan.program import Instruction, Program
 KERNEL_SHARE = 0.4  # of the peak; what flash attention reaches on these chips by public reports, as a round number
 
 
-class Sent(NamedTuple):
+@dataclasses.dataclass
+class Sent:
     """Collectives or transfers of one kind in a step, on one device. exposed: seconds that nothing hides."""
 
-    count: int
-    bytes: int
-    seconds: float
-    exposed: float
-    largest: int
-    in_background: int
+    count: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    exposed: float = 0.0
+    largest: int = 0
+    in_background: int = 0
 
 
 class Estimate(NamedTuple):
@@ -48,8 +50,8 @@ class Estimate(NamedTuple):
 
 def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
     """Return the estimate for a program on a chip."""
-    sent = defaultdict(lambda: [0, 0, 0.0, 0.0, 0, 0])
-    totals = {"cycles": 0, "kernel": 0, "exposed": 0.0}
+    sent = defaultdict[str, Sent](Sent)
+    cycles, flops_of_kernels, exposed = 0, 0, 0.0
     for times, _, instructions in program.schedule():
         shapes = {one.name: one.shape for one in instructions}
         clock = 0.0  # since the begin of the computation
@@ -57,41 +59,41 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
         running: dict[str, tuple[float, str]] = {}
         for one in instructions:
             clock += one.cycles / chip.hertz
-            totals["cycles"] += times * one.cycles
+            cycles += times * one.cycles
             if flops := (kernel_flops(one.name, one.text) or grouped_flops(one, shapes)) if one.kind == "custom-call" else 0:
                 clock += flops / (KERNEL_SHARE * chip.flops)
-                totals["kernel"] += times * flops
+                flops_of_kernels += times * flops
             if one.kind == "while":  # its body is counted on its own; nothing runs in the background across it
                 clock, running = max([clock, *(end for end, _ in running.values())]), {}
             found = of_program(program.computations, one)
             if collective := network.collective(*found) if found else transfer(one, chip):
                 end = max([clock, *(free.get(link, 0.0) for link in collective.links)]) + collective.seconds
                 row = sent[collective.kind]
-                row[0] += times
-                row[1] += times * collective.bytes
-                row[2] += times * collective.seconds
-                row[4] = max(row[4], collective.bytes)
+                row.count += times
+                row.bytes += times * collective.bytes
+                row.seconds += times * collective.seconds
+                row.largest = max(row.largest, collective.bytes)
                 free |= dict.fromkeys(collective.links, end)
                 if _starts(one):
-                    row[5] += times
+                    row.in_background += times
                     running[_pair(one.name)] = (end, collective.kind)
                 else:
-                    row[3] += times * (end - clock)
-                    totals["exposed"] += times * (end - clock)
+                    row.exposed += times * (end - clock)
+                    exposed += times * (end - clock)
                     clock = end
             elif _ends(one) and _pair(one.name) in running:
                 end, kind = running.pop(_pair(one.name))
                 if end > clock:
-                    sent[kind][3] += times * (end - clock)
-                    totals["exposed"] += times * (end - clock)
+                    sent[kind].exposed += times * (end - clock)
+                    exposed += times * (end - clock)
                     clock = end
     return Estimate(
-        totals["cycles"] / chip.hertz,
-        totals["kernel"] / (KERNEL_SHARE * chip.flops),
-        totals["exposed"],
-        {kind: Sent(*row) for kind, row in sorted(sent.items())},
-        totals["cycles"],
-        totals["kernel"],
+        cycles / chip.hertz,
+        flops_of_kernels / (KERNEL_SHARE * chip.flops),
+        exposed,
+        dict(sorted(sent.items())),
+        cycles,
+        flops_of_kernels,
     )
 
 
@@ -102,7 +104,7 @@ def grouped_flops(one: Instruction, shapes: dict[str, str]) -> int:
     """
     if not re.match(r"%ragged-dot(?!-metadata)", one.name):
         return 0
-    rows, other = ([int(n) for n in re.search(r"\[([\d,]*)\]", shapes[name]).group(1).split(",")] for name in one.operands[-2:])
+    rows, other = ([int(n) for n in re.findall(r"\[([\d,]*)\]", shapes[name])[0].split(",")] for name in one.operands[-2:])
     return 2 * rows[0] * rows[1] * other[-1]
 
 

@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from lm.train.plan.chips import Chip
 from lm.train.plan.program import COLLECTIVES, Instruction, bytes_of
@@ -28,7 +29,7 @@ class Collective(NamedTuple):
 class Network:
     """The network between the devices of a mesh. Device i of a program is the i-th of the mesh."""
 
-    def __init__(self, mesh, chip: Chip):
+    def __init__(self, mesh: Mesh, chip: Chip):
         self._chip = chip
         devices = list(mesh.devices.flat)
         self._coords = np.array([tuple(device.coords) for device in devices])
@@ -83,7 +84,7 @@ def of_program(computations: dict[str, list[Instruction]], one: Instruction) -> 
     plain = one.kind.removesuffix("-start")
     if plain in COLLECTIVES:
         return one, plain
-    called = one.called("calls") if one.kind == "fusion" and "kind=kCustom" in one.text else None
+    called = one.called("calls") if one.kind == "fusion" and "kind=kCustom" in one.text else ""
     inner = next((x for x in computations.get(called, ()) if x.kind in COLLECTIVES), None)
     if inner is None:
         return None
@@ -95,7 +96,7 @@ def _groups(text: str, devices: int) -> list[int]:
     if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
         return [int(n) for n in found.group(1).split(",")]
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, dims, turned = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+        shape, dims, turned = ([int(n) for n in part.split(",")] if part else [] for part in found.groups())
         places = np.arange(int(np.prod(dims))).reshape(dims)
         return (places.transpose(turned) if turned else places).reshape(shape)[0].tolist()
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):

@@ -1,8 +1,11 @@
 """The plan of one config for one topology: `plan` returns plain numbers, as plan.json holds them."""
 
+import dataclasses
 import time
+from typing import Any
 
 import jax
+import ml_collections
 
 from lm import sizing
 from lm.train.describe import memories
@@ -22,7 +25,7 @@ EXPLAINED = (
 )
 
 
-def plan(config, topology: str) -> dict:
+def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     """Compile the step of a resolved config for a topology. Return sizes in bytes per device, FLOPs per step and seconds.
 
     Raises: UserError for a topology that does not exist, or a config that its devices cannot be laid out for.
@@ -47,7 +50,7 @@ def plan(config, topology: str) -> dict:
         step = compile_step(config, devices)
     except DoesNotFit as error:
         return found | {"fits": False, "memory": {"peak": error.needed, "limit": chip.memory}, "explained": EXPLAINED}
-    analysis = step.compiled.memory_analysis()
+    analysis: Any = step.compiled.memory_analysis()
     resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     peak = getattr(analysis, "peak_memory_in_bytes", 0) or resident + analysis.temp_size_in_bytes
     with jax.set_mesh(step.mesh):
@@ -81,15 +84,15 @@ def plan(config, topology: str) -> dict:
         },
         "cycles": timed.cycles,
         "kernel_flops": timed.kernel_flops,
-        "collectives": {kind: sent._asdict() for kind, sent in timed.sent.items() if kind not in WAYS},
-        "transfers": {kind: sent._asdict() for kind, sent in timed.sent.items() if kind in WAYS},
+        "collectives": {kind: dataclasses.asdict(sent) for kind, sent in timed.sent.items() if kind not in WAYS},
+        "transfers": {kind: dataclasses.asdict(sent) for kind, sent in timed.sent.items() if kind in WAYS},
         "mfu": flops / peak_flops / timed.seconds,
         "mfu_without_collectives": flops / peak_flops / (timed.compute + timed.kernels),
         "tokens_per_second": tokens / timed.seconds,
     }
 
 
-def _on_host(analysis) -> int:
+def _on_host(analysis: object) -> int:
     """Return the bytes of host memory that a compiled program needs for a device."""
     sizes = {kind: getattr(analysis, f"host_{kind}_size_in_bytes", 0) for kind in ("argument", "output", "alias", "temp")}
     return sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]

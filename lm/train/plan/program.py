@@ -40,10 +40,10 @@ class Instruction(NamedTuple):
     def operands(self) -> list[str]:
         return re.findall(r"%[\w.\-]+", self.text.split("), ")[0])
 
-    def called(self, key: str) -> str | None:
-        """Return the computation that the instruction calls as `key` (calls, body, condition)."""
+    def called(self, key: str) -> str:
+        """Return the computation that the instruction calls as `key` (calls, body, condition), "" if there is none."""
         found = re.search(rf"\b{key}=(%[\w.\-]+)", self.text)
-        return found and found.group(1)
+        return found.group(1) if found else ""
 
 
 class Program:
@@ -99,17 +99,18 @@ class Program:
         if compare is not None and len(compare.operands) > 1 and state.issuperset(compare.operands):
             return 0
         if compare is not None and compare.kind == "fusion":
-            bound = [int(n) for one in condition.values() if one.kind == "constant" for n in re.findall(r"^(\d+)\)", one.text)]
-            return max(bound, default=1)
+            bounds = [int(n) for one in condition.values() if one.kind == "constant" for n in re.findall(r"^(\d+)\)", one.text)]
+            return max(bounds, default=1)
         if compare is None or compare.kind != "compare":
             return 1
-        bound = index = None
+        bound: int | None = None
+        index: int | None = None
         for operand in compare.operands:
             one = condition[operand]
             if one.kind == "constant":
-                bound = int(re.match(r"(\d+)", one.text).group(1))
+                bound = _first_number(one.text)
             elif one.kind == "get-tuple-element":
-                index = int(re.search(r"index=(\d+)", one.text).group(1))
+                index = _first_number(one.text.partition("index=")[2])
         if bound is None:
             return 1
         return -(-bound // self._step(loop.called("body"), index)) if index is not None else bound
@@ -124,9 +125,13 @@ class Program:
             constant, other = (left, right) if left is not None and left.kind == "constant" else (right, left)
             if constant is None or constant.kind != "constant":
                 return max(1, step)
-            step += int(re.match(r"(\d+)", constant.text).group(1))
+            step += _first_number(constant.text)
             value = other
         return max(1, step)
+
+
+def _first_number(text: str) -> int:
+    return int(re.findall(r"\d+", text)[0])
 
 
 def _lines(text: str) -> Iterator[str]:

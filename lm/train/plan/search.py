@@ -5,9 +5,10 @@ All combinations are ranked by a rough model; the best few are compiled, since o
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 
 from lm import sizing
 from lm.config import REMAT
@@ -28,12 +29,14 @@ UNSEEN = 1.15  # the compiler's peak over the memory that the rough model counts
 class Guess(NamedTuple):
     """A combination as config keys, and the rough model's memory (bytes per device) and seconds."""
 
-    keys: dict
+    keys: dict[str, int | str]
     memory: int
     seconds: float
 
 
-def search(config, topology: str, tries: int, say: Callable[[str], None]) -> tuple[dict, list[dict]]:
+def search(
+    config: ml_collections.ConfigDict, topology: str, tries: int, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the plan of the best combination, with its "keys", and a line for each one that was compiled.
 
     Raises: UserError if none fits.
@@ -63,7 +66,7 @@ def search(config, topology: str, tries: int, say: Callable[[str], None]) -> tup
     return best, tried
 
 
-def combinations(config, devices: int) -> Iterator[dict]:
+def combinations(config: ml_collections.ConfigDict, devices: int) -> Iterator[dict[str, int | str]]:
     """Yield config keys of all combinations whose sizes divide."""
     model = model_config_of(config)
     experts = [n for n in _powers(devices) if model.moe.num_experts % n == 0] if any(k.moe for k in model.layer_kinds) else [1]
@@ -87,7 +90,7 @@ def combinations(config, devices: int) -> Iterator[dict]:
                 yield mesh | {"accumulate": accumulate, "model.remat": remat}
 
 
-def guess(config, keys: dict, chip: Chip) -> Guess:
+def guess(config: ml_collections.ConfigDict, keys: dict[str, int | str], chip: Chip) -> Guess:
     """Return a combination with its memory and time by the rough model.
 
     Products at 90 % of the peak. Each slice gathers the weights twice in bfloat16 and scatters their gradients in float32; 80 %
@@ -111,7 +114,7 @@ def guess(config, keys: dict, chip: Chip) -> Guess:
     return Guess(keys, round(UNSEEN * sum(memory.values())), work + max(0.0, weights - 0.8 * work) + summed + moved)
 
 
-def with_keys(config, keys: dict):
+def with_keys(config: ml_collections.ConfigDict, keys: dict[str, int | str]) -> ml_collections.ConfigDict:
     """Return a copy of a config with other values at dotted keys."""
     config = config.copy_and_resolve_references()
     for key, value in keys.items():

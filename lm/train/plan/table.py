@@ -1,11 +1,12 @@
 """The plan as text."""
 
 import textwrap
+from typing import Any
 
 GIB = 2**30
 
 
-def table(plan: dict) -> str:
+def table(plan: dict[str, Any]) -> str:
     """Return a plan as lines for a terminal."""
     memory = plan["memory"]
     free = memory["limit"] - memory["peak"]
@@ -36,7 +37,7 @@ def table(plan: dict) -> str:
     return "\n".join([*lines, "", *textwrap.wrap(plan["explained"], 110)])
 
 
-def _times(plan: dict) -> list[tuple[str, str]]:
+def _times(plan: dict[str, Any]) -> list[tuple[str, str]]:
     seconds = plan["seconds"]
     parts = ["compute", "kernels", "exposed_collectives", *(["exposed_transfers"] if plan["transfers"] else [])]
     shown = ", ".join(f"{part.replace('_', ' ')} {seconds[part]:.3f}" for part in parts)

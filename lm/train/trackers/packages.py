@@ -141,8 +141,8 @@ def open_trackio(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
     if own:
         del os.environ["TRACKIO_DIR"]
         for name, module in sys.modules.copy().items():  # a process may train in several workdirs, one after another
-            if name.partition(".")[0] == "trackio" and hasattr(module, "TRACKIO_DIR"):
-                module.TRACKIO_DIR = folder
+            if name.partition(".")[0] == "trackio" and "TRACKIO_DIR" in vars(module):
+                vars(module)["TRACKIO_DIR"] = folder
     project, name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{workdir.name}-{key}"
     run = trackio.init(project, name, resume="allow", config=dict(facts), embed=False, auto_log_gpu=False, auto_log_cpu=False)
     held: dict[str, int] = {}

@@ -57,9 +57,11 @@ class Sink:
     If the tracker raises or cannot keep up, one line is said, and the sink is off.
     """
 
-    def __init__(self, name: str, opening: Callable[[], Tracker], before: Sequence[Mapping], say: Callable[[str], None]):
+    def __init__(
+        self, name: str, opening: Callable[[], Tracker], before: Sequence[Mapping[str, Any]], say: Callable[[str], None]
+    ):
         self._name, self._opening, self._say = name, opening, say
-        self._lines: queue.Queue[Mapping | None] = queue.Queue(ROOM + len(before))
+        self._lines: queue.Queue[Mapping[str, Any] | None] = queue.Queue(ROOM + len(before))
         self._on = True
         for line in before:
             self.put(line)

@@ -12,7 +12,7 @@ import lm
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.infer import decode, sampler
+from lm.infer import call, decode, sampler
 from lm.infer.decode import Sampling, sample
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
@@ -196,7 +196,7 @@ def test_what_all_prompts_begin_with_is_read_once(model, sizes):
 )
 def test_rows_that_have_enough_leave_the_others_as_they_are(model, sizes, unrolled, monkeypatch):
     """Of 20 rows 3 go on, beside one that fills the batch; slots are added as they are needed. One row ends by itself."""
-    monkeypatch.setattr(sampler, "UNROLLED", unrolled)
+    monkeypatch.setattr(call, "UNROLLED", unrolled)
     picked = []
     monkeypatch.setattr(decode, "resize", lambda *a, resize=decode.resize: picked.append(a[2] is not None) or resize(*a))
     sampling, prefix = Sampling(41, stop_ids=(1,), vocab_size=320, seed=4), list(range(100, 140))
@@ -232,7 +232,7 @@ def test_layers_scanned_or_one_by_one_draw_alike(model, tokenizer, monkeypatch):
     apart = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, seed=3)
     monkeypatch.setattr(decode, "APART", 0)
     stacked = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=17, seed=3)
-    monkeypatch.setattr(sampler, "UNROLLED", 0)
+    monkeypatch.setattr(call, "UNROLLED", 0)
     scanned = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=33, seed=3)
     assert [row[:12] for row in stacked] == [row[:12] for row in scanned] == apart
 

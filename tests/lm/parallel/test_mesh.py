@@ -13,7 +13,7 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.context import context_ways, later, sequences_whole, slots
-from lm.parallel.mesh import AXES, check_fit, make_mesh, shardings, spec
+from lm.parallel.mesh import AXES, check_fit, make_mesh, place_rows, shardings, spec
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
 MOE = {"mlp_pattern": ("dense", "moe"), "moe": {"num_experts": 8, "expert_dim": 16, "shared_dim": 16}}
@@ -225,6 +225,13 @@ def test_sampling_takes_the_parameters_where_they_are():
         ours, theirs = ({s.device: s.data.unsafe_buffer_pointer() for s in z.addressable_shards} for z in (x, y))
         assert ours == theirs
         assert context_ways() == 2
+
+
+def test_rows_are_placed_on_a_mesh_that_is_not_set():
+    mesh = make_mesh({"data": 4, "tensor": 2})
+    (x_BT,) = place_rows(np.arange(16).reshape(8, 2), mesh=mesh)
+    assert x_BT.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data")), 2)
+    np.testing.assert_array_equal(x_BT, np.arange(16).reshape(8, 2))
 
 
 def test_what_splits_is_accepted():

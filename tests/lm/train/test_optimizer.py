@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from configs.train import default
@@ -86,6 +87,13 @@ def test_adafactor_by_hand():
             directions.append(u / np.maximum(1, np.sqrt(np.mean(u**2, axis=over, keepdims=True))))
         expected = (0.25 * directions[0] + 0.5 * directions[1]) / 0.75
         np.testing.assert_allclose(update, expected, rtol=2e-4, atol=1e-5, err_msg=name)
+
+
+def test_adafactor_of_a_single_number():
+    transform = scale_by_adafactor(b1=0.0)
+    gain = nnx.State({"gain": nnx.Param(np.float32(3), out_sharding=(), role="vector")})
+    direction, _ = transform.update(gain, transform.init(gain))
+    np.testing.assert_allclose(direction["gain"].get_value(), 1, rtol=1e-5)  # g/√g², clipped at 1
 
 
 def test_adafactor_keeps_little_and_shards_it():

@@ -50,7 +50,7 @@ def trainer(before=lambda x: x):
     def nll(params, batch):
         return evaluate(params, batch)["objective"]
 
-    return Trainer(None, None, evaluate, None, objective=Objective(None, None, is_nll=True), nll=nll)
+    return Trainer(None, None, evaluate, None, False, objective=Objective(None, None, is_nll=True), nll=nll)
 
 
 def validations(batches, mesh, before=lambda x: x):

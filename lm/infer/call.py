@@ -1,0 +1,193 @@
+"""One call of the compiled programs of sampling (lm/infer/decode.py): the request checked, its prompts padded and placed.
+
+Axes: B rows, P padded prompt slots, Q slots of the prefix, W its rows, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.infer.decode import Sampling, SamplingState, decoding_weights, loop, start
+from lm.model.media import Media
+from lm.model.transformer import Transformer, skeleton
+from lm.parallel.arrays import AnyArray, PyTree
+from lm.parallel.mesh import place_rows, row_ways
+
+UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile
+
+
+class Call(NamedTuple):
+    """The arguments of the compiled programs.
+
+    graph: of the model that decodes, whose config is `config`; reader: of the same model when it reads prompts. weights: what
+    `decoding_weights` returns, or None before the first call of `loop`. slots: cache slots of each continuation,
+    including its prompt unless several share it. room: size of the array of sampled tokens. limit: maximum of new tokens.
+    """
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    reader: nnx.GraphDef
+    sampling: Sampling
+    slots: int
+    room: int
+    limit: int
+    params: nnx.State
+    tokens_BP: AnyArray
+    segments_BP: AnyArray
+    rows_B: AnyArray
+    seed: np.uint32
+    allowed_V: np.ndarray
+    prefix_WQ: AnyArray | None
+    media: Media | None
+    weights: tuple[nnx.State, list[PyTree] | None] | None = None
+
+
+def prepared(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    width: int = 0,
+    copies: int = 1,
+    rows: Sequence[int] | None = None,
+    prefix: Sequence[int] = (),
+    until: int = 0,
+    steps: int = 8,
+    media: Media | None = None,
+) -> Call:
+    """Check a request and return its Call, with slots for `until` tokens (0: for all). steps: see `rounded_slots`."""
+    _check(model, prompts, sampling, copies, prefix, media)
+    limit = sampling.max_new_tokens
+    ways, order = row_ways(), list(range(len(prompts)))
+    # Here a prompt that is read once would leave devices idle, or its shared keys could not be rotated again.
+    if len(prompts) % ways or model.config.rope.depends_on_length:
+        order, copies = [n for n in order for _ in range(copies)], 1
+    order += [0] * (-len(order) % ways)
+    filled = [prompts[n] for n in order]
+    media = jax.tree.map(lambda x: place_rows(np.asarray(x)[np.array(order)])[0], media)
+    seeds_B = np.arange(len(filled) * copies, dtype=np.int32)
+    if rows is not None:
+        seeds_B[: len(rows)] = rows
+    tokens_BP, segments_BP, rows_B = place_rows(*_padded(filled, width), seeds_B)
+    # Each device reads the prefix: one row for each part of the batch.
+    prefix_WQ = place_rows(np.tile(np.asarray(prefix, np.int32), (ways, 1)))[0] if prefix else None
+    graph, params = nnx.split(model)
+    config, reader = model.config, graph
+    if config.scan_layers and max(repeats for _, repeats in config.stacks) <= UNROLLED:
+        config = dataclasses.replace(config, scan_layers=False)
+        graph = _graph(config)
+        # Scanned layers compile faster, but for a moment their caches exist twice, stacked and unstacked.
+        reader = reader if jax.default_backend() == "cpu" else graph
+    slots = rounded_slots((tokens_BP.shape[1] if copies == 1 else 0) + (until or limit), steps)
+    room = rounded_slots(limit, steps)
+    vocab = config.vocab_size
+    allowed_V, seed = np.arange(vocab) < (sampling.vocab_size or vocab), np.uint32(sampling.seed % 2**32)
+    return Call(
+        config,
+        graph,
+        reader,
+        sampling.compiled(),
+        slots,
+        room,
+        limit,
+        params,
+        tokens_BP,
+        segments_BP,
+        rows_B,
+        seed,
+        allowed_V,
+        prefix_WQ,
+        media,
+    )
+
+
+def _check(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    copies: int,
+    prefix: Sequence[int],
+    media: Media | None,
+) -> None:
+    """Raise UserError for a request that the model cannot meet."""
+    o, limit = sampling, sampling.max_new_tokens
+    if limit < 1 or not 0 <= o.temperature < np.inf or not 0 < o.top_p <= 1 or o.top_k < 0 or copies < 1:
+        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and copies ≥ 1")
+    if o.cache_dtype not in ("", "int8"):
+        raise UserError(f"cache_dtype={o.cache_dtype!r} is neither int8 nor empty")
+    vocab = model.config.vocab_size
+    if prefix and (model.config.rope.depends_on_length or any(kind.local for kind in model.config.layer_kinds)):
+        raise ValueError("a model with windows, or whose angles depend on the length, reads each prompt whole")
+    if any(not row or min(row) < 0 or max(row) >= vocab for row in (*prompts, *([prefix] if prefix else []))):
+        raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
+    longest = len(prefix) + max(map(len, prompts)) + limit
+    if model.config.positions == "learned" and longest > model.config.max_positions:
+        most = model.config.max_positions
+        raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
+    if media is not None and model.config.rope.scaling == "longrope":
+        raise UserError(
+            "a model with rope.scaling=longrope reads its prompt twice, which is not possible with images and sound"
+        )
+
+
+def rounded_slots(n: int, steps: int = 8) -> int:
+    """Return n rounded up, so that similar lengths share compiled programs: `steps` sizes per octave, at least 16 apart."""
+    unit = max(16, (1 << (n - 1).bit_length()) // (2 * steps))
+    return -(-n // unit) * unit
+
+
+@functools.lru_cache(maxsize=16)
+def _graph(config: ModelConfig) -> nnx.GraphDef:
+    """Return the model's graph. A scan over layers would copy their weights and caches at every token."""
+    return skeleton(config)[0]
+
+
+def padded_width(longest: int) -> int:
+    """Return the slots of a prompt of so many tokens: a power of two, so that few widths compile."""
+    return max(16, 1 << (longest - 1).bit_length())
+
+
+def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    longest = max(map(len, ids))
+    width = width if width >= longest else padded_width(longest)
+    tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
+    for row, prompt in enumerate(ids):
+        tokens[row, width - len(prompt) :] = prompt
+        segments[row, width - len(prompt) :] = 1
+    return tokens, segments
+
+
+def start_of(call: Call) -> SamplingState:
+    return start(
+        call.graph,
+        call.reader,
+        call.sampling,
+        call.slots,
+        call.room,
+        call.params,
+        call.tokens_BP,
+        call.segments_BP,
+        call.rows_B,
+        call.seed,
+        call.allowed_V,
+        call.prefix_WQ,
+        call.media,
+    )
+
+
+def with_weights(call: Call) -> Call:
+    return call._replace(weights=decoding_weights(call.graph, call.params))
+
+
+def loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
+    """Return the state after `until` tokens."""
+    # Only LongRoPE reads the prompts again. Without them the loop does not depend on their width.
+    tokens_BP = call.tokens_BP if call.config.rope.scaling == "longrope" else None
+    assert call.weights is not None  # of `with_weights`
+    return loop(call.graph, call.sampling, *call.weights, state, tokens_BP, call.rows_B, call.seed, call.allowed_V, until)
