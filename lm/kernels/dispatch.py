@@ -75,7 +75,7 @@ def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Dispatch:
     return Dispatch(source_R, filled_EC.reshape(-1), jnp.where(kept_NK, choice_NK * C + rank_NK, E * C))
 
 
-def exchanged(choice_NK: jax.Array, E: int, W: int) -> Exchange:
+def exchange_of(choice_NK: jax.Array, E: int, W: int) -> Exchange:
     """Sort assignments to the experts 0 … E·W − 1, of which device w has w·E … w·E + E − 1, and exchange how many there are.
 
     Call it in a shard_map over the axis `expert`.
@@ -85,7 +85,7 @@ def exchanged(choice_NK: jax.Array, E: int, W: int) -> Exchange:
     sent_W = jnp.sum(sent_WE, axis=1)
     device_NK = jnp.floor_divide(choice_NK, E)
     starts_NK = jnp.sum(jnp.where(device_NK[..., None] == jnp.arange(W), jnp.cumsum(sent_W) - sent_W, 0), axis=-1)
-    return Exchange(order_A, device_NK, rank_NK - starts_NK, sent_W, saved(sent(sent_WE)))
+    return Exchange(order_A, device_NK, rank_NK - starts_NK, sent_W, saved(all_to_all(sent_WE)))
 
 
 def in_round(exchange: Exchange, n: jax.Array | int, C: int) -> tuple[Dispatch, Arrivals]:
@@ -117,7 +117,7 @@ def _sorted(choice_NK: jax.Array, E: int) -> tuple[jax.Array, jax.Array, jax.Arr
     return order_A, rank_A.reshape(choice_NK.shape), jnp.sum(known_AE, axis=0, dtype=jnp.int32)
 
 
-# `spread` and `collect` are each other's gradient; autodiff would use a slow scatter instead. Sums are float32.
+# `dispatched` and `combined` are each other's gradient; autodiff would use a slow scatter instead. Sums are float32.
 
 
 class Across(NamedTuple):
@@ -131,7 +131,7 @@ class Across(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def spread(across: Across, x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
+def dispatched(across: Across, x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the token of each row, [R, D]."""
     if across.rows:
         x_BTD = lax.all_gather(x_ND.reshape(across.rows, -1, x_ND.shape[1]), "tensor", axis=1, tiled=True)
@@ -142,7 +142,7 @@ def spread(across: Across, x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def collect(across: Across, y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
+def combined(across: Across, y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the sum of each token's K rows, float32 [N, D]."""
     R, D = y_RD.shape
     parts = [
@@ -155,13 +155,13 @@ def collect(across: Across, y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
     return lax.psum(y_ND, across.axes) if across.axes else y_ND
 
 
-spread.defvjp(
-    lambda across, x_ND, dispatch: (spread(across, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
-    lambda across, kept, dy_RD: (collect(across, dy_RD, kept[0]).astype(kept[1].dtype), None),
+dispatched.defvjp(
+    lambda across, x_ND, dispatch: (dispatched(across, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
+    lambda across, kept, dy_RD: (combined(across, dy_RD, kept[0]).astype(kept[1].dtype), None),
 )
-collect.defvjp(
-    lambda across, y_RD, dispatch: (collect(across, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
-    lambda across, kept, dy_ND: (spread(across, dy_ND.astype(kept[1].dtype), kept[0]), None),
+combined.defvjp(
+    lambda across, y_RD, dispatch: (combined(across, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
+    lambda across, kept, dy_ND: (dispatched(across, dy_ND.astype(kept[1].dtype), kept[0]), None),
 )
 
 
@@ -181,7 +181,7 @@ permuted.defvjp(
 )
 
 
-def sent(x: jax.Array) -> jax.Array:
+def all_to_all(x: jax.Array) -> jax.Array:
     """Send equal parts of the first axis, one to each device of the expert axis; return the parts from all, in the same order.
 
     It is its own inverse, and its own gradient.

@@ -27,13 +27,13 @@ from jax.typing import DTypeLike
 from lm.kernels.dispatch import (
     Across,
     Exchange,
-    collect,
+    all_to_all,
+    combined,
+    dispatched,
     dropless,
-    exchanged,
+    exchange_of,
     in_round,
     permuted,
-    sent,
-    spread,
     weights_of_rows,
     with_capacity,
 )  # fmt: skip
@@ -107,20 +107,20 @@ def _local(
     if capacity_factor > 0:
         C = min(len(choice_NK), math.ceil(capacity_factor * len(choice_NK) * K / (E * ways)))
         dispatch = with_capacity(choice_NK, E * ways, C)
-        x_ECD = spread(across, x_ND, dispatch).reshape(E * ways, C, -1)
+        x_ECD = dispatched(across, x_ND, dispatch).reshape(E * ways, C, -1)
         weight_EC = weights_of_rows(weight_NK, dispatch).reshape(E * ways, C)
         if split:
             x_ECD, weight_EC = (lax.all_to_all(a, "expert", 0, 1, tiled=True) for a in (x_ECD, weight_EC))
         y_ECD = through(weights, x_ECD, weight_EC)
         if split:
             y_ECD = lax.all_to_all(y_ECD, "expert", 1, 0, tiled=True)
-        y_ND = collect(across, y_ECD.reshape(E * ways * C, -1), dispatch)
+        y_ND = combined(across, y_ECD.reshape(E * ways * C, -1), dispatch)
     elif ways == 1:
         dispatch, sizes_E = dropless(choice_NK, E)
-        x_RD, weight_R = spread(across, x_ND, dispatch), weights_of_rows(weight_NK, dispatch)
-        y_ND = collect(across, through(weights, x_RD, weight_R, sizes_E), dispatch)
+        x_RD, weight_R = dispatched(across, x_ND, dispatch), weights_of_rows(weight_NK, dispatch)
+        y_ND = combined(across, through(weights, x_RD, weight_R, sizes_E), dispatch)
     else:
-        exchange, C = exchanged(choice_NK, E, ways), places(len(choice_NK), K, E, ways)
+        exchange, C = exchange_of(choice_NK, E, ways), places(len(choice_NK), K, E, ways)
         compute = functools.partial(_round, through, across, C)
         learned = x_ND, weight_NK, weights
         y_ND = compute(exchange, 0, *learned)
@@ -170,9 +170,9 @@ def _round(
 ) -> jax.Array:
     """Return what round n adds to the result of `experts`, float32 [N, D]."""
     dispatch, (order_R, rank_R, sizes_E) = in_round(exchange, n, C)
-    x_RD, weight_R = sent(spread(across, x_ND, dispatch)), sent(weights_of_rows(weight_NK, dispatch))
+    x_RD, weight_R = all_to_all(dispatched(across, x_ND, dispatch)), all_to_all(weights_of_rows(weight_NK, dispatch))
     y_RD = through(weights, permuted(x_RD, order_R, rank_R), permuted(weight_R, order_R, rank_R), sizes_E)
-    return collect(across, sent(permuted(y_RD, rank_R, order_R)), dispatch)
+    return combined(across, all_to_all(permuted(y_RD, rank_R, order_R)), dispatch)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -32,7 +32,7 @@ from lm.model.pages import PagedCache
 from lm.model.steps import Memory, Step, steps_of
 from lm.model.vision import VisionTower
 from lm.parallel.arrays import PyTree
-from lm.parallel.context import later
+from lm.parallel.context import shift
 from lm.parallel.mesh import reshard, spec
 from lm.parallel.sequence import axis_between_blocks, length_axis, whole_rows
 
@@ -194,7 +194,7 @@ class Transformer(nnx.Module):
         x_BTD = reshard(x_BTD, "batch", axis, None)
         step = steps[self.config.layer_kinds[-1].local]
         for k, module in enumerate(self.mtp if self.config.mtp_depth else ()):
-            next_BT = later(targets_BT, k)
+            next_BT = shift(targets_BT, k)
             graph, params = nnx.split(module)
 
             def apply(

@@ -35,7 +35,7 @@ def slots(T: int, ways: int | None = None) -> np.ndarray:
     return np.concatenate((chunks[:ways, None], chunks[: ways - 1 : -1, None]), axis=1).reshape(T)
 
 
-def later(x_BT: jax.Array, k: int) -> jax.Array:
+def shift(x_BT: jax.Array, k: int) -> jax.Array:
     """Return what x holds k places later in the sequence, 0 after its end; both are in the order of `slots`."""
     T = x_BT.shape[1]
     if context_ways() == 1:

@@ -24,7 +24,7 @@ from lm.model.linear import trainable
 from lm.model.media import media_of
 from lm.model.transformer import Hidden, LayerPath, Transformer, build, skeleton
 from lm.parallel.arrays import PyTree
-from lm.parallel.context import later
+from lm.parallel.context import shift
 from lm.parallel.memory import has_host_memory, on_host
 from lm.parallel.mesh import shardings
 from lm.train import guard, rates
@@ -200,8 +200,8 @@ def training_loss(
     nll_ahead, weight_ahead = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
     for k, hidden in enumerate(ahead, start=1):
         # Targets beyond the end of the document have weight 0.
-        weights = later(batch["weights"], k) * (later(batch["segment_ids"], k) == batch["segment_ids"])
-        one, nll_k = head_loss(model, hidden.x_BTD, later(batch["targets"], k), weights, z_loss)
+        weights = shift(batch["weights"], k) * (shift(batch["segment_ids"], k) == batch["segment_ids"])
+        one, nll_k = head_loss(model, hidden.x_BTD, shift(batch["targets"], k), weights, z_loss)
         objective = objective + mtp_loss / len(ahead) * one
         nll_ahead, weight_ahead = nll_ahead + nll_k, weight_ahead + jnp.sum(weights)
     if ahead:

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import skeleton
-from lm.parallel.context import context_ways, later, sequences_whole, slots
+from lm.parallel.context import context_ways, sequences_whole, shift, slots
 from lm.parallel.mesh import AXES, check_fit, make_mesh, place_rows, shardings, spec
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
@@ -206,10 +206,10 @@ def test_each_part_of_a_sequence_has_an_early_and_a_late_chunk():
 def test_later_tokens_of_a_split_sequence_are_those_of_a_whole_one(k):
     x_BT = np.arange(2 * 32, dtype=np.int32).reshape(2, 32)
     whole = np.pad(x_BT[:, k:], ((0, 0), (0, k)))
-    np.testing.assert_array_equal(later(jnp.asarray(x_BT), k), whole)
+    np.testing.assert_array_equal(shift(jnp.asarray(x_BT), k), whole)
     with jax.set_mesh(make_mesh({"data": 2, "context": 4})):
         x = jax.device_put(x_BT[:, slots(32)], NamedSharding(jax.sharding.get_mesh(), spec("batch", "length")))
-        found = jax.jit(lambda x: later(x, k))(x)
+        found = jax.jit(lambda x: shift(x, k))(x)
         np.testing.assert_array_equal(found, whole[:, slots(32)])
         assert jax.typeof(found).sharding.spec == spec("batch", "length")
 
