@@ -14,10 +14,10 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.infer.decode import Sampling, SamplingState, decoding_weights, loop, start
+from lm.infer.decode import Draws, Prompts, Sampling, SamplingState, decoding_weights, loop, start
 from lm.model.media import Media
 from lm.model.transformer import Transformer, skeleton
-from lm.parallel.arrays import AnyArray, PyTree
+from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import place_rows, row_ways
 
 UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile
@@ -39,13 +39,8 @@ class Call(NamedTuple):
     room: int
     limit: int
     params: nnx.State
-    tokens_BP: AnyArray
-    segments_BP: AnyArray
-    rows_B: AnyArray
-    seed: np.uint32
-    allowed_V: np.ndarray
-    prefix_WQ: AnyArray | None
-    media: Media | None
+    prompts: Prompts
+    draws: Draws
     weights: tuple[nnx.State, list[PyTree] | None] | None = None
 
 
@@ -88,23 +83,8 @@ def prepared(
     room = rounded_slots(limit, steps)
     vocab = config.vocab_size
     allowed_V, seed = np.arange(vocab) < (sampling.vocab_size or vocab), np.uint32(sampling.seed % 2**32)
-    return Call(
-        config,
-        graph,
-        reader,
-        sampling.compiled(),
-        slots,
-        room,
-        limit,
-        params,
-        tokens_BP,
-        segments_BP,
-        rows_B,
-        seed,
-        allowed_V,
-        prefix_WQ,
-        media,
-    )
+    read, draws = Prompts(tokens_BP, segments_BP, prefix_WQ, media), Draws(rows_B, seed, allowed_V)
+    return Call(config, graph, reader, sampling.compiled(), slots, room, limit, params, read, draws)
 
 
 def _check(
@@ -164,21 +144,7 @@ def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.nd
 
 
 def start_of(call: Call) -> SamplingState:
-    return start(
-        call.graph,
-        call.reader,
-        call.sampling,
-        call.slots,
-        call.room,
-        call.params,
-        call.tokens_BP,
-        call.segments_BP,
-        call.rows_B,
-        call.seed,
-        call.allowed_V,
-        call.prefix_WQ,
-        call.media,
-    )
+    return start(call.graph, call.reader, call.sampling, call.slots, call.room, call.params, call.prompts, call.draws)
 
 
 def with_weights(call: Call) -> Call:
@@ -188,6 +154,6 @@ def with_weights(call: Call) -> Call:
 def loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
     """Return the state after `until` tokens."""
     # Only LongRoPE reads the prompts again. Without them the loop does not depend on their width.
-    tokens_BP = call.tokens_BP if call.config.rope.scaling == "longrope" else None
+    tokens_BP = call.prompts.tokens_BP if call.config.rope.scaling == "longrope" else None
     assert call.weights is not None  # of `with_weights`
-    return loop(call.graph, call.sampling, *call.weights, state, tokens_BP, call.rows_B, call.seed, call.allowed_V, until)
+    return loop(call.graph, call.sampling, *call.weights, state, tokens_BP, call.draws, until)

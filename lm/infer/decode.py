@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -19,7 +20,7 @@ from lm.model.inputs import Inputs
 from lm.model.linear import cast_matrices
 from lm.model.media import Media
 from lm.model.transformer import Transformer
-from lm.parallel.arrays import PyTree
+from lm.parallel.arrays import AnyArray, PyTree
 from lm.parallel.mesh import reshard, spec
 
 APART = 1 << 31  # largest size in bytes of weights that `decoding_weights` copies
@@ -61,6 +62,23 @@ class Sampling:
         return dataclasses.replace(self, max_new_tokens=0, vocab_size=0, seed=0)
 
 
+class Prompts(NamedTuple):
+    """What `start` reads: prompts, padded on the left; a beginning that many share, read before; images and sound."""
+
+    tokens_BP: AnyArray
+    segments_BP: AnyArray
+    prefix_WQ: AnyArray | None = None
+    media: Media | None = None
+
+
+class Draws(NamedTuple):
+    """What the draws depend on beside the logits: a number of each row, a seed, and which ids may be drawn (bool)."""
+
+    rows_B: AnyArray
+    seed: AnyArray | np.uint32
+    allowed_V: AnyArray
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def start(
     graph: nnx.GraphDef,
@@ -69,32 +87,26 @@ def start(
     slots: int,
     room: int,
     params: nnx.State,
-    tokens_BP: jax.Array,
-    segments_BP: jax.Array,
-    rows_B: jax.Array,
-    seed: jax.Array,
-    allowed_V: jax.Array,
-    prefix_WQ: jax.Array | None,
-    media: Media | None = None,
+    prompts: Prompts,
+    draws: Draws,
 ) -> SamplingState:
     """Read the prompts into an empty cache and sample the first token of each row; a prompt may have several rows.
-
-    media: images and sound of the prompts (lm/model/media.py).
 
     This is a separate program, so that `loop` does not compile again for prompts of another width.
     """
     model, dtype = nnx.merge(reader, params), sampling.cache_dtype
-    (prompts, P), B = tokens_BP.shape, rows_B.shape[0]
-    each, Q = B // prompts, 0
+    tokens_BP, segments_BP, prefix_WQ, media = prompts
+    (count, P), B = tokens_BP.shape, draws.rows_B.shape[0]
+    each, Q = B // count, 0
     positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
     free = slots if each == 1 else P
     if prefix_WQ is None:
-        before = empty_state(model.config, prompts, free, dtype)
+        before = empty_state(model.config, count, free, dtype)
     else:
         W, Q = prefix_WQ.shape
         first = model.hidden(prefix_WQ, empty_state(model.config, W, Q, dtype), prefill=True).memory
-        before = fork(first, model.config, prompts // W, free, dtype)
-    inputs = Inputs(tokens_BP, segments_BP, Q + positions_BP, media=media)
+        before = fork(first, model.config, count // W, free, dtype)
+    inputs = Inputs(jnp.asarray(tokens_BP), jnp.asarray(segments_BP), Q + positions_BP, media=media)
     read = model.hidden(inputs, before, prefill=prefix_WQ is None)
     logits_BV = repeat(model.logits(read.x_BTD[:, -1:])[:, 0], each)
     lengths_B = Q + repeat(segments_BP.sum(axis=1), each)
@@ -105,7 +117,7 @@ def start(
     first = SamplingState(
         decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
     )
-    return _drawn(first, logits_BV, sampling, rows_B, seed, allowed_V)
+    return _drawn(first, logits_BV, sampling, draws)
 
 
 def sample_step(
@@ -114,9 +126,7 @@ def sample_step(
     params: nnx.State,
     state: SamplingState,
     tokens_BP: jax.Array | None,
-    rows_B: jax.Array,
-    seed: jax.Array,
-    allowed_V: jax.Array,
+    draws: Draws,
     layers: list[PyTree] | None = None,
 ) -> SamplingState:
     """Feed the last token and sample the next one. layers: of `decoding_weights`."""
@@ -128,7 +138,7 @@ def sample_step(
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
     read = model.hidden(Inputs(state.last_B[:, None], ones, state.positions_B[:, None]), before, layers=layers)
     logits_BV = model.logits(read.x_BTD)[:, 0]
-    return _drawn(state._replace(decode=read.memory), logits_BV, sampling, rows_B, seed, allowed_V)
+    return _drawn(state._replace(decode=read.memory), logits_BV, sampling, draws)
 
 
 def _read_again(model: Transformer, state: SamplingState, tokens_BP: jax.Array | None) -> DecodeState:
@@ -188,9 +198,7 @@ def loop(
     layers: list[PyTree] | None,
     state: SamplingState,
     tokens_BP: jax.Array | None,
-    rows_B: jax.Array,
-    seed: jax.Array,
-    allowed_V: jax.Array,
+    draws: Draws,
     until: jax.Array,
 ) -> SamplingState:
     """Return the state after `until` tokens, or earlier if all rows are done or one is lost.
@@ -199,7 +207,7 @@ def loop(
     """
     return lax.while_loop(
         lambda s: (s.n < until) & ~s.done_B.all() & ~s.lost_B.any(),
-        lambda s: sample_step(graph, sampling, params, s, tokens_BP, rows_B, seed, allowed_V, layers),
+        lambda s: sample_step(graph, sampling, params, s, tokens_BP, draws, layers),
         state,
     )
 
@@ -208,13 +216,11 @@ def _bytes(params: nnx.State) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 
-def _drawn(
-    state: SamplingState, logits_BV: jax.Array, sampling: Sampling, rows_B: jax.Array, seed: jax.Array, allowed_V: jax.Array
-) -> SamplingState:
+def _drawn(state: SamplingState, logits_BV: jax.Array, sampling: Sampling, draws: Draws) -> SamplingState:
     """Return the state after sampling token n from these logits. Finished rows repeat their end token."""
     logits_BV = reshard(logits_BV, "batch", None)
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), state.n))(rows_B)
-    drawn_B = sample(keys, jnp.where(allowed_V, logits_BV, -jnp.inf), sampling)
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(draws.seed), row), state.n))(draws.rows_B)
+    drawn_B = sample(keys, jnp.where(draws.allowed_V, logits_BV, -jnp.inf), sampling)
     drawn_B = jnp.where(state.done_B, state.last_B, drawn_B).astype(jnp.int32)
     logits_BV = logits_BV / (sampling.temperature or 1.0)
     logp_B = _picked(logits_BV, drawn_B) - jax.nn.logsumexp(logits_BV, axis=-1)

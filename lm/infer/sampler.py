@@ -162,7 +162,7 @@ def draw(
     state = start_of(call)
     call = with_weights(call)
     state = loop_of(call, state, until)
-    count, numbers = len(prompts) * copies, np.arange(call.rows_B.shape[0])  # of the continuation in each row
+    count, numbers = len(prompts) * copies, np.arange(call.draws.rows_B.shape[0])  # of the continuation in each row
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
     names = range(len(prompts)) if names is None else names
@@ -213,8 +213,9 @@ def _resumed(
     if end + until > slots:
         more = rounded_slots(end + min(call.limit, max(until, 2 * drawn)), COARSE) - slots
     if more or kept is not None:
-        state, tokens_BP, rows_B = changed(config, more, state, call.tokens_BP, call.rows_B, kept)
-        call = call._replace(tokens_BP=tokens_BP, rows_B=rows_B)
+        prompts, draws = call.prompts, call.draws
+        state, tokens_BP, rows_B = changed(config, more, state, prompts.tokens_BP, draws.rows_B, kept)
+        call = call._replace(prompts=prompts._replace(tokens_BP=tokens_BP), draws=draws._replace(rows_B=rows_B))
     state = state._replace(done_B=state.done_B | place_rows(~going)[0])
     return call, loop_of(call, state, until), numbers, going
 
