@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.kernels.chunks import chunk_of
-from lm.kernels.head import exponentials, head_loss, target_mask
+from lm.kernels.head import Logits, exponentials, head_loss, target_mask
 
 
 class CrossEntropy(NamedTuple):
@@ -42,7 +42,7 @@ def cross_entropy(
     chunk = objective.chunk or chunk_of(*targets_BT.shape)
     arrays, used_BT = (targets_BT, weights_BT), weights_BT != 0 if objective.sparse else None
     loss = functools.partial(_chunk, objective)
-    return head_loss(loss, objective.softcap, dtype, chunk, x_BTD, head_VD, (), arrays, used_BT)
+    return head_loss(loss, Logits(dtype, objective.softcap, chunk), x_BTD, head_VD, (), arrays, used_BT)
 
 
 def _chunk(

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from lm.kernels.chunks import chunk_of
-from lm.kernels.head import head_logits, head_loss, softcapped, target_mask
+from lm.kernels.head import Logits, head_logits, head_loss, softcapped, target_mask
 from lm.kernels.matmul import gathered
 
 
@@ -30,6 +30,7 @@ class Distillation:
     temperature: τ > 0; both models' logits are divided by it for the divergence. The divergence's gradient shrinks as 1/τ²;
       the factor τ² keeps it at the size of the nll's (Hinton et al. 2015, §2).
     softcap, teacher_softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap.
+    chunk: time steps per chunk; 0: see `chunk_of`.
     """
 
     kind: str = "forward"
@@ -38,6 +39,7 @@ class Distillation:
     temperature: float = 1.0
     softcap: float = 0.0
     teacher_softcap: float = 0.0
+    chunk: int = 0
 
 
 class Divergence(NamedTuple):
@@ -69,7 +71,6 @@ def divergence(
     d: Distillation,
     *,
     dtype: DTypeLike,
-    chunk: int | None = None,
 ) -> Divergence:
     """Return the sums of `Divergence` for a student with logits x·headᵀ and a teacher with logits teacher·teacher_headᵀ.
 
@@ -77,12 +78,12 @@ def divergence(
       x_BTD, teacher_BTE: hidden states after the last norm. head_VD, teacher_head_VE: heads over the same vocabulary.
       targets_BT: int32. weights_BT: float32.
       dtype: compute type of the products; logits, softmax and sums are float32.
-      chunk: time steps per chunk; None: see `chunk_of`.
     """
-    dtype, chunk = jnp.dtype(dtype), chunk or chunk_of(*targets_BT.shape)
+    dtype, chunk = jnp.dtype(dtype), d.chunk or chunk_of(*targets_BT.shape)
     teacher_BTE, teacher_head_VE = lax.stop_gradient((teacher_BTE.astype(dtype), gathered(teacher_head_VE.astype(dtype))))
     arrays = (teacher_BTE, targets_BT, weights_BT)
-    return head_loss(functools.partial(_chunk, d), d.softcap, dtype, chunk, x_BTD, head_VD, (teacher_head_VE,), arrays)
+    how = Logits(dtype, d.softcap, chunk)
+    return head_loss(functools.partial(_chunk, d), how, x_BTD, head_VD, (teacher_head_VE,), arrays)
 
 
 def divergence_reference(

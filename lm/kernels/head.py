@@ -7,7 +7,7 @@ backward pass only scales it by the cotangent. That takes one product for the lo
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,21 @@ from lm.parallel.mesh import reshard, spec
 HeadGradients: TypeAlias = tuple[jax.Array, jax.Array | None]  # dx [B, T, D]; dhead [V, D], None for a frozen head
 ChunkLoss: TypeAlias = Callable[..., tuple[PyTree, jax.Array]]  # see `head_gradients`
 Body: TypeAlias = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # of a lax.scan
+
+
+class Logits(NamedTuple):
+    """How the logits of a head are computed.
+
+    dtype: of the operands. softcap: see `softcapped`. rounded: dtype that logits are rounded to before the cap.
+    temperature: divides the capped logits; only losses that say so know it.
+    part: what is computed at once: time steps of a chunk (chunks.py), or rows of a block of the vocabulary (vocabulary.py).
+    """
+
+    dtype: DTypeLike
+    softcap: float = 0.0
+    part: int = 0
+    rounded: DTypeLike = jnp.float32
+    temperature: float = 1.0
 
 
 def softcapped(scores: jax.Array, cap: float) -> jax.Array:
@@ -58,39 +73,36 @@ def exponentials(logits_BTV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
 
 def head_gradients(
     loss: ChunkLoss,
-    softcap: float,
-    dtype: DTypeLike,
-    chunk: int,
+    how: Logits,
     x_BTD: jax.Array,
     head_VD: jax.Array,
     fixed: Sequence[jax.Array],
     arrays: Sequence[jax.Array],
-    logits_dtype: DTypeLike = jnp.float32,
     learns: bool = True,
     used_BT: jax.Array | None = None,
 ) -> tuple[PyTree, jax.Array, jax.Array | None]:
     """Return a loss's results stacked over chunks, and its gradients: dx [B, T, D] in x's dtype, dhead float32 [V, D].
 
     loss(logits, *arrays, *fixed) -> (results, d loss / d logits) of one chunk: logits float32 [B, chunk, V] after the cap.
-    arrays: [B, T, …], split like x. fixed: given whole to each chunk. See `head_logits` for logits_dtype.
+    arrays: [B, T, …], split like x. fixed: given whole to each chunk.
     learns: whether the head has a gradient; if not, dhead is None and costs nothing.
     used_BT: bool; a chunk without any used position is skipped, and its results and gradients are 0. None: skip nothing.
     """
-    head, T, where = gathered(head_VD.astype(dtype)), x_BTD.shape[1], spec_of(head_VD)
+    head, T, where = gathered(head_VD.astype(how.dtype)), x_BTD.shape[1], spec_of(head_VD)
 
     def body(dhead: jax.Array | None, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array | None, tuple[PyTree, jax.Array]]:
         x, *arrays = inputs
-        logits = head_logits(x, head, softcap, logits_dtype)
+        logits = head_logits(x, head, how.softcap, how.rounded)
         results, dlogits = loss(logits, *arrays, *fixed)
-        if softcap:
-            dlogits = dlogits * softcap_slope(logits, softcap)
-        dlogits = dlogits.astype(dtype)
-        dx = product("btv,vd->btd", dlogits, head, spec("rows", None, None)).astype(dtype)
+        if how.softcap:
+            dlogits = dlogits * softcap_slope(logits, how.softcap)
+        dlogits = dlogits.astype(how.dtype)
+        dx = product("btv,vd->btd", dlogits, head, spec("rows", None, None)).astype(how.dtype)
         return None if dhead is None else dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)), (results, dx)
 
     nothing = jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where)) if learns else None
-    chunks = split(chunk, x_BTD.astype(dtype), *arrays)
-    dhead, (results, dx) = lax.scan(*skipping(body, nothing, chunks, used_BT, chunk))
+    chunks = split(how.part, x_BTD.astype(how.dtype), *arrays)
+    dhead, (results, dx) = lax.scan(*skipping(body, nothing, chunks, used_BT, how.part))
     return results, joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where) if learns else None
 
 
@@ -119,12 +131,10 @@ def zeros(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding and x.sharding.spec), shapes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def head_loss(
     loss: ChunkLoss,
-    softcap: float,
-    dtype: DTypeLike,
-    chunk: int,
+    how: Logits,
     x_BTD: jax.Array,
     head_VD: jax.Array,
     fixed: Sequence[jax.Array],
@@ -135,29 +145,25 @@ def head_loss(
 
     loss: as in `head_gradients`; its results are a tuple of float32 sums per row, [B]. used_BT: as in `head_gradients`.
     """
-    head = gathered(head_VD.astype(dtype))
+    head = gathered(head_VD.astype(how.dtype))
 
     def sums(_: None, inputs: tuple[jax.Array, ...]) -> tuple[None, PyTree]:
         x, *arrays = inputs
-        return None, loss(head_logits(x, head, softcap), *arrays, *fixed)[0]
+        return None, loss(head_logits(x, head, how.softcap), *arrays, *fixed)[0]
 
-    chunks = split(chunk, x_BTD.astype(dtype), *arrays)
-    return jax.tree.map(jnp.sum, lax.scan(*skipping(sums, None, chunks, used_BT, chunk))[1])
+    chunks = split(how.part, x_BTD.astype(how.dtype), *arrays)
+    return jax.tree.map(jnp.sum, lax.scan(*skipping(sums, None, chunks, used_BT, how.part))[1])
 
 
-def _forward(loss: ChunkLoss, softcap: float, dtype: DTypeLike, chunk: int, *arguments: PyTree) -> tuple[PyTree, HeadGradients]:
+def _forward(loss: ChunkLoss, how: Logits, *arguments: PyTree) -> tuple[PyTree, HeadGradients]:
     # A frozen head, as that of a model with adapters, gets no gradient.
     learns = arguments[1].perturbed
     x_BTD, head_VD, fixed, arrays, used_BT = jax.tree.map(lambda argument: argument.value, arguments)
-    sums, dx_BTD, dhead_VD = head_gradients(
-        loss, softcap, dtype, chunk, x_BTD, head_VD, fixed, arrays, learns=learns, used_BT=used_BT
-    )
+    sums, dx_BTD, dhead_VD = head_gradients(loss, how, x_BTD, head_VD, fixed, arrays, learns, used_BT)
     return jax.tree.map(jnp.sum, sums), (dx_BTD, dhead_VD)
 
 
-def _backward(
-    loss: ChunkLoss, softcap: float, dtype: DTypeLike, chunk: int, gradients: HeadGradients, cotangents: PyTree
-) -> tuple[jax.Array | None, ...]:
+def _backward(loss: ChunkLoss, how: Logits, gradients: HeadGradients, cotangents: PyTree) -> tuple[jax.Array | None, ...]:
     return (*scaled(gradients, cotangents[0]), None, None, None)
 
 

@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from lm.kernels.chunks import chunk_of, joined, split
-from lm.kernels.head import exponentials, head_gradients, head_logits, skipping, target_mask
+from lm.kernels.head import Logits, exponentials, head_gradients, head_logits, skipping, target_mask
 from lm.kernels.matmul import gathered
 from lm.kernels.vocabulary import block_rows, gradients, statistics
 from lm.parallel.arrays import PyTree
@@ -41,105 +41,69 @@ def target_logprobs(
       used_BT: bool; a chunk without any used position is skipped, and both results are 0 there. None: skip nothing.
     Only the first result has a gradient, with respect to x and head.
     """
-    chunk = chunk or chunk_of(*targets_BT.shape)
-    return _chunked(softcap, temperature, jnp.dtype(dtype), chunk, x_BTD, head_VD, targets_BT, used_BT)
+    dtype, chunk = jnp.dtype(dtype), chunk or chunk_of(*targets_BT.shape)
+    return _chunked(Logits(dtype, softcap, chunk, dtype, temperature), x_BTD, head_VD, targets_BT, used_BT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(
-    softcap: float,
-    temperature: float,
-    dtype: jnp.dtype,
-    chunk: int,
-    x_BTD: jax.Array,
-    head_VD: jax.Array,
-    targets_BT: jax.Array,
-    used_BT: jax.Array | None,
+    how: Logits, x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, used_BT: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    logps_BT, entropy_BT, _ = _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)
+    logps_BT, entropy_BT, _ = _values(how, x_BTD, head_VD, targets_BT, used_BT)
     return logps_BT, entropy_BT
 
 
 def _values(
-    softcap: float,
-    temperature: float,
-    dtype: jnp.dtype,
-    chunk: int,
-    x_BTD: jax.Array,
-    head_VD: jax.Array,
-    targets_BT: jax.Array,
-    used_BT: jax.Array | None,
+    how: Logits, x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, used_BT: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return log p(target), the entropy and log Z, each [B, T]."""
-    if (rows := block_rows(head_VD, dtype)) is not None:
-        found = statistics(
-            x_BTD, head_VD, targets_BT, dtype=dtype, rows=rows, softcap=softcap, temperature=temperature, rounded=dtype
-        )
+    if (rows := block_rows(head_VD, how.dtype)) is not None:
+        found = statistics(x_BTD, head_VD, targets_BT, how._replace(part=rows))
         used = 1.0 if used_BT is None else used_BT
         return (found.label - found.logz) * used, found.entropy * used, found.logz
-    head = gathered(head_VD.astype(dtype))
+    head = gathered(head_VD.astype(how.dtype))
 
     def some(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
         x, targets = inputs
-        logits = head_logits(x, head, softcap, dtype) / temperature
+        logits = head_logits(x, head, how.softcap, how.rounded) / how.temperature
         top, below, e, z = exponentials(logits)
         # With p = e/Z and log p = below − log Z: the entropy is log Z − Σ e·below / Z.
         entropy = jnp.log(z) - jnp.sum(e * below, axis=-1) / z
         label = jnp.sum(jnp.where(target_mask(logits, targets), below, 0.0), axis=-1)
         return None, (label - jnp.log(z), entropy, top + jnp.log(z))
 
-    chunks = split(chunk, x_BTD.astype(dtype), targets_BT)
-    found = lax.scan(*skipping(some, None, chunks, used_BT, chunk))[1]
+    chunks = split(how.part, x_BTD.astype(how.dtype), targets_BT)
+    found = lax.scan(*skipping(some, None, chunks, used_BT, how.part))[1]
     logps_BT, entropy_BT, logz_BT = (joined(x, targets_BT.shape[1]) for x in found)
     return logps_BT, entropy_BT, logz_BT
 
 
-def _forward(
-    softcap: float, temperature: float, dtype: jnp.dtype, chunk: int, *arguments: PyTree
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+def _forward(how: Logits, *arguments: PyTree) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
     x_BTD, head_VD, targets_BT, used_BT = (jax.tree.map(lambda argument: argument.value, one) for one in arguments)
-    logps_BT, entropy_BT, logz_BT = _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)
+    logps_BT, entropy_BT, logz_BT = _values(how, x_BTD, head_VD, targets_BT, used_BT)
     learns = () if arguments[1].perturbed else None  # a frozen head, as that of a model with adapters, gets no gradient
     return (logps_BT, entropy_BT), (x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns)
 
 
 def _backward(
-    softcap: float,
-    temperature: float,
-    dtype: jnp.dtype,
-    chunk: int,
-    residuals: tuple[Any, ...],
-    cotangents: tuple[jax.Array, ...],
+    how: Logits, residuals: tuple[Any, ...], cotangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array | None, jax.Array | None, None, None]:
     x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns = residuals
     if isinstance(cotangents[0], SymbolicZero):
         return None, None, None, None
 
-    if (rows := block_rows(head_VD, dtype)) is not None:
+    if (rows := block_rows(head_VD, how.dtype)) is not None:
         dlogp_BT = cotangents[0] if used_BT is None else cotangents[0] * used_BT
-        dx_BTD, dhead_VD = gradients(
-            x_BTD,
-            head_VD,
-            targets_BT,
-            logz_BT,
-            -dlogp_BT,
-            dlogp_BT,
-            dtype=dtype,
-            rows=rows,
-            softcap=softcap,
-            temperature=temperature,
-            rounded=dtype,
-            learns=learns is not None,
-        )
+        blocks = how._replace(part=rows)
+        dx_BTD, dhead_VD = gradients(x_BTD, head_VD, targets_BT, logz_BT, -dlogp_BT, dlogp_BT, blocks, learns is not None)
         return dx_BTD, dhead_VD, None, None
 
     def loss(logits: jax.Array, targets: jax.Array, logz: jax.Array, dlogp: jax.Array) -> tuple[tuple[()], jax.Array]:
-        p = jnp.exp(logits / temperature - logz[..., None])
-        return (), dlogp[..., None] * (target_mask(logits, targets) - p) / temperature
+        p = jnp.exp(logits / how.temperature - logz[..., None])
+        return (), dlogp[..., None] * (target_mask(logits, targets) - p) / how.temperature
 
     arrays = (targets_BT, logz_BT, cotangents[0])
-    options = dict(logits_dtype=dtype, learns=learns is not None, used_BT=used_BT)
-    _, dx_BTD, dhead_VD = head_gradients(loss, softcap, dtype, chunk, x_BTD, head_VD, (), arrays, **options)
+    _, dx_BTD, dhead_VD = head_gradients(loss, how, x_BTD, head_VD, (), arrays, learns is not None, used_BT)
     return dx_BTD, None if dhead_VD is None else dhead_VD.astype(head_VD.dtype), None, None
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lm.kernels.head import softcap_slope, softcapped
+from lm.kernels.head import Logits, softcap_slope, softcapped
 from lm.kernels.matmul import scattered, spec_of
 from lm.kernels.ops import product
 from lm.parallel.mesh import embed_axes, several, spec, token_axes
@@ -50,29 +50,16 @@ def block_rows(head_VD: jax.Array, dtype: DTypeLike) -> int | None:
     return None if blocks == 1 else -(-rows // (blocks * LANES)) * LANES
 
 
-def statistics(
-    x_BTD: jax.Array,
-    head_VD: jax.Array,
-    targets_BT: jax.Array,
-    *,
-    dtype: DTypeLike,
-    rows: int,
-    softcap: float = 0.0,
-    temperature: float = 1.0,
-    rounded: DTypeLike = jnp.float32,
-) -> Statistics:
-    """Return Statistics of the logits x·headᵀ, softcapped and divided by the temperature.
-
-    dtype: of the operands. rows: of a block. rounded: dtype that logits are rounded to before the cap.
-    """
+def statistics(x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, how: Logits) -> Statistics:
+    """Return Statistics of the logits x·headᵀ, softcapped and divided by the temperature, in blocks of how.part rows."""
 
     def on_device(x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array) -> Statistics:
-        x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(dtype), targets_BT.reshape(-1, 1)
+        x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(how.dtype), targets_BT.reshape(-1, 1)
 
         def body(carry: Sums, block: Block) -> tuple[Sums, None]:
             top, z, s, label = carry
-            _, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, softcap, rounded)
-            logits_NC = logits_NC / temperature
+            _, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, how)
+            logits_NC = logits_NC / how.temperature
             new = jnp.maximum(top, jnp.max(logits_NC, axis=-1))
             below = logits_NC - new[:, None]
             e, shrunk = jnp.exp(below), jnp.exp(top - new)
@@ -81,7 +68,9 @@ def statistics(
             return (new, z, s, label + jnp.sum(jnp.where(is_target, logits_NC, 0.0), axis=-1)), None
 
         zeros = jnp.zeros(x_ND.shape[:1], jnp.float32)
-        (top, z, s, label), _ = lax.scan(body, (zeros + LEAST, zeros, zeros, zeros), _blocks(head_VD.astype(dtype), rows))
+        (top, z, s, label), _ = lax.scan(
+            body, (zeros + LEAST, zeros, zeros, zeros), _blocks(head_VD.astype(how.dtype), how.part)
+        )
         new = lax.pmax(top, "tensor")
         shrunk = jnp.exp(top - new)
         s, z = lax.psum((shrunk * (s + z * (top - new)), shrunk * z), "tensor")
@@ -100,38 +89,32 @@ def gradients(
     logz_BT: jax.Array,
     of_p_BT: jax.Array,
     of_target_BT: jax.Array,
-    *,
-    dtype: DTypeLike,
-    rows: int,
-    softcap: float = 0.0,
-    temperature: float = 1.0,
-    rounded: DTypeLike = jnp.float32,
+    how: Logits,
     learns: bool = True,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return dx [B, T, D] in x's dtype and dhead float32 [V, D], if d loss / d logits is of_p·p + of_target·onehot(target).
 
-    p: the softmax; logits are those after cap and temperature. Other arguments as for `statistics`. learns: whether the head
-    has a gradient; if not, dhead is None.
+    p: the softmax; logits are those after cap and temperature. learns: whether the head has a gradient; if not, dhead is None.
     """
 
     def on_device(
         x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, *arrays: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
-        x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(dtype), targets_BT.reshape(-1, 1)
+        x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(how.dtype), targets_BT.reshape(-1, 1)
         logz_N1, of_p_N1, of_target_N1 = (array.reshape(-1, 1) for array in arrays)
 
         def body(dx_ND: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
-            w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, softcap, rounded)
-            d_NC = of_p_N1 * jnp.exp(logits_NC / temperature - logz_N1) + jnp.where(is_target, of_target_N1, 0.0)
-            if softcap:
-                d_NC = d_NC * softcap_slope(jnp.maximum(logits_NC, -softcap), softcap)  # LEAST has no slope
-            d_NC = (d_NC / temperature).astype(dtype)
+            w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, how)
+            d_NC = of_p_N1 * jnp.exp(logits_NC / how.temperature - logz_N1) + jnp.where(is_target, of_target_N1, 0.0)
+            if how.softcap:
+                d_NC = d_NC * softcap_slope(jnp.maximum(logits_NC, -how.softcap), how.softcap)  # LEAST has no slope
+            d_NC = (d_NC / how.temperature).astype(how.dtype)
             dx_ND = dx_ND + product("nc,cd->nd", d_NC, w_CD)
             if not learns:
                 return dx_ND, None
             return dx_ND, scattered(product("nc,nd->cd", d_NC, x_ND), PartitionSpec(None, columns), over)
 
-        blocks = _blocks(head_VD.astype(dtype), rows)
+        blocks = _blocks(head_VD.astype(how.dtype), how.part)
         dx_ND, dw = lax.scan(body, jnp.zeros(x_ND.shape, jnp.float32), blocks)
         dx_BTD = lax.psum(dx_ND, "tensor").reshape(x_BTD.shape).astype(x_BTD.dtype)
         return dx_BTD, None if dw is None else dw.reshape(-1, head_VD.shape[1])[: head_VD.shape[0]]
@@ -151,18 +134,12 @@ def _blocks(head_VD: jax.Array, rows: int) -> Block:
 
 
 def _logits(
-    x_ND: jax.Array,
-    targets_N1: jax.Array,
-    block: Block,
-    V: int,
-    columns: str | tuple[str, ...] | None,
-    softcap: float,
-    rounded: DTypeLike,
+    x_ND: jax.Array, targets_N1: jax.Array, block: Block, V: int, columns: str | tuple[str, ...] | None, how: Logits
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return a gathered block, its float32 logits [N, C] after the cap, and where the vocabulary id is the target."""
     n, part_CD = block
     w_CD = lax.all_gather(part_CD, columns, axis=1, tiled=True)
-    logits_NC = softcapped(product("nd,cd->nc", x_ND, w_CD).astype(rounded).astype(jnp.float32), softcap)
+    logits_NC = softcapped(product("nd,cd->nc", x_ND, w_CD).astype(how.rounded).astype(jnp.float32), how.softcap)
     places_C = n * w_CD.shape[0] + jnp.arange(w_CD.shape[0])
     is_target = lax.axis_index("tensor") * V + places_C == targets_N1
     if V % w_CD.shape[0]:  # the last block has rows of no token

@@ -9,16 +9,15 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from lm.kernels.cross_entropy import CrossEntropy
-from lm.kernels.head import scaled
+from lm.kernels.head import Logits, scaled
 from lm.kernels.vocabulary import Statistics, block_rows, gradients, statistics
 
 
 class Options(NamedTuple):
-    """Constants of `_by_blocks`; rows: of a block of the vocabulary."""
+    """Constants of `_by_blocks`; logits: with the rows of a block of the vocabulary."""
 
     objective: CrossEntropy
-    dtype: jnp.dtype
-    rows: int
+    logits: Logits
 
 
 def takes(
@@ -46,7 +45,7 @@ def cross_entropy(
     """Compute lm.kernels.ops.cross_entropy."""
     rows = block_rows(head_VD, dtype)
     assert rows is not None  # as `takes` says
-    return _by_blocks(Options(objective, dtype, rows), x_BTD, head_VD, targets_BT, weights_BT)
+    return _by_blocks(Options(objective, Logits(dtype, objective.softcap, rows)), x_BTD, head_VD, targets_BT, weights_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -54,11 +53,7 @@ def _by_blocks(
     options: Options, x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
 ) -> tuple[jax.Array, ...]:
     """Return the sums of `cross_entropy`; the gradients are computed in the forward pass."""
-    return _sums(options, _statistics(options, x_BTD, head_VD, targets_BT), weights_BT)
-
-
-def _statistics(options: Options, x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array) -> Statistics:
-    return statistics(x_BTD, head_VD, targets_BT, dtype=options.dtype, rows=options.rows, softcap=options.objective.softcap)
+    return _sums(options, statistics(x_BTD, head_VD, targets_BT, options.logits), weights_BT)
 
 
 def _sums(options: Options, found: Statistics, weights_BT: jax.Array) -> tuple[jax.Array, ...]:
@@ -79,22 +74,13 @@ def _by_blocks_forward(
     options: Options, *arguments: CustomVJPPrimal
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array | None]]:
     x_BTD, head_VD, targets_BT, weights_BT = (argument.value for argument in arguments)
-    found = _statistics(options, x_BTD, head_VD, targets_BT)
+    found = statistics(x_BTD, head_VD, targets_BT, options.logits)
     scale_BT = _scale(options, found, weights_BT)
     of_p_BT = scale_BT + 2 * options.objective.z_loss * weights_BT * found.logz  # as in lm/kernels/cross_entropy.py
-    of_arrays = gradients(
-        x_BTD,
-        head_VD,
-        targets_BT,
-        found.logz,
-        of_p_BT,
-        -scale_BT,
-        dtype=options.dtype,
-        rows=options.rows,
-        softcap=options.objective.softcap,
-        learns=arguments[1].perturbed,
+    learns = arguments[1].perturbed
+    return _sums(options, found, weights_BT), gradients(
+        x_BTD, head_VD, targets_BT, found.logz, of_p_BT, -scale_BT, options.logits, learns
     )
-    return _sums(options, found, weights_BT), of_arrays
 
 
 def _by_blocks_backward(
