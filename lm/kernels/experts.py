@@ -17,7 +17,7 @@ assignment is a token's k-th expert, number n·K + k.
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -67,12 +67,25 @@ def experts(
         return local(x_BTD, choice_BTK, weight_BTK, weights)
     arrays = [reshard(x_BTD, "batch", axis, None), *(reshard(a, "batch", "length", None) for a in (choice_BTK, weight_BTK))]
     weights = {name: reshard(w, *WEIGHT_AXES[name]) for name, w in weights.items()}
-    layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
+    of_weights = {name: spec(*WEIGHT_AXES[name]) for name in weights}
     mesh = jax.sharding.get_abstract_mesh()
     axes = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
-    how = dict(split=axes, columns=embed_axes(), over=token_axes(), scatter=axis == "sequence")
-    local = functools.partial(local, **how)
-    return jax.shard_map(local, in_specs=(rows, tokens, tokens, layout), out_specs=rows, axis_names=axes)(*arrays, weights)
+    local = functools.partial(local, layout=Layout(axes, embed_axes(), token_axes(), axis == "sequence"))
+    return jax.shard_map(local, in_specs=(rows, tokens, tokens, of_weights), out_specs=rows, axis_names=axes)(*arrays, weights)
+
+
+class Layout(NamedTuple):
+    """How a mesh splits what `_local` gets.
+
+    split: the mesh axes of the shard_map that it is called in, if there is one. columns: those that split the model dimension
+    of weights. over: those that split tokens. scatter: whether T of x and of the result is split over tensor, unlike that of
+    the other arrays.
+    """
+
+    split: frozenset[str] = frozenset()
+    columns: str | tuple[str, ...] | None = None
+    over: tuple[str, ...] = ()
+    scatter: bool = False
 
 
 def _local(
@@ -84,17 +97,10 @@ def _local(
     activation: Activation,
     dtype: jnp.dtype,
     capacity_factor: float,
-    split: frozenset[str] = frozenset(),
-    columns: str | tuple[str, ...] | None = None,
-    over: tuple[str, ...] = (),
-    scatter: bool = False,
+    layout: Layout = Layout(),  # noqa: B008 (it is immutable)
 ) -> jax.Array:
-    """Compute `experts` on one device.
-
-    split: the mesh axes of the shard_map that this is called in, if there is one. columns: those that split the model
-    dimension of weights. over: those that split tokens. scatter: whether T of x and of the result is split over tensor, unlike
-    that of the other arrays.
-    """
+    """Compute `experts` on one device."""
+    split, columns, over, scatter = layout
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
     x_ND = x_ND.astype(dtype)
     if split:  # makes a weight's gradient a sum over the axes of rows that do not split it

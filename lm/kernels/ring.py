@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels import tiles
 from lm.kernels.saved import saved
+from lm.kernels.tiles import Keys, half_of
 from lm.kernels.visible import MASKED, Scoring, Visible
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import context_ways
@@ -143,17 +144,6 @@ def _backward(
 _split.defvjp(_forward, _backward)
 
 
-class Keys(NamedTuple):
-    """Keys [B, G, S, K], values [B, G, S, V] and segments [B, S] of a device's two chunks, or of one."""
-
-    k: jax.Array
-    v: jax.Array
-    segments: jax.Array
-
-    def half(self, which: int) -> "Keys":
-        return Keys(_half(self.k, 2, which), _half(self.v, 2, which), _half(self.segments, 1, which))
-
-
 # Without a window: rounds around the ring, with the whole of another device's keys.
 
 
@@ -162,7 +152,7 @@ def _far(plan: Plan, q: jax.Array, keys: Keys) -> Found:
     how, n = plan.how, plan.ways
     me, segments = lax.axis_index(AXIS), keys.segments
     first, step = _rounds(plan, keys)
-    found = tiles.forward(q, keys.k, keys.v, segments, segments, how)  # its own two chunks are in order
+    found = tiles.forward(q, segments, keys, how)  # its own two chunks are in order
     everything = how._replace(offset=q.shape[3])  # later than all keys
 
     def one(carry: tuple[PyTree, Found], s: jax.Array) -> tuple[tuple[PyTree, Found], None]:
@@ -171,10 +161,10 @@ def _far(plan: Plan, q: jax.Array, keys: Keys) -> Found:
 
         def earlier() -> Found:
             low = now.half(0)
-            return tiles.forward(q, low.k, low.v, segments, low.segments, everything)
+            return tiles.forward(q, segments, low, everything)
 
         def later() -> Found:
-            out, logz = tiles.forward(_half(q, 3, 1), now.k, now.v, _half(segments, 1, 1), now.segments, everything)
+            out, logz = tiles.forward(half_of(q, 3, 1), half_of(segments, 1, 1), now, everything)
             return _after(out, 3, 0.0), _after(logz, 3, MASKED)
 
         return (moving, _merged(found, lax.cond(s <= me, earlier, later))), None
@@ -187,7 +177,7 @@ def _far_gradient(plan: Plan, q: jax.Array, keys: Keys, dout: jax.Array, logz: j
     how, n = plan.how, plan.ways
     me, segments = lax.axis_index(AXIS), keys.segments
     first, step = _rounds(plan, keys)
-    dq, *dkeys = tiles.backward(q, keys.k, keys.v, segments, segments, dout, logz, delta, how)
+    dq, *dkeys = tiles.backward(q, segments, keys, dout, logz, delta, how)
     everything = how._replace(offset=q.shape[3])
     if plan.gather:  # of all devices, added up at the end
         dkeys = [jnp.zeros_like(x, shape=(n, *x.shape)).at[me].set(x) for x in dkeys]
@@ -202,13 +192,13 @@ def _far_gradient(plan: Plan, q: jax.Array, keys: Keys, dout: jax.Array, logz: j
 
         def earlier() -> tuple[jax.Array, list[jax.Array]]:
             low = now.half(0)
-            dq, *some = tiles.backward(q, low.k, low.v, segments, low.segments, dout, logz, delta, everything)
+            dq, *some = tiles.backward(q, segments, low, dout, logz, delta, everything)
             return dq, [_before(x, 2) for x in some]
 
         def later() -> tuple[jax.Array, list[jax.Array]]:
-            mine, of_dout, of_logz, of_delta = (_half(x, 3, 1) for x in (q, dout, logz, delta))
-            of_mine = _half(segments, 1, 1)
-            dq, *some = tiles.backward(mine, now.k, now.v, of_mine, now.segments, of_dout, of_logz, of_delta, everything)
+            mine, of_dout, of_logz, of_delta = (half_of(x, 3, 1) for x in (q, dout, logz, delta))
+            of_mine = half_of(segments, 1, 1)
+            dq, *some = tiles.backward(mine, of_mine, now, of_dout, of_logz, of_delta, everything)
             return _after(dq, 3, 0.0), some
 
         more, some = lax.cond(s <= me, earlier, later)
@@ -249,12 +239,12 @@ def _passed(tree: PyTree, n: int) -> PyTree:
 def _near(plan: Plan, q: jax.Array, keys: Keys) -> Found:
     """Return (out, logz) of one device, float32."""
     q, keys = _as_batch(q, 3), Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
-    C, found = q.shape[3], tiles.forward(q, *keys[:2], keys.segments, keys.segments, plan.how)
+    C, found = q.shape[3], tiles.forward(q, keys.segments, keys, plan.how)
     segments = keys.segments
     for r in range(1, _reach(plan, C) + 1):
         keys = _moved(keys, 1, plan.ways)
         seen = _seen(keys.segments, r, plan.ways)
-        found = _merged(found, tiles.forward(q, *keys[:2], segments, seen, plan.how._replace(offset=r * C)))
+        found = _merged(found, tiles.forward(q, segments, keys._replace(segments=seen), plan.how._replace(offset=r * C)))
     out, logz = found
     return _from_batch(out, 3), _from_batch(logz, 3)
 
@@ -264,13 +254,13 @@ def _near_gradient(plan: Plan, q: jax.Array, keys: Keys, dout: jax.Array, logz: 
     q, dout, logz, delta = (_as_batch(x, 3) for x in (q, dout, logz, delta))
     keys = Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
     C, n, segments = q.shape[3], plan.ways, keys.segments
-    dq, *dkeys = tiles.backward(q, *keys[:2], segments, segments, dout, logz, delta, plan.how)
+    dq, *dkeys = tiles.backward(q, segments, keys, dout, logz, delta, plan.how)
     reach = _reach(plan, C)
     for r in range(1, reach + 1):
         keys, dkeys = _moved(keys, 1, n), _moved(dkeys, 1, n)
         seen = _seen(keys.segments, r, n)
         how = plan.how._replace(offset=r * C)
-        more, *some = tiles.backward(q, *keys[:2], segments, seen, dout, logz, delta, how)
+        more, *some = tiles.backward(q, segments, keys._replace(segments=seen), dout, logz, delta, how)
         dq, dkeys = dq + more, [x + y for x, y in zip(dkeys, some)]
     dk, dv = (_from_batch(x, 2) for x in _moved(dkeys, -reach, n))
     return _from_batch(dq, 3), dk, dv
@@ -336,11 +326,6 @@ def _by_time(x_BGRTV: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_BGRTV, 3, 1).reshape(B, T, G * R, V)
 
 
-def _half(x: jax.Array, axis: int, which: int) -> jax.Array:
-    C = x.shape[axis] // 2
-    return lax.slice_in_dim(x, which * C, which * C + C, axis=axis)
-
-
 def _before(x: jax.Array, axis: int) -> jax.Array:
     """Return the low half x with a high half of 0 after it."""
     return jnp.concatenate((x, jnp.zeros_like(x)), axis=axis)
@@ -353,7 +338,7 @@ def _after(x: jax.Array, axis: int, filling: float) -> jax.Array:
 
 def _as_batch(x: jax.Array, axis: int) -> jax.Array:
     """Reshape [B, …, T, …] to [2·B, …, C, …]: rows of low halves, then of high halves."""
-    return jnp.concatenate((_half(x, axis, 0), _half(x, axis, 1)))
+    return jnp.concatenate((half_of(x, axis, 0), half_of(x, axis, 1)))
 
 
 def _from_batch(x: jax.Array, axis: int) -> jax.Array:

@@ -29,24 +29,34 @@ class How(NamedTuple):
     offset: int
 
 
-def forward(
-    q_BGRTK: jax.Array, k_BGSK: jax.Array, v_BGSV: jax.Array, segments_BT: jax.Array, key_segments_BS: jax.Array, how: How
-) -> tuple[jax.Array, jax.Array]:
+class Keys(NamedTuple):
+    """Keys [B, G, S, K], values [B, G, S, V] and segments [B, S] of a device's two chunks, or of one."""
+
+    k: jax.Array
+    v: jax.Array
+    segments: jax.Array
+
+    def half(self, which: int) -> "Keys":
+        return Keys(half_of(self.k, 2, which), half_of(self.v, 2, which), half_of(self.segments, 1, which))
+
+
+def forward(q_BGRTK: jax.Array, segments_BT: jax.Array, keys: Keys, how: How) -> tuple[jax.Array, jax.Array]:
     """Return out [B, G, R, T, V] and log Z [B, G, R, T], float32. A query that sees no key gets a log Z near MASKED.
 
     The softmax is computed online (Milakov and Gimelshein 2018): with every tile of keys, sums are rescaled to the largest
     score so far.
     """
+    k_BGSK, v_BGSV, key_segments_BS = keys
     T, S = q_BGRTK.shape[3], k_BGSK.shape[2]
     t, s = size(T), size(S)
     q_BGRTK, *of_masks = _together(q_BGRTK, segments_BT, key_segments_BS, pairs(T, S, how))
     segments_BT, key_segments_BS, both = of_masks
 
     def tile(carry: Three, at: tuple[jax.Array, jax.Array]) -> tuple[Three, None]:
-        queries, keys = at[0] * t, at[1] * s
+        queries, first_key = at[0] * t, at[1] * s
         q, mine = _of(q_BGRTK, 3, queries, t), _of(segments_BT, 1, queries, t)
-        k, v, theirs = (_of(x, axis, keys, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
-        scores = jnp.where(_mask(mine, theirs, queries, keys, how), _scores(q, k, how), MASKED)
+        k, v, theirs = (_of(x, axis, first_key, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
+        scores = jnp.where(_mask(mine, theirs, queries, first_key, how), _scores(q, k, how), MASKED)
         out, top, z = (_of(x, 3, queries, t) for x in carry)
         new = jnp.maximum(top, jnp.max(scores, axis=-1))
         p, kept = jnp.exp(scores - new[..., None]), jnp.exp(top - new)
@@ -64,27 +74,26 @@ def forward(
 
 def backward(
     q_BGRTK: jax.Array,
-    k_BGSK: jax.Array,
-    v_BGSV: jax.Array,
     segments_BT: jax.Array,
-    key_segments_BS: jax.Array,
+    keys: Keys,
     dout_BGRTV: jax.Array,
     logz_BGRT: jax.Array,
     delta_BGRT: jax.Array,
     how: How,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return dq, dk, dv, float32, from log Z over all keys and delta = rowsum(dO·O); see lm/kernels/attention.py."""
+    k_BGSK, v_BGSV, key_segments_BS = keys
     T, S, dtype = q_BGRTK.shape[3], k_BGSK.shape[2], q_BGRTK.dtype
     t, s = size(T), size(S)
     q_BGRTK, *of_masks = _together(q_BGRTK, segments_BT, key_segments_BS, pairs(T, S, how))
     segments_BT, key_segments_BS, both = of_masks
 
     def tile(carry: Three, at: tuple[jax.Array, jax.Array]) -> tuple[Three, None]:
-        queries, keys = at[0] * t, at[1] * s
+        queries, first_key = at[0] * t, at[1] * s
         q, dout, logz, delta = (_of(x, 3, queries, t) for x in (q_BGRTK, dout_BGRTV, logz_BGRT, delta_BGRT))
-        k, v, theirs = (_of(x, axis, keys, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
+        k, v, theirs = (_of(x, axis, first_key, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
         scores = _scores(q, k, how)
-        seen = _mask(_of(segments_BT, 1, queries, t), theirs, queries, keys, how)
+        seen = _mask(_of(segments_BT, 1, queries, t), theirs, queries, first_key, how)
         p = jnp.exp(jnp.where(seen, scores, MASKED) - logz[..., None])
         ds = p * (product("bgrtv,bgsv->bgrts", dout, v) - delta[..., None]) * how.scale
         if how.softcap:
@@ -93,8 +102,8 @@ def backward(
         dq, dk, dv = carry
         return (
             _put(dq, 3, queries, _of(dq, 3, queries, t) + product("bgrts,bgsk->bgrtk", ds, k)),
-            _put(dk, 2, keys, _of(dk, 2, keys, s) + product("bgrts,bgrtk->bgsk", ds, q)),
-            _put(dv, 2, keys, _of(dv, 2, keys, s) + product("bgrts,bgrtv->bgsv", p, dout)),
+            _put(dk, 2, first_key, _of(dk, 2, first_key, s) + product("bgrts,bgrtk->bgsk", ds, q)),
+            _put(dv, 2, first_key, _of(dv, 2, first_key, s) + product("bgrts,bgrtv->bgsv", p, dout)),
         ), None
 
     dq, dk, dv = (jnp.zeros_like(x, dtype=jnp.float32) for x in (q_BGRTK, k_BGSK, v_BGSV))
@@ -146,3 +155,8 @@ def _of(x: jax.Array, axis: int, begin: jax.Array, length: int) -> jax.Array:
 
 def _put(x: jax.Array, axis: int, begin: jax.Array, part: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(x, part, begin, axis)
+
+
+def half_of(x: jax.Array, axis: int, which: int) -> jax.Array:
+    C = x.shape[axis] // 2
+    return lax.slice_in_dim(x, which * C, which * C + C, axis=axis)
