@@ -352,7 +352,7 @@ class Engine:
             if event.finish:
                 self._finish(sequence, event)
             else:
-                self._tell(sequence, event)
+                sequence.handle.give(event)
 
     def _drop_gone(self) -> None:
         """End the requests that were cancelled or are out of time."""
@@ -367,14 +367,8 @@ class Engine:
     def _over(self, sequence: Sequence, event: Event) -> None:
         sequence.handle.times = sequence.handle.times._replace(finished=time.monotonic())
         self._finished[event.finish] += 1
-        self._tell(sequence, event)
+        sequence.handle.give(event)
         self._notice("finished", handle=sequence.handle, finish=event.finish, generated=sequence.sampled)
-
-    def _tell(self, sequence: Sequence, event: Event) -> None:
-        try:
-            sequence.handle.tell(event)
-        except Exception:  # the listener's own fault, as when its event loop is closed
-            sequence.handle.cancel()
 
     def _notice(self, what: str, **values: Any) -> None:
         for observer in self.observers:

@@ -147,6 +147,13 @@ class Handle:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
+    def give(self, event: Event) -> None:
+        """Tell the listener of an event. Its own fault, as when its event loop is closed, ends the request."""
+        try:
+            self.tell(event)
+        except Exception:
+            self.cancel()
+
     def gone(self, now: float) -> str:
         """Return "cancelled", "timeout" if it is out of time, or ""."""
         if self.cancelled:
