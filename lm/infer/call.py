@@ -144,10 +144,12 @@ def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.nd
 
 
 def start_of(call: Call) -> SamplingState:
+    """Read the prompts and return the state after the first token of each row."""
     return start(call.graph, call.reader, call.sampling, call.slots, call.room, call.params, call.prompts, call.draws)
 
 
 def with_weights(call: Call) -> Call:
+    """Return the call with the weights as the loop reads them fastest."""
     return call._replace(weights=decoding_weights(call.graph, call.params))
 
 

@@ -12,6 +12,7 @@ from lm.parallel.mesh import platform, spec
 
 
 def grouped(q_BTHK: jax.Array, G: int) -> jax.Array:
+    """Return the queries [B, T, G, R, K], by the key/value head that they share."""
     B, T, H, K = q_BTHK.shape
     # An explicit sharding: with G = 1 the reshape alone would leave a tensor axis on R.
     return lax.reshape(q_BTHK, (B, T, G, H // G, K), out_sharding=spec("batch", "length", "kv_heads", None, None))
@@ -23,6 +24,7 @@ def by_head(x_BTHK: jax.Array, G: int) -> jax.Array:
 
 
 def ungrouped(q_BTGRK: jax.Array) -> jax.Array:
+    """Return [B, T, H, K]; the inverse of `grouped`."""
     B, T, G, R, K = q_BTGRK.shape
     return lax.reshape(q_BTGRK, (B, T, G * R, K), out_sharding=spec("batch", "length", "heads", None))
 

@@ -101,6 +101,7 @@ def _terms(equation: str) -> tuple[list[str], str]:
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:
+    """Return the partition of an array, or None if no mesh is set."""
     return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
 
 

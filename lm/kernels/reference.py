@@ -38,6 +38,7 @@ def product(
     dtype: DTypeLike | None = None,
     result: DTypeLike = jnp.float32,
 ) -> jax.Array:
+    """The einsum, added up in float32."""
     a, b = (a, b) if dtype is None else (a.astype(dtype), b.astype(dtype))
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
 
@@ -45,6 +46,7 @@ def product(
 def product_over_rows(
     equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
 ) -> jax.Array:
+    """The same: only the speed depends on where the summed axes are."""
     return product(equation, a, b, out_spec, dtype=dtype)
 
 
@@ -57,6 +59,7 @@ def matmul(
     out: tuple[str | None, ...],
     precision: str = "none",
 ) -> jax.Array:
+    """The einsum with the whole weight on every device, and autodiff."""
     if isinstance(w, Packed):
         return packed_matmul(equation, x, w, dtype=dtype)
     if isinstance(w, Integers):
@@ -70,10 +73,12 @@ def matmul(
 
 
 def packed_product(x_MK: jax.Array, packed: Packed, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """The product with the unpacked weight. Its bits may depend on M."""
     return product("mk,kn->mn", x_MK.astype(jnp.float32), unpack(packed)).astype(dtype)
 
 
 def embedding(table_VD: jax.Array | Packed, tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
+    """A gather from the whole table."""
     if isinstance(table_VD, Packed):
         return packed_embedding(table_VD, tokens_BT, dtype)
     if spec() is None:
@@ -82,6 +87,7 @@ def embedding(table_VD: jax.Array | Packed, tokens_BT: jax.Array, dtype: DTypeLi
 
 
 def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
+    """A sum, whose bits may depend on the number of rows."""
     return jnp.sum(x.astype(jnp.float32), axis=tuple(range(-axes, 0)), keepdims=True)
 
 
@@ -112,6 +118,7 @@ def attention(
     scoring: Scoring,
     sinks_H: jax.Array | None = None,
 ) -> jax.Array:
+    """The whole score matrix, with all keys on every device of a context axis."""
     if visible.branches is None:  # sequences that are split over devices are not in order
         k_BSGK, v_BSGV = (reshard(x, "batch", None, "kv_heads", None) for x in (k_BSGK, v_BSGV))
         key_segments_BS, distance = reshard(visible.key_segments_BS, "batch", None), visible.slots_T[:, None] - visible.slots_T
@@ -130,6 +137,7 @@ def cached_attention(
     scoring: Scoring,
     sinks_H: jax.Array | None = None,
 ) -> jax.Array:
+    """The whole score matrix, with shared parts of the cache repeated for each row."""
     B, dtype = q_BTHK.shape[0], parts[0][0].dtype
 
     def of_all_rows(x: jax.Array) -> jax.Array:
@@ -144,11 +152,14 @@ def cached_attention(
 
 
 def bidirectional_attention(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Array, scale: float) -> jax.Array:
+    """The whole score matrix without a mask."""
     p = jax.nn.softmax(scale * ops.product("rthk,rshk->rhts", q_RTHK, k_RTHK), axis=-1)
     return ops.product("rhts,rshk->rthk", p.astype(q_RTHK.dtype), v_RTHK).astype(q_RTHK.dtype)
 
 
 def write_pages(pages: Pages, new_TGK: jax.Array, slots_T: AnyArray) -> Pages:
+    """A scatter."""
+
     def written(pool: jax.Array, new: jax.Array) -> jax.Array:
         flat = pool.reshape(-1, *pool.shape[2:])
         places = jnp.where(slots_T < 0, flat.shape[0], slots_T)

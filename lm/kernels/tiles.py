@@ -158,5 +158,6 @@ def _put(x: jax.Array, axis: int, begin: jax.Array, part: jax.Array) -> jax.Arra
 
 
 def half_of(x: jax.Array, axis: int, which: int) -> jax.Array:
+    """Return the low half (0) or the high half (1) of an array along an axis."""
     C = x.shape[axis] // 2
     return lax.slice_in_dim(x, which * C, which * C + C, axis=axis)

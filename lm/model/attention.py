@@ -25,6 +25,7 @@ HEADS = ("batch", "length", "heads", None)
 
 
 def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int) -> "Attention | LatentAttention":
+    """Return a new attention of the kind that the config names. window: 0 for none."""
     kind = LatentAttention if config.mla.kv_rank else Attention
     return kind(config, rngs, window)
 

@@ -59,6 +59,8 @@ class Operation(NamedTuple):
 
 
 class Found(NamedTuple):
+    """Where the first value that is not finite was found."""
+
     operation: Operation
     iterations: list[str]  # the scans around it, such as "layer 3"
 

@@ -94,6 +94,7 @@ def settings(config: ml_collections.ConfigDict) -> Settings | None:
 
 
 def init(s: Settings) -> Guard:
+    """Return the state of a guard that has seen no step."""
     zero = jnp.zeros((), jnp.int32)
     values_2W = jnp.zeros((2, s.window), jnp.float32)
     lowered_R = jnp.full(max(1, s.rewinds), -1, jnp.int32)

@@ -45,6 +45,8 @@ class Sums(NamedTuple):
 
 
 class Loss(Protocol):
+    """The signature of the loss of an Objective."""
+
     def __call__(
         self, model: Transformer, batch: Batch, frozen: PyTree, *, train: bool, key: jax.Array | None = None
     ) -> tuple[jax.Array, Sums]:
@@ -68,16 +70,22 @@ class Objective(NamedTuple):
 
 
 class Init(Protocol):
+    """The signature of Trainer.init."""
+
     def __call__(self, params: nnx.State | None = None) -> TrainState:
         """Return the first state, with random parameters if none are given."""
 
 
 class Step(Protocol):
+    """The signature of Trainer.step."""
+
     def __call__(self, state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, dict[str, jax.Array]]:
         """Return (the next state, metrics)."""
 
 
 class Evaluate(Protocol):
+    """The signature of Trainer.evaluate."""
+
     def __call__(self, params: nnx.State, batch: Batch, frozen: PyTree = None) -> dict[str, Any]:
         """Return {"objective", "weight", "metrics"}, sums over the batch."""
 

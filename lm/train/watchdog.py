@@ -30,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def end(message: str) -> None:
+    """End the process, because a step takes too long."""
     cli.fail(message, HUNG)
 
 

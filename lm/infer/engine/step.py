@@ -71,10 +71,12 @@ def sizes(rows: int, budget: int) -> tuple[int, ...]:
 
 
 def padded_to_power(n: int) -> int:
+    """Return the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def fitting(n: int, sizes: List[int]) -> int:
+    """Return the first size that is at least n; sizes are ascending."""
     return next(size for size in sizes if size >= n)
 
 

@@ -17,6 +17,8 @@ class Diverged(Ended):
 
 
 class Divergence(Event):
+    """Answers a bad step: reports it, goes back to a checkpoint, or ends the run."""
+
     def start(self, run: Run) -> None:
         if run.saved.guard_is_new and run.state.guard:
             run.log.say(

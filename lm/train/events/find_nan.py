@@ -7,6 +7,8 @@ from lm.train.run import Event, Run
 
 
 class FindNan(Event):
+    """Says which tensor of a failed step was not finite first, if the config asks for it."""
+
     def after(self, run: Run, step: int) -> None:
         if not run.config.find_nan or run.batch is None:
             return

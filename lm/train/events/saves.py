@@ -15,6 +15,8 @@ from lm.train.state import sound
 
 
 class Saves(Event):
+    """Saves checkpoints when they are due, and at the end."""
+
     def start(self, run: Run) -> None:
         self._is_sound, self._signals = jax.jit(sound), Signals()
         if text := run.saved.losses.high(run.begin):

@@ -24,6 +24,8 @@ EPS = 1e-7  # added to the norm
 
 
 class MuonState(NamedTuple):
+    """The state of Muon: the momentum of each matrix."""
+
     mu: nnx.State  # float32 mean of gradients
 
 
