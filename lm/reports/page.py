@@ -114,4 +114,11 @@ def replace_json(path: Path, value) -> None:
     saving.write(path, as_urls(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
-FILTERS = {"number": number, "short": short, "duration": duration, "date": date, "arguments": arguments}  # of all templates
+FILTERS = {  # of all templates
+    "number": number,
+    "short": short,
+    "duration": duration,
+    "date": date,
+    "arguments": arguments,
+    "visible": visible,
+}

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from lm.files.untrusted import shown
 from lm.reports.charts import SERIES, VARIABLES, dots, svg, thin, trend
 from lm.train.history import Curve
 
@@ -64,16 +66,22 @@ PER_TOKEN = ("train", "sft", "best_of", "doremi")  # kinds whose loss is in nats
 class Metrics:
     """curves: of the metrics that a chart shows. tokens: trained tokens by step. last: the last training line.
 
-    null: how many lines at the end have a loss or a gradient norm that is not finite. overflow: the last update was left out
-    though both are finite.
+    null: how many lines at the end have a loss or a gradient norm that is not finite. not_finite: how many lines have.
+    overflow: the last update was left out though both are finite. between: seconds between the last two lines, by the speed
+    that they tell. damaged: lines that cannot be read. is_cut: the last line has no end, because it is being written or because
+    its writer was killed. fault: why the file cannot be read.
     """
 
     curves: dict[str, Curve] = field(default_factory=dict)
     tokens: Curve = field(default_factory=lambda: (np.empty(0), np.empty(0)))
     last: dict[str, Any] = field(default_factory=dict)
     null: int = 0
+    not_finite: int = 0
     overflow: bool = False
-    faults: list[str] = field(default_factory=list)
+    between: float | None = None
+    damaged: int = 0
+    is_cut: bool = False
+    fault: str = ""
 
     def diverged(self, limit: Any) -> bool:
         """Return whether the log ends as that of a run that could not go on. limit: max_skipped_in_row."""
@@ -104,18 +112,19 @@ def chart_of(metric: str) -> int | None:
     return next((i for i, chart in enumerate(CHARTS) if fnmatch.fnmatchcase(metric, chart.pattern)), None)
 
 
-def read_metrics(path: Path, partial: bool = False) -> Metrics:
-    """Return what a metrics.jsonl holds. Lines that cannot be read are skipped and counted in the faults.
+def read_metrics(path: Path) -> Metrics:
+    """Return what a metrics.jsonl holds. Lines that cannot be read are skipped and counted.
 
-    Of lines with the same step the last one is used (lm/train/history.py). partial: a last line without an end is no fault.
+    Of lines with the same step the last one is used (lm/train/history.py).
     """
-    train, valid, damaged, line = {}, {}, 0, ""
+    train, valid, metrics = {}, {}, Metrics()
     try:
         check_regular(path)
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in iter(lambda: file.readline(LONGEST_LINE), ""):
                 if (row := row_of(line)) is None:
-                    damaged += bool(line.strip()) and not (partial and not line.endswith("\n"))
+                    metrics.is_cut = len(line) < LONGEST_LINE and not line.endswith("\n")
+                    metrics.damaged += bool(line.strip()) and not metrics.is_cut
                     continue
                 step = row["step"]
                 if "loss" in row:
@@ -123,11 +132,7 @@ def read_metrics(path: Path, partial: bool = False) -> Metrics:
                 elif any(key.startswith("valid_") for key in row):
                     valid.setdefault(step, {}).update(row)
     except OSError as error:
-        return Metrics(faults=[f"{path.name} cannot be read: {error.strerror}"])
-    metrics = Metrics()
-    if damaged:
-        what = "1 line cannot be read" if damaged == 1 else f"{damaged:,} lines cannot be read"
-        metrics.faults.append(f"{path.name}: {what}")
+        return Metrics(fault=f"{path.name} cannot be read: {error.strerror}")
     for rows in (train, valid):
         ordered = [rows[step] for step in sorted(rows)]
         steps = np.array([row["step"] for row in ordered], np.float64)
@@ -145,10 +150,12 @@ def read_metrics(path: Path, partial: bool = False) -> Metrics:
 
 def _end(metrics: Metrics, rows: Sequence[Mapping]) -> None:
     metrics.last = dict(rows[-1])
-    for row in reversed(rows):
-        if row["loss"] is not None and row.get("grad_norm", 0) is not None:
-            break
-        metrics.null += 1
+    finite = [row["loss"] is not None and row.get("grad_norm", 0) is not None for row in rows]
+    metrics.not_finite = finite.count(False)
+    metrics.null = finite[::-1].index(True) if any(finite) else len(finite)
+    known = [row.get(key) for row in rows[-2:] for key in ("tokens", "tokens_per_second")]
+    if len(known) == 4 and all(map(is_number, known)) and known[3] > 0:
+        metrics.between = (known[2] - known[0]) / known[3]
     # Spikes are finite too, but the run goes on.
     skipped = [is_number(row.get("skipped")) and row["skipped"] - (row.get("spikes") or 0) for row in rows[-2:]]
     if not metrics.null and all(map(is_number, skipped)):
@@ -179,7 +186,7 @@ def tokens_by_step(metrics: Metrics) -> list[list[float]]:
 def charts(name: str, kind: str, runs: Sequence[Metrics], sound: Sequence[bool], chosen: int) -> list[dict[str, Any]]:
     """Return [{"title", "unit", "svg": the first `chosen` runs, "data": all of them, see `_data`}] for runs of one kind.
 
-    sound: False for a run that diverged, whose values do not set the height of a chart.
+    sound: False for a run that diverged, whose values do not set the height of a chart. chosen: 0 leaves all to the script.
     """
     keys = sorted({key for metrics in runs for key in metrics.curves}, key=lambda key: (chart_of(key), key))[:MOST_CHARTS]
     curves = [[metrics.curves.get(key) for metrics in runs] for key in keys]
@@ -214,9 +221,11 @@ def _chart(
                 margin = 0.06 * (top - bottom) or 0.06 * abs(top) or 1.0
                 ax.set_ylim(bottom - margin, top + margin)
 
-    title = chart.title or key.removeprefix("valid_").replace("_", " ") + (", held out" if key.startswith("valid_") else "")
+    title = chart.title
+    if title is None:
+        title = shown(key).removeprefix("valid_").replace("_", " ") + (", held out" if key.startswith("valid_") else "")
     about = {"title": title, "unit": unit}
-    picture = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96))
+    picture = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96)) if chosen else Markup("<svg></svg>")
     return {**about, "svg": picture, "data": {**about, "log": key == LOGARITHMIC, "curves": data}}
 
 
@@ -229,8 +238,8 @@ def _data(curve: Curve, noisy: bool, points: int, steady: bool) -> dict[str, Any
         line, raw = trend(*curve, min(points, 150)), {"raw": [_short(part) for part in thin(*curve, points)]}
     else:
         line, raw = thin(*curve, points), {}
-    shown = line[1][len(line[1]) // 20 :]
-    limits = _short(np.array([shown.min(), shown.max()])) if steady else None
+    later = line[1][len(line[1]) // 20 :]
+    limits = _short(np.array([later.min(), later.max()])) if steady else None
     return {"x": _short(line[0]), "y": _short(line[1]), "range": limits, **raw}
 
 

@@ -1,16 +1,20 @@
 """The page over many runs: a table of all, curves over one another, results and differing settings of each kind.
 
-    python -m lm.reports RUNS_DIR
+    python -m lm.reports RUNS_DIR      # one file that needs no network
+    python -m lm.dashboard RUNS_DIR    # the same page, live
 
-The page is one file that needs no network. Without JavaScript it shows all tables, and the curves of the newest runs;
-templates/runs.js sorts, filters, and draws the runs that the reader chooses.
+Without JavaScript the file shows all tables, and the curves of the newest runs; templates/runs.js sorts, filters, and draws the
+runs that the reader chooses.
 """
 
+import base64
 import collections
 import datetime
+import functools
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +30,19 @@ from lm.files import saving
 from lm.reports.align import NEUTRAL, own_measure
 from lm.reports.differences import arrow
 from lm.reports.page import flatten, number, render
-from lm.reports.run_folders import Run, at, read_runs, related, shown, start, tree
+from lm.reports.run_alerts import alerts, full_disks, needs_people
+from lm.reports.run_folders import Run, at, read_runs, related, start, tree
 from lm.reports.run_metrics import charts, is_number, styles, tokens_by_step
 
 CHOSEN = 8  # runs whose curves are drawn at first, the newest
 ORDER = ("train", "doremi", "sft", "best_of", "distill", "reward", "dpo", "orpo", "kto", "grpo", "ppo", "safety", "evaluation")
 MEASURES = (*GOALS, "loss")  # logged metrics that tell how far a run without validation came
 LONG = 60  # characters of a cell
+ALERTS = 4  # of a cell
+MAX_KEYS, MAX_VALUE, MAX_RESULTS = 2000, 300, 200  # of a table: keys, characters of their values; results
+SCRIPT = (Path(__file__).parent / "templates" / "runs.js").read_text(encoding="utf-8")
+# Only this script may run in the page, so a text of a run cannot become one.
+SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}"
 
 
 class Figure(NamedTuple):
@@ -47,25 +57,38 @@ class Figure(NamedTuple):
     main: bool = False
 
 
+class Live(NamedTuple):
+    """How a page stays up to date: it asks for a newer one each so many `seconds`, and names its `tag`."""
+
+    seconds: float
+    tag: str
+
+
 def write(folders: Sequence[Path], out: Path, patterns: Sequence[str] = ()) -> str:
     """Write the page over all runs in and below the folders; return a line that counts them.
 
     patterns: shell patterns of names (`Run.name`); only runs that match one are shown.
     Raises: UserError if there is no run. Then nothing is written.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            what = "a file, not a folder" if folder.exists() else "no such folder"
-            raise UserError(f"{folder}: {what}; name folders of runs")
     where = ", ".join(map(str, folders))
     runs = read_runs(folders)
     if not runs:
         raise UserError(f"{where}: no run in it or below; a run is a folder that train.py, align.py or evaluate.py wrote")
-    chosen = [run for run in runs if not patterns or any(fnmatchcase(run.name, pattern) for pattern in patterns)]
-    if not chosen:
+    if not (chosen := matching(runs, patterns)):
         raise UserError(f"--runs={','.join(patterns)}: matches none of {len(runs)} runs, such as {runs[0].name}")
-    saving.write(out, shown(html(chosen, where, out.absolute().parent)))
+    page = html(chosen, where, functools.partial(file_link, out.absolute().parent), full_disks(folders))
+    saving.write(out, page.encode("utf-8", "replace").decode())
     return f"{out}: {counted(chosen)}"
+
+
+def matching(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    """Return the runs whose name matches a shell pattern; all if there is no pattern."""
+    return [run for run in runs if not patterns or any(fnmatchcase(run.name, pattern) for pattern in patterns)]
+
+
+def file_link(base: Path, run: Run) -> str:
+    """Return the link to a run's report from a page in the folder `base`."""
+    return quote(os.fsencode(os.path.relpath((run.folder / "report.html").absolute(), base)))
 
 
 def counted(runs: Sequence[Run]) -> str:
@@ -74,8 +97,18 @@ def counted(runs: Sequence[Run]) -> str:
     return f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(f"{count} {state}" for state, count in states.most_common())
 
 
-def html(runs: Sequence[Run], where: str, base: Path) -> str:
-    """Return the page. runs: the newest first. where: the searched folders. base: the folder that links start from."""
+def html(
+    runs: Sequence[Run], where: str, link: Callable[[Run], str], notices: Sequence[str] = (), live: Live | None = None
+) -> str:
+    """Return the page.
+
+    Args:
+      runs: the newest first.
+      where: the searched folders.
+      link: returns the address of a run's report.
+      notices: sentences above all runs.
+      live: None for a file.
+    """
     starts, inputs = related(runs)
     results = [sound_figures(run) for run in runs]
     outside = {i: str(start(run)) for i, run in enumerate(runs) if start(run) and i not in starts}
@@ -84,13 +117,16 @@ def html(runs: Sequence[Run], where: str, base: Path) -> str:
     for kind in kinds:
         members = [i for i, run in enumerate(runs) if run.kind == kind]
         if len(members) > 1 and kind != "unknown":
-            groups.append(group(f"group{len(groups)}", kind, members, runs, results))
+            groups.append(group(f"group{len(groups)}", kind, members, runs, results, 0 if live else CHOSEN))
+    rows = [row(i, runs, starts, inputs, results[i], link) for i in range(len(runs))]
     return render(
         "runs.html.j2",
         {"title": f"Runs in {where}"},
         verdict=counted(runs),
         last_step=None,
-        rows=[row(i, runs, starts, inputs, results[i], base) for i in range(len(runs))],
+        notices=notices,
+        rows=rows,
+        troubled=[row for row in rows if row["troubled"]],
         states=sorted({run.state for run in runs}),
         kinds=kinds,
         tree=tree(starts, outside),
@@ -98,7 +134,9 @@ def html(runs: Sequence[Run], where: str, base: Path) -> str:
         newest=CHOSEN,
         arrow=arrow,
         data=Markup(encoded({"newest": CHOSEN, "styles": styles(24), "groups": {g["name"]: g.pop("data") for g in groups}})),
-        script=Markup((Path(__file__).parent / "templates" / "runs.js").read_text(encoding="utf-8")),
+        script=Markup(SCRIPT),
+        script_hash=SCRIPT_HASH,
+        live=live,
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 
@@ -107,15 +145,19 @@ def html(runs: Sequence[Run], where: str, base: Path) -> str:
 
 
 def row(
-    i: int, runs: Sequence[Run], starts: Mapping[int, int], inputs: Mapping[int, int], found: Sequence[Figure], base: Path
+    i: int,
+    runs: Sequence[Run],
+    starts: Mapping[int, int],
+    inputs: Mapping[int, int],
+    results: Sequence[Figure],
+    link: Callable[[Run], str],
 ) -> dict[str, Any]:
     """Return the cells of a run: its own values, or {"text", "run": index of a run that is meant}."""
     run = runs[i]
-    report = run.folder / "report.html"
-    link = os.path.relpath(report.absolute(), base) if report.is_file() else None
+    warnings = alerts(run)
     origin = start(run)
     of = run.config.get("steps")
-    main = [figure for figure in found if figure.main]
+    main = [figure for figure in results if figure.main]
     read = sources(run)
     size = run.report.get("parameters") or (at(runs[starts[i]].report, "parameters") if i in starts else None)
     written = datetime.datetime.fromtimestamp(run.written)
@@ -123,11 +165,14 @@ def row(
     return {
         "id": i,
         "name": run.name,
-        "link": link and quote(os.fsencode(link)),
+        "link": link(run) if "report.html" in run.files else None,
         "kind": run.kind,
         "state": run.state,
         "place": run.place,
         "faults": run.faults,
+        "alerts": warnings[:ALERTS],
+        "more_alerts": len(warnings) - ALERTS,
+        "troubled": needs_people(run, warnings),
         "date": written.strftime("%Y-%m-%d"),
         "time": written.strftime("%H:%M"),
         "written": run.written,
@@ -277,22 +322,24 @@ def of_doremi(run: Run) -> Iterator[Figure]:
 # One kind of run.
 
 
-def group(name: str, kind: str, members: Sequence[int], runs: Sequence[Run], results: Sequence[Sequence[Figure]]) -> dict:
-    """Return what the page compares of runs of one kind. "data" is for the script."""
+def group(
+    name: str, kind: str, members: Sequence[int], runs: Sequence[Run], results: Sequence[Sequence[Figure]], drawn: int
+) -> dict[str, Any]:
+    """Return what the page compares of runs of one kind. drawn: runs in the charts; 0: the script draws. "data" is for it."""
     some = [runs[i] for i in members]
     sound = [run.state != "diverged" for run in some]
-    drawn = charts(f"{name}-", kind, [run.metrics for run in some], sound, CHOSEN)
+    curves = charts(f"{name}-", kind, [run.metrics for run in some], sound, drawn)
     lines = [*styles(min(CHOSEN, len(some))), *[None] * (len(some) - CHOSEN)]
     return {
         "name": name,
         "kind": kind,
         "members": [{"name": run.name, "line": line} for run, line in zip(some, lines, strict=True)],
-        "charts": drawn,
+        "charts": curves,
         "results": result_rows(results[i] for i in members),
         "differences": differences([run.config for run in some]),
         "data": {
             "runs": [{"name": run.name, "tokens": tokens_by_step(run.metrics)} for run in some],
-            "charts": [chart.pop("data") for chart in drawn],
+            "charts": [chart.pop("data") for chart in curves],
         },
     }
 
@@ -313,20 +360,25 @@ def result_rows(found: Iterable[Sequence[Figure]]) -> list[dict]:
         best = best if len(best) < len(ranked) and len(counts) == 1 else []
         main, n = sum(cell.main for cell in cells if cell), counts.pop() if len(counts) == 1 else None
         rows.append({"name": name, "main": main, "cells": cells, "best": best, "n": n})
-    return sorted(rows, key=lambda row: -row["main"])
+    return sorted(rows, key=lambda row: -row["main"])[:MAX_RESULTS]
 
 
 def differences(configs: Sequence[Mapping]) -> dict[str, list[str | None]]:
-    """Return the values of each key whose values differ, by the name that --config.KEY takes; None where a config lacks it."""
+    """Return the values of each key whose values differ, by the name that --config.KEY takes; None where a config lacks it.
+
+    At most MAX_KEYS keys, and of each value at most MAX_VALUE characters: a stranger's config may have any size.
+    """
     flat = [flatten(config) for config in configs]
     known = [config for config in flat if config]  # a damaged config lacks every key, which says nothing
     rows = {key: [config.get(key) for config in known] for key in sorted({key for config in known for key in config})}
-    return {key: [setting(config.get(key)) for config in flat] for key, values in rows.items() if len(set(values)) > 1}
+    names = [key for key, values in rows.items() if len(set(values)) > 1][:MAX_KEYS]
+    return {key: [setting(config.get(key)) for config in flat] for key in names}
 
 
 def setting(value: str | None) -> str | None:
     """Return a value of `flatten` as one types it: a text without quotes, unless it is empty."""
-    return json.loads(value) if value is not None and value.startswith('"') and value != '""' else value
+    text = json.loads(value) if value is not None and value.startswith('"') and value != '""' else value
+    return text and cut(text, MAX_VALUE)
 
 
 def encoded(value: Any) -> str:
