@@ -277,10 +277,8 @@ def draw(study, workdir: Path, arguments: list[str]) -> None:
         workdir / PAGE,
         {
             "title": f"Sweep: {workdir.name}",
-            "method": study.method,
             "metric": options.metric,
             "maximize": options.maximize,
-            "logarithmic": [key.name for key in study.keys if key.log],
             "trials": rows(study),
             "importance": study.importance(),
             "command": command,

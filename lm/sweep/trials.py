@@ -111,15 +111,6 @@ def values(folder: Path, metric: str) -> list[tuple[int, float]]:
     ]
 
 
-def metrics_of(folder: Path) -> list[str]:
-    """Return the validation metrics that a run has logged."""
-    try:
-        lines = load_metrics(folder / "metrics.jsonl")[1]
-    except FileNotFoundError:
-        return []
-    return sorted({name for line in lines for name in line if name.startswith("valid_")})
-
-
 def last_line(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -131,7 +131,7 @@ def test_twenty_trials_find_the_best_learning_rate_though_killed_twice(text, tmp
     found = min(results, key=results.get)
     assert results[found] <= lowest + 0.02 and min(good) / 10**0.5 <= found <= max(good) * 10**0.5
     page = (workdir / "sweep.html").read_text()
-    assert page.count("<svg") == 3 and f"{results[found]:.5g}" in page
+    assert "Importance of each key" in page and f"{results[found]:.5g}" in page
 
 
 def last(workdir):
