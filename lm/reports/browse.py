@@ -66,8 +66,10 @@ def page(job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], option
     return Page(job, units, reasons, columns_of(job, units[0]), characters, size)
 
 
-def entries(page: Page, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the entries of documents, see `entry`."""
+def entries(page: Page | None, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the entries of documents, see `entry`; [] without numbers."""
+    if page is None or not numbers:
+        return []
     found = list(documents.read(page.job, page.units, numbers, 2 * page.characters))
     rules = [(rule.column, rule.drops([one.columns[rule.column] for one in found])) for rule in page.job.rules]
     return [

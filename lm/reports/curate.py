@@ -24,8 +24,6 @@ from lm.reports.unread import bytes_of, place, sentences
 
 KEPT = "kept"
 SHOWN = 50  # files and records that could not be read
-HISTOGRAMS = "histograms"
-_FIRST = [], HISTOGRAMS  # the first part is empty, so that its result says that the workers have begun
 
 
 def write(
@@ -37,7 +35,7 @@ def write(
 ) -> None:
     """Write report.json, report.html and browse.html.
 
-    found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes draw; what
+    found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes work; what
     it returns is added to the figures.
 
     Raises: UserError if no document could be read; the reports are there.
@@ -47,10 +45,11 @@ def write(
     page = browse.page(job, units, found.pop("chosen"), config.browse.to_dict())
     stages = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["stages"]
     rules = [rule for stage in stages for rule in stage["rules"]]
-    parts = [*_FIRST, *(page.parts() if page else ())]
-    state = page, rules, found["histograms"]
-    with contextlib.closing(ordered(_drawn, state, parts, processes=config.processes or None, here=0, warm=True)) as drawn:
-        next(drawn)  # the workers have begun
+    parts = [[], *(page.parts() if page else ())]  # the result of the empty one says that the workers have begun
+    workers = ordered(browse.entries, page, parts, processes=config.processes or None, here=0, warm=True)
+    with contextlib.closing(workers) as entries:
+        next(entries)
+        from lm.reports.histograms import histograms
         from lm.reports.page import replace_json
 
         total = totals(found["funnel"])
@@ -71,9 +70,8 @@ def write(
         report["verdict"] = [verdict(total, steps(report), unread), *sentences(unread)]
         report["next"] = next_steps(report, workdir) if total["kept"][0] else []
         replace_json(workdir / "report.json", report)
-        histograms = next(drawn)
-        shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
-    saving.write(workdir / "report.html", html(report, histograms, shown))
+        shown = browse.write(f"{name}: documents", workdir, page, entries, total["all"][0])
+    saving.write(workdir / "report.html", html(report, histograms(rules, found["histograms"]), shown))
     if not total["all"][0]:
         raise UserError(f"input={config.input!r}: {_nothing_read(report)}; {workdir / 'report.html'} lists the files")
 
@@ -92,16 +90,6 @@ def _faults(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
     for one in unread:
         counts[one["reason"]] += one["count"]
     return counts.most_common()
-
-
-def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:
-    """Return a part of the report that takes long: the histograms, or the entries of the documents with these numbers."""
-    page, rules, counts = state
-    if part == HISTOGRAMS:
-        from lm.reports.histograms import histograms  # Matplotlib takes long to import, and only this part needs it
-
-        return histograms(rules, counts)
-    return browse.entries(page, part) if part else []
 
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:
