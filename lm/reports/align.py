@@ -15,7 +15,7 @@ from lm.align.alarms import Alarm, alarms, is_better, is_validation, words
 from lm.errors import UserError
 from lm.files import saving
 from lm.files.saving import plain
-from lm.reports.align_curves import curves
+from lm.reports.curves import curves
 from lm.reports.data_used import alignment_epochs, example_notes, text_summary
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, replace_json

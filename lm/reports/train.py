@@ -6,13 +6,10 @@ out the section of a missing part.
 
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from flax import nnx
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from data.text.batches import TextBatches
 from data.text.dataset import prepared, texts
@@ -22,7 +19,7 @@ from lm.files.saving import plain, write_json
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.progress import progress
-from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, TRAIN, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.reports.curves import curves
 from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
@@ -30,7 +27,7 @@ from lm.reports.provenance import signed, traced, with_stopped
 from lm.runs.checkpoint import plain as by_name
 from lm.runs.workdir import kept_json
 from lm.train import goodput, ngram
-from lm.train.history import column, load_metrics
+from lm.train.history import load_metrics
 from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
 
@@ -232,7 +229,7 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
         verdict=verdict(validation, before) or _unmeasured(report),
         bars=_bars(validation, before),
         by_source=by_source(validation, before),
-        curves=_curves(report, train, valid),
+        curves=curves([*train, *valid], method="pretraining", baselines=baselines(validation)),
         rows=rows,
         epochs=epochs_text(rows),
         data_notes=text_notes(report),
@@ -247,18 +244,23 @@ def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
     ours, first = validation.get("bits_per_byte"), before.get("bits_per_byte")
     if ours is None:
         return None
-    baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
+    grams = baselines(validation)
     sentence = f"The model needs {ours:.3f} bits per byte of held-out text"
     if first:
         change = ours / first - 1
         better = "better" if ours < first else "worse" if ours > first else "no change"
         sentence = f"Bits per byte of held-out text went from {first:.3f} to {ours:.3f} ({change:+.1%}): {better}"
-    if not baselines:
+    if not grams:
         return f"{sentence}."
-    best = min(baselines, key=baselines.get)
-    share = ours / baselines[best] - 1
-    compared = f"{abs(share):.0%} {'more' if share > 0 else 'fewer'} than the {best} baseline ({baselines[best]:.3f})"
+    best = min(grams, key=grams.get)
+    share = ours / grams[best] - 1
+    compared = f"{abs(share):.0%} {'more' if share > 0 else 'fewer'} than the {best} baseline ({grams[best]:.3f})"
     return f"{sentence}. That is {compared}." if first else f"{sentence}: {compared}."
+
+
+def baselines(validation: Mapping) -> dict[str, float]:
+    """Return the bits per byte of the n-grams."""
+    return {name: validation[name] for name in BASELINES if validation.get(name) is not None}
 
 
 def _unmeasured(report: Mapping) -> str | None:
@@ -276,103 +278,6 @@ def by_source(validation: Mapping, before: Mapping = {}) -> list[tuple[str, floa
 
 def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
     """Return the bars of the headline: the baselines, the model before the run, and the model."""
-    bars = [(name, validation.get(name)) for name in BASELINES]
+    bars = [*baselines(validation).items()]
     bars += [("before this run", before.get("bits_per_byte")), ("this model", validation.get("bits_per_byte"))]
     return [(name, value) for name, value in bars if value is not None]
-
-
-Drawn = tuple[str, str, str, Callable[[Axes], None]]  # title, note, unit of the y axis, and what draws
-
-
-def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[dict]:
-    """Return the charts that have data: [{title, note, svg}]."""
-    tokens = column(train, "tokens")
-    charts = [*_loss(train, valid), *_bits(report, valid), *_tasks(valid), *_of_steps(train)]
-    return [
-        {"title": title, "note": note, "svg": svg(f"chart{i}", draw, tokens, unit=unit)}
-        for i, (title, note, unit, draw) in enumerate(charts)
-    ]
-
-
-def _loss(train: Sequence[dict], valid: Sequence[dict]) -> Iterator[Drawn]:
-    loss, valid_loss = column(train, "loss"), column(valid, "valid_loss")
-    if not (len(loss[0]) or len(valid_loss[0])):
-        return
-    smoothed = trend(*loss) if len(loss[0]) else loss
-    shown = np.concatenate([smoothed[1][len(smoothed[1]) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
-    peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
-    clipped = peak > max(top, 1.3 * top)  # the fall from ln(vocabulary) in the first steps would flatten the rest
-
-    def draw(ax: Axes) -> None:
-        if len(loss[0]):
-            ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
-            ax.plot(*smoothed, color=TRAIN, linewidth=1.8, label="train, smoothed")
-        if len(valid_loss[0]):
-            curve = thin(*valid_loss)
-            ax.plot(*curve, color=VALID, linewidth=1.6, linestyle=LINES[1], label="validation", **held_out(curve))
-        if clipped:
-            ax.set_ylim(top=top)
-        legend(ax, "upper right")
-
-    yield "Loss", "lower is better" + (f"; the frame cuts off a peak of {peak:.3g}" if clipped else ""), "nats per token", draw
-
-
-def _bits(report: dict, valid: Sequence[dict]) -> Iterator[Drawn]:
-    bits = column(valid, "valid_bits_per_byte")
-    if not len(bits[0]):
-        return
-    validation = report.get("validation") or {}
-    baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
-
-    def draw(ax: Axes) -> None:
-        for name, value in baselines.items():
-            ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
-            ax.annotate(f"{name} {value:.3f}", (1, value), (-3, 3), color=MUTED, **where)
-        curve = thin(*bits)
-        ax.plot(*curve, color=VALID, linewidth=1.6, **held_out(curve))
-        ax.margins(y=0.1)
-
-    note = "of held-out text; lower is better" + ("; dashed lines: n-gram baselines" if baselines else "")
-    yield "Bits per byte", note, "bits per byte", draw
-
-
-def _tasks(valid: Sequence[dict]) -> Iterator[Drawn]:
-    names = sorted({key for row in valid for key in row if key.startswith("valid_") and "/" in key})
-    for task in dict.fromkeys(name.removeprefix("valid_").partition("/")[0] for name in names):
-        of_task = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
-
-        def draw(ax: Axes, of_task=of_task) -> None:
-            for name, colour, line, marker in zip(of_task, SERIES, LINES, MARKERS):
-                curve = column(valid, name)
-                style = {"color": colour, "linestyle": line, "linewidth": 1.8, "label": name.partition("/")[2]}
-                ax.plot(*thin(*curve), **style, **dots(curve, marker))
-            legend(ax)
-
-        if task == "bits_per_byte":
-            yield "Bits per byte of each source", "of held-out text; lower is better", "bits per byte", draw
-        else:
-            yield task, "evaluated during training", of_task[0].partition("/")[2] if len(of_task) == 1 else "metric", draw
-
-
-def _of_steps(train: Sequence[dict]) -> Iterator[Drawn]:
-    for key, title, note, unit in (
-        ("learning_rate", "Learning rate", "as applied", "learning rate"),
-        ("grad_norm", "Gradient norm", "global, before clipping", "norm"),
-        ("tokens_per_second", "Throughput", "training tokens", "tokens per second"),
-        ("tflops", "Model FLOP/s", "floating-point operations that the model's formula asks for", "TFLOP/s (1e12 a second)"),
-        ("mfu", "Model FLOPs utilisation", "share of the device's peak", "share of the peak"),
-    ):
-        curve = column(train, key)
-        if not len(curve[0]) or (key == "tflops" and len(column(train, "mfu")[0])):  # both have the same shape
-            continue
-
-        def draw(ax: Axes, curve=curve, key=key) -> None:
-            ax.plot(*thin(*curve), color=TRAIN, linewidth=1.2, **dots(curve))
-            if key == "grad_norm" and curve[1].min() > 0 and curve[1].max() > 10 * curve[1].min():
-                ax.set_yscale("log")
-                ax.yaxis.set_minor_formatter(NullFormatter())
-            else:
-                from_zero(ax)
-
-        yield title, note, unit, draw

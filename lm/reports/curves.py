@@ -1,7 +1,7 @@
-"""The curves of an alignment run: all metrics of its metrics.jsonl in groups, with held-out curves beside those of training."""
+"""The curves of a run: all metrics of its metrics.jsonl in groups, with held-out curves beside those of training."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
-from lm.reports.charts import INK, LINES, MARKERS, SERIES, VALID, dots, from_zero, held_out, legend, svg, thin, trend
-from lm.train.history import column
+from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.train.history import Curve, column
 
 
 class Group(NamedTuple):
@@ -26,6 +26,9 @@ class Group(NamedTuple):
 GROUPS = (
     Group("Loss", "of the method", "loss", ("loss",)),
     Group("Bits per byte", "of held-out text; lower is better", "bits per byte", ("bits_per_byte",)),
+    Group("Bits per byte of each source", "of held-out text; lower is better", "bits per byte", ("bits_per_byte/*",)),
+    Group("Weights", "α of each step; their mean is the result", "share", ("weight/*",)),
+    Group("Excess loss", "of the proxy over the reference", "nats per token", ("excess/*",)),
     Group("Reward", "mean over completions; the band is one standard deviation of them", "reward", ("reward",)),
     Group("Each reward", "mean of each function before its weight", "reward", ("rewards/*/mean",)),
     Group("Rewards of pairs", "chosen and rejected answers", "reward", ("rewards/chosen", "rewards/rejected")),
@@ -72,12 +75,17 @@ LOSSES = {  # method: (note, unit) of its loss
 # Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
 LEFT_OUT = ("step", "tokens", "skipped", "spike", "spikes", "rewinds", "skipped_batches", "mfu", "tflops")
 LEFT_OUT += ("reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
-LEFT_OUT += ("goodput", "stragglers/*")
+LEFT_OUT += ("goodput", "stragglers/*", "system_*")
 SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
 
 
-def curves(lines: Sequence[dict], name: str = "chart", method: str | None = None) -> list[dict]:
-    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart."""
+def curves(
+    lines: Sequence[dict], name: str = "chart", method: str | None = None, baselines: Mapping[str, float] = {}
+) -> list[dict]:
+    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart.
+
+    Args: name: prefix of the ids in the SVG. method: names what the loss is. baselines: bits per byte by name, drawn as lines.
+    """
     train = [line for line in lines if not is_validation(line)]
     keys = dict.fromkeys(key for line in train for key in line)
     valid = [{_twin(key, keys): x for key, x in line.items()} for line in lines if is_validation(line)]
@@ -89,19 +97,30 @@ def curves(lines: Sequence[dict], name: str = "chart", method: str | None = None
             prefix = key.rpartition("/")[0]
             group = Group("", "", "", (f"{prefix}/*" if prefix else key,))
             groups += [group] if group not in groups else []
-    charts, taken = [], set()
+    charts, taken, tokens = [], set(), column(train, "tokens")
     for group in groups:
-        found = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
-        found = [key for key in found if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
-        taken |= set(found)
-        for begin in range(0, len(found), len(SERIES)):  # one chart has only that many colours
-            part = found[begin : begin + len(SERIES)]
+        members = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
+        members = [key for key in members if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
+        taken |= set(members)
+        for begin in range(0, len(members), len(SERIES)):  # one chart has only that many colours
+            part = members[begin : begin + len(SERIES)]
             note, unit = LOSSES.get(method, group[1:3]) if part == ["loss"] else group[1:3]
+            marks = baselines if part == ["bits_per_byte"] else {}
+            peak, top = _cut_off(column(train, "loss"), column(valid, "valid_loss")) if part == ["loss"] else (None, None)
             title = group.title or (part[0].replace("_", " ") if len(part) == 1 else part[0].rpartition("/")[0])
             trained = any(len(column(train, key)[0]) for key in part)
-            note = (note or "as logged") if trained or part == ["bits_per_byte"] else "of held-out examples"
+            note = (note or "as logged") if trained or part[0].startswith("bits_per_byte") else "of held-out examples"
+            note += "; dashed lines: n-gram baselines" if marks else ""
+            note += f"; the frame cuts off a peak of {peak:.3g}" if top is not None else ""
             unit = unit or (title if len(part) == 1 else "value")
-            picture = svg(f"{name}{len(charts)}", lambda ax, part=part: _draw(ax, part, train, valid), unit=unit)
+
+            def draw(ax: Axes, part=part, marks=marks, top=top) -> None:
+                _draw(ax, part, train, valid)
+                for baseline, value in marks.items():
+                    _mark(ax, baseline, value)
+                ax.set_ylim(top=top)
+
+            picture = svg(f"{name}{len(charts)}", draw, tokens, unit=unit)
             charts.append({"title": title, "note": note, "svg": picture})
     if picture := _seconds(train, f"{name}{len(charts)}"):
         charts.append({"title": "Where the time goes", "note": "parts of a step, in the order of the legend", "svg": picture})
@@ -113,6 +132,24 @@ def _twin(key: str, trained: Iterable[str]) -> str:
     name = key.removeprefix("valid_")
     other = next((twin for twin in (f"{name}/mean", f"completions/{name}") if twin in trained), name)
     return key if key == name else f"valid_{name if name in trained else other}"
+
+
+def _cut_off(train: Curve, valid: Curve) -> tuple[float, float | None]:
+    """Return (the greatest loss, the top of its chart, or None to show all).
+
+    The fall from ln(vocabulary) in the first steps would flatten the rest.
+    """
+    lines = [trend(*train)[1]] * bool(len(train[0])) + [valid[1]] * bool(len(valid[0]))
+    later = np.concatenate([line[len(line) // 20 :] for line in lines])
+    peak, top = max(values.max() for values in (train[1], valid[1]) if len(values)), later.max() + 0.1 * np.ptp(later)
+    return float(peak), float(top) if peak > max(top, 1.3 * top) else None
+
+
+def _mark(ax: Axes, name: str, value: float) -> None:
+    ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    ax.annotate(f"{name} {value:.3f}", (1, value), (-3, 3), color=MUTED, **where)
+    ax.margins(y=0.1)
 
 
 def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[dict]) -> None:
