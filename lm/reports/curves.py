@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
-from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
+from lm.reports.thinning import thin, trend
 from lm.train.history import Curve, column
 
 

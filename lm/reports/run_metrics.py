@@ -1,4 +1,4 @@
-"""The curves of many runs in one chart: what metrics.jsonl holds of them, thinned, as SVG and as data for templates/runs.js."""
+"""The curves of many runs in one chart: what metrics.jsonl holds of them, thinned, for templates/runs.js."""
 
 import errno
 import fnmatch
@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from lm.files.untrusted import shown
-from lm.reports.charts import SERIES, VARIABLES, dots, svg, thin, trend
+from lm.reports.thinning import thin, trend
 from lm.train.history import Curve
 
 LONGEST_LINE = 1 << 20  # characters; a longer line is read as several
@@ -24,8 +21,9 @@ POINTS = 300  # most points of a curve on the page
 ALL_POINTS = 16_000  # most points of a chart, if its runs are many
 LEAST_POINTS = 60
 LOGARITHMIC = "grad_norm"  # its axis is, if a chart spans more than a factor of 10
-MOST_CHARTS = 14  # of one kind of run
+MAX_CHARTS = 14  # of one kind of run
 WIDTH = 1.8
+COLOURS = ("train", "valid", "third", "fourth", "fifth", "sixth")  # CSS variables of the page
 # On and off, in line widths. No two of the first eight curves have the same line.
 DASHES = ((), (5, 2), (1.2, 1.6), (7, 2, 1.2, 2), (3, 1.2), (9, 3), (5, 1.6, 1.2, 1.6, 1.2, 1.6), (2.5, 1.2, 2.5, 4))
 
@@ -174,8 +172,7 @@ def _curve(steps: np.ndarray, values: Sequence[Any]) -> Curve:
 
 def styles(count: int) -> list[dict[str, Any]]:
     """Return the line of each curve, {"colour": a CSS variable, "dash"}: another colour and another line for each neighbour."""
-    colours = [VARIABLES[colour] for colour in SERIES]
-    return [{"colour": colours[i % len(colours)], "dash": [WIDTH * x for x in DASHES[i % len(DASHES)]]} for i in range(count)]
+    return [{"colour": COLOURS[i % len(COLOURS)], "dash": [WIDTH * x for x in DASHES[i % len(DASHES)]]} for i in range(count)]
 
 
 def tokens_by_step(metrics: Metrics) -> list[list[float]]:
@@ -183,50 +180,27 @@ def tokens_by_step(metrics: Metrics) -> list[list[float]]:
     return [_short(part) for part in thin(*metrics.tokens, 40)]
 
 
-def charts(name: str, kind: str, runs: Sequence[Metrics], sound: Sequence[bool], chosen: int) -> list[dict[str, Any]]:
-    """Return [{"title", "unit", "svg": the first `chosen` runs, "data": all of them, see `_data`}] for runs of one kind.
+def charts(kind: str, runs: Sequence[Metrics], sound: Sequence[bool]) -> list[dict[str, Any]]:
+    """Return [{"title", "unit", "log": whether its axis may be logarithmic, "curves": of each run, see `_data`, or None}].
 
-    sound: False for a run that diverged, whose values do not set the height of a chart. chosen: 0 leaves all to the script.
+    Args: runs: of one `kind`. sound: False for a run that diverged, whose values do not set the height of a chart.
     """
-    keys = sorted({key for metrics in runs for key in metrics.curves}, key=lambda key: (chart_of(key), key))[:MOST_CHARTS]
-    curves = [[metrics.curves.get(key) for metrics in runs] for key in keys]
-    return [_chart(f"{name}{i}", keys[i], kind, curves[i], sound, chosen) for i in range(len(keys))]
-
-
-def _chart(
-    name: str, key: str, kind: str, curves: Sequence[Curve | None], sound: Sequence[bool], chosen: int
-) -> dict[str, Any]:
-    chart = CHARTS[chart_of(key)]
-    unit = "of the method" if key.endswith("loss") and kind not in PER_TOKEN else chart.unit
-    points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(curves)))
-    data = [curve and _data(curve, chart.noisy, points, steady) for curve, steady in zip(curves, sound, strict=True)]
-    drawn = [(i, one) for i, one in enumerate(data[:chosen]) if one]
-    ranges = [one["range"] for _, one in drawn if one["range"]]
-
-    def draw(ax: Axes) -> None:
-        for i, one in drawn:
-            dash, colour = DASHES[i % len(DASHES)], SERIES[i % len(SERIES)]
-            if "raw" in one:
-                ax.plot(*one["raw"], color=colour, alpha=0.25, linewidth=0.7)
-            style = {"color": colour, "linestyle": (0, dash) if dash else "solid", "linewidth": WIDTH}
-            ax.plot(one["x"], one["y"], **style, **dots((one["x"], one["y"])))
-        if ranges:
-            least, bottom = min(min(one["y"]) for _, one in drawn), min(low for low, _ in ranges)
-            top = max(high for _, high in ranges)
-            if key == LOGARITHMIC and least > 0 and top > 10 * bottom:
-                ax.set_yscale("log")
-                ax.yaxis.set_minor_formatter(NullFormatter())
-                ax.set_ylim(bottom / 1.2, top * 1.2)
-            else:
-                margin = 0.06 * (top - bottom) or 0.06 * abs(top) or 1.0
-                ax.set_ylim(bottom - margin, top + margin)
-
-    title = chart.title
-    if title is None:
-        title = shown(key).removeprefix("valid_").replace("_", " ") + (", held out" if key.startswith("valid_") else "")
-    about = {"title": title, "unit": unit}
-    picture = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96)) if chosen else Markup("<svg></svg>")
-    return {**about, "svg": picture, "data": {**about, "log": key == LOGARITHMIC, "curves": data}}
+    keys = sorted({key for metrics in runs for key in metrics.curves}, key=lambda key: (chart_of(key), key))[:MAX_CHARTS]
+    points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(runs)))
+    drawn = []
+    for key in keys:
+        chart = CHARTS[chart_of(key)]
+        held_out = ", held out" if key.startswith("valid_") else ""
+        curves = [(metrics.curves.get(key), steady) for metrics, steady in zip(runs, sound, strict=True)]
+        drawn.append(
+            {
+                "title": chart.title or shown(key).removeprefix("valid_").replace("_", " ") + held_out,
+                "unit": "of the method" if key.endswith("loss") and kind not in PER_TOKEN else chart.unit,
+                "log": key == LOGARITHMIC,
+                "curves": [curve and _data(curve, chart.noisy, points, steady) for curve, steady in curves],
+            }
+        )
+    return drawn
 
 
 def _data(curve: Curve, noisy: bool, points: int, steady: bool) -> dict[str, Any]:

@@ -3,8 +3,7 @@
     python -m lm.reports RUNS_DIR      # one file that needs no network
     python -m lm.dashboard RUNS_DIR    # the same page, live
 
-Without JavaScript the file shows all tables, and the curves of the newest runs; templates/runs.js sorts, filters, and draws the
-runs that the reader chooses.
+Without JavaScript the page shows all tables; templates/runs.js sorts, filters, and draws the runs that the reader chooses.
 """
 
 import base64
@@ -117,7 +116,7 @@ def html(
     for kind in kinds:
         members = [i for i, run in enumerate(runs) if run.kind == kind]
         if len(members) > 1 and kind != "unknown":
-            groups.append(group(f"group{len(groups)}", kind, members, runs, results, 0 if live else CHOSEN))
+            groups.append(group(f"group{len(groups)}", kind, members, runs, results))
     rows = [row(i, runs, starts, inputs, results[i], link) for i in range(len(runs))]
     return render(
         "runs.html.j2",
@@ -323,24 +322,20 @@ def of_doremi(run: Run) -> Iterator[Figure]:
 
 
 def group(
-    name: str, kind: str, members: Sequence[int], runs: Sequence[Run], results: Sequence[Sequence[Figure]], drawn: int
+    name: str, kind: str, members: Sequence[int], runs: Sequence[Run], results: Sequence[Sequence[Figure]]
 ) -> dict[str, Any]:
-    """Return what the page compares of runs of one kind. drawn: runs in the charts; 0: the script draws. "data" is for it."""
+    """Return what the page compares of runs of one kind. "data" is for the script."""
     some = [runs[i] for i in members]
     sound = [run.state != "diverged" for run in some]
-    curves = charts(f"{name}-", kind, [run.metrics for run in some], sound, drawn)
     lines = [*styles(min(CHOSEN, len(some))), *[None] * (len(some) - CHOSEN)]
     return {
         "name": name,
         "kind": kind,
         "members": [{"name": run.name, "line": line} for run, line in zip(some, lines, strict=True)],
-        "charts": curves,
+        "charts": (curves := charts(kind, [run.metrics for run in some], sound)),
         "results": result_rows(results[i] for i in members),
         "differences": differences([run.config for run in some]),
-        "data": {
-            "runs": [{"name": run.name, "tokens": tokens_by_step(run.metrics)} for run in some],
-            "charts": [chart.pop("data") for chart in curves],
-        },
+        "data": {"runs": [{"name": run.name, "tokens": tokens_by_step(run.metrics)} for run in some], "charts": curves},
     }
 
 
