@@ -1,4 +1,4 @@
-"""Charts as inline SVG for the report pages: curves of metrics, and intervals and radars of evaluations.
+"""Charts as inline SVG for the report pages: curves of metrics, and intervals of evaluations.
 
 Matplotlib draws them. Font and colours come from the page (colours from its CSS variables), so they follow the reader's light
 or dark theme. Nothing is fetched and no script runs.
@@ -230,38 +230,6 @@ def forest(
     lines = len(rows) * (1 + 0.45 * (len(runs) - 1))
     size = (WIDTH, 0.95 + 0.27 * lines + (0.3 if len(runs) > 1 else 0))
     return {"title": title, "note": note, "svg": svg(name, draw, size=size, steps=False)}
-
-
-def radar(name: str, title: str, note: str, axes: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> dict:
-    """Draw a polygon for each run over at least three axes, 0 in the middle to 1. A value None is skipped."""
-    angles = [math.pi / 2 - 2 * math.pi * i / len(axes) for i in range(len(axes))]
-    around = np.array([[math.cos(angle), math.sin(angle)] for angle in angles])
-
-    def draw(ax: Axes) -> None:
-        for ring in (0.25, 0.5, 0.75, 1.0):
-            closed = np.concatenate([around, around[:1]]) * ring
-            ax.plot(closed[:, 0], closed[:, 1], color=LINE, linewidth=0.8)
-        for (x, y), label in zip(around, axes):
-            ax.plot([0, x], [0, y], color=LINE, linewidth=0.8)
-            side = "center" if abs(x) < 0.1 else "left" if x > 0 else "right"
-            ax.text(1.1 * x, 1.12 * y, clean(label), color=INK, ha=side, va="center")
-        between = (around[0] + around[1]) / 2
-        for ring in (0.5, 1.0):
-            ax.text(*(between * ring), f"{ring:g}", color=MUTED, fontsize=9, ha="center", va="center")
-        for (run, values), colour, line, marker in zip(series.items(), SERIES, LINES, MARKERS):
-            points = np.array([around[i] * value for i, value in enumerate(values) if value is not None]).reshape(-1, 2)
-            if colour == SERIES[0]:
-                ax.fill(points[:, 0], points[:, 1], color=colour, alpha=0.15, linewidth=0)
-            closed = np.concatenate([points, points[:1]])
-            style = {"linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.8}
-            ax.plot(closed[:, 0], closed[:, 1], color=colour, label=clean(run), **style)
-        ax.set_xlim(-1.75, 1.75)
-        ax.set_ylim(-1.2, 1.25)
-        ax.set_aspect("equal")
-        ax.axis("off")
-        _legend(ax, list(series))
-
-    return {"title": title, "note": note, "svg": svg(name, draw, size=(WIDTH, 3.8), steps=False)}
 
 
 def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:

@@ -21,11 +21,10 @@ from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, ideal, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files import saving
 from lm.files.saving import plain
-from lm.reports.charts import SERIES, Row, calibration, forest, radar, risk_coverage
+from lm.reports.charts import SERIES, Row, calibration, forest, risk_coverage
 from lm.reports.differences import arrow, changes, p_value, rows
 from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
-from lm.reports.groups import GROUPS, groups
 from lm.reports.items import Items, address
 from lm.reports.next_steps import next_steps
 from lm.reports.page import flatten, render
@@ -127,7 +126,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         table=[
             table_row(task, result, items.get(task, {}), judged[task]["metrics"]) for task, result in tasks(results).items()
         ],
-        charts_of_tasks=charts_of_tasks(runs, items, judged),
+        charts_of_tasks=charts_of_tasks(runs, judged),
         curves=curves(runs),
         sections=list(sections(results)),
         compared=[(name, rows(part), changes(part, f"change{i}-"), part) for i, (name, part) in enumerate(comparison.items())],
@@ -169,8 +168,8 @@ def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, M
     }
 
 
-def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping, judged: Mapping[str, Mapping]) -> list[dict]:
-    """Return interval plots of the main metrics, one for each scale, and the radar."""
+def charts_of_tasks(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping]) -> list[dict]:
+    """Return interval plots of the main metrics, one for each scale."""
     runs = dict(list(runs.items())[: len(SERIES)])
     parts: dict[tuple, list[Row]] = {}
     first = tasks(next(iter(runs.values())))
@@ -195,13 +194,6 @@ def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping, judged: Mapping
             note = "with 95 % intervals" + ("; dashes: chance" if any(row.mark is not None for row in part) else "")
             note += "; rings: no better than chance" if any(any(row.rings) for row in part) else ""
             charts.append(forest(f"tasks{len(charts)}-", title, note, part, list(runs), kind))
-    chances = {task: found.get("chance") for task, found in items.items()}
-    levels = {run: groups(results, chances) for run, results in runs.items()}
-    axes = [name for name in GROUPS if next(iter(levels.values()))[name] is not None]
-    if len(axes) >= 3:
-        series = {run: [found[name] for name in axes] for run, found in levels.items()}
-        note = "mean over tasks; 0: chance or the worst; 1: the best or no bias"
-        charts.insert(1, radar("radar-", "By group", note, axes, series))
     return charts
 
 

@@ -62,7 +62,6 @@ def test_a_whole_run(page):
     ]
     assert charts(page) == [
         "Main metric of each task",
-        "By group",
         "bits_per_byte ↓",
         "Differences",
         "Differences, bits_per_byte",
@@ -176,28 +175,6 @@ def test_of_what_is_unknown_nothing_is_drawn(tmp_path):
 def test_a_task_name_with_a_formula_is_no_formula(tmp_path):
     text = alone(tmp_path, [], {"$\\frac{1}{$ \x00 <b>": {"acc": 0.5, "acc_stderr": 0.1, "n": 4, "problems": {}}})
     assert charts(text) == ["Main metric of each task"] and "&lt;b&gt;, acc" in text
-
-
-def test_a_radar_wants_three_groups(tmp_path):
-    figures = {"acc": 0.5, "acc_stderr": 0.1, "n": 4, "problems": {}}
-    two = {"mmlu": figures, "gsm8k": figures}
-    assert "By group" not in charts(alone(tmp_path, [], two))
-    assert "By group" in charts(alone(tmp_path, [], two | {"ifeval": figures}))
-
-
-def test_groups_go_from_chance_to_the_best():
-    results = {
-        "mmlu": {"acc": 0.25, "acc_stderr": 0.1, "chance": 0.25, "n": 4},
-        "arc_easy": {"acc": 1.0, "acc_stderr": 0.0, "n": 4},
-        "crows_pairs": {"pct_stereotype": 0.75, "pct_stereotype_low": 0.6, "pct_stereotype_high": 0.9, "n": 4},
-        "bbq": {"acc": 0.1, "acc_stderr": 0.1, "s_amb": 0.5, "s_amb_stderr": 0.1, "n": 4},
-        "redteam": {"attack_success": 0.25, "attack_success_stderr": 0.1, "n": 4},
-        "wikitext": {"bits_per_byte": 1.5, "bits_per_byte_stderr": 0.1, "n": 4},
-        "mine": {"acc": 0.5, "acc_stderr": 0.1, "n": 4},
-    }
-    found = evaluation_report.groups(results)
-    assert found["knowledge"] == 0.5 and found["bias"] == 0.5 and found["safety"] == 0.75
-    assert found["coherence"] is None and found["reasoning"] is None
 
 
 def test_many_subjects_are_drawn_worst_first(tmp_path):
