@@ -1,11 +1,10 @@
 """The page to browse documents of a corpus: a sample of those that stay and of those that each rule drops.
 
-Of each it shows the text as it was read, what each stage changed in it, all measures with the bounds of the rules, and every
-rule that it breaks. The page is one file that needs no network: data as JSON, and templates/browse.js. Documents are hostile,
-so nothing of them becomes HTML.
+Of each it shows the text as it was read and as each stage left it, all measures with the bounds of the rules, and every rule
+that it breaks. The page is one file that needs no network: data as JSON, and templates/browse.js, which also finds what a
+stage changed. Documents are hostile, so nothing of them becomes HTML.
 """
 
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,20 +17,18 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from data.recipe import documents
-from data.recipe.documents import Found, Text
+from data.recipe.documents import Found
 from data.recipe.inputs import Unit
 from data.recipe.rules import Rule
 from data.recipe.units import Job
 from lm.files import saving
 from lm.progress import progress
-from lm.reports.edits import edits, limited
 
 PAGE = "browse.html"
 LEAST_BYTES = 2000  # that a document may take on the page; about 60 measures take half of it
 STRING = 1000  # most characters of an id, an address or another string
 EXACT = 1 << 53  # larger whole numbers are not exact in JavaScript, so they become strings
 NUMBERS = ("duplicate_of", "near_duplicate_of", "near_duplicate_cluster")  # columns that hold the number of a document
-ALL = "all stages"
 PART = 64  # documents that a process looks up at a time
 
 
@@ -70,7 +67,7 @@ def entries(page: Page | None, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Return the entries of documents, see `entry`; [] without numbers."""
     if page is None or not numbers:
         return []
-    found = list(documents.read(page.job, page.units, numbers, 2 * page.characters))
+    found = list(documents.read(page.job, page.units, numbers, page.characters))
     rules = [(rule.column, rule.drops([one.columns[rule.column] for one in found])) for rule in page.job.rules]
     return [
         entry(one, page.reasons[one.number], page.columns, [column for column, drops in rules if drops[k]], page.characters)
@@ -128,42 +125,27 @@ def columns_of(job: Job, unit: Unit) -> list[dict[str, Any]]:
 
 def entry(found: Found, reason: str, columns: Sequence[Mapping], fails: Sequence[str], characters: int) -> dict[str, Any]:
     """Return what the page says about a document: {"number", "reason" or "kept", "values": in the order of `columns`, "fails":
-    columns of all rules that it breaks, in order, "text": its beginning as it was read, "length": characters of all of it,
-    "changes": [[stage, edits of the text before it]], "links": column -> number of another document}.
-
-    With several stages that change the text, all changes at once come first.
+    columns of all rules that it breaks, in order, "texts": [[stage, beginning, characters of all of it]] as it was read and
+    as each stage left it that changed it, "links": column -> number of another document}.
     """
-    first, last = found.texts[0], found.texts[-1]
-    changes = [[now.stage, edits(before.start, now.start, _whole(before))] for before, now in itertools.pairwise(found.texts)]
-    if len(changes) > 1:
-        changes.insert(0, [ALL, edits(first.start, last.start, _whole(first))])
     one = {
         "number": found.number,
         "reason": reason,
         "values": [_plain(found.columns[column["name"]]) for column in columns],
         "fails": fails,
-        "text": first.start,
-        "length": first.length,
-        "changes": changes,
+        "texts": [list(text) for text in found.texts],
         "links": {n: found.columns[n] for n in NUMBERS if found.columns.get(n) not in (None, found.number)},
     }
     return cut(one, characters)
 
 
 def cut(one: Mapping[str, Any], characters: int) -> dict[str, Any]:
-    """Return an entry with at most these characters of text, the changes in them, and shorter strings."""
-    text, changes = one["text"][:characters], []
-    length, whole = len(text), len(text) == one["length"]
-    for stage, some in one["changes"]:
-        some, made = limited(some, len(text) if stage == ALL else length, whole)
-        changes.append([stage, some])
-        length = length if stage == ALL else made
+    """Return an entry with at most these characters of each text, and shorter strings."""
     most = min(STRING, max(20, characters))
     return {
         **one,
         "values": [_short(value, most) for value in one["values"]],
-        "text": text,
-        "changes": changes,
+        "texts": [[stage, start[:characters], length] for stage, start, length in one["texts"]],
         "links": {name: _short(value, most) for name, value in one["links"].items()},
     }
 
@@ -198,10 +180,6 @@ def html(title: str, columns: Sequence[Mapping], rules: Sequence[Rule], shown: S
 def encoded(value: Any) -> str:
     """Return JSON without "<", so that no text in it ends or opens an HTML element."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _whole(text: Text) -> bool:
-    return len(text.start) == text.length
 
 
 def _plain(value: Any) -> Any:
