@@ -1,7 +1,6 @@
-"""The report of an alignment run, as JSON and as one self-contained HTML page; and a page for a pipeline of runs.
+"""The report of an alignment run, as JSON and as one self-contained HTML page.
 
-    python -m lm.reports.align WORKDIR                  # redraw a run's page from its workdir
-    python -m lm.reports.align PRETRAINED SFT GRPO      # write pipeline.html into the last workdir
+    python -m lm.reports.align WORKDIR                  # redraw a run's page from its workdir; also of train.py
 
 It works for every method: it draws all metrics in metrics.jsonl. See lm/reports/page.py for how pages are made.
 """
@@ -16,16 +15,16 @@ from lm.errors import UserError
 from lm.files import saving
 from lm.files.saving import plain
 from lm.reports.curves import curves
-from lm.reports.data_used import alignment_epochs, example_notes, text_summary
+from lm.reports.data_used import alignment_epochs, example_notes
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, replace_json
-from lm.reports.provenance import provenance, signed, traced, with_stopped
+from lm.reports.provenance import signed, traced, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
 from lm.runs.workdir import read_object
 from lm.train import goodput
 from lm.train.history import json_lines
 
-__all__ = ["Alarm", "alarms", "curves", "load_lines", "load_samples", "write", "write_stages", "html"]
+__all__ = ["Alarm", "alarms", "curves", "load_lines", "load_samples", "write", "html"]
 
 OWN = ("reward", "rewards/accuracies", "accuracy", "rewards/margins", "agreement")
 NEUTRAL = {"kl", "length", "entropy", "logps", "chosen", "rejected", "min", "max", "ratio"}
@@ -210,80 +209,12 @@ def _columns(data: dict) -> dict[str, dict]:
     return {split: counts for split, counts in found.items() if any(counts.values())}
 
 
-def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | None = None) -> Path:
-    """Write one page for runs that each start from the previous one; return its path.
-
-    Each stage is shown by its own measure, before and after. For a pretraining run that is bits per byte, compared with the
-    best n-gram.
-
-    Args:
-        workdirs: of the runs, in order, each with its report.json.
-        to: an existing folder for pipeline.html and pipeline.json; None: the last workdir.
-    Raises: UserError if a run has no report yet.
-    """
-    stages = [_stage(Path(workdir), f"stage{i}-") for i, workdir in enumerate(workdirs)]
-    to = Path(to or workdirs[-1])
-    for stage in stages:
-        stage["link"] = os.path.relpath(Path(stage["workdir"]) / "report.html", to)
-    names = [stage["name"] for stage in stages]
-    for i, stage in enumerate(stages):
-        if names.count(stage["name"]) > 1:
-            stage["name"] = f"{stage['name']} {names[: i + 1].count(names[i])}"
-    seconds = {stage["name"]: stage["seconds"] for stage in stages}
-    report = {"title": "From text to " + stages[-1]["name"], "stages": seconds, "machine": stages[-1]["machine"]}
-    report |= {"provenance": provenance({}, seconds), "next": stages[-1]["next"]}
-    columns = ("name", "workdir", "measure", "meaning", "before", "after", "better", "seconds", "alarms")
-    saved = {**report, "pipeline": [{key: stage[key] for key in columns} for stage in stages]}
-    worse = [stage["name"] for stage in stages if not stage["better"]]
-    sentence = f"Not better by its own measure: {', '.join(worse)}." if worse else "Each stage is better by its own measure."
-    replace_json(to / "pipeline.json", plain(saved))
-    saving.write(
-        to / "pipeline.html", render("pipeline.html.j2", plain(report), pipeline=stages, verdict=sentence, last_step=None)
-    )
-    return to / "pipeline.html"
-
-
-def _stage(workdir: Path, prefix: str) -> dict:
-    path = workdir / "report.json"
-    if not path.exists():
-        raise UserError(f"{workdir} has no report.json: let the run finish first")
-    report, lines = read_object(path, MAKE), load_lines(workdir / "metrics.jsonl")
-    before, after = report.get("before") or {}, report.get("after") or {}
-    if not after and (validation := report.get("validation")):
-        grams = [value for key, value in validation.items() if key.endswith("gram") and value is not None]
-        first = before.get("bits_per_byte") or min(grams, default=None)
-        before, after = {"bits per byte": first}, {"bits per byte": validation.get("bits_per_byte")}
-    measure = own_measure(after)
-    meanings = (report.get("measures") or {}) | {"bits per byte": "of held-out text; lower is better"}
-    pair = before.get(measure), after.get(measure)
-    prompts = shown_samples(load_samples(workdir / "samples.jsonl"))
-    wanted, name = ("Loss", "Reward", "Preference accuracy", "Bits per byte"), report.get("method") or "pretraining"
-    return {
-        "name": name,
-        "workdir": str(workdir),
-        "measure": measure,
-        "meaning": meaning(measure, meanings, report.get("method")) if measure else "",
-        "before": pair[0],
-        "after": pair[1],
-        "better": None not in pair and is_better(measure, *pair),
-        "seconds": sum(report.get("stages", {}).values()),
-        "machine": report.get("machine"),
-        "alarms": report.get("alarms") or [],
-        "prompts": prompts[:2],
-        "samples": [] if prompts else (report.get("samples") or [])[:2],
-        "data": example_notes(report) or text_summary(report),
-        "next": next_steps(report, workdir),
-        "curves": [chart for chart in curves(lines, prefix, name) if chart["title"] in wanted][:2],
-    }
-
-
 def main(workdirs: list[str]) -> None:
     if len(workdirs) > 1:
-        print(write_stages(workdirs))
-        return
+        raise UserError("name one workdir; `python -m lm.reports RUN RUN` writes a page over several")
     path = Path(workdirs[0] if workdirs else ".") / "report.json"
     if not path.exists():
-        raise UserError(f"{path} does not exist: name a workdir with a report, or several runs for a pipeline page")
+        raise UserError(f"{path} does not exist: name a workdir with a report")
     report = read_object(path, MAKE)
     if "method" in report:
         write(path.parent, report)

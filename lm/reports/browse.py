@@ -5,7 +5,6 @@ that it breaks. The page is one file that needs no network: data as JSON, and te
 stage changed. Documents are hostile, so nothing of them becomes HTML.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from data.recipe.rules import Rule
 from data.recipe.units import Job
 from lm.files import saving
 from lm.progress import progress
+from lm.reports.page import encoded, render
 
 PAGE = "browse.html"
 LEAST_BYTES = 2000  # that a document may take on the page; about 60 measures take half of it
@@ -170,16 +170,9 @@ def html(title: str, columns: Sequence[Mapping], rules: Sequence[Rule], shown: S
         rule.column: {"told": rule.told(), "least": _plain(rule.least), "most": _plain(rule.most), "allowed": rule.allowed}
         for rule in rules
     }
-    from lm.reports.page import render
-
     data = encoded({"columns": columns, "rules": bounds, "documents": shown})
     report = {"title": title, "finished": True}
     return render("browse.html.j2", report, data=Markup(data), shown=len(shown), total=total)
-
-
-def encoded(value: Any) -> str:
-    """Return JSON without "<", so that no text in it ends or opens an HTML element."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _plain(value: Any) -> Any:

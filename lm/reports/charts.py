@@ -56,7 +56,6 @@ def svg(
     size: tuple[float, float] = (5.4, 3.4),
     steps: bool = True,
     unit: str = "",
-    margins: tuple[float, float, float, float] | None = None,
 ) -> Markup:
     """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
 
@@ -65,8 +64,6 @@ def svg(
     Args:
       size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
       unit: of the y axis.
-      margins: left, bottom, right and top end of the axes, as shares of the chart. None: as labels need. Charts over steps are
-        fitted by the lengths of their labels; for others Matplotlib measures every text, which takes twice as long.
     """
     style = {
         "svg.fonttype": "none",
@@ -96,8 +93,8 @@ def svg(
             ax.set_ylabel(unit)
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
-        if margins or (steps and not _is_below(ax.get_legend())):
-            figure.subplots_adjust(*(margins or _fitted(ax)))
+        if steps and not _is_below(ax.get_legend()):
+            figure.subplots_adjust(*_fitted(ax))  # where Matplotlib measures every text, it takes twice as long
         else:
             figure.set_layout_engine("constrained")
         buffer = io.StringIO()
@@ -242,12 +239,8 @@ def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[
             x, y, n = ([float(b[key]) for b in bins] for key in ("confidence", "accuracy", "n"))
             ax.plot(x, y, color=colour, linestyle=line, linewidth=1.6, label=clean(label))
             ax.scatter(x, y, [12 + 90 * size / max(n) for size in n], color=colour, alpha=0.6, linewidths=0)
-        ax.set_xlim(-0.02, 1.02)
+        _shares(ax, "confidence", "accuracy", list(curves))
         ax.set_ylim(-0.02, 1.02)
-        ax.set_xlabel("confidence")
-        ax.set_ylabel("accuracy")
-        _numbers(ax)
-        _legend(ax, list(curves))
 
     return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
 
@@ -258,17 +251,19 @@ def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequenc
     def draw(ax: Axes) -> None:
         for (label, points), colour, line in zip(curves.items(), SERIES, LINES):
             known = sorted((float(p["coverage"]), float(p["risk"])) for p in points)
-            kept = known if len(known) <= 300 else [known[i] for i in np.linspace(0, len(known) - 1, 300).astype(int)]
-            style = {"marker": "o", "markersize": 4} if len(kept) <= 30 else {}
-            ax.plot(*zip(*kept), color=colour, linestyle=line, linewidth=1.8, label=clean(label), **style)
-        ax.set_xlim(-0.02, 1.02)
+            picked = known if len(known) <= 300 else [known[i] for i in np.linspace(0, len(known) - 1, 300).astype(int)]
+            x, y = np.array(picked).reshape(-1, 2).T
+            ax.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=clean(label), **dots((x, y)))
+        _shares(ax, "share answered", "share of wrong answers", list(curves))
         ax.set_ylim(bottom=-0.02)
-        ax.set_xlabel("share answered")
-        ax.set_ylabel("share of wrong answers")
-        _numbers(ax)
-        _legend(ax, list(curves))
 
     return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
+
+
+def _shares(ax: Axes, x: str, y: str, runs: Sequence[str]) -> None:
+    ax.set(xlim=(-0.02, 1.02), xlabel=x, ylabel=y)
+    _numbers(ax)
+    _legend(ax, runs)
 
 
 def change_colour(better: bool | None, sure: bool) -> str:

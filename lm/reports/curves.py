@@ -80,12 +80,10 @@ LEFT_OUT += ("goodput", "stragglers/*", "system_*")
 SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
 
 
-def curves(
-    lines: Sequence[dict], name: str = "chart", method: str | None = None, baselines: Mapping[str, float] = {}
-) -> list[dict]:
+def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[str, float] = {}) -> list[dict]:
     """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart.
 
-    Args: name: prefix of the ids in the SVG. method: names what the loss is. baselines: bits per byte by name, drawn as lines.
+    Args: method: names what the loss is. baselines: bits per byte by name, drawn as lines.
     """
     train = [line for line in lines if not is_validation(line)]
     keys = dict.fromkeys(key for line in train for key in line)
@@ -121,9 +119,9 @@ def curves(
                     _mark(ax, baseline, value)
                 ax.set_ylim(top=top)
 
-            picture = svg(f"{name}{len(charts)}", draw, tokens, unit=unit)
+            picture = svg(f"chart{len(charts)}", draw, tokens, unit=unit)
             charts.append({"title": title, "note": note, "svg": picture})
-    if picture := _seconds(train, f"{name}{len(charts)}"):
+    if picture := _seconds(train, f"chart{len(charts)}"):
         charts.append({"title": "Where the time goes", "note": "parts of a step, in the order of the legend", "svg": picture})
     return charts
 

@@ -14,6 +14,7 @@ from data.recipe.run import prepare, run
 from lm.errors import UserError
 from lm.reports import browse
 from lm.reports.curate import write
+from lm.reports.page import encoded
 from tests.slow import all_but
 
 INF = float("inf")
@@ -161,9 +162,9 @@ def test_sample_and_size_are_bounded(source, corpus, tmp_path):
 def test_texts_are_cut_until_the_page_fits(corpus):
     keys = ("number", "reason", "values", "fails", "texts", "links")
     whole = [{key: one[key] for key in keys} for one in data_of(corpus)["documents"]]
-    size = sum(len(browse.encoded(one).encode()) for one in whole)
+    size = sum(len(encoded(one).encode()) for one in whole)
     found = browse.fitted(whole, 2500, size // 2)
-    assert size // 4 < sum(len(browse.encoded(one).encode()) for one in found) <= size // 2
+    assert size // 4 < sum(len(encoded(one).encode()) for one in found) <= size // 2
     for one, other in zip(found, whole, strict=True):
         for (stage, text, length), (other_stage, whole_text, whole_length) in zip(one["texts"], other["texts"], strict=True):
             assert (stage, length) == (other_stage, whole_length) and whole_text.startswith(text)

@@ -17,7 +17,8 @@ import pytest
 from lm.errors import Stopped, UserError
 from lm.reports import run_metrics
 from lm.reports.run_folders import read_runs, related, tree
-from lm.reports.runs import Figure, differences, html, result_rows, write
+from lm.reports.run_results import Figure, result_rows
+from lm.reports.runs import differences, html, write
 from lm.runs.lock import KILLED, locked
 from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.reports.made_runs import CONFIG, a_run, aligned, curated, evaluated, lines, log, trained
