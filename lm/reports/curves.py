@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -11,73 +10,9 @@ from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
 from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
+from lm.reports.metric_groups import GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group
 from lm.reports.thinning import thin, trend
 from lm.train.history import Curve, column
-
-
-class Group(NamedTuple):
-    """A chart with all metrics that match one of its patterns. unit: of its y axis."""
-
-    title: str
-    note: str
-    unit: str
-    patterns: tuple[str, ...]
-
-
-GROUPS = (
-    Group("Loss", "of the method", "loss", ("loss",)),
-    Group("Bits per byte", "of held-out text; lower is better", "bits per byte", ("bits_per_byte",)),
-    Group("Bits per byte of each source", "of held-out text; lower is better", "bits per byte", ("bits_per_byte/*",)),
-    Group("Weights", "α of each step; their mean is the result", "share", ("weight/*",)),
-    Group("Excess loss", "of the proxy over the reference", "nats per token", ("excess/*",)),
-    Group("Reward", "mean over completions; the band is one standard deviation of them", "reward", ("reward",)),
-    Group("Each reward", "mean of each function before its weight", "reward", ("rewards/*/mean",)),
-    Group("Rewards of pairs", "chosen and rejected answers", "reward", ("rewards/chosen", "rewards/rejected")),
-    Group("Margin", "reward of the chosen answer − that of the rejected one", "reward", ("rewards/margins",)),
-    Group(
-        "Preference accuracy", "pairs whose chosen answer has the greater reward", "share of the pairs", ("rewards/accuracies",)
-    ),
-    Group(
-        "Distance from the reference",
-        "Kullback-Leibler divergence from the model before training",
-        "nats per token",
-        ("kl", "objective/kl", "policy/approxkl_avg"),
-    ),
-    Group("Entropy", "of the policy; at 0 it always writes the same", "nats per token", ("entropy", "objective/entropy")),
-    Group("Clipped ratios", "tokens with a clipped ratio", "share of the tokens", ("clip_ratio/*_mean", "policy/clipfrac_avg")),
-    Group("Completion length", "of the answers that the model wrote", "tokens", ("completions/*length",)),
-    Group(
-        "Cut and idle",
-        "completions that the limit cut, and groups of equal rewards, which teach nothing",
-        "share",
-        ("*/clipped_ratio", "frac_reward_*"),
-    ),
-    Group("Log-probabilities", "of the answers under the policy", "nats per answer", ("logps/*",)),
-    Group("Tools", "calls of tools, and the share that failed", "per completion", ("tools/*",)),
-    Group(
-        "Sampler and trainer",
-        "difference of their log-probabilities, and the weights that correct it",
-        "nats, or weight",
-        ("sampling/*",),
-    ),
-    Group("Learning rate", "as applied", "learning rate", ("learning_rate",)),
-    Group("Gradient norm", "global, before clipping", "norm", ("grad_norm",)),
-    Group("Throughput", "trained tokens", "tokens per second", ("tokens_per_second",)),
-)
-LOSSES = {  # method: (note, unit) of its loss
-    "pretraining": ("lower is better", "nats per token"),
-    "sft": ("of the answers' tokens", "nats per token"),
-    "dpo": ("of the order of two answers; ln 2 = 0.693 before training", "nats per pair"),
-    "reward": ("of the order of two answers, or of labelled steps", "nats"),
-    "grpo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
-    "rloo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
-    "ppo": ("of policy and values; it may stay near 0 while the reward rises", "loss"),
-}
-# Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
-LEFT_OUT = ("step", "tokens", "skipped", "spike", "spikes", "rewinds", "skipped_batches", "mfu", "tflops")
-LEFT_OUT += ("reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
-LEFT_OUT += ("goodput", "stragglers/*", "system_*")
-SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
 
 
 def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[str, float] = {}) -> list[dict]:

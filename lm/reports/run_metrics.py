@@ -7,11 +7,12 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lm.files.untrusted import shown
+from lm.reports.metric_groups import GROUPS, LOSSES, SCHEDULE, group_of
 from lm.reports.thinning import thin, trend
 from lm.train.history import Curve
 
@@ -28,36 +29,7 @@ COLOURS = ("train", "valid", "third", "fourth", "fifth", "sixth")  # CSS variabl
 DASHES = ((), (5, 2), (1.2, 1.6), (7, 2, 1.2, 2), (3, 1.2), (9, 3), (5, 1.6, 1.2, 1.6, 1.2, 1.6), (2.5, 1.2, 2.5, 4))
 
 
-class Chart(NamedTuple):
-    """pattern: of metrics in metrics.jsonl. title: None: the metric's name. noisy: a trend is drawn over the values."""
-
-    pattern: str
-    title: str | None
-    unit: str
-    noisy: bool = False
-
-
-CHARTS = (
-    Chart("loss", "Training loss", "nats per token", True),
-    Chart("valid_bits_per_byte", "Validation", "bits per byte"),
-    Chart("valid_bits_per_byte/*", "Validation of a source", "bits per byte"),
-    Chart("valid_loss", "Validation loss", "nats per token"),
-    Chart("reward", "Reward", "mean over completions", True),
-    Chart("valid_reward", "Held-out reward", "mean over completions"),
-    Chart("rewards/accuracies", "Preference accuracy", "share of pairs whose chosen answer has the greater reward", True),
-    Chart("valid_rewards/accuracies", "Held-out preference accuracy", "share of pairs"),
-    Chart("rewards/margins", "Margin", "reward of the chosen answer − that of the rejected one", True),
-    Chart("*mean_token_accuracy", None, "share of tokens"),
-    Chart("*accuracy", None, "share", True),
-    Chart("rewards/*/mean", None, "mean of the function before its weight", True),
-    Chart("valid_*/*", None, "evaluated during training"),
-    Chart("*kl", "Distance from the reference", "Kullback-Leibler divergence, nats", True),
-    Chart("entropy", "Entropy", "of the policy, nats per token", True),
-    Chart("completions/mean_length", "Completion length", "tokens", True),
-    Chart("learning_rate", "Learning rate", "as applied"),
-    Chart("grad_norm", "Gradient norm", "global, before clipping", True),
-)
-PER_TOKEN = ("train", "sft", "best_of", "doremi")  # kinds whose loss is in nats per token
+METHODS = {"train": "pretraining", "doremi": "pretraining", "best_of": "sft"}  # kind of a run -> key of LOSSES; others: itself
 
 
 @dataclass
@@ -106,8 +78,25 @@ def check_regular(path: Path) -> None:
 
 
 def chart_of(metric: str) -> int | None:
-    """Return the index of the first of CHARTS that shows a metric."""
-    return next((i for i, chart in enumerate(CHARTS) if fnmatch.fnmatchcase(metric, chart.pattern)), None)
+    """Return the place of a metric's chart among the others; None if the page has no chart of it."""
+    group = group_of(metric.removeprefix("valid_"))
+    if group is None:  # a task that was evaluated during training
+        return len(GROUPS) if metric.startswith("valid_") and "/" in metric else None
+    return group if GROUPS[group].compared else None
+
+
+def titled(metric: str, kind: str) -> tuple[str, str]:
+    """Return title and unit of a metric's chart over runs of one kind."""
+    name = metric.removeprefix("valid_")
+    held_out = ", held out" if metric != name else ""
+    if (group := group_of(name)) is None:
+        return shown(name).replace("_", " ") + held_out, "evaluated during training"
+    title, _, unit, patterns, _ = GROUPS[group]
+    if name == "loss":
+        _, unit = LOSSES.get(METHODS.get(kind, kind), ("", unit))
+    if len(patterns) > 1 or "*" in patterns[0]:  # one chart for each of these metrics
+        title += f": {shown(name.removesuffix('/mean').partition('/')[2] or name)}"
+    return title + held_out, unit
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -185,19 +174,20 @@ def charts(kind: str, runs: Sequence[Metrics], sound: Sequence[bool]) -> list[di
 
     Args: runs: of one `kind`. sound: False for a run that diverged, whose values do not set the height of a chart.
     """
-    keys = sorted({key for metrics in runs for key in metrics.curves}, key=lambda key: (chart_of(key), key))[:MAX_CHARTS]
+    names = {key for metrics in runs for key in metrics.curves}
+    keys = sorted(names, key=lambda key: (chart_of(key), key.startswith("valid_"), key))[:MAX_CHARTS]
     points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(runs)))
     drawn = []
     for key in keys:
-        chart = CHARTS[chart_of(key)]
-        held_out = ", held out" if key.startswith("valid_") else ""
+        title, unit = titled(key, kind)
+        noisy = not key.startswith("valid_") and not fnmatch.fnmatch(key, SCHEDULE)
         curves = [(metrics.curves.get(key), steady) for metrics, steady in zip(runs, sound, strict=True)]
         drawn.append(
             {
-                "title": chart.title or shown(key).removeprefix("valid_").replace("_", " ") + held_out,
-                "unit": "of the method" if key.endswith("loss") and kind not in PER_TOKEN else chart.unit,
+                "title": title,
+                "unit": unit,
                 "log": key == LOGARITHMIC,
-                "curves": [curve and _data(curve, chart.noisy, points, steady) for curve, steady in curves],
+                "curves": [curve and _data(curve, noisy, points, steady) for curve, steady in curves],
             }
         )
     return drawn

@@ -132,6 +132,7 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Loss",
         "Reward",
         "Each reward",
+        "Accuracy",
         "Distance from the reference",
         "Entropy",
         "Clipped ratios",
@@ -141,7 +142,6 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Gradient norm",
         "Throughput",
         "val/explained",
-        "accuracy",
         "Where the time goes",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
