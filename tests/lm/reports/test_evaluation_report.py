@@ -223,14 +223,14 @@ def test_the_worst_items_are_those_it_was_surest_of():
     ]
     found = gather(samples)["t"]
     assert [(item["item"], item["margin"]) for item in found["worst"]] == [("1", 3.0), ("4", 2.0), ("0", 1.0)]
-    assert found["worst"][0]["said"] == "b" and found["worst"][0]["target"] == "a"
+    assert found["worst"][0]["wrong"] == "b" and found["worst"][0]["gold"] == "a"
     assert found["failed"] == 4 and found["n"] == 6 and found["chance"] == pytest.approx(1 / 3)
     assert margin(samples[2]) == -2.0 and margin(samples[5]) is None
     assert margin({"loglikelihoods": [-1.0, -2.0, -4.0], "target": [1, 2]}) == 1.0
     sure = [{"task": "q", "doc_id": i, "prompt": "?", "confidence": c, "failed": True} for i, c in enumerate([0.2, 0.9, None])]
     assert [item["item"] for item in gather(sure)["q"]["worst"]] == ["1", "0", "2"]
     several = {"task": "w", "doc_id": 0, "prompt": ["It was A", "It was B"], "target": 1, "failed": True}
-    assert [turn["content"] for turn in gather([several])["w"]["worst"][0]["prompt"]] == ["It was A", "It was B"]
+    assert [text for _, text in gather([several])["w"]["worst"][0]["prompt"]] == ["It was A", "It was B"]
 
 
 def test_a_long_run_makes_a_small_page(tmp_path):
@@ -238,7 +238,7 @@ def test_a_long_run_makes_a_small_page(tmp_path):
     for sample in samples:
         sample["prompt"] = "word " * 20_000
     text = alone(tmp_path, samples[:50], {"mmlu": summed_up(samples, ("acc",), Problems())})
-    assert "more characters, in samples.jsonl)" in text and len(text) < 300_000
+    assert "characters are left out here; samples.jsonl has them" in text and len(text) < 300_000
 
 
 GUESSED = {"n": 100, "chance": 0.25, "problems": {}, "num_fewshot": 0}
