@@ -6,9 +6,8 @@ stage changed. Documents are hostile, so nothing of them becomes HTML.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -29,72 +28,40 @@ LEAST_BYTES = 2000  # that a document may take on the page; about 60 measures ta
 STRING = 1000  # most characters of an id, an address or another string
 EXACT = 1 << 53  # larger whole numbers are not exact in JavaScript, so they become strings
 NUMBERS = ("duplicate_of", "near_duplicate_of", "near_duplicate_cluster")  # columns that hold the number of a document
-PART = 64  # documents that a process looks up at a time
 
 
-class Page(NamedTuple):
-    """What a page shows. reasons: number -> reason or "kept" of its documents. columns: see `columns_of`. characters: most of a
-    document's text. size: bytes of the page, about."""
+def write(
+    title: str, job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any], total: int
+) -> set[tuple[str, str]]:
+    """Write browse.html into the workdir of the job. Return (id, reason or "kept") of its documents.
 
-    job: Job
-    units: Sequence[Unit]
-    reasons: dict[int, str]
-    columns: list[dict[str, Any]]
-    characters: int
-    size: int
+    Without a document to show, an old page is removed. Memory: that of the page, or of `documents` times `characters`, whatever
+    the size of the corpus.
 
-    def parts(self) -> list[list[int]]:
-        """Return the numbers of the documents, in order and in parts that one process looks up."""
-        order = list(self.reasons)
-        return [order[k : k + PART] for k in range(0, len(order), PART)]
-
-
-def page(job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any]) -> Page | None:
-    """Return what the page of a corpus shows; None if there is nothing to show.
-
-    chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
-    options: config.browse: documents, characters, megabytes.
+    Args:
+      chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
+      options: config.browse: documents, characters, megabytes.
+      total: documents that were read.
     """
     size = int(options["megabytes"] * 1e6)
     reasons = stratified(chosen, min(options["documents"], size // LEAST_BYTES))
     if not reasons:
-        return None
-    characters = min(options["characters"], 10 * size // len(reasons))
-    return Page(job, units, reasons, columns_of(job, units[0]), characters, size)
-
-
-def entries(page: Page | None, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the entries of documents, see `entry`; [] without numbers."""
-    if page is None or not numbers:
-        return []
-    found = list(documents.read(page.job, page.units, numbers, page.characters))
-    rules = [(rule.column, rule.drops([one.columns[rule.column] for one in found])) for rule in page.job.rules]
-    return [
-        entry(one, page.reasons[one.number], page.columns, [column for column, drops in rules if drops[k]], page.characters)
-        for k, one in enumerate(found)
-    ]
-
-
-def write(title: str, workdir: Path, page: Page | None, parts: Iterable[Sequence[dict]], total: int) -> set[tuple[str, str]]:
-    """Write WORKDIR/browse.html. Returns (id, reason or "kept") of its documents. Without a page, an old one is removed.
-
-    parts: the entries of the page's parts, in order. total: documents that were read.
-    Memory: that of the page, or of `documents` times `characters`, whatever the size of the corpus.
-    """
-    if page is None:
-        (workdir / PAGE).unlink(missing_ok=True)
+        (job.workdir / PAGE).unlink(missing_ok=True)
         return set()
-    shown: list[dict] = []
-    with progress("browse", len(page.reasons), unit=" documents", soon=False) as bar:
-        for some in parts:
-            shown += some
-            bar.update(len(some))
-    ids = documents.names(page.job, page.units, {number for one in shown for number in one["links"].values()})
-    shown = [one | {"links": {name: ids[n] for name, n in one["links"].items() if n in ids}} for one in shown]
-    shown = fitted(shown, page.characters, page.size)
-    saving.write(workdir / PAGE, html(title, page.columns, page.job.rules, shown, total))
-    id = [column["name"] for column in page.columns].index("id")
-    return {(one["values"][id], one["reason"]) for one in shown}
+    characters = min(options["characters"], 10 * size // len(reasons))
+    columns = columns_of(job, units[0])
+    shown = []
+    with progress("browse", len(reasons), unit=" documents", soon=False) as bar:
+        for document in documents.read(job, units, list(reasons), characters):
+            fails = [rule.column for rule in job.rules if rule.drops([document.columns[rule.column]])[0]]
+            shown.append(entry(document, reasons[document.number], columns, fails, characters))
+            bar.update(1)
+    ids = documents.names(job, units, {number for entry in shown for number in entry["links"].values()})
+    shown = [entry | {"links": {name: ids[n] for name, n in entry["links"].items() if n in ids}} for entry in shown]
+    shown = fitted(shown, characters, size)
+    saving.write(job.workdir / PAGE, html(title, columns, job.rules, shown, total))
+    id = [column["name"] for column in columns].index("id")
+    return {(entry["values"][id], entry["reason"]) for entry in shown}
 
 
 def stratified(chosen: Mapping[str, Sequence], most: int) -> dict[int, str]:

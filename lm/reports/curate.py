@@ -1,10 +1,9 @@
 """The report of a curation run: funnel, histograms with thresholds, duplicates, samples, a page of documents."""
 
-import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ import numpy as np
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
 from data.recipe.units import Job
-from data.text.workers import ordered
 from lm.errors import UserError
 from lm.files import saving
 from lm.reports import browse
+from lm.reports.data_used import files_of
 from lm.reports.duplicates import duplicates
+from lm.reports.histograms import histograms
 from lm.reports.next_steps import next_steps
+from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed
 from lm.reports.unread import bytes_of, place, sentences
 
@@ -27,51 +28,38 @@ SHOWN = 50  # files and records that could not be read
 
 
 def write(
-    workdir: str | os.PathLike,
-    config: Mapping,
-    found: Mapping[str, Any],
-    prepared: tuple[Sequence[Planned], Sequence[Unit]],
-    meanwhile: Callable[[], Mapping[str, Any]] = dict,
+    workdir: str | os.PathLike, config: Mapping, figures: Mapping[str, Any], prepared: tuple[Sequence[Planned], Sequence[Unit]]
 ) -> None:
     """Write report.json, report.html and browse.html.
 
-    found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes work; what
-    it returns is added to the figures.
+    figures, prepared: what `run` and `prepare` of data/recipe/run.py return; "dataset" of the figures is what
+    data.recipe.tokenized.write returns.
 
     Raises: UserError if no document could be read; the reports are there.
     """
     workdir, (planned, units) = Path(workdir), prepared
-    job, found = Job(workdir, tuple(planned)), dict(found)
-    page = browse.page(job, units, found.pop("chosen"), config.browse.to_dict())
+    job, figures = Job(workdir, tuple(planned)), dict(figures)
+    name, total, unread = f"Curated corpus: {workdir.name}", totals(figures["funnel"]), figures["quarantined"]
     stages = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["stages"]
+    chosen = figures.pop("chosen")
+    figures["duplicates"] = duplicates(job, units)
+    report = saving.plain(
+        {
+            "title": name,
+            "config": config.to_dict(),
+            **signed(config.to_dict(), {"curation": figures["seconds"]}, devices=False),
+            "recipe": stages,
+            "figures": figures,
+            "stages": {"curation": figures["seconds"]},
+            "finished": True,
+        }
+    )
+    report["verdict"] = [verdict(total, steps(report), unread), *sentences(unread)]
+    report["next"] = next_steps(report, workdir) if total["kept"][0] else []
+    replace_json(workdir / "report.json", report)
+    shown = browse.write(f"{name}: documents", job, units, chosen, config.browse.to_dict(), total["all"][0])
     rules = [rule for stage in stages for rule in stage["rules"]]
-    parts = [[], *(page.parts() if page else ())]  # the result of the empty one says that the workers have begun
-    workers = ordered(browse.entries, page, parts, processes=config.processes or None, here=0, warm=True)
-    with contextlib.closing(workers) as entries:
-        next(entries)
-        from lm.reports.histograms import histograms
-        from lm.reports.page import replace_json
-
-        total = totals(found["funnel"])
-        found |= {**(meanwhile() if total["all"][0] else {}), "duplicates": duplicates(job, units)}
-        name = f"Curated corpus: {workdir.name}"
-        report = saving.plain(
-            {
-                "title": name,
-                "config": config.to_dict(),
-                **signed(config.to_dict(), {"curation": found["seconds"]}, devices=False),
-                "recipe": stages,
-                "figures": found,
-                "stages": {"curation": found["seconds"]},
-                "finished": True,
-            }
-        )
-        unread = found["quarantined"]
-        report["verdict"] = [verdict(total, steps(report), unread), *sentences(unread)]
-        report["next"] = next_steps(report, workdir) if total["kept"][0] else []
-        replace_json(workdir / "report.json", report)
-        shown = browse.write(f"{name}: documents", workdir, page, entries, total["all"][0])
-    saving.write(workdir / "report.html", html(report, histograms(rules, found["histograms"]), shown))
+    saving.write(workdir / "report.html", html(report, histograms(rules, figures["histograms"]), shown))
     if not total["all"][0]:
         raise UserError(f"input={config.input!r}: {_nothing_read(report)}; {workdir / 'report.html'} lists the files")
 
@@ -138,8 +126,6 @@ def tables(report: Mapping) -> list[dict]:
 
 def sources(report: Mapping) -> list[dict]:
     """Return a row for each source: its files, and documents and bytes read and kept."""
-    from lm.reports.data_used import files_of
-
     funnel = report["figures"]["funnel"]
     files = files_of({"input": (report.get("config") or {}).get("input")}, sorted(funnel))
     sums = {name: totals({name: languages}) for name, languages in sorted(funnel.items())}
@@ -192,8 +178,6 @@ def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, s
 
     histograms: see lm/reports/histograms.py. shown: (id, reason) of the documents that browse.html beside it shows.
     """
-    from lm.reports.page import render
-
     total, bad, funnel = totals(report["figures"]["funnel"]), report["figures"]["quarantined"], steps(report)
     return render(
         "curate.html.j2",

@@ -16,15 +16,7 @@ SAID = ("generation", "response", "completion", "answer")  # keys of the model's
 # Keys of a sample that the page shows elsewhere, or not at all.
 SHOWN = {"task", "doc_id", "prompt", "prompts", "messages", "tokens", "choices", "options", "loglikelihoods", "prediction"}
 SHOWN |= {"target", "reference", "metrics", "failed", "flags", "group", "generations", "context_tokens", *SAID}
-BESIDE = (
-    "verdict",
-    "reason",
-    "refusal",
-    "family",
-    "hazard",
-    "category",
-    "subject",
-)  # keys that a worst item shows
+BESIDE = ("verdict", "reason", "refusal", "family", "hazard", "category", "subject")  # keys that a worst item shows
 
 
 def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
