@@ -184,12 +184,10 @@ def forest(
     kind: str = "open",
     *,
     centre: float | None = None,
-    bars: bool = False,
 ) -> dict:
     """Draw values with their intervals, one row each; a row's `mark` is a dashed tick.
 
     Args: kind: a scale of lm/evals/stats/measures.py, which sets the axis. centre: a line over all rows, such as no difference.
-      bars: draw bars from `centre`, or 0, to the value instead of dots.
     """
     step = 0.8 / max(1, len(runs))
 
@@ -199,12 +197,10 @@ def forest(
             for at, row in known:
                 value, low, high = row.points[i]
                 y, colour = at - 0.4 + step * (i + 0.5), row.colour or SERIES[i]
-                if bars:
-                    ax.barh(y, value - (centre or 0), step * 0.8, centre or 0, color=colour, alpha=0.35, linewidth=0)
                 if low is not None and high is not None:
                     ax.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
                 ring = any(row.rings[i : i + 1])
-                style = {"markersize": 7, "markerfacecolor": PAPER} if ring else {"markersize": 3 if bars else 5}
+                style = {"markersize": 7, "markerfacecolor": PAPER} if ring else {"markersize": 5}
                 ax.plot([value], [y], MARKERS[i], color=colour, **style)
             ax.plot([], [], f"{MARKERS[i]}-", color=SERIES[i], label=clean(run))
         for at, row in enumerate(rows):

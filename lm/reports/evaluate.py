@@ -18,7 +18,7 @@ from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
-from lm.evals.stats.measures import badness, ideal, interval, is_number, main_metric, metrics, scale, tasks
+from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files import saving
 from lm.files.saving import plain
 from lm.reports.charts import SERIES, Row, calibration, forest, risk_coverage
@@ -32,7 +32,7 @@ from lm.reports.provenance import signed
 from lm.runs.workdir import kept_json
 
 MOST_ROWS = 60  # maximum rows of a chart
-ALSO_DRAWN = ("over_refusal",)  # drawn for parts, beside the main metric and those with an ideal
+MANY = 12  # parts of a task
 NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
 
 
@@ -129,6 +129,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         charts_of_tasks=charts_of_tasks(runs, judged),
         curves=curves(runs),
         sections=list(sections(results)),
+        many=MANY,
         compared=[(name, rows(part), changes(part, f"change{i}-"), part) for i, (name, part) in enumerate(comparison.items())],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
@@ -233,20 +234,31 @@ def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mappin
 
 
 def sections(results: Mapping) -> Iterator[dict]:
-    """Yield for each task with parts, such as subjects, categories, families, hazards: {"task", "charts", "parts": [{"title",
-    "names": of metrics, "rows": [(label, [(value, interval)], n)]}]}."""
+    """Yield for each task with parts, such as subjects, categories, families, hazards: {"task", "parts": [{"title", "names": of
+    metrics, the main one first, "rows": [(label, [(value, interval)], n, percent of a bar or None)]}]}. Of many parts the worst
+    come first."""
     for task, result in tasks(results).items():
-        parts, charts = [], []
-        for title, found in _parts(result):
-            names = list(dict.fromkeys(name for figures in found.values() for name in metrics(figures)))
-            mains = [main_metric(figures) for figures in found.values()]
+        parts = []
+        for title, by_label in _parts(result):
+            mains = [main_metric(figures) for figures in by_label.values()]
             main = result.get("main") if result.get("main") in mains else mains[0]
-            drawn = [main, *(name for name in names if name != main and (ideal(name) is not None or name in ALSO_DRAWN))]
-            charts += [_bars(f"{task}-{title}-{name}", title, name, found) for name in drawn[:3] if len(found) > 1]
-            rows = [(label, [_cell(figures, name) for name in names], figures.get("n")) for label, figures in found.items()]
+            others = dict.fromkeys(name for figures in by_label.values() for name in metrics(figures))
+            names = list(dict.fromkeys([main, *others]))
+            rows = [
+                (label, [_cell(figures, name) for name in names], figures.get("n"), _percent(main, figures.get(main)))
+                for label, figures in by_label.items()
+            ]
+            if len(rows) > MANY:
+                rows.sort(key=lambda row: -(badness(main, row[1][0][0] or 0.0) or 0.0))
             parts.append({"title": title, "names": names, "rows": rows})
         if parts:
-            yield {"task": task, "charts": [chart for chart in charts if chart], "parts": parts}
+            yield {"task": task, "parts": parts}
+
+
+def _percent(metric: str, value: Any) -> float | None:
+    """Return the length of a value's bar in percent; None on a scale without a beginning and an end."""
+    scaled = {"share": 100.0, "percent": 1.0}.get(scale(metric, value)) if is_number(value) else None
+    return None if scaled is None else scaled * value
 
 
 def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Mapping]]]:
@@ -257,23 +269,6 @@ def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, d
     for key, value in found.items():
         if key not in figures or not path:
             yield from _parts(value, (*path, key))
-
-
-def _bars(name: str, title: str, metric: str, found: Mapping[str, Mapping]) -> dict | None:
-    """Return a chart of one metric over all parts, sorted worst first if there are many."""
-    rows = [Row(label, [point]) for label, figures in found.items() if (point := _point(figures, metric)) is not None]
-    if not rows:
-        return None
-    worst = [(badness(metric, row.points[0][0]) or 0.0, i, row) for i, row in enumerate(rows)]
-    if len(rows) > 12:
-        rows = [row for _, _, row in sorted(worst, reverse=True)]
-    kinds = {scale(metric, row.points[0][0]) for row in rows}
-    kind = kinds.pop() if len(kinds) == 1 else "open"
-    middle = ideal(metric)
-    note = f"{metric}, with 95 % intervals" + (f"; {middle:g} is ideal" if middle is not None else "")
-    note += f"; the worst {MOST_ROWS} of {len(rows)}" if len(rows) > MOST_ROWS else ""
-    key = "".join(c if c.isascii() and c.isalnum() else "_" for c in name) + "-"
-    return forest(key, title, note, rows[:MOST_ROWS], [""], kind, centre=middle, bars=True)
 
 
 def _point(result: Mapping, metric: str) -> tuple[float, float | None, float | None] | None:
