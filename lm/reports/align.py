@@ -91,8 +91,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     report["next"] = next_steps(report, workdir)
     if profile := traced(workdir):
         report["profile"] = profile
-    if kept := goodput.of(workdir):
-        report["goodput"] = kept
+    if accounts := goodput.of(workdir):
+        report["goodput"] = accounts
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines, samples))
 
@@ -149,8 +149,8 @@ def verdict(before: dict, after: dict, measures: dict, method: str | None = None
     measure = own_measure(after)
     if measure is None:
         return None
-    told = meaning(measure, measures, method)
-    what = f"{told[0].upper()}{told[1:]} ({measure})" if told else measure
+    description = meaning(measure, measures, method)
+    what = f"{description[0].upper()}{description[1:]} ({measure})" if description else measure
     if before.get(measure) is None:
         return f"{what} is {number(after[measure])}."
     if number(after[measure]) == number(before[measure]):  # as printed: 0.1131 -> 0.113 is no news
@@ -199,14 +199,14 @@ def rollout_share(lines: Iterable[dict]) -> float | None:
 
 def _columns(data: dict) -> dict[str, dict]:
     """Return a table's columns, one per split, also of the tasks. Counts by reason have one row per reason."""
-    found = {}
+    columns = {}
     for split, counts in data.items():
         if split == "tasks":
-            found |= {f"tasks, {name}": column for name, column in _columns(counts).items()}
+            columns |= {f"tasks, {name}": column for name, column in _columns(counts).items()}
         elif isinstance(counts, dict):
             by_reason = {f"{k}, {why}": n for k, x in counts.items() if isinstance(x, dict) for why, n in x.items()}
-            found[split] = {k: n for k, n in counts.items() if not isinstance(n, dict)} | by_reason
-    return {split: counts for split, counts in found.items() if any(counts.values())}
+            columns[split] = {k: n for k, n in counts.items() if not isinstance(n, dict)} | by_reason
+    return {split: counts for split, counts in columns.items() if any(counts.values())}
 
 
 def main(workdirs: list[str]) -> None:

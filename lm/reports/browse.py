@@ -69,51 +69,51 @@ def stratified(chosen: Mapping[str, Sequence], most: int) -> dict[int, str]:
 
     What a reason with few documents leaves goes to the others.
     """
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     order = sorted(chosen, key=lambda reason: (len(chosen[reason]), reason))
     for k, reason in enumerate(order):
-        share = -(-(most - len(found)) // (len(order) - k))
-        found.update((number, reason) for _, number in chosen[reason][:share])
-    return dict(sorted(found.items()))
+        share = -(-(most - len(reasons)) // (len(order) - k))
+        reasons.update((number, reason) for _, number in chosen[reason][:share])
+    return dict(sorted(reasons.items()))
 
 
 def columns_of(job: Job, unit: Unit) -> list[dict[str, Any]]:
     """Return {"name", "stage": the last one that writes it, "compares": whether that stage compares only the documents that the
     rules before it leave, "kind": number, flag or text} of all columns but the text, stage by stage."""
-    found: dict[str, dict[str, Any]] = {}
+    columns: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
         for field in pq.read_schema(job.path(stage, unit)):
             kind = "text" if pa.types.is_string(field.type) else "flag" if pa.types.is_boolean(field.type) else "number"
             if field.name != "text":
-                found.pop(field.name, None)
-                found[field.name] = {"name": field.name, "stage": stage.name, "compares": stage.compares, "kind": kind}
-    return list(found.values())
+                columns.pop(field.name, None)
+                columns[field.name] = {"name": field.name, "stage": stage.name, "compares": stage.compares, "kind": kind}
+    return list(columns.values())
 
 
-def entry(found: Found, reason: str, columns: Sequence[Mapping], fails: Sequence[str], characters: int) -> dict[str, Any]:
+def entry(document: Found, reason: str, columns: Sequence[Mapping], fails: Sequence[str], characters: int) -> dict[str, Any]:
     """Return what the page says about a document: {"number", "reason" or "kept", "values": in the order of `columns`, "fails":
     columns of all rules that it breaks, in order, "texts": [[stage, beginning, characters of all of it]] as it was read and
     as each stage left it that changed it, "links": column -> number of another document}.
     """
     one = {
-        "number": found.number,
+        "number": document.number,
         "reason": reason,
-        "values": [_plain(found.columns[column["name"]]) for column in columns],
+        "values": [_plain(document.columns[column["name"]]) for column in columns],
         "fails": fails,
-        "texts": [list(text) for text in found.texts],
-        "links": {n: found.columns[n] for n in NUMBERS if found.columns.get(n) not in (None, found.number)},
+        "texts": [list(text) for text in document.texts],
+        "links": {n: document.columns[n] for n in NUMBERS if document.columns.get(n) not in (None, document.number)},
     }
     return cut(one, characters)
 
 
-def cut(one: Mapping[str, Any], characters: int) -> dict[str, Any]:
+def cut(entry: Mapping[str, Any], characters: int) -> dict[str, Any]:
     """Return an entry with at most these characters of each text, and shorter strings."""
     most = min(STRING, max(20, characters))
     return {
-        **one,
-        "values": [_short(value, most) for value in one["values"]],
-        "texts": [[stage, start[:characters], length] for stage, start, length in one["texts"]],
-        "links": {name: _short(value, most) for name, value in one["links"].items()},
+        **entry,
+        "values": [_short(value, most) for value in entry["values"]],
+        "texts": [[stage, start[:characters], length] for stage, start, length in entry["texts"]],
+        "links": {name: _short(value, most) for name, value in entry["links"].items()},
     }
 
 

@@ -75,8 +75,8 @@ def _nothing_read(report: Mapping) -> str:
 def _faults(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
     """Return (reason, files or records), the commonest first."""
     counts: Counter = Counter()
-    for one in unread:
-        counts[one["reason"]] += one["count"]
+    for fault in unread:
+        counts[fault["reason"]] += fault["count"]
     return counts.most_common()
 
 
@@ -99,7 +99,7 @@ def steps(report: Mapping) -> list[dict]:
         for rows in languages.values():
             for reason, (documents, size) in rows.items():
                 dropped.setdefault(reason, Counter()).update(documents=documents, bytes=size)
-    left, found = Counter({"documents": 0, "bytes": 0}), []
+    left, rows = Counter({"documents": 0, "bytes": 0}), []
     for counts in dropped.values():
         left.update(counts)
     rules = [(stage["name"], rule["told"], rule["column"]) for stage in report["recipe"] for rule in stage["rules"]]
@@ -107,21 +107,21 @@ def steps(report: Mapping) -> list[dict]:
         counts = dropped.get(column, Counter())
         before, left = left["documents"], Counter({k: left[k] - counts[k] for k in ("documents", "bytes")})
         share = counts["documents"] / before if before else 0.0
-        found.append({"stage": stage, "rule": rule, "dropped": counts["documents"], "share": share, **left})
-    return found
+        rows.append({"stage": stage, "rule": rule, "dropped": counts["documents"], "share": share, **left})
+    return rows
 
 
 def tables(report: Mapping) -> list[dict]:
     """Return a row for each source and language: documents and bytes read and kept, and the commonest reasons to go."""
-    found = []
+    table = []
     for source, languages in sorted(report["figures"]["funnel"].items()):
         for language, rows in sorted(languages.items()):
             read = [sum(counts[k] for counts in rows.values()) for k in (0, 1)]
             kept = rows.get(KEPT, [0, 0])
             why = Counter({reason: counts[0] for reason, counts in rows.items() if reason != KEPT}).most_common(3)
             written = report["figures"]["kept_bytes"].get(source, {}).get(language, 0)
-            found.append({"source": source, "language": language, "read": read, "kept": kept, "written": written, "why": why})
-    return found
+            table.append({"source": source, "language": language, "read": read, "kept": kept, "written": written, "why": why})
+    return table
 
 
 def sources(report: Mapping) -> list[dict]:
@@ -165,11 +165,13 @@ def topic_rows(tables: Mapping) -> list[dict]:
 
 def samples(report: Mapping) -> list[dict]:
     """Return for each reason, and for the documents that stay, its samples."""
-    some = report["figures"]["samples"]
-    order = [KEPT, *sorted(reason for reason in some if reason != KEPT)]
+    by_reason = report["figures"]["samples"]
+    order = [KEPT, *sorted(reason for reason in by_reason if reason != KEPT)]
     names = ("hash", "id", "url", "value", "text")
     return [
-        {"reason": reason, "samples": [dict(zip(names, one)) for one in some[reason]]} for reason in order if reason in some
+        {"reason": reason, "samples": [dict(zip(names, sample)) for sample in by_reason[reason]]}
+        for reason in order
+        if reason in by_reason
     ]
 
 

@@ -31,7 +31,7 @@ from lm.reports.page import flatten, render
 from lm.reports.provenance import signed
 from lm.runs.workdir import kept_json
 
-MOST_ROWS = 60  # maximum rows of a chart
+MAX_ROWS = 60  # maximum rows of a chart
 MANY = 12  # parts of a task
 NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
 
@@ -98,12 +98,12 @@ def against_chance(results: Mapping, items: Mapping[str, Mapping]) -> dict[str, 
     whether the whole interval is above it (lm/evals/stats/chance.py); both are None if a metric has no such level."""
     judged = {}
     for task, result in tasks(results).items():
-        found = {}
+        figures = {}
         for name in metrics(result):
             level = chance(name, result, items.get(task, {}).get("chance"))
-            found[name] = {"value": result.get(name), "interval": interval(result, name)}
-            found[name] |= {"chance": level, "above_chance": above_chance(name, result, level)}
-        judged[task] = {"n": result["n"], "metrics": found}
+            figures[name] = {"value": result.get(name), "interval": interval(result, name)}
+            figures[name] |= {"chance": level, "above_chance": above_chance(name, result, level)}
+        judged[task] = {"n": result["n"], "metrics": figures}
     return judged
 
 
@@ -114,7 +114,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
       browsable: whether there is a page of the items.
     """
     results = next(iter(runs.values()))
-    comparison, judged, found = report["comparison"], report["tasks"], results.get("contamination") or {}
+    comparison, judged, contamination = report["comparison"], report["tasks"], results.get("contamination") or {}
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
@@ -133,7 +133,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         compared=[(name, rows(part), changes(part, f"change{i}-"), part) for i, (name, part) in enumerate(comparison.items())],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
-        contamination=found.get("tasks", found),
+        contamination=contamination.get("tasks", contamination),
         address=address if browsable else None,
         p_value=p_value,
         arrow=arrow,
@@ -178,20 +178,20 @@ def charts_of_tasks(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping]) 
         metric = main_metric(result)
         if metric is None or not is_number(result.get(metric)):
             continue
-        found = [tasks(run).get(task, {}) for run in runs.values()]
+        by_run = [tasks(run).get(task, {}) for run in runs.values()]
         level = judged[task]["metrics"][metric]["chance"]
-        rings = [above_chance(metric, one, level) is False for one in found]
+        rings = [above_chance(metric, figures, level) is False for figures in by_run]
         kind = scale(metric, result[metric])
         label = task if kind == "open" else f"{task}, {metric}{arrow(metric)}"
         parts.setdefault((kind, metric if kind == "open" else ""), []).append(
-            Row(label, [_point(one, metric) for one in found], level, rings=rings)
+            Row(label, [_point(figures, metric) for figures in by_run], level, rings=rings)
         )
     charts = []
-    for (kind, metric), found in parts.items():
+    for (kind, metric), chart_rows in parts.items():
         titles = {"share": "Main metric of each task", "percent": "On a scale of 100", "signed": "From −1 to 1"}
         title = titles.get(kind, metric + arrow(metric))
-        for begin in range(0, len(found), MOST_ROWS):
-            part = found[begin : begin + MOST_ROWS]
+        for begin in range(0, len(chart_rows), MAX_ROWS):
+            part = chart_rows[begin : begin + MAX_ROWS]
             note = "with 95 % intervals" + ("; dashes: chance" if any(row.mark is not None for row in part) else "")
             note += "; rings: no better than chance" if any(any(row.rings) for row in part) else ""
             charts.append(forest(f"tasks{len(charts)}-", title, note, part, list(runs), kind))
@@ -203,10 +203,10 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
     runs, charts = dict(list(runs.items())[: len(SERIES)]), []
     for task in tasks(next(iter(runs.values()))):
         calibrations = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
-        for way in dict.fromkeys(way for found in calibrations.values() for way in found):
+        for way in dict.fromkeys(way for by_way in calibrations.values() for way in by_way):
             name, title = f"curve{len(charts)}-", f"{task}{f', {way}' if way else ''}"
-            bins = {run: found[way][0] for run, found in calibrations.items() if way in found and found[way][0]}
-            risks = {run: found[way][1] for run, found in calibrations.items() if way in found and found[way][1]}
+            bins = {run: by_way[way][0] for run, by_way in calibrations.items() if way in by_way and by_way[way][0]}
+            risks = {run: by_way[way][1] for run, by_way in calibrations.items() if way in by_way and by_way[way][1]}
             if bins:
                 note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
                 charts.append(calibration(f"{name}c-", f"{title}: calibration", note, bins))
@@ -219,9 +219,10 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
 def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mapping]]]:
     """Return {measure of confidence, "" for the first: (bins, points of risk and coverage)}. In results, bins may be by kind
     and points may be two columns."""
-    found = {}
-    kept = {"risk_coverage": result.get("risk_coverage")} | (result.get("calibration") or {})
-    for way, curve in {"": kept, **{key: x for key, x in kept.items() if isinstance(x, Mapping) and "bins" in x}}.items():
+    curves = {}
+    first = {"risk_coverage": result.get("risk_coverage")} | (result.get("calibration") or {})
+    others = {way: curve for way, curve in first.items() if isinstance(curve, Mapping) and "bins" in curve}
+    for way, curve in {"": first, **others}.items():
         bins, points = curve.get("bins") or [], curve.get("risk_coverage") or []
         if isinstance(bins, Mapping):
             bins = bins.get("equal_width") or next(iter(bins.values()), [])
@@ -229,8 +230,8 @@ def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mappin
             points = [{"coverage": c, "risk": r} for c, r in zip(points.get("coverage", ()), points.get("risk", ()))]
         bins = [b for b in bins if all(is_number(b.get(key)) for key in ("confidence", "accuracy", "n"))]
         points = [p for p in points if all(is_number(p.get(key)) for key in ("coverage", "risk"))]
-        found[way] = bins, points
-    return found
+        curves[way] = bins, points
+    return curves
 
 
 def sections(results: Mapping) -> Iterator[dict]:
@@ -262,11 +263,11 @@ def _percent(metric: str, value: Any) -> float | None:
 
 
 def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Mapping]]]:
-    found = {key: value for key, value in result.items() if isinstance(value, Mapping) and key not in NOT_PARTS}
-    figures = {key: value for key, value in found.items() if any(is_number(value.get(name)) for name in metrics(value))}
+    nested = {key: value for key, value in result.items() if isinstance(value, Mapping) and key not in NOT_PARTS}
+    figures = {key: value for key, value in nested.items() if any(is_number(value.get(name)) for name in metrics(value))}
     if path and figures:
         yield " ".join(path).replace("_", " "), figures
-    for key, value in found.items():
+    for key, value in nested.items():
         if key not in figures or not path:
             yield from _parts(value, (*path, key))
 

@@ -25,9 +25,9 @@ def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
     The worst items are the failed ones with the greatest margin (log-likelihood of the likeliest wrong choice − that of the
     right one, nats) or confidence; without these, the first failed ones.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_task: dict[str, dict[str, Any]] = {}
     for number, sample in enumerate(samples):
-        task = found.setdefault(str(sample.get("task")), {"n": 0, "failed": 0, "chances": [], "heap": []})
+        task = by_task.setdefault(str(sample.get("task")), {"n": 0, "failed": 0, "chances": [], "heap": []})
         task["n"] += 1
         if (share := guess(sample)) is not None:
             task["chances"].append(share)
@@ -39,11 +39,11 @@ def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
                 heapq.heappush(task["heap"], (key, worst_item(sample)))
             elif key > task["heap"][0][0]:
                 heapq.heapreplace(task["heap"], (key, worst_item(sample)))
-    for task in found.values():
+    for task in by_task.values():
         chances, heap = task.pop("chances"), task.pop("heap")
         task["chance"] = sum(chances) / len(chances) if len(chances) == task["n"] else None
         task["worst"] = [item for _, item in sorted(heap, key=lambda pair: pair[0], reverse=True)]
-    return found
+    return by_task
 
 
 def worst_item(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,14 +92,14 @@ def entry(sample: Mapping) -> dict[str, Any]:
 
 def turns(sample: Mapping) -> list[tuple[str, str]]:
     """Return (role or number, text) of a prompt as the model saw it: one, or one for each choice, or messages."""
-    asked = sample.get("prompts") or sample.get("prompt") or sample.get("messages") or ""
-    if not isinstance(asked, list):
-        return [("", str(asked))] if asked else []
-    found = [
+    prompt = sample.get("prompts") or sample.get("prompt") or sample.get("messages") or ""
+    if not isinstance(prompt, list):
+        return [("", str(prompt))] if prompt else []
+    labelled = [
         (str(m.get("role", "")), _text(m.get("content"))) if isinstance(m, Mapping) else (str(n), _text(m))
-        for n, m in enumerate(asked)
+        for n, m in enumerate(prompt)
     ]
-    return [(role, text) for role, text in found if text]
+    return [(role, text) for role, text in labelled if text]
 
 
 def margin(sample: Mapping) -> float | None:
@@ -113,8 +113,8 @@ def margin(sample: Mapping) -> float | None:
 
 
 def _sureness(sample: Mapping) -> float | None:
-    if (found := margin(sample)) is not None:
-        return found
+    if (sureness := margin(sample)) is not None:
+        return sureness
     return sample["confidence"] if is_number(sample.get("confidence")) else None
 
 

@@ -131,12 +131,12 @@ def state(sample: Mapping) -> int:
 
 def beginning(sample: Mapping) -> str:
     """Return the beginning of an item's own question, without few-shot examples: of the last long paragraph or message."""
-    asked, messages = sample.get("request") or sample.get("prompt") or "", sample.get("messages")
+    question, messages = sample.get("request") or sample.get("prompt") or "", sample.get("messages")
     if isinstance(messages, list) and not sample.get("request"):
         users = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
-        asked = users[-1].get("content") if users else asked
-    if isinstance(asked, list):
-        asked = asked[0] if asked and isinstance(asked[0], str) else ""
-    *_, before, own = ("", "", *str(asked).strip().split("\n\n")[-2:])
+        question = users[-1].get("content") if users else question
+    if isinstance(question, list):
+        question = question[0] if question and isinstance(question[0], str) else ""
+    *_, before, own = ("", "", *str(question).strip().split("\n\n")[-2:])
     own = (own if len(own) >= BEGINNING else f"{before} {own}").strip() or str(next(iter(sample.get("choices") or ()), ""))
     return " ".join(own[: 4 * BEGINNING].split())[:BEGINNING]

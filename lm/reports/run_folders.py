@@ -106,13 +106,13 @@ def find(folders: Sequence[Path], confined: bool = False) -> Iterator[tuple[Path
     all the folders is not followed, and is a fault.
     """
     roots = [Path(os.path.realpath(folder)) for folder in folders]
-    waiting, links, seen = deque(folders), deque(), set()
+    waiting, links, visited = deque(folders), deque(), set()
     while waiting or links:
         folder = (waiting or links).popleft()
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in visited:
             continue
-        seen.add(real)
+        visited.add(real)
         if confined and not any(Path(real).is_relative_to(root) for root in roots):
             yield folder, [], "the link leads out of the folder, so it is not followed"
             continue
@@ -272,11 +272,11 @@ def related(runs: Sequence[Run]) -> tuple[dict[int, int], dict[int, int]]:
     places = {os.path.realpath(run.folder): i for i, run in enumerate(runs)}
     starts, inputs = {}, {}
     for i, run in enumerate(runs):
-        for found, path in ((starts, start(run)), (inputs, run.config.get("input") or at(run.config, "data.input"))):
+        for links, path in ((starts, start(run)), (inputs, run.config.get("input") or at(run.config, "data.input"))):
             other = _place(path, run.folder, places) if isinstance(path, str) and path else None
             # A run of train.py makes no data: a path that fits one is the name of something else, such as a dataset.
-            if other not in (None, i) and (found is starts or runs[other].origin != "train"):
-                found[i] = other
+            if other not in (None, i) and (links is starts or runs[other].origin != "train"):
+                links[i] = other
     return starts, inputs
 
 
@@ -293,14 +293,14 @@ def tree(starts: Mapping[int, int], outside: Mapping[int, str]) -> list[tuple[in
     below: dict[int | str, list[int]] = {}
     for i, origin in (*starts.items(), *outside.items()):
         below.setdefault(origin, []).append(i)
-    order, seen = [], set()
+    order, listed = [], set()
     # Runs whose starts form a circle, as damaged records may say, come last.
     for root in itertools.chain((node for node in below if node not in starts and node not in outside), starts):
         waiting: list[tuple[int | str, int]] = [(root, 0)]
         while waiting:
             node, depth = waiting.pop()
-            if node not in seen:
-                seen.add(node)
+            if node not in listed:
+                listed.add(node)
                 order.append((node, depth))
                 waiting += [(child, depth + 1) for child in below.get(node, ())]
     return order

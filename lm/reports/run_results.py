@@ -91,9 +91,9 @@ def of_alignment(run: Run) -> Iterator[Figure]:
 
 def of_evaluation(run: Run) -> Iterator[Figure]:
     """Yield the main metric of each task, then the other metrics."""
-    found = {task: result for task, result in tasks(run.results).items() if main_metric(result)}
+    results = {task: result for task, result in tasks(run.results).items() if main_metric(result)}
     for main in (True, False):
-        for task, result in found.items():
+        for task, result in results.items():
             for name in metrics(result):
                 if (name == main_metric(result)) == main and is_number(value := result.get(name)):
                     n = result["n"] if isinstance(result["n"], int) else None
@@ -116,16 +116,16 @@ def of_doremi(run: Run) -> Iterator[Figure]:
         yield Figure(f"share of {name}", source["found"], source["given"], main=True)
 
 
-def result_rows(found: Iterable[Sequence[Figure]]) -> list[dict]:
+def result_rows(results: Iterable[Sequence[Figure]]) -> list[dict]:
     """Return {"name", "main", "cells": a figure or None for each run, "best": indices, "n"} by figure, the main ones first.
 
     main: how many runs have it among their main results. best: the runs with the best value, if the figure has a direction and
     two runs differ in it. n: the items, if all runs have as many; otherwise no value is the best.
     """
-    by_run = [{figure.name: figure for figure in some} for some in found]
+    by_run = [{figure.name: figure for figure in figures} for figures in results]
     rows = []
-    for name in dict.fromkeys(name for some in by_run for name in some):
-        cells = [some.get(name) for some in by_run]
+    for name in dict.fromkeys(name for figures in by_run for name in figures):
+        cells = [figures.get(name) for figures in by_run]
         counts = {cell.n for cell in cells if cell}
         ranked = {i: cell.badness for i, cell in enumerate(cells) if cell and cell.badness is not None}
         best = [i for i, badness in ranked.items() if badness == min(ranked.values())]

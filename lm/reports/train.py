@@ -205,14 +205,14 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
     if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
-        kept = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
-        report["before"] = plain(kept)
+        before = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
+        report["before"] = plain(before)
     report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
     report["next"] = next_steps(report, workdir)
     if profile := traced(workdir):
         report["profile"] = profile
-    if kept := goodput.of(workdir):
-        report["goodput"] = kept
+    if accounts := goodput.of(workdir):
+        report["goodput"] = accounts
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, train, valid))
 

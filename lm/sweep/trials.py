@@ -82,10 +82,10 @@ class Running:
 
     def _ended(self, code: int) -> tuple[TrialState, float | None, str] | None:
         if code == 0:
-            found = values(self.folder, self.metric)
-            if not found:
+            known = values(self.folder, self.metric)
+            if not known:
                 return TrialState.FAIL, None, f"{self.folder / 'metrics.jsonl'} has no finite {self.metric}"
-            return TrialState.COMPLETE, found[-1][1], ""
+            return TrialState.COMPLETE, known[-1][1], ""
         if self._pruned:
             return TrialState.PRUNED, None, ""
         if code < 0 or code > 128:
