@@ -76,6 +76,8 @@ def file_link(base: Path, run: Run) -> str:
 
 def counted(runs: Sequence[Run]) -> str:
     """Return how many runs there are, and how many in each state."""
+    if not runs:
+        return "No run yet."
     states = collections.Counter(run.state for run in runs)
     return f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(f"{count} {state}" for state, count in states.most_common())
 
@@ -99,7 +101,7 @@ def html(
     groups = []
     for kind in kinds:
         members = [i for i, run in enumerate(runs) if run.kind == kind]
-        if len(members) > 1 and kind != "unknown":
+        if kind != "unknown" and (len(members) > 1 or runs[members[0]].metrics.curves):
             groups.append(group(f"group{len(groups)}", kind, members, runs, results))
     rows = [row(i, runs, starts, inputs, results[i], link) for i in range(len(runs))]
     return render(
