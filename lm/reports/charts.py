@@ -1,4 +1,4 @@
-"""Charts as inline SVG for the report pages: curves of metrics, and intervals of evaluations.
+"""Charts as inline SVG for the report pages: curves of metrics, and of calibration.
 
 Matplotlib draws them. Font and colours come from the page (colours from its CSS variables), so they follow the reader's light
 or dark theme. Nothing is fetched and no script runs.
@@ -8,7 +8,6 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,7 +22,7 @@ from lm.train.history import Curve
 
 # Matplotlib cannot write CSS variables, so it draws in these placeholder colours, which are replaced in its SVG.
 INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
-THIRD, FOURTH, FIFTH, SIXTH, PAPER = "#010206", "#010207", "#010208", "#010209", "#01020a"
+THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
 VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -34,35 +33,24 @@ VARIABLES = {
     FOURTH: "fourth",
     FIFTH: "fifth",
     SIXTH: "sixth",
-    PAPER: "paper",
 }
 SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
+COLOURS = [VARIABLES[colour] for colour in SERIES]  # their names in CSS
 # Without colours, curves of one chart are told apart by their lines or markers, in the order of SERIES.
 LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)))
 MARKERS = "o^DvPX"
 LABEL = 30  # maximum characters of a label
-WIDTH = 5.4
+SIZE = 5.4, 3.4  # of a chart, in units of 72
 INSIDE = 3  # maximum names of a legend inside its chart
-Point = tuple[float, float | None, float | None]  # a value and its interval
-UNITS = {"share": "share, 0 to 1", "signed": "score, −1 to 1", "percent": "%"}
-ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}
 
 
-def svg(
-    name: str,
-    draw: Callable[[Axes], None],
-    tokens: Curve | None = None,
-    *,
-    size: tuple[float, float] = (5.4, 3.4),
-    steps: bool = True,
-    unit: str = "",
-) -> Markup:
+def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, steps: bool = True, unit: str = "") -> Markup:
     """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
 
     Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space.
 
     Args:
-      size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
+      steps: False for a chart over something else; `draw` then sets its ticks.
       unit: of the y axis.
     """
     style = {
@@ -78,7 +66,7 @@ def svg(
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=SIZE)
         ax = figure.add_subplot()
         draw(ax)
         ax.grid(True, linewidth=0.6)
@@ -164,67 +152,6 @@ def legend(ax: Axes, loc: str = "best") -> None:
 # Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
 
 
-class Row(NamedTuple):
-    """A row of a chart. points: one for each run, or None. mark: chance level. colour: None: the run's. rings: whether to draw
-    each point as a ring."""
-
-    label: str
-    points: Sequence[Point | None]
-    mark: float | None = None
-    colour: str | None = None
-    rings: Sequence[bool] = ()
-
-
-def forest(
-    name: str,
-    title: str,
-    note: str,
-    rows: Sequence[Row],
-    runs: Sequence[str],
-    kind: str = "open",
-    *,
-    centre: float | None = None,
-) -> dict:
-    """Draw values with their intervals, one row each; a row's `mark` is a dashed tick.
-
-    Args: kind: a scale of lm/evals/stats/measures.py, which sets the axis. centre: a line over all rows, such as no difference.
-    """
-    step = 0.8 / max(1, len(runs))
-
-    def draw(ax: Axes) -> None:
-        for i, run in enumerate(runs):
-            known = [(n, row) for n, row in enumerate(rows) if i < len(row.points) and row.points[i] is not None]
-            for at, row in known:
-                value, low, high = row.points[i]
-                y, colour = at - 0.4 + step * (i + 0.5), row.colour or SERIES[i]
-                if low is not None and high is not None:
-                    ax.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
-                ring = any(row.rings[i : i + 1])
-                style = {"markersize": 7, "markerfacecolor": PAPER} if ring else {"markersize": 5}
-                ax.plot([value], [y], MARKERS[i], color=colour, **style)
-            ax.plot([], [], f"{MARKERS[i]}-", color=SERIES[i], label=clean(run))
-        for at, row in enumerate(rows):
-            if row.mark is not None:
-                ax.plot([row.mark] * 2, [at - 0.42, at + 0.42], color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.5)))
-        if centre is not None:
-            ax.axvline(centre, color=MUTED, linewidth=1)
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_yticks(range(len(rows)), [clean(row.label) for row in rows])
-        if kind in ENDS:
-            low, high = ENDS[kind]
-            low, high = min(low, ax.dataLim.xmin), max(high, ax.dataLim.xmax)  # an interval may exceed the scale
-            ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-        else:
-            ax.margins(x=0.08)
-        ax.set_xlabel(UNITS.get(kind, "value"))
-        _numbers(ax, y=False)
-        _legend(ax, runs)
-
-    lines = len(rows) * (1 + 0.45 * (len(runs) - 1))
-    size = (WIDTH, 0.95 + 0.27 * lines + (0.3 if len(runs) > 1 else 0))
-    return {"title": title, "note": note, "svg": svg(name, draw, size=size, steps=False)}
-
-
 def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
     """Draw accuracy over confidence, with a dot for each bin {"confidence", "accuracy", "n"}, larger for more items. A
     calibrated model lies on the diagonal."""
@@ -258,13 +185,12 @@ def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequenc
 
 def _shares(ax: Axes, x: str, y: str, runs: Sequence[str]) -> None:
     ax.set(xlim=(-0.02, 1.02), xlabel=x, ylabel=y)
-    _numbers(ax)
-    _legend(ax, runs)
-
-
-def change_colour(better: bool | None, sure: bool) -> str:
-    """Return the colour of a difference: good or bad if it is significant, else muted."""
-    return MUTED if better is None or not sure else THIRD if better else VALID
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+    if len(runs) > 1:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(3, len(runs))}
+        ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)
 
 
 def clean(label: str) -> str:
@@ -272,17 +198,3 @@ def clean(label: str) -> str:
     text = "".join(c if c.isprintable() else " " for c in str(label))
     text = text if len(text) <= LABEL else text[: LABEL - 1] + "…"
     return text.replace("$", r"\$")
-
-
-def _numbers(ax: Axes, y: bool = True) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-    if y:
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-
-
-def _legend(ax: Axes, runs: Sequence[str]) -> None:
-    if len(runs) > 1:
-        ax.legend(
-            frameon=False, labelcolor=INK, fontsize=10, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(runs))
-        )

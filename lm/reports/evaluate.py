@@ -21,8 +21,8 @@ from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files import saving
 from lm.files.saving import plain
-from lm.reports.charts import SERIES, Row, calibration, forest, risk_coverage
-from lm.reports.differences import arrow, changes, p_value, rows
+from lm.reports.charts import COLOURS, calibration, risk_coverage
+from lm.reports.differences import arrow, p_value, rows
 from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
 from lm.reports.items import Items, address
@@ -31,7 +31,7 @@ from lm.reports.page import flatten, render
 from lm.reports.provenance import signed
 from lm.runs.workdir import kept_json
 
-MAX_ROWS = 60  # maximum rows of a chart
+ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}  # of scales
 MANY = 12  # parts of a task
 NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
 
@@ -123,14 +123,12 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         names=list(runs),
         settings=settings(results),
         facts=facts(results),
-        table=[
-            table_row(task, result, items.get(task, {}), judged[task]["metrics"]) for task, result in tasks(results).items()
-        ],
-        charts_of_tasks=charts_of_tasks(runs, judged),
+        table=[table_row(task, runs, items.get(task, {}), judged[task]["metrics"]) for task in tasks(results)],
+        colours=COLOURS,
         curves=curves(runs),
         sections=list(sections(results)),
         many=MANY,
-        compared=[(name, rows(part), changes(part, f"change{i}-"), part) for i, (name, part) in enumerate(comparison.items())],
+        compared=[(name, rows(part), part) for name, part in comparison.items()],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
         contamination=contamination.get("tasks", contamination),
@@ -147,9 +145,10 @@ def facts(results: Mapping) -> dict[str, str]:
     return {key: value.strip('"') for key, value in flatten(about).items() if value != "null"}
 
 
-def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, Mapping]) -> dict[str, Any]:
-    """Return {"task", "n", "failed", "problems": count, "figures": [{"metric", "stderr", "words" about chance, and what
-    `judged` has}]}, with the main metric first."""
+def table_row(task: str, runs: Mapping[str, Mapping], items: Mapping, judged: Mapping[str, Mapping]) -> dict[str, Any]:
+    """Return {"task", "n", "failed", "problems": count, "intervals", "figures": [{"metric", "stderr", "words" about chance, and
+    what `judged` has}]}, with the main metric first."""
+    result = tasks(next(iter(runs.values())))[task]
     main = main_metric(result)
     names = sorted(metrics(result), key=lambda name: name != main)
     return {
@@ -157,6 +156,7 @@ def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, M
         "n": result["n"],
         "failed": items.get("failed"),
         "problems": sum(kind.get("n", 0) for kind in (result.get("problems") or {}).values()),
+        "intervals": intervals(task, dict(list(runs.items())[: len(COLOURS)]), judged[main]["chance"] if main else None),
         "figures": [
             {
                 "metric": name,
@@ -169,38 +169,29 @@ def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, M
     }
 
 
-def charts_of_tasks(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping]) -> list[dict]:
-    """Return interval plots of the main metrics, one for each scale."""
-    runs = dict(list(runs.items())[: len(SERIES)])
-    parts: dict[tuple, list[Row]] = {}
-    first = tasks(next(iter(runs.values())))
-    for task, result in first.items():
-        metric = main_metric(result)
-        if metric is None or not is_number(result.get(metric)):
-            continue
-        by_run = [tasks(run).get(task, {}) for run in runs.values()]
-        level = judged[task]["metrics"][metric]["chance"]
-        rings = [above_chance(metric, figures, level) is False for figures in by_run]
-        kind = scale(metric, result[metric])
-        label = task if kind == "open" else f"{task}, {metric}{arrow(metric)}"
-        parts.setdefault((kind, metric if kind == "open" else ""), []).append(
-            Row(label, [_point(figures, metric) for figures in by_run], level, rings=rings)
-        )
-    charts = []
-    for (kind, metric), chart_rows in parts.items():
-        titles = {"share": "Main metric of each task", "percent": "On a scale of 100", "signed": "From −1 to 1"}
-        title = titles.get(kind, metric + arrow(metric))
-        for begin in range(0, len(chart_rows), MAX_ROWS):
-            part = chart_rows[begin : begin + MAX_ROWS]
-            note = "with 95 % intervals" + ("; dashes: chance" if any(row.mark is not None for row in part) else "")
-            note += "; rings: no better than chance" if any(any(row.rings) for row in part) else ""
-            charts.append(forest(f"tasks{len(charts)}-", title, note, part, list(runs), kind))
-    return charts
+def intervals(task: str, runs: Mapping[str, Mapping], level: float | None) -> dict[str, Any] | None:
+    """Return {"mark": the chance `level`, "lines": [low, value, high] of the main metric in each run, or None}, in percent of
+    the metric's scale; None on a scale without ends."""
+    result = tasks(next(iter(runs.values())))[task]
+    metric = main_metric(result)
+    ends = ENDS.get(scale(metric, result[metric])) if metric and is_number(result.get(metric)) else None
+    if ends is None:
+        return None
+
+    def percent(value: float) -> float:
+        return min(100.0, max(0.0, 100 * (value - ends[0]) / (ends[1] - ends[0])))  # an interval may exceed the scale
+
+    lines = []
+    for run in runs.values():
+        value, pair = _cell(tasks(run).get(task, {}), metric)
+        low, high = pair or (value, value)
+        lines.append(None if value is None else [percent(x) for x in (low, value, high)])
+    return {"mark": None if level is None else percent(level), "lines": lines}
 
 
 def curves(runs: Mapping[str, Mapping]) -> list[dict]:
     """Return charts of calibration and of risk and coverage for each task, by each measure of confidence."""
-    runs, charts = dict(list(runs.items())[: len(SERIES)]), []
+    runs, charts = dict(list(runs.items())[: len(COLOURS)]), []
     for task in tasks(next(iter(runs.values()))):
         calibrations = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
         for way in dict.fromkeys(way for by_way in calibrations.values() for way in by_way):
@@ -270,11 +261,6 @@ def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, d
     for key, value in nested.items():
         if key not in figures or not path:
             yield from _parts(value, (*path, key))
-
-
-def _point(result: Mapping, metric: str) -> tuple[float, float | None, float | None] | None:
-    value = result.get(metric)
-    return (value, *(interval(result, metric) or (None, None))) if is_number(value) else None
 
 
 def _cell(figures: Mapping, name: str) -> tuple[float | None, tuple | None]:

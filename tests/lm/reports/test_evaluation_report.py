@@ -37,10 +37,11 @@ def page(runs):
 
 
 def table(text: str, heading: str) -> list[list[str]]:
-    """The cells of the first table behind a heading, without tags."""
+    """The cells of the first table behind a heading, without tags, and without cells that draw intervals."""
     part = text[text.index(f"<h2>{heading}</h2>") :]
     part = part[: part.index("</table>")]
-    found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)]
+    cells = r"""<t[dh](?! class="intervals")[^>]*>(.*?)</t[dh]>"""
+    found = [re.findall(cells, row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)]
     return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in found]
 
 
@@ -48,7 +49,6 @@ def test_a_whole_run(page):
     assert assert_stands_alone(page).headings == [
         "What was run",
         "Tasks",
-        "At a glance",
         "Against weak",
         "Calibration",
         "mmlu, in parts",
@@ -60,14 +60,7 @@ def test_a_whole_run(page):
         "Machine",
         "Config",
     ]
-    assert charts(page) == [
-        "Main metric of each task",
-        "bits_per_byte ↓",
-        "Differences",
-        "Differences, bits_per_byte",
-        "closed_book: calibration",
-        "closed_book: risk and coverage",
-    ]
+    assert charts(page) == ["closed_book: calibration", "closed_book: risk and coverage"]
     for said in ("12.35k", "versions.jax", "0.10.2", "seeds.fewshot", "1 min 10 s", "Some CPU", "of a &lt;run&gt;"):
         assert said in page, said
     assert page.count("<svg") == len(charts(page))
@@ -169,7 +162,21 @@ def test_of_what_is_unknown_nothing_is_drawn(tmp_path):
 
 def test_a_task_name_with_a_formula_is_no_formula(tmp_path):
     text = alone(tmp_path, [], {"$\\frac{1}{$ \x00 <b>": {"acc": 0.5, "acc_stderr": 0.1, "n": 4, "problems": {}}})
-    assert charts(text) == ["Main metric of each task"] and "&lt;b&gt;, acc" in text
+    assert charts(text) == [] and "&lt;b&gt;" in text and "<b>" not in table(text, "Tasks")[1][0]
+
+
+def test_lines_lie_on_the_scale_of_their_metric():
+    runs = {
+        "own": {
+            "bbq": {"s_amb": -0.5, "s_amb_stderr": 0.1, "n": 9},
+            "share": {"acc": 0.02, "acc_low": -0.09, "acc_high": 0.13, "n": 9},
+        },
+        "other": {"bbq": {"s_amb": 0.5, "s_amb_stderr": 0.1, "n": 9}},
+    }
+    lines = evaluation_report.intervals("bbq", runs, None)["lines"]
+    assert lines == [pytest.approx([15.2, 25, 34.8], abs=0.01), pytest.approx([65.2, 75, 84.8], abs=0.01)]
+    assert evaluation_report.intervals("share", runs, 0.25) == {"mark": 25.0, "lines": [pytest.approx([0, 2, 13]), None]}
+    assert evaluation_report.intervals("loss", {"own": {"loss": {"bits_per_byte": 1.5, "n": 9}}}, None) is None
 
 
 def test_of_many_subjects_the_worst_come_first(tmp_path):
@@ -193,7 +200,7 @@ def test_calibration_in_either_form(tmp_path, form):
         }
     text = alone(tmp_path, [], {"triviaqa": {"accuracy": 0.5, "accuracy_stderr": 0.1, "n": 4, "problems": {}} | told})
     more = ["triviaqa, p_true: calibration"] if form == "kinds" else []
-    assert charts(text)[1:] == ["triviaqa: calibration", "triviaqa: risk and coverage", *more]
+    assert charts(text) == ["triviaqa: calibration", "triviaqa: risk and coverage", *more]
 
 
 def test_contamination_is_told(tmp_path):
@@ -245,7 +252,7 @@ def test_a_result_that_is_no_better_than_chance_is_marked(tmp_path):
     results = {"mmlu": figures, "gsm8k": {"exact_match": 0.1, "exact_match_stderr": 0.03, "n": 100, "problems": {}}}
     text = alone(tmp_path, [], results)
     assert table(text, "Tasks")[1][3] == "no better than chance (25 %)" and table(text, "Tasks")[2][3] == ""
-    assert "dashes: chance; rings: no better than chance" in text
+    assert '<u style="left:25.0%">' in text and text.count('class="interval"') == 2
     told = json.loads((tmp_path / "report.json").read_text())["tasks"]
     assert told["mmlu"]["metrics"]["acc"]["chance"] == 0.25 and told["mmlu"]["metrics"]["acc"]["above_chance"] is False
     assert told["mmlu"]["metrics"]["acc_norm"]["above_chance"] is True
@@ -253,7 +260,7 @@ def test_a_result_that_is_no_better_than_chance_is_marked(tmp_path):
     assert unknown["chance"] is None and unknown["above_chance"] is None
     assert unknown["value"] == 0.1 and unknown["interval"] == pytest.approx([0.0412, 0.1588], abs=1e-4)
     better = alone(tmp_path, [], {"mmlu": figures | {"acc": 0.9}})
-    assert "dashes: chance" in better and "rings" not in better
+    assert "above chance (25 %)" in better and "no better than chance (25 %)" not in better
 
 
 def a_result(n, acc, **more):
