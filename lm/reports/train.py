@@ -34,20 +34,6 @@ from lm.train.step import model_config_of
 MEASURED = ("valid_loss", "valid_bits_per_byte")
 BASELINES = ("unigram", "3-gram", "5-gram")
 
-COUNTS = {  # rows of the data table; the columns are the sources
-    "documents": "documents",
-    "exact_duplicates": "exact duplicates",
-    "near_copies": "near copies",
-    "train_documents": "train documents",
-    "valid_documents": "validation documents",
-    "bytes": "bytes",
-    "train_bytes": "train bytes",
-    "valid_bytes": "validation bytes",
-    "tokens_in": "tokens in",
-    "tokens_packed": "tokens packed",
-    "tokens_padded": "tokens padded",
-    "rows": "rows",
-}
 BASELINE_BYTES = 256_000_000  # maximum bytes of training text that the n-grams are fitted on
 SAMPLE_TOKENS = 96
 
@@ -191,7 +177,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             title, finished (bool), config (nested), machine (lm.reports.page.machine), provenance (lm/reports/provenance.py),
             before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from), parameters (count),
             parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
-            data {sources: {name: {a key of COUNTS: count}}, notes (how they were counted: list of str)},
+            data {sources: {name: {documents, exact_duplicates, near_copies, train_documents, valid_documents, bytes,
+            train_bytes, valid_bytes, tokens_in, tokens_packed, tokens_padded, rows}}, notes (how they were counted: list)},
             mixture (see `mixture`),
             validation {loss, bits_per_byte, bits_per_byte/SOURCE, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
             samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
@@ -219,8 +206,6 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
     """Return the page, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
-    sources = (report.get("data") or {}).get("sources") or {}
-    counted = [key for key in COUNTS if any(row.get(key) is not None for row in sources.values())]
     validation, before = report.get("validation") or {}, report.get("before") or {}
     rows = text_sources(report)
     return render(
@@ -233,8 +218,6 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
         rows=rows,
         epochs=epochs_text(rows),
         data_notes=text_notes(report),
-        counts={key: COUNTS[key] for key in counted},
-        totals={key: sum(row.get(key) or 0 for row in sources.values()) for key in counted},
         last_step=max((row["step"] for row in (*train, *valid)), default=None),
     )
 
