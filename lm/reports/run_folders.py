@@ -191,9 +191,9 @@ def _read_files(folder: Path, names: Collection[str], cache: Cache, faults: Sequ
     run = Run(folder, folder.name, names, faults=list(faults))
 
     def value(name: str) -> dict[str, Any]:
-        found, fault = cache.read(json_object, folder / name) if name in names else ({}, "")
+        content, fault = cache.read(json_object, folder / name) if name in names else ({}, "")
         run.faults += [fault] if fault else []
-        return found
+        return content
 
     run.config, run.report = value(RECORD), value("report.json")
     if run.faults and not run.config and not confined and (folder / RECORD).is_file():
@@ -241,7 +241,8 @@ def state(run: Run, running: str, error: str) -> tuple[str, str]:
     if running:
         place = ", ".join(filter(None, [place, running]))
         if silent > max(STALLED, STALLED_TIMES * (run.metrics.between or 0.0)):
-            return "stalled", f"{place}, nothing was written for {duration(silent)}"
+            minutes = duration(silent // 60 * 60).removesuffix(" 00 s")  # the page must not change every second
+            return "stalled", f"{place}, nothing was written for {minutes}"
         return "running", place
     if run.origin in ("import", "serve"):
         return {"import": "imported", "serve": "stopped"}[run.origin], ""

@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path):
         for name in ("alive", "killed"):
             os.utime(tmp_path / name / "metrics.jsonl", (time.time() - 700,) * 2)
         assert states(tmp_path) == {
-            "alive": ("stalled", "step 3 of 20, process 7 on somewhere, nothing was written for 11 min 40 s"),
+            "alive": ("stalled", "step 3 of 20, process 7 on somewhere, nothing was written for 11 min"),
             "killed": ("interrupted", "step 3 of 20"),
         }
         with (tmp_path / "alive" / "metrics.jsonl").open("a") as file:
