@@ -7,7 +7,7 @@ import numpy as np
 
 from lm.align.alarms import GOALS, LOWER_IS_BETTER, words
 from lm.evals.stats.measures import badness, interval, main_metric, metrics, tasks
-from lm.reports.align import NEUTRAL, own_measure
+from lm.reports.measures import NEUTRAL, own_measure
 from lm.reports.run_folders import Run, at
 from lm.reports.run_metrics import is_number
 

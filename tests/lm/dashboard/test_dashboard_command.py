@@ -57,6 +57,6 @@ def test_wrong_input_is_one_line(arguments, said):
 def test_help_tells_how_and_jax_is_not_loaded():
     done = runs.run([*COMMAND, "--help"], **runs.NO_JAX)
     assert done.returncode == 0 and "python -m lm.dashboard RUNS_DIR" in done.stdout and "--port" in done.stdout
-    heavy = "{'jax', 'flax', 'torch', 'pandas'}"
+    heavy = "{'jax', 'flax', 'torch', 'pandas', 'matplotlib'}"
     script = f"import sys, lm.dashboard.app, lm.dashboard.__main__; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
