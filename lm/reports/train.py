@@ -24,8 +24,8 @@ from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed, traced, with_stopped
-from lm.runs.checkpoint import plain as by_name
 from lm.runs.workdir import kept_json
+from lm.sizing import parameters
 from lm.train import goodput, ngram
 from lm.train.history import load_metrics
 from lm.train.speed import mfu_formula
@@ -71,7 +71,7 @@ def write_report(
             "config": config.to_dict(),
             **signed(config.to_dict(), stages),
             "parameters": result["num_params"],
-            "parameter_table": parameter_table(result["params"]),
+            "parameter_table": {part: count for part, count in parameters(model_config_of(config))["total"].items() if count},
             "data": {"sources": {name: _flat(source) for name, source in counts["sources"].items()}},
             "mixture": mixture,
             "tokenizer": {
@@ -120,22 +120,6 @@ def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str
     model = nnx.merge(skeleton(model_config_of(config))[0], params)
     texts = generate(model, tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=config.seed)
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
-
-def parameter_table(params) -> dict[str, int]:
-    """Return parameter counts by part: embedding, head, and each kind of sublayer over all layers."""
-    table: dict[str, int] = {}
-
-    def walk(node, names):
-        for name, child in node.items():
-            if isinstance(child, dict):
-                walk(child, [*names, name])
-            else:
-                part = " ".join(n for n in names if n not in ("layers", "stacks") and not n.isdigit()) or name
-                table[part] = table.get(part, 0) + child.size
-
-    walk(by_name(params), [])
-    return table
 
 
 def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
