@@ -10,7 +10,8 @@ ALPHA = 0.05
 def rows(comparison: Mapping) -> list[dict]:
     """Return the rows of a comparison with their task and metric, the main metrics first.
 
-    "line": low, difference and high in percent of the widest interval of the same scale; 50 is no difference.
+    "line", if the interval is known: low, difference and high in percent of the widest interval of the same scale; 50 is no
+    difference.
     """
     all_rows = [
         {"task": task, "metric": metric, "main": metric == part["main"], **row}
@@ -18,13 +19,13 @@ def rows(comparison: Mapping) -> list[dict]:
         for metric, row in part["metrics"].items()
     ]
     widest: dict[str, float] = {}
-    for row in all_rows:
+    drawn = [row for row in all_rows if None not in (row["low"], row["difference"], row["high"])]
+    for row in drawn:
         row["scale"] = row["metric"] if scale(row["metric"], row["after"]) == "open" else "closed"
-        row["ends"] = [row[key] for key in ("low", "difference", "high") if row[key] is not None]
-        widest[row["scale"]] = max(widest.get(row["scale"], 0.0), *map(abs, row["ends"]), 0.0)
-    for row in all_rows:
+        widest[row["scale"]] = max(widest.get(row["scale"], 0.0), abs(row["low"]), abs(row["high"]))
+    for row in drawn:
         limit = widest[row["scale"]] or 1.0
-        row["line"] = [50 + 50 * end / limit for end in row["ends"]] if len(row["ends"]) == 3 else None
+        row["line"] = [50 + 50 * row[key] / limit for key in ("low", "difference", "high")]
     return sorted(all_rows, key=lambda row: not row["main"])
 
 

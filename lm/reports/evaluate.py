@@ -233,9 +233,9 @@ def sections(results: Mapping) -> Iterator[dict]:
         parts = []
         for title, by_label in _parts(result):
             mains = [main_metric(figures) for figures in by_label.values()]
-            main = result.get("main") if result.get("main") in mains else mains[0]
-            others = dict.fromkeys(name for figures in by_label.values() for name in metrics(figures))
-            names = list(dict.fromkeys([main, *others]))
+            names = list(dict.fromkeys(name for figures in by_label.values() for name in metrics(figures)))
+            main = result.get("main") if result.get("main") in mains else next(filter(None, [*mains, *names]))
+            names.sort(key=lambda name: name != main)
             rows = [
                 (label, [_cell(figures, name) for name in names], figures.get("n"), _percent(main, figures.get(main)))
                 for label, figures in by_label.items()
