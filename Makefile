@@ -31,8 +31,7 @@ demo: $(BIN)/.core
 	@echo; echo "Asked to say something, it now answers:"; echo
 	$(BIN)/python -m lm.generate --checkpoint=$(WORKDIR)/grpo --chat --temperature=0 --max_new_tokens=32 \
 		--prompt='Tell me that the fox is red.' --prompt='Say that the river is quiet.' --prompt='Please write that the boat is old.'
-	@echo; echo "All stages on one page, and each run on its own:"; $(BIN)/python -m lm.reports.align $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
-	@$(BIN)/python -m lm.reports $(WORKDIR)
+	@echo; echo "All runs on one page:"; $(BIN)/python -m lm.reports $(WORKDIR)
 
 chat: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 	@$(BIN)/python -m lm.chat --checkpoint='$(CHECKPOINT)'

@@ -22,7 +22,7 @@ def main(config, workdir: Path) -> None:
     from data.recipe.run import prepare, run
     from lm.evals.curation import STAGES
     from lm.inputs import check_apart
-    from lm.reports.curate import write
+    from lm.reports.curate import totals, write
     from lm.reports.ending import show
 
     check_record(config, workdir)
@@ -31,8 +31,10 @@ def main(config, workdir: Path) -> None:
     prepared = prepare(config.to_dict(), workdir, STAGES)
     with locked(workdir):
         save_record(config, workdir)
-        found = run(config.to_dict(), workdir, prepared)
-        write(workdir, config, found, prepared, lambda: {"dataset": tokenized.write(config.to_dict(), workdir)})
+        figures = run(config.to_dict(), workdir, prepared)
+        if totals(figures["funnel"])["all"][0]:
+            figures["dataset"] = tokenized.write(config.to_dict(), workdir)
+        write(workdir, config, figures, prepared)
     show(workdir)
 
 

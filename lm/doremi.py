@@ -36,17 +36,15 @@ def main(config, workdir: Path) -> None:
 def search(config, workdir: Path) -> None:
     import jax
 
-    from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text
     from data.text.sizes import parse_sizes
-    from data.text.weights import Rule, parse_weights, resolved
+    from data.text.weights import resolved
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.doremi import write
     from lm.reports.ending import show
     from lm.train import events, loop
     from lm.train.doremi import average, proxy_trainer
-    from lm.train.epochs import choose_steps
     from lm.train.evaluator import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
@@ -70,6 +68,38 @@ def search(config, workdir: Path) -> None:
     check_memory(config, mesh)
 
     tokenizer, dataset, stages = prepare_text(config, reference, first=hosts.is_first())
+    given, even, uniform = batches(config, dataset, growth)
+    valid = valid_batches(dataset, config.batch_size) if config.data.valid_fraction > 0 else None
+    if hosts.is_first():
+        for run in runs:
+            save_record(config, run)
+
+    with jax.set_mesh(mesh):
+        trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh, tokenizer)
+        validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
+        stream = Feed(given, mesh)
+        first = loop.train(config, trainer, mesh, stream, reference, start, events.usual(validate))
+        trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh)
+        second = loop.train(config, trainer, mesh, stream, proxy, start, frozen=first["params"])
+        weights = dict(zip(uniform, jax.device_get(average(second["sources"])).tolist()))
+    if hosts.is_first():
+        weights = {name: weights[name] for name, share in uniform.items() if share}
+        write_json(workdir / "weights.json", weights)
+        stages |= {"reference": first["seconds"], "proxy": second["seconds"]}
+        stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
+        write(workdir, config, given.stages[0].shares, weights, first, second, stages)
+        show(workdir)
+
+
+def batches(config, dataset: Path, growth) -> tuple:
+    """Return (batches of the reference, batches of the proxy with as many rows of each source, {source: its share in these}).
+
+    growth: of `parse_sizes`. Raises: UserError if there is only one source.
+    """
+    from data.text.batches import TextBatches
+    from data.text.weights import Rule, parse_weights
+    from lm.train.epochs import choose_steps
+
     weights = parse_weights(config.data.weights)
     read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed)
     choose_steps(config, read(weights=weights).num_rows, growth)
@@ -82,27 +112,7 @@ def search(config, workdir: Path) -> None:
             "whose --config.input has several sources (web=FILES,books=FILES)"
         )
     uniform = {name: 1 / len(names) if name in names else 0.0 for name in given.ranges}
-    even = read(weights=[Rule(0.0, "shares", uniform)], with_sources=True)
-    valid = valid_batches(dataset, config.batch_size) if config.data.valid_fraction > 0 else None
-    if hosts.is_first():
-        for run in runs:
-            save_record(config, run)
-
-    with jax.set_mesh(mesh):
-        trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh, tokenizer)
-        validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
-        stream = Feed(given, mesh)
-        known = loop.train(config, trainer, mesh, stream, reference, start, events.usual(validate))
-        trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh)
-        found = loop.train(config, trainer, mesh, stream, proxy, start, frozen=known["params"])
-        weights = dict(zip(uniform, jax.device_get(average(found["sources"])).tolist()))
-    if hosts.is_first():
-        weights = {name: weights[name] for name in names}
-        write_json(workdir / "weights.json", weights)
-        stages |= {"reference": known["seconds"], "proxy": found["seconds"]}
-        stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
-        write(workdir, config, given.stages[0].shares, weights, known, found, stages)
-        show(workdir)
+    return given, read(weights=[Rule(0.0, "shares", uniform)], with_sources=True), uniform
 
 
 if __name__ == "__main__":

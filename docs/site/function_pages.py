@@ -4,6 +4,7 @@ They are read from the source (ast); nothing is imported.
 """
 
 import ast
+import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ import docstrings
 from links import ROOT, on_site
 
 PACKAGES = ("lm", "data")
-WIDTH = 76  # of a signature on one line
 MARKS = ("property", "functools.cached_property", "classmethod", "staticmethod", "contextlib.contextmanager")  # shown
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -38,12 +38,6 @@ class Module:
     def public(self) -> Iterator[Function | ast.ClassDef]:
         """Yield the public functions and classes."""
         yield from _public(self.tree.body, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-
-    def segment(self, node: ast.expr) -> str:
-        """Return the source of an expression, on one line."""
-        if node.lineno != node.end_lineno:
-            return ast.unparse(node)
-        return self.source[node.lineno - 1][node.col_offset : node.end_col_offset].decode()
 
 
 def modules() -> list[Module]:
@@ -115,7 +109,7 @@ def _package(package: str, modules: list[Module], addresses: dict[str, str]) -> 
 
 def _described(module: Module, node, name: str, level: str, addresses) -> list[str]:
     short = ".".join(name.split(".")[-2:]) if level == "####" else node.name
-    signature = _class(module, node) if isinstance(node, ast.ClassDef) else _signature(module, node)
+    signature = _class(module, node) if isinstance(node, ast.ClassDef) else _signature(node)
     line = f"../{on_site(module.path).removesuffix('.md')}.html#__codelineno-0-{node.lineno}"
     source = f'<p class="source" data-search-exclude><a href="{line}">source</a></p>'
     heading = f"{level} `{short}` {{#{name}}}"
@@ -137,35 +131,14 @@ def _methods(node) -> list[Function]:
     return list({method.name: method for method in _public(node.body, (ast.FunctionDef, ast.AsyncFunctionDef))}.values())
 
 
-def _signature(module: Module, node: Function) -> str:
-    """Return the definition without its body, on one line or with an argument a line."""
-    marks = [f"@{ast.unparse(mark)}\n" for mark in node.decorator_list if ast.unparse(mark) in MARKS]
-    begin = f"{'async ' if isinstance(node, ast.AsyncFunctionDef) else ''}def {node.name}("
-    end = f") -> {module.segment(node.returns)}" if node.returns else ")"
-    arguments = _arguments(module, node.args)[1 if node.name == "__init__" else 0 :]
-    line = begin + ", ".join(arguments) + end
-    if len(line) > WIDTH and arguments:
-        line = begin + "".join(f"\n    {argument}," for argument in arguments) + "\n" + end
-    return "".join(marks) + line
-
-
-def _arguments(module: Module, args: ast.arguments) -> list[str]:
-    def written(arg: ast.arg, default: ast.expr | None = None) -> str:
-        typed = f"{arg.arg}: {module.segment(arg.annotation)}" if arg.annotation else arg.arg
-        equals = " = " if arg.annotation else "="
-        return typed + (equals + module.segment(default) if default else "")
-
-    plain = [*args.posonlyargs, *args.args]
-    defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
-    found = [written(arg, default) for arg, default in zip(plain, defaults)]
-    if args.posonlyargs:
-        found.insert(len(args.posonlyargs), "/")
-    if args.vararg:
-        found.append("*" + written(args.vararg))
-    elif args.kwonlyargs:
-        found.append("*")
-    found += [written(arg, default) for arg, default in zip(args.kwonlyargs, args.kw_defaults)]
-    return [*found, "**" + written(args.kwarg)] if args.kwarg else found
+def _signature(node: Function) -> str:
+    """Return the definition without its body."""
+    marks = [mark for mark in node.decorator_list if ast.unparse(mark) in MARKS]
+    args = copy.copy(node.args)
+    if node.name == "__init__":  # without self
+        args.args = args.args[1:]
+    kind = type(node)(name=node.name, args=args, body=[ast.Expr(ast.Constant(...))], decorator_list=marks, returns=node.returns)
+    return ast.unparse(ast.fix_missing_locations(kind)).rpartition(":")[0]
 
 
 def _class(module: Module, node: ast.ClassDef) -> str:
@@ -175,6 +148,6 @@ def _class(module: Module, node: ast.ClassDef) -> str:
     fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and not ast.unparse(each.target).startswith("_")]
     init = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
     if init is not None:
-        return f"{line}:\n" + "\n".join(f"    {part}" for part in _signature(module, init).split("\n"))
+        return f"{line}:\n" + "\n".join(f"    {part}" for part in _signature(init).split("\n"))
     written = [part.decode() for field in fields for part in module.source[field.lineno - 1 : field.end_lineno]]
     return f"{line}:\n" + "\n".join(written) if written else line

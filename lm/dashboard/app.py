@@ -1,238 +1,130 @@
-"""The HTTP application: a page with its scripts, and JSON that the page asks for. It only reads.
+"""The HTTP application: the page over many runs of lm/reports/runs.py, which follows what the runs write. It only reads.
 
-    GET /                the page
-    GET /api/runs        ?since=VERSION: the runs that changed since then, and the version now; with ETag
-    GET /api/curves      ?run=ID&metric=NAME&points=N&low=STEP&high=STEP: thinned curves; run and metric may be repeated
-    GET /api/run         ?run=ID: config, checkpoints, samples, goodput and starts of one run
-    GET /api/compare     ?run=ID&run=ID: differing settings, and results
-    GET /report          ?run=ID: the run's own report, in a sandbox without scripts
-    GET /export          the page over many runs as one file, as `python -m lm.reports` writes it
+    GET /                   the page; 304 if the browser has the newest one
+    GET /report?run=NAME    the run's own report, in a sandbox without scripts
 
-A run is named by its number, never by a path.
+A run is named as on the page, never by a path. The files are looked at when a browser asks, and files that did not change are
+not read again. All that takes at most a tenth of the time, so the runs keep the machine for themselves.
 """
 
-import json
-import math
-import secrets
+import hashlib
 import threading
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from urllib.parse import quote
 
-import jinja2
-from fastapi import APIRouter, FastAPI, Query, Request
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from lm.dashboard import details
-from lm.dashboard.store import Store
-from lm.dashboard.watched import Watched
 from lm.errors import UserError
 from lm.files.untrusted import content, shown
+from lm.reports.run_alerts import full_disks
+from lm.reports.run_folders import Cache, Run, read_runs
+from lm.reports.runs import SCRIPT_HASH, Live, html, matching
 from lm.serve.api.limits import host_of
 
-HERE = Path(__file__).parent / "templates"
-TYPES = {".css": "text/css", ".js": "text/javascript"}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
-INLINE = (
+SHARE = 0.1  # of the time that looking at the files may take
+MAX_RUNS = 2000
+MAX_REPORT = 64 << 20  # bytes of a report.html
+CLOSED = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+PAGE_POLICY = f"{CLOSED}; script-src '{SCRIPT_HASH}'; connect-src 'self'"
+REPORT_POLICY = f"sandbox; {CLOSED}"
 HEADERS = {
-    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-MOST_RUNS, MOST_METRICS = 200, 100  # of one request
-MOST_POINTS = 400_000  # of one answer
-LEAST_POINTS = 40  # of a curve
-REPORT = 64 << 20  # bytes of a report.html
-
-Ids = Annotated[list[int], Query(alias="run", max_length=MOST_RUNS)]
 
 
-class Gate:
-    """ASGI middleware: answers only GET, and only by the names in `hosts`; none: by any name.
+class Page:
+    """The newest page over the runs in and below some folders.
 
-    A browser sends the name of the page's own address. So a page of the web whose name is made to point to this machine (DNS
-    rebinding) is refused. Every answer gets HEADERS that it does not set itself.
+    Links that lead out of the folders are not followed.
+
+    Args: patterns: shell patterns of names; none: all runs. seconds: between two looks at the files, at least. share: of the
+      time that looking may take.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]):
-        self._app, self._hosts = app, hosts
+    def __init__(self, folders: Sequence[Path], patterns: Sequence[str] = (), seconds: float = 2.0, share: float = SHARE):
+        self._folders, self._patterns, self._seconds, self._share = list(folders), tuple(patterns), seconds, share
+        self._cache, self._lock = Cache(), threading.Lock()
+        self._next = 0.0  # the time of the next look
+        self._runs: list[Run] = []
+        self._text, self._tag = "", ""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        host = host_of(Request(scope).headers.get("host", ""))
-        if self._hosts and host not in self._hosts:
-            text = f"host {shown(host)[:100]!r} is none of {', '.join(self._hosts)}; --hosts names more\n"
-            return await PlainTextResponse(text, 403, HEADERS)(scope, receive, send)
-        if scope["method"] != "GET":
-            return await PlainTextResponse("only GET\n", 405, HEADERS | {"Allow": "GET"})(scope, receive, send)
+    def newest(self) -> tuple[str, str]:
+        """Return (the page, a tag that changes with it)."""
+        with self._lock:
+            begin = time.monotonic()
+            if begin >= self._next:
+                self._look()
+                self._next = time.monotonic() + max(self._seconds, (time.monotonic() - begin) * (1 / self._share - 1))
+            return self._text, self._tag
 
-        async def with_headers(message) -> None:
-            if message["type"] == "http.response.start":
-                known = {name.lower() for name, _ in message["headers"]}
-                more = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *(pair for pair in more if pair[0] not in known)]
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
-
-
-def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
-    """Return the application. hosts: see Gate."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(_data(store))
-    app.include_router(_pages(store))
-    for path in sorted(HERE.iterdir()):
-        if path.suffix in TYPES:
-            app.add_api_route(f"/{path.name}", static(path), include_in_schema=False)
-    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
-    app.add_middleware(Gate, hosts=hosts)
-    app.add_exception_handler(HTTPException, lambda request, error: PlainTextResponse(f"{error.detail}\n", error.status_code))
-    return app
-
-
-def _chosen(store: Store, ids: Ids) -> list[Watched]:
-    found = [store.runs[id] for id in dict.fromkeys(ids) if id in store.runs]
-    if not found:
-        raise HTTPException(404, "no such run")
-    return found
-
-
-def _data(store: Store) -> APIRouter:
-    """Return the routes with numbers for the page, in JSON."""
-    router = APIRouter(prefix="/api")
-    boot = secrets.token_hex(4)  # numbers of runs hold for this process
-
-    def answer(request: Request, make: Callable[[], Any]) -> Response:
-        """Return JSON with an ETag of the version; 304 if the client has it."""
-        store.asked()
-        tag = f'W/"{boot}-{store.version}"'
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers={"ETag": tag})
-        with store.lock:
-            tag = f'W/"{boot}-{store.version}"'
-            value = make()
-        return Response(encoded(value), media_type="application/json", headers={"ETag": tag})
-
-    @router.get("/runs")
-    def runs(request: Request, since: int = 0) -> Response:
-        def make() -> dict[str, Any]:
-            listed = [one for one in store.runs.values() if one.is_run]
-            names = {key for one in listed for key in one.series if shown(key) == key}
-            return {
-                "boot": boot,
-                "version": store.version,
-                "reading": store.behind,
-                "ids": [one.id for one in listed],
-                "runs": [details.row(one) for one in listed if one.version > since],
-                "metrics": {name: details.about(name) for name in sorted(names)},
-                "faults": store.faults,
-            }
-
-        return answer(request, make)
-
-    @router.get("/curves")
-    def curves(
-        request: Request,
-        run: Ids,
-        metric: Annotated[list[str], Query(max_length=MOST_METRICS)],
-        points: Annotated[int, Query(ge=2, le=2000)] = 400,
-        low: float = -math.inf,
-        high: float = math.inf,
-    ) -> Response:
-        most = max(LEAST_POINTS, min(points, MOST_POINTS // (len(run) * len(metric) or 1)))
-
-        def make() -> dict[str, Any]:
-            return {"runs": {one.id: details.curves(one, metric, most, low, high) for one in _chosen(store, run)}}
-
-        return answer(request, make)
-
-    @router.get("/run")
-    def one(request: Request, run: int) -> Response:
-        return answer(request, lambda: details.details(_chosen(store, [run])[0]))
-
-    @router.get("/compare")
-    def compare(request: Request, run: Ids) -> Response:
-        return answer(request, lambda: {"ids": list(dict.fromkeys(run)), **details.compared(_chosen(store, run))})
-
-    return router
-
-
-def _pages(store: Store) -> APIRouter:
-    """Return the routes with pages: the dashboard, the report of a run, and one file with all runs."""
-    router = APIRouter()
-    exporting = threading.Lock()
-    template = jinja2.Environment(autoescape=True).from_string((HERE / "dashboard.html.j2").read_text(encoding="utf-8"))
-
-    @router.get("/")
-    def page() -> Response:
-        store.asked()
-        where = ", ".join(shown(folder) for folder in store.folders)
-        return Response(template.render(where=where, seconds=store.seconds), media_type="text/html")
-
-    @router.get("/report")
-    def report(run: int) -> Response:
-        folder = _chosen(store, [run])[0].folder
+    def report(self, name: str) -> bytes | None:
+        """Return the report.html of a run that the page lists, or None if it has none that can be read."""
+        run = next((run for run in self._runs if run.name == name and "report.html" in run.files), None)
         try:
-            if not folder.inside("report.html"):
-                raise UserError("it leads out of the folder")
-            page = content(folder.path / "report.html", REPORT)
+            return content(run.folder / "report.html", MAX_REPORT) if run else None
         except (OSError, UserError):
-            raise HTTPException(404, "it has no report that can be read") from None
-        return Response(page, media_type="text/html", headers={"Content-Security-Policy": f"sandbox; {INLINE}"})
+            return None
 
-    @router.get("/export")
-    def export() -> Response:
-        from lm.reports.runs import html
-
-        where = ", ".join(shown(folder) for folder in store.folders)
-        with exporting:  # it draws for seconds, so one at a time
-            with store.lock:
-                found = [one.copied() for one in store.runs.values() if one.is_run]
-            page = html(sorted(found, key=lambda run: -run.written), where, store.folders[0].absolute())
-        headers = {
-            "Content-Security-Policy": f"sandbox allow-downloads; {INLINE}",
-            "Content-Disposition": 'attachment; filename="runs.html"',
-        }
-        return Response(page.encode("utf-8", "replace"), media_type="text/html", headers=headers)
-
-    return router
+    def _look(self) -> None:
+        runs = matching(read_runs(self._folders, confined=True, cache=self._cache), self._patterns)
+        notices = full_disks(self._folders)
+        if len(runs) > MAX_RUNS:
+            notices.append(f"{len(runs):,} runs are there, and the newest {MAX_RUNS:,} are shown; --runs chooses others.")
+        state = [(run.name, run.state, run.place, run.faults, run.versions) for run in runs]
+        tag = hashlib.sha256(repr((state, notices)).encode("utf-8", "replace")).hexdigest()[:16]
+        if tag != self._tag:
+            where = ", ".join(map(shown, self._folders))
+            link = lambda run: f"report?run={quote(run.name)}"  # noqa: E731
+            self._runs = runs[:MAX_RUNS]
+            self._text, self._tag = html(self._runs, where, link, notices, Live(self._seconds, tag)), tag
 
 
-def static(path: Path) -> Callable[[], Response]:
-    """Return a route that sends a file of the page."""
-    data = path.read_bytes()
+def make_app(page: Page, hosts: Collection[str] = ()) -> Starlette:
+    """Return the application. hosts: names by which a browser may call it; none: any.
 
-    def send() -> Response:
-        return Response(data, media_type=TYPES[path.suffix])
+    A browser sends the name in the address of the page. So a page of the web whose name is made to point to this machine (DNS
+    rebinding) is refused.
+    """
 
-    return send
+    def check(request: Request) -> None:
+        if hosts and (host := host_of(request.headers.get("host", ""))) not in hosts:
+            raise HTTPException(403, f"host {shown(host)[:100]!r} is none of {', '.join(hosts)}; --hosts names more")
 
+    def newest(request: Request) -> Response:
+        check(request)
+        text, tag = page.newest()
+        headers = HEADERS | {"ETag": tag, "Content-Security-Policy": PAGE_POLICY}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(text.encode("utf-8", "replace"), media_type="text/html", headers=headers)
 
-def encoded(value: Any) -> bytes:
-    """Return JSON. A number that is not finite is null."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except ValueError:
-        text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
+    def report(request: Request) -> Response:
+        check(request)
+        if (data := page.report(request.query_params.get("run", ""))) is None:
+            raise HTTPException(404, "no such run, or it has no report that can be read")
+        return Response(data, media_type="text/html", headers=HEADERS | {"Content-Security-Policy": REPORT_POLICY})
 
+    def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = HEADERS | {"Content-Security-Policy": CLOSED} | dict(error.headers or {})
+        return Response(f"{error.detail}\n", error.status_code, headers, "text/plain")
 
-def finite(value: Any) -> Any:
-    """Return the value with None in place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return Starlette(
+        routes=[Route("/", newest), Route("/report", report)],
+        middleware=[Middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)],
+        exception_handlers={HTTPException: refused},
+    )

@@ -8,7 +8,7 @@
 A run is the workdir of train.py, align.py, evaluate.py, curate.py, serve.py or lm.doremi, or an imported model. Runs of one
 kind are drawn over one another. The page is one file, needs no network, and can be sent to others; its links lead to the
 runs' own reports. A run that is damaged or was interrupted is listed with what is wrong. Nothing but the page is written, so
-runs may go on meanwhile. If there is no run, the exit code is 2.
+runs may go on meanwhile (`python -m lm.dashboard` shows the same page live). If there is no run, the exit code is 2.
 
     python -m lm.reports.align RUN        # draws the page of one run again; also lm.reports.evaluate
 """
@@ -21,7 +21,6 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
-from lm.reports.named import folders_of
 
 PAGE = "runs.html"
 
@@ -33,16 +32,32 @@ def options() -> flags.FlagValues:
     return values
 
 
+def folders_of(values: flags.FlagValues, argv: list[str]) -> list[Path]:
+    """Parse flags into `values`, and return the folders beside them. Raises: UserError."""
+    values.set_gnu_getopt(True)
+    try:
+        folders = [Path(name) for name in values(argv)[1:]]
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if not folders:
+        raise UserError("name a folder of runs, such as runs; --help tells what there is")
+    for folder in folders:
+        if not folder.is_dir():
+            what = "a file, not a folder" if folder.exists() else "no such folder"
+            raise UserError(f"{folder}: {what}; name folders of runs")
+    return folders
+
+
 def main(argv: list[str]) -> None:
-    given = options()
-    folders = folders_of(given, argv)
+    values = options()
+    folders = folders_of(values, argv)
     around = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    out = Path(given.out or around / PAGE)
+    out = Path(values.out or around / PAGE)
     if out.is_dir():
         raise UserError(f"--out={out}: a folder; name a file")
     from lm.reports.runs import write  # which takes a second to import
 
-    print(write(folders, out, given.runs))
+    print(write(folders, out, values.runs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""The report of an alignment run, as JSON and as one self-contained HTML page; and a page for a pipeline of runs.
+"""The report of an alignment run, as JSON and as one self-contained HTML page.
 
-    python -m lm.reports.align WORKDIR                  # redraw a run's page from its workdir
-    python -m lm.reports.align PRETRAINED SFT GRPO      # write pipeline.html into the last workdir
+    python -m lm.reports.align WORKDIR                  # redraw a run's page from its workdir; also of train.py
 
 It works for every method: it draws all metrics in metrics.jsonl. See lm/reports/page.py for how pages are made.
 """
@@ -11,24 +10,23 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lm.align.alarms import Alarm, alarms, is_better, is_validation, words
+from lm.align.alarms import Alarm, alarms, is_better, is_validation
 from lm.errors import UserError
 from lm.files import saving
 from lm.files.saving import plain
-from lm.reports.align_curves import curves
-from lm.reports.data_used import alignment_epochs, example_notes, text_summary
+from lm.reports.curves import curves
+from lm.reports.data_used import alignment_epochs, example_notes
+from lm.reports.measures import judged, meaning, own_measure
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, replace_json
-from lm.reports.provenance import provenance, signed, traced, with_stopped
+from lm.reports.provenance import signed, traced, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
 from lm.runs.workdir import read_object
 from lm.train import goodput
 from lm.train.history import json_lines
 
-__all__ = ["Alarm", "alarms", "curves", "load_lines", "load_samples", "write", "write_stages", "html"]
+__all__ = ["Alarm", "alarms", "curves", "load_lines", "load_samples", "write", "html"]
 
-OWN = ("reward", "rewards/accuracies", "accuracy", "rewards/margins", "agreement")
-NEUTRAL = {"kl", "length", "entropy", "logps", "chosen", "rejected", "min", "max", "ratio"}
 MAKE = "run the command of the run again to recreate it"
 METHODS = {  # the short name of a method: its title
     "sft": "Supervised fine-tuning",
@@ -42,27 +40,6 @@ METHODS = {  # the short name of a method: its title
     "rloo": "Reinforcement learning (RLOO)",
     "ppo": "Reinforcement learning (PPO)",
     "distill": "Distillation",
-}
-MEANINGS = {  # of measures of the model before and after, all on held-out examples
-    "reward": "mean reward of the model's answers to held-out prompts",
-    "mean_length": "mean length of these answers, in tokens",
-    "loss": "loss of the method on held-out examples",
-    "entropy": "mean entropy of the model's next token, in nats",
-    "mean_token_accuracy": "share of the tokens of held-out answers that the model finds likeliest",
-    "rewards/accuracies": "share of held-out pairs whose chosen answer has the greater reward",
-    "rewards/margins": "mean reward of the chosen answer − that of the rejected one",
-    "rewards/chosen": "mean reward of chosen answers: β · log(policy / reference)",
-    "rewards/rejected": "mean reward of rejected answers",
-    "logps/chosen": "mean log-probability of chosen answers, in nats",
-    "logps/rejected": "mean log-probability of rejected answers, in nats",
-    "kl": "divergence from the reference or the teacher, in nats per token",
-    "nll": "negative log-likelihood of held-out answers, in nats per token",
-}
-OF_METHOD = {
-    ("reward", "accuracy"): "share of held-out pairs whose chosen answer has the greater score",
-    ("reward", "margin"): "mean score of the chosen answer − that of the rejected one",
-    ("sft", "loss"): "loss on the tokens of held-out answers, in nats per token",
-    ("distill", "agreement"): "share of held-out tokens where student and teacher find the same token likeliest",
 }
 
 
@@ -92,8 +69,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     report["next"] = next_steps(report, workdir)
     if profile := traced(workdir):
         report["profile"] = profile
-    if kept := goodput.of(workdir):
-        report["goodput"] = kept
+    if accounts := goodput.of(workdir):
+        report["goodput"] = accounts
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines, samples))
 
@@ -150,8 +127,8 @@ def verdict(before: dict, after: dict, measures: dict, method: str | None = None
     measure = own_measure(after)
     if measure is None:
         return None
-    told = meaning(measure, measures, method)
-    what = f"{told[0].upper()}{told[1:]} ({measure})" if told else measure
+    description = meaning(measure, measures, method)
+    what = f"{description[0].upper()}{description[1:]} ({measure})" if description else measure
     if before.get(measure) is None:
         return f"{what} is {number(after[measure])}."
     if number(after[measure]) == number(before[measure]):  # as printed: 0.1131 -> 0.113 is no news
@@ -168,26 +145,6 @@ def _unmeasured(report: dict) -> str | None:
     return "Nothing was measured: the run held out no examples."
 
 
-def meaning(measure: str, measures: dict, method: str | None) -> str:
-    """Return what a measure says, from `measures` of the report or of known names, or ""."""
-    own = "mean of this reward function, before its weight" if measure.startswith("rewards/") else ""
-    return measures.get(measure) or OF_METHOD.get((method, measure)) or MEANINGS.get(measure, own)
-
-
-def own_measure(after: dict) -> str | None:
-    """Return the measure that a method optimises, the first known one of: rewards of generated answers, preference accuracy,
-    and then any in order."""
-    known = {name for name, value in after.items() if value is not None}
-    return next((name for name in (*OWN, *after) if name in known), None)
-
-
-def judged(measure: str, before: float, after: float) -> str:
-    """Return the CSS class of a change: good, bad, or "" for no change and for measures without a direction."""
-    if before == after or words(measure) & NEUTRAL:
-        return ""
-    return "good" if is_better(measure, before, after) else "bad"
-
-
 def rollout_share(lines: Iterable[dict]) -> float | None:
     """Return the share of logged seconds spent in rollouts; None if nothing was timed."""
     seconds = {}
@@ -200,90 +157,22 @@ def rollout_share(lines: Iterable[dict]) -> float | None:
 
 def _columns(data: dict) -> dict[str, dict]:
     """Return a table's columns, one per split, also of the tasks. Counts by reason have one row per reason."""
-    found = {}
+    columns = {}
     for split, counts in data.items():
         if split == "tasks":
-            found |= {f"tasks, {name}": column for name, column in _columns(counts).items()}
+            columns |= {f"tasks, {name}": column for name, column in _columns(counts).items()}
         elif isinstance(counts, dict):
             by_reason = {f"{k}, {why}": n for k, x in counts.items() if isinstance(x, dict) for why, n in x.items()}
-            found[split] = {k: n for k, n in counts.items() if not isinstance(n, dict)} | by_reason
-    return {split: counts for split, counts in found.items() if any(counts.values())}
-
-
-def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | None = None) -> Path:
-    """Write one page for runs that each start from the previous one; return its path.
-
-    Each stage is shown by its own measure, before and after. For a pretraining run that is bits per byte, compared with the
-    best n-gram.
-
-    Args:
-        workdirs: of the runs, in order, each with its report.json.
-        to: an existing folder for pipeline.html and pipeline.json; None: the last workdir.
-    Raises: UserError if a run has no report yet.
-    """
-    stages = [_stage(Path(workdir), f"stage{i}-") for i, workdir in enumerate(workdirs)]
-    to = Path(to or workdirs[-1])
-    for stage in stages:
-        stage["link"] = os.path.relpath(Path(stage["workdir"]) / "report.html", to)
-    names = [stage["name"] for stage in stages]
-    for i, stage in enumerate(stages):
-        if names.count(stage["name"]) > 1:
-            stage["name"] = f"{stage['name']} {names[: i + 1].count(names[i])}"
-    seconds = {stage["name"]: stage["seconds"] for stage in stages}
-    report = {"title": "From text to " + stages[-1]["name"], "stages": seconds, "machine": stages[-1]["machine"]}
-    report |= {"provenance": provenance({}, seconds), "next": stages[-1]["next"]}
-    columns = ("name", "workdir", "measure", "meaning", "before", "after", "better", "seconds", "alarms")
-    saved = {**report, "pipeline": [{key: stage[key] for key in columns} for stage in stages]}
-    worse = [stage["name"] for stage in stages if not stage["better"]]
-    sentence = f"Not better by its own measure: {', '.join(worse)}." if worse else "Each stage is better by its own measure."
-    replace_json(to / "pipeline.json", plain(saved))
-    saving.write(
-        to / "pipeline.html", render("pipeline.html.j2", plain(report), pipeline=stages, verdict=sentence, last_step=None)
-    )
-    return to / "pipeline.html"
-
-
-def _stage(workdir: Path, prefix: str) -> dict:
-    path = workdir / "report.json"
-    if not path.exists():
-        raise UserError(f"{workdir} has no report.json: let the run finish first")
-    report, lines = read_object(path, MAKE), load_lines(workdir / "metrics.jsonl")
-    before, after = report.get("before") or {}, report.get("after") or {}
-    if not after and (validation := report.get("validation")):
-        grams = [value for key, value in validation.items() if key.endswith("gram") and value is not None]
-        first = before.get("bits_per_byte") or min(grams, default=None)
-        before, after = {"bits per byte": first}, {"bits per byte": validation.get("bits_per_byte")}
-    measure = own_measure(after)
-    meanings = (report.get("measures") or {}) | {"bits per byte": "of held-out text; lower is better"}
-    pair = before.get(measure), after.get(measure)
-    prompts = shown_samples(load_samples(workdir / "samples.jsonl"))
-    wanted, name = ("Loss", "Reward", "Preference accuracy", "Bits per byte"), report.get("method") or "pretraining"
-    return {
-        "name": name,
-        "workdir": str(workdir),
-        "measure": measure,
-        "meaning": meaning(measure, meanings, report.get("method")) if measure else "",
-        "before": pair[0],
-        "after": pair[1],
-        "better": None not in pair and is_better(measure, *pair),
-        "seconds": sum(report.get("stages", {}).values()),
-        "machine": report.get("machine"),
-        "alarms": report.get("alarms") or [],
-        "prompts": prompts[:2],
-        "samples": [] if prompts else (report.get("samples") or [])[:2],
-        "data": example_notes(report) or text_summary(report),
-        "next": next_steps(report, workdir),
-        "curves": [chart for chart in curves(lines, prefix, name) if chart["title"] in wanted][:2],
-    }
+            columns[split] = {k: n for k, n in counts.items() if not isinstance(n, dict)} | by_reason
+    return {split: counts for split, counts in columns.items() if any(counts.values())}
 
 
 def main(workdirs: list[str]) -> None:
     if len(workdirs) > 1:
-        print(write_stages(workdirs))
-        return
+        raise UserError("name one workdir; `python -m lm.reports RUN RUN` writes a page over several")
     path = Path(workdirs[0] if workdirs else ".") / "report.json"
     if not path.exists():
-        raise UserError(f"{path} does not exist: name a workdir with a report, or several runs for a pipeline page")
+        raise UserError(f"{path} does not exist: name a workdir with a report")
     report = read_object(path, MAKE)
     if "method" in report:
         write(path.parent, report)

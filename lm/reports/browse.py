@@ -1,16 +1,13 @@
 """The page to browse documents of a corpus: a sample of those that stay and of those that each rule drops.
 
-Of each it shows the text as it was read, what each stage changed in it, all measures with the bounds of the rules, and every
-rule that it breaks. The page is one file that needs no network: data as JSON, and templates/browse.js. Documents are hostile,
-so nothing of them becomes HTML.
+Of each it shows the text as it was read and as each stage left it, all measures with the bounds of the rules, and every rule
+that it breaks. The page is one file that needs no network: data as JSON, and templates/browse.js, which also finds what a
+stage changed. Documents are hostile, so nothing of them becomes HTML.
 """
 
-import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -18,84 +15,53 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from data.recipe import documents
-from data.recipe.documents import Found, Text
+from data.recipe.documents import Found
 from data.recipe.inputs import Unit
 from data.recipe.rules import Rule
 from data.recipe.units import Job
 from lm.files import saving
 from lm.progress import progress
-from lm.reports.edits import edits, limited
+from lm.reports.page import encoded, render
 
 PAGE = "browse.html"
 LEAST_BYTES = 2000  # that a document may take on the page; about 60 measures take half of it
 STRING = 1000  # most characters of an id, an address or another string
 EXACT = 1 << 53  # larger whole numbers are not exact in JavaScript, so they become strings
 NUMBERS = ("duplicate_of", "near_duplicate_of", "near_duplicate_cluster")  # columns that hold the number of a document
-ALL = "all stages"
-PART = 64  # documents that a process looks up at a time
 
 
-class Page(NamedTuple):
-    """What a page shows. reasons: number -> reason or "kept" of its documents. columns: see `columns_of`. characters: most of a
-    document's text. size: bytes of the page, about."""
+def write(
+    title: str, job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any], total: int
+) -> set[tuple[str, str]]:
+    """Write browse.html into the workdir of the job. Return (id, reason or "kept") of its documents.
 
-    job: Job
-    units: Sequence[Unit]
-    reasons: dict[int, str]
-    columns: list[dict[str, Any]]
-    characters: int
-    size: int
+    Without a document to show, an old page is removed. Memory: that of the page, or of `documents` times `characters`, whatever
+    the size of the corpus.
 
-    def parts(self) -> list[list[int]]:
-        """Return the numbers of the documents, in order and in parts that one process looks up."""
-        order = list(self.reasons)
-        return [order[k : k + PART] for k in range(0, len(order), PART)]
-
-
-def page(job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any]) -> Page | None:
-    """Return what the page of a corpus shows; None if there is nothing to show.
-
-    chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
-    options: config.browse: documents, characters, megabytes.
+    Args:
+      chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
+      options: config.browse: documents, characters, megabytes.
+      total: documents that were read.
     """
     size = int(options["megabytes"] * 1e6)
     reasons = stratified(chosen, min(options["documents"], size // LEAST_BYTES))
     if not reasons:
-        return None
-    characters = min(options["characters"], 10 * size // len(reasons))
-    return Page(job, units, reasons, columns_of(job, units[0]), characters, size)
-
-
-def entries(page: Page, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the entries of documents, see `entry`."""
-    found = list(documents.read(page.job, page.units, numbers, 2 * page.characters))
-    rules = [(rule.column, rule.drops([one.columns[rule.column] for one in found])) for rule in page.job.rules]
-    return [
-        entry(one, page.reasons[one.number], page.columns, [column for column, drops in rules if drops[k]], page.characters)
-        for k, one in enumerate(found)
-    ]
-
-
-def write(title: str, workdir: Path, page: Page | None, parts: Iterable[Sequence[dict]], total: int) -> set[tuple[str, str]]:
-    """Write WORKDIR/browse.html. Returns (id, reason or "kept") of its documents. Without a page, an old one is removed.
-
-    parts: the entries of the page's parts, in order. total: documents that were read.
-    Memory: that of the page, or of `documents` times `characters`, whatever the size of the corpus.
-    """
-    if page is None:
-        (workdir / PAGE).unlink(missing_ok=True)
+        (job.workdir / PAGE).unlink(missing_ok=True)
         return set()
-    shown: list[dict] = []
-    with progress("browse", len(page.reasons), unit=" documents", soon=False) as bar:
-        for some in parts:
-            shown += some
-            bar.update(len(some))
-    ids = documents.names(page.job, page.units, {number for one in shown for number in one["links"].values()})
-    shown = [one | {"links": {name: ids[n] for name, n in one["links"].items() if n in ids}} for one in shown]
-    shown = fitted(shown, page.characters, page.size)
-    saving.write(workdir / PAGE, html(title, page.columns, page.job.rules, shown, total))
-    id = [column["name"] for column in page.columns].index("id")
-    return {(one["values"][id], one["reason"]) for one in shown}
+    characters = min(options["characters"], 10 * size // len(reasons))
+    columns = columns_of(job, units[0])
+    shown = []
+    with progress("browse", len(reasons), unit=" documents", soon=False) as bar:
+        for document in documents.read(job, units, list(reasons), characters):
+            fails = [rule.column for rule in job.rules if rule.drops([document.columns[rule.column]])[0]]
+            shown.append(entry(document, reasons[document.number], columns, fails, characters))
+            bar.update(1)
+    ids = documents.names(job, units, {number for entry in shown for number in entry["links"].values()})
+    shown = [entry | {"links": {name: ids[n] for name, n in entry["links"].items() if n in ids}} for entry in shown]
+    shown = fitted(shown, characters, size)
+    saving.write(job.workdir / PAGE, html(title, columns, job.rules, shown, total))
+    id = [column["name"] for column in columns].index("id")
+    return {(entry["values"][id], entry["reason"]) for entry in shown}
 
 
 def stratified(chosen: Mapping[str, Sequence], most: int) -> dict[int, str]:
@@ -103,66 +69,51 @@ def stratified(chosen: Mapping[str, Sequence], most: int) -> dict[int, str]:
 
     What a reason with few documents leaves goes to the others.
     """
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     order = sorted(chosen, key=lambda reason: (len(chosen[reason]), reason))
     for k, reason in enumerate(order):
-        share = -(-(most - len(found)) // (len(order) - k))
-        found.update((number, reason) for _, number in chosen[reason][:share])
-    return dict(sorted(found.items()))
+        share = -(-(most - len(reasons)) // (len(order) - k))
+        reasons.update((number, reason) for _, number in chosen[reason][:share])
+    return dict(sorted(reasons.items()))
 
 
 def columns_of(job: Job, unit: Unit) -> list[dict[str, Any]]:
     """Return {"name", "stage": the last one that writes it, "compares": whether that stage compares only the documents that the
     rules before it leave, "kind": number, flag or text} of all columns but the text, stage by stage."""
-    found: dict[str, dict[str, Any]] = {}
+    columns: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
         for field in pq.read_schema(job.path(stage, unit)):
             kind = "text" if pa.types.is_string(field.type) else "flag" if pa.types.is_boolean(field.type) else "number"
             if field.name != "text":
-                found.pop(field.name, None)
-                found[field.name] = {"name": field.name, "stage": stage.name, "compares": stage.compares, "kind": kind}
-    return list(found.values())
+                columns.pop(field.name, None)
+                columns[field.name] = {"name": field.name, "stage": stage.name, "compares": stage.compares, "kind": kind}
+    return list(columns.values())
 
 
-def entry(found: Found, reason: str, columns: Sequence[Mapping], fails: Sequence[str], characters: int) -> dict[str, Any]:
+def entry(document: Found, reason: str, columns: Sequence[Mapping], fails: Sequence[str], characters: int) -> dict[str, Any]:
     """Return what the page says about a document: {"number", "reason" or "kept", "values": in the order of `columns`, "fails":
-    columns of all rules that it breaks, in order, "text": its beginning as it was read, "length": characters of all of it,
-    "changes": [[stage, edits of the text before it]], "links": column -> number of another document}.
-
-    With several stages that change the text, all changes at once come first.
+    columns of all rules that it breaks, in order, "texts": [[stage, beginning, characters of all of it]] as it was read and
+    as each stage left it that changed it, "links": column -> number of another document}.
     """
-    first, last = found.texts[0], found.texts[-1]
-    changes = [[now.stage, edits(before.start, now.start, _whole(before))] for before, now in itertools.pairwise(found.texts)]
-    if len(changes) > 1:
-        changes.insert(0, [ALL, edits(first.start, last.start, _whole(first))])
     one = {
-        "number": found.number,
+        "number": document.number,
         "reason": reason,
-        "values": [_plain(found.columns[column["name"]]) for column in columns],
+        "values": [_plain(document.columns[column["name"]]) for column in columns],
         "fails": fails,
-        "text": first.start,
-        "length": first.length,
-        "changes": changes,
-        "links": {n: found.columns[n] for n in NUMBERS if found.columns.get(n) not in (None, found.number)},
+        "texts": [list(text) for text in document.texts],
+        "links": {n: document.columns[n] for n in NUMBERS if document.columns.get(n) not in (None, document.number)},
     }
     return cut(one, characters)
 
 
-def cut(one: Mapping[str, Any], characters: int) -> dict[str, Any]:
-    """Return an entry with at most these characters of text, the changes in them, and shorter strings."""
-    text, changes = one["text"][:characters], []
-    length, whole = len(text), len(text) == one["length"]
-    for stage, some in one["changes"]:
-        some, made = limited(some, len(text) if stage == ALL else length, whole)
-        changes.append([stage, some])
-        length = length if stage == ALL else made
+def cut(entry: Mapping[str, Any], characters: int) -> dict[str, Any]:
+    """Return an entry with at most these characters of each text, and shorter strings."""
     most = min(STRING, max(20, characters))
     return {
-        **one,
-        "values": [_short(value, most) for value in one["values"]],
-        "text": text,
-        "changes": changes,
-        "links": {name: _short(value, most) for name, value in one["links"].items()},
+        **entry,
+        "values": [_short(value, most) for value in entry["values"]],
+        "texts": [[stage, start[:characters], length] for stage, start, length in entry["texts"]],
+        "links": {name: _short(value, most) for name, value in entry["links"].items()},
     }
 
 
@@ -186,20 +137,9 @@ def html(title: str, columns: Sequence[Mapping], rules: Sequence[Rule], shown: S
         rule.column: {"told": rule.told(), "least": _plain(rule.least), "most": _plain(rule.most), "allowed": rule.allowed}
         for rule in rules
     }
-    from lm.reports.page import render
-
     data = encoded({"columns": columns, "rules": bounds, "documents": shown})
     report = {"title": title, "finished": True}
     return render("browse.html.j2", report, data=Markup(data), shown=len(shown), total=total)
-
-
-def encoded(value: Any) -> str:
-    """Return JSON without "<", so that no text in it ends or opens an HTML element."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _whole(text: Text) -> bool:
-    return len(text.start) == text.length
 
 
 def _plain(value: Any) -> Any:

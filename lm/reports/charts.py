@@ -1,4 +1,4 @@
-"""Charts as inline SVG for the report pages: curves of metrics, and intervals and radars of evaluations.
+"""Charts as inline SVG for the report pages: curves of metrics, and of calibration.
 
 Matplotlib draws them. Font and colours come from the page (colours from its CSS variables), so they follow the reader's light
 or dark theme. Nothing is fetched and no script runs.
@@ -8,7 +8,6 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -21,11 +20,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from lm.reports.page import short
 from lm.train.history import Curve
 
-POINTS = 600  # maximum number of points per curve
-
 # Matplotlib cannot write CSS variables, so it draws in these placeholder colours, which are replaced in its SVG.
 INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
-THIRD, FOURTH, FIFTH, SIXTH, PAPER = "#010206", "#010207", "#010208", "#010209", "#01020a"
+THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
 VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -36,39 +33,25 @@ VARIABLES = {
     FOURTH: "fourth",
     FIFTH: "fifth",
     SIXTH: "sixth",
-    PAPER: "paper",
 }
 SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
+COLOURS = [VARIABLES[colour] for colour in SERIES]  # their names in CSS
 # Without colours, curves of one chart are told apart by their lines or markers, in the order of SERIES.
 LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)))
 MARKERS = "o^DvPX"
 LABEL = 30  # maximum characters of a label
-WIDTH = 5.4
+SIZE = 5.4, 3.4  # of a chart, in units of 72
 INSIDE = 3  # maximum names of a legend inside its chart
-Point = tuple[float, float | None, float | None]  # a value and its interval
-UNITS = {"share": "share, 0 to 1", "signed": "score, −1 to 1", "percent": "%"}
-ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}
 
 
-def svg(
-    name: str,
-    draw: Callable[[Axes], None],
-    tokens: Curve | None = None,
-    *,
-    size: tuple[float, float] = (5.4, 3.4),
-    steps: bool = True,
-    unit: str = "",
-    margins: tuple[float, float, float, float] | None = None,
-) -> Markup:
+def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, steps: bool = True, unit: str = "") -> Markup:
     """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
 
     Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space.
 
     Args:
-      size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
+      steps: False for a chart over something else; `draw` then sets its ticks.
       unit: of the y axis.
-      margins: left, bottom, right and top end of the axes, as shares of the chart. None: as labels need. Charts over steps are
-        fitted by the lengths of their labels; for others Matplotlib measures every text, which takes twice as long.
     """
     style = {
         "svg.fonttype": "none",
@@ -83,7 +66,7 @@ def svg(
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=SIZE)
         ax = figure.add_subplot()
         draw(ax)
         ax.grid(True, linewidth=0.6)
@@ -98,8 +81,8 @@ def svg(
             ax.set_ylabel(unit)
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
-        if margins or (steps and not _is_below(ax.get_legend())):
-            figure.subplots_adjust(*(margins or _fitted(ax)))
+        if steps and not _is_below(ax.get_legend()):
+            figure.subplots_adjust(*_fitted(ax))  # where Matplotlib measures every text, it takes twice as long
         else:
             figure.set_layout_engine("constrained")
         buffer = io.StringIO()
@@ -138,38 +121,6 @@ def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
     top.set_xlabel("tokens")
 
 
-def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
-    """Return at most `points` of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
-    if len(x) <= points:
-        return x, y
-    keep = [0, len(x) - 1]
-    for stretch in np.array_split(np.arange(len(x)), points // 2 - 1):
-        keep += [stretch[y[stretch].argmin()], stretch[y[stretch].argmax()]]
-    keep = np.unique(keep)
-    return x[keep], y[keep]
-
-
-def trend(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
-    """Return the trend of a noisy curve at no more than `points` positions: at each, a line fitted to its neighbours.
-
-    The fit is least squares over a fiftieth of the curve on either side (Cleveland 1979, with equal weights). For evenly spaced
-    points it is their mean. At both ends the window keeps its width and lies to one side; the line's slope prevents a lag. A
-    straight line is unchanged. x must ascend.
-    """
-    n = len(x)
-    half = min(max(1, n // 50), (n - 1) // 2)
-    at = np.unique(np.linspace(0, n - 1, min(n, points)).round().astype(int))
-    fitted = np.empty(len(at))
-    for k, i in enumerate(at):
-        begin = min(max(i - half, 0), n - 1 - 2 * half)
-        near = slice(begin, begin + 2 * half + 1)
-        mean_x, mean_y = x[near].mean(), y[near].mean()
-        away = x[near] - mean_x
-        spread = away @ away
-        fitted[k] = mean_y + (x[i] - mean_x) * (away @ (y[near] - mean_y)) / spread if spread else mean_y
-    return x[at], fitted
-
-
 def from_zero(ax: Axes) -> None:
     """Start the y axis at 0, unless data lie below. Call it when everything is drawn."""
     low, high = ax.dataLim.intervaly
@@ -201,103 +152,6 @@ def legend(ax: Axes, loc: str = "best") -> None:
 # Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
 
 
-class Row(NamedTuple):
-    """A row of a chart. points: one for each run, or None. mark: chance level. colour: None: the run's. rings: whether to draw
-    each point as a ring."""
-
-    label: str
-    points: Sequence[Point | None]
-    mark: float | None = None
-    colour: str | None = None
-    rings: Sequence[bool] = ()
-
-
-def forest(
-    name: str,
-    title: str,
-    note: str,
-    rows: Sequence[Row],
-    runs: Sequence[str],
-    kind: str = "open",
-    *,
-    centre: float | None = None,
-    bars: bool = False,
-) -> dict:
-    """Draw values with their intervals, one row each; a row's `mark` is a dashed tick.
-
-    Args: kind: a scale of lm/evals/stats/measures.py, which sets the axis. centre: a line over all rows, such as no difference.
-      bars: draw bars from `centre`, or 0, to the value instead of dots.
-    """
-    step = 0.8 / max(1, len(runs))
-
-    def draw(ax: Axes) -> None:
-        for i, run in enumerate(runs):
-            known = [(n, row) for n, row in enumerate(rows) if i < len(row.points) and row.points[i] is not None]
-            for at, row in known:
-                value, low, high = row.points[i]
-                y, colour = at - 0.4 + step * (i + 0.5), row.colour or SERIES[i]
-                if bars:
-                    ax.barh(y, value - (centre or 0), step * 0.8, centre or 0, color=colour, alpha=0.35, linewidth=0)
-                if low is not None and high is not None:
-                    ax.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
-                ring = any(row.rings[i : i + 1])
-                style = {"markersize": 7, "markerfacecolor": PAPER} if ring else {"markersize": 3 if bars else 5}
-                ax.plot([value], [y], MARKERS[i], color=colour, **style)
-            ax.plot([], [], f"{MARKERS[i]}-", color=SERIES[i], label=clean(run))
-        for at, row in enumerate(rows):
-            if row.mark is not None:
-                ax.plot([row.mark] * 2, [at - 0.42, at + 0.42], color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.5)))
-        if centre is not None:
-            ax.axvline(centre, color=MUTED, linewidth=1)
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_yticks(range(len(rows)), [clean(row.label) for row in rows])
-        if kind in ENDS:
-            low, high = ENDS[kind]
-            low, high = min(low, ax.dataLim.xmin), max(high, ax.dataLim.xmax)  # an interval may exceed the scale
-            ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-        else:
-            ax.margins(x=0.08)
-        ax.set_xlabel(UNITS.get(kind, "value"))
-        _numbers(ax, y=False)
-        _legend(ax, runs)
-
-    lines = len(rows) * (1 + 0.45 * (len(runs) - 1))
-    size = (WIDTH, 0.95 + 0.27 * lines + (0.3 if len(runs) > 1 else 0))
-    return {"title": title, "note": note, "svg": svg(name, draw, size=size, steps=False)}
-
-
-def radar(name: str, title: str, note: str, axes: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> dict:
-    """Draw a polygon for each run over at least three axes, 0 in the middle to 1. A value None is skipped."""
-    angles = [math.pi / 2 - 2 * math.pi * i / len(axes) for i in range(len(axes))]
-    around = np.array([[math.cos(angle), math.sin(angle)] for angle in angles])
-
-    def draw(ax: Axes) -> None:
-        for ring in (0.25, 0.5, 0.75, 1.0):
-            closed = np.concatenate([around, around[:1]]) * ring
-            ax.plot(closed[:, 0], closed[:, 1], color=LINE, linewidth=0.8)
-        for (x, y), label in zip(around, axes):
-            ax.plot([0, x], [0, y], color=LINE, linewidth=0.8)
-            side = "center" if abs(x) < 0.1 else "left" if x > 0 else "right"
-            ax.text(1.1 * x, 1.12 * y, clean(label), color=INK, ha=side, va="center")
-        between = (around[0] + around[1]) / 2
-        for ring in (0.5, 1.0):
-            ax.text(*(between * ring), f"{ring:g}", color=MUTED, fontsize=9, ha="center", va="center")
-        for (run, values), colour, line, marker in zip(series.items(), SERIES, LINES, MARKERS):
-            points = np.array([around[i] * value for i, value in enumerate(values) if value is not None]).reshape(-1, 2)
-            if colour == SERIES[0]:
-                ax.fill(points[:, 0], points[:, 1], color=colour, alpha=0.15, linewidth=0)
-            closed = np.concatenate([points, points[:1]])
-            style = {"linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.8}
-            ax.plot(closed[:, 0], closed[:, 1], color=colour, label=clean(run), **style)
-        ax.set_xlim(-1.75, 1.75)
-        ax.set_ylim(-1.2, 1.25)
-        ax.set_aspect("equal")
-        ax.axis("off")
-        _legend(ax, list(series))
-
-    return {"title": title, "note": note, "svg": svg(name, draw, size=(WIDTH, 3.8), steps=False)}
-
-
 def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
     """Draw accuracy over confidence, with a dot for each bin {"confidence", "accuracy", "n"}, larger for more items. A
     calibrated model lies on the diagonal."""
@@ -308,12 +162,8 @@ def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[
             x, y, n = ([float(b[key]) for b in bins] for key in ("confidence", "accuracy", "n"))
             ax.plot(x, y, color=colour, linestyle=line, linewidth=1.6, label=clean(label))
             ax.scatter(x, y, [12 + 90 * size / max(n) for size in n], color=colour, alpha=0.6, linewidths=0)
-        ax.set_xlim(-0.02, 1.02)
+        _shares(ax, "confidence", "accuracy", list(curves))
         ax.set_ylim(-0.02, 1.02)
-        ax.set_xlabel("confidence")
-        ax.set_ylabel("accuracy")
-        _numbers(ax)
-        _legend(ax, list(curves))
 
     return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
 
@@ -324,22 +174,23 @@ def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequenc
     def draw(ax: Axes) -> None:
         for (label, points), colour, line in zip(curves.items(), SERIES, LINES):
             known = sorted((float(p["coverage"]), float(p["risk"])) for p in points)
-            kept = known if len(known) <= 300 else [known[i] for i in np.linspace(0, len(known) - 1, 300).astype(int)]
-            style = {"marker": "o", "markersize": 4} if len(kept) <= 30 else {}
-            ax.plot(*zip(*kept), color=colour, linestyle=line, linewidth=1.8, label=clean(label), **style)
-        ax.set_xlim(-0.02, 1.02)
+            picked = known if len(known) <= 300 else [known[i] for i in np.linspace(0, len(known) - 1, 300).astype(int)]
+            x, y = np.array(picked).reshape(-1, 2).T
+            ax.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=clean(label), **dots((x, y)))
+        _shares(ax, "share answered", "share of wrong answers", list(curves))
         ax.set_ylim(bottom=-0.02)
-        ax.set_xlabel("share answered")
-        ax.set_ylabel("share of wrong answers")
-        _numbers(ax)
-        _legend(ax, list(curves))
 
     return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
 
 
-def change_colour(better: bool | None, sure: bool) -> str:
-    """Return the colour of a difference: good or bad if it is significant, else muted."""
-    return MUTED if better is None or not sure else THIRD if better else VALID
+def _shares(ax: Axes, x: str, y: str, runs: Sequence[str]) -> None:
+    ax.set(xlim=(-0.02, 1.02), xlabel=x, ylabel=y)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+    if len(runs) > 1:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(3, len(runs))}
+        ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)
 
 
 def clean(label: str) -> str:
@@ -347,17 +198,3 @@ def clean(label: str) -> str:
     text = "".join(c if c.isprintable() else " " for c in str(label))
     text = text if len(text) <= LABEL else text[: LABEL - 1] + "…"
     return text.replace("$", r"\$")
-
-
-def _numbers(ax: Axes, y: bool = True) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-    if y:
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-
-
-def _legend(ax: Axes, runs: Sequence[str]) -> None:
-    if len(runs) > 1:
-        ax.legend(
-            frameon=False, labelcolor=INK, fontsize=10, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(runs))
-        )

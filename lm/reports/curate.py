@@ -1,10 +1,9 @@
 """The report of a curation run: funnel, histograms with thresholds, duplicates, samples, a page of documents."""
 
-import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +12,54 @@ import numpy as np
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
 from data.recipe.units import Job
-from data.text.workers import ordered
 from lm.errors import UserError
 from lm.files import saving
 from lm.reports import browse
+from lm.reports.data_used import files_of
 from lm.reports.duplicates import duplicates
+from lm.reports.histograms import histograms
 from lm.reports.next_steps import next_steps
+from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed
 from lm.reports.unread import bytes_of, place, sentences
 
 KEPT = "kept"
 SHOWN = 50  # files and records that could not be read
-HISTOGRAMS = "histograms"
-_FIRST = [], HISTOGRAMS  # the first part is empty, so that its result says that the workers have begun
 
 
 def write(
-    workdir: str | os.PathLike,
-    config: Mapping,
-    found: Mapping[str, Any],
-    prepared: tuple[Sequence[Planned], Sequence[Unit]],
-    meanwhile: Callable[[], Mapping[str, Any]] = dict,
+    workdir: str | os.PathLike, config: Mapping, figures: Mapping[str, Any], prepared: tuple[Sequence[Planned], Sequence[Unit]]
 ) -> None:
     """Write report.json, report.html and browse.html.
 
-    found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes draw; what
-    it returns is added to the figures.
+    figures, prepared: what `run` and `prepare` of data/recipe/run.py return; "dataset" of the figures is what
+    data.recipe.tokenized.write returns.
 
     Raises: UserError if no document could be read; the reports are there.
     """
     workdir, (planned, units) = Path(workdir), prepared
-    job, found = Job(workdir, tuple(planned)), dict(found)
-    page = browse.page(job, units, found.pop("chosen"), config.browse.to_dict())
+    job, figures = Job(workdir, tuple(planned)), dict(figures)
+    name, total, unread = f"Curated corpus: {workdir.name}", totals(figures["funnel"]), figures["quarantined"]
     stages = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["stages"]
+    chosen = figures.pop("chosen")
+    figures["duplicates"] = duplicates(job, units)
+    report = saving.plain(
+        {
+            "title": name,
+            "config": config.to_dict(),
+            **signed(config.to_dict(), {"curation": figures["seconds"]}, devices=False),
+            "recipe": stages,
+            "figures": figures,
+            "stages": {"curation": figures["seconds"]},
+            "finished": True,
+        }
+    )
+    report["verdict"] = [verdict(total, steps(report), unread), *sentences(unread)]
+    report["next"] = next_steps(report, workdir) if total["kept"][0] else []
+    replace_json(workdir / "report.json", report)
+    shown = browse.write(f"{name}: documents", job, units, chosen, config.browse.to_dict(), total["all"][0])
     rules = [rule for stage in stages for rule in stage["rules"]]
-    parts = [*_FIRST, *(page.parts() if page else ())]
-    state = page, rules, found["histograms"]
-    with contextlib.closing(ordered(_drawn, state, parts, processes=config.processes or None, here=0, warm=True)) as drawn:
-        next(drawn)  # the workers have begun
-        from lm.reports.page import replace_json
-
-        total = totals(found["funnel"])
-        found |= {**(meanwhile() if total["all"][0] else {}), "duplicates": duplicates(job, units)}
-        name = f"Curated corpus: {workdir.name}"
-        report = saving.plain(
-            {
-                "title": name,
-                "config": config.to_dict(),
-                **signed(config.to_dict(), {"curation": found["seconds"]}, devices=False),
-                "recipe": stages,
-                "figures": found,
-                "stages": {"curation": found["seconds"]},
-                "finished": True,
-            }
-        )
-        unread = found["quarantined"]
-        report["verdict"] = [verdict(total, steps(report), unread), *sentences(unread)]
-        report["next"] = next_steps(report, workdir) if total["kept"][0] else []
-        replace_json(workdir / "report.json", report)
-        histograms = next(drawn)
-        shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
-    saving.write(workdir / "report.html", html(report, histograms, shown))
+    saving.write(workdir / "report.html", html(report, histograms(rules, figures["histograms"]), shown))
     if not total["all"][0]:
         raise UserError(f"input={config.input!r}: {_nothing_read(report)}; {workdir / 'report.html'} lists the files")
 
@@ -89,19 +75,9 @@ def _nothing_read(report: Mapping) -> str:
 def _faults(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
     """Return (reason, files or records), the commonest first."""
     counts: Counter = Counter()
-    for one in unread:
-        counts[one["reason"]] += one["count"]
+    for fault in unread:
+        counts[fault["reason"]] += fault["count"]
     return counts.most_common()
-
-
-def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:
-    """Return a part of the report that takes long: the histograms, or the entries of the documents with these numbers."""
-    page, rules, counts = state
-    if part == HISTOGRAMS:
-        from lm.reports.histograms import histograms  # Matplotlib takes long to import, and only this part needs it
-
-        return histograms(rules, counts)
-    return browse.entries(page, part) if part else []
 
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:
@@ -123,7 +99,7 @@ def steps(report: Mapping) -> list[dict]:
         for rows in languages.values():
             for reason, (documents, size) in rows.items():
                 dropped.setdefault(reason, Counter()).update(documents=documents, bytes=size)
-    left, found = Counter({"documents": 0, "bytes": 0}), []
+    left, rows = Counter({"documents": 0, "bytes": 0}), []
     for counts in dropped.values():
         left.update(counts)
     rules = [(stage["name"], rule["told"], rule["column"]) for stage in report["recipe"] for rule in stage["rules"]]
@@ -131,27 +107,25 @@ def steps(report: Mapping) -> list[dict]:
         counts = dropped.get(column, Counter())
         before, left = left["documents"], Counter({k: left[k] - counts[k] for k in ("documents", "bytes")})
         share = counts["documents"] / before if before else 0.0
-        found.append({"stage": stage, "rule": rule, "dropped": counts["documents"], "share": share, **left})
-    return found
+        rows.append({"stage": stage, "rule": rule, "dropped": counts["documents"], "share": share, **left})
+    return rows
 
 
 def tables(report: Mapping) -> list[dict]:
     """Return a row for each source and language: documents and bytes read and kept, and the commonest reasons to go."""
-    found = []
+    table = []
     for source, languages in sorted(report["figures"]["funnel"].items()):
         for language, rows in sorted(languages.items()):
             read = [sum(counts[k] for counts in rows.values()) for k in (0, 1)]
             kept = rows.get(KEPT, [0, 0])
             why = Counter({reason: counts[0] for reason, counts in rows.items() if reason != KEPT}).most_common(3)
             written = report["figures"]["kept_bytes"].get(source, {}).get(language, 0)
-            found.append({"source": source, "language": language, "read": read, "kept": kept, "written": written, "why": why})
-    return found
+            table.append({"source": source, "language": language, "read": read, "kept": kept, "written": written, "why": why})
+    return table
 
 
 def sources(report: Mapping) -> list[dict]:
     """Return a row for each source: its files, and documents and bytes read and kept."""
-    from lm.reports.data_used import files_of
-
     funnel = report["figures"]["funnel"]
     files = files_of({"input": (report.get("config") or {}).get("input")}, sorted(funnel))
     sums = {name: totals({name: languages}) for name, languages in sorted(funnel.items())}
@@ -191,11 +165,13 @@ def topic_rows(tables: Mapping) -> list[dict]:
 
 def samples(report: Mapping) -> list[dict]:
     """Return for each reason, and for the documents that stay, its samples."""
-    some = report["figures"]["samples"]
-    order = [KEPT, *sorted(reason for reason in some if reason != KEPT)]
+    by_reason = report["figures"]["samples"]
+    order = [KEPT, *sorted(reason for reason in by_reason if reason != KEPT)]
     names = ("hash", "id", "url", "value", "text")
     return [
-        {"reason": reason, "samples": [dict(zip(names, one)) for one in some[reason]]} for reason in order if reason in some
+        {"reason": reason, "samples": [dict(zip(names, sample)) for sample in by_reason[reason]]}
+        for reason in order
+        if reason in by_reason
     ]
 
 
@@ -204,8 +180,6 @@ def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, s
 
     histograms: see lm/reports/histograms.py. shown: (id, reason) of the documents that browse.html beside it shows.
     """
-    from lm.reports.page import render
-
     total, bad, funnel = totals(report["figures"]["funnel"]), report["figures"]["quarantined"], steps(report)
     return render(
         "curate.html.j2",

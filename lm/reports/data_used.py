@@ -86,17 +86,6 @@ def text_notes(report: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def text_summary(report: Mapping[str, Any]) -> list[str]:
-    """Return sentences on the text of a training run: sources and sizes, and `text_notes`."""
-    rows = text_sources(report)
-    if not rows:
-        return []
-    sizes = [f"{number(sum(row[key] or 0 for row in rows))} {key}" for key in ("documents", "bytes", "tokens")]
-    epochs = epochs_text(rows)
-    read = f" It was read {epochs} times." if epochs else ""
-    return [f"Text of {', '.join(row['source'] for row in rows)}: {', '.join(sizes)}.{read}", *text_notes(report)]
-
-
 def epochs_text(rows: list[dict[str, Any]]) -> str | None:
     """Return the epochs of the sources as "2.92", or "0.5 – 4.56" if they differ; None if they are unknown."""
     epochs = [row["epochs"] for row in rows if isinstance(row["epochs"], int | float)]

@@ -1,44 +1,37 @@
-"""Differences between two evaluations, as rows of a table and as charts."""
+"""Differences between two evaluations as rows of a table."""
 
 from collections.abc import Mapping
 
 from lm.evals.stats.measures import badness, ideal, scale
-from lm.reports.charts import Row, change_colour, forest
 
 ALPHA = 0.05
 
 
 def rows(comparison: Mapping) -> list[dict]:
-    """Return the rows of a comparison with their task and metric, the main metrics first."""
+    """Return the rows of a comparison with their task and metric, the main metrics first.
+
+    "line", if the interval is known: low, difference and high in percent of the widest interval of the same scale; 50 is no
+    difference.
+    """
     all_rows = [
         {"task": task, "metric": metric, "main": metric == part["main"], **row}
         for task, part in comparison["tasks"].items()
         for metric, row in part["metrics"].items()
     ]
+    widest: dict[str, float] = {}
+    drawn = [row for row in all_rows if None not in (row["low"], row["difference"], row["high"])]
+    for row in drawn:
+        row["scale"] = row["metric"] if scale(row["metric"], row["after"]) == "open" else "closed"
+        widest[row["scale"]] = max(widest.get(row["scale"], 0.0), abs(row["low"]), abs(row["high"]))
+    for row in drawn:
+        limit = widest[row["scale"]] or 1.0
+        row["line"] = [50 + 50 * row[key] / limit for key in ("low", "difference", "high")]
     return sorted(all_rows, key=lambda row: not row["main"])
 
 
 def main_rows(comparison: Mapping) -> list[dict]:
     """Return the rows of the main metrics."""
     return [row for row in rows(comparison) if row["main"]]
-
-
-def changes(comparison: Mapping, name: str) -> list[dict]:
-    """Return plots of the differences of the main metrics, one for each scale."""
-    parts: dict[tuple, list[Row]] = {}
-    for row in main_rows(comparison):
-        if row["difference"] is None:
-            continue
-        kind = scale(row["metric"], row["after"])
-        group = ("shares", "") if kind in ("share", "signed") else (kind, row["metric"])
-        colour = change_colour(row["better"], row["p_holm"] is not None and row["p_holm"] < ALPHA)
-        point = (row["difference"], row["low"], row["high"])
-        parts.setdefault(group, []).append(Row(f"{row['task']}, {row['metric']}{arrow(row['metric'])}", [point], colour=colour))
-    note = "this run − the other, with 95 % intervals; green: better, orange: worse, where that is significant"
-    return [
-        forest(f"{name}{i}-", f"Differences{f', {metric}' if metric else ''}", note, found, [""], centre=0.0)
-        for i, ((_, metric), found) in enumerate(parts.items())
-    ]
 
 
 def arrow(metric: str | None) -> str:

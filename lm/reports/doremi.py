@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
 from lm.files import saving
 from lm.files.saving import plain
-from lm.reports.charts import LINES, MARKERS, SERIES, clean, dots, from_zero, legend, svg, thin, trend
+from lm.reports.curves import curves
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed
@@ -62,8 +60,8 @@ def write(
 def html(report: dict, lines: Sequence[dict]) -> str:
     """Return the page. lines: of the proxy's metrics.jsonl."""
     last_step = max((line["step"] for line in lines), default=None)
-    curves_drawn = curves(list(report["sources"]), lines)
-    return render("doremi.html.j2", report, verdict=verdict(report), curves=curves_drawn, last_step=last_step)
+    drawn = [{key: x for key, x in line.items() if key == "step" or key.startswith(("weight/", "excess/"))} for line in lines]
+    return render("doremi.html.j2", report, verdict=verdict(report), curves=curves(drawn), last_step=last_step)
 
 
 def verdict(report: dict) -> str:
@@ -71,31 +69,6 @@ def verdict(report: dict) -> str:
     shares = sorted(report["sources"].items(), key=lambda source: -source[1]["found"])
     found = ", ".join(f"{name} {row['found']:.1%}" for name, row in shares[:6]) + (", …" if len(shares) > 6 else "")
     return f"Shares of the sources that were found: {found}."
-
-
-def curves(names: Sequence[str], lines: Sequence[dict]) -> list[dict]:
-    """Return charts of the weights and of the excess losses: [{title, note, svg}], with at most six sources in each."""
-    charts = []
-    for key, title, note, unit in (
-        ("weight", "Weights", "α of each step; their mean is the result", "share"),
-        ("excess", "Excess loss", "of the proxy over the reference, smoothed", "nats per token"),
-    ):
-        for begin in range(0, len(names), len(SERIES)):
-            some = names[begin : begin + len(SERIES)]
-
-            def draw(ax: Axes, some=some, key=key) -> None:
-                for name, colour, line, marker in zip(some, SERIES, LINES, MARKERS):
-                    curve = column(lines, f"{key}/{name}")
-                    if len(curve[0]):
-                        curve = trend(*curve) if key == "excess" else thin(*curve)
-                        style = {"color": colour, "linestyle": line, "linewidth": 1.6, "label": clean(name)}
-                        ax.plot(*curve, **style, **dots(curve, marker))
-                from_zero(ax)
-                legend(ax)
-
-            if lines:
-                charts.append({"title": title, "note": note, "svg": svg(f"{key}{begin}", draw, unit=unit)})
-    return charts
 
 
 def _last(lines: Sequence[dict], key: str) -> float | None:

@@ -28,23 +28,24 @@ def duplicates(job: Job, units: Sequence[Unit]) -> list[dict[str, Any]]:
 def _of_stage(job: Job, stage: Planned, units: Sequence[Unit]) -> dict[str, Any]:
     table = job.table(stage)
     counts = json.loads(table.with_name("counts.json").read_text(encoding="utf-8"))
-    found = {"stage": stage.name, "counts": counts, "dropped": bool(stage.rules)}
+    row = {"stage": stage.name, "counts": counts, "dropped": bool(stage.rules)}
     if stage.name not in CLUSTERS:
-        return found
+        return row
     done = table.with_name(f"clusters-{code('data.dedup.clusters')}.json")
     if not done.exists():
         saving.write_json(done, clusters.summary(table, CLUSTERS[stage.name]))
     summary = json.loads(done.read_text(encoding="utf-8"))
     first = Job(job.workdir, job.stages[:1])
-    kept = {one.number: one for one in documents.read(first, units, [c["kept"] for c in summary["largest"]], SHOWN_CHARACTERS)}
-    ids = documents.names(first, units, [number for one in summary["largest"] for number in one["removed"]])
-    for one in summary["largest"]:
-        one["removed"] = [ids[number] for number in one["removed"] if number in ids]
-        one["kept"] = _told(kept.get(one["kept"]))
-    return found | summary
+    numbers = [cluster["kept"] for cluster in summary["largest"]]
+    kept_documents = {document.number: document for document in documents.read(first, units, numbers, SHOWN_CHARACTERS)}
+    ids = documents.names(first, units, [number for cluster in summary["largest"] for number in cluster["removed"]])
+    for cluster in summary["largest"]:
+        cluster["removed"] = [ids[number] for number in cluster["removed"] if number in ids]
+        cluster["kept"] = _described(kept_documents.get(cluster["kept"]))
+    return row | summary
 
 
-def _told(one: documents.Found | None) -> dict[str, Any] | None:
-    if one is None:
+def _described(document: documents.Found | None) -> dict[str, Any] | None:
+    if document is None:
         return None
-    return {name: one.columns[name] for name in ("id", "source", "url")} | {"text": one.texts[0].start}
+    return {name: document.columns[name] for name in ("id", "source", "url")} | {"text": document.texts[0].start}

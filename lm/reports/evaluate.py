@@ -18,22 +18,21 @@ from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
-from lm.evals.stats.measures import badness, ideal, interval, is_number, main_metric, metrics, scale, tasks
+from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files import saving
 from lm.files.saving import plain
-from lm.reports.charts import SERIES, Row, calibration, forest, radar, risk_coverage
-from lm.reports.differences import arrow, changes, p_value, rows
+from lm.reports.charts import COLOURS, calibration, risk_coverage
+from lm.reports.differences import arrow, p_value, rows
 from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
-from lm.reports.groups import GROUPS, groups
 from lm.reports.items import Items, address
 from lm.reports.next_steps import next_steps
 from lm.reports.page import flatten, render
 from lm.reports.provenance import signed
 from lm.runs.workdir import kept_json
 
-MOST_ROWS = 60  # maximum rows of a chart
-ALSO_DRAWN = ("over_refusal",)  # drawn for parts, beside the main metric and those with an ideal
+ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}  # of scales
+MANY = 12  # parts of a task
 NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
 
 
@@ -99,12 +98,12 @@ def against_chance(results: Mapping, items: Mapping[str, Mapping]) -> dict[str, 
     whether the whole interval is above it (lm/evals/stats/chance.py); both are None if a metric has no such level."""
     judged = {}
     for task, result in tasks(results).items():
-        found = {}
+        figures = {}
         for name in metrics(result):
             level = chance(name, result, items.get(task, {}).get("chance"))
-            found[name] = {"value": result.get(name), "interval": interval(result, name)}
-            found[name] |= {"chance": level, "above_chance": above_chance(name, result, level)}
-        judged[task] = {"n": result["n"], "metrics": found}
+            figures[name] = {"value": result.get(name), "interval": interval(result, name)}
+            figures[name] |= {"chance": level, "above_chance": above_chance(name, result, level)}
+        judged[task] = {"n": result["n"], "metrics": figures}
     return judged
 
 
@@ -115,7 +114,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
       browsable: whether there is a page of the items.
     """
     results = next(iter(runs.values()))
-    comparison, judged, found = report["comparison"], report["tasks"], results.get("contamination") or {}
+    comparison, judged, contamination = report["comparison"], report["tasks"], results.get("contamination") or {}
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
@@ -124,16 +123,15 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         names=list(runs),
         settings=settings(results),
         facts=facts(results),
-        table=[
-            table_row(task, result, items.get(task, {}), judged[task]["metrics"]) for task, result in tasks(results).items()
-        ],
-        charts_of_tasks=charts_of_tasks(runs, items, judged),
+        table=[table_row(task, runs, items.get(task, {}), judged[task]["metrics"]) for task in tasks(results)],
+        colours=COLOURS,
         curves=curves(runs),
         sections=list(sections(results)),
-        compared=[(name, rows(part), changes(part, f"change{i}-"), part) for i, (name, part) in enumerate(comparison.items())],
+        many=MANY,
+        compared=[(name, rows(part), part) for name, part in comparison.items()],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
-        contamination=found.get("tasks", found),
+        contamination=contamination.get("tasks", contamination),
         address=address if browsable else None,
         p_value=p_value,
         arrow=arrow,
@@ -147,9 +145,10 @@ def facts(results: Mapping) -> dict[str, str]:
     return {key: value.strip('"') for key, value in flatten(about).items() if value != "null"}
 
 
-def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, Mapping]) -> dict[str, Any]:
-    """Return {"task", "n", "failed", "problems": count, "figures": [{"metric", "stderr", "words" about chance, and what
-    `judged` has}]}, with the main metric first."""
+def table_row(task: str, runs: Mapping[str, Mapping], items: Mapping, judged: Mapping[str, Mapping]) -> dict[str, Any]:
+    """Return {"task", "n", "failed", "problems": count, "intervals", "figures": [{"metric", "stderr", "words" about chance, and
+    what `judged` has}]}, with the main metric first."""
+    result = tasks(next(iter(runs.values())))[task]
     main = main_metric(result)
     names = sorted(metrics(result), key=lambda name: name != main)
     return {
@@ -157,6 +156,7 @@ def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, M
         "n": result["n"],
         "failed": items.get("failed"),
         "problems": sum(kind.get("n", 0) for kind in (result.get("problems") or {}).values()),
+        "intervals": intervals(task, dict(list(runs.items())[: len(COLOURS)]), judged[main]["chance"] if main else None),
         "figures": [
             {
                 "metric": name,
@@ -169,51 +169,35 @@ def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, M
     }
 
 
-def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping, judged: Mapping[str, Mapping]) -> list[dict]:
-    """Return interval plots of the main metrics, one for each scale, and the radar."""
-    runs = dict(list(runs.items())[: len(SERIES)])
-    parts: dict[tuple, list[Row]] = {}
-    first = tasks(next(iter(runs.values())))
-    for task, result in first.items():
-        metric = main_metric(result)
-        if metric is None or not is_number(result.get(metric)):
-            continue
-        found = [tasks(run).get(task, {}) for run in runs.values()]
-        level = judged[task]["metrics"][metric]["chance"]
-        rings = [above_chance(metric, one, level) is False for one in found]
-        kind = scale(metric, result[metric])
-        label = task if kind == "open" else f"{task}, {metric}{arrow(metric)}"
-        parts.setdefault((kind, metric if kind == "open" else ""), []).append(
-            Row(label, [_point(one, metric) for one in found], level, rings=rings)
-        )
-    charts = []
-    for (kind, metric), found in parts.items():
-        titles = {"share": "Main metric of each task", "percent": "On a scale of 100", "signed": "From −1 to 1"}
-        title = titles.get(kind, metric + arrow(metric))
-        for begin in range(0, len(found), MOST_ROWS):
-            part = found[begin : begin + MOST_ROWS]
-            note = "with 95 % intervals" + ("; dashes: chance" if any(row.mark is not None for row in part) else "")
-            note += "; rings: no better than chance" if any(any(row.rings) for row in part) else ""
-            charts.append(forest(f"tasks{len(charts)}-", title, note, part, list(runs), kind))
-    chances = {task: found.get("chance") for task, found in items.items()}
-    levels = {run: groups(results, chances) for run, results in runs.items()}
-    axes = [name for name in GROUPS if next(iter(levels.values()))[name] is not None]
-    if len(axes) >= 3:
-        series = {run: [found[name] for name in axes] for run, found in levels.items()}
-        note = "mean over tasks; 0: chance or the worst; 1: the best or no bias"
-        charts.insert(1, radar("radar-", "By group", note, axes, series))
-    return charts
+def intervals(task: str, runs: Mapping[str, Mapping], level: float | None) -> dict[str, Any] | None:
+    """Return {"mark": the chance `level`, "lines": [low, value, high] of the main metric in each run, or None}, in percent of
+    the metric's scale; None on a scale without ends."""
+    result = tasks(next(iter(runs.values())))[task]
+    metric = main_metric(result)
+    ends = ENDS.get(scale(metric, result[metric])) if metric and is_number(result.get(metric)) else None
+    if ends is None:
+        return None
+
+    def percent(value: float) -> float:
+        return min(100.0, max(0.0, 100 * (value - ends[0]) / (ends[1] - ends[0])))  # an interval may exceed the scale
+
+    lines = []
+    for run in runs.values():
+        value, pair = _cell(tasks(run).get(task, {}), metric)
+        low, high = pair or (value, value)
+        lines.append(None if value is None else [percent(x) for x in (low, value, high)])
+    return {"mark": None if level is None else percent(level), "lines": lines}
 
 
 def curves(runs: Mapping[str, Mapping]) -> list[dict]:
     """Return charts of calibration and of risk and coverage for each task, by each measure of confidence."""
-    runs, charts = dict(list(runs.items())[: len(SERIES)]), []
+    runs, charts = dict(list(runs.items())[: len(COLOURS)]), []
     for task in tasks(next(iter(runs.values()))):
         calibrations = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
-        for way in dict.fromkeys(way for found in calibrations.values() for way in found):
+        for way in dict.fromkeys(way for by_way in calibrations.values() for way in by_way):
             name, title = f"curve{len(charts)}-", f"{task}{f', {way}' if way else ''}"
-            bins = {run: found[way][0] for run, found in calibrations.items() if way in found and found[way][0]}
-            risks = {run: found[way][1] for run, found in calibrations.items() if way in found and found[way][1]}
+            bins = {run: by_way[way][0] for run, by_way in calibrations.items() if way in by_way and by_way[way][0]}
+            risks = {run: by_way[way][1] for run, by_way in calibrations.items() if way in by_way and by_way[way][1]}
             if bins:
                 note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
                 charts.append(calibration(f"{name}c-", f"{title}: calibration", note, bins))
@@ -226,9 +210,10 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
 def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mapping]]]:
     """Return {measure of confidence, "" for the first: (bins, points of risk and coverage)}. In results, bins may be by kind
     and points may be two columns."""
-    found = {}
-    kept = {"risk_coverage": result.get("risk_coverage")} | (result.get("calibration") or {})
-    for way, curve in {"": kept, **{key: x for key, x in kept.items() if isinstance(x, Mapping) and "bins" in x}}.items():
+    curves = {}
+    first = {"risk_coverage": result.get("risk_coverage")} | (result.get("calibration") or {})
+    others = {way: curve for way, curve in first.items() if isinstance(curve, Mapping) and "bins" in curve}
+    for way, curve in {"": first, **others}.items():
         bins, points = curve.get("bins") or [], curve.get("risk_coverage") or []
         if isinstance(bins, Mapping):
             bins = bins.get("equal_width") or next(iter(bins.values()), [])
@@ -236,57 +221,46 @@ def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mappin
             points = [{"coverage": c, "risk": r} for c, r in zip(points.get("coverage", ()), points.get("risk", ()))]
         bins = [b for b in bins if all(is_number(b.get(key)) for key in ("confidence", "accuracy", "n"))]
         points = [p for p in points if all(is_number(p.get(key)) for key in ("coverage", "risk"))]
-        found[way] = bins, points
-    return found
+        curves[way] = bins, points
+    return curves
 
 
 def sections(results: Mapping) -> Iterator[dict]:
-    """Yield for each task with parts, such as subjects, categories, families, hazards: {"task", "charts", "parts": [{"title",
-    "names": of metrics, "rows": [(label, [(value, interval)], n)]}]}."""
+    """Yield for each task with parts, such as subjects, categories, families, hazards: {"task", "parts": [{"title", "names": of
+    metrics, the main one first, "rows": [(label, [(value, interval)], n, percent of a bar or None)]}]}. Of many parts the worst
+    come first."""
     for task, result in tasks(results).items():
-        parts, charts = [], []
-        for title, found in _parts(result):
-            names = list(dict.fromkeys(name for figures in found.values() for name in metrics(figures)))
-            mains = [main_metric(figures) for figures in found.values()]
-            main = result.get("main") if result.get("main") in mains else mains[0]
-            drawn = [main, *(name for name in names if name != main and (ideal(name) is not None or name in ALSO_DRAWN))]
-            charts += [_bars(f"{task}-{title}-{name}", title, name, found) for name in drawn[:3] if len(found) > 1]
-            rows = [(label, [_cell(figures, name) for name in names], figures.get("n")) for label, figures in found.items()]
+        parts = []
+        for title, by_label in _parts(result):
+            mains = [main_metric(figures) for figures in by_label.values()]
+            names = list(dict.fromkeys(name for figures in by_label.values() for name in metrics(figures)))
+            main = result.get("main") if result.get("main") in mains else next(filter(None, [*mains, *names]))
+            names.sort(key=lambda name: name != main)
+            rows = [
+                (label, [_cell(figures, name) for name in names], figures.get("n"), _percent(main, figures.get(main)))
+                for label, figures in by_label.items()
+            ]
+            if len(rows) > MANY:
+                rows.sort(key=lambda row: -(badness(main, row[1][0][0] or 0.0) or 0.0))
             parts.append({"title": title, "names": names, "rows": rows})
         if parts:
-            yield {"task": task, "charts": [chart for chart in charts if chart], "parts": parts}
+            yield {"task": task, "parts": parts}
+
+
+def _percent(metric: str, value: Any) -> float | None:
+    """Return the length of a value's bar in percent; None on a scale without a beginning and an end."""
+    scaled = {"share": 100.0, "percent": 1.0}.get(scale(metric, value)) if is_number(value) else None
+    return None if scaled is None else scaled * value
 
 
 def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Mapping]]]:
-    found = {key: value for key, value in result.items() if isinstance(value, Mapping) and key not in NOT_PARTS}
-    figures = {key: value for key, value in found.items() if any(is_number(value.get(name)) for name in metrics(value))}
+    nested = {key: value for key, value in result.items() if isinstance(value, Mapping) and key not in NOT_PARTS}
+    figures = {key: value for key, value in nested.items() if any(is_number(value.get(name)) for name in metrics(value))}
     if path and figures:
         yield " ".join(path).replace("_", " "), figures
-    for key, value in found.items():
+    for key, value in nested.items():
         if key not in figures or not path:
             yield from _parts(value, (*path, key))
-
-
-def _bars(name: str, title: str, metric: str, found: Mapping[str, Mapping]) -> dict | None:
-    """Return a chart of one metric over all parts, sorted worst first if there are many."""
-    rows = [Row(label, [point]) for label, figures in found.items() if (point := _point(figures, metric)) is not None]
-    if not rows:
-        return None
-    worst = [(badness(metric, row.points[0][0]) or 0.0, i, row) for i, row in enumerate(rows)]
-    if len(rows) > 12:
-        rows = [row for _, _, row in sorted(worst, reverse=True)]
-    kinds = {scale(metric, row.points[0][0]) for row in rows}
-    kind = kinds.pop() if len(kinds) == 1 else "open"
-    middle = ideal(metric)
-    note = f"{metric}, with 95 % intervals" + (f"; {middle:g} is ideal" if middle is not None else "")
-    note += f"; the worst {MOST_ROWS} of {len(rows)}" if len(rows) > MOST_ROWS else ""
-    key = "".join(c if c.isascii() and c.isalnum() else "_" for c in name) + "-"
-    return forest(key, title, note, rows[:MOST_ROWS], [""], kind, centre=middle, bars=True)
-
-
-def _point(result: Mapping, metric: str) -> tuple[float, float | None, float | None] | None:
-    value = result.get(metric)
-    return (value, *(interval(result, metric) or (None, None))) if is_number(value) else None
 
 
 def _cell(figures: Mapping, name: str) -> tuple[float | None, tuple | None]:

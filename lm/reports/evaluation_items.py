@@ -1,6 +1,7 @@
-"""Items in an evaluation's report: number of failures, chance accuracy, and the worst items."""
+"""What pages show of an item of an evaluation: all of it in items.html, and the worst items of each task in the report."""
 
 import heapq
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,20 +11,23 @@ from lm.evals.stats.chance import guess
 from lm.evals.stats.measures import is_number
 
 WORST = 3  # items listed per task
-SHOWN = 24_000  # maximum characters of a prompt
-SAID = 2_000  # maximum characters of an answer
-TOLD = ("verdict", "reason", "refusal", "family", "hazard", "category", "subject")  # other keys to show
+PROMPT, TEXT, FIELD = 24_000, 8_000, 1_000  # most characters of a prompt, an answer, another field
+SAID = ("generation", "response", "completion", "answer")  # keys of the model's answer
+# Keys of a sample that the page shows elsewhere, or not at all.
+SHOWN = {"task", "doc_id", "prompt", "prompts", "messages", "tokens", "choices", "options", "loglikelihoods", "prediction"}
+SHOWN |= {"target", "reference", "metrics", "failed", "flags", "group", "generations", "context_tokens", *SAID}
+BESIDE = ("verdict", "reason", "refusal", "family", "hazard", "category", "subject")  # keys that a worst item shows
 
 
 def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
-    """Return for each task {"n", "failed", "chance": mean of `guess`, None if an item has none, "worst": [item summaries]}.
+    """Return for each task {"n", "failed", "chance": mean of `guess`, None if an item has none, "worst": [see `worst_item`]}.
 
     The worst items are the failed ones with the greatest margin (log-likelihood of the likeliest wrong choice − that of the
     right one, nats) or confidence; without these, the first failed ones.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_task: dict[str, dict[str, Any]] = {}
     for number, sample in enumerate(samples):
-        task = found.setdefault(str(sample.get("task")), {"n": 0, "failed": 0, "chances": [], "heap": []})
+        task = by_task.setdefault(str(sample.get("task")), {"n": 0, "failed": 0, "chances": [], "heap": []})
         task["n"] += 1
         if (share := guess(sample)) is not None:
             task["chances"].append(share)
@@ -32,14 +36,70 @@ def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
             sureness = _sureness(sample)
             key = (sureness is not None, sureness or 0.0, -number)
             if len(task["heap"]) < WORST:
-                heapq.heappush(task["heap"], (key, item_summary(sample)))
+                heapq.heappush(task["heap"], (key, worst_item(sample)))
             elif key > task["heap"][0][0]:
-                heapq.heapreplace(task["heap"], (key, item_summary(sample)))
-    for task in found.values():
+                heapq.heapreplace(task["heap"], (key, worst_item(sample)))
+    for task in by_task.values():
         chances, heap = task.pop("chances"), task.pop("heap")
         task["chance"] = sum(chances) / len(chances) if len(chances) == task["n"] else None
         task["worst"] = [item for _, item in sorted(heap, key=lambda pair: pair[0], reverse=True)]
-    return found
+    return by_task
+
+
+def worst_item(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"item": its name, "wrong": the model's answer, "margin", "confidence", "beside": [[key, text]]} and `entry`."""
+    shown = entry(sample)
+    return shown | {
+        "item": item_name(sample),
+        "wrong": shortened(wrong_answer(sample, right_answer(sample)), TEXT),
+        "margin": margin(sample),
+        "confidence": sample["confidence"] if is_number(sample.get("confidence")) else None,
+        "beside": [pair for pair in shown["more"] if pair[0] in BESIDE],
+    }
+
+
+def entry(sample: Mapping) -> dict[str, Any]:
+    """Return what the page shows of an item beside its row in the index.
+
+    Returns: {"prompt": [[role, text]], "choices": [[text, log-likelihood or None, tokens or None]], "right": indices, "chosen":
+    index or None, "gold": the right answer, "said": [[kind, text]] of the model, "metrics": {name: value}, "more": [[key,
+    text]]}.
+    """
+    choices = sample.get("choices") or sample.get("options") or []
+    scores, tokens = sample.get("loglikelihoods") or [], sample.get("tokens") or []
+    rows = [[shortened(str(choice), TEXT), _at(scores, i), _length(_at(tokens, i))] for i, choice in enumerate(choices)]
+    scored = [row[1] for row in rows]
+    chosen = sample.get("prediction")
+    if chosen is None and scored and all(map(is_number, scored)):
+        chosen = scored.index(max(scored))
+    target = sample.get("target")
+    right = [i for i in (target if isinstance(target, list) else [target]) if isinstance(i, int) and 0 <= i < len(rows)]
+    said = [[key, shortened(_text(sample[key]), TEXT)] for key in SAID if sample.get(key) not in (None, "")]
+    several = sample.get("generations")
+    said += [[f"generation {n}", shortened(_text(one), TEXT)] for n, one in enumerate(several or (), 1) if n > 1]
+    rest = {key: value for key, value in sample.items() if key not in SHOWN and value not in (None, "")}
+    return {
+        "prompt": [[role, shortened(text, PROMPT)] for role, text in turns(sample)],
+        "choices": [[text, round(score, 5) if is_number(score) else None, length] for text, score, length in rows],
+        "right": right,
+        "chosen": chosen if isinstance(chosen, int) else None,
+        "gold": shortened(right_answer(sample), TEXT),
+        "said": said,
+        "metrics": sample.get("metrics") or {},
+        "more": [[key, shortened(_text(value), FIELD)] for key, value in rest.items()],
+    }
+
+
+def turns(sample: Mapping) -> list[tuple[str, str]]:
+    """Return (role or number, text) of a prompt as the model saw it: one, or one for each choice, or messages."""
+    prompt = sample.get("prompts") or sample.get("prompt") or sample.get("messages") or ""
+    if not isinstance(prompt, list):
+        return [("", str(prompt))] if prompt else []
+    labelled = [
+        (str(m.get("role", "")), _text(m.get("content"))) if isinstance(m, Mapping) else (str(n), _text(m))
+        for n, m in enumerate(prompt)
+    ]
+    return [(role, text) for role, text in labelled if text]
 
 
 def margin(sample: Mapping) -> float | None:
@@ -53,32 +113,9 @@ def margin(sample: Mapping) -> float | None:
 
 
 def _sureness(sample: Mapping) -> float | None:
-    if (found := margin(sample)) is not None:
-        return found
+    if (sureness := margin(sample)) is not None:
+        return sureness
     return sample["confidence"] if is_number(sample.get("confidence")) else None
-
-
-def item_summary(sample: Mapping) -> dict[str, Any]:
-    """Return {"task", "item": its name, "prompt": [{"role", "content"}], "target", "said", "margin", "confidence", "told":
-    [(key, value)]}; texts are cut to a maximum length."""
-    prompt = sample.get("prompt") or sample.get("messages") or ""
-    if isinstance(prompt, str):
-        prompt = [{"role": "", "content": prompt}]
-    # If each choice has its own prompt, show them all.
-    turns = [turn if isinstance(turn, Mapping) else {"role": f"{n}", "content": turn} for n, turn in enumerate(prompt)]
-    right = right_answer(sample)
-    return {
-        "task": str(sample.get("task")),
-        "item": item_name(sample),
-        "prompt": [
-            {"role": str(m.get("role", "")), "content": _cut(str(m["content"]), SHOWN)} for m in turns if m.get("content")
-        ],
-        "target": _cut(right, SAID),
-        "said": _cut(wrong_answer(sample, right), SAID),
-        "margin": margin(sample),
-        "confidence": sample["confidence"] if is_number(sample.get("confidence")) else None,
-        "told": [(key, _cut(str(sample[key]), SAID)) for key in TOLD if sample.get(key) not in (None, "")],
-    }
 
 
 def item_name(sample: Mapping) -> str:
@@ -103,6 +140,22 @@ def right_answer(sample: Mapping) -> str:
     return "" if target is None else str(target)
 
 
-def _cut(text: str, most: int) -> str:
-    more = len(text) - most
-    return f"{text[:most]} … ({more:,} more characters, in samples.jsonl)" if more > 0 else text
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most about `most` characters: if it is longer, its first quarter and its end."""
+    more, first = len(text) - most, most // 4
+    if more <= 0:
+        return text
+    return f"{text[:first]}\n… {more:,} characters are left out here; samples.jsonl has them …\n{text[first + more :]}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _at(values: Any, i: int) -> Any:
+    return values[i] if isinstance(values, list) and i < len(values) else None
+
+
+def _length(tokens: Any) -> int | None:
+    """Return the tokens of a choice from [context ids, its own ids]."""
+    return len(tokens[1]) if isinstance(tokens, list) and len(tokens) == 2 and isinstance(tokens[1], list) else None

@@ -19,14 +19,15 @@ def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparis
     Args: runs: results by name, this run first. judged: "tasks" of report.json. comparison: result of compare_runs by name.
     """
     (name, results), *others = runs.items()
-    found = {task: result for task, result in tasks(results).items() if "centred" not in result}  # CORE combines others
-    items = sum(result["n"] for result in found.values() if is_number(result["n"]))
-    named = f" ({', '.join(found)})" if 1 < len(found) <= NAMED else f": {', '.join(found)}" if len(found) == 1 else ""
-    said = [f"{name} was evaluated on {_count(items, 'item')} of {_count(len(found), 'task')}{named}."]
-    said += against_chance(results, judged)
+    evaluated = {task: result for task, result in tasks(results).items() if "centred" not in result}  # CORE combines others
+    items = sum(result["n"] for result in evaluated.values() if is_number(result["n"]))
+    names = ", ".join(evaluated)
+    named = f": {names}" if len(evaluated) == 1 else f" ({names})" if 1 < len(evaluated) <= NAMED else ""
+    sentences = [f"{name} was evaluated on {_count(items, 'item')} of {_count(len(evaluated), 'task')}{named}."]
+    sentences += against_chance(results, judged)
     for other, theirs in others:
-        said += [against(other, comparison[other]), *differing(theirs, results, other)]
-    return said + wide(results)
+        sentences += [against(other, comparison[other]), *differing(theirs, results, other)]
+    return sentences + wide(results)
 
 
 def _count(n: int, what: str) -> str:
@@ -35,7 +36,7 @@ def _count(n: int, what: str) -> str:
 
 def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]:
     """Return sentences about the main metrics: the best and the worst relative to chance, or all if they are few."""
-    known, others, said = [], [], []
+    known, others, sentences = [], [], []
     for task, result in tasks(results).items():
         metric = main_metric(result)
         if metric is None or not is_number(result.get(metric)):
@@ -44,25 +45,25 @@ def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]
         level, above, most = row["chance"], row["above_chance"], 100.0 if scale(metric, value) == "percent" else 1.0
         figure = f"{metric} {told(metric, value)}{', ' * (above is not None)}{words(metric, level, above)}"
         if "centred" in result:
-            said.append(f"{task}: {figure}.")
+            sentences.append(f"{task}: {figure}.")
         elif above is None:
             others.append(f"{task}: {figure}")
         else:
             known.append(((value - level) / (most - level) if level < most else 0.0, above, task, figure))
-    known.sort(key=lambda one: -one[0])
-    above = sum(one[1] for one in known)
+    known.sort(key=lambda entry: -entry[0])
+    above = sum(entry[1] for entry in known)
     if len(known) > 1:
         share = "None" if not above else "All" if above == len(known) else str(above)
         (*_, best, figure), (*_, worst, lowest) = known[0], known[-1]
-        said.append(
+        sentences.append(
             f"{share} of the {len(known)} tasks with a chance level {'is' if above < 2 else 'are'} above it. "
             f"Relative to chance, {best} is best: {figure}; {worst} is worst: {lowest}."
         )
     elif known:
-        said.append(f"{known[0][2]}: {known[0][3]}.")
+        sentences.append(f"{known[0][2]}: {known[0][3]}.")
     if 0 < len(others) <= NAMED:
-        said.append(f"{'Without a chance level: ' if known else ''}{'; '.join(others)}.")
-    return said
+        sentences.append(f"{'Without a chance level: ' if known else ''}{'; '.join(others)}.")
+    return sentences
 
 
 def against(other: str, comparison: Mapping) -> str:
@@ -70,22 +71,22 @@ def against(other: str, comparison: Mapping) -> str:
     sure = [row for row in main_rows(comparison) if row["p_holm"] is not None and row["p_holm"] < ALPHA]
     better = [row["task"] for row in sure if row["better"]]
     worse = [row["task"] for row in sure if row["better"] is False]
-    said = [f"better at {', '.join(better)}"] * bool(better) + [f"worse at {', '.join(worse)}"] * bool(worse)
+    outcomes = [f"better at {', '.join(better)}"] * bool(better) + [f"worse at {', '.join(worse)}"] * bool(worse)
     left = sum(part["differing"]["n"] for part in comparison["tasks"].values())
     note = f" ({_count(left, 'item')} asked differently are left out)" if left else ""
-    return f"Against {other}: {'; '.join(said) or 'no significant difference'}{note}."
+    return f"Against {other}: {'; '.join(outcomes) or 'no significant difference'}{note}."
 
 
 def differing(theirs: Mapping, results: Mapping, other: str) -> list[str]:
     """Return a sentence about the settings, known of both runs and for their common tasks, in which another run differs."""
     alone = tasks(theirs).keys() ^ tasks(results).keys()
     before, after = (settings({key: run[key] for key in run if key not in alone}) for run in (theirs, results))
-    found = [
+    differences = [
         f"{key} ({before[key]} there, {value} here)"
         for key, value in after.items()
         if key not in ("model", "seed") and before.get(key) not in (None, value)
     ]
-    return [f"Its settings differ from those of {other}: {'; '.join(found)}."] if found else []
+    return [f"Its settings differ from those of {other}: {'; '.join(differences)}."] if differences else []
 
 
 def wide(results: Mapping) -> list[str]:
@@ -117,15 +118,15 @@ def limited(limit: float | None) -> str:
 def settings(results: Mapping[str, Any]) -> dict[str, str]:
     """Return what results depend on beside the weights and the items, in words: model, dtype, chat template, examples, limit,
     seed. What an evaluation did not record is left out."""
-    model, template, found = results.get("model"), results.get("chat_template"), {}
+    model, template, facts = results.get("model"), results.get("chat_template"), {}
     if isinstance(model, Mapping):
-        found["model"] = f"{model.get('name')}, fingerprint {model.get('fingerprint')}"
+        facts["model"] = f"{model.get('name')}, fingerprint {model.get('fingerprint')}"
         if model.get("dtype"):
-            found["dtype of matrix products"] = str(model["dtype"])
+            facts["dtype of matrix products"] = str(model["dtype"])
     if isinstance(template, Mapping):
         kind = template.get("kind") or (None if template.get("applied") else "none")
         if kind is not None:
-            found["chat template"] = TEMPLATES.get(kind, kind)
+            facts["chat template"] = TEMPLATES.get(kind, kind)
     versions = (results.get("versions") or {}).get("tasks") or {}
     shots: dict[int, list[str]] = {}
     for task, result in tasks(results).items():
@@ -134,11 +135,11 @@ def settings(results: Mapping[str, Any]) -> dict[str, str]:
         if n is not None:
             shots.setdefault(n, []).append(task)
     if len(shots) == 1:
-        found["examples in the prompt (num_fewshot)"] = str(next(iter(shots)))
+        facts["examples in the prompt (num_fewshot)"] = str(next(iter(shots)))
     elif shots:
-        found["examples in the prompt (num_fewshot)"] = "; ".join(f"{n}: {', '.join(shots[n])}" for n in sorted(shots))
+        facts["examples in the prompt (num_fewshot)"] = "; ".join(f"{n}: {', '.join(shots[n])}" for n in sorted(shots))
     if "limit" in results:
-        found["limit"] = limited(results["limit"])
+        facts["limit"] = limited(results["limit"])
     if "seed" in results:
-        found["seed"] = str(results["seed"])
-    return found
+        facts["seed"] = str(results["seed"])
+    return facts

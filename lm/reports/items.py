@@ -15,18 +15,14 @@ from urllib.parse import quote
 
 from lm.evals.stats.measures import is_number, scale
 from lm.files import saving
-from lm.reports.evaluation_items import encodable, item_name, margin, right_answer
+from lm.reports.evaluation_items import encodable, entry, item_name, margin
 from lm.reports.page import render
 
 PAGE = "items.html"
 BLOCK = 1 << 18  # characters of JSON in a block
-PROMPT, TEXT, FIELD, BEGINNING = 24_000, 8_000, 1_000, 90  # most characters of a prompt, an answer, another field, a list row
+BEGINNING = 90  # most characters of a list row
 GROUPS = ("subtask", "group", "subject", "category", "family", "bias_type", "relation", "axis", "type")  # the first present
 STATES = ("wrong", "right", "measured", "not scored")
-SAID = ("generation", "response", "completion", "answer")  # keys of the model's answer
-# Keys of a sample that the page shows elsewhere, or not at all.
-SHOWN = {"task", "doc_id", "prompt", "prompts", "messages", "tokens", "choices", "options", "loglikelihoods", "prediction"}
-SHOWN |= {"target", "reference", "metrics", "failed", "flags", "group", "generations", "context_tokens", *SAID}
 
 
 class Items:
@@ -135,77 +131,12 @@ def state(sample: Mapping) -> int:
 
 def beginning(sample: Mapping) -> str:
     """Return the beginning of an item's own question, without few-shot examples: of the last long paragraph or message."""
-    asked, messages = sample.get("request") or sample.get("prompt") or "", sample.get("messages")
+    question, messages = sample.get("request") or sample.get("prompt") or "", sample.get("messages")
     if isinstance(messages, list) and not sample.get("request"):
         users = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
-        asked = users[-1].get("content") if users else asked
-    if isinstance(asked, list):
-        asked = asked[0] if asked and isinstance(asked[0], str) else ""
-    *_, before, own = ("", "", *str(asked).strip().split("\n\n")[-2:])
+        question = users[-1].get("content") if users else question
+    if isinstance(question, list):
+        question = question[0] if question and isinstance(question[0], str) else ""
+    *_, before, own = ("", "", *str(question).strip().split("\n\n")[-2:])
     own = (own if len(own) >= BEGINNING else f"{before} {own}").strip() or str(next(iter(sample.get("choices") or ()), ""))
     return " ".join(own[: 4 * BEGINNING].split())[:BEGINNING]
-
-
-def entry(sample: Mapping) -> dict[str, Any]:
-    """Return what the page shows of an item beside its row in the index.
-
-    Returns: {"prompt": [[role, text]], "choices": [[text, log-likelihood or None, tokens or None]], "right": indices, "chosen":
-    index or None, "gold": the right answer, "said": [[kind, text]] of the model, "metrics": {name: value}, "more": [[key,
-    text]]}.
-    """
-    choices = sample.get("choices") or sample.get("options") or []
-    scores, tokens = sample.get("loglikelihoods") or [], sample.get("tokens") or []
-    rows = [[shortened(str(choice), TEXT), _at(scores, i), _length(_at(tokens, i))] for i, choice in enumerate(choices)]
-    scored = [row[1] for row in rows]
-    chosen = sample.get("prediction")
-    if chosen is None and scored and all(map(is_number, scored)):
-        chosen = scored.index(max(scored))
-    target = sample.get("target")
-    right = [i for i in (target if isinstance(target, list) else [target]) if isinstance(i, int) and 0 <= i < len(rows)]
-    said = [[key, shortened(_text(sample[key]), TEXT)] for key in SAID if sample.get(key) not in (None, "")]
-    several = sample.get("generations")
-    said += [[f"generation {n}", shortened(_text(one), TEXT)] for n, one in enumerate(several or (), 1) if n > 1]
-    rest = {key: value for key, value in sample.items() if key not in SHOWN and value not in (None, "")}
-    return {
-        "prompt": [[role, shortened(text, PROMPT)] for role, text in turns(sample)],
-        "choices": [[text, round(score, 5) if is_number(score) else None, length] for text, score, length in rows],
-        "right": right,
-        "chosen": chosen if isinstance(chosen, int) else None,
-        "gold": shortened(right_answer(sample), TEXT),
-        "said": said,
-        "metrics": sample.get("metrics") or {},
-        "more": [[key, shortened(_text(value), FIELD)] for key, value in rest.items()],
-    }
-
-
-def turns(sample: Mapping) -> list[tuple[str, str]]:
-    """Return (role or number, text) of a prompt as the model saw it: one, or one for each choice, or messages."""
-    asked = sample.get("prompts") or sample.get("prompt") or sample.get("messages") or ""
-    if not isinstance(asked, list):
-        return [("", str(asked))] if asked else []
-    found = [
-        (str(m.get("role", "")), _text(m.get("content"))) if isinstance(m, Mapping) else (str(n), _text(m))
-        for n, m in enumerate(asked)
-    ]
-    return [(role, text) for role, text in found if text]
-
-
-def shortened(text: str, most: int) -> str:
-    """Return a text of at most about `most` characters: if it is longer, its first quarter and its end."""
-    more, first = len(text) - most, most // 4
-    if more <= 0:
-        return text
-    return f"{text[:first]}\n… {more:,} characters are left out here; samples.jsonl has them …\n{text[first + more :]}"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _at(values: Any, i: int) -> Any:
-    return values[i] if isinstance(values, list) and i < len(values) else None
-
-
-def _length(tokens: Any) -> int | None:
-    """Return the tokens of a choice from [context ids, its own ids]."""
-    return len(tokens[1]) if isinstance(tokens, list) and len(tokens) == 2 and isinstance(tokens[1], list) else None

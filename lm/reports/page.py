@@ -62,6 +62,11 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def encoded(value: object) -> str:
+    """Return JSON without "<", so that no text in it ends or opens an HTML element."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 def number(value: float, digits: int = 3) -> str:
     """Return whole numbers in full with thousands separators, and others with `digits` significant digits."""
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
@@ -114,4 +119,11 @@ def replace_json(path: Path, value) -> None:
     saving.write(path, as_urls(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
-FILTERS = {"number": number, "short": short, "duration": duration, "date": date, "arguments": arguments}  # of all templates
+FILTERS = {  # of all templates
+    "number": number,
+    "short": short,
+    "duration": duration,
+    "date": date,
+    "arguments": arguments,
+    "visible": visible,
+}

@@ -5,15 +5,17 @@ Damage never stops the search. A `Run` says what is wrong with it.
 
 import itertools
 import os
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
-from lm.files.untrusted import MOST_BYTES, read_json
+from lm.files.untrusted import MOST_BYTES, read_json, shown
+from lm.reports.page import duration
 from lm.reports.run_metrics import Metrics, is_number, read_metrics
 from lm.runs.lock import LOCK, last_process
 from lm.runs.workdir import RECORD, kind_of, read_config, steps_saved
@@ -22,6 +24,10 @@ from lm.runs.workdir import RECORD, kind_of, read_config, steps_saved
 INTERNAL = {"checkpoints", "data", "tensorboard", "documents", "dropped", "stages", "dataset", "tasks"}
 KINDS = {"evaluate": "evaluation", "curate": "curation", "serve": "serving", "import": "imported", "train": "train"}
 TRAINED = ("train", "align")  # origins of a config (lm.runs.workdir.kind_of) whose runs count steps
+LOG, ALERTS = "metrics.jsonl", "alerts.jsonl"
+FRESH = 60.0  # seconds after its last line in which a run of another host, whose lock is not seen here, counts as running
+# Seconds, and times the usual time between two lines, after which a run that writes nothing counts as stalled.
+STALLED, STALLED_TIMES = 600.0, 20.0
 
 
 @dataclass
@@ -29,12 +35,13 @@ class Run:
     """What one folder holds. Missing or damaged files are empty here.
 
     name: its path on the page. kind: a method of align.py, a value of KINDS, "doremi" or "unknown". faults: what is wrong.
-    state: finished, running, interrupted, crashed, diverged, no report, stopped (a server), imported, damaged. place: how far
-    it came.
+    state: finished, running, stalled, interrupted, crashed, diverged, no report, stopped (a server), imported, damaged. place:
+    how far it came. files: names in the folder.
     """
 
     folder: Path
     name: str
+    files: Collection[str] = ()
     kind: str = "unknown"
     state: str = "damaged"
     place: str = ""
@@ -69,12 +76,19 @@ class Run:
         return sum(parts) if parts else None
 
     @property
+    def versions(self) -> list[tuple]:
+        """(name, time, size) of each file that the page reads."""
+        read = [name for name in (RECORD, "report.json", "results.json", LOG, ALERTS) if name in self.files]
+        stats = [(name, _stat(self.folder / name)) for name in read]
+        return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats if stat]
+
+    @property
     def written(self) -> float:
         """Seconds since 1970 when its report was written, by its provenance or its file; else when its log or record was."""
         try:
             return datetime.fromisoformat(at(self.report, "provenance.written")).timestamp()
         except (TypeError, ValueError, OverflowError, OSError):
-            paths = [self.folder / name for name in ("report.json", "metrics.jsonl", "results.json", RECORD)]
+            paths = [self.folder / name for name in ("report.json", LOG, "results.json", RECORD) if name in self.files]
         return next((time for time in map(_time, paths) if time), _time(self.folder))
 
 
@@ -92,13 +106,13 @@ def find(folders: Sequence[Path], confined: bool = False) -> Iterator[tuple[Path
     all the folders is not followed, and is a fault.
     """
     roots = [Path(os.path.realpath(folder)) for folder in folders]
-    waiting, links, seen = deque(folders), deque(), set()
+    waiting, links, visited = deque(folders), deque(), set()
     while waiting or links:
         folder = (waiting or links).popleft()
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in visited:
             continue
-        seen.add(real)
+        visited.add(real)
         if confined and not any(Path(real).is_relative_to(root) for root in roots):
             yield folder, [], "the link leads out of the folder, so it is not followed"
             continue
@@ -121,14 +135,37 @@ def find(folders: Sequence[Path], confined: bool = False) -> Iterator[tuple[Path
                 yield folder / entry.name, [], f"the link cannot be followed: {error.strerror}"
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs in and below some folders, the newest first. Their names are paths from the folder around all of them."""
-    runs = []
-    for folder, names, fault in find(folders):
+class Cache:
+    """Reads a file again only if it changed."""
+
+    def __init__(self):
+        self._values: dict[tuple[Path, str], tuple[tuple, Any]] = {}
+
+    def read(self, reader: Callable[[Path], Any], path: Path) -> Any:
+        """Return `reader(path)`, perhaps as it was read before: the caller must not change it."""
+        if (status := _stat(path)) is None:
+            return reader(path)
+        stamp, key = (status.st_mtime_ns, status.st_size, status.st_ino), (path, reader.__name__)
+        if self._values.get(key, (None,))[0] != stamp:
+            self._values[key] = (stamp, reader(path))
+        return self._values[key][1]
+
+
+def read_runs(folders: Sequence[Path], confined: bool = False, cache: Cache | None = None) -> list[Run]:
+    """Return the runs in and below some folders, the newest first. Their names are paths from the folder around all of them.
+
+    Args: confined: links that lead out of the folders are not followed. cache: of earlier calls.
+    """
+    runs, roots = [], [Path(os.path.realpath(folder)) for folder in folders]
+    for folder, names, fault in find(folders, confined):
+        outside = [name for name in names if confined and not _inside(folder / name, roots)]
+        names = [name for name in names if name not in outside]
+        faults = [f"{name} leads out of the folder of runs, so it is not read" for name in outside]
         if fault:
             runs.append(Run(folder, "", faults=[fault]))
-        elif {RECORD, "report.json", "metrics.jsonl"} & set(names) and (run := read_run(folder, names)):
-            runs.append(run)
+        elif {RECORD, "report.json", LOG} & {*names, *outside}:
+            run = _read(folder, names, cache or Cache(), faults, confined)
+            runs += [run] if run else []
     root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     if any(run.folder.absolute() == root for run in runs):
         root = root.parent
@@ -137,11 +174,29 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return sorted(runs, key=lambda run: (-run.written, run.name))
 
 
-def read_run(folder: Path, names: Sequence[str]) -> Run | None:
-    """Return the run in a folder with these files; None if they are not those of a run."""
-    run = Run(folder, folder.name)
-    run.config, run.report = json_object(folder / RECORD, run.faults), json_object(folder / "report.json", run.faults)
-    if run.faults and not run.config and (folder / RECORD).is_file():
+def _inside(path: Path, roots: Sequence[Path]) -> bool:
+    """Return whether a path of a folder below `roots` is no link, or one that stays below them."""
+    return not path.is_symlink() or any(Path(os.path.realpath(path)).is_relative_to(root) for root in roots)
+
+
+def _read(folder: Path, names: Collection[str], cache: Cache, faults: Sequence[str], confined: bool) -> Run | None:
+    """Return the run in a folder with these files; None if they are not those of a run. faults: known ones of the folder."""
+    try:
+        return _read_files(folder, names, cache, faults, confined)
+    except Exception as error:  # whatever a stranger's file holds, the other runs are shown
+        return Run(folder, folder.name, faults=[f"it cannot be read: {type(error).__name__}: {shown(str(error)[:200])}"])
+
+
+def _read_files(folder: Path, names: Collection[str], cache: Cache, faults: Sequence[str], confined: bool) -> Run | None:
+    run = Run(folder, folder.name, names, faults=list(faults))
+
+    def value(name: str) -> dict[str, Any]:
+        content, fault = cache.read(json_object, folder / name) if name in names else ({}, "")
+        run.faults += [fault] if fault else []
+        return content
+
+    run.config, run.report = value(RECORD), value("report.json")
+    if run.faults and not run.config and not confined and (folder / RECORD).is_file():
         try:
             run.config = read_config(folder)  # of the newest checkpoint
         except (UserError, OSError):
@@ -149,13 +204,15 @@ def read_run(folder: Path, names: Sequence[str]) -> Run | None:
     if not run.config and isinstance(run.report.get("config"), dict):
         run.config = run.report["config"]
     ours = run.origin not in ("", "published") or {"title", "finished"} <= run.report.keys()
-    if not ours and not run.faults and "metrics.jsonl" not in names:
+    if not ours and not run.faults and LOG not in names:
         return None
-    run.results = json_object(folder / "results.json", run.faults) if run.origin == "evaluate" else {}
+    run.results = value("results.json") if run.origin == "evaluate" else {}
     running, error = last_process(folder) if LOCK in names else ("", "")
-    if "metrics.jsonl" in names:
-        run.metrics = read_metrics(folder / "metrics.jsonl", partial=bool(running))
-        run.faults += run.metrics.faults
+    if LOG in names:
+        run.metrics = cache.read(read_metrics, folder / LOG)
+        damaged = run.metrics.damaged + (run.metrics.is_cut and not running)  # a run that goes on is writing its last line
+        what = "1 line cannot be read" if damaged == 1 else f"{damaged:,} lines cannot be read"
+        run.faults += filter(None, [run.metrics.fault, f"{LOG}: {what}" if damaged else ""])
     run.kind = kind(run, names)
     if RECORD not in names and run.kind != "doremi":  # which has its record in reference/
         run.faults.append(f"{RECORD} is missing")
@@ -180,8 +237,13 @@ def state(run: Run, running: str, error: str) -> tuple[str, str]:
     """Return (state, how far it came). running, error: of lm.runs.lock.last_process."""
     steps, of = run.steps, run.config.get("steps") if run.origin in TRAINED and run.kind != "safety" else None
     place = f"step {steps or 0:,} of {of:,}" if is_number(of) else ""
+    silent = time.time() - _time(run.folder / LOG) if LOG in run.files else 0.0
     if running:
-        return "running", ", ".join(filter(None, [place, running]))
+        place = ", ".join(filter(None, [place, running]))
+        if silent > max(STALLED, STALLED_TIMES * (run.metrics.between or 0.0)):
+            minutes = duration(silent // 60 * 60).removesuffix(" 00 s")  # the page must not change every second
+            return "stalled", f"{place}, nothing was written for {minutes}"
+        return "running", place
     if run.origin in ("import", "serve"):
         return {"import": "imported", "serve": "stopped"}[run.origin], ""
     if run.kind == "unknown":
@@ -190,7 +252,9 @@ def state(run: Run, running: str, error: str) -> tuple[str, str]:
         return "finished", ""
     if run.metrics.diverged(run.config.get("max_skipped_in_row")):
         return "diverged", place
-    saved = steps_saved(run.folder) if is_number(of) and (steps or 0) < of else []
+    if LOCK in run.files and not error and LOG in run.files and silent < FRESH:
+        return "running", ", ".join(filter(None, [place, "no lock seen here"]))
+    saved = steps_saved(run.folder) if is_number(of) and (steps or 0) < of and "checkpoints" in run.files else []
     place += f"; saved at step {saved[-1]:,}" if saved else ""
     if error:
         return "crashed", "; ".join(filter(None, [place, shown(error)]))
@@ -209,11 +273,11 @@ def related(runs: Sequence[Run]) -> tuple[dict[int, int], dict[int, int]]:
     places = {os.path.realpath(run.folder): i for i, run in enumerate(runs)}
     starts, inputs = {}, {}
     for i, run in enumerate(runs):
-        for found, path in ((starts, start(run)), (inputs, run.config.get("input") or at(run.config, "data.input"))):
+        for links, path in ((starts, start(run)), (inputs, run.config.get("input") or at(run.config, "data.input"))):
             other = _place(path, run.folder, places) if isinstance(path, str) and path else None
             # A run of train.py makes no data: a path that fits one is the name of something else, such as a dataset.
-            if other not in (None, i) and (found is starts or runs[other].origin != "train"):
-                found[i] = other
+            if other not in (None, i) and (links is starts or runs[other].origin != "train"):
+                links[i] = other
     return starts, inputs
 
 
@@ -230,22 +294,17 @@ def tree(starts: Mapping[int, int], outside: Mapping[int, str]) -> list[tuple[in
     below: dict[int | str, list[int]] = {}
     for i, origin in (*starts.items(), *outside.items()):
         below.setdefault(origin, []).append(i)
-    order, seen = [], set()
+    order, listed = [], set()
     # Runs whose starts form a circle, as damaged records may say, come last.
     for root in itertools.chain((node for node in below if node not in starts and node not in outside), starts):
         waiting: list[tuple[int | str, int]] = [(root, 0)]
         while waiting:
             node, depth = waiting.pop()
-            if node not in seen:
-                seen.add(node)
+            if node not in listed:
+                listed.add(node)
                 order.append((node, depth))
                 waiting += [(child, depth + 1) for child in below.get(node, ())]
     return order
-
-
-def shown(text: str | os.PathLike) -> str:
-    """Return a path or a text without what UTF-8 cannot encode."""
-    return os.fspath(text).encode("utf-8", "replace").decode()
 
 
 def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
@@ -265,33 +324,29 @@ def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
     return next(i for i, common in alike.items() if common == best)
 
 
-def json_object(path: Path, faults: list[str]) -> dict[str, Any]:
-    """Return the JSON object in a file; {} if it is missing, and if it is damaged, which is added to `faults`."""
+def json_object(path: Path) -> tuple[dict[str, Any], str]:
+    """Return (the JSON object in a file, ""); ({}, what is wrong) if it is damaged, and ({}, "") if it is missing."""
     try:
         value = read_json(path, MOST_BYTES)
-        if isinstance(value, dict):
-            return value
-        faults.append(f"{path.name} is no JSON object")
+        return (value, "") if isinstance(value, dict) else ({}, f"{path.name} is no JSON object")
     except FileNotFoundError:
-        pass
+        return {}, ""
     except OSError as error:
-        faults.append(f"{path.name} cannot be read: {error.strerror}")
+        return {}, f"{path.name} cannot be read: {error.strerror}"
     except UserError:
-        faults.append(f"{path.name} cannot be read: no regular file, or too large")
+        return {}, f"{path.name} cannot be read: no regular file, or too large"
     except ValueError as error:
-        faults.append(f"{path.name} cannot be read as JSON: {error if _size(path) else 'it is empty'}")
-    return {}
+        is_empty = path.is_file() and not path.stat().st_size
+        return {}, f"{path.name} cannot be read as JSON: {'it is empty' if is_empty else error}"
 
 
-def _size(path: Path) -> int:
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        return path.stat().st_size
+        return path.stat()
     except OSError:
-        return 0
+        return None
 
 
 def _time(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+    stat = _stat(path)
+    return stat.st_mtime if stat else 0.0

@@ -1,4 +1,4 @@
-"""The curves of many runs in one chart: what metrics.jsonl holds of them, thinned, as SVG and as data for templates/runs.js."""
+"""The curves of many runs in one chart: what metrics.jsonl holds of them, thinned, for templates/runs.js."""
 
 import errno
 import fnmatch
@@ -7,13 +7,13 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
-from lm.reports.charts import SERIES, VARIABLES, dots, svg, thin, trend
+from lm.files.untrusted import shown
+from lm.reports.metric_groups import GROUPS, LOSSES, SCHEDULE, group_of
+from lm.reports.thinning import thin, trend
 from lm.train.history import Curve
 
 LONGEST_LINE = 1 << 20  # characters; a longer line is read as several
@@ -22,58 +22,36 @@ POINTS = 300  # most points of a curve on the page
 ALL_POINTS = 16_000  # most points of a chart, if its runs are many
 LEAST_POINTS = 60
 LOGARITHMIC = "grad_norm"  # its axis is, if a chart spans more than a factor of 10
-MOST_CHARTS = 14  # of one kind of run
+MAX_CHARTS = 14  # of one kind of run
 WIDTH = 1.8
+COLOURS = ("train", "valid", "third", "fourth", "fifth", "sixth")  # CSS variables of the page
 # On and off, in line widths. No two of the first eight curves have the same line.
 DASHES = ((), (5, 2), (1.2, 1.6), (7, 2, 1.2, 2), (3, 1.2), (9, 3), (5, 1.6, 1.2, 1.6, 1.2, 1.6), (2.5, 1.2, 2.5, 4))
 
 
-class Chart(NamedTuple):
-    """pattern: of metrics in metrics.jsonl. title: None: the metric's name. noisy: a trend is drawn over the values."""
-
-    pattern: str
-    title: str | None
-    unit: str
-    noisy: bool = False
-
-
-CHARTS = (
-    Chart("loss", "Training loss", "nats per token", True),
-    Chart("valid_bits_per_byte", "Validation", "bits per byte"),
-    Chart("valid_bits_per_byte/*", "Validation of a source", "bits per byte"),
-    Chart("valid_loss", "Validation loss", "nats per token"),
-    Chart("reward", "Reward", "mean over completions", True),
-    Chart("valid_reward", "Held-out reward", "mean over completions"),
-    Chart("rewards/accuracies", "Preference accuracy", "share of pairs whose chosen answer has the greater reward", True),
-    Chart("valid_rewards/accuracies", "Held-out preference accuracy", "share of pairs"),
-    Chart("rewards/margins", "Margin", "reward of the chosen answer − that of the rejected one", True),
-    Chart("*mean_token_accuracy", None, "share of tokens"),
-    Chart("*accuracy", None, "share", True),
-    Chart("rewards/*/mean", None, "mean of the function before its weight", True),
-    Chart("valid_*/*", None, "evaluated during training"),
-    Chart("*kl", "Distance from the reference", "Kullback-Leibler divergence, nats", True),
-    Chart("entropy", "Entropy", "of the policy, nats per token", True),
-    Chart("completions/mean_length", "Completion length", "tokens", True),
-    Chart("learning_rate", "Learning rate", "as applied"),
-    Chart("grad_norm", "Gradient norm", "global, before clipping", True),
-)
-PER_TOKEN = ("train", "sft", "best_of", "doremi")  # kinds whose loss is in nats per token
+METHODS = {"train": "pretraining", "doremi": "pretraining", "best_of": "sft"}  # kind of a run -> key of LOSSES; others: itself
 
 
 @dataclass
 class Metrics:
     """curves: of the metrics that a chart shows. tokens: trained tokens by step. last: the last training line.
 
-    null: how many lines at the end have a loss or a gradient norm that is not finite. overflow: the last update was left out
-    though both are finite.
+    null: how many lines at the end have a loss or a gradient norm that is not finite. not_finite: how many lines have.
+    overflow: the last update was left out though both are finite. between: seconds between the last two lines, by the speed
+    that they tell. damaged: lines that cannot be read. is_cut: the last line has no end, because it is being written or because
+    its writer was killed. fault: why the file cannot be read.
     """
 
     curves: dict[str, Curve] = field(default_factory=dict)
     tokens: Curve = field(default_factory=lambda: (np.empty(0), np.empty(0)))
     last: dict[str, Any] = field(default_factory=dict)
     null: int = 0
+    not_finite: int = 0
     overflow: bool = False
-    faults: list[str] = field(default_factory=list)
+    between: float | None = None
+    damaged: int = 0
+    is_cut: bool = False
+    fault: str = ""
 
     def diverged(self, limit: Any) -> bool:
         """Return whether the log ends as that of a run that could not go on. limit: max_skipped_in_row."""
@@ -100,22 +78,40 @@ def check_regular(path: Path) -> None:
 
 
 def chart_of(metric: str) -> int | None:
-    """Return the index of the first of CHARTS that shows a metric."""
-    return next((i for i, chart in enumerate(CHARTS) if fnmatch.fnmatchcase(metric, chart.pattern)), None)
+    """Return the place of a metric's chart among the others; None if the page has no chart of it."""
+    group = group_of(metric.removeprefix("valid_"))
+    if group is None:  # a task that was evaluated during training
+        return len(GROUPS) if metric.startswith("valid_") and "/" in metric else None
+    return group if GROUPS[group].compared else None
 
 
-def read_metrics(path: Path, partial: bool = False) -> Metrics:
-    """Return what a metrics.jsonl holds. Lines that cannot be read are skipped and counted in the faults.
+def titled(metric: str, kind: str) -> tuple[str, str]:
+    """Return title and unit of a metric's chart over runs of one kind."""
+    name = metric.removeprefix("valid_")
+    held_out = ", held out" if metric != name else ""
+    if (group := group_of(name)) is None:
+        return shown(name).replace("_", " ") + held_out, "evaluated during training"
+    title, _, unit, patterns, _ = GROUPS[group]
+    if name == "loss":
+        _, unit = LOSSES.get(METHODS.get(kind, kind), ("", unit))
+    if len(patterns) > 1 or "*" in patterns[0]:  # one chart for each of these metrics
+        title += f": {shown(name.removesuffix('/mean').partition('/')[2] or name)}"
+    return title + held_out, unit
 
-    Of lines with the same step the last one is used (lm/train/history.py). partial: a last line without an end is no fault.
+
+def read_metrics(path: Path) -> Metrics:
+    """Return what a metrics.jsonl holds. Lines that cannot be read are skipped and counted.
+
+    Of lines with the same step the last one is used (lm/train/history.py).
     """
-    train, valid, damaged, line = {}, {}, 0, ""
+    train, valid, metrics = {}, {}, Metrics()
     try:
         check_regular(path)
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in iter(lambda: file.readline(LONGEST_LINE), ""):
                 if (row := row_of(line)) is None:
-                    damaged += bool(line.strip()) and not (partial and not line.endswith("\n"))
+                    metrics.is_cut = len(line) < LONGEST_LINE and not line.endswith("\n")
+                    metrics.damaged += bool(line.strip()) and not metrics.is_cut
                     continue
                 step = row["step"]
                 if "loss" in row:
@@ -123,11 +119,7 @@ def read_metrics(path: Path, partial: bool = False) -> Metrics:
                 elif any(key.startswith("valid_") for key in row):
                     valid.setdefault(step, {}).update(row)
     except OSError as error:
-        return Metrics(faults=[f"{path.name} cannot be read: {error.strerror}"])
-    metrics = Metrics()
-    if damaged:
-        what = "1 line cannot be read" if damaged == 1 else f"{damaged:,} lines cannot be read"
-        metrics.faults.append(f"{path.name}: {what}")
+        return Metrics(fault=f"{path.name} cannot be read: {error.strerror}")
     for rows in (train, valid):
         ordered = [rows[step] for step in sorted(rows)]
         steps = np.array([row["step"] for row in ordered], np.float64)
@@ -145,10 +137,12 @@ def read_metrics(path: Path, partial: bool = False) -> Metrics:
 
 def _end(metrics: Metrics, rows: Sequence[Mapping]) -> None:
     metrics.last = dict(rows[-1])
-    for row in reversed(rows):
-        if row["loss"] is not None and row.get("grad_norm", 0) is not None:
-            break
-        metrics.null += 1
+    finite = [row["loss"] is not None and row.get("grad_norm", 0) is not None for row in rows]
+    metrics.not_finite = finite.count(False)
+    metrics.null = finite[::-1].index(True) if any(finite) else len(finite)
+    known = [row.get(key) for row in rows[-2:] for key in ("tokens", "tokens_per_second")]
+    if len(known) == 4 and all(map(is_number, known)) and known[3] > 0:
+        metrics.between = (known[2] - known[0]) / known[3]
     # Spikes are finite too, but the run goes on.
     skipped = [is_number(row.get("skipped")) and row["skipped"] - (row.get("spikes") or 0) for row in rows[-2:]]
     if not metrics.null and all(map(is_number, skipped)):
@@ -167,8 +161,7 @@ def _curve(steps: np.ndarray, values: Sequence[Any]) -> Curve:
 
 def styles(count: int) -> list[dict[str, Any]]:
     """Return the line of each curve, {"colour": a CSS variable, "dash"}: another colour and another line for each neighbour."""
-    colours = [VARIABLES[colour] for colour in SERIES]
-    return [{"colour": colours[i % len(colours)], "dash": [WIDTH * x for x in DASHES[i % len(DASHES)]]} for i in range(count)]
+    return [{"colour": COLOURS[i % len(COLOURS)], "dash": [WIDTH * x for x in DASHES[i % len(DASHES)]]} for i in range(count)]
 
 
 def tokens_by_step(metrics: Metrics) -> list[list[float]]:
@@ -176,48 +169,28 @@ def tokens_by_step(metrics: Metrics) -> list[list[float]]:
     return [_short(part) for part in thin(*metrics.tokens, 40)]
 
 
-def charts(name: str, kind: str, runs: Sequence[Metrics], sound: Sequence[bool], chosen: int) -> list[dict[str, Any]]:
-    """Return [{"title", "unit", "svg": the first `chosen` runs, "data": all of them, see `_data`}] for runs of one kind.
+def charts(kind: str, runs: Sequence[Metrics], sound: Sequence[bool]) -> list[dict[str, Any]]:
+    """Return [{"title", "unit", "log": whether its axis may be logarithmic, "curves": of each run, see `_data`, or None}].
 
-    sound: False for a run that diverged, whose values do not set the height of a chart.
+    Args: runs: of one `kind`. sound: False for a run that diverged, whose values do not set the height of a chart.
     """
-    keys = sorted({key for metrics in runs for key in metrics.curves}, key=lambda key: (chart_of(key), key))[:MOST_CHARTS]
-    curves = [[metrics.curves.get(key) for metrics in runs] for key in keys]
-    return [_chart(f"{name}{i}", keys[i], kind, curves[i], sound, chosen) for i in range(len(keys))]
-
-
-def _chart(
-    name: str, key: str, kind: str, curves: Sequence[Curve | None], sound: Sequence[bool], chosen: int
-) -> dict[str, Any]:
-    chart = CHARTS[chart_of(key)]
-    unit = "of the method" if key.endswith("loss") and kind not in PER_TOKEN else chart.unit
-    points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(curves)))
-    data = [curve and _data(curve, chart.noisy, points, steady) for curve, steady in zip(curves, sound, strict=True)]
-    drawn = [(i, one) for i, one in enumerate(data[:chosen]) if one]
-    ranges = [one["range"] for _, one in drawn if one["range"]]
-
-    def draw(ax: Axes) -> None:
-        for i, one in drawn:
-            dash, colour = DASHES[i % len(DASHES)], SERIES[i % len(SERIES)]
-            if "raw" in one:
-                ax.plot(*one["raw"], color=colour, alpha=0.25, linewidth=0.7)
-            style = {"color": colour, "linestyle": (0, dash) if dash else "solid", "linewidth": WIDTH}
-            ax.plot(one["x"], one["y"], **style, **dots((one["x"], one["y"])))
-        if ranges:
-            least, bottom = min(min(one["y"]) for _, one in drawn), min(low for low, _ in ranges)
-            top = max(high for _, high in ranges)
-            if key == LOGARITHMIC and least > 0 and top > 10 * bottom:
-                ax.set_yscale("log")
-                ax.yaxis.set_minor_formatter(NullFormatter())
-                ax.set_ylim(bottom / 1.2, top * 1.2)
-            else:
-                margin = 0.06 * (top - bottom) or 0.06 * abs(top) or 1.0
-                ax.set_ylim(bottom - margin, top + margin)
-
-    title = chart.title or key.removeprefix("valid_").replace("_", " ") + (", held out" if key.startswith("valid_") else "")
-    about = {"title": title, "unit": unit}
-    picture = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96))
-    return {**about, "svg": picture, "data": {**about, "log": key == LOGARITHMIC, "curves": data}}
+    names = {key for metrics in runs for key in metrics.curves}
+    keys = sorted(names, key=lambda key: (chart_of(key), key.startswith("valid_"), key))[:MAX_CHARTS]
+    points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(runs)))
+    drawn = []
+    for key in keys:
+        title, unit = titled(key, kind)
+        noisy = not key.startswith("valid_") and not fnmatch.fnmatch(key, SCHEDULE)
+        curves = [(metrics.curves.get(key), steady) for metrics, steady in zip(runs, sound, strict=True)]
+        drawn.append(
+            {
+                "title": title,
+                "unit": unit,
+                "log": key == LOGARITHMIC,
+                "curves": [curve and _data(curve, noisy, points, steady) for curve, steady in curves],
+            }
+        )
+    return drawn
 
 
 def _data(curve: Curve, noisy: bool, points: int, steady: bool) -> dict[str, Any]:
@@ -229,8 +202,8 @@ def _data(curve: Curve, noisy: bool, points: int, steady: bool) -> dict[str, Any
         line, raw = trend(*curve, min(points, 150)), {"raw": [_short(part) for part in thin(*curve, points)]}
     else:
         line, raw = thin(*curve, points), {}
-    shown = line[1][len(line[1]) // 20 :]
-    limits = _short(np.array([shown.min(), shown.max()])) if steady else None
+    later = line[1][len(line[1]) // 20 :]
+    limits = _short(np.array([later.min(), later.max()])) if steady else None
     return {"x": _short(line[0]), "y": _short(line[1]), "range": limits, **raw}
 
 

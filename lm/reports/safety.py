@@ -85,28 +85,28 @@ def write(
 
 def html(report: Mapping) -> str:
     """Return the page of a report.json."""
-    found = report["safety"]
+    loop = report["safety"]
     return render(
         "safety.html.j2",
         report,
-        verdict=verdict(found["change"]),
+        verdict=verdict(loop["change"]),
         last_step=None,
         data_notes=data_notes(report),
-        change=found["change"],
-        tables=_tables(found["before"], found["after"], found["held_out_families"]),
-        rounds=found["rounds"],
+        change=loop["change"],
+        tables=_tables(loop["before"], loop["after"], loop["held_out_families"]),
+        rounds=loop["rounds"],
     )
 
 
 def data_notes(report: Mapping) -> list[str]:
     """Return sentences on the requests of the loop, and on what it trained on."""
-    found, prompts = report["safety"], ((report.get("config") or {}).get("safety") or {}).get("prompts")
+    loop, prompts = report["safety"], ((report.get("config") or {}).get("safety") or {}).get("prompts")
     notes = [f"Requests from {prompts}."] if prompts else []
-    trained = {name: sum(counts.get(name, 0) for counts in found["rounds"]) for name in ("learn", "pairs")}
-    rounds = f"{len(found['rounds'])} round{'s' * (len(found['rounds']) != 1)}"
+    trained = {name: sum(counts.get(name, 0) for counts in loop["rounds"]) for name in ("learn", "pairs")}
+    rounds = f"{len(loop['rounds'])} round{'s' * (len(loop['rounds']) != 1)}"
     notes.append(f"{number(trained['learn'])} answers and {number(trained['pairs'])} pairs to train on, in {rounds}.")
-    if isinstance(found.get("failing"), int):
-        notes.append(f"Of the attacks on these requests, {number(found['failing'])} still succeed (failing.jsonl).")
+    if isinstance(loop.get("failing"), int):
+        notes.append(f"Of the attacks on these requests, {number(loop['failing'])} still succeed (failing.jsonl).")
     return notes
 
 

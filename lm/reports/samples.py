@@ -26,14 +26,14 @@ def shown_samples(samples: Sequence[dict]) -> list[dict]:
     for sample in samples:
         prompts.setdefault(same_prompt(sample), []).append(sample)
     shown = []
-    for found in list(prompts.values())[:SHOWN_PROMPTS]:
-        picked = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(len(found), SHOWN_STEPS))})
+    for of_prompt in list(prompts.values())[:SHOWN_PROMPTS]:
+        picked = sorted({round(i) for i in np.linspace(0, len(of_prompt) - 1, min(len(of_prompt), SHOWN_STEPS))})
         entries, before = [], None
-        for sample in (found[i] for i in picked):
+        for sample in (of_prompt[i] for i in picked):
             text = _cut(_completion(sample))
             entries.append({**sample, "text": text, "marked": marked(before, text)})
             before = text
-        shown.append({"prompt": _messages(found[-1].get("prompt")), "newest": entries[-1], "earlier": entries[:-1]})
+        shown.append({"prompt": _messages(of_prompt[-1].get("prompt")), "newest": entries[-1], "earlier": entries[:-1]})
     return shown
 
 
@@ -59,11 +59,11 @@ def _completion(sample: dict) -> str:
     turns = [turn for turn in sample.get("messages") or () if isinstance(turn, dict)]
     if len(turns) < 2:
         return str(sample.get("completion") or "")
-    said = []
+    lines = []
     for turn in turns:
         calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls") or ()]
-        said.append(f"[{turn.get('role', '')}] " + " → ".join(filter(None, [str(turn.get("content") or ""), *calls])))
-    return "\n".join(said)
+        lines.append(f"[{turn.get('role', '')}] " + " → ".join(filter(None, [str(turn.get("content") or ""), *calls])))
+    return "\n".join(lines)
 
 
 def _messages(prompt) -> list[dict]:

@@ -6,13 +6,10 @@ out the section of a missing part.
 
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from flax import nnx
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from data.text.batches import TextBatches
 from data.text.dataset import prepared, texts
@@ -22,35 +19,21 @@ from lm.files.saving import plain, write_json
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.progress import progress
-from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, TRAIN, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.reports.curves import curves
 from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed, traced, with_stopped
-from lm.runs.checkpoint import plain as by_name
 from lm.runs.workdir import kept_json
+from lm.sizing import parameters
 from lm.train import goodput, ngram
-from lm.train.history import column, load_metrics
+from lm.train.history import load_metrics
 from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
 
 MEASURED = ("valid_loss", "valid_bits_per_byte")
 BASELINES = ("unigram", "3-gram", "5-gram")
 
-COUNTS = {  # rows of the data table; the columns are the sources
-    "documents": "documents",
-    "exact_duplicates": "exact duplicates",
-    "near_copies": "near copies",
-    "train_documents": "train documents",
-    "valid_documents": "validation documents",
-    "bytes": "bytes",
-    "train_bytes": "train bytes",
-    "valid_bytes": "validation bytes",
-    "tokens_in": "tokens in",
-    "tokens_packed": "tokens packed",
-    "tokens_padded": "tokens padded",
-    "rows": "rows",
-}
 BASELINE_BYTES = 256_000_000  # maximum bytes of training text that the n-grams are fitted on
 SAMPLE_TOKENS = 96
 
@@ -88,7 +71,7 @@ def write_report(
             "config": config.to_dict(),
             **signed(config.to_dict(), stages),
             "parameters": result["num_params"],
-            "parameter_table": parameter_table(result["params"]),
+            "parameter_table": {part: count for part, count in parameters(model_config_of(config))["total"].items() if count},
             "data": {"sources": {name: _flat(source) for name, source in counts["sources"].items()}},
             "mixture": mixture,
             "tokenizer": {
@@ -139,22 +122,6 @@ def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def parameter_table(params) -> dict[str, int]:
-    """Return parameter counts by part: embedding, head, and each kind of sublayer over all layers."""
-    table: dict[str, int] = {}
-
-    def walk(node, names):
-        for name, child in node.items():
-            if isinstance(child, dict):
-                walk(child, [*names, name])
-            else:
-                part = " ".join(n for n in names if n not in ("layers", "stacks") and not n.isdigit()) or name
-                table[part] = table.get(part, 0) + child.size
-
-    walk(by_name(params), [])
-    return table
-
-
 def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
     """Return bits per byte of byte n-grams fitted on the training text; cached in the dataset, their only input."""
     kept = dataset / "baselines.json"
@@ -194,7 +161,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             title, finished (bool), config (nested), machine (lm.reports.page.machine), provenance (lm/reports/provenance.py),
             before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from), parameters (count),
             parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
-            data {sources: {name: {a key of COUNTS: count}}, notes (how they were counted: list of str)},
+            data {sources: {name: {documents, exact_duplicates, near_copies, train_documents, valid_documents, bytes,
+            train_bytes, valid_bytes, tokens_in, tokens_packed, tokens_padded, rows}}, notes (how they were counted: list)},
             mixture (see `mixture`),
             validation {loss, bits_per_byte, bits_per_byte/SOURCE, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
             samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
@@ -208,22 +176,20 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
     if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
-        kept = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
-        report["before"] = plain(kept)
+        before = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
+        report["before"] = plain(before)
     report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
     report["next"] = next_steps(report, workdir)
     if profile := traced(workdir):
         report["profile"] = profile
-    if kept := goodput.of(workdir):
-        report["goodput"] = kept
+    if accounts := goodput.of(workdir):
+        report["goodput"] = accounts
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, train, valid))
 
 
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
     """Return the page, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
-    sources = (report.get("data") or {}).get("sources") or {}
-    counted = [key for key in COUNTS if any(row.get(key) is not None for row in sources.values())]
     validation, before = report.get("validation") or {}, report.get("before") or {}
     rows = text_sources(report)
     return render(
@@ -232,12 +198,10 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
         verdict=verdict(validation, before) or _unmeasured(report),
         bars=_bars(validation, before),
         by_source=by_source(validation, before),
-        curves=_curves(report, train, valid),
+        curves=curves([*train, *valid], method="pretraining", baselines=baselines(validation)),
         rows=rows,
         epochs=epochs_text(rows),
         data_notes=text_notes(report),
-        counts={key: COUNTS[key] for key in counted},
-        totals={key: sum(row.get(key) or 0 for row in sources.values()) for key in counted},
         last_step=max((row["step"] for row in (*train, *valid)), default=None),
     )
 
@@ -247,18 +211,23 @@ def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
     ours, first = validation.get("bits_per_byte"), before.get("bits_per_byte")
     if ours is None:
         return None
-    baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
+    grams = baselines(validation)
     sentence = f"The model needs {ours:.3f} bits per byte of held-out text"
     if first:
         change = ours / first - 1
         better = "better" if ours < first else "worse" if ours > first else "no change"
         sentence = f"Bits per byte of held-out text went from {first:.3f} to {ours:.3f} ({change:+.1%}): {better}"
-    if not baselines:
+    if not grams:
         return f"{sentence}."
-    best = min(baselines, key=baselines.get)
-    share = ours / baselines[best] - 1
-    compared = f"{abs(share):.0%} {'more' if share > 0 else 'fewer'} than the {best} baseline ({baselines[best]:.3f})"
+    best = min(grams, key=grams.get)
+    share = ours / grams[best] - 1
+    compared = f"{abs(share):.0%} {'more' if share > 0 else 'fewer'} than the {best} baseline ({grams[best]:.3f})"
     return f"{sentence}. That is {compared}." if first else f"{sentence}: {compared}."
+
+
+def baselines(validation: Mapping) -> dict[str, float]:
+    """Return the bits per byte of the n-grams."""
+    return {name: validation[name] for name in BASELINES if validation.get(name) is not None}
 
 
 def _unmeasured(report: Mapping) -> str | None:
@@ -276,103 +245,6 @@ def by_source(validation: Mapping, before: Mapping = {}) -> list[tuple[str, floa
 
 def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
     """Return the bars of the headline: the baselines, the model before the run, and the model."""
-    bars = [(name, validation.get(name)) for name in BASELINES]
+    bars = [*baselines(validation).items()]
     bars += [("before this run", before.get("bits_per_byte")), ("this model", validation.get("bits_per_byte"))]
     return [(name, value) for name, value in bars if value is not None]
-
-
-Drawn = tuple[str, str, str, Callable[[Axes], None]]  # title, note, unit of the y axis, and what draws
-
-
-def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[dict]:
-    """Return the charts that have data: [{title, note, svg}]."""
-    tokens = column(train, "tokens")
-    charts = [*_loss(train, valid), *_bits(report, valid), *_tasks(valid), *_of_steps(train)]
-    return [
-        {"title": title, "note": note, "svg": svg(f"chart{i}", draw, tokens, unit=unit)}
-        for i, (title, note, unit, draw) in enumerate(charts)
-    ]
-
-
-def _loss(train: Sequence[dict], valid: Sequence[dict]) -> Iterator[Drawn]:
-    loss, valid_loss = column(train, "loss"), column(valid, "valid_loss")
-    if not (len(loss[0]) or len(valid_loss[0])):
-        return
-    smoothed = trend(*loss) if len(loss[0]) else loss
-    shown = np.concatenate([smoothed[1][len(smoothed[1]) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
-    peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
-    clipped = peak > max(top, 1.3 * top)  # the fall from ln(vocabulary) in the first steps would flatten the rest
-
-    def draw(ax: Axes) -> None:
-        if len(loss[0]):
-            ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
-            ax.plot(*smoothed, color=TRAIN, linewidth=1.8, label="train, smoothed")
-        if len(valid_loss[0]):
-            curve = thin(*valid_loss)
-            ax.plot(*curve, color=VALID, linewidth=1.6, linestyle=LINES[1], label="validation", **held_out(curve))
-        if clipped:
-            ax.set_ylim(top=top)
-        legend(ax, "upper right")
-
-    yield "Loss", "lower is better" + (f"; the frame cuts off a peak of {peak:.3g}" if clipped else ""), "nats per token", draw
-
-
-def _bits(report: dict, valid: Sequence[dict]) -> Iterator[Drawn]:
-    bits = column(valid, "valid_bits_per_byte")
-    if not len(bits[0]):
-        return
-    validation = report.get("validation") or {}
-    baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
-
-    def draw(ax: Axes) -> None:
-        for name, value in baselines.items():
-            ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
-            ax.annotate(f"{name} {value:.3f}", (1, value), (-3, 3), color=MUTED, **where)
-        curve = thin(*bits)
-        ax.plot(*curve, color=VALID, linewidth=1.6, **held_out(curve))
-        ax.margins(y=0.1)
-
-    note = "of held-out text; lower is better" + ("; dashed lines: n-gram baselines" if baselines else "")
-    yield "Bits per byte", note, "bits per byte", draw
-
-
-def _tasks(valid: Sequence[dict]) -> Iterator[Drawn]:
-    names = sorted({key for row in valid for key in row if key.startswith("valid_") and "/" in key})
-    for task in dict.fromkeys(name.removeprefix("valid_").partition("/")[0] for name in names):
-        of_task = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
-
-        def draw(ax: Axes, of_task=of_task) -> None:
-            for name, colour, line, marker in zip(of_task, SERIES, LINES, MARKERS):
-                curve = column(valid, name)
-                style = {"color": colour, "linestyle": line, "linewidth": 1.8, "label": name.partition("/")[2]}
-                ax.plot(*thin(*curve), **style, **dots(curve, marker))
-            legend(ax)
-
-        if task == "bits_per_byte":
-            yield "Bits per byte of each source", "of held-out text; lower is better", "bits per byte", draw
-        else:
-            yield task, "evaluated during training", of_task[0].partition("/")[2] if len(of_task) == 1 else "metric", draw
-
-
-def _of_steps(train: Sequence[dict]) -> Iterator[Drawn]:
-    for key, title, note, unit in (
-        ("learning_rate", "Learning rate", "as applied", "learning rate"),
-        ("grad_norm", "Gradient norm", "global, before clipping", "norm"),
-        ("tokens_per_second", "Throughput", "training tokens", "tokens per second"),
-        ("tflops", "Model FLOP/s", "floating-point operations that the model's formula asks for", "TFLOP/s (1e12 a second)"),
-        ("mfu", "Model FLOPs utilisation", "share of the device's peak", "share of the peak"),
-    ):
-        curve = column(train, key)
-        if not len(curve[0]) or (key == "tflops" and len(column(train, "mfu")[0])):  # both have the same shape
-            continue
-
-        def draw(ax: Axes, curve=curve, key=key) -> None:
-            ax.plot(*thin(*curve), color=TRAIN, linewidth=1.2, **dots(curve))
-            if key == "grad_norm" and curve[1].min() > 0 and curve[1].max() > 10 * curve[1].min():
-                ax.set_yscale("log")
-                ax.yaxis.set_minor_formatter(NullFormatter())
-            else:
-                from_zero(ax)
-
-        yield title, note, unit, draw

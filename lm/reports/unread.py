@@ -11,18 +11,18 @@ def sentences(unread: Sequence[Mapping]) -> list[str]:
     unread: as data/recipe/unread.py collects it.
     """
     files: dict[str, list[Mapping]] = {}
-    for one in unread:
-        files.setdefault(one["path"], []).append(one)
+    for fault in unread:
+        files.setdefault(fault["path"], []).append(fault)
     part = {path: rows for path, rows in files.items() if rows[0]["documents"]}
     none = {path: rows for path, rows in files.items() if path not in part}
-    found = []
+    lines = []
     if part:
-        most = sorted(part.items(), key=lambda one: -bytes_of(one[1]))
-        found.append(f"{_files(part, 'was', 'were')} read in part: {_named([f'{path}, {told(rows)}' for path, rows in most])}.")
+        most = sorted(part.items(), key=lambda fault: -bytes_of(fault[1]))
+        lines.append(f"{_files(part, 'was', 'were')} read in part: {_named([f'{path}, {told(rows)}' for path, rows in most])}.")
     if none:
         whole = [f"{path} ({rows[0]['reason']})" for path, rows in none.items()]
-        found.append(f"{_files(none)} gave no document: {_named(whole)}.")
-    return found
+        lines.append(f"{_files(none)} gave no document: {_named(whole)}.")
+    return lines
 
 
 def told(rows: Sequence[Mapping]) -> str:

@@ -86,12 +86,12 @@ def parse(argv: list[str]):
     """Return (config, workdir, method, keys, arguments of the trials). Raises UserError, as the verb itself does."""
     method, specs, others = split(argv[1:])
     verb = next((arg.partition("=")[2] for arg in others if arg.startswith("--verb=")), "train")
-    named = [spec.partition("=")[0] for spec in specs]
-    for name in named:
-        given = {arg.partition("=")[0].lstrip("-") for arg in others}
-        if f"config.{name}" in given:
+    names = [spec.partition("=")[0] for spec in specs]
+    flag_names = {arg.partition("=")[0].lstrip("-") for arg in others}
+    for name in names:
+        if f"config.{name}" in flag_names:
             raise UserError(f"--config.{name} is given, and --{method} sweeps it: leave one of them out")
-        if named.count(name) > 1:
+        if names.count(name) > 1:
             raise UserError(f"--{method} has {name} twice: give it once")
         if name == "workdir" or name.startswith("config."):
             raise UserError(f"{name}: write the key alone, such as {name.removeprefix('config.')}=1e-4..1e-2:log")
@@ -116,16 +116,16 @@ def _first(spec: str) -> str:
 
 def _of_the_verb(arguments: list[str]) -> list[str]:
     """Return --config and --config.KEY, with the values that follow them."""
-    found, follows = [], False
+    own, follows = [], False
     for argument in arguments:
         if argument.startswith("-"):
             follows = False
             if argument.lstrip("-").removeprefix("no").startswith("config"):
-                found.append(argument)
+                own.append(argument)
                 follows = "=" not in argument and argument.lstrip("-") == "config"
         elif follows:
-            found.append(argument)
-    return found
+            own.append(argument)
+    return own
 
 
 def check(config, workdir: Path, keys: list[Key]) -> None:
@@ -277,10 +277,8 @@ def draw(study, workdir: Path, arguments: list[str]) -> None:
         workdir / PAGE,
         {
             "title": f"Sweep: {workdir.name}",
-            "method": study.method,
             "metric": options.metric,
             "maximize": options.maximize,
-            "logarithmic": [key.name for key in study.keys if key.log],
             "trials": rows(study),
             "importance": study.importance(),
             "command": command,

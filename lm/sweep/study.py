@@ -50,15 +50,15 @@ class Study:
         The choice depends on the seed, the trial's number and the trials before it, not on how often the sweep was started.
         """
         self.study.sampler = self._sampler(trial.number)
-        found = {}
+        values = {}
         for key in self.keys:
             if key.choices:
-                found[key.name] = trial.suggest_categorical(key.name, key.choices)
+                values[key.name] = trial.suggest_categorical(key.name, key.choices)
             elif key.whole:
-                found[key.name] = trial.suggest_int(key.name, int(key.low), int(key.high), log=key.log)
+                values[key.name] = trial.suggest_int(key.name, int(key.low), int(key.high), log=key.log)
             else:
-                found[key.name] = trial.suggest_float(key.name, key.low, key.high, log=key.log)
-        return found
+                values[key.name] = trial.suggest_float(key.name, key.low, key.high, log=key.log)
+        return values
 
     def fill_grid(self) -> None:
         """Enqueue the combinations of a grid once, also if several machines begin at once or one was killed meanwhile."""
@@ -121,19 +121,19 @@ def open_study(
     except Exception as error:  # of the driver of any database
         why = " ".join(str(error).split())[:200]
         raise UserError(f"--storage={url} cannot be opened: {type(error).__name__}: {why}; name an URL of SQLAlchemy") from None
-    found = Study(opened, method, keys, seed, workdir, jobs)
+    wrapped = Study(opened, method, keys, seed, workdir, jobs)
     if method == "grid":
-        found.fill_grid()
-    return found
+        wrapped.fill_grid()
+    return wrapped
 
 
 def rows(study: Study) -> list[Mapping[str, Any]]:
     """Return the trials for the report: number, state, value, steps, params, seconds, why, best."""
     best = study.best()
-    found = []
+    table = []
     for trial in study.trials():
         last = trial.last_step
-        found.append(
+        table.append(
             {
                 "number": trial.number,
                 "state": trial.state.name.lower(),
@@ -146,4 +146,4 @@ def rows(study: Study) -> list[Mapping[str, Any]]:
                 "best": best is not None and trial.number == best.number,
             }
         )
-    return found
+    return table

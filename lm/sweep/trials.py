@@ -82,10 +82,10 @@ class Running:
 
     def _ended(self, code: int) -> tuple[TrialState, float | None, str] | None:
         if code == 0:
-            found = values(self.folder, self.metric)
-            if not found:
+            known = values(self.folder, self.metric)
+            if not known:
                 return TrialState.FAIL, None, f"{self.folder / 'metrics.jsonl'} has no finite {self.metric}"
-            return TrialState.COMPLETE, found[-1][1], ""
+            return TrialState.COMPLETE, known[-1][1], ""
         if self._pruned:
             return TrialState.PRUNED, None, ""
         if code < 0 or code > 128:
@@ -109,15 +109,6 @@ def values(folder: Path, metric: str) -> list[tuple[int, float]]:
         for line in lines
         if isinstance(value := line.get(metric), int | float) and math.isfinite(value)
     ]
-
-
-def metrics_of(folder: Path) -> list[str]:
-    """Return the validation metrics that a run has logged."""
-    try:
-        lines = load_metrics(folder / "metrics.jsonl")[1]
-    except FileNotFoundError:
-        return []
-    return sorted({name for line in lines for name in line if name.startswith("valid_")})
 
 
 def last_line(path: Path) -> str:

@@ -1,5 +1,6 @@
 """python -m lm.sweep on real runs: killed and resumed, pruned, wrong commands, and the best learning rate."""
 
+import contextlib
 import json
 import random
 import signal
@@ -22,7 +23,7 @@ def states(workdir) -> list[tuple[int, str]]:
     """(number, state) of each trial in the workdir's storage, without those that a grid has not begun."""
     if not (workdir / "study.db").exists():
         return []
-    with sqlite3.connect(f"file:{workdir / 'study.db'}?mode=ro", uri=True) as base:
+    with contextlib.closing(sqlite3.connect(f"file:{workdir / 'study.db'}?mode=ro", uri=True)) as base:
         try:
             return base.execute("select number, state from trials where state != 'WAITING' order by number").fetchall()
         except sqlite3.OperationalError:  # the tables are just being made
@@ -131,7 +132,7 @@ def test_twenty_trials_find_the_best_learning_rate_though_killed_twice(text, tmp
     found = min(results, key=results.get)
     assert results[found] <= lowest + 0.02 and min(good) / 10**0.5 <= found <= max(good) * 10**0.5
     page = (workdir / "sweep.html").read_text()
-    assert page.count("<svg") == 3 and f"{results[found]:.5g}" in page
+    assert "Importance of each key" in page and f"{results[found]:.5g}" in page
 
 
 def last(workdir):

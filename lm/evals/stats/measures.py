@@ -113,22 +113,6 @@ def scale(metric: str, value: float) -> Scale:
     return "share" if value <= 1 else "percent" if value <= 100 else "open"
 
 
-def level(metric: str, value: float, chance: float | None = None) -> float | None:
-    """Return where a value lies in 0…1 between the worst (or chance, if known) and the best; None on an open scale."""
-    kind, bad = scale(metric, value), badness(metric, value)
-    if kind == "open" or bad is None:
-        return None
-    least, most = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}[kind]
-    if (middle := ideal(metric)) is not None:
-        reached = 1 - bad / max(middle - least, most - middle)
-    elif _is(metric, LOWER_IS_BETTER):
-        reached = 1 - (bad - least) / (most - least)
-    else:
-        floor = least if chance is None else chance
-        reached = (value - floor) / (most - floor) if floor < most else None
-    return None if reached is None else min(1.0, max(0.0, reached))
-
-
 def metrics(result: Mapping[str, Any]) -> list[str]:
     """Return the names of the metrics in a task's results, in order: floats, and values (even None) that have an error or an
     interval beside them."""

@@ -12,73 +12,100 @@ const at = Object.fromEntries(columns.map((column, k) => [column.name, k]));
 const value = (one, name) => one.values[at[name]];
 const found = { rows: [], shown: STEP, current: null };
 
-// Edits count code points, as Python does.
-function applied(points, edits) {
-  const made = [];
-  let place = 0;
-  for (const [kept, removed, added] of edits) {
-    for (const point of points.slice(place, place + kept)) made.push(point);
-    for (const point of added) made.push(point);
-    place += kept + removed;
+const LINES = /[^\n]*\n|[^\n]+/g;
+const WORDS = /\s*\p{Script=Han}|\s*[\p{L}\p{N}_]+|\s*[^\s\p{L}\p{N}_]|\s+/gu;
+const LARGEST = 4e7; // cells of a table of lengths; a larger text is compared by its beginning and its end alone
+
+// The changes that make `after` of `before`, as [what stays, what is removed, what is added]…: first of lines, then of the words of
+// lines that changed. It is a longest common subsequence.
+function diff(before, after, pattern = LINES) {
+  const [old, fresh] = [before.match(pattern) ?? [], after.match(pattern) ?? []];
+  const shorter = Math.min(old.length, fresh.length);
+  let [head, tail] = [0, 0];
+  while (head < shorter && old[head] === fresh[head]) head++;
+  while (tail < shorter - head && old.at(-1 - tail) === fresh.at(-1 - tail)) tail++;
+  const [x, y] = [old.slice(head, old.length - tail), fresh.slice(head, fresh.length - tail)];
+  const width = y.length + 1;
+  const isSmall = x.length * width < LARGEST;
+  const longest = new Uint16Array(isSmall ? (x.length + 1) * width : 0); // of x from i and y from j
+  for (let i = x.length - 1; isSmall && i >= 0; i--) {
+    for (let j = y.length - 1; j >= 0; j--) {
+      const skipped = Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
+      longest[i * width + j] = x[i] === y[j] ? longest[(i + 1) * width + j + 1] + 1 : skipped;
+    }
   }
-  return made.concat(points.slice(place));
+  const pieces = [[old.slice(0, head).join(""), "", ""]];
+  for (let [i, j] = [0, 0]; i < x.length || j < y.length; ) {
+    const last = pieces.at(-1);
+    if (i < x.length && j < y.length && x[i] === y[j]) {
+      if (last[1] || last[2]) pieces.push([x[i], "", ""]);
+      else last[0] += x[i];
+      [i, j] = [i + 1, j + 1];
+    } else if (i < x.length && (j === y.length || !isSmall || longest[(i + 1) * width + j] >= longest[i * width + j + 1])) last[1] += x[i++];
+    else last[2] += y[j++];
+  }
+  pieces.push([old.slice(old.length - tail).join(""), "", ""]);
+  return pieces.flatMap(([same, removed, added]) => (pattern === LINES && removed && added ? [[same, "", ""], ...diff(removed, added, WORDS)] : [trimmed(same, removed, added)]));
 }
 
-function before(one, stage) {
-  let points = Array.from(one.text);
-  for (const [name, edits] of one.changes) {
-    if (name === stage) break;
-    if (name !== "all stages") points = applied(points, edits);
-  }
-  return points;
+// A change without the beginning that what is removed and what is added have in common, such as a space.
+function trimmed(same, removed, added) {
+  let common = 0;
+  while (common < Math.min(removed.length, added.length) && removed[common] === added[common]) common++;
+  return [same + removed.slice(0, common), removed.slice(common), added.slice(common)];
 }
 
-function text(one, view) {
+// [name, pieces]… of all stages that changed the text, the first of all stages at once if they are several.
+function changesOf(one) {
+  const pairs = one.texts.slice(1).map((text, i) => [text[0], one.texts[i], text]);
+  if (pairs.length > 1) pairs.unshift(["all stages", one.texts[0], one.texts.at(-1)]);
+  return pairs.map(([name, [, before, length], [, after, newLength]]) => {
+    const pieces = diff(before, after);
+    const isCut = length > Array.from(before).length || newLength > Array.from(after).length;
+    if (isCut) while (pieces.length && !pieces.at(-1)[0]) pieces.pop(); // what only one of two cut texts has at its end
+    if (isCut && pieces.length) pieces.push([pieces.at(-1)[0] + pieces.pop()[1], "", ""]);
+    return [name, pieces.filter((piece) => piece.some(Boolean))];
+  });
+}
+
+function text(one, pieces) {
   const pre = make("pre", { tabindex: "0", "aria-label": "text" });
-  const change = one.changes.find(([stage]) => stage === view);
-  const points = change ? before(one, view) : view === "at the end" ? before(one) : Array.from(one.text);
-  let place = 0;
-  for (const [kept, removed, added] of change ? change[1] : []) {
-    append(pre, points.slice(place, place + kept).join(""));
-    place += kept;
-    if (removed) {
-      const gone = make("del");
-      append(gone, points.slice(place, place + removed).join(""), UNSEEN_CHANGED);
-      pre.append(gone);
+  for (const [same, removed, added] of pieces) {
+    append(pre, same);
+    for (const [tag, content] of [["del", removed], ["ins", added]]) {
+      if (!content) continue;
+      const changed = make(tag);
+      append(changed, content, UNSEEN_CHANGED);
+      pre.append(changed);
     }
-    if (added) {
-      const came = make("ins");
-      append(came, added, UNSEEN_CHANGED);
-      pre.append(came);
-    }
-    place += removed;
   }
-  append(pre, points.slice(place).join(""));
-  const cut = one.length - Array.from(one.text).length;
+  const cut = one.texts[0][2] - Array.from(one.texts[0][1]).length;
   if (cut > 0) pre.append(make("span", { class: "cut" }, `Cut here: ${cut.toLocaleString("en")} more characters, and what changed in them.`));
   return pre;
 }
 
 function views(one, box) {
   const bar = make("div", { id: "views" });
-  const names = one.changes.length ? [...one.changes.map(([stage]) => stage), "as read", "at the end"] : ["as read"];
+  const changes = changesOf(one);
+  const choices = [...changes, ["as read", [[one.texts[0][1], "", ""]]]];
+  if (changes.length) choices.push(["at the end", [[one.texts.at(-1)[1], "", ""]]]);
   const show = (view) => {
     for (const button of bar.querySelectorAll("button[aria-pressed]")) button.setAttribute("aria-pressed", button.dataset.view === view);
-    box.replaceChildren(text(one, view));
+    box.replaceChildren(text(one, choices.find(([name]) => name === view)[1]));
   };
-  for (const name of names) {
-    const change = one.changes.find(([stage]) => stage === name);
-    const label = change ? `${name}: ${change[1].length} change${change[1].length === 1 ? "" : "s"}` : name;
+  for (const [i, [name, pieces]] of choices.entries()) {
+    const count = pieces.filter(([, removed, added]) => removed || added).length;
+    const label = i < changes.length ? `${name}: ${count} change${count === 1 ? "" : "s"}` : name;
     const button = make("button", { type: "button", "aria-pressed": "false", "data-view": name }, label);
     button.addEventListener("click", () => show(name));
     bar.append(button);
   }
-  if (one.changes.length) {
+  if (changes.length) {
     const next = make("button", { type: "button", id: "next" }, "next change");
     next.addEventListener("click", nextChange);
     bar.append(next);
   }
-  show(names[0]);
+  show(choices[0][0]);
   return bar;
 }
 
@@ -168,7 +195,7 @@ function show(one) {
   const name = make("bdi");
   append(name, String(value(one, "id")));
   const box = make("div");
-  const size = `${one.length.toLocaleString("en")} characters as read, document number ${one.number}`;
+  const size = `${one.texts[0][2].toLocaleString("en")} characters as read, document number ${one.number}`;
   pane.append(make("h2", {}, name), make("p", {}, ...sentences(one)), make("p", { class: "note" }, size));
   pane.append(views(one, box), box, make("h3", {}, "Measures"), measures(one));
 }
@@ -197,11 +224,11 @@ function fill() {
 
 function measure(one) {
   const name = form.column.value;
-  return name === "characters" ? one.length : value(one, name);
+  return name === "characters" ? one.texts[0][2] : value(one, name);
 }
 
 function haystack(one) {
-  one.low ??= [value(one, "id"), value(one, "url"), one.text].join("\n").toLowerCase();
+  one.low ??= [value(one, "id"), value(one, "url"), one.texts[0][1]].join("\n").toLowerCase();
   return one.low;
 }
 

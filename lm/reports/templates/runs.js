@@ -1,5 +1,6 @@
-// Sorts and filters the table of runs, and draws the curves of the runs that the reader chooses. See lm/reports/runs.py.
-const { newest, styles, groups } = JSON.parse(document.getElementById("data").textContent);
+// Sorts and filters the table of runs, draws the curves of the runs that the reader chooses, and in the page of lm.dashboard
+// asks for a newer page, in which all that the reader chose stays. See lm/reports/runs.py.
+let newest, styles, groups; // the data of the page
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const FRAME = { width: 389, height: 245, left: 51, right: 377, top: 10, bottom: 208 };
 document.documentElement.classList.add("js");
@@ -14,9 +15,8 @@ function make(tag, attributes = {}, ...children) {
 
 // The table of all runs.
 
-const table = document.getElementById("runs");
-const rows = [...table.tBodies[0].rows];
-const filters = document.getElementById("filters");
+let table, rows, filters;
+let sorting = null; // {column, down}
 
 function keys(cell) {
   const text = cell.dataset.value ?? cell.textContent.trim();
@@ -28,14 +28,13 @@ function compare(one, other) {
   return one.group.localeCompare(other.group) || (numbers ? one.number - other.number : one.text.localeCompare(other.text, "en", { numeric: true }));
 }
 
-function sort(column) {
-  const heads = [...table.tHead.rows[0].cells];
-  const down = heads[column].getAttribute("aria-sort") === "ascending";
-  for (const head of heads) head.removeAttribute("aria-sort");
-  heads[column].setAttribute("aria-sort", down ? "descending" : "ascending");
-  const found = rows.map((row) => [row, keys(row.cells[column])]);
-  found.sort(([, one], [, other]) => one.empty - other.empty || (down ? -1 : 1) * compare(one, other)); // empty cells: at the end
-  table.tBodies[0].append(...found.map(([row]) => row));
+function sort({ column, down }) {
+  sorting = { column, down };
+  for (const head of table.tHead.rows[0].cells) head.removeAttribute("aria-sort");
+  table.tHead.rows[0].cells[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+  const keyed = rows.map((row) => [row, keys(row.cells[column])]);
+  keyed.sort(([, one], [, other]) => one.empty - other.empty || (down ? -1 : 1) * compare(one, other)); // empty cells: at the end
+  table.tBodies[0].append(...keyed.map(([row]) => row));
 }
 
 function filter() {
@@ -49,14 +48,22 @@ function filter() {
   filters.querySelector("[role=status]").textContent = `${shown} of ${rows.length} runs`;
 }
 
-for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
-  const button = make("button", { type: "button" }, ...head.childNodes);
-  button.addEventListener("click", () => sort(column));
-  head.append(button);
+function setUpTable() {
+  table = document.getElementById("runs");
+  rows = [...table.tBodies[0].rows];
+  filters = document.getElementById("filters");
+  for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
+    const button = make("button", { type: "button" }, ...head.childNodes);
+    button.addEventListener("click", () => sort({ column, down: head.getAttribute("aria-sort") === "ascending" }));
+    head.append(button);
+  }
+  if (sorting) sort(sorting);
+  filters.hidden = false;
+  filters.addEventListener("input", filter);
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  filter();
 }
-filters.hidden = false;
-filters.addEventListener("input", filter);
-filters.addEventListener("submit", (event) => event.preventDefault());
+
 addEventListener("hashchange", () => {
   const row = rows.find((one) => "#" + one.id === location.hash);
   if (!row?.hidden) return;
@@ -64,7 +71,6 @@ addEventListener("hashchange", () => {
   filter();
   row.scrollIntoView();
 });
-filter();
 
 // Charts.
 
@@ -205,27 +211,37 @@ function columns(section, chosen) {
   }
 }
 
-for (const section of document.querySelectorAll(".group")) {
+const lines = {}; // kind -> Map of a chosen run's name -> the number of its line
+
+function setUpGroup(section) {
   const { runs, charts } = groups[section.id];
   const form = section.querySelector("form");
   const labels = [...section.querySelectorAll(".members label")];
   const boxes = labels.map((label) => label.querySelector("input"));
   const slots = new Map();
+  const known = (lines[section.dataset.kind] ??= new Map());
   const update = () => {
-    for (const [run, box] of boxes.entries()) if (!box.checked) slots.delete(run);
+    for (const [run, box] of boxes.entries()) if (!box.checked) known.delete(runs[run].name);
+    slots.clear();
     for (const [run, box] of boxes.entries()) {
-      if (box.checked && !slots.has(run)) {
-        const taken = new Set(slots.values());
+      const name = runs[run].name;
+      if (box.checked && !known.has(name)) {
+        const taken = new Set(known.values());
         let slot = 0;
         while (taken.has(slot)) slot++;
-        slots.set(run, slot);
+        known.set(name, slot);
       }
-      const line = slots.has(run) ? swatch(slots.get(run)) : make("svg", { class: "swatch", "aria-hidden": "true" });
+      if (box.checked) slots.set(run, known.get(name));
+      const line = box.checked ? swatch(slots.get(run)) : make("svg", { class: "swatch", "aria-hidden": "true" });
       labels[run].querySelector(".swatch")?.replaceWith(line);
     }
     for (const [i, figure] of [...section.querySelectorAll("figure")].entries())
       draw(figure, `${section.id}-${i}`, charts[i], runs, slots, form.querySelector("select")?.value ?? "");
     columns(section, slots);
+  };
+  const search = () => {
+    const text = form.querySelector("input")?.value.trim().toLowerCase() ?? "";
+    for (const label of labels) label.hidden = !label.textContent.toLowerCase().includes(text);
   };
   form.hidden = false;
   form.addEventListener("submit", (event) => event.preventDefault());
@@ -238,10 +254,60 @@ for (const section of document.querySelectorAll(".group")) {
     }
     update();
   });
-  form.addEventListener("input", ({ target }) => {
-    if (target.tagName === "SELECT") update();
-    else for (const label of labels) label.hidden = !label.textContent.toLowerCase().includes(target.value.trim().toLowerCase());
-  });
+  form.addEventListener("input", ({ target }) => (target.tagName === "SELECT" ? update() : search()));
   section.querySelector(".members").addEventListener("change", update);
+  search();
   update();
+}
+
+function setUp() {
+  ({ newest, styles, groups } = JSON.parse(document.getElementById("data").textContent));
+  setUpTable();
+  for (const section of document.querySelectorAll(".group")) setUpGroup(section);
+}
+
+// A newer page. Each control has an id, which stays the same.
+
+const CONTROLS = "input[id], select[id], details[id]";
+
+function controls() {
+  return new Map([...document.querySelectorAll(CONTROLS)].map(({ id, value, checked, open }) => [id, { value, checked, open }]));
+}
+
+function replace(html) {
+  const values = controls();
+  const { id, selectionStart, selectionEnd } = document.activeElement;
+  const scrolled = [...document.querySelectorAll(".scroll, .members")].map((box) => [box.scrollLeft, box.scrollTop]);
+  document.body.replaceChildren(...new DOMParser().parseFromString(html, "text/html").body.childNodes);
+  for (const control of document.querySelectorAll(CONTROLS)) Object.assign(control, values.get(control.id));
+  setUp();
+  const boxes = [...document.querySelectorAll(".scroll, .members")];
+  if (boxes.length === scrolled.length) for (const [i, box] of boxes.entries()) [box.scrollLeft, box.scrollTop] = scrolled[i];
+  const focused = id && document.getElementById(id);
+  focused?.focus({ preventScroll: true });
+  if (focused?.type === "search") focused.setSelectionRange(selectionStart, selectionEnd);
+}
+
+const QUIET = 1500; // milliseconds after the reader's last touch, in which nothing moves
+let touched = 0;
+
+async function ask() {
+  const live = document.getElementById("live");
+  let state = "Live: the page follows the runs.";
+  try {
+    const answer = await fetch(location.pathname, { cache: "no-store", headers: { "If-None-Match": live.dataset.tag } });
+    if (answer.status === 200 && Date.now() - touched > QUIET) replace(await answer.text());
+    else if (!answer.ok && answer.status !== 304) state = `The server answers with status ${answer.status}.`;
+  } catch {
+    state = "The server does not answer. The page is as it was.";
+  }
+  document.getElementById("live").textContent = state;
+  while (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
+  setTimeout(ask, 1000 * Number(live.dataset.seconds));
+}
+
+setUp();
+if (document.getElementById("live")) {
+  for (const name of ["pointerdown", "keydown", "input"]) addEventListener(name, () => (touched = Date.now()), true);
+  ask();
 }

@@ -9,8 +9,6 @@ import pytest
 from lm.errors import UserError
 from lm.reports import align as align_report
 from lm.reports import samples as report_samples
-from lm.reports import train as report
-from tests.lm.reports.test_report import FULL as PRETRAINED
 from tests.lm.reports.test_report import Page
 
 HOSTILE = "4 </pre><script>alert(1)</script>"
@@ -134,6 +132,7 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Loss",
         "Reward",
         "Each reward",
+        "Accuracy",
         "Distance from the reference",
         "Entropy",
         "Clipped ratios",
@@ -143,7 +142,6 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Gradient norm",
         "Throughput",
         "val/explained",
-        "accuracy",
         "Where the time goes",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
@@ -300,41 +298,6 @@ def test_the_verdict_is_honest(before, after, sentence):
     assert align_report.verdict(before, after, {}) == sentence
 
 
-def test_a_pipeline_shows_each_stage_by_its_own_measure(tmp_path):
-    first = tmp_path / "pretrained"
-    first.mkdir()
-    write_lines(first / "metrics.jsonl", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}])
-    report.write(first, PRETRAINED)
-    sft = a_run(tmp_path / "sft", {**FULL, "method": "sft", "before": {"format": 0.04}, "after": {"format": 0.97}})
-    grpo = a_run(tmp_path / "grpo")
-    page = align_report.write_stages([first, sft, grpo])
-    assert page == grpo / "pipeline.html"
-    text = page.read_text(encoding="utf-8")
-    assert_stands_alone(text)
-    assert "Each stage is better by its own measure." in text
-    for cell in ("1.8 → 1.2", "0.04 → 0.97", "0.125 → 0.875", 'href="../sft/report.html"', "2 h 02 min"):
-        assert cell in text, cell
-    stages = json.loads((grpo / "pipeline.json").read_text())["pipeline"]
-    assert [(stage["name"], stage["measure"], stage["better"]) for stage in stages] == [
-        ("pretraining", "bits per byte", True),
-        ("sft", "format", True),
-        ("grpo", "accuracy", True),
-    ]
-
-    with (first / "metrics.jsonl").open("a") as file:  # the start of continued pretraining
-        file.write('{"step": 0, "valid_loss": 2.0, "valid_bits_per_byte": 1.25}\n')
-    report.write(first, PRETRAINED)
-    align_report.write_stages([first, sft], tmp_path)
-    (stage, _) = json.loads((tmp_path / "pipeline.json").read_text())["pipeline"]
-    assert (stage["before"], stage["after"]) == (1.25, 1.2)
-
-    a_run(sft, {**FULL, "method": "grpo", "after": {"accuracy": 0.1}})
-    text = align_report.write_stages([sft, grpo], tmp_path).read_text(encoding="utf-8")
-    assert "Not better by its own measure: grpo 1." in text and 'href="sft/report.html"' in text
-    with pytest.raises(UserError, match="nowhere has no report.json"):
-        align_report.write_stages([tmp_path / "nowhere"])
-
-
 def test_a_page_is_drawn_anew_from_its_workdir(tmp_path, capsys):
     a_run(tmp_path)
     before = (tmp_path / "report.html").read_text()
@@ -343,3 +306,5 @@ def test_a_page_is_drawn_anew_from_its_workdir(tmp_path, capsys):
     assert (tmp_path / "report.html").read_text() == before
     with pytest.raises(UserError, match="name a workdir"):
         align_report.main([str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="name one workdir"):
+        align_report.main([str(tmp_path)] * 2)

@@ -1,6 +1,7 @@
 """The page to browse documents, and the report beside it: what they hold, and what they do in a browser."""
 
 import json
+import random
 import re
 import urllib.parse
 from pathlib import Path
@@ -13,6 +14,7 @@ from data.recipe.run import prepare, run
 from lm.errors import UserError
 from lm.reports import browse
 from lm.reports.curate import write
+from lm.reports.page import encoded
 from tests.slow import all_but
 
 INF = float("inf")
@@ -79,14 +81,6 @@ def data_of(workdir: Path) -> dict:
     return found | {"documents": [one | dict(zip(names, one["values"])) for one in found["documents"]]}
 
 
-def applied(text: str, edits: list) -> str:
-    pieces, place = [], 0
-    for kept, removed, added in edits:
-        pieces += [text[place : place + kept], added]
-        place += kept + removed
-    return "".join([*pieces, text[place:]])
-
-
 def rows_of(workdir: Path, name: str) -> list[dict]:
     return [row for path in sorted((workdir / name).iterdir()) for row in pq.read_table(path).to_pylist()]
 
@@ -101,29 +95,21 @@ def test_documents_are_as_the_corpus_has_them(corpus):
         names = [column["name"] for column in found["columns"]]
         assert {name: one[name] for name in names} == {name: value for name, value in row.items() if name in names}
         assert set(row) - {"text", "reason"} == set(names)
-        if one["length"] > len(one["text"]):
-            assert one["id"] == "long" and len(one["text"]) == 2500
-        elif one["reason"] != "kept":
-            assert one["text"] == row["text"]
+        (_, first, length), (_, last, _) = one["texts"][0], one["texts"][-1]
+        if length > len(first):
+            assert one["id"] == "long" and len(first) == 2500
         else:
-            text = one["text"]
-            for stage, edits in one["changes"]:
-                if stage == browse.ALL:
-                    assert applied(one["text"], edits) == row["text"]
-                else:
-                    text = applied(text, edits)
-            assert text == row["text"]
+            assert row["text"] == (last if one["reason"] == "kept" else first)
 
 
-def test_every_broken_rule_is_named_and_changes_by_stage(corpus):
+def test_every_broken_rule_is_named_and_texts_by_stage(corpus):
     found = {one["id"]: one for one in data_of(corpus)["documents"]}
     assert found["short-7"]["fails"] == ["gopher_words", "gopher_bullet_lines", "gopher_stop_words"]
     assert found["short-7"]["reason"] == "gopher_words" and found["good-3"]["fails"] == []
-    (removed, masked) = found["private"]["changes"][1:]
-    assert (removed[0], masked[0]) == ("c4", "pii") and found["private"]["changes"][0][0] == browse.ALL
-    (kept, cut, added) = removed[1][0]
-    assert found["private"]["text"][kept : kept + cut] == "no end mark\n" and added == ""
-    assert [one[2] for one in masked[1]] == ["<EMAIL>"]
+    read, removed, masked = found["private"]["texts"]
+    assert (removed[0], masked[0]) == ("c4", "pii")
+    assert "no end mark\n" in read[1] and "no end mark\n" not in removed[1] and "jane.doe@" in removed[1]
+    assert masked[1] == removed[1].replace("jane.doe@example.org", "<EMAIL>")
     assert {found[f"copy-{k}"]["links"].get("duplicate_of", "itself") for k in range(3)} <= {"good-0", "copy-0", "itself"}
 
 
@@ -174,14 +160,14 @@ def test_sample_and_size_are_bounded(source, corpus, tmp_path):
 
 
 def test_texts_are_cut_until_the_page_fits(corpus):
-    keys = ("number", "reason", "values", "fails", "text", "length", "changes", "links")
+    keys = ("number", "reason", "values", "fails", "texts", "links")
     whole = [{key: one[key] for key in keys} for one in data_of(corpus)["documents"]]
-    size = sum(len(browse.encoded(one).encode()) for one in whole)
+    size = sum(len(encoded(one).encode()) for one in whole)
     found = browse.fitted(whole, 2500, size // 2)
-    assert size // 4 < sum(len(browse.encoded(one).encode()) for one in found) <= size // 2
+    assert size // 4 < sum(len(encoded(one).encode()) for one in found) <= size // 2
     for one, other in zip(found, whole, strict=True):
-        assert other["text"].startswith(one["text"]) and one["length"] == other["length"]
-        assert all(sum(kept + removed for kept, removed, _ in edits) <= len(one["text"]) for _, edits in one["changes"][:1])
+        for (stage, text, length), (other_stage, whole_text, whole_length) in zip(one["texts"], other["texts"], strict=True):
+            assert (stage, length) == (other_stage, whole_length) and whole_text.startswith(text)
     assert browse.fitted(whole, 2500, size) == whole
 
 
@@ -285,3 +271,29 @@ def test_filters_search_sorting_and_keys(browser, corpus):
     browser.run("location.hash = 'reason=duplicate_keep&id=nobody'")
     assert browser.until("document.querySelector('#pane .notice')?.textContent").startswith("This document is not")
     assert browser.run(rows) == listed
+
+
+def test_a_browser_shows_what_makes_one_text_of_the_other(browser, corpus):
+    """Pieces that stay or are removed make the first text, and pieces that stay or are added the second."""
+    draw = random.Random(0)
+    pairs = []
+    for letters in ("ab \n", "abcdefgh  \n", "a", "é中文字 \n😀"):
+        for length in range(0, 200, 4):
+            before = after = "".join(draw.choice(letters) for _ in range(length))
+            for _ in range(draw.randrange(5)):
+                begin = draw.randrange(len(after) + 1)
+                after = after[:begin] + draw.choice(["", "<EMAIL>", "\n", "é"]) + after[begin + draw.randrange(40) :]
+            pairs.append([before, after])
+    lines = [f"This is line {n}, and it ends here.\n" for n in range(40)]
+    without = "".join(line for n, line in enumerate(lines) if n % 10)
+    pairs += [["".join(lines), without], ["".join(lines), without.replace("line 5", "row 5")]]
+    script = (Path(browse.__file__).parent / "templates" / "browse.js").read_text(encoding="utf-8")
+    functions = script[script.index("const LINES") : script.index("// [name, pieces]")]
+    browser.open(corpus / "browse.html", 1280)
+    made = browser.run(f"(() => {{ {functions} return {json.dumps(pairs)}.map(([one, other]) => diff(one, other)); }})()")
+    for (before, after), pieces in zip(pairs, made, strict=True):
+        assert "".join(same + removed for same, removed, _ in pieces) == before
+        assert "".join(same + added for same, _, added in pieces) == after
+        assert before != after or not any(removed or added for _, removed, added in pieces)
+    assert [removed for _, removed, _ in made[-2] if removed] == lines[::10]
+    assert [change for change in made[-1] if change[1:] == ["line", "row"]]

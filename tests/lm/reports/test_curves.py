@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lm.reports import align as align_report
-from lm.reports import charts as evaluation_charts
 from lm.reports import train as report
 
 N = 400
@@ -76,13 +75,6 @@ def test_the_band_of_a_reward_stands_where_both_are_known():
     (_, _, top, bottom), _ = drawn(chart)
     assert len(set(points[:, 0])) == 10
     assert top <= points[:, 1].min() and points[:, 1].max() <= bottom
-
-
-def test_an_interval_of_shares_that_reaches_below_zero_is_seen_whole():
-    rows = [evaluation_charts.Row("a", [(0.02, -0.09, 0.13)]), evaluation_charts.Row("b", [(0.9, 0.7, 1.1)])]
-    (left, right, _, _), curves = drawn(evaluation_charts.forest("f", "t", "n", rows, ["run"], "share")["svg"])
-    for _, points in curves:
-        assert left <= points[:, 0].min() and points[:, 0].max() <= right
 
 
 @pytest.mark.parametrize("slope", [-0.01, 0.02])

@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from lm.reports import evaluate as evaluation_report
-from lm.reports.evaluation_items import item_name
-from lm.reports.items import Items, address, beginning, entry, group_of, shortened, state
+from lm.reports.evaluation_items import entry, item_name, shortened
+from lm.reports.items import Items, address, beginning, group_of, state
 from tests.lm.reports.evaluation_runs import HOSTILE, a_run, read
 
 EVIL = f"{HOSTILE} </script><!-- <script>document.title='owned'</script> \u2028 \ud800 \x00 ]]> &lt;"

@@ -37,10 +37,11 @@ def page(runs):
 
 
 def table(text: str, heading: str) -> list[list[str]]:
-    """The cells of the first table behind a heading, without tags."""
+    """The cells of the first table behind a heading, without tags, and without cells that draw intervals."""
     part = text[text.index(f"<h2>{heading}</h2>") :]
     part = part[: part.index("</table>")]
-    found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)]
+    cells = r"""<t[dh](?! class="intervals")[^>]*>(.*?)</t[dh]>"""
+    found = [re.findall(cells, row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)]
     return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in found]
 
 
@@ -48,7 +49,6 @@ def test_a_whole_run(page):
     assert assert_stands_alone(page).headings == [
         "What was run",
         "Tasks",
-        "At a glance",
         "Against weak",
         "Calibration",
         "mmlu, in parts",
@@ -60,20 +60,7 @@ def test_a_whole_run(page):
         "Machine",
         "Config",
     ]
-    assert charts(page) == [
-        "Main metric of each task",
-        "By group",
-        "bits_per_byte ↓",
-        "Differences",
-        "Differences, bits_per_byte",
-        "closed_book: calibration",
-        "closed_book: risk and coverage",
-        "subjects",
-        "categories",
-        "categories",
-        "families",
-        "hazards",
-    ]
+    assert charts(page) == ["closed_book: calibration", "closed_book: risk and coverage"]
     for said in ("12.35k", "versions.jax", "0.10.2", "seeds.fewshot", "1 min 10 s", "Some CPU", "of a &lt;run&gt;"):
         assert said in page, said
     assert page.count("<svg") == len(charts(page))
@@ -175,37 +162,30 @@ def test_of_what_is_unknown_nothing_is_drawn(tmp_path):
 
 def test_a_task_name_with_a_formula_is_no_formula(tmp_path):
     text = alone(tmp_path, [], {"$\\frac{1}{$ \x00 <b>": {"acc": 0.5, "acc_stderr": 0.1, "n": 4, "problems": {}}})
-    assert charts(text) == ["Main metric of each task"] and "&lt;b&gt;, acc" in text
+    assert charts(text) == [] and "&lt;b&gt;" in text and "<b>" not in table(text, "Tasks")[1][0]
 
 
-def test_a_radar_wants_three_groups(tmp_path):
-    figures = {"acc": 0.5, "acc_stderr": 0.1, "n": 4, "problems": {}}
-    two = {"mmlu": figures, "gsm8k": figures}
-    assert "By group" not in charts(alone(tmp_path, [], two))
-    assert "By group" in charts(alone(tmp_path, [], two | {"ifeval": figures}))
-
-
-def test_groups_go_from_chance_to_the_best():
-    results = {
-        "mmlu": {"acc": 0.25, "acc_stderr": 0.1, "chance": 0.25, "n": 4},
-        "arc_easy": {"acc": 1.0, "acc_stderr": 0.0, "n": 4},
-        "crows_pairs": {"pct_stereotype": 0.75, "pct_stereotype_low": 0.6, "pct_stereotype_high": 0.9, "n": 4},
-        "bbq": {"acc": 0.1, "acc_stderr": 0.1, "s_amb": 0.5, "s_amb_stderr": 0.1, "n": 4},
-        "redteam": {"attack_success": 0.25, "attack_success_stderr": 0.1, "n": 4},
-        "wikitext": {"bits_per_byte": 1.5, "bits_per_byte_stderr": 0.1, "n": 4},
-        "mine": {"acc": 0.5, "acc_stderr": 0.1, "n": 4},
+def test_lines_lie_on_the_scale_of_their_metric():
+    runs = {
+        "own": {
+            "bbq": {"s_amb": -0.5, "s_amb_stderr": 0.1, "n": 9},
+            "share": {"acc": 0.02, "acc_low": -0.09, "acc_high": 0.13, "n": 9},
+        },
+        "other": {"bbq": {"s_amb": 0.5, "s_amb_stderr": 0.1, "n": 9}},
     }
-    found = evaluation_report.groups(results)
-    assert found["knowledge"] == 0.5 and found["bias"] == 0.5 and found["safety"] == 0.75
-    assert found["coherence"] is None and found["reasoning"] is None
+    lines = evaluation_report.intervals("bbq", runs, None)["lines"]
+    assert lines == [pytest.approx([15.2, 25, 34.8], abs=0.01), pytest.approx([65.2, 75, 84.8], abs=0.01)]
+    assert evaluation_report.intervals("share", runs, 0.25) == {"mark": 25.0, "lines": [pytest.approx([0, 2, 13]), None]}
+    assert evaluation_report.intervals("loss", {"own": {"loss": {"bits_per_byte": 1.5, "n": 9}}}, None) is None
 
 
-def test_many_subjects_are_drawn_worst_first(tmp_path):
-    subjects = {f"a_subject_of_a_very_long_name_{i:02}": {"acc": i / 80, "acc_stderr": 0.05, "n": 100} for i in range(70)}
+def test_of_many_subjects_the_worst_come_first(tmp_path):
+    subjects = {f"subject_{i:02}": {"acc": (i * 9 % 70) / 80, "acc_stderr": 0.05, "n": 100} for i in range(70)}
     text = alone(tmp_path, [], {"mmlu": {"acc": 0.4, "acc_stderr": 0.01, "n": 7000, "subjects": subjects, "problems": {}}})
-    assert "the worst 60 of 70" in text and "subjects: 70 rows" in text
-    drawn = text[text.index("<svg", text.index("mmlu, in parts")) :]
-    assert drawn.index("name_00") < drawn.index("name_01") < drawn.index("name_59") if "name_00" in drawn else "…" in drawn
+    assert "subjects: 70 rows, the worst first" in text
+    rows = table(text, "mmlu, in parts")[1:]
+    assert [float(row[2]) for row in rows] == sorted(float(row[2]) for row in rows) and len(rows) == 70
+    assert 'style="width:0.0%"' in text and 'style="width:86.2%"' in text
 
 
 @pytest.mark.parametrize("form", ["lists", "kinds"])
@@ -220,7 +200,7 @@ def test_calibration_in_either_form(tmp_path, form):
         }
     text = alone(tmp_path, [], {"triviaqa": {"accuracy": 0.5, "accuracy_stderr": 0.1, "n": 4, "problems": {}} | told})
     more = ["triviaqa, p_true: calibration"] if form == "kinds" else []
-    assert charts(text)[1:] == ["triviaqa: calibration", "triviaqa: risk and coverage", *more]
+    assert charts(text) == ["triviaqa: calibration", "triviaqa: risk and coverage", *more]
 
 
 def test_contamination_is_told(tmp_path):
@@ -246,14 +226,14 @@ def test_the_worst_items_are_those_it_was_surest_of():
     ]
     found = gather(samples)["t"]
     assert [(item["item"], item["margin"]) for item in found["worst"]] == [("1", 3.0), ("4", 2.0), ("0", 1.0)]
-    assert found["worst"][0]["said"] == "b" and found["worst"][0]["target"] == "a"
+    assert found["worst"][0]["wrong"] == "b" and found["worst"][0]["gold"] == "a"
     assert found["failed"] == 4 and found["n"] == 6 and found["chance"] == pytest.approx(1 / 3)
     assert margin(samples[2]) == -2.0 and margin(samples[5]) is None
     assert margin({"loglikelihoods": [-1.0, -2.0, -4.0], "target": [1, 2]}) == 1.0
     sure = [{"task": "q", "doc_id": i, "prompt": "?", "confidence": c, "failed": True} for i, c in enumerate([0.2, 0.9, None])]
     assert [item["item"] for item in gather(sure)["q"]["worst"]] == ["1", "0", "2"]
     several = {"task": "w", "doc_id": 0, "prompt": ["It was A", "It was B"], "target": 1, "failed": True}
-    assert [turn["content"] for turn in gather([several])["w"]["worst"][0]["prompt"]] == ["It was A", "It was B"]
+    assert [text for _, text in gather([several])["w"]["worst"][0]["prompt"]] == ["It was A", "It was B"]
 
 
 def test_a_long_run_makes_a_small_page(tmp_path):
@@ -261,7 +241,7 @@ def test_a_long_run_makes_a_small_page(tmp_path):
     for sample in samples:
         sample["prompt"] = "word " * 20_000
     text = alone(tmp_path, samples[:50], {"mmlu": summed_up(samples, ("acc",), Problems())})
-    assert "more characters, in samples.jsonl)" in text and len(text) < 300_000
+    assert "characters are left out here; samples.jsonl has them" in text and len(text) < 300_000
 
 
 GUESSED = {"n": 100, "chance": 0.25, "problems": {}, "num_fewshot": 0}
@@ -272,7 +252,7 @@ def test_a_result_that_is_no_better_than_chance_is_marked(tmp_path):
     results = {"mmlu": figures, "gsm8k": {"exact_match": 0.1, "exact_match_stderr": 0.03, "n": 100, "problems": {}}}
     text = alone(tmp_path, [], results)
     assert table(text, "Tasks")[1][3] == "no better than chance (25 %)" and table(text, "Tasks")[2][3] == ""
-    assert "dashes: chance; rings: no better than chance" in text
+    assert '<u style="left:25.0%">' in text and text.count('class="interval"') == 2
     told = json.loads((tmp_path / "report.json").read_text())["tasks"]
     assert told["mmlu"]["metrics"]["acc"]["chance"] == 0.25 and told["mmlu"]["metrics"]["acc"]["above_chance"] is False
     assert told["mmlu"]["metrics"]["acc_norm"]["above_chance"] is True
@@ -280,7 +260,7 @@ def test_a_result_that_is_no_better_than_chance_is_marked(tmp_path):
     assert unknown["chance"] is None and unknown["above_chance"] is None
     assert unknown["value"] == 0.1 and unknown["interval"] == pytest.approx([0.0412, 0.1588], abs=1e-4)
     better = alone(tmp_path, [], {"mmlu": figures | {"acc": 0.9}})
-    assert "dashes: chance" in better and "rings" not in better
+    assert "above chance (25 %)" in better and "no better than chance (25 %)" not in better
 
 
 def a_result(n, acc, **more):

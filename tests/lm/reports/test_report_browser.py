@@ -1,10 +1,9 @@
-"""The pages of training, alignment and their pipeline as a browser shows them. Skipped where there is no Chromium."""
+"""The pages of training and alignment as a browser shows them. Skipped where there is no Chromium."""
 
 import shlex
 
 import pytest
 
-from lm.reports import align as align_report
 from lm.reports import train as report
 from tests.lm.reports.test_align_report import FULL as ALIGNED
 from tests.lm.reports.test_align_report import a_run
@@ -26,14 +25,11 @@ def pages(tmp_path_factory):
     report.write(folder / "train", trained)
     aligned = ALIGNED | {"config": config | {"method": "rl", "init_from": LONG}, "provenance": provenance}
     a_run(folder / "align", aligned | {"after": {"accuracy": 0.5, f"rewards/{LONG}": 1.0}})
-    align_report.write_stages([folder / "train", folder / "align"])
-    return {name: folder / name / "report.html" for name in ("train", "align")} | {
-        "pipeline": folder / "align" / "pipeline.html"
-    }
+    return {name: folder / name / "report.html" for name in ("train", "align")}
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["train", "align", "pipeline"])
+@pytest.mark.parametrize("name", ["train", "align"])
 def test_nothing_is_cut_or_asked_for(browser, pages, name, width):
     browser.said.clear()
     browser.asked.clear()

@@ -48,7 +48,7 @@ def test_an_input_that_nobody_can_read_is_refused(tmp_path):
     with pytest.raises(
         UserError, match="nothing could be read: damaged gzip, no documents; docs/curate.md .*report.html lists"
     ):
-        write(out, config, found, prepared, lambda: pytest.fail("there is nothing to tokenize"))
+        write(out, config, found, prepared)
     report = json.loads((out / "report.json").read_text())
     assert report["next"] == [] and "2 files gave no document: " in report["verdict"][1]
     assert f"<bdi>{tmp_path / 'in' / 'a.warc.gz'}</bdi>" in (out / "report.html").read_text()

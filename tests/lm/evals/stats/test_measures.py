@@ -23,16 +23,6 @@ def test_directions():
     assert measures.badness("abstained", 0.3) is None
 
 
-def test_levels_go_from_chance_or_the_worst_to_the_best():
-    assert measures.level("acc", 0.25, 0.25) == 0 and measures.level("acc", 1.0, 0.25) == 1
-    assert measures.level("acc", 0.1, 0.25) == 0  # worse than chance
-    assert measures.level("attack_success", 0.2) == 0.8
-    assert measures.level("pct_stereotype", 0.5) == 1 and measures.level("pct_stereotype", 1.0) == 0
-    assert measures.level("s_dis", -0.25) == 0.75
-    assert measures.level("ss", 60.0) == pytest.approx(0.8)
-    assert measures.level("perplexity", 20.0) is None and measures.level("abstained", 0.5) is None
-
-
 def test_scales():
     assert measures.scale("acc", 0.5) == "share" and measures.scale("icat", 61.0) == "percent"
     assert measures.scale("s_amb", 0.5) == measures.scale("acc", -0.1) == "signed"

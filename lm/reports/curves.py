@@ -1,8 +1,7 @@
-"""The curves of an alignment run: all metrics of its metrics.jsonl in groups, with held-out curves beside those of training."""
+"""The curves of a run: all metrics of its metrics.jsonl in groups, with held-out curves beside those of training."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -10,74 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
-from lm.reports.charts import INK, LINES, MARKERS, SERIES, VALID, dots, from_zero, held_out, legend, svg, thin, trend
-from lm.train.history import column
+from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
+from lm.reports.metric_groups import GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group
+from lm.reports.thinning import thin, trend
+from lm.train.history import Curve, column
 
 
-class Group(NamedTuple):
-    """A chart with all metrics that match one of its patterns. unit: of its y axis."""
+def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[str, float] = {}) -> list[dict]:
+    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart.
 
-    title: str
-    note: str
-    unit: str
-    patterns: tuple[str, ...]
-
-
-GROUPS = (
-    Group("Loss", "of the method", "loss", ("loss",)),
-    Group("Bits per byte", "of held-out text; lower is better", "bits per byte", ("bits_per_byte",)),
-    Group("Reward", "mean over completions; the band is one standard deviation of them", "reward", ("reward",)),
-    Group("Each reward", "mean of each function before its weight", "reward", ("rewards/*/mean",)),
-    Group("Rewards of pairs", "chosen and rejected answers", "reward", ("rewards/chosen", "rewards/rejected")),
-    Group("Margin", "reward of the chosen answer − that of the rejected one", "reward", ("rewards/margins",)),
-    Group(
-        "Preference accuracy", "pairs whose chosen answer has the greater reward", "share of the pairs", ("rewards/accuracies",)
-    ),
-    Group(
-        "Distance from the reference",
-        "Kullback-Leibler divergence from the model before training",
-        "nats per token",
-        ("kl", "objective/kl", "policy/approxkl_avg"),
-    ),
-    Group("Entropy", "of the policy; at 0 it always writes the same", "nats per token", ("entropy", "objective/entropy")),
-    Group("Clipped ratios", "tokens with a clipped ratio", "share of the tokens", ("clip_ratio/*_mean", "policy/clipfrac_avg")),
-    Group("Completion length", "of the answers that the model wrote", "tokens", ("completions/*length",)),
-    Group(
-        "Cut and idle",
-        "completions that the limit cut, and groups of equal rewards, which teach nothing",
-        "share",
-        ("*/clipped_ratio", "frac_reward_*"),
-    ),
-    Group("Log-probabilities", "of the answers under the policy", "nats per answer", ("logps/*",)),
-    Group("Tools", "calls of tools, and the share that failed", "per completion", ("tools/*",)),
-    Group(
-        "Sampler and trainer",
-        "difference of their log-probabilities, and the weights that correct it",
-        "nats, or weight",
-        ("sampling/*",),
-    ),
-    Group("Learning rate", "as applied", "learning rate", ("learning_rate",)),
-    Group("Gradient norm", "global, before clipping", "norm", ("grad_norm",)),
-    Group("Throughput", "trained tokens", "tokens per second", ("tokens_per_second",)),
-)
-LOSSES = {  # method: (note, unit) of its loss
-    "pretraining": ("lower is better", "nats per token"),
-    "sft": ("of the answers' tokens", "nats per token"),
-    "dpo": ("of the order of two answers; ln 2 = 0.693 before training", "nats per pair"),
-    "reward": ("of the order of two answers, or of labelled steps", "nats"),
-    "grpo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
-    "rloo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
-    "ppo": ("of policy and values; it may stay near 0 while the reward rises", "loss"),
-}
-# Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
-LEFT_OUT = ("step", "tokens", "skipped", "spike", "spikes", "rewinds", "skipped_batches", "mfu", "tflops")
-LEFT_OUT += ("reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
-LEFT_OUT += ("goodput", "stragglers/*")
-SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
-
-
-def curves(lines: Sequence[dict], name: str = "chart", method: str | None = None) -> list[dict]:
-    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart."""
+    Args: method: names what the loss is. baselines: bits per byte by name, drawn as lines.
+    """
     train = [line for line in lines if not is_validation(line)]
     keys = dict.fromkeys(key for line in train for key in line)
     valid = [{_twin(key, keys): x for key, x in line.items()} for line in lines if is_validation(line)]
@@ -89,21 +31,32 @@ def curves(lines: Sequence[dict], name: str = "chart", method: str | None = None
             prefix = key.rpartition("/")[0]
             group = Group("", "", "", (f"{prefix}/*" if prefix else key,))
             groups += [group] if group not in groups else []
-    charts, taken = [], set()
+    charts, taken, tokens = [], set(), column(train, "tokens")
     for group in groups:
-        found = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
-        found = [key for key in found if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
-        taken |= set(found)
-        for begin in range(0, len(found), len(SERIES)):  # one chart has only that many colours
-            part = found[begin : begin + len(SERIES)]
+        members = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
+        members = [key for key in members if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
+        taken |= set(members)
+        for begin in range(0, len(members), len(SERIES)):  # one chart has only that many colours
+            part = members[begin : begin + len(SERIES)]
             note, unit = LOSSES.get(method, group[1:3]) if part == ["loss"] else group[1:3]
+            marks = baselines if part == ["bits_per_byte"] else {}
+            peak, top = _cut_off(column(train, "loss"), column(valid, "valid_loss")) if part == ["loss"] else (None, None)
             title = group.title or (part[0].replace("_", " ") if len(part) == 1 else part[0].rpartition("/")[0])
             trained = any(len(column(train, key)[0]) for key in part)
-            note = (note or "as logged") if trained or part == ["bits_per_byte"] else "of held-out examples"
+            note = (note or "as logged") if trained or part[0].startswith("bits_per_byte") else "of held-out examples"
+            note += "; dashed lines: n-gram baselines" if marks else ""
+            note += f"; the frame cuts off a peak of {peak:.3g}" if top is not None else ""
             unit = unit or (title if len(part) == 1 else "value")
-            picture = svg(f"{name}{len(charts)}", lambda ax, part=part: _draw(ax, part, train, valid), unit=unit)
+
+            def draw(ax: Axes, part=part, marks=marks, top=top) -> None:
+                _draw(ax, part, train, valid)
+                for baseline, value in marks.items():
+                    _mark(ax, baseline, value)
+                ax.set_ylim(top=top)
+
+            picture = svg(f"chart{len(charts)}", draw, tokens, unit=unit)
             charts.append({"title": title, "note": note, "svg": picture})
-    if picture := _seconds(train, f"{name}{len(charts)}"):
+    if picture := _seconds(train, f"chart{len(charts)}"):
         charts.append({"title": "Where the time goes", "note": "parts of a step, in the order of the legend", "svg": picture})
     return charts
 
@@ -113,6 +66,24 @@ def _twin(key: str, trained: Iterable[str]) -> str:
     name = key.removeprefix("valid_")
     other = next((twin for twin in (f"{name}/mean", f"completions/{name}") if twin in trained), name)
     return key if key == name else f"valid_{name if name in trained else other}"
+
+
+def _cut_off(train: Curve, valid: Curve) -> tuple[float, float | None]:
+    """Return (the greatest loss, the top of its chart, or None to show all).
+
+    The fall from ln(vocabulary) in the first steps would flatten the rest.
+    """
+    lines = [trend(*train)[1]] * bool(len(train[0])) + [valid[1]] * bool(len(valid[0]))
+    later = np.concatenate([line[len(line) // 20 :] for line in lines])
+    peak, top = max(values.max() for values in (train[1], valid[1]) if len(values)), later.max() + 0.1 * np.ptp(later)
+    return float(peak), float(top) if peak > max(top, 1.3 * top) else None
+
+
+def _mark(ax: Axes, name: str, value: float) -> None:
+    ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    ax.annotate(f"{name} {value:.3f}", (1, value), (-3, 3), color=MUTED, **where)
+    ax.margins(y=0.1)
 
 
 def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[dict]) -> None:

@@ -1,0 +1,85 @@
+"""The metrics of metrics.jsonl in groups: titles, notes and units of their charts, for the page of one run and of many."""
+
+import fnmatch
+from typing import NamedTuple
+
+
+class Group(NamedTuple):
+    """A chart with all metrics that match one of its patterns.
+
+    unit: of its y axis. compared: the page over many runs has charts of these metrics.
+    """
+
+    title: str
+    note: str
+    unit: str
+    patterns: tuple[str, ...]
+    compared: bool = True
+
+
+GROUPS = (
+    Group("Loss", "of the method", "loss", ("loss",)),
+    Group("Bits per byte", "of held-out text; lower is better", "bits per byte", ("bits_per_byte",)),
+    Group("Bits per byte of each source", "of held-out text; lower is better", "bits per byte", ("bits_per_byte/*",)),
+    Group("Weights", "α of each step; their mean is the result", "share", ("weight/*",), compared=False),
+    Group("Excess loss", "of the proxy over the reference", "nats per token", ("excess/*",), compared=False),
+    Group("Reward", "mean over completions; the band is one standard deviation of them", "reward", ("reward",)),
+    Group("Each reward", "mean of each function before its weight", "reward", ("rewards/*/mean",)),
+    Group("Rewards of pairs", "chosen and rejected answers", "reward", ("rewards/chosen", "rewards/rejected")),
+    Group("Margin", "reward of the chosen answer − that of the rejected one", "reward", ("rewards/margins",)),
+    Group("Preference accuracy", "pairs whose chosen answer has the greater reward", "share", ("rewards/accuracies",)),
+    Group("Accuracy", "on the tokens or pairs of a batch", "share", ("accuracy", "mean_token_accuracy")),
+    Group(
+        "Distance from the reference",
+        "Kullback-Leibler divergence from the model before training",
+        "nats per token",
+        ("kl", "objective/kl", "policy/approxkl_avg"),
+    ),
+    Group("Entropy", "of the policy; at 0 it always writes the same", "nats per token", ("entropy", "objective/entropy")),
+    Group(
+        "Clipped ratios",
+        "tokens with a clipped ratio",
+        "share of the tokens",
+        ("clip_ratio/*_mean", "policy/clipfrac_avg"),
+        compared=False,
+    ),
+    Group("Completion length", "of the answers that the model wrote", "tokens", ("completions/*length",)),
+    Group(
+        "Cut and idle",
+        "completions that the limit cut, and groups of equal rewards, which teach nothing",
+        "share",
+        ("*/clipped_ratio", "frac_reward_*"),
+        compared=False,
+    ),
+    Group("Log-probabilities", "of the answers under the policy", "nats per answer", ("logps/*",), compared=False),
+    Group("Tools", "calls of tools, and the share that failed", "per completion", ("tools/*",), compared=False),
+    Group(
+        "Sampler and trainer",
+        "difference of their log-probabilities, and the weights that correct it",
+        "nats, or weight",
+        ("sampling/*",),
+        compared=False,
+    ),
+    Group("Learning rate", "as applied", "learning rate", ("learning_rate",)),
+    Group("Gradient norm", "global, before clipping", "norm", ("grad_norm",)),
+    Group("Throughput", "trained tokens", "tokens per second", ("tokens_per_second",)),
+)
+LOSSES = {  # method: (note, unit) of its loss
+    "pretraining": ("lower is better", "nats per token"),
+    "sft": ("of the answers' tokens", "nats per token"),
+    "dpo": ("of the order of two answers; ln 2 = 0.693 before training", "nats per pair"),
+    "reward": ("of the order of two answers, or of labelled steps", "nats"),
+    "grpo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
+    "rloo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
+    "ppo": ("of policy and values; it may stay near 0 while the reward rises", "loss"),
+}
+# Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
+LEFT_OUT = ("step", "tokens", "skipped", "spike", "spikes", "rewinds", "skipped_batches", "mfu", "tflops")
+LEFT_OUT += ("reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
+LEFT_OUT += ("goodput", "stragglers/*", "system_*")
+SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
+
+
+def group_of(metric: str) -> int | None:
+    """Return the index of the first of GROUPS that has a metric, without its prefix "valid_"; None if none has it."""
+    return next((i for i, group in enumerate(GROUPS) if any(fnmatch.fnmatch(metric, p) for p in group.patterns)), None)
