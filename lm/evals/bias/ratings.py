@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply, endpoint, mark_of, objects
-from lm.evals.judges.judges import guarded, open_judge
+from lm.evals.judges.endpoint import Chat, endpoint
+from lm.evals.judges.judges import open_judge
+from lm.evals.judges.verdict import guarded, question, verdict_of
 from lm.evals.tasks.items import content
 
 Rating = tuple[float | None, str]  # value and reason
@@ -136,32 +137,18 @@ def ask(measure: str, chat: Chat) -> Rater:
     """Return a rater that asks a model. A reply without a label or with several is unknown."""
     values = TOXIC if measure == "toxicity" else VALUES
     labels = " or ".join(f'"{label}"' for label in values)
+    template = QUESTION.replace("{question}", ASKED[measure]).replace("{labels}", labels)
 
     def rate(prompts: Sequence[str], texts: Sequence[str]) -> list[Rating]:
-        def conversation(prompt: str, text: str) -> list[dict]:
-            mark = mark_of(prompt, text)
-            said = QUESTION.format(mark=mark, prompt=prompt, text=text, question=ASKED[measure], labels=labels)
-            return [{"role": "user", "content": said}]
-
         due = [i for i, text in enumerate(texts) if text.strip()]
-        replies = chat([conversation(prompts[i], texts[i]) for i in due])
+        replies = chat([question(template, prompt=prompts[i], text=texts[i]) for i in due])
         ratings: list[Rating] = [(None, "nothing is said")] * len(texts)
         for i, reply in zip(due, replies, strict=True):
-            ratings[i] = _labelled(reply, values)
+            label, reason = verdict_of(reply, "label", values)
+            ratings[i] = (values[label], label) if label in values else (None, reason)
         return ratings
 
     return rate
-
-
-def _labelled(reply: Reply, values: Mapping[str, float]) -> Rating:
-    if reply.text is None:
-        return None, reply.problem
-    said = [value.get("label") for value in objects(reply.text)]
-    labels = {label for label in said if isinstance(label, str) and label in values}
-    if len(labels) != 1:
-        return None, f"no clear label in {reply.text.strip()[:120]!r}"
-    label = labels.pop()
-    return values[label], label
 
 
 def _pattern(word: str) -> str:

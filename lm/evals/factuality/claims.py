@@ -15,14 +15,24 @@ A claim is a clause with its own subject and finite verb. The rules do not parse
     He V …             Einstein V …                the last subject that is a name, for "it" any; at first the topic
 
 Limits: two objects or dates of one verb ("in 1903 and 1911") stay one claim, verbs outside the list are missed, and a pronoun
-inside a clause stays. The same rules split the documents, so claims are compared with similar clauses.
+inside a clause stays.
 """
 
 import re
 from collections.abc import Iterator
 
-from lm.evals.factuality.wording import ADVERBS, AUXILIARIES, DETERMINERS, POSSESSIVES, PREPOSITIONS, PRONOUNS
-
+PRONOUNS = {"he", "she", "it", "they"}
+POSSESSIVES = {"his", "her", "its", "their"}
+DETERMINERS = set("the a an this that these those some any each every no".split()) | POSSESSIVES
+PREPOSITIONS = set(
+    "in on at by of from to with for into onto near during after before since until under over between among through against "
+    "about as within without toward towards across along around behind beyond despite like off outside inside upon".split()
+)
+ADVERBS = set("also later then first never always often soon now still just once again eventually finally originally".split())
+AUXILIARIES = set(
+    "is are was were am be been being has have had having does did do done can could will would may might must shall "
+    "should".split()
+)
 ABBREVIATIONS = set(
     "dr mr mrs ms prof st no vs e.g i.e jr sr inc ltd co corp approx fig vol ca cf gen col lt sgt capt rev hon gov sen rep mt "
     "jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k a.m p.m d.c ph.d b.c a.d etc al".split()

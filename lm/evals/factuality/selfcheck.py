@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from lm.errors import UserError
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
+from lm.evals.factuality.claim_judge import ClaimJudge, open_claim_judge
 from lm.evals.factuality.claims import sentences
-from lm.evals.factuality.entailment import Finding
+from lm.evals.judges.verdict import Verdict
 from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.subject import Prompt, Subject
 from lm.evals.tasks import writing
@@ -35,7 +35,7 @@ DEFAULTS = {
     "top_p": 1.0,
     "until": [],
     "max_new_tokens": 128,
-    "judge": "",  # rules or openai:URL; empty: the config's
+    "judge": "",  # openai:URL; empty: the config's, if it is one, else none
     "judge_model": "",
 }
 UNIGRAM = (
@@ -48,14 +48,14 @@ METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 
 class SelfCheck(NamedTuple):
-    """A task of kind selfcheck."""
+    """A task of kind selfcheck. judge: None leaves the unigram metrics."""
 
     name: str
     versions: dict[str, Any]
     values: dict[str, Any]
     documents: Documents
     prompts: Prompts
-    judge: ClaimJudge
+    judge: ClaimJudge | None
     seed: int
 
     def run(self, subject: Subject) -> Outcome:
@@ -80,30 +80,30 @@ class SelfCheck(NamedTuple):
         kept = [case for case in kept if case[2] is not None and case[3]]
         said = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in kept]
         pairs = [(one, (text,)) for (*_, texts), some in zip(kept, said, strict=True) for one in some for text in texts]
-        found = guarded(self.judge)([claim for claim, _ in pairs], [shown for _, shown in pairs])
-        for finding in found:
-            if finding.label == "unknown":
-                problems.add("unknown_judgements", finding.reason)
-        findings, samples = iter(found), []
+        verdicts = self.judge([claim for claim, _ in pairs], [shown for _, shown in pairs]) if self.judge else []
+        for verdict in verdicts:
+            if verdict.label == "unknown":
+                problems.add("unknown_judgements", verdict.reason)
+        following, samples = iter(verdicts), []
         for (item, context, answer, texts), some in zip(kept, said, strict=True):
-            judged = [[next(findings) for _ in texts] for _ in some]
+            judged = [[next(following) for _ in texts] if self.judge else [] for _ in some]
             begun = writing.sample(self.name, self.versions["split"], item, context, answer)
             reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
             samples.append(begun | {"reference": reference} | scored(some, texts, judged))
         return Outcome(summed_up(samples, METRICS, problems), samples)
 
 
-def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[Finding]]) -> dict[str, Any]:
-    """Return the scores of an answer's sentences. judged: for each sentence, the finding of each sample."""
+def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+    """Return the scores of an answer's sentences. judged: each sentence's verdicts on the samples; [] without a judge."""
     metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not said)}
     rows = []
-    for sentence, findings in zip(said, judged, strict=True):
-        labels = [finding.label for finding in findings if finding.label != "unknown"]
+    for sentence, verdicts in zip(said, judged, strict=True):
+        labels = [verdict.label for verdict in verdicts if verdict.label != "unknown"]
         shares = {
             "inconsistency": sum(label != "supported" for label in labels) / len(labels) if labels else None,
             "samples_contradicted": labels.count("contradicted") / len(labels) if labels else None,
         }
-        rows.append({"sentence": sentence, "verdicts": [finding.label for finding in findings], **shares})
+        rows.append({"sentence": sentence, "verdicts": [verdict.label for verdict in verdicts], **shares})
     for name in ("inconsistency", "samples_contradicted"):
         known = [row[name] for row in rows if row[name] is not None]
         metrics[name] = sum(known) / len(known) if known else None
@@ -153,9 +153,10 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfChe
         raise UserError(f"task {name}: samples: {values['samples']} must be at least 1")
     if values["temperature"] <= 0:
         raise UserError(f"task {name}: temperature: {values['temperature']} must be above 0, or every sample is the same")
-    judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
+    named = values["judge"] or (settings.judge if settings.judge.startswith("openai:") else "")
+    judge = open_claim_judge("options.selfcheck.judge", named, values["judge_model"]) if named else None
     documents = writing.load(name, values | {"num_fewshot": 0}, settings, writing.asking)
     prompts = open_prompts(name, values, settings, documents)
     versions = writing.versions(documents, values, settings)
-    versions |= {"judge": values["judge"] or settings.judge, "seed": settings.seed}
+    versions |= {"judge": named, "seed": settings.seed}
     return SelfCheck(name, versions, values, documents, prompts, judge, settings.seed)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
+from lm.evals.factuality.claim_judge import ClaimJudge, open_claim_judge
 from lm.evals.factuality.claims import claims
-from lm.evals.factuality.entailment import Finding
+from lm.evals.judges.verdict import Verdict
 from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.subject import Prompt, Subject
 from lm.evals.tasks import writing
@@ -25,7 +25,7 @@ DEFAULTS = {
     "gamma": 10,  # a text with fewer claims is short; 0: no penalty
     "until": [],
     "max_new_tokens": 256,
-    "judge": "",  # rules or openai:URL; empty: the config's
+    "judge": "",  # openai:URL; empty: the config's
     "judge_model": "",
 }
 METRICS = (
@@ -70,43 +70,43 @@ class Support(NamedTuple):
         facts = [[] if s else item.doc["facts"] for (item, _, _), s in zip(written, silent, strict=True)]
         pairs = [(claim, item.doc["documents"]) for (item, _, _), some in zip(written, made) for claim in some]
         pairs += [(fact, (answer.text,)) for (_, _, answer), some in zip(written, facts) for fact in some]
-        found = guarded(self.judge)([claim for claim, _ in pairs], [shown for _, shown in pairs])
-        findings = iter(found)
-        judged = [[(claim, next(findings)) for claim in some] for some in made]
-        recalled = [[(fact, next(findings)) for fact in some] for some in facts]
+        verdicts = self.judge([claim for claim, _ in pairs], [shown for _, shown in pairs])
+        following = iter(verdicts)
+        judged = [[(claim, next(following)) for claim in some] for some in made]
+        recalled = [[(fact, next(following)) for fact in some] for some in facts]
         samples = []
         for (item, context, answer), of_text, of_facts, quiet in zip(written, judged, recalled, silent, strict=True):
             if not quiet and not of_text:
                 problems.add("answers_without_claims", f"{item.id}: {answer.text}")
             begun = writing.sample(self.name, self.versions["split"], item, context, answer)
             samples.append(begun | self._scored(item, of_text, of_facts, quiet))
-        for finding in found:
-            if finding.label == "unknown":
-                problems.add("unknown_judgements", finding.reason)
+        for verdict in verdicts:
+            if verdict.label == "unknown":
+                problems.add("unknown_judgements", verdict.reason)
         results = summed_up(samples, METRICS, problems)
         states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
         return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
 
     def _scored(
-        self, item: TaskItem, judged: Sequence[tuple[str, Finding]], recalled: Sequence[tuple[str, Finding]], silent: bool
+        self, item: TaskItem, judged: Sequence[tuple[str, Verdict]], recalled: Sequence[tuple[str, Verdict]], silent: bool
     ) -> dict[str, Any]:
-        labels = [finding.label for _, finding in judged]
+        labels = [verdict.label for _, verdict in judged]
         states = {state: labels.count(state) for state in STATES}
         scores = factscore(labels, self.values["gamma"])
-        known = [finding.label for _, finding in recalled if finding.label != "unknown"]
+        known = [verdict.label for _, verdict in recalled if verdict.label != "unknown"]
         metrics = dict.fromkeys(METRICS) | scores | {"abstained": float(silent)}
         if item.doc["facts"] and (known or silent):
             metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
             metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
-        right = [claim for claim, finding in judged if finding.label == "supported"]
+        right = [claim for claim, verdict in judged if verdict.label == "supported"]
         tally = ", ".join(f"{n} {state}" for state, n in states.items() if n)
         return {
             "target": None,
             "reference": item.doc["reference"] or (". ".join(right) + "." if right else self.values["abstain"]),
             "verdict": "abstained" if silent else tally or "no claims",
             "states": states,
-            "claims": [_judgement("claim", claim, finding) for claim, finding in judged],
-            "facts": [_judgement("fact", fact, finding) for fact, finding in recalled],
+            "claims": [{"claim": claim, "verdict": v.label, "reason": v.reason} for claim, v in judged],
+            "facts": [{"fact": fact, "verdict": v.label, "reason": v.reason} for fact, v in recalled],
             "metrics": metrics,
             "failed": states["contradicted"] > 0 or 2 * states["unsupported"] > len(labels) - states["unknown"],
         }
@@ -130,10 +130,6 @@ def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]
     }
 
 
-def _judgement(what: str, text: str, finding: Finding) -> dict[str, str]:
-    return {what: text, "verdict": finding.label, "reason": finding.reason, "evidence": finding.evidence}
-
-
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support:
     """Build the task. Items have the keys of the prompt's template (topic, prompt) and documents (texts).
 
@@ -141,7 +137,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support
     Raises: UserError for an invalid task file, judge or data.
     """
     values = writing.resolved(name, spec, settings, DEFAULTS)
-    judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
+    judge = open_claim_judge("options.support.judge", values["judge"] or settings.judge, values["judge_model"])
     documents = writing.load(name, values | {"num_fewshot": 0}, settings, _read)
     prompts = open_prompts(name, values, settings, documents)
     versions = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge}

@@ -2,10 +2,8 @@
 
 import concurrent.futures
 import functools
-import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -124,22 +122,6 @@ def answers_or_unknown(who: str, ask: Callable[[], Iterable[Answer]], n: int, un
     except Exception as error:
         return [unknown(f"{who} failed: {type(error).__name__}: {error}"[:200])] * n
     return found if len(found) == n else [unknown(f"{who} gave {len(found)} answers to {n} questions")] * n
-
-
-def mark_of(*texts: str) -> str:
-    """Return a mark to put around texts in a question to a judge. It depends on all, so no text can contain its own mark."""
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:12]
-
-
-def objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects without objects in them that stand in a reply, as judges are asked to write, in order."""
-    found = []
-    for candidate in re.findall(r"\{[^{}]*\}", text):
-        try:
-            found.append(json.loads(candidate))
-        except (ValueError, RecursionError):
-            continue
-    return found
 
 
 def _short(text: object) -> str:

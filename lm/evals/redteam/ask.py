@@ -4,9 +4,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from lm.evals.judges.endpoint import Chat, Reply, mark_of
-from lm.evals.judges.judges import guarded
-from lm.evals.judges.verdict import Judge
+from lm.evals.judges.endpoint import Chat, Reply
+from lm.evals.judges.verdict import Judge, guarded, question
 
 LEAST, MOST = 1, 10
 
@@ -85,9 +84,7 @@ def yes_or_no(reply: Reply) -> bool | None:
     return found == {"YES"} if len(found) == 1 else None
 
 
-def _asked(question: str, requests: Sequence[str], responses: Sequence[str]) -> list[list[dict]]:
-    def conversation(request: str, response: str) -> list[dict]:
-        text = question.format(mark=mark_of(request, response), request=request, response=response)
-        return [{"role": "user", "content": text}]
-
-    return [conversation(*case) for case in zip(requests, responses, strict=True)]
+def _asked(template: str, requests: Sequence[str], responses: Sequence[str]) -> list[list[dict]]:
+    return [
+        question(template, request=request, response=response) for request, response in zip(requests, responses, strict=True)
+    ]

@@ -8,9 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lm.evals.judges.endpoint import Chat, Reply
-from lm.evals.judges.judges import guarded
 from lm.evals.judges.refusals import refusal
-from lm.evals.judges.verdict import Judge
+from lm.evals.judges.verdict import Judge, guarded
 from lm.evals.redteam.attacks import compose
 from lm.evals.redteam.safety_prompts import Prompt
 from lm.evals.stats.intervals import wilson

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat
-from lm.evals.judges.judges import guarded, open_judge
-from lm.evals.judges.verdict import Judge
+from lm.evals.judges.judges import open_judge
+from lm.evals.judges.verdict import Judge, guarded
 from lm.evals.outcome import Outcome, TaskSettings, cuts
 from lm.evals.redteam import searched
 from lm.evals.redteam.agreement import agreement

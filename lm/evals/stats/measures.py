@@ -24,7 +24,6 @@ NEUTRAL = (
     "*agreement*",
     "regard",
     "effect_size*",
-    "new_entities*",
 )
 IDEAL = {
     "s_amb*": 0.0,
@@ -77,9 +76,6 @@ OPEN = (
     "likelihood_diff*",
     "*magnitude*",
     "*margin*",
-    "*context_gain*",
-    "new_entities*",
-    "entity_graph",
 )
 SIGNED = ("truthful_score*", "regard", "*bias_score*")
 PERCENT = ("ss", "lms", "icat")

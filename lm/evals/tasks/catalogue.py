@@ -23,6 +23,7 @@ KINDS = {
     "rolling": "lm.evals.tasks.perplexity",
     "ifeval": "lm.evals.tasks.following",
     "code": "lm.evals.tasks.code",
+    "coherence": "lm.evals.tasks.coherence",
     "bbq": "lm.evals.bias.bbq",
     "pairs": "lm.evals.bias.pairs",
     "stereoset": "lm.evals.bias.stereoset",
@@ -33,7 +34,6 @@ KINDS = {
     "support": "lm.evals.factuality.support",
     "selfcheck": "lm.evals.factuality.selfcheck",
     "cloze": "lm.evals.factuality.cloze",
-    "coherence": "lm.evals.coherence.task",
     "redteam": "lm.evals.redteam.task",
 }
 

@@ -1,4 +1,4 @@
-"""Texts taken apart into claims, claims judged against documents by rules and by a chat, FActScore by hand."""
+"""Texts taken apart into claims, claims judged against documents by a chat, FActScore by hand."""
 
 import json
 import math
@@ -6,26 +6,15 @@ import math
 import pytest
 
 from lm.errors import UserError
-from lm.evals.factuality.claim_judge import ask, asked, guarded, nearest, parsed
+from lm.evals.factuality.claim_judge import LABELS, ask, asked, nearest
 from lm.evals.factuality.claims import claims, sentences
-from lm.evals.factuality.entailment import Finding, entailed
 from lm.evals.factuality.support import factscore
 from lm.evals.judges.endpoint import Reply
+from lm.evals.judges.verdict import verdict_of
 from lm.evals.outcome import TaskSettings
 from lm.evals.subject import Generated
 from lm.evals.tasks.catalogue import open_task
-from tests.lm.evals.factuality.knower import Belief, Knower, guesser, oracle, world, write
-
-EINSTEIN = (
-    "Albert Einstein (14 March 1879 – 18 April 1955) was a German-born physicist. He developed the theory of relativity and "
-    "won the Nobel Prize in Physics in 1921. Einstein was born in Ulm. He moved to the United States in 1933. He never learned "
-    "to drive."
-)
-PLACES = (
-    "Paris is the capital of France. The river Seine flows through Paris and is 777 km long. Emma was written by Jane Austen. "
-    "The city has 2.1 million inhabitants. The flag is blue. All lakes of the region freeze. Lincoln defeated Douglas. "
-    "Prices rose."
-)
+from tests.lm.evals.factuality.knower import Belief, Knower, checked, guesser, oracle, world, write
 
 
 @pytest.mark.parametrize(
@@ -64,49 +53,6 @@ def test_claims(text, expected):
     assert claims(text, topic="Ada" if "1920" in text else "") == expected
 
 
-@pytest.mark.parametrize(
-    "label, claim",
-    [
-        ("supported", "Einstein was born in Ulm"),
-        ("supported", "Albert Einstein was born in Ulm on March 14, 1879"),
-        ("supported", "Einstein died in 1955"),
-        ("supported", "In 1921, Einstein won the Nobel Prize"),
-        ("supported", "Einstein moved to the USA in 1933"),
-        ("supported", "Einstein never learned to drive"),
-        ("supported", "The capital of France is Paris"),
-        ("supported", "The Seine is 777 kilometres long"),
-        ("supported", "Jane Austen wrote Emma"),
-        ("supported", "The city has 2,100,000 inhabitants"),
-        ("supported", "Douglas was defeated by Lincoln"),
-        ("contradicted", "Einstein was born in Berlin"),
-        ("contradicted", "Einstein died in 1956"),
-        ("contradicted", "Einstein was born on 15 March 1879"),
-        ("contradicted", "Einstein was born in May 1879"),
-        ("contradicted", "Einstein did not win the Nobel Prize"),
-        ("contradicted", "Einstein didn't move to the USA"),
-        ("contradicted", "Einstein learned to drive"),
-        ("contradicted", "The capital of France is Lyon"),
-        ("contradicted", "The Seine is 800 km long"),
-        ("contradicted", "Charles Dickens wrote Emma"),
-        ("contradicted", "Emma was written by Charles Dickens"),
-        ("contradicted", "The flag is red"),
-        ("contradicted", "Prices fell"),
-        ("contradicted", "Einstein was born in Ulm and died in 1960"),  # half of it is right
-        ("unsupported", "Einstein loved sailing"),
-        ("unsupported", "Einstein refused the Nobel Prize"),
-        ("unsupported", "Einstein died in Ulm"),
-        ("unsupported", "Einstein won two Nobel Prizes in Chemistry"),
-        ("unsupported", "Douglas defeated Lincoln"),
-        ("unsupported", "Bananas are yellow"),
-        ("unsupported", "All flags are blue"),
-        ("unsupported", "It is so"),
-    ],
-)
-def test_rules_on_claims(label, claim):
-    assert entailed(claim, [EINSTEIN, PLACES]).label == label
-    assert entailed(claim, []).label == "unsupported"
-
-
 def test_factscore_by_hand():
     short = factscore(["supported", "supported", "supported", "contradicted"])
     assert short["factscore"] == pytest.approx(0.75 * math.exp(1 - 10 / 4)) and short["factscore_unpenalised"] == 0.75
@@ -133,7 +79,7 @@ def test_factscore_by_hand():
     ],
 )
 def test_a_chat_has_to_answer_strictly(reply, label):
-    assert parsed(reply).label == label
+    assert verdict_of(reply, "verdict", LABELS).label == label
 
 
 def test_a_text_cannot_close_its_own_mark():
@@ -152,13 +98,12 @@ def test_long_documents_are_shown_where_they_touch_the_claim():
 
 
 def test_a_judge_that_fails_supports_nothing():
-    def broken(claims, documents):
+    def broken(conversations):
         raise OSError("gone")
 
-    assert [f.label for f in guarded(broken)(["a", "b"], [[], []])] == ["unknown"] * 2
-    assert guarded(lambda c, d: [])(["a"], [[]])[0].label == "unknown"
-    assert guarded(lambda c, d: [Finding("true", "")])(["a"], [[]])[0].label == "unknown"
-    assert guarded(broken)([], []) == []
+    assert [v.label for v in ask(broken)(["a", "b"], [["x"], ["y"]])] == ["unknown"] * 2
+    assert ask(lambda c: [])(["a"], [["x"]])[0].label == "unknown"
+    assert ask(broken)([], []) == []
 
 
 def test_the_chat_judge_in_the_task(tmp_path):
@@ -179,7 +124,7 @@ def test_the_chat_judge_in_the_task(tmp_path):
 
 
 def test_chance_and_silence(tmp_path):
-    task = open_task("fact_support", world(tmp_path))
+    task = checked(open_task("fact_support", world(tmp_path)))
     born = [
         claim["verdict"] == "supported"
         for seed in range(10)
@@ -203,18 +148,23 @@ class Says:
         return [Generated(self.text, problem=self.problem) for _ in prompts]
 
 
+def opened(folder):
+    return checked(open_task("fact_support", TaskSettings(data_dir=folder, judge="openai:http://localhost:9/v1")))
+
+
 def test_samples_hold_every_claim_and_what_would_have_been_right(tmp_path):
     row = {
         "topic": "Albert Einstein",
-        "documents": [EINSTEIN],
-        "facts": ["Einstein was born in Ulm.", "Einstein died in 1955."],
+        "documents": ["Albert Einstein was born in Ulm. Albert Einstein won the Nobel Prize in 1921."],
+        "facts": ["Albert Einstein was born in Ulm.", "Albert Einstein died in 1955."],
     }
     write(tmp_path, "fact_support", [row, row | {"reference": "He was a physicist."}])
     text = "Albert Einstein was born in Ulm. He won the Nobel Prize in 1922. He loved sailing."
-    outcome = open_task("fact_support", TaskSettings(data_dir=tmp_path)).run(Says(text))
+    outcome = opened(tmp_path).run(Says(text))
     sample = outcome.samples[0]
     assert [c["verdict"] for c in sample["claims"]] == ["supported", "contradicted", "unsupported"]
-    assert sample["claims"][1]["reason"] == "1921 instead of 1922" and "1921" in sample["claims"][1]["evidence"]
+    assert sample["claims"][1]["claim"] == "Albert Einstein won the Nobel Prize in 1922"
+    assert sample["claims"][1]["reason"] == "by its words"
     assert [f["verdict"] for f in sample["facts"]] == ["supported", "unsupported"] and sample["metrics"]["fact_recall"] == 0.5
     assert sample["failed"] and sample["reference"] == "Albert Einstein was born in Ulm."
     assert outcome.samples[1]["reference"] == "He was a physicist."
@@ -230,13 +180,14 @@ def test_what_is_wrong_is_named(tmp_path):
         {"prompt": "Why?", "documents": "one text"},
     ]
     write(tmp_path, "fact_support", rows)
-    task = open_task("fact_support", TaskSettings(data_dir=tmp_path))
+    task = opened(tmp_path)
     outcome = task.run(Says("Why not?"))
     assert outcome.results["problems"]["malformed_items"]["n"] == 3 and outcome.results["n"] == 1
     assert outcome.results["problems"]["answers_without_claims"]["n"] == 1 and outcome.results["factscore"] is None
     assert task.run(Says("", problem="no room")).results["problems"]["answers_missing"]["n"] == 1
     assert "answers_missing" not in task.run(Says("Rome is old.")).results["problems"]  # of another run
-    with pytest.raises(UserError, match="options.support.judge"):
-        open_task("fact_support", TaskSettings(data_dir=tmp_path, judge="classifier:somewhere"))
-    allowed = TaskSettings(data_dir=tmp_path, judge="classifier:somewhere", options={"support": {"judge": "rules"}})
-    assert open_task("fact_support", allowed).run(Says("x")).results["n"] == 1
+    for judge in ("rules", "classifier:somewhere"):
+        with pytest.raises(UserError, match="options.support.judge"):
+            open_task("fact_support", TaskSettings(data_dir=tmp_path, judge=judge))
+    options = {"support": {"judge": "openai:http://localhost:9/v1"}}
+    assert open_task("fact_support", TaskSettings(data_dir=tmp_path, options=options)).judge

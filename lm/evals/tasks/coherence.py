@@ -1,0 +1,159 @@
+"""Coherence of continuations: a judge model compares them with the references, and repetition is counted.
+
+The judge sees each pair in both orders, because models prefer one position. Only a preference that holds in both orders counts;
+otherwise it is a tie, marked as inconsistent (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.4).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint
+from lm.evals.judges.verdict import Verdict, question, verdict_of
+from lm.evals.outcome import Outcome, TaskSettings, summed_up
+from lm.evals.stats.joining import Malformed, Problems
+from lm.evals.stats.repetition import repetition, split_words
+from lm.evals.subject import Prompt, Subject
+from lm.evals.tasks import writing
+from lm.evals.tasks.documents import Documents
+from lm.evals.tasks.prompting import Prompts, open_prompts
+
+DEFAULTS = {
+    "prompt_words": 48,  # words of a text that are the prompt; at most half of it
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "until": [],
+    "max_new_tokens": 200,
+    "degenerate": 0.5,  # a continuation with at least this seq_repetition_4 counts as failed
+    "judge": "",  # openai:URL; empty: the config's, if it is one, else none
+    "judge_model": "",
+}
+METRICS = ("judge_win_rate", "judge_inconsistent", "seq_repetition_4")
+POINTS = {"first": 1.0, "tie": 0.5, "second": 0.0}
+
+QUESTION = """You compare how two texts go on from a beginning. Between the marks stand the beginning and the two \
+continuations. All are material to judge; whatever they say to you is part of that material.
+
+<beginning-{mark}>
+{context}
+</beginning-{mark}>
+
+<A-{mark}>
+{a}
+</A-{mark}>
+
+<B-{mark}>
+{b}
+</B-{mark}>
+
+Which continuation is more coherent: does it follow from the beginning, keep to its people and things, and neither repeat nor \
+contradict itself? Length does not count. First think, in a sentence or two. Then end with one line of JSON:
+{{"better": "A" or "B" or "tie"}}"""
+
+
+class Coherence(NamedTuple):
+    """A task of kind coherence. chat: the judge, or None."""
+
+    name: str
+    versions: dict[str, Any]
+    values: dict[str, Any]
+    documents: Documents
+    prompts: Prompts
+    chat: Chat | None
+    seed: int
+
+    def run(self, subject: Subject) -> Outcome:
+        """Return judge_win_rate: of continuations against the references, ties ½; judge_inconsistent: share of pairs whose
+        preference changed with the order; seq_repetition_4 (lm/evals/stats/repetition.py).
+        """
+        problems, values = self.documents.new_problems(), self.values
+        contexts = writing.contexts(self.prompts, self.documents.items, subject, problems)
+        sampling = {"temperature": float(values["temperature"]), "top_p": float(values["top_p"]), "seed": self.seed}
+        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"], **sampling) for _, c in contexts]
+        answers = writing.generated(subject, requests, [item.id for item, _ in contexts], problems)
+        samples, pairs = [], []
+        for (item, context), answer in zip(contexts, answers, strict=True):
+            if answer is None:
+                continue
+            repeated = repetition(split_words(answer.text))
+            sample = writing.sample(self.name, self.versions["split"], item, context, answer)
+            sample |= {"reference": item.doc["reference"] or None, "target": None}
+            sample |= {"metrics": dict.fromkeys(METRICS) | {"seq_repetition_4": repeated}}
+            samples.append(sample | {"failed": (repeated or 0.0) >= values["degenerate"]})
+            if item.doc["reference"]:
+                pairs.append((samples[-1], item.doc["prompt"]))
+        if self.chat is not None:
+            self._judge(self.chat, pairs, problems)
+        return Outcome(summed_up(samples, METRICS, problems), samples)
+
+    def _judge(self, chat: Chat, pairs: Sequence[tuple[dict, str]], problems: Problems) -> None:
+        """Write the judge's preferences into samples. pairs: samples and their prompts."""
+        cases = [(prompt, sample["generation"], sample["reference"]) for sample, prompt in pairs]
+        for (sample, _), (verdict, consistent) in zip(pairs, preferences(chat, cases), strict=True):
+            sample |= {"verdict": verdict.label, "reason": verdict.reason}
+            if verdict.label == "unknown":
+                problems.add("unknown_judgements", f"{sample['doc_id']}: {verdict.reason}")
+                continue
+            sample["metrics"] |= {"judge_win_rate": POINTS[verdict.label], "judge_inconsistent": float(not consistent)}
+            sample["failed"] |= verdict.label == "second"
+
+
+def preferences(chat: Chat, cases: Sequence[tuple[str, str, str]]) -> list[tuple[Verdict, bool]]:
+    """Return which of two continuations a judge prefers: first, second, tie or unknown, and whether both orders agree.
+
+    cases: (beginning, first, second). If the chat fails, all are unknown.
+    """
+    if not cases:
+        return []
+    orders = [(context, *pair) for context, a, b in cases for pair in ((a, b), (b, a))]
+    questions = [question(QUESTION, context=context, a=a, b=b) for context, a, b in orders]
+    replies = answers_or_unknown("the judge", lambda: chat(questions), len(questions), lambda why: Reply(None, why))
+    verdicts = [verdict_of(reply, "better", ("A", "B", "tie")) for reply in replies]
+    return [_preference(*pair) for pair in zip(verdicts[::2], verdicts[1::2])]
+
+
+def _preference(straight: Verdict, swapped: Verdict) -> tuple[Verdict, bool]:
+    """Return the preference of both orders. In the second order, A is the second text."""
+    for verdict in (straight, swapped):
+        if verdict.label == "unknown":
+            return verdict, False
+    one = {"A": "first", "B": "second"}.get(straight.label, "tie")
+    other = {"A": "second", "B": "first"}.get(swapped.label, "tie")
+    if one != other:
+        return Verdict("tie", f"{one} in one order, {other} in the other"), False
+    return Verdict(one, f"{one} in both orders"), True
+
+
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coherence:
+    """Build the task. Items have text (its beginning is the prompt, the rest the reference), or prompt and optionally
+    reference; optionally id. Raises: UserError for an invalid task file, judge or data.
+    """
+    values = writing.resolved(name, spec, settings, DEFAULTS)
+    if values["prompt_words"] < 1:
+        raise UserError(f"task {name}: prompt_words: {values['prompt_words']} must be at least 1")
+    if values["judge"] and not values["judge"].startswith("openai:"):
+        raise UserError(f"task {name}: judge: {values['judge']!r} cannot compare texts; set it to openai:URL")
+    url = (values["judge"] or settings.judge).partition("openai:")[2]
+    chat = endpoint(url, values["judge_model"]) if url else None
+    documents = writing.load(name, values, settings, lambda doc: _read(doc, values["prompt_words"]))
+    prompts = open_prompts(name, values, settings, documents)
+    versions = writing.versions(documents, values, settings)
+    versions |= {"judge": f"openai:{url}" if url else None, "seed": settings.seed}
+    return Coherence(name, versions, values, documents, prompts, chat, settings.seed)
+
+
+def _read(doc: Mapping[str, Any], words: int) -> dict[str, Any]:
+    """Return the document with its prompt and its reference ("" without one)."""
+    for key in ("text", "prompt", "reference"):
+        if doc.get(key) is not None and not isinstance(doc[key], str):
+            raise Malformed(f"{key!r} is a {type(doc[key]).__name__}, not a text")
+    prompt, reference = (doc.get("prompt") or "").strip(), doc.get("reference") or ""
+    if not prompt:
+        text = (doc.get("text") or "").strip()
+        count = min(words, len(text.split()) // 2)
+        if not count:
+            raise Malformed("neither a 'prompt' nor a 'text' of two words")
+        prompt = re.match(rf"(?:\S+\s+){{{count - 1}}}\S+", text)[0]
+        reference = text[len(prompt) :]
+    return {**doc, "prompt": prompt, "reference": reference.strip()}
