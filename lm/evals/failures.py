@@ -49,7 +49,7 @@ WANTED = ("hazard", "family", "answer", "completion", "harmful_if")  # columns o
 
 
 def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
-    """Write the failed samples (lm/evals/outcome.py) into `folder`. Each file is written atomically, the manifest last.
+    """Write the failed samples (lm/evals/task.py) into `folder`. Each file is written atomically, the manifest last.
 
     Returns: the manifest: {"warning", "files": {name: {"rows", "what", "use"}}, "tasks": {task: {"failed", "split", file:
     rows}}, "left_out": {reason: failed samples that gave no row}}.

@@ -13,8 +13,8 @@ from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evals.asked import open_tasks, settings_of, template_of
 from lm.evals.engine.engine import Engine
-from lm.evals.outcome import Task
 from lm.evals.stats.measures import is_number, metrics
+from lm.evals.task import Task
 from lm.files import saving
 from lm.files.saving import plain
 from lm.parallel import hosts

@@ -27,9 +27,9 @@ from lm.evals import compare, contamination, failures
 from lm.evals.asked import open_tasks, others_of, settings_of, template_of
 from lm.evals.engine.answers_cache import fingerprint
 from lm.evals.engine.engine import Engine
-from lm.evals.outcome import Outcome, Task
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import main_metric
+from lm.evals.task import Outcome, Task
 from lm.evals.tasks.core_metric import core
 from lm.files import saving
 from lm.files.saving import plain

@@ -13,8 +13,8 @@ from configs.train import default, tiny
 from lm.align import losses, settings
 from lm.errors import UserError
 from lm.evals.asked import settings_of
-from lm.evals.outcome import Outcome
 from lm.evals.run import kept
+from lm.evals.task import Outcome
 from lm.inputs import check_alignment, check_training
 from lm.kernels import divergence
 from lm.parallel.mesh import make_mesh

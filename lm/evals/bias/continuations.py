@@ -19,15 +19,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
-from lm.evals.bias.given import Data, Measure, keys, limited, read_items, rows
 from lm.evals.bias.ratings import LISTS, Rater, open_rater
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, key, text
 from lm.evals.stats.measures import mean
-from lm.evals.subject import Prompt, Subject
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, limited, message_fields
 from lm.evals.tasks import items as items_of
+from lm.evals.tasks.settings import OneOf, check, check_least, resolved
 
+KEYS = {
+    "measure": OneOf(tuple(LISTS)),
+    "judge": "",  # empty: the config's
+    "judge_options": {},
+    "words": "",
+    "columns": {},
+    "draws": 1,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "max_new_tokens": 32,
+    "stops": ["\n"],
+    "instruction": "Continue this text:\n\n{prompt}",
+}
 COLUMNS = ("prompt", "group", "axis", "template", "id")
 
 
@@ -43,45 +56,25 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 
     `columns` gives other names for these columns. BOLD's files {group: {name: [prompts]}} are read unchanged, each as an axis.
     Items {"axis", "groups": {name: words}, "templates": [text with {group}]} expand to all their prompts. Raises: UserError."""
-    given = keys(
-        name,
-        spec,
-        settings,
-        {
-            "measure": tuple(LISTS),
-            "judge": "",
-            "judge_options": {},
-            "words": "",
-            "columns": {},
-            "draws": 1,
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "max_new_tokens": 32,
-            "stops": ["\n"],
-            "instruction": "Continue this text:\n\n{prompt}",
-        },
-    )
-    for column in given["columns"]:
-        if column not in COLUMNS:
-            raise UserError(f"{name}.yaml: columns: {column}: there are {', '.join(COLUMNS)}")
-    if given["draws"] < 1:
-        raise UserError(f"{name}.yaml: draws: {given['draws']}: at least 1 is needed")
-    if "{prompt}" not in given["instruction"]:
-        raise UserError(f"{name}.yaml: instruction: needs {{prompt}} in place of the prompt")
-    given["judge"] = given["judge"] or settings.judge
-    data = rows(name, given, settings, read=_prompts)
+    values = resolved(name, spec, settings, KEYS)
+    check(f"task {name}: columns", values["columns"], dict.fromkeys(COLUMNS, str))
+    check_least(name, values, draws=1)
+    if "{prompt}" not in values["instruction"]:
+        raise UserError(f"task {name}: instruction: needs {{prompt}} in place of the prompt")
+    values["judge"] = values["judge"] or settings.judge
+    data = read_rows(name, values, settings, read=_prompts)
     data = data._replace(rows=limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))
-    recorded = ("measure", "judge", "words", "draws", "temperature", "top_p", "max_new_tokens", "stops", "instruction")
-    versions = data.versions | {key: given[key] for key in recorded} | {"seed": settings.seed}
-    rater = open_rater(given["measure"], given["judge"], given["words"], **given["judge_options"])
-    return Measure(name, versions, functools.partial(_run, name, data, given, rater, settings))
+    recorded = {key: values[key] for key in KEYS if key not in ("columns", "judge_options")}
+    versions = data.versions | recorded | {"seed": settings.seed}
+    rater = open_rater(values["measure"], values["judge"], values["words"], **values["judge_options"])
+    return Measure(name, versions, functools.partial(_run, name, data, values, rater, settings))
 
 
-def _run(name: str, data: Data, given: dict, rater: Rater, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems, measure, draws = data.problems(), given["measure"], given["draws"]
-    items = read_items(data.rows, problems, functools.partial(_read, given["columns"]))
-    asked = [_asked(subject, item.prompt, given["instruction"], settings) for _, item in items]
-    drawn = Prompt("", tuple(given["stops"]), given["max_new_tokens"], float(given["temperature"]), given["top_p"])
+def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettings, subject: Subject) -> Outcome:
+    problems, measure, draws = data.new_problems(), values["measure"], values["draws"]
+    items = read_items(data.rows, problems, functools.partial(_read, values["columns"]))
+    asked = [_asked(subject, item.prompt, values["instruction"], settings) for _, item in items]
+    drawn = Prompt("", tuple(values["stops"]), values["max_new_tokens"], float(values["temperature"]), values["top_p"])
     prompts = [drawn._replace(text=prompt, seed=settings.seed + n) for prompt, _ in asked for n in range(draws)]
     generated = subject.generate(prompts)
     ratings = rater([item.prompt for _, item in items for _ in range(draws)], [one.text for one in generated])
@@ -103,7 +96,7 @@ def _run(name: str, data: Data, given: dict, rater: Rater, settings: TaskSetting
                 "task": name,
                 "doc_id": number,
                 "prompt": prompt,
-                **({"messages": messages} if messages else {}),
+                **message_fields(messages),
                 "target": None,
                 "generation": texts[0].text,
                 "generations": [one.text for one in texts],

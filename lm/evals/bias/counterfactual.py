@@ -24,14 +24,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.evals.bias.given import Data, Measure, all_finite, answered, asked, keys, limited, parts, read_items, rows, tokens
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.bias.rows import Measure, Rows, id_of, prompt_of, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, Problems, key, text
 from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import mcnemar
-from lm.evals.subject import Continuation, Prompt, Subject
+from lm.evals.task import (
+    Continuation,
+    Outcome,
+    Prompt,
+    Subject,
+    TaskSettings,
+    all_finite,
+    choice_fields,
+    grouped_likelihoods,
+    limited,
+    message_fields,
+    parts,
+)
+from lm.evals.tasks.settings import resolved
 
+KEYS = {"stops": ["\n"], "max_new_tokens": 32}  # of generated answers
 HOLE = re.compile(r"\{(?:group|name)\}")
 
 
@@ -59,20 +72,20 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 
     A continuation or choice is a text, or {"text", "of": index of a filler}. "fillers": [text, …], or "pairs": [[text, text],
     …] for several sets. Raises: UserError."""
-    given = keys(name, spec, settings, {"stops": ["\n"], "max_new_tokens": 32})
-    data = rows(name, given, settings)
+    values = resolved(name, spec, settings, KEYS)
+    data = read_rows(name, values, settings)
     limit = limited(data.rows, settings.limit)
     data = data._replace(rows=[one for number, row in enumerate(limit) for one in _sets(number, row)])
-    versions = data.versions | {key: given[key] for key in ("stops", "max_new_tokens")}
-    return Measure(name, versions, functools.partial(_run, name, data, given, settings))
+    versions = data.versions | {key: values[key] for key in KEYS}
+    return Measure(name, versions, functools.partial(_run, name, data, values, settings))
 
 
-def _run(name: str, data: Data, given: dict, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems = data.problems()
+def _run(name: str, data: Rows, values: dict, settings: TaskSettings, subject: Subject) -> Outcome:
+    problems = data.new_problems()
     items = read_items(data.rows, problems, _read)
     written = [(number, item) for number, item in items if item.question and not item.said]
     scored = [(number, item) for number, item in items if item.said]
-    samples = _scored(subject, scored, settings, problems) + _written(subject, written, given, settings, problems)
+    samples = _scored(subject, scored, settings, problems) + _written(subject, written, values, settings, problems)
     samples = [{"task": name} | sample for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
     return Outcome(figures(samples) | {"axes": parts(samples, "axis", figures), "problems": problems.kinds}, samples)
 
@@ -126,14 +139,14 @@ def _effect(sums: np.ndarray) -> np.ndarray:
 def _scored(subject: Subject, items: Sequence[tuple[int, SwapItem]], settings: TaskSettings, problems: Problems) -> list[dict]:
     """Return samples of continuations and of questions with choices."""
     contexts = [
-        [asked(subject, said, settings) if item.question else (said, None, "") for said in item.texts] for _, item in items
+        [prompt_of(subject, said, settings) if item.question else (said, None, "") for said in item.texts] for _, item in items
     ]
     requests = [
         [Continuation(context, delimiter + said.text) for context, _, delimiter in own for said in item.said]
         for (_, item), own in zip(items, contexts)
     ]
     samples = []
-    for (number, item), own, requested, likelihoods in zip(items, contexts, requests, answered(subject, requests)):
+    for (number, item), own, requested, likelihoods in zip(items, contexts, requests, grouped_likelihoods(subject, requests)):
         if not all_finite(likelihoods, problems, f"row {item.row}"):
             continue
         k = len(item.said)
@@ -148,20 +161,19 @@ def _scored(subject: Subject, items: Sequence[tuple[int, SwapItem]], settings: T
             "contexts": [request.context for request in requested],
             "choices": [request.continuation for request in requested],
             "target": None,
-            "loglikelihoods": [likelihood.logp for likelihood in likelihoods],
-            "tokens": tokens(likelihoods),
+            **choice_fields(likelihoods),
         }
-        samples.append(_sample(number, item, put | ({"messages": own[0][1]} if own[0][1] else {}) | measured))
+        samples.append(_sample(number, item, put | message_fields(own[0][1]) | measured))
     return samples
 
 
 def _written(
-    subject: Subject, items: Sequence[tuple[int, SwapItem]], given: dict, settings: TaskSettings, problems: Problems
+    subject: Subject, items: Sequence[tuple[int, SwapItem]], values: dict, settings: TaskSettings, problems: Problems
 ) -> list[dict]:
     """Return samples of questions with generated answers."""
-    contexts = [[asked(subject, said, settings) for said in item.texts] for _, item in items]
+    contexts = [[prompt_of(subject, said, settings) for said in item.texts] for _, item in items]
     prompts = [
-        Prompt(context, () if messages else tuple(given["stops"]), given["max_new_tokens"])
+        Prompt(context, () if messages else tuple(values["stops"]), values["max_new_tokens"])
         for own in contexts
         for context, messages, _ in own
     ]
@@ -181,7 +193,7 @@ def _written(
             "generations": [one.text for one in texts],
             "answers": answers,
         }
-        samples.append(_sample(number, item, put | ({"messages": own[0][1]} if own[0][1] else {}) | _of_answers(answers, ())))
+        samples.append(_sample(number, item, put | message_fields(own[0][1]) | _of_answers(answers, ())))
     return samples
 
 
@@ -256,8 +268,8 @@ def _read(row: dict) -> tuple[Hashable, SwapItem]:
         raise Malformed(f"of {name!r} two are alike")
     texts = [HOLE.sub(lambda _, filler=filler: filler, template) for filler in fillers]
     texts = tuple(text[0].upper() + text[1:] for text in texts)
-    id = None if row.get("id") in (None, "") else (key(row, "id"), tuple(fillers))
-    return id, SwapItem(key(row, "axis"), tuple(fillers), texts, question, said, row["row"])
+    id = id_of(row)
+    return id and (id, tuple(fillers)), SwapItem(key(row, "axis"), tuple(fillers), texts, question, said, row["row"])
 
 
 def _option(one: Any, fillers: int) -> Option:

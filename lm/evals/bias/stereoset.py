@@ -19,11 +19,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.evals.bias.given import Data, Measure, all_finite, answered, keys, limited, parts, read_items, rows, tokens
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.subject import Continuation, Subject
+from lm.evals.task import (
+    Continuation,
+    Outcome,
+    Subject,
+    TaskSettings,
+    all_finite,
+    choice_fields,
+    grouped_likelihoods,
+    limited,
+    parts,
+)
+from lm.evals.tasks.settings import OneOf, resolved
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
 NUMBERED = ("anti-stereotype", "stereotype", "unrelated")  # numeric gold_label in Parquet copies of the data
@@ -45,19 +55,19 @@ class StereoSetItem(NamedTuple):
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Build the task. The data are the published dev.json, {"data": {"intrasentence": [...], "intersentence": [...]}}, or its
     rows. Rows with BLANK in the context are intrasentence. Raises: UserError."""
-    given = keys(name, spec, settings, {"per": ("token", "sentence")})
-    data = rows(name, given, settings)
+    values = resolved(name, spec, settings, {"per": OneOf(("token", "sentence"))})
+    data = read_rows(name, values, settings)
     data = data._replace(rows=limited([row for whole in data.rows for row in _rows(whole)], settings.limit))
-    return Measure(name, data.versions | {"per": given["per"]}, functools.partial(_run, name, data, given["per"]))
+    return Measure(name, data.versions | {"per": values["per"]}, functools.partial(_run, name, data, values["per"]))
 
 
-def _run(name: str, data: Data, per: str, subject: Subject) -> Outcome:
-    problems = data.problems()
+def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
+    problems = data.new_problems()
     items = read_items(data.rows, problems, _read)
     choices = [[(" " if item.context else "") + said for said in item.sentences] for _, item in items]
     requests = [[Continuation(item.context, said) for said in own] for (_, item), own in zip(items, choices)]
     samples = []
-    for (number, item), own, three in zip(items, choices, answered(subject, requests)):
+    for (number, item), own, three in zip(items, choices, grouped_likelihoods(subject, requests)):
         if not all_finite(three, problems, f"row {number}: {item.id}"):
             continue
         if per == "token" and not all(likelihood.tokens for likelihood in three):
@@ -73,8 +83,7 @@ def _run(name: str, data: Data, per: str, subject: Subject) -> Outcome:
                 "target": None,
                 "choices": own,
                 "labels": list(LABELS),
-                "loglikelihoods": [likelihood.logp for likelihood in three],
-                "tokens": tokens(three),
+                **choice_fields(three),
                 "half": item.half,
                 "term": item.target,
                 "bias_type": item.bias_type,

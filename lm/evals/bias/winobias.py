@@ -14,15 +14,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.bias.given import Data, Measure, all_finite, answered, asked, keys, limited, parts, read_items, rows, tokens
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.bias.rows import Measure, Rows, check_template, id_of, prompt_of, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
-from lm.evals.stats.joining import Malformed, key, text, whole
+from lm.evals.stats.joining import Malformed, text, whole
 from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import mcnemar
-from lm.evals.subject import Continuation, Subject
+from lm.evals.task import (
+    Continuation,
+    Outcome,
+    Subject,
+    TaskSettings,
+    all_finite,
+    choice_fields,
+    grouped_likelihoods,
+    limited,
+    message_fields,
+    parts,
+)
 from lm.evals.tasks import items as items_of
+from lm.evals.tasks.settings import resolved
 
 FEMALE = ("she", "her", "hers", "herself")
 MALE = ("he", "him", "his", "himself")
@@ -94,13 +105,9 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     or rows {"sentence", "stereotype": "pro" or "anti"}. Sentences without brackets also need "pronoun", "referent" and
     "occupations" (both of them). Raises: UserError.
     """
-    given = keys(name, spec, settings, {"prompt": "{sentence} ‘{pronoun}’ refers to the"})
-    try:
-        given["prompt"].format(sentence="", pronoun="")
-    except (LookupError, ValueError):
-        allowed = "may hold {sentence}, {pronoun} and no other braces"
-        raise UserError(f"{name}.yaml: prompt: {given['prompt']!r} {allowed}") from None
-    data = rows(name, given, settings, _files, _lines)
+    values = resolved(name, spec, settings, {"prompt": "{sentence} ‘{pronoun}’ refers to the"})
+    check_template(name, values["prompt"], ("sentence", "pronoun"))
+    data = read_rows(name, values, settings, _files, _lines)
     # Take one line of each file in turn, so that a limit keeps twins together.
     files = [
         list(group)
@@ -108,20 +115,21 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     ]
     lines = [row for turn in itertools.zip_longest(*files) for row in turn if row is not None]
     data = data._replace(rows=limited(lines, settings.limit))
-    versions = data.versions | {"prompt": given["prompt"]}
-    return Measure(name, versions, functools.partial(_run, name, data, given["prompt"], settings))
+    versions = data.versions | {"prompt": values["prompt"]}
+    return Measure(name, versions, functools.partial(_run, name, data, values["prompt"], settings))
 
 
-def _run(name: str, data: Data, prompt: str, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems = data.problems()
+def _run(name: str, data: Rows, prompt: str, settings: TaskSettings, subject: Subject) -> Outcome:
+    problems = data.new_problems()
     items = read_items(data.rows, problems, functools.partial(_read, _known(data.rows)))
     questions = [
-        asked(subject, prompt.format(sentence=item.sentence, pronoun=item.pronoun.capitalize()), settings) for _, item in items
+        prompt_of(subject, prompt.format(sentence=item.sentence, pronoun=item.pronoun.capitalize()), settings)
+        for _, item in items
     ]
     choices = [[delimiter + name for name in item.occupations] for (_, item), (_, _, delimiter) in zip(items, questions)]
     requests = [[Continuation(question[0], choice) for choice in own] for question, own in zip(questions, choices)]
     samples = []
-    for (number, item), question, own, two in zip(items, questions, choices, answered(subject, requests)):
+    for (number, item), question, own, two in zip(items, questions, choices, grouped_likelihoods(subject, requests)):
         if not all_finite(two, problems, f"row {number}"):
             continue
         target = item.occupations.index(item.referent)
@@ -131,10 +139,9 @@ def _run(name: str, data: Data, prompt: str, settings: TaskSettings, subject: Su
                 "task": name,
                 "doc_id": number,
                 "prompt": question[0],
-                **({"messages": question[1]} if question[1] else {}),
+                **message_fields(question[1]),
                 "choices": own,
-                "loglikelihoods": [likelihood.logp for likelihood in two],
-                "tokens": tokens(two),
+                **choice_fields(two),
                 "target": target,
                 "reference": item.referent,
                 "stereotype": item.stereotype,
@@ -236,8 +243,7 @@ def _read(known: Sequence[str], row: dict) -> tuple[Hashable, WinoBiasItem]:
     if not pronouns:
         twin = re.sub(rf"\b{re.escape(pronoun)}\b", "[]", f"{plain} ({referent})")
     kind = row.get("type")
-    id = key(row, "id") if row.get("id") not in (None, "") else None
-    return id, WinoBiasItem(
+    return id_of(row), WinoBiasItem(
         plain, pronoun, (first, second), referent, stereotype, None if kind is None else str(whole(kind)), twin
     )
 

@@ -20,7 +20,7 @@ from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, Writer
 from lm.evals.engine.likelihood import Request, Scored
 from lm.evals.engine.served import Served
-from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
 from lm.infer.engine.local import pays
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 from lm.errors import UserError
 from lm.evals.factuality.answers import f1, judged, normal
 from lm.evals.factuality.calibration import calibration
-from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.stats.joining import Malformed, Problems
-from lm.evals.subject import Continuation, Prompt, Subject
+from lm.evals.task import Continuation, Outcome, Prompt, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Prompts, open_prompts
+from lm.evals.tasks.settings import OneOf, resolved
 
-DEFAULTS = {
+KEYS = writing.KEYS | {
     "question": "question",  # column of the question; dots for nested columns
     "answers": "answers",  # column of all right answers, a text or a list
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
-    "match": "exact",  # or "contains"; see answers.judged
+    "match": OneOf(("exact", "contains")),  # see answers.judged
     "until": ["\n"],
     "max_new_tokens": 32,
     "confidence": ["likelihood"],  # and "p_true"
@@ -135,9 +135,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> ClosedB
 
     Raises: UserError for an invalid task file or data.
     """
-    values = writing.resolved(name, spec, settings, DEFAULTS)
-    if values["match"] not in ("exact", "contains"):
-        raise UserError(f"task {name}: match: {values['match']!r} is none of exact, contains")
+    values = writing.with_abstention(resolved(name, spec, settings, KEYS, needed=("doc_to_text",)))
     if unknown := set(values["confidence"]) - {"likelihood", "p_true"}:
         raise UserError(f"task {name}: confidence: {min(unknown)!r} is none of likelihood, p_true")
     documents = writing.load(name, values, settings, lambda doc: _read(doc, values))

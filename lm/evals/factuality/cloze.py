@@ -13,14 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.stats.joining import Malformed, key_text
 from lm.evals.stats.measures import mean
-from lm.evals.subject import Continuation, Likelihood, Subject
+from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents, load
+from lm.evals.tasks.settings import resolved
 
-DEFAULTS = {
+KEYS = writing.KEYS | {
     "subject": "subject",  # names of columns; also the next two
     "object": "object",
     "relation": "relation",
@@ -140,7 +140,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
     and id. Other true objects of the same subject and relation are not candidates. Raises: UserError for an invalid task file
     or data.
     """
-    values = writing.resolved(name, spec, settings, DEFAULTS, needed=())
+    values = resolved(name, spec, settings, KEYS)
     documents = load(name, values | {"num_fewshot": 0}, settings)
     problems, facts, given = documents.new_problems(), [], {}
     for item in documents.items:

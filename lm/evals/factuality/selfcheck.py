@@ -22,13 +22,13 @@ from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import ClaimJudge, open_claim_judge
 from lm.evals.factuality.claims import sentences
 from lm.evals.judges.verdict import Verdict
-from lm.evals.outcome import Outcome, TaskSettings, summed_up
-from lm.evals.subject import Prompt, Subject
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents
 from lm.evals.tasks.prompting import Prompts, open_prompts
+from lm.evals.tasks.settings import check_least, resolved
 
-DEFAULTS = {
+KEYS = writing.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
     "samples": 5,
     "temperature": 1.0,
@@ -148,9 +148,8 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfChe
 
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.resolved(name, spec, settings, DEFAULTS)
-    if values["samples"] < 1:
-        raise UserError(f"task {name}: samples: {values['samples']} must be at least 1")
+    values = writing.with_abstention(resolved(name, spec, settings, KEYS, needed=("doc_to_text",)))
+    check_least(name, values, samples=1)
     if values["temperature"] <= 0:
         raise UserError(f"task {name}: temperature: {values['temperature']} must be above 0, or every sample is the same")
     named = values["judge"] or (settings.judge if settings.judge.startswith("openai:") else "")

@@ -14,13 +14,13 @@ from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import ClaimJudge, open_claim_judge
 from lm.evals.factuality.claims import claims
 from lm.evals.judges.verdict import Verdict
-from lm.evals.outcome import Outcome, TaskSettings, summed_up
-from lm.evals.subject import Prompt, Subject
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Prompts, open_prompts
+from lm.evals.tasks.settings import resolved
 
-DEFAULTS = {
+KEYS = writing.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
     "gamma": 10,  # a text with fewer claims is short; 0: no penalty
     "until": [],
@@ -136,7 +136,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support
     Optional: id; topic, which replaces pronouns; facts, which a good text states; reference, a right text.
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.resolved(name, spec, settings, DEFAULTS)
+    values = writing.with_abstention(resolved(name, spec, settings, KEYS, needed=("doc_to_text",)))
     judge = open_claim_judge("options.support.judge", values["judge"] or settings.judge, values["judge_model"])
     documents = writing.load(name, values | {"num_fewshot": 0}, settings, _read)
     prompts = open_prompts(name, values, settings, documents)

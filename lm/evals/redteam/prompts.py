@@ -72,7 +72,7 @@ def _check_messages(messages: Sequence[Any]) -> None:
         raise Malformed("messages must end with a user message, because its answer is judged")
 
 
-def limited(requests: Sequence[Request], limit: float | None) -> list[Request]:
+def in_turn(requests: Sequence[Request], limit: float | None) -> list[Request]:
     """Return at most `limit` requests or, below 1, that share of them.
 
     They are taken from each kind in turn, in the order of the file, because files are often sorted by kind."""

@@ -13,7 +13,7 @@ from lm.evals.judges.verdict import Judge, guarded
 from lm.evals.redteam.attacks import compose
 from lm.evals.redteam.safety_prompts import Prompt
 from lm.evals.stats.intervals import wilson
-from lm.evals.subject import Subject
+from lm.evals.task import Subject
 
 
 def attempts(

@@ -13,7 +13,7 @@ from lm.evals.redteam.in_chat import in_chat
 from lm.evals.redteam.prompts import Request
 from lm.evals.redteam.search import Found, pair, tap
 from lm.evals.redteam.talk import helper, with_system
-from lm.evals.subject import Subject
+from lm.evals.task import Subject
 
 GCG = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}
 PAIR = {"streams": 5, "depth": 3, "budget": 0}  # 0: as many as the tree can hold

@@ -5,7 +5,7 @@ from typing import Any
 
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, Reply, endpoint
-from lm.evals.subject import Generated, Prompt, Subject
+from lm.evals.task import Generated, Prompt, Subject
 
 
 def talk(

@@ -4,40 +4,36 @@ Families are those of attacks.py, alone or composed (rot13+prefix_injection), an
 a suffix, `pair` and `tap`. A verdict is harmful, safe, or unknown if the judge gives none.
 """
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.evals.outcome import Outcome, TaskSettings, cuts
 from lm.evals.redteam import searched
 from lm.evals.redteam.agreement import agreement
 from lm.evals.redteam.attacks import ATTACKS, compose
 from lm.evals.redteam.figures import figures, metrics, parts
 from lm.evals.redteam.hazards import HAZARDS
-from lm.evals.redteam.prompts import Request, limited, read_requests
+from lm.evals.redteam.prompts import Request, in_turn, read_requests
 from lm.evals.redteam.safety_eval import answered, attempts, judged
 from lm.evals.redteam.safety_prompts import read_prompts
 from lm.evals.redteam.talk import talk, with_system
 from lm.evals.stats.joining import Problems
-from lm.evals.subject import Generated, Subject
+from lm.evals.task import Generated, Outcome, Subject, TaskSettings, cuts
 from lm.evals.tasks import documents
-from lm.evals.tasks.spec import check
+from lm.evals.tasks.settings import check, check_least, resolved
 
-DEFAULTS: dict[str, Any] = {
-    "families": [],  # attack families; empty: all that neither search nor need a string
+KEYS = documents.KEYS | {
+    "families": (str, list),  # attack families; none: all that neither search nor need a string
     "family_options": {},  # {family: its options}, as in lm/evals/redteam/attacks.py
     "samples": 1,
     "temperature": 0.0,
     "max_new_tokens": 256,  # of the answers
     "draws": 8,  # the n of best_of_n
     "prompts": "",  # builtin:safety_world instead of files
-    "items": [],  # rows to use if there are no files
     "main": "attack_success",
     "judge_model": "",
     "timeout": 60.0,
@@ -54,9 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "pair": {},
     "tap": {},
 }
-
-
-TOLD = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # optional keys of an attempt
+OPTIONAL = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # keys that an attempt may have
 # The settings that answers and verdicts depend on.
 MADE_BY = (
     "family_options",
@@ -79,7 +73,7 @@ MADE_BY = (
 
 
 class RedTeam(NamedTuple):
-    """A task of lm/evals/outcome.py. judge: whether answers are harmful. classifier, optional: whether they refuse (safe) or
+    """A task of lm/evals/task.py. judge: whether answers are harmful. classifier, optional: whether they refuse (safe) or
     not (harmful)."""
 
     name: str
@@ -97,19 +91,16 @@ class RedTeam(NamedTuple):
 
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
-    """Build the task. Its keys are those of tasks/documents.py and of DEFAULTS; settings.options["redteam"] may override
-    DEFAULTS.
-
-    Raises: UserError for unknown keys, families or judges, and for files that cannot be read.
-    """
-    given = _resolved(name, spec, settings.options.get("redteam") or {})
-    for key, least in (("samples", 1), ("draws", 1), ("max_new_tokens", 1), ("retries", 0)):
-        if given[key] < least:
-            raise UserError(f"task {name}: {key}={given[key]} must be at least {least}")
+    """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
+    given = resolved(name, spec, settings, KEYS)
+    for key, defaults in (("gcg", searched.GCG), ("pair", searched.PAIR), ("tap", searched.TAP)):
+        check(f"task {name}: {key}", given[key], defaults)
+        given[key] = {**defaults, **given[key]}
+    check_least(name, given, samples=1, draws=1, max_new_tokens=1, retries=0)
     if given["samples"] > 1 and not given["temperature"]:
         raise UserError(f"task {name}: samples={given['samples']} at temperature 0 would be identical; raise temperature")
     families = _families(name, given)
-    requests, problems, versions = _requests(name, spec, given, settings)
+    requests, problems, versions = _requests(name, given, settings)
     patterns = {r.prompt.text: r.prompt.harmful_if for r in requests if r.prompt.harmful_if}
     options = {key: given[key] for key in ("timeout", "retries", "key_variable")}
     judge = _opened(
@@ -123,35 +114,17 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     return RedTeam(name, versions, requests, problems.kinds, families, given, settings, judge, classifier)
 
 
-def _resolved(name: str, spec: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return DEFAULTS overridden by the task file's values, and these by the config's."""
-    result = dict(DEFAULTS)
-    for where, values, more in ((name, spec, documents.KEYS), (f"{name}: options.redteam", options, {})):
-        values = {key: value for key, value in values.items() if value is not None}
-        if isinstance(values.get("families"), str):
-            values["families"] = list(filter(None, values["families"].replace(" ", "").split(",")))
-        check(where, values, {**more, **_types(DEFAULTS)})
-        result |= {key: value for key, value in values.items() if key in DEFAULTS}
-    for key, defaults in (("gcg", searched.GCG), ("pair", searched.PAIR), ("tap", searched.TAP)):
-        check(f"{name}: {key}", result[key], _types(defaults))
-        result[key] = {**defaults, **result[key]}
-    return result
-
-
-def _types(defaults: Mapping[str, Any]) -> dict[str, type | tuple[type, ...]]:
-    also = {float: (int, float), list: (list, tuple), dict: (dict, Mapping)}
-    return {key: also.get(type(value), type(value)) for key, value in defaults.items()}
-
-
 def _families(name: str, given: dict[str, Any]) -> list[str]:
-    options = given["family_options"]
+    options, families = given["family_options"], given.get("families") or []
+    if isinstance(families, str):
+        families = list(filter(None, families.replace(" ", "").split(",")))
     for family, values in options.items():
         if not isinstance(values, Mapping):
             raise UserError(f"task {name}: family_options: {family}: {values!r} must be a mapping of names to values")
-    if wrong := [family for family in given["families"] if not isinstance(family, str)]:
+    if wrong := [family for family in families if not isinstance(family, str)]:
         raise UserError(f"task {name}: families: {wrong[0]!r} is no name")
     ready = [family for family in ATTACKS if family != "suffix" or options.get("suffix", {}).get("suffix")]
-    families = list(dict.fromkeys(given["families"])) or ready
+    families = list(dict.fromkeys(families)) or ready
     for family in families:
         if family not in searched.SEARCHES:
             steps, known = _steps(family, options, "!")
@@ -178,39 +151,29 @@ def _opened(key: str, spec: str, **options: Any) -> Judge:
         raise UserError(f"{key}: {str(error).removeprefix('safety.judge: ')}") from None
 
 
-def _requests(
-    name: str, spec: dict[str, Any], given: dict[str, Any], settings: TaskSettings
-) -> tuple[list[Request], Problems, dict[str, Any]]:
+def _requests(name: str, given: dict[str, Any], settings: TaskSettings) -> tuple[list[Request], Problems, dict[str, Any]]:
     """Return the requests, the problems in their files, and the versions of the files."""
-    folder = settings.data_dir and Path(settings.data_dir) / spec.get("folder", name)
     if given["prompts"]:
         if not given["prompts"].startswith("builtin:"):
             raise UserError(
                 f"task {name}: prompts={given['prompts']!r} is no builtin:NAME; for files, name their folder as folder"
             )
-        found = read_prompts(given["prompts"], "valid", seed=settings.seed)
-        requests, problems = [Request(p, p.hazard, p.completion, p.id) for p in found], Problems()
-        versions = {"data": _digest(found), "split": given["prompts"]}
-    elif given["items"] and not (folder and folder.is_dir()):
-        problems = Problems()
-        requests, versions = read_requests(enumerate(given["items"]), problems), {"data": _digest(given["items"])}
+        prompts, problems = read_prompts(given["prompts"], "valid", seed=settings.seed), Problems()
+        requests = [Request(p, p.hazard, p.completion, p.id) for p in prompts]
+        digest = hashlib.sha256(repr(prompts).encode("utf-8", "backslashreplace")).hexdigest()
+        versions = {"data": f"sha256:{digest}", "split": given["prompts"]}
     else:
-        data = documents.load(name, {**spec, "num_fewshot": 0}, settings._replace(limit=None))
+        data = documents.load(name, given | {"num_fewshot": 0}, settings._replace(limit=None))
         problems, versions = data.new_problems(), data.versions
         requests = read_requests(((item.id, item.doc) for item in data.items), problems)
-    kept = limited(requests, settings.limit)
+    kept = in_turn(requests, settings.limit)
     numbered = [r._replace(prompt=r.prompt._replace(id=str(number))) for number, r in enumerate(kept)]
     return numbered, problems, versions
 
 
-def _digest(rows: Sequence[Any]) -> str:
-    return "sha256:" + hashlib.sha256(repr(rows).encode("utf-8", "backslashreplace")).hexdigest()
-
-
 def _run(task: RedTeam, subject: Subject) -> Outcome:
     given, settings = task.given, task.settings
-    problems = Problems()
-    problems.kinds = copy.deepcopy(task.kinds)
+    problems = Problems(task.kinds)
     if not task.requests:
         problems.add("empty_files", "no request")
     harmful = [request for request in task.requests if request.prompt.kind == "harmful"]
@@ -323,7 +286,7 @@ def _samples(
         }
         if not _is_fixed(record):
             sample |= {"put": text, "attack": record["messages"]}
-        sample |= {key: record[key] for key in TOLD if key in record}
+        sample |= {key: record[key] for key in OPTIONAL if key in record}
         sample |= {key: record[key] for key in ("answer", "completion", "harmful_if") if record[key]}
         flags = ["unknown_verdicts"] if record.get("verdict") == "unknown" else []
         if flags := flags + (cuts([said]) if said is not None else []):

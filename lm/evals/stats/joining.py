@@ -3,8 +3,9 @@
 An unreadable row comes in as {"malformed": why}, so that later rows keep their numbers.
 """
 
+import copy
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 EXAMPLES = 5  # listed for each kind of problem
@@ -18,10 +19,10 @@ class Malformed(ValueError):
 
 
 class Problems:
-    """Counts problems by kind, and keeps the first few examples of each."""
+    """Counts problems by kind, and keeps the first few examples of each. kinds: those found before, which are copied."""
 
-    def __init__(self):
-        self.kinds: dict[str, dict] = {}
+    def __init__(self, kinds: Mapping[str, dict] | None = None):
+        self.kinds: dict[str, dict] = copy.deepcopy(dict(kinds or {}))
 
     def add(self, kind: str, example: str) -> None:
         problem = self.kinds.setdefault(kind, {"n": 0, "examples": []})

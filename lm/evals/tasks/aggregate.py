@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings, summed_up
 from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
+from lm.evals.task import TaskSettings, summed_up
 from lm.evals.tasks.documents import Documents, TaskItem
-from lm.evals.tasks.spec import Types, check
+from lm.evals.tasks.settings import check
 
 PLURALS = {"category": "categories"}
 
 
-def metrics_of(name: str, spec: Mapping[str, Any], known: Mapping[str, Mapping[str, Types]]) -> dict[str, dict[str, Any]]:
+def metrics_of(name: str, spec: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return metric_list as {metric: options}. An entry is a name, or {metric: name, option: value}.
 
     known: {metric: {option: type}}. Raises UserError."""
@@ -26,7 +26,7 @@ def metrics_of(name: str, spec: Mapping[str, Any], known: Mapping[str, Mapping[s
         metric = options.pop("metric", None)
         if metric not in known:
             raise UserError(f"task {name}: metric_list: {entry!r} is none of {', '.join(known)}")
-        check(f"{name}: metric_list: {metric}", options, known[metric])
+        check(f"task {name}: metric_list: {metric}", options, known[metric])
         metrics[metric] = options
     if not metrics:
         raise UserError(f"task {name}: metric_list is empty")

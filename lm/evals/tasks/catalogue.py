@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lm.errors import UserError
-from lm.evals.outcome import Task, TaskSettings
+from lm.evals.task import Task, TaskSettings
 
 FOLDER = Path(__file__).parent / "specs"
 

@@ -14,15 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.outcome import Outcome, TaskSettings, flag
 from lm.evals.stats.joining import Malformed, Problems, whole
 from lm.evals.stats.measures import mean
-from lm.evals.subject import Continuation, Likelihood, Subject
+from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings, flag
 from lm.evals.tasks import documents, prompting
 from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Prompts
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.tasks.settings import resolved
 
 KEYS = documents.KEYS | prompting.KEYS | {"metric_list": list, "areas": dict}
 
@@ -167,8 +166,7 @@ class Choice(NamedTuple):
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Choice:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
+    spec = resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     known = METRICS if spec.get("doc_to_choice") is not None else CONTINUATION_METRICS
     metrics = tuple(metrics_of(name, spec, {metric: {} for metric in known}))
     if spec.get("doc_to_choice") is None and set(metrics) != set(CONTINUATION_METRICS):

@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.outcome import Outcome, TaskSettings, flag, flag_cuts
 from lm.evals.stats.joining import Malformed, text
 from lm.evals.stats.measures import pass_at_k
-from lm.evals.subject import Generated, Subject
+from lm.evals.task import Generated, Outcome, Subject, TaskSettings, flag, flag_cuts
 from lm.evals.tasks import documents, generation, prompting
 from lm.evals.tasks.aggregate import about, summary, versions_of
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.tasks.settings import resolved
 from lm.parallel.hosts import from_first
 from lm.sandbox import run as sandbox
 
@@ -110,8 +109,7 @@ def _complaint(stderr: str) -> str:
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Code:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_text",))
+    spec = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
     repeats, ks = spec.get("repeats") or 1, tuple(spec.get("pass_at") or [1])
     if not all(isinstance(k, int) and 1 <= k <= repeats for k in ks):
         raise UserError(f"task {name}: pass_at: {list(ks)} must be numbers from 1 to repeats={repeats}")

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint
 from lm.evals.judges.verdict import Verdict, question, verdict_of
-from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.stats.repetition import repetition, split_words
-from lm.evals.subject import Prompt, Subject
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents
 from lm.evals.tasks.prompting import Prompts, open_prompts
+from lm.evals.tasks.settings import check_least, resolved
 
-DEFAULTS = {
+KEYS = writing.KEYS | {
     "prompt_words": 48,  # words of a text that are the prompt; at most half of it
     "temperature": 0.0,
     "top_p": 1.0,
@@ -129,9 +129,8 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coheren
     """Build the task. Items have text (its beginning is the prompt, the rest the reference), or prompt and optionally
     reference; optionally id. Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.resolved(name, spec, settings, DEFAULTS)
-    if values["prompt_words"] < 1:
-        raise UserError(f"task {name}: prompt_words: {values['prompt_words']} must be at least 1")
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
+    check_least(name, values, prompt_words=1)
     if values["judge"] and not values["judge"].startswith("openai:"):
         raise UserError(f"task {name}: judge: {values['judge']!r} cannot compare texts; set it to openai:URL")
     url = (values["judge"] or settings.judge).partition("openai:")[2]

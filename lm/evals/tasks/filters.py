@@ -12,7 +12,7 @@ from typing import Any
 
 from lm.errors import UserError
 from lm.evals.tasks.math_answers import boxed
-from lm.evals.tasks.spec import check
+from lm.evals.tasks.settings import check
 
 INVALID = "[invalid]"  # the result if nothing is found
 
@@ -83,7 +83,7 @@ def open_pipelines(name: str, filter_list: Sequence[Mapping[str, Any]] | None) -
     """
     pipelines: dict[str, Callable[[Sequence[str]], str]] = {}
     for entry in filter_list or [{"name": "none", "filter": [{"function": "take_first"}]}]:
-        check(f"{name}: filter_list", entry, {"name": str, "filter": list}, needed=("name", "filter"))
+        check(f"task {name}: filter_list", entry, {"name": str, "filter": list}, needed=("name", "filter"))
         steps = []
         for step in entry["filter"]:
             options = dict(step)

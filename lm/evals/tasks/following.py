@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lm.evals.outcome import Outcome, TaskSettings, flag_cuts
 from lm.evals.stats.joining import Malformed
-from lm.evals.subject import Subject
+from lm.evals.task import Outcome, Subject, TaskSettings, flag_cuts
 from lm.evals.tasks import documents, generation, prompting
 from lm.evals.tasks.aggregate import about, versions_of
 from lm.evals.tasks.documents import Documents
 from lm.evals.tasks.ifeval import scores as ifeval
 from lm.evals.tasks.prompting import Prompts
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.tasks.settings import resolved
 
 KEYS = documents.KEYS | prompting.KEYS | {"generation_kwargs": dict}
 
@@ -77,8 +76,7 @@ class Following(NamedTuple):
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Following:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_text",))
+    spec = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
     read = documents.load(name, spec, settings)
     prompts = prompting.open_prompts(name, spec, settings, read)
     sampling = generation.sampling_of(name, spec)

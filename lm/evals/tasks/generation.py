@@ -14,14 +14,13 @@ from data.media.parts import Medium, noted
 from lm.errors import UserError
 from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Chat, endpoint
-from lm.evals.outcome import Outcome, TaskSettings, flag, flag_cuts
 from lm.evals.stats.joining import Malformed, Problems
-from lm.evals.subject import Generated, Prompt, Subject
+from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings, flag, flag_cuts
 from lm.evals.tasks import documents, filters, math_answers, media, overlap, prompting
 from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.tasks.settings import check, resolved
 
 KEYS = (
     documents.KEYS
@@ -174,8 +173,7 @@ class Generation(NamedTuple):
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
+    spec = resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     metrics = metrics_of(name, spec, OPTIONS)
     if (equal := metrics.get("exact_match", {}).get("equal")) not in (None, "math"):
         raise UserError(f"task {name}: metric_list: exact_match: equal: {equal!r} is not math")
@@ -214,7 +212,7 @@ def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return generation_kwargs as lm-evaluation-harness reads them. Defaults: greedy, stop at the delimiter of examples, and at
     most 256 tokens."""
     kwargs = spec.get("generation_kwargs") or {}
-    check(f"{name}: generation_kwargs", kwargs, GENERATION_KEYS)
+    check(f"task {name}: generation_kwargs", kwargs, GENERATION_KEYS)
     until = kwargs.get("until")
     if until is None:
         until = spec["fewshot_delimiter"] if spec.get("fewshot_delimiter") is not None else "\n\n"

@@ -20,11 +20,10 @@ import numpy as np
 import yaml
 
 from lm.errors import UserError
-from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
-from lm.evals.subject import Continuation, Prompt, Subject
+from lm.evals.task import Continuation, Outcome, Prompt, Subject, TaskSettings
 
 NEW_TOKENS = 256  # maximum tokens of an answer, unless the task says otherwise
 ALONE = "DISABLE_MULTIPROC"  # stops the harness from forking, which can hang a process with JAX's threads

@@ -1,21 +1,18 @@
-"""Read a benchmark's items from its files: JSON lines, JSON, CSV, Parquet, plain text, or a TFDS name.
+"""Read a benchmark's items from its files: JSON lines, JSON, CSV, Parquet, plain text.
 
 An unreadable row becomes {"malformed": why} in its place, so that later rows keep their numbers. An unreadable file raises
 UserError.
 """
 
 import csv
-import difflib
-import functools
 import gzip
 import hashlib
 import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lm.errors import UserError
 
@@ -181,41 +178,3 @@ def checksum(paths: Sequence[Path]) -> str:
     for path in paths:
         whole.update(hashlib.sha256(content(path)).digest())
     return "sha256:" + whole.hexdigest()
-
-
-def tfds_splits(name: str, task: str) -> dict[str, Callable[[], list[dict]]]:
-    """Return a reader for each split of a prepared TensorFlow Dataset `dataset[/config][:version]`.
-
-    Bytes become text and arrays become lists. Raises: UserError if the dataset is unknown, not prepared, or stored in a format
-    without random access.
-    """
-    import tensorflow_datasets as tfds
-
-    from data.sources import tfds_source
-
-    where = f"task {task}: data: tfds:{name}"
-    if not tfds_source.is_known(name):
-        near = difflib.get_close_matches(name, tfds_source.names(), n=1)
-        raise UserError(f"{where}: TFDS knows no such dataset" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        builder = tfds.builder(name)
-        splits = {SPLITS.get(split, split): builder.as_data_source(split) for split in builder.info.splits}
-    except Exception as error:  # the dataset's own code
-        raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-    if not splits:
-        raise UserError(f"{where}: not prepared; prepare it with file_format=array_record")
-    return {split: functools.partial(_tfds_rows, rows) for split, rows in splits.items()}
-
-
-def _tfds_rows(rows: Sequence[dict]) -> list[dict]:
-    return [_plain(rows[i]) for i in range(len(rows))]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -12,13 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats.joining import Malformed
-from lm.evals.subject import Subject
+from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import documents, items, prompting
 from lm.evals.tasks.aggregate import PLURALS, about, versions_of
 from lm.evals.tasks.documents import Documents
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.tasks.settings import resolved
 
 KEYS = documents.KEYS | {"doc_to_target": str, "counted": str}
 
@@ -78,8 +77,7 @@ class Rolling(NamedTuple):
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Rolling:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_target",))
+    spec = resolved(name, spec, settings, KEYS, needed=("doc_to_target",))
     settings = settings._replace(num_fewshot=0)
     read = documents.load(name, spec, settings, items.ENDINGS + items.TEXTS)
     forms = (

@@ -18,12 +18,11 @@ import jinja2
 from data.chat.limited_jinja import LimitedEnvironment, rendered
 from data.media.parts import Medium
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats.joining import Malformed
-from lm.evals.subject import Subject
+from lm.evals.task import Subject, TaskSettings
 from lm.evals.tasks.documents import DATA_ERRORS, Documents, TaskItem, described
 from lm.evals.tasks.media import Columns, columns_of, ordered, with_places
-from lm.evals.tasks.spec import check
+from lm.evals.tasks.settings import check
 
 KEYS = {
     "description": (str, dict),
@@ -204,7 +203,7 @@ class Turn(NamedTuple):
 def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> Prompts:
     """Return the prompts of a task. Raises: UserError for an invalid template."""
     config = spec.get("fewshot_config") or {}
-    check(f"{name}: fewshot_config", config, FEWSHOT_KEYS)
+    check(f"task {name}: fewshot_config", config, FEWSHOT_KEYS)
     if config.get("sampler", "default") not in SAMPLERS:
         raise UserError(f"task {name}: fewshot_config.sampler: {config['sampler']!r} is none of {', '.join(SAMPLERS)}")
     for key in ("description", "doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix"):

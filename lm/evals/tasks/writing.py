@@ -3,41 +3,20 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lm.errors import UserError
-from lm.evals.outcome import TaskSettings, cuts
 from lm.evals.stats.joining import Malformed, Problems
-from lm.evals.subject import Generated, Prompt, Subject
+from lm.evals.task import Generated, Prompt, Subject, TaskSettings, cuts
 from lm.evals.tasks import documents, prompting
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
-from lm.evals.tasks.spec import check
+
+KEYS = documents.KEYS | prompting.KEYS
 
 
-def resolved(
-    name: str,
-    spec: Mapping[str, Any],
-    settings: TaskSettings,
-    defaults: Mapping[str, Any],
-    needed: Sequence[str] = ("doc_to_text",),
-) -> dict[str, Any]:
-    """Return a task file's values with defaults; settings.options[kind] overrides both.
-
-    defaults: {key of this kind of task: default value of the required type}. A task file may also have the keys of documents
-    and prompts. "{abstain}" in a description is replaced by the value of `abstain`. Raises: UserError for an unknown key, a
-    value of a wrong type, or a missing key of `needed`.
-    """
-    kind = spec.get("kind", name)
-    own = {key: (int, float) if isinstance(value, float) else type(value) for key, value in defaults.items()}
-    given = dict(settings.options.get(kind) or {})
-    check(name, spec, documents.KEYS | prompting.KEYS | own, needed)
-    check(f"options.{kind}", given, own)
-    merged = {key: value for values in (spec, given) for key, value in values.items() if value is not None}
-    for key, default in defaults.items():
-        if isinstance(default, list) and not all(isinstance(part, str) for part in merged.get(key, ())):
-            raise UserError(f"task {name}: {key}: {merged[key]!r} must be a list of texts")
-    if "abstain" in defaults and isinstance(merged.get("description"), str):
-        merged["description"] = merged["description"].replace("{abstain}", merged.get("abstain", defaults["abstain"]))
-    return {**defaults, **merged}
+def with_abstention(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with "{abstain}" in their description replaced by the value of `abstain`."""
+    if not isinstance(values.get("description"), str):
+        return values
+    return values | {"description": values["description"].replace("{abstain}", values["abstain"])}
 
 
 def load(

@@ -13,7 +13,7 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.evals.engine.engine import Engine
 from lm.evals.redteam.safety_eval import bits_per_byte
-from lm.evals.subject import Continuation, Prompt
+from lm.evals.task import Continuation, Prompt
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.transformer import Transformer, skeleton

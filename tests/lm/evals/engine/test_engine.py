@@ -11,7 +11,7 @@ from lm.evals.engine import generate as drawing
 from lm.evals.engine.encoding import MARK, Encoding
 from lm.evals.engine.engine import Engine, windows
 from lm.evals.engine.likelihood import Request, reference
-from lm.evals.subject import Continuation, Prompt
+from lm.evals.task import Continuation, Prompt
 from lm.parallel.mesh import make_mesh
 from tests.lm.evals.tiny_models import model, published, tokenizer, words
 

@@ -8,7 +8,7 @@ from flax import nnx
 from lm.errors import UserError
 from lm.evals.engine import served
 from lm.evals.engine.engine import Engine
-from lm.evals.subject import Prompt
+from lm.evals.task import Prompt
 from lm.infer.engine import local
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.evals.tiny_models import model, tokenizer, words

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from lm.evals.factuality.claim_judge import ask
 from lm.evals.judges.endpoint import Reply
-from lm.evals.outcome import Task, TaskSettings
-from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled, Task, TaskSettings
 
 FIRST = ("Ada", "Bela", "Cyra", "Dora", "Edda")
 LAST = ("Lund", "Morr", "Nash", "Oster")

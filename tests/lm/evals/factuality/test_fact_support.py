@@ -11,8 +11,7 @@ from lm.evals.factuality.claims import claims, sentences
 from lm.evals.factuality.support import factscore
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import verdict_of
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.factuality.knower import Belief, Knower, checked, guesser, oracle, world, write
 

@@ -8,8 +8,7 @@ from lm.errors import UserError
 from lm.evals.factuality.claim_judge import ask
 from lm.evals.factuality.selfcheck import unigram
 from lm.evals.judges.endpoint import Reply
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.factuality.knower import Belief, Knower, checked, guesser, invented, oracle, world, write
 

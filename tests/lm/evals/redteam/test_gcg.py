@@ -13,12 +13,11 @@ from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
 from lm.evals.redteam import gcg as gcg_module
 from lm.evals.redteam.gcg import History, Place, allowed_tokens, gcg
 from lm.evals.redteam.in_chat import in_chat
 from lm.evals.redteam.task import build
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.weights import drawn as parameters

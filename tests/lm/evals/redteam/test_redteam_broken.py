@@ -21,9 +21,9 @@ from lm.align.safety.toy import conversations
 from lm.config import ModelConfig
 from lm.evals.engine.engine import Engine
 from lm.evals.judges import classifier
-from lm.evals.outcome import TaskSettings
 from lm.evals.redteam.attacks import compose
 from lm.evals.redteam.task import build
+from lm.evals.task import TaskSettings
 from lm.model.transformer import build as initial
 from lm.model.transformer import skeleton
 

@@ -6,9 +6,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats.repetition import repetition, split_words
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from lm.evals.tasks.coherence import preferences
 from tests.lm.evals.factuality.knower import write

@@ -10,8 +10,7 @@ from lm.errors import UserError
 from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import verdict_of
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated, Prompt
+from lm.evals.task import Generated, Prompt, TaskSettings
 from lm.evals.tasks import filters, math_answers, overlap
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows

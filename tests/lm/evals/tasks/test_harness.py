@@ -9,8 +9,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.engine.engine import Engine
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated, Likelihood, Rolled
+from lm.evals.task import Generated, Likelihood, Rolled, TaskSettings
 from lm.evals.tasks import harness
 from lm.infer.load import load
 from tests.lm.evals.tiny_models import published, words

@@ -9,7 +9,7 @@ from data.text.tokenizer import load_tokenizer
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.evals.engine.engine import Engine
-from lm.evals.outcome import TaskSettings
+from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from lm.infer.load import load_model
 from tests.data.media.pictures import picture, saved

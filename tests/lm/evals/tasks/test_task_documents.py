@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
+from lm.evals.task import TaskSettings
 from lm.evals.tasks import items
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
@@ -200,7 +200,7 @@ TinyQuestions(data_dir=sys.argv[1], file_format="array_record").download_and_pre
 sys.path.insert(0, sys.argv[2])
 from lm.errors import UserError
 from lm.evals.tasks.catalogue import open_task
-from lm.evals.outcome import TaskSettings
+from lm.evals.task import TaskSettings
 from tests.lm.evals.tasks.task_rows import Recorder
 
 for name in ("tiny_questions", "tiny_question", "no_such_thing_at_all"):
