@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from lm.errors import UserError
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import ClaimJudge, open_claim_judge
-from lm.evals.factuality.claims import sentences
+from lm.evals.factuality.claim_judge import judged, open_chat
+from lm.evals.factuality.sentences import sentences
+from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
@@ -48,14 +49,14 @@ METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 
 class SelfCheck(NamedTuple):
-    """A task of kind selfcheck. judge: None leaves the unigram metrics."""
+    """A task of kind selfcheck. chat: the judge; None leaves the unigram metrics."""
 
     name: str
     versions: dict[str, Any]
     values: dict[str, Any]
     documents: Documents
     prompts: Prompts
-    judge: ClaimJudge | None
+    chat: Chat | None
     seed: int
 
     def run(self, subject: Subject) -> Outcome:
@@ -80,30 +81,30 @@ class SelfCheck(NamedTuple):
         kept = [case for case in kept if case[2] is not None and case[3]]
         said = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in kept]
         pairs = [(one, (text,)) for (*_, texts), some in zip(kept, said, strict=True) for one in some for text in texts]
-        verdicts = self.judge([claim for claim, _ in pairs], [shown for _, shown in pairs]) if self.judge else []
+        verdicts = judged(self.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs]) if self.chat else []
         for verdict in verdicts:
             if verdict.label == "unknown":
                 problems.add("unknown_judgements", verdict.reason)
         following, samples = iter(verdicts), []
         for (item, context, answer, texts), some in zip(kept, said, strict=True):
-            judged = [[next(following) for _ in texts] if self.judge else [] for _ in some]
+            of_sentences = [[next(following) for _ in texts] if self.chat else [] for _ in some]
             begun = writing.sample(self.name, self.versions["split"], item, context, answer)
             reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
-            samples.append(begun | {"reference": reference} | scored(some, texts, judged))
+            samples.append(begun | {"reference": reference} | scored(some, texts, of_sentences))
         return Outcome(summed_up(samples, METRICS, problems), samples)
 
 
-def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
-    """Return the scores of an answer's sentences. judged: each sentence's verdicts on the samples; [] without a judge."""
+def scored(said: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+    """Return the scores of an answer's sentences. verdicts: of each sentence by the samples; [] without a judge."""
     metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not said)}
     rows = []
-    for sentence, verdicts in zip(said, judged, strict=True):
-        labels = [verdict.label for verdict in verdicts if verdict.label != "unknown"]
+    for sentence, own in zip(said, verdicts, strict=True):
+        labels = [verdict.label for verdict in own if verdict.label != "unknown"]
         shares = {
             "inconsistency": sum(label != "supported" for label in labels) / len(labels) if labels else None,
             "samples_contradicted": labels.count("contradicted") / len(labels) if labels else None,
         }
-        rows.append({"sentence": sentence, "verdicts": [verdict.label for verdict in verdicts], **shares})
+        rows.append({"sentence": sentence, "verdicts": [verdict.label for verdict in own], **shares})
     for name in ("inconsistency", "samples_contradicted"):
         known = [row[name] for row in rows if row[name] is not None]
         metrics[name] = sum(known) / len(known) if known else None
@@ -153,9 +154,9 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfChe
     if values["temperature"] <= 0:
         raise UserError(f"task {name}: temperature: {values['temperature']} must be above 0, or every sample is the same")
     named = values["judge"] or (settings.judge if settings.judge.startswith("openai:") else "")
-    judge = open_claim_judge("options.selfcheck.judge", named, values["judge_model"]) if named else None
+    chat = open_chat("options.selfcheck.judge", named, values["judge_model"]) if named else None
     documents = writing.load(name, values | {"num_fewshot": 0}, settings, writing.asking)
     prompts = open_prompts(name, values, settings, documents)
     versions = writing.versions(documents, values, settings)
     versions |= {"judge": named, "seed": settings.seed}
-    return SelfCheck(name, versions, values, documents, prompts, judge, settings.seed)
+    return SelfCheck(name, versions, values, documents, prompts, chat, settings.seed)

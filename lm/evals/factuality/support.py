@@ -1,9 +1,9 @@
-"""Factual precision: the model's text is split into claims, and each is checked against documents.
+"""Factual precision: a judge splits the model's text into claims, and checks each against documents.
 
 FActScore (Min et al. 2023, "FActScore: Fine-grained Atomic Evaluation of Factual Precision in Long Form Text Generation"): the
 share of a text's claims that the documents support, times a penalty for short texts, exp(1 − γ/claims) below γ claims; the mean
-over texts that do not abstain. Differences: claims come from rules (claims.py), each counts once, and unsupported claims are
-split into contradicted and not mentioned.
+over texts that do not abstain. Differences: equal claims count once, and unsupported claims are split into contradicted and
+not mentioned.
 """
 
 import math
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import ClaimJudge, open_claim_judge
-from lm.evals.factuality.claims import claims
+from lm.evals.factuality.claim_judge import claims_of, judged, open_chat
+from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
@@ -43,14 +43,14 @@ STATES = ("supported", "contradicted", "unsupported", "unknown")
 
 
 class Support(NamedTuple):
-    """A task of kind support."""
+    """A task of kind support. chat: the judge."""
 
     name: str
     versions: dict[str, Any]
     values: dict[str, Any]
     documents: Documents
     prompts: Prompts
-    judge: ClaimJudge
+    chat: Chat
 
     def run(self, subject: Subject) -> Outcome:
         """Return metrics over the texts that do not abstain, and over the claims that the judge could judge:
@@ -66,20 +66,25 @@ class Support(NamedTuple):
         answers = writing.generated(subject, requests, [item.id for item, _ in asked], problems)
         written = [(item, c, answer) for (item, c), answer in zip(asked, answers, strict=True) if answer is not None]
         silent = [abstains(answer.text, values["abstain"]) for _, _, answer in written]
-        made = [[] if s else claims(a.text, item.doc.get("topic", "")) for (item, _, a), s in zip(written, silent, strict=True)]
-        facts = [[] if s else item.doc["facts"] for (item, _, _), s in zip(written, silent, strict=True)]
-        pairs = [(claim, item.doc["documents"]) for (item, _, _), some in zip(written, made) for claim in some]
-        pairs += [(fact, (answer.text,)) for (_, _, answer), some in zip(written, facts) for fact in some]
-        verdicts = self.judge([claim for claim, _ in pairs], [shown for _, shown in pairs])
+        spoken = [(item, answer.text) for (item, _, answer), quiet in zip(written, silent) if not quiet]
+        topics = [item.doc.get("topic") or item.doc.get("prompt", "") for item, _ in spoken]
+        split = iter(claims_of(self.chat, [text for _, text in spoken], topics))
+        made = [([], "") if quiet else next(split) for quiet in silent]
+        facts = [() if quiet else item.doc["facts"] for (item, _, _), quiet in zip(written, silent)]
+        pairs = [(claim, item.doc["documents"]) for (item, _, _), (claims, _) in zip(written, made) for claim in claims or ()]
+        pairs += [(fact, (answer.text,)) for (_, _, answer), stated in zip(written, facts) for fact in stated]
+        verdicts = judged(self.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs])
         following = iter(verdicts)
-        judged = [[(claim, next(following)) for claim in some] for some in made]
-        recalled = [[(fact, next(following)) for fact in some] for some in facts]
+        of_texts = [[(claim, next(following)) for claim in claims or ()] for claims, _ in made]
+        of_facts = [[(fact, next(following)) for fact in stated] for stated in facts]
         samples = []
-        for (item, context, answer), of_text, of_facts, quiet in zip(written, judged, recalled, silent, strict=True):
-            if not quiet and not of_text:
+        for n, (item, context, answer) in enumerate(written):
+            if made[n][0] is None:
+                problems.add("unknown_claims", f"{item.id}: {made[n][1]}")
+            elif not silent[n] and not of_texts[n]:
                 problems.add("answers_without_claims", f"{item.id}: {answer.text}")
-            begun = writing.sample(self.name, self.versions["split"], item, context, answer)
-            samples.append(begun | self._scored(item, of_text, of_facts, quiet))
+            sample = writing.sample(self.name, self.versions["split"], item, context, answer)
+            samples.append(sample | self._scored(item, of_texts[n], of_facts[n], silent[n]))
         for verdict in verdicts:
             if verdict.label == "unknown":
                 problems.add("unknown_judgements", verdict.reason)
@@ -98,11 +103,11 @@ class Support(NamedTuple):
         if item.doc["facts"] and (known or silent):
             metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
             metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
-        right = [claim for claim, verdict in judged if verdict.label == "supported"]
+        right = [f"{claim.rstrip('.')}." for claim, verdict in judged if verdict.label == "supported"]
         tally = ", ".join(f"{n} {state}" for state, n in states.items() if n)
         return {
             "target": None,
-            "reference": item.doc["reference"] or (". ".join(right) + "." if right else self.values["abstain"]),
+            "reference": item.doc["reference"] or (" ".join(right) or self.values["abstain"]),
             "verdict": "abstained" if silent else tally or "no claims",
             "states": states,
             "claims": [{"claim": claim, "verdict": v.label, "reason": v.reason} for claim, v in judged],
@@ -133,15 +138,15 @@ def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support:
     """Build the task. Items have the keys of the prompt's template (topic, prompt) and documents (texts).
 
-    Optional: id; topic, which replaces pronouns; facts, which a good text states; reference, a right text.
+    Optional: id; topic, of which the text speaks; facts, which a good text states; reference, a right text.
     Raises: UserError for an invalid task file, judge or data.
     """
     values = writing.with_abstention(resolved(name, spec, settings, KEYS, needed=("doc_to_text",)))
-    judge = open_claim_judge("options.support.judge", values["judge"] or settings.judge, values["judge_model"])
+    chat = open_chat("options.support.judge", values["judge"] or settings.judge, values["judge_model"])
     documents = writing.load(name, values | {"num_fewshot": 0}, settings, _read)
     prompts = open_prompts(name, values, settings, documents)
     versions = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge}
-    return Support(name, versions, values, documents, prompts, judge)
+    return Support(name, versions, values, documents, prompts, chat)
 
 
 def _read(doc: Mapping[str, Any]) -> dict[str, Any]:

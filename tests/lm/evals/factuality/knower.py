@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.evals.factuality.claim_judge import ask
+from lm.evals.factuality.sentences import sentences
 from lm.evals.judges.endpoint import Reply
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled, Task, TaskSettings
 
@@ -133,19 +133,25 @@ def compares(claim: str, texts: Sequence[str]) -> str:
 
 
 def fact_checker(conversations) -> list[Reply]:
-    """A judge model of claims that compares words."""
+    """A judge model that takes sentences for claims, names the topic for "He", and compares words."""
     replies = []
     for (message,) in conversations:
-        shown = re.findall(r"<(document|claim)[-\d]*-[0-9a-f]{12}>\n(.*?)\n</", message["content"], re.DOTALL)
-        claim = next(text for kind, text in shown if kind == "claim")
-        verdict = compares(claim, [text for kind, text in shown if kind == "document"])
+        shown = re.findall(r"<(document|claim|topic|text)[-\d]*-[0-9a-f]{12}>\n(.*?)\n</", message["content"], re.DOTALL)
+        parts = dict(shown)
+        if "topic" in parts:
+            claims = [
+                re.sub(r"^He\b", parts["topic"], sentence) for sentence in sentences(parts["text"]) if "?" not in sentence
+            ]
+            replies.append(Reply(json.dumps({"claims": claims})))
+            continue
+        verdict = compares(parts["claim"], [text for kind, text in shown if kind == "document"])
         replies.append(Reply(json.dumps({"verdict": verdict, "reason": "by its words"})))
     return replies
 
 
 def checked(task: Task) -> Task:
     """The task with that judge, if it has one."""
-    return task._replace(judge=ask(fact_checker)) if "judge" in task._fields else task
+    return task._replace(chat=fact_checker) if "chat" in task._fields else task
 
 
 def write(folder: Path, task: str, rows: Sequence[dict]) -> None:

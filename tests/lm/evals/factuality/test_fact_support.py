@@ -6,14 +6,14 @@ import math
 import pytest
 
 from lm.errors import UserError
-from lm.evals.factuality.claim_judge import LABELS, ask, asked, nearest
-from lm.evals.factuality.claims import claims, sentences
+from lm.evals.factuality.claim_judge import LABELS, asked, claims_of, judged, nearest
+from lm.evals.factuality.sentences import sentences
 from lm.evals.factuality.support import factscore
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import verdict_of
 from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
-from tests.lm.evals.factuality.knower import Belief, Knower, checked, guesser, oracle, world, write
+from tests.lm.evals.factuality.knower import Belief, Knower, checked, fact_checker, guesser, oracle, world, write
 
 
 @pytest.mark.parametrize(
@@ -32,24 +32,19 @@ def test_sentences(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    "reply, claims",
     [
-        ("Rome was founded in 753 BC and became a republic.", ["Rome was founded in 753 BC", "Rome became a republic"]),
-        ("Ada won in Physics and Chemistry, but Pierre died.", ["Ada won in Physics and Chemistry", "Pierre died"]),
-        ("Ada, who was born in Ulm, painted.", ["Ada was born in Ulm", "Ada painted"]),
-        ("She met Ada, who painted foxes.", ["She met Ada", "Ada painted foxes"]),
-        ("Ada, born in Ulm, painted. She died.", ["Ada was born in Ulm", "Ada painted", "Ada died"]),
-        ("Ada (1901–1950) painted.", ["Ada was born in 1901", "Ada died in 1950", "Ada painted"]),
-        ("Ada died in Ulm on 3 May 1950.", ["Ada died in Ulm", "Ada died on 3 May 1950"]),
-        ("In 1920, she moved to Graz; her son followed.", ["In 1920, Ada moved to Graz", "Ada's son followed"]),
-        ("Is Rome old? Here is more: I hope this helps! However, Rome is old.", ["Rome is old"]),
-        ("Rome is old. Rome is old. ROME IS OLD.", ["Rome is old"]),
-        ("The talented United players won.", ["The talented United players won"]),
-        ("", []),
+        (Reply('Two. {"claims": ["Rome is old.", "Rome is large.", "Rome is old."]}'), ["Rome is old.", "Rome is large."]),
+        (Reply('{"claims": []}'), []),
+        (Reply('{"claims": "Rome is old."}'), None),
+        (Reply('{"claims": [7]}'), None),
+        (Reply("Rome is old."), None),
+        (Reply(None, "timed out"), None),
     ],
 )
-def test_claims(text, expected):
-    assert claims(text, topic="Ada" if "1920" in text else "") == expected
+def test_a_text_is_taken_apart_strictly(reply, claims):
+    ((found, why),) = claims_of(lambda conversations: [reply], ["Rome is old and large."], ["Rome"])
+    assert found == claims and bool(why) == (claims is None)
 
 
 def test_factscore_by_hand():
@@ -100,9 +95,9 @@ def test_a_judge_that_fails_supports_nothing():
     def broken(conversations):
         raise OSError("gone")
 
-    assert [v.label for v in ask(broken)(["a", "b"], [["x"], ["y"]])] == ["unknown"] * 2
-    assert ask(lambda c: [])(["a"], [["x"]])[0].label == "unknown"
-    assert ask(broken)([], []) == []
+    assert [v.label for v in judged(broken, ["a", "b"], [["x"], ["y"]])] == ["unknown"] * 2
+    assert judged(lambda c: [], ["a"], [["x"]])[0].label == "unknown"
+    assert judged(broken, [], []) == [] and claims_of(broken, ["a"], ["b"])[0][0] is None
 
 
 def test_the_chat_judge_in_the_task(tmp_path):
@@ -111,15 +106,17 @@ def test_the_chat_judge_in_the_task(tmp_path):
     seen = []
 
     def chat(conversations):
+        if "<topic-" in conversations[0][0]["content"]:
+            return fact_checker(conversations)
         seen.extend(c[0]["content"] for c in conversations)
         return [Reply(json.dumps({"verdict": "supported"})) if n % 2 else Reply(None, "timed out") for n in range(len(seen))]
 
-    results = task._replace(judge=ask(chat)).run(oracle()).results
+    results = task._replace(chat=chat).run(oracle()).results
     assert len(seen) == 20 * (3 + 2) and results["problems"]["unknown_judgements"]["n"] == 50
     assert results["states"]["unknown"] == 30 and results["states"]["supported"] == 30
     assert results["supported"] == 1 and results["factscore_at_least"] < results["factscore"]
-    silent = task._replace(judge=ask(lambda c: [Reply(None, "timed out")] * len(c))).run(oracle()).results
-    assert silent["supported"] is None and silent["factscore"] is None and silent["states"]["unknown"] == 60
+    silent = task._replace(chat=lambda c: [Reply(None, "timed out")] * len(c)).run(oracle()).results
+    assert silent["supported"] is None and silent["factscore"] is None and silent["problems"]["unknown_claims"]["n"] == 20
 
 
 def test_chance_and_silence(tmp_path):
@@ -162,7 +159,7 @@ def test_samples_hold_every_claim_and_what_would_have_been_right(tmp_path):
     outcome = opened(tmp_path).run(Says(text))
     sample = outcome.samples[0]
     assert [c["verdict"] for c in sample["claims"]] == ["supported", "contradicted", "unsupported"]
-    assert sample["claims"][1]["claim"] == "Albert Einstein won the Nobel Prize in 1922"
+    assert sample["claims"][1]["claim"] == "Albert Einstein won the Nobel Prize in 1922."
     assert sample["claims"][1]["reason"] == "by its words"
     assert [f["verdict"] for f in sample["facts"]] == ["supported", "unsupported"] and sample["metrics"]["fact_recall"] == 0.5
     assert sample["failed"] and sample["reference"] == "Albert Einstein was born in Ulm."
@@ -189,4 +186,4 @@ def test_what_is_wrong_is_named(tmp_path):
         with pytest.raises(UserError, match="options.support.judge"):
             open_task("fact_support", TaskSettings(data_dir=tmp_path, judge=judge))
     options = {"support": {"judge": "openai:http://localhost:9/v1"}}
-    assert open_task("fact_support", TaskSettings(data_dir=tmp_path, options=options)).judge
+    assert open_task("fact_support", TaskSettings(data_dir=tmp_path, options=options)).chat

@@ -5,7 +5,6 @@ import math
 import pytest
 
 from lm.errors import UserError
-from lm.evals.factuality.claim_judge import ask
 from lm.evals.factuality.selfcheck import unigram
 from lm.evals.judges.endpoint import Reply
 from lm.evals.task import Generated, TaskSettings
@@ -68,9 +67,9 @@ def test_judgements_that_fail_count_for_nothing(tmp_path):
         said = ['{"verdict": "supported"}', None, '{"verdict": "contradicted"}']
         return [Reply(text, "" if text else "timed out") for _, text in zip(conversations, said, strict=True)]
 
-    results = task._replace(judge=ask(chat)).run(Draws("Ada was born in Ulm.")).results
+    results = task._replace(chat=chat).run(Draws("Ada was born in Ulm.")).results
     assert results["inconsistency"] == 1 / 2 and results["problems"]["unknown_judgements"]["n"] == 1
-    failed = task._replace(judge=ask(lambda c: [Reply(None, "timed out")] * len(c))).run(Draws("Ada was born in Ulm."))
+    failed = task._replace(chat=lambda c: [Reply(None, "timed out")] * len(c)).run(Draws("Ada was born in Ulm."))
     assert (
         failed.results["inconsistency"] is None
         and failed.samples[0]["verdict"] == "unknown"
