@@ -126,7 +126,7 @@ def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
 
 
 def _attack(sample: Mapping, kind: str, request: str) -> dict[str, Any]:
-    """Return a row for redteam/safety_prompts.py, without the evaluation's system message.
+    """Return a row for redteam/prompts.py, without the evaluation's system message.
 
     If the model's own answers are part of an attack, the sample's `attack` holds the attack without them."""
     row = {"prompt": request, "kind": kind, **_given(sample, *WANTED)}

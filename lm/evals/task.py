@@ -5,7 +5,7 @@ model behind an API that returns no likelihoods.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -210,7 +210,9 @@ def means(samples: Sequence[dict], metrics: Sequence[str]) -> dict[str, Any]:
     return figures | {"n": len(samples)}
 
 
-def parts(samples: Sequence[dict], key: str, figures: Callable[[Sequence[dict]], dict]) -> dict[str, dict]:
-    """Return figures(samples with that value) for each value of `key`, sorted; samples without a value are left out."""
-    values = sorted({str(sample[key]) for sample in samples if sample[key] not in (None, "")})
-    return {value: figures([sample for sample in samples if str(sample[key]) == value]) for value in values}
+def parts(
+    samples: Sequence[dict], key: str, figures: Callable[[Sequence[dict]], dict], order: Iterable[str] | None = None
+) -> dict[str, dict]:
+    """Return figures(samples with that value) for each value of `key` but None and "", in `order`; None: sorted."""
+    values = sorted({str(sample[key]) for sample in samples if sample[key] is not None}) if order is None else order
+    return {value: figures([sample for sample in samples if str(sample[key]) == value]) for value in values if value}

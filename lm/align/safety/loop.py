@@ -37,9 +37,8 @@ from lm.errors import UserError, naming
 from lm.evals.engine.engine import Engine
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.judges import open_judge
-from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, summary
-from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
-from lm.evals.redteam.talk import talk
+from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, subject_chat, summary
 from lm.files.saving import write_json, write_lines
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
@@ -273,7 +272,7 @@ class Loop:
     def _chat(self, model: Path, temperature: float) -> Chat:
         engine = Engine(self._open(model), self.tokenizer, name=model.name, template=self.template)
         tokens, seed = self.config.rollout.max_new_tokens, self.config.seed
-        return talk(engine, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
+        return subject_chat(engine, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
 
     def _open(self, path: Path) -> Transformer:
         if self._opened is None or self._opened[0] != path:

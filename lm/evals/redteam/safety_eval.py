@@ -6,14 +6,15 @@ one a line, from which all figures are computed.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from lm.evals import task
 from lm.evals.judges.endpoint import Chat, Reply
 from lm.evals.judges.refusals import refusal
 from lm.evals.judges.verdict import Judge, guarded
 from lm.evals.redteam.attacks import compose
-from lm.evals.redteam.safety_prompts import Prompt
+from lm.evals.redteam.prompts import Prompt
 from lm.evals.stats.intervals import wilson
-from lm.evals.task import Subject
 
 
 def attempts(
@@ -34,22 +35,57 @@ def attempts(
         else:
             ways = {family: attack(prompt.text) for family, attack in attacks.items()}
         records += [
-            {
-                "id": prompt.id,
-                "prompt": prompt.text,
-                "kind": prompt.kind,
-                "hazard": prompt.hazard,
-                "family": family,
-                "sample": sample,
-                "messages": messages,
-                "answer": prompt.answer,
-                "completion": prompt.completion,
-                "harmful_if": list(prompt.harmful_if),
-            }
-            for family, messages in ways.items()
-            for sample in range(samples)
+            record_of(prompt, family, messages, sample) for family, messages in ways.items() for sample in range(samples)
         ]
     return records
+
+
+def record_of(prompt: Prompt, family: str, messages: Sequence[dict], sample: int = 0) -> dict:
+    """Return the record of an attempt; see `attempts`."""
+    return {
+        "id": prompt.id,
+        "prompt": prompt.text,
+        "kind": prompt.kind,
+        "hazard": prompt.hazard,
+        "family": family,
+        "sample": sample,
+        "messages": messages,
+        "answer": prompt.answer,
+        "completion": prompt.completion,
+        "harmful_if": list(prompt.harmful_if),
+    }
+
+
+def subject_chat(
+    subject: task.Subject,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    distinct: bool = False,
+    system: str = "",
+    answers: dict[str, task.Generated] | None = None,
+) -> Chat:
+    """Return a chat with the subject, which batches all conversations of a call. A sample depends on its text and seed.
+
+    Args:
+      distinct: whether equal conversations of a call get different samples, by their index in the call.
+      system: put before every conversation. answers: a dict that receives each answer under its exact prompt.
+    """
+
+    def chat(conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
+        texts = [subject.chat_prompt(with_system(system, messages)) for messages in conversations]
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        generated = subject.generate([task.Prompt(text, **options, seed=seed + n * distinct) for n, text in enumerate(texts)])
+        if answers is not None:
+            answers.update(zip(texts, generated, strict=True))
+        return [Reply(None, answer.problem) if answer.problem else Reply(answer.text) for answer in generated]
+
+    return chat
+
+
+def with_system(system: str, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": system}, *messages] if system else list(messages)
 
 
 def answered(records: Sequence[dict], chat: Chat) -> list[dict]:
@@ -166,7 +202,7 @@ def share(hits: Sequence[bool]) -> dict | None:
     return {"n": len(hits), "hits": sum(hits), "rate": sum(hits) / len(hits), "low": low, "high": high}
 
 
-def bits_per_byte(subject: Subject, texts: Sequence[str]) -> dict | None:
+def bits_per_byte(subject: task.Subject, texts: Sequence[str]) -> dict | None:
     """Return {"bits_per_byte": −Σ log2 p(token) / Σ UTF-8 bytes, "bytes", "texts"}, or None without a byte.
 
     Texts longer than the subject's maximum length are read in rolling windows, as in lm-evaluation-harness: the last window of

@@ -12,17 +12,13 @@ from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.evals.redteam import searched
-from lm.evals.redteam.agreement import agreement
+from lm.evals.redteam import searches
 from lm.evals.redteam.attacks import ATTACKS, compose
-from lm.evals.redteam.figures import figures, metrics, parts
-from lm.evals.redteam.hazards import HAZARDS
-from lm.evals.redteam.prompts import Request, in_turn, read_requests
-from lm.evals.redteam.safety_eval import answered, attempts, judged
-from lm.evals.redteam.safety_prompts import read_prompts
-from lm.evals.redteam.talk import talk, with_system
+from lm.evals.redteam.figures import agreement, figures, metrics
+from lm.evals.redteam.prompts import HAZARDS, Request, in_turn, read_prompts, read_requests
+from lm.evals.redteam.safety_eval import answered, attempts, judged, subject_chat, with_system
 from lm.evals.stats.joining import Problems
-from lm.evals.task import Generated, Outcome, Subject, TaskSettings, cuts
+from lm.evals.task import Generated, Outcome, Subject, TaskSettings, cuts, parts
 from lm.evals.tasks import documents
 from lm.evals.tasks.settings import check, check_least, resolved
 
@@ -46,7 +42,7 @@ KEYS = documents.KEYS | {
     "attacker_tokens": 512,
     "scorer": "judge",  # of pair's and tap's attempts: judge, openai:URL, or subject
     "scorer_model": "",
-    "gcg": {},  # settings of gcg, pair and tap: see lm/evals/redteam/searched.py
+    "gcg": {},  # settings of gcg, pair and tap: see lm/evals/redteam/searches.py
     "pair": {},
     "tap": {},
 }
@@ -93,7 +89,7 @@ class RedTeam(NamedTuple):
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
     given = resolved(name, spec, settings, KEYS)
-    for key, defaults in (("gcg", searched.GCG), ("pair", searched.PAIR), ("tap", searched.TAP)):
+    for key, defaults in (("gcg", searches.GCG), ("pair", searches.PAIR), ("tap", searches.TAP)):
         check(f"task {name}: {key}", given[key], defaults)
         given[key] = {**defaults, **given[key]}
     check_least(name, given, samples=1, draws=1, max_new_tokens=1, retries=0)
@@ -126,10 +122,10 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
     ready = [family for family in ATTACKS if family != "suffix" or options.get("suffix", {}).get("suffix")]
     families = list(dict.fromkeys(families)) or ready
     for family in families:
-        if family not in searched.SEARCHES:
+        if family not in searches.SEARCHES:
             steps, known = _steps(family, options, "!")
             compose(steps, **known)("x")  # raises UserError if it is invalid
-    if any(family in searched.SEARCHES for family in families) and not given["attacker"]:
+    if any(family in searches.SEARCHES for family in families) and not given["attacker"]:
         raise UserError(f"task {name}: pair and tap need an attacker: openai:URL or subject")
     return families
 
@@ -177,45 +173,46 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
     if not task.requests:
         problems.add("empty_files", "no request")
     harmful = [request for request in task.requests if request.prompt.kind == "harmful"]
-    searches: dict[str, dict] = {}
+    searched: dict[str, dict] = {}
     if any("gcg" in family.split("+") for family in task.families):
-        searches["gcg"] = searched.suffix(subject, harmful, given["gcg"], settings.system, settings.seed)
-    heard: dict[int, dict[str, Generated]] = {}
+        searched["gcg"] = searches.suffix(subject, harmful, given["gcg"], settings.system, settings.seed)
+    generated: dict[int, dict[str, Generated]] = {}
 
     def chat(draw: int) -> Chat:
-        return talk(
+        return subject_chat(
             subject,
             max_new_tokens=given["max_new_tokens"],
             temperature=given["temperature"],
             seed=settings.seed + draw,
             system=settings.system,
-            heard=heard.setdefault(draw, {}),
+            answers=generated.setdefault(draw, {}),
         )
 
-    todo = _attempts(task, searches.get("gcg", {}).get("suffix", ""))
+    todo = _attempts(task, searched.get("gcg", {}).get("suffix", ""))
     records: list[dict] = []
     for draw in dict.fromkeys(record["draw"] for record in todo):
         records += answered([record for record in todo if record["draw"] == draw], chat(draw))
     plain = [request for request in harmful if request.prompt.messages is None]
-    for name in searched.SEARCHES:
+    for name in searches.SEARCHES:
         if name in task.families:
-            found, searches[name] = searched.rewritten(name, subject, chat(0), plain, task.judge, given, settings.seed)
+            found, searched[name] = searches.rewritten(name, subject, chat(0), plain, task.judge, given, settings.seed)
             records += [record | {"draw": 0} for record in found]
     records = judged(records, task.judge)
     if task.classifier is not None:
         records = _classified(records, task.classifier)
-    samples = _samples(task, subject, records, heard)
+    samples = _samples(task, subject, records, generated)
     _note(task, records, problems)
     results = {"main": given["main"], "attack_success": None, "over_refusal": None} | figures(samples)
     for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
         if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
-            results[name] = parts(samples, key)
+            values = dict.fromkeys(sample[key] for sample in samples)
+            results[name] = parts(samples, key, figures, values)
     if task.classifier is not None:
         said = [record for record in records if (record["response"] or "").strip()]
         by_rules = [record["refusal"] != "none" for record in said]
         results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in said])
-    if searches:
-        results["searches"] = searches
+    if searched:
+        results["searches"] = searched
     return Outcome(results | {"problems": problems.kinds}, samples)
 
 
@@ -229,7 +226,7 @@ def _attempts(task: RedTeam, found: str) -> list[dict]:
     dressed = [p for p in prompts if p.messages is None and p.kind != "task"]
     records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], given["samples"])]
     for family in task.families:
-        if family in searched.SEARCHES:
+        if family in searches.SEARCHES:
             continue
         steps, options = _steps(family, given["family_options"], found)
         if "best_of_n" not in steps.split("+"):
@@ -253,7 +250,7 @@ def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
 
 
 def _samples(
-    task: RedTeam, subject: Subject, records: Sequence[dict], heard: Mapping[int, Mapping[str, Generated]]
+    task: RedTeam, subject: Subject, records: Sequence[dict], generated: Mapping[int, Mapping[str, Generated]]
 ) -> list[dict]:
     """Return the samples of the records, sorted by request and then by family."""
     order = {family: number for number, family in enumerate(task.families)}
@@ -262,7 +259,7 @@ def _samples(
         request = task.requests[int(record["id"])]
         messages = with_system(task.settings.system, record["conversation"])
         text = subject.chat_prompt(messages)
-        said = heard[record["draw"]].get(text)
+        answer = generated[record["draw"]].get(text)
         values = metrics(record)
         harmful = record["kind"] == "harmful"
         sample = {
@@ -289,10 +286,10 @@ def _samples(
         sample |= {key: record[key] for key in OPTIONAL if key in record}
         sample |= {key: record[key] for key in ("answer", "completion", "harmful_if") if record[key]}
         flags = ["unknown_verdicts"] if record.get("verdict") == "unknown" else []
-        if flags := flags + (cuts([said]) if said is not None else []):
+        if flags := flags + (cuts([answer]) if answer is not None else []):
             sample["flags"] = flags
-        if said is not None and (said.tokens or said.prompt_tokens):
-            sample["tokens"] = [list(said.prompt_tokens), list(said.tokens)]
+        if answer is not None and (answer.tokens or answer.prompt_tokens):
+            sample["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]
         made.append(((int(record["id"]), order.get(record["family"], -1), record["sample"]), sample))
     return [sample for _, sample in sorted(made, key=lambda pair: pair[0])]
 

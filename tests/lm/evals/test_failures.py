@@ -11,7 +11,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.rl.rewards import answer
 from lm.errors import UserError
 from lm.evals.failures import FILES, export
-from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
 from tests.lm.reports.evaluation_runs import choices, redteam, texts
 
 CHOICE = {

@@ -11,7 +11,7 @@ from data.chat.conversations import examples_of
 from data.chat.records import read_records
 from lm.align.safety.constitution import load_constitution
 from lm.errors import UserError
-from lm.evals.redteam.safety_prompts import read_prompts
+from lm.evals.redteam.prompts import read_prompts
 from lm.evals.task import TaskSettings
 from lm.evals.tasks import catalogue
 from lm.serve import flagged, store

@@ -19,9 +19,8 @@ from lm.evals.engine.engine import Engine
 from lm.evals.judges import classifier
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import Verdict
-from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, holds, judged, share, summary
-from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
-from lm.evals.redteam.talk import talk
+from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, holds, judged, share, subject_chat, summary
 from lm.evals.stats.intervals import wilson
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
@@ -197,7 +196,7 @@ def measuring(model, tokenizer, T=8):
 
 
 def chatting(model, tokenizer, **options):
-    return talk(Engine(model, tokenizer, name="tiny", progress=False), **{"temperature": 0.0, "seed": 0, **options})
+    return subject_chat(Engine(model, tokenizer, name="tiny", progress=False), **{"temperature": 0.0, "seed": 0, **options})
 
 
 def test_bits_per_byte_are_those_of_whole_logits_in_rolling_windows(model, tokenizer):

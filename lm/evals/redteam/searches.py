@@ -5,14 +5,12 @@ from typing import Any
 
 from data.chat.template import encode_chat
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat
+from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import Judge
-from lm.evals.redteam.ask import by_judge, on_topic, rated
-from lm.evals.redteam.gcg import gcg
-from lm.evals.redteam.in_chat import in_chat
+from lm.evals.redteam.gcg import Settings, gcg, in_chat
 from lm.evals.redteam.prompts import Request
-from lm.evals.redteam.search import Found, pair, tap
-from lm.evals.redteam.talk import helper, with_system
+from lm.evals.redteam.safety_eval import record_of, subject_chat, with_system
+from lm.evals.redteam.search import MOST, Limits, SearchResult, by_judge, on_topic, pair_limits, rated, search
 from lm.evals.task import Subject
 
 GCG = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}
@@ -41,8 +39,8 @@ def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any
 
     texts, targets = [r.prompt.text for r in used], [r.target for r in used]
     place = in_chat(tokenizer, texts, targets, init=options["init"], encode=encode)
-    settings = {key: options[key] for key in ("steps", "batch", "topk", "chunk")}
-    history = gcg(model, tokenizer, place.places, place.init, seed=seed, fits=place.fits, **settings)
+    settings = Settings(seed=seed, **{key: options[key] for key in ("steps", "batch", "topk", "chunk")})
+    history = gcg(model, tokenizer, place.places, place.init, settings, fits=place.fits)
     return {
         "suffix": place.text(history.best),
         "loss": history.best_loss,
@@ -66,56 +64,47 @@ def rewritten(
     if not given["attacker"]:
         raise UserError(f"redteam: family {name} needs an attacker: options.redteam.attacker, openai:URL or subject")
     options = {key: given[key] for key in ("timeout", "retries", "key_variable")}
-    talking = {"max_new_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"], "seed": seed}
-    attacker = helper(
-        "attacker",
-        given["attacker"],
-        given["attacker_model"],
-        subject,
-        options | {"max_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"]},
-        **talking,
-    )
-    judging = {"max_new_tokens": given["attacker_tokens"], "temperature": 0.0, "seed": seed}
+    sampling = {"max_new_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"], "seed": seed}
+    writing = {"max_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"]}
+    attacker = _helper("attacker", given, subject, options | writing, **sampling)
     texts, hazards = [r.prompt.text for r in requests], {r.prompt.text: r.prompt.hazard for r in requests}
     if given["scorer"] == "judge":
         rater, scorer = attacker, by_judge(judge, hazards)
     else:
-        rater = helper("scorer", given["scorer"], given["scorer_model"], subject, options, **judging)
+        rater = _helper("scorer", given, subject, options, **sampling | {"temperature": 0.0})
         scorer = rated(rater)
-    limits = {key: value for key, value in given[name].items() if value}
-    targets = [r.target for r in requests]
-    if name == "pair":
-        found = pair(texts, attacker, chat, scorer, targets=targets, **limits)
-    else:
-        found = tap(texts, attacker, chat, scorer, on_topic(rater), targets=targets, **limits)
+    limits = pair_limits(**given["pair"]) if name == "pair" else Limits(**given["tap"])
+    topic, targets = on_topic(rater) if name == "tap" else None, [r.target for r in requests]
+    found = search(texts, attacker, chat, scorer, limits, topic, targets)
     return [_record(name, *both) for both in zip(requests, found, strict=True)], _summary(found)
 
 
-def _record(name: str, request: Request, found: Found) -> dict:
-    p = request.prompt
-    messages = [{"role": "user", "content": p.text if found.prompt is None else found.prompt}]
-    record = {
-        "id": p.id,
-        "prompt": p.text,
-        "kind": p.kind,
-        "hazard": p.hazard,
-        "family": name,
-        "sample": 0,
-        "messages": messages,
-        "answer": p.answer,
-        "completion": p.completion,
-        "harmful_if": list(p.harmful_if),
-        "conversation": messages,
-        "response": found.response,
-        "queries": found.queries,
-    }
-    return record if found.response is not None else record | {"problem": "the search found no prompt that was answered"}
+def _record(name: str, request: Request, result: SearchResult) -> dict:
+    prompt = request.prompt.text if result.prompt is None else result.prompt
+    record = record_of(request.prompt, name, [{"role": "user", "content": prompt}])
+    record |= {"conversation": record["messages"], "response": result.response, "queries": result.queries}
+    return record if result.response is not None else record | {"problem": "the search found no prompt that was answered"}
 
 
-def _summary(found: Sequence[Found]) -> dict[str, Any]:
+def _summary(results: Sequence[SearchResult]) -> dict[str, Any]:
     counts: dict[str, int] = {}
-    for one in found:
-        for what, n in one.counts.items():
+    for result in results:
+        for what, n in result.counts.items():
             counts[what] = counts.get(what, 0) + n
-    queries, best = sum(one.queries for one in found), sum(one.score == 10 for one in found)
+    queries, best = sum(result.queries for result in results), sum(result.score == MOST for result in results)
     return {"queries": queries, "found": best, **dict(sorted(counts.items()))}
+
+
+def _helper(key: str, given: dict[str, Any], subject: Subject, options: dict[str, Any], **sampling: Any) -> Chat:
+    """Open the chat given[key]: openai:URL, or "subject", the model under test itself.
+
+    Args: options: see `endpoint`. sampling: see `subject_chat`.
+    Raises: UserError for another name.
+    """
+    spec = given[key]
+    kind, _, url = spec.partition(":")
+    if kind == "openai" and url:
+        return endpoint(url, given[f"{key}_model"], **options)
+    if spec == "subject":
+        return subject_chat(subject, **sampling)
+    raise UserError(f"redteam: {key}={spec!r} is neither openai:URL nor subject")
