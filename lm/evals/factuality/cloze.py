@@ -7,6 +7,7 @@ the relation is put in for [Y], and the text after the subject is scored as a co
 Prompts are plain texts to continue, without a chat template.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -14,8 +15,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals.stats.joining import Malformed, key_text
-from lm.evals.stats.measures import mean
-from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings, summed_up
+from lm.evals.task import (
+    Continuation,
+    Likelihood,
+    Outcome,
+    Subject,
+    TaskSettings,
+    all_finite,
+    choice_fields,
+    means,
+    parts,
+    summed_up,
+)
 from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents, load
 from lm.evals.tasks.settings import resolved
@@ -67,16 +78,12 @@ class Cloze(NamedTuple):
         answers, samples = iter(subject.likelihoods(requests)), []
         for fact in self.facts:
             found = [[next(answers) for _ in fact.candidates] for _ in fact.sentences]
-            wrong = next((one.logp for some in found for one in some if not math.isfinite(one.logp)), None)
-            if wrong is not None:
-                problems.add("likelihoods_not_finite", f"{fact.id}: {wrong}")
-                continue
-            samples.append(self._scored(fact, found))
+            if all_finite([likelihood for some in found for likelihood in some], problems, fact.id):
+                samples.append(self._scored(fact, found))
         results = summed_up(samples, METRICS, problems)
-        relations = sorted({s["relation"] for s in samples if s["relation"]})
-        parts = {name: _figures([s for s in samples if s["relation"] == name]) for name in relations}
+        relations = parts(samples, "relation", functools.partial(means, metrics=METRICS))
         chance = math.fsum(1 / len(s["choices"]) for s in samples) / len(samples) if samples else None
-        return Outcome(results | {"chance": chance, "relations": parts, "problems": results["problems"]}, samples)
+        return Outcome(results | {"chance": chance, "relations": relations, "problems": results["problems"]}, samples)
 
     def _scored(self, fact: Fact, found: Sequence[Sequence[Likelihood]]) -> dict[str, Any]:
         before, between, after = _spaced(fact.sentences[0])
@@ -100,8 +107,7 @@ class Cloze(NamedTuple):
             "split": self.versions["split"],
             "prompt": before,
             "choices": choices,
-            "loglikelihoods": scores,
-            "tokens": [[list(one.context_tokens), list(one.tokens)] for one in found[0]],
+            **choice_fields(found[0]),
             "target": target,
             "reference": choices[target].strip(),
             "relation": fact.relation,
@@ -117,13 +123,6 @@ def ranked(scores: Sequence[float], target: int) -> tuple[float, float]:
     above = sum(score > scores[target] for score in scores)
     equal = sum(score == scores[target] for score in scores)
     return (0.0 if above else 1 / equal), above + (equal + 1) / 2
-
-
-def _figures(samples: Sequence[dict]) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for metric in METRICS:
-        figures |= mean(metric, [s["metrics"][metric] for s in samples if s["metrics"][metric] is not None])
-    return figures | {"n": len(samples)}
 
 
 def _spaced(sentence: tuple[str, str]) -> tuple[str, str, str]:
@@ -142,13 +141,9 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
     """
     values = resolved(name, spec, settings, KEYS)
     documents = load(name, values | {"num_fewshot": 0}, settings)
-    problems, facts, given = documents.new_problems(), [], {}
-    for item in documents.items:
-        try:
-            fact, given[item.id] = _read(item.id, item.doc, values)
-            facts.append(fact)
-        except Malformed as why:
-            problems.add("malformed_items", f"{item.id}: {why}")
+    problems = documents.new_problems()
+    read = writing.readable(documents.items, lambda item: _read(item.id, item.doc, values), problems)
+    facts, distractors = [fact for _, (fact, _) in read], {item.id: own for item, (_, own) in read}
     owners: dict[tuple, list] = {}
     for fact in facts:
         owners.setdefault((fact.subject, fact.relation, fact.object, fact.sentences), []).append(fact)
@@ -163,13 +158,13 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
         true.setdefault((fact.subject, fact.relation), set()).add(fact.object)
     usable = []
     for fact in facts:
-        others = set(given[fact.id] or objects[fact.relation]) - true[fact.subject, fact.relation]
+        others = set(distractors[fact.id] or objects[fact.relation]) - true[fact.subject, fact.relation]
         if others:
             usable.append(fact._replace(candidates=tuple(sorted({fact.object} | others))))
         else:
             problems.add("malformed_items", f"{fact.id}: it has no other candidate; add distractors")
     documents = documents._replace(problems=problems)
-    return Cloze(name, writing.versions(documents, values, settings), documents, usable)
+    return Cloze(name, writing.versions_of(documents, values, settings), documents, usable)
 
 
 def _read(id: int | str, doc: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Fact, tuple[str, ...]]:

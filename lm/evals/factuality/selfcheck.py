@@ -15,19 +15,17 @@ import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm.errors import UserError
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import judged, open_chat
 from lm.evals.factuality.sentences import sentences
-from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
-from lm.evals.tasks.documents import Documents
-from lm.evals.tasks.prompting import Prompts, open_prompts
 from lm.evals.tasks.settings import check_least, resolved
+from lm.evals.tasks.writing import WritingTask, open_writing
 
 KEYS = writing.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
@@ -48,50 +46,39 @@ UNIGRAM = (
 METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 
-class SelfCheck(NamedTuple):
-    """A task of kind selfcheck. chat: the judge; None leaves the unigram metrics."""
+def evaluate(task: WritingTask, subject: Subject) -> Outcome:
+    """Return metrics over the answers that do not abstain, each a mean over the sentences.
 
-    name: str
-    versions: dict[str, Any]
-    values: dict[str, Any]
-    documents: Documents
-    prompts: Prompts
-    chat: Chat | None
-    seed: int
-
-    def run(self, subject: Subject) -> Outcome:
-        """Return metrics over the answers that do not abstain, each a mean over the sentences.
-
-        inconsistency: the share of samples that do not support the sentence. samples_contradicted: the share that contradict
-        it. Failed judgements count for neither. The unigram metrics are in nats. abstained: over all greedy answers."""
-        problems, values = self.documents.new_problems(), self.values
-        asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
-        requests, ids = [], []
-        for item, context in asked:
-            greedy = Prompt(context.text, tuple(values["until"]), values["max_new_tokens"])
-            drawn = greedy._replace(temperature=float(values["temperature"]), top_p=float(values["top_p"]))
-            requests += [greedy, *(drawn._replace(seed=self.seed + n) for n in range(1, values["samples"] + 1))]
-            ids += [item.id, *(f"{item.id}, sample {n}" for n in range(1, values["samples"] + 1))]
-        written = writing.generated(subject, requests, ids, problems)
-        step = values["samples"] + 1
-        kept = [
-            (*asked[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
-            for n in range(len(asked))
-        ]
-        kept = [case for case in kept if case[2] is not None and case[3]]
-        said = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in kept]
-        pairs = [(one, (text,)) for (*_, texts), some in zip(kept, said, strict=True) for one in some for text in texts]
-        verdicts = judged(self.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs]) if self.chat else []
-        for verdict in verdicts:
-            if verdict.label == "unknown":
-                problems.add("unknown_judgements", verdict.reason)
-        following, samples = iter(verdicts), []
-        for (item, context, answer, texts), some in zip(kept, said, strict=True):
-            of_sentences = [[next(following) for _ in texts] if self.chat else [] for _ in some]
-            begun = writing.sample(self.name, self.versions["split"], item, context, answer)
-            reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
-            samples.append(begun | {"reference": reference} | scored(some, texts, of_sentences))
-        return Outcome(summed_up(samples, METRICS, problems), samples)
+    inconsistency: the share of samples that do not support the sentence. samples_contradicted: the share that contradict
+    it. Failed judgements count for neither. The unigram metrics are in nats. abstained: over all greedy answers."""
+    problems, values = task.documents.new_problems(), task.values
+    asked = task.contexts(subject, problems)
+    requests, ids = [], []
+    for item, context in asked:
+        greedy = Prompt(context.text, tuple(values["until"]), values["max_new_tokens"])
+        drawn = greedy._replace(temperature=float(values["temperature"]), top_p=float(values["top_p"]))
+        requests += [greedy, *(drawn._replace(seed=task.seed + n) for n in range(1, values["samples"] + 1))]
+        ids += [item.id, *(f"{item.id}, sample {n}" for n in range(1, values["samples"] + 1))]
+    written = writing.generated(subject, requests, ids, problems)
+    step = values["samples"] + 1
+    kept = [
+        (*asked[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
+        for n in range(len(asked))
+    ]
+    kept = [case for case in kept if case[2] is not None and case[3]]
+    said = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in kept]
+    pairs = [(one, (text,)) for (*_, texts), some in zip(kept, said, strict=True) for one in some for text in texts]
+    verdicts = judged(task.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs]) if task.chat else []
+    for verdict in verdicts:
+        if verdict.label == "unknown":
+            problems.add("unknown_judgements", verdict.reason)
+    following, samples = iter(verdicts), []
+    for (item, context, answer, texts), some in zip(kept, said, strict=True):
+        of_sentences = [[next(following) for _ in texts] if task.chat else [] for _ in some]
+        begun = task.sample(item, context, answer)
+        reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
+        samples.append(begun | {"reference": reference} | scored(some, texts, of_sentences))
+    return Outcome(summed_up(samples, METRICS, problems), samples)
 
 
 def scored(said: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
@@ -144,19 +131,16 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfCheck:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> WritingTask:
     """Build the task. Items have the keys of the prompt's template, and optionally id and reference (a right answer).
 
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.with_abstention(resolved(name, spec, settings, KEYS, needed=("doc_to_text",)))
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
     check_least(name, values, samples=1)
     if values["temperature"] <= 0:
         raise UserError(f"task {name}: temperature: {values['temperature']} must be above 0, or every sample is the same")
     named = values["judge"] or (settings.judge if settings.judge.startswith("openai:") else "")
     chat = open_chat("options.selfcheck.judge", named, values["judge_model"]) if named else None
-    documents = writing.load(name, values | {"num_fewshot": 0}, settings, writing.asking)
-    prompts = open_prompts(name, values, settings, documents)
-    versions = writing.versions(documents, values, settings)
-    versions |= {"judge": named, "seed": settings.seed}
-    return SelfCheck(name, versions, values, documents, prompts, chat, settings.seed)
+    values["num_fewshot"] = 0
+    return open_writing(name, values, settings, evaluate, writing.asking, chat, judge=named, seed=settings.seed)

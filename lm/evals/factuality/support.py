@@ -8,17 +8,16 @@ not mentioned.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import claims_of, judged, open_chat
-from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.verdict import Verdict
-from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
+from lm.evals.task import Outcome, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
-from lm.evals.tasks.documents import Documents, TaskItem
-from lm.evals.tasks.prompting import Prompts, open_prompts
+from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.settings import resolved
+from lm.evals.tasks.writing import WritingTask, open_writing
 
 KEYS = writing.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
@@ -42,79 +41,71 @@ METRICS = (
 STATES = ("supported", "contradicted", "unsupported", "unknown")
 
 
-class Support(NamedTuple):
-    """A task of kind support. chat: the judge."""
+def evaluate(task: WritingTask, subject: Subject) -> Outcome:
+    """Return metrics over the texts that do not abstain, and over the claims that the judge could judge:
 
-    name: str
-    versions: dict[str, Any]
-    values: dict[str, Any]
-    documents: Documents
-    prompts: Prompts
-    chat: Chat
+    supported, contradicted, unsupported: shares of a text's claims, averaged over texts. factscore: supported with the
+    length penalty; factscore_unpenalised: without it; factscore_at_least: with every unknown claim counted as unsupported.
+    abstained: share of all texts. fact_recall, facts_contradicted: share of an item's `facts` that the text states or
+    contradicts. states: number of claims in each state, and of texts that abstained.
+    """
+    problems, values = task.documents.new_problems(), task.values
+    written = task.answers(subject, problems)
+    silent = [abstains(answer.text, values["abstain"]) for _, _, answer in written]
+    spoken = [(item, answer.text) for (item, _, answer), quiet in zip(written, silent) if not quiet]
+    topics = [item.doc.get("topic") or item.doc.get("prompt", "") for item, _ in spoken]
+    split = iter(claims_of(task.chat, [text for _, text in spoken], topics))
+    made = [([], "") if quiet else next(split) for quiet in silent]
+    facts = [() if quiet else item.doc["facts"] for (item, _, _), quiet in zip(written, silent)]
+    pairs = [(claim, item.doc["documents"]) for (item, _, _), (claims, _) in zip(written, made) for claim in claims or ()]
+    pairs += [(fact, (answer.text,)) for (_, _, answer), stated in zip(written, facts) for fact in stated]
+    verdicts = judged(task.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs])
+    following = iter(verdicts)
+    of_texts = [[(claim, next(following)) for claim in claims or ()] for claims, _ in made]
+    of_facts = [[(fact, next(following)) for fact in stated] for stated in facts]
+    samples = []
+    for n, (item, context, answer) in enumerate(written):
+        if made[n][0] is None:
+            problems.add("unknown_claims", f"{item.id}: {made[n][1]}")
+        elif not silent[n] and not of_texts[n]:
+            problems.add("answers_without_claims", f"{item.id}: {answer.text}")
+        sample = task.sample(item, context, answer)
+        samples.append(sample | _scored(item, of_texts[n], of_facts[n], silent[n], values))
+    for verdict in verdicts:
+        if verdict.label == "unknown":
+            problems.add("unknown_judgements", verdict.reason)
+    results = summed_up(samples, METRICS, problems)
+    states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
+    return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
 
-    def run(self, subject: Subject) -> Outcome:
-        """Return metrics over the texts that do not abstain, and over the claims that the judge could judge:
 
-        supported, contradicted, unsupported: shares of a text's claims, averaged over texts. factscore: supported with the
-        length penalty; factscore_unpenalised: without it; factscore_at_least: with every unknown claim counted as unsupported.
-        abstained: share of all texts. fact_recall, facts_contradicted: share of an item's `facts` that the text states or
-        contradicts. states: number of claims in each state, and of texts that abstained.
-        """
-        problems, values = self.documents.new_problems(), self.values
-        asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
-        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"]) for _, c in asked]
-        answers = writing.generated(subject, requests, [item.id for item, _ in asked], problems)
-        written = [(item, c, answer) for (item, c), answer in zip(asked, answers, strict=True) if answer is not None]
-        silent = [abstains(answer.text, values["abstain"]) for _, _, answer in written]
-        spoken = [(item, answer.text) for (item, _, answer), quiet in zip(written, silent) if not quiet]
-        topics = [item.doc.get("topic") or item.doc.get("prompt", "") for item, _ in spoken]
-        split = iter(claims_of(self.chat, [text for _, text in spoken], topics))
-        made = [([], "") if quiet else next(split) for quiet in silent]
-        facts = [() if quiet else item.doc["facts"] for (item, _, _), quiet in zip(written, silent)]
-        pairs = [(claim, item.doc["documents"]) for (item, _, _), (claims, _) in zip(written, made) for claim in claims or ()]
-        pairs += [(fact, (answer.text,)) for (_, _, answer), stated in zip(written, facts) for fact in stated]
-        verdicts = judged(self.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs])
-        following = iter(verdicts)
-        of_texts = [[(claim, next(following)) for claim in claims or ()] for claims, _ in made]
-        of_facts = [[(fact, next(following)) for fact in stated] for stated in facts]
-        samples = []
-        for n, (item, context, answer) in enumerate(written):
-            if made[n][0] is None:
-                problems.add("unknown_claims", f"{item.id}: {made[n][1]}")
-            elif not silent[n] and not of_texts[n]:
-                problems.add("answers_without_claims", f"{item.id}: {answer.text}")
-            sample = writing.sample(self.name, self.versions["split"], item, context, answer)
-            samples.append(sample | self._scored(item, of_texts[n], of_facts[n], silent[n]))
-        for verdict in verdicts:
-            if verdict.label == "unknown":
-                problems.add("unknown_judgements", verdict.reason)
-        results = summed_up(samples, METRICS, problems)
-        states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
-        return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
-
-    def _scored(
-        self, item: TaskItem, judged: Sequence[tuple[str, Verdict]], recalled: Sequence[tuple[str, Verdict]], silent: bool
-    ) -> dict[str, Any]:
-        labels = [verdict.label for _, verdict in judged]
-        states = {state: labels.count(state) for state in STATES}
-        scores = factscore(labels, self.values["gamma"])
-        known = [verdict.label for _, verdict in recalled if verdict.label != "unknown"]
-        metrics = dict.fromkeys(METRICS) | scores | {"abstained": float(silent)}
-        if item.doc["facts"] and (known or silent):
-            metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
-            metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
-        right = [f"{claim.rstrip('.')}." for claim, verdict in judged if verdict.label == "supported"]
-        tally = ", ".join(f"{n} {state}" for state, n in states.items() if n)
-        return {
-            "target": None,
-            "reference": item.doc["reference"] or (" ".join(right) or self.values["abstain"]),
-            "verdict": "abstained" if silent else tally or "no claims",
-            "states": states,
-            "claims": [{"claim": claim, "verdict": v.label, "reason": v.reason} for claim, v in judged],
-            "facts": [{"fact": fact, "verdict": v.label, "reason": v.reason} for fact, v in recalled],
-            "metrics": metrics,
-            "failed": states["contradicted"] > 0 or 2 * states["unsupported"] > len(labels) - states["unknown"],
-        }
+def _scored(
+    item: TaskItem,
+    judged: Sequence[tuple[str, Verdict]],
+    recalled: Sequence[tuple[str, Verdict]],
+    silent: bool,
+    values: Mapping[str, Any],
+) -> dict[str, Any]:
+    labels = [verdict.label for _, verdict in judged]
+    states = {state: labels.count(state) for state in STATES}
+    scores = factscore(labels, values["gamma"])
+    known = [verdict.label for _, verdict in recalled if verdict.label != "unknown"]
+    metrics = dict.fromkeys(METRICS) | scores | {"abstained": float(silent)}
+    if item.doc["facts"] and (known or silent):
+        metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
+        metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
+    right = [f"{claim.rstrip('.')}." for claim, verdict in judged if verdict.label == "supported"]
+    tally = ", ".join(f"{n} {state}" for state, n in states.items() if n)
+    return {
+        "target": None,
+        "reference": item.doc["reference"] or (" ".join(right) or values["abstain"]),
+        "verdict": "abstained" if silent else tally or "no claims",
+        "states": states,
+        "claims": [{"claim": claim, "verdict": v.label, "reason": v.reason} for claim, v in judged],
+        "facts": [{"fact": fact, "verdict": v.label, "reason": v.reason} for fact, v in recalled],
+        "metrics": metrics,
+        "failed": states["contradicted"] > 0 or 2 * states["unsupported"] > len(labels) - states["unknown"],
+    }
 
 
 def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]:
@@ -135,18 +126,16 @@ def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]
     }
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> WritingTask:
     """Build the task. Items have the keys of the prompt's template (topic, prompt) and documents (texts).
 
     Optional: id; topic, of which the text speaks; facts, which a good text states; reference, a right text.
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.with_abstention(resolved(name, spec, settings, KEYS, needed=("doc_to_text",)))
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
     chat = open_chat("options.support.judge", values["judge"] or settings.judge, values["judge_model"])
-    documents = writing.load(name, values | {"num_fewshot": 0}, settings, _read)
-    prompts = open_prompts(name, values, settings, documents)
-    versions = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge}
-    return Support(name, versions, values, documents, prompts, chat)
+    values["num_fewshot"] = 0
+    return open_writing(name, values, settings, evaluate, _read, chat, judge=values["judge"] or settings.judge)
 
 
 def _read(doc: Mapping[str, Any]) -> dict[str, Any]:

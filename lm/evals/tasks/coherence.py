@@ -4,20 +4,20 @@ The judge sees each pair in both orders, because models prefer one position. Onl
 otherwise it is a tie, marked as inconsistent (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.4).
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint
 from lm.evals.judges.verdict import Verdict, question, verdict_of
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.stats.repetition import repetition, split_words
-from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
+from lm.evals.task import Outcome, Subject, TaskSettings, summed_up
 from lm.evals.tasks import writing
-from lm.evals.tasks.documents import Documents
-from lm.evals.tasks.prompting import Prompts, open_prompts
 from lm.evals.tasks.settings import check_least, resolved
+from lm.evals.tasks.writing import WritingTask, open_writing
 
 KEYS = writing.KEYS | {
     "prompt_words": 48,  # words of a text that are the prompt; at most half of it
@@ -52,51 +52,35 @@ contradict itself? Length does not count. First think, in a sentence or two. The
 {{"better": "A" or "B" or "tie"}}"""
 
 
-class Coherence(NamedTuple):
-    """A task of kind coherence. chat: the judge, or None."""
+def evaluate(task: WritingTask, subject: Subject) -> Outcome:
+    """Return judge_win_rate: of continuations against the references, ties ½; judge_inconsistent: share of pairs whose
+    preference changed with the order; seq_repetition_4 (lm/evals/stats/repetition.py).
+    """
+    problems, values = task.documents.new_problems(), task.values
+    sampling = {"temperature": float(values["temperature"]), "top_p": float(values["top_p"]), "seed": task.seed}
+    samples, pairs = [], []
+    for item, context, answer in task.answers(subject, problems, **sampling):
+        repeated = repetition(split_words(answer.text))
+        sample = task.sample(item, context, answer) | {"reference": item.doc["reference"] or None, "target": None}
+        sample |= {"metrics": dict.fromkeys(METRICS) | {"seq_repetition_4": repeated}}
+        samples.append(sample | {"failed": (repeated or 0.0) >= values["degenerate"]})
+        if item.doc["reference"]:
+            pairs.append((samples[-1], item.doc["prompt"]))
+    if task.chat is not None:
+        _judge(task.chat, pairs, problems)
+    return Outcome(summed_up(samples, METRICS, problems), samples)
 
-    name: str
-    versions: dict[str, Any]
-    values: dict[str, Any]
-    documents: Documents
-    prompts: Prompts
-    chat: Chat | None
-    seed: int
 
-    def run(self, subject: Subject) -> Outcome:
-        """Return judge_win_rate: of continuations against the references, ties ½; judge_inconsistent: share of pairs whose
-        preference changed with the order; seq_repetition_4 (lm/evals/stats/repetition.py).
-        """
-        problems, values = self.documents.new_problems(), self.values
-        contexts = writing.contexts(self.prompts, self.documents.items, subject, problems)
-        sampling = {"temperature": float(values["temperature"]), "top_p": float(values["top_p"]), "seed": self.seed}
-        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"], **sampling) for _, c in contexts]
-        answers = writing.generated(subject, requests, [item.id for item, _ in contexts], problems)
-        samples, pairs = [], []
-        for (item, context), answer in zip(contexts, answers, strict=True):
-            if answer is None:
-                continue
-            repeated = repetition(split_words(answer.text))
-            sample = writing.sample(self.name, self.versions["split"], item, context, answer)
-            sample |= {"reference": item.doc["reference"] or None, "target": None}
-            sample |= {"metrics": dict.fromkeys(METRICS) | {"seq_repetition_4": repeated}}
-            samples.append(sample | {"failed": (repeated or 0.0) >= values["degenerate"]})
-            if item.doc["reference"]:
-                pairs.append((samples[-1], item.doc["prompt"]))
-        if self.chat is not None:
-            self._judge(self.chat, pairs, problems)
-        return Outcome(summed_up(samples, METRICS, problems), samples)
-
-    def _judge(self, chat: Chat, pairs: Sequence[tuple[dict, str]], problems: Problems) -> None:
-        """Write the judge's preferences into samples. pairs: samples and their prompts."""
-        cases = [(prompt, sample["generation"], sample["reference"]) for sample, prompt in pairs]
-        for (sample, _), (verdict, consistent) in zip(pairs, preferences(chat, cases), strict=True):
-            sample |= {"verdict": verdict.label, "reason": verdict.reason}
-            if verdict.label == "unknown":
-                problems.add("unknown_judgements", f"{sample['doc_id']}: {verdict.reason}")
-                continue
-            sample["metrics"] |= {"judge_win_rate": POINTS[verdict.label], "judge_inconsistent": float(not consistent)}
-            sample["failed"] |= verdict.label == "second"
+def _judge(chat: Chat, pairs: Sequence[tuple[dict, str]], problems: Problems) -> None:
+    """Write the judge's preferences into samples. pairs: samples and their prompts."""
+    cases = [(prompt, sample["generation"], sample["reference"]) for sample, prompt in pairs]
+    for (sample, _), (verdict, consistent) in zip(pairs, preferences(chat, cases), strict=True):
+        sample |= {"verdict": verdict.label, "reason": verdict.reason}
+        if verdict.label == "unknown":
+            problems.add("unknown_judgements", f"{sample['doc_id']}: {verdict.reason}")
+            continue
+        sample["metrics"] |= {"judge_win_rate": POINTS[verdict.label], "judge_inconsistent": float(not consistent)}
+        sample["failed"] |= verdict.label == "second"
 
 
 def preferences(chat: Chat, cases: Sequence[tuple[str, str, str]]) -> list[tuple[Verdict, bool]]:
@@ -125,7 +109,7 @@ def _preference(straight: Verdict, swapped: Verdict) -> tuple[Verdict, bool]:
     return Verdict(one, f"{one} in both orders"), True
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coherence:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> WritingTask:
     """Build the task. Items have text (its beginning is the prompt, the rest the reference), or prompt and optionally
     reference; optionally id. Raises: UserError for an invalid task file, judge or data.
     """
@@ -135,14 +119,12 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coheren
         raise UserError(f"task {name}: judge: {values['judge']!r} cannot compare texts; set it to openai:URL")
     url = (values["judge"] or settings.judge).partition("openai:")[2]
     chat = endpoint(url, values["judge_model"]) if url else None
-    documents = writing.load(name, values, settings, lambda doc: _read(doc, values["prompt_words"]))
-    prompts = open_prompts(name, values, settings, documents)
-    versions = writing.versions(documents, values, settings)
-    versions |= {"judge": f"openai:{url}" if url else None, "seed": settings.seed}
-    return Coherence(name, versions, values, documents, prompts, chat, settings.seed)
+    judge = f"openai:{url}" if url else None
+    read = functools.partial(_read, values["prompt_words"])
+    return open_writing(name, values, settings, evaluate, read, chat, judge=judge, seed=settings.seed)
 
 
-def _read(doc: Mapping[str, Any], words: int) -> dict[str, Any]:
+def _read(words: int, doc: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with its prompt and its reference ("" without one)."""
     for key in ("text", "prompt", "reference"):
         if doc.get(key) is not None and not isinstance(doc[key], str):
