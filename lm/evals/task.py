@@ -1,7 +1,7 @@
 """The interfaces of an evaluation: the model under evaluation as tasks ask it, the task, and its outcome.
 
-Tasks use only the Subject. So they run on our models (lm/evals/engine/engine.py), on test oracles with known answers, or on a
-model behind an API that returns no likelihoods.
+Tasks use only the Subject. So they run on our models (lm/evals/engine/model_subject.py), on test oracles with known answers, or
+on a model behind an API that returns no likelihoods.
 """
 
 import math

@@ -16,7 +16,7 @@ from flax import nnx
 
 from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.spectrograms import FRAMES
-from lm.evals.engine.likelihood import CACHE, slot_bytes
+from lm.evals.engine.likelihood import CACHE, Work, slot_bytes
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.media import Media
@@ -58,17 +58,6 @@ class Answer(NamedTuple):
 
     tokens: list[int]
     ended: bool
-
-
-class Work(NamedTuple):
-    """A batch. asks: the numbers of the asks that it answers. shape: the compiled shape.
-
-    run(wanted, keep): answer the wanted asks of the batch; call keep with {number: answer} as answers end.
-    """
-
-    asks: list[int]
-    shape: tuple
-    run: Callable[[set[int], Callable[[dict[int, Answer]], None]], None]
 
 
 class Writer(NamedTuple):

@@ -50,17 +50,18 @@ class Scored(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A batch of a plan.
+    """A batch of requests to score, or of prompts to continue (generate.py).
 
-    requests: the numbers of the requests that it answers. tokens: tokens read, without padding. slots: with padding. shape: the
-    compiled shape. run: return the answers in the order of `requests`; raises UserError if a log-probability is not finite.
+    numbers: of the requests that it answers. shape: the compiled shape. tokens: read, without padding. slots: with padding.
+    run(wanted, keep): answer at least the wanted requests; call keep({number: answer}) as answers come. Raises: UserError if a
+    log-probability is not finite.
     """
 
-    requests: list[int]
-    tokens: int
-    slots: int
-    shape: tuple[int, ...]
-    run: Callable[[], list[Scored]]
+    numbers: list[int]
+    shape: tuple
+    run: Callable[[set[int], Callable[[dict[int, Any]], None]], None]
+    tokens: int = 0
+    slots: int = 0
 
 
 def cut(request: Request, max_length: int) -> Request | None:
@@ -79,11 +80,10 @@ def scores(
     model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
 ) -> list[Scored | None]:
     """Score each request on the current mesh; None for one that is too long or empty. See `work`."""
-    found: list[Scored | None] = [None] * len(requests)
+    scored: dict[int, Scored] = {}
     for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
-        for number, scored in zip(part.requests, part.run(), strict=True):
-            found[number] = scored
-    return found
+        part.run(set(part.numbers), scored.update)
+    return [scored.get(number) for number in range(len(requests))]
 
 
 def reference(model: Transformer, request: Request, max_length: int) -> Scored:
@@ -175,28 +175,25 @@ class _Reader:
             numbers = sorted({number for row in batch.rows for trie in row.tries for number in trie.answers})
             tokens = sum(len(trie.tokens) for row in batch.rows for trie in row.tries)
             prefixes = planned.waves[batch.wave] if batch.P else []
-            yield Work(
-                [requests[number][0] for number in numbers],
-                tokens,
-                batch.B * batch.T,
-                (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W),
-                functools.partial(self.run, batch, prefixes, numbers),
-            )
+            owners = {number: requests[number][0] for number in numbers}
+            shape = (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W)
+            run = functools.partial(self.run, batch, prefixes, owners)
+            yield Work(list(owners.values()), shape, run, tokens, batch.B * batch.T)
 
-    def run(self, batch: Batch, prefixes: list[np.ndarray], numbers: list[int]) -> list[Scored]:
+    def run(self, batch: Batch, prefixes: list[np.ndarray], owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
         states = self._states(batch, prefixes) if batch.P else None
         arrays, where = _laid_out(batch, prefixes)
         logps_BNK, best_BN = _scored(self.graph, self.params, states, *place_rows(*arrays))
         logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
         targets_BNK = arrays[-1]
-        found = []
-        for number in numbers:
+        scored = {}
+        for number, owner in owners.items():
             b, n, k = where[number]
             logps = logps_BNK[b, n, k]
             if not np.isfinite(logps).all():
                 raise not_finite.error(nnx.merge(self.graph, self.params), "likelihoods: log-probabilities of the model")
-            found.append(Scored(logps, best_BN[b, n] == targets_BNK[b, n, k]))
-        return found
+            scored[owner] = Scored(logps, best_BN[b, n] == targets_BNK[b, n, k])
+        keep(scored)
 
     def _states(self, batch: Batch, prefixes: list[np.ndarray]):
         """Return the states of the wave's prefixes, replicated on every device."""

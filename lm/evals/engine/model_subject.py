@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from data.chat.media.encoding import MOST, Kept, Towers
-from data.text.tokenizer import Tokenizer
+from data.chat.media.encoding import MOST, Kept
 from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
 from lm.evals.engine.answers_cache import Answers, fingerprint, key
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, Writer
-from lm.evals.engine.likelihood import Request, Scored
+from lm.evals.engine.likelihood import Request, Scored, Work
 from lm.evals.engine.served import Served
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
 from lm.infer.engine.local import pays
@@ -28,18 +27,14 @@ from lm.progress import progress
 
 SHARE = 0.5  # of the free memory, for a serving engine's copy of the weights
 
-# run(wanted, keep): answer at least the wanted requests of a batch; call keep({number: answer}) as answers come.
-Run = Callable[[set[int], Callable[[dict[int, Any]], None]], None]
 
-
-class Engine:
+class ModelSubject:
     """A Subject that runs a model.
 
     Args:
       name: the model's name in results. max_length: the maximum number of tokens to read; None: the model's positions.
       batch_tokens: slots of a batch; None: by the kind of device. cache: a file of answers (answers_cache.py), or None. With
         several processes, only the first one opens it.
-      template, system, add_bos, towers: see Encoding.
       progress: whether to show progress on stderr; None: only on the first host.
       served: whether to generate with the serving engine (served.py); None: where it is faster.
     Attributes:
@@ -50,22 +45,18 @@ class Engine:
     def __init__(
         self,
         model: Transformer,
-        tokenizer: Tokenizer,
+        encoding: Encoding,
         *,
         name: str,
         max_length: int | None = None,
         batch_tokens: int | None = None,
         cache: Path | None = None,
-        template: str | None = None,
-        system: str = "",
-        add_bos: bool | None = None,
-        towers: Towers | None = None,
         progress: bool | None = None,
         served: bool | None = None,
     ):
-        self.model, self.tokenizer, self.name = likelihood.dropless(model), tokenizer, name
+        self.model, self.encoding, self.name = likelihood.dropless(model), encoding, name
+        self.tokenizer = encoding.tokenizer
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
-        self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos, towers=towers)
         self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
         self._remembers = cache is not None
         self._answers = Answers(cache) if self._remembers and is_first() else None
@@ -153,21 +144,9 @@ class Engine:
     def _scored(self, requests: list[Request]) -> list[Scored | None]:
         """Return the scores of each request, None where it cannot be scored."""
         asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
-        works = likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens)
-
-        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
-            for part in works:
-
-                def run(wanted, keep, part=part):
-                    self.stats["tokens"] += part.tokens
-                    self.stats["slots"] += part.slots
-                    keep(dict(zip(part.requests, part.run())))
-
-                yield part.requests, part.shape, run
-
         return self._answered(
             "likelihoods",
-            batches(),
+            likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens),
             len(requests),
             lambda: [key(self._identity, "likelihood", {}, *request) for request in asked],
             lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(),
@@ -175,31 +154,17 @@ class Engine:
         )
 
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
-        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
-            for part in self._writing(asks):
-
-                def run(wanted, keep, part=part):
-                    def counted(answers: dict[int, Answer]) -> None:
-                        self.stats["generated"] += sum(len(answer.tokens) for answer in answers.values())
-                        keep(answers)
-
-                    part.run(wanted, counted)
-
-                yield part.asks, part.shape, run
-
+        ends = self.encoding.stop_ids
         return self._answered(
             "generations",
-            batches(),
+            self._writing(asks),
             len(asks),
-            lambda: [
-                key(self._identity, "generation", {"ask": ask.identity(), "ends": self.encoding.stop_ids}, ask.tokens)
-                for ask in asks
-            ],
+            lambda: [key(self._identity, "generation", {"ask": ask.identity(), "ends": ends}, ask.tokens) for ask in asks],
             lambda answer: json.dumps(answer).encode(),
             lambda value, _: Answer(*json.loads(value)),
         )
 
-    def _writing(self, asks: list[Ask]) -> Iterator[drawing.Work]:
+    def _writing(self, asks: list[Ask]) -> Iterator[Work]:
         """Yield the batches that answer all asks: one of the serving engine, or those of generate.py."""
         if self._serves is None:
             self._serves = pays(self.model.config, SHARE * psutil.virtual_memory().available)
@@ -211,12 +176,12 @@ class Engine:
         if self._served is None:
             self._served = Served(self.model, self.tokenizer, self.encoding.stop_ids, self.encoding.towers)
             weakref.finalize(self, self._served.close)
-        yield drawing.Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
+        yield Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
 
     def _answered(
         self,
         what: str,
-        batches: Iterator[tuple[list[int], tuple, Run]],
+        works: Iterator[Work],
         total: int,
         keys: Callable[[], list[bytes]],
         pack: Callable[[Any], bytes],
@@ -242,20 +207,23 @@ class Engine:
                 new = {n: answer for n, answer in answers.items() if found[n] is None}
                 for n, answer in new.items():
                     found[n] = answer
+                    self.stats["generated"] += len(answer.tokens) if isinstance(answer, Answer) else 0
                 if self._answers and new:
                     self._answers.add({names[n]: pack(answer) for n, answer in new.items()})
                 bar.update(len(new))
 
-            for numbers, shape, run in batches:
-                wanted = {number for number in numbers if found[number] is None}
-                self.stats["cached"] += len(numbers) - len(wanted)
-                bar.update(len(numbers) - len(wanted))
+            for work in works:
+                wanted = {number for number in work.numbers if found[number] is None}
+                self.stats["cached"] += len(work.numbers) - len(wanted)
+                bar.update(len(work.numbers) - len(wanted))
                 if not wanted:
                     continue
-                if (what, *shape) not in self._compiled:
+                if (what, *work.shape) not in self._compiled:
                     bar.compiling()
-                self._compiled.add((what, *shape))
-                run(wanted, keep)
+                self._compiled.add((what, *work.shape))
+                self.stats["tokens"] += work.tokens
+                self.stats["slots"] += work.slots
+                work.run(wanted, keep)
         return found
 
     def _bar(self, what: str, total: int):
