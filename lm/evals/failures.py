@@ -5,7 +5,7 @@
     prompts.jsonl     {"prompt", "answer", …}: prompts with verifiable answers  grpo.py
     redteam.jsonl     {"prompt", "kind": "harmful", "hazard", "family", "messages"}: attacks that succeeded   safety.py
     benign.jsonl      the same of kind "benign": harmless requests that were refused                          safety.py
-    manifest.json, README.md   row counts by task and file, and a warning about test sets
+    manifest.json     row counts by task and file, and a warning about test sets
 
 Empty files are not written. Each row names its task and item, because most benchmarks are test sets: a score on a benchmark is
 void once the model has trained on it.
@@ -38,13 +38,7 @@ WARNING = (
     "Train on them to repair a model, and measure it on other tasks."
 )
 ANSWERED = ("generation", "response", "completion")  # keys that may hold the model's answer
-VERIFIERS = (
-    "instruction_id_list",
-    "kwargs",
-    "contains",
-    "test",
-    "entry_point",
-)  # columns that verifiers read beside the answer
+VERIFIERS = ("instruction_id_list", "kwargs", "contains", "test", "entry_point")  # columns that verifiers read
 WANTED = ("hazard", "family", "answer", "completion", "harmful_if")  # columns of a red-team sample that safety_prompts reads
 
 
@@ -204,14 +198,4 @@ def _write(folder: Path, rows: Mapping[str, list[dict]], manifest: dict) -> None
     for name, found in rows.items():
         if found:
             saving.write_lines(folder / name, found)
-    saving.write(folder / "README.md", readme(manifest))
     saving.write(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-
-
-def readme(manifest: Mapping) -> str:
-    lines = ["# Failed items of an evaluation", "", f"**{manifest['warning']}**", ""]
-    lines += [f"- `{name}`: {file['rows']} {file['what']}. `{file['use']}`" for name, file in manifest["files"].items()]
-    lines += ["", "| task | split | failed |", "| --- | --- | --- |"]
-    lines += [f"| {task} | {counts['split']} | {counts['failed']} |" for task, counts in manifest["tasks"].items()]
-    lines += [f"\nLeft out, {reason}: {n}." for reason, n in manifest["left_out"].items()]
-    return "\n".join(lines) + "\n"

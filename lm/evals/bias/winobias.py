@@ -38,47 +38,11 @@ from lm.evals.tasks.settings import resolved
 FEMALE = ("she", "her", "hers", "herself")
 MALE = ("he", "him", "his", "himself")
 # Occupations of the published sentences (the paper's table of shares of women, US Bureau of Labor Statistics).
-OCCUPATIONS = (
-    "carpenter",
-    "mechanic",
-    "construction worker",
-    "laborer",
-    "driver",
-    "sheriff",
-    "mover",
-    "developer",
-    "farmer",
-    "guard",
-    "chief",
-    "janitor",
-    "lawyer",
-    "cook",
-    "physician",
-    "CEO",
-    "analyst",
-    "manager",
-    "supervisor",
-    "salesperson",
-    "editor",
-    "designer",
-    "accountant",
-    "auditor",
-    "writer",
-    "baker",
-    "clerk",
-    "cashier",
-    "counselor",
-    "attendant",
-    "teacher",
-    "tailor",
-    "librarian",
-    "assistant",
-    "cleaner",
-    "housekeeper",
-    "nurse",
-    "receptionist",
-    "hairdresser",
-    "secretary",
+OCCUPATIONS = tuple(
+    "carpenter, mechanic, construction worker, laborer, driver, sheriff, mover, developer, farmer, guard, chief, janitor, "
+    "lawyer, cook, physician, CEO, analyst, manager, supervisor, salesperson, editor, designer, accountant, auditor, "
+    "writer, baker, clerk, cashier, counselor, attendant, teacher, tailor, librarian, assistant, cleaner, housekeeper, "
+    "nurse, receptionist, hairdresser, secretary".split(", ")
 )
 BRACKETS = re.compile(r"\[([^\[\]]+)\]")
 ARTICLE = r"(?:the|an?)"

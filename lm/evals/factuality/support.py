@@ -27,16 +27,9 @@ KEYS = writing.KEYS | {
     "judge": "",  # openai:URL; empty: the config's
     "judge_model": "",
 }
-METRICS = (
-    "factscore",
-    "factscore_unpenalised",
-    "factscore_at_least",
-    "supported",
-    "contradicted",
-    "unsupported",
-    "abstained",
-    "fact_recall",
-    "facts_contradicted",
+METRICS = tuple(
+    "factscore factscore_unpenalised factscore_at_least supported contradicted unsupported abstained fact_recall "
+    "facts_contradicted".split()
 )
 STATES = ("supported", "contradicted", "unsupported", "unknown")
 

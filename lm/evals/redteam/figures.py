@@ -12,13 +12,8 @@ from lm.evals.redteam.safety_eval import share
 from lm.evals.stats.intervals import named, of_share
 from lm.evals.stats.measures import mean
 
-METRICS = (
-    "attack_success",
-    "over_refusal",
-    "unsafe_refusal",
-    "over_refusal_by_classifier",
-    "unsafe_refusal_by_classifier",
-    "acc",
+METRICS = tuple(
+    "attack_success over_refusal unsafe_refusal over_refusal_by_classifier unsafe_refusal_by_classifier acc".split()
 )
 
 

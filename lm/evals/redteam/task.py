@@ -48,23 +48,9 @@ KEYS = documents.KEYS | {
 }
 OPTIONAL = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # keys that an attempt may have
 # The settings that answers and verdicts depend on.
-MADE_BY = (
-    "family_options",
-    "samples",
-    "temperature",
-    "max_new_tokens",
-    "draws",
-    "judge_model",
-    "refusal_classifier",
-    "attacker",
-    "attacker_model",
-    "attacker_temperature",
-    "attacker_tokens",
-    "scorer",
-    "scorer_model",
-    "gcg",
-    "pair",
-    "tap",
+MADE_BY = tuple(
+    "family_options samples temperature max_new_tokens draws judge_model refusal_classifier attacker attacker_model "
+    "attacker_temperature attacker_tokens scorer scorer_model gcg pair tap".split()
 )
 
 

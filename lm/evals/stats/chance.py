@@ -8,20 +8,10 @@ from typing import Any
 
 from lm.evals.stats.measures import interval, is_number, scale
 
-OF_CHOICES = (  # metrics for which a guess among an item's choices scores the task's `chance`
-    "acc",
-    "acc_norm",
-    "acc_bytes",
-    "acc_per_token",
-    "acc_mutual_info",
-    "acc_ambig",
-    "acc_disambig",
-    "acc_pro",
-    "acc_anti",
-    "mc1",
-    "mc2",
-    "precision_at_1",
-    "precision_at_1_bytes",
+# Metrics for which a guess among an item's choices scores the task's `chance`.
+OF_CHOICES = tuple(
+    "acc acc_norm acc_bytes acc_per_token acc_mutual_info acc_ambig acc_disambig acc_pro acc_anti mc1 mc2 precision_at_1 "
+    "precision_at_1_bytes".split()
 )
 FIXED = {"core": 0.0, "core_partial": 0.0, "lms": 50.0, "auroc": 0.5, "auroc_p_true": 0.5}  # the same in every task
 

@@ -11,72 +11,21 @@ from typing import Any, Literal
 from lm.evals.stats.significance import Z
 
 # Shell patterns of metric names. The first table with a match decides.
-NEUTRAL = (
-    "*length*",
-    "*tokens*",
-    "*seconds*",
-    "abstain*",
-    "abstention*",
-    "answered",
-    "coverage*",
-    "unknown*",
-    "n_*",
-    "*agreement*",
-    "regard",
-    "effect_size*",
+NEUTRAL = tuple(
+    "*length* *tokens* *seconds* abstain* abstention* answered coverage* unknown* n_* *agreement* regard effect_size*".split()
 )
-IDEAL = {
-    "s_amb*": 0.0,
-    "s_dis*": 0.0,
-    "*bias_score*": 0.0,
-    "*log_odds*": 0.0,
-    "gap": 0.0,
-    "*_gap": 0.0,
-    "difference": 0.0,
+IDEAL = dict.fromkeys("s_amb* s_dis* *bias_score* *log_odds* gap *_gap difference".split(), 0.0) | {
     "pct_stereotype*": 0.5,
     "stereotype_share*": 0.5,
     "ss": 50.0,
 }
-LOWER_IS_BETTER = (
-    "*perplexity*",
-    "*bits_per_*",
-    "*nll*",
-    "*loss*",
-    "ece*",
-    "*_ece",
-    "*brier*",
-    "*aurc*",
-    "*risk*",
-    "*hallucinat*",
-    "*contradicted*",
-    "*unsupported*",
-    "*inconsisten*",
-    "*attack_success*",
-    "asr*",
-    "*_asr",
-    "*over_refusal*",
-    "*harmful*",
-    "*toxic*",
-    "*disparity*",
-    "*flip*",
-    "*repeat*",
-    "*repetition*",
-    "*error*",
-    "*magnitude*",
-    "likelihood_diff*",
+LOWER_IS_BETTER = tuple(
+    "*perplexity* *bits_per_* *nll* *loss* ece* *_ece *brier* *aurc* *risk* *hallucinat* *contradicted* *unsupported* "
+    "*inconsisten* *attack_success* asr* *_asr *over_refusal* *harmful* *toxic* *disparity* *flip* *repeat* *repetition* "
+    "*error* *magnitude* likelihood_diff*".split()
 )
 # Scales that cannot be told from a value: unbounded, −1…1, 0…100. Any other metric in 0…1 is a share.
-OPEN = (
-    "*perplexity*",
-    "*bits_per_*",
-    "*nll*",
-    "*loss*",
-    "*length*",
-    "*log_odds*",
-    "likelihood_diff*",
-    "*magnitude*",
-    "*margin*",
-)
+OPEN = tuple("*perplexity* *bits_per_* *nll* *loss* *length* *log_odds* likelihood_diff* *magnitude* *margin*".split())
 SIGNED = ("truthful_score*", "regard", "*bias_score*")
 PERCENT = ("ss", "lms", "icat")
 BESIDE = ("_stderr", "_low", "_high", "_interval", "_p")  # suffixes of values that accompany a metric
