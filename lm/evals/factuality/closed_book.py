@@ -5,6 +5,7 @@ log p), and optionally P(True): the model sees its own answer and is asked wheth
 Models (Mostly) Know What They Know"). Both are compared with correctness (calibration.py).
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 from lm.errors import UserError
 from lm.evals.factuality.answers import f1, judged, normal
 from lm.evals.factuality.calibration import calibration
+from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.task import Continuation, Outcome, Subject, TaskSettings, summed_up
-from lm.evals.tasks import writing
+from lm.evals.tasks import file_task
 from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import OneOf, resolved
-from lm.evals.tasks.writing import WritingTask, open_writing
 
-KEYS = writing.KEYS | {
+KEYS = file_task.KEYS | {
     "question": "question",  # column of the question; dots for nested columns
     "answers": "answers",  # column of all right answers, a text or a list
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
@@ -33,7 +35,7 @@ METRICS = ("accuracy", "exact_match", "f1", "hallucination_rate", "abstention_ra
 FIGURES = ("ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc")
 
 
-def evaluate(task: WritingTask, subject: Subject) -> Outcome:
+def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Return metrics over the scored items:
 
     accuracy, exact_match, f1: over items with an answer; an abstention is not right.
@@ -117,7 +119,7 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> WritingTask:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:
     """Build the task. Items have a question, answers (all right ones) or, if there is none, answerable: false.
 
     Raises: UserError for an invalid task file or data.
@@ -125,15 +127,16 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Writing
     values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
     if unknown := set(values["confidence"]) - {"likelihood", "p_true"}:
         raise UserError(f"task {name}: confidence: {min(unknown)!r} is none of likelihood, p_true")
-    return open_writing(name, values | {"doc_to_target": "reference"}, settings, evaluate, lambda doc: _read(doc, values))
+    values["doc_to_target"] = "reference"
+    return open_file_task(name, values, settings, evaluate, read=functools.partial(_read, values))
 
 
-def _read(doc: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _read(values: Mapping[str, Any], doc: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with `asked`, its question; `aliases`, all right answers; and `reference`, the expected answer."""
     answerable = doc.get("answerable")
     if answerable is not None and not isinstance(answerable, bool):
         raise Malformed(f"'answerable' is {answerable!r}, not true or false")
-    (asked,) = writing.texts(writing.column(doc, values["question"]), values["question"])[:1]
-    found = writing.column(doc, values["answers"]) if answerable is not False else None
-    aliases = writing.texts(found, values["answers"], empty=answerable is False)
+    (asked,) = texts(column(doc, values["question"]), values["question"])[:1]
+    found = column(doc, values["answers"]) if answerable is not False else None
+    aliases = texts(found, values["answers"], empty=answerable is False)
     return {**doc, "asked": asked, "aliases": aliases, "reference": aliases[0] if aliases else values["abstain"]}

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, key_text
 from lm.evals.task import (
     Continuation,
@@ -27,11 +28,11 @@ from lm.evals.task import (
     parts,
     summed_up,
 )
-from lm.evals.tasks import writing
+from lm.evals.tasks import file_task
 from lm.evals.tasks.documents import Documents, load
 from lm.evals.tasks.settings import resolved
 
-KEYS = writing.KEYS | {
+KEYS = file_task.KEYS | {
     "subject": "subject",  # names of columns; also the next two
     "object": "object",
     "relation": "relation",
@@ -142,7 +143,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
     values = resolved(name, spec, settings, KEYS)
     documents = load(name, values | {"num_fewshot": 0}, settings)
     problems = documents.new_problems()
-    read = writing.readable(documents.items, lambda item: _read(item.id, item.doc, values), problems)
+    read = file_task.readable(documents.items, lambda item: _read(item.id, item.doc, values), problems)
     facts, distractors = [fact for _, (fact, _) in read], {item.id: own for item, (_, own) in read}
     owners: dict[tuple, list] = {}
     for fact in facts:
@@ -164,23 +165,23 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
         else:
             problems.add("malformed_items", f"{fact.id}: it has no other candidate; add distractors")
     documents = documents._replace(problems=problems)
-    return Cloze(name, writing.versions_of(documents, values, settings), documents, usable)
+    return Cloze(name, file_task.versions_of(values, settings, documents), documents, usable)
 
 
 def _read(id: int | str, doc: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Fact, tuple[str, ...]]:
     """Return the fact and its own distractors."""
 
     def one(key: str, *, empty: bool = False) -> str:
-        return " ".join(writing.texts(writing.column(doc, key), key, empty=empty)[:1]).strip()
+        return " ".join(texts(column(doc, key), key, empty=empty)[:1]).strip()
 
     relation = one(values["relation"], empty=True)
     subject, answer = one(values["subject"]), one(values["object"])
-    first = writing.column(doc, values["template"]) or doc.get("prompt")
+    first = column(doc, values["template"]) or doc.get("prompt")
     of_relation = values["templates"].get(relation) or ()
-    templates = writing.texts(first or of_relation, "template")
-    templates += writing.texts(doc.get("paraphrases"), "paraphrases", empty=True)
+    templates = texts(first or of_relation, "template")
+    templates += texts(doc.get("paraphrases"), "paraphrases", empty=True)
     sentences = tuple(dict.fromkeys(_sentence(template, subject) for template in templates))
-    return Fact(id, subject, relation, answer, sentences, ()), writing.texts(doc.get("distractors"), "distractors", empty=True)
+    return Fact(id, subject, relation, answer, sentences, ()), texts(doc.get("distractors"), "distractors", empty=True)
 
 
 def _sentence(template: str, subject: str) -> tuple[str, str]:

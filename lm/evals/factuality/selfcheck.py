@@ -20,14 +20,15 @@ from typing import Any
 from lm.errors import UserError
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import judged, open_chat
+from lm.evals.factuality.columns import asking
 from lm.evals.factuality.sentences import sentences
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
-from lm.evals.tasks import writing
+from lm.evals.tasks import file_task
+from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import check_least, resolved
-from lm.evals.tasks.writing import WritingTask, open_writing
 
-KEYS = writing.KEYS | {
+KEYS = file_task.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
     "samples": 5,
     "temperature": 1.0,
@@ -46,7 +47,7 @@ UNIGRAM = (
 METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 
-def evaluate(task: WritingTask, subject: Subject) -> Outcome:
+def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Return metrics over the answers that do not abstain, each a mean over the sentences.
 
     inconsistency: the share of samples that do not support the sentence. samples_contradicted: the share that contradict
@@ -59,7 +60,7 @@ def evaluate(task: WritingTask, subject: Subject) -> Outcome:
         drawn = greedy._replace(temperature=float(values["temperature"]), top_p=float(values["top_p"]))
         requests += [greedy, *(drawn._replace(seed=task.seed + n) for n in range(1, values["samples"] + 1))]
         ids += [item.id, *(f"{item.id}, sample {n}" for n in range(1, values["samples"] + 1))]
-    written = writing.generated(subject, requests, ids, problems)
+    written = file_task.generated(subject, requests, ids, problems)
     step = values["samples"] + 1
     kept = [
         (*asked[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
@@ -131,7 +132,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> WritingTask:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:
     """Build the task. Items have the keys of the prompt's template, and optionally id and reference (a right answer).
 
     Raises: UserError for an invalid task file, judge or data.
@@ -143,4 +144,5 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Writing
     named = values["judge"] or (settings.judge if settings.judge.startswith("openai:") else "")
     chat = open_chat("options.selfcheck.judge", named, values["judge_model"]) if named else None
     values["num_fewshot"] = 0
-    return open_writing(name, values, settings, evaluate, writing.asking, chat, judge=named, seed=settings.seed)
+    values["judge"] = named
+    return open_file_task(name, values, settings, evaluate, read=asking, chat=chat)

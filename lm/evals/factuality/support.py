@@ -12,14 +12,15 @@ from typing import Any
 
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import claims_of, judged, open_chat
+from lm.evals.factuality.columns import asking, texts
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Subject, TaskSettings, summed_up
-from lm.evals.tasks import writing
+from lm.evals.tasks import file_task
 from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import resolved
-from lm.evals.tasks.writing import WritingTask, open_writing
 
-KEYS = writing.KEYS | {
+KEYS = file_task.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
     "gamma": 10,  # a text with fewer claims is short; 0: no penalty
     "until": [],
@@ -34,7 +35,7 @@ METRICS = tuple(
 STATES = ("supported", "contradicted", "unsupported", "unknown")
 
 
-def evaluate(task: WritingTask, subject: Subject) -> Outcome:
+def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Return metrics over the texts that do not abstain, and over the claims that the judge could judge:
 
     supported, contradicted, unsupported: shares of a text's claims, averaged over texts. factscore: supported with the
@@ -119,7 +120,7 @@ def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]
     }
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> WritingTask:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:
     """Build the task. Items have the keys of the prompt's template (topic, prompt) and documents (texts).
 
     Optional: id; topic, of which the text speaks; facts, which a good text states; reference, a right text.
@@ -128,11 +129,12 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Writing
     values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
     chat = open_chat("options.support.judge", values["judge"] or settings.judge, values["judge_model"])
     values["num_fewshot"] = 0
-    return open_writing(name, values, settings, evaluate, _read, chat, judge=values["judge"] or settings.judge)
+    values["judge"] = values["judge"] or settings.judge
+    return open_file_task(name, values, settings, evaluate, read=_read, chat=chat)
 
 
 def _read(doc: Mapping[str, Any]) -> dict[str, Any]:
-    return writing.asking(doc) | {
-        "documents": writing.texts(doc.get("documents"), "documents"),
-        "facts": writing.texts(doc.get("facts"), "facts", empty=True),
+    return asking(doc) | {
+        "documents": texts(doc.get("documents"), "documents"),
+        "facts": texts(doc.get("facts"), "facts", empty=True),
     }

@@ -21,7 +21,7 @@ KINDS = {
     "choice": "lm.evals.tasks.choice",
     "generation": "lm.evals.tasks.generation",
     "rolling": "lm.evals.tasks.perplexity",
-    "ifeval": "lm.evals.tasks.following",
+    "ifeval": "lm.evals.tasks.ifeval.task",
     "code": "lm.evals.tasks.code",
     "coherence": "lm.evals.tasks.coherence",
     "bbq": "lm.evals.bias.bbq",

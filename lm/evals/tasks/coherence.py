@@ -15,11 +15,11 @@ from lm.evals.judges.verdict import Verdict, question, verdict_of
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.stats.repetition import repetition, split_words
 from lm.evals.task import Outcome, Subject, TaskSettings, summed_up
-from lm.evals.tasks import writing
+from lm.evals.tasks import file_task
+from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import check_least, resolved
-from lm.evals.tasks.writing import WritingTask, open_writing
 
-KEYS = writing.KEYS | {
+KEYS = file_task.KEYS | {
     "prompt_words": 48,  # words of a text that are the prompt; at most half of it
     "temperature": 0.0,
     "top_p": 1.0,
@@ -52,7 +52,7 @@ contradict itself? Length does not count. First think, in a sentence or two. The
 {{"better": "A" or "B" or "tie"}}"""
 
 
-def evaluate(task: WritingTask, subject: Subject) -> Outcome:
+def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Return judge_win_rate: of continuations against the references, ties ½; judge_inconsistent: share of pairs whose
     preference changed with the order; seq_repetition_4 (lm/evals/stats/repetition.py).
     """
@@ -109,7 +109,7 @@ def _preference(straight: Verdict, swapped: Verdict) -> tuple[Verdict, bool]:
     return Verdict(one, f"{one} in both orders"), True
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> WritingTask:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:
     """Build the task. Items have text (its beginning is the prompt, the rest the reference), or prompt and optionally
     reference; optionally id. Raises: UserError for an invalid task file, judge or data.
     """
@@ -119,9 +119,9 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Writing
         raise UserError(f"task {name}: judge: {values['judge']!r} cannot compare texts; set it to openai:URL")
     url = (values["judge"] or settings.judge).partition("openai:")[2]
     chat = endpoint(url, values["judge_model"]) if url else None
-    judge = f"openai:{url}" if url else None
+    values["judge"] = f"openai:{url}" if url else ""
     read = functools.partial(_read, values["prompt_words"])
-    return open_writing(name, values, settings, evaluate, read, chat, judge=judge, seed=settings.seed)
+    return open_file_task(name, values, settings, evaluate, read=read, chat=chat)
 
 
 def _read(words: int, doc: Mapping[str, Any]) -> dict[str, Any]:
