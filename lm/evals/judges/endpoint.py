@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
 
-MOST_BYTES = 1 << 20  # of an answer
+AT_ONCE = 8  # conversations
+MAX_BYTES = 1 << 20  # of an answer
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # what may be otherwise the next time
 Answer = TypeVar("Answer")
-LONGEST_WAIT = 20.0  # seconds between tries
+MAX_WAIT = 20.0  # seconds between tries
 
 
 class Reply(NamedTuple):
@@ -33,7 +34,6 @@ def endpoint(
     key_variable: str = "OPENAI_API_KEY",
     timeout: float = 60.0,
     retries: int = 3,
-    at_once: int = 8,
     max_tokens: int = 512,
     temperature: float = 0.0,
     wait: float = 1.0,
@@ -57,12 +57,12 @@ def endpoint(
             reply, pause = _tried(url.rstrip("/") + "/chat/completions", body, headers, timeout)
             if pause is None or attempt == retries:
                 return reply
-            time.sleep(min(LONGEST_WAIT, max(pause, wait * 2**attempt)))
+            time.sleep(min(MAX_WAIT, max(pause, wait * 2**attempt)))
         raise AssertionError("the last try returns")
 
     def chat(conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
         def replies() -> list[Reply]:
-            with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+            with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
                 return list(pool.map(ask, conversations))
 
         from lm.parallel.hosts import from_first  # configs are judged without JAX, which it loads
@@ -84,8 +84,8 @@ def _tried(url: str, body: dict, headers: dict[str, str], timeout: float) -> tup
             content = b""
             for piece in iter(functools.partial(response.raw.read1, decode_content=True), b""):
                 content += piece
-                if len(content) > MOST_BYTES:
-                    return Reply(None, f"{url}: an answer of more than {MOST_BYTES} bytes"), None
+                if len(content) > MAX_BYTES:
+                    return Reply(None, f"{url}: an answer of more than {MAX_BYTES} bytes"), None
                 if time.monotonic() > end:
                     return Reply(None, f"{url}: no answer within {timeout:g} s"), 0.0
     except (requests.Timeout, urllib3.exceptions.TimeoutError):
