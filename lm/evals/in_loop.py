@@ -11,7 +11,7 @@ from flax import nnx
 
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.evals.asked import open_tasks, settings_of, template_of
+from lm.evals.config import open_tasks, settings_of, template_of
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.stats.measures import is_number, metrics

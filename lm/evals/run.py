@@ -25,7 +25,7 @@ from lm.bucket.places import as_urls
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures
-from lm.evals.asked import open_tasks, others_of, settings_of, template_of
+from lm.evals.config import open_tasks, others_of, settings_of, template_of
 from lm.evals.engine.answers_cache import fingerprint
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject

@@ -12,7 +12,7 @@ from configs.align import dpo
 from configs.train import default, tiny
 from lm.align import losses, settings
 from lm.errors import UserError
-from lm.evals.asked import settings_of
+from lm.evals.config import settings_of
 from lm.evals.run import task_results
 from lm.evals.task import Outcome
 from lm.inputs import check_alignment, check_training

@@ -6,12 +6,11 @@ answer.
 
 import collections
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
-from lm.evals.tasks.math_answers import boxed
+from lm.evals.tasks.answer_metrics import boxed
 from lm.evals.tasks.settings import check
 
 INVALID = "[invalid]"  # the result if nothing is found
@@ -105,18 +104,3 @@ def _pipeline(steps: Sequence[Filter]) -> Callable[[Sequence[str]], str]:
         return texts[0]
 
     return run
-
-
-def normalised(
-    text: str,
-    regexes_to_ignore: Sequence[str] = (),
-    ignore_case: bool = False,
-    ignore_punctuation: bool = False,
-    ignore_numbers: bool = False,
-) -> str:
-    """Normalise a text as exact_match does: drop regex matches, lower the case, drop ASCII punctuation and digits."""
-    for pattern in regexes_to_ignore or ():
-        text = re.sub(pattern, "", text)
-    text = text.lower() if ignore_case else text
-    dropped = (string.punctuation if ignore_punctuation else "") + (string.digits if ignore_numbers else "")
-    return text.translate(str.maketrans("", "", dropped))

@@ -3,7 +3,7 @@
 Each metric uses the answer of each filter pipeline; with more than one pipeline its name is METRIC_PIPELINE:
   exact_match  the answer equals one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
                ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of MATH instead
-  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/overlap.py)
+  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/answer_metrics.py)
   judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
 """
 
@@ -16,7 +16,7 @@ from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.stats.joining import Problems
 from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings, flag, flag_cuts, message_fields
-from lm.evals.tasks import file_task, filters, math_answers, media, overlap, prompting
+from lm.evals.tasks import answer_metrics, file_task, filters, media, prompting
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
 from lm.evals.tasks.prompting import Context
@@ -89,7 +89,7 @@ class Generation(NamedTuple):
         """Return the names of the metrics in results."""
         names = [self._name("exact_match", p) for p in self.pipelines] if "exact_match" in self.metrics else []
         if "nearness" in self.metrics:
-            names += [f"{measure}_{end}" for measure in overlap.MEASURES for end in ("acc", "max", "diff")]
+            names += [f"{measure}_{end}" for measure in answer_metrics.MEASURES for end in ("acc", "max", "diff")]
         return names + (["judge"] if self.judge else [])
 
     def sample(self, task: FileTask, asked: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
@@ -119,9 +119,9 @@ class Generation(NamedTuple):
         for metric, options in self.metrics.items():
             for pipeline, answer in found.items():
                 if metric == "exact_match":
-                    metrics[self._name(metric, pipeline)] = exact_match(answer, asked.targets, options)
+                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, asked.targets, options)
                 elif metric == "nearness":
-                    metrics |= overlap.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
+                    metrics |= answer_metrics.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
         valid = [answer for answer in found.values() if answer != filters.INVALID]
         matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
         failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
@@ -180,7 +180,7 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
         raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
     pipelines = filters.open_pipelines(name, values.get("filter_list"))
     if "nearness" in metrics:
-        overlap.scorers()  # says at once what is not installed
+        answer_metrics.scorers()  # says at once what is not installed
         if len(pipelines) > 1:
             raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
     sampling_of(name, values)  # raises UserError for invalid keys
@@ -217,10 +217,3 @@ def generated(
 def _noted(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return messages with notes in the places of their media, for a sample."""
     return [one if "media" not in one else {"role": one["role"], "content": noted(one["content"], one)} for one in messages]
-
-
-def exact_match(answer: str, targets: Sequence[str], options: Mapping[str, Any]) -> float:
-    if options.get("equal"):
-        return float(any(math_answers.same(answer, target) for target in targets))
-    said = filters.normalised(answer, **options)
-    return float(any(said == filters.normalised(target, **options) for target in targets))
