@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals.judges.endpoint import Reply, answers_or_unknown
@@ -27,10 +27,14 @@ class Verdict(NamedTuple):
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[Verdict]]
 
 
-def question(template: str, **texts: str) -> list[dict[str, str]]:
-    """Return the conversation that asks about texts: the template with them, and {mark}, which depends on all."""
+def question(before: str, texts: Mapping[str, str], after: str) -> list[dict[str, str]]:
+    """Return the conversation that asks about texts: instructions, each text between marks with its name, instructions.
+
+    The mark depends on all texts, so no text can contain it.
+    """
     mark = hashlib.sha256("\0".join(texts.values()).encode("utf-8", "replace")).hexdigest()[:12]
-    return [{"role": "user", "content": template.format(mark=mark, **texts)}]
+    shown = [f"<{name}-{mark}>\n{text}\n</{name}-{mark}>" for name, text in texts.items()]
+    return [{"role": "user", "content": "\n\n".join([before, *shown, after])}]
 
 
 def verdict_of(reply: Reply, key: str, labels: Collection[str]) -> Verdict:
