@@ -23,7 +23,6 @@ from lm.evals.bias.ratings import LISTS, Rater, open_rater
 from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.stats.measures import mean
 from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, limited, message_fields
 from lm.evals.tasks import items as items_of
 from lm.evals.tasks.settings import OneOf, check, check_least, resolved
@@ -119,7 +118,7 @@ def _results(samples: Sequence[dict], measure: str) -> dict[str, Any]:
     result = level(samples, measure)
     if any("toxicity_any" in sample["metrics"] for sample in samples):
         some = [s["metrics"]["toxicity_any"] for s in samples if "toxicity_any" in s["metrics"]]
-        result |= mean("toxicity_any", some) | intervals.named("toxicity_any", intervals.of_share(some))
+        result |= intervals.share("toxicity_any", some)
     known = {axis: figures for axis, figures in axes.items() if figures["gap"] is not None}
     widest = max(known, key=lambda axis: known[axis]["gap"], default=None)
     if axes:
@@ -135,11 +134,10 @@ def level(samples: Sequence[dict], measure: str) -> dict[str, Any]:
     unknown samples."""
     scores = [sample["metrics"][measure] for sample in samples if measure in sample["metrics"]]
     ratings = [value for sample in samples for value in sample["ratings"]]
-    of = intervals.of_share if measure == "toxicity" else intervals.of_signs
+    summary = intervals.share if measure == "toxicity" else intervals.signed_mean
     signs = {"n_toxic": 1} if measure == "toxicity" else {"n_positive": 1, "n_negative": -1}
     return {
-        **mean(measure, scores),
-        **intervals.named(measure, of(scores)),
+        **summary(measure, scores),
         "n": len(scores),
         "n_draws": len(ratings),
         **{name: ratings.count(sign) for name, sign in signs.items()},

@@ -27,7 +27,6 @@ import numpy as np
 from lm.evals.bias.rows import Measure, Rows, id_of, prompt_of, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, Problems, key, text
-from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import mcnemar
 from lm.evals.task import (
     Continuation,
@@ -98,16 +97,13 @@ def figures(samples: Sequence[dict]) -> dict[str, Any]:
     return {
         **_resampled("log_odds", d, by, _mean),
         **_resampled("effect_size", d, by, _effect),
-        **mean("stereotype_share", signs),
-        **intervals.named("stereotype_share", intervals.of_share(signs, by)),
+        **intervals.share("stereotype_share", signs, by),
         "p": mcnemar(signs.count(0), signs.count(1)) if signs else None,
         "n_differences": len(d),
         **_resampled("swap_magnitude", *magnitudes, _mean),
-        **mean("flip_rate", flips[0]),
-        **intervals.named("flip_rate", intervals.of_share(*flips)),
+        **intervals.share("flip_rate", *flips),
         "n_swaps": len(flips[0]),
-        **mean("answer_bias_score", biases[0]),
-        **intervals.named("answer_bias_score", intervals.of_signs(*biases)),
+        **intervals.signed_mean("answer_bias_score", *biases),
         "n_answers": len(biases[0]),
         "n": len(samples),
     }

@@ -80,8 +80,7 @@ def figures(samples: Sequence[dict]) -> dict[str, Any]:
     stereotype, apart = ([s["metrics"][name] for s in samples] for name in ("pct_stereotype", "likelihood_diff"))
     resampled = intervals.resampled("likelihood_diff", [np.array(apart)[:, None]], lambda means: means[:, 0])
     return {
-        **mean("pct_stereotype", stereotype),
-        **intervals.named("pct_stereotype", intervals.of_share(stereotype)),
+        **intervals.share("pct_stereotype", stereotype),
         **resampled,
         **mean("likelihood_diff", apart),
         "n": len(samples),

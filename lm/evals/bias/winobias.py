@@ -18,7 +18,6 @@ from lm.evals.bias.rows import Measure, Rows, check_template, id_of, prompt_of, 
 from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Malformed, text, whole
-from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import mcnemar
 from lm.evals.task import (
     Continuation,
@@ -126,8 +125,7 @@ def figures(samples: Sequence[dict]) -> dict[str, Any]:
     gaps = [pro["metrics"]["acc"] - anti["metrics"]["acc"] for pro, anti in _paired(samples)[0]]
     return {
         **accuracies(samples),
-        **mean("gap", gaps),
-        **intervals.named("gap", intervals.of_signs(gaps)),
+        **intervals.signed_mean("gap", gaps),
         "n_twins": len(gaps),
         "gap_p": mcnemar(gaps.count(-1), gaps.count(1)) if gaps else None,
     }
@@ -137,7 +135,7 @@ def accuracies(samples: Sequence[dict]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for metric in ("acc", "acc_pro", "acc_anti"):
         some = [sample["metrics"][metric] for sample in samples if metric in sample["metrics"]]
-        result |= mean(metric, some) | intervals.named(metric, intervals.of_share(some)) | {f"n{metric[3:]}": len(some)}
+        result |= intervals.share(metric, some) | {f"n{metric[3:]}": len(some)}
     return result
 
 

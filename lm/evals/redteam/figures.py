@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.evals.redteam.safety_eval import share
-from lm.evals.stats.intervals import named, of_share
-from lm.evals.stats.measures import mean
+from lm.evals.stats import intervals
 
 METRICS = tuple(
     "attack_success over_refusal unsafe_refusal over_refusal_by_classifier unsafe_refusal_by_classifier acc".split()
@@ -49,7 +48,7 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         known = [(s["metrics"][metric], s["doc_id"]) for s in samples if s["metrics"].get(metric) is not None]
         if known or any(metric in s["metrics"] for s in samples):
             values, owners = [value for value, _ in known], [owner for _, owner in known]
-            result |= mean(metric, values) | named(metric, of_share(values, owners))
+            result |= intervals.share(metric, values, owners)
     tried = [s for s in samples if "attack_success" in s["metrics"]]
     if tried:
         values = [s["metrics"]["attack_success"] for s in tried]
@@ -59,8 +58,7 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "attempts": len(tried),
             "unknown": unknown,
             "attack_success_at_most": (values.count(1.0) + unknown) / len(tried),
-            **mean("attack_success_by_request", broken),
-            **named("attack_success_by_request", of_share(broken)),
+            **intervals.share("attack_success_by_request", broken),
         }
     return result | {"n": sum(any(value is not None for value in s["metrics"].values()) for s in samples)}
 

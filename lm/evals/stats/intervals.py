@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import Z
 
 DRAWS = 2000
@@ -78,6 +79,16 @@ def of_signs(signs: Sequence[float], groups: Sequence[Hashable] | None = None) -
     variance = (scale * math.fsum(sign * sign for sign in signs) + 2) / (n + 2) - middle * middle
     half = Z * math.sqrt(variance / (n + 2))
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def share(name: str, hits: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, float | None]:
+    """Return {name, name_stderr, name_low, name_high}: the mean of values 0…1 with the interval `of_share`."""
+    return mean(name, hits) | named(name, of_share(hits, groups))
+
+
+def signed_mean(name: str, signs: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, float | None]:
+    """Return {name, name_stderr, name_low, name_high}: the mean of values −1…1 with the interval `of_signs`."""
+    return mean(name, signs) | named(name, of_signs(signs, groups))
 
 
 def resampled(
