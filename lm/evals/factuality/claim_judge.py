@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint
+from lm.evals.judges.endpoint import Chat, Reply, endpoint, replies_or_none
 from lm.evals.judges.verdict import Verdict, json_objects, question, verdict_of
 
 LABELS = ("supported", "contradicted", "unsupported")
@@ -34,13 +34,13 @@ def claims_of(chat: Chat, texts: Sequence[str], topics: Sequence[str]) -> list[t
     """Return the claims of each text, unique and in order, and "". If the judge fails: None, and why."""
     cases = [{"topic": topic, "text": text} for text, topic in zip(texts, topics, strict=True)]
     questions = [question(BEFORE_TEXT, case, AFTER_TEXT) for case in cases]
-    return [_claims(reply) for reply in _replies(chat, questions)]
+    return [_claims(reply) for reply in replies_or_none(chat, questions)]
 
 
 def judged(chat: Chat, claims: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Verdict]:
     """Return a verdict on each claim by its documents: one of LABELS, or unknown."""
     questions = [asked(claim, texts) for claim, texts in zip(claims, documents, strict=True)]
-    return [verdict_of(reply, "verdict", LABELS) for reply in _replies(chat, questions)]
+    return [verdict_of(reply, "verdict", LABELS) for reply in replies_or_none(chat, questions)]
 
 
 def asked(claim: str, documents: Sequence[str]) -> list[dict[str, str]]:
@@ -80,9 +80,3 @@ def _claims(reply: Reply) -> tuple[list[str] | None, str]:
     if not lists or not all(isinstance(claim, str) for claim in lists[-1]):
         return None, reply.problem or f"no list of claims in {(reply.text or '').strip()[-120:]!r}"
     return [claim.strip() for claim in dict.fromkeys(lists[-1]) if claim.strip()], ""
-
-
-def _replies(chat: Chat, questions: Sequence[Sequence[dict[str, str]]]) -> list[Reply]:
-    if not questions:
-        return []
-    return answers_or_unknown("the judge", lambda: chat(questions), len(questions), lambda why: Reply(None, why))

@@ -124,5 +124,12 @@ def answers_or_unknown(who: str, ask: Callable[[], Iterable[Answer]], n: int, un
     return found if len(found) == n else [unknown(f"{who} gave {len(found)} answers to {n} questions")] * n
 
 
+def replies_or_none(chat: Chat, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
+    """Return a reply to each conversation; if the chat fails, none of them has a text. A UserError passes through."""
+    if not conversations:
+        return []
+    return answers_or_unknown("the model", lambda: chat(conversations), len(conversations), functools.partial(Reply, None))
+
+
 def _short(text: object) -> str:
     return " ".join(str(text).split())[:200]

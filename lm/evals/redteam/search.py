@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown
+from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, replies_or_none
 from lm.evals.judges.verdict import Judge, guarded, question
 
 MEMORY = 3  # exchanges that the attacker sees again
@@ -165,9 +165,9 @@ def search(
         growing = [tree for tree in trees if not tree.done]
         if not growing:
             break
-        proposals = _proposals(growing, _guarded(attacker), limits.branching, level)
+        proposals = _proposals(growing, attacker, limits.branching, level)
         proposals = _pruned(proposals, topic, limits)
-        replies = _guarded(target)([[_message("user", proposal.prompt)] for proposal in proposals])
+        replies = replies_or_none(target, [[_message("user", proposal.prompt)] for proposal in proposals])
         _grow(proposals, replies, _scored(proposals, replies, scorer), level, limits.width)
         for tree in growing:
             tree.done |= tree.queries >= limits.budget
@@ -185,7 +185,7 @@ def _proposals(trees: Sequence[Tree], attacker: Chat, branching: int, level: int
             more = ANOTHER.format(n=n, i=i % n + 1) if n > 1 else ""
             asked.append((tree, number, (*before, _message("user", last["content"] + more))))
     proposals = []
-    replies = attacker([_to_attacker(tree, said) for tree, _, said in asked])
+    replies = replies_or_none(attacker, [_to_attacker(tree, said) for tree, _, said in asked])
     for (tree, number, said), reply in zip(asked, replies, strict=True):
         prompt = None if reply.text is None else proposed(reply.text)
         if reply.text is None:
@@ -280,17 +280,6 @@ def proposed(text: str) -> str | None:
         return None
     prompt = value.get("prompt") if isinstance(value, dict) else None
     return prompt.strip() or None if isinstance(prompt, str) else None
-
-
-def _guarded(chat: Chat) -> Chat:
-    """Wrap a chat: if it fails, no conversation gets a reply. A UserError passes through, because the user can fix it."""
-
-    def guarded(conversations: Sequence[Sequence[dict]]) -> list[Reply]:
-        if not conversations:
-            return []
-        return answers_or_unknown("the model", lambda: chat(conversations), len(conversations), functools.partial(Reply, None))
-
-    return guarded
 
 
 def _message(role: str, content: str) -> dict:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint
+from lm.evals.judges.endpoint import Chat, endpoint, replies_or_none
 from lm.evals.judges.verdict import Verdict, question, verdict_of
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.stats.repetition import repetition, split_words
@@ -76,12 +76,9 @@ def preferences(chat: Chat, cases: Sequence[tuple[str, str, str]]) -> list[tuple
 
     cases: (beginning, first, second). If the chat fails, all are unknown.
     """
-    if not cases:
-        return []
     orders = [(context, *pair) for context, a, b in cases for pair in ((a, b), (b, a))]
     questions = [question(BEFORE, {"beginning": context, "A": a, "B": b}, AFTER) for context, a, b in orders]
-    replies = answers_or_unknown("the judge", lambda: chat(questions), len(questions), lambda why: Reply(None, why))
-    verdicts = [verdict_of(reply, "better", ("A", "B", "tie")) for reply in replies]
+    verdicts = [verdict_of(reply, "better", ("A", "B", "tie")) for reply in replies_or_none(chat, questions)]
     return [_preference(*pair) for pair in zip(verdicts[::2], verdicts[1::2])]
 
 
