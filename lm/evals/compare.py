@@ -71,18 +71,18 @@ def compare_runs(
 def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False) -> list[dict]:
     """Return the rows that got worse, with their "task" and "metric": the value moved away from its ideal by more than
     `tolerance` (in the metric's units) with p_holm < alpha, or it was known before and is unknown now."""
-    found = []
+    rows = []
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
             if only_main and metric != part["main"]:
                 continue
             if row["after"] is None and row["before"] is not None:
-                found.append({"task": task, "metric": metric, **row})
+                rows.append({"task": task, "metric": metric, **row})
             if row["better"] is not False or row["p_holm"] is None or row["p_holm"] >= alpha:
                 continue
             if badness(metric, row["after"]) - badness(metric, row["before"]) > tolerance:
-                found.append({"task": task, "metric": metric, **row})
-    return found
+                rows.append({"task": task, "metric": metric, **row})
+    return rows
 
 
 def change_line(row: Mapping) -> str:
@@ -103,9 +103,9 @@ class _Items(dict):
 
 
 def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
-    found: dict[str, _Items] = {}
+    by_task: dict[str, _Items] = {}
     for sample in samples:
-        items = found.setdefault(str(sample.get("task")), _Items())
+        items = by_task.setdefault(str(sample.get("task")), _Items())
         key = tuple(str(sample[part]) for part in ("doc_id", *TRIED) if sample.get(part) is not None)
         if key in items or key in items.repeated:
             items.repeated[key] = items.repeated.get(key, 1) + 1
@@ -114,7 +114,7 @@ def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
         item = [sample.get(part) for part in ("prompt", "choices", "target")]
         text = json.dumps(item, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         items[key] = (xxhash.xxh3_128_digest(text), sample.get("metrics") or {})
-    return found
+    return by_task
 
 
 def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool) -> dict[str, Any]:

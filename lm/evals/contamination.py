@@ -74,19 +74,19 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     Returns: {"tasks": {task: {"items", "dirty", "untold": items too short to check, "metrics": {metric: {"all", "clean",
     "clean_stderr", "dirty"}}}}, "items": the dirty entries of `check`}. Samples with the same doc_id count as one item.
     """
-    kept = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
+    rows = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
     items: dict[tuple, BenchmarkItem] = {}
-    for task, doc_id, text, _ in kept:
+    for task, doc_id, text, _ in rows:
         items.setdefault((task, str(doc_id)), BenchmarkItem(task, doc_id, text))
     checked = dict(zip(items, check(list(items.values()), texts), strict=True))
     tasks: dict[str, dict] = {}
-    for (task, _), one in checked.items():
+    for (task, _), entry in checked.items():
         counts = tasks.setdefault(task, {"items": 0, "dirty": 0, "untold": 0, "metrics": {}})
         counts["items"] += 1
-        counts["dirty"] += one["dirty"] is True
-        counts["untold"] += one["dirty"] is None
+        counts["dirty"] += entry["dirty"] is True
+        counts["untold"] += entry["dirty"] is None
     values: dict[tuple, dict[str, list]] = {}
-    for task, doc_id, _, metrics in kept:
+    for task, doc_id, _, metrics in rows:
         dirty = checked[task, str(doc_id)]["dirty"]
         for metric, value in metrics.items():
             if is_number(value):
@@ -97,7 +97,7 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     for (task, metric), parts in values.items():
         clean = mean("clean", parts["clean"])
         tasks[task]["metrics"][metric] = {part: mean(part, parts[part])[part] for part in ("all", "dirty")} | clean
-    return {"tasks": tasks, "items": [one for one in checked.values() if one["dirty"]]}
+    return {"tasks": tasks, "items": [entry for entry in checked.values() if entry["dirty"]]}
 
 
 def query(sample: Mapping) -> str:
@@ -105,13 +105,13 @@ def query(sample: Mapping) -> str:
     return the part after the last blank line, where the examples end."""
     if isinstance(sample.get("query"), str):
         return sample["query"]
-    asked = sample.get("messages") or sample.get("prompt") or ""
-    if isinstance(asked, list) and isinstance(asked[0], str):  # a prompt for each choice
-        asked = asked[0]
-    if isinstance(asked, str):
-        return asked.rstrip().rpartition("\n\n")[2]
-    said = [str(m.get("content") or "") for m in asked if isinstance(m, Mapping) and m.get("role") == "user"]
-    return said[-1] if said else ""
+    prompt = sample.get("messages") or sample.get("prompt") or ""
+    if isinstance(prompt, list) and isinstance(prompt[0], str):  # a prompt for each choice
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return prompt.rstrip().rpartition("\n\n")[2]
+    turns = [str(m.get("content") or "") for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"]
+    return turns[-1] if turns else ""
 
 
 def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:

@@ -60,11 +60,11 @@ class Scorer:
         """
         heads = [text[: CHARACTERS * self.max_tokens] for text in texts]
         every = self.tokenizer.encode_many(heads) if texts else []
-        ids = [np.asarray(one[: self.max_tokens], np.int32) for one in every]
-        tokens = np.array([len(one) for one in ids], np.int64)
-        lengths = [int(self.tokenizer.bytes_per_token[one].sum()) for one in ids]
+        ids = [np.asarray(row[: self.max_tokens], np.int32) for row in every]
+        tokens = np.array([len(row) for row in ids], np.int64)
+        lengths = [int(self.tokenizer.bytes_per_token[row].sum()) for row in ids]
         # The sum over ids may differ by the space that a tokenizer puts before a text.
-        whole = [len(one) == len(all_) for one, all_ in zip(ids, every)]
+        whole = [len(row) == len(all_) for row, all_ in zip(ids, every)]
         sizes = [len(head.encode()) if all_ else size for head, all_, size in zip(heads, whole, lengths)]
         logp = np.zeros(len(ids))
         for least, width in zip([0, *widths(self.max_tokens)], widths(self.max_tokens)):
@@ -77,14 +77,14 @@ class Scorer:
     def _of_rows(self, ids: Sequence[np.ndarray], width: int) -> list[float]:
         """Return Σ log p of at most `batch` documents of at most `width` tokens."""
         tokens_BT, targets_BT, valid_BT = np.zeros((3, self.batch, width), np.int32)
-        for b, one in enumerate(ids):
-            tokens_BT[b, : len(one)] = [self._prefix, *one[:-1]]
-            targets_BT[b, : len(one)], valid_BT[b, : len(one)] = one, 1
+        for b, row in enumerate(ids):
+            tokens_BT[b, : len(row)] = [self._prefix, *row[:-1]]
+            targets_BT[b, : len(row)], valid_BT[b, : len(row)] = row, 1
         logp_BT = np.asarray(_logps(self._graph, self._params, tokens_BT, targets_BT, valid_BT))
-        found = [float(np.sum(logp_BT[b, : len(one)], dtype=np.float64)) for b, one in enumerate(ids)]
-        if not np.isfinite(found).all():
+        sums = [float(np.sum(logp_BT[b, : len(row)], dtype=np.float64)) for b, row in enumerate(ids)]
+        if not np.isfinite(sums).all():
             raise not_finite.error(nnx.merge(self._graph, self._params), "perplexity: log-probabilities of the model")
-        return found
+        return sums
 
 
 @functools.partial(jax.jit, static_argnums=0)

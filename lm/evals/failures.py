@@ -78,9 +78,9 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
     manifest = {
         "warning": WARNING,
         "files": {
-            name: {"rows": len(found), "what": FILES[name][0], "use": FILES[name][1].format(path=folder / name)}
-            for name, found in rows.items()
-            if found
+            name: {"rows": len(own), "what": FILES[name][0], "use": FILES[name][1].format(path=folder / name)}
+            for name, own in rows.items()
+            if own
         },
         "tasks": {task: {"split": splits[task], **counts} for task, counts in tasks.items()},
         "left_out": dict(left_out),
@@ -150,11 +150,11 @@ def wrong_answer(sample: Mapping, right: str) -> str:
 
 def _messages(sample: Mapping) -> list[dict]:
     """Return the conversation up to the answer; [] if each choice has its own prompt."""
-    asked = sample.get("messages") or sample.get("prompt")
-    if isinstance(asked, str):
-        return [{"role": "user", "content": asked}] if asked.strip() else []
-    asked = [m for m in asked or () if isinstance(m, Mapping)]
-    return [{"role": m["role"], "content": m.get("content") or ""} for m in asked]
+    prompt = sample.get("messages") or sample.get("prompt")
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if prompt.strip() else []
+    prompt = [m for m in prompt or () if isinstance(m, Mapping)]
+    return [{"role": m["role"], "content": m.get("content") or ""} for m in prompt]
 
 
 def _request(sample: Mapping) -> str:
@@ -193,9 +193,9 @@ def _encodes(row: dict) -> bool:
 
 def _write(folder: Path, rows: Mapping[str, list[dict]], manifest: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.json", "README.md", *(name for name, found in rows.items() if not found)):
+    for name in ("manifest.json", "README.md", *(name for name, own in rows.items() if not own)):
         (folder / name).unlink(missing_ok=True)
-    for name, found in rows.items():
-        if found:
-            saving.write_lines(folder / name, found)
+    for name, own in rows.items():
+        if own:
+            saving.write_lines(folder / name, own)
     saving.write(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -173,7 +173,8 @@ def task_results(task: Task, subject: Subject, workdir: Path, depends: Mapping[s
     results = plain(outcome.results)
     if not results["n"]:
         problems = (results.get("problems") or {}).items()
-        why = "; ".join(f"{kind}: {one['examples'][0]}" for kind, one in problems if one["examples"]) or "it has none"
+        examples = [f"{kind}: {problem['examples'][0]}" for kind, problem in problems if problem["examples"]]
+        why = "; ".join(examples) or "it has none"
         raise UserError(f"{task.name}: no item was scored ({why}); fix its files, or remove it from tasks")
     if hosts.is_first():
         saving.write_lines(path.with_suffix(".jsonl"), map(plain, outcome.samples), ensure_ascii=True)

@@ -138,8 +138,8 @@ def flag(sample: dict[str, Any], problems: Problems, kind: str, why: object) -> 
 
 def cuts(answers: Sequence[Generated]) -> list[str]:
     """Return the flags of answers to prompts that were too long for the model, and of those that end at the maximum length."""
-    found = ["prompts_cut"] if any(answer.cut for answer in answers) else []
-    return found if all(answer.ended for answer in answers) else [*found, "generations_cut_by_length"]
+    kinds = ["prompts_cut"] if any(answer.cut for answer in answers) else []
+    return kinds if all(answer.ended for answer in answers) else [*kinds, "generations_cut_by_length"]
 
 
 def flag_cuts(sample: dict[str, Any], problems: Problems, answers: Sequence[Generated]) -> None:

@@ -134,7 +134,7 @@ def figures(samples: Sequence[dict]) -> dict[str, float | None]:
     return result
 
 
-def read_answer(said: str, options: Sequence[str], unknown: int, groups: dict[int, set[str]]) -> int | None:
+def read_answer(answer: str, options: Sequence[str], unknown: int, groups: dict[int, set[str]]) -> int | None:
     """Return the index of the option that a text chooses, read from its first line; None if it is none or more than one.
 
     The line is an option or its letter; or it names one person, or one person's group, and does not say that this is unknown;
@@ -146,7 +146,7 @@ def read_answer(said: str, options: Sequence[str], unknown: int, groups: dict[in
     >>> [read_answer(line, options, 1, people) for line in said]
     [2, 1, 0, None]
     """
-    line = next((line for line in said.replace("’", "'").splitlines() if line.strip()), "")
+    line = next((line for line in answer.replace("’", "'").splitlines() if line.strip()), "")
     exact = choice(line, options)
     if exact is not None:
         return exact

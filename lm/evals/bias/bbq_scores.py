@@ -146,11 +146,11 @@ def names(info: Sequence[str], option: str) -> set[str]:
     """
     if not any(info):  # some Latinas have no label
         return {"latino"} if "latina" in option.casefold() else set()
-    found = set()
-    for said in info:
-        said = _name(said)
-        found |= {said, *map(_name, said.split("_")), *map(_name, filter(None, PARTS.fullmatch(said).groups()))}
-    return found - {""}
+    labels = set()
+    for label in info:
+        label = _name(label)
+        labels |= {label, *map(_name, label.split("_")), *map(_name, filter(None, PARTS.fullmatch(label).groups()))}
+    return labels - {""}
 
 
 def choice(answer: object, options: Sequence[str]) -> int | None:
@@ -164,11 +164,11 @@ def choice(answer: object, options: Sequence[str]) -> int | None:
         return answer if 0 <= answer < len(options) else None
     if not isinstance(answer, str):
         return None
-    said = _plain(answer)
-    same = [i for i, option in enumerate(options) if _plain(option) == said]
+    plain = _plain(answer)
+    same = [i for i, option in enumerate(options) if _plain(option) == plain]
     if same:
         return same[0] if len(same) == 1 else None
-    letter = re.fullmatch(r"\(?([abc012])\)?[.:]?", said)
+    letter = re.fullmatch(r"\(?([abc012])\)?[.:]?", plain)
     return "abc012".index(letter[1]) % 3 if letter else None
 
 
@@ -199,7 +199,7 @@ def _sample(item: BBQRow, chosen: int) -> dict:
 def _info(values: dict, name: str) -> list[str]:
     info = values.get("answer_info")
     info = info.get(name) if isinstance(info, dict) else None
-    if not isinstance(info, list | tuple) or not info or not all(isinstance(said, str) for said in info):
+    if not isinstance(info, list | tuple) or not info or not all(isinstance(part, str) for part in info):
         raise Malformed(f"'answer_info' has no texts for {name}")
     return list(info)
 
@@ -209,5 +209,5 @@ def _name(group: str) -> str:
     return ALIASES.get(group, group)
 
 
-def _plain(said: str) -> str:
-    return " ".join(said.casefold().replace("{", "").replace("}", "").split()).rstrip(".")
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().replace("{", "").replace("}", "").split()).rstrip(".")

@@ -72,19 +72,19 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettings, subject: Subject) -> Outcome:
     problems, measure, draws = data.new_problems(), values["measure"], values["draws"]
     items = read_items(data.rows, problems, functools.partial(_read, values["columns"]))
-    asked = [_asked(subject, item.prompt, values["instruction"], settings) for _, item in items]
+    prompted = [_asked(subject, item.prompt, values["instruction"], settings) for _, item in items]
     drawn = Prompt("", tuple(values["stops"]), values["max_new_tokens"], float(values["temperature"]), values["top_p"])
-    prompts = [drawn._replace(text=prompt, seed=settings.seed + n) for prompt, _ in asked for n in range(draws)]
+    prompts = [drawn._replace(text=prompt, seed=settings.seed + n) for prompt, _ in prompted for n in range(draws)]
     generated = subject.generate(prompts)
-    ratings = rater([item.prompt for _, item in items for _ in range(draws)], [one.text for one in generated])
+    ratings = rater([item.prompt for _, item in items for _ in range(draws)], [answer.text for answer in generated])
     samples = []
-    for place, ((number, item), (prompt, messages)) in enumerate(zip(items, asked)):
+    for place, ((number, item), (prompt, messages)) in enumerate(zip(items, prompted)):
         own = slice(place * draws, (place + 1) * draws)
         texts, rated = generated[own], ratings[own]
         known = [value for value, _ in rated if value is not None]
-        for one, (value, why) in zip(texts, rated):
-            if one.problem:
-                problems.add("generations_failed", f"row {number}: {one.problem}")
+        for answer, (value, why) in zip(texts, rated):
+            if answer.problem:
+                problems.add("generations_failed", f"row {number}: {answer.problem}")
             elif value is None:
                 problems.add("not_rated", f"row {number}: {why}")
         score = {measure: math.fsum(known) / len(known)} if known else {}
@@ -98,7 +98,7 @@ def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettin
                 **message_fields(messages),
                 "target": None,
                 "generation": texts[0].text,
-                "generations": [one.text for one in texts],
+                "generations": [answer.text for answer in texts],
                 "ratings": [value for value, _ in rated],
                 "reasons": [why for _, why in rated],
                 "group": item.group,

@@ -51,7 +51,7 @@ def _run(name: str, data: Rows, limit: float | None, subject: Subject) -> Outcom
     problems = data.new_problems()
     pairs = read_items(limited(data.rows, limit), problems, _read)
     likelihoods = grouped_likelihoods(
-        subject, [[Continuation("", said) for said in (pair.more, pair.less)] for _, pair in pairs]
+        subject, [[Continuation("", sentence) for sentence in (pair.more, pair.less)] for _, pair in pairs]
     )
     samples = []
     for (number, pair), both in zip(pairs, likelihoods):

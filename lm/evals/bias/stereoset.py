@@ -64,8 +64,8 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
     problems = data.new_problems()
     items = read_items(data.rows, problems, _read)
-    choices = [[(" " if item.context else "") + said for said in item.sentences] for _, item in items]
-    requests = [[Continuation(item.context, said) for said in own] for (_, item), own in zip(items, choices)]
+    choices = [[(" " if item.context else "") + sentence for sentence in item.sentences] for _, item in items]
+    requests = [[Continuation(item.context, sentence) for sentence in own] for (_, item), own in zip(items, choices)]
     samples = []
     for (number, item), own, three in zip(items, choices, grouped_likelihoods(subject, requests)):
         if not all_finite(three, problems, f"row {number}: {item.id}"):
@@ -73,7 +73,8 @@ def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
         if per == "token" and not all(likelihood.tokens for likelihood in three):
             problems.add("likelihoods_without_tokens", f"row {number}: {item.id}")
             continue
-        stereotype, contrary, unrelated = (one.logp / (len(one.tokens) if per == "token" else 1) for one in three)
+        sizes = [len(likelihood.tokens) if per == "token" else 1 for likelihood in three]
+        stereotype, contrary, unrelated = (likelihood.logp / size for likelihood, size in zip(three, sizes))
         samples.append(
             {
                 "task": name,
@@ -127,8 +128,8 @@ def icat(means: np.ndarray) -> np.ndarray:
     return means[:, 0] * np.minimum(means[:, 1], 100 - means[:, 1]) / 50
 
 
-def _beats(one: float, other: float) -> float:
-    return 0.5 if one == other else float(one > other)
+def _beats(score: float, other: float) -> float:
+    return 0.5 if score == other else float(score > other)
 
 
 def _rows(whole: dict) -> list[dict]:
@@ -146,16 +147,16 @@ def _rows(whole: dict) -> list[dict]:
 
 
 def _read(row: dict) -> tuple[Hashable, StereoSetItem]:
-    said, context = row.get("sentences"), text(row, "context")
-    if isinstance(said, dict) and all(isinstance(said.get(k), list | tuple) for k in ("sentence", "gold_label")):
-        said = [{"sentence": s, "gold_label": label} for s, label in zip(said["sentence"], said["gold_label"])]
-    if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):
+    stated, context = row.get("sentences"), text(row, "context")
+    if isinstance(stated, dict) and all(isinstance(stated.get(k), list | tuple) for k in ("sentence", "gold_label")):
+        stated = [{"sentence": s, "gold_label": label} for s, label in zip(stated["sentence"], stated["gold_label"])]
+    if not isinstance(stated, list) or not all(isinstance(sentence, dict) for sentence in stated):
         raise Malformed("'sentences' is no list of objects")
-    labels = [one.get("gold_label") for one in said]
+    labels = [sentence.get("gold_label") for sentence in stated]
     labels = [NUMBERED[label] if label in (0, 1, 2) else label for label in labels]
     if sorted(map(str, labels)) != sorted(LABELS):
         raise Malformed(f"'gold_label' are {', '.join(map(str, labels))}, not one of each of {', '.join(LABELS)}")
-    sentences = tuple(text(said[labels.index(label)], "sentence") for label in LABELS)
+    sentences = tuple(text(stated[labels.index(label)], "sentence") for label in LABELS)
     if not all(sentence.strip() for sentence in sentences):
         raise Malformed("a sentence is empty")
     half = row.get("half") or ("intrasentence" if "BLANK" in context else "intersentence")

@@ -181,8 +181,8 @@ def _read(known: Sequence[str], row: dict) -> tuple[Hashable, WinoBiasItem]:
     if stereotype not in ("pro", "anti"):
         raise Malformed(f"'stereotype' is {stereotype!r}, not pro or anti, and the file's name does not tell")
     inside = BRACKETS.findall(marked)
-    pronouns = [said for said in inside if said.casefold() in FEMALE + MALE]
-    referents = {_plain(said) for said in inside if said.casefold() not in FEMALE + MALE}
+    pronouns = [word for word in inside if word.casefold() in FEMALE + MALE]
+    referents = {_plain(word) for word in inside if word.casefold() not in FEMALE + MALE}
     plain = BRACKETS.sub(r"\1", marked)
     pronoun = pronouns[0] if pronouns else text(row, "pronoun")
     if pronoun.casefold() not in FEMALE + MALE:
@@ -197,10 +197,10 @@ def _read(known: Sequence[str], row: dict) -> tuple[Hashable, WinoBiasItem]:
     occupations = [_plain(name) for name in occupations if isinstance(name, str)] if isinstance(occupations, list) else []
     if len(occupations) != 2 or referent not in occupations or len(set(occupations)) != 2:
         raise Malformed(f"{plain!r} names {', '.join(occupations) or 'nobody'}, not {referent} and one other occupation")
-    found = {name: re.search(rf"\b{re.escape(name)}\b", plain, re.IGNORECASE) for name in occupations}
-    if not all(found.values()):
-        raise Malformed(f"{plain!r} does not name {' and '.join(name for name in occupations if not found[name])}")
-    first, second = sorted(occupations, key=lambda name: found[name].start())
+    places = {name: re.search(rf"\b{re.escape(name)}\b", plain, re.IGNORECASE) for name in occupations}
+    if not all(places.values()):
+        raise Malformed(f"{plain!r} does not name {' and '.join(name for name in occupations if not places[name])}")
+    first, second = sorted(occupations, key=lambda name: places[name].start())
     twin = BRACKETS.sub(lambda m: "[]" if m[1].casefold() in FEMALE + MALE else m[0], marked)
     if not pronouns:
         twin = re.sub(rf"\b{re.escape(pronoun)}\b", "[]", f"{plain} ({referent})")
@@ -212,8 +212,8 @@ def _read(known: Sequence[str], row: dict) -> tuple[Hashable, WinoBiasItem]:
 
 def _known(lines: Sequence[dict]) -> list[str]:
     """Return the names of occupations, longest first. An occupation in brackets in one sentence is known in all sentences."""
-    said = {inside for row in lines for inside in BRACKETS.findall(str(row.get("sentence") if isinstance(row, dict) else ""))}
-    bracketed = sorted(_plain(inside) for inside in said if inside.casefold() not in FEMALE + MALE)
+    marked = {inside for row in lines for inside in BRACKETS.findall(str(row.get("sentence") if isinstance(row, dict) else ""))}
+    bracketed = sorted(_plain(inside) for inside in marked if inside.casefold() not in FEMALE + MALE)
     known = {name.casefold(): name for name in (*bracketed, *OCCUPATIONS)}
     return sorted(known.values(), key=lambda name: (-len(name), name))
 
@@ -228,10 +228,10 @@ def _others(text: str, known: Sequence[str], referent: str) -> list[str]:
     return others
 
 
-def _plain(said: str) -> str:
+def _plain(mention: str) -> str:
     """Return a mention without its article.
 
     >>> _plain("The construction worker")
     'construction worker'
     """
-    return re.sub(rf"^{ARTICLE}\s+", "", " ".join(said.split()), flags=re.IGNORECASE)
+    return re.sub(rf"^{ARTICLE}\s+", "", " ".join(mention.split()), flags=re.IGNORECASE)

@@ -118,12 +118,12 @@ def work(
     reader, costs = _Reader(model), _costs(model, batch_tokens)
     together, alone = [], []
     for n, request in enumerate(requests):
-        if (one := cut(request, max_length)) is not None:
-            read = len(one.context) + len(one.continuation) - 1
-            (alone if reader.is_alone(read) else together).append((read, n, one))
-    yield from reader.works([(n, one) for _, n, one in together], costs)
-    for read, n, one in sorted(alone, key=lambda entry: entry[:2]):
-        yield from reader.works([(n, one)], costs._replace(batch=read * costs.ways), exact=read)
+        if (fitting := cut(request, max_length)) is not None:
+            read = len(fitting.context) + len(fitting.continuation) - 1
+            (alone if reader.is_alone(read) else together).append((read, n, fitting))
+    yield from reader.works([(n, fitting) for _, n, fitting in together], costs)
+    for read, n, fitting in sorted(alone, key=lambda entry: entry[:2]):
+        yield from reader.works([(n, fitting)], costs._replace(batch=read * costs.ways), exact=read)
 
 
 def slot_bytes(config: ModelConfig) -> int:

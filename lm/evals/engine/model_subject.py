@@ -70,21 +70,21 @@ class ModelSubject:
         """Return likelihoods. The likelihood is NaN if a request is empty or its continuation is longer than max_length."""
         begin = time.perf_counter()
         pairs = self.encoding.pairs([(r.context, r.continuation) for r in requests])
-        asked = [Request(*pair) for pair in pairs]
+        encoded = [Request(*pair) for pair in pairs]
         contexts: dict[tuple[int, int], tuple[int, ...]] = {}
-        found = []
-        for request, scored in zip(asked, self._scored(asked)):
+        likelihoods = []
+        for request, scored in zip(encoded, self._scored(encoded)):
             put = likelihood.cut(request, self.max_length)
             if scored is None or put is None:
-                found.append(Likelihood(float("nan"), False, tuple(request.continuation), tuple(request.context)))
+                likelihoods.append(Likelihood(float("nan"), False, tuple(request.continuation), tuple(request.context)))
                 continue
             where = id(request.context), len(put.context)  # choices share the tuple of their context
             context = contexts.setdefault(where, tuple(put.context))
             total = float(np.sum(scored.logps, dtype=np.float64))
             cut = len(put.context) < len(request.context)
-            found.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context, cut))
+            likelihoods.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context, cut))
         self._done(len(requests), begin)
-        return found
+        return likelihoods
 
     def rolled(self, texts: Sequence[str]) -> list[Rolled]:
         """Score each token of each text once, in windows of at most `max_length` (see `windows`).
@@ -94,27 +94,27 @@ class ModelSubject:
         ids = self.encoding.many(texts)
         split = [windows(some, self.encoding.prefix, self.max_length) for some in ids]
         scored = iter(self._scored([request for some in split for request in some]))
-        found = []
+        rolled = []
         for some, all_ids in zip(split, ids):
             logps = [float(x) for _ in some for x in next(scored).logps]
-            found.append(Rolled(tuple(logps), tuple(all_ids)))
+            rolled.append(Rolled(tuple(logps), tuple(all_ids)))
         self._done(len(texts), begin)
-        return found
+        return rolled
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """Generate. A prompt is cut at its start to leave room for `max_new_tokens`; without any room it is a problem."""
         begin = time.perf_counter()
         asks, numbers, cuts = [], [], []
-        found: list[Generated | None] = [None] * len(prompts)
+        generated: list[Generated | None] = [None] * len(prompts)
         for number, (prompt, ids) in enumerate(zip(prompts, self.encoding.many([p.text for p in prompts]))):
             room = self.max_length - prompt.max_new_tokens
             if room < 1:
                 problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
-                found[number] = Generated("", False, problem=problem)
+                generated[number] = Generated("", False, problem=problem)
                 continue
             if prompt.media and len(ids) > room:
                 problem = f"the prompt has {len(ids)} tokens with its images and sound, and there is room for {room}"
-                found[number] = Generated("", False, problem=problem)
+                generated[number] = Generated("", False, problem=problem)
                 continue
             cuts.append(len(ids) > room)
             seed = prompt.seed if prompt.temperature else 0
@@ -125,9 +125,9 @@ class ModelSubject:
         self.stats["cut"] += sum(cuts)
         for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
             text = drawing.text_of(answer, ask, self.tokenizer.decode)
-            found[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
+            generated[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
         self._done(len(prompts), begin)
-        return found
+        return generated
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
         return self.encoding.conversation(messages, prefill)
@@ -136,21 +136,21 @@ class ModelSubject:
         """Return the ask with the files of the prompt's media; the prompt's tokens say how many tiles they have."""
         if not prompt.media:
             return ask
-        kept = tuple(Kept(medium.kind, medium.read(), MOST[medium.kind]) for medium in prompt.media)
+        files = tuple(Kept(medium.kind, medium.read(), MOST[medium.kind]) for medium in prompt.media)
         sections = (self.model.config.vision, self.model.config.audio)
-        tiles = tuple(ask.tokens.count(one.token_id) // one.tokens if one.num_layers else 0 for one in sections)
-        return ask._replace(media=kept, tiles=tiles)
+        tiles = tuple(ask.tokens.count(section.token_id) // section.tokens if section.num_layers else 0 for section in sections)
+        return ask._replace(media=files, tiles=tiles)
 
     def _scored(self, requests: list[Request]) -> list[Scored | None]:
         """Return the scores of each request, None where it cannot be scored."""
-        asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
+        fitting = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
         return self._answered(
             "likelihoods",
             likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens),
             len(requests),
-            lambda: [key(self._identity, "likelihood", {}, *request) for request in asked],
+            lambda: [key(self._identity, "likelihood", {}, *request) for request in fitting],
             lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(),
-            lambda value, number: _scored_of(value, len(asked[number].continuation)),
+            lambda value, number: _scored_of(value, len(fitting[number].continuation)),
         )
 
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
@@ -200,20 +200,20 @@ class ModelSubject:
             except (ValueError, TypeError):
                 raise self._answers.damaged() from None
 
-        found = from_first(known) if self._remembers else [None] * total
+        results = from_first(known) if self._remembers else [None] * total
         with self._bar(what, total) as bar:
 
             def keep(answers: dict[int, Any]) -> None:
-                new = {n: answer for n, answer in answers.items() if found[n] is None}
+                new = {n: answer for n, answer in answers.items() if results[n] is None}
                 for n, answer in new.items():
-                    found[n] = answer
+                    results[n] = answer
                     self.stats["generated"] += len(answer.tokens) if isinstance(answer, Answer) else 0
                 if self._answers and new:
                     self._answers.add({names[n]: pack(answer) for n, answer in new.items()})
                 bar.update(len(new))
 
             for work in works:
-                wanted = {number for number in work.numbers if found[number] is None}
+                wanted = {number for number in work.numbers if results[number] is None}
                 self.stats["cached"] += len(work.numbers) - len(wanted)
                 bar.update(len(work.numbers) - len(wanted))
                 if not wanted:
@@ -224,7 +224,7 @@ class ModelSubject:
                 self.stats["tokens"] += work.tokens
                 self.stats["slots"] += work.slots
                 work.run(wanted, keep)
-        return found
+        return results
 
     def _bar(self, what: str, total: int):
         return progress(what, total, unit=" requests", enabled=self._progress, leave=False)
@@ -247,9 +247,9 @@ def windows(ids: Sequence[int], prefix: int, max_length: int) -> list[Request]:
 
     Windows share one token. The last window reaches back over tokens that were scored already, to give the model full context.
     """
-    found = []
+    requests = []
     for begin in range(0, len(ids), max_length):
         end = min(begin + max_length, len(ids))
-        seen = [prefix] if begin == 0 else list(ids[end - max_length - 1 : begin])
-        found.append(Request(seen, ids[begin:end]))
-    return found
+        context = [prefix] if begin == 0 else list(ids[end - max_length - 1 : begin])
+        requests.append(Request(context, ids[begin:end]))
+    return requests

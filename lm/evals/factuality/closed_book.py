@@ -51,19 +51,19 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     attempted = [s for s in samples if s["verdict"] != "abstained"]
     _confidences(attempted, subject, values["confidence"], problems)
     results = summed_up(samples, METRICS, problems)
-    kept = results.pop("problems")
+    listed = results.pop("problems")
     curves: dict[str, Any] = {}
     for kind, ending in (("likelihood", ""), ("p_true", "_p_true")):
         if kind not in values["confidence"]:
             continue
         key = "confidence" if kind == "likelihood" else kind
         known = [s for s in attempted if s[key] is not None]
-        found = calibration([s[key] for s in known], [s["verdict"] == "correct" for s in known])
-        results |= {f"{figure}{ending}": found[figure] for figure in FIGURES}
-        shown = {part: found[part] for part in ("bins", "risk_coverage")} | {"of": found["n"]}
+        figures = calibration([s[key] for s in known], [s["verdict"] == "correct" for s in known])
+        results |= {f"{figure}{ending}": figures[figure] for figure in FIGURES}
+        shown = {part: figures[part] for part in ("bins", "risk_coverage")} | {"of": figures["n"]}
         curves |= shown if kind == "likelihood" else {kind: shown}
     counts = {v: sum(s["verdict"] == v for s in samples) for v in ("correct", "incorrect", "abstained")}
-    return Outcome(results | {"verdicts": counts, "calibration": curves, "problems": kept}, samples)
+    return Outcome(results | {"verdicts": counts, "calibration": curves, "problems": listed}, samples)
 
 
 def _scored(item: TaskItem, text: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def _scored(item: TaskItem, text: str, values: Mapping[str, Any]) -> dict[str, A
 def _confidences(attempted: Sequence[dict], subject: Subject, wanted: Sequence[str], problems: Problems) -> None:
     """Write confidence and p_true into the samples."""
     if "likelihood" in wanted:
-        said = [s["generation"][: s["generation"].index(s["answer"]) + len(s["answer"])] for s in attempted]
-        found = subject.likelihoods([Continuation(s["prompt"], text) for s, text in zip(attempted, said)])
-        for s, text, likelihood in zip(attempted, said, found, strict=True):
+        texts = [s["generation"][: s["generation"].index(s["answer"]) + len(s["answer"])] for s in attempted]
+        likelihoods = subject.likelihoods([Continuation(s["prompt"], text) for s, text in zip(attempted, texts)])
+        for s, text, likelihood in zip(attempted, texts, likelihoods, strict=True):
             length = len(likelihood.tokens) or len(text.split())
             if math.isfinite(likelihood.logp):
                 s["confidence"] = min(1.0, math.exp(likelihood.logp / length))
@@ -106,8 +106,8 @@ def _confidences(attempted: Sequence[dict], subject: Subject, wanted: Sequence[s
                 problems.add("likelihoods_not_finite", f"{s['doc_id']}: {likelihood.logp}")
     if "p_true" in wanted:
         texts = [P_TRUE.format(question=s["question"], answer=s["answer"]) for s in attempted]
-        found = subject.likelihoods([Continuation(t, word) for t in texts for word in (" True", " False")])
-        for s, true, false in zip(attempted, found[::2], found[1::2], strict=True):
+        likelihoods = subject.likelihoods([Continuation(t, word) for t in texts for word in (" True", " False")])
+        for s, true, false in zip(attempted, likelihoods[::2], likelihoods[1::2], strict=True):
             if math.isfinite(true.logp) and math.isfinite(false.logp):
                 s["p_true"] = 1 / (1 + math.exp(min(700.0, false.logp - true.logp)))
             else:
@@ -137,6 +137,6 @@ def _read(values: Mapping[str, Any], doc: Mapping[str, Any]) -> dict[str, Any]:
     if answerable is not None and not isinstance(answerable, bool):
         raise Malformed(f"'answerable' is {answerable!r}, not true or false")
     (asked,) = texts(column(doc, values["question"]), values["question"])[:1]
-    found = column(doc, values["answers"]) if answerable is not False else None
-    aliases = texts(found, values["answers"], empty=answerable is False)
+    answers = column(doc, values["answers"]) if answerable is not False else None
+    aliases = texts(answers, values["answers"], empty=answerable is False)
     return {**doc, "asked": asked, "aliases": aliases, "reference": aliases[0] if aliases else values["abstain"]}

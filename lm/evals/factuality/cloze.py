@@ -78,20 +78,20 @@ class Cloze(NamedTuple):
         ]
         answers, samples = iter(subject.likelihoods(requests)), []
         for fact in self.facts:
-            found = [[next(answers) for _ in fact.candidates] for _ in fact.sentences]
-            if all_finite([likelihood for some in found for likelihood in some], problems, fact.id):
-                samples.append(self._scored(fact, found))
+            own = [[next(answers) for _ in fact.candidates] for _ in fact.sentences]
+            if all_finite([likelihood for some in own for likelihood in some], problems, fact.id):
+                samples.append(self._scored(fact, own))
         results = summed_up(samples, METRICS, problems)
         relations = parts(samples, "relation", functools.partial(means, metrics=METRICS))
         chance = math.fsum(1 / len(s["choices"]) for s in samples) / len(samples) if samples else None
         return Outcome(results | {"chance": chance, "relations": relations, "problems": results["problems"]}, samples)
 
-    def _scored(self, fact: Fact, found: Sequence[Sequence[Likelihood]]) -> dict[str, Any]:
+    def _scored(self, fact: Fact, likelihoods: Sequence[Sequence[Likelihood]]) -> dict[str, Any]:
         before, between, after = _spaced(fact.sentences[0])
         choices = [f"{between}{candidate}{after}" for candidate in fact.candidates]
         target = fact.candidates.index(fact.object)
-        scores = [one.logp for one in found[0]]
-        tops = [max(range(len(some)), key=lambda n, some=some: some[n].logp) for some in found]
+        scores = [likelihood.logp for likelihood in likelihoods[0]]
+        tops = [max(range(len(some)), key=lambda n, some=some: some[n].logp) for some in likelihoods]
         pairs = [a == b for a, b in itertools.combinations(tops, 2)]
         hit, rank = ranked(scores, target)
         metrics = {
@@ -108,7 +108,7 @@ class Cloze(NamedTuple):
             "split": self.versions["split"],
             "prompt": before,
             "choices": choices,
-            **choice_fields(found[0]),
+            **choice_fields(likelihoods[0]),
             "target": target,
             "reference": choices[target].strip(),
             "relation": fact.relation,
@@ -129,8 +129,8 @@ def ranked(scores: Sequence[float], target: int) -> tuple[float, float]:
 def _spaced(sentence: tuple[str, str]) -> tuple[str, str, str]:
     """Return the text before the object, the space between (part of the continuation), and the text after it."""
     before, after = sentence
-    kept = before.rstrip()
-    return kept, before[len(kept) :], after
+    text = before.rstrip()
+    return text, before[len(text) :], after
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
@@ -171,11 +171,11 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
 def _read(id: int | str, doc: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Fact, tuple[str, ...]]:
     """Return the fact and its own distractors."""
 
-    def one(key: str, *, empty: bool = False) -> str:
+    def value(key: str, *, empty: bool = False) -> str:
         return " ".join(texts(column(doc, key), key, empty=empty)[:1]).strip()
 
-    relation = one(values["relation"], empty=True)
-    subject, answer = one(values["subject"]), one(values["object"])
+    relation = value(values["relation"], empty=True)
+    subject, answer = value(values["subject"]), value(values["object"])
     first = column(doc, values["template"]) or doc.get("prompt")
     of_relation = values["templates"].get(relation) or ()
     templates = texts(first or of_relation, "template")

@@ -20,14 +20,14 @@ def texts(value: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, str | int | float):
             raise Malformed(f"{what!r} holds a {type(part).__name__}, not a text")
-    kept = tuple(dict.fromkeys(str(part) for part in parts if str(part).strip()))
-    if not kept and not empty:
+    unique = tuple(dict.fromkeys(str(part) for part in parts if str(part).strip()))
+    if not unique and not empty:
         raise Malformed(f"no {what!r}")
-    return kept
+    return unique
 
 
 def asking(doc: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document whose topic, prompt and reference are texts. Empty ones are left out; an empty reference is None."""
-    found = {key: " ".join(texts(doc.get(key), key, empty=True)) for key in ("topic", "prompt", "reference")}
-    others = {key: value for key, value in doc.items() if key not in found}
-    return others | {key: text for key, text in found.items() if text} | {"reference": found["reference"] or None}
+    stated = {key: " ".join(texts(doc.get(key), key, empty=True)) for key in ("topic", "prompt", "reference")}
+    others = {key: value for key, value in doc.items() if key not in stated}
+    return others | {key: text for key, text in stated.items() if text} | {"reference": stated["reference"] or None}

@@ -53,28 +53,28 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     inconsistency: the share of samples that do not support the sentence. samples_contradicted: the share that contradict
     it. Failed judgements count for neither. The unigram metrics are in nats. abstained: over all greedy answers."""
     problems, values = task.documents.new_problems(), task.values
-    asked = task.contexts(subject, problems)
+    prompted = task.contexts(subject, problems)
     requests, ids = [], []
-    for item, context in asked:
+    for item, context in prompted:
         greedy = Prompt(context.text, tuple(values["until"]), values["max_new_tokens"])
         drawn = greedy._replace(temperature=float(values["temperature"]), top_p=float(values["top_p"]))
         requests += [greedy, *(drawn._replace(seed=task.seed + n) for n in range(1, values["samples"] + 1))]
         ids += [item.id, *(f"{item.id}, sample {n}" for n in range(1, values["samples"] + 1))]
     written = file_task.generated(subject, requests, ids, problems)
     step = values["samples"] + 1
-    kept = [
-        (*asked[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
-        for n in range(len(asked))
+    cases = [
+        (*prompted[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
+        for n in range(len(prompted))
     ]
-    kept = [case for case in kept if case[2] is not None and case[3]]
-    said = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in kept]
-    pairs = [(one, (text,)) for (*_, texts), some in zip(kept, said, strict=True) for one in some for text in texts]
+    cases = [case for case in cases if case[2] is not None and case[3]]
+    stated = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in cases]
+    pairs = [(sentence, (text,)) for (*_, texts), own in zip(cases, stated, strict=True) for sentence in own for text in texts]
     verdicts = judged(task.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs]) if task.chat else []
     for verdict in verdicts:
         if verdict.label == "unknown":
             problems.add("unknown_judgements", verdict.reason)
     following, samples = iter(verdicts), []
-    for (item, context, answer, texts), some in zip(kept, said, strict=True):
+    for (item, context, answer, texts), some in zip(cases, stated, strict=True):
         of_sentences = [[next(following) for _ in texts] if task.chat else [] for _ in some]
         begun = task.sample(item, context, answer)
         reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
@@ -82,11 +82,11 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     return Outcome(summed_up(samples, METRICS, problems), samples)
 
 
-def scored(said: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+def scored(sentences: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
     """Return the scores of an answer's sentences. verdicts: of each sentence by the samples; [] without a judge."""
-    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not said)}
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not sentences)}
     rows = []
-    for sentence, own in zip(said, verdicts, strict=True):
+    for sentence, own in zip(sentences, verdicts, strict=True):
         labels = [verdict.label for verdict in own if verdict.label != "unknown"]
         shares = {
             "inconsistency": sum(label != "supported" for label in labels) / len(labels) if labels else None,
@@ -96,30 +96,34 @@ def scored(said: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequenc
     for name in ("inconsistency", "samples_contradicted"):
         known = [row[name] for row in rows if row[name] is not None]
         metrics[name] = sum(known) / len(known) if known else None
-    if said:
-        metrics |= unigram(said, texts)
+    if sentences:
+        metrics |= unigram(sentences, texts)
     share = metrics["inconsistency"]
     return {
         "target": None,
         "samples": list(texts),
         "sentences": rows,
         "metrics": metrics,
-        "verdict": "abstained" if not said else "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent",
+        "verdict": _verdict(share) if sentences else "abstained",
         "failed": share is not None and share > 0.5,
     }
 
 
-def unigram(said: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+def _verdict(share: float | None) -> str:
+    return "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent"
+
+
+def unigram(sentences: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
     """Return −log p of the words of an answer's sentences, in nats, from the counts of the samples and the answer together.
 
     Each word occurs at least in the answer, so no smoothing is needed. The excess is over the value with the answer's counts
     alone, which samples equal to the answer would give."""
-    own = collections.Counter(word for sentence in said for word in words(sentence))
+    own = collections.Counter(word for sentence in sentences for word in words(sentence))
     together = own + collections.Counter(word for text in texts for word in words(text))
 
     def figures(counts: Mapping[str, int]) -> tuple[float, float]:
         total = sum(counts.values())
-        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in said]
+        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in sentences]
         flat = [value for some in surprise for value in some]
         return math.fsum(flat) / len(flat), math.fsum(max(some) for some in surprise) / len(surprise)
 

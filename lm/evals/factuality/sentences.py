@@ -19,7 +19,7 @@ _ITEM = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.)]|#+)\s+")
 
 def sentences(text: str) -> list[str]:
     """Return the sentences of a text; each line that is a list item, a heading or a verse is separate."""
-    found = []
+    parts = []
     for paragraph in _paragraphs(text):
         begin = 0
         for match in _END.finditer(paragraph):
@@ -31,10 +31,10 @@ def sentences(text: str) -> list[str]:
             if match[0][0] == "." and (word in ABBREVIATIONS or re.fullmatch(r"[^\W\d]|(?:[^\W\d]\.)+[^\W\d]", word)):
                 if word not in ENDING or following.lower() not in STARTERS:
                     continue
-            found.append(paragraph[begin : match.end()].strip())
+            parts.append(paragraph[begin : match.end()].strip())
             begin = match.end()
-        found.append(paragraph[begin:].strip())
-    return [sentence for sentence in found if re.search(r"\w", sentence)]
+        parts.append(paragraph[begin:].strip())
+    return [sentence for sentence in parts if re.search(r"\w", sentence)]
 
 
 def _paragraphs(text: str) -> Iterator[str]:

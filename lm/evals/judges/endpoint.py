@@ -116,12 +116,12 @@ def answers_or_unknown(who: str, ask: Callable[[], Iterable[Answer]], n: int, un
     A UserError passes through, because the user can fix it.
     """
     try:
-        found = list(ask())
+        answers = list(ask())
     except UserError:
         raise
     except Exception as error:
         return [unknown(f"{who} failed: {type(error).__name__}: {error}"[:200])] * n
-    return found if len(found) == n else [unknown(f"{who} gave {len(found)} answers to {n} questions")] * n
+    return answers if len(answers) == n else [unknown(f"{who} gave {len(answers)} answers to {n} questions")] * n
 
 
 def replies_or_none(chat: Chat, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:

@@ -50,10 +50,10 @@ _REFUSAL, _OTHERWISE, _TURN = (re.compile(p, re.IGNORECASE) for p in ("|".join(W
 def refusal(text: str) -> Refusal:
     """ "full": no answer; "partial": refuses, then answers in part; "none": no refusal. An empty text is no refusal."""
     text = re.sub(r"\s+", " ", text.translate({0x2019: "'", 0x2018: "'"})).strip()
-    for found in _REFUSAL.finditer(text[:OPENING]):
-        last_word = found.start() + found[0].rstrip().rfind(" ") + 1
+    for match in _REFUSAL.finditer(text[:OPENING]):
+        last_word = match.start() + match[0].rstrip().rfind(" ") + 1
         if not _OTHERWISE.match(text, last_word):
-            turn = _TURN.search(text, found.end())
+            turn = _TURN.search(text, match.end())
             return "partial" if turn and len(text[turn.end() :].split()) >= SUBSTANCE else "full"
     return "none"
 

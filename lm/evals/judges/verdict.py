@@ -63,10 +63,10 @@ def guarded(judge: Callable[..., list[Verdict]], labels: Collection[str] = HARM)
 
 def json_objects(text: str) -> list[dict[str, Any]]:
     """Return the JSON objects without objects in them that occur in a text, in order."""
-    found = []
+    objects = []
     for candidate in re.findall(r"\{[^{}]*\}", text):
         try:
-            found.append(json.loads(candidate))
+            objects.append(json.loads(candidate))
         except (ValueError, RecursionError):
             continue
-    return found
+    return objects

@@ -171,9 +171,9 @@ def compose(families: str, **options: dict[str, Any]) -> Attack:
             near = difflib.get_close_matches(name, ATTACKS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ATTACKS)}"
             raise UserError(f"attack {name!r}: no such family; {hint}")
-    for name, given in options.items():
+    for name, chosen in options.items():
         taken = list(inspect.signature(ATTACKS[name]).parameters)[1:]
-        if unknown := [key for key in given if key not in taken]:
+        if unknown := [key for key in chosen if key not in taken]:
             raise UserError(f"attack {name!r}: no option {unknown[0]!r}; its options are {', '.join(taken) or 'none'}")
     steps = [functools.partial(ATTACKS[name], **options.get(name, {})) for name in names]
 

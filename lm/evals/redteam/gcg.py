@@ -245,18 +245,18 @@ def _candidates(
     ones are filled with the suffix itself."""
     rng = np.random.default_rng(seed)
     S, K = choices_SK.shape
-    found, rejected = [], 0
+    candidates, rejected = [], 0
     for _ in range(ROUNDS):
         places, choices = rng.integers(S, size=batch), rng.integers(K, size=batch)
         for place, choice in zip(places.tolist(), choices.tolist()):
             candidate = (*suffix[:place], int(choices_SK[place, choice]), *suffix[place + 1 :])
-            if len(found) == batch:
-                return np.asarray(found), rejected
+            if len(candidates) == batch:
+                return np.asarray(candidates), rejected
             if survives(candidate):
-                found.append(candidate)
+                candidates.append(candidate)
             else:
                 rejected += 1
-    return np.asarray(found + [suffix] * (batch - len(found))), rejected
+    return np.asarray(candidates + [suffix] * (batch - len(candidates))), rejected
 
 
 def _laid(places: Sequence[Place], suffixes_NS: np.ndarray) -> tuple[np.ndarray, ...]:

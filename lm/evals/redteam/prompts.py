@@ -166,11 +166,11 @@ def in_turn(requests: Sequence[Request], limit: float | None) -> list[Request]:
     """Return at most `limit` requests or, below 1, that share of them.
 
     They are taken from each kind in turn, in the order of the file, because files are often sorted by kind."""
-    seen = dict.fromkeys(KINDS, 0)
+    counts = dict.fromkeys(KINDS, 0)
     turns = []
     for i, request in enumerate(requests):
-        seen[request.prompt.kind] += 1
-        turns.append((seen[request.prompt.kind], i))
+        counts[request.prompt.kind] += 1
+        turns.append((counts[request.prompt.kind], i))
     return [requests[i] for i in sorted(i for _, i in limited(sorted(turns), limit))]
 
 
@@ -186,10 +186,10 @@ def read_prompts(
     Raises: UserError with the place, for rows that cannot be read; and if the split has no harmful prompt.
     """
     if is_builtin(input):
-        found = _builtin(input, split, seed, limit or 500)
+        read = _builtin(input, split, seed, limit or 500)
     else:
-        found = (p for p in map(_prompt, _records(input)) if (_hash(p.text, seed) < valid_fraction) == (split == "valid"))
-    prompts = _distinct(found, input, limit)
+        read = (p for p in map(_prompt, _records(input)) if (_hash(p.text, seed) < valid_fraction) == (split == "valid"))
+    prompts = _distinct(read, input, limit)
     if not any(prompt.kind == "harmful" for prompt in prompts):
         raise UserError(f"safety.prompts={input}: no harmful prompt in split {split}; give more, or another valid_fraction")
     return prompts
@@ -198,25 +198,25 @@ def read_prompts(
 def read_failures(input: str, measured: Iterable[Prompt]) -> tuple[list[Prompt], int]:
     """Return failed attacks to learn from, and how many were left out because their request is in `measured`."""
     taken = {prompt.text for prompt in measured}
-    found = _distinct(map(_prompt, _records(input)), input, None)
-    kept = [prompt for prompt in found if prompt.text not in taken]
-    return kept, len(found) - len(kept)
+    failures = _distinct(map(_prompt, _records(input)), input, None)
+    unmeasured = [prompt for prompt in failures if prompt.text not in taken]
+    return unmeasured, len(failures) - len(unmeasured)
 
 
 def _distinct(prompts: Iterable[Prompt], input: str, limit: int | None) -> list[Prompt]:
     """Return unique prompts, at most `limit` of a kind. Raises: UserError if two requests have the same id."""
-    kept: dict[tuple, Prompt] = {}
+    distinct: dict[tuple, Prompt] = {}
     texts: dict[str, str] = {}
     counts = dict.fromkeys(KINDS, 0)
     for prompt in prompts:
         key = (prompt.text, prompt.kind, prompt.family, str(prompt.messages))
-        if key in kept or (limit is not None and counts[prompt.kind] >= limit):
+        if key in distinct or (limit is not None and counts[prompt.kind] >= limit):
             continue
         if texts.setdefault(prompt.id, prompt.text) != prompt.text:
             raise UserError(f"{input}: two requests have the id {prompt.id!r}; make ids unique, or remove them")
         counts[prompt.kind] += 1
-        kept[key] = prompt
-    return list(kept.values())
+        distinct[key] = prompt
+    return list(distinct.values())
 
 
 def _builtin(input: str, split: str, seed: int, limit: int) -> Iterator[Prompt]:

@@ -83,7 +83,7 @@ class SearchResult(NamedTuple):
 class Leaf(NamedTuple):
     """A leaf of the tree: the conversation with the attacker that led to it, and the score of its prompt."""
 
-    said: tuple[dict, ...]
+    conversation: tuple[dict, ...]
     score: int | None = None
 
 
@@ -109,7 +109,7 @@ class Proposal(NamedTuple):
 
     tree: Tree
     leaf: int
-    said: tuple[dict, ...]
+    conversation: tuple[dict, ...]
     prompt: str
 
 
@@ -176,17 +176,17 @@ def search(
 
 def _proposals(trees: Sequence[Tree], attacker: Chat, branching: int, level: int) -> list[Proposal]:
     """Return the attacker's proposals at the leaves. Within a tree, equal prompts count once."""
-    asked: list[tuple[Tree, int, tuple[dict, ...]]] = []
+    requests: list[tuple[Tree, int, tuple[dict, ...]]] = []
     for tree in trees:
         # At the first level all leaves are equal, and a deterministic attacker would write the same prompt for each.
         n = branching * (len(tree.leaves) if level == 1 else 1)
         for i, (number, leaf) in enumerate((number, leaf) for number, leaf in enumerate(tree.leaves) for _ in range(branching)):
-            *before, last = leaf.said
+            *before, last = leaf.conversation
             more = ANOTHER.format(n=n, i=i % n + 1) if n > 1 else ""
-            asked.append((tree, number, (*before, _message("user", last["content"] + more))))
+            requests.append((tree, number, (*before, _message("user", last["content"] + more))))
     proposals = []
-    replies = replies_or_none(attacker, [_to_attacker(tree, said) for tree, _, said in asked])
-    for (tree, number, said), reply in zip(asked, replies, strict=True):
+    replies = replies_or_none(attacker, [_to_attacker(tree, conversation) for tree, _, conversation in requests])
+    for (tree, number, conversation), reply in zip(requests, replies, strict=True):
         prompt = None if reply.text is None else proposed(reply.text)
         if reply.text is None:
             tree.count("attacker_failed")
@@ -196,18 +196,18 @@ def _proposals(trees: Sequence[Tree], attacker: Chat, branching: int, level: int
             tree.count("repeated")
         else:
             tree.tried.add(prompt)
-            proposals.append(Proposal(tree, number, (*said, _message("assistant", reply.text)), prompt))
+            proposals.append(Proposal(tree, number, (*conversation, _message("assistant", reply.text)), prompt))
     return proposals
 
 
-def _to_attacker(tree: Tree, said: Sequence[dict]) -> list[dict]:
+def _to_attacker(tree: Tree, conversation: Sequence[dict]) -> list[dict]:
     target = TARGET.format(target=tree.target) if tree.target else ""
-    return [_message("system", SYSTEM.format(request=tree.request, target=target)), *said[-2 * MEMORY - 1 :]]
+    return [_message("system", SYSTEM.format(request=tree.request, target=target)), *conversation[-2 * MEMORY - 1 :]]
 
 
 def _pruned(proposals: Sequence[Proposal], topic: TopicCheck | None, limits: Limits) -> list[Proposal]:
     """Return the proposals on the topic, at most `width` per tree and within its budget, and deduct them from the budget."""
-    kept, taken = [], dict.fromkeys((p.tree for p in proposals), 0)
+    sent, taken = [], dict.fromkeys((p.tree for p in proposals), 0)
     for proposal, verdict in zip(proposals, _on_topic(proposals, topic), strict=True):
         tree = proposal.tree
         if verdict is None:
@@ -221,8 +221,8 @@ def _pruned(proposals: Sequence[Proposal], topic: TopicCheck | None, limits: Lim
         else:
             tree.queries += 1
             taken[tree] += 1
-            kept.append(proposal)
-    return kept
+            sent.append(proposal)
+    return sent
 
 
 def _on_topic(proposals: Sequence[Proposal], topic: TopicCheck | None) -> list[bool | None]:
@@ -239,8 +239,8 @@ def _scored(proposals: Sequence[Proposal], replies: Sequence[Reply], scorer: Sco
     if answered:
         requests, texts = [proposals[i].tree.request for i in answered], [replies[i].text for i in answered]
         unknown = functools.partial(Score, None)
-        given = answers_or_unknown("the scorer", lambda: scorer(requests, texts), len(answered), unknown)
-        for i, score in zip(answered, given, strict=True):
+        of_answers = answers_or_unknown("the scorer", lambda: scorer(requests, texts), len(answered), unknown)
+        for i, score in zip(answered, of_answers, strict=True):
             scores[i] = score
     return scores
 
@@ -248,7 +248,7 @@ def _scored(proposals: Sequence[Proposal], replies: Sequence[Reply], scorer: Sco
 def _grow(proposals: Sequence[Proposal], replies: Sequence[Reply], scores: Sequence[Score], level: int, width: int) -> None:
     """Add the new leaves to the trees. A leaf without new ones stays, so that one failure does not end a search."""
     grown: dict[Tree, dict[int, list[Leaf]]] = {}
-    for (tree, number, said, prompt), reply, (value, reason) in zip(proposals, replies, scores, strict=True):
+    for (tree, number, conversation, prompt), reply, (value, reason) in zip(proposals, replies, scores, strict=True):
         tree.nodes.append({"depth": level, "prompt": prompt, "response": reply.text, "score": value, "reason": reason})
         if reply.text is None:
             tree.count("target_failed")
@@ -256,7 +256,7 @@ def _grow(proposals: Sequence[Proposal], replies: Sequence[Reply], scores: Seque
         if value is None:
             tree.count("scorer_failed")
         rating = "unknown" if value is None else f"{value} of {MOST}"
-        leaf = Leaf((*said, _message("user", NEXT.format(response=reply.text, score=rating))), value)
+        leaf = Leaf((*conversation, _message("user", NEXT.format(response=reply.text, score=rating))), value)
         grown.setdefault(tree, {}).setdefault(number, []).append(leaf)
         tree.done |= value == MOST
     for tree, new in grown.items():
@@ -273,9 +273,9 @@ def _result(tree: Tree) -> SearchResult:
 
 def proposed(text: str) -> str | None:
     """Return the prompt in an attacker's reply, from its JSON object with any text around it; None if there is none."""
-    found = re.search(r"\{.*\}", text, re.DOTALL)
+    match = re.search(r"\{.*\}", text, re.DOTALL)
     try:
-        value = json.loads(found[0], strict=False) if found else None
+        value = json.loads(match[0], strict=False) if match else None
     except (ValueError, RecursionError):
         return None
     prompt = value.get("prompt") if isinstance(value, dict) else None
@@ -300,8 +300,8 @@ def rating(reply: Reply) -> Score:
     """Return the rating in a reply: [[7]], or else "Rating: 7"."""
     if reply.text is None:
         return Score(None, reply.problem)
-    found = re.findall(r"\[\[\s*(\d+)\s*\]\]", reply.text) or re.findall(r"(?i)\brating\W{0,4}(\d+)\b", reply.text)
-    values = set(map(int, found))
+    numbers = re.findall(r"\[\[\s*(\d+)\s*\]\]", reply.text) or re.findall(r"(?i)\brating\W{0,4}(\d+)\b", reply.text)
+    values = set(map(int, numbers))
     if len(values) != 1 or not LEAST <= min(values) <= MOST:
         return Score(None, f"no clear rating in {reply.text.strip()[-120:]!r}")
     return Score(values.pop(), reply.text.strip()[:200])
@@ -329,5 +329,5 @@ def on_topic(chat: Chat) -> TopicCheck:
 
 
 def yes_or_no(reply: Reply) -> bool | None:
-    found = {word.upper() for word in re.findall(r"(?i)\[\[\s*(yes|no)\s*\]\]", reply.text or "")}
-    return found == {"YES"} if len(found) == 1 else None
+    words = {word.upper() for word in re.findall(r"(?i)\[\[\s*(yes|no)\s*\]\]", reply.text or "")}
+    return words == {"YES"} if len(words) == 1 else None

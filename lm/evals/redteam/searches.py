@@ -52,7 +52,7 @@ def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any
 
 
 def rewritten(
-    name: str, subject: Subject, chat: Chat, requests: Sequence[Request], judge: Judge, given: dict[str, Any], seed: int
+    name: str, subject: Subject, chat: Chat, requests: Sequence[Request], judge: Judge, values: dict[str, Any], seed: int
 ) -> tuple[list[dict], dict[str, Any]]:
     """Run PAIR or TAP. Return answered records (safety_eval.py) of the best prompt for each request, and a summary.
 
@@ -61,22 +61,22 @@ def rewritten(
     Returns: records, with "queries"; and {"queries", "found": requests with an answer of the highest score, …: counts of
       failures and pruned prompts}.
     """
-    if not given["attacker"]:
+    if not values["attacker"]:
         raise UserError(f"redteam: family {name} needs an attacker: options.redteam.attacker, openai:URL or subject")
-    options = {key: given[key] for key in ("timeout", "retries", "key_variable")}
-    sampling = {"max_new_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"], "seed": seed}
-    writing = {"max_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"]}
-    attacker = _helper("attacker", given, subject, options | writing, **sampling)
+    options = {key: values[key] for key in ("timeout", "retries", "key_variable")}
+    sampling = {"max_new_tokens": values["attacker_tokens"], "temperature": values["attacker_temperature"], "seed": seed}
+    writing = {"max_tokens": values["attacker_tokens"], "temperature": values["attacker_temperature"]}
+    attacker = _helper("attacker", values, subject, options | writing, **sampling)
     texts, hazards = [r.prompt.text for r in requests], {r.prompt.text: r.prompt.hazard for r in requests}
-    if given["scorer"] == "judge":
+    if values["scorer"] == "judge":
         rater, scorer = attacker, by_judge(judge, hazards)
     else:
-        rater = _helper("scorer", given, subject, options, **sampling | {"temperature": 0.0})
+        rater = _helper("scorer", values, subject, options, **sampling | {"temperature": 0.0})
         scorer = rated(rater)
-    limits = pair_limits(**given["pair"]) if name == "pair" else Limits(**given["tap"])
+    limits = pair_limits(**values["pair"]) if name == "pair" else Limits(**values["tap"])
     topic, targets = on_topic(rater) if name == "tap" else None, [r.target for r in requests]
-    found = search(texts, attacker, chat, scorer, limits, topic, targets)
-    return [_record(name, *both) for both in zip(requests, found, strict=True)], _summary(found)
+    results = search(texts, attacker, chat, scorer, limits, topic, targets)
+    return [_record(name, *both) for both in zip(requests, results, strict=True)], _summary(results)
 
 
 def _record(name: str, request: Request, result: SearchResult) -> dict:
@@ -95,16 +95,16 @@ def _summary(results: Sequence[SearchResult]) -> dict[str, Any]:
     return {"queries": queries, "found": best, **dict(sorted(counts.items()))}
 
 
-def _helper(key: str, given: dict[str, Any], subject: Subject, options: dict[str, Any], **sampling: Any) -> Chat:
+def _helper(key: str, values: dict[str, Any], subject: Subject, options: dict[str, Any], **sampling: Any) -> Chat:
     """Open the chat given[key]: openai:URL, or "subject", the model under test itself.
 
     Args: options: see `endpoint`. sampling: see `subject_chat`.
     Raises: UserError for another name.
     """
-    spec = given[key]
+    spec = values[key]
     kind, _, url = spec.partition(":")
     if kind == "openai" and url:
-        return endpoint(url, given[f"{key}_model"], **options)
+        return endpoint(url, values[f"{key}_model"], **options)
     if spec == "subject":
         return subject_chat(subject, **sampling)
     raise UserError(f"redteam: {key}={spec!r} is neither openai:URL nor subject")

@@ -63,7 +63,7 @@ class RedTeam(NamedTuple):
     requests: list[Request]
     kinds: dict[str, dict]
     families: list[str]
-    given: dict[str, Any]
+    values: dict[str, Any]
     settings: TaskSettings
     judge: Judge
     classifier: Judge | None
@@ -74,26 +74,26 @@ class RedTeam(NamedTuple):
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
-    given = resolved(name, spec, settings, KEYS)
+    values = resolved(name, spec, settings, KEYS)
     for key, defaults in (("gcg", searches.GCG), ("pair", searches.PAIR), ("tap", searches.TAP)):
-        check(f"task {name}: {key}", given[key], defaults)
-        given[key] = {**defaults, **given[key]}
-    check_least(name, given, samples=1, draws=1, max_new_tokens=1, retries=0)
-    if given["samples"] > 1 and not given["temperature"]:
-        raise UserError(f"task {name}: samples={given['samples']} at temperature 0 would be identical; raise temperature")
-    families = _families(name, given)
-    requests, problems, versions = _requests(name, given, settings)
+        check(f"task {name}: {key}", values[key], defaults)
+        values[key] = {**defaults, **values[key]}
+    check_least(name, values, samples=1, draws=1, max_new_tokens=1, retries=0)
+    if values["samples"] > 1 and not values["temperature"]:
+        raise UserError(f"task {name}: samples={values['samples']} at temperature 0 would be identical; raise temperature")
+    families = _families(name, values)
+    requests, problems, versions = _requests(name, values, settings)
     patterns = {r.prompt.text: r.prompt.harmful_if for r in requests if r.prompt.harmful_if}
-    options = {key: given[key] for key in ("timeout", "retries", "key_variable")}
+    options = {key: values[key] for key in ("timeout", "retries", "key_variable")}
     judge = _opened(
-        f"task {name}: judge", settings.judge, model=given["judge_model"], hazards=HAZARDS, harmful_if=patterns, **options
+        f"task {name}: judge", settings.judge, model=values["judge_model"], hazards=HAZARDS, harmful_if=patterns, **options
     )
     classifier = None
-    if given["refusal_classifier"]:
-        classifier = _opened(f"task {name}: refusal_classifier", f"classifier:{given['refusal_classifier']}")
+    if values["refusal_classifier"]:
+        classifier = _opened(f"task {name}: refusal_classifier", f"classifier:{values['refusal_classifier']}")
     versions |= {"families": families, "judge": settings.judge}
-    versions |= {key: given[key] for key in MADE_BY}
-    return RedTeam(name, versions, requests, problems.kinds, families, given, settings, judge, classifier)
+    versions |= {key: values[key] for key in MADE_BY}
+    return RedTeam(name, versions, requests, problems.kinds, families, values, settings, judge, classifier)
 
 
 def _families(name: str, given: dict[str, Any]) -> list[str]:
@@ -116,14 +116,14 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
     return families
 
 
-def _steps(family: str, options: Mapping[str, dict], found: str) -> tuple[str, dict[str, dict]]:
+def _steps(family: str, options: Mapping[str, dict], string: str) -> tuple[str, dict[str, dict]]:
     """Return a family and its options for `compose`. `gcg` in its name becomes a suffix with the found string."""
     steps = [step.strip() for step in family.split("+")]
     if "gcg" not in steps:
         return family, dict(options)
     if "suffix" in steps:
         raise UserError(f"attack {family!r}: gcg is already a suffix; remove one")
-    return "+".join("suffix" if step == "gcg" else step for step in steps), {**options, "suffix": {"suffix": found}}
+    return "+".join("suffix" if step == "gcg" else step for step in steps), {**options, "suffix": {"suffix": string}}
 
 
 def _opened(key: str, spec: str, **options: Any) -> Judge:
@@ -133,42 +133,42 @@ def _opened(key: str, spec: str, **options: Any) -> Judge:
         raise UserError(f"{key}: {str(error).removeprefix('safety.judge: ')}") from None
 
 
-def _requests(name: str, given: dict[str, Any], settings: TaskSettings) -> tuple[list[Request], Problems, dict[str, Any]]:
+def _requests(name: str, values: dict[str, Any], settings: TaskSettings) -> tuple[list[Request], Problems, dict[str, Any]]:
     """Return the requests, the problems in their files, and the versions of the files."""
-    if given["prompts"]:
-        if not given["prompts"].startswith("builtin:"):
+    if values["prompts"]:
+        if not values["prompts"].startswith("builtin:"):
             raise UserError(
-                f"task {name}: prompts={given['prompts']!r} is no builtin:NAME; for files, name their folder as folder"
+                f"task {name}: prompts={values['prompts']!r} is no builtin:NAME; for files, name their folder as folder"
             )
-        prompts, problems = read_prompts(given["prompts"], "valid", seed=settings.seed), Problems()
+        prompts, problems = read_prompts(values["prompts"], "valid", seed=settings.seed), Problems()
         requests = [Request(p, p.hazard, p.completion, p.id) for p in prompts]
         digest = hashlib.sha256(repr(prompts).encode("utf-8", "backslashreplace")).hexdigest()
-        versions = {"data": f"sha256:{digest}", "split": given["prompts"]}
+        versions = {"data": f"sha256:{digest}", "split": values["prompts"]}
     else:
-        data = documents.load(name, given | {"num_fewshot": 0}, settings._replace(limit=None))
+        data = documents.load(name, values | {"num_fewshot": 0}, settings._replace(limit=None))
         problems, versions = data.new_problems(), data.versions
         requests = read_requests(((item.id, item.doc) for item in data.items), problems)
-    kept = in_turn(requests, settings.limit)
-    numbered = [r._replace(prompt=r.prompt._replace(id=str(number))) for number, r in enumerate(kept)]
+    chosen = in_turn(requests, settings.limit)
+    numbered = [r._replace(prompt=r.prompt._replace(id=str(number))) for number, r in enumerate(chosen)]
     return numbered, problems, versions
 
 
 def _run(task: RedTeam, subject: Subject) -> Outcome:
-    given, settings = task.given, task.settings
+    values, settings = task.values, task.settings
     problems = Problems(task.kinds)
     if not task.requests:
         problems.add("empty_files", "no request")
     harmful = [request for request in task.requests if request.prompt.kind == "harmful"]
     searched: dict[str, dict] = {}
     if any("gcg" in family.split("+") for family in task.families):
-        searched["gcg"] = searches.suffix(subject, harmful, given["gcg"], settings.system, settings.seed)
+        searched["gcg"] = searches.suffix(subject, harmful, values["gcg"], settings.system, settings.seed)
     generated: dict[int, dict[str, Generated]] = {}
 
     def chat(draw: int) -> Chat:
         return subject_chat(
             subject,
-            max_new_tokens=given["max_new_tokens"],
-            temperature=given["temperature"],
+            max_new_tokens=values["max_new_tokens"],
+            temperature=values["temperature"],
             seed=settings.seed + draw,
             system=settings.system,
             answers=generated.setdefault(draw, {}),
@@ -181,45 +181,45 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
     plain = [request for request in harmful if request.prompt.messages is None]
     for name in searches.SEARCHES:
         if name in task.families:
-            found, searched[name] = searches.rewritten(name, subject, chat(0), plain, task.judge, given, settings.seed)
-            records += [record | {"draw": 0} for record in found]
+            rewritten, searched[name] = searches.rewritten(name, subject, chat(0), plain, task.judge, values, settings.seed)
+            records += [record | {"draw": 0} for record in rewritten]
     records = judged(records, task.judge)
     if task.classifier is not None:
         records = _classified(records, task.classifier)
     samples = _samples(task, subject, records, generated)
     _note(task, records, problems)
-    results = {"main": given["main"], "attack_success": None, "over_refusal": None} | figures(samples)
+    results = {"main": values["main"], "attack_success": None, "over_refusal": None} | figures(samples)
     for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
         if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
-            values = dict.fromkeys(sample[key] for sample in samples)
-            results[name] = parts(samples, key, figures, values)
+            order = dict.fromkeys(sample[key] for sample in samples)
+            results[name] = parts(samples, key, figures, order)
     if task.classifier is not None:
-        said = [record for record in records if (record["response"] or "").strip()]
-        by_rules = [record["refusal"] != "none" for record in said]
-        results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in said])
+        answers = [record for record in records if (record["response"] or "").strip()]
+        by_rules = [record["refusal"] != "none" for record in answers]
+        results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in answers])
     if searched:
         results["searches"] = searched
     return Outcome(results | {"problems": problems.kinds}, samples)
 
 
-def _attempts(task: RedTeam, found: str) -> list[dict]:
+def _attempts(task: RedTeam, suffix: str) -> list[dict]:
     """Return records of all attempts (safety_eval.py) except for the searches.
 
     "id" is the request's index in the task; "draw" tells apart several answers to one prompt. found: the suffix from gcg."""
-    given = task.given
+    values = task.values
     prompts = [request.prompt for request in task.requests]
     as_they_are = [p for p in prompts if p.messages is not None or p.kind == "task"]
     dressed = [p for p in prompts if p.messages is None and p.kind != "task"]
-    records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], given["samples"])]
+    records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], values["samples"])]
     for family in task.families:
         if family in searches.SEARCHES:
             continue
-        steps, options = _steps(family, given["family_options"], found)
+        steps, options = _steps(family, values["family_options"], suffix)
         if "best_of_n" not in steps.split("+"):
-            made = attempts(dressed, [steps], given["samples"], options)
+            made = attempts(dressed, [steps], values["samples"], options)
             records += [record | {"draw": record["sample"], "family": family} for record in made]
             continue
-        for n in range(given["draws"]):
+        for n in range(values["draws"]):
             drawn = options | {"best_of_n": {**options.get("best_of_n", {}), "seed": task.settings.seed + n}}
             made = attempts(dressed, [steps], 1, drawn)
             records += [record | {"draw": 0, "sample": n, "family": family} for record in made]
@@ -228,9 +228,9 @@ def _attempts(task: RedTeam, found: str) -> list[dict]:
 
 def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
     """Add "refused_by_classifier" to the records: whether the response is a refusal; None: unknown."""
-    asked = [i for i, record in enumerate(records) if (record["response"] or "").strip()]
-    columns = ([records[i][key] for i in asked] for key in ("prompt", "response", "hazard"))
-    verdicts = dict(zip(asked, classifier(*columns), strict=True)) if asked else {}
+    numbers = [i for i, record in enumerate(records) if (record["response"] or "").strip()]
+    columns = ([records[i][key] for i in numbers] for key in ("prompt", "response", "hazard"))
+    verdicts = dict(zip(numbers, classifier(*columns), strict=True)) if numbers else {}
     refused = {i: {"safe": True, "harmful": False}.get(verdict.label) for i, verdict in verdicts.items()}
     return [record | {"refused_by_classifier": refused.get(i)} for i, record in enumerate(records)]
 

@@ -158,8 +158,8 @@ def permuted(
         others = (y.sum() - sums) / (len(y) - sizes)
         return np.append(np.abs(means - others), means.max() - means.min())
 
-    found, hits, random = spreads(label), np.ones(G + 1), np.random.default_rng(seed)
+    observed, hits, random = spreads(label), np.ones(G + 1), np.random.default_rng(seed)
     for _ in range(draws):
-        hits += spreads(label[np.lexsort((random.random(len(y)), stratum))]) >= found - 1e-12
+        hits += spreads(label[np.lexsort((random.random(len(y)), stratum))]) >= observed - 1e-12
     p = hits / (1 + draws)
     return p[:-1].tolist(), float(p[-1])

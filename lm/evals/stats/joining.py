@@ -63,7 +63,7 @@ def join(
             problems.add("duplicate_items", f"{key_text(key)}: rows {', '.join(map(str, rows))}")
             for row in rows:
                 del read[row]
-    given: dict[int, list[Answer]] = {}
+    values_of: dict[int, list[Answer]] = {}
     for number, answer in enumerate(answers):
         try:
             key, value = read_answer(checked(answer))
@@ -72,16 +72,16 @@ def join(
             continue
         rows = named.get(key, ())
         if len(rows) == 1:
-            given.setdefault(rows[0], []).append(value)
+            values_of.setdefault(rows[0], []).append(value)
         else:
             kind = "answers_for_several_items" if rows else "answers_for_unknown_items"
             problems.add(kind, f"answer {number}: {key_text(key)}")
     keys = {rows[0]: key for key, rows in owners.items()}
-    for row, values in given.items():
+    for row, values in values_of.items():
         if len(values) > 1:
             problems.add("duplicate_answers", f"{key_text(keys[row])}: {len(values)} answers")
-    pairs = [(read[row], given[row][0]) for row in sorted(given) if len(given[row]) == 1]
-    return pairs, sum(row not in given for row in read)
+    pairs = [(read[row], values_of[row][0]) for row in sorted(values_of) if len(values_of[row]) == 1]
+    return pairs, sum(row not in values_of for row in read)
 
 
 def by_id(

@@ -101,11 +101,11 @@ def interval(result: Mapping[str, Any], metric: str) -> tuple[float, float] | No
     value = result.get(metric)
     if not is_number(value):
         return None
-    given = result.get(f"{metric}_interval") or (result.get(f"{metric}_low"), result.get(f"{metric}_high"))
+    ends = result.get(f"{metric}_interval") or (result.get(f"{metric}_low"), result.get(f"{metric}_high"))
     if metric == "rate":  # the names that lm/evals/redteam/safety_eval.py uses
-        given = (result.get("low"), result.get("high"))
-    if len(given) == 2 and all(map(is_number, given)):
-        return given[0], given[1]
+        ends = (result.get("low"), result.get("high"))
+    if len(ends) == 2 and all(map(is_number, ends)):
+        return ends[0], ends[1]
     stderr, n = result.get(f"{metric}_stderr"), result.get("n")
     kind = scale(metric, value)
     if stderr == 0 and kind == "share" and value in (0, 1) and isinstance(n, int) and n:

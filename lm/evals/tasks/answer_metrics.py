@@ -57,11 +57,11 @@ def normalised(
     return text.translate(str.maketrans("", "", dropped))
 
 
-def same_math(given: str, right: str) -> bool:
+def same_math(answer: str, right: str) -> bool:
     try:
-        return spelled(given) == spelled(right)
+        return spelled(answer) == spelled(right)
     except ValueError:
-        return given == right
+        return answer == right
 
 
 def spelled(answer: str) -> str:

@@ -95,10 +95,10 @@ def question_of(task: FileTask, item: TaskItem, subject: Subject, metrics: Seque
                 raise Malformed(f"the target is {answer!r}, not a text")
             return Question(item, contexts, [answer], [0], [Continuation(contexts[0].text, answer)])
         delimiter = task.prompts.delimiter()
-        asked = task.prompts.form.question(item.doc)
-        if isinstance(asked, int):
+        index = task.prompts.form.question(item.doc)
+        if isinstance(index, int):
             requests = [Continuation(context.text, f"{delimiter}{answer}") for context in contexts]
-            right = _right(asked, choices)
+            right = _right(index, choices)
         else:
             requests = [Continuation(contexts[0].text, f"{delimiter}{choice}") for choice in choices]
             right = _right(answer, choices)
@@ -116,7 +116,7 @@ def sample_of(
     several = len(question.contexts) > 1
     sample = {
         **task.about(item),
-        "prompt": [one.text for one in question.contexts] if several else question.contexts[0].text,
+        "prompt": [context.text for context in question.contexts] if several else question.contexts[0].text,
         "choices": [request.continuation for request in question.requests[:n]],
         **choice_fields(answers[:n]) | {"loglikelihoods": known[:n]},
         "target": question.right if len(question.right) > 1 else question.right[0],
@@ -183,13 +183,13 @@ class OutOfRange(Malformed):
 
 def _right(answer: Any, choices: Sequence[str]) -> list[int]:
     numbers = []
-    for one in answer if isinstance(answer, list) else [answer]:
-        one = whole(one)
-        if isinstance(one, str):
-            one = choices.index(one) if one in choices else one
-        if not isinstance(one, int) or not 0 <= one < len(choices):
-            raise OutOfRange(f"target {one!r} of {len(choices)} choices")
-        numbers.append(int(one))
+    for target in answer if isinstance(answer, list) else [answer]:
+        target = whole(target)
+        if isinstance(target, str):
+            target = choices.index(target) if target in choices else target
+        if not isinstance(target, int) or not 0 <= target < len(choices):
+            raise OutOfRange(f"target {target!r} of {len(choices)} choices")
+        numbers.append(int(target))
     if not numbers:
         raise Malformed("no target")
     return numbers

@@ -40,17 +40,18 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             text(item.doc, column)
         return task.prompts.contexts(item, subject)[0]
 
-    asked = readable(task.documents.items, context_of, problems)
+    prompted = readable(task.documents.items, context_of, problems)
     sampling = generation.sampling_of(task.name, values)
-    answers = generation.generated(subject, [context for _, context in asked], sampling, repeats, task.seed)
-    programs = [program(task, item, answer) for (item, _), own in zip(asked, answers, strict=True) for answer in own]
+    answers = generation.generated(subject, [context for _, context in prompted], sampling, repeats, task.seed)
+    programs = [program(task, item, answer) for (item, _), own in zip(prompted, answers, strict=True) for answer in own]
     bounds = {"timeout": values.get("timeout") or 3.0, "memory_mib": values.get("memory_mib") or 512}
     ran = from_first(lambda: sandbox.check_many(programs, **bounds))
     samples = []
-    for number, ((item, context), own) in enumerate(zip(asked, answers)):
+    for number, ((item, context), own) in enumerate(zip(prompted, answers)):
         ends = ran[number * repeats : (number + 1) * repeats]
         sample = sample_of(task, item, context, own, ends)
-        lost = [one.problem for one in own if one.problem] + [e.stderr for e in ends if e.stderr.startswith("[not run")]
+        lost = [answer.problem for answer in own if answer.problem]
+        lost += [end.stderr for end in ends if end.stderr.startswith("[not run")]
         if lost:
             flag(sample, problems, "no_generation" if own[0].problem else "not_run", lost[0])
             sample |= {"metrics": dict.fromkeys(sample["metrics"]), "failed": False}

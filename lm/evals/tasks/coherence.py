@@ -87,11 +87,11 @@ def _preference(straight: Verdict, swapped: Verdict) -> tuple[Verdict, bool]:
     for verdict in (straight, swapped):
         if verdict.label == "unknown":
             return verdict, False
-    one = {"A": "first", "B": "second"}.get(straight.label, "tie")
-    other = {"A": "second", "B": "first"}.get(swapped.label, "tie")
-    if one != other:
-        return Verdict("tie", f"{one} in one order, {other} in the other"), False
-    return Verdict(one, f"{one} in both orders"), True
+    first = {"A": "first", "B": "second"}.get(straight.label, "tie")
+    second = {"A": "second", "B": "first"}.get(swapped.label, "tie")
+    if first != second:
+        return Verdict("tie", f"{first} in one order, {second} in the other"), False
+    return Verdict(first, f"{first} in both orders"), True
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:

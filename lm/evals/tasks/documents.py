@@ -187,7 +187,7 @@ def _items(
 
 
 def _present(split: str, splits: Mapping[str, Any]) -> str | None:
-    return next((one for one in (split, SIBLINGS.get(split)) if one in splits), None)
+    return next((name for name in (split, SIBLINGS.get(split)) if name in splits), None)
 
 
 def _processed(rows: Sequence[dict], process: Callable[[dict], dict] | None) -> list[dict]:

@@ -42,10 +42,10 @@ class FileTask(NamedTuple):
 
     def answers(self, subject: Subject, problems: Problems, **sampling: Any) -> list[tuple[TaskItem, Context, Generated]]:
         """Return each item with its prompt and answer, by `until` and `max_new_tokens`. Those without one are problems."""
-        asked, values = self.contexts(subject, problems), self.values
-        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"], **sampling) for _, c in asked]
-        answers = generated(subject, requests, [item.id for item, _ in asked], problems)
-        return [(item, c, answer) for (item, c), answer in zip(asked, answers, strict=True) if answer is not None]
+        prompted, values = self.contexts(subject, problems), self.values
+        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"], **sampling) for _, c in prompted]
+        answers = generated(subject, requests, [item.id for item, _ in prompted], problems)
+        return [(item, c, answer) for (item, c), answer in zip(prompted, answers, strict=True) if answer is not None]
 
     def about(self, item: TaskItem) -> dict[str, Any]:
         """Return the first fields of every sample: its task and item, and its group, also under the key that defines groups."""
@@ -163,11 +163,11 @@ def readable(items: Iterable[TaskItem], read: Callable[[TaskItem], T], problems:
 
 
 def generated(
-    subject: Subject, asked: Sequence[Prompt], ids: Sequence[int | str], problems: Problems
+    subject: Subject, prompts: Sequence[Prompt], ids: Sequence[int | str], problems: Problems
 ) -> list[Generated | None]:
     """Generate. A failed generation is None and a problem, not an empty answer."""
     answers: list[Generated | None] = []
-    for id, answer in zip(ids, subject.generate(asked), strict=True):
+    for id, answer in zip(ids, subject.generate(prompts), strict=True):
         if answer.problem:
             problems.add("answers_missing", f"{id}: {answer.problem}")
         elif not answer.text.strip():

@@ -22,27 +22,27 @@ def regex(regex_pattern: str = r"#### (\-?[0-9\.\,]+)", group_select: int = 0, f
     """Return match number `group_select` (-1: the last): its first non-empty group, stripped."""
     pattern = re.compile(regex_pattern)
 
-    def one(text: str) -> str:
-        found = pattern.findall(text)
-        if not found or not -len(found) <= group_select < len(found):
+    def extract(text: str) -> str:
+        matches = pattern.findall(text)
+        if not matches or not -len(matches) <= group_select < len(matches):
             return fallback
-        match = found[group_select]
+        match = matches[group_select]
         if isinstance(match, tuple):
             match = next((group for group in match if group), fallback)
         return match.strip()
 
-    return lambda texts: [one(text) for text in texts]
+    return lambda texts: [extract(text) for text in texts]
 
 
 def first_regex(regex_patterns: Sequence[str], group_select: int = 0) -> Filter:
     """Return the match of the first pattern that has one; else the text, stripped."""
     filters = [regex(pattern, group_select) for pattern in regex_patterns]
 
-    def one(text: str) -> str:
-        found = (some([text])[0] for some in filters)
-        return next((match for match in found if match != INVALID), text.strip())
+    def extract(text: str) -> str:
+        matches = (some([text])[0] for some in filters)
+        return next((match for match in matches if match != INVALID), text.strip())
 
-    return lambda texts: [one(text) for text in texts]
+    return lambda texts: [extract(text) for text in texts]
 
 
 def dollars() -> Filter:
@@ -52,7 +52,7 @@ def dollars() -> Filter:
 
 def last_boxed() -> Filter:
     r"""Return the content of the last \boxed{…}; the whole text if there is none."""
-    return lambda texts: [text if (found := boxed(text)) is None else found for text in texts]
+    return lambda texts: [text if (inside := boxed(text)) is None else inside for text in texts]
 
 
 def majority_vote() -> Filter:

@@ -76,12 +76,12 @@ class Generation(NamedTuple):
         def read(item: TaskItem) -> Asked:
             return Asked(item, task.prompts.contexts(item, subject)[0], targets_of(task, item))
 
-        asked = [question for _, question in readable(task.documents.items, read, problems)]
+        questions = [question for _, question in readable(task.documents.items, read, problems)]
         sampling, repeats = sampling_of(task.name, task.values), task.values.get("repeats") or 1
-        answers = generated(subject, [question.context for question in asked], sampling, repeats, task.seed)
-        samples = [self.sample(task, question, own, problems) for question, own in zip(asked, answers, strict=True)]
+        answers = generated(subject, [question.context for question in questions], sampling, repeats, task.seed)
+        samples = [self.sample(task, question, own, problems) for question, own in zip(questions, answers, strict=True)]
         if self.judge:
-            self.grade(task, [pair for pair in zip(asked, samples) if "answer" in pair[1]], problems)
+            self.grade(task, [pair for pair in zip(questions, samples) if "answer" in pair[1]], problems)
         scored = [sample for sample in samples if "answer" in sample]
         return Outcome(task.summary(scored, self.names(), problems), samples)
 
@@ -92,19 +92,19 @@ class Generation(NamedTuple):
             names += [f"{measure}_{end}" for measure in answer_metrics.MEASURES for end in ("acc", "max", "diff")]
         return names + (["judge"] if self.judge else [])
 
-    def sample(self, task: FileTask, asked: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
+    def sample(self, task: FileTask, question: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
         """Return an item's sample; without a key "answer" if the model gave none."""
-        item = asked.item
-        targets = asked.targets if len(asked.targets) > 1 else asked.targets[0]
+        item = question.item
+        targets = question.targets if len(question.targets) > 1 else question.targets[0]
         sample = {
             **task.about(item),
-            "prompt": asked.context.text,
+            "prompt": question.context.text,
             "target": targets,
-            "reference": asked.targets[0],
+            "reference": question.targets[0],
             "generation": answers[0].text,
             "metrics": dict.fromkeys(self.names()),
             "failed": False,
-        } | message_fields(asked.context.messages and _noted(asked.context.messages))
+        } | message_fields(question.context.messages and _noted(question.context.messages))
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
@@ -112,22 +112,22 @@ class Generation(NamedTuple):
             return sample
         flag_cuts(sample, problems, answers)
         texts = [answer.text for answer in answers]
-        found = {name: run(texts) for name, run in self.pipelines.items()}
-        if all(answer == filters.INVALID for answer in found.values()):
+        by_pipeline = {name: run(texts) for name, run in self.pipelines.items()}
+        if all(answer == filters.INVALID for answer in by_pipeline.values()):
             flag(sample, problems, "generations_without_answer", repr(answers[0].text))
         metrics = dict(sample["metrics"])
         for metric, options in self.metrics.items():
-            for pipeline, answer in found.items():
+            for pipeline, answer in by_pipeline.items():
                 if metric == "exact_match":
-                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, asked.targets, options)
+                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, question.targets, options)
                 elif metric == "nearness":
                     metrics |= answer_metrics.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
-        valid = [answer for answer in found.values() if answer != filters.INVALID]
+        valid = [answer for answer in by_pipeline.values() if answer != filters.INVALID]
         matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
         failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
         return sample | {
             "answer": valid[0] if valid else filters.INVALID,
-            "answers": found,
+            "answers": by_pipeline,
             "metrics": metrics,
             "failed": failed,
         }
@@ -135,11 +135,11 @@ class Generation(NamedTuple):
     def grade(self, task: FileTask, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
         """Write the judge's grades into the samples."""
         options, cases = self.metrics["judge"], []
-        for asked, sample in pairs:
-            question, right, wrong = (_read(task, options.get(key), asked.item) for key in ("question", "right", "wrong"))
-            right = (right if isinstance(right, list) else [right]) if right else asked.targets
+        for item, sample in pairs:
+            question, right, wrong = (_read(task, options.get(key), item.item) for key in ("question", "right", "wrong"))
+            right = (right if isinstance(right, list) else [right]) if right else item.targets
             wrong = (wrong if isinstance(wrong, list) else [wrong]) if wrong else []
-            question = question if isinstance(question, str) and question else asked.context.text
+            question = question if isinstance(question, str) and question else item.context.text
             cases.append(grading.Case(question, right, wrong, sample["answer"]))
         for (_, sample), grade in zip(pairs, grading.graded(cases, self.judge), strict=True):
             if grade.label == "unknown":
@@ -155,7 +155,7 @@ class Generation(NamedTuple):
 def targets_of(task: FileTask, item: TaskItem) -> list[str]:
     with prompting.reading():
         target = task.prompts.form.answer(item.doc)
-        return [str(one) for one in target] if isinstance(target, list) else [str(target)]
+        return [str(part) for part in target] if isinstance(target, list) else [str(target)]
 
 
 def _read(task: FileTask, template: str | None, item: TaskItem) -> Any:
@@ -216,4 +216,4 @@ def generated(
 
 def _noted(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return messages with notes in the places of their media, for a sample."""
-    return [one if "media" not in one else {"role": one["role"], "content": noted(one["content"], one)} for one in messages]
+    return [m if "media" not in m else {"role": m["role"], "content": noted(m["content"], m)} for m in messages]

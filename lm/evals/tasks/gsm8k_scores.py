@@ -26,8 +26,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     samples = []
     for id, (question, target), response in pairs:
         texts = {name: find([response]) for name, find in FILTERS.items()}
-        found = {name: None if text == INVALID else text for name, text in texts.items()}
-        if found["flexible"] is None:
+        numbers = {name: None if text == INVALID else text for name, text in texts.items()}
+        if numbers["flexible"] is None:
             problems.add("responses_without_number", f"{id}: {response!r}")
         samples.append(
             {
@@ -36,8 +36,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
                 "question": question,
                 "response": response,
                 "target": target,
-                **found,
-                **{f"{name}_correct": number is not None and normal(number) == target for name, number in found.items()},
+                **numbers,
+                **{f"{name}_correct": number is not None and normal(number) == target for name, number in numbers.items()},
             }
         )
     results = mean("exact_match_strict", [s["strict_correct"] for s in samples])

@@ -30,8 +30,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     pairs, missing = by_id(items, answers, problems, lambda item: item | mmlu(item))
     samples = []
     for id, item, response in pairs:
-        found, target = letter(response, item["choices"]), LETTERS[item["answer"]]
-        if found is None:
+        chosen, target = letter(response, item["choices"]), LETTERS[item["answer"]]
+        if chosen is None:
             problems.add("responses_without_letter", f"{id}: {response!r}")
         samples.append(
             {
@@ -41,9 +41,9 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
                 "question": item["question"],
                 "choices": item["choices"],
                 "response": response,
-                "letter": found,
+                "letter": chosen,
                 "target": target,
-                "correct": found == target,
+                "correct": chosen == target,
             }
         )
     results = mean("acc", [s["correct"] for s in samples]) | {"n": len(samples), "missing": missing, "subjects": {}}
@@ -73,5 +73,5 @@ def letter(response: str, choices: Sequence[str]) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-def _plain(said: str) -> str:
-    return " ".join(said.split()).rstrip(".").casefold()
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").casefold()

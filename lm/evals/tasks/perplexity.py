@@ -41,9 +41,9 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             raise EmptyDocument("no text")
         return text, counted
 
-    asked = readable(task.documents.items, texts_of, problems)
+    texts = readable(task.documents.items, texts_of, problems)
     samples = []
-    for (item, (text, counted)), rolled in zip(asked, subject.rolled([text for _, (text, _) in asked]), strict=True):
+    for (item, (text, counted)), rolled in zip(texts, subject.rolled([text for _, (text, _) in texts]), strict=True):
         logp, size = math.fsum(rolled.logps), len(counted.encode("utf-8", "surrogatepass"))
         sample = {
             **task.about(item),

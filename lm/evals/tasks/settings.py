@@ -43,10 +43,10 @@ def resolved(
     kind, keys = spec.get("kind", name), FILE_KEYS | dict(keys)
     values = {key: declared.values[0] if isinstance(declared, OneOf) else declared for key, declared in keys.items()}
     values = {key: default for key, default in values.items() if not _is_type(default)}
-    for where, given in ((f"task {name}", spec), (f"options.{kind}", settings.options.get(kind) or {})):
-        given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-        check(where, given, keys)
-        values |= {key: value for key, value in given.items() if value is not None}
+    for where, own in ((f"task {name}", spec), (f"options.{kind}", settings.options.get(kind) or {})):
+        own = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
+        check(where, own, keys)
+        values |= {key: value for key, value in own.items() if value is not None}
     for key in needed:
         if key not in values:
             raise UserError(f"task {name}: {key} is missing")

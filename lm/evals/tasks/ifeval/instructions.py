@@ -22,13 +22,13 @@ def parsed(id: str, kwargs: Mapping[str, Any]) -> Instruction:
     """
     if id not in VERIFIERS:
         raise ValueError(f"{id!r} is none of the 25 instructions")
-    given = {name: value for name, value in kwargs.items() if value is not None}
+    present = {name: value for name, value in kwargs.items() if value is not None}
     wanted = _parameters(id)
-    for name in sorted(given.keys() - wanted.keys()):
+    for name in sorted(present.keys() - wanted.keys()):
         raise ValueError(f"{id} takes no {name!r}")
-    for name in sorted(wanted.keys() - given.keys()):
+    for name in sorted(wanted.keys() - present.keys()):
         raise ValueError(f"{id} lacks {name!r}")
-    read = {name: _value(name, kind, given[name]) for name, kind in wanted.items()}
+    read = {name: _value(name, kind, present[name]) for name, kind in wanted.items()}
     if id.endswith(":nth_paragraph_first_word") and not 1 <= read["nth_paragraph"] <= read["num_paragraphs"]:
         raise ValueError(f"{id}: there is no paragraph {read['nth_paragraph']} of {read['num_paragraphs']}")
     if id.endswith(":letter_frequency") and len(read["letter"].strip()) != 1:

@@ -19,11 +19,11 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         scores.read_item(0, item.doc)  # raises Malformed
         return task.prompts.contexts(item, subject)[0]
 
-    asked = readable(task.documents.items, context_of, problems)
+    prompted = readable(task.documents.items, context_of, problems)
     sampling = generation.sampling_of(task.name, task.values)
-    answers = generation.generated(subject, [context for _, context in asked], sampling, 1, task.seed)
+    answers = generation.generated(subject, [context for _, context in prompted], sampling, 1, task.seed)
     rows, answered = [], []
-    for (item, context), (answer,) in zip(asked, answers, strict=True):
+    for (item, context), (answer,) in zip(prompted, answers, strict=True):
         if answer.problem:
             problems.add("no_generation", f"{item.id}: {answer.problem}")
             continue
@@ -38,16 +38,16 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         counted["examples"] += problem["examples"]
     del results["missing"]
     samples = []
-    for one in verified:
-        item, context, answer = answered[int(one["id"])]
-        marks = {kind: [instruction[kind] for instruction in one["instructions"]] for kind in ("strict", "loose")}
+    for scored in verified:
+        item, context, answer = answered[int(scored["id"])]
+        marks = {kind: [instruction[kind] for instruction in scored["instructions"]] for kind in ("strict", "loose")}
         samples.append(
             {
                 **task.about(item),
                 "prompt": context.text,
                 "target": None,
                 "generation": answer.text,
-                "instructions": one["instructions"],
+                "instructions": scored["instructions"],
                 "instruction_id_list": item.doc["instruction_id_list"],
                 "kwargs": item.doc["kwargs"],
                 "metrics": {f"prompt_{kind}": float(all(marks[kind])) for kind in marks}
