@@ -22,9 +22,9 @@ from lm.infer import not_finite
 from lm.kernels.logprobs import target_logprobs
 from lm.model.transformer import Transformer
 
-LEAST_WIDTH = 64  # slots of the narrowest program; each next one is twice as wide
+MIN_WIDTH = 64  # slots of the narrowest program; each next one is twice as wide
 CHARACTERS = 32  # of a text that are tokenized at most, for each token that may be read
-MOST_NATS = 69.0  # a token; perplexities stay below 10^30, so that sums of them are finite in float32
+MAX_NATS = 69.0  # a token; perplexities stay below 10^30, so that sums of them are finite in float32
 
 
 class Scores(NamedTuple):
@@ -98,9 +98,9 @@ def _logps(graph, params, tokens_BT, targets_BT, valid_BT):
 
 
 def widths(max_tokens: int) -> list[int]:
-    """Return the widths of rows: LEAST_WIDTH · 1, 2, 4, … below max_tokens, and max_tokens."""
-    doublings = math.ceil(math.log2(max(1.0, max_tokens / LEAST_WIDTH)))
-    return [*(LEAST_WIDTH << k for k in range(doublings)), max_tokens]
+    """Return the widths of rows: MIN_WIDTH · 1, 2, 4, … below max_tokens, and max_tokens."""
+    doublings = math.ceil(math.log2(max(1.0, max_tokens / MIN_WIDTH)))
+    return [*(MIN_WIDTH << k for k in range(doublings)), max_tokens]
 
 
 def columns(scores: Scores) -> dict[str, np.ndarray]:
@@ -113,7 +113,7 @@ def columns(scores: Scores) -> dict[str, np.ndarray]:
         nats = np.where(scores.tokens > 0, -scores.logp / scores.tokens, np.nan)
         bits = np.where(scores.bytes > 0, -scores.logp / scores.bytes / math.log(2), np.nan)
     return {
-        "perplexity": np.exp(np.minimum(nats, MOST_NATS)).astype(np.float32),
+        "perplexity": np.exp(np.minimum(nats, MAX_NATS)).astype(np.float32),
         "bits_per_byte": bits.astype(np.float32),
         "perplexity_tokens": scores.tokens,
     }

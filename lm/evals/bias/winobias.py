@@ -157,7 +157,7 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.glob("*")) if folder.is_dir() else []:
         if match := PUBLISHED.search(path.name):
             splits.setdefault(match[1] or "test", []).append(path)
-    return splits or items_of.found(folder)
+    return splits or items_of.find_files(folder)
 
 
 def _lines(path: Path) -> list[dict]:

@@ -194,7 +194,7 @@ class ModelSubject:
         names = keys() if self._answers else []
 
         def known() -> list:
-            values = self._answers.found(names)
+            values = self._answers.stored(names)
             try:
                 return [unpack(values[name], n) if name in values else None for n, name in enumerate(names)]
             except (ValueError, TypeError):

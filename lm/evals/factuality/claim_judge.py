@@ -39,11 +39,11 @@ def claims_of(chat: Chat, texts: Sequence[str], topics: Sequence[str]) -> list[t
 
 def judged(chat: Chat, claims: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Verdict]:
     """Return a verdict on each claim by its documents: one of LABELS, or unknown."""
-    questions = [asked(claim, texts) for claim, texts in zip(claims, documents, strict=True)]
+    questions = [conversation_about(claim, texts) for claim, texts in zip(claims, documents, strict=True)]
     return [verdict_of(reply, "verdict", LABELS) for reply in replies_or_none(chat, questions)]
 
 
-def asked(claim: str, documents: Sequence[str]) -> list[dict[str, str]]:
+def conversation_about(claim: str, documents: Sequence[str]) -> list[dict[str, str]]:
     """Return the conversation about a claim."""
     shown = {f"document-{n}": text for n, text in enumerate(nearest(claim, documents), start=1)}
     return question(BEFORE_CLAIM, shown | {"claim": claim}, AFTER_CLAIM)

@@ -28,10 +28,10 @@ class Case(NamedTuple):
 
 def graded(cases: Sequence[Case], chat: Chat) -> list[Verdict]:
     """Return the verdict on each answer: right, wrong or unknown."""
-    return [verdict_of(reply, "grade", ("right", "wrong")) for reply in chat([asked(case) for case in cases])]
+    return [verdict_of(reply, "grade", ("right", "wrong")) for reply in chat([conversation_about(case) for case in cases])]
 
 
-def asked(case: Case) -> list[dict[str, str]]:
+def conversation_about(case: Case) -> list[dict[str, str]]:
     """Return the conversation about an answer."""
     right, wrong = ("\n".join(f"- {text}" for text in texts) for texts in (case.right, case.wrong))
     texts = {"question": case.question, "right": right} | ({"wrong": wrong} if wrong else {}) | {"answer": case.answer}

@@ -10,7 +10,7 @@ from lm.evals.judges.verdict import Judge
 from lm.evals.redteam.gcg import Settings, gcg, in_chat
 from lm.evals.redteam.prompts import Request
 from lm.evals.redteam.safety_eval import record_of, subject_chat, with_system
-from lm.evals.redteam.search import MOST, Limits, SearchResult, by_judge, on_topic, pair_limits, rated, search
+from lm.evals.redteam.search import MAX_SCORE, Limits, SearchResult, by_judge, on_topic, pair_limits, rated, search
 from lm.evals.task import Subject
 
 GCG = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}
@@ -91,7 +91,7 @@ def _summary(results: Sequence[SearchResult]) -> dict[str, Any]:
     for result in results:
         for what, n in result.counts.items():
             counts[what] = counts.get(what, 0) + n
-    queries, best = sum(result.queries for result in results), sum(result.score == MOST for result in results)
+    queries, best = sum(result.queries for result in results), sum(result.score == MAX_SCORE for result in results)
     return {"queries": queries, "found": best, **dict(sorted(counts.items()))}
 
 

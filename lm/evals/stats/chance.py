@@ -40,13 +40,13 @@ def words(metric: str, level: float | None, above: bool | None) -> str:
     """
     if level is None or above is None:
         return ""
-    return f"{'above' if above else 'no better than'} chance ({told(metric, level)})"
+    return f"{'above' if above else 'no better than'} chance ({value_text(metric, level)})"
 
 
-def told(metric: str, value: float) -> str:
+def value_text(metric: str, value: float) -> str:
     """Return a value as text: a share as a percentage, others as a number.
 
-    >>> told("acc", 1 / 3), told("perplexity", 12.5)
+    >>> value_text("acc", 1 / 3), value_text("perplexity", 12.5)
     ('33.3 %', '12.5')
     """
     return f"{100 * value:.3g} %" if scale(metric, value) == "share" else f"{value:.3g}"

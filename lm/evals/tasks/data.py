@@ -54,7 +54,7 @@ def open_data(
         text = json.dumps(values["items"], sort_keys=True, default=str)
         return Data({"builtin": lambda: list(values["items"])}, "sha256:" + hashlib.sha256(text.encode()).hexdigest())
     pattern = values.get("files", "**/*") if data in ("", "builtin") else Path(data).name
-    paths = find(folder) if find else files.found(folder, pattern, endings)
+    paths = find(folder) if find else files.find_files(folder, pattern, endings)
 
     def reader(of_split: Sequence[Path]) -> list[dict]:
         by_file = {path: read(path) for path in of_split}
@@ -93,7 +93,7 @@ def check_folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> 
         names = {name, str(values.get("folder", name))}
         if (right := _right_folder(Path(settings.data_dir), names)) is not None:
             raise UserError(f"task {name}: data_dir={settings.data_dir} holds no {name}/: set --config.data_dir={right}")
-        files.found(folder, values.get("files", "**/*"))  # raises an error that says which files it looks for
+        files.find_files(folder, values.get("files", "**/*"))  # raises an error that says which files it looks for
 
 
 def _right_folder(data_dir: Path, names: set[str]) -> Path | None:

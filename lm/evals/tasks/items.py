@@ -30,7 +30,7 @@ SPLITS = {
 LABELS = "-labels.lst"  # PIQA's answers are in a separate file, one per line
 
 
-def found(folder: Path, pattern: str = "**/*", endings: Sequence[str] = ENDINGS) -> dict[str, list[Path]]:
+def find_files(folder: Path, pattern: str = "**/*", endings: Sequence[str] = ENDINGS) -> dict[str, list[Path]]:
     """Return the files in a task's folder and its subfolders by split, sorted by name.
 
     The split is a word of the file's stem, or else of its folder's name: mmlu_anatomy_dev.csv,
