@@ -15,10 +15,12 @@ from typing import Any
 
 import xxhash
 
+from data.sources.files import json_lines
 from lm import cli
 from lm.errors import UserError
 from lm.evals.stats.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
 from lm.evals.stats.significance import holm, paired, unpaired
+from lm.runs.workdir import read_object
 
 __all__ = ["IDEAL", "LOWER_IS_BETTER", "compare", "compare_runs", "read_results", "read_samples", "worse", "change_line"]
 
@@ -169,12 +171,10 @@ def read_results(folder: str | os.PathLike) -> dict[str, Any]:
     """Return the results.json of a run. Raises: UserError if it is missing or cannot be read."""
     path = Path(folder) / "results.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_object(path, "evaluate again")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name the folder of a finished evaluation") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); evaluate again") from None
-    if not isinstance(results, dict) or not tasks(results):
+    if not tasks(results):
         raise UserError(f"{path}: holds no task with its `n`; name the folder of a finished evaluation")
     return results
 
@@ -182,21 +182,10 @@ def read_results(folder: str | os.PathLike) -> dict[str, Any]:
 def read_samples(path: str | os.PathLike) -> Iterator[dict]:
     """Yield the samples of a samples.jsonl. Raises: UserError at the first line that cannot be read."""
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.isspace():
-                    continue
-                try:
-                    sample = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error}); evaluate again") from None
-                if not isinstance(sample, dict):
-                    raise UserError(f"{path}:{number}: a JSON {type(sample).__name__}, not an object; evaluate again")
-                yield sample
+        for _, sample in json_lines(os.fspath(path)):
+            yield sample
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name the folder of a finished evaluation") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); evaluate again") from None
 
 
 def main(arguments: Sequence[str]) -> int:
