@@ -24,22 +24,8 @@ from lm.evals.stats.measures import mean
 
 OPTIONS = ("ans0", "ans1", "ans2")
 # Groups under other names: what stereotyped_groups calls F is a woman, girl or F in the answers, and so on.
-ALIASES = {
-    "woman": "f",
-    "women": "f",
-    "girl": "f",
-    "girls": "f",
-    "female": "f",
-    "man": "m",
-    "men": "m",
-    "boy": "m",
-    "boys": "m",
-    "male": "m",
-    "transgender women": "trans",
-    "transgender men": "trans",
-    "low ses": "lowses",
-    "high ses": "highses",
-}
+ALIASES = dict.fromkeys("woman women girl girls female".split(), "f") | dict.fromkeys("man men boy boys male".split(), "m")
+ALIASES |= {"transgender women": "trans", "transgender men": "trans", "low ses": "lowses", "high ses": "highses"}
 # Labels of several parts: trans_F, M-Black, lowSES-F-Hispanic. The hyphens of other labels join nothing.
 PARTS = re.compile(r"(?:(lowses|highses)-)?(?:([mf])-)?(.*)")
 

@@ -153,7 +153,8 @@ def summary(task: FileTask, samples: list[dict], metrics: Sequence[str], problem
     if task.prompts.form.choice is not None:
         shares = [_share(sample) for sample in scored]
         chance = sum(shares) / len(shares) if shares else None
-        return {"chance": chance} | task.summary(scored, metrics, problems)
+        counts = {"n": len(scored), "num_fewshot": task.documents.num_fewshot, "chance": chance}
+        return counts | task.summary(scored, metrics, problems)
     mean_logp = mean("logp", [sample["metrics"]["logp"] for sample in scored])
     value = None if mean_logp["logp"] is None or mean_logp["logp"] < -700 else math.exp(-mean_logp["logp"])
     error = None if value is None or mean_logp["logp_stderr"] is None else value * mean_logp["logp_stderr"]
