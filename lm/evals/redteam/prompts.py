@@ -13,11 +13,11 @@
 Hazards are the twelve of MLCommons' AILuminate v1.0 (Ghosh et al. 2025).
 """
 
-import csv
 import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
@@ -28,6 +28,7 @@ from data.text.near_copies import normalise
 from lm.errors import UserError
 from lm.evals.stats.joining import Malformed, Problems, checked
 from lm.evals.task import limited
+from lm.evals.tasks.items import csv_rows
 
 KINDS = ("harmful", "benign", "task")
 # Keys that may hold the request; the first one present is used. JailbreakBench's Behavior is only a title of its Goal.
@@ -233,17 +234,13 @@ def _records(input: str) -> Iterator[Record]:
             yield from read_records(part)
             continue
         for path in files.find(part, (".csv",)):
-            try:
-                with open(path, encoding="utf-8-sig", newline="") as file:
-                    for number, row in enumerate(csv.DictReader(file), start=2):
-                        yield Record(row, f"{path}: row {number}")
-            except (UnicodeDecodeError, csv.Error) as error:
-                raise UserError(f"{path}: not CSV in UTF-8: {error}") from error
+            for number, row in enumerate(csv_rows(Path(path), None), start=2):
+                yield Record(row, f"{path}: row {number}")
 
 
 def _prompt(record: Record) -> Prompt:
     try:
-        return prompt_of(record.values)
+        return prompt_of(checked(record.values))
     except Malformed as why:
         raise UserError(f"{record.where}: {why}") from None
 

@@ -105,7 +105,7 @@ class Tree:
 
 
 class Proposal(NamedTuple):
-    """leaf: index of the parent leaf. said: the conversation up to the attacker's reply with the prompt."""
+    """leaf: index of the parent leaf. conversation: up to the attacker's reply with the prompt."""
 
     tree: Tree
     leaf: int

@@ -57,7 +57,7 @@ def rewritten(
     """Run PAIR or TAP. Return answered records (safety_eval.py) of the best prompt for each request, and a summary.
 
     Args:
-      chat: with the model under test. given: the task's settings; "attacker" and "scorer" name the models that help.
+      chat: with the model under test. values: the task's settings; "attacker" and "scorer" name the models that help.
     Returns: records, with "queries"; and {"queries", "found": requests with an answer of the highest score, …: counts of
       failures and pruned prompts}.
     """
@@ -96,7 +96,7 @@ def _summary(results: Sequence[SearchResult]) -> dict[str, Any]:
 
 
 def _helper(key: str, values: dict[str, Any], subject: Subject, options: dict[str, Any], **sampling: Any) -> Chat:
-    """Open the chat given[key]: openai:URL, or "subject", the model under test itself.
+    """Open the chat values[key]: openai:URL, or "subject", the model under test itself.
 
     Args: options: see `endpoint`. sampling: see `subject_chat`.
     Raises: UserError for another name.

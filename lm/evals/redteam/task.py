@@ -117,7 +117,7 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
 
 
 def _steps(family: str, options: Mapping[str, dict], string: str) -> tuple[str, dict[str, dict]]:
-    """Return a family and its options for `compose`. `gcg` in its name becomes a suffix with the found string."""
+    """Return a family and its options for `compose`. `gcg` in its name becomes a suffix with `string`."""
     steps = [step.strip() for step in family.split("+")]
     if "gcg" not in steps:
         return family, dict(options)
@@ -205,7 +205,7 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
 def _attempts(task: RedTeam, suffix: str) -> list[dict]:
     """Return records of all attempts (safety_eval.py) except for the searches.
 
-    "id" is the request's index in the task; "draw" tells apart several answers to one prompt. found: the suffix from gcg."""
+    "id" is the request's index in the task; "draw" tells apart several answers to one prompt. suffix: that of gcg."""
     values = task.values
     prompts = [request.prompt for request in task.requests]
     as_they_are = [p for p in prompts if p.messages is not None or p.kind == "task"]
