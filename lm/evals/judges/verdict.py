@@ -9,9 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.evals.judges.endpoint import Reply, answers_or_unknown
+import yaml
+
+from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, replies_or_none
 
 HARM = ("harmful", "safe")  # labels of a judge of harm
 
@@ -27,14 +30,38 @@ class Verdict(NamedTuple):
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[Verdict]]
 
 
-def question(before: str, texts: Mapping[str, str], after: str) -> list[dict[str, str]]:
-    """Return the conversation that asks about texts: instructions, each text between marks with its name, instructions.
+class Question(NamedTuple):
+    """A question of questions.yaml. The reply has one of `labels` under `key`."""
 
-    The mark depends on all texts, so no text can contain it.
-    """
-    mark = hashlib.sha256("\0".join(texts.values()).encode("utf-8", "replace")).hexdigest()[:12]
-    shown = [f"<{name}-{mark}>\n{text}\n</{name}-{mark}>" for name, text in texts.items()]
-    return [{"role": "user", "content": "\n\n".join([before, *shown, after])}]
+    before: str
+    after: str
+    key: str
+    labels: list[str]
+
+    def about(self, texts: Mapping[str, str], **fields: str) -> list[dict[str, str]]:
+        """Return the conversation: instructions, each text between marks with its name, instructions.
+
+        The mark depends on all texts, so no text can contain it. fields: values of {NAME} in the instructions.
+        """
+        before, after = self.before, self.after
+        for name, value in fields.items():
+            before, after = (text.replace(f"{{{name}}}", value) for text in (before, after))
+        mark = hashlib.sha256("\0".join(texts.values()).encode("utf-8", "replace")).hexdigest()[:12]
+        shown = [f"<{name}-{mark}>\n{text}\n</{name}-{mark}>" for name, text in texts.items()]
+        return [{"role": "user", "content": "\n\n".join([before, *shown, after])}]
+
+
+@functools.cache
+def questions() -> dict[str, Question]:
+    text = Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8")
+    return {name: Question(**values) for name, values in yaml.safe_load(text).items()}
+
+
+def ask(chat: Chat, name: str, cases: Sequence[Mapping[str, str]], **fields: str) -> list[Verdict]:
+    """Ask a judge model a question about each case, {name of a text: the text}. If it fails, the verdict is unknown."""
+    question = questions()[name]
+    replies = replies_or_none(chat, [question.about(texts, **fields) for texts in cases])
+    return [verdict_of(reply, question.key, question.labels) for reply in replies]
 
 
 def verdict_of(reply: Reply, key: str, labels: Collection[str]) -> Verdict:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from data.media.parts import noted
 from lm.errors import UserError
-from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Chat, endpoint
+from lm.evals.judges.verdict import ask
 from lm.evals.stats.joining import Problems
 from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings, flag, flag_cuts, message_fields
 from lm.evals.tasks import answer_metrics, file_task, filters, media, prompting
@@ -140,8 +140,10 @@ class Generation(NamedTuple):
             right = (right if isinstance(right, list) else [right]) if right else item.targets
             wrong = (wrong if isinstance(wrong, list) else [wrong]) if wrong else []
             question = question if isinstance(question, str) and question else item.context.text
-            cases.append(grading.Case(question, right, wrong, sample["answer"]))
-        for (_, sample), grade in zip(pairs, grading.graded(cases, self.judge), strict=True):
+            texts = {"question": question, "right": _listed(right)} | ({"wrong": _listed(wrong)} if wrong else {})
+            cases.append(texts | {"answer": sample["answer"]})
+        note = ", what is known to be wrong" if options.get("wrong") else ""
+        for (_, sample), grade in zip(pairs, ask(self.judge, "grade", cases, wrong_note=note), strict=True):
             if grade.label == "unknown":
                 flag(sample, problems, "judge_unknown", grade.reason)
             sample["metrics"]["judge"] = None if grade.label == "unknown" else float(grade.label == "right")
@@ -212,6 +214,10 @@ def generated(
     prompts = [Prompt(c.text, **sampling, seed=seed + draw, media=c.media) for c in contexts for draw in range(repeats)]
     answers = subject.generate(prompts)
     return [answers[i : i + repeats] for i in range(0, len(answers), repeats)]
+
+
+def _listed(answers: Sequence[str]) -> str:
+    return "\n".join(f"- {answer}" for answer in answers)
 
 
 def _noted(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
