@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
-from lm.evals.stats.joining import Malformed, Problems, checked, key, key_text
+from lm.evals.stats.joining import Problems, key, unique
 from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import items as files
 from lm.evals.tasks.data import open_data
@@ -65,24 +65,8 @@ def check_template(name: str, template: str, fields: Sequence[str]) -> None:
 def read_items(
     rows: Sequence[dict], problems: Problems, read_item: Callable[[dict], tuple[Hashable, Item]]
 ) -> list[tuple[int, Item]]:
-    """Return (row number, item) for each usable row.
-
-    read_item: maps a row to its key, or None, and the item; raises Malformed. Rows with the same key are not used.
-    """
-    items, owners = {}, {}
-    for number, row in enumerate(rows):
-        try:
-            key, items[number] = read_item(checked(row))
-        except Malformed as why:
-            problems.add("malformed_items", f"row {number}: {why}")
-            continue
-        owners.setdefault(("row", number) if key is None else ("key", key), []).append(number)
-    for (_, key), numbers in owners.items():
-        if len(numbers) > 1:
-            problems.add("duplicate_items", f"{key_text(key)}: rows {', '.join(map(str, numbers))}")
-            for number in numbers:
-                del items[number]
-    return sorted(items.items())
+    """Return (row number, item) for each usable row, see `unique`. read_item: maps a row to its key, or None, and the item."""
+    return list(unique(rows, problems, lambda _, row: read_item(row))[0].items())
 
 
 def id_of(row: dict) -> str | None:
