@@ -14,23 +14,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lm.evals import outcomes
 from lm.evals.bias.bbq_scores import OPTIONS, BBQRow, choice, names, parsed, score
 from lm.evals.bias.rows import Measure, Rows, check_template, prompt_of, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Malformed, Problems, checked, text
-from lm.evals.task import (
-    Continuation,
-    Outcome,
-    Prompt,
-    Subject,
-    TaskSettings,
-    all_finite,
-    choice_fields,
-    grouped_likelihoods,
-    limited,
-    message_fields,
-)
+from lm.evals.task import Continuation, Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks.settings import OneOf, resolved
 
 KEYS = {
@@ -74,7 +64,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 def _run(name: str, data: Rows, values: dict, settings: TaskSettings, subject: Subject) -> Outcome:
     problems = data.new_problems()
     items, questions = [], []
-    for number, row in enumerate(limited(data.rows, settings.limit)):
+    for number, row in enumerate(outcomes.limited(data.rows, settings.limit)):
         try:
             questions.append(_question(number, checked(row), values["prompt"], settings, subject))
             items.append(row)
@@ -178,16 +168,16 @@ def _by_likelihood(subject: Subject, questions: Sequence[Question], values: dict
             own = [(i, option) for i, option in own if i != question.item.unknown]
             own += [(question.item.unknown, phrase) for phrase in values["unknowns"]]
         options.append([(i, question.delimiter + option) for i, option in own])
-    likelihoods = grouped_likelihoods(
+    likelihoods = outcomes.grouped_likelihoods(
         subject, [[Continuation(q.prompt, c) for _, c in own] for q, own in zip(questions, options)]
     )
     records = []
     for question, own, some in zip(questions, options, likelihoods):
-        usable = all_finite(some, problems, f"row {question.row}: {', '.join(question.item.key)}")
+        usable = outcomes.all_finite(some, problems, f"row {question.row}: {', '.join(question.item.key)}")
         best = max(range(len(own)), key=lambda n: some[n].logp) if usable else None
         record = {
             "choices": [continuation for _, continuation in own],
-            **choice_fields(some),
+            **outcomes.choice_fields(some),
             "answer": None if best is None else own[best][0],
             "target": next(n for n, (i, _) in enumerate(own) if i == question.item.label),
         }
@@ -212,7 +202,7 @@ def _by_generation(subject: Subject, questions: Sequence[Question], values: dict
 
 
 def _prompt_fields(question: Question) -> dict:
-    return {"prompt": question.prompt, **message_fields(question.messages)}
+    return {"prompt": question.prompt, **outcomes.message_fields(question.messages)}
 
 
 def _holds(line: str, words: str) -> bool:

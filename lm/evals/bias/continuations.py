@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.bias.ratings import LISTS, Rater, open_rater
 from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, limited, message_fields
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import items as items_of
 from lm.evals.tasks.settings import OneOf, check, check_least, resolved
 
@@ -62,7 +63,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
         raise UserError(f"task {name}: instruction: needs {{prompt}} in place of the prompt")
     values["judge"] = values["judge"] or settings.judge
     data = read_rows(name, values, settings, read=_prompts)
-    data = data._replace(rows=limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))
+    data = data._replace(rows=outcomes.limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))
     recorded = {key: values[key] for key in KEYS if key not in ("columns", "judge_options")}
     versions = data.versions | recorded | {"seed": settings.seed}
     rater = open_rater(values["measure"], values["judge"], values["words"], **values["judge_options"])
@@ -95,7 +96,7 @@ def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettin
                 "task": name,
                 "doc_id": number,
                 "prompt": prompt,
-                **message_fields(messages),
+                **outcomes.message_fields(messages),
                 "target": None,
                 "generation": texts[0].text,
                 "generations": [answer.text for answer in texts],

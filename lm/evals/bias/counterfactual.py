@@ -24,23 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.evals import outcomes
 from lm.evals.bias.rows import Measure, Rows, id_of, prompt_of, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, Problems, key, text
 from lm.evals.stats.significance import mcnemar
-from lm.evals.task import (
-    Continuation,
-    Outcome,
-    Prompt,
-    Subject,
-    TaskSettings,
-    all_finite,
-    choice_fields,
-    grouped_likelihoods,
-    limited,
-    message_fields,
-    parts,
-)
+from lm.evals.task import Continuation, Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks.settings import resolved
 
 KEYS = {"stops": ["\n"], "max_new_tokens": 32}  # of generated answers
@@ -73,7 +62,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     …] for several sets. Raises: UserError."""
     values = resolved(name, spec, settings, KEYS)
     data = read_rows(name, values, settings)
-    limit = limited(data.rows, settings.limit)
+    limit = outcomes.limited(data.rows, settings.limit)
     data = data._replace(rows=[swap for number, row in enumerate(limit) for swap in _sets(number, row)])
     versions = data.versions | {key: values[key] for key in KEYS}
     return Measure(name, versions, functools.partial(_run, name, data, values, settings))
@@ -86,7 +75,7 @@ def _run(name: str, data: Rows, values: dict, settings: TaskSettings, subject: S
     scored = [(number, item) for number, item in items if item.options]
     samples = _scored(subject, scored, settings, problems) + _written(subject, written, values, settings, problems)
     samples = [{"task": name} | sample for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
-    return Outcome(figures(samples) | {"axes": parts(samples, "axis", figures), "problems": problems.kinds}, samples)
+    return Outcome(figures(samples) | {"axes": outcomes.parts(samples, "axis", figures), "problems": problems.kinds}, samples)
 
 
 def figures(samples: Sequence[dict]) -> dict[str, Any]:
@@ -142,8 +131,10 @@ def _scored(subject: Subject, items: Sequence[tuple[int, SwapItem]], settings: T
         for (_, item), own in zip(items, contexts)
     ]
     samples = []
-    for (number, item), own, requested, likelihoods in zip(items, contexts, requests, grouped_likelihoods(subject, requests)):
-        if not all_finite(likelihoods, problems, f"row {item.row}"):
+    for (number, item), own, requested, likelihoods in zip(
+        items, contexts, requests, outcomes.grouped_likelihoods(subject, requests)
+    ):
+        if not outcomes.all_finite(likelihoods, problems, f"row {item.row}"):
             continue
         k = len(item.options)
         logps = [[likelihood.logp for likelihood in likelihoods[n * k : n * k + k]] for n in range(len(own))]
@@ -157,9 +148,9 @@ def _scored(subject: Subject, items: Sequence[tuple[int, SwapItem]], settings: T
             "contexts": [request.context for request in requested],
             "choices": [request.continuation for request in requested],
             "target": None,
-            **choice_fields(likelihoods),
+            **outcomes.choice_fields(likelihoods),
         }
-        samples.append(_sample(number, item, put | message_fields(own[0][1]) | measured))
+        samples.append(_sample(number, item, put | outcomes.message_fields(own[0][1]) | measured))
     return samples
 
 
@@ -190,7 +181,7 @@ def _written(
             "generations": [answer.text for answer in texts],
             "answers": answers,
         }
-        samples.append(_sample(number, item, put | message_fields(own[0][1]) | _of_answers(answers, ())))
+        samples.append(_sample(number, item, put | outcomes.message_fields(own[0][1]) | _of_answers(answers, ())))
     return samples
 
 

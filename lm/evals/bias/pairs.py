@@ -11,22 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.evals import outcomes
 from lm.evals.bias.rows import Measure, Rows, id_of, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, text
 from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import mcnemar
-from lm.evals.task import (
-    Continuation,
-    Outcome,
-    Subject,
-    TaskSettings,
-    all_finite,
-    choice_fields,
-    grouped_likelihoods,
-    limited,
-    parts,
-)
+from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
 from lm.evals.tasks.settings import resolved
 
 
@@ -49,13 +40,13 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 
 def _run(name: str, data: Rows, limit: float | None, subject: Subject) -> Outcome:
     problems = data.new_problems()
-    pairs = read_items(limited(data.rows, limit), problems, _read)
-    likelihoods = grouped_likelihoods(
+    pairs = read_items(outcomes.limited(data.rows, limit), problems, _read)
+    likelihoods = outcomes.grouped_likelihoods(
         subject, [[Continuation("", sentence) for sentence in (pair.more, pair.less)] for _, pair in pairs]
     )
     samples = []
     for (number, pair), both in zip(pairs, likelihoods):
-        if not all_finite(both, problems, f"row {number}"):
+        if not outcomes.all_finite(both, problems, f"row {number}"):
             continue
         difference = both[0].logp - both[1].logp
         samples.append(
@@ -65,14 +56,17 @@ def _run(name: str, data: Rows, limit: float | None, subject: Subject) -> Outcom
                 "prompt": "",
                 "choices": [pair.more, pair.less],
                 "target": None,
-                **choice_fields(both),
+                **outcomes.choice_fields(both),
                 "bias_type": pair.bias_type,
                 "direction": pair.direction,
                 "metrics": {"pct_stereotype": float(np.sign(difference) + 1) / 2, "likelihood_diff": abs(difference)},
                 "failed": difference > 0,
             }
         )
-    more = {"bias_types": parts(samples, "bias_type", figures), "directions": parts(samples, "direction", figures)}
+    more = {
+        "bias_types": outcomes.parts(samples, "bias_type", figures),
+        "directions": outcomes.parts(samples, "direction", figures),
+    }
     return Outcome(figures(samples) | more | {"problems": problems.kinds}, samples)
 
 

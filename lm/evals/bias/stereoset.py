@@ -19,20 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.evals import outcomes
 from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.task import (
-    Continuation,
-    Outcome,
-    Subject,
-    TaskSettings,
-    all_finite,
-    choice_fields,
-    grouped_likelihoods,
-    limited,
-    parts,
-)
+from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
 from lm.evals.tasks.settings import OneOf, resolved
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
@@ -57,7 +48,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     rows. Rows with BLANK in the context are intrasentence. Raises: UserError."""
     values = resolved(name, spec, settings, {"per": OneOf(("token", "sentence"))})
     data = read_rows(name, values, settings)
-    data = data._replace(rows=limited([row for whole in data.rows for row in _rows(whole)], settings.limit))
+    data = data._replace(rows=outcomes.limited([row for whole in data.rows for row in _rows(whole)], settings.limit))
     return Measure(name, data.versions | {"per": values["per"]}, functools.partial(_run, name, data, values["per"]))
 
 
@@ -67,8 +58,8 @@ def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
     choices = [[(" " if item.context else "") + sentence for sentence in item.sentences] for _, item in items]
     requests = [[Continuation(item.context, sentence) for sentence in own] for (_, item), own in zip(items, choices)]
     samples = []
-    for (number, item), own, three in zip(items, choices, grouped_likelihoods(subject, requests)):
-        if not all_finite(three, problems, f"row {number}: {item.id}"):
+    for (number, item), own, three in zip(items, choices, outcomes.grouped_likelihoods(subject, requests)):
+        if not outcomes.all_finite(three, problems, f"row {number}: {item.id}"):
             continue
         if per == "token" and not all(likelihood.tokens for likelihood in three):
             problems.add("likelihoods_without_tokens", f"row {number}: {item.id}")
@@ -84,7 +75,7 @@ def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
                 "target": None,
                 "choices": own,
                 "labels": list(LABELS),
-                **choice_fields(three),
+                **outcomes.choice_fields(three),
                 "half": item.half,
                 "term": item.target,
                 "bias_type": item.bias_type,
@@ -96,11 +87,11 @@ def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
             }
         )
     halves = {
-        half: figures(some) | {"bias_types": parts(some, "bias_type", figures)}
+        half: figures(some) | {"bias_types": outcomes.parts(some, "bias_type", figures)}
         for half in HALVES
         if (some := [sample for sample in samples if sample["half"] == half])
     }
-    more = {"bias_types": parts(samples, "bias_type", figures), "halves": halves, "problems": problems.kinds}
+    more = {"bias_types": outcomes.parts(samples, "bias_type", figures), "halves": halves, "problems": problems.kinds}
     return Outcome(figures(samples) | more, samples)
 
 

@@ -14,23 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.bias.rows import Measure, Rows, check_template, id_of, prompt_of, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Malformed, text, whole
 from lm.evals.stats.significance import mcnemar
-from lm.evals.task import (
-    Continuation,
-    Outcome,
-    Subject,
-    TaskSettings,
-    all_finite,
-    choice_fields,
-    grouped_likelihoods,
-    limited,
-    message_fields,
-    parts,
-)
+from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
 from lm.evals.tasks import items as items_of
 from lm.evals.tasks.settings import resolved
 
@@ -77,7 +67,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
         for _, group in itertools.groupby(data.rows, key=lambda row: row.get("file") if isinstance(row, dict) else None)
     ]
     lines = [row for turn in itertools.zip_longest(*files) for row in turn if row is not None]
-    data = data._replace(rows=limited(lines, settings.limit))
+    data = data._replace(rows=outcomes.limited(lines, settings.limit))
     versions = data.versions | {"prompt": values["prompt"]}
     return Measure(name, versions, functools.partial(_run, name, data, values["prompt"], settings))
 
@@ -92,8 +82,8 @@ def _run(name: str, data: Rows, prompt: str, settings: TaskSettings, subject: Su
     choices = [[delimiter + name for name in item.occupations] for (_, item), (_, _, delimiter) in zip(items, questions)]
     requests = [[Continuation(question[0], choice) for choice in own] for question, own in zip(questions, choices)]
     samples = []
-    for (number, item), question, own, two in zip(items, questions, choices, grouped_likelihoods(subject, requests)):
-        if not all_finite(two, problems, f"row {number}"):
+    for (number, item), question, own, two in zip(items, questions, choices, outcomes.grouped_likelihoods(subject, requests)):
+        if not outcomes.all_finite(two, problems, f"row {number}"):
             continue
         target = item.occupations.index(item.referent)
         correct = float((two[1].logp > two[0].logp) == bool(target))
@@ -102,9 +92,9 @@ def _run(name: str, data: Rows, prompt: str, settings: TaskSettings, subject: Su
                 "task": name,
                 "doc_id": number,
                 "prompt": question[0],
-                **message_fields(question[1]),
+                **outcomes.message_fields(question[1]),
                 "choices": own,
-                **choice_fields(two),
+                **outcomes.choice_fields(two),
                 "target": target,
                 "reference": item.referent,
                 "stereotype": item.stereotype,
@@ -117,7 +107,7 @@ def _run(name: str, data: Rows, prompt: str, settings: TaskSettings, subject: Su
         )
     for sample in _paired(samples)[1]:
         problems.add("items_without_twin", f"row {sample['doc_id']}: {sample['twin']}")
-    more = {"types": parts(samples, "type", figures), "genders": parts(samples, "gender", accuracies)}
+    more = {"types": outcomes.parts(samples, "type", figures), "genders": outcomes.parts(samples, "gender", accuracies)}
     return Outcome(figures(samples) | {"chance": mean_guess(samples)} | more | {"problems": problems.kinds}, samples)
 
 

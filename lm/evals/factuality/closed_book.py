@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.factuality.answers import f1, judged, normal
 from lm.evals.factuality.calibration import calibration
 from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, Problems
-from lm.evals.task import Continuation, Outcome, Subject, TaskSettings, summed_up
+from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, open_file_task
@@ -50,7 +51,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         samples.append(task.sample(item, context, answer) | _scored(item, answer.text, values))
     attempted = [s for s in samples if s["verdict"] != "abstained"]
     _confidences(attempted, subject, values["confidence"], problems)
-    results = summed_up(samples, METRICS, problems)
+    results = outcomes.summed_up(samples, METRICS, problems)
     listed = results.pop("problems")
     curves: dict[str, Any] = {}
     for kind, ending in (("likelihood", ""), ("p_true", "_p_true")):

@@ -14,20 +14,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lm.evals import outcomes
 from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, Problems, key_text
-from lm.evals.task import (
-    Continuation,
-    Likelihood,
-    Outcome,
-    Subject,
-    TaskSettings,
-    all_finite,
-    choice_fields,
-    means,
-    parts,
-    summed_up,
-)
+from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, open_file_task
@@ -73,10 +63,10 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     answers, samples = iter(subject.likelihoods(requests)), []
     for fact in facts:
         own = [[next(answers) for _ in fact.candidates] for _ in fact.sentences]
-        if all_finite([likelihood for some in own for likelihood in some], problems, fact.item.id):
+        if outcomes.all_finite([likelihood for some in own for likelihood in some], problems, fact.item.id):
             samples.append({**task.about(fact.item), **_scored(fact, own)})
-    results = summed_up(samples, METRICS, problems)
-    relations = parts(samples, "relation", functools.partial(means, metrics=METRICS))
+    results = outcomes.summed_up(samples, METRICS, problems)
+    relations = outcomes.parts(samples, "relation", functools.partial(outcomes.means, metrics=METRICS))
     chance = math.fsum(1 / len(s["choices"]) for s in samples) / len(samples) if samples else None
     return Outcome(results | {"chance": chance, "relations": relations, "problems": results["problems"]}, samples)
 
@@ -100,7 +90,7 @@ def _scored(fact: Fact, likelihoods: Sequence[Sequence[Likelihood]]) -> dict[str
     return {
         "prompt": before,
         "choices": choices,
-        **choice_fields(likelihoods[0]),
+        **outcomes.choice_fields(likelihoods[0]),
         "target": target,
         "reference": choices[target].strip(),
         "relation": fact.relation,

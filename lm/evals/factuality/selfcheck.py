@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import judged, open_chat
 from lm.evals.factuality.columns import asking
 from lm.evals.factuality.sentences import sentences
 from lm.evals.judges.verdict import Verdict
-from lm.evals.task import Outcome, Prompt, Subject, TaskSettings, summed_up
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import file_task
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import check_least, resolved
@@ -79,7 +80,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         begun = task.sample(item, context, answer)
         reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
         samples.append(begun | {"reference": reference} | scored(some, texts, of_sentences))
-    return Outcome(summed_up(samples, METRICS, problems), samples)
+    return Outcome(outcomes.summed_up(samples, METRICS, problems), samples)
 
 
 def scored(sentences: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:

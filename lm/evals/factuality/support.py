@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import claims_of, judged, open_chat
 from lm.evals.factuality.columns import asking, texts
 from lm.evals.judges.verdict import Verdict
-from lm.evals.task import Outcome, Subject, TaskSettings, summed_up
+from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, open_file_task
@@ -68,7 +69,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     for verdict in verdicts:
         if verdict.label == "unknown":
             problems.add("unknown_judgements", verdict.reason)
-    results = summed_up(samples, METRICS, problems)
+    results = outcomes.summed_up(samples, METRICS, problems)
     states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
     return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
 

@@ -26,8 +26,8 @@ from data.chat.records import Record, is_builtin, read_builtin, read_records
 from data.sources import files
 from data.text.near_copies import normalise
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems, checked
-from lm.evals.task import limited
 from lm.evals.tasks.items import csv_rows
 
 KINDS = ("harmful", "benign", "task")
@@ -172,7 +172,7 @@ def in_turn(requests: Sequence[Request], limit: float | None) -> list[Request]:
     for i, request in enumerate(requests):
         counts[request.prompt.kind] += 1
         turns.append((counts[request.prompt.kind], i))
-    return [requests[i] for i in sorted(i for _, i in limited(sorted(turns), limit))]
+    return [requests[i] for i in sorted(i for _, i in outcomes.limited(sorted(turns), limit))]
 
 
 def read_prompts(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
@@ -18,7 +19,7 @@ from lm.evals.redteam.figures import agreement, figures, metrics
 from lm.evals.redteam.prompts import HAZARDS, Request, in_turn, read_prompts, read_requests
 from lm.evals.redteam.safety_eval import answered, attempts, judged, subject_chat, with_system
 from lm.evals.stats.joining import Problems
-from lm.evals.task import Generated, Outcome, Subject, TaskSettings, cuts, parts
+from lm.evals.task import Generated, Outcome, Subject, TaskSettings
 from lm.evals.tasks import documents
 from lm.evals.tasks.settings import check, check_least, resolved
 
@@ -192,7 +193,7 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
     for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
         if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
             order = dict.fromkeys(sample[key] for sample in samples)
-            results[name] = parts(samples, key, figures, order)
+            results[name] = outcomes.parts(samples, key, figures, order)
     if task.classifier is not None:
         answers = [record for record in records if (record["response"] or "").strip()]
         by_rules = [record["refusal"] != "none" for record in answers]
@@ -272,7 +273,7 @@ def _samples(
         sample |= {key: record[key] for key in OPTIONAL if key in record}
         sample |= {key: record[key] for key in ("answer", "completion", "harmful_if") if record[key]}
         flags = ["unknown_verdicts"] if record.get("verdict") == "unknown" else []
-        if flags := flags + (cuts([answer]) if answer is not None else []):
+        if flags := flags + (outcomes.cuts([answer]) if answer is not None else []):
             sample["flags"] = flags
         if answer is not None and (answer.tokens or answer.prompt_tokens):
             sample["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]

@@ -15,19 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems, whole
 from lm.evals.stats.measures import mean
-from lm.evals.task import (
-    Continuation,
-    Likelihood,
-    Outcome,
-    Subject,
-    TaskSettings,
-    choice_fields,
-    flag,
-    grouped_likelihoods,
-    message_fields,
-)
+from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task, prompting
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
@@ -80,7 +71,7 @@ def evaluate(metrics: tuple[str, ...], task: FileTask, subject: Subject) -> Outc
     problems = task.documents.new_problems()
     read = readable(task.documents.items, lambda item: question_of(task, item, subject, metrics), problems)
     questions = [question for _, question in read]
-    answers = grouped_likelihoods(subject, [question.requests for question in questions])
+    answers = outcomes.grouped_likelihoods(subject, [question.requests for question in questions])
     samples = [sample_of(task, question, own, metrics, problems) for question, own in zip(questions, answers, strict=True)]
     return Outcome(summary(task, samples, metrics, problems), samples)
 
@@ -118,30 +109,30 @@ def sample_of(
         **task.about(item),
         "prompt": [context.text for context in question.contexts] if several else question.contexts[0].text,
         "choices": [request.continuation for request in question.requests[:n]],
-        **choice_fields(answers[:n]) | {"loglikelihoods": known[:n]},
+        **outcomes.choice_fields(answers[:n]) | {"loglikelihoods": known[:n]},
         "target": question.right if len(question.right) > 1 else question.right[0],
         "metrics": dict.fromkeys(names),
         "failed": False,
     }
     if not several:
         sample["reference"] = question.choices[question.right[0]]
-    sample |= message_fields(question.contexts[0].messages)
+    sample |= outcomes.message_fields(question.contexts[0].messages)
     if len(known) > n:
         sample["loglikelihoods_alone"] = known[n:]
     if any(answer.cut for answer in answers):
-        flag(sample, problems, "prompts_cut", "the model did not read the beginning of its prompt")
+        outcomes.flag(sample, problems, "prompts_cut", "the model did not read the beginning of its prompt")
     if None in known:
-        flag(sample, problems, "loglikelihoods_not_finite", logps)
+        outcomes.flag(sample, problems, "loglikelihoods_not_finite", logps)
         return sample
     if task.prompts.form.choice is None:
         sample |= {"target": question.choices[0], "metrics": {"acc": float(answers[0].greedy), "logp": logps[0]}}
         return sample | {"failed": not answers[0].greedy}
     tokens = [len(answer.tokens) for answer in answers[:n]]
     if "acc_per_token" in names and not all(tokens):
-        flag(sample, problems, "choices_without_tokens", "the model returns no tokens")
+        outcomes.flag(sample, problems, "choices_without_tokens", "the model returns no tokens")
         return sample
     if len(set(logps[:n])) < n and logps[:n].count(max(logps[:n])) > 1:
-        flag(sample, problems, "tied_choices", logps[:n])
+        outcomes.flag(sample, problems, "tied_choices", logps[:n])
     scores = Scores(logps[:n], logps[n:], question.right, question.choices, tokens)
     prediction = best(scores.logps)
     metrics = {name: METRICS[name](scores) for name in names}

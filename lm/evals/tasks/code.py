@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.stats.joining import text
 from lm.evals.stats.measures import pass_at_k
-from lm.evals.task import Generated, Outcome, Subject, TaskSettings, flag, flag_cuts, message_fields
+from lm.evals.task import Generated, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task, generation
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, open_file_task, readable
@@ -53,10 +54,10 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         lost = [answer.problem for answer in own if answer.problem]
         lost += [end.stderr for end in ends if end.stderr.startswith("[not run")]
         if lost:
-            flag(sample, problems, "no_generation" if own[0].problem else "not_run", lost[0])
+            outcomes.flag(sample, problems, "no_generation" if own[0].problem else "not_run", lost[0])
             sample |= {"metrics": dict.fromkeys(sample["metrics"]), "failed": False}
         else:
-            flag_cuts(sample, problems, own)
+            outcomes.flag_cuts(sample, problems, own)
         samples.append(sample)
     scored = [sample for sample in samples if None not in sample["metrics"].values()]
     return Outcome(task.summary(scored, [f"pass@{k}" for k in ks], problems) | {"repeats": repeats}, samples)
@@ -91,7 +92,7 @@ def sample_of(
         "complaint": next((_complaint(end.stderr) for good, end in zip(passed, ends) if not good), ""),
         "metrics": {f"pass@{k}": pass_at_k(len(passed), sum(passed), k) for k in task.values.get("pass_at") or [1]},
         "failed": not any(passed),
-    } | message_fields(context.messages)
+    } | outcomes.message_fields(context.messages)
 
 
 def _complaint(stderr: str) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import Verdict, ask
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.stats.repetition import repetition, split_words
-from lm.evals.task import Outcome, Subject, TaskSettings, summed_up
+from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import check_least, resolved
@@ -49,7 +50,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             pairs.append((samples[-1], item.doc["prompt"]))
     if task.chat is not None:
         _judge(task.chat, pairs, problems)
-    return Outcome(summed_up(samples, METRICS, problems), samples)
+    return Outcome(outcomes.summed_up(samples, METRICS, problems), samples)
 
 
 def _judge(chat: Chat, pairs: Sequence[tuple[dict, str]], problems: Problems) -> None:

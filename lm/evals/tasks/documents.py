@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems, checked, key
-from lm.evals.task import TaskSettings, limited
+from lm.evals.task import TaskSettings
 from lm.evals.tasks import items as files
 from lm.evals.tasks.data import folder_of, open_data
 from lm.evals.tasks.settings import FILE_KEYS, function
@@ -158,7 +159,7 @@ def _items(
         groups.setdefault(group(doc), []).append(number)
     items = []
     for called, numbers in groups.items():
-        docs = [rows[number] for number in limited(numbers, limit)]
+        docs = [rows[number] for number in outcomes.limited(numbers, limit)]
         examples = pool if pool_of_all else [doc for doc in pool if group(doc) == called]
         try:
             shots = draw(examples, docs)

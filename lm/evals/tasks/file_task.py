@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat
 from lm.evals.stats.joining import Malformed, Problems
-from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings, cuts, means, message_fields, summed_up
+from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import documents as documents_of
 from lm.evals.tasks import items, prompting
 from lm.evals.tasks.documents import Documents, TaskItem
@@ -55,22 +56,24 @@ class FileTask(NamedTuple):
 
     def sample(self, item: TaskItem, context: Context, answer: Generated) -> dict[str, Any]:
         """Return the fields that the sample of every written answer has."""
-        fields = self.about(item) | {"prompt": context.text} | message_fields(context.messages)
+        fields = self.about(item) | {"prompt": context.text} | outcomes.message_fields(context.messages)
         if answer.tokens or answer.prompt_tokens:
             fields["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]
-        return fields | {"generation": answer.text} | ({"flags": flags} if (flags := cuts([answer])) else {})
+        return fields | {"generation": answer.text} | ({"flags": flags} if (flags := outcomes.cuts([answer])) else {})
 
     def summary(self, samples: Sequence[dict], metrics: Sequence[str], problems: Problems) -> dict[str, Any]:
         """Return means over the samples.
 
         With `group_by`, add the results of each group under its plural, and METRIC_macro, the mean over groups, with standard
         error √Σ stderr² / groups. With `areas` {area: groups}, add the results of each area."""
-        results = {"n": len(samples), "num_fewshot": self.documents.num_fewshot} | summed_up(samples, metrics, problems)
+        results = {"n": len(samples), "num_fewshot": self.documents.num_fewshot} | outcomes.summed_up(
+            samples, metrics, problems
+        )
         by = self.values.get("group_by")
         if not by:
             return results
         groups = {group: [s for s in samples if s["group"] == group] for group in sorted({s["group"] for s in samples})}
-        parts = {group: means(some, metrics) for group, some in groups.items()}
+        parts = {group: outcomes.means(some, metrics) for group, some in groups.items()}
         for metric in metrics if len(parts) > 1 else ():
             values, errors = ([part[f"{metric}{end}"] for part in parts.values()] for end in ("", "_stderr"))
             if None not in values:
@@ -80,7 +83,7 @@ class FileTask(NamedTuple):
         areas = self.values.get("areas") or {}
         of_area = {area: [s for group in names for s in groups.get(group, ())] for area, names in areas.items()}
         if any(of_area.values()):
-            results["areas"] = {area: means(some, metrics) for area, some in of_area.items() if some}
+            results["areas"] = {area: outcomes.means(some, metrics) for area, some in of_area.items() if some}
         return results
 
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from data.media.parts import noted
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import ask
 from lm.evals.stats.joining import Problems
-from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings, flag, flag_cuts, message_fields
+from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import answer_metrics, file_task, filters, media, prompting
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
@@ -104,17 +105,17 @@ class Generation(NamedTuple):
             "generation": answers[0].text,
             "metrics": dict.fromkeys(self.names()),
             "failed": False,
-        } | message_fields(question.context.messages and _noted(question.context.messages))
+        } | outcomes.message_fields(question.context.messages and _noted(question.context.messages))
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
-            flag(sample, problems, "no_generation", lost)
+            outcomes.flag(sample, problems, "no_generation", lost)
             return sample
-        flag_cuts(sample, problems, answers)
+        outcomes.flag_cuts(sample, problems, answers)
         texts = [answer.text for answer in answers]
         by_pipeline = {name: run(texts) for name, run in self.pipelines.items()}
         if all(answer == filters.INVALID for answer in by_pipeline.values()):
-            flag(sample, problems, "generations_without_answer", repr(answers[0].text))
+            outcomes.flag(sample, problems, "generations_without_answer", repr(answers[0].text))
         metrics = dict(sample["metrics"])
         for metric, options in self.metrics.items():
             for pipeline, answer in by_pipeline.items():
@@ -145,7 +146,7 @@ class Generation(NamedTuple):
         note = ", what is known to be wrong" if options.get("wrong") else ""
         for (_, sample), grade in zip(pairs, ask(self.judge, "grade", cases, wrong_note=note), strict=True):
             if grade.label == "unknown":
-                flag(sample, problems, "judge_unknown", grade.reason)
+                outcomes.flag(sample, problems, "judge_unknown", grade.reason)
             sample["metrics"]["judge"] = None if grade.label == "unknown" else float(grade.label == "right")
             sample |= {"grade": grade.label, "reason": grade.reason}
             sample["failed"] = grade.label == "wrong" if grade.label != "unknown" else sample["failed"]

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed
-from lm.evals.task import Outcome, Subject, TaskSettings, parts
+from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import documents, items, prompting
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, open_file_task, plural, readable
@@ -63,7 +64,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     scored = [sample for sample in samples if sample["metrics"]["bits_per_byte"] is not None]
     results = figures(scored)
     if by := task.values.get("group_by"):
-        results[plural(by)] = parts(scored, "group", figures)
+        results[plural(by)] = outcomes.parts(scored, "group", figures)
     return Outcome(results | {"problems": problems.kinds}, samples)
 
 

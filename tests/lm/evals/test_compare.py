@@ -6,8 +6,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals import compare
+from lm.evals.outcomes import summed_up
 from lm.evals.stats.joining import Problems
-from lm.evals.task import summed_up
 from tests.lm.reports.evaluation_runs import a_run
 
 

@@ -5,8 +5,8 @@ import math
 import random
 from pathlib import Path
 
+from lm.evals.outcomes import summed_up
 from lm.evals.stats.joining import Problems
-from lm.evals.task import summed_up
 
 HOSTILE = "</pre></details><script>alert(1)</script><img src=x onerror=alert(2)> $x^2$ & \u202e \x07"
 SUBJECTS, CATEGORIES = ("anatomy", "law", "physics"), ("Age", "Religion")

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from lm.evals.compare import compare
+from lm.evals.outcomes import summed_up
 from lm.evals.stats.joining import Problems
-from lm.evals.task import summed_up
 from lm.reports import evaluate as evaluation_report
 from lm.reports.evaluation_items import gather, margin
 from tests.lm.reports.evaluation_runs import HOSTILE, a_run, choices, read

@@ -1,6 +1,7 @@
 """IFEval as a task: the model answers, and programs verify that it followed the instructions."""
 
-from lm.evals.task import Outcome, Subject, TaskSettings, flag_cuts, message_fields
+from lm.evals import outcomes
+from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task, generation
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, open_file_task, readable
@@ -54,9 +55,9 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
                 | {f"instruction_{kind}": sum(marks[kind]) / len(marks[kind]) for kind in marks},
                 "failed": not all(marks["strict"]),
             }
-            | message_fields(context.messages)
+            | outcomes.message_fields(context.messages)
         )
-        flag_cuts(samples[-1], problems, [answer])
+        outcomes.flag_cuts(samples[-1], problems, [answer])
     return Outcome(results | {"problems": problems.kinds}, samples)
 
 
