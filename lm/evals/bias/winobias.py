@@ -13,7 +13,6 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.bias.rows import Measure, Rows, check_template, id_of, prompt_of, read_items, read_rows
 from lm.evals.stats import intervals
@@ -158,10 +157,7 @@ def _lines(path: Path) -> list[dict]:
     file_fields = {"file": path.name} | {key: match[1] for key, match in (("stereotype", stereotype), ("type", kind)) if match}
     if not PUBLISHED.search(path.name):
         return [file_fields | row for row in items_of.read(path)]
-    try:
-        lines = items_of.content(path).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8") from None
+    lines = items_of.decoded(path).splitlines()
     return [file_fields | {"sentence": re.sub(r"^\d+\s+", "", line.strip())} for line in lines if line.strip()]
 
 

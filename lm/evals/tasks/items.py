@@ -82,7 +82,7 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> list[dict]:
     if name.endswith(".json"):
         return _whole(path)
     if name.endswith(TEXTS):
-        return [{"text": _decoded(path)}]
+        return [{"text": decoded(path)}]
     return _labelled(path, list(json_lines(path)))
 
 
@@ -90,7 +90,7 @@ def _labelled(path: Path, rows: list[dict]) -> list[dict]:
     labels = path.with_name(path.stem + LABELS)
     if not labels.is_file():
         return rows
-    values = _decoded(labels).split()
+    values = decoded(labels).split()
     if len(values) != len(rows):
         raise UserError(f"{labels}: {len(values)} labels for the {len(rows)} rows of {path.name}")
     return [{"label": int(value) if value.isdigit() else value} | row for value, row in zip(values, rows)]
@@ -110,7 +110,7 @@ def json_lines(path: Path) -> Iterator[dict]:
 
 def csv_rows(path: Path, columns: tuple[str, ...] | None, delimiter: str = ",") -> Iterator[dict]:
     """Yield the rows of a CSV file. columns: names for a file without a header; None: the first row has the names."""
-    lines = io.StringIO(_decoded(path), newline="")
+    lines = io.StringIO(decoded(path), newline="")
     csv.field_size_limit(1 << 30)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     try:
@@ -135,7 +135,8 @@ def content(path: Path) -> bytes:
     return raw.removeprefix(b"\xef\xbb\xbf")
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """Return the text of a file. Raises UserError if it is not UTF-8."""
     try:
         return content(path).decode()
     except UnicodeDecodeError as error:
