@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(task: str, data: Path, responses: Path) -> tuple[dict, list[dict]]:
-    """What goes into --out and into --samples. Raises: UserError for a file that cannot be read at all."""
+    """Return what goes into --out and into --samples. Raises: UserError for a file that cannot be read at all."""
     scorer = importlib.import_module(SCORERS[task])
     items, answers = read_items(task, data), list(json_lines(responses))
     results, samples = scorer.score(items, answers)
@@ -87,7 +87,7 @@ def run(task: str, data: Path, responses: Path) -> tuple[dict, list[dict]]:
 
 
 def read_items(task: str, path: Path) -> list[dict]:
-    """The rows of a benchmark's file; those that cannot be read as {"malformed": why}, so that the others keep their numbers.
+    """Return the rows of a benchmark's file. One that cannot be read is {"malformed": why}, so that others keep their numbers.
 
     Rows of MMLU have the subject that the file is named after, unless they tell their own.
     """

@@ -38,7 +38,8 @@ def endpoint(
     temperature: float = 0.0,
     wait: float = 1.0,
 ) -> Chat:
-    """A chat with `model` by POST to url/chat/completions. Of several processes the first one asks, and all get its replies.
+    """Return a chat with `model` by POST to url/chat/completions. Of several processes the first one asks, and all get its
+    replies.
 
     Args:
       url: such as https://api.openai.com/v1. key_variable: environment variable that holds the key; a server that needs none
@@ -73,7 +74,7 @@ def endpoint(
 
 
 def _tried(url: str, body: dict, headers: dict[str, str], timeout: float) -> tuple[Reply, float | None]:
-    """The reply, and the least seconds to wait before another try makes sense; None: it makes none."""
+    """Return the reply, and the least seconds to wait before another try makes sense; None: it makes none."""
     import requests  # here, because every verb reads this file at its start and few ask a model
     import urllib3
 

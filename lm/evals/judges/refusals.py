@@ -48,7 +48,7 @@ _REFUSAL, _OTHERWISE, _TURN = (re.compile(p, re.IGNORECASE) for p in ("|".join(W
 
 
 def refusal(text: str) -> Refusal:
-    """ "full": no answer; "partial": refuses, then answers in part; "none": no refusal. An empty text is no refusal."""
+    """Return "full": no answer; "partial": refuses, then answers in part; "none": no refusal, as of an empty text."""
     text = re.sub(r"\s+", " ", text.translate({0x2019: "'", 0x2018: "'"})).strip()
     for match in _REFUSAL.finditer(text[:OPENING]):
         last_word = match.start() + match[0].rstrip().rfind(" ") + 1

@@ -130,7 +130,7 @@ def _is(metric: str, patterns: tuple[str, ...]) -> bool:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that of k answers, taken from n of which c are right, at least one is: 1 − C(n−c, k) / C(n, k).
+    """Return the chance that of k answers, taken from n of which c are right, at least one is: 1 − C(n−c, k) / C(n, k).
 
     An unbiased estimate of the chance that one of k fresh answers is right (Chen et al. 2021, "Evaluating Large Language Models
     Trained on Code", eq. 1).

@@ -123,8 +123,8 @@ def _fractions(answer: str) -> str:
 
 
 def nearness(answer: str, right: Sequence[str], wrong: Sequence[str]) -> dict[str, float]:
-    """Of each measure m: m_max, the greatest with a right answer; m_diff, that less the greatest with a wrong one; m_acc,
-    whether that is above 0 (Lin et al. 2022, "TruthfulQA")."""
+    """Return of each measure m: m_max, the greatest with a right answer; m_diff, that less the greatest with a wrong one;
+    m_acc, whether that is above 0 (Lin et al. 2022, "TruthfulQA")."""
     figures = {}
     scores = {text: {"bleu": bleu(text, answer), **rouge(text, answer)} for text in (*right, *wrong)}
     for measure in MEASURES:
@@ -134,19 +134,19 @@ def nearness(answer: str, right: Sequence[str], wrong: Sequence[str]) -> dict[st
 
 
 def bleu(reference: str, answer: str) -> float:
-    """Of 1- to 4-grams. 0 for fewer than 4 tokens."""
+    """Return BLEU of 1- to 4-grams; 0 for fewer than 4 tokens."""
     return scorers()[0].corpus_score([answer], [[reference]]).score
 
 
 def rouge(reference: str, answer: str) -> dict[str, float]:
-    """rouge1, rouge2: of shared 1- and 2-grams. rougeL: of the longest common subsequences of their sentences."""
+    """Return rouge1, rouge2: of shared 1- and 2-grams; rougeL: of the longest common subsequences of their sentences."""
     scores = scorers()[1].score(*(text.replace(" . ", ".\n") for text in (reference, answer)))
     return {name.removesuffix("sum"): 100 * score.fmeasure for name, score in scores.items()}
 
 
 @functools.cache
 def scorers() -> tuple[Any, Any]:
-    """Of BLEU and of ROUGE. Raises: UserError: their packages are not installed."""
+    """Return the scorers of BLEU and of ROUGE. Raises: UserError: their packages are not installed."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU

@@ -21,8 +21,9 @@ _NAMED = re.compile(r"\(([A-D])\)|\b(?i:option|choice)\s+([A-D])\b")
 
 
 def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
-    """Items are {"question", "A", "B", "C", "D", "answer"} or {"question", "choices", "answer": 0–3}, perhaps with "subject".
-    Answers are {"id", "response"}; the id is the number of the row from 0. A response without a letter is wrong, and named.
+    """Score answers to MMLU. Items are {"question", "A", "B", "C", "D", "answer"} or {"question", "choices", "answer": 0–3},
+    perhaps with "subject". Answers are {"id", "response"}; the id is the number of the row from 0. A response without a letter
+    is wrong, and named.
 
     Returns: acc, overall and in "subjects".
     """
@@ -54,8 +55,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
 
 
 def letter(response: str, choices: Sequence[str]) -> str | None:
-    """The letter of a response: all that it is, or that of the choice whose text it is; else the last that "answer" or \\boxed
-    marks; else the one that it begins with; else the only one that it names "(X)" or "option X". None: none of these.
+    """Return the letter of a response: all that it is, or that of the choice whose text it is; else the last that "answer" or
+    \\boxed marks; else the one that it begins with; else the only one that it names "(X)" or "option X". None: none of these.
 
     >>> [letter(r, ("2", "4", "6", "8")) for r in ("b", "6", "C) 6", "It cannot be A, so the answer is **D**.", "A guess: 5")]
     ['B', 'C', 'C', 'D', None]

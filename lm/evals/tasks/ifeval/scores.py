@@ -15,8 +15,8 @@ from lm.evals.tasks.ifeval.instructions import Instruction, follows, follows_loo
 
 
 def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
-    """Items are {"key", "prompt", "instruction_id_list", "kwargs"}, answers {"prompt", "response"}. An empty response follows
-    nothing, and is named.
+    """Score answers to IFEval. Items are {"key", "prompt", "instruction_id_list", "kwargs"}, answers {"prompt", "response"}. An
+    empty response follows nothing, and is named.
 
     Returns: prompt_strict, prompt_loose, instruction_strict, instruction_loose, and the last two by type in "instructions".
     """
@@ -47,13 +47,14 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
 
 
 def figures(followed: Sequence[Sequence[dict]]) -> dict[str, float | None]:
-    """strict and loose, of the instructions of each response."""
+    """Return strict and loose shares of the instructions of each response."""
     marks = {kind: [[instruction[kind] for instruction in some] for some in followed if some] for kind in ("strict", "loose")}
     return share("strict", marks["strict"]) | share("loose", marks["loose"])
 
 
 def share(name: str, marks: Sequence[Sequence[bool]]) -> dict[str, float | None]:
-    """{name: r = Σf/Σc, name_stderr: √(m/(m−1) · Σ(f − r·c)²) / Σc} of m responses, f of whose c instructions are followed.
+    """Return {name: r = Σf/Σc, name_stderr: √(m/(m−1) · Σ(f − r·c)²) / Σc} of m responses, f of whose c instructions are
+    followed.
 
     The instructions of one prompt share a response, so what is drawn at random are the m prompts: r is a ratio of two sums over
     them, and this its error to first order (Cochran 1977, "Sampling Techniques", chapter 6). With one instruction each it is
