@@ -18,11 +18,9 @@ import xxhash
 from data.sources.files import json_lines
 from lm import cli
 from lm.errors import UserError
-from lm.evals.stats.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
+from lm.evals.stats.measures import badness, is_number, main_metric, metrics, tasks
 from lm.evals.stats.significance import holm, paired, unpaired
 from lm.runs.workdir import read_object
-
-__all__ = ["IDEAL", "LOWER_IS_BETTER", "compare", "compare_runs", "read_results", "read_samples", "worse", "change_line"]
 
 SHOWN = 5  # examples of items that do not join
 TRIED = ("family", "attempt", "sample")  # keys beside doc_id that distinguish several samples of one item
