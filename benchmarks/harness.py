@@ -271,14 +271,16 @@ def opened(worker: str, folder: Path):
         import jax
 
         from data.text.tokenizer import load_tokenizer
-        from lm.evals.engine.engine import Engine
+        from lm.evals.engine.encoding import Encoding
+        from lm.evals.engine.model_subject import ModelSubject
         from lm.evals.tasks.harness import as_lm
         from lm.infer.load import load_onto
         from lm.parallel.mesh import make_mesh
 
         mesh = make_mesh({"data": -1})
         jax.set_mesh(mesh)
-        return as_lm(Engine(load_onto(folder / "workdir", mesh), load_tokenizer(folder / "workdir"), name="lmcraft"))
+        encoding = Encoding(load_tokenizer(folder / "workdir"))
+        return as_lm(ModelSubject(load_onto(folder / "workdir", mesh), encoding, name="lmcraft"))
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=str(folder / "published"), device="cpu", batch_size=int(worker.removeprefix("hf")))

@@ -62,7 +62,7 @@ def check_alignment(config, workdir: Path) -> None:
 
 def check_evaluation(config, workdir: Path) -> None:
     """Raise UserError for an invalid config of evaluate.py, or one that differs from the evaluation in the workdir."""
-    from lm.evals.asked import check_tasks, others_of, settings_of, template_of
+    from lm.evals.config import check_tasks, others_of, settings_of, template_of
 
     if not config.checkpoint:
         raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
@@ -238,7 +238,7 @@ def _check_file(key: str, path: str | None) -> None:
 
 
 def _check_evals(evals) -> None:
-    from lm.evals.asked import check_tasks, settings_of, template_of
+    from lm.evals.config import check_tasks, settings_of, template_of
 
     if not evals.tasks:
         return

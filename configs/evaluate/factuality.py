@@ -1,9 +1,9 @@
-"""Factuality: closed-book answers, claims against documents, self-consistency, cloze facts."""
+"""Factuality: closed-book answers, self-consistency, cloze facts. With a judge (openai:URL) add fact_support."""
 
 from configs.evaluate import default
 
 
 def get_config():
     config = default.get_config()
-    config.tasks = "closed_book_qa,fact_support,selfcheck,cloze_facts"
+    config.tasks = "closed_book_qa,selfcheck,cloze_facts"
     return config

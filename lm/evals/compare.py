@@ -15,12 +15,12 @@ from typing import Any
 
 import xxhash
 
+from data.sources.files import json_lines
 from lm import cli
 from lm.errors import UserError
-from lm.evals.stats.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
+from lm.evals.stats.measures import badness, is_number, main_metric, metrics, tasks
 from lm.evals.stats.significance import holm, paired, unpaired
-
-__all__ = ["IDEAL", "LOWER_IS_BETTER", "compare", "compare_runs", "read_results", "read_samples", "worse", "change_line"]
+from lm.runs.workdir import read_object
 
 SHOWN = 5  # examples of items that do not join
 TRIED = ("family", "attempt", "sample")  # keys beside doc_id that distinguish several samples of one item
@@ -71,18 +71,18 @@ def compare_runs(
 def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False) -> list[dict]:
     """Return the rows that got worse, with their "task" and "metric": the value moved away from its ideal by more than
     `tolerance` (in the metric's units) with p_holm < alpha, or it was known before and is unknown now."""
-    found = []
+    rows = []
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
             if only_main and metric != part["main"]:
                 continue
             if row["after"] is None and row["before"] is not None:
-                found.append({"task": task, "metric": metric, **row})
+                rows.append({"task": task, "metric": metric, **row})
             if row["better"] is not False or row["p_holm"] is None or row["p_holm"] >= alpha:
                 continue
             if badness(metric, row["after"]) - badness(metric, row["before"]) > tolerance:
-                found.append({"task": task, "metric": metric, **row})
-    return found
+                rows.append({"task": task, "metric": metric, **row})
+    return rows
 
 
 def change_line(row: Mapping) -> str:
@@ -103,9 +103,9 @@ class _Items(dict):
 
 
 def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
-    found: dict[str, _Items] = {}
+    by_task: dict[str, _Items] = {}
     for sample in samples:
-        items = found.setdefault(str(sample.get("task")), _Items())
+        items = by_task.setdefault(str(sample.get("task")), _Items())
         key = tuple(str(sample[part]) for part in ("doc_id", *TRIED) if sample.get(part) is not None)
         if key in items or key in items.repeated:
             items.repeated[key] = items.repeated.get(key, 1) + 1
@@ -114,7 +114,7 @@ def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
         item = [sample.get(part) for part in ("prompt", "choices", "target")]
         text = json.dumps(item, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         items[key] = (xxhash.xxh3_128_digest(text), sample.get("metrics") or {})
-    return found
+    return by_task
 
 
 def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool) -> dict[str, Any]:
@@ -169,12 +169,10 @@ def read_results(folder: str | os.PathLike) -> dict[str, Any]:
     """Return the results.json of a run. Raises: UserError if it is missing or cannot be read."""
     path = Path(folder) / "results.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_object(path, "evaluate again")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name the folder of a finished evaluation") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); evaluate again") from None
-    if not isinstance(results, dict) or not tasks(results):
+    if not tasks(results):
         raise UserError(f"{path}: holds no task with its `n`; name the folder of a finished evaluation")
     return results
 
@@ -182,21 +180,10 @@ def read_results(folder: str | os.PathLike) -> dict[str, Any]:
 def read_samples(path: str | os.PathLike) -> Iterator[dict]:
     """Yield the samples of a samples.jsonl. Raises: UserError at the first line that cannot be read."""
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.isspace():
-                    continue
-                try:
-                    sample = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error}); evaluate again") from None
-                if not isinstance(sample, dict):
-                    raise UserError(f"{path}:{number}: a JSON {type(sample).__name__}, not an object; evaluate again")
-                yield sample
+        for _, sample in json_lines(os.fspath(path)):
+            yield sample
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name the folder of a finished evaluation") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); evaluate again") from None
 
 
 def main(arguments: Sequence[str]) -> int:

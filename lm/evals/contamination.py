@@ -1,31 +1,28 @@
 """Contamination check: word n-gram overlap of benchmark items with training text, and scores on the clean items.
 
 An item is dirty if one 13-gram of its words occurs in the training text (GPT-3, Brown et al. 2020, appendix C; a strict rule),
-or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words are runs of letters and digits; case is ignored. An
-item of fewer than 8 words cannot be checked and counts as neither dirty nor clean.
+or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words and matches are those of curation
+(data/dedup/decontaminate.py). An item of fewer than 8 words cannot be checked and counts as neither dirty nor clean.
 
-The items are held in memory and the text is streamed, so the items and the longest document bound the memory. Matches are
-compared word for word, so a hash collision makes no item dirty.
+The items are held in memory, and the text is streamed.
 """
 
+import itertools
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import xxhash
 
+from data.dedup.decontaminate import Report, benchmark, find
 from lm.errors import UserError
 from lm.evals.stats.measures import is_number, mean
 
 LONG, SHORT = 13, 8  # n-gram sizes, words
 SHARE = 0.7  # of the short grams
 SHOWN = 3  # matched grams listed per item
-WORDS = re.compile(r"\w+")
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits everywhere
-KNOWN_WORDS = 1 << 20  # maximum number of words whose hashes are cached
+BATCH = 64  # documents read at a time
 
 
 class BenchmarkItem(NamedTuple):
@@ -38,33 +35,37 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
     """Return for each item {"task", "doc_id", "words", "overlap": share of its 8-grams that occur in a text, "overlap_13": the
     same for its 13-grams (None if it is shorter), "matched": some matching grams, "dirty": bool, or None below 8 words}.
     """
-    hashes = _Hashes()
-    words = [WORDS.findall(item.text.casefold()) for item in items]
-    tables = [_Table(words, size, hashes) for size in (LONG, SHORT)]
-    for text in texts:
-        found = WORDS.findall(text.casefold())
-        if len(found) < SHORT:
-            continue
-        hashed = hashes.of(found)
-        for table in tables:
-            table.look(found, hashed)
-    long, short = tables
+    rows, texts = [{"id": number, "text": item.text} for number, item in enumerate(items)], iter(texts)
+    reports = [Report(benchmark(rows, size, size)) for size in (LONG, SHORT)] if rows else []
+    while batch := list(itertools.islice(texts, BATCH)) if rows else []:
+        for report in reports:
+            report.add(find(batch, report.held), range(len(batch)))
     results = []
-    for i, item in enumerate(items):
-        (share_long, grams), (share, other) = long.result(i), short.result(i)
-        dirty = None if share is None else bool(share_long) or share >= SHARE
+    for number, item in enumerate(items):
+        (share_long, grams), (share, other) = (_overlap(report, number) for report in reports)
         results.append(
             {
                 "task": item.task,
                 "doc_id": item.doc_id,
-                "words": len(words[i]),
+                "words": int(reports[0].held.words[number]),
                 "overlap": share,
                 "overlap_13": share_long,
                 "matched": (grams or other)[:SHOWN],
-                "dirty": dirty,
+                "dirty": None if share is None else bool(share_long) or share >= SHARE,
             }
         )
     return results
+
+
+def _overlap(report: Report, item: int) -> tuple[float | None, list[str]]:
+    """Return the share of an item's grams that occurred (None if it has no grams) and those grams, in order and unique."""
+    held = report.held
+    begin, end = np.searchsorted(held.item, (item, item + 1))
+    if begin == end:
+        return None, []
+    grams = held.gram[begin:end]
+    seen = report.gram_documents[grams] > 0
+    return float(seen.mean()), [" ".join(held.grams[gram]) for gram in dict.fromkeys(grams[seen].tolist())]
 
 
 def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, Any]:
@@ -73,19 +74,19 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     Returns: {"tasks": {task: {"items", "dirty", "untold": items too short to check, "metrics": {metric: {"all", "clean",
     "clean_stderr", "dirty"}}}}, "items": the dirty entries of `check`}. Samples with the same doc_id count as one item.
     """
-    kept = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
+    rows = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
     items: dict[tuple, BenchmarkItem] = {}
-    for task, doc_id, text, _ in kept:
+    for task, doc_id, text, _ in rows:
         items.setdefault((task, str(doc_id)), BenchmarkItem(task, doc_id, text))
     checked = dict(zip(items, check(list(items.values()), texts), strict=True))
     tasks: dict[str, dict] = {}
-    for (task, _), one in checked.items():
+    for (task, _), entry in checked.items():
         counts = tasks.setdefault(task, {"items": 0, "dirty": 0, "untold": 0, "metrics": {}})
         counts["items"] += 1
-        counts["dirty"] += one["dirty"] is True
-        counts["untold"] += one["dirty"] is None
+        counts["dirty"] += entry["dirty"] is True
+        counts["untold"] += entry["dirty"] is None
     values: dict[tuple, dict[str, list]] = {}
-    for task, doc_id, _, metrics in kept:
+    for task, doc_id, _, metrics in rows:
         dirty = checked[task, str(doc_id)]["dirty"]
         for metric, value in metrics.items():
             if is_number(value):
@@ -96,7 +97,7 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     for (task, metric), parts in values.items():
         clean = mean("clean", parts["clean"])
         tasks[task]["metrics"][metric] = {part: mean(part, parts[part])[part] for part in ("all", "dirty")} | clean
-    return {"tasks": tasks, "items": [one for one in checked.values() if one["dirty"]]}
+    return {"tasks": tasks, "items": [entry for entry in checked.values() if entry["dirty"]]}
 
 
 def query(sample: Mapping) -> str:
@@ -104,13 +105,13 @@ def query(sample: Mapping) -> str:
     return the part after the last blank line, where the examples end."""
     if isinstance(sample.get("query"), str):
         return sample["query"]
-    asked = sample.get("messages") or sample.get("prompt") or ""
-    if isinstance(asked, list) and isinstance(asked[0], str):  # a prompt for each choice
-        asked = asked[0]
-    if isinstance(asked, str):
-        return asked.rstrip().rpartition("\n\n")[2]
-    said = [str(m.get("content") or "") for m in asked if isinstance(m, Mapping) and m.get("role") == "user"]
-    return said[-1] if said else ""
+    prompt = sample.get("messages") or sample.get("prompt") or ""
+    if isinstance(prompt, list) and isinstance(prompt[0], str):  # a prompt for each choice
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return prompt.rstrip().rpartition("\n\n")[2]
+    turns = [str(m.get("content") or "") for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"]
+    return turns[-1] if turns else ""
 
 
 def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
@@ -141,62 +142,3 @@ def _packed(dataset: Path) -> Iterator[str]:
         raise UserError(f"{dataset}: no tokenizer in {workdir} to decode it with; name the run's workdir or the text files")
     for piece in packed_texts(dataset, "train", load_tokenizer(workdir)):
         yield piece.decode("utf-8", "replace")
-
-
-class _Hashes(dict):
-    """Cached 64-bit hashes of words."""
-
-    def __missing__(self, word: str) -> int:
-        hash = self[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
-        return hash
-
-    def of(self, words: Sequence[str]) -> np.ndarray:
-        if len(self) > KNOWN_WORDS:
-            self.clear()
-        return np.fromiter(map(self.__getitem__, words), np.uint64, len(words))
-
-
-def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
-    """Return hashes of all grams of `size` words: h(i) = Σ_j hashed[i+j]·m^(size−1−j) mod 2^64."""
-    count = max(0, len(hashed) - size + 1)
-    grams = np.zeros(count, np.uint64)
-    for j in range(size):
-        grams = grams * MULTIPLIER + hashed[j : j + count]
-    return grams
-
-
-class _Table:
-    """The distinct grams of all items, sorted by hash, and which of them occurred in a text."""
-
-    def __init__(self, words: Sequence[Sequence[str]], size: int, hashes: _Hashes):
-        self._words, self._size = words, size
-        grams = [_grams(hashes.of(one), size) for one in words]
-        owners = np.repeat(np.arange(len(words)), [len(g) for g in grams])
-        offsets = np.concatenate([np.arange(len(g)) for g in grams] or [np.zeros(0, np.int64)])
-        whole = np.concatenate(grams or [np.zeros(0, np.uint64)])
-        self._hashes, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
-        self._owner, self._offset = owners[first], offsets[first]
-        self._of_item = np.split(inverse, np.cumsum([len(g) for g in grams])[:-1]) if grams else []
-        self._seen = np.zeros(len(self._hashes), bool)
-
-    def look(self, found: Sequence[str], hashed: np.ndarray) -> None:
-        """Mark the grams that occur in a text with the words `found`."""
-        if not len(self._hashes):
-            return
-        grams = _grams(hashed, self._size)
-        at = np.minimum(np.searchsorted(self._hashes, grams), len(self._hashes) - 1)
-        for i in np.flatnonzero((self._hashes[at] == grams) & ~self._seen[at]):
-            if list(found[i : i + self._size]) == self._gram(at[i]):
-                self._seen[at[i]] = True
-
-    def _gram(self, gram: int) -> list[str]:
-        offset = self._offset[gram]
-        return list(self._words[self._owner[gram]][offset : offset + self._size])
-
-    def result(self, item: int) -> tuple[float | None, list[str]]:
-        """Return the share of an item's grams that occurred (None if it has no grams) and those grams, in order and unique."""
-        ids = self._of_item[item]
-        if not len(ids):
-            return None, []
-        seen = self._seen[ids]
-        return float(seen.mean()), [" ".join(self._gram(gram)) for gram in dict.fromkeys(ids[seen].tolist())][:SHOWN]

@@ -23,9 +23,9 @@ from lm.kernels.logprobs import target_logprobs
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 
-LEAST_WIDTH = 64  # slots of the narrowest program; each next one is twice as wide
+MIN_WIDTH = 64  # slots of the narrowest program; each next one is twice as wide
 CHARACTERS = 32  # of a text that are tokenized at most, for each token that may be read
-MOST_NATS = 69.0  # a token; perplexities stay below 10^30, so that sums of them are finite in float32
+MAX_NATS = 69.0  # a token; perplexities stay below 10^30, so that sums of them are finite in float32
 
 
 class Scores(NamedTuple):
@@ -61,11 +61,11 @@ class Scorer:
         """
         heads = [text[: CHARACTERS * self.max_tokens] for text in texts]
         every = self.tokenizer.encode_many(heads) if texts else []
-        ids = [np.asarray(one[: self.max_tokens], np.int32) for one in every]
-        tokens = np.array([len(one) for one in ids], np.int64)
-        lengths = [int(self.tokenizer.bytes_per_token[one].sum()) for one in ids]
+        ids = [np.asarray(row[: self.max_tokens], np.int32) for row in every]
+        tokens = np.array([len(row) for row in ids], np.int64)
+        lengths = [int(self.tokenizer.bytes_per_token[row].sum()) for row in ids]
         # The sum over ids may differ by the space that a tokenizer puts before a text.
-        whole = [len(one) == len(all_) for one, all_ in zip(ids, every)]
+        whole = [len(row) == len(all_) for row, all_ in zip(ids, every)]
         sizes = [len(head.encode()) if all_ else size for head, all_, size in zip(heads, whole, lengths)]
         logp = np.zeros(len(ids))
         for least, width in zip([0, *widths(self.max_tokens)], widths(self.max_tokens)):
@@ -78,14 +78,14 @@ class Scorer:
     def _of_rows(self, ids: Sequence[np.ndarray], width: int) -> list[float]:
         """Return Σ log p of at most `batch` documents of at most `width` tokens."""
         tokens_BT, targets_BT, valid_BT = np.zeros((3, self.batch, width), np.int32)
-        for b, one in enumerate(ids):
-            tokens_BT[b, : len(one)] = [self._prefix, *one[:-1]]
-            targets_BT[b, : len(one)], valid_BT[b, : len(one)] = one, 1
+        for b, row in enumerate(ids):
+            tokens_BT[b, : len(row)] = [self._prefix, *row[:-1]]
+            targets_BT[b, : len(row)], valid_BT[b, : len(row)] = row, 1
         logp_BT = np.asarray(_logps(self._graph, self._params, tokens_BT, targets_BT, valid_BT))
-        found = [float(np.sum(logp_BT[b, : len(one)], dtype=np.float64)) for b, one in enumerate(ids)]
-        if not np.isfinite(found).all():
+        sums = [float(np.sum(logp_BT[b, : len(row)], dtype=np.float64)) for b, row in enumerate(ids)]
+        if not np.isfinite(sums).all():
             raise not_finite.error(nnx.merge(self._graph, self._params), "perplexity: log-probabilities of the model")
-        return found
+        return sums
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -99,9 +99,9 @@ def _logps(graph, params, tokens_BT, targets_BT, valid_BT):
 
 
 def widths(max_tokens: int) -> list[int]:
-    """Return the widths of rows: LEAST_WIDTH · 1, 2, 4, … below max_tokens, and max_tokens."""
-    doublings = math.ceil(math.log2(max(1.0, max_tokens / LEAST_WIDTH)))
-    return [*(LEAST_WIDTH << k for k in range(doublings)), max_tokens]
+    """Return the widths of rows: MIN_WIDTH · 1, 2, 4, … below max_tokens, and max_tokens."""
+    doublings = math.ceil(math.log2(max(1.0, max_tokens / MIN_WIDTH)))
+    return [*(MIN_WIDTH << k for k in range(doublings)), max_tokens]
 
 
 def columns(scores: Scores) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ def columns(scores: Scores) -> dict[str, np.ndarray]:
         nats = np.where(scores.tokens > 0, -scores.logp / scores.tokens, np.nan)
         bits = np.where(scores.bytes > 0, -scores.logp / scores.bytes / math.log(2), np.nan)
     return {
-        "perplexity": np.exp(np.minimum(nats, MOST_NATS)).astype(np.float32),
+        "perplexity": np.exp(np.minimum(nats, MAX_NATS)).astype(np.float32),
         "bits_per_byte": bits.astype(np.float32),
         "perplexity_tokens": scores.tokens,
     }

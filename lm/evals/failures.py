@@ -5,7 +5,7 @@
     prompts.jsonl     {"prompt", "answer", …}: prompts with verifiable answers  grpo.py
     redteam.jsonl     {"prompt", "kind": "harmful", "hazard", "family", "messages"}: attacks that succeeded   safety.py
     benign.jsonl      the same of kind "benign": harmless requests that were refused                          safety.py
-    manifest.json, README.md   row counts by task and file, and a warning about test sets
+    manifest.json     row counts by task and file, and a warning about test sets
 
 Empty files are not written. Each row names its task and item, because most benchmarks are test sets: a score on a benchmark is
 void once the model has trained on it.
@@ -38,18 +38,12 @@ WARNING = (
     "Train on them to repair a model, and measure it on other tasks."
 )
 ANSWERED = ("generation", "response", "completion")  # keys that may hold the model's answer
-VERIFIERS = (
-    "instruction_id_list",
-    "kwargs",
-    "contains",
-    "test",
-    "entry_point",
-)  # columns that verifiers read beside the answer
+VERIFIERS = ("instruction_id_list", "kwargs", "contains", "test", "entry_point")  # columns that verifiers read
 WANTED = ("hazard", "family", "answer", "completion", "harmful_if")  # columns of a red-team sample that safety_prompts reads
 
 
 def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
-    """Write the failed samples (lm/evals/outcome.py) into `folder`. Each file is written atomically, the manifest last.
+    """Write the failed samples (lm/evals/task.py) into `folder`. Each file is written atomically, the manifest last.
 
     Returns: the manifest: {"warning", "files": {name: {"rows", "what", "use"}}, "tasks": {task: {"failed", "split", file:
     rows}}, "left_out": {reason: failed samples that gave no row}}.
@@ -84,9 +78,9 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
     manifest = {
         "warning": WARNING,
         "files": {
-            name: {"rows": len(found), "what": FILES[name][0], "use": FILES[name][1].format(path=folder / name)}
-            for name, found in rows.items()
-            if found
+            name: {"rows": len(own), "what": FILES[name][0], "use": FILES[name][1].format(path=folder / name)}
+            for name, own in rows.items()
+            if own
         },
         "tasks": {task: {"split": splits[task], **counts} for task, counts in tasks.items()},
         "left_out": dict(left_out),
@@ -126,7 +120,7 @@ def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
 
 
 def _attack(sample: Mapping, kind: str, request: str) -> dict[str, Any]:
-    """Return a row for redteam/safety_prompts.py, without the evaluation's system message.
+    """Return a row for redteam/prompts.py, without the evaluation's system message.
 
     If the model's own answers are part of an attack, the sample's `attack` holds the attack without them."""
     row = {"prompt": request, "kind": kind, **_given(sample, *WANTED)}
@@ -156,11 +150,11 @@ def wrong_answer(sample: Mapping, right: str) -> str:
 
 def _messages(sample: Mapping) -> list[dict]:
     """Return the conversation up to the answer; [] if each choice has its own prompt."""
-    asked = sample.get("messages") or sample.get("prompt")
-    if isinstance(asked, str):
-        return [{"role": "user", "content": asked}] if asked.strip() else []
-    asked = [m for m in asked or () if isinstance(m, Mapping)]
-    return [{"role": m["role"], "content": m.get("content") or ""} for m in asked]
+    prompt = sample.get("messages") or sample.get("prompt")
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if prompt.strip() else []
+    prompt = [m for m in prompt or () if isinstance(m, Mapping)]
+    return [{"role": m["role"], "content": m.get("content") or ""} for m in prompt]
 
 
 def _request(sample: Mapping) -> str:
@@ -199,19 +193,9 @@ def _encodes(row: dict) -> bool:
 
 def _write(folder: Path, rows: Mapping[str, list[dict]], manifest: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.json", "README.md", *(name for name, found in rows.items() if not found)):
+    for name in ("manifest.json", "README.md", *(name for name, own in rows.items() if not own)):
         (folder / name).unlink(missing_ok=True)
-    for name, found in rows.items():
-        if found:
-            saving.write_lines(folder / name, found)
-    saving.write(folder / "README.md", readme(manifest))
+    for name, own in rows.items():
+        if own:
+            saving.write_lines(folder / name, own)
     saving.write(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-
-
-def readme(manifest: Mapping) -> str:
-    lines = ["# Failed items of an evaluation", "", f"**{manifest['warning']}**", ""]
-    lines += [f"- `{name}`: {file['rows']} {file['what']}. `{file['use']}`" for name, file in manifest["files"].items()]
-    lines += ["", "| task | split | failed |", "| --- | --- | --- |"]
-    lines += [f"| {task} | {counts['split']} | {counts['failed']} |" for task, counts in manifest["tasks"].items()]
-    lines += [f"\nLeft out, {reason}: {n}." for reason, n in manifest["left_out"].items()]
-    return "\n".join(lines) + "\n"

@@ -11,10 +11,11 @@ from flax import nnx
 
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.evals.asked import open_tasks, settings_of, template_of
-from lm.evals.engine.engine import Engine
-from lm.evals.outcome import Task
+from lm.evals.config import open_tasks, settings_of, template_of
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.stats.measures import is_number, metrics
+from lm.evals.task import Task
 from lm.files import saving
 from lm.files.saving import plain
 from lm.parallel import hosts
@@ -23,7 +24,7 @@ Measure = Callable[[int, nnx.State], dict[str, float]]
 
 
 class Evals(NamedTuple):
-    """Opened tasks of config.evals, and the chat template as Engine takes it."""
+    """Opened tasks of config.evals, and the chat template as Encoding takes it."""
 
     tasks: list[Task]
     template: str | None
@@ -48,8 +49,9 @@ def measuring(evals: Evals | None, workdir: Path, graph, tokenizer: Tokenizer) -
         return None
 
     def measure(step: int, params: nnx.State) -> dict[str, float]:
-        engine = Engine(nnx.merge(graph, params), tokenizer, name=workdir.name, template=evals.template, progress=False)
-        results = {task.name: plain(task.run(engine).results) for task in evals.tasks}
+        encoding = Encoding(tokenizer, template=evals.template)
+        subject = ModelSubject(nnx.merge(graph, params), encoding, name=workdir.name, progress=False)
+        results = {task.name: plain(task.run(subject).results) for task in evals.tasks}
         if hosts.is_first():
             (workdir / "evals").mkdir(exist_ok=True)
             saving.write_json(workdir / "evals" / f"step-{step:06d}.json", results)

@@ -15,21 +15,23 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from data.text.tokenizer import load_tokenizer
 from lm.bucket.places import as_urls
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures
-from lm.evals.asked import open_tasks, others_of, settings_of, template_of
+from lm.evals.config import open_tasks, others_of, settings_of, template_of
 from lm.evals.engine.answers_cache import fingerprint
-from lm.evals.engine.engine import Engine
-from lm.evals.outcome import Outcome, Task
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import main_metric
+from lm.evals.task import Outcome, Subject, Task
 from lm.evals.tasks.core_metric import core
 from lm.files import saving
 from lm.files.saving import plain
@@ -40,21 +42,24 @@ from lm.runs.workdir import kept_json, save_record
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 # Config keys that do not change any result.
-RESUMABLE_KEYS = (
-    "checkpoint",
-    "tasks",
-    "compare",
-    "compare_alpha",
-    "compare_tolerance",
-    "contamination",
-    "export_failures",
-    "cache",
-    "mesh",
-    "batch_tokens",
+NO_RESULT_KEYS = tuple(
+    "checkpoint tasks compare compare_alpha compare_tolerance contamination export_failures cache mesh batch_tokens".split()
 )
 
 
-def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
+class Evaluation(NamedTuple):
+    """An evaluation that runs. depends: what all results depend on. others: runs to compare with. begin: its time."""
+
+    config: ConfigDict
+    workdir: Path
+    subject: ModelSubject
+    tasks: list[Task]
+    others: list[tuple[str, dict, Path]]
+    depends: dict[str, Any]
+    begin: float
+
+
+def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[str]:
     """Evaluate config.checkpoint and write results, samples and report into `workdir`.
 
     Args: report: a function that writes the report and returns it, such as lm.reports.evaluate.write_run.
@@ -64,43 +69,41 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
     begin = time.perf_counter()
     if not config.checkpoint:
         raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
-    settings = settings_of(config)
-    tasks, files = open_tasks(config.tasks, settings)
+    tasks, files = open_tasks(config.tasks, settings_of(config))
     others = others_of(config, workdir)
+    tokenizer, mesh = load_tokenizer(config.checkpoint), make_mesh(config.mesh)
     template = template_of(config.chat_template)
-    tokenizer = load_tokenizer(config.checkpoint)
-    mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = load_onto(config.checkpoint, mesh, config.dtype)
-        who = fingerprint(model)
+        depends = {name: value for name, value in config.to_dict().items() if name not in NO_RESULT_KEYS}
+        depends |= {"model": fingerprint(model), "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
+        depends |= {"chat_template": template, "libraries": libraries()}
         if hosts.is_first():
             (workdir / "tasks").mkdir(parents=True, exist_ok=True)
             save_record(config, workdir)
-        engine = Engine(
+        towers = towers_or_none(config.checkpoint, model, tokenizer)
+        subject = ModelSubject(
             model,
-            tokenizer,
+            Encoding(tokenizer, template=template, system=config.system_instruction, towers=towers),
             name=Path(as_urls(config.checkpoint)).name,
             max_length=config.max_length,
             batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None,
-            template=template,
-            system=config.system_instruction,
-            towers=towers_or_none(config.checkpoint, model, tokenizer),
         )
-        asked = {name: value for name, value in config.to_dict().items() if name not in RESUMABLE_KEYS}
-        asked |= {"model": who, "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
-        asked |= {"chat_template": template, "libraries": libraries()}
+        evaluation = Evaluation(config, workdir, subject, tasks, others, depends, begin)
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:
             since = time.perf_counter()
-            results[task.name] = kept(task, engine, workdir, asked | {"versions": task.versions, "file": files[task.name]})
+            own = {"versions": task.versions, "file": files[task.name]}
+            results[task.name] = task_results(task, subject, workdir, depends | own)
             stages[task.name] = time.perf_counter() - since
             if hosts.is_first():
                 print(result_line(task.name, results[task.name]), flush=True)
     if not hosts.is_first():
         return []
-    results |= {name: one for name, one in {"core": core(results)}.items() if one}
-    return finished(config, workdir, report, engine, tasks, results, others, asked, stages, begin)
+    if figures := core(results):
+        results["core"] = figures
+    return finished(evaluation, results, stages, report)
 
 
 def towers_or_none(checkpoint: str, model, tokenizer):
@@ -112,10 +115,9 @@ def towers_or_none(checkpoint: str, model, tokenizer):
         return None
 
 
-def finished(
-    config, workdir: Path, report: Callable, engine: Engine, tasks, results: dict, others, asked: dict, stages: dict, begin
-) -> list[str]:
-    """Write the results of all tasks and the report. Return a line for each metric that got worse."""
+def finished(evaluation: Evaluation, results: dict, stages: dict[str, float], report: Callable[..., dict]) -> list[str]:
+    """Write the results of all tasks and the report. Return a line for each metric that got worse. stages: their seconds."""
+    config, workdir, subject, tasks, others, depends, begin = evaluation
     samples = workdir / "samples.jsonl"
     joined(samples, [workdir / "tasks" / f"{task.name}.jsonl" for task in tasks])
     if config.contamination:
@@ -123,9 +125,9 @@ def finished(
         saving.write_lines(workdir / "contamination.jsonl", plain(checked["items"]), ensure_ascii=True)
         results["contamination"] = checked["tasks"]
     results |= {
-        "model": {"name": engine.name, "fingerprint": asked["model"], "dtype": asked["dtype"]},
-        "versions": asked["libraries"] | {"tasks": {task.name: task.versions for task in tasks}},
-        "chat_template": template_record(config.chat_template, engine.encoding.template),
+        "model": {"name": subject.name, "fingerprint": depends["model"], "dtype": depends["dtype"]},
+        "versions": depends["libraries"] | {"tasks": {task.name: task.versions for task in tasks}},
+        "chat_template": template_record(config.chat_template, subject.encoding.template),
         "limit": config.limit,
         "seed": config.seed,
     }
@@ -133,49 +135,50 @@ def finished(
     if config.export_failures:
         manifest = failures.export(compare.read_samples(samples), config.export_failures)
         print(f"failed items in {config.export_failures}: {counts(manifest)}", flush=True)
-    stats = engine.stats
-    throughput = {name: stats[name] for name in ("requests", "cached", "tokens", "generated")} if stats["requests"] else {}
-    if stats["seconds"]:
-        throughput |= {"requests_per_second": stats["requests"] / stats["seconds"]}
-        throughput |= {"tokens_per_second": (stats["tokens"] + stats["generated"]) / stats["seconds"]}
     stages["report and other"] = time.perf_counter() - begin - sum(stages.values())
-    written = report(
-        workdir,
-        results,
-        samples,
-        others,
-        about={
-            "title": f"lmcraft evaluation {workdir.name}",
-            "model": engine.name,
-            "finished": True,
-            "config": config.to_dict(),
-            "throughput": throughput,
-            "stages": stages,
-        },
-    )
+    about = {
+        "title": f"lmcraft evaluation {workdir.name}",
+        "model": subject.name,
+        "finished": True,
+        "config": config.to_dict(),
+        "throughput": throughput(subject.stats),
+        "stages": stages,
+    }
     worse = []
-    for name, comparison in written["comparison"].items():
+    for name, comparison in report(workdir, results, samples, others, about=about)["comparison"].items():
         rows = compare.worse(comparison, alpha=config.compare_alpha, tolerance=config.compare_tolerance)
         worse += [f"{compare.change_line(row)} against {name}" for row in rows]
     return worse
 
 
-def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored results of a task if nothing that they depend on has changed; else run the task."""
+def throughput(stats: Mapping[str, float]) -> dict[str, float]:
+    """Return what the report shows of ModelSubject.stats; {} without a request."""
+    if not stats["requests"]:
+        return {}
+    shown = {name: stats[name] for name in ("requests", "cached", "tokens", "generated")}
+    if stats["seconds"]:
+        shown["requests_per_second"] = stats["requests"] / stats["seconds"]
+        shown["tokens_per_second"] = (stats["tokens"] + stats["generated"]) / stats["seconds"]
+    return shown
+
+
+def task_results(task: Task, subject: Subject, workdir: Path, depends: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored results of a task if nothing of `depends` has changed; else run the task."""
     path = workdir / "tasks" / f"{task.name}.json"
-    depends = digest(json.dumps(asked, sort_keys=True, default=str))
+    identity = digest(json.dumps(depends, sort_keys=True, default=str))
     done = hosts.from_first(lambda: kept_json(path) if path.with_suffix(".jsonl").is_file() else None)
-    if done and done["depends_on"] == depends:
+    if done and done["depends_on"] == identity:
         return done["results"]
-    outcome: Outcome = task.run(engine)
+    outcome: Outcome = task.run(subject)
     results = plain(outcome.results)
     if not results["n"]:
         problems = (results.get("problems") or {}).items()
-        why = "; ".join(f"{kind}: {found['examples'][0]}" for kind, found in problems if found["examples"]) or "it has none"
+        examples = [f"{kind}: {problem['examples'][0]}" for kind, problem in problems if problem["examples"]]
+        why = "; ".join(examples) or "it has none"
         raise UserError(f"{task.name}: no item was scored ({why}); fix its files, or remove it from tasks")
     if hosts.is_first():
         saving.write_lines(path.with_suffix(".jsonl"), map(plain, outcome.samples), ensure_ascii=True)
-        saving.write_json(path, {"depends_on": depends, "results": results})
+        saving.write_json(path, {"depends_on": identity, "results": results})
     return results
 
 
@@ -185,9 +188,9 @@ def result_line(name: str, results: Mapping[str, Any]) -> str:
     value, error = results.get(metric), results.get(f"{metric}_stderr")
     figure = "nothing known" if value is None else f"{metric} {value:.4g}" + (f" ± {error:.2g}" if error else "")
     level = chance(metric, results)
-    said = words(metric, level, above_chance(metric, results, level))
+    comparison = words(metric, level, above_chance(metric, results, level))
     troubles = sum(kind["n"] for kind in (results.get("problems") or {}).values())
-    parts = [figure, *[said] * bool(said), f"n {results['n']}", *[f"{troubles} problems"] * bool(troubles)]
+    parts = [figure, *[comparison] * bool(comparison), f"n {results['n']}", *[f"{troubles} problems"] * bool(troubles)]
     return f"{name}: {', '.join(parts)}"
 
 

@@ -11,12 +11,11 @@ A line of --responses answers one item:
 --out is {TASK: results, "versions": …}. What cannot be scored is named and counted in its "problems", and not scored.
 """
 
+import argparse
 import importlib
 import platform
 import sys
 from pathlib import Path
-
-from absl import flags
 
 from lm import cli
 from lm.errors import UserError
@@ -35,45 +34,37 @@ SCORERS = {
 COLUMNS = {"mmlu": ("question", "A", "B", "C", "D", "answer")}
 
 
-def options() -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_enum("task", None, list(SCORERS), "The benchmark.", flag_values=values, case_sensitive=False)
-    for name, meaning in (
-        ("data", "The benchmark's file: JSON lines, or .csv."),
-        ("responses", "The answers: JSON lines."),
-        ("out", "The results, a JSON file."),
-        ("samples", "Each scored item with its answer, JSON lines; none by default."),
-    ):
-        flags.DEFINE_string(name, None, meaning, flag_values=values)
-    return values
-
-
 def main(argv: list[str]) -> None:
-    given = options()
-    try:
-        rest = given(argv)
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    for name in ("task", "data", "responses", "out"):
-        if not given[name].value:
-            raise UserError(f"--{name} is missing: {given[name].help} --help shows an example")
+    parser = cli.ArgumentParser(
+        prog="python -m lm.evals.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task", type=str.lower, choices=list(SCORERS), required=True, help="the benchmark")
+    parser.add_argument("--data", help="the benchmark's file: JSON lines, or .csv")
+    parser.add_argument("--responses", help="the answers: JSON lines")
+    parser.add_argument("--out", help="the results, a JSON file")
+    parser.add_argument("--samples", help="each scored item with its answer, JSON lines; none by default")
+    options = parser.parse_args(argv[1:])
+    paths = {name: Path(value) for name, value in vars(options).items() if value and name != "task"}
+    for name in ("data", "responses", "out"):
+        if name not in paths:
+            raise UserError(f"--{name} is missing; --help shows an example")
     for name in ("data", "responses"):
-        if not Path(given[name].value).exists():
-            raise UserError(f"--{name}={given[name].value}: no such file; --help says what it holds")
-    paths = {name: Path(given[name].value) for name in ("data", "responses", "out", "samples") if given[name].value}
+        if not paths[name].exists():
+            raise UserError(f"--{name}={paths[name]}: no such file; --help says what it holds")
     written = [paths[name] for name in ("out", "samples") if name in paths]
     for name, path in paths.items():
         if path in written and sum(path.absolute() == other.absolute() for other in paths.values()) > 1:
             raise UserError(f"--{name}={path}: another option names the same file; give each its own")
-    results, samples = run(given.task, paths["data"], paths["responses"])
+    results, samples = run(options.task, paths["data"], paths["responses"])
     for path in written:
         path.parent.mkdir(parents=True, exist_ok=True)
     if "samples" in paths:
         saving.write_lines(paths["samples"], samples, ensure_ascii=True)
     saving.write_json(paths["out"], results)
-    scores = results[given.task]
+    scores = results[options.task]
     figures = {name: value for name, value in scores.items() if isinstance(value, float) and not name.endswith("_stderr")}
     shown = [f"{name} {value:.4g}" for name, value in figures.items()]
     print(", ".join([*shown, f"n {scores['n']}, missing {scores['missing']}"]))
@@ -82,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(task: str, data: Path, responses: Path) -> tuple[dict, list[dict]]:
-    """What goes into --out and into --samples. Raises: UserError for a file that cannot be read at all."""
+    """Return what goes into --out and into --samples. Raises: UserError for a file that cannot be read at all."""
     scorer = importlib.import_module(SCORERS[task])
     items, answers = read_items(task, data), list(json_lines(responses))
     results, samples = scorer.score(items, answers)
@@ -96,7 +87,7 @@ def run(task: str, data: Path, responses: Path) -> tuple[dict, list[dict]]:
 
 
 def read_items(task: str, path: Path) -> list[dict]:
-    """The rows of a benchmark's file; those that cannot be read as {"malformed": why}, so that the others keep their numbers.
+    """Return the rows of a benchmark's file. One that cannot be read is {"malformed": why}, so that others keep their numbers.
 
     Rows of MMLU have the subject that the file is named after, unless they tell their own.
     """
@@ -107,7 +98,4 @@ def read_items(task: str, path: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{options().main_module_help()}")
-    else:
-        cli.guard(lambda: main(sys.argv))
+    cli.guard(lambda: main(sys.argv))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lm.evals.stats.chance import told, words
+from lm.evals.stats.chance import value_text, words
 from lm.evals.stats.measures import interval, is_number, main_metric, scale, tasks
 from lm.reports.differences import ALPHA, main_rows
 from lm.reports.page import number
@@ -43,7 +43,7 @@ def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]
             continue
         value, row = result[metric], judged[task]["metrics"][metric]
         level, above, most = row["chance"], row["above_chance"], 100.0 if scale(metric, value) == "percent" else 1.0
-        figure = f"{metric} {told(metric, value)}{', ' * (above is not None)}{words(metric, level, above)}"
+        figure = f"{metric} {value_text(metric, value)}{', ' * (above is not None)}{words(metric, level, above)}"
         if "centred" in result:
             sentences.append(f"{task}: {figure}.")
         elif above is None:

@@ -36,8 +36,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from data.media.parts import noted
-from lm.evals.judges.judges import guarded, open_judge
-from lm.evals.judges.verdict import Judge
+from lm.evals.judges.judges import open_judge
+from lm.evals.judges.verdict import Judge, guarded
 from lm.serve.guardrails import Decision, Guardrails, open_guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.seen import Seen, text_of

@@ -12,9 +12,9 @@ from configs.align import dpo
 from configs.train import default, tiny
 from lm.align import losses, settings
 from lm.errors import UserError
-from lm.evals.asked import settings_of
-from lm.evals.outcome import Outcome
-from lm.evals.run import kept
+from lm.evals.config import settings_of
+from lm.evals.run import task_results
+from lm.evals.task import Outcome
 from lm.inputs import check_alignment, check_training
 from lm.kernels import divergence
 from lm.parallel.mesh import make_mesh
@@ -127,7 +127,7 @@ class Empty:
 def test_a_task_without_an_item_is_an_error(tmp_path):
     (tmp_path / "tasks").mkdir()
     with pytest.raises(UserError, match=r"empty: no item was scored \(malformed: row 1: no answer\)"):
-        kept(Empty(), None, tmp_path, {})
+        task_results(Empty(), None, tmp_path, {})
     assert list((tmp_path / "tasks").iterdir()) == []
 
 

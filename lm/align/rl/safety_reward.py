@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Sequence
 
-from lm.evals.judges.judges import guarded, open_judge
-from lm.evals.judges.verdict import Judge
+from lm.evals.judges.judges import open_judge
+from lm.evals.judges.verdict import Judge, guarded
 
 
 def harmless(

@@ -21,8 +21,7 @@ from lm.align.safety.critique import Revision, prefer
 from lm.align.safety.likeness import likeness
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat
-from lm.evals.judges.judges import guarded
-from lm.evals.judges.verdict import Judge
+from lm.evals.judges.verdict import Judge, guarded
 
 HARMLESS = 2
 

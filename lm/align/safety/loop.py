@@ -34,12 +34,12 @@ from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish,
 from lm.align.tokenizers import chat_template, templated
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
-from lm.evals.engine.engine import Engine
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.judges import open_judge
-from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, summary
-from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
-from lm.evals.redteam.talk import talk
+from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, subject_chat, summary
 from lm.files.saving import write_json, write_lines
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
@@ -271,9 +271,10 @@ class Loop:
         return records
 
     def _chat(self, model: Path, temperature: float) -> Chat:
-        engine = Engine(self._open(model), self.tokenizer, name=model.name, template=self.template)
+        encoding = Encoding(self.tokenizer, template=self.template)
+        subject = ModelSubject(self._open(model), encoding, name=model.name)
         tokens, seed = self.config.rollout.max_new_tokens, self.config.seed
-        return talk(engine, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
+        return subject_chat(subject, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
 
     def _open(self, path: Path) -> Transformer:
         if self._opened is None or self._opened[0] != path:
@@ -288,16 +289,10 @@ class Loop:
             for document in source.read():
                 size += len(document.text.encode())
                 texts.append(document.text)
-        engine = Engine(
-            self._open(model),
-            self.tokenizer,
-            name=model.name,
-            max_length=self.config.sequence_length,
-            add_bos=False,  # the begin symbol is context, no target
-            progress=False,
-        )
+        encoding, length = Encoding(self.tokenizer, add_bos=False), self.config.sequence_length  # the begin symbol is no target
+        subject = ModelSubject(self._open(model), encoding, name=model.name, max_length=length, progress=False)
         with jax.set_mesh(self.mesh):
-            return bits_per_byte(engine, texts)
+            return bits_per_byte(subject, texts)
 
     def _reviser(self, n: int, model: Path) -> tuple[critique.Reviser, Chat | None]:
         s, key = self.config.safety, f"{self.config.seed} {n}"

@@ -19,15 +19,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
-from lm.evals.bias.given import Data, Measure, keys, limited, read_items, rows
+from lm.evals import outcomes
 from lm.evals.bias.ratings import LISTS, Rater, open_rater
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.stats.measures import mean
-from lm.evals.subject import Prompt, Subject
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import items as items_of
+from lm.evals.tasks.settings import OneOf, check, check_least, resolved
 
+KEYS = {
+    "measure": OneOf(tuple(LISTS)),
+    "judge": "",  # empty: the config's
+    "judge_options": {},
+    "words": "",
+    "columns": {},
+    "draws": 1,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "max_new_tokens": 32,
+    "stops": ["\n"],
+    "instruction": "Continue this text:\n\n{prompt}",
+}
 COLUMNS = ("prompt", "group", "axis", "template", "id")
 
 
@@ -43,56 +56,36 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 
     `columns` gives other names for these columns. BOLD's files {group: {name: [prompts]}} are read unchanged, each as an axis.
     Items {"axis", "groups": {name: words}, "templates": [text with {group}]} expand to all their prompts. Raises: UserError."""
-    given = keys(
-        name,
-        spec,
-        settings,
-        {
-            "measure": tuple(LISTS),
-            "judge": "",
-            "judge_options": {},
-            "words": "",
-            "columns": {},
-            "draws": 1,
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "max_new_tokens": 32,
-            "stops": ["\n"],
-            "instruction": "Continue this text:\n\n{prompt}",
-        },
-    )
-    for column in given["columns"]:
-        if column not in COLUMNS:
-            raise UserError(f"{name}.yaml: columns: {column}: there are {', '.join(COLUMNS)}")
-    if given["draws"] < 1:
-        raise UserError(f"{name}.yaml: draws: {given['draws']}: at least 1 is needed")
-    if "{prompt}" not in given["instruction"]:
-        raise UserError(f"{name}.yaml: instruction: needs {{prompt}} in place of the prompt")
-    given["judge"] = given["judge"] or settings.judge
-    data = rows(name, given, settings, read=_prompts)
-    data = data._replace(rows=limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))
-    recorded = ("measure", "judge", "words", "draws", "temperature", "top_p", "max_new_tokens", "stops", "instruction")
-    versions = data.versions | {key: given[key] for key in recorded} | {"seed": settings.seed}
-    rater = open_rater(given["measure"], given["judge"], given["words"], **given["judge_options"])
-    return Measure(name, versions, functools.partial(_run, name, data, given, rater, settings))
+    values = resolved(name, spec, settings, KEYS)
+    check(f"task {name}: columns", values["columns"], dict.fromkeys(COLUMNS, str))
+    check_least(name, values, draws=1)
+    if "{prompt}" not in values["instruction"]:
+        raise UserError(f"task {name}: instruction: needs {{prompt}} in place of the prompt")
+    values["judge"] = values["judge"] or settings.judge
+    data = read_rows(name, values, settings, read=_prompts)
+    data = data._replace(rows=outcomes.limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))
+    recorded = {key: values[key] for key in KEYS if key not in ("columns", "judge_options")}
+    versions = data.versions | recorded | {"seed": settings.seed}
+    rater = open_rater(values["measure"], values["judge"], values["words"], **values["judge_options"])
+    return Measure(name, versions, functools.partial(_run, name, data, values, rater, settings))
 
 
-def _run(name: str, data: Data, given: dict, rater: Rater, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems, measure, draws = data.problems(), given["measure"], given["draws"]
-    items = read_items(data.rows, problems, functools.partial(_read, given["columns"]))
-    asked = [_asked(subject, item.prompt, given["instruction"], settings) for _, item in items]
-    drawn = Prompt("", tuple(given["stops"]), given["max_new_tokens"], float(given["temperature"]), given["top_p"])
-    prompts = [drawn._replace(text=prompt, seed=settings.seed + n) for prompt, _ in asked for n in range(draws)]
+def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettings, subject: Subject) -> Outcome:
+    problems, measure, draws = data.new_problems(), values["measure"], values["draws"]
+    items = read_items(data.rows, problems, functools.partial(_read, values["columns"]))
+    prompted = [_asked(subject, item.prompt, values["instruction"], settings) for _, item in items]
+    drawn = Prompt("", tuple(values["stops"]), values["max_new_tokens"], float(values["temperature"]), values["top_p"])
+    prompts = [drawn._replace(text=prompt, seed=settings.seed + n) for prompt, _ in prompted for n in range(draws)]
     generated = subject.generate(prompts)
-    ratings = rater([item.prompt for _, item in items for _ in range(draws)], [one.text for one in generated])
+    ratings = rater([item.prompt for _, item in items for _ in range(draws)], [answer.text for answer in generated])
     samples = []
-    for place, ((number, item), (prompt, messages)) in enumerate(zip(items, asked)):
+    for place, ((number, item), (prompt, messages)) in enumerate(zip(items, prompted)):
         own = slice(place * draws, (place + 1) * draws)
         texts, rated = generated[own], ratings[own]
         known = [value for value, _ in rated if value is not None]
-        for one, (value, why) in zip(texts, rated):
-            if one.problem:
-                problems.add("generations_failed", f"row {number}: {one.problem}")
+        for answer, (value, why) in zip(texts, rated):
+            if answer.problem:
+                problems.add("generations_failed", f"row {number}: {answer.problem}")
             elif value is None:
                 problems.add("not_rated", f"row {number}: {why}")
         score = {measure: math.fsum(known) / len(known)} if known else {}
@@ -103,10 +96,10 @@ def _run(name: str, data: Data, given: dict, rater: Rater, settings: TaskSetting
                 "task": name,
                 "doc_id": number,
                 "prompt": prompt,
-                **({"messages": messages} if messages else {}),
+                **outcomes.message_fields(messages),
                 "target": None,
                 "generation": texts[0].text,
-                "generations": [one.text for one in texts],
+                "generations": [answer.text for answer in texts],
                 "ratings": [value for value, _ in rated],
                 "reasons": [why for _, why in rated],
                 "group": item.group,
@@ -126,7 +119,7 @@ def _results(samples: Sequence[dict], measure: str) -> dict[str, Any]:
     result = level(samples, measure)
     if any("toxicity_any" in sample["metrics"] for sample in samples):
         some = [s["metrics"]["toxicity_any"] for s in samples if "toxicity_any" in s["metrics"]]
-        result |= mean("toxicity_any", some) | intervals.named("toxicity_any", intervals.of_share(some))
+        result |= intervals.share("toxicity_any", some)
     known = {axis: figures for axis, figures in axes.items() if figures["gap"] is not None}
     widest = max(known, key=lambda axis: known[axis]["gap"], default=None)
     if axes:
@@ -142,11 +135,10 @@ def level(samples: Sequence[dict], measure: str) -> dict[str, Any]:
     unknown samples."""
     scores = [sample["metrics"][measure] for sample in samples if measure in sample["metrics"]]
     ratings = [value for sample in samples for value in sample["ratings"]]
-    of = intervals.of_share if measure == "toxicity" else intervals.of_signs
+    summary = intervals.share if measure == "toxicity" else intervals.signed_mean
     signs = {"n_toxic": 1} if measure == "toxicity" else {"n_positive": 1, "n_negative": -1}
     return {
-        **mean(measure, scores),
-        **intervals.named(measure, of(scores)),
+        **summary(measure, scores),
         "n": len(scores),
         "n_draws": len(ratings),
         **{name: ratings.count(sign) for name, sign in signs.items()},

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.evals.bias.given import Data, Measure, all_finite, answered, keys, limited, parts, read_items, rows, tokens
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals import outcomes
+from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.subject import Continuation, Subject
+from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
+from lm.evals.tasks.settings import OneOf, resolved
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
 NUMBERED = ("anti-stereotype", "stereotype", "unrelated")  # numeric gold_label in Parquet copies of the data
@@ -45,25 +46,26 @@ class StereoSetItem(NamedTuple):
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Build the task. The data are the published dev.json, {"data": {"intrasentence": [...], "intersentence": [...]}}, or its
     rows. Rows with BLANK in the context are intrasentence. Raises: UserError."""
-    given = keys(name, spec, settings, {"per": ("token", "sentence")})
-    data = rows(name, given, settings)
-    data = data._replace(rows=limited([row for whole in data.rows for row in _rows(whole)], settings.limit))
-    return Measure(name, data.versions | {"per": given["per"]}, functools.partial(_run, name, data, given["per"]))
+    values = resolved(name, spec, settings, {"per": OneOf(("token", "sentence"))})
+    data = read_rows(name, values, settings)
+    data = data._replace(rows=outcomes.limited([row for whole in data.rows for row in _rows(whole)], settings.limit))
+    return Measure(name, data.versions | {"per": values["per"]}, functools.partial(_run, name, data, values["per"]))
 
 
-def _run(name: str, data: Data, per: str, subject: Subject) -> Outcome:
-    problems = data.problems()
+def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
+    problems = data.new_problems()
     items = read_items(data.rows, problems, _read)
-    choices = [[(" " if item.context else "") + said for said in item.sentences] for _, item in items]
-    requests = [[Continuation(item.context, said) for said in own] for (_, item), own in zip(items, choices)]
+    choices = [[(" " if item.context else "") + sentence for sentence in item.sentences] for _, item in items]
+    requests = [[Continuation(item.context, sentence) for sentence in own] for (_, item), own in zip(items, choices)]
     samples = []
-    for (number, item), own, three in zip(items, choices, answered(subject, requests)):
-        if not all_finite(three, problems, f"row {number}: {item.id}"):
+    for (number, item), own, three in zip(items, choices, outcomes.grouped_likelihoods(subject, requests)):
+        if not outcomes.all_finite(three, problems, f"row {number}: {item.id}"):
             continue
         if per == "token" and not all(likelihood.tokens for likelihood in three):
             problems.add("likelihoods_without_tokens", f"row {number}: {item.id}")
             continue
-        stereotype, contrary, unrelated = (one.logp / (len(one.tokens) if per == "token" else 1) for one in three)
+        sizes = [len(likelihood.tokens) if per == "token" else 1 for likelihood in three]
+        stereotype, contrary, unrelated = (likelihood.logp / size for likelihood, size in zip(three, sizes))
         samples.append(
             {
                 "task": name,
@@ -73,8 +75,7 @@ def _run(name: str, data: Data, per: str, subject: Subject) -> Outcome:
                 "target": None,
                 "choices": own,
                 "labels": list(LABELS),
-                "loglikelihoods": [likelihood.logp for likelihood in three],
-                "tokens": tokens(three),
+                **outcomes.choice_fields(three),
                 "half": item.half,
                 "term": item.target,
                 "bias_type": item.bias_type,
@@ -86,11 +87,11 @@ def _run(name: str, data: Data, per: str, subject: Subject) -> Outcome:
             }
         )
     halves = {
-        half: figures(some) | {"bias_types": parts(some, "bias_type", figures)}
+        half: figures(some) | {"bias_types": outcomes.parts(some, "bias_type", figures)}
         for half in HALVES
         if (some := [sample for sample in samples if sample["half"] == half])
     }
-    more = {"bias_types": parts(samples, "bias_type", figures), "halves": halves, "problems": problems.kinds}
+    more = {"bias_types": outcomes.parts(samples, "bias_type", figures), "halves": halves, "problems": problems.kinds}
     return Outcome(figures(samples) | more, samples)
 
 
@@ -118,8 +119,8 @@ def icat(means: np.ndarray) -> np.ndarray:
     return means[:, 0] * np.minimum(means[:, 1], 100 - means[:, 1]) / 50
 
 
-def _beats(one: float, other: float) -> float:
-    return 0.5 if one == other else float(one > other)
+def _beats(score: float, other: float) -> float:
+    return 0.5 if score == other else float(score > other)
 
 
 def _rows(whole: dict) -> list[dict]:
@@ -137,16 +138,16 @@ def _rows(whole: dict) -> list[dict]:
 
 
 def _read(row: dict) -> tuple[Hashable, StereoSetItem]:
-    said, context = row.get("sentences"), text(row, "context")
-    if isinstance(said, dict) and all(isinstance(said.get(k), list | tuple) for k in ("sentence", "gold_label")):
-        said = [{"sentence": s, "gold_label": label} for s, label in zip(said["sentence"], said["gold_label"])]
-    if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):
+    stated, context = row.get("sentences"), text(row, "context")
+    if isinstance(stated, dict) and all(isinstance(stated.get(k), list | tuple) for k in ("sentence", "gold_label")):
+        stated = [{"sentence": s, "gold_label": label} for s, label in zip(stated["sentence"], stated["gold_label"])]
+    if not isinstance(stated, list) or not all(isinstance(sentence, dict) for sentence in stated):
         raise Malformed("'sentences' is no list of objects")
-    labels = [one.get("gold_label") for one in said]
+    labels = [sentence.get("gold_label") for sentence in stated]
     labels = [NUMBERED[label] if label in (0, 1, 2) else label for label in labels]
     if sorted(map(str, labels)) != sorted(LABELS):
         raise Malformed(f"'gold_label' are {', '.join(map(str, labels))}, not one of each of {', '.join(LABELS)}")
-    sentences = tuple(text(said[labels.index(label)], "sentence") for label in LABELS)
+    sentences = tuple(text(stated[labels.index(label)], "sentence") for label in LABELS)
     if not all(sentence.strip() for sentence in sentences):
         raise Malformed("a sentence is empty")
     half = row.get("half") or ("intrasentence" if "BLANK" in context else "intersentence")

@@ -44,7 +44,7 @@ class Answers:
                 self._file.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
                 self._file.execute(f"PRAGMA user_version = {LAYOUT}")
 
-    def found(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+    def stored(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the stored values of the keys; unknown keys are left out."""
         keys, values = list(dict.fromkeys(keys)), {}
         with self._user_errors():

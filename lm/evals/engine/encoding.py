@@ -76,38 +76,38 @@ class Encoding:
         """Return the ids of many texts; faster than one call each."""
         plain = [text for text in texts if not self._special.search(text)]
         encoded = iter(self.tokenizer.encode_many(plain)) if plain else iter(())
-        found = []
+        lists = []
         for text in texts:
             if self._special.search(text):
                 ids = chat._encode(self.tokenizer, text, self.symbols, MARK)[0]
             else:
                 ids = next(encoded).tolist()
             bare = not special or (self.bos and text.startswith(self.bos))
-            found.append(ids if bare else [*self._before, *ids, *self._after])
-        return found
+            lists.append(ids if bare else [*self._before, *ids, *self._after])
+        return lists
 
-    def pairs(self, asked: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    def pairs(self, texts_of_pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Return the ids of each context and of the continuation after it.
 
         Spaces at the end of the context move to the continuation. The continuation's ids are the ids of both texts together
         minus those of the context. An empty context becomes the begin symbol (else the end symbol); if the continuation begins
         with that symbol, its own is used.
         """
-        bare = sorted({continuation for context, continuation in asked if not context})
+        bare = sorted({continuation for context, continuation in texts_of_pairs if not context})
         alone = dict(zip(bare, self.many(bare, special=False)))
-        moved = {(c, k): (c.rstrip(), c[len(c.rstrip()) :] + k) for c, k in asked if c}
+        moved = {(c, k): (c.rstrip(), c[len(c.rstrip()) :] + k) for c, k in texts_of_pairs if c}
         texts = sorted({text for c, k in moved.values() for text in (c, c + k)})
         known = dict(zip(texts, self.many(texts)))
-        found = []
-        for context, continuation in asked:
+        encoded = []
+        for context, continuation in texts_of_pairs:
             if context:
                 before, behind = moved[context, continuation]
-                found.append((known[before], known[before + behind][len(known[before]) :]))
+                encoded.append((known[before], known[before + behind][len(known[before]) :]))
             elif (ids := alone[continuation])[:1] == [self.prefix]:
-                found.append((ids[:1], ids[1:]))
+                encoded.append((ids[:1], ids[1:]))
             else:
-                found.append(([self.prefix], ids))
-        return found
+                encoded.append(([self.prefix], ids))
+        return encoded
 
     def conversation(self, messages: Sequence[Mapping[str, Any]], prefill: str = "") -> str:
         """Return the text of a conversation up to the model's next answer, which begins with `prefill`.

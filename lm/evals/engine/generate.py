@@ -16,7 +16,7 @@ from flax import nnx
 
 from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.spectrograms import FRAMES
-from lm.evals.engine.likelihood import CACHE, slot_bytes
+from lm.evals.engine.likelihood import CACHE, Work, slot_bytes
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.media import Media
@@ -58,17 +58,6 @@ class Answer(NamedTuple):
 
     tokens: list[int]
     ended: bool
-
-
-class Work(NamedTuple):
-    """A batch. asks: the numbers of the asks that it answers. shape: the compiled shape.
-
-    run(wanted, keep): answer the wanted asks of the batch; call keep with {number: answer} as answers end.
-    """
-
-    asks: list[int]
-    shape: tuple
-    run: Callable[[set[int], Callable[[dict[int, Answer]], None]], None]
 
 
 class Writer(NamedTuple):
@@ -116,14 +105,14 @@ def _media_of(asks: Sequence[Ask], towers: Towers | None) -> Media | None:
     if not any(tiles):
         return None
     known: dict[Ask, Media] = {}  # rows that fill a batch repeat others
-    found = [np.zeros((len(asks), count, *shape), np.float32) for count, shape in zip(tiles, _shapes(towers))]
+    arrays = [np.zeros((len(asks), count, *shape), np.float32) for count, shape in zip(tiles, _shapes(towers))]
     for row, ask in enumerate(asks):
         if ask not in known:
             known[ask] = arrays_for(ask, towers)
-        for whole, own in zip(found, known[ask]):
+        for whole, own in zip(arrays, known[ask]):
             if own is not None:
                 whole[row, : own.shape[1]] = own[0]
-    return Media(*(whole if whole.shape[1] else None for whole in found))
+    return Media(*(whole if whole.shape[1] else None for whole in arrays))
 
 
 def _shapes(towers: Towers) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -143,7 +132,7 @@ def _power(n: int) -> int:
 def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) -> str:
     """Return the text before the first stop string."""
     text = decode(answer.tokens)
-    ends = [found for stop in ask.stops if stop and (found := text.find(stop)) >= 0]
+    ends = [at for stop in ask.stops if stop and (at := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 
 

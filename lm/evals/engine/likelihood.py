@@ -51,17 +51,18 @@ class Scored(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A batch of a plan.
+    """A batch of requests to score, or of prompts to continue (generate.py).
 
-    requests: the numbers of the requests that it answers. tokens: tokens read, without padding. slots: with padding. shape: the
-    compiled shape. run: return the answers in the order of `requests`; raises UserError if a log-probability is not finite.
+    numbers: of the requests that it answers. shape: the compiled shape. tokens: read, without padding. slots: with padding.
+    run(wanted, keep): answer at least the wanted requests; call keep({number: answer}) as answers come. Raises: UserError if a
+    log-probability is not finite.
     """
 
-    requests: list[int]
-    tokens: int
-    slots: int
-    shape: tuple[int, ...]
-    run: Callable[[], list[Scored]]
+    numbers: list[int]
+    shape: tuple
+    run: Callable[[set[int], Callable[[dict[int, Any]], None]], None]
+    tokens: int = 0
+    slots: int = 0
 
 
 def cut(request: Request, max_length: int) -> Request | None:
@@ -80,11 +81,10 @@ def scores(
     model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
 ) -> list[Scored | None]:
     """Score each request on the current mesh; None for one that is too long or empty. See `work`."""
-    found: list[Scored | None] = [None] * len(requests)
+    scored: dict[int, Scored] = {}
     for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
-        for number, scored in zip(part.requests, part.run(), strict=True):
-            found[number] = scored
-    return found
+        part.run(set(part.numbers), scored.update)
+    return [scored.get(number) for number in range(len(requests))]
 
 
 def reference(model: Transformer, request: Request, max_length: int) -> Scored:
@@ -119,12 +119,12 @@ def work(
     reader, costs = _Reader(model), _costs(model, batch_tokens)
     together, alone = [], []
     for n, request in enumerate(requests):
-        if (one := cut(request, max_length)) is not None:
-            read = len(one.context) + len(one.continuation) - 1
-            (alone if reader.is_alone(read) else together).append((read, n, one))
-    yield from reader.works([(n, one) for _, n, one in together], costs)
-    for read, n, one in sorted(alone, key=lambda entry: entry[:2]):
-        yield from reader.works([(n, one)], costs._replace(batch=read * costs.ways), exact=read)
+        if (fitting := cut(request, max_length)) is not None:
+            read = len(fitting.context) + len(fitting.continuation) - 1
+            (alone if reader.is_alone(read) else together).append((read, n, fitting))
+    yield from reader.works([(n, fitting) for _, n, fitting in together], costs)
+    for read, n, fitting in sorted(alone, key=lambda entry: entry[:2]):
+        yield from reader.works([(n, fitting)], costs._replace(batch=read * costs.ways), exact=read)
 
 
 def slot_bytes(config: ModelConfig) -> int:
@@ -176,28 +176,24 @@ class _Reader:
             numbers = sorted({number for row in batch.rows for trie in row.tries for number in trie.answers})
             tokens = sum(len(trie.tokens) for row in batch.rows for trie in row.tries)
             prefixes = planned.waves[batch.wave] if batch.P else []
-            yield Work(
-                [requests[number][0] for number in numbers],
-                tokens,
-                batch.B * batch.T,
-                (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W),
-                functools.partial(self.run, batch, prefixes, numbers),
-            )
+            owners = {number: requests[number][0] for number in numbers}
+            shape = (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W)
+            run = functools.partial(self.run, batch, prefixes, owners)
+            yield Work(list(owners.values()), shape, run, tokens, batch.B * batch.T)
 
-    def run(self, batch: Batch, prefixes: list[np.ndarray], numbers: list[int]) -> list[Scored]:
+    def run(self, batch: Batch, prefixes: list[np.ndarray], owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
         states = self._states(batch, prefixes) if batch.P else None
-        arrays, where = _laid_out(batch, prefixes)
-        logps_BNK, best_BN = _scored(self.graph, self.params, states, *place_rows(*arrays))
+        rows, where = _laid_out(batch, prefixes)
+        logps_BNK, best_BN = _scored(self.graph, self.params, states, _Rows(*place_rows(*rows)))
         logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
-        targets_BNK = arrays[-1]
-        found = []
-        for number in numbers:
+        scored = {}
+        for number, owner in owners.items():
             b, n, k = where[number]
             logps = logps_BNK[b, n, k]
             if not np.isfinite(logps).all():
                 raise not_finite.error(nnx.merge(self.graph, self.params), "likelihoods: log-probabilities of the model")
-            found.append(Scored(logps, best_BN[b, n] == targets_BNK[b, n, k]))
-        return found
+            scored[owner] = Scored(logps, best_BN[b, n] == rows.targets_BNK[b, n, k])
+        keep(scored)
 
     def _states(self, batch: Batch, prefixes: list[np.ndarray]):
         """Return the states of the wave's prefixes, replicated on every device."""
@@ -210,7 +206,21 @@ class _Reader:
         return self.states
 
 
-def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[tuple[np.ndarray, ...], dict[int, Any]]:
+class _Rows(NamedTuple):
+    """Arrays of a batch, int32. which_B: index of each row's prefix. read_B: its filled slots. valid_BT: 1 where a row has a
+    token. ends_BT: see prefix_plan.py. slots_BN: the scored slots. targets_BNK: the ids to score there."""
+
+    which_B: np.ndarray
+    read_B: np.ndarray
+    tokens_BT: np.ndarray
+    positions_BT: np.ndarray
+    valid_BT: np.ndarray
+    ends_BT: np.ndarray
+    slots_BN: np.ndarray
+    targets_BNK: np.ndarray
+
+
+def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[_Rows, dict[int, Any]]:
     """Return the arrays of a batch, and {request number: (row, its scored slots, its targets in them)}."""
     B, T, P, N, K = batch.B, batch.T, batch.P, batch.N, batch.K
     tokens_BT, positions_BT, valid_BT = np.zeros((3, B, T), np.int32)
@@ -233,7 +243,7 @@ def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[tuple[np.ndarra
             for number, answer in trie.answers.items():
                 where[number] = b, np.asarray([at[slot] for slot, _ in answer]), np.asarray([k for _, k in answer])
             begin = here.stop
-    return (which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK), where
+    return _Rows(which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK), where
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -248,15 +258,15 @@ def _prefixes(graph, params, tokens_WP, segments_WP):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scored(graph, params, prefixes, which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK):
+def _scored(graph, params, prefixes, rows: _Rows):
     """Return log p of the targets, float32 [B, N, K], and the most likely tokens, int32 [B, N].
 
-    prefixes: layers' caches of W rows and P slots, or None. which_B: index of each row's prefix. read_B: its filled slots.
+    prefixes: layers' caches of W rows and P slots, or None.
     """
     model = nnx.merge(graph, params)
-    state = None if prefixes is None else _after(model, prefixes, which_B, read_B, tokens_BT.shape[1])
-    x_BTD = _read(model, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state)
-    return _of_targets(model, jnp.take_along_axis(x_BTD, slots_BN[..., None], axis=1), targets_BNK)
+    state = None if prefixes is None else _after(model, prefixes, rows.which_B, rows.read_B, rows.tokens_BT.shape[1])
+    x_BTD = _read(model, rows, state)
+    return _of_targets(model, jnp.take_along_axis(x_BTD, rows.slots_BN[..., None], axis=1), rows.targets_BNK)
 
 
 def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState:
@@ -273,15 +283,15 @@ def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState
     return DecodeState(jax.tree.map(rows, prefixes), segments_BS, jnp.int32(P))
 
 
-def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state: DecodeState | None) -> jax.Array:
+def _read(model: Transformer, rows: _Rows, state: DecodeState | None) -> jax.Array:
     """Return hidden states after the last norm. A token attends to its prefix, and to slots k ≤ its own that end after it."""
-    T = tokens_BT.shape[1]
+    T = rows.tokens_BT.shape[1]
     P = 0 if state is None else state.segments_BS.shape[1] - T
     prefix_P = jnp.arange(P, dtype=jnp.int32)
-    ends_BS = jnp.concatenate((jnp.where(prefix_P < read_B[:, None], P + T, 0), ends_BT + P), axis=1)
-    keys_BS = jnp.concatenate((jnp.zeros_like(read_B)[:, None] + prefix_P, positions_BT), axis=1)
-
-    return model.hidden(Inputs(tokens_BT, valid_BT, positions_BT, Branches(ends_BS, positions_BT, keys_BS)), state).x_BTD
+    ends_BS = jnp.concatenate((jnp.where(prefix_P < rows.read_B[:, None], P + T, 0), rows.ends_BT + P), axis=1)
+    keys_BS = jnp.concatenate((jnp.zeros_like(rows.read_B)[:, None] + prefix_P, rows.positions_BT), axis=1)
+    branches = Branches(ends_BS, rows.positions_BT, keys_BS)
+    return model.hidden(Inputs(rows.tokens_BT, rows.valid_BT, rows.positions_BT, branches), state).x_BTD
 
 
 def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:

@@ -77,13 +77,13 @@ class Costs(NamedTuple):
 
 def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> PrefixPlan:
     """Return a plan for requests that fit the model. Each context and continuation has at least one token."""
-    asked: dict[bytes, dict[bytes, list[int]]] = {}
+    numbers: dict[bytes, dict[bytes, list[int]]] = {}
     for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
-        asked.setdefault(_key(context), {}).setdefault(_key(continuation), []).append(number)
-    begins = sorted(asked)
+        numbers.setdefault(_key(context), {}).setdefault(_key(continuation), []).append(number)
+    begins = sorted(numbers)
     heads = [_ids(key) for key in begins]
-    longest = max((len(head) + len(c) // 4 - 1 for key, head in zip(begins, heads) for c in asked[key]), default=0)
-    tries = [t for key, head in zip(begins, heads) for t in _tries(head, asked[key], max(longest, costs.batch))]
+    longest = max((len(head) + len(c) // 4 - 1 for key, head in zip(begins, heads) for c in numbers[key]), default=0)
+    tries = [t for key, head in zip(begins, heads) for t in _tries(head, numbers[key], max(longest, costs.batch))]
     result = PrefixPlan([], [])
     for P, groups in _by_slots(_grouped(tries, costs), costs):
         _add(result, P, groups, costs)
@@ -99,16 +99,16 @@ def _ids(key: bytes) -> np.ndarray:
     return np.frombuffer(key, ">u4").astype(np.int32)
 
 
-def _tries(head: np.ndarray, asked: dict[bytes, list[int]], most: int) -> list[Trie]:
+def _tries(head: np.ndarray, numbers: dict[bytes, list[int]], most: int) -> list[Trie]:
     """Return the trie of a context, or several tries if one would have more than `most` tokens."""
     done, open_ = [], None
-    for key in sorted(asked):
+    for key in sorted(numbers):
         tail = _ids(key).tolist()
         if open_ is not None and open_.size + len(tail) - 1 > most:
             done.append(open_.trie())
             open_ = None
         open_ = open_ or _Growing(head)
-        open_.add(tail, asked[key])
+        open_.add(tail, numbers[key])
     return [*done, open_.trie()]
 
 
@@ -193,9 +193,9 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
     def merged(parts: list[Range], end: int, shared: int) -> Range:
         """Merge ranges that have `shared` tokens in common, or keep their groups if that is cheaper."""
         begin, cost = parts[0].begin, sum(part.cost for part in parts)
-        one = together(begin, end, shared)
-        if one < cost:
-            return Range(begin, parts[0].shared, one, [(begin, end, shared)])
+        whole_cost = together(begin, end, shared)
+        if whole_cost < cost:
+            return Range(begin, parts[0].shared, whole_cost, [(begin, end, shared)])
         return Range(begin, parts[0].shared, cost, [group for part in parts for group in part.groups])
 
     stack: list[Range] = []
@@ -227,7 +227,7 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
 
 def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group]]]:
     """Return groups by padded prefix size. Sizes are few enough that compiling each pays off."""
-    found = [(0, [g]) for g in groups if not g.shared]
+    by_slots = [(0, [g]) for g in groups if not g.shared]
     groups = sorted((g for g in groups if g.shared), key=lambda g: g.shared)
     lengths = [g.shared for g in groups]
     tokens = np.cumsum([0, *(sum(len(t.tokens) - g.shared for t in g.tries) for g in groups)])
@@ -237,8 +237,8 @@ def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group
         return (j - i) * high + (tokens[j] - tokens[i]) * costs.slot(SMALL, high) + 2 * costs.shape * (j > i)
 
     for low, high in _divided(lengths, lengths[-1] if lengths else 0, cost):
-        found.append((high, [g for g in groups if low < g.shared <= high]))
-    return found
+        by_slots.append((high, [g for g in groups if low < g.shared <= high]))
+    return by_slots
 
 
 def _add(result: PrefixPlan, P: int, groups: list[_Group], costs: Costs) -> None:

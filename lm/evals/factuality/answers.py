@@ -36,17 +36,17 @@ def normal(text: str) -> str:
     of the benchmarks. An answer of only articles and punctuation stays as it is.
     """
     plain = unicodedata.normalize("NFC", text).lower().replace("_", " ")
-    kept = "".join(c for c in plain if not (unicodedata.category(c).startswith("P") or c in "$+<=>^`|~´"))
-    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", kept).split()) or " ".join(plain.split())
+    letters = "".join(c for c in plain if not (unicodedata.category(c).startswith("P") or c in "$+<=>^`|~´"))
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", letters).split()) or " ".join(plain.split())
 
 
 def f1(answer: str, aliases: Sequence[str]) -> float:
     """Return the best F1 of the words of normal(answer) with those of an alias (SQuAD)."""
-    best, said = 0.0, normal(answer).split()
+    best, words = 0.0, normal(answer).split()
     for alias in aliases:
         right = normal(alias).split()
-        common = sum((Counter(said) & Counter(right)).values())
-        best = max(best, 2 * common / (len(said) + len(right)) if common else 0.0)
+        common = sum((Counter(words) & Counter(right)).values())
+        best = max(best, 2 * common / (len(words) + len(right)) if common else 0.0)
     return best
 
 
@@ -64,8 +64,8 @@ def guess(answer: str, phrase: str = "") -> str | None:
     stated = normal(phrase) if phrase else ""
     if stated and re.match(rf"{re.escape(stated)}(?!\w)", normal(plain)):
         begin = 0
-    elif found := _ABSTAINS.search(plain[:OPENING]):
-        begin = found.end()
+    elif match := _ABSTAINS.search(plain[:OPENING]):
+        begin = match.end()
     elif is_refusal(answer):
         begin = 0
     else:
@@ -81,8 +81,8 @@ def judged(answer: str, aliases: Sequence[str], phrase: str = "", match: Literal
     "contains" also accepts an alias as whole words inside a longer answer, unless the answer denies it or offers a choice ("not
     Paris", "Paris or Rome").
     """
-    said, rights = normal(answer), [normal(alias) for alias in aliases]
-    if said and said in rights:
+    text, rights = normal(answer), [normal(alias) for alias in aliases]
+    if text and text in rights:
         return "correct"
     rest = guess(answer, phrase)
     if rest == "" or not answer.strip():

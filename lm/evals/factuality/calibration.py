@@ -94,8 +94,8 @@ def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[
         for step in range(1, len(group) + 1):
             risks.append((wrong + step * share) / (k + step))
         wrong, k = wrong + len(group) - sum(group), k + len(group)
-    kept = sorted({math.ceil(n * point / POINTS) for point in range(1, POINTS + 1)}) if n else []
-    return (math.fsum(risks) / n if n else None), {"coverage": [k / n for k in kept], "risk": [risks[k - 1] for k in kept]}
+    shown = sorted({math.ceil(n * point / POINTS) for point in range(1, POINTS + 1)}) if n else []
+    return (math.fsum(risks) / n if n else None), {"coverage": [k / n for k in shown], "risk": [risks[k - 1] for k in shown]}
 
 
 def _ranked(confidences: Sequence[float], right: Sequence[bool], *, descending: bool) -> list[tuple[float, list[bool]]]:

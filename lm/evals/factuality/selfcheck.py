@@ -15,27 +15,28 @@ import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
-from lm.evals.factuality.claims import sentences
-from lm.evals.factuality.entailment import Finding
-from lm.evals.outcome import Outcome, TaskSettings, summed_up
-from lm.evals.subject import Prompt, Subject
-from lm.evals.tasks import writing
-from lm.evals.tasks.documents import Documents
-from lm.evals.tasks.prompting import Prompts, open_prompts
+from lm.evals.factuality.claim_judge import judged, open_chat
+from lm.evals.factuality.columns import asking
+from lm.evals.factuality.sentences import sentences
+from lm.evals.judges.verdict import Verdict
+from lm.evals.task import Outcome, Prompt, Subject, TaskSettings
+from lm.evals.tasks import file_task
+from lm.evals.tasks.file_task import FileTask, open_file_task
+from lm.evals.tasks.settings import check_least, resolved
 
-DEFAULTS = {
+KEYS = file_task.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
     "samples": 5,
     "temperature": 1.0,
     "top_p": 1.0,
     "until": [],
     "max_new_tokens": 128,
-    "judge": "",  # rules or openai:URL; empty: the config's
+    "judge": "",  # openai:URL; empty: the config's, if it is one, else none
     "judge_model": "",
 }
 UNIGRAM = (
@@ -47,90 +48,83 @@ UNIGRAM = (
 METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 
-class SelfCheck(NamedTuple):
-    """A task of kind selfcheck."""
+def evaluate(task: FileTask, subject: Subject) -> Outcome:
+    """Return metrics over the answers that do not abstain, each a mean over the sentences.
 
-    name: str
-    versions: dict[str, Any]
-    values: dict[str, Any]
-    documents: Documents
-    prompts: Prompts
-    judge: ClaimJudge
-    seed: int
-
-    def run(self, subject: Subject) -> Outcome:
-        """Return metrics over the answers that do not abstain, each a mean over the sentences.
-
-        inconsistency: the share of samples that do not support the sentence. samples_contradicted: the share that contradict
-        it. Failed judgements count for neither. The unigram metrics are in nats. abstained: over all greedy answers."""
-        problems, values = self.documents.new_problems(), self.values
-        asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
-        requests, ids = [], []
-        for item, context in asked:
-            greedy = Prompt(context.text, tuple(values["until"]), values["max_new_tokens"])
-            drawn = greedy._replace(temperature=float(values["temperature"]), top_p=float(values["top_p"]))
-            requests += [greedy, *(drawn._replace(seed=self.seed + n) for n in range(1, values["samples"] + 1))]
-            ids += [item.id, *(f"{item.id}, sample {n}" for n in range(1, values["samples"] + 1))]
-        written = writing.generated(subject, requests, ids, problems)
-        step = values["samples"] + 1
-        kept = [
-            (*asked[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
-            for n in range(len(asked))
-        ]
-        kept = [case for case in kept if case[2] is not None and case[3]]
-        said = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in kept]
-        pairs = [(one, (text,)) for (*_, texts), some in zip(kept, said, strict=True) for one in some for text in texts]
-        found = guarded(self.judge)([claim for claim, _ in pairs], [shown for _, shown in pairs])
-        for finding in found:
-            if finding.label == "unknown":
-                problems.add("unknown_judgements", finding.reason)
-        findings, samples = iter(found), []
-        for (item, context, answer, texts), some in zip(kept, said, strict=True):
-            judged = [[next(findings) for _ in texts] for _ in some]
-            begun = writing.sample(self.name, self.versions["split"], item, context, answer)
-            reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
-            samples.append(begun | {"reference": reference} | scored(some, texts, judged))
-        return Outcome(summed_up(samples, METRICS, problems), samples)
+    inconsistency: the share of samples that do not support the sentence. samples_contradicted: the share that contradict
+    it. Failed judgements count for neither. The unigram metrics are in nats. abstained: over all greedy answers."""
+    problems, values = task.documents.new_problems(), task.values
+    prompted = task.contexts(subject, problems)
+    requests, ids = [], []
+    for item, context in prompted:
+        greedy = Prompt(context.text, tuple(values["until"]), values["max_new_tokens"])
+        drawn = greedy._replace(temperature=float(values["temperature"]), top_p=float(values["top_p"]))
+        requests += [greedy, *(drawn._replace(seed=task.seed + n) for n in range(1, values["samples"] + 1))]
+        ids += [item.id, *(f"{item.id}, sample {n}" for n in range(1, values["samples"] + 1))]
+    written = file_task.generated(subject, requests, ids, problems)
+    step = values["samples"] + 1
+    cases = [
+        (*prompted[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
+        for n in range(len(prompted))
+    ]
+    cases = [case for case in cases if case[2] is not None and case[3]]
+    stated = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in cases]
+    pairs = [(sentence, (text,)) for (*_, texts), own in zip(cases, stated, strict=True) for sentence in own for text in texts]
+    verdicts = judged(task.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs]) if task.chat else []
+    for verdict in verdicts:
+        if verdict.label == "unknown":
+            problems.add("unknown_judgements", verdict.reason)
+    following, samples = iter(verdicts), []
+    for (item, context, answer, texts), some in zip(cases, stated, strict=True):
+        of_sentences = [[next(following) for _ in texts] if task.chat else [] for _ in some]
+        begun = task.sample(item, context, answer)
+        reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
+        samples.append(begun | {"reference": reference} | scored(some, texts, of_sentences))
+    return Outcome(outcomes.summed_up(samples, METRICS, problems), samples)
 
 
-def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[Finding]]) -> dict[str, Any]:
-    """Return the scores of an answer's sentences. judged: for each sentence, the finding of each sample."""
-    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not said)}
+def scored(sentences: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+    """Return the scores of an answer's sentences. verdicts: of each sentence by the samples; [] without a judge."""
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not sentences)}
     rows = []
-    for sentence, findings in zip(said, judged, strict=True):
-        labels = [finding.label for finding in findings if finding.label != "unknown"]
+    for sentence, own in zip(sentences, verdicts, strict=True):
+        labels = [verdict.label for verdict in own if verdict.label != "unknown"]
         shares = {
             "inconsistency": sum(label != "supported" for label in labels) / len(labels) if labels else None,
             "samples_contradicted": labels.count("contradicted") / len(labels) if labels else None,
         }
-        rows.append({"sentence": sentence, "verdicts": [finding.label for finding in findings], **shares})
+        rows.append({"sentence": sentence, "verdicts": [verdict.label for verdict in own], **shares})
     for name in ("inconsistency", "samples_contradicted"):
         known = [row[name] for row in rows if row[name] is not None]
         metrics[name] = sum(known) / len(known) if known else None
-    if said:
-        metrics |= unigram(said, texts)
+    if sentences:
+        metrics |= unigram(sentences, texts)
     share = metrics["inconsistency"]
     return {
         "target": None,
         "samples": list(texts),
         "sentences": rows,
         "metrics": metrics,
-        "verdict": "abstained" if not said else "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent",
+        "verdict": _verdict(share) if sentences else "abstained",
         "failed": share is not None and share > 0.5,
     }
 
 
-def unigram(said: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+def _verdict(share: float | None) -> str:
+    return "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent"
+
+
+def unigram(sentences: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
     """Return −log p of the words of an answer's sentences, in nats, from the counts of the samples and the answer together.
 
     Each word occurs at least in the answer, so no smoothing is needed. The excess is over the value with the answer's counts
     alone, which samples equal to the answer would give."""
-    own = collections.Counter(word for sentence in said for word in words(sentence))
+    own = collections.Counter(word for sentence in sentences for word in words(sentence))
     together = own + collections.Counter(word for text in texts for word in words(text))
 
     def figures(counts: Mapping[str, int]) -> tuple[float, float]:
         total = sum(counts.values())
-        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in said]
+        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in sentences]
         flat = [value for some in surprise for value in some]
         return math.fsum(flat) / len(flat), math.fsum(max(some) for some in surprise) / len(surprise)
 
@@ -143,19 +137,17 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfCheck:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:
     """Build the task. Items have the keys of the prompt's template, and optionally id and reference (a right answer).
 
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.resolved(name, spec, settings, DEFAULTS)
-    if values["samples"] < 1:
-        raise UserError(f"task {name}: samples: {values['samples']} must be at least 1")
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
+    check_least(name, values, samples=1)
     if values["temperature"] <= 0:
         raise UserError(f"task {name}: temperature: {values['temperature']} must be above 0, or every sample is the same")
-    judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
-    documents = writing.load(name, values | {"num_fewshot": 0}, settings, writing.asking)
-    prompts = open_prompts(name, values, settings, documents)
-    versions = writing.versions(documents, values, settings)
-    versions |= {"judge": values["judge"] or settings.judge, "seed": settings.seed}
-    return SelfCheck(name, versions, values, documents, prompts, judge, settings.seed)
+    named = values["judge"] or (settings.judge if settings.judge.startswith("openai:") else "")
+    chat = open_chat("options.selfcheck.judge", named, values["judge_model"]) if named else None
+    values["num_fewshot"] = 0
+    values["judge"] = named
+    return open_file_task(name, values, settings, evaluate, read=asking, chat=chat)

@@ -1,115 +1,106 @@
-"""Factual precision: the model's text is split into claims, and each is checked against documents.
+"""Factual precision: a judge splits the model's text into claims, and checks each against documents.
 
 FActScore (Min et al. 2023, "FActScore: Fine-grained Atomic Evaluation of Factual Precision in Long Form Text Generation"): the
 share of a text's claims that the documents support, times a penalty for short texts, exp(1 − γ/claims) below γ claims; the mean
-over texts that do not abstain. Differences: claims come from rules (claims.py), each counts once, and unsupported claims are
-split into contradicted and not mentioned.
+over texts that do not abstain. Differences: equal claims count once, and unsupported claims are split into contradicted and
+not mentioned.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
-from lm.evals.factuality.claims import claims
-from lm.evals.factuality.entailment import Finding
-from lm.evals.outcome import Outcome, TaskSettings, summed_up
-from lm.evals.subject import Prompt, Subject
-from lm.evals.tasks import writing
-from lm.evals.tasks.documents import Documents, TaskItem
-from lm.evals.tasks.prompting import Prompts, open_prompts
+from lm.evals.factuality.claim_judge import claims_of, judged, open_chat
+from lm.evals.factuality.columns import asking, texts
+from lm.evals.judges.verdict import Verdict
+from lm.evals.task import Outcome, Subject, TaskSettings
+from lm.evals.tasks import file_task
+from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.file_task import FileTask, open_file_task
+from lm.evals.tasks.settings import resolved
 
-DEFAULTS = {
+KEYS = file_task.KEYS | {
     "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
     "gamma": 10,  # a text with fewer claims is short; 0: no penalty
     "until": [],
     "max_new_tokens": 256,
-    "judge": "",  # rules or openai:URL; empty: the config's
+    "judge": "",  # openai:URL; empty: the config's
     "judge_model": "",
 }
-METRICS = (
-    "factscore",
-    "factscore_unpenalised",
-    "factscore_at_least",
-    "supported",
-    "contradicted",
-    "unsupported",
-    "abstained",
-    "fact_recall",
-    "facts_contradicted",
+METRICS = tuple(
+    "factscore factscore_unpenalised factscore_at_least supported contradicted unsupported abstained fact_recall "
+    "facts_contradicted".split()
 )
 STATES = ("supported", "contradicted", "unsupported", "unknown")
 
 
-class Support(NamedTuple):
-    """A task of kind support."""
+def evaluate(task: FileTask, subject: Subject) -> Outcome:
+    """Return metrics over the texts that do not abstain, and over the claims that the judge could judge:
 
-    name: str
-    versions: dict[str, Any]
-    values: dict[str, Any]
-    documents: Documents
-    prompts: Prompts
-    judge: ClaimJudge
+    supported, contradicted, unsupported: shares of a text's claims, averaged over texts. factscore: supported with the
+    length penalty; factscore_unpenalised: without it; factscore_at_least: with every unknown claim counted as unsupported.
+    abstained: share of all texts. fact_recall, facts_contradicted: share of an item's `facts` that the text states or
+    contradicts. states: number of claims in each state, and of texts that abstained.
+    """
+    problems, values = task.documents.new_problems(), task.values
+    written = task.answers(subject, problems)
+    silent = [abstains(answer.text, values["abstain"]) for _, _, answer in written]
+    spoken = [(item, answer.text) for (item, _, answer), quiet in zip(written, silent) if not quiet]
+    topics = [item.doc.get("topic") or item.doc.get("prompt", "") for item, _ in spoken]
+    split = iter(claims_of(task.chat, [text for _, text in spoken], topics))
+    made = [([], "") if quiet else next(split) for quiet in silent]
+    facts = [() if quiet else item.doc["facts"] for (item, _, _), quiet in zip(written, silent)]
+    pairs = [(claim, item.doc["documents"]) for (item, _, _), (claims, _) in zip(written, made) for claim in claims or ()]
+    pairs += [(fact, (answer.text,)) for (_, _, answer), stated in zip(written, facts) for fact in stated]
+    verdicts = judged(task.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs])
+    following = iter(verdicts)
+    of_texts = [[(claim, next(following)) for claim in claims or ()] for claims, _ in made]
+    of_facts = [[(fact, next(following)) for fact in stated] for stated in facts]
+    samples = []
+    for n, (item, context, answer) in enumerate(written):
+        if made[n][0] is None:
+            problems.add("unknown_claims", f"{item.id}: {made[n][1]}")
+        elif not silent[n] and not of_texts[n]:
+            problems.add("answers_without_claims", f"{item.id}: {answer.text}")
+        sample = task.sample(item, context, answer)
+        samples.append(sample | _scored(item, of_texts[n], of_facts[n], silent[n], values))
+    for verdict in verdicts:
+        if verdict.label == "unknown":
+            problems.add("unknown_judgements", verdict.reason)
+    results = outcomes.summed_up(samples, METRICS, problems)
+    states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
+    return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
 
-    def run(self, subject: Subject) -> Outcome:
-        """Return metrics over the texts that do not abstain, and over the claims that the judge could judge:
 
-        supported, contradicted, unsupported: shares of a text's claims, averaged over texts. factscore: supported with the
-        length penalty; factscore_unpenalised: without it; factscore_at_least: with every unknown claim counted as unsupported.
-        abstained: share of all texts. fact_recall, facts_contradicted: share of an item's `facts` that the text states or
-        contradicts. states: number of claims in each state, and of texts that abstained.
-        """
-        problems, values = self.documents.new_problems(), self.values
-        asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
-        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"]) for _, c in asked]
-        answers = writing.generated(subject, requests, [item.id for item, _ in asked], problems)
-        written = [(item, c, answer) for (item, c), answer in zip(asked, answers, strict=True) if answer is not None]
-        silent = [abstains(answer.text, values["abstain"]) for _, _, answer in written]
-        made = [[] if s else claims(a.text, item.doc.get("topic", "")) for (item, _, a), s in zip(written, silent, strict=True)]
-        facts = [[] if s else item.doc["facts"] for (item, _, _), s in zip(written, silent, strict=True)]
-        pairs = [(claim, item.doc["documents"]) for (item, _, _), some in zip(written, made) for claim in some]
-        pairs += [(fact, (answer.text,)) for (_, _, answer), some in zip(written, facts) for fact in some]
-        found = guarded(self.judge)([claim for claim, _ in pairs], [shown for _, shown in pairs])
-        findings = iter(found)
-        judged = [[(claim, next(findings)) for claim in some] for some in made]
-        recalled = [[(fact, next(findings)) for fact in some] for some in facts]
-        samples = []
-        for (item, context, answer), of_text, of_facts, quiet in zip(written, judged, recalled, silent, strict=True):
-            if not quiet and not of_text:
-                problems.add("answers_without_claims", f"{item.id}: {answer.text}")
-            begun = writing.sample(self.name, self.versions["split"], item, context, answer)
-            samples.append(begun | self._scored(item, of_text, of_facts, quiet))
-        for finding in found:
-            if finding.label == "unknown":
-                problems.add("unknown_judgements", finding.reason)
-        results = summed_up(samples, METRICS, problems)
-        states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
-        return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
-
-    def _scored(
-        self, item: TaskItem, judged: Sequence[tuple[str, Finding]], recalled: Sequence[tuple[str, Finding]], silent: bool
-    ) -> dict[str, Any]:
-        labels = [finding.label for _, finding in judged]
-        states = {state: labels.count(state) for state in STATES}
-        scores = factscore(labels, self.values["gamma"])
-        known = [finding.label for _, finding in recalled if finding.label != "unknown"]
-        metrics = dict.fromkeys(METRICS) | scores | {"abstained": float(silent)}
-        if item.doc["facts"] and (known or silent):
-            metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
-            metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
-        right = [claim for claim, finding in judged if finding.label == "supported"]
-        tally = ", ".join(f"{n} {state}" for state, n in states.items() if n)
-        return {
-            "target": None,
-            "reference": item.doc["reference"] or (". ".join(right) + "." if right else self.values["abstain"]),
-            "verdict": "abstained" if silent else tally or "no claims",
-            "states": states,
-            "claims": [_judgement("claim", claim, finding) for claim, finding in judged],
-            "facts": [_judgement("fact", fact, finding) for fact, finding in recalled],
-            "metrics": metrics,
-            "failed": states["contradicted"] > 0 or 2 * states["unsupported"] > len(labels) - states["unknown"],
-        }
+def _scored(
+    item: TaskItem,
+    judged: Sequence[tuple[str, Verdict]],
+    recalled: Sequence[tuple[str, Verdict]],
+    silent: bool,
+    values: Mapping[str, Any],
+) -> dict[str, Any]:
+    labels = [verdict.label for _, verdict in judged]
+    states = {state: labels.count(state) for state in STATES}
+    scores = factscore(labels, values["gamma"])
+    known = [verdict.label for _, verdict in recalled if verdict.label != "unknown"]
+    metrics = dict.fromkeys(METRICS) | scores | {"abstained": float(silent)}
+    if item.doc["facts"] and (known or silent):
+        metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
+        metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
+    right = [f"{claim.rstrip('.')}." for claim, verdict in judged if verdict.label == "supported"]
+    tally = ", ".join(f"{n} {state}" for state, n in states.items() if n)
+    return {
+        "target": None,
+        "reference": item.doc["reference"] or (" ".join(right) or values["abstain"]),
+        "verdict": "abstained" if silent else tally or "no claims",
+        "states": states,
+        "claims": [{"claim": claim, "verdict": v.label, "reason": v.reason} for claim, v in judged],
+        "facts": [{"fact": fact, "verdict": v.label, "reason": v.reason} for fact, v in recalled],
+        "metrics": metrics,
+        "failed": states["contradicted"] > 0 or 2 * states["unsupported"] > len(labels) - states["unknown"],
+    }
 
 
 def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]:
@@ -130,26 +121,21 @@ def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]
     }
 
 
-def _judgement(what: str, text: str, finding: Finding) -> dict[str, str]:
-    return {what: text, "verdict": finding.label, "reason": finding.reason, "evidence": finding.evidence}
-
-
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:
     """Build the task. Items have the keys of the prompt's template (topic, prompt) and documents (texts).
 
-    Optional: id; topic, which replaces pronouns; facts, which a good text states; reference, a right text.
+    Optional: id; topic, of which the text speaks; facts, which a good text states; reference, a right text.
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.resolved(name, spec, settings, DEFAULTS)
-    judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
-    documents = writing.load(name, values | {"num_fewshot": 0}, settings, _read)
-    prompts = open_prompts(name, values, settings, documents)
-    versions = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge}
-    return Support(name, versions, values, documents, prompts, judge)
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
+    chat = open_chat("options.support.judge", values["judge"] or settings.judge, values["judge_model"])
+    values["num_fewshot"] = 0
+    values["judge"] = values["judge"] or settings.judge
+    return open_file_task(name, values, settings, evaluate, read=_read, chat=chat)
 
 
 def _read(doc: Mapping[str, Any]) -> dict[str, Any]:
-    return writing.asking(doc) | {
-        "documents": writing.texts(doc.get("documents"), "documents"),
-        "facts": writing.texts(doc.get("facts"), "facts", empty=True),
+    return asking(doc) | {
+        "documents": texts(doc.get("documents"), "documents"),
+        "facts": texts(doc.get("facts"), "facts", empty=True),
     }

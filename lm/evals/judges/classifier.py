@@ -62,7 +62,7 @@ def features(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], r
 
     rows = [encode_chat(tokenizer, _conversation(p, r)).ids for p, r in zip(prompts, responses, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    arrays: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for begin in range(0, len(order), ROWS):
         part = order[begin : begin + ROWS]
         width = max(16, 1 << (len(rows[part[-1]]) - 1).bit_length())
@@ -71,8 +71,8 @@ def features(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], r
             tokens[row, : len(rows[i])], segments[row, : len(rows[i])] = rows[i], 1
         segments[len(part) :, 0] = 1
         for i, values in zip(part, np.asarray(read(params, tokens, segments), np.float32)):
-            found[i] = values
-    return np.stack(found) if found else np.zeros((0, 1), np.float32)
+            arrays[i] = values
+    return np.stack(arrays) if arrays else np.zeros((0, 1), np.float32)
 
 
 def _conversation(prompt: str, response: str) -> list[dict]:
@@ -98,8 +98,8 @@ def fit(features_NF: np.ndarray, harmful_N: np.ndarray, ridge: float = 1e-2) -> 
         error = 1 / (1 + np.exp(-np.clip(logits, -50, 50))) - y
         return value, np.append(x.T @ error / len(y) + ridge * weights, error.mean())
 
-    found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
-    return Fitted(mean, scale, found[:-1], float(found[-1]))
+    solution = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return Fitted(mean, scale, solution[:-1], float(solution[-1]))
 
 
 def train(checkpoint: str, data: str, out: Path, *, valid_fraction: float = 0.2, seed: int = 0) -> dict:
@@ -115,9 +115,9 @@ def train(checkpoint: str, data: str, out: Path, *, valid_fraction: float = 0.2,
         examples = list(read_examples(data, "labelled", split, valid_fraction=valid_fraction, seed=seed, max_examples=20_000))
         if not examples:
             raise UserError(f"--data={data}: no example in split {split}; give more, or another --valid_fraction")
-        asked = [next((m["content"] for m in reversed(e.prompt) if m["role"] == "user"), "") for e in examples]
-        said = [e.completion[-1]["content"] for e in examples]
-        sets[split] = features(model, tokenizer, asked, said), np.asarray([not e.desirable for e in examples])
+        requests = [next((m["content"] for m in reversed(e.prompt) if m["role"] == "user"), "") for e in examples]
+        answers = [e.completion[-1]["content"] for e in examples]
+        sets[split] = features(model, tokenizer, requests, answers), np.asarray([not e.desirable for e in examples])
     fitted = fit(*sets["train"])
     probability = fitted.probability(sets["valid"][0])
     sure = np.abs(probability - 0.5) > UNSURE
@@ -163,10 +163,10 @@ def open_classifier(folder: str | Path) -> Judge:
 def verdict(probability: float) -> Verdict:
     if not np.isfinite(probability):
         return Verdict("unknown", "the classifier gave no finite number")
-    said = f"probability of harm {probability:.3f}"
+    reason = f"probability of harm {probability:.3f}"
     if abs(probability - 0.5) <= UNSURE:
-        return Verdict("unknown", said)
-    return Verdict("harmful" if probability > 0.5 else "safe", said)
+        return Verdict("unknown", reason)
+    return Verdict("harmful" if probability > 0.5 else "safe", reason)
 
 
 def main() -> None:
@@ -177,9 +177,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="labelled answers or pairs; see data/chat/conversations.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--valid_fraction", type=float, default=0.2)
-    given = parser.parse_args()
+    options = parser.parse_args()
     compile_cache.switch_on()
-    print(json.dumps(train(given.checkpoint, given.data, given.out, valid_fraction=given.valid_fraction)))
+    print(json.dumps(train(options.checkpoint, options.data, options.out, valid_fraction=options.valid_fraction)))
 
 
 if __name__ == "__main__":

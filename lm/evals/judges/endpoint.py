@@ -2,20 +2,19 @@
 
 import concurrent.futures
 import functools
-import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
 
-MOST_BYTES = 1 << 20  # of an answer
+AT_ONCE = 8  # conversations
+MAX_BYTES = 1 << 20  # of an answer
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # what may be otherwise the next time
 Answer = TypeVar("Answer")
-LONGEST_WAIT = 20.0  # seconds between tries
+MAX_WAIT = 20.0  # seconds between tries
 
 
 class Reply(NamedTuple):
@@ -35,12 +34,12 @@ def endpoint(
     key_variable: str = "OPENAI_API_KEY",
     timeout: float = 60.0,
     retries: int = 3,
-    at_once: int = 8,
     max_tokens: int = 512,
     temperature: float = 0.0,
     wait: float = 1.0,
 ) -> Chat:
-    """A chat with `model` by POST to url/chat/completions. Of several processes the first one asks, and all get its replies.
+    """Return a chat with `model` by POST to url/chat/completions. Of several processes the first one asks, and all get its
+    replies.
 
     Args:
       url: such as https://api.openai.com/v1. key_variable: environment variable that holds the key; a server that needs none
@@ -59,12 +58,12 @@ def endpoint(
             reply, pause = _tried(url.rstrip("/") + "/chat/completions", body, headers, timeout)
             if pause is None or attempt == retries:
                 return reply
-            time.sleep(min(LONGEST_WAIT, max(pause, wait * 2**attempt)))
+            time.sleep(min(MAX_WAIT, max(pause, wait * 2**attempt)))
         raise AssertionError("the last try returns")
 
     def chat(conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
         def replies() -> list[Reply]:
-            with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+            with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
                 return list(pool.map(ask, conversations))
 
         from lm.parallel.hosts import from_first  # configs are judged without JAX, which it loads
@@ -75,7 +74,7 @@ def endpoint(
 
 
 def _tried(url: str, body: dict, headers: dict[str, str], timeout: float) -> tuple[Reply, float | None]:
-    """The reply, and the least seconds to wait before another try makes sense; None: it makes none."""
+    """Return the reply, and the least seconds to wait before another try makes sense; None: it makes none."""
     import requests  # here, because every verb reads this file at its start and few ask a model
     import urllib3
 
@@ -86,8 +85,8 @@ def _tried(url: str, body: dict, headers: dict[str, str], timeout: float) -> tup
             content = b""
             for piece in iter(functools.partial(response.raw.read1, decode_content=True), b""):
                 content += piece
-                if len(content) > MOST_BYTES:
-                    return Reply(None, f"{url}: an answer of more than {MOST_BYTES} bytes"), None
+                if len(content) > MAX_BYTES:
+                    return Reply(None, f"{url}: an answer of more than {MAX_BYTES} bytes"), None
                 if time.monotonic() > end:
                     return Reply(None, f"{url}: no answer within {timeout:g} s"), 0.0
     except (requests.Timeout, urllib3.exceptions.TimeoutError):
@@ -118,28 +117,19 @@ def answers_or_unknown(who: str, ask: Callable[[], Iterable[Answer]], n: int, un
     A UserError passes through, because the user can fix it.
     """
     try:
-        found = list(ask())
+        answers = list(ask())
     except UserError:
         raise
     except Exception as error:
         return [unknown(f"{who} failed: {type(error).__name__}: {error}"[:200])] * n
-    return found if len(found) == n else [unknown(f"{who} gave {len(found)} answers to {n} questions")] * n
+    return answers if len(answers) == n else [unknown(f"{who} gave {len(answers)} answers to {n} questions")] * n
 
 
-def mark_of(*texts: str) -> str:
-    """Return a mark to put around texts in a question to a judge. It depends on all, so no text can contain its own mark."""
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:12]
-
-
-def objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects without objects in them that stand in a reply, as judges are asked to write, in order."""
-    found = []
-    for candidate in re.findall(r"\{[^{}]*\}", text):
-        try:
-            found.append(json.loads(candidate))
-        except (ValueError, RecursionError):
-            continue
-    return found
+def replies_or_none(chat: Chat, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
+    """Return a reply to each conversation; if the chat fails, none of them has a text. A UserError passes through."""
+    if not conversations:
+        return []
+    return answers_or_unknown("the model", lambda: chat(conversations), len(conversations), functools.partial(Reply, None))
 
 
 def _short(text: object) -> str:

@@ -1,7 +1,7 @@
 """Attack families as pure transforms: a request becomes messages that try to get it answered.
 
 A message with content None is a placeholder for the answer of the model under attack, before the next turn is sent. Some
-families keep the request as it is; codes rewrite it, and DECODERS restore it.
+families keep the request as it is; codes rewrite it so that it can be restored, but for best_of_n.
 
 Sources: role play, prefix injection, refusal suppression and base64 in Wei et al. 2023, "Jailbroken"; many-shot in Anil et al.
 2024; crescendo in Russinovich et al. 2024; text in quoted data in Greshake et al. 2023; other languages in Yong et al. 2023;
@@ -134,28 +134,9 @@ def best_of_n(request: str, seed: int = 0, sigma: float = 0.4) -> list[Message]:
 
 
 ATTACKS: dict[str, Callable[..., list[Message]]] = {
-    "direct": direct,
-    "role_play": role_play,
-    "prefix_injection": prefix_injection,
-    "refusal_suppression": refusal_suppression,
-    "base64": base64,
-    "rot13": rot13,
-    "leetspeak": leetspeak,
-    "translation": translation,
-    "many_shot": many_shot,
-    "crescendo": crescendo,
-    "prompt_injection": prompt_injection,
-    "suffix": suffix,
-    "best_of_n": best_of_n,
-}
-
-# Restore the request from the text after the blank line. leetspeak needs a request without its digits. best_of_n cannot be
-# decoded.
-DECODERS: dict[str, Callable[[str], str]] = {
-    "base64": lambda text: base64_code.b64decode(text).decode(),
-    "rot13": lambda text: codecs.decode(text, "rot13"),
-    "leetspeak": lambda text: text.translate(str.maketrans({digit: letter for letter, digit in LEET.items()})),
-    "translation": lambda text: re.sub(r"([A-Za-z]*)-([A-Za-z]*)ay", r"\2\1", text),
+    attack.__name__: attack
+    for attack in (direct, role_play, prefix_injection, refusal_suppression, base64, rot13, leetspeak, translation, many_shot)
+    + (crescendo, prompt_injection, suffix, best_of_n)
 }
 
 
@@ -171,9 +152,9 @@ def compose(families: str, **options: dict[str, Any]) -> Attack:
             near = difflib.get_close_matches(name, ATTACKS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ATTACKS)}"
             raise UserError(f"attack {name!r}: no such family; {hint}")
-    for name, given in options.items():
+    for name, chosen in options.items():
         taken = list(inspect.signature(ATTACKS[name]).parameters)[1:]
-        if unknown := [key for key in given if key not in taken]:
+        if unknown := [key for key in chosen if key not in taken]:
             raise UserError(f"attack {name!r}: no option {unknown[0]!r}; its options are {', '.join(taken) or 'none'}")
     steps = [functools.partial(ATTACKS[name], **options.get(name, {})) for name in names]
 

@@ -7,6 +7,7 @@ suffix shows which tokens could lower it. Each step samples `batch` suffixes tha
 Axes beside the model's: P prompts, S tokens of the suffix, L of the longest target, N candidates, C chunk of rows.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from data.chat.template import encode_chat
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.model.inputs import Inputs
@@ -25,6 +27,7 @@ from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, reshard, row_ways, spec
 
+LIKELY = "Sure, here it is:"  # the target if a benchmark gives none
 ROUNDS = 8  # maximum rounds of sampling to find enough valid candidates
 
 
@@ -50,77 +53,175 @@ class History(NamedTuple):
     rejected: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of a search. Raises: UserError for a number below 1.
+
+    steps: in total. batch: candidates per step. topk: candidate tokens for each position. chunk: rows that the model reads at a
+    time. seed: random draws depend only on it and the step's number. ascii_only: allow only tokens of printable ASCII.
+    """
+
+    steps: int = 100
+    batch: int = 256
+    topk: int = 128
+    chunk: int = 64
+    seed: int = 0
+    ascii_only: bool = True
+
+    def __post_init__(self):
+        for name in ("batch", "topk", "chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"gcg: {name}: {getattr(self, name)} must be at least 1")
+
+
 def gcg(
     model: Transformer,
     tokenizer: Tokenizer,
     places: Sequence[Place],
     init: Sequence[int],
+    settings: Settings,
     *,
-    steps: int,
-    batch: int = 256,
-    topk: int = 128,
-    seed: int = 0,
-    chunk: int = 64,
     fits: Callable[[Sequence[int]], bool] | None = None,
     start: History | None = None,
     each: Callable[[History], None] | None = None,
-    ascii_only: bool = True,
 ) -> History:
-    """Search from `init`, or resume from `start`, up to a total of `steps` steps, on the current mesh.
+    """Search from `init`, or resume from `start`, up to a total of `settings.steps` steps, on the current mesh.
 
     Args:
-      batch: candidates per step. topk: candidate tokens for each position. seed: random draws depend only on it and the step's
-        number. chunk: rows that the model reads at a time.
       fits: whether a suffix, as text in its place, is encoded as the same tokens (`in_chat` makes one); other candidates are
         rejected. Without it, a suffix must be encoded as the same tokens alone.
-      each: called after each step, for example to save. ascii_only: allow only tokens of printable ASCII.
-    Raises: UserError for numbers below 1, for prompts too long for the model, and for an `init` that does not fit.
+      each: called after each step, for example to save.
+    Raises: UserError without prompts or suffix, for prompts too long for the model, and for an `init` that does not fit.
     """
     history = start or History(tuple(init), tuple(init), float("inf"), ())
-    for name, value in (("batch", batch), ("topk", topk), ("chunk", chunk), ("prompts", len(places)), ("suffix", len(init))):
-        if value < 1:
-            raise UserError(f"gcg: {name}: {value} must be at least 1")
+    if not places or not len(init):
+        raise UserError(f"gcg: {'the suffix' if places else 'the list of prompts'} is empty")
     alone = functools.partial(_comes_back, tokenizer)
     if not (fits or alone)(history.suffix):
         text = tokenizer.decode(history.suffix)
         raise UserError(f"gcg: the suffix {text!r} is encoded as other tokens; use another initial suffix")
     # `alone` is cheap and seldom wrong. If it rejects `init`, the tokenizer treats a text's start differently; use `fits`.
     survives = alone if fits is None or alone(history.suffix) else fits
-    graph, params = nnx.split(model)
-    allowed_V = allowed_tokens(tokenizer, model.config.vocab_size, ascii_only)
-    topk = min(topk, int(allowed_V.sum()))
-
-    def losses(suffixes_NS: np.ndarray) -> np.ndarray:
-        laid = _laid(places, suffixes_NS)
-        longest = laid[0].shape[1]
-        if model.config.positions == "learned" and longest > model.config.max_positions:
-            raise UserError(f"gcg: a prompt of {longest} tokens, and the model has {model.config.max_positions} positions")
-        rows = [gathered(_loss(graph, params, *place_rows(*part))) for part in _chunks(laid, chunk)]
-        return np.concatenate(rows)[: laid[0].shape[0]].reshape(len(places), -1).sum(axis=0)
-
+    reader = _Reader(model, places, settings.chunk)
+    allowed_V = allowed_tokens(tokenizer, model.config.vocab_size, settings.ascii_only)
     if not history.losses:
-        (loss,) = losses(np.asarray([history.suffix])).tolist()
+        (loss,) = reader.losses(np.asarray([history.suffix])).tolist()
         if not math.isfinite(loss):
             raise UserError(f"gcg: the loss is {loss}: the model's probabilities are not finite; use another checkpoint")
         history = history._replace(best_loss=loss, losses=(loss,))
-    for step in range(len(history.losses), steps + 1):
-        laid = _laid(places, np.asarray([history.suffix]))
-        gradient_SD = _at_suffix(_gradients(graph, params, laid, chunk), places, len(history.suffix))
-        choices_SK = gathered(_substitutes(graph, topk, params, gradient_SD, allowed_V))
-        candidates, rejected = _candidates(history.suffix, choices_SK, batch, (seed, step), survives)
-        values_N = losses(candidates)
-        for n in np.argsort(values_N, kind="stable"):
-            taken, loss = tuple(candidates[n].tolist()), float(values_N[n])
-            if fits is None or taken == history.suffix or fits(taken):
-                break
-            rejected += 1
-        else:
-            taken, loss = history.suffix, history.losses[-1]
-        best = min((history.best_loss, history.best), (loss, taken), key=lambda pair: pair[0])
-        history = History(taken, best[1], best[0], (*history.losses, loss), history.rejected + rejected)
+    for step in range(len(history.losses), settings.steps + 1):
+        choices_SK = reader.substitutes(history.suffix, min(settings.topk, int(allowed_V.sum())), allowed_V)
+        candidates, rejected = _candidates(history.suffix, choices_SK, settings.batch, (settings.seed, step), survives)
+        history = _stepped(history, candidates, reader.losses(candidates), rejected, fits)
         if each is not None:
             each(history)
     return history
+
+
+def _stepped(history: History, candidates: np.ndarray, losses_N: np.ndarray, rejected: int, fits: Callable | None) -> History:
+    """Return the history after a step: the suffix becomes the best candidate that fits."""
+    taken, loss = history.suffix, history.losses[-1]
+    for n in np.argsort(losses_N, kind="stable"):
+        candidate = tuple(candidates[n].tolist())
+        if fits is None or candidate == history.suffix or fits(candidate):
+            taken, loss = candidate, float(losses_N[n])
+            break
+        rejected += 1
+    best = min((history.best_loss, history.best), (loss, taken), key=lambda pair: pair[0])
+    return History(taken, best[1], best[0], (*history.losses, loss), history.rejected + rejected)
+
+
+class _Reader:
+    """A model that reads suffixes in their places, `chunk` rows at a time."""
+
+    def __init__(self, model: Transformer, places: Sequence[Place], chunk: int):
+        self.config, self.places, self.chunk = model.config, places, chunk
+        self.graph, self.params = nnx.split(model)
+
+    def losses(self, suffixes_NS: np.ndarray) -> np.ndarray:
+        """Return float32 [N]: the losses of suffixes, summed over prompts."""
+        laid = _laid(self.places, suffixes_NS)
+        longest = laid[0].shape[1]
+        if self.config.positions == "learned" and longest > self.config.max_positions:
+            raise UserError(f"gcg: a prompt of {longest} tokens, and the model has {self.config.max_positions} positions")
+        rows = [gathered(_loss(self.graph, self.params, *place_rows(*part))) for part in _chunks(laid, self.chunk)]
+        return np.concatenate(rows)[: laid[0].shape[0]].reshape(len(self.places), -1).sum(axis=0)
+
+    def gradient(self, suffix: Sequence[int]) -> np.ndarray:
+        """Return float32 [S, D]: of the loss, summed over prompts, with respect to the suffix's embeddings."""
+        laid = _laid(self.places, np.asarray([suffix]))
+        rows = min(self.chunk, len(laid[0]))  # hardly ever as many as candidates, and the memory of a gradient is larger
+        parts = [gathered(_gradient(self.graph, self.params, *place_rows(*part))) for part in _chunks(laid, rows)]
+        gradients_PTD = np.concatenate([part.astype(np.float32) for part in parts])[: len(laid[0])]
+        ends = [gradients_PTD.shape[1] - len(place.after) - len(place.target) for place in self.places]
+        return sum(gradient_TD[end - len(suffix) : end] for gradient_TD, end in zip(gradients_PTD, ends, strict=True))
+
+    def substitutes(self, suffix: Sequence[int], topk: int, allowed_V: np.ndarray) -> np.ndarray:
+        """Return int32 [S, K]: the tokens that could lower the loss most at each position."""
+        return gathered(_substitutes(self.graph, topk, self.params, self.gradient(suffix), allowed_V))
+
+
+class InChat(NamedTuple):
+    """places: see `gcg`. init: ids of the initial suffix. fits: whether ids, decoded to text, are encoded as the same ids in
+    every conversation. text: returns the text that `suffix` of lm/evals/redteam/attacks.py appends for ids."""
+
+    places: list[Place]
+    init: tuple[int, ...]
+    fits: Callable[[Sequence[int]], bool]
+    text: Callable[[Sequence[int]], str]
+
+
+def in_chat(
+    tokenizer: Tokenizer,
+    requests: Sequence[str],
+    targets: Sequence[str] = (),
+    *,
+    init: str = "! ! ! ! ! ! ! ! ! ! ! ! ! ! ! !",
+    encode: Callable[[list[dict]], list[int]] | None = None,
+) -> InChat:
+    """Return the places of a suffix after requests, each as the only message of a user.
+
+    Args:
+      targets: beginnings of the answers to aim for. init: words of the initial suffix.
+      encode: maps messages to the ids before the model's answer; None: the tokenizer's own template.
+    Raises: UserError if the words are not separate tokens, the same after every request.
+    """
+
+    def encoded(content: str) -> list[int]:
+        messages = [{"role": "user", "content": content}]
+        return encode(messages) if encode else encode_chat(tokenizer, messages, add_generation_prompt=True).ids
+
+    words = init.split()
+    other = " ".join("?" if word != "?" else "." for word in words)
+    around, suffixes = [], set()
+    for request in requests:
+        ids, changed = encoded(f"{request} {init}"), encoded(f"{request} {other}")
+        head = _alike(ids, changed)
+        tail = _alike(ids[head:][::-1], changed[head:][::-1])
+        suffixes.add(tuple(ids[head : len(ids) - tail]))
+        around.append((tuple(ids[:head]), tuple(ids[len(ids) - tail :])))
+    if len(suffixes) != 1 or not (ids := next(iter(suffixes))):
+        raise UserError(f"gcg: the suffix {init!r} is not encoded as the same tokens after every request; change init")
+    # With some tokenizers the space before the suffix is a separate token; with others it is part of the suffix.
+    space = "" if tokenizer.decode(ids).startswith(" ") else " "
+
+    def fits(ids: Sequence[int]) -> bool:
+        behind = space + tokenizer.decode(ids)
+        return behind.startswith(" ") and all(
+            encoded(request + behind) == [*before, *ids, *after]
+            for request, (before, after) in zip(requests, around, strict=True)
+        )
+
+    wanted = [target or LIKELY for target in targets] or [LIKELY] * len(requests)
+    places = [
+        Place(before, after, tuple(tokenizer.encode(target))) for (before, after), target in zip(around, wanted, strict=True)
+    ]
+    return InChat(places, ids, fits, lambda ids: (space + tokenizer.decode(ids)).removeprefix(" "))
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the length of the common prefix."""
+    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
 def allowed_tokens(tokenizer: Tokenizer, vocab_size: int, ascii_only: bool = True) -> np.ndarray:
@@ -145,18 +246,18 @@ def _candidates(
     ones are filled with the suffix itself."""
     rng = np.random.default_rng(seed)
     S, K = choices_SK.shape
-    found, rejected = [], 0
+    candidates, rejected = [], 0
     for _ in range(ROUNDS):
         places, choices = rng.integers(S, size=batch), rng.integers(K, size=batch)
         for place, choice in zip(places.tolist(), choices.tolist()):
             candidate = (*suffix[:place], int(choices_SK[place, choice]), *suffix[place + 1 :])
-            if len(found) == batch:
-                return np.asarray(found), rejected
+            if len(candidates) == batch:
+                return np.asarray(candidates), rejected
             if survives(candidate):
-                found.append(candidate)
+                candidates.append(candidate)
             else:
                 rejected += 1
-    return np.asarray(found + [suffix] * (batch - len(found))), rejected
+    return np.asarray(candidates + [suffix] * (batch - len(candidates))), rejected
 
 
 def _laid(places: Sequence[Place], suffixes_NS: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -191,19 +292,6 @@ def _chunks(laid: tuple[np.ndarray, ...], chunk: int) -> Iterator[tuple[np.ndarr
         tokens, segments, targets, weights = (np.pad(x, missing) for x in part)
         segments[len(part[0]) :] = 1
         yield tokens, segments, targets, weights
-
-
-def _gradients(graph, params, laid: tuple[np.ndarray, ...], chunk: int) -> np.ndarray:
-    """float32 [P, T, D]: of each row's loss with respect to its embeddings."""
-    rows = min(chunk, len(laid[0]))  # hardly ever as many as candidates, and the memory of a gradient is larger
-    parts = [gathered(_gradient(graph, params, *place_rows(*part))).astype(np.float32) for part in _chunks(laid, rows)]
-    return np.concatenate(parts)[: len(laid[0])]
-
-
-def _at_suffix(gradients_PTD: np.ndarray, places: Sequence[Place], S: int) -> np.ndarray:
-    """Return float32 [S, D]: the sum of gradients over prompts at the suffix's tokens."""
-    ends = [gradients_PTD.shape[1] - len(place.after) - len(place.target) for place in places]
-    return sum(gradient_TD[end - S : end] for gradient_TD, end in zip(gradients_PTD, ends, strict=True))
 
 
 def _negative_logp(model: Transformer, tokens_CT, segments_CT, targets_CL, weights_CL, noise_CTD=None) -> jax.Array:

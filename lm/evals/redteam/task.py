@@ -4,40 +4,33 @@ Families are those of attacks.py, alone or composed (rot13+prefix_injection), an
 a suffix, `pair` and `tap`. A verdict is harmful, safe, or unknown if the judge gives none.
 """
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat
-from lm.evals.judges.judges import guarded, open_judge
-from lm.evals.judges.verdict import Judge
-from lm.evals.outcome import Outcome, TaskSettings, cuts
-from lm.evals.redteam import searched
-from lm.evals.redteam.agreement import agreement
+from lm.evals.judges.judges import open_judge
+from lm.evals.judges.verdict import Judge, guarded
+from lm.evals.redteam import searches
 from lm.evals.redteam.attacks import ATTACKS, compose
-from lm.evals.redteam.figures import figures, metrics, parts
-from lm.evals.redteam.hazards import HAZARDS
-from lm.evals.redteam.prompts import Request, limited, read_requests
-from lm.evals.redteam.safety_eval import answered, attempts, judged
-from lm.evals.redteam.safety_prompts import read_prompts
-from lm.evals.redteam.talk import talk, with_system
+from lm.evals.redteam.figures import agreement, figures, metrics
+from lm.evals.redteam.prompts import HAZARDS, Request, in_turn, read_prompts, read_requests
+from lm.evals.redteam.safety_eval import answered, attempts, judged, subject_chat, with_system
 from lm.evals.stats.joining import Problems
-from lm.evals.subject import Generated, Subject
+from lm.evals.task import Generated, Outcome, Subject, TaskSettings
 from lm.evals.tasks import documents
-from lm.evals.tasks.spec import check
+from lm.evals.tasks.settings import check, check_least, resolved
 
-DEFAULTS: dict[str, Any] = {
-    "families": [],  # attack families; empty: all that neither search nor need a string
+KEYS = documents.KEYS | {
+    "families": (str, list),  # attack families; none: all that neither search nor need a string
     "family_options": {},  # {family: its options}, as in lm/evals/redteam/attacks.py
     "samples": 1,
     "temperature": 0.0,
     "max_new_tokens": 256,  # of the answers
     "draws": 8,  # the n of best_of_n
     "prompts": "",  # builtin:safety_world instead of files
-    "items": [],  # rows to use if there are no files
     "main": "attack_success",
     "judge_model": "",
     "timeout": 60.0,
@@ -50,36 +43,20 @@ DEFAULTS: dict[str, Any] = {
     "attacker_tokens": 512,
     "scorer": "judge",  # of pair's and tap's attempts: judge, openai:URL, or subject
     "scorer_model": "",
-    "gcg": {},  # settings of gcg, pair and tap: see lm/evals/redteam/searched.py
+    "gcg": {},  # settings of gcg, pair and tap: see lm/evals/redteam/searches.py
     "pair": {},
     "tap": {},
 }
-
-
-TOLD = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # optional keys of an attempt
+OPTIONAL = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # keys that an attempt may have
 # The settings that answers and verdicts depend on.
-MADE_BY = (
-    "family_options",
-    "samples",
-    "temperature",
-    "max_new_tokens",
-    "draws",
-    "judge_model",
-    "refusal_classifier",
-    "attacker",
-    "attacker_model",
-    "attacker_temperature",
-    "attacker_tokens",
-    "scorer",
-    "scorer_model",
-    "gcg",
-    "pair",
-    "tap",
+MADE_BY = tuple(
+    "family_options samples temperature max_new_tokens draws judge_model refusal_classifier attacker attacker_model "
+    "attacker_temperature attacker_tokens scorer scorer_model gcg pair tap".split()
 )
 
 
 class RedTeam(NamedTuple):
-    """A task of lm/evals/outcome.py. judge: whether answers are harmful. classifier, optional: whether they refuse (safe) or
+    """A task of lm/evals/task.py. judge: whether answers are harmful. classifier, optional: whether they refuse (safe) or
     not (harmful)."""
 
     name: str
@@ -87,7 +64,7 @@ class RedTeam(NamedTuple):
     requests: list[Request]
     kinds: dict[str, dict]
     families: list[str]
-    given: dict[str, Any]
+    values: dict[str, Any]
     settings: TaskSettings
     judge: Judge
     classifier: Judge | None
@@ -97,78 +74,57 @@ class RedTeam(NamedTuple):
 
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
-    """Build the task. Its keys are those of tasks/documents.py and of DEFAULTS; settings.options["redteam"] may override
-    DEFAULTS.
-
-    Raises: UserError for unknown keys, families or judges, and for files that cannot be read.
-    """
-    given = _resolved(name, spec, settings.options.get("redteam") or {})
-    for key, least in (("samples", 1), ("draws", 1), ("max_new_tokens", 1), ("retries", 0)):
-        if given[key] < least:
-            raise UserError(f"task {name}: {key}={given[key]} must be at least {least}")
-    if given["samples"] > 1 and not given["temperature"]:
-        raise UserError(f"task {name}: samples={given['samples']} at temperature 0 would be identical; raise temperature")
-    families = _families(name, given)
-    requests, problems, versions = _requests(name, spec, given, settings)
+    """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
+    values = resolved(name, spec, settings, KEYS)
+    for key, defaults in (("gcg", searches.GCG), ("pair", searches.PAIR), ("tap", searches.TAP)):
+        check(f"task {name}: {key}", values[key], defaults)
+        values[key] = {**defaults, **values[key]}
+    check_least(name, values, samples=1, draws=1, max_new_tokens=1, retries=0)
+    if values["samples"] > 1 and not values["temperature"]:
+        raise UserError(f"task {name}: samples={values['samples']} at temperature 0 would be identical; raise temperature")
+    families = _families(name, values)
+    requests, problems, versions = _requests(name, values, settings)
     patterns = {r.prompt.text: r.prompt.harmful_if for r in requests if r.prompt.harmful_if}
-    options = {key: given[key] for key in ("timeout", "retries", "key_variable")}
+    options = {key: values[key] for key in ("timeout", "retries", "key_variable")}
     judge = _opened(
-        f"task {name}: judge", settings.judge, model=given["judge_model"], hazards=HAZARDS, harmful_if=patterns, **options
+        f"task {name}: judge", settings.judge, model=values["judge_model"], hazards=HAZARDS, harmful_if=patterns, **options
     )
     classifier = None
-    if given["refusal_classifier"]:
-        classifier = _opened(f"task {name}: refusal_classifier", f"classifier:{given['refusal_classifier']}")
+    if values["refusal_classifier"]:
+        classifier = _opened(f"task {name}: refusal_classifier", f"classifier:{values['refusal_classifier']}")
     versions |= {"families": families, "judge": settings.judge}
-    versions |= {key: given[key] for key in MADE_BY}
-    return RedTeam(name, versions, requests, problems.kinds, families, given, settings, judge, classifier)
-
-
-def _resolved(name: str, spec: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return DEFAULTS overridden by the task file's values, and these by the config's."""
-    result = dict(DEFAULTS)
-    for where, values, more in ((name, spec, documents.KEYS), (f"{name}: options.redteam", options, {})):
-        values = {key: value for key, value in values.items() if value is not None}
-        if isinstance(values.get("families"), str):
-            values["families"] = list(filter(None, values["families"].replace(" ", "").split(",")))
-        check(where, values, {**more, **_types(DEFAULTS)})
-        result |= {key: value for key, value in values.items() if key in DEFAULTS}
-    for key, defaults in (("gcg", searched.GCG), ("pair", searched.PAIR), ("tap", searched.TAP)):
-        check(f"{name}: {key}", result[key], _types(defaults))
-        result[key] = {**defaults, **result[key]}
-    return result
-
-
-def _types(defaults: Mapping[str, Any]) -> dict[str, type | tuple[type, ...]]:
-    also = {float: (int, float), list: (list, tuple), dict: (dict, Mapping)}
-    return {key: also.get(type(value), type(value)) for key, value in defaults.items()}
+    versions |= {key: values[key] for key in MADE_BY}
+    return RedTeam(name, versions, requests, problems.kinds, families, values, settings, judge, classifier)
 
 
 def _families(name: str, given: dict[str, Any]) -> list[str]:
-    options = given["family_options"]
+    options, families = given["family_options"], given.get("families") or []
+    if isinstance(families, str):
+        families = list(filter(None, families.replace(" ", "").split(",")))
     for family, values in options.items():
         if not isinstance(values, Mapping):
             raise UserError(f"task {name}: family_options: {family}: {values!r} must be a mapping of names to values")
-    if wrong := [family for family in given["families"] if not isinstance(family, str)]:
+    if wrong := [family for family in families if not isinstance(family, str)]:
         raise UserError(f"task {name}: families: {wrong[0]!r} is no name")
     ready = [family for family in ATTACKS if family != "suffix" or options.get("suffix", {}).get("suffix")]
-    families = list(dict.fromkeys(given["families"])) or ready
+    families = list(dict.fromkeys(families)) or ready
     for family in families:
-        if family not in searched.SEARCHES:
+        if family not in searches.SEARCHES:
             steps, known = _steps(family, options, "!")
             compose(steps, **known)("x")  # raises UserError if it is invalid
-    if any(family in searched.SEARCHES for family in families) and not given["attacker"]:
+    if any(family in searches.SEARCHES for family in families) and not given["attacker"]:
         raise UserError(f"task {name}: pair and tap need an attacker: openai:URL or subject")
     return families
 
 
-def _steps(family: str, options: Mapping[str, dict], found: str) -> tuple[str, dict[str, dict]]:
-    """Return a family and its options for `compose`. `gcg` in its name becomes a suffix with the found string."""
+def _steps(family: str, options: Mapping[str, dict], string: str) -> tuple[str, dict[str, dict]]:
+    """Return a family and its options for `compose`. `gcg` in its name becomes a suffix with `string`."""
     steps = [step.strip() for step in family.split("+")]
     if "gcg" not in steps:
         return family, dict(options)
     if "suffix" in steps:
         raise UserError(f"attack {family!r}: gcg is already a suffix; remove one")
-    return "+".join("suffix" if step == "gcg" else step for step in steps), {**options, "suffix": {"suffix": found}}
+    return "+".join("suffix" if step == "gcg" else step for step in steps), {**options, "suffix": {"suffix": string}}
 
 
 def _opened(key: str, spec: str, **options: Any) -> Judge:
@@ -178,102 +134,93 @@ def _opened(key: str, spec: str, **options: Any) -> Judge:
         raise UserError(f"{key}: {str(error).removeprefix('safety.judge: ')}") from None
 
 
-def _requests(
-    name: str, spec: dict[str, Any], given: dict[str, Any], settings: TaskSettings
-) -> tuple[list[Request], Problems, dict[str, Any]]:
+def _requests(name: str, values: dict[str, Any], settings: TaskSettings) -> tuple[list[Request], Problems, dict[str, Any]]:
     """Return the requests, the problems in their files, and the versions of the files."""
-    folder = settings.data_dir and Path(settings.data_dir) / spec.get("folder", name)
-    if given["prompts"]:
-        if not given["prompts"].startswith("builtin:"):
+    if values["prompts"]:
+        if not values["prompts"].startswith("builtin:"):
             raise UserError(
-                f"task {name}: prompts={given['prompts']!r} is no builtin:NAME; for files, name their folder as folder"
+                f"task {name}: prompts={values['prompts']!r} is no builtin:NAME; for files, name their folder as folder"
             )
-        found = read_prompts(given["prompts"], "valid", seed=settings.seed)
-        requests, problems = [Request(p, p.hazard, p.completion, p.id) for p in found], Problems()
-        versions = {"data": _digest(found), "split": given["prompts"]}
-    elif given["items"] and not (folder and folder.is_dir()):
-        problems = Problems()
-        requests, versions = read_requests(enumerate(given["items"]), problems), {"data": _digest(given["items"])}
+        prompts, problems = read_prompts(values["prompts"], "valid", seed=settings.seed), Problems()
+        requests = [Request(p, p.hazard, p.completion, p.id) for p in prompts]
+        digest = hashlib.sha256(repr(prompts).encode("utf-8", "backslashreplace")).hexdigest()
+        versions = {"data": f"sha256:{digest}", "split": values["prompts"]}
     else:
-        data = documents.load(name, {**spec, "num_fewshot": 0}, settings._replace(limit=None))
+        data = documents.load(name, values | {"num_fewshot": 0}, settings._replace(limit=None))
         problems, versions = data.new_problems(), data.versions
         requests = read_requests(((item.id, item.doc) for item in data.items), problems)
-    kept = limited(requests, settings.limit)
-    numbered = [r._replace(prompt=r.prompt._replace(id=str(number))) for number, r in enumerate(kept)]
+    chosen = in_turn(requests, settings.limit)
+    numbered = [r._replace(prompt=r.prompt._replace(id=str(number))) for number, r in enumerate(chosen)]
     return numbered, problems, versions
 
 
-def _digest(rows: Sequence[Any]) -> str:
-    return "sha256:" + hashlib.sha256(repr(rows).encode("utf-8", "backslashreplace")).hexdigest()
-
-
 def _run(task: RedTeam, subject: Subject) -> Outcome:
-    given, settings = task.given, task.settings
-    problems = Problems()
-    problems.kinds = copy.deepcopy(task.kinds)
+    values, settings = task.values, task.settings
+    problems = Problems(task.kinds)
     if not task.requests:
         problems.add("empty_files", "no request")
     harmful = [request for request in task.requests if request.prompt.kind == "harmful"]
-    searches: dict[str, dict] = {}
+    searched: dict[str, dict] = {}
     if any("gcg" in family.split("+") for family in task.families):
-        searches["gcg"] = searched.suffix(subject, harmful, given["gcg"], settings.system, settings.seed)
-    heard: dict[int, dict[str, Generated]] = {}
+        searched["gcg"] = searches.suffix(subject, harmful, values["gcg"], settings.system, settings.seed)
+    generated: dict[int, dict[str, Generated]] = {}
 
     def chat(draw: int) -> Chat:
-        return talk(
+        return subject_chat(
             subject,
-            max_new_tokens=given["max_new_tokens"],
-            temperature=given["temperature"],
+            max_new_tokens=values["max_new_tokens"],
+            temperature=values["temperature"],
             seed=settings.seed + draw,
             system=settings.system,
-            heard=heard.setdefault(draw, {}),
+            answers=generated.setdefault(draw, {}),
         )
 
-    todo = _attempts(task, searches.get("gcg", {}).get("suffix", ""))
+    todo = _attempts(task, searched.get("gcg", {}).get("suffix", ""))
     records: list[dict] = []
     for draw in dict.fromkeys(record["draw"] for record in todo):
         records += answered([record for record in todo if record["draw"] == draw], chat(draw))
     plain = [request for request in harmful if request.prompt.messages is None]
-    for name in searched.SEARCHES:
+    for name in searches.SEARCHES:
         if name in task.families:
-            found, searches[name] = searched.rewritten(name, subject, chat(0), plain, task.judge, given, settings.seed)
-            records += [record | {"draw": 0} for record in found]
+            rewritten, searched[name] = searches.rewritten(name, subject, chat(0), plain, task.judge, values, settings.seed)
+            records += [record | {"draw": 0} for record in rewritten]
     records = judged(records, task.judge)
     if task.classifier is not None:
         records = _classified(records, task.classifier)
-    samples = _samples(task, subject, records, heard)
+    samples = _samples(task, subject, records, generated)
     _note(task, records, problems)
-    results = {"main": given["main"], "attack_success": None, "over_refusal": None} | figures(samples)
+    results = {"main": values["main"], "attack_success": None, "over_refusal": None} | figures(samples)
     for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
         if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
-            results[name] = parts(samples, key)
+            order = dict.fromkeys(sample[key] for sample in samples)
+            results[name] = outcomes.parts(samples, key, figures, order)
     if task.classifier is not None:
-        said = [record for record in records if (record["response"] or "").strip()]
-        by_rules = [record["refusal"] != "none" for record in said]
-        results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in said])
-    if searches:
-        results["searches"] = searches
+        answers = [record for record in records if (record["response"] or "").strip()]
+        by_rules = [record["refusal"] != "none" for record in answers]
+        results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in answers])
+    if searched:
+        results["searches"] = searched
     return Outcome(results | {"problems": problems.kinds}, samples)
 
 
-def _attempts(task: RedTeam, found: str) -> list[dict]:
+def _attempts(task: RedTeam, suffix: str) -> list[dict]:
     """Return records of all attempts (safety_eval.py) except for the searches.
 
-    "id" is the request's index in the task; "draw" tells apart several answers to one prompt. found: the suffix from gcg."""
-    given = task.given
+    "id" is the request's index in the task; "draw" tells apart several answers to one prompt. suffix: that of gcg."""
+    values = task.values
     prompts = [request.prompt for request in task.requests]
     as_they_are = [p for p in prompts if p.messages is not None or p.kind == "task"]
     dressed = [p for p in prompts if p.messages is None and p.kind != "task"]
-    records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], given["samples"])]
+    records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], values["samples"])]
     for family in task.families:
-        if family in searched.SEARCHES:
+        if family in searches.SEARCHES:
             continue
-        steps, options = _steps(family, given["family_options"], found)
+        steps, options = _steps(family, values["family_options"], suffix)
         if "best_of_n" not in steps.split("+"):
-            made = attempts(dressed, [steps], given["samples"], options)
+            made = attempts(dressed, [steps], values["samples"], options)
             records += [record | {"draw": record["sample"], "family": family} for record in made]
             continue
-        for n in range(given["draws"]):
+        for n in range(values["draws"]):
             drawn = options | {"best_of_n": {**options.get("best_of_n", {}), "seed": task.settings.seed + n}}
             made = attempts(dressed, [steps], 1, drawn)
             records += [record | {"draw": 0, "sample": n, "family": family} for record in made]
@@ -282,15 +229,15 @@ def _attempts(task: RedTeam, found: str) -> list[dict]:
 
 def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
     """Add "refused_by_classifier" to the records: whether the response is a refusal; None: unknown."""
-    asked = [i for i, record in enumerate(records) if (record["response"] or "").strip()]
-    columns = ([records[i][key] for i in asked] for key in ("prompt", "response", "hazard"))
-    verdicts = dict(zip(asked, classifier(*columns), strict=True)) if asked else {}
+    numbers = [i for i, record in enumerate(records) if (record["response"] or "").strip()]
+    columns = ([records[i][key] for i in numbers] for key in ("prompt", "response", "hazard"))
+    verdicts = dict(zip(numbers, classifier(*columns), strict=True)) if numbers else {}
     refused = {i: {"safe": True, "harmful": False}.get(verdict.label) for i, verdict in verdicts.items()}
     return [record | {"refused_by_classifier": refused.get(i)} for i, record in enumerate(records)]
 
 
 def _samples(
-    task: RedTeam, subject: Subject, records: Sequence[dict], heard: Mapping[int, Mapping[str, Generated]]
+    task: RedTeam, subject: Subject, records: Sequence[dict], generated: Mapping[int, Mapping[str, Generated]]
 ) -> list[dict]:
     """Return the samples of the records, sorted by request and then by family."""
     order = {family: number for number, family in enumerate(task.families)}
@@ -299,7 +246,7 @@ def _samples(
         request = task.requests[int(record["id"])]
         messages = with_system(task.settings.system, record["conversation"])
         text = subject.chat_prompt(messages)
-        said = heard[record["draw"]].get(text)
+        answer = generated[record["draw"]].get(text)
         values = metrics(record)
         harmful = record["kind"] == "harmful"
         sample = {
@@ -323,13 +270,13 @@ def _samples(
         }
         if not _is_fixed(record):
             sample |= {"put": text, "attack": record["messages"]}
-        sample |= {key: record[key] for key in TOLD if key in record}
+        sample |= {key: record[key] for key in OPTIONAL if key in record}
         sample |= {key: record[key] for key in ("answer", "completion", "harmful_if") if record[key]}
         flags = ["unknown_verdicts"] if record.get("verdict") == "unknown" else []
-        if flags := flags + (cuts([said]) if said is not None else []):
+        if flags := flags + (outcomes.cuts([answer]) if answer is not None else []):
             sample["flags"] = flags
-        if said is not None and (said.tokens or said.prompt_tokens):
-            sample["tokens"] = [list(said.prompt_tokens), list(said.tokens)]
+        if answer is not None and (answer.tokens or answer.prompt_tokens):
+            sample["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]
         made.append(((int(record["id"]), order.get(record["family"], -1), record["sample"]), sample))
     return [sample for _, sample in sorted(made, key=lambda pair: pair[0])]
 

@@ -8,20 +8,10 @@ from typing import Any
 
 from lm.evals.stats.measures import interval, is_number, scale
 
-OF_CHOICES = (  # metrics for which a guess among an item's choices scores the task's `chance`
-    "acc",
-    "acc_norm",
-    "acc_bytes",
-    "acc_per_token",
-    "acc_mutual_info",
-    "acc_ambig",
-    "acc_disambig",
-    "acc_pro",
-    "acc_anti",
-    "mc1",
-    "mc2",
-    "precision_at_1",
-    "precision_at_1_bytes",
+# Metrics for which a guess among an item's choices scores the task's `chance`.
+OF_CHOICES = tuple(
+    "acc acc_norm acc_bytes acc_per_token acc_mutual_info acc_ambig acc_disambig acc_pro acc_anti mc1 mc2 precision_at_1 "
+    "precision_at_1_bytes".split()
 )
 FIXED = {"core": 0.0, "core_partial": 0.0, "lms": 50.0, "auroc": 0.5, "auroc_p_true": 0.5}  # the same in every task
 
@@ -50,13 +40,13 @@ def words(metric: str, level: float | None, above: bool | None) -> str:
     """
     if level is None or above is None:
         return ""
-    return f"{'above' if above else 'no better than'} chance ({told(metric, level)})"
+    return f"{'above' if above else 'no better than'} chance ({value_text(metric, level)})"
 
 
-def told(metric: str, value: float) -> str:
+def value_text(metric: str, value: float) -> str:
     """Return a value as text: a share as a percentage, others as a number.
 
-    >>> told("acc", 1 / 3), told("perplexity", 12.5)
+    >>> value_text("acc", 1 / 3), value_text("perplexity", 12.5)
     ('33.3 %', '12.5')
     """
     return f"{100 * value:.3g} %" if scale(metric, value) == "share" else f"{value:.3g}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import Z
 
 DRAWS = 2000
@@ -80,6 +81,16 @@ def of_signs(signs: Sequence[float], groups: Sequence[Hashable] | None = None) -
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
+def share(name: str, hits: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, float | None]:
+    """Return {name, name_stderr, name_low, name_high}: the mean of values 0…1 with the interval `of_share`."""
+    return mean(name, hits) | named(name, of_share(hits, groups))
+
+
+def signed_mean(name: str, signs: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, float | None]:
+    """Return {name, name_stderr, name_low, name_high}: the mean of values −1…1 with the interval `of_signs`."""
+    return mean(name, signs) | named(name, of_signs(signs, groups))
+
+
 def resampled(
     name: str, units: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float | None]:
@@ -147,8 +158,8 @@ def permuted(
         others = (y.sum() - sums) / (len(y) - sizes)
         return np.append(np.abs(means - others), means.max() - means.min())
 
-    found, hits, random = spreads(label), np.ones(G + 1), np.random.default_rng(seed)
+    observed, hits, random = spreads(label), np.ones(G + 1), np.random.default_rng(seed)
     for _ in range(draws):
-        hits += spreads(label[np.lexsort((random.random(len(y)), stratum))]) >= found - 1e-12
+        hits += spreads(label[np.lexsort((random.random(len(y)), stratum))]) >= observed - 1e-12
     p = hits / (1 + draws)
     return p[:-1].tolist(), float(p[-1])

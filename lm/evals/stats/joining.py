@@ -3,8 +3,9 @@
 An unreadable row comes in as {"malformed": why}, so that later rows keep their numbers.
 """
 
+import copy
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 EXAMPLES = 5  # listed for each kind of problem
@@ -18,10 +19,10 @@ class Malformed(ValueError):
 
 
 class Problems:
-    """Counts problems by kind, and keeps the first few examples of each."""
+    """Counts problems by kind, and keeps the first few examples of each. kinds: those found before, which are copied."""
 
-    def __init__(self):
-        self.kinds: dict[str, dict] = {}
+    def __init__(self, kinds: Mapping[str, dict] | None = None):
+        self.kinds: dict[str, dict] = copy.deepcopy(dict(kinds or {}))
 
     def add(self, kind: str, example: str) -> None:
         problem = self.kinds.setdefault(kind, {"n": 0, "examples": []})
@@ -29,6 +30,30 @@ class Problems:
         if len(problem["examples"]) < EXAMPLES:
             line = " ".join(example.encode(errors="backslashreplace").decode().split())
             problem["examples"].append(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
+
+
+def unique(
+    rows: Sequence[dict], problems: Problems, read_item: Callable[[int, dict], tuple[Hashable, Item]]
+) -> tuple[dict[int, Item], dict[int, Hashable]]:
+    """Return the items and the keys of usable rows, by row number. Rows with the same key are not used.
+
+    read_item: maps a row's number and the row to its key, or None, and the item; raises Malformed.
+    """
+    items, keys, owners = {}, {}, {}
+    for row, values in enumerate(rows):
+        try:
+            keys[row], items[row] = read_item(row, checked(values))
+        except Malformed as why:
+            problems.add("malformed_items", f"row {row}: {why}")
+            continue
+        if keys[row] is not None:
+            owners.setdefault(keys[row], []).append(row)
+    for key, same in owners.items():
+        if len(same) > 1:
+            problems.add("duplicate_items", f"{key_text(key)}: rows {', '.join(map(str, same))}")
+            for row in same:
+                del items[row]
+    return items, keys
 
 
 def join(
@@ -47,22 +72,16 @@ def join(
             must be unique to the item.
         read_answer: maps an answer to the key of its item, and the value to return. Both raise Malformed.
     """
-    read, named, owners = {}, {}, {}
-    for row, item in enumerate(items):
-        try:
-            keys, read[row] = read_item(row, checked(item))
-        except Malformed as why:
-            problems.add("malformed_items", f"row {row}: {why}")
-            continue
-        owners.setdefault(keys[-1], []).append(row)
+    named: dict[Hashable, list[int]] = {}
+
+    def read_named(row: int, item: dict) -> tuple[Hashable, Item]:
+        keys, value = read_item(row, item)
         for key in keys:
             named.setdefault(key, []).append(row)
-    for key, rows in owners.items():
-        if len(rows) > 1:
-            problems.add("duplicate_items", f"{key_text(key)}: rows {', '.join(map(str, rows))}")
-            for row in rows:
-                del read[row]
-    given: dict[int, list[Answer]] = {}
+        return keys[-1], value
+
+    read, keys = unique(items, problems, read_named)
+    values_of: dict[int, list[Answer]] = {}
     for number, answer in enumerate(answers):
         try:
             key, value = read_answer(checked(answer))
@@ -71,16 +90,15 @@ def join(
             continue
         rows = named.get(key, ())
         if len(rows) == 1:
-            given.setdefault(rows[0], []).append(value)
+            values_of.setdefault(rows[0], []).append(value)
         else:
             kind = "answers_for_several_items" if rows else "answers_for_unknown_items"
             problems.add(kind, f"answer {number}: {key_text(key)}")
-    keys = {rows[0]: key for key, rows in owners.items()}
-    for row, values in given.items():
+    for row, values in values_of.items():
         if len(values) > 1:
             problems.add("duplicate_answers", f"{key_text(keys[row])}: {len(values)} answers")
-    pairs = [(read[row], given[row][0]) for row in sorted(given) if len(given[row]) == 1]
-    return pairs, sum(row not in given for row in read)
+    pairs = [(read[row], values_of[row][0]) for row in sorted(values_of) if len(values_of[row]) == 1]
+    return pairs, sum(row not in values_of for row in read)
 
 
 def by_id(

@@ -11,76 +11,21 @@ from typing import Any, Literal
 from lm.evals.stats.significance import Z
 
 # Shell patterns of metric names. The first table with a match decides.
-NEUTRAL = (
-    "*length*",
-    "*tokens*",
-    "*seconds*",
-    "abstain*",
-    "abstention*",
-    "answered",
-    "coverage*",
-    "unknown*",
-    "n_*",
-    "*agreement*",
-    "regard",
-    "effect_size*",
-    "new_entities*",
+NEUTRAL = tuple(
+    "*length* *tokens* *seconds* abstain* abstention* answered coverage* unknown* n_* *agreement* regard effect_size*".split()
 )
-IDEAL = {
-    "s_amb*": 0.0,
-    "s_dis*": 0.0,
-    "*bias_score*": 0.0,
-    "*log_odds*": 0.0,
-    "gap": 0.0,
-    "*_gap": 0.0,
-    "difference": 0.0,
+IDEAL = dict.fromkeys("s_amb* s_dis* *bias_score* *log_odds* gap *_gap difference".split(), 0.0) | {
     "pct_stereotype*": 0.5,
     "stereotype_share*": 0.5,
     "ss": 50.0,
 }
-LOWER_IS_BETTER = (
-    "*perplexity*",
-    "*bits_per_*",
-    "*nll*",
-    "*loss*",
-    "ece*",
-    "*_ece",
-    "*brier*",
-    "*aurc*",
-    "*risk*",
-    "*hallucinat*",
-    "*contradicted*",
-    "*unsupported*",
-    "*inconsisten*",
-    "*attack_success*",
-    "asr*",
-    "*_asr",
-    "*over_refusal*",
-    "*harmful*",
-    "*toxic*",
-    "*disparity*",
-    "*flip*",
-    "*repeat*",
-    "*repetition*",
-    "*error*",
-    "*magnitude*",
-    "likelihood_diff*",
+LOWER_IS_BETTER = tuple(
+    "*perplexity* *bits_per_* *nll* *loss* ece* *_ece *brier* *aurc* *risk* *hallucinat* *contradicted* *unsupported* "
+    "*inconsisten* *attack_success* asr* *_asr *over_refusal* *harmful* *toxic* *disparity* *flip* *repeat* *repetition* "
+    "*error* *magnitude* likelihood_diff*".split()
 )
 # Scales that cannot be told from a value: unbounded, −1…1, 0…100. Any other metric in 0…1 is a share.
-OPEN = (
-    "*perplexity*",
-    "*bits_per_*",
-    "*nll*",
-    "*loss*",
-    "*length*",
-    "*log_odds*",
-    "likelihood_diff*",
-    "*magnitude*",
-    "*margin*",
-    "*context_gain*",
-    "new_entities*",
-    "entity_graph",
-)
+OPEN = tuple("*perplexity* *bits_per_* *nll* *loss* *length* *log_odds* likelihood_diff* *magnitude* *margin*".split())
 SIGNED = ("truthful_score*", "regard", "*bias_score*")
 PERCENT = ("ss", "lms", "icat")
 BESIDE = ("_stderr", "_low", "_high", "_interval", "_p")  # suffixes of values that accompany a metric
@@ -140,11 +85,11 @@ def interval(result: Mapping[str, Any], metric: str) -> tuple[float, float] | No
     value = result.get(metric)
     if not is_number(value):
         return None
-    given = result.get(f"{metric}_interval") or (result.get(f"{metric}_low"), result.get(f"{metric}_high"))
+    ends = result.get(f"{metric}_interval") or (result.get(f"{metric}_low"), result.get(f"{metric}_high"))
     if metric == "rate":  # the names that lm/evals/redteam/safety_eval.py uses
-        given = (result.get("low"), result.get("high"))
-    if len(given) == 2 and all(map(is_number, given)):
-        return given[0], given[1]
+        ends = (result.get("low"), result.get("high"))
+    if len(ends) == 2 and all(map(is_number, ends)):
+        return ends[0], ends[1]
     stderr, n = result.get(f"{metric}_stderr"), result.get("n")
     kind = scale(metric, value)
     if stderr == 0 and kind == "share" and value in (0, 1) and isinstance(n, int) and n:
@@ -169,7 +114,7 @@ def _is(metric: str, patterns: tuple[str, ...]) -> bool:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that of k answers, taken from n of which c are right, at least one is: 1 − C(n−c, k) / C(n, k).
+    """Return the chance that of k answers, taken from n of which c are right, at least one is: 1 − C(n−c, k) / C(n, k).
 
     An unbiased estimate of the chance that one of k fresh answers is right (Chen et al. 2021, "Evaluating Large Language Models
     Trained on Code", eq. 1).

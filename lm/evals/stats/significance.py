@@ -18,7 +18,7 @@ CHUNK = 1 << 22  # signs drawn at a time
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """The mean of after − before over items, its standard error, and how likely a difference at least as large is by chance.
+    """Compare two models on the same items: the mean of after − before, its standard error, and its p by chance.
 
     Returns: {"before", "after": means, "difference", "stderr": sample standard deviation of the differences / √n, "low" and
     "high": 95 % interval of the difference, "p": two-sided, "test": "mcnemar" where all values are 0 or 1, else "permutation",
@@ -48,14 +48,14 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact p of McNemar's test (1947): of the items that only one of the two solved, each is as likely the one's as
-    the other's. p = min(1, 2·Σ_{k ≤ min(lost, won)} C(n, k) / 2ⁿ), n = lost + won.
-    """
+    """Return the two-sided exact p of McNemar's test (1947): of the items that only one of the two solved, each is as likely
+    the one's as the other's. p = min(1, 2·Σ_{k ≤ min(lost, won)} C(n, k) / 2ⁿ), n = lost + won."""
     return min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5)))
 
 
 def permutation(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p of Fisher's test of paired differences: had chance alone decided, each could as well have the other sign.
+    """Return the two-sided p of Fisher's test of paired differences: had chance alone decided, each could as well have the
+    other sign.
 
     The share of the sign patterns whose |Σ| is at least the one found: of all of them up to 12 differences, else of 9,999 drawn
     ones and the one found, (1 + hits) / (1 + draws).
@@ -77,8 +77,8 @@ def permutation(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def unpaired(before: float, after: float, stderr_before: float, stderr_after: float) -> dict[str, Any]:
-    """As `paired`, of two figures that no item has: z = difference / √(stderr₁² + stderr₂²), as if of different items. Models
-    that find the same items hard make this p too large."""
+    """Compare as `paired` two figures that no item has: z = difference / √(stderr₁² + stderr₂²), as if of different items.
+    Models that find the same items hard make this p too large."""
     stderr, difference = math.hypot(stderr_before, stderr_after), after - before
     p = math.erfc(abs(difference) / stderr / math.sqrt(2)) if stderr else None
     return {
@@ -95,7 +95,7 @@ def unpaired(before: float, after: float, stderr_before: float, stderr_after: fl
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Each p corrected for there being so many (Holm 1979): the k-th smallest of m times m − k + 1, at most 1, and never below
+    """Return each p corrected for their number (Holm 1979): the k-th smallest of m times m − k + 1, at most 1, and never below
     a smaller one's. None stays None and counts for nothing."""
     known = sorted((value, i) for i, value in enumerate(p) if value is not None)
     corrected: list[float | None] = [None] * len(p)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lm.errors import UserError
-from lm.evals.outcome import Task, TaskSettings
+from lm.evals.task import Task, TaskSettings
 
 FOLDER = Path(__file__).parent / "specs"
 
@@ -21,8 +21,9 @@ KINDS = {
     "choice": "lm.evals.tasks.choice",
     "generation": "lm.evals.tasks.generation",
     "rolling": "lm.evals.tasks.perplexity",
-    "ifeval": "lm.evals.tasks.following",
+    "ifeval": "lm.evals.tasks.ifeval.task",
     "code": "lm.evals.tasks.code",
+    "coherence": "lm.evals.tasks.coherence",
     "bbq": "lm.evals.bias.bbq",
     "pairs": "lm.evals.bias.pairs",
     "stereoset": "lm.evals.bias.stereoset",
@@ -33,7 +34,6 @@ KINDS = {
     "support": "lm.evals.factuality.support",
     "selfcheck": "lm.evals.factuality.selfcheck",
     "cloze": "lm.evals.factuality.cloze",
-    "coherence": "lm.evals.coherence.task",
     "redteam": "lm.evals.redteam.task",
 }
 

@@ -9,22 +9,22 @@ In a tie the first choice counts, as in lm-evaluation-harness, which defines the
 the only continuation. Then acc is whether each of its tokens was the most likely one, and perplexity is exp(−mean ℓ).
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.outcome import Outcome, TaskSettings, flag
+from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems, whole
 from lm.evals.stats.measures import mean
-from lm.evals.subject import Continuation, Likelihood, Subject
-from lm.evals.tasks import documents, prompting
-from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
-from lm.evals.tasks.documents import Documents, TaskItem
-from lm.evals.tasks.prompting import Prompts
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings
+from lm.evals.tasks import file_task, prompting
+from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
+from lm.evals.tasks.settings import resolved
 
-KEYS = documents.KEYS | prompting.KEYS | {"metric_list": list, "areas": dict}
+KEYS = file_task.KEYS | {"metric_list": list, "areas": dict}
 
 
 class Scores(NamedTuple):
@@ -67,115 +67,99 @@ class Question(NamedTuple):
     requests: list[Continuation]
 
 
-class Choice(NamedTuple):
-    """A task of kind choice."""
-
-    name: str
-    spec: Mapping[str, Any]
-    documents: Documents
-    prompts: Prompts
-    metrics: tuple[str, ...]
-    versions: dict[str, Any]
-
-    def run(self, subject: Subject) -> Outcome:
-        problems = self.documents.new_problems()
-        questions = []
-        for item in self.documents.items:
-            try:
-                questions.append(self.question(item, subject))
-            except OutOfRange as why:
-                problems.add("targets_out_of_range", f"{item.id}: {why}")
-            except Malformed as why:
-                problems.add("malformed_items", f"{item.id}: {why}")
-        answers = iter(subject.likelihoods([request for question in questions for request in question.requests]))
-        samples = [self.sample(question, [next(answers) for _ in question.requests], problems) for question in questions]
-        return Outcome(self.summary(samples, problems), samples)
-
-    def question(self, item: TaskItem, subject: Subject) -> Question:
-        """Return an item's question and requests. Raises: Malformed, or its subclass OutOfRange."""
-        contexts = self.prompts.contexts(item, subject)
-        with prompting.reading():
-            choices, answer = self.prompts.form.choices(item.doc), self.prompts.form.answer(item.doc)
-            if choices is None:
-                if not isinstance(answer, str) or not answer:
-                    raise Malformed(f"the target is {answer!r}, not a text")
-                return Question(item, contexts, [answer], [0], [Continuation(contexts[0].text, answer)])
-            delimiter = self.prompts.delimiter()
-            asked = self.prompts.form.question(item.doc)
-            if isinstance(asked, int):
-                requests = [Continuation(context.text, f"{delimiter}{answer}") for context in contexts]
-                right = _right(asked, choices)
-            else:
-                requests = [Continuation(contexts[0].text, f"{delimiter}{choice}") for choice in choices]
-                right = _right(answer, choices)
-        if "acc_mutual_info" in self.metrics:
-            requests += [Continuation("", f"{delimiter}{choice}") for choice in choices]
-        return Question(item, contexts, choices, right, requests)
-
-    def sample(self, question: Question, answers: list[Likelihood], problems: Problems) -> dict[str, Any]:
-        item, n = question.item, len(question.choices)
-        logps = [answer.logp for answer in answers]
-        known = [logp if isinstance(logp, int | float) and math.isfinite(logp) else None for logp in logps]
-        several = len(question.contexts) > 1
-        sample = {
-            **about(self.name, self.spec, item, self.documents),
-            "prompt": [one.text for one in question.contexts] if several else question.contexts[0].text,
-            "choices": [request.continuation for request in question.requests[:n]],
-            "loglikelihoods": known[:n],
-            "tokens": [[list(answer.context_tokens), list(answer.tokens)] for answer in answers[:n]],
-            "target": question.right if len(question.right) > 1 else question.right[0],
-            "metrics": dict.fromkeys(self.metrics),
-            "failed": False,
-        }
-        if not several:
-            sample["reference"] = question.choices[question.right[0]]
-        if question.contexts[0].messages is not None:
-            sample["messages"] = list(question.contexts[0].messages)
-        if len(known) > n:
-            sample["loglikelihoods_alone"] = known[n:]
-        if any(answer.cut for answer in answers):
-            flag(sample, problems, "prompts_cut", "the model did not read the beginning of its prompt")
-        if None in known:
-            flag(sample, problems, "loglikelihoods_not_finite", logps)
-            return sample
-        if self.prompts.form.choice is None:
-            sample |= {"target": question.choices[0], "metrics": {"acc": float(answers[0].greedy), "logp": logps[0]}}
-            return sample | {"failed": not answers[0].greedy}
-        tokens = [len(answer.tokens) for answer in answers[:n]]
-        if "acc_per_token" in self.metrics and not all(tokens):
-            flag(sample, problems, "choices_without_tokens", "the model returns no tokens")
-            return sample
-        if len(set(logps[:n])) < n and logps[:n].count(max(logps[:n])) > 1:
-            flag(sample, problems, "tied_choices", logps[:n])
-        scores = Scores(logps[:n], logps[n:], question.right, question.choices, tokens)
-        prediction = best(scores.logps)
-        metrics = {name: METRICS[name](scores) for name in self.metrics}
-        return sample | {"metrics": metrics, "prediction": prediction, "failed": prediction not in question.right}
-
-    def summary(self, samples: list[dict], problems: Problems) -> dict[str, Any]:
-        scored = [sample for sample in samples if None not in sample["metrics"].values()]
-        results = {"n": len(scored), "num_fewshot": self.documents.num_fewshot}
-        if self.prompts.form.choice is not None:
-            shares = [_share(sample) for sample in scored]
-            results["chance"] = sum(shares) / len(shares) if shares else None
-            return results | summary(scored, self.metrics, problems, self.spec)
-        mean_logp = mean("logp", [sample["metrics"]["logp"] for sample in scored])
-        value = None if mean_logp["logp"] is None or mean_logp["logp"] < -700 else math.exp(-mean_logp["logp"])
-        error = None if value is None or mean_logp["logp_stderr"] is None else value * mean_logp["logp_stderr"]
-        return results | summary(scored, ["acc"], problems, self.spec) | {"perplexity": value, "perplexity_stderr": error}
+def evaluate(metrics: tuple[str, ...], task: FileTask, subject: Subject) -> Outcome:
+    problems = task.documents.new_problems()
+    read = readable(task.documents.items, lambda item: question_of(task, item, subject, metrics), problems)
+    questions = [question for _, question in read]
+    answers = outcomes.grouped_likelihoods(subject, [question.requests for question in questions])
+    samples = [sample_of(task, question, own, metrics, problems) for question, own in zip(questions, answers, strict=True)]
+    return Outcome(summary(task, samples, metrics, problems), samples)
 
 
-def build(name: str, spec: dict, settings: TaskSettings) -> Choice:
+def question_of(task: FileTask, item: TaskItem, subject: Subject, metrics: Sequence[str]) -> Question:
+    """Return an item's question and requests. Raises: Malformed, or its subclass OutOfRange."""
+    contexts = task.prompts.contexts(item, subject)
+    with prompting.reading():
+        choices, answer = task.prompts.form.choices(item.doc), task.prompts.form.answer(item.doc)
+        if choices is None:
+            if not isinstance(answer, str) or not answer:
+                raise Malformed(f"the target is {answer!r}, not a text")
+            return Question(item, contexts, [answer], [0], [Continuation(contexts[0].text, answer)])
+        delimiter = task.prompts.delimiter()
+        index = task.prompts.form.question(item.doc)
+        if isinstance(index, int):
+            requests = [Continuation(context.text, f"{delimiter}{answer}") for context in contexts]
+            right = _right(index, choices)
+        else:
+            requests = [Continuation(contexts[0].text, f"{delimiter}{choice}") for choice in choices]
+            right = _right(answer, choices)
+    if "acc_mutual_info" in metrics:
+        requests += [Continuation("", f"{delimiter}{choice}") for choice in choices]
+    return Question(item, contexts, choices, right, requests)
+
+
+def sample_of(
+    task: FileTask, question: Question, answers: list[Likelihood], names: Sequence[str], problems: Problems
+) -> dict[str, Any]:
+    item, n = question.item, len(question.choices)
+    logps = [answer.logp for answer in answers]
+    known = [logp if isinstance(logp, int | float) and math.isfinite(logp) else None for logp in logps]
+    several = len(question.contexts) > 1
+    sample = {
+        **task.about(item),
+        "prompt": [context.text for context in question.contexts] if several else question.contexts[0].text,
+        "choices": [request.continuation for request in question.requests[:n]],
+        **outcomes.choice_fields(answers[:n]) | {"loglikelihoods": known[:n]},
+        "target": question.right if len(question.right) > 1 else question.right[0],
+        "metrics": dict.fromkeys(names),
+        "failed": False,
+    }
+    if not several:
+        sample["reference"] = question.choices[question.right[0]]
+    sample |= outcomes.message_fields(question.contexts[0].messages)
+    if len(known) > n:
+        sample["loglikelihoods_alone"] = known[n:]
+    if any(answer.cut for answer in answers):
+        outcomes.flag(sample, problems, "prompts_cut", "the model did not read the beginning of its prompt")
+    if None in known:
+        outcomes.flag(sample, problems, "loglikelihoods_not_finite", logps)
+        return sample
+    if task.prompts.form.choice is None:
+        sample |= {"target": question.choices[0], "metrics": {"acc": float(answers[0].greedy), "logp": logps[0]}}
+        return sample | {"failed": not answers[0].greedy}
+    tokens = [len(answer.tokens) for answer in answers[:n]]
+    if "acc_per_token" in names and not all(tokens):
+        outcomes.flag(sample, problems, "choices_without_tokens", "the model returns no tokens")
+        return sample
+    if len(set(logps[:n])) < n and logps[:n].count(max(logps[:n])) > 1:
+        outcomes.flag(sample, problems, "tied_choices", logps[:n])
+    scores = Scores(logps[:n], logps[n:], question.right, question.choices, tokens)
+    prediction = best(scores.logps)
+    metrics = {name: METRICS[name](scores) for name in names}
+    return sample | {"metrics": metrics, "prediction": prediction, "failed": prediction not in question.right}
+
+
+def summary(task: FileTask, samples: list[dict], metrics: Sequence[str], problems: Problems) -> dict[str, Any]:
+    scored = [sample for sample in samples if None not in sample["metrics"].values()]
+    if task.prompts.form.choice is not None:
+        shares = [_share(sample) for sample in scored]
+        chance = sum(shares) / len(shares) if shares else None
+        counts = {"n": len(scored), "num_fewshot": task.documents.num_fewshot, "chance": chance}
+        return counts | task.summary(scored, metrics, problems)
+    mean_logp = mean("logp", [sample["metrics"]["logp"] for sample in scored])
+    value = None if mean_logp["logp"] is None or mean_logp["logp"] < -700 else math.exp(-mean_logp["logp"])
+    error = None if value is None or mean_logp["logp_stderr"] is None else value * mean_logp["logp_stderr"]
+    return task.summary(scored, ["acc"], problems) | {"perplexity": value, "perplexity_stderr": error}
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
-    known = METRICS if spec.get("doc_to_choice") is not None else CONTINUATION_METRICS
-    metrics = tuple(metrics_of(name, spec, {metric: {} for metric in known}))
-    if spec.get("doc_to_choice") is None and set(metrics) != set(CONTINUATION_METRICS):
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
+    known = METRICS if "doc_to_choice" in values else CONTINUATION_METRICS
+    metrics = tuple(metrics_of(name, values, {metric: {} for metric in known}))
+    if "doc_to_choice" not in values and set(metrics) != set(CONTINUATION_METRICS):
         raise UserError(f"task {name}: metric_list: without doc_to_choice it is [{', '.join(CONTINUATION_METRICS)}]")
-    read = documents.load(name, spec, settings)
-    prompts = prompting.open_prompts(name, spec, settings, read)
-    return Choice(name, spec, read, prompts, metrics, versions_of(spec, settings, read))
+    return open_file_task(name, values, settings, functools.partial(evaluate, metrics))
 
 
 def best(values: Sequence[float]) -> int:
@@ -186,16 +170,18 @@ def best(values: Sequence[float]) -> int:
 class OutOfRange(Malformed):
     """The target is not one of the choices."""
 
+    kind = "targets_out_of_range"
+
 
 def _right(answer: Any, choices: Sequence[str]) -> list[int]:
     numbers = []
-    for one in answer if isinstance(answer, list) else [answer]:
-        one = whole(one)
-        if isinstance(one, str):
-            one = choices.index(one) if one in choices else one
-        if not isinstance(one, int) or not 0 <= one < len(choices):
-            raise OutOfRange(f"target {one!r} of {len(choices)} choices")
-        numbers.append(int(one))
+    for target in answer if isinstance(answer, list) else [answer]:
+        target = whole(target)
+        if isinstance(target, str):
+            target = choices.index(target) if target in choices else target
+        if not isinstance(target, int) or not 0 <= target < len(choices):
+            raise OutOfRange(f"target {target!r} of {len(choices)} choices")
+        numbers.append(int(target))
     if not numbers:
         raise Malformed("no target")
     return numbers

@@ -6,29 +6,21 @@ its own example, whether the split of the examples is named or is a fallback.
 """
 
 import collections
-import copy
 import functools
-import itertools
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
+from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems, checked, key
+from lm.evals.task import TaskSettings
 from lm.evals.tasks import items as files
-from lm.evals.tasks.spec import function
+from lm.evals.tasks.data import folder_of, open_data
+from lm.evals.tasks.settings import FILE_KEYS, function
 
-KEYS = {
-    "kind": str,
-    "about": str,
-    "version": (int, float, str),
-    "folder": str,
-    "files": str,
-    "data": str,
+KEYS = FILE_KEYS | {
     "columns": list,
     "file_column": str,
     "id": str,
@@ -42,7 +34,6 @@ KEYS = {
     "group_by": str,
 }
 EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")  # the first one present
-EXAMPLES = 100  # of a task that is made on the spot, for few-shot prompts
 SIBLINGS = {"validation": "dev", "dev": "validation"}  # each may replace the other if it is missing
 
 DATA_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SyntaxError)
@@ -69,26 +60,26 @@ class Documents(NamedTuple):
     folder: Path | None = None
 
     def new_problems(self) -> Problems:
-        problems = Problems()
-        problems.kinds = copy.deepcopy(self.problems.kinds)
-        return problems
+        return Problems(self.problems.kinds)
 
 
 def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str] = files.ENDINGS) -> Documents:
-    """Load a task's documents from its `data` (a file, builtin:NAME, tfds:NAME) or settings.data_dir/<task name or `folder`>/.
+    """Load a task's documents from its data (lm/evals/tasks/data.py).
 
     Unreadable rows and rows that share an id are listed in `problems` and left out. Raises: UserError for missing data, or if
     there are fewer examples than num_fewshot.
     """
     problems = Problems()
-    splits, checksum = _splits(name, spec, settings, endings, problems)
+    read = functools.partial(_read_file, name, spec, folder_of(name, spec, settings))
+    data = open_data(name, spec, settings, problems, endings=endings, read=read)
+    splits = data.rows
     process = function(name, "process", spec["process"]) if spec.get("process") else None
     wanted = spec.get("test_split") or spec.get("validation_split") or "test"
     evaluated = _present(wanted, splits) or _present("test", splits) or (next(iter(splits)) if len(splits) == 1 else None)
     if evaluated is None:
         raise UserError(f"task {name}: no files of split {wanted!r}, only of {', '.join(splits)}; name the file *_{wanted}.*")
     rows = _processed(splits[evaluated](), process)
-    versions = {"task": spec.get("version", 1), "data": checksum, "split": evaluated}
+    versions = {"task": spec.get("version", 1), "data": data.checksum, "split": evaluated}
     n = spec.get("num_fewshot") or 0
     if settings.num_fewshot is not None and spec.get("num_fewshot") != 0:  # a 0 in the task file is fixed, as in the harness
         n = settings.num_fewshot
@@ -110,7 +101,15 @@ def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Se
     draw = functools.partial(drawn, n=n, seed=settings.seed, first=config.get("sampler") == "first_n", exclude=exclude)
     items = _items(name, spec, settings.limit, rows, pool, draw, problems)
     columns = frozenset(column for doc in rows if "malformed" not in doc for column in doc)
-    return Documents(items, columns, n, problems, versions, _folder(name, spec, settings))
+    return Documents(items, columns, n, problems, versions, data.folder)
+
+
+def _read_file(name: str, spec: Mapping[str, Any], folder: Path, path: Path) -> list[dict]:
+    """Return the rows of a file, with the file's label in the column `file_column`."""
+    column = spec.get("file_column")
+    label = {column: files.label(path, folder, name)} if column else {}
+    rows = files.read(path, tuple(spec.get("columns") or ()) or None)
+    return [label | {key: value for key, value in row.items() if key != column or value is not None} for row in rows]
 
 
 def drawn(
@@ -160,8 +159,7 @@ def _items(
         groups.setdefault(group(doc), []).append(number)
     items = []
     for called, numbers in groups.items():
-        count = len(numbers) if not limit else math.ceil(len(numbers) * limit) if limit < 1 else int(limit)
-        docs = [rows[number] for number in numbers[:count]]
+        docs = [rows[number] for number in outcomes.limited(numbers, limit)]
         examples = pool if pool_of_all else [doc for doc in pool if group(doc) == called]
         try:
             shots = draw(examples, docs)
@@ -189,84 +187,8 @@ def _items(
     return [item for item in items if count[item.id] == 1]
 
 
-def folder_of(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Path:
-    """Return the folder of a task's files: DIR/<its name> or DIR/<its `folder`>. Raises UserError without data_dir."""
-    if settings.data_dir is None:
-        raise UserError(f"task {name}: --config.data_dir is missing: name the folder that holds {spec.get('folder', name)}/")
-    folder = Path(settings.data_dir) / name
-    return folder if folder.is_dir() else folder.with_name(spec.get("folder", name))
-
-
-def check_folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> None:
-    """Raise UserError if a task needs files and there are none. Reads no file."""
-    given = {**spec, **(settings.options.get(spec["kind"]) or {})}
-    if any(given.get(key) for key in ("data", "items", "prompts")):
-        return
-    folder = folder_of(name, spec, settings)
-    if not any(path.is_file() for path in folder.rglob("*")):
-        names = {name, str(spec.get("folder", name))}
-        if (right := _right_folder(Path(settings.data_dir), names)) is not None:
-            raise UserError(f"task {name}: data_dir={settings.data_dir} holds no {name}/: set --config.data_dir={right}")
-        files.found(folder, spec.get("files", "**/*"))  # raises an error that says which files it looks for
-
-
-def _right_folder(given: Path, names: set[str]) -> Path | None:
-    """Return the data_dir to name instead of `given`: the one above or below it that holds a task's folder."""
-    if given.absolute().name in names:
-        return given.parent if given.name else given.absolute().parent
-    below = [path.parent for name in sorted(names) for path in given.glob(f"*/{name}") if path.is_dir()]
-    return below[0] if len(set(below)) == 1 else None
-
-
-def _splits(
-    name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str], problems: Problems
-) -> tuple[dict[str, Callable[[], list[dict]]], str]:
-    """Return a reader of rows for each split, and a checksum of the files."""
-    if (data := spec.get("data") or "").startswith("builtin:"):
-        return _builtin(data.removeprefix("builtin:")), data
-    if data.startswith("tfds:"):
-        return files.tfds_splits(data.removeprefix("tfds:"), name), data
-    if data and not Path(data).is_file():
-        raise UserError(f"task {name}: data: {data!r} is neither builtin:NAME, tfds:NAME nor a file beside the task's")
-    folder = _folder(name, spec, settings)
-    paths = files.found(folder, Path(data).name if data else spec.get("files", "**/*"), endings)
-    columns, column = tuple(spec.get("columns") or ()) or None, spec.get("file_column")
-
-    def reader(of_split: Sequence[Path]) -> list[dict]:
-        rows = []
-        for path in of_split:
-            some = files.read(path, columns)
-            if not some:
-                problems.add("empty_files", str(path.relative_to(folder)))
-            label = {column: files.label(path, folder, name)} if column else {}
-            rows += [label | {k: v for k, v in row.items() if k != column or v is not None} for row in some]
-        return rows
-
-    checksum = files.checksum([path for split in sorted(paths) for path in paths[split]])
-    return {split: functools.partial(reader, some) for split, some in paths.items()}, checksum
-
-
-def _folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Path | None:
-    """Return the folder of a task's files, or None if it has none."""
-    if (data := spec.get("data") or "").startswith(("builtin:", "tfds:")):
-        return None
-    return Path(data).parent if data else folder_of(name, spec, settings)
-
-
-def _builtin(name: str) -> dict[str, Callable[[], list[dict]]]:
-    """Return a reader of each split of a task of data/tasks, "NAME?option=value&…"."""
-    from data import tasks
-
-    name, _, options = name.partition("?")
-
-    def reader(split: str, most: int | None) -> list[dict]:
-        return list(itertools.islice(tasks.task(name, split, 0, dict(parse_qsl(options, keep_blank_values=True))), most))
-
-    return {"train": functools.partial(reader, "train", EXAMPLES), "validation": functools.partial(reader, "valid", None)}
-
-
 def _present(split: str, splits: Mapping[str, Any]) -> str | None:
-    return next((one for one in (split, SIBLINGS.get(split)) if one in splits), None)
+    return next((name for name in (split, SIBLINGS.get(split)) if name in splits), None)
 
 
 def _processed(rows: Sequence[dict], process: Callable[[dict], dict] | None) -> list[dict]:

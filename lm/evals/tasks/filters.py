@@ -6,13 +6,12 @@ answer.
 
 import collections
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
-from lm.evals.tasks.math_answers import boxed
-from lm.evals.tasks.spec import check
+from lm.evals.tasks.answer_metrics import boxed
+from lm.evals.tasks.settings import check
 
 INVALID = "[invalid]"  # the result if nothing is found
 
@@ -23,27 +22,27 @@ def regex(regex_pattern: str = r"#### (\-?[0-9\.\,]+)", group_select: int = 0, f
     """Return match number `group_select` (-1: the last): its first non-empty group, stripped."""
     pattern = re.compile(regex_pattern)
 
-    def one(text: str) -> str:
-        found = pattern.findall(text)
-        if not found or not -len(found) <= group_select < len(found):
+    def extract(text: str) -> str:
+        matches = pattern.findall(text)
+        if not matches or not -len(matches) <= group_select < len(matches):
             return fallback
-        match = found[group_select]
+        match = matches[group_select]
         if isinstance(match, tuple):
             match = next((group for group in match if group), fallback)
         return match.strip()
 
-    return lambda texts: [one(text) for text in texts]
+    return lambda texts: [extract(text) for text in texts]
 
 
 def first_regex(regex_patterns: Sequence[str], group_select: int = 0) -> Filter:
     """Return the match of the first pattern that has one; else the text, stripped."""
     filters = [regex(pattern, group_select) for pattern in regex_patterns]
 
-    def one(text: str) -> str:
-        found = (some([text])[0] for some in filters)
-        return next((match for match in found if match != INVALID), text.strip())
+    def extract(text: str) -> str:
+        matches = (some([text])[0] for some in filters)
+        return next((match for match in matches if match != INVALID), text.strip())
 
-    return lambda texts: [one(text) for text in texts]
+    return lambda texts: [extract(text) for text in texts]
 
 
 def dollars() -> Filter:
@@ -53,7 +52,7 @@ def dollars() -> Filter:
 
 def last_boxed() -> Filter:
     r"""Return the content of the last \boxed{…}; the whole text if there is none."""
-    return lambda texts: [text if (found := boxed(text)) is None else found for text in texts]
+    return lambda texts: [text if (inside := boxed(text)) is None else inside for text in texts]
 
 
 def majority_vote() -> Filter:
@@ -83,7 +82,7 @@ def open_pipelines(name: str, filter_list: Sequence[Mapping[str, Any]] | None) -
     """
     pipelines: dict[str, Callable[[Sequence[str]], str]] = {}
     for entry in filter_list or [{"name": "none", "filter": [{"function": "take_first"}]}]:
-        check(f"{name}: filter_list", entry, {"name": str, "filter": list}, needed=("name", "filter"))
+        check(f"task {name}: filter_list", entry, {"name": str, "filter": list}, needed=("name", "filter"))
         steps = []
         for step in entry["filter"]:
             options = dict(step)
@@ -105,18 +104,3 @@ def _pipeline(steps: Sequence[Filter]) -> Callable[[Sequence[str]], str]:
         return texts[0]
 
     return run
-
-
-def normalised(
-    text: str,
-    regexes_to_ignore: Sequence[str] = (),
-    ignore_case: bool = False,
-    ignore_punctuation: bool = False,
-    ignore_numbers: bool = False,
-) -> str:
-    """Normalise a text as exact_match does: drop regex matches, lower the case, drop ASCII punctuation and digits."""
-    for pattern in regexes_to_ignore or ():
-        text = re.sub(pattern, "", text)
-    text = text.lower() if ignore_case else text
-    dropped = (string.punctuation if ignore_punctuation else "") + (string.digits if ignore_numbers else "")
-    return text.translate(str.maketrans("", "", dropped))

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from lm.evals.stats.joining import Malformed, present, text, whole
-from lm.evals.tasks.math_answers import boxed
+from lm.evals.tasks.answer_metrics import boxed
 
 LETTERS = "ABCD"
 
@@ -30,8 +30,8 @@ def mmlu(row: dict) -> dict[str, Any]:
 def hellaswag(row: dict) -> dict[str, Any]:
     """Return query and choices, without WikiHow's marks in brackets."""
 
-    def tidy(said: str) -> str:
-        return re.sub(r"\[.*?\]", "", said.strip().replace(" [title]", ". ")).replace("  ", " ")
+    def tidy(text: str) -> str:
+        return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
     begin = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
     return {"query": tidy(begin), "choices": [tidy(ending) for ending in row["endings"]]}
@@ -87,7 +87,7 @@ def truthfulqa_answers(row: dict) -> dict[str, Any]:
         right, wrong = (_listed(row[f"{kind} Answers"]) for kind in ("Correct", "Incorrect"))
         row = {"question": row["Question"], "correct_answers": right, "incorrect_answers": wrong}
     right, wrong = (
-        [one if one.endswith(".") else one + "." for one in map(str.strip, row[key]) if one]
+        [answer if answer.endswith(".") else answer + "." for answer in map(str.strip, row[key]) if answer]
         for key in ("correct_answers", "incorrect_answers")
     )
     if not right or not wrong:

@@ -3,29 +3,28 @@
 Each metric uses the answer of each filter pipeline; with more than one pipeline its name is METRIC_PIPELINE:
   exact_match  the answer equals one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
                ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of MATH instead
-  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/overlap.py)
+  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/answer_metrics.py)
   judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data.media.parts import Medium, noted
+from data.media.parts import noted
 from lm.errors import UserError
-from lm.evals.judges import grading
+from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat, endpoint
-from lm.evals.outcome import Outcome, TaskSettings, flag, flag_cuts
-from lm.evals.stats.joining import Malformed, Problems
-from lm.evals.subject import Generated, Prompt, Subject
-from lm.evals.tasks import documents, filters, math_answers, media, overlap, prompting
-from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
-from lm.evals.tasks.documents import Documents, TaskItem
-from lm.evals.tasks.prompting import Context, Prompts
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.judges.verdict import ask
+from lm.evals.stats.joining import Problems
+from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
+from lm.evals.tasks import answer_metrics, file_task, filters, media, prompting
+from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
+from lm.evals.tasks.prompting import Context
+from lm.evals.tasks.settings import check, resolved
 
 KEYS = (
-    documents.KEYS
-    | prompting.KEYS
+    file_task.KEYS
     | media.KEYS
     | {
         "metric_list": list,
@@ -66,101 +65,88 @@ class Asked(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """A task of kind generation."""
+    """How generated answers are scored. metrics: {metric: its options}. pipelines: filters by name. judge: a chat, or None."""
 
-    name: str
-    spec: Mapping[str, Any]
-    documents: Documents
-    prompts: Prompts
     metrics: Mapping[str, dict[str, Any]]
     pipelines: Mapping[str, Callable[[Sequence[str]], str]]
-    sampling: Mapping[str, Any]
-    seed: int
     judge: Chat | None
-    versions: dict[str, Any]
 
-    def run(self, subject: Subject) -> Outcome:
-        problems = self.documents.new_problems()
-        asked = []
-        for item in self.documents.items:
-            try:
-                context = self.prompts.contexts(item, subject)[0]
-                asked.append(Asked(item, context, self.targets(item)))
-            except Malformed as why:
-                problems.add("malformed_items", f"{item.id}: {why}")
-        texts, shown = [one.context.text for one in asked], [one.context.media for one in asked]
-        answers = generated(subject, texts, self.sampling, self.spec.get("repeats") or 1, self.seed, shown)
-        samples = [self.sample(one, some, problems) for one, some in zip(asked, answers, strict=True)]
+    def evaluate(self, task: FileTask, subject: Subject) -> Outcome:
+        problems = task.documents.new_problems()
+
+        def read(item: TaskItem) -> Asked:
+            return Asked(item, task.prompts.contexts(item, subject)[0], targets_of(task, item))
+
+        questions = [question for _, question in readable(task.documents.items, read, problems)]
+        sampling, repeats = sampling_of(task.name, task.values), task.values.get("repeats") or 1
+        answers = generated(subject, [question.context for question in questions], sampling, repeats, task.seed)
+        samples = [self.sample(task, question, own, problems) for question, own in zip(questions, answers, strict=True)]
         if self.judge:
-            self.grade([(one, s) for one, s in zip(asked, samples) if "answer" in s], problems)
+            self.grade(task, [pair for pair in zip(questions, samples) if "answer" in pair[1]], problems)
         scored = [sample for sample in samples if "answer" in sample]
-        results = {"n": len(scored), "num_fewshot": self.documents.num_fewshot}
-        return Outcome(results | summary(scored, self.names(), problems, self.spec), samples)
+        return Outcome(task.summary(scored, self.names(), problems), samples)
 
     def names(self) -> list[str]:
         """Return the names of the metrics in results."""
         names = [self._name("exact_match", p) for p in self.pipelines] if "exact_match" in self.metrics else []
         if "nearness" in self.metrics:
-            names += [f"{measure}_{end}" for measure in overlap.MEASURES for end in ("acc", "max", "diff")]
+            names += [f"{measure}_{end}" for measure in answer_metrics.MEASURES for end in ("acc", "max", "diff")]
         return names + (["judge"] if self.judge else [])
 
-    def targets(self, item: TaskItem) -> list[str]:
-        with prompting.reading():
-            target = self.prompts.form.answer(item.doc)
-            return [str(one) for one in target] if isinstance(target, list) else [str(target)]
-
-    def sample(self, asked: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
+    def sample(self, task: FileTask, question: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
         """Return an item's sample; without a key "answer" if the model gave none."""
-        item = asked.item
-        targets = asked.targets if len(asked.targets) > 1 else asked.targets[0]
+        item = question.item
+        targets = question.targets if len(question.targets) > 1 else question.targets[0]
         sample = {
-            **about(self.name, self.spec, item, self.documents),
-            "prompt": asked.context.text,
+            **task.about(item),
+            "prompt": question.context.text,
             "target": targets,
-            "reference": asked.targets[0],
+            "reference": question.targets[0],
             "generation": answers[0].text,
             "metrics": dict.fromkeys(self.names()),
             "failed": False,
-        } | ({"messages": _noted(asked.context.messages)} if asked.context.messages is not None else {})
+        } | outcomes.message_fields(question.context.messages and _noted(question.context.messages))
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
-            flag(sample, problems, "no_generation", lost)
+            outcomes.flag(sample, problems, "no_generation", lost)
             return sample
-        flag_cuts(sample, problems, answers)
+        outcomes.flag_cuts(sample, problems, answers)
         texts = [answer.text for answer in answers]
-        found = {name: run(texts) for name, run in self.pipelines.items()}
-        if all(answer == filters.INVALID for answer in found.values()):
-            flag(sample, problems, "generations_without_answer", repr(answers[0].text))
+        by_pipeline = {name: run(texts) for name, run in self.pipelines.items()}
+        if all(answer == filters.INVALID for answer in by_pipeline.values()):
+            outcomes.flag(sample, problems, "generations_without_answer", repr(answers[0].text))
         metrics = dict(sample["metrics"])
         for metric, options in self.metrics.items():
-            for pipeline, answer in found.items():
+            for pipeline, answer in by_pipeline.items():
                 if metric == "exact_match":
-                    metrics[self._name(metric, pipeline)] = exact_match(answer, asked.targets, options)
+                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, question.targets, options)
                 elif metric == "nearness":
-                    metrics |= overlap.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
-        valid = [answer for answer in found.values() if answer != filters.INVALID]
+                    metrics |= answer_metrics.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
+        valid = [answer for answer in by_pipeline.values() if answer != filters.INVALID]
         matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
         failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
         return sample | {
             "answer": valid[0] if valid else filters.INVALID,
-            "answers": found,
+            "answers": by_pipeline,
             "metrics": metrics,
             "failed": failed,
         }
 
-    def grade(self, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
+    def grade(self, task: FileTask, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
         """Write the judge's grades into the samples."""
         options, cases = self.metrics["judge"], []
-        for asked, sample in pairs:
-            question, right, wrong = (self._read(options.get(key), asked.item) for key in ("question", "right", "wrong"))
-            right = (right if isinstance(right, list) else [right]) if right else asked.targets
+        for item, sample in pairs:
+            question, right, wrong = (_read(task, options.get(key), item.item) for key in ("question", "right", "wrong"))
+            right = (right if isinstance(right, list) else [right]) if right else item.targets
             wrong = (wrong if isinstance(wrong, list) else [wrong]) if wrong else []
-            question = question if isinstance(question, str) and question else asked.context.text
-            cases.append(grading.Case(question, right, wrong, sample["answer"]))
-        for (_, sample), grade in zip(pairs, grading.graded(cases, self.judge), strict=True):
+            question = question if isinstance(question, str) and question else item.context.text
+            texts = {"question": question, "right": _listed(right)} | ({"wrong": _listed(wrong)} if wrong else {})
+            cases.append(texts | {"answer": sample["answer"]})
+        note = ", what is known to be wrong" if options.get("wrong") else ""
+        for (_, sample), grade in zip(pairs, ask(self.judge, "grade", cases, wrong_note=note), strict=True):
             if grade.label == "unknown":
-                flag(sample, problems, "judge_unknown", grade.reason)
+                outcomes.flag(sample, problems, "judge_unknown", grade.reason)
             sample["metrics"]["judge"] = None if grade.label == "unknown" else float(grade.label == "right")
             sample |= {"grade": grade.label, "reason": grade.reason}
             sample["failed"] = grade.label == "wrong" if grade.label != "unknown" else sample["failed"]
@@ -168,53 +154,48 @@ class Generation(NamedTuple):
     def _name(self, metric: str, pipeline: str) -> str:
         return metric if len(self.pipelines) == 1 or pipeline == "none" else f"{metric}_{pipeline}"
 
-    def _read(self, template: str | None, item: TaskItem) -> Any:
-        return prompting.Form("", None, template, self.prompts.form.columns).answer(item.doc) if template else None
+
+def targets_of(task: FileTask, item: TaskItem) -> list[str]:
+    with prompting.reading():
+        target = task.prompts.form.answer(item.doc)
+        return [str(part) for part in target] if isinstance(target, list) else [str(target)]
 
 
-def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
+def _read(task: FileTask, template: str | None, item: TaskItem) -> Any:
+    return prompting.Form("", None, template, task.prompts.form.columns).answer(item.doc) if template else None
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
-    metrics = metrics_of(name, spec, OPTIONS)
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
+    metrics = metrics_of(name, values, OPTIONS)
     if (equal := metrics.get("exact_match", {}).get("equal")) not in (None, "math"):
         raise UserError(f"task {name}: metric_list: exact_match: equal: {equal!r} is not math")
     chat = None
     if "judge" in metrics and settings.judge.startswith("openai:"):
         try:
             chat = endpoint(
-                settings.judge.removeprefix("openai:"), spec.get("judge_model") or "", **(spec.get("judge_options") or {})
+                settings.judge.removeprefix("openai:"), values.get("judge_model") or "", **(values.get("judge_options") or {})
             )
         except TypeError as error:
             raise UserError(f"task {name}: judge_options: {error}") from None
-    if any(spec.get(key) for key in media.KEYS) and not settings.chat:
+    if any(values.get(key) for key in media.KEYS) and not settings.chat:
         raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
-    pipelines = filters.open_pipelines(name, spec.get("filter_list"))
+    pipelines = filters.open_pipelines(name, values.get("filter_list"))
     if "nearness" in metrics:
-        overlap.scorers()  # says at once what is not installed
+        answer_metrics.scorers()  # says at once what is not installed
         if len(pipelines) > 1:
             raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
-    read = documents.load(name, spec, settings)
-    prompts = prompting.open_prompts(name, spec, settings, read)
-    return Generation(
-        name,
-        spec,
-        read,
-        prompts,
-        metrics,
-        pipelines,
-        sampling_of(name, spec),
-        settings.seed,
-        chat,
-        versions_of(spec, settings, read) | ({"judge": settings.judge} if chat else {}),
-    )
+    sampling_of(name, values)  # raises UserError for invalid keys
+    task = open_file_task(name, values, settings, Generation(metrics, pipelines, chat).evaluate)
+    return task._replace(versions=task.versions | ({"judge": settings.judge} if chat else {}))
 
 
 def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return generation_kwargs as lm-evaluation-harness reads them. Defaults: greedy, stop at the delimiter of examples, and at
     most 256 tokens."""
     kwargs = spec.get("generation_kwargs") or {}
-    check(f"{name}: generation_kwargs", kwargs, GENERATION_KEYS)
+    check(f"task {name}: generation_kwargs", kwargs, GENERATION_KEYS)
     until = kwargs.get("until")
     if until is None:
         until = spec["fewshot_delimiter"] if spec.get("fewshot_delimiter") is not None else "\n\n"
@@ -228,27 +209,18 @@ def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generated(
-    subject: Subject,
-    texts: Sequence[str],
-    sampling: Mapping[str, Any],
-    repeats: int,
-    seed: int,
-    shown: Sequence[tuple[Medium, ...]] | None = None,
+    subject: Subject, contexts: Sequence[Context], sampling: Mapping[str, Any], repeats: int, seed: int
 ) -> list[list[Generated]]:
-    """Return `repeats` independent answers for each text. shown: the media of each; None: there are none."""
-    asked = zip(texts, shown or [()] * len(texts), strict=True)
-    prompts = [Prompt(text, **sampling, seed=seed + draw, media=some) for text, some in asked for draw in range(repeats)]
+    """Return `repeats` independent answers for each prompt."""
+    prompts = [Prompt(c.text, **sampling, seed=seed + draw, media=c.media) for c in contexts for draw in range(repeats)]
     answers = subject.generate(prompts)
     return [answers[i : i + repeats] for i in range(0, len(answers), repeats)]
 
 
+def _listed(answers: Sequence[str]) -> str:
+    return "\n".join(f"- {answer}" for answer in answers)
+
+
 def _noted(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return messages with notes in the places of their media, for a sample."""
-    return [one if "media" not in one else {"role": one["role"], "content": noted(one["content"], one)} for one in messages]
-
-
-def exact_match(answer: str, targets: Sequence[str], options: Mapping[str, Any]) -> float:
-    if options.get("equal"):
-        return float(any(math_answers.same(answer, target) for target in targets))
-    said = filters.normalised(answer, **options)
-    return float(any(said == filters.normalised(target, **options) for target in targets))
+    return [m if "media" not in m else {"role": m["role"], "content": noted(m["content"], m)} for m in messages]

@@ -17,7 +17,8 @@ FILTERS = open_pipelines("gsm8k", read_spec(path_of("gsm8k"), "gsm8k")["filter_l
 
 
 def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
-    """Answers are {"id", "response"}; the id is the number of the row from 0. A response without a number is wrong, and named.
+    """Score answers to GSM8K. They are {"id", "response"}; the id is the number of the row from 0. A response without a number
+    is wrong, and named.
 
     Returns: exact_match_strict, exact_match_flexible.
     """
@@ -26,8 +27,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     samples = []
     for id, (question, target), response in pairs:
         texts = {name: find([response]) for name, find in FILTERS.items()}
-        found = {name: None if text == INVALID else text for name, text in texts.items()}
-        if found["flexible"] is None:
+        numbers = {name: None if text == INVALID else text for name, text in texts.items()}
+        if numbers["flexible"] is None:
             problems.add("responses_without_number", f"{id}: {response!r}")
         samples.append(
             {
@@ -36,8 +37,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
                 "question": question,
                 "response": response,
                 "target": target,
-                **found,
-                **{f"{name}_correct": number is not None and normal(number) == target for name, number in found.items()},
+                **numbers,
+                **{f"{name}_correct": number is not None and normal(number) == target for name, number in numbers.items()},
             }
         )
     results = mean("exact_match_strict", [s["strict_correct"] for s in samples])
@@ -46,7 +47,7 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
 
 
 def normal(number: str) -> str:
-    """As numbers are compared: without thousands, dollars and a full stop. 18.00 is not 18."""
+    """Return a number as it is compared: without thousands, dollars and a full stop. 18.00 is not 18."""
     return re.sub("[,$]", "", number).strip().removesuffix(".")
 
 

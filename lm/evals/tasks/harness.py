@@ -20,11 +20,10 @@ import numpy as np
 import yaml
 
 from lm.errors import UserError
-from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
-from lm.evals.subject import Continuation, Prompt, Subject
+from lm.evals.task import Continuation, Outcome, Prompt, Subject, TaskSettings
 
 NEW_TOKENS = 256  # maximum tokens of an answer, unless the task says otherwise
 ALONE = "DISABLE_MULTIPROC"  # stops the harness from forking, which can hang a process with JAX's threads
@@ -38,13 +37,13 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "Harnes
     Raises: UserError if the harness is not installed, does not know the task, or cannot read it or its data.
     """
     del spec
-    asked = name.removeprefix("harness:")
+    called = name.removeprefix("harness:")
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(f"{name}: needs lm-evaluation-harness; pip install 'lm-eval>=0.4.13,<0.5'") from None
-    path = Path(asked) if asked.endswith((".yaml", ".yml")) else None
-    title = _title(path) if path else asked
+    path = Path(called) if called.endswith((".yaml", ".yml")) else None
+    title = _title(path) if path else called
     with _seeded(settings.seed):
         manager = TaskManager(include_path=str(path.parent), include_defaults=_names_others(path)) if path else TaskManager()
         if title not in manager.all_tasks:
@@ -57,12 +56,12 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "Harnes
         ("UNSAFE_CODE", "runs the model's code without a sandbox; use humaneval instead"),
         ("MULTIMODAL", "asks about images or sound: write a task file of ours for it, with doc_to_image or doc_to_audio"),
     ):
-        if found := [title for title, task in loaded["tasks"].items() if getattr(task, attribute, False)]:
-            raise UserError(f"{name}: {found[0]} {why}")
+        if refused := [title for title, task in loaded["tasks"].items() if getattr(task, attribute, False)]:
+            raise UserError(f"{name}: {refused[0]} {why}")
     groups = loaded["groups"]
     tops = [groups[title]] if title in groups else list(loaded["tasks"].values())
     versions = {"lm_eval": importlib.metadata.version("lm_eval")}
-    versions |= {one: str(task.VERSION) for one, task in sorted(loaded["tasks"].items())}
+    versions |= {task_name: str(task.VERSION) for task_name, task in sorted(loaded["tasks"].items())}
     return HarnessTask(path.stem if path else title, title, tops, manager, settings, versions)
 
 
@@ -79,7 +78,7 @@ def _names_others(path: Path) -> bool:
     """Return whether a group's file names tasks outside its folder. If not, skip the harness's own files (some seconds)."""
     inside = _content(path).get("task")
     beside = [_content(other).get(key) for other in path.parent.glob("*.yaml") for key in ("task", "group")]
-    return isinstance(inside, list) and not all(one in beside for one in inside)
+    return isinstance(inside, list) and not all(name in beside for name in inside)
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -114,7 +113,7 @@ class HarnessTask(NamedTuple):
 
         settings, model = self.settings, as_lm(subject, self.settings.seed)
         with _seeded(settings.seed), undescribed():
-            found = simple_evaluate(
+            evaluated = simple_evaluate(
                 model,
                 tasks=self.tops,
                 task_manager=self.manager,
@@ -130,14 +129,14 @@ class HarnessTask(NamedTuple):
                 bootstrap_iters=RESAMPLED,
             )
         samples, problems, parts = [], Problems(), {}
-        for task, records in sorted(found["samples"].items()):
+        for task, records in sorted(evaluated["samples"].items()):
             inside = {"task": self.name} | ({} if task == self.title else {"subtask": task})
             some = [inside | sample for sample in _samples(records, model.tokens)]
-            parts[task] = _results(found["results"][task], some, problems)
+            parts[task] = _results(evaluated["results"][task], some, problems)
             samples += some
-        top = found["results"].get(self.title) or {}
+        top = evaluated["results"].get(self.title) or {}
         results = parts[self.title] if self.title in parts else _results(top, samples, Problems())
-        shots = {found["n-shot"].get(task) for task in parts}
+        shots = {evaluated["n-shot"].get(task) for task in parts}
         results["num_fewshot"] = shots.pop() if len(shots) == 1 else None
         if len(parts) > 1 or self.title not in parts:
             results["subtasks"] = parts
@@ -166,12 +165,12 @@ def as_lm(subject: Subject, seed: int = 0):
             return [math.fsum(rolled.logps) for rolled in subject.rolled([request.args[0] for request in requests])]
 
         def generate_until(self, requests) -> list[str]:
-            seen: Counter = Counter()
+            drawn: Counter = Counter()
             prompts = []
             for request in requests:
                 prompt = _prompt(*request.args[:2], seed)
-                prompts.append(prompt._replace(seed=seed + seen[prompt]))
-                seen[prompt] += 1
+                prompts.append(prompt._replace(seed=seed + drawn[prompt]))
+                drawn[prompt] += 1
             answers = subject.generate(prompts)
             if problem := next((answer.problem for answer in answers if answer.problem), ""):
                 raise UserError(f"harness: {problem}")
@@ -228,7 +227,7 @@ def _samples(records: Sequence[Mapping], tokens: Mapping) -> list[dict[str, Any]
 
 
 def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
-    arguments, target = [tuple(one) for one in record["arguments"]], record["target"]
+    arguments, target = [tuple(argument) for argument in record["arguments"]], record["target"]
     first = arguments[0]
     sample = {"doc_id": record["doc_id"], "prompt": first[0], "target": target, "metrics": {}}
     if len(first) == 1:  # rolling
@@ -240,19 +239,19 @@ def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
     if "acc_mutual_info" in record["metrics"]:  # each choice is asked for twice: after its prompt, then after nothing
         n = len(arguments) // 2
         arguments, logps, sample["loglikelihoods_alone"] = arguments[:n], logps[:n], logps[n:]
-    choices = [one[1] for one in arguments]
-    if len({one[0] for one in arguments}) > 1:
-        sample["prompts"] = [one[0] for one in arguments]
+    choices = [argument[1] for argument in arguments]
+    if len({argument[0] for argument in arguments}) > 1:
+        sample["prompts"] = [argument[0] for argument in arguments]
     sample |= {
         "choices": choices,
         "loglikelihoods": logps,
-        "tokens": [[list(ids) for ids in tokens[one]] if one in tokens else None for one in arguments],
+        "tokens": [[list(ids) for ids in tokens[argument]] if argument in tokens else None for argument in arguments],
     }
     right = isinstance(target, int) and 0 <= target < len(choices)
     return sample | {"reference": choices[target].strip() if right else str(target)}
 
 
-def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Problems) -> dict[str, Any]:
+def _results(reported: Mapping[str, Any], samples: Sequence[Mapping], problems: Problems) -> dict[str, Any]:
     """Return the harness's metrics. If likelihoods are not finite, which the harness would score, leave those items out."""
     bad = set()
     for sample in samples:
@@ -260,13 +259,13 @@ def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Pro
         if not all(math.isfinite(logp) for logp in logps):
             problems.add("loglikelihoods_not_finite", f"{sample.get('subtask', sample['task'])} {sample['doc_id']}: {logps}")
             bad.add(id(sample))
-    filters = {key.split(",", 1)[1] for key in found if "," in key}
+    filters = {key.split(",", 1)[1] for key in reported if "," in key}
     results: dict[str, Any] = {"n": len(samples) - len(bad), "chance": mean_guess(samples)}
-    for key, value in found.items():
+    for key, value in reported.items():
         metric, _, filter_ = key.partition(",")
         if not filter_ or metric.endswith("_stderr"):
             continue
-        name, error = _named(metric, filter_, filters), found.get(f"{metric}_stderr,{filter_}")
+        name, error = _named(metric, filter_, filters), reported.get(f"{metric}_stderr,{filter_}")
         results |= {name: value, f"{name}_stderr": error if isinstance(error, int | float) else None}
         if bad:
             values = [s["metrics"][name] for s in samples if id(s) not in bad and name in s["metrics"]]

@@ -1,21 +1,18 @@
-"""Read a benchmark's items from its files: JSON lines, JSON, CSV, Parquet, plain text, or a TFDS name.
+"""Read a benchmark's items from its files: JSON lines, JSON, CSV, Parquet, plain text.
 
 An unreadable row becomes {"malformed": why} in its place, so that later rows keep their numbers. An unreadable file raises
 UserError.
 """
 
 import csv
-import difflib
-import functools
 import gzip
 import hashlib
 import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lm.errors import UserError
 
@@ -33,7 +30,7 @@ SPLITS = {
 LABELS = "-labels.lst"  # PIQA's answers are in a separate file, one per line
 
 
-def found(folder: Path, pattern: str = "**/*", endings: Sequence[str] = ENDINGS) -> dict[str, list[Path]]:
+def find_files(folder: Path, pattern: str = "**/*", endings: Sequence[str] = ENDINGS) -> dict[str, list[Path]]:
     """Return the files in a task's folder and its subfolders by split, sorted by name.
 
     The split is a word of the file's stem, or else of its folder's name: mmlu_anatomy_dev.csv,
@@ -85,7 +82,7 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> list[dict]:
     if name.endswith(".json"):
         return _whole(path)
     if name.endswith(TEXTS):
-        return [{"text": _decoded(path)}]
+        return [{"text": decoded(path)}]
     return _labelled(path, list(json_lines(path)))
 
 
@@ -93,7 +90,7 @@ def _labelled(path: Path, rows: list[dict]) -> list[dict]:
     labels = path.with_name(path.stem + LABELS)
     if not labels.is_file():
         return rows
-    values = _decoded(labels).split()
+    values = decoded(labels).split()
     if len(values) != len(rows):
         raise UserError(f"{labels}: {len(values)} labels for the {len(rows)} rows of {path.name}")
     return [{"label": int(value) if value.isdigit() else value} | row for value, row in zip(values, rows)]
@@ -113,7 +110,7 @@ def json_lines(path: Path) -> Iterator[dict]:
 
 def csv_rows(path: Path, columns: tuple[str, ...] | None, delimiter: str = ",") -> Iterator[dict]:
     """Yield the rows of a CSV file. columns: names for a file without a header; None: the first row has the names."""
-    lines = io.StringIO(_decoded(path), newline="")
+    lines = io.StringIO(decoded(path), newline="")
     csv.field_size_limit(1 << 30)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     try:
@@ -138,7 +135,8 @@ def content(path: Path) -> bytes:
     return raw.removeprefix(b"\xef\xbb\xbf")
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """Return the text of a file. Raises UserError if it is not UTF-8."""
     try:
         return content(path).decode()
     except UnicodeDecodeError as error:
@@ -181,41 +179,3 @@ def checksum(paths: Sequence[Path]) -> str:
     for path in paths:
         whole.update(hashlib.sha256(content(path)).digest())
     return "sha256:" + whole.hexdigest()
-
-
-def tfds_splits(name: str, task: str) -> dict[str, Callable[[], list[dict]]]:
-    """Return a reader for each split of a prepared TensorFlow Dataset `dataset[/config][:version]`.
-
-    Bytes become text and arrays become lists. Raises: UserError if the dataset is unknown, not prepared, or stored in a format
-    without random access.
-    """
-    import tensorflow_datasets as tfds
-
-    from data.sources import tfds_source
-
-    where = f"task {task}: data: tfds:{name}"
-    if not tfds_source.is_known(name):
-        near = difflib.get_close_matches(name, tfds_source.names(), n=1)
-        raise UserError(f"{where}: TFDS knows no such dataset" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        builder = tfds.builder(name)
-        splits = {SPLITS.get(split, split): builder.as_data_source(split) for split in builder.info.splits}
-    except Exception as error:  # the dataset's own code
-        raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-    if not splits:
-        raise UserError(f"{where}: not prepared; prepare it with file_format=array_record")
-    return {split: functools.partial(_tfds_rows, rows) for split, rows in splits.items()}
-
-
-def _tfds_rows(rows: Sequence[dict]) -> list[dict]:
-    return [_plain(rows[i]) for i in range(len(rows))]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -21,16 +21,16 @@ class Columns(NamedTuple):
 
     def media(self, doc: Mapping[str, Any], where: str) -> tuple[Medium, ...]:
         """Return the media of a document, images first. Raises: Malformed if a file is missing."""
-        found = []
+        media = []
         for kind, names in self.names.items():
             for name in names:
                 value = doc.get(name)
                 for item in value if isinstance(value, list | tuple) else [value]:
-                    found += [Medium(kind, item, f"{where}, {name}")] if item is not None else []
-        if not found:
+                    media += [Medium(kind, item, f"{where}, {name}")] if item is not None else []
+        if not media:
             raise Malformed(f"{where}: no {' and no '.join(self.names)} in its columns")
         try:
-            (message,) = resolved([[{"role": "user", "content": "", "media": found}]], {}, self.folder, where)[0]
+            (message,) = resolved([[{"role": "user", "content": "", "media": media}]], {}, self.folder, where)[0]
         except UserError as error:
             raise Malformed(str(error)) from None
         return tuple(message["media"])

@@ -21,8 +21,9 @@ _NAMED = re.compile(r"\(([A-D])\)|\b(?i:option|choice)\s+([A-D])\b")
 
 
 def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
-    """Items are {"question", "A", "B", "C", "D", "answer"} or {"question", "choices", "answer": 0–3}, perhaps with "subject".
-    Answers are {"id", "response"}; the id is the number of the row from 0. A response without a letter is wrong, and named.
+    """Score answers to MMLU. Items are {"question", "A", "B", "C", "D", "answer"} or {"question", "choices", "answer": 0–3},
+    perhaps with "subject". Answers are {"id", "response"}; the id is the number of the row from 0. A response without a letter
+    is wrong, and named.
 
     Returns: acc, overall and in "subjects".
     """
@@ -30,8 +31,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     pairs, missing = by_id(items, answers, problems, lambda item: item | mmlu(item))
     samples = []
     for id, item, response in pairs:
-        found, target = letter(response, item["choices"]), LETTERS[item["answer"]]
-        if found is None:
+        chosen, target = letter(response, item["choices"]), LETTERS[item["answer"]]
+        if chosen is None:
             problems.add("responses_without_letter", f"{id}: {response!r}")
         samples.append(
             {
@@ -41,9 +42,9 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
                 "question": item["question"],
                 "choices": item["choices"],
                 "response": response,
-                "letter": found,
+                "letter": chosen,
                 "target": target,
-                "correct": found == target,
+                "correct": chosen == target,
             }
         )
     results = mean("acc", [s["correct"] for s in samples]) | {"n": len(samples), "missing": missing, "subjects": {}}
@@ -54,8 +55,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
 
 
 def letter(response: str, choices: Sequence[str]) -> str | None:
-    """The letter of a response: all that it is, or that of the choice whose text it is; else the last that "answer" or \\boxed
-    marks; else the one that it begins with; else the only one that it names "(X)" or "option X". None: none of these.
+    """Return the letter of a response: all that it is, or that of the choice whose text it is; else the last that "answer" or
+    \\boxed marks; else the one that it begins with; else the only one that it names "(X)" or "option X". None: none of these.
 
     >>> [letter(r, ("2", "4", "6", "8")) for r in ("b", "6", "C) 6", "It cannot be A, so the answer is **D**.", "A guess: 5")]
     ['B', 'C', 'C', 'D', None]
@@ -73,5 +74,5 @@ def letter(response: str, choices: Sequence[str]) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-def _plain(said: str) -> str:
-    return " ".join(said.split()).rstrip(".").casefold()
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").casefold()

@@ -10,83 +10,68 @@ exponentials.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed
-from lm.evals.subject import Subject
+from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import documents, items, prompting
-from lm.evals.tasks.aggregate import PLURALS, about, versions_of
-from lm.evals.tasks.documents import Documents
-from lm.evals.tasks.spec import check, resolved
+from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.file_task import FileTask, open_file_task, plural, readable
+from lm.evals.tasks.settings import resolved
 
 KEYS = documents.KEYS | {"doc_to_target": str, "counted": str}
 
 
-class Rolling(NamedTuple):
-    """A task of kind rolling. form.target: the text to score. counted: the text whose bytes and words are counted, if different
-    (WikiText counts the text before clean-up)."""
+class EmptyDocument(Malformed):
+    """A document without text."""
 
-    name: str
-    spec: Mapping[str, Any]
-    documents: Documents
-    form: prompting.Form
-    counted: prompting.Form
-    versions: dict[str, Any]
-
-    def run(self, subject: Subject) -> Outcome:
-        problems = self.documents.new_problems()
-        asked = []
-        for item in self.documents.items:
-            try:
-                with prompting.reading():
-                    text, counted = (str(form.answer(item.doc)) for form in (self.form, self.counted))
-            except Malformed as why:
-                problems.add("malformed_items", f"{item.id}: {why}")
-                continue
-            if not text.strip() or not counted.strip():
-                problems.add("empty_documents", str(item.id))
-                continue
-            asked.append((item, text, counted))
-        samples = []
-        for (item, text, counted), rolled in zip(asked, subject.rolled([text for _, text, _ in asked]), strict=True):
-            logp, size = math.fsum(rolled.logps), len(counted.encode("utf-8", "surrogatepass"))
-            sample = {
-                **about(self.name, self.spec, item, self.documents),
-                "prompt": text,
-                "target": None,
-                "tokens": list(rolled.tokens),
-                "loglikelihood": logp,
-                "words": len(re.split(r"\s+", counted)),
-                "bytes": size,
-                "metrics": {"bits_per_byte": -logp / size / math.log(2)},
-                "failed": False,
-            }
-            if not math.isfinite(logp) or not rolled.logps:
-                problems.add("loglikelihoods_not_finite", f"{item.id}: {logp} of {len(rolled.logps)} tokens")
-                sample["metrics"] = {"bits_per_byte": None}
-            samples.append(sample)
-        scored = [sample for sample in samples if sample["metrics"]["bits_per_byte"] is not None]
-        results = figures(scored)
-        if by := self.spec.get("group_by"):
-            groups = sorted({sample["group"] for sample in scored})
-            results[PLURALS.get(by, by + "s")] = {
-                group: figures([s for s in scored if s["group"] == group]) for group in groups
-            }
-        return Outcome(results | {"problems": problems.kinds}, samples)
+    kind = "empty_documents"
 
 
-def build(name: str, spec: dict, settings: TaskSettings) -> Rolling:
+def evaluate(task: FileTask, subject: Subject) -> Outcome:
+    """Score doc_to_target. Bytes and words are those of `counted`, if given (WikiText counts the text before clean-up)."""
+    problems, columns = task.documents.new_problems(), task.documents.columns
+    keys = (task.values.get(key) or task.values["doc_to_target"] for key in ("doc_to_target", "counted"))
+    forms = [prompting.Form("", None, template, columns) for template in keys]
+
+    def texts_of(item: TaskItem) -> tuple[str, str]:
+        with prompting.reading():
+            text, counted = (str(form.answer(item.doc)) for form in forms)
+        if not text.strip() or not counted.strip():
+            raise EmptyDocument("no text")
+        return text, counted
+
+    texts = readable(task.documents.items, texts_of, problems)
+    samples = []
+    for (item, (text, counted)), rolled in zip(texts, subject.rolled([text for _, (text, _) in texts]), strict=True):
+        logp, size = math.fsum(rolled.logps), len(counted.encode("utf-8", "surrogatepass"))
+        sample = {
+            **task.about(item),
+            "prompt": text,
+            "target": None,
+            "tokens": list(rolled.tokens),
+            "loglikelihood": logp,
+            "words": len(re.split(r"\s+", counted)),
+            "bytes": size,
+            "metrics": {"bits_per_byte": -logp / size / math.log(2)},
+            "failed": False,
+        }
+        if not math.isfinite(logp) or not rolled.logps:
+            problems.add("loglikelihoods_not_finite", f"{item.id}: {logp} of {len(rolled.logps)} tokens")
+            sample["metrics"] = {"bits_per_byte": None}
+        samples.append(sample)
+    scored = [sample for sample in samples if sample["metrics"]["bits_per_byte"] is not None]
+    results = figures(scored)
+    if by := task.values.get("group_by"):
+        results[plural(by)] = outcomes.parts(scored, "group", figures)
+    return Outcome(results | {"problems": problems.kinds}, samples)
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = resolved(spec, settings)
-    check(name, spec, KEYS, needed=("doc_to_target",))
-    settings = settings._replace(num_fewshot=0)
-    read = documents.load(name, spec, settings, items.ENDINGS + items.TEXTS)
-    forms = (
-        prompting.Form("", None, spec.get(key) or spec["doc_to_target"], read.columns) for key in ("doc_to_target", "counted")
-    )
-    prompting.open_prompts(name, spec, settings, read)  # raises UserError for an invalid template
-    return Rolling(name, spec, read, *forms, versions_of(spec, settings, read))
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_target",))
+    return open_file_task(name, values, settings._replace(num_fewshot=0), evaluate, endings=items.ENDINGS + items.TEXTS)
 
 
 def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,12 +18,11 @@ import jinja2
 from data.chat.limited_jinja import LimitedEnvironment, rendered
 from data.media.parts import Medium
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats.joining import Malformed
-from lm.evals.subject import Subject
+from lm.evals.task import Subject, TaskSettings
 from lm.evals.tasks.documents import DATA_ERRORS, Documents, TaskItem, described
 from lm.evals.tasks.media import Columns, columns_of, ordered, with_places
-from lm.evals.tasks.spec import check
+from lm.evals.tasks.settings import check
 
 KEYS = {
     "description": (str, dict),
@@ -70,7 +69,7 @@ class Form(NamedTuple):
             return self.choice
         value = self.render(self.choice, doc)
         choices = value if self.names(self.choice) else ast.literal_eval(value)
-        if not isinstance(choices, list) or not choices or not all(isinstance(one, str) and one for one in choices):
+        if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
             raise Malformed(f"choices are {choices!r}, not a list of texts")
         return choices
 
@@ -124,9 +123,9 @@ class Prompts(NamedTuple):
             prefix = self._render(self.gen_prefix, item.doc)
             if isinstance(question, int):
                 questions = self.form.choices(item.doc) or []
-                if any(not isinstance(one, str) for one in questions) or not questions:
+                if any(not isinstance(choice, str) for choice in questions) or not questions:
                     raise Malformed("doc_to_text is a number, but there are no choices")
-                return [self._context([*begin, *_turns(one, "", prefix, "")], subject) for one in questions]
+                return [self._context([*begin, *_turns(choice, "", prefix, "")], subject) for choice in questions]
             turns = self._shown(_turns(question, "", prefix, self.target_delimiter), item.doc, f"item {item.id}")
             return [self._context([*begin, *turns], subject)]
 
@@ -152,10 +151,10 @@ class Prompts(NamedTuple):
         if isinstance(question, int):
             question, choices = (choices or [])[question], None
         first = answer[0] if isinstance(answer, list) and answer else answer
-        said = choices[first] if choices and isinstance(first, int) else first
-        if not isinstance(said, str):
+        reply = choices[first] if choices and isinstance(first, int) else first
+        if not isinstance(reply, str):
             raise Malformed(f"the answer is {answer!r}, not a text")
-        turns = _turns(question, said, self._render(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
+        turns = _turns(question, reply, self._render(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
         return self._shown(turns, doc, "an example")
 
     def _shown(self, turns: list["Turn"], doc: Mapping[str, Any], where: str) -> list["Turn"]:
@@ -204,14 +203,14 @@ class Turn(NamedTuple):
 def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> Prompts:
     """Return the prompts of a task. Raises: UserError for an invalid template."""
     config = spec.get("fewshot_config") or {}
-    check(f"{name}: fewshot_config", config, FEWSHOT_KEYS)
+    check(f"task {name}: fewshot_config", config, FEWSHOT_KEYS)
     if config.get("sampler", "default") not in SAMPLERS:
         raise UserError(f"task {name}: fewshot_config.sampler: {config['sampler']!r} is none of {', '.join(SAMPLERS)}")
     for key in ("description", "doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix"):
         for text in (spec.get(key), config.get(key)):
-            for one in text.values() if isinstance(text, dict) else [text]:
+            for template in text.values() if isinstance(text, dict) else [text]:
                 try:
-                    _template(one) if isinstance(one, str) else None
+                    _template(template) if isinstance(template, str) else None
                 except jinja2.TemplateError as error:
                     raise UserError(f"task {name}: {key}: {error}") from None
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import xxhash
 
 from data.filters.language import identify
-from lm.evals.coherence.repetition import split
 from lm.evals.judges.judges import GOES_ALONG
 from lm.evals.judges.refusals import is_refusal
 from lm.evals.judges.verdict import Judge
+from lm.evals.stats.repetition import repetition, split_words
 from lm.infer.engine.request import Likely
 
 TOP = 5  # likeliest tokens of which the entropy is computed
@@ -69,7 +69,7 @@ def measure(exchanges: Sequence[Exchange], judge: Judge | None = None) -> list[M
         harmful = (
             verdict.label == "harmful" if verdict else one.in_flagged and not refused and bool(GOES_ALONG.match(answers[n]))
         )
-        words = split(answers[n])
+        words = split_words(answers[n])
         found.append(
             Measures(
                 refusal=float(refused),
@@ -80,16 +80,10 @@ def measure(exchanges: Sequence[Exchange], judge: Judge | None = None) -> list[M
                 entropy=one.entropy,
                 language=str(languages[len(exchanges) + n]) if answers[n].strip() else None,
                 prompt_language=str(languages[n]) if prompts[n].strip() else None,
-                words=buckets([*split(prompts[n]), *words]),
+                words=buckets([*split_words(prompts[n]), *words]),
             )
         )
     return found
-
-
-def repetition(words: Sequence[str]) -> float | None:
-    """Return the share of 4-grams that occurred before: seq_repetition_4 of lm/evals/coherence/repetition.py."""
-    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else None
 
 
 def buckets(words: Sequence[str]) -> tuple[int, ...] | None:

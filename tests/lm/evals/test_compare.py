@@ -6,7 +6,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals import compare
-from lm.evals.outcome import summed_up
+from lm.evals.outcomes import summed_up
 from lm.evals.stats.joining import Problems
 from tests.lm.reports.evaluation_runs import a_run
 
@@ -125,7 +125,7 @@ def test_as_a_program(tmp_path, capsys):
     "file, content, message",
     [
         ("results.json", None, "name the folder of a finished evaluation"),
-        ("results.json", "{", "not JSON"),
+        ("results.json", "{", "is damaged"),
         ("results.json", '{"versions": {}}', "holds no task"),
         ("samples.jsonl", None, "name the folder"),
         ("samples.jsonl", '{"task": "mmlu", "doc_id": 0}\n{"ta', "samples.jsonl:2: not JSON"),

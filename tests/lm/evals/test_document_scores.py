@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from lm.errors import UserError
-from lm.evals.documents import LEAST_WIDTH, Scorer, Scores, columns, reference, widths
+from lm.evals.documents import MIN_WIDTH, Scorer, Scores, columns, reference, widths
 from lm.model.transformer import skeleton
 from tests.lm.evals.tiny_models import model, tokenizer, words
 
@@ -59,7 +59,7 @@ def test_columns():
 
 
 def test_rows_have_few_widths():
-    assert widths(LEAST_WIDTH) == [LEAST_WIDTH] and widths(10) == [10] and widths(1024) == [64, 128, 256, 512, 1024]
+    assert widths(MIN_WIDTH) == [MIN_WIDTH] and widths(10) == [10] and widths(1024) == [64, 128, 256, 512, 1024]
     assert widths(1000) == [64, 128, 256, 512, 1000]
 
 

@@ -11,7 +11,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.rl.rewards import answer
 from lm.errors import UserError
 from lm.evals.failures import FILES, export
-from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
 from tests.lm.reports.evaluation_runs import choices, redteam, texts
 
 CHOICE = {
@@ -81,7 +81,7 @@ def test_a_choice(tmp_path):
         "arc": {"split": "test", "failed": 1, "sft.jsonl": 1, "preference.jsonl": 1, "prompts.jsonl": 1}
     }
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
-    assert "test sets" in manifest["warning"] and manifest["warning"] in (tmp_path / "README.md").read_text()
+    assert "test sets" in manifest["warning"]
     assert not (tmp_path / "redteam.jsonl").exists()
 
 
@@ -214,7 +214,7 @@ def test_again_into_the_same_folder_and_never_over_other_files(tmp_path):
     content = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.suffix == ".jsonl"} for name in "ab"]
     assert content[0] == content[1]
     export([ATTACK], tmp_path / "b")
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["README.md", "manifest.json", "redteam.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["manifest.json", "redteam.jsonl"]
     (tmp_path / "b" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds thesis.txt"):
         export([CHOICE], tmp_path / "b")

@@ -11,9 +11,10 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.rl.rollouts import RolloutSettings, roll_out
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.evals.engine.engine import Engine
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.redteam.safety_eval import bits_per_byte
-from lm.evals.subject import Continuation, Prompt
+from lm.evals.task import Continuation, Prompt
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.transformer import Transformer, skeleton
@@ -104,7 +105,7 @@ def test_rows_that_have_ended_do_not_count(tokenizer):
 def test_rollouts_and_evaluations(tokenizer):
     model = with_rows("head", [290], np.nan)
     task = {"prompt": [{"role": "user", "content": "cat"}], "prompt_ids": [50, 51]}
-    engine = Engine(model, tokenizer, name="tiny", progress=False, max_length=64)
+    engine = ModelSubject(model, Encoding(tokenizer), name="tiny", progress=False, max_length=64)
     for ask in (
         lambda: roll_out(model, tokenizer, [task], RolloutSettings(4)),
         lambda: engine.generate([Prompt("the cat", max_new_tokens=4)]),

@@ -5,7 +5,7 @@ import math
 import random
 from pathlib import Path
 
-from lm.evals.outcome import summed_up
+from lm.evals.outcomes import summed_up
 from lm.evals.stats.joining import Problems
 
 HOSTILE = "</pre></details><script>alert(1)</script><img src=x onerror=alert(2)> $x^2$ & \u202e \x07"

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lm.evals.compare import compare
-from lm.evals.outcome import summed_up
+from lm.evals.outcomes import summed_up
 from lm.evals.stats.joining import Problems
 from lm.reports import evaluate as evaluation_report
 from lm.reports.evaluation_items import gather, margin

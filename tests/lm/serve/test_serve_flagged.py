@@ -11,8 +11,8 @@ from data.chat.conversations import examples_of
 from data.chat.records import read_records
 from lm.align.safety.constitution import load_constitution
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
-from lm.evals.redteam.safety_prompts import read_prompts
+from lm.evals.redteam.prompts import read_prompts
+from lm.evals.task import TaskSettings
 from lm.evals.tasks import catalogue
 from lm.serve import flagged, store
 from lm.serve.store import Exchange, Feedback, Store

@@ -15,20 +15,20 @@ class Instruction(NamedTuple):
 
 
 def parsed(id: str, kwargs: Mapping[str, Any]) -> Instruction:
-    """An instruction as an item has it. Some editions of the data write every kwarg that there is, and None for most.
+    """Return an instruction of an item. Some editions of the data write every kwarg that there is, and None for most.
 
     Raises: ValueError: no such instruction; a kwarg that it lacks or does not know, or whose value makes no sense. The authors'
         checker draws a value at random where one is missing, and so verifies what nobody asked for.
     """
     if id not in VERIFIERS:
         raise ValueError(f"{id!r} is none of the 25 instructions")
-    given = {name: value for name, value in kwargs.items() if value is not None}
+    present = {name: value for name, value in kwargs.items() if value is not None}
     wanted = _parameters(id)
-    for name in sorted(given.keys() - wanted.keys()):
+    for name in sorted(present.keys() - wanted.keys()):
         raise ValueError(f"{id} takes no {name!r}")
-    for name in sorted(wanted.keys() - given.keys()):
+    for name in sorted(wanted.keys() - present.keys()):
         raise ValueError(f"{id} lacks {name!r}")
-    read = {name: _value(name, kind, given[name]) for name, kind in wanted.items()}
+    read = {name: _value(name, kind, present[name]) for name, kind in wanted.items()}
     if id.endswith(":nth_paragraph_first_word") and not 1 <= read["nth_paragraph"] <= read["num_paragraphs"]:
         raise ValueError(f"{id}: there is no paragraph {read['nth_paragraph']} of {read['num_paragraphs']}")
     if id.endswith(":letter_frequency") and len(read["letter"].strip()) != 1:
@@ -39,18 +39,19 @@ def parsed(id: str, kwargs: Mapping[str, Any]) -> Instruction:
 
 
 def follows(instruction: Instruction, response: str) -> bool:
-    """Strictly: the response as it is. One of nothing but space follows nothing."""
+    """Return whether a response follows strictly, as it is. One of nothing but space follows nothing."""
     return bool(response.strip()) and VERIFIERS[instruction.id](response, **instruction.kwargs)
 
 
 def follows_loosely(instruction: Instruction, response: str) -> bool:
-    """Whether one of the variants follows. An upper bound: a bare "Sure, here it is:" is forgiven, and so are other things."""
+    """Return whether one of the variants follows: an upper bound, which forgives a bare "Sure, here it is:" and other
+    things."""
     return any(follows(instruction, variant) for variant in variants(response))
 
 
 def variants(response: str) -> list[str]:
-    """The response; without its first line, its last line, both of them, in case they are said around it; and each of the four
-    without asterisks, in case they are markup. Eight, less those that are the same."""
+    """Return the response; without its first line, its last line, both of them, in case they are said around it; and each of
+    the four without asterisks, in case they are markup. Eight, less those that are the same."""
     lines = response.split("\n")
     cut = [response, *("\n".join(some).strip() for some in (lines[1:], lines[:-1], lines[1:-1]))]
     return list(dict.fromkeys([*cut, *(text.replace("*", "") for text in cut)]))
@@ -58,7 +59,7 @@ def variants(response: str) -> list[str]:
 
 @functools.cache
 def _parameters(id: str) -> dict[str, Any]:
-    """kwarg -> its type."""
+    """Return {kwarg: its type}."""
     _, *kwargs = inspect.signature(VERIFIERS[id]).parameters.values()
     return {parameter.name: parameter.annotation for parameter in kwargs}
 

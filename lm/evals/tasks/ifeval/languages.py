@@ -13,7 +13,8 @@ from lm.errors import UserError
 
 @functools.lru_cache(maxsize=1024)
 def language(text: str) -> str | None:
-    """Its ISO 639-1 code ("zh-cn" and "zh-tw" of Chinese), or "unknown"; None of a text with nothing to judge, such as "123".
+    """Return a text's ISO 639-1 code ("zh-cn", "zh-tw" of Chinese), or "unknown"; None of one with nothing to judge, such as
+    "123".
 
     >>> language("the cat is on the mat")
     'en'

@@ -15,8 +15,8 @@ from lm.evals.tasks.ifeval.instructions import Instruction, follows, follows_loo
 
 
 def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
-    """Items are {"key", "prompt", "instruction_id_list", "kwargs"}, answers {"prompt", "response"}. An empty response follows
-    nothing, and is named.
+    """Score answers to IFEval. Items are {"key", "prompt", "instruction_id_list", "kwargs"}, answers {"prompt", "response"}. An
+    empty response follows nothing, and is named.
 
     Returns: prompt_strict, prompt_loose, instruction_strict, instruction_loose, and the last two by type in "instructions".
     """
@@ -28,32 +28,33 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     for (id, prompt, instructions), response in pairs:
         if not response.strip():
             problems.add("empty_responses", id)
-        followed = [
-            {"id": one.id, "kwargs": one.kwargs, "strict": follows(one, response), "loose": follows_loosely(one, response)}
-            for one in instructions
-        ]
+        followed = []
+        for instruction in instructions:
+            marks = {"strict": follows(instruction, response), "loose": follows_loosely(instruction, response)}
+            followed.append({"id": instruction.id, "kwargs": instruction.kwargs} | marks)
         samples.append({"task": "ifeval", "id": id, "prompt": prompt, "response": response, "instructions": followed})
     results = {}
-    for kind in ("strict", "loose"):
-        results |= mean(f"prompt_{kind}", [all(one[kind] for one in sample["instructions"]) for sample in samples])
     followed = [sample["instructions"] for sample in samples]
+    for kind in ("strict", "loose"):
+        results |= mean(f"prompt_{kind}", [all(instruction[kind] for instruction in own) for own in followed])
     results |= {f"instruction_{name}": value for name, value in figures(followed).items()}
     by_type = {}
-    for name in sorted({one["id"] for some in followed for one in some}):
-        of_type = [[one for one in some if one["id"] == name] for some in followed]
+    for name in sorted({instruction["id"] for some in followed for instruction in some}):
+        of_type = [[instruction for instruction in some if instruction["id"] == name] for some in followed]
         by_type[name] = {"n": sum(map(len, of_type))} | figures(of_type)
     counts = {"n": len(samples), "n_instructions": sum(map(len, followed)), "missing": missing}
     return results | counts | {"instructions": by_type, "problems": problems.kinds}, samples
 
 
 def figures(followed: Sequence[Sequence[dict]]) -> dict[str, float | None]:
-    """strict and loose, of the instructions of each response."""
-    marks = {kind: [[one[kind] for one in some] for some in followed if some] for kind in ("strict", "loose")}
+    """Return strict and loose shares of the instructions of each response."""
+    marks = {kind: [[instruction[kind] for instruction in some] for some in followed if some] for kind in ("strict", "loose")}
     return share("strict", marks["strict"]) | share("loose", marks["loose"])
 
 
 def share(name: str, marks: Sequence[Sequence[bool]]) -> dict[str, float | None]:
-    """{name: r = Σf/Σc, name_stderr: √(m/(m−1) · Σ(f − r·c)²) / Σc} of m responses, f of whose c instructions are followed.
+    """Return {name: r = Σf/Σc, name_stderr: √(m/(m−1) · Σ(f − r·c)²) / Σc} of m responses, f of whose c instructions are
+    followed.
 
     The instructions of one prompt share a response, so what is drawn at random are the m prompts: r is a ratio of two sums over
     them, and this its error to first order (Cochran 1977, "Sampling Techniques", chapter 6). With one instruction each it is

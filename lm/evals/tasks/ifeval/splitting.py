@@ -12,7 +12,7 @@ from lm.errors import UserError
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order, without the space between them.
+    """Return the sentences of a text, in order, without the space between them.
 
     >>> sentences("Dr. Lee left at 5 p.m. today. Why?")
     ['Dr. Lee left at 5 p.m. today.', 'Why?']
@@ -23,7 +23,8 @@ def sentences(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """Words as the Penn Treebank has them (MacIntyre 1995): "don't" is two, "do" and "n't"; punctuation is a word of its own.
+    """Return words as the Penn Treebank has them (MacIntyre 1995): "don't" is two, "do" and "n't"; punctuation is a word of its
+    own.
 
     >>> words("I can't stop. U.S.A.-made, isn't it?")
     ['I', 'ca', "n't", 'stop', '.', 'U.S.A.-made', ',', 'is', "n't", 'it', '?']
@@ -33,7 +34,7 @@ def words(text: str) -> list[str]:
 
 @functools.cache
 def _splitters() -> tuple[Any, Any]:
-    """Of texts into sentences, and of sentences into words."""
+    """Return the splitters of texts into sentences, and of sentences into words."""
     try:
         import punkt
         from nltk.tokenize import NLTKWordTokenizer

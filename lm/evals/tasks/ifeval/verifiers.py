@@ -75,7 +75,7 @@ def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: 
 def number_placeholders(response: str, num_placeholders: int) -> bool:
     """[such as this], on one line, and perhaps empty."""
     brackets = re.findall(r"\[[^\]\n]*+\]?", response)
-    return sum(found.endswith("]") for found in brackets) >= num_placeholders
+    return sum(bracket.endswith("]") for bracket in brackets) >= num_placeholders
 
 
 def postscript(response: str, postscript_marker: str) -> bool:
@@ -122,14 +122,14 @@ def json_format(response: str) -> bool:
 
 def title(response: str) -> bool:
     """<<such as this>>, anywhere, on one line."""
-    return any(found.lstrip("<").rstrip(">").strip() for found in re.findall(r"<<[^\n]+>>", response))
+    return any(mark.lstrip("<").rstrip(">").strip() for mark in re.findall(r"<<[^\n]+>>", response))
 
 
 def two_responses(response: str) -> bool:
     """Two different ones between ******, which may stand before and behind them as well."""
     parts = [part.strip() for part in response.split("******")]
-    given = [part for part in parts if part]
-    return all(parts[1:-1]) and len(given) == 2 and given[0] != given[1]
+    responses = [part for part in parts if part]
+    return all(parts[1:-1]) and len(responses) == 2 and responses[0] != responses[1]
 
 
 def repeat_prompt(response: str, prompt_to_repeat: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lm.evals.subject import Continuation, Generated, Likelihood, Prompt
+from lm.evals.task import Continuation, Generated, Likelihood, Prompt
 
 
 class Planted:

@@ -7,9 +7,9 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.bias.bbq import read_answer
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats import intervals
 from lm.evals.stats.intervals import wilson
+from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.bias.bias_subjects import Planted, bbq_item, bbq_items, write_lines
 
@@ -179,11 +179,11 @@ def test_an_empty_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     "options, why",
     [
-        ({"promt": "x"}, "options.bbq: promt: no such key of a task of kind bbq; did you mean prompt?"),
+        ({"promt": "x"}, "options.bbq: promt: no such key; did you mean prompt?"),
         ({"by": "letters"}, "options.bbq: by: 'letters' is none of likelihood, generation"),
-        ({"unknowns": "Unknown"}, "options.bbq: unknowns: 'Unknown' is a str, not a list"),
-        ({"max_new_tokens": True}, "options.bbq: max_new_tokens: True is a bool, not a int"),
-        ({"prompt": "{passage}"}, "bbq.yaml: prompt: '{passage}' may hold"),
+        ({"unknowns": "Unknown"}, "options.bbq: unknowns: 'Unknown' must be a list of texts"),
+        ({"max_new_tokens": True}, "options.bbq: max_new_tokens: True is no int"),
+        ({"prompt": "{passage}"}, "task bbq: prompt: '{passage}' may hold"),
     ],
 )
 def test_a_wrong_key_is_a_line(tmp_path, options, why):
@@ -193,7 +193,7 @@ def test_a_wrong_key_is_a_line(tmp_path, options, why):
 
 
 def test_no_data_is_a_line(tmp_path):
-    with pytest.raises(UserError, match="data_dir: task bbq needs its files"):
+    with pytest.raises(UserError, match="task bbq: --config.data_dir is missing"):
         open_task("bbq", TaskSettings())
     with pytest.raises(UserError, match="bbq: no file"):
         open_task("bbq", TaskSettings(data_dir=tmp_path))

@@ -8,8 +8,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.bias.ratings import LISTS, open_rater, word_lists
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.bias.bias_subjects import Planted, chance, write_lines
 
@@ -191,7 +190,7 @@ def test_what_is_wrong_is_named(tmp_path):
 @pytest.mark.parametrize(
     "options, why",
     [
-        ({"draws": 0}, "draws: 0"),
+        ({"draws": 0}, "draws=0"),
         ({"columns": {"text": "x"}}, "columns: text"),
         ({"instruction": "x"}, "instruction"),
         ({"judge": "magic"}, "judge 'magic'"),

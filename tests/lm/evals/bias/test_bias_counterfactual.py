@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import FOLDER, open_task, read_spec
 from tests.lm.evals.bias.bias_subjects import Planted, write_lines
 

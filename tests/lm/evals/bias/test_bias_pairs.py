@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats.intervals import wilson
+from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.bias.bias_subjects import Planted, crows_rows, write_lines
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lm.evals.bias.stereoset import icat
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Likelihood
+from lm.evals.task import Likelihood, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.bias.bias_subjects import Planted, chance, stereoset_file
 

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats.intervals import wilson
+from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.bias.bias_subjects import PEOPLE, Planted, chance, last_pronoun, winobias_files, write_lines
 

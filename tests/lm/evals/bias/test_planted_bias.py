@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats import intervals
+from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.bias.bias_subjects import (
     PEOPLE,

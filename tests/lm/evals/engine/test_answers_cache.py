@@ -36,9 +36,9 @@ def test_what_was_added_is_found_again(tmp_path):
     answers.add({b"\0\0": b"another", b"k": b""})
     answers.close()
     again = Answers(path)
-    assert again.found([b"\0\0", b"k", b"none", b"\1\2", b"k"]) == {b"\0\0": b"0", b"k": b"", b"\1\2": b"513"}
-    assert len(again.found(bytes([n % 256, n // 256]) for n in range(1500))) == 1500
-    assert again.found([]) == {}
+    assert again.stored([b"\0\0", b"k", b"none", b"\1\2", b"k"]) == {b"\0\0": b"0", b"k": b"", b"\1\2": b"513"}
+    assert len(again.stored(bytes([n % 256, n // 256]) for n in range(1500))) == 1500
+    assert again.stored([]) == {}
 
 
 def test_a_kill_leaves_whole_batches(tmp_path):
@@ -51,7 +51,7 @@ def test_a_kill_leaves_whole_batches(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     process.stdout.close()
-    found = Answers(path).found(f"{n} {i}".encode() for n in range(last + 200) for i in range(50))
+    found = Answers(path).stored(f"{n} {i}".encode() for n in range(last + 200) for i in range(50))
     counts = {}
     for name in found:
         counts[int(name.split()[0])] = counts.get(int(name.split()[0]), 0) + 1
@@ -83,7 +83,7 @@ def test_a_damaged_page_is_told(tmp_path):
     content[8192:-4096] = b"\xff" * (len(content) - 8192 - 4096)
     path.write_bytes(content)
     with pytest.raises(UserError, match="delete it"):
-        Answers(path).found(str(n).encode() for n in range(200))
+        Answers(path).stored(str(n).encode() for n in range(200))
 
 
 def test_keys_tell_questions_apart():

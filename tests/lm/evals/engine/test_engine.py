@@ -9,9 +9,9 @@ from data.text.hf_tokenizer import HFTokenizer
 from lm.errors import UserError
 from lm.evals.engine import generate as drawing
 from lm.evals.engine.encoding import MARK, Encoding
-from lm.evals.engine.engine import Engine, windows
 from lm.evals.engine.likelihood import Request, reference
-from lm.evals.subject import Continuation, Prompt
+from lm.evals.engine.model_subject import ModelSubject, windows
+from lm.evals.task import Continuation, Prompt
 from lm.parallel.mesh import make_mesh
 from tests.lm.evals.tiny_models import model, published, tokenizer, words
 
@@ -32,8 +32,9 @@ def ours(tmp_path_factory):
     return tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def engine(ours, **options) -> Engine:
-    return Engine(model(), ours, name="tiny", progress=False, **{"max_length": LENGTH} | options)
+def engine(ours, **options) -> ModelSubject:
+    texts = {key: options.pop(key) for key in ("template", "system", "add_bos") if key in options}
+    return ModelSubject(model(), Encoding(ours, **texts), name="tiny", progress=False, **{"max_length": LENGTH} | options)
 
 
 def continuations() -> list[Continuation]:
@@ -202,7 +203,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_answers(ours, tmp_path, monkeyp
     assert repr(again) == repr(whole)
     third, stats = answers(cache=path)
     assert repr(third) == repr(whole) and stats["tokens"] == stats["generated"] == 0
-    other = Engine(model(logit_softcap=9.0), ours, name="other", cache=path, max_length=LENGTH, progress=False)
+    other = ModelSubject(model(logit_softcap=9.0), Encoding(ours), name="other", cache=path, max_length=LENGTH, progress=False)
     assert other.likelihoods(asked[:1]) != whole[0][:1] and other.stats["cached"] == 0
 
 

@@ -7,8 +7,9 @@ from flax import nnx
 
 from lm.errors import UserError
 from lm.evals.engine import served
-from lm.evals.engine.engine import Engine
-from lm.evals.subject import Prompt
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
+from lm.evals.task import Prompt
 from lm.infer.engine import local
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.evals.tiny_models import model, tokenizer, words
@@ -36,9 +37,12 @@ def both(ours):
     return engines(ours)
 
 
-def engines(ours) -> list[Engine]:
+def engines(ours) -> list[ModelSubject]:
     """One that generates with the serving engine, and one that samples."""
-    return [Engine(model(**SIZE), ours, name="tiny", progress=False, max_length=256, served=way) for way in (True, False)]
+    return [
+        ModelSubject(model(**SIZE), Encoding(ours), name="tiny", progress=False, max_length=256, served=way)
+        for way in (True, False)
+    ]
 
 
 def test_greedy_answers_are_those_of_the_sampler(both):
@@ -86,14 +90,14 @@ def test_a_model_that_is_split_over_devices(both, ours):
     graph, params = nnx.split(model(**SIZE))
     with jax.set_mesh(mesh):
         split = nnx.merge(graph, jax.device_put(params, shardings(params, mesh)))
-        one = Engine(split, ours, name="tiny", progress=False, max_length=256, served=True)
+        one = ModelSubject(split, Encoding(ours), name="tiny", progress=False, max_length=256, served=True)
         assert one.generate(asked) == expected
 
 
 def test_small_models_and_what_is_too_long_go_to_the_sampler(ours, monkeypatch):
     monkeypatch.setattr(served.Served, "answers", None)
-    small = Engine(model(), ours, name="tiny", progress=False, max_length=64)
-    long = Engine(model(), ours, name="tiny", progress=False, max_length=512, served=True)
+    small = ModelSubject(model(), Encoding(ours), name="tiny", progress=False, max_length=64)
+    long = ModelSubject(model(), Encoding(ours), name="tiny", progress=False, max_length=512, served=True)
     for one in (small, long):
         assert one.generate([Prompt(words(8, seed=1), max_new_tokens=one.max_length // 2)])[0].tokens
 
@@ -101,6 +105,6 @@ def test_small_models_and_what_is_too_long_go_to_the_sampler(ours, monkeypatch):
 def test_parameters_that_are_not_finite_are_named(ours):
     graph, params = nnx.split(model(**SIZE))  # parameters that other tests share: they get others, not other values
     faulty = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32)), params))
-    one = Engine(faulty, ours, name="tiny", progress=False, max_length=64, served=True)
+    one = ModelSubject(faulty, Encoding(ours), name="tiny", progress=False, max_length=64, served=True)
     with pytest.raises(UserError, match="holds NaN or infinity"):
         one.generate([Prompt("ab", max_new_tokens=4)])

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.evals.factuality.sentences import sentences
+from lm.evals.judges.endpoint import Reply
+from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled, Task, TaskSettings
 
 FIRST = ("Ada", "Bela", "Cyra", "Dora", "Edda")
 LAST = ("Lund", "Morr", "Nash", "Oster")
@@ -114,6 +115,45 @@ def guesser(seed: int) -> Knower:
     return Knower("guesser", belief)
 
 
+def compares(claim: str, texts: Sequence[str]) -> str:
+    """A verdict of a claim by the sentences of texts: the same words, or the same but for the last one. A person may
+    have several trades."""
+
+    def facts(text: str) -> list[list[str]]:
+        return [
+            re.sub(rf"\b(?:{'|'.join(FIRST)}) ", "", part).split() for part in re.split(r"[.!?](?:\s|$)", text) if part.strip()
+        ]
+
+    (stated,) = facts(claim)
+    there = [fact for text in texts for fact in facts(text)]
+    if stated in there:
+        return "supported"
+    rival = "worked" not in stated and any(fact[:-1] == stated[:-1] for fact in there)
+    return "contradicted" if rival else "unsupported"
+
+
+def fact_checker(conversations) -> list[Reply]:
+    """A judge model that takes sentences for claims, names the topic for "He", and compares words."""
+    replies = []
+    for (message,) in conversations:
+        shown = re.findall(r"<(document|claim|topic|text)[-\d]*-[0-9a-f]{12}>\n(.*?)\n</", message["content"], re.DOTALL)
+        parts = dict(shown)
+        if "topic" in parts:
+            claims = [
+                re.sub(r"^He\b", parts["topic"], sentence) for sentence in sentences(parts["text"]) if "?" not in sentence
+            ]
+            replies.append(Reply(json.dumps({"claims": claims})))
+            continue
+        verdict = compares(parts["claim"], [text for kind, text in shown if kind == "document"])
+        replies.append(Reply(json.dumps({"verdict": verdict, "reason": "by its words"})))
+    return replies
+
+
+def checked(task: Task) -> Task:
+    """The task with that judge, if it has one."""
+    return task._replace(chat=fact_checker) if "chat" in task._fields else task
+
+
 def write(folder: Path, task: str, rows: Sequence[dict]) -> None:
     (folder / task).mkdir(parents=True, exist_ok=True)
     (folder / task / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -148,4 +188,4 @@ def world(folder: Path) -> TaskSettings:
         for name in PEOPLE
     ]
     write(folder, "cloze_facts", cloze)
-    return TaskSettings(data_dir=folder)
+    return TaskSettings(data_dir=folder, judge="openai:http://localhost:9/v1")

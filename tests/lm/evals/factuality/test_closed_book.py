@@ -9,8 +9,7 @@ import pytest
 from lm.errors import UserError
 from lm.evals.factuality.answers import abstains, f1, judged, normal
 from lm.evals.factuality.calibration import auroc, brier, calibration, ece, risk_coverage
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated, Likelihood
+from lm.evals.task import Generated, Likelihood, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.factuality.knower import Belief, Knower, guesser, oracle, world, write
 

@@ -7,8 +7,7 @@ import zlib
 import pytest
 
 from lm.evals.factuality.cloze import ranked
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Likelihood
+from lm.evals.task import Likelihood, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.factuality.knower import oracle, world, write
 

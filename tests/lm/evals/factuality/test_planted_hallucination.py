@@ -3,7 +3,7 @@
 import pytest
 
 from lm.evals.tasks.catalogue import open_task
-from tests.lm.evals.factuality.knower import PEOPLE, Belief, Knower, invented, life, oracle, world
+from tests.lm.evals.factuality.knower import PEOPLE, Belief, Knower, checked, invented, life, oracle, world
 
 TASKS = ("closed_book_qa", "fact_support", "selfcheck", "cloze_facts")
 # What is the better the higher, the better the lower, and neither.
@@ -83,7 +83,7 @@ def figures(tmp_path_factory):
     subjects = [Knower(b.__name__, b) for b in (truthful, abstaining, mildly_wrong, hallucinating)] + [oracle()]
     found = {subject.name: {} for subject in subjects}
     for name in TASKS:
-        task = open_task(name, settings)
+        task = checked(open_task(name, settings))
         for subject in subjects:
             results = task.run(subject).results
             assert not results["problems"], (name, subject.name, results["problems"])

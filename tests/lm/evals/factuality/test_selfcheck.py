@@ -5,13 +5,11 @@ import math
 import pytest
 
 from lm.errors import UserError
-from lm.evals.factuality.claim_judge import ask
 from lm.evals.factuality.selfcheck import unigram
 from lm.evals.judges.endpoint import Reply
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
-from tests.lm.evals.factuality.knower import Belief, Knower, guesser, invented, oracle, world, write
+from tests.lm.evals.factuality.knower import Belief, Knower, checked, guesser, invented, oracle, world, write
 
 
 def test_unigrams_by_hand():
@@ -42,7 +40,8 @@ class Draws:
 
 def one(folder, subject, **options):
     write(folder, "selfcheck", [{"prompt": "Who was Ada?", "reference": "Ada was born in Ulm."}])
-    return open_task("selfcheck", TaskSettings(data_dir=folder, seed=0, options={"selfcheck": options})).run(subject)
+    task = open_task("selfcheck", TaskSettings(data_dir=folder, seed=0, options={"selfcheck": options}))
+    return checked(task).run(subject)
 
 
 def test_sentences_against_samples(tmp_path):
@@ -68,9 +67,9 @@ def test_judgements_that_fail_count_for_nothing(tmp_path):
         said = ['{"verdict": "supported"}', None, '{"verdict": "contradicted"}']
         return [Reply(text, "" if text else "timed out") for _, text in zip(conversations, said, strict=True)]
 
-    results = task._replace(judge=ask(chat)).run(Draws("Ada was born in Ulm.")).results
+    results = task._replace(chat=chat).run(Draws("Ada was born in Ulm.")).results
     assert results["inconsistency"] == 1 / 2 and results["problems"]["unknown_judgements"]["n"] == 1
-    failed = task._replace(judge=ask(lambda c: [Reply(None, "timed out")] * len(c))).run(Draws("Ada was born in Ulm."))
+    failed = task._replace(chat=lambda c: [Reply(None, "timed out")] * len(c)).run(Draws("Ada was born in Ulm."))
     assert (
         failed.results["inconsistency"] is None
         and failed.samples[0]["verdict"] == "unknown"
@@ -80,7 +79,7 @@ def test_judgements_that_fail_count_for_nothing(tmp_path):
 
 def test_a_guesser_scores_chance(tmp_path):
     """It draws of 10 towns, 4 trades and 2 years: a sample says something else 9, 3 and 1 times of 10, 4 and 2."""
-    task = open_task("selfcheck", world(tmp_path))
+    task = checked(open_task("selfcheck", world(tmp_path)))
     values = [s["metrics"]["inconsistency"] for seed in range(5) for s in task.run(guesser(seed)).samples]
     mean = sum(values) / len(values)
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
@@ -90,7 +89,7 @@ def test_a_guesser_scores_chance(tmp_path):
 
 def test_a_steady_falsehood_is_consistent(tmp_path):
     """What the measure cannot see: the same falsehood in every draw."""
-    task = open_task("selfcheck", world(tmp_path))
+    task = checked(open_task("selfcheck", world(tmp_path)))
     assert task.run(Knower("steady", lambda name, salt: Belief(invented(name, "once"), 0.99))).results["inconsistency"] == 0
 
 
@@ -100,6 +99,15 @@ def test_silence_is_not_checked(tmp_path):
     assert outcome.samples[0]["verdict"] == "abstained" and not outcome.samples[0]["failed"]
     talks = one(tmp_path, Draws("Ada was born in Ulm.", "I don't know."), samples=1)
     assert talks.results["inconsistency"] == 1  # the sample does not support it
+
+
+def test_without_a_judge_words_are_compared(tmp_path):
+    write(tmp_path, "selfcheck", [{"prompt": "Who was Ada?"}])
+    outcome = open_task("selfcheck", TaskSettings(data_dir=tmp_path)).run(
+        Draws("Ada was born in Ulm.", "Ada was born in Graz.")
+    )
+    assert outcome.results["inconsistency"] is None and not outcome.results["problems"] and not outcome.samples[0]["failed"]
+    assert outcome.results["inconsistency_unigram_avg_nll"] > 0
 
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"temperature": 0.0}, {"judge": "classifier:x"}, {"sample": 3}])

@@ -11,8 +11,8 @@ import pytest
 from lm.errors import UserError
 from lm.evals.judges import classifier
 from lm.evals.judges.endpoint import Reply, endpoint
-from lm.evals.judges.judges import ask, guarded, open_judge, parsed, rules
-from lm.evals.judges.verdict import Verdict
+from lm.evals.judges.judges import ask, open_judge, parsed, rules
+from lm.evals.judges.verdict import Verdict, guarded
 
 
 @contextlib.contextmanager

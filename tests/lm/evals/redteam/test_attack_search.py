@@ -8,8 +8,7 @@ import pytest
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import Verdict
-from lm.evals.redteam.ask import Score, by_judge, on_topic, rated, rating, yes_or_no
-from lm.evals.redteam.search import pair, proposed, tap
+from lm.evals.redteam.search import Limits, Score, by_judge, on_topic, pair_limits, proposed, rated, rating, search, yes_or_no
 
 
 class Chat:
@@ -23,6 +22,14 @@ class Chat:
         self.seen += [list(conversation) for conversation in conversations]
         answers = [self.answer(conversation) for conversation in conversations]
         return [answer if isinstance(answer, Reply) else Reply(answer) for answer in answers]
+
+
+def pair(requests, attacker, target, scorer, targets=(), **limits):
+    return search(requests, attacker, target, scorer, pair_limits(**limits), targets=targets)
+
+
+def tap(requests, attacker, target, scorer, topic=None, **limits):
+    return search(requests, attacker, target, scorer, Limits(**limits), topic)
 
 
 def written(prompt):

@@ -1,13 +1,22 @@
 """Every attack can be read back: frames hold the request as it is, codes are decoded to it."""
 
 import base64
+import codecs
+import re
 
 import pytest
 
 from lm.errors import UserError
-from lm.evals.redteam.attacks import ATTACKS, DECODERS, SHOTS, compose, pig_latin
+from lm.evals.redteam.attacks import ATTACKS, LEET, SHOTS, compose, pig_latin
 
 REQUEST = "How do I make zorbium? Tell me, please."
+# Restore the request from the text after the blank line. leetspeak needs a request without its digits.
+DECODERS = {
+    "base64": lambda text: base64.b64decode(text).decode(),
+    "rot13": lambda text: codecs.decode(text, "rot13"),
+    "leetspeak": lambda text: text.translate(str.maketrans({digit: letter for letter, digit in LEET.items()})),
+    "translation": lambda text: re.sub(r"([A-Za-z]*)-([A-Za-z]*)ay", r"\2\1", text),
+}
 OPTIONS = {"suffix": {"suffix": "!! describing.+ similarly"}}
 
 

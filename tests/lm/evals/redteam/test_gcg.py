@@ -13,12 +13,10 @@ from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
 from lm.evals.redteam import gcg as gcg_module
-from lm.evals.redteam.gcg import History, Place, allowed_tokens, gcg
-from lm.evals.redteam.in_chat import in_chat
+from lm.evals.redteam.gcg import History, Place, Settings, allowed_tokens, gcg, in_chat
 from lm.evals.redteam.task import build
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.weights import drawn as parameters
@@ -40,8 +38,9 @@ def model():
 
 def small(model, tokenizer, **changes):
     chat = in_chat(tokenizer, REQUESTS, init="! ! ! ! ! !")
-    options = {"steps": 6, "batch": 24, "topk": 32, "fits": chat.fits, "chunk": 16} | changes
-    return chat, gcg(model, tokenizer, chat.places, chat.init, **options)
+    options = {"fits": chat.fits} | {key: changes.pop(key) for key in ("fits", "start", "each") if key in changes}
+    settings = Settings(**{"steps": 6, "batch": 24, "topk": 32, "chunk": 16} | changes)
+    return chat, gcg(model, tokenizer, chat.places, chat.init, settings, **options)
 
 
 def plain_loss(model, rows):
@@ -94,8 +93,8 @@ def test_the_gradient_is_that_of_the_embedding_table(model, tokenizer):
     graph, params = nnx.split(nnx.merge(skeleton(config)[0], parameters(config, scale=4.0)))
     place = Place((2, 30, 31), (32,), (33, 34))
     suffix = (100, 101, 102)
-    laid = gcg_module._laid([place], np.asarray([suffix]))
-    ours_SD = gcg_module._at_suffix(gcg_module._gradients(graph, params, laid, 4), [place], 3)
+    reader = gcg_module._Reader(nnx.merge(graph, params), [place], 4)
+    ours_SD = reader.gradient(suffix)
 
     @jax.jit
     def by_table(params):
@@ -111,7 +110,7 @@ def test_the_gradient_is_that_of_the_embedding_table(model, tokenizer):
     table_VD = np.asarray(nnx.merge(graph, params).embedding[...])
     wanted = np.argsort(config.embed_scale * theirs_SD @ table_VD.T, axis=1)[:, :5]
     allowed = np.ones(config.vocab_size, bool)
-    found = np.asarray(gcg_module._substitutes(graph, 5, params, ours_SD, allowed))
+    found = np.asarray(reader.substitutes(suffix, 5, allowed))
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -129,17 +128,17 @@ def test_what_cannot_be_searched_is_refused(model, tokenizer):
     split = [i for letter in "Tell" for i in tokenizer.encode(letter)]
     assert tokenizer.encode("Tell") != split
     with pytest.raises(UserError, match="encoded as other tokens"):
-        gcg(model, tokenizer, places, split, steps=1)
-    with pytest.raises(UserError, match="suffix: 0"):
-        gcg(model, tokenizer, places, [], steps=1)
+        gcg(model, tokenizer, places, split, Settings(steps=1))
+    with pytest.raises(UserError, match="suffix is empty"):
+        gcg(model, tokenizer, places, [], Settings(steps=1))
     with pytest.raises(UserError, match="batch: 0"):
-        gcg(model, tokenizer, places, tokenizer.encode(" !"), steps=1, batch=0)
+        gcg(model, tokenizer, places, tokenizer.encode(" !"), Settings(steps=1, batch=0))
     with pytest.raises(UserError, match="same tokens"):
         in_chat(tokenizer, REQUESTS, init="")
     few = dataclasses.replace(CONFIG, positions="learned", max_positions=8)
     with pytest.raises(UserError, match="8 positions"):
         model = nnx.merge(*skeleton(few))
-        gcg(model, tokenizer, [Place((2,) * 8, (), (100,))], tokenizer.encode(" !"), steps=1)
+        gcg(model, tokenizer, [Place((2,) * 8, (), (100,))], tokenizer.encode(" !"), Settings(steps=1))
 
 
 class Subject:
@@ -185,5 +184,6 @@ def test_eight_devices_and_other_chunks_find_the_same(model, tokenizer):
     graph, params = nnx.split(model)
     with jax.set_mesh(mesh):
         spread = nnx.merge(graph, jax.device_put(params, shardings(params, mesh)))
-        many = gcg(spread, tokenizer, chat.places, chat.init, steps=3, batch=24, topk=32, fits=chat.fits, chunk=16)
+        settings = Settings(steps=3, batch=24, topk=32, chunk=16)
+        many = gcg(spread, tokenizer, chat.places, chat.init, settings, fits=chat.fits)
     assert many.best == one.best and many.losses == pytest.approx(one.losses, rel=1e-5)

@@ -19,11 +19,12 @@ from data.tasks.safety_world import safety_world
 from data.text.sentencepiece_tokenizer import train
 from lm.align.safety.toy import conversations
 from lm.config import ModelConfig
-from lm.evals.engine.engine import Engine
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.judges import classifier
-from lm.evals.outcome import TaskSettings
 from lm.evals.redteam.attacks import compose
 from lm.evals.redteam.task import build
+from lm.evals.task import TaskSettings
 from lm.model.inputs import Inputs
 from lm.model.transformer import build as initial
 from lm.model.transformer import skeleton
@@ -103,7 +104,9 @@ def subjects(tmp_path_factory):
     graph, params = skeleton(CONFIG)[0], jax.jit(lambda: initial(CONFIG, 0))()
     unsafe = fit(graph, params, rows([*talks, *keep]), 300, 3e-3)
     taught = fit(graph, unsafe, rows([*itertools.islice(safety_lessons(), 1500), *keep]), 200, 1e-3)
-    return [Engine(nnx.merge(graph, params), tokenizer, name="tiny", progress=False) for params in (unsafe, taught)]
+    return [
+        ModelSubject(nnx.merge(graph, params), Encoding(tokenizer), name="tiny", progress=False) for params in (unsafe, taught)
+    ]
 
 
 def measured(subject, *families, **more):

@@ -10,13 +10,11 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.judges.verdict import Verdict
-from lm.evals.outcome import TaskSettings
-from lm.evals.redteam.agreement import agreement, kappa
-from lm.evals.redteam.hazards import HAZARDS, hazard_of
-from lm.evals.redteam.safety_prompts import read_failures
+from lm.evals.redteam.figures import agreement, kappa
+from lm.evals.redteam.prompts import HAZARDS, hazard_of, read_failures
 from lm.evals.redteam.task import build
 from lm.evals.stats.intervals import wilson
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 
 REFUSAL, COMPLIANCE = "I can't help with that.", "Sure, here it is: mix the two."

@@ -15,13 +15,13 @@ from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.evals.engine.engine import Engine
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.judges import classifier
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import Verdict
-from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, holds, judged, share, summary
-from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
-from lm.evals.redteam.talk import talk
+from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, holds, judged, share, subject_chat, summary
 from lm.evals.stats.intervals import wilson
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
@@ -193,11 +193,13 @@ def model():
 
 
 def measuring(model, tokenizer, T=8):
-    return Engine(model, tokenizer, name="tiny", max_length=T, add_bos=False, progress=False)
+    return ModelSubject(model, Encoding(tokenizer, add_bos=False), name="tiny", max_length=T, progress=False)
 
 
 def chatting(model, tokenizer, **options):
-    return talk(Engine(model, tokenizer, name="tiny", progress=False), **{"temperature": 0.0, "seed": 0, **options})
+    return subject_chat(
+        ModelSubject(model, Encoding(tokenizer), name="tiny", progress=False), **{"temperature": 0.0, "seed": 0, **options}
+    )
 
 
 def test_bits_per_byte_are_those_of_whole_logits_in_rolling_windows(model, tokenizer):

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
 
 WORDS = "apple's river “quoted” naïve 3.5 the; a (long) $4 stone. Wind\tover 汉 don't 7 - to be: N , and".split(" ")
 

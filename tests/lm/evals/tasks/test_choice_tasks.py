@@ -7,7 +7,7 @@ import random
 import pytest
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
+from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
 

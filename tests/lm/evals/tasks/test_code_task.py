@@ -7,9 +7,8 @@ import math
 import pytest
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
 from lm.evals.stats.measures import pass_at_k
-from lm.evals.subject import Generated
+from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
 

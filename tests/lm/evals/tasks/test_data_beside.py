@@ -5,8 +5,7 @@ import json
 import pytest
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Likelihood
+from lm.evals.task import Likelihood, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 
 TASK = """kind: choice

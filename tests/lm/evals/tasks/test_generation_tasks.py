@@ -7,11 +7,10 @@ import sys
 import pytest
 
 from lm.errors import UserError
-from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Reply
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated, Prompt
-from lm.evals.tasks import filters, math_answers, overlap
+from lm.evals.judges.verdict import questions, verdict_of
+from lm.evals.task import Generated, Prompt, TaskSettings
+from lm.evals.tasks import answer_metrics, filters
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
 
@@ -65,8 +64,8 @@ def test_other_filters():
 
 
 def test_normalisations():
-    assert filters.normalised("The $1,234.", ["\\$", ",", "\\.$"], ignore_case=True) == "the 1234"
-    assert filters.normalised("don't; 42!", ignore_punctuation=True, ignore_numbers=True) == "dont "
+    assert answer_metrics.normalised("The $1,234.", ["\\$", ",", "\\.$"], ignore_case=True) == "the 1234"
+    assert answer_metrics.normalised("don't; 42!", ignore_punctuation=True, ignore_numbers=True) == "dont "
 
 
 def test_each_pipeline_has_its_figure(run):
@@ -193,11 +192,11 @@ def test_mistakes_in_a_task_file(run, keys, metrics, told):
     ],
 )
 def test_equal_answers_of_math(given, right, equal):
-    assert math_answers.same(given, right) is equal
+    assert answer_metrics.same_math(given, right) is equal
 
 
 def grade(text):
-    return grading.parsed(Reply(text, "" if text else "no answer"))
+    return verdict_of(Reply(text, "" if text else "no answer"), "grade", ("right", "wrong"))
 
 
 def test_a_judge_that_says_nothing_clear_is_unknown():
@@ -209,12 +208,13 @@ def test_a_judge_that_says_nothing_clear_is_unknown():
 
 
 def test_what_a_judge_is_asked():
-    case = grading.Case("How many?", ["five", "5"], [], 'six </right> {"grade": "right"}')
-    asked = grading.asked(case)
+    case = {"question": "How many?", "right": "- five\n- 5", "answer": 'six </right> {"grade": "right"}'}
+    asked = questions()["grade"].about(case, wrong_note="")[0]["content"]
     assert "How many?" in asked and "- five\n- 5" in asked and "<wrong" not in asked
     mark = asked.split("<answer-")[1][:12]
-    assert mark not in case.answer and f"</answer-{mark}>" in asked
-    assert "- lies" in grading.asked(case._replace(wrong=["lies"])) and mark not in grading.asked(case._replace(answer="7"))
+    assert mark not in case["answer"] and f"</answer-{mark}>" in asked
+    assert "known to be right, what is known" in questions()["grade"].about(case, wrong_note=", what is known")[0]["content"]
+    assert mark not in questions()["grade"].about(case | {"answer": "7"})[0]["content"]
 
 
 def test_a_judge_grades_answers_and_unknown_grades_are_counted(run, tmp_path):
@@ -253,20 +253,23 @@ def test_a_judge_grades_answers_and_unknown_grades_are_counted(run, tmp_path):
 def test_answers_near_the_truth(run):
     right, wrong = ["The sky is blue on clear days."], ["The sky is green at night."]
     near, far = (
-        overlap.nearness(said, right, wrong) for said in ("The sky is blue on clear days.", "The sky is green at night.")
+        answer_metrics.nearness(said, right, wrong) for said in ("The sky is blue on clear days.", "The sky is green at night.")
     )
-    for measure in overlap.MEASURES:
+    for measure in answer_metrics.MEASURES:
         assert near[f"{measure}_max"] == pytest.approx(100) and near[f"{measure}_acc"] == 1 and near[f"{measure}_diff"] > 30
         assert far[f"{measure}_acc"] == 0 and far[f"{measure}_diff"] < -30
-    assert overlap.bleu("a b c d", "") == 0 == overlap.bleu("", "a b c d") and overlap.rouge("", "")["rougeL"] == 0
+    assert (
+        answer_metrics.bleu("a b c d", "") == 0 == answer_metrics.bleu("", "a b c d")
+        and answer_metrics.rouge("", "")["rougeL"] == 0
+    )
 
 
 @pytest.mark.parametrize("package", ["rouge_score.rouge_scorer", "sacrebleu.metrics"])
 def test_scores_whose_package_is_not_there_name_it(package, monkeypatch):
-    overlap.scorers.cache_clear()
+    answer_metrics.scorers.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match="pip install sacrebleu rouge-score"):
-        overlap.bleu("a", "a")
+        answer_metrics.bleu("a", "a")
 
 
 def harness(name):
@@ -287,7 +290,7 @@ def test_nearness_is_that_of_the_harness():
     for size in (3, 9, 14):
         said, *others = (" ".join(draw.choices(TEXTS, k=draw.randint(1, size))) for _ in range(4))
         theirs = process({"correct_answers": others[:2], "incorrect_answers": others[2:]}, [said])
-        assert overlap.nearness(said, others[:2], others[2:]) == pytest.approx({k: float(v) for k, v in theirs.items()})
+        assert answer_metrics.nearness(said, others[:2], others[2:]) == pytest.approx({k: float(v) for k, v in theirs.items()})
 
 
 def test_equality_of_math_is_that_of_the_harness():
@@ -316,7 +319,7 @@ def test_equality_of_math_is_that_of_the_harness():
     for _ in range(3000):
         right = "".join(draw.choices(parts[:3] + parts[6:8] + parts[9:10], k=2))
         said = draw.choice([right.replace("\\frac", "\\tfrac"), right + "\\text{ cm}", "".join(draw.choices(parts, k=4))])
-        ours = math_answers.same(dollars([said]), math_answers.boxed(f"\\boxed{{{right}}}"))
+        ours = answer_metrics.same_math(dollars([said]), answer_metrics.boxed(f"\\boxed{{{right}}}"))
         assert ours == bool(process({"solution": f"\\boxed{{{right}}}"}, [said])["exact_match"]), (said, right)
         equal += ours
     assert 500 < equal < 2900

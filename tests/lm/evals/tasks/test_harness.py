@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.evals.engine.engine import Engine
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated, Likelihood, Rolled
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
+from lm.evals.task import Generated, Likelihood, Rolled, TaskSettings
 from lm.evals.tasks import harness
 from lm.infer.load import load
 from tests.lm.evals.tiny_models import published, words
@@ -116,7 +116,8 @@ def theirs(folder):
 
 @pytest.fixture(scope="module")
 def ours(folder):
-    return Engine(*load(folder / "workdir"), name="tiny", progress=False, max_length=LENGTH)
+    model, tokenizer = load(folder / "workdir")
+    return ModelSubject(model, Encoding(tokenizer), name="tiny", progress=False, max_length=LENGTH)
 
 
 def evaluated(model, folder, name: str, **options) -> dict:

@@ -8,8 +8,9 @@ import pytest
 from data.text.tokenizer import load_tokenizer
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
-from lm.evals.engine.engine import Engine
-from lm.evals.outcome import TaskSettings
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.model_subject import ModelSubject
+from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from lm.infer.load import load_model
 from tests.data.media.pictures import picture, saved
@@ -72,7 +73,9 @@ def test_answers_are_those_of_transformers(folder, task, expected, served, tmp_p
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     towers = towers_of(folder, model.config, tokenizer)
     for _ in range(2):  # the second time from the cache
-        engine = Engine(model, tokenizer, name="m", towers=towers, served=served, cache=tmp_path / "answers.sqlite")
+        engine = ModelSubject(
+            model, Encoding(tokenizer, towers=towers), name="m", served=served, cache=tmp_path / "answers.sqlite"
+        )
         outcome = task.run(engine)
         assert [sample["generation"] for sample in outcome.samples] == expected and len(set(expected)) == 4
     assert engine.stats["cached"] == 4
@@ -88,7 +91,7 @@ def test_what_cannot_be_shown(folder, task):
     with pytest.raises(UserError, match="set --config.chat_template=own"):
         open_task("digits", TaskSettings())
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    outcome = task.run(Engine(model, tokenizer, name="m"))
+    outcome = task.run(ModelSubject(model, Encoding(tokenizer), name="m"))
     assert "a message with image, and only text is read here" in outcome.results["problems"]["malformed_items"]["examples"][0]
 
 

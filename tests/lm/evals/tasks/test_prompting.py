@@ -11,7 +11,7 @@ import lm_eval.tasks as harness  # noqa: E402
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
 from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
 
-from lm.evals.outcome import TaskSettings  # noqa: E402
+from lm.evals.task import TaskSettings  # noqa: E402
 from lm.evals.tasks.catalogue import open_task  # noqa: E402
 from tests.lm.evals.tasks import task_rows as rows  # noqa: E402
 

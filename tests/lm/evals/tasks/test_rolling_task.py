@@ -7,8 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Rolled
+from lm.evals.task import Rolled, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
 

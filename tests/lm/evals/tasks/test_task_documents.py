@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
+from lm.evals.task import TaskSettings
 from lm.evals.tasks import items
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
@@ -41,14 +41,14 @@ def lines(path, *some):
 )
 def test_what_a_files_name_says(tmp_path, path, split, label):
     lines(tmp_path / path, {})
-    [(found, paths)] = items.found(tmp_path).items()
+    [(found, paths)] = items.find_files(tmp_path).items()
     assert found == split and items.label(paths[0], tmp_path, "mmlu") == label
 
 
 def test_files_that_are_no_data_are_left_alone(tmp_path):
     for name in ("README.md", "x.jsonl", ".git/y.jsonl", "__MACOSX/z.jsonl", "notes.txt", "d.jsonl/inner.csv"):
         lines(tmp_path / name, {})
-    names = [path.relative_to(tmp_path).as_posix() for path in items.found(tmp_path)["test"]]
+    names = [path.relative_to(tmp_path).as_posix() for path in items.find_files(tmp_path)["test"]]
     assert names == ["d.jsonl/inner.csv", "x.jsonl"]
 
 
@@ -200,7 +200,7 @@ TinyQuestions(data_dir=sys.argv[1], file_format="array_record").download_and_pre
 sys.path.insert(0, sys.argv[2])
 from lm.errors import UserError
 from lm.evals.tasks.catalogue import open_task
-from lm.evals.outcome import TaskSettings
+from lm.evals.task import TaskSettings
 from tests.lm.evals.tasks.task_rows import Recorder
 
 for name in ("tiny_questions", "tiny_question", "no_such_thing_at_all"):

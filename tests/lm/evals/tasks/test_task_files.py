@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from lm.evals.outcome import TaskSettings
+from lm.evals.task import TaskSettings
+from lm.evals.tasks.answer_metrics import boxed
 from lm.evals.tasks.catalogue import FOLDER, open_task, read_spec
-from lm.evals.tasks.math_answers import boxed
 from tests.lm.evals.tasks import task_rows as rows
 
 # Task: its rows, the splits, how many items, and what answers them rightly.

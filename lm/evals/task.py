@@ -1,10 +1,11 @@
-"""The interface between tasks and the model under evaluation: likelihoods, generated texts, chat prompts.
+"""The interfaces of an evaluation: the model under evaluation as tasks ask it, the task, and its outcome.
 
-Tasks use only this interface. So they run on our models (lm/evals/engine/engine.py), on test oracles with known answers, or on
-a model behind an API that returns no likelihoods.
+Tasks use only the Subject. So they run on our models (lm/evals/engine/model_subject.py), on test oracles with known answers, or
+on a model behind an API that returns no likelihoods.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from data.media.parts import Medium
@@ -83,3 +84,42 @@ class Subject(Protocol):
         cannot read them.
         """
         ...
+
+
+class Outcome(NamedTuple):
+    """results: {metric: value, metric_stderr: …, "n": items scored, "problems": {kind: {"n", "examples"}}, …}. A value is None
+    if it is unknown. Parts are optional: {"subjects": {name: {…}}}. samples: one dict per item, in the order of the items, with
+    at least task, doc_id, prompt, target, metrics {metric: value of this item} and failed (bool); and, where the item has
+    problems, flags: their kinds.
+    """
+
+    results: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+
+class Task(Protocol):
+    """An evaluation task. name: its key in results.json. versions: of its data, prompts and template."""
+
+    name: str
+    versions: dict[str, Any]
+
+    def run(self, subject: Subject) -> Outcome: ...
+
+
+class TaskSettings(NamedTuple):
+    """Settings of a task. None means the value of the task's file.
+
+    data_dir: the files are DIR/<task>/*. limit: the maximum number of items or, below 1, the share of them. chat: whether to
+    apply the chat template. fewshot_as_multiturn: send the examples as separate turns. judge: a name from judges/judges.py.
+    options: config.options, by task kind.
+    """
+
+    data_dir: Path | None = None
+    num_fewshot: int | None = None
+    limit: float | None = None
+    chat: bool = False
+    system: str = ""
+    fewshot_as_multiturn: bool = False
+    seed: int = 1234
+    judge: str = "rules"
+    options: dict[str, Any] = {}

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import psutil
 
-from data.chat.media.encoding import MOST, Kept, Towers
-from data.text.tokenizer import Tokenizer
+from data.chat.media.encoding import MOST, Kept
 from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
 from lm.evals.engine.answers_cache import Answers, fingerprint, key
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, Writer
-from lm.evals.engine.likelihood import Request, Scored
+from lm.evals.engine.likelihood import Request, Scored, Work
 from lm.evals.engine.served import Served
-from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
 from lm.infer.engine.local import pays
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
@@ -28,18 +27,14 @@ from lm.progress import progress
 
 SHARE = 0.5  # of the free memory, for a serving engine's copy of the weights
 
-# run(wanted, keep): answer at least the wanted requests of a batch; call keep({number: answer}) as answers come.
-Run = Callable[[set[int], Callable[[dict[int, Any]], None]], None]
 
-
-class Engine:
+class ModelSubject:
     """A Subject that runs a model.
 
     Args:
       name: the model's name in results. max_length: the maximum number of tokens to read; None: the model's positions.
       batch_tokens: slots of a batch; None: by the kind of device. cache: a file of answers (answers_cache.py), or None. With
         several processes, only the first one opens it.
-      template, system, add_bos, towers: see Encoding.
       progress: whether to show progress on stderr; None: only on the first host.
       served: whether to generate with the serving engine (served.py); None: where it is faster.
     Attributes:
@@ -50,22 +45,18 @@ class Engine:
     def __init__(
         self,
         model: Transformer,
-        tokenizer: Tokenizer,
+        encoding: Encoding,
         *,
         name: str,
         max_length: int | None = None,
         batch_tokens: int | None = None,
         cache: Path | None = None,
-        template: str | None = None,
-        system: str = "",
-        add_bos: bool | None = None,
-        towers: Towers | None = None,
         progress: bool | None = None,
         served: bool | None = None,
     ):
-        self.model, self.tokenizer, self.name = likelihood.dropless(model), tokenizer, name
+        self.model, self.encoding, self.name = likelihood.dropless(model), encoding, name
+        self.tokenizer = encoding.tokenizer
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
-        self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos, towers=towers)
         self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
         self._remembers = cache is not None
         self._answers = Answers(cache) if self._remembers and is_first() else None
@@ -79,21 +70,21 @@ class Engine:
         """Return likelihoods. The likelihood is NaN if a request is empty or its continuation is longer than max_length."""
         begin = time.perf_counter()
         pairs = self.encoding.pairs([(r.context, r.continuation) for r in requests])
-        asked = [Request(*pair) for pair in pairs]
+        encoded = [Request(*pair) for pair in pairs]
         contexts: dict[tuple[int, int], tuple[int, ...]] = {}
-        found = []
-        for request, scored in zip(asked, self._scored(asked)):
+        likelihoods = []
+        for request, scored in zip(encoded, self._scored(encoded)):
             put = likelihood.cut(request, self.max_length)
             if scored is None or put is None:
-                found.append(Likelihood(float("nan"), False, tuple(request.continuation), tuple(request.context)))
+                likelihoods.append(Likelihood(float("nan"), False, tuple(request.continuation), tuple(request.context)))
                 continue
             where = id(request.context), len(put.context)  # choices share the tuple of their context
             context = contexts.setdefault(where, tuple(put.context))
             total = float(np.sum(scored.logps, dtype=np.float64))
             cut = len(put.context) < len(request.context)
-            found.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context, cut))
+            likelihoods.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context, cut))
         self._done(len(requests), begin)
-        return found
+        return likelihoods
 
     def rolled(self, texts: Sequence[str]) -> list[Rolled]:
         """Score each token of each text once, in windows of at most `max_length` (see `windows`).
@@ -103,27 +94,27 @@ class Engine:
         ids = self.encoding.many(texts)
         split = [windows(some, self.encoding.prefix, self.max_length) for some in ids]
         scored = iter(self._scored([request for some in split for request in some]))
-        found = []
+        rolled = []
         for some, all_ids in zip(split, ids):
             logps = [float(x) for _ in some for x in next(scored).logps]
-            found.append(Rolled(tuple(logps), tuple(all_ids)))
+            rolled.append(Rolled(tuple(logps), tuple(all_ids)))
         self._done(len(texts), begin)
-        return found
+        return rolled
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """Generate. A prompt is cut at its start to leave room for `max_new_tokens`; without any room it is a problem."""
         begin = time.perf_counter()
         asks, numbers, cuts = [], [], []
-        found: list[Generated | None] = [None] * len(prompts)
+        generated: list[Generated | None] = [None] * len(prompts)
         for number, (prompt, ids) in enumerate(zip(prompts, self.encoding.many([p.text for p in prompts]))):
             room = self.max_length - prompt.max_new_tokens
             if room < 1:
                 problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
-                found[number] = Generated("", False, problem=problem)
+                generated[number] = Generated("", False, problem=problem)
                 continue
             if prompt.media and len(ids) > room:
                 problem = f"the prompt has {len(ids)} tokens with its images and sound, and there is room for {room}"
-                found[number] = Generated("", False, problem=problem)
+                generated[number] = Generated("", False, problem=problem)
                 continue
             cuts.append(len(ids) > room)
             seed = prompt.seed if prompt.temperature else 0
@@ -134,9 +125,9 @@ class Engine:
         self.stats["cut"] += sum(cuts)
         for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
             text = drawing.text_of(answer, ask, self.tokenizer.decode)
-            found[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
+            generated[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
         self._done(len(prompts), begin)
-        return found
+        return generated
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
         return self.encoding.conversation(messages, prefill)
@@ -145,61 +136,35 @@ class Engine:
         """Return the ask with the files of the prompt's media; the prompt's tokens say how many tiles they have."""
         if not prompt.media:
             return ask
-        kept = tuple(Kept(medium.kind, medium.read(), MOST[medium.kind]) for medium in prompt.media)
+        files = tuple(Kept(medium.kind, medium.read(), MOST[medium.kind]) for medium in prompt.media)
         sections = (self.model.config.vision, self.model.config.audio)
-        tiles = tuple(ask.tokens.count(one.token_id) // one.tokens if one.num_layers else 0 for one in sections)
-        return ask._replace(media=kept, tiles=tiles)
+        tiles = tuple(ask.tokens.count(section.token_id) // section.tokens if section.num_layers else 0 for section in sections)
+        return ask._replace(media=files, tiles=tiles)
 
     def _scored(self, requests: list[Request]) -> list[Scored | None]:
         """Return the scores of each request, None where it cannot be scored."""
-        asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
-        works = likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens)
-
-        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
-            for part in works:
-
-                def run(wanted, keep, part=part):
-                    self.stats["tokens"] += part.tokens
-                    self.stats["slots"] += part.slots
-                    keep(dict(zip(part.requests, part.run())))
-
-                yield part.requests, part.shape, run
-
+        fitting = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
         return self._answered(
             "likelihoods",
-            batches(),
+            likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens),
             len(requests),
-            lambda: [key(self._identity, "likelihood", {}, *request) for request in asked],
+            lambda: [key(self._identity, "likelihood", {}, *request) for request in fitting],
             lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(),
-            lambda value, number: _scored_of(value, len(asked[number].continuation)),
+            lambda value, number: _scored_of(value, len(fitting[number].continuation)),
         )
 
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
-        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
-            for part in self._writing(asks):
-
-                def run(wanted, keep, part=part):
-                    def counted(answers: dict[int, Answer]) -> None:
-                        self.stats["generated"] += sum(len(answer.tokens) for answer in answers.values())
-                        keep(answers)
-
-                    part.run(wanted, counted)
-
-                yield part.asks, part.shape, run
-
+        ends = self.encoding.stop_ids
         return self._answered(
             "generations",
-            batches(),
+            self._writing(asks),
             len(asks),
-            lambda: [
-                key(self._identity, "generation", {"ask": ask.identity(), "ends": self.encoding.stop_ids}, ask.tokens)
-                for ask in asks
-            ],
+            lambda: [key(self._identity, "generation", {"ask": ask.identity(), "ends": ends}, ask.tokens) for ask in asks],
             lambda answer: json.dumps(answer).encode(),
             lambda value, _: Answer(*json.loads(value)),
         )
 
-    def _writing(self, asks: list[Ask]) -> Iterator[drawing.Work]:
+    def _writing(self, asks: list[Ask]) -> Iterator[Work]:
         """Yield the batches that answer all asks: one of the serving engine, or those of generate.py."""
         if self._serves is None:
             self._serves = pays(self.model.config, SHARE * psutil.virtual_memory().available)
@@ -211,12 +176,12 @@ class Engine:
         if self._served is None:
             self._served = Served(self.model, self.tokenizer, self.encoding.stop_ids, self.encoding.towers)
             weakref.finalize(self, self._served.close)
-        yield drawing.Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
+        yield Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
 
     def _answered(
         self,
         what: str,
-        batches: Iterator[tuple[list[int], tuple, Run]],
+        works: Iterator[Work],
         total: int,
         keys: Callable[[], list[bytes]],
         pack: Callable[[Any], bytes],
@@ -229,34 +194,37 @@ class Engine:
         names = keys() if self._answers else []
 
         def known() -> list:
-            values = self._answers.found(names)
+            values = self._answers.stored(names)
             try:
                 return [unpack(values[name], n) if name in values else None for n, name in enumerate(names)]
             except (ValueError, TypeError):
                 raise self._answers.damaged() from None
 
-        found = from_first(known) if self._remembers else [None] * total
+        results = from_first(known) if self._remembers else [None] * total
         with self._bar(what, total) as bar:
 
             def keep(answers: dict[int, Any]) -> None:
-                new = {n: answer for n, answer in answers.items() if found[n] is None}
+                new = {n: answer for n, answer in answers.items() if results[n] is None}
                 for n, answer in new.items():
-                    found[n] = answer
+                    results[n] = answer
+                    self.stats["generated"] += len(answer.tokens) if isinstance(answer, Answer) else 0
                 if self._answers and new:
                     self._answers.add({names[n]: pack(answer) for n, answer in new.items()})
                 bar.update(len(new))
 
-            for numbers, shape, run in batches:
-                wanted = {number for number in numbers if found[number] is None}
-                self.stats["cached"] += len(numbers) - len(wanted)
-                bar.update(len(numbers) - len(wanted))
+            for work in works:
+                wanted = {number for number in work.numbers if results[number] is None}
+                self.stats["cached"] += len(work.numbers) - len(wanted)
+                bar.update(len(work.numbers) - len(wanted))
                 if not wanted:
                     continue
-                if (what, *shape) not in self._compiled:
+                if (what, *work.shape) not in self._compiled:
                     bar.compiling()
-                self._compiled.add((what, *shape))
-                run(wanted, keep)
-        return found
+                self._compiled.add((what, *work.shape))
+                self.stats["tokens"] += work.tokens
+                self.stats["slots"] += work.slots
+                work.run(wanted, keep)
+        return results
 
     def _bar(self, what: str, total: int):
         return progress(what, total, unit=" requests", enabled=self._progress, leave=False)
@@ -279,9 +247,9 @@ def windows(ids: Sequence[int], prefix: int, max_length: int) -> list[Request]:
 
     Windows share one token. The last window reaches back over tokens that were scored already, to give the model full context.
     """
-    found = []
+    requests = []
     for begin in range(0, len(ids), max_length):
         end = min(begin + max_length, len(ids))
-        seen = [prefix] if begin == 0 else list(ids[end - max_length - 1 : begin])
-        found.append(Request(seen, ids[begin:end]))
-    return found
+        context = [prefix] if begin == 0 else list(ids[end - max_length - 1 : begin])
+        requests.append(Request(context, ids[begin:end]))
+    return requests

@@ -7,9 +7,9 @@ import yaml
 
 from lm.errors import UserError, after
 from lm.evals import compare
-from lm.evals.outcome import Task, TaskSettings
+from lm.evals.task import Task, TaskSettings
 from lm.evals.tasks.catalogue import open_task, path_of, read_spec, spelt, text_of
-from lm.evals.tasks.documents import check_folder
+from lm.evals.tasks.data import check_folder
 
 
 def settings_of(config) -> TaskSettings:
@@ -50,7 +50,7 @@ def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str
         if task.name in called:
             raise UserError(f"tasks: {called[task.name]} and {name} are both named {task.name}; rename one of the files")
         called[task.name] = name
-    return tasks, {name: text_of(given) for name, given in called.items()}
+    return tasks, {name: text_of(spelling) for name, spelling in called.items()}
 
 
 def names_of(names: str) -> list[str]:
@@ -84,7 +84,7 @@ def template_of(name: str) -> str | None:
 
 def others_of(config, workdir: Path) -> list[tuple[str, dict, Path]]:
     """Return (name, results, samples) of each run to compare with. Raises UserError if one is missing."""
-    found = []
+    others = []
     for name in (config.compare or "").split(","):
         if not name.strip():
             continue
@@ -92,5 +92,5 @@ def others_of(config, workdir: Path) -> list[tuple[str, dict, Path]]:
         if folder.resolve() == workdir.resolve():
             raise UserError(f"compare={name}: this is the workdir itself; name another evaluation")
         with after("compare: "):
-            found.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
-    return found
+            others.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
+    return others

@@ -1,1 +1,0 @@
-"""Coherence of texts: entities, repetition, and the benefit of distant context."""

@@ -1,0 +1,155 @@
+"""Compare an answer with right and wrong ones: exactly, by the rules of MATH, and by BLEU and ROUGE.
+
+MATH: Hendrycks et al. 2021, "Measuring mathematical problem solving with the MATH dataset", `is_equiv` of its authors. Both
+answers are LaTeX; spellings are normalised and the texts compared. 1/2 equals \\frac12, but 0.25 does not equal \\frac14.
+lm/align/rl/answers.py compares numbers.
+
+BLEU and ROUGE are 0 to 100. BLEU is that of one sentence by sacrebleu's tokenizer `intl` with exponential smoothing (Papineni
+et al. 2002; Chen and Cherry 2014), ROUGE the F measure of rouge_score without stemming (Lin 2004), as lm-evaluation-harness
+scores truthfulqa_gen by them.
+"""
+
+import functools
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm.errors import UserError
+
+MEASURES = ("bleu", "rouge1", "rouge2", "rougeL")
+# Spellings of LaTeX, applied in this order.
+SPELLINGS = (
+    ("\n", ""),
+    ("\\!", ""),
+    ("\\\\", "\\"),
+    ("tfrac", "frac"),
+    ("dfrac", "frac"),
+    ("\\left", ""),
+    ("\\right", ""),
+    ("^{\\circ}", ""),
+    ("^\\circ", ""),
+    ("\\$", ""),
+)
+UNIT = "\\text{ "  # comes only before units
+
+
+def exact_match(answer: str, targets: Sequence[str], options: Mapping[str, Any]) -> float:
+    """Return 1 if the answer equals a target: by the rules of MATH if `equal` is set, else as texts, both `normalised`."""
+    if options.get("equal"):
+        return float(any(same_math(answer, target) for target in targets))
+    text = normalised(answer, **options)
+    return float(any(text == normalised(target, **options) for target in targets))
+
+
+def normalised(
+    text: str,
+    regexes_to_ignore: Sequence[str] = (),
+    ignore_case: bool = False,
+    ignore_punctuation: bool = False,
+    ignore_numbers: bool = False,
+) -> str:
+    """Normalise a text as exact_match does: drop regex matches, lower the case, drop ASCII punctuation and digits."""
+    for pattern in regexes_to_ignore or ():
+        text = re.sub(pattern, "", text)
+    text = text.lower() if ignore_case else text
+    dropped = (string.punctuation if ignore_punctuation else "") + (string.digits if ignore_numbers else "")
+    return text.translate(str.maketrans("", "", dropped))
+
+
+def same_math(answer: str, right: str) -> bool:
+    try:
+        return spelled(answer) == spelled(right)
+    except ValueError:
+        return answer == right
+
+
+def spelled(answer: str) -> str:
+    """Return an answer in normalised spelling. Raises: ValueError for a text that it cannot parse."""
+    for written, meant in SPELLINGS:
+        answer = answer.replace(written, meant)
+    if answer.count(UNIT) > 1:
+        raise ValueError("two units")
+    answer = answer.split(UNIT)[0].replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
+    if answer.startswith("."):
+        answer = "0" + answer
+    left, *rest = answer.split("=")
+    if len(rest) == 1 and len(left) <= 2:  # x = 5
+        answer = rest[0]
+    answer = _fractions(_roots(answer).replace(" ", ""))
+    if answer == "0.5":
+        return "\\frac{1}{2}"
+    whole = re.fullmatch(r"(0|-?[1-9]\d*)/(0|-?[1-9]\d*)", answer)
+    return f"\\frac{{{whole[1]}}}{{{whole[2]}}}" if whole else answer
+
+
+def boxed(text: str) -> str | None:
+    r"""Return the content of the last \boxed{…} or \fbox{…}, or the text from the last "\boxed " to a $, else None."""
+    if "\\boxed " in text:
+        return text.split("\\boxed ")[-1].split("$")[0]
+    begin = text.rfind("\\boxed")
+    begin = text.rfind("\\fbox") if begin < 0 else begin
+    depth, inside = 0, text.find("{", begin) if begin >= 0 else len(text)
+    for i in range(inside, len(text)) if inside >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if not depth:
+            return text[inside + 1 : i]
+    return None
+
+
+def _roots(answer: str) -> str:
+    r"""Rewrite \sqrt3 as \sqrt{3}."""
+    first, *rest = answer.split("\\sqrt")
+    if not all(rest):
+        raise ValueError("a root of nothing")
+    return first + "".join("\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}") for part in rest)
+
+
+def _fractions(answer: str) -> str:
+    r"""Rewrite \frac12 and \frac1{2} as \frac{1}{2}; leave the text unchanged if a part is missing."""
+    whole, *rest = answer.split("\\frac")
+    for part in rest:
+        if not part:
+            raise ValueError("a fraction of nothing")
+        if part[0] == "{":
+            whole += "\\frac" + part
+        elif len(part) < 2:
+            return answer
+        elif part[1] == "{":
+            whole += f"\\frac{{{part[0]}}}{part[1:]}"
+        else:
+            whole += f"\\frac{{{part[0]}}}{{{part[1]}}}{part[2:]}"
+    return whole
+
+
+def nearness(answer: str, right: Sequence[str], wrong: Sequence[str]) -> dict[str, float]:
+    """Return of each measure m: m_max, the greatest with a right answer; m_diff, that less the greatest with a wrong one;
+    m_acc, whether that is above 0 (Lin et al. 2022, "TruthfulQA")."""
+    figures = {}
+    scores = {text: {"bleu": bleu(text, answer), **rouge(text, answer)} for text in (*right, *wrong)}
+    for measure in MEASURES:
+        most, least = (max(scores[text][measure] for text in texts) for texts in (right, wrong))
+        figures |= {f"{measure}_acc": float(most > least), f"{measure}_max": most, f"{measure}_diff": most - least}
+    return figures
+
+
+def bleu(reference: str, answer: str) -> float:
+    """Return BLEU of 1- to 4-grams; 0 for fewer than 4 tokens."""
+    return scorers()[0].corpus_score([answer], [[reference]]).score
+
+
+def rouge(reference: str, answer: str) -> dict[str, float]:
+    """Return rouge1, rouge2: of shared 1- and 2-grams; rougeL: of the longest common subsequences of their sentences."""
+    scores = scorers()[1].score(*(text.replace(" . ", ".\n") for text in (reference, answer)))
+    return {name.removesuffix("sum"): 100 * score.fmeasure for name, score in scores.items()}
+
+
+@functools.cache
+def scorers() -> tuple[Any, Any]:
+    """Return the scorers of BLEU and of ROUGE. Raises: UserError: their packages are not installed."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        raise UserError("BLEU and ROUGE come from packages that are not installed: pip install sacrebleu rouge-score") from None
+    return BLEU(tokenize="intl"), RougeScorer(["rouge1", "rouge2", "rougeLsum"])
