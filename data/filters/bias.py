@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.filters.characters import first_characters
+from data.filters.characters import is_alphanumeric
 from data.filters.compiled import terms
 from lm.errors import UserError
 
@@ -231,7 +231,7 @@ def _table(ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: M
     slots = np.full(1 << (4 * len(words)).bit_length(), -1, np.int32)
     terms.fill(codes, codes_at, slots)
     own = [ordered.get(word, ()) for word in words]
-    is_word = np.fromiter(map(str.isalnum, first_characters(terms.CODES)), bool, terms.CODES)
+    is_word = is_alphanumeric(terms.CODES).copy()
     is_word[ord("_")] = True
     return terms.Table(
         is_word,

@@ -14,7 +14,7 @@ from itertools import repeat
 import numpy as np
 import xxhash
 
-from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters
+from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters, is_alphanumeric
 from data.filters.compiled import chunks, splitting
 from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYMBOL
 
@@ -150,7 +150,8 @@ def _kinds() -> np.ndarray:
     characters = first_characters(chunks.CODES)
     for belongs, bit in ((str.isspace, chunks.SPACE), (str.isalpha, LETTER)):
         kinds |= np.fromiter(map(belongs, characters), bool, len(kinds)) * np.uint8(bit)
-    kinds[[code for code, c in enumerate(map(unicodedata.category, characters)) if c[0] == "P"]] |= PUNCTUATION
+    signs = np.fromiter(map(str.isprintable, characters), bool, len(kinds)) & ~is_alphanumeric(chunks.CODES)
+    kinds[[code for code in np.flatnonzero(signs).tolist() if unicodedata.category(chr(code))[0] == "P"]] |= PUNCTUATION
     for some, bit in ((SYMBOLS, SYMBOL), (SENTENCE_ENDS, ENDS_SENTENCE), (LINE_ENDS, chunks.LINE_END)):
         kinds[[ord(character) for character in some]] |= bit
     return kinds

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lm.errors import UserError
@@ -103,6 +102,8 @@ def numbers(table: pa.Table, column: str) -> np.ndarray:
 
 def _read(files: Sequence[Path], column: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield (source, keys [n], bytes of text, int64 [n]) of the documents of one source in a row group."""
+    import pyarrow.compute as pc  # takes time to load, and most runs have no buckets
+
     for path in files:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names

@@ -8,7 +8,6 @@ rule or a file only the results that depend on it are made anew.
 import ast
 import difflib
 import functools
-import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from data.recipe.stages import STAGES, Stage
 from lm.errors import UserError, naming
 
 _NONE: Mapping[str, Stage] = MappingProxyType({})
+_ROOT = Path(__file__).parents[2]  # of the packages data and lm
 READER, FORMAT = "data.sources.archives", 1  # FORMAT: of the files of stages; a change makes all results anew
 
 
@@ -136,21 +136,22 @@ def code(module: str) -> str:
 
 
 def _collect(module: str, seen: dict[str, str], followed: tuple[str, ...]) -> None:
-    if module in seen or (found := _parsed(module)) is None:
+    if module in seen or (parsed := _parsed(module)) is None:
         return
-    seen[module], names = found
+    seen[module], names = parsed
     for name in names:
-        if name.startswith(followed) and _is_module(name):
+        if name.startswith(followed):
             _collect(name, seen, followed)
 
 
 @functools.cache
 def _parsed(module: str) -> tuple[str, list[str]] | None:
-    """Return the source of a module without comments and layout, and what it imports; None if it has no source."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    """Return the source of a module without comments and layout, and what it imports; None if there is no such module."""
+    place = _ROOT.joinpath(*module.split("."))  # not importlib's, which would import the packages around the module
+    path = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    if path is None:
         return None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -158,11 +159,3 @@ def _parsed(module: str) -> tuple[str, list[str]] | None:
         elif isinstance(node, ast.ImportFrom):
             names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
     return ast.dump(tree), names
-
-
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False

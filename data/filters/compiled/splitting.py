@@ -3,12 +3,13 @@
 import functools
 import re
 from collections.abc import Collection, Iterable
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
 from data.filters import splitting
-from data.filters.characters import ICONS, LETTERS, LOWER, UPPER, first_characters
+from data.filters.characters import ICONS, LETTERS, LOWER, UPPER, is_alphanumeric
 from data.filters.compiled import compiled
 
 CODES = 0x40000  # code points; those above are of no class
@@ -45,8 +46,7 @@ class Tables(NamedTuple):
 @functools.cache
 def tables() -> Tables:
     """Return the tables, made of the sets of data/filters/splitting.py. It takes about a tenth of a second, once a process."""
-    is_word = np.fromiter(map(str.isalnum, first_characters(CODES)), bool, CODES)
-    classes = np.where(is_word, WORD, 0).astype(np.uint16)
+    classes = np.where(is_alphanumeric(CODES), WORD, 0).astype(np.uint16)
     singles = "".join(mark for mark in splitting.CURRENCIES if len(mark) == 1)
     marks = (
         *((splitting.QUOTES, QUOTE), (splitting.BEFORE, BEFORE), (splitting.AFTER, AFTER), (singles, CURRENCY)),
@@ -58,14 +58,19 @@ def tables() -> Tables:
         for match in re.finditer("(.)-(.)|.", some, re.DOTALL):
             first, last = match.groups() if match[1] else (match[0], match[0])
             classes[ord(first) : ord(last) + 1] |= bit
-    parts = {"".join(some): some for some in splitting.cut_exceptions()}
     exceptions, after_digit = _placed(splitting.EXCEPTIONS), _placed(splitting.AFTER_DIGIT)
-    words, marked = np.zeros((2, len(exceptions)), np.uint16)
-    for text, some in splitting.EXCEPTIONS.items():
-        slot = _find(exceptions, _key_of(text))
-        words[slot], marked[slot] = _mask(some), _mask(parts.get(text, ()))
+    words, parts = np.zeros((2, len(exceptions)), np.uint16)
     longest = splitting.LONGEST_EXCEPTION, max(map(len, splitting.AFTER_DIGIT))
-    return Tables(classes, exceptions, words, marked, after_digit, *longest)
+    made = Tables(classes, exceptions, words, parts, after_digit, *longest)
+    texts, sizes = "".join(splitting.EXCEPTIONS), np.array(list(map(len, splitting.EXCEPTIONS)), np.int32)
+    begins, is_cut = np.cumsum(sizes, dtype=np.int64) - sizes, np.zeros(len(texts) + 1, bool)
+    # How the rules cut them if they know no exception.
+    cut(np.array(list(map(ord, texts)), np.uint32), begins, sizes, made._replace(longest=0), is_cut)
+    for (text, own), begin in zip(splitting.EXCEPTIONS.items(), begins.tolist()):
+        slot = _find(exceptions, _key_of(text))
+        words[slot] = _mask(accumulate(map(len, own[:-1])))
+        parts[slot] = _mask(np.flatnonzero(is_cut[begin : begin + len(text)]).tolist())
+    return made
 
 
 def _placed(texts: Collection[str]) -> np.ndarray:
@@ -80,12 +85,9 @@ def _key_of(text: str) -> np.uint64:
     return np.uint64(_key(np.array(list(map(ord, text)), np.uint32), 0, len(text)))
 
 
-def _mask(words: Iterable[str]) -> int:
-    at, mask = 0, 0
-    for word in words:
-        mask |= 1 << at
-        at += len(word)
-    return mask & ~1
+def _mask(places: Iterable[int]) -> int:
+    """Return a number whose bit k is set for each place k > 0."""
+    return sum(1 << k for k in places) & ~1
 
 
 @compiled
