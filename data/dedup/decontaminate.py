@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.dedup.grams import rolling
-from data.dedup.word_hashes import Words, spelling, words
+from data.filters.word_hashes import Words, spelling, words
 from lm.errors import UserError
 
 NGRAM, LEAST_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13

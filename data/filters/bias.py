@@ -13,7 +13,6 @@ not levels.
 
 import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -22,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.filters.characters import is_alphanumeric
 from data.filters.compiled import terms
+from data.filters.word_hashes import plain_words, words
 from lm.errors import UserError
 
 WINDOW = 10  # words on each side
@@ -31,7 +30,6 @@ LEAST_TOPIC_WORDS = 3  # fewer say nothing of a topic
 OTHER = "other"  # the topic of a document with fewer
 Z = 1.959963984540054  # 97.5 % point of the normal distribution, for intervals of 95 %
 
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*\+?")
 _OWN = Path(__file__).parent / "bias_words.yaml"
 _COUNTS = ("mentions", "positive_words", "negative_words", "documents", "documents_positive", "documents_negative")
 
@@ -43,7 +41,8 @@ class Lexicon(NamedTuple):
     terms: dict[str, tuple[tuple[tuple[str, ...], int], ...]]  # first word: the words after it and the group, longest first
     sentiment: dict[str, int]  # 1 or −1
     topics: dict[str, frozenset[str]]
-    table: terms.Table  # the same for compiled loops
+    hash_V: np.ndarray  # uint64, of all words, ascending
+    table: terms.Table  # the same for compiled loops, with words by their places in hash_V
 
 
 @functools.cache
@@ -57,15 +56,18 @@ def load_lexicon(path: str | Path = _OWN) -> Lexicon:
         terms: dict[str, list] = {}
         for number, (_, own) in enumerate(identity):
             for term in own:
-                first, *rest = _WORD.findall(term.lower())
+                first, *rest = _words(term)
                 terms.setdefault(first, []).append((tuple(rest), number))
         sentiment = {word: sign for name, sign in (("positive", 1), ("negative", -1)) for word in said["sentiment"][name]}
-        topics = {name: frozenset(words) for name, words in said["topics"].items()}
+        topics = {name: frozenset(own) for name, own in said["topics"].items()}
+        singles = list(chain(sentiment, *topics.values()))
+        if (wrong := np.diff(words(singles).offsets) != 1).any():
+            raise ValueError(f"{singles[int(wrong.argmax())]!r} is not one word")
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         cure = "give a YAML file with identity (axis: group: terms), sentiment (positive, negative) and topics (name: words)"
         raise UserError(f"{path}: cannot read this lexicon ({error!r}); {cure}") from error
     ordered = {first: tuple(sorted(own, key=lambda one: (-len(one[0]), one))) for first, own in terms.items()}
-    return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics, _table(ordered, sentiment, topics))
+    return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics, *_table(ordered, sentiment, topics))
 
 
 class Audited(NamedTuple):
@@ -83,20 +85,18 @@ class Audited(NamedTuple):
 def audited(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = WINDOW) -> Audited:
     """Return the counts of all that the audit looks at, in one pass over the texts. `plain_audited` is the plain twin."""
     lexicon = lexicon or load_lexicon()
-    lower = [text.lower() for text in texts]
-    codes = np.frombuffer(bytearray("\n".join([*lower, ""]).encode("utf-32-le", "surrogatepass")), np.uint32)
-    begin_N = np.append(0, np.cumsum([len(text) + 1 for text in lower], dtype=np.int64))
-    words_N, word_W = np.zeros(len(texts), np.int64), np.empty(len(codes) // 2 + 1, np.int32)
-    terms.find(codes, begin_N, lexicon.table, words_N, word_W)
+    split = words(texts)
+    place_W = np.minimum(np.searchsorted(lexicon.hash_V, split.hash), len(lexicon.hash_V) - 1)
+    word_W = np.where(lexicon.hash_V[place_W] == split.hash, place_W, -1).astype(np.int32)
     counts = np.zeros((len(texts), len(lexicon.groups), 3), np.int32)
     hits = np.zeros((len(texts), len(lexicon.topics)), np.int32)
-    terms.count(word_W, words_N, lexicon.table, window, counts, hits)
+    terms.count(word_W, np.diff(split.offsets), lexicon.table, window, counts, hits)
     return Audited(counts, hits)
 
 
 def plain_audited(text: str, lexicon: Lexicon, window: int = WINDOW) -> Audited:
     """Return the counts of one document, int32 [1, groups, 3] and [1, topics]: the twin of `audited`."""
-    words = _WORD.findall(text.lower())
+    words = _words(text)
     counts = np.zeros((1, len(lexicon.groups), 3), np.int32)
     for place, group in _mentions(words, lexicon):
         near = [lexicon.sentiment.get(word) for word in words[max(place - window, 0) : place + window + 1]]
@@ -222,31 +222,31 @@ def _mentions(words: Sequence[str], lexicon: Lexicon) -> Iterator[tuple[int, int
                 break
 
 
-def _table(ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: Mapping[str, frozenset[str]]) -> terms.Table:
-    """Return a lexicon for the compiled loops."""
+def _words(text: str) -> list[str]:
+    return [word for word, _, _ in plain_words(text)]
+
+
+def _table(
+    ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: Mapping[str, frozenset[str]]
+) -> tuple[np.ndarray, terms.Table]:
+    """Return the hashes of a lexicon's words, and the lexicon for the compiled loop."""
     rests = {word for own in ordered.values() for rest, _ in own for word in rest}
-    words = sorted({*ordered, *rests, *sentiment, *chain.from_iterable(topics.values())})
-    number = {word: k for k, word in enumerate(words)}
-    codes, codes_at = _flat([list(map(ord, word)) for word in words], np.uint32)
-    slots = np.full(1 << (4 * len(words)).bit_length(), -1, np.int32)
-    terms.fill(codes, codes_at, slots)
-    own = [ordered.get(word, ()) for word in words]
-    is_word = is_alphanumeric(terms.CODES).copy()
-    is_word[ord("_")] = True
-    return terms.Table(
-        is_word,
-        codes,
-        codes_at,
-        slots,
-        np.array([sentiment.get(word, 0) for word in words], np.int8),
-        *_flat([[k for k, name in enumerate(sorted(topics)) if word in topics[name]] for word in words]),
+    every = sorted({*ordered, *rests, *sentiment, *chain.from_iterable(topics.values())})
+    hash_V = words(every).hash
+    known = [every[k] for k in np.argsort(hash_V)]
+    number = {word: k for k, word in enumerate(known)}
+    own = [ordered.get(word, ()) for word in known]
+    table = terms.Table(
+        np.array([sentiment.get(word, 0) for word in known], np.int8),
+        *_flat([[k for k, name in enumerate(sorted(topics)) if word in topics[name]] for word in known]),
         _flat([[0] * len(some) for some in own])[1],
         np.array([group for some in own for _, group in some], np.int32),
         *_flat([[number[word] for word in rest] for some in own for rest, _ in some]),
     )
+    return np.sort(hash_V), table
 
 
-def _flat(lists: Sequence[Sequence[int]], dtype: type = np.int32) -> tuple[np.ndarray, np.ndarray]:
+def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Return the concatenation of lists, and int32 [lists + 1], where each begins."""
     at = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    return np.fromiter(chain.from_iterable(lists), dtype, int(at[-1])), at
+    return np.fromiter(chain.from_iterable(lists), np.int32, int(at[-1])), at

@@ -23,7 +23,7 @@ from lm.files import saving
 KEPT, EMPTY = "kept", "empty"
 SAMPLES, SAMPLE_CHARACTERS = 5, 600  # of each reason, and of the documents that stay
 BINS = 50
-FORMAT = 1  # of the files of figures; a change makes all anew
+FORMAT = 2  # of the files of figures; a change makes all anew
 
 
 class Output(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 from data.dedup import decontaminate
 from data.dedup.decontaminate import Report, benchmark, columns, cut, find
-from data.dedup.word_hashes import plain_words
+from data.filters.word_hashes import plain_words
 from lm.errors import UserError
 from tests.data.dedup.corpus import prose, sources
 
