@@ -85,8 +85,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
             )
     tokenizer.save(fresh)
     if column:
-        values = {source: buckets.values_of(upper).tolist() for source, upper in bounds.items()}
-        write_json(fresh / BUCKETS, plain({"column": column, "highest": values}))
+        write_json(fresh / BUCKETS, plain({"column": column, "highest": bounds}))
     (fresh / MADE_FROM).write_text(json.dumps(made_from) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.rename(fresh, out)
