@@ -89,7 +89,7 @@ def plain_words(text: str, *, keep_symbols: bool = False) -> list[tuple[str, int
             found.append([i, i + 1])
         if kind != DELETED:
             open_ = kind == LETTER
-    return [(spelling(text[start:end]) if keep_symbols else _lower(text[start:end]), start, end) for start, end in found]
+    return [(spelling(text[start:end], keep_symbols), start, end) for start, end in found]
 
 
 def plain_hash(word: str) -> int:
@@ -99,12 +99,9 @@ def plain_hash(word: str) -> int:
     return int(mix(np.array([total], np.uint64))[0])
 
 
-def spelling(word: str) -> str:
-    """Return a word of `words(keep_symbols=True)` as it is compared: in lower case, without ASCII punctuation."""
-    return _lower(word.translate(_NO_PUNCTUATION))
-
-
-def _lower(word: str) -> str:
+def spelling(word: str, keep_symbols: bool) -> str:
+    """Return a word of `words` as it is compared: in lower case; with `keep_symbols` without ASCII punctuation."""
+    word = word.translate(_NO_PUNCTUATION) if keep_symbols else word
     return word.lower() if word.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in word)
 
 
