@@ -120,7 +120,7 @@ def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
 
 def _own_code(stage: Any) -> str:
     """Return the source of a stage itself, without comments and layout."""
-    source = inspect.getsource(type(stage) if stage in CORPUS.values() else stage.run)
+    source = inspect.getsource(type(stage) if stage in CORPUS.values() else stage.call)
     return ast.dump(ast.parse(source))
 
 
