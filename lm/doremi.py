@@ -39,7 +39,7 @@ def search(config, workdir: Path) -> None:
     from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text
     from data.text.sizes import parse_sizes
-    from data.text.weights import Rule, parse_weights, resolved
+    from data.text.weights import Rule, Weights, parse_weights, resolved
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.doremi import write
@@ -72,9 +72,9 @@ def search(config, workdir: Path) -> None:
     tokenizer, dataset, stages = prepare_text(config, reference, first=hosts.is_first())
     weights = parse_weights(config.data.weights)
     read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed)
-    choose_steps(config, read(weights=weights).num_rows, growth)
-    read = functools.partial(read, steps=config.steps, growth=growth)
-    given = read(weights=weights)
+    choose_steps(config, read(weights=Weights(weights)).num_rows, growth)
+    read = functools.partial(read, growth=growth)
+    given = read(weights=Weights(weights, config.steps))
     names = [name for name in given.ranges if any(name in stage.shares for stage in given.stages)]
     if len(names) < 2:
         raise UserError(
@@ -82,7 +82,7 @@ def search(config, workdir: Path) -> None:
             "whose --config.input has several sources (web=FILES,books=FILES)"
         )
     uniform = {name: 1 / len(names) if name in names else 0.0 for name in given.ranges}
-    even = read(weights=[Rule(0.0, "shares", uniform)], with_sources=True)
+    even = read(weights=Weights([Rule(0.0, "shares", uniform)], config.steps), with_sources=True)
     valid = valid_batches(dataset, config.batch_size) if config.data.valid_fraction > 0 else None
     if hosts.is_first():
         for run in runs:

@@ -268,7 +268,7 @@ def test_every_trained_token_is_a_target_exactly_once(own, tmp_path):
         ids, trained = (np.asarray(x)[: T + 1] for x in spelled(own, messages))
         places = np.flatnonzero(trained)
         expected += zip(ids[places - 1].tolist(), ids[places].tolist(), places.tolist())
-    batches = ExampleBatches(train, kind="conversation", sequence_length=T, batch_size=4, shuffle=False)
+    batches = ExampleBatches(train, kind="conversation", lengths=[T], batch_size=4, shuffle=False)
     found = []
     for n in range(batches.num_batches):
         batch = batches.batch(n)

@@ -13,7 +13,7 @@ from data.recipe.tokenized import write
 from data.text.batches import TextBatches
 from data.text.dataset import open_split, prepared
 from data.text.sentencepiece_tokenizer import train
-from data.text.weights import parse_weights
+from data.text.weights import Weights, parse_weights
 from lm.errors import UserError
 
 FIELDS = {"id": pa.string(), "text": pa.string(), "source": pa.string(), "licence": pa.string()}
@@ -119,6 +119,6 @@ def test_a_dataset_has_a_part_for_each_bucket_and_stages_order_them(tmp_path):
         assert {f"web{word}" for word in said.split() if word.isdigit()} >= {id for id in wanted if id}
         assert statistics["sources"][f"web_q{n + 1}"]["train"]["documents"] == len(wanted)
     weights = parse_weights("0: web_q1=1,code_q1=1; 0.5: web_q3=1")
-    batches = TextBatches(tmp_path / "dataset", batch_size=4, weights=weights, steps=4)
+    batches = TextBatches(tmp_path / "dataset", batch_size=4, weights=Weights(weights, 4))
     assert set(batches.global_row_ids(3)) <= set(batches.ranges["web_q3"])
     assert write(config.to_dict(), tmp_path) == prepared(tmp_path / "dataset")
