@@ -4,7 +4,7 @@ import numpy as np
 
 
 class Digests:
-    """Sorted runs of digests, each at least twice as long as the next one (O'Neil et al. 1996, "The log-structured merge-tree").
+    """Sorted runs of digests, each at least twice as long as the next one (O'Neil et al. 1996, log-structured merge).
 
     Memory: 16 bytes per digest, 48 while the two longest runs are merged. A Python set of the same integers takes 80 to 150.
     """

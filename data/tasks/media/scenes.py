@@ -9,7 +9,7 @@ import numpy as np
 
 from data.media.images import encode_png
 from data.media.needed import library
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 COLOURS = {
@@ -137,16 +137,9 @@ def scenes(split: str, seed: int, options: Scenes = Scenes()) -> Iterator[dict]:
             turns = list(found)[:questions]
             messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
             return out, {"messages": messages, "images": [image], "task": "scenes"}
-        record = {
-            "prompt": asked.question,
-            "images": [image],
-            "completion": asked.said(asked.answer, point),
-            "rejected": asked.said(rng.choice(sorted(asked.wrong - {asked.answer})), point),
-            "answer": asked.answer,
-            "task": "scenes",
-            "question": kind,
-        }
-        return out, record
+        answer, wrong = (asked.said(a, point) for a in (asked.answer, rng.choice(sorted(asked.wrong - {asked.answer}))))
+        columns = {"images": [image], "answer": asked.answer, "question": kind}
+        return out, exercise("scenes", asked.question, answer, wrong, **columns)
 
     return records(draw, split, seed, valid)
 
