@@ -177,7 +177,7 @@ def test_what_users_do_wrong(tmp_path):
     for name, unit in (("a", Unit("line")), ("b", Unit("document"))):
         with exact.Part(tmp_path / name, unit) as part:
             part.add(["x"], [1])
-    with pytest.raises(UserError, match="different units"):
+    with pytest.raises(UserError, match="different settings of exact"):
         exact.find([tmp_path / "a", tmp_path / "b"], tmp_path / "t")
     with pytest.raises(UserError, match="no complete part"):
         exact.find([tmp_path / "c"], tmp_path / "t")
