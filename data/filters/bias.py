@@ -105,11 +105,6 @@ def plain_audited(text: str, lexicon: Lexicon, window: int = WINDOW) -> Audited:
     return Audited(counts, np.array([hits], np.int32))
 
 
-def bias_counts(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = WINDOW) -> dict[str, np.ndarray]:
-    """Return the additive table of a batch, see `table`."""
-    return table(audited(texts, lexicon, window).counts)
-
-
 def table(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return the additive table of documents: int64 [groups] for each name, in the order of `Lexicon.groups`.
 
@@ -155,16 +150,10 @@ def bias_rates(
     return rows
 
 
-def topics(texts: Sequence[str], lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
-    """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included."""
-    lexicon = lexicon or load_lexicon()
-    return topics_of(audited(texts, lexicon).hits, lexicon)
-
-
 def topics_of(hits: np.ndarray, lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
-    """Return the same as `topics` for the hits of `Audited`.
+    """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included.
 
-    A document's topic is the one with most occurrences of its words, the first by name of several, "other" below three.
+    hits: of `Audited`. A document's topic is the one with most occurrences of its words, the first by name of several, "other" below three.
     """
     names = np.array([*sorted((lexicon or load_lexicon()).topics), OTHER])
     best = hits.argmax(axis=1)

@@ -11,12 +11,12 @@ from data.filters.bias import (
     added,
     audited,
     balance,
-    bias_counts,
     bias_rates,
     label_counts,
     load_lexicon,
     plain_audited,
-    topics,
+    table,
+    topics_of,
     wilson,
 )
 from lm.errors import UserError
@@ -30,22 +30,26 @@ TEXTS = [
 ]
 
 
+def bias_counts(texts: list[str], *options, **named) -> dict[str, np.ndarray]:
+    return table(audited(texts, *options, **named).counts)
+
+
 def group(name: str) -> int:
     return load_lexicon().groups.index(name)
 
 
 def test_words_near_a_mention_are_counted():
-    table = bias_counts(TEXTS)
+    counts = bias_counts(TEXTS)
     women, men = group("gender/women"), group("gender/men")
-    assert (table["mentions"][women], table["positive_words"][women], table["negative_words"][women]) == (2, 2, 2)
-    assert (table["documents"][women], table["documents_positive"][women], table["documents_negative"][women]) == (2, 1, 1)
-    assert (table["mentions"][men], table["positive_words"][men], table["negative_words"][men]) == (2, 0, 4)
-    assert all(values.dtype == np.int64 for values in table.values())
+    assert (counts["mentions"][women], counts["positive_words"][women], counts["negative_words"][women]) == (2, 2, 2)
+    assert (counts["documents"][women], counts["documents_positive"][women], counts["documents_negative"][women]) == (2, 1, 1)
+    assert (counts["mentions"][men], counts["positive_words"][men], counts["negative_words"][men]) == (2, 0, 4)
+    assert all(values.dtype == np.int64 for values in counts.values())
 
 
 def test_the_longest_term_counts():
-    table = bias_counts(TEXTS)
-    names = {name: int(table["mentions"][group(f"origin/{name}")]) for name in ("asian", "american", "black", "african")}
+    counts = bias_counts(TEXTS)
+    names = {name: int(counts["mentions"][group(f"origin/{name}")]) for name in ("asian", "american", "black", "african")}
     assert names == {"asian": 1, "american": 1, "black": 1, "african": 0}
 
 
@@ -60,7 +64,7 @@ def test_windows_agree_with_a_plain_count():
     lexicon = load_lexicon()
     words = "he was good and bad , she a good good hero ; the poor man did a bad thing to his good mother".split()
     for window in (1, 3, 7):
-        table = bias_counts([" ".join(words)], lexicon, window)
+        counts = bias_counts([" ".join(words)], lexicon, window)
         only = [word for word in words if word.isalpha()]
         for name, sign in (("positive", 1), ("negative", -1)):
             expected = np.zeros(len(lexicon.groups), int)
@@ -68,7 +72,7 @@ def test_windows_agree_with_a_plain_count():
                 if word in lexicon.terms:
                     near = only[max(0, place - window) : place + window + 1]
                     expected[lexicon.terms[word][-1][1]] += sum(lexicon.sentiment.get(other) == sign for other in near)
-            assert table[f"{name}_words"].tolist() == expected.tolist()
+            assert counts[f"{name}_words"].tolist() == expected.tolist()
 
 
 def test_compiled_counts_are_the_plain_ones():
@@ -141,13 +145,13 @@ def test_topics_and_their_balance():
         "The team has a coach.",
         "",
     ]
-    columns = topics(texts)
+    columns = topics_of(audited(texts).hits)
     assert columns["topic"].tolist() == ["sport", "education", "other", "other"]
     assert columns["topic_words"].tolist() == [5, 4, 2, 0]
     rows = balance(label_counts(columns["topic"]), label_counts(columns["topic"][:2]))
     assert [row["label"] for row in rows] == ["other", "education", "sport"]
     assert [row["kept"] for row in rows] == [0, 1, 1] and [row["share_after"] for row in rows] == [0, 0.5, 0.5]
-    assert balance({}, {}) == [] and len(topics([])["topic"]) == 0
+    assert balance({}, {}) == [] and len(topics_of(audited([]).hits)["topic"]) == 0
 
 
 def test_a_lexicon_is_read_from_a_file(tmp_path):
