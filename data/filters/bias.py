@@ -117,15 +117,6 @@ def table(counts: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(_COUNTS, np.concatenate([sums.T, documents.T])))
 
 
-def added(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sum of tables, name by name; a name that one of them lacks counts as 0 there."""
-    total: dict[str, Any] = {}
-    for table in tables:
-        for name, value in table.items():
-            total[name] = total[name] + value if name in total else value
-    return dict(sorted(total.items()))
-
-
 def bias_rates(
     before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], lexicon: Lexicon | None = None
 ) -> list[dict[str, Any]]:
@@ -153,7 +144,8 @@ def bias_rates(
 def topics_of(hits: np.ndarray, lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
     """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included.
 
-    hits: of `Audited`. A document's topic is the one with most occurrences of its words, the first by name of several, "other" below three.
+    hits: of `Audited`. A document's topic is the one with most occurrences of its words, the first by name of several, "other"
+    below three.
     """
     names = np.array([*sorted((lexicon or load_lexicon()).topics), OTHER])
     best = hits.argmax(axis=1)
