@@ -20,7 +20,6 @@ from lm.errors import UserError
 
 NGRAM, LEAST_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13
 AROUND, LEAST_SLICE, MOST_PIECES = 200, 200, 10  # characters, characters, slices
-COMMON_DOCUMENTS = 10  # GPT-3 ignores n-grams that are in more training documents: they are common phrases
 EXAMPLES = 5  # documents that a report names for an item
 
 
@@ -107,8 +106,8 @@ def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST
     return Benchmark(ids, list(known), tables, item, gram, place, counts, owners, first_owner, distinct, keep_symbols)
 
 
-def find(texts: Sequence[str], held: Benchmark, ignored: np.ndarray | None = None) -> Matches:
-    """Return where texts hold grams of the benchmark. ignored: bool [grams], those not to look for, such as `Report.common`."""
+def find(texts: Sequence[str], held: Benchmark) -> Matches:
+    """Return where texts hold grams of the benchmark."""
     found = words(texts, keep_symbols=held.keep_symbols)
     places = []
     for size, (hashes, gram) in held.tables.items():
@@ -118,7 +117,7 @@ def find(texts: Sequence[str], held: Benchmark, ignored: np.ndarray | None = Non
         document = np.searchsorted(found.offsets, at, side="right") - 1
         inside = at + size <= found.offsets[document + 1]
         for i, d, g in zip(at[inside].tolist(), document[inside].tolist(), gram[row[at[inside]]].tolist()):
-            if (ignored is None or not ignored[g]) and _spelled(texts[d], found, i, size, held.keep_symbols) == held.grams[g]:
+            if _spelled(texts[d], found, i, size, held.keep_symbols) == held.grams[g]:
                 places.append((d, found.start[i], found.end[i + size - 1], g))
     document, start, end, gram = np.array(sorted(places), np.int64).reshape(-1, 4).T
     return Matches(len(texts), document, gram, start, end)
@@ -185,7 +184,7 @@ def cut(
 
 
 class Report:
-    """Counts, for every item of a benchmark, the documents that hold a gram of it. Reports of parts of a corpus add up."""
+    """Counts, for every item of a benchmark, the documents that hold a gram of it."""
 
     def __init__(self, held: Benchmark):
         self.held = held
@@ -201,16 +200,6 @@ class Report:
         np.add.at(self.documents, item, 1)
         for d, i in zip(document.tolist(), item.tolist()):
             self.examples[i] = sorted([*self.examples[i], numbers[d]])[:EXAMPLES]
-
-    def merge(self, other: "Report") -> None:
-        """Add the counts of other documents for the same benchmark."""
-        self.documents += other.documents
-        self.gram_documents += other.gram_documents
-        self.examples = [sorted([*mine, *theirs])[:EXAMPLES] for mine, theirs in zip(self.examples, other.examples)]
-
-    def common(self, most: int = COMMON_DOCUMENTS) -> np.ndarray:
-        """Return bool [grams]: those that are in more than `most` documents, for a second pass that ignores them."""
-        return self.gram_documents > most
 
     def matched(self, item: int) -> list[tuple[str, ...]]:
         """Return the grams of an item that were found, in order, each once."""

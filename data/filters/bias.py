@@ -30,7 +30,6 @@ LEAST_TOPIC_WORDS = 3  # fewer say nothing of a topic
 OTHER = "other"  # the topic of a document with fewer
 Z = 1.959963984540054  # 97.5 % point of the normal distribution, for intervals of 95 %
 
-_OWN = Path(__file__).parent / "bias_words.yaml"
 _COUNTS = ("mentions", "positive_words", "negative_words", "documents", "documents_positive", "documents_negative")
 
 
@@ -46,26 +45,19 @@ class Lexicon(NamedTuple):
 
 
 @functools.cache
-def load_lexicon(path: str | Path = _OWN) -> Lexicon:
-    """Load a lexicon, a YAML file as bias_words.yaml beside this one. Raises: UserError."""
+def load_lexicon() -> Lexicon:
+    """Return the lexicon of bias_words.yaml beside this file. Words of sentiment and of topics must be single ones."""
     import yaml
 
-    try:
-        said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        identity = [(f"{axis}/{group}", terms) for axis, groups in said["identity"].items() for group, terms in groups.items()]
-        terms: dict[str, list] = {}
-        for number, (_, own) in enumerate(identity):
-            for term in own:
-                first, *rest = _words(term)
-                terms.setdefault(first, []).append((tuple(rest), number))
-        sentiment = {word: sign for name, sign in (("positive", 1), ("negative", -1)) for word in said["sentiment"][name]}
-        topics = {name: frozenset(own) for name, own in said["topics"].items()}
-        singles = list(chain(sentiment, *topics.values()))
-        if (wrong := np.diff(words(singles).offsets) != 1).any():
-            raise ValueError(f"{singles[int(wrong.argmax())]!r} is not one word")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        cure = "give a YAML file with identity (axis: group: terms), sentiment (positive, negative) and topics (name: words)"
-        raise UserError(f"{path}: cannot read this lexicon ({error!r}); {cure}") from error
+    lists = yaml.safe_load((Path(__file__).parent / "bias_words.yaml").read_text(encoding="utf-8"))
+    identity = [(f"{axis}/{group}", own) for axis, groups in lists["identity"].items() for group, own in groups.items()]
+    terms: dict[str, list] = {}
+    for number, (_, own) in enumerate(identity):
+        for term in own:
+            first, *rest = _words(term)
+            terms.setdefault(first, []).append((tuple(rest), number))
+    sentiment = {word: sign for name, sign in (("positive", 1), ("negative", -1)) for word in lists["sentiment"][name]}
+    topics = {name: frozenset(own) for name, own in lists["topics"].items()}
     ordered = {first: tuple(sorted(own, key=lambda one: (-len(one[0]), one))) for first, own in terms.items()}
     return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics, *_table(ordered, sentiment, topics))
 
@@ -82,10 +74,9 @@ class Audited(NamedTuple):
     hits: np.ndarray
 
 
-def audited(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = WINDOW) -> Audited:
+def audited(texts: Sequence[str], window: int = WINDOW) -> Audited:
     """Return the counts of all that the audit looks at, in one pass over the texts. `plain_audited` is the plain twin."""
-    lexicon = lexicon or load_lexicon()
-    split = words(texts)
+    lexicon, split = load_lexicon(), words(texts)
     place_W = np.minimum(np.searchsorted(lexicon.hash_V, split.hash), len(lexicon.hash_V) - 1)
     word_W = np.where(lexicon.hash_V[place_W] == split.hash, place_W, -1).astype(np.int32)
     counts = np.zeros((len(texts), len(lexicon.groups), 3), np.int32)
@@ -94,9 +85,9 @@ def audited(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = 
     return Audited(counts, hits)
 
 
-def plain_audited(text: str, lexicon: Lexicon, window: int = WINDOW) -> Audited:
+def plain_audited(text: str, window: int = WINDOW) -> Audited:
     """Return the counts of one document, int32 [1, groups, 3] and [1, topics]: the twin of `audited`."""
-    words = _words(text)
+    lexicon, words = load_lexicon(), _words(text)
     counts = np.zeros((1, len(lexicon.groups), 3), np.int32)
     for place, group in _mentions(words, lexicon):
         near = [lexicon.sentiment.get(word) for word in words[max(place - window, 0) : place + window + 1]]
@@ -117,9 +108,7 @@ def table(counts: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(_COUNTS, np.concatenate([sums.T, documents.T])))
 
 
-def bias_rates(
-    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], lexicon: Lexicon | None = None
-) -> list[dict[str, Any]]:
+def bias_rates(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return a row for each group that occurs, from its tables before and after curation, which only drops documents.
 
     Returns:
@@ -128,7 +117,7 @@ def bias_rates(
         mention. Each share has its interval of 95 % in …_low and …_high; it is None without documents.
     """
     rows = []
-    for number, group in enumerate((lexicon or load_lexicon()).groups):
+    for number, group in enumerate(load_lexicon().groups):
         old, new = ({name: int(table[name][number]) for name in _COUNTS} for table in (before, after))
         if not old["documents"] and not new["documents"]:
             continue
@@ -141,13 +130,13 @@ def bias_rates(
     return rows
 
 
-def topics_of(hits: np.ndarray, lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
+def topics_of(hits: np.ndarray) -> dict[str, np.ndarray]:
     """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included.
 
     hits: of `Audited`. A document's topic is the one with most occurrences of its words, the first by name of several, "other"
     below three.
     """
-    names = np.array([*sorted((lexicon or load_lexicon()).topics), OTHER])
+    names = np.array([*sorted(load_lexicon().topics), OTHER])
     best = hits.argmax(axis=1)
     most = np.take_along_axis(hits, best[:, None], axis=1)[:, 0]
     return {"topic": names[np.where(most >= LEAST_TOPIC_WORDS, best, len(names) - 1)], "topic_words": most}

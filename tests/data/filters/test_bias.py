@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data.filters.bias import audited, balance, bias_rates, label_counts, load_lexicon, plain_audited, table, topics_of, wilson
+from data.filters.word_hashes import plain_words
 from data.recipe.finish import _sum
 from lm.errors import UserError
 
@@ -44,17 +45,16 @@ def test_the_longest_term_counts():
 
 
 def test_a_narrow_window_sees_less():
-    lexicon = load_lexicon()
-    near = bias_counts(TEXTS, lexicon, window=2)
+    near = bias_counts(TEXTS, window=2)
     women = group("gender/women")
-    assert near["positive_words"][women] == 1 and bias_counts(TEXTS, lexicon, window=50)["negative_words"][women] == 3
+    assert near["positive_words"][women] == 1 and bias_counts(TEXTS, window=50)["negative_words"][women] == 3
 
 
 def test_windows_agree_with_a_plain_count():
     lexicon = load_lexicon()
     words = "he was good and bad , she a good good hero ; the poor man did a bad thing to his good mother".split()
     for window in (1, 3, 7):
-        counts = bias_counts([" ".join(words)], lexicon, window)
+        counts = bias_counts([" ".join(words)], window)
         only = [word for word in words if word.isalpha()]
         for name, sign in (("positive", 1), ("negative", -1)):
             expected = np.zeros(len(lexicon.groups), int)
@@ -89,7 +89,7 @@ def test_compiled_counts_are_the_plain_ones():
     texts += [*TEXTS, *pages.values(), " ".join(f"{word} people" for word in words).upper()]
     found = audited(texts, window=3)
     for n, text in enumerate(texts):
-        plain = plain_audited(text, lexicon, window=3)
+        plain = plain_audited(text, window=3)
         assert (found.counts[n] == plain.counts[0]).all() and (found.hits[n] == plain.hits[0]).all()
     assert (found.counts.sum(axis=0) > 0).any(axis=1).sum() > 20 and (found.hits.sum(axis=0) > 0).all()
 
@@ -144,16 +144,7 @@ def test_topics_and_their_balance():
     assert balance({}, {}) == [] and len(topics_of(audited([]).hits)["topic"]) == 0
 
 
-def test_a_lexicon_is_read_from_a_file(tmp_path):
-    path = tmp_path / "words.yaml"
-    path.write_text(
-        "identity: {team: {red: [red fox], blue: [blue]}}\nsentiment: {positive: [fine], negative: [poor]}\ntopics: {x: [a]}\n",
-        encoding="utf-8",
-    )
-    lexicon = load_lexicon(path)
-    assert lexicon.groups == ("team/red", "team/blue")
-    assert bias_counts(["a fine red fox, a red blue"], lexicon)["mentions"].tolist() == [1, 1]
-    path.write_text("identity: [1]\n", encoding="utf-8")
-    load_lexicon.cache_clear()
-    with pytest.raises(UserError, match="cannot read this lexicon"):
-        load_lexicon(path)
+def test_words_of_sentiment_and_topics_are_single_ones():
+    lexicon = load_lexicon()
+    for word in chain(lexicon.sentiment, *lexicon.topics.values()):
+        assert [one for one, _, _ in plain_words(word)] == [word]
