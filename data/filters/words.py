@@ -14,6 +14,7 @@ from itertools import repeat
 import numpy as np
 import xxhash
 
+from data.filters import splitting_tables
 from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters, is_alphanumeric
 from data.filters.compiled import chunks, splitting
 from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYMBOL
@@ -102,7 +103,7 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
         _seen = chunks.Seen(_seen.counts, table, _seen.distinct, _seen.words, *more)
     new = slice(old[0], _seen.counts[0])
     if new.start < new.stop:
-        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting.tables(), _seen.is_cut)
+        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting_tables.tables(), _seen.is_cut)
         most = int(new.stop - new.start + np.count_nonzero(_seen.is_cut[old[3] : _seen.counts[3] + 1]))  # new words
         table, entries = _longer_table(_seen.distinct, old[2], old[2] + most), _longer(_seen.words, old[1] + most)
         _seen = _seen._replace(distinct=table, words=entries)

@@ -1,15 +1,9 @@
 """Cut chunks into words: the rules of data/filters/splitting.py, which is the plain twin, on code points."""
 
-import functools
-import re
-from collections.abc import Collection, Iterable
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
-from data.filters import splitting
-from data.filters.characters import ICONS, LETTERS, LOWER, UPPER, is_alphanumeric
 from data.filters.compiled import compiled
 
 CODES = 0x40000  # code points; those above are of no class
@@ -41,53 +35,6 @@ class Tables(NamedTuple):
     after_digit: np.ndarray
     longest: int
     longest_after_digit: int
-
-
-@functools.cache
-def tables() -> Tables:
-    """Return the tables, made of the sets of data/filters/splitting.py. It takes about a tenth of a second, once a process."""
-    classes = np.where(is_alphanumeric(CODES), WORD, 0).astype(np.uint16)
-    singles = "".join(mark for mark in splitting.CURRENCIES if len(mark) == 1)
-    marks = (
-        *((splitting.QUOTES, QUOTE), (splitting.BEFORE, BEFORE), (splitting.AFTER, AFTER), (singles, CURRENCY)),
-        *((splitting.BEFORE_FULL_STOP, BEFORE_FULL_STOP), (".…+-*^,–—~:<>=/", INNER), ("_", WORD)),
-    )
-    for some, bit in marks:
-        classes[list(map(ord, some))] |= bit
-    for some, bit in ((LETTERS, LETTER), (LOWER, LOW), (UPPER, HIGH), (ICONS, ICON | INNER)):
-        for match in re.finditer("(.)-(.)|.", some, re.DOTALL):
-            first, last = match.groups() if match[1] else (match[0], match[0])
-            classes[ord(first) : ord(last) + 1] |= bit
-    exceptions, after_digit = _placed(splitting.EXCEPTIONS), _placed(splitting.AFTER_DIGIT)
-    words, parts = np.zeros((2, len(exceptions)), np.uint16)
-    longest = splitting.LONGEST_EXCEPTION, max(map(len, splitting.AFTER_DIGIT))
-    made = Tables(classes, exceptions, words, parts, after_digit, *longest)
-    texts, sizes = "".join(splitting.EXCEPTIONS), np.array(list(map(len, splitting.EXCEPTIONS)), np.int32)
-    begins, is_cut = np.cumsum(sizes, dtype=np.int64) - sizes, np.zeros(len(texts) + 1, bool)
-    # How the rules cut them if they know no exception.
-    cut(np.array(list(map(ord, texts)), np.uint32), begins, sizes, made._replace(longest=0), is_cut)
-    for (text, own), begin in zip(splitting.EXCEPTIONS.items(), begins.tolist()):
-        slot = _find(exceptions, _key_of(text))
-        words[slot] = _mask(accumulate(map(len, own[:-1])))
-        parts[slot] = _mask(np.flatnonzero(is_cut[begin : begin + len(text)]).tolist())
-    return made
-
-
-def _placed(texts: Collection[str]) -> np.ndarray:
-    keys = np.zeros(1 << (4 * len(texts)).bit_length(), np.uint64)
-    for text in dict.fromkeys(texts):
-        slot = -1 - _find(keys, _key_of(text))
-        keys[slot] = _key_of(text)
-    return keys
-
-
-def _key_of(text: str) -> np.uint64:
-    return np.uint64(_key(np.array(list(map(ord, text)), np.uint32), 0, len(text)))
-
-
-def _mask(places: Iterable[int]) -> int:
-    """Return a number whose bit k is set for each place k > 0."""
-    return sum(1 << k for k in places) & ~1
 
 
 @compiled
@@ -123,7 +70,7 @@ def _class(codes, i, classes):
 
 
 @compiled
-def _key(codes, begin, end):
+def key_of(codes, begin, end):
     """Return a number for up to 15 code points: a hash, and how many they are in the lowest four bits."""
     hash = _OFFSET
     for i in range(begin, end):
@@ -142,7 +89,7 @@ def _end(hash, size):
 
 
 @compiled
-def _find(keys, key):
+def find(keys, key):
     """Return where the key is in the table, or −1 − the place where it would be."""
     slot = np.int64(key >> np.uint64(4) & np.uint64(len(keys) - 1))
     while keys[slot] and keys[slot] != key:
@@ -155,7 +102,7 @@ def _exception(codes, begin, end, keys, longest):
     """Return the place of an exception in its table, or a number below 0."""
     if begin == end or end - begin > longest:
         return -1
-    return _find(keys, _key(codes, begin, end))
+    return find(keys, key_of(codes, begin, end))
 
 
 @compiled
@@ -189,7 +136,7 @@ def _suffix(codes, begin, end, after_digit, longest, classes):
     if not size:
         return 0
     for most in range(min(longest, size - 1), 0, -1):
-        if _is_digit(codes[end - most - 1]) and _find(after_digit, _key(codes, end - most, end)) >= 0:
+        if _is_digit(codes[end - most - 1]) and find(after_digit, key_of(codes, end - most, end)) >= 0:
             return most
     last, previous = codes[end - 1], codes[end - 2] if size > 1 else np.uint32(0)
     if size > 1 and ((last == _DOTS and previous == _DOTS) or (last | 32 == _S and (previous in (_APOSTROPHE, _CURLY)))):
@@ -357,7 +304,7 @@ def _has_cut_exception(codes, first, last, keys, parts, longest, is_cut):
         for size in range(1, min(longest, last - begin) + 1):
             hash = _more(hash, codes[begin + size - 1])
             if begin + size == last or is_cut[begin + size]:
-                slot = _find(keys, _end(hash, size)) if mask else -1
+                slot = find(keys, _end(hash, size)) if mask else -1
                 if slot >= 0 and parts[slot] == mask:
                     return True
                 mask |= 1 << size
