@@ -280,9 +280,8 @@ class Sample:
 
     def __init__(self, max_bytes: int, seed: int):
         self._max_bytes, self._draw = max_bytes, random.Random(seed).random
-        self._held: list[
-            tuple[float, int, str, int, int]
-        ] = []  # (-number, place, chunk, bytes, hash), the largest number first
+        # (−number, place, chunk, bytes, hash), the largest number first
+        self._held: list[tuple[float, int, str, int, int]] = []
         self._size, self._threshold, self._place = 0, 1.0, 0
 
     def add(self, text: str, hash: int = 0) -> None:
