@@ -178,13 +178,13 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     every = {name: [part[name] for part in parts] for name in parts[0]}
     names = ("documents", "characters", "funnel", "kept_bytes", "sums", "bias", "topics")
     histograms = {name: one for tables in every["histograms"] for name, one in tables.items()}
-    counts = _sum([{name: one["counts"] for name, one in tables.items()} for tables in every["histograms"]])
+    counts = summed([{name: one["counts"] for name, one in tables.items()} for tables in every["histograms"]])
     ids: dict[str, set] = defaultdict(set)
     for items in every["contamination"]:
         for item, (_, some) in items.items():
             ids[item].update(some)
-    documents = _sum([{item: count for item, (count, _) in items.items()} for items in every["contamination"]])
-    return {name: _sum(every[name]) for name in names} | {
+    documents = summed([{item: count for item, (count, _) in items.items()} for items in every["contamination"]])
+    return {name: summed(every[name]) for name in names} | {
         "histograms": {name: {"edges": one["edges"], "counts": counts[name]} for name, one in histograms.items()},
         "samples": lowest(every["samples"], SAMPLES),
         "contamination": {item: [count, sorted(ids[item])[:SAMPLES]] for item, count in documents.items()},
@@ -192,12 +192,12 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _sum(values: Sequence[Any]) -> Any:
+def summed(values: Sequence[Any]) -> Any:
     """Return the sum of numbers or arrays, of lists place by place, of mappings key by key; a missing key counts as nothing."""
     if isinstance(values[0], Mapping):
-        return {key: _sum([value[key] for value in values if key in value]) for key in dict.fromkeys(chain(*values))}
+        return {key: summed([value[key] for value in values if key in value]) for key in dict.fromkeys(chain(*values))}
     if isinstance(values[0], list):
-        return [_sum(some) for some in zip(*values)]
+        return [summed(some) for some in zip(*values)]
     return sum(values)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from data.filters.bias import audited, balance, bias_rates, label_counts, load_lexicon, plain_audited, table, topics_of, wilson
 from data.filters.word_hashes import plain_words
-from data.recipe.finish import _sum
+from data.recipe.finish import summed
 from lm.errors import UserError
 
 TEXTS = [
@@ -95,10 +95,10 @@ def test_compiled_counts_are_the_plain_ones():
 
 
 def test_tables_add_up_over_batches():
-    whole, parts = bias_counts(TEXTS), _sum([bias_counts(TEXTS[:1]), bias_counts(TEXTS[1:4]), bias_counts(TEXTS[4:])])
+    whole, parts = bias_counts(TEXTS), summed([bias_counts(TEXTS[:1]), bias_counts(TEXTS[1:4]), bias_counts(TEXTS[4:])])
     assert list(whole) == list(parts) and all((whole[name] == parts[name]).all() for name in whole)
     labels = ["a", "b", "a", "c"]
-    assert _sum([label_counts(labels[:2]), label_counts(labels[2:])]) == label_counts(labels) == {"a": 2, "b": 1, "c": 1}
+    assert summed([label_counts(labels[:2]), label_counts(labels[2:])]) == label_counts(labels) == {"a": 2, "b": 1, "c": 1}
     assert not any(values.any() for values in bias_counts([]).values())
 
 
