@@ -141,10 +141,7 @@ class SentencePieceTokenizer:
         Raises:
             ValueError: an id is outside [0, vocab_size).
         """
-        ids = np.asarray(ids, np.int64).reshape(-1)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {self.vocab_size}")
-        return b"".join([self._bytes[i] for i in ids.tolist()])
+        return joined(self._bytes, ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
@@ -351,6 +348,14 @@ def _next_cut(part: str, end: int) -> int:
 
 _WORD_END = re.compile(r"[^ ](?= )")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def joined(spellings: Sequence[bytes], ids: Sequence[int] | np.ndarray) -> bytes:
+    """Return the bytes of ids, one after the other. Raises: ValueError if an id has no spelling."""
+    ids = np.asarray(ids, np.int64).reshape(-1)
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(spellings):
+        raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {len(spellings)}")
+    return b"".join([spellings[i] for i in ids.tolist()])
 
 
 def scrub(text: str) -> str:
