@@ -7,6 +7,7 @@ own file only; anything else is an argument.
 
 import functools
 import sys
+import threading
 
 
 def compiled(function):
@@ -20,7 +21,8 @@ def compiled(function):
 @functools.cache
 def _numba():
     """Return numba, loaded without SciPy: its BLAS takes 0.2 s to load, and no loop of ours multiplies matrices."""
-    hidden = {"scipy": None} if "scipy" not in sys.modules else {}  # an import of what is None fails
+    alone = "scipy" not in sys.modules and threading.active_count() == 1  # else another thread could want SciPy meanwhile
+    hidden = {"scipy": None} if alone else {}  # an import of what is None fails
     sys.modules.update(hidden)
     try:
         import numba
