@@ -177,15 +177,15 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the sum of the figures of batches or of units, without "chosen"."""
     every = {name: [part[name] for part in parts] for name in parts[0]}
     names = ("documents", "characters", "funnel", "kept_bytes", "sums", "bias", "topics")
-    histograms = {name: one for tables in every["histograms"] for name, one in tables.items()}
-    counts = summed([{name: one["counts"] for name, one in tables.items()} for tables in every["histograms"]])
+    edges = {column: histogram["edges"] for part in every["histograms"] for column, histogram in part.items()}
+    counts = summed([{column: one["counts"] for column, one in part.items()} for part in every["histograms"]])
     ids: dict[str, set] = defaultdict(set)
     for items in every["contamination"]:
         for item, (_, some) in items.items():
             ids[item].update(some)
     documents = summed([{item: count for item, (count, _) in items.items()} for items in every["contamination"]])
     return {name: summed(every[name]) for name in names} | {
-        "histograms": {name: {"edges": one["edges"], "counts": counts[name]} for name, one in histograms.items()},
+        "histograms": {column: {"edges": edges[column], "counts": counts[column]} for column in edges},
         "samples": lowest(every["samples"], SAMPLES),
         "contamination": {item: [count, sorted(ids[item])[:SAMPLES]] for item, count in documents.items()},
         "quarantined": list(chain.from_iterable(every.get("quarantined", ()))),
