@@ -60,7 +60,7 @@ def train(config, workdir: Path) -> None:
     from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text, summary
     from data.text.sizes import parse_sizes
-    from data.text.weights import parse_weights, resolved, warnings_of
+    from data.text.weights import Weights, parse_weights, resolved, warnings_of
     from lm.evals import in_loop
     from lm.model.transformer import skeleton
     from lm.parallel import hosts
@@ -98,9 +98,9 @@ def train(config, workdir: Path) -> None:
     tokenizer, dataset, stages = prepare_text(config, workdir, first=hosts.is_first())
     for line in summary(config, dataset) if hosts.is_first() else ():
         print(line, flush=True)
-    read = functools.partial(TextBatches, dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
-    choose_steps(config, read().num_rows, growth)
-    batches = read(steps=config.steps, growth=growth)
+    read = functools.partial(TextBatches, dataset, "train", batch_size=config.batch_size, seed=config.seed)
+    choose_steps(config, read(weights=Weights(weights)).num_rows, growth)
+    batches = read(weights=Weights(weights, config.steps), growth=growth)
     if hosts.is_first():
         save_record(config, workdir)
     rows = growth.start(config.steps) / max(1, config.steps)

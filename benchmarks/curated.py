@@ -33,7 +33,7 @@ import yaml
 
 from benchmarks.smollm2_grpo import bits_per_byte, verb
 from data.dedup.grams import shingles
-from data.dedup.word_hashes import words
+from data.filters.word_hashes import words
 from lm.evals.stats.significance import paired
 from lm.files import saving
 

@@ -97,14 +97,14 @@ def batches(config, dataset: Path, growth) -> tuple:
     growth: of `parse_sizes`. Raises: UserError if there is only one source.
     """
     from data.text.batches import TextBatches
-    from data.text.weights import Rule, parse_weights
+    from data.text.weights import Rule, Weights, parse_weights
     from lm.train.epochs import choose_steps
 
     weights = parse_weights(config.data.weights)
     read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed)
-    choose_steps(config, read(weights=weights).num_rows, growth)
-    read = functools.partial(read, steps=config.steps, growth=growth)
-    given = read(weights=weights)
+    choose_steps(config, read(weights=Weights(weights)).num_rows, growth)
+    read = functools.partial(read, growth=growth)
+    given = read(weights=Weights(weights, config.steps))
     names = [name for name in given.ranges if any(name in stage.shares for stage in given.stages)]
     if len(names) < 2:
         raise UserError(
@@ -112,7 +112,7 @@ def batches(config, dataset: Path, growth) -> tuple:
             "whose --config.input has several sources (web=FILES,books=FILES)"
         )
     uniform = {name: 1 / len(names) if name in names else 0.0 for name in given.ranges}
-    return given, read(weights=[Rule(0.0, "shares", uniform)], with_sources=True), uniform
+    return given, read(weights=Weights([Rule(0.0, "shares", uniform)], config.steps), with_sources=True), uniform
 
 
 if __name__ == "__main__":

@@ -280,6 +280,6 @@ def _check_safety(s) -> None:
     for key in ("prompts", "failures", "text", "keep"):
         if s[key] and not is_builtin(s[key]) and files.is_path(s[key]):
             with naming(f"safety.{key}"):
-                files.check(s[key], (*files.EXTENSIONS, ".json", ".csv", ".tsv", ".csv.gz", ".tsv.gz"))
+                files.first_files(s[key], (*files.EXTENSIONS, ".json", ".csv", ".tsv", ".csv.gz", ".tsv.gz"))
     check_name(s.judge)
     check_answers(s.judge)

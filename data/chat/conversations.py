@@ -9,10 +9,11 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import xxhash
 
+from data.chat.kinds import Conversation, Example, Labelled, Pair, Steps, Task
 from data.chat.message_trees import without_trees
 from data.chat.messages import (
     Messages,
@@ -30,50 +31,6 @@ from data.media.parts import digest, media_keys, resolved
 from data.sources.files import listed
 from data.text.near_copies import normalise
 from lm.errors import UserError
-
-
-class Conversation(NamedTuple):
-    """A conversation; the assistant's turns are trained."""
-
-    messages: Messages
-    tools: list[dict] | None = None
-
-
-class Pair(NamedTuple):
-    """Two continuations of `prompt`. margin: how much better `chosen` is, 0 if unknown."""
-
-    prompt: Messages
-    chosen: Messages
-    rejected: Messages
-    margin: float = 0.0
-    tools: list[dict] | None = None
-
-
-class Labelled(NamedTuple):
-    """A continuation of `prompt`, and whether it is desirable."""
-
-    prompt: Messages
-    completion: Messages
-    desirable: bool
-    tools: list[dict] | None = None
-
-
-class Steps(NamedTuple):
-    """An answer in steps, and whether each step is right."""
-
-    prompt: Messages
-    steps: list[str]
-    labels: list[bool]
-
-
-class Task(NamedTuple):
-    """A prompt to answer. columns: data for the rewards, and `tools` if there are any."""
-
-    prompt: Messages
-    columns: dict[str, Any]
-
-
-Example = Conversation | Pair | Labelled | Steps | Task
 
 LISTS = ("messages", "conversations", "conversation")
 # Keys of (question, additional input, answer).

@@ -23,11 +23,11 @@ class ExampleBatches(Batches):
     Args:
         columns: the columns of a split, from `prepare_examples`.
         kind: one of KINDS.
-        sequence_length: T of the prepared examples.
         batch_size: B, over all hosts.
         seed: of the shuffle, at least 0.
-        lengths: other lengths, less than sequence_length, that the rows of a whole batch may have. Each batch gets the shortest
-            one that holds its longest example, so less of it is padding. Every length is one more program to compile.
+        lengths: those that the rows of a whole batch may have, the longest is T of the prepared examples, or 2·T with `joined`.
+            Each batch gets the shortest one that holds its longest example, so less of it is padding. Every length is one more
+            program to compile.
         joined: store a pair as one row with the prompt once, of at most 2·T tokens (data/chat/joined_pairs.py).
         media: gives the arrays of the images and audio of rows, for a batch (data/chat/media/rows.py); None: text only.
     """
@@ -37,11 +37,10 @@ class ExampleBatches(Batches):
         columns: Mapping[str, np.ndarray],
         *,
         kind: str,
-        sequence_length: int,
+        lengths: Sequence[int],
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        lengths: Sequence[int] = (),
         joined: bool = False,
         media: Callable[[Sequence[int]], dict[str, np.ndarray]] | None = None,
     ):
@@ -50,10 +49,10 @@ class ExampleBatches(Batches):
         num_rows = len(columns["ends"])
         order = shuffled(num_rows, seed) if shuffle else np.arange(num_rows)
         super().__init__(order, num_rows, batch_size, shuffle)
-        self.kind, self.sequence_length = kind, sequence_length
+        self.kind = kind
         self._joined = joined and kind == "pair"
         self._media = media
-        self._lengths = (*sorted(lengths), sequence_length * (1 + self._joined))
+        self._lengths = sorted(lengths)
         self._columns, self._ends = columns, np.asarray(columns["ends"])
         self._begins = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
 

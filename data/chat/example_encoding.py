@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.chat.conversations import Conversation, Labelled, Pair
+from data.chat.kinds import Conversation, Labelled, Pair
 from data.chat.messages import Messages
 from data.chat.template import encode_chat
 from data.media.prompts import Style
@@ -49,10 +49,8 @@ class Encoder:
         if self.template is None:
             raise UserError("chat_template: this tokenizer comes without a chat template; name a Jinja file there")
         self._symbols = np.asarray(sorted(tokenizer.chat_symbols(self.template).values()))
-        self._asked: tuple[Any, list[int]] = (
-            None,
-            [],
-        )  # cache of the last prompt and its ids: the next example often has the same prompt
+        # Cache of the last prompt and its ids: the next example often has the same prompt.
+        self._asked: tuple[Any, list[int]] = (None, [])
 
     def prompt_ids(self, prompt: Messages, tools: list[dict] | None = None, begun: bool = True) -> list[int]:
         """Return the ids of a prompt; with `begun`, also the opening of the assistant's message."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.media.parts import Medium, resolved, text_and_media
+from data.media.parts import Medium, text_and_media
 from lm.errors import UserError
 
 Messages = list[dict[str, Any]]
@@ -39,15 +39,6 @@ def messages_of(items: Sequence, where: str, media: bool = False) -> Messages:
     Raises: UserError for an item that is no message, an unknown role, other content than this, or a call without a name.
     """
     return [_message(item, f"{where}: message {n}", media) for n, item in enumerate(items, start=1)]
-
-
-def media_messages(items: Sequence, where: str, folder: str | None = None) -> Messages:
-    """Return messages as `messages_of` with media whose files are found, such as those of a request to a server.
-
-    folder: where paths lead; None: only data: URLs are taken.
-    Raises: UserError as `messages_of` and `data.media.parts.resolved`.
-    """
-    return resolved([messages_of(items, where, media=True)], {}, folder, where)[0]
 
 
 def _message(item: Any, where: str, media: bool) -> dict[str, Any]:

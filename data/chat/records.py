@@ -76,7 +76,7 @@ def check(input: str, seed: int) -> None:
     if is_builtin(input):
         next(read_builtin(input, "train", seed))
     elif _is_path(input):
-        files.check(input, EXTENSIONS)
+        files.first_files(input, EXTENSIONS)
     else:
         from data.sources import tfds_source
 

@@ -1,4 +1,4 @@
-"""Find duplicates and benchmark text in a corpus of any size: exact, near, repeated spans, Bloom filters, decontamination.
+"""Find duplicates and benchmark text in a corpus of any size: exact, near, repeated spans, decontamination.
 
 A document has a number, which the caller chooses: unique in the whole corpus, in [0, 2^61). A lower number is an earlier
 document. Documents of earlier corpora have numbers from 2^61 on: the corpus and the place in its index, see `keep.old_bits`.

@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.dedup.grams import rolling
-from data.dedup.word_hashes import Words, spelling, words
+from data.filters.word_hashes import Words, spelling, words
 from lm.errors import UserError
 
 NGRAM, LEAST_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13
 AROUND, LEAST_SLICE, MOST_PIECES = 200, 200, 10  # characters, characters, slices
-COMMON_DOCUMENTS = 10  # GPT-3 ignores n-grams that are in more training documents: they are common phrases
 EXAMPLES = 5  # documents that a report names for an item
 
 
@@ -38,6 +37,7 @@ class Benchmark:
     owners: np.ndarray  # int64 [pairs]: the items that hold gram 0, each once, then those that hold gram 1, …
     first_owner: np.ndarray  # int64 [grams + 1]: where those of each gram begin
     distinct: np.ndarray  # int64 [items]: distinct grams of each
+    keep_symbols: bool  # which words they are made of, see `words` of data/filters/word_hashes.py
 
     def items_of(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return all pairs of a gram's index in `gram` and an item that holds it, each once. Cost: that of the answer."""
@@ -59,10 +59,11 @@ class Matches:
     end: np.ndarray  # int64 [matches]
 
 
-def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST_WORDS) -> Benchmark:
+def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST_WORDS, keep_symbols: bool = True) -> Benchmark:
     """Return the n-grams of items {"id", "text"}.
 
     An item of least_words … n − 1 words is one gram. Shorter ones cannot be told from common phrases and are not looked for.
+    keep_symbols: of the words, see data/filters/word_hashes.py.
 
     Raises: UserError: an item has no id or no text, two have one id, or n is below least_words.
     """
@@ -77,7 +78,7 @@ def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST
     if len(set(ids)) < len(ids):
         twice = next(one for i, one in enumerate(ids) if one in ids[:i])
         raise UserError(f"two benchmark items have the id {twice!r}; put the benchmark's name in front")
-    found = words(texts, keep_symbols=True)
+    found = words(texts, keep_symbols=keep_symbols)
     counts = np.diff(found.offsets)
     known: dict[tuple[str, ...], int] = {}
     hashes: dict[int, dict[int, int]] = {}
@@ -86,7 +87,7 @@ def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST
         size = n if counts[item] >= n else int(counts[item])
         if size < least_words:
             continue
-        spelled = _spelled(text, found, found.offsets[item], counts[item])
+        spelled = _spelled(text, found, found.offsets[item], counts[item], keep_symbols)
         hash = rolling(found.hash[found.offsets[item] : found.offsets[item + 1]], size)
         for place, value in enumerate(hash.tolist()):
             gram = known.setdefault(spelled[place : place + size], len(known))
@@ -102,12 +103,12 @@ def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST
     owned, owners = np.divmod(np.unique(gram * len(ids) + item), max(1, len(ids)))
     first_owner = np.searchsorted(owned, np.arange(len(known) + 1))
     distinct = np.bincount(owners, minlength=len(ids))
-    return Benchmark(ids, list(known), tables, item, gram, place, counts, owners, first_owner, distinct)
+    return Benchmark(ids, list(known), tables, item, gram, place, counts, owners, first_owner, distinct, keep_symbols)
 
 
-def find(texts: Sequence[str], held: Benchmark, ignored: np.ndarray | None = None) -> Matches:
-    """Return where texts hold grams of the benchmark. ignored: bool [grams], those not to look for, such as `Report.common`."""
-    found = words(texts, keep_symbols=True)
+def find(texts: Sequence[str], held: Benchmark) -> Matches:
+    """Return where texts hold grams of the benchmark."""
+    found = words(texts, keep_symbols=held.keep_symbols)
     places = []
     for size, (hashes, gram) in held.tables.items():
         grams = rolling(found.hash, size)
@@ -116,7 +117,7 @@ def find(texts: Sequence[str], held: Benchmark, ignored: np.ndarray | None = Non
         document = np.searchsorted(found.offsets, at, side="right") - 1
         inside = at + size <= found.offsets[document + 1]
         for i, d, g in zip(at[inside].tolist(), document[inside].tolist(), gram[row[at[inside]]].tolist()):
-            if (ignored is None or not ignored[g]) and _spelled(texts[d], found, i, size) == held.grams[g]:
+            if _spelled(texts[d], found, i, size, held.keep_symbols) == held.grams[g]:
                 places.append((d, found.start[i], found.end[i + size - 1], g))
     document, start, end, gram = np.array(sorted(places), np.int64).reshape(-1, 4).T
     return Matches(len(texts), document, gram, start, end)
@@ -183,7 +184,7 @@ def cut(
 
 
 class Report:
-    """Counts, for every item of a benchmark, the documents that hold a gram of it. Reports of parts of a corpus add up."""
+    """Counts, for every item of a benchmark, the documents that hold a gram of it."""
 
     def __init__(self, held: Benchmark):
         self.held = held
@@ -200,15 +201,10 @@ class Report:
         for d, i in zip(document.tolist(), item.tolist()):
             self.examples[i] = sorted([*self.examples[i], numbers[d]])[:EXAMPLES]
 
-    def merge(self, other: "Report") -> None:
-        """Add the counts of other documents for the same benchmark."""
-        self.documents += other.documents
-        self.gram_documents += other.gram_documents
-        self.examples = [sorted([*mine, *theirs])[:EXAMPLES] for mine, theirs in zip(self.examples, other.examples)]
-
-    def common(self, most: int = COMMON_DOCUMENTS) -> np.ndarray:
-        """Return bool [grams]: those that are in more than `most` documents, for a second pass that ignores them."""
-        return self.gram_documents > most
+    def matched(self, item: int) -> list[tuple[str, ...]]:
+        """Return the grams of an item that were found, in order, each once."""
+        mine = self.held.gram[slice(*np.searchsorted(self.held.item, (item, item + 1)))]
+        return [self.held.grams[gram] for gram in dict.fromkeys(mine[self.gram_documents[mine] > 0].tolist())]
 
     def rows(self) -> list[dict]:
         """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold
@@ -239,5 +235,5 @@ class Report:
         return rows
 
 
-def _spelled(text: str, found: Words, first: int, size: int) -> tuple[str, ...]:
-    return tuple(spelling(text[found.start[i] : found.end[i]]) for i in range(first, first + size))
+def _spelled(text: str, found: Words, first: int, size: int, keep_symbols: bool) -> tuple[str, ...]:
+    return tuple(spelling(text[found.start[i] : found.end[i]], keep_symbols) for i in range(first, first + size))

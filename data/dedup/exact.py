@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from data.dedup import tables
-from data.dedup.keep import OLD, check_numbers, old_bits, ranks
+from data.dedup.keep import OLD, SETTINGS, check_numbers, check_settings, kept_instead, old_bits, ranks
 from data.dedup.pieces import Unit, pieces
 from lm.errors import UserError
 from lm.files import saving
 
 # Columns: digest (two), rank, number, span: start · 2^32 + end.
-_PIECES, _WIDTH, _SETTINGS = "pieces.u64", 5, "settings.json"
+_PIECES, _WIDTH = "pieces.u64", 5
 _LOW = np.uint64(0xFFFFFFFF)
 
 
@@ -38,7 +38,7 @@ class Part:
     def __init__(self, folder: Path, unit: Unit):
         self.folder, self.unit = Path(folder), unit
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _SETTINGS).unlink(missing_ok=True)
+        (self.folder / SETTINGS).unlink(missing_ok=True)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -65,7 +65,7 @@ class Part:
         with self._open:
             if kind is None:
                 tables.write(self.folder / _PIECES, self._rows.sorted())
-                saving.write_json(self.folder / _SETTINGS, asdict(self.unit))
+                saving.write_json(self.folder / SETTINGS, asdict(self.unit))
 
 
 def find(parts: Sequence[Path], into: Path, *, old: Sequence[Path] = ()) -> dict[str, int]:
@@ -118,10 +118,9 @@ def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
 
     duplicate_of: int64, the document that stays in its place, which may be itself. duplicate_keep: bool.
     """
-    table, numbers = tables.read(removed, 3), check_numbers(numbers, len(numbers))
-    row, found = tables.find(table, numbers)
-    kept = np.where(found, table[row, 2] if len(table) else numbers, numbers).astype(np.int64)
-    return {"duplicate_of": kept, "duplicate_keep": ~found}
+    numbers = check_numbers(numbers, len(numbers))
+    _, found = tables.find(tables.read(removed, 3), numbers)
+    return {"duplicate_of": kept_instead(numbers, removed, 2), "duplicate_keep": ~found}
 
 
 def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequence[Path] = ()) -> int:
@@ -136,8 +135,8 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequen
     """
     folder, table = Path(folder), tables.read(stayed, 1)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _SETTINGS).unlink(missing_ok=True)
-    settings = (Path(parts[0]) / _SETTINGS).read_bytes()
+    (folder / SETTINGS).unlink(missing_ok=True)
+    settings = (Path(parts[0]) / SETTINGS).read_bytes()
     whole = json.loads(settings)["kind"] == "document"
     with tables.scratch(folder / "part") as temporary, tables.Sorter(temporary, _WIDTH) as kept:
         for block, begins, _ in _groups(parts, old, temporary):
@@ -146,20 +145,13 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequen
             nothing = np.zeros(found.sum(), np.uint64)
             kept.add(np.column_stack([own[found, :2], nothing + OLD, row[found].astype(np.uint64), nothing]))
         count = tables.write(folder / _PIECES, kept.sorted())
-    saving.write(folder / _SETTINGS, settings)
+    saving.write(folder / SETTINGS, settings)
     return count
 
 
 def _groups(parts: Sequence[Path], old: Sequence[Path], temporary: Path) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield blocks of sorted rows, whether each is the first with its digest, and the number of the first one's document."""
-    settings = {}
-    for part in map(Path, [*parts, *old]):
-        if not (part / _SETTINGS).exists():
-            raise UserError(f"{part}: no complete part of exact duplicates; make it again with data.dedup.exact.Part")
-        settings.setdefault(json.dumps(json.loads((part / _SETTINGS).read_text())), part)
-    if len(settings) > 1:
-        one, other = list(settings.values())[:2]
-        raise UserError(f"{one} and {other} have different units of duplicates; make both with the same")
+    check_settings([*parts, *old], "exact")
     files = [Path(part) / _PIECES for part in parts]
     files += [tables.Marked(Path(part) / _PIECES, 3, old_bits(i)) for i, part in enumerate(old)]
     with tables.Sorter(temporary, _WIDTH) as nothing:

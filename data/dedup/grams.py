@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.dedup.word_hashes import Words, mix
+from data.filters.word_hashes import Words, mix
 
 MULTIPLIER = 0x2545F4914F6CDD1D  # odd, of Vigna's xorshift64* (2016)
 

@@ -8,6 +8,7 @@ import numpy as np
 from data.dedup import tables
 from lm.errors import UserError
 
+SETTINGS = "settings.json"  # of a part; it is there if the part is complete
 OLD = np.uint64(0)  # rank of a document of an earlier corpus, before all others
 NEW_BIT = np.uint64(1 << 62)  # set in the number of a document of the new corpus while it is compared: old ones sort first
 OLD_BIT = np.uint64(1 << 61)  # set in the number of a document of an earlier corpus, which the new corpus has not
@@ -51,6 +52,25 @@ def check_numbers(numbers: Sequence[int], count: int) -> np.ndarray:
     ):
         raise UserError(f"{count} documents need one number each, in [0, 2^61); got {numbers.dtype} {numbers.shape}")
     return numbers.astype(np.uint64)
+
+
+def check_settings(parts: Sequence[Path], kind: str) -> None:
+    """Raise UserError if a folder holds no complete part of exact or near duplicates, or two have other SETTINGS."""
+    found: dict[str, Path] = {}
+    for part in map(Path, parts):
+        if not (part / SETTINGS).exists():
+            raise UserError(f"{part}: no complete part of {kind} duplicates; make it again with data.dedup.{kind}.Part")
+        found.setdefault((part / SETTINGS).read_text(), part)
+    if len(found) > 1:
+        one, other = list(found.values())[:2]
+        raise UserError(f"{one} and {other} have different settings of {kind} duplicates; make both with the same")
+
+
+def kept_instead(numbers: np.ndarray, table: Path, column: int) -> np.ndarray:
+    """Return int64 [n]: for each document a column of a table of duplicates, uint64 [rows, 3]; its number if it has no row."""
+    rows = tables.read(table, 3)
+    row, found = tables.find(rows, numbers)
+    return np.where(found, rows[row, column] if len(rows) else numbers, numbers).astype(np.int64)
 
 
 def best_of_clusters(members: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.dedup.grams import shingles
-from data.dedup.word_hashes import Words, characters, mix, randoms, words
+from data.filters.word_hashes import Words, characters, mix, randoms, words
 from lm.errors import UserError
 
 _BLOCK = 1 << 15  # shingles hashed at a time, so that they stay in the cache

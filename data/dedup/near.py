@@ -17,7 +17,17 @@ import xxhash
 
 from data.dedup import grams, minhash, tables
 from data.dedup.components import components
-from data.dedup.keep import NEW_BIT, OLD, best_of_clusters, check_numbers, old_bits, ranks
+from data.dedup.keep import (
+    NEW_BIT,
+    OLD,
+    SETTINGS,
+    best_of_clusters,
+    check_numbers,
+    check_settings,
+    kept_instead,
+    old_bits,
+    ranks,
+)
 from data.dedup.minhash import MinHash
 from lm.errors import UserError
 from lm.files import saving
@@ -28,7 +38,7 @@ NEIGHBOURS = 32
 THRESHOLD = 0.5  # least Jaccard similarity of near duplicates: two thirds of the 5-grams of two texts of one length are shared
 _PAIR_SHINGLES = 1 << 20  # compared at a time
 
-_BANDS, _DOCUMENTS, _SETS, _SETTINGS = "bands.u64", "documents.u64", "sets.u64", "settings.json"
+_BANDS, _DOCUMENTS, _SETS = "bands.u64", "documents.u64", "sets.u64"
 # Columns: bands (band's hash, set's hash, number); documents (number, first shingle, shingles, rank); sets (shingle).
 _WIDTH = {_BANDS: 3, _DOCUMENTS: 4, _SETS: 1}
 
@@ -42,7 +52,7 @@ class Part:
     def __init__(self, folder: Path, settings: MinHash = minhash.DEFAULT):
         self.folder, self.settings, self._shingles = Path(folder), settings, 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _SETTINGS).unlink(missing_ok=True)
+        (self.folder / SETTINGS).unlink(missing_ok=True)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -82,7 +92,7 @@ class Part:
                 tables.write(self.folder / _BANDS, self._bands.sorted())
                 tables.write(self.folder / _DOCUMENTS, self._documents.sorted())
         if kind is None:
-            saving.write_json(self.folder / _SETTINGS, asdict(self.settings))
+            saving.write_json(self.folder / SETTINGS, asdict(self.settings))
 
 
 def find(
@@ -110,7 +120,7 @@ def find(
     if not 0 <= threshold <= 1:
         raise UserError(f"near-duplicate threshold={threshold} is not in [0, 1]; 0 verifies no pair")
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
-    _check_settings(folders)
+    check_settings(folders, "near")
     with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
         _check_numbers(folders[len(old) :], temporary)
         bits = [old_bits(i) if i < len(old) else NEW_BIT for i in range(len(folders))]
@@ -145,10 +155,8 @@ def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     near_duplicate_of: int64, the document that is kept in its place, which may be itself.
     near_duplicate_keep: bool.
     """
-    table = tables.read(clusters, 3)
     numbers = check_numbers(numbers, len(numbers))
-    row, found = tables.find(table, numbers)
-    cluster, kept = (np.where(found, table[row, i] if len(table) else numbers, numbers).astype(np.int64) for i in (1, 2))
+    cluster, kept = (kept_instead(numbers, clusters, column) for column in (1, 2))
     return {
         "near_duplicate_cluster": cluster,
         "near_duplicate_of": kept,
@@ -163,9 +171,9 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
     Disk: as of a part. Memory: that of a merge.
     """
     folder, parts, table, count = Path(folder), [Path(part) for part in parts], tables.read(stayed, 1), 0
-    _check_settings(parts)
+    check_settings(parts, "near")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _SETTINGS).unlink(missing_ok=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
     with tables.scratch(folder / "part") as temporary, tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
         bands = nothing.sorted([part / _BANDS for part in parts])
         tables.write(folder / _BANDS, (_stayed(block, 2, table) for block in bands))
@@ -180,7 +188,7 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
                     documents.add(np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), OLD)]))
                     shingles, count = shingles + int(kept[:, 2].sum()), count + len(kept)
             tables.write(folder / _DOCUMENTS, documents.sorted())
-    saving.write(folder / _SETTINGS, (parts[0] / _SETTINGS).read_bytes())
+    saving.write(folder / SETTINGS, (parts[0] / SETTINGS).read_bytes())
     return count
 
 
@@ -299,14 +307,3 @@ def _count(clusters: Iterable[np.ndarray], counts: dict[str, int]) -> Iterator[n
         counts["clustered"] += len(new)
         counts["removed"] += int((new[:, 0] != new[:, 2]).sum())
         yield new & ~NEW_BIT
-
-
-def _check_settings(folders: Sequence[Path]) -> None:
-    found = {}
-    for folder in folders:
-        if not (folder / _SETTINGS).exists():
-            raise UserError(f"{folder}: no complete part of near duplicates; make it again with data.dedup.near.Part")
-        found.setdefault((folder / _SETTINGS).read_text(), folder)
-    if len(found) > 1:
-        one, other = list(found.values())[:2]
-        raise UserError(f"{one} and {other} have different MinHash settings; make both with the same")

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from data.dedup import grams
-from data.dedup.word_hashes import words
+from data.filters.word_hashes import words
 from lm.errors import UserError
 
 SENTENCES = 3  # of a span that C4 compares (Raffel et al. 2020, section 2.2)

@@ -13,7 +13,6 @@ not levels.
 
 import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -22,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.filters.characters import first_characters
 from data.filters.compiled import terms
+from data.filters.word_hashes import plain_words, words
 from lm.errors import UserError
 
 WINDOW = 10  # words on each side
@@ -31,8 +30,6 @@ LEAST_TOPIC_WORDS = 3  # fewer say nothing of a topic
 OTHER = "other"  # the topic of a document with fewer
 Z = 1.959963984540054  # 97.5 % point of the normal distribution, for intervals of 95 %
 
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*\+?")
-_OWN = Path(__file__).parent / "bias_words.yaml"
 _COUNTS = ("mentions", "positive_words", "negative_words", "documents", "documents_positive", "documents_negative")
 
 
@@ -43,29 +40,26 @@ class Lexicon(NamedTuple):
     terms: dict[str, tuple[tuple[tuple[str, ...], int], ...]]  # first word: the words after it and the group, longest first
     sentiment: dict[str, int]  # 1 or −1
     topics: dict[str, frozenset[str]]
-    table: terms.Table  # the same for compiled loops
+    hash_V: np.ndarray  # uint64, of all words, ascending
+    table: terms.Table  # the same for compiled loops, with words by their places in hash_V
 
 
 @functools.cache
-def load_lexicon(path: str | Path = _OWN) -> Lexicon:
-    """Load a lexicon, a YAML file as bias_words.yaml beside this one. Raises: UserError."""
+def load_lexicon() -> Lexicon:
+    """Return the lexicon of bias_words.yaml beside this file. Words of sentiment and of topics must be single ones."""
     import yaml
 
-    try:
-        said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        identity = [(f"{axis}/{group}", terms) for axis, groups in said["identity"].items() for group, terms in groups.items()]
-        terms: dict[str, list] = {}
-        for number, (_, own) in enumerate(identity):
-            for term in own:
-                first, *rest = _WORD.findall(term.lower())
-                terms.setdefault(first, []).append((tuple(rest), number))
-        sentiment = {word: sign for name, sign in (("positive", 1), ("negative", -1)) for word in said["sentiment"][name]}
-        topics = {name: frozenset(words) for name, words in said["topics"].items()}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        cure = "give a YAML file with identity (axis: group: terms), sentiment (positive, negative) and topics (name: words)"
-        raise UserError(f"{path}: cannot read this lexicon ({error!r}); {cure}") from error
+    lists = yaml.safe_load((Path(__file__).parent / "bias_words.yaml").read_text(encoding="utf-8"))
+    identity = [(f"{axis}/{group}", own) for axis, groups in lists["identity"].items() for group, own in groups.items()]
+    terms: dict[str, list] = {}
+    for number, (_, own) in enumerate(identity):
+        for term in own:
+            first, *rest = _words(term)
+            terms.setdefault(first, []).append((tuple(rest), number))
+    sentiment = {word: sign for name, sign in (("positive", 1), ("negative", -1)) for word in lists["sentiment"][name]}
+    topics = {name: frozenset(own) for name, own in lists["topics"].items()}
     ordered = {first: tuple(sorted(own, key=lambda one: (-len(one[0]), one))) for first, own in terms.items()}
-    return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics, _table(ordered, sentiment, topics))
+    return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics, *_table(ordered, sentiment, topics))
 
 
 class Audited(NamedTuple):
@@ -80,34 +74,26 @@ class Audited(NamedTuple):
     hits: np.ndarray
 
 
-def audited(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = WINDOW) -> Audited:
+def audited(texts: Sequence[str], window: int = WINDOW) -> Audited:
     """Return the counts of all that the audit looks at, in one pass over the texts. `plain_audited` is the plain twin."""
-    lexicon = lexicon or load_lexicon()
-    lower = [text.lower() for text in texts]
-    codes = np.frombuffer(bytearray("\n".join([*lower, ""]).encode("utf-32-le", "surrogatepass")), np.uint32)
-    begin_N = np.append(0, np.cumsum([len(text) + 1 for text in lower], dtype=np.int64))
-    words_N, word_W = np.zeros(len(texts), np.int64), np.empty(len(codes) // 2 + 1, np.int32)
-    terms.find(codes, begin_N, lexicon.table, words_N, word_W)
+    lexicon, split = load_lexicon(), words(texts)
+    place_W = np.minimum(np.searchsorted(lexicon.hash_V, split.hash), len(lexicon.hash_V) - 1)
+    word_W = np.where(lexicon.hash_V[place_W] == split.hash, place_W, -1).astype(np.int32)
     counts = np.zeros((len(texts), len(lexicon.groups), 3), np.int32)
     hits = np.zeros((len(texts), len(lexicon.topics)), np.int32)
-    terms.count(word_W, words_N, lexicon.table, window, counts, hits)
+    terms.count(word_W, np.diff(split.offsets), lexicon.table, window, counts, hits)
     return Audited(counts, hits)
 
 
-def plain_audited(text: str, lexicon: Lexicon, window: int = WINDOW) -> Audited:
+def plain_audited(text: str, window: int = WINDOW) -> Audited:
     """Return the counts of one document, int32 [1, groups, 3] and [1, topics]: the twin of `audited`."""
-    words = _WORD.findall(text.lower())
+    lexicon, words = load_lexicon(), _words(text)
     counts = np.zeros((1, len(lexicon.groups), 3), np.int32)
     for place, group in _mentions(words, lexicon):
         near = [lexicon.sentiment.get(word) for word in words[max(place - window, 0) : place + window + 1]]
         counts[0, group] += (1, near.count(1), near.count(-1))
     hits = [sum(word in lexicon.topics[name] for word in words) for name in sorted(lexicon.topics)]
     return Audited(counts, np.array([hits], np.int32))
-
-
-def bias_counts(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = WINDOW) -> dict[str, np.ndarray]:
-    """Return the additive table of a batch, see `table`."""
-    return table(audited(texts, lexicon, window).counts)
 
 
 def table(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -122,18 +108,7 @@ def table(counts: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(_COUNTS, np.concatenate([sums.T, documents.T])))
 
 
-def added(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sum of tables, name by name; a name that one of them lacks counts as 0 there."""
-    total: dict[str, Any] = {}
-    for table in tables:
-        for name, value in table.items():
-            total[name] = total[name] + value if name in total else value
-    return dict(sorted(total.items()))
-
-
-def bias_rates(
-    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], lexicon: Lexicon | None = None
-) -> list[dict[str, Any]]:
+def bias_rates(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return a row for each group that occurs, from its tables before and after curation, which only drops documents.
 
     Returns:
@@ -142,7 +117,7 @@ def bias_rates(
         mention. Each share has its interval of 95 % in …_low and …_high; it is None without documents.
     """
     rows = []
-    for number, group in enumerate((lexicon or load_lexicon()).groups):
+    for number, group in enumerate(load_lexicon().groups):
         old, new = ({name: int(table[name][number]) for name in _COUNTS} for table in (before, after))
         if not old["documents"] and not new["documents"]:
             continue
@@ -155,18 +130,13 @@ def bias_rates(
     return rows
 
 
-def topics(texts: Sequence[str], lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
-    """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included."""
-    lexicon = lexicon or load_lexicon()
-    return topics_of(audited(texts, lexicon).hits, lexicon)
+def topics_of(hits: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included.
 
-
-def topics_of(hits: np.ndarray, lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
-    """Return the same as `topics` for the hits of `Audited`.
-
-    A document's topic is the one with most occurrences of its words, the first by name of several, "other" below three.
+    hits: of `Audited`. A document's topic is the one with most occurrences of its words, the first by name of several, "other"
+    below three.
     """
-    names = np.array([*sorted((lexicon or load_lexicon()).topics), OTHER])
+    names = np.array([*sorted(load_lexicon().topics), OTHER])
     best = hits.argmax(axis=1)
     most = np.take_along_axis(hits, best[:, None], axis=1)[:, 0]
     return {"topic": names[np.where(most >= LEAST_TOPIC_WORDS, best, len(names) - 1)], "topic_words": most}
@@ -222,31 +192,31 @@ def _mentions(words: Sequence[str], lexicon: Lexicon) -> Iterator[tuple[int, int
                 break
 
 
-def _table(ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: Mapping[str, frozenset[str]]) -> terms.Table:
-    """Return a lexicon for the compiled loops."""
+def _words(text: str) -> list[str]:
+    return [word for word, _, _ in plain_words(text)]
+
+
+def _table(
+    ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: Mapping[str, frozenset[str]]
+) -> tuple[np.ndarray, terms.Table]:
+    """Return the hashes of a lexicon's words, and the lexicon for the compiled loop."""
     rests = {word for own in ordered.values() for rest, _ in own for word in rest}
-    words = sorted({*ordered, *rests, *sentiment, *chain.from_iterable(topics.values())})
-    number = {word: k for k, word in enumerate(words)}
-    codes, codes_at = _flat([list(map(ord, word)) for word in words], np.uint32)
-    slots = np.full(1 << (4 * len(words)).bit_length(), -1, np.int32)
-    terms.fill(codes, codes_at, slots)
-    own = [ordered.get(word, ()) for word in words]
-    is_word = np.fromiter(map(str.isalnum, first_characters(terms.CODES)), bool, terms.CODES)
-    is_word[ord("_")] = True
-    return terms.Table(
-        is_word,
-        codes,
-        codes_at,
-        slots,
-        np.array([sentiment.get(word, 0) for word in words], np.int8),
-        *_flat([[k for k, name in enumerate(sorted(topics)) if word in topics[name]] for word in words]),
+    every = sorted({*ordered, *rests, *sentiment, *chain.from_iterable(topics.values())})
+    hash_V = words(every).hash
+    known = [every[k] for k in np.argsort(hash_V)]
+    number = {word: k for k, word in enumerate(known)}
+    own = [ordered.get(word, ()) for word in known]
+    table = terms.Table(
+        np.array([sentiment.get(word, 0) for word in known], np.int8),
+        *_flat([[k for k, name in enumerate(sorted(topics)) if word in topics[name]] for word in known]),
         _flat([[0] * len(some) for some in own])[1],
         np.array([group for some in own for _, group in some], np.int32),
         *_flat([[number[word] for word in rest] for some in own for rest, _ in some]),
     )
+    return np.sort(hash_V), table
 
 
-def _flat(lists: Sequence[Sequence[int]], dtype: type = np.int32) -> tuple[np.ndarray, np.ndarray]:
+def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Return the concatenation of lists, and int32 [lists + 1], where each begins."""
     at = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    return np.fromiter(chain.from_iterable(lists), dtype, int(at[-1])), at
+    return np.fromiter(chain.from_iterable(lists), np.int32, int(at[-1])), at

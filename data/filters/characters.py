@@ -1,7 +1,9 @@
 """Sets of characters that the rules of curation name."""
 
+import functools
 import re
 import unicodedata
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -67,14 +69,24 @@ _CASED = (
 )
 
 
+@functools.cache
+def is_alphanumeric(count: int) -> np.ndarray:
+    """Return bool [count]: `str.isalnum` of the first code points of Unicode. Do not change it."""
+    return np.fromiter(map(str.isalnum, first_characters(count)), bool, count)
+
+
 def first_characters(count: int) -> str:
     """Return the first `count` code points of Unicode, surrogates included. It is faster than a `chr` for each."""
     return np.arange(count, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
-def _of_category(category: str) -> str:
-    letters = re.findall(f"[{_CASED}]", "".join(map(chr, range(0x10000))))
-    return "".join(letter for letter in letters if unicodedata.category(letter) == category)
+def _of_categories(*categories: str) -> Iterator[str]:
+    """Yield the letters of _CASED of each category."""
+    letters = re.findall(f"[{_CASED}]", first_characters(0x10000))
+    kinds = list(map(unicodedata.category, letters))
+    for category in categories:
+        yield "".join(letter for letter, kind in zip(letters, kinds) if kind == category)
 
 
-LETTERS, LOWER, UPPER = _UNCASED + _CASED, _UNCASED + _of_category("Ll") + "\u0294", _UNCASED + _of_category("Lu") + "\u03a2"
+_LOWER, _UPPER = _of_categories("Ll", "Lu")
+LETTERS, LOWER, UPPER = _UNCASED + _CASED, _UNCASED + _LOWER + "\u0294", _UNCASED + _UPPER + "\u03a2"

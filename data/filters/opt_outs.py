@@ -6,33 +6,13 @@ the TDM Reservation Protocol (W3C community group, 2024). Each may stand in an H
 
 import re
 from collections.abc import Mapping, Sequence
-from html import unescape
 
 import numpy as np
 
-HEAD = 1 << 16  # characters of a page in which its <meta> elements are looked for
 ROBOTS = ("robots", "x-robots-tag")
 TDM = "tdm-reservation"
 
-_META = re.compile(r"<meta\s([^<>]{1,2000})>", re.IGNORECASE)
-_ATTRIBUTE = re.compile(r"""(?<![\w-])([\w-]++)\s{0,8}=\s{0,8}(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 _DIRECTIVE = re.compile(r"[a-z-]+")
-
-
-def meta_tags(html: str) -> dict[str, str]:
-    """Return {name: content} of the <meta> elements at the beginning of a page, names in lower case.
-
-    Contents of one name are joined by a comma. `http-equiv` counts as a name.
-    """
-    tags: dict[str, str] = {}
-    for element in _META.finditer(html, 0, HEAD):
-        attributes = {
-            match[1].lower(): unescape(match[2] or match[3] or match[4] or "") for match in _ATTRIBUTE.finditer(element[1])
-        }
-        name = (attributes.get("name") or attributes.get("http-equiv") or "").strip().lower()
-        if name and "content" in attributes:
-            tags[name] = f"{tags[name]}, {attributes['content']}" if name in tags else attributes["content"]
-    return tags
 
 
 def opt_outs(metadata: Sequence[Mapping[str, str] | None]) -> dict[str, np.ndarray]:

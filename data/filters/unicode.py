@@ -24,7 +24,6 @@ CONTROL = "\0-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufff9-\ufffb\ud800-\udfff"
 LINE_ENDS = "\r\u2028\u2029\x85"
 
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
-_CONTROL = re.compile(f"[{CONTROL}]")
 _LINE_END = re.compile("\r\n?|[\u2028\u2029\x85]")
 _FAULTY = re.compile(f"[{INVISIBLE}{CONTROL}{LINE_ENDS}]")
 _BATCH = 1 << 15  # characters that NumPy takes together: their tables and indices stay in the cache

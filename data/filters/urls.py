@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,10 +25,7 @@ SOFT_WORDS = (
     "pharmacy", "pills",
 )  # fmt: skip
 SUBSTRINGS = ("pornhub", "freeporn", "sexvideo", "livesex", "onlinecasino", "casinobonus", "buyviagra", "cheapviagra")
-LEAST_SOFT_WORDS = 2  # datatrove 0.10.1
 LONGEST = 4096  # characters of an address that are read
-
-REASONS = ("domain", "url", "strict_word", "soft_words", "substring")
 
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 
@@ -99,18 +96,6 @@ def url_columns(urls: Sequence[str | None], lists: BlockLists) -> dict[str, np.n
         columns["url_soft_words"][number] = len(words & lists.soft_words)
         columns["url_substrings"][number] = len(_substrings(_compact(url), lists))
     return columns
-
-
-def url_reasons(columns: Mapping[str, np.ndarray], least_soft_words: int = LEAST_SOFT_WORDS) -> np.ndarray:
-    """Return str [documents]: the first of `REASONS` for which an address is blocked, "" if there is none."""
-    conditions = (
-        columns["url_domain"],
-        columns["url_listed"],
-        columns["url_strict_words"] > 0,
-        columns["url_soft_words"] >= least_soft_words,
-        columns["url_substrings"] > 0,
-    )
-    return np.select(conditions, [np.array(reason) for reason in REASONS], default=np.array(""))
 
 
 def host_of(url: str) -> str:

@@ -26,9 +26,7 @@ class WordList(NamedTuple):
 
     bounded: bool  # whether an entry must stand between signs, spaces or ends
     words: frozenset[str]  # entries that are one word, if bounded
-    phrases: tuple[
-        tuple[frozenset[str], str, re.Pattern], ...
-    ]  # the other entries, all if not bounded: words, entry, expression
+    phrases: tuple[tuple[frozenset[str], str, re.Pattern], ...]  # words, entry, expression of the others, all if not bounded
 
 
 def word_list(entries: Iterable[str], language: str = "en") -> WordList:

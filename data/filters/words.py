@@ -14,7 +14,8 @@ from itertools import repeat
 import numpy as np
 import xxhash
 
-from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters
+from data.filters import splitting_tables
+from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters, is_alphanumeric
 from data.filters.compiled import chunks, splitting
 from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYMBOL
 
@@ -102,7 +103,7 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
         _seen = chunks.Seen(_seen.counts, table, _seen.distinct, _seen.words, *more)
     new = slice(old[0], _seen.counts[0])
     if new.start < new.stop:
-        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting.tables(), _seen.is_cut)
+        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting_tables.tables(), _seen.is_cut)
         most = int(new.stop - new.start + np.count_nonzero(_seen.is_cut[old[3] : _seen.counts[3] + 1]))  # new words
         table, entries = _longer_table(_seen.distinct, old[2], old[2] + most), _longer(_seen.words, old[1] + most)
         _seen = _seen._replace(distinct=table, words=entries)
@@ -150,7 +151,8 @@ def _kinds() -> np.ndarray:
     characters = first_characters(chunks.CODES)
     for belongs, bit in ((str.isspace, chunks.SPACE), (str.isalpha, LETTER)):
         kinds |= np.fromiter(map(belongs, characters), bool, len(kinds)) * np.uint8(bit)
-    kinds[[code for code, c in enumerate(map(unicodedata.category, characters)) if c[0] == "P"]] |= PUNCTUATION
+    signs = np.fromiter(map(str.isprintable, characters), bool, len(kinds)) & ~is_alphanumeric(chunks.CODES)
+    kinds[[code for code in np.flatnonzero(signs).tolist() if unicodedata.category(chr(code))[0] == "P"]] |= PUNCTUATION
     for some, bit in ((SYMBOLS, SYMBOL), (SENTENCE_ENDS, ENDS_SENTENCE), (LINE_ENDS, chunks.LINE_END)):
         kinds[[ord(character) for character in some]] |= bit
     return kinds

@@ -8,16 +8,8 @@ import numpy as np
 
 from data.filters.words import Words
 
-ORIGINS = (
-    "id",
-    "text",
-    "source",
-    "url",
-    "language",
-    "date",
-    "licence",
-    "metadata",
-)  # the columns of documents as they are read
+# The columns of documents as they are read.
+ORIGINS = ("id", "text", "source", "url", "language", "date", "licence", "metadata")
 Columns = Mapping[str, Sequence | np.ndarray]
 
 

@@ -1,8 +1,6 @@
-"""Split the documents of each source into buckets by a column, with equal bytes of text: quantiles in bounded memory.
+"""Split the documents of each source into buckets by a column, with equal bytes of text: weighted quantiles.
 
-Values are compared as float32, whose bits become integers of the same order. A first pass sums bytes by the upper 16 bits, a
-second by the lower 16 bits of those that hold a bound. So bounds are exact, and a source takes 512 KiB per bucket, whatever its
-number of documents.
+Values are compared as float32. Memory: 12 bytes a document.
 """
 
 import difflib
@@ -12,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lm.errors import UserError
 
-BINS = 1 << 16
 MOST_BUCKETS = 100
 
 
@@ -36,7 +32,7 @@ def check(settings: Mapping[str, Any], columns: Collection[str]) -> None:
 
 
 def bounds(files: Sequence[Path], column: str, buckets: int) -> dict[str, np.ndarray]:
-    """Return for each source the keys (see `keys`) of its buckets' highest values, uint32 [buckets − 1], ascending.
+    """Return for each source the highest values of its buckets but the last, float32 [buckets − 1], ascending.
 
     Bound j is the lowest value at which the documents up to it hold at least j / buckets of the bytes. Documents with equal
     values share a bucket, so a bucket may be empty if many are equal.
@@ -45,46 +41,27 @@ def bounds(files: Sequence[Path], column: str, buckets: int) -> dict[str, np.nda
     Raises: UserError: no such column, or no numbers in it, or fewer than 2 buckets.
     """
     check({"bucket_by": column, "buckets": buckets}, (column,))
-    upper: dict[str, np.ndarray] = {}
-    for source, key, size in _read(files, column):
-        _add(upper, source, key >> 16, size)
-    found: dict[str, list[tuple[int, int]]] = {}  # source -> (bin, bytes in the bins below) of each bound
-    for source, histogram in upper.items():
-        sums = np.cumsum(histogram)
-        at = [int(np.searchsorted(sums * buckets, j * sums[-1])) for j in range(1, buckets)]
-        found[source] = [(bin, int(sums[bin] - histogram[bin])) for bin in at]
-    lower: dict[tuple[str, int], np.ndarray] = {}
-    for source, key, size in _read(files, column):
-        for bin in {bin for bin, _ in found[source]}:
-            inside = key >> 16 == bin
-            _add(lower, (source, bin), key[inside] & (BINS - 1), size[inside])
-    result = {}
-    for source, some in found.items():
-        total = int(upper[source].sum())
-        low = [
-            int(np.searchsorted((below + np.cumsum(lower[source, bin])) * buckets, j * total))
-            for j, (bin, below) in enumerate(some, start=1)
-        ]
-        result[source] = np.array([bin << 16 | part for (bin, _), part in zip(some, low)], np.uint32)
-    return result
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for source, values, sizes in _read(files, column):
+        parts.setdefault(source, []).append((values, sizes))
+    upper = {}
+    for source, some in parts.items():
+        values, sizes = map(np.concatenate, zip(*some))
+        order = np.argsort(values)
+        sums = np.cumsum(sizes[order])
+        upper[source] = values[order[np.searchsorted(sums * buckets, np.arange(1, buckets) * sums[-1])]]
+    return upper
 
 
 def bucket(values: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Return the bucket of each value, int64 [N] from 0 (the lowest values). upper: the source's bounds."""
-    return np.searchsorted(upper, keys(values))
+    return np.searchsorted(upper, _compared(values))
 
 
-def keys(values: np.ndarray) -> np.ndarray:
-    """Return uint32 [N] in the order of the values as float32. NaN, a missing value, is as low as −∞."""
+def _compared(values: np.ndarray) -> np.ndarray:
+    """Return float32 [N]. NaN, a missing value, is as low as −∞."""
     with np.errstate(over="ignore"):
-        low = np.where(np.isnan(values), -np.inf, values).astype(np.float32) + np.float32(0)  # −0 becomes 0
-    bits = low.view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-
-
-def values_of(upper: np.ndarray) -> np.ndarray:
-    """Return the values of keys, float32 [N]: the inverse of `keys`."""
-    return np.where(upper >> 31, upper & np.uint32((1 << 31) - 1), ~upper).astype(np.uint32).view(np.float32)
+        return np.where(np.isnan(values), -np.inf, values).astype(np.float32)
 
 
 def numbers(table: pa.Table, column: str) -> np.ndarray:
@@ -102,21 +79,17 @@ def numbers(table: pa.Table, column: str) -> np.ndarray:
 
 
 def _read(files: Sequence[Path], column: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield (source, keys [n], bytes of text, int64 [n]) of the documents of one source in a row group."""
+    """Yield (source, values, float32 [n], bytes of text, int64 [n]) of the documents of one source in a row group."""
+    import pyarrow.compute as pc  # takes time to load, and most runs have no buckets
+
     for path in files:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             columns = ["source", "text", *([column] if column in names else [])]
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=columns)
-                key = keys(numbers(table if column in names else file.schema_arrow.empty_table(), column))
-                size = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
+                values = _compared(numbers(table if column in names else file.schema_arrow.empty_table(), column))
+                sizes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
                 source = table.column("source").to_numpy()
                 for name in sorted(set(source)):
-                    yield name, key[source == name], size[source == name]
-
-
-def _add(histograms: dict, name, bins: np.ndarray, size: np.ndarray) -> None:
-    """Add bytes to a histogram, int64 [BINS]. A text is below 2^53 bytes, so the float64 sums of a batch are exact."""
-    counted = np.bincount(bins, size, BINS).astype(np.int64)
-    histograms[name] = histograms[name] + counted if name in histograms else counted
+                    yield name, values[source == name], sizes[source == name]

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from data.dedup import exact, near
+from data.dedup.minhash import MinHash
+from data.dedup.pieces import Unit
 from data.recipe.batch import Batch, Columns
 from data.recipe.index import names
 
@@ -23,38 +26,27 @@ class Exact:
 
     rewrites, module = False, "data.dedup.exact"
     columns = ("duplicate_of", "duplicate_keep")
-    kind: str | None = "document"
-
-    def part(self, folder: Path, options: Mapping[str, Any]):
-        """Return a context manager with add(texts, numbers, scores)."""
-        from data.dedup.exact import Part
-
-        return Part(folder, self._unit(options))
 
     def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that parts must share to be compared."""
         return asdict(self._unit(options))
 
-    def _unit(self, options: Mapping[str, Any]):
-        from data.dedup.pieces import Unit
+    def _unit(self, options: Mapping[str, Any]) -> Unit:
+        return Unit("document", **_without(options, "keep"))
 
-        return Unit(**{"kind": self.kind} if self.kind else {}, **_without(options, "keep"))
+    def part(self, folder: Path, options: Mapping[str, Any]) -> exact.Part:
+        """Return a context manager with add(texts, numbers, scores)."""
+        return exact.Part(folder, self._unit(options))
 
     def find(self, parts: Sequence[Path], table: Path, options: Mapping[str, Any], old: Sequence[Path]) -> dict[str, int]:
         """Write the table of duplicates; return counts."""
-        from data.dedup import exact
-
         return exact.find(parts, table, old=old)
 
     def save_index(self, folder: Path, parts: Sequence[Path], stayed: Path, old: Sequence[Path]) -> None:
         """Write the part of the documents that stayed. stayed: the table of their numbers."""
-        from data.dedup import exact
-
         exact.save_index(folder, parts, stayed, old=old)
 
     def run(self, batch: Batch, options: Mapping[str, Any]) -> Columns:
-        from data.dedup import exact
-
         return _named(exact.columns(options["numbers"], options["table"]), "duplicate_of", options)
 
 
@@ -64,12 +56,13 @@ class Pieces(Exact):
     Options: kind, normalise, min_characters, window, keep.
     """
 
-    rewrites, kind = True, None
+    rewrites = True
     columns = ("duplicate_pieces", "duplicate_characters")
 
-    def run(self, batch: Batch, options: Mapping[str, Any]) -> Columns:
-        from data.dedup import exact
+    def _unit(self, options: Mapping[str, Any]) -> Unit:
+        return Unit(**_without(options, "keep"))
 
+    def run(self, batch: Batch, options: Mapping[str, Any]) -> Columns:
         texts, columns = exact.cut(batch.texts, options["numbers"], options["table"])
         return {"text": texts} | columns
 
@@ -80,36 +73,26 @@ class Near:
     rewrites, module = False, "data.dedup.near"
     columns = ("near_duplicate_cluster", "near_duplicate_of", "near_duplicate_keep")
 
-    def part(self, folder: Path, options: Mapping[str, Any]):
-        """Return a context manager with add(texts, numbers, scores)."""
-        from data.dedup.near import Part
-
-        return Part(folder, self._minhash(options))
-
     def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that parts must share to be compared."""
         return asdict(self._minhash(options))
 
-    def _minhash(self, options: Mapping[str, Any]):
-        from data.dedup.minhash import MinHash
-
+    def _minhash(self, options: Mapping[str, Any]) -> MinHash:
         return MinHash(**_without(options, "keep", "threshold"))
+
+    def part(self, folder: Path, options: Mapping[str, Any]) -> near.Part:
+        """Return a context manager with add(texts, numbers, scores)."""
+        return near.Part(folder, self._minhash(options))
 
     def find(self, parts: Sequence[Path], table: Path, options: Mapping[str, Any], old: Sequence[Path]) -> dict[str, int]:
         """Write the table of clusters; return counts."""
-        from data.dedup import near
-
         return near.find(parts, table, threshold=options["threshold"], old=old)
 
     def save_index(self, folder: Path, parts: Sequence[Path], stayed: Path, old: Sequence[Path]) -> None:
         """Write the part of the documents that stayed. stayed: the table of their numbers."""
-        from data.dedup import near
-
         near.save_index(folder, parts, stayed)
 
     def run(self, batch: Batch, options: Mapping[str, Any]) -> Columns:
-        from data.dedup import near
-
         return _named(near.columns(options["numbers"], options["table"]), "near_duplicate_of", options)
 
 

@@ -5,11 +5,10 @@ the text, its own options, and the source code of its stage. So an existing resu
 rule or a file only the results that depend on it are made anew.
 """
 
-import ast
 import difflib
 import functools
-import importlib.util
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,9 @@ from data.recipe.stages import STAGES, Stage
 from lm.errors import UserError, naming
 
 _NONE: Mapping[str, Stage] = MappingProxyType({})
+_IMPORT = re.compile(r"^[ \t]*(?:from ([\w.]+) import (\([^)]*\)|[^\n]*)|import ([\w., ]+))", re.MULTILINE)
+_NAME = re.compile(r"[\w.]+")
+_ROOT = Path(__file__).parents[2]  # of the packages data and lm
 READER, FORMAT = "data.sources.archives", 1  # FORMAT: of the files of stages; a change makes all results anew
 
 
@@ -119,9 +121,8 @@ def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
 
 
 def _own_code(stage: Any) -> str:
-    """Return the source of a stage itself, without comments and layout."""
-    source = inspect.getsource(type(stage) if stage in CORPUS.values() else stage.run)
-    return ast.dump(ast.parse(source))
+    """Return the source of a stage itself."""
+    return inspect.getsource(type(stage) if stage in CORPUS.values() else stage.call)
 
 
 @functools.cache
@@ -136,33 +137,18 @@ def code(module: str) -> str:
 
 
 def _collect(module: str, seen: dict[str, str], followed: tuple[str, ...]) -> None:
-    if module in seen or (found := _parsed(module)) is None:
+    if module in seen or (source := _source(module)) is None:
         return
-    seen[module], names = found
-    for name in names:
-        if name.startswith(followed) and _is_module(name):
-            _collect(name, seen, followed)
+    seen[module] = source
+    for package, names, modules in _IMPORT.findall(source):
+        for name in (package, *(f"{package}.{name}" for name in _NAME.findall(names)), *_NAME.findall(modules)):
+            if name.startswith(followed):
+                _collect(name, seen, followed)
 
 
 @functools.cache
-def _parsed(module: str) -> tuple[str, list[str]] | None:
-    """Return the source of a module without comments and layout, and what it imports; None if it has no source."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return ast.dump(tree), names
-
-
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+def _source(module: str) -> str | None:
+    """Return the source of a module, None if there is none. Python's own search would import the packages around it."""
+    place = _ROOT.joinpath(*module.split("."))
+    path = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    return path and path.read_text(encoding="utf-8")

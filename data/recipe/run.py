@@ -75,7 +75,7 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
     (workdir / MANIFEST).unlink(missing_ok=True)  # until the documents are those of this recipe
     figures, chosen = [], {}
     for one in _shown(last, spread(finish.run, output, found), found):
-        finish.choose(chosen, one.pop("chosen"), choose)  # here, so that memory does not grow with the units
+        chosen = finish.lowest([chosen, one.pop("chosen")], choose)  # here, so that memory does not grow with the units
         figures.append(one)
     total = finish.merged(figures) | {"chosen": chosen, "seconds": time.perf_counter() - begin}
     key = _index(jobs, output, found) if config["index"] else None

@@ -5,8 +5,10 @@ it imports, is part of the stage's identity (data/recipe/plan.py), so results ar
 """
 
 import functools
+import importlib
 import json
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from data.recipe.batch import Batch, Columns
@@ -22,98 +24,79 @@ def _as_given(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class Stage(NamedTuple):
-    """module: whose source decides about results. rewrites: whether `text` is among the columns.
+    """call(module, batch, options): returns the columns. module: its name; its source decides about results.
 
+    rewrites: whether `text` is among the columns.
     depends(options): what else the results depend on, such as a digest of a file that an option names.
     columns: their names, without `text`; (): `run` is cheap enough to find out.
     resolve(options): the options that `run` gets, with what must be the same during a whole run.
     """
 
-    run: Callable[[Batch, Mapping[str, Any]], Columns]
+    call: Callable[[ModuleType, Batch, Mapping[str, Any]], Columns]
     module: str
     rewrites: bool = False
     depends: Callable[[Mapping[str, Any]], Any] = _nothing
     columns: tuple[str, ...] = ()
     resolve: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_given
 
-
-def _gopher_quality(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.heuristics.gopher import gopher_quality
-
-    return gopher_quality(batch.words)
+    def run(self, batch: Batch, options: Mapping[str, Any]) -> Columns:
+        """Return the new columns of a batch. The module is imported here, so a recipe loads only what it names."""
+        return self.call(importlib.import_module(self.module), batch, options)
 
 
-def _gopher_repetition(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.heuristics.gopher import gopher_repetition
-
-    return gopher_repetition(batch.words)
+def _gopher_quality(gopher: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return gopher.gopher_quality(batch.words)
 
 
-def _c4(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.heuristics.c4 import c4
+def _gopher_repetition(gopher: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return gopher.gopher_repetition(batch.words)
 
-    texts, columns = c4(
+
+def _c4(c4: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    texts, columns = c4.c4(
         batch.words, end_marks=tuple(options["end_marks"]), min_words=options["min_words"], longest_word=options["longest_word"]
     )
     return {"text": texts} | columns
 
 
-def _c4_paragraphs(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.heuristics.c4 import c4_paragraphs
-
-    return c4_paragraphs(batch.words)
+def _c4_paragraphs(c4: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return c4.c4_paragraphs(batch.words)
 
 
-def _fineweb_quality(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.heuristics.fineweb import fineweb_quality
-
-    return fineweb_quality(batch.words)
+def _fineweb_quality(fineweb: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return fineweb.fineweb_quality(batch.words)
 
 
-def _dclm_lines(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.heuristics.dclm import dclm_lines
-
-    texts, columns = dclm_lines(batch.words)
+def _dclm_lines(dclm: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    texts, columns = dclm.dclm_lines(batch.words)
     return {"text": texts} | columns
 
 
-def _code(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.heuristics.code import code
-
-    return code(batch.texts, [about.get("programming_language") for about in _metadata(batch)])
+def _code(code: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return code.code(batch.texts, [about.get("programming_language") for about in _metadata(batch)])
 
 
-def _language(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.language import language
-
-    return _listed(language(batch.texts, options["sample"]))
+def _language(language: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return _listed(language.language(batch.texts, options["sample"]))
 
 
-def _urls(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.urls import url_columns
-
-    return _listed(url_columns(batch.columns["url"], _block_lists(tuple(sorted(options.items())))))
+def _urls(urls: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return _listed(urls.url_columns(batch.columns["url"], _block_lists(tuple(sorted(options.items())))))
 
 
-def _opt_outs(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.opt_outs import opt_outs
-
-    return _listed(opt_outs(_metadata(batch)))
+def _opt_outs(opt_outs: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return _listed(opt_outs.opt_outs(_metadata(batch)))
 
 
-def _unicode(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.unicode import repair
-
-    texts, columns = repair(batch.texts)
+def _unicode(unicode: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    texts, columns = unicode.repair(batch.texts)
     return {"text": texts} | columns
 
 
-def _bad_words(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.word_lists import bad_words, kept_fraction
-
+def _bad_words(word_lists: ModuleType, batch: Batch, options: Mapping) -> Columns:
     languages = [language or "" for language in batch.columns["language"]]
-    columns = bad_words(batch.texts, languages, _word_lists(options["lists"]))
-    stays = kept_fraction(batch.texts, options["keep_fraction"])
+    columns = word_lists.bad_words(batch.texts, languages, _word_lists(options["lists"]))
+    stays = word_lists.kept_fraction(batch.texts, options["keep_fraction"])
     return columns | {"bad_words_drop": (columns["bad_words"] > 0) & ~stays}
 
 
@@ -153,15 +136,13 @@ def _word_list_files(options: Mapping) -> Any:
     return [(language, sorted(one.words), [entry for _, entry, _ in one.phrases]) for language, one in sorted(lists.items())]
 
 
-def _pii(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.pii.masking import mask_pii
-
-    texts, columns = mask_pii(batch.texts, options["style"], options["kinds"], options["public_ips_only"], options["regions"])
+def _pii(masking: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    names = ("style", "kinds", "public_ips_only", "regions")
+    texts, columns = masking.mask_pii(batch.texts, *(options[name] for name in names))
     return {"text": texts} | columns
 
 
-def _decontaminate(batch: Batch, options: Mapping) -> Columns:
-    from data.dedup import decontaminate
+def _decontaminate(decontaminate: ModuleType, batch: Batch, options: Mapping) -> Columns:
     from data.recipe import benchmarks
 
     held = benchmarks.load(options["benchmarks"], options["n"], tuple(options["fields"]))
@@ -189,10 +170,8 @@ def _benchmark_files(options: Mapping) -> str:
     return benchmarks.digest(options["benchmarks"])
 
 
-def _classifier(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.classifier.stage import classifier
-
-    return classifier(batch.words, options["model"], options["name"])
+def _classifier(stage: ModuleType, batch: Batch, options: Mapping) -> Columns:
+    return stage.classifier(batch.words, options["model"], options["name"])
 
 
 def _classifier_depends(options: Mapping) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,12 @@ from data.recipe import buckets
 from data.recipe.inputs import digest
 from data.sources import corpus
 from data.sources.source import Source
-from data.text.tokenizer import load_tokenizer
 from lm.errors import naming
 from lm.files.saving import plain, write_json
 from lm.progress import progress
+
+if TYPE_CHECKING:
+    from data.text.tokenizer import Tokenizer
 
 FOLDER, MADE_FROM, BUCKETS = "dataset", "made_from.json", "buckets.json"
 
@@ -26,8 +28,14 @@ FOLDER, MADE_FROM, BUCKETS = "dataset", "made_from.json", "buckets.json"
 def check(config: Mapping[str, Any]) -> None:
     """Raise UserError if the config names a tokenizer that cannot be loaded, before hours of work."""
     if config["tokenizer"]:
-        with naming("tokenizer"):
-            load_tokenizer(config["tokenizer"])
+        _tokenizer(config)
+
+
+def _tokenizer(config: Mapping[str, Any]) -> "Tokenizer":
+    from data.text.tokenizer import load_tokenizer  # here, because most runs have none, and the libraries take time to load
+
+    with naming("tokenizer"):
+        return load_tokenizer(config["tokenizer"])
 
 
 def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
@@ -44,8 +52,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     from data.text.dataset import prepare, prepared  # here, because importing TFDS takes long
     from data.text.split import survey
 
-    with naming("tokenizer"):
-        tokenizer = load_tokenizer(config["tokenizer"])
+    tokenizer = _tokenizer(config)
     files = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["files"]
     made_from = digest([files, tokenizer.fingerprint, dict(config["dataset"])])
     out = workdir / FOLDER
@@ -78,8 +85,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
             )
     tokenizer.save(fresh)
     if column:
-        values = {source: buckets.values_of(upper).tolist() for source, upper in bounds.items()}
-        write_json(fresh / BUCKETS, plain({"column": column, "highest": values}))
+        write_json(fresh / BUCKETS, plain({"column": column, "highest": bounds}))
     (fresh / MADE_FROM).write_text(json.dumps(made_from) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.rename(fresh, out)

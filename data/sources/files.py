@@ -10,10 +10,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
-from data.sources import corpus, objects, streams, walk
+from data.sources import corpus, objects, plain_text, streams, walk
 from data.sources.not_found import TEXT, missing, other_format
+from data.sources.plain_text import BOM, TO_UTF8
 from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
 from lm.bucket.store import is_url
@@ -24,10 +24,7 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 PARQUET = (".parquet",)
 EXTENSIONS = TEXT + JSON_LINES + PARQUET
 
-PIECE_BYTES = 1 << 16  # a longer text file becomes several documents of at most this size
-TO_UTF8 = "convert the file to UTF-8, such as with iconv -f latin1 -t utf-8, or leave it out"
 MAX_LINE_BYTES = 1 << 28  # of a JSON line. The longest book has some 20 MB; parsing takes about five times the line.
-_BOM = b"\xef\xbb\xbf"
 _NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
 
 
@@ -92,7 +89,7 @@ def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
         elif path.endswith(PARQUET):
             yield from _read_parquet(path, id, text_key)
         else:
-            yield from _read_text(path, id)
+            yield from plain_text.read(path, id)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
     except Unreadable as error:
@@ -110,13 +107,6 @@ def find(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
 def present(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
     """Return the same as `find`, but skip missing parts of the input; empty if all are missing."""
     return sorted({path for part in _parts(input) for path in _readable(part, extensions)})
-
-
-def check(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> None:
-    """Raise UserError if `find` would; it stops at the first file of each part."""
-    for part in _parts(input):
-        if not next(_readable(part, extensions), None):
-            raise _none(part, extensions)
 
 
 def first_files(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
@@ -203,48 +193,6 @@ def _identifier(part: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "text"
 
 
-# Plain text.
-
-
-def _read_text(path: str, id: str) -> Iterator[Document]:
-    with streams.open_regular(path) as file:
-        for k, (offset, data, only) in enumerate(_pieces(file)):
-            try:
-                text = data.decode()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}: byte {offset + error.start} is not valid UTF-8; {TO_UTF8}") from error
-            if text and not text.isspace():
-                yield Document(id if only else f"{id}#{k}", text, path)
-
-
-def _pieces(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """Cut a file into (offset, bytes, whether it is the only piece); together they are the file without its BOM."""
-    data = file.read(len(_BOM))
-    offset = len(_BOM) if data == _BOM else 0
-    data, only = data[offset:], True
-    while True:
-        data += file.read(PIECE_BYTES + 1 - len(data))
-        if len(data) <= PIECE_BYTES:
-            if data:
-                yield offset, data, only
-            return
-        cut, only = _cut(data), False
-        yield offset, data[:cut], only
-        offset, data = offset + cut, data[cut:]
-
-
-def _cut(data: bytes) -> int:
-    # Search only the second half: an early blank line would give a tiny document.
-    for mark in (b"\n\n", b"\n\r\n", b"\n"):
-        at = data.rfind(mark, PIECE_BYTES // 2, PIECE_BYTES)
-        if at >= 0:
-            return at + len(mark)
-    for cut in range(PIECE_BYTES, PIECE_BYTES - 4, -1):
-        if data[cut] & 0xC0 != 0x80:  # not inside a character
-            return cut
-    return PIECE_BYTES  # not UTF-8; decoding will report the position
-
-
 # JSON lines.
 
 
@@ -266,7 +214,7 @@ def json_lines(path: str) -> Iterator[tuple[int, dict]]:
         where = f"{path}:{number}"
         start, offset = offset, offset + len(line)
         if number == 1:
-            line = line.removeprefix(_BOM)
+            line = line.removeprefix(BOM)
             start = offset - len(line)
         if line.isspace():
             continue
@@ -350,7 +298,7 @@ def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[i
     except Unreadable as error:
         raise unreadable(path, error) from error
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: damaged Parquet file ({_one_line(error)}); fetch it again") from error
+        raise UserError(f"{path}: damaged Parquet file ({' '.join(str(error).split())[:200]}); fetch it again") from error
 
 
 # Rows.
@@ -394,7 +342,3 @@ def listed(keys: dict) -> str:
     """Format the keys for an error message."""
     shown = [repr(key) for key in keys][:20]
     return " ".join(shown + ["…"] * (len(keys) > 20)) or "none"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

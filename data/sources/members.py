@@ -44,7 +44,7 @@ class Gap(NamedTuple):
 
 
 class _Format(NamedTuple):
-    """new: makes a decompressor with decompress(data), needs_input, eof and unused_data. step: compressed bytes it gets."""
+    """new: makes a decompressor with the interface of bz2.BZ2Decompressor. step: compressed bytes that it gets at a time."""
 
     name: str
     magic: re.Pattern[bytes]
@@ -100,7 +100,7 @@ def _member(source: _Source, format: _Format) -> Iterator[Piece]:
         if member.needs_input:
             first, data = source.at, source.take(format.step)
         try:
-            block = member.decompress(data)
+            block = member.decompress(data, BLOCK_BYTES)
         except _Damage as error:
             source.go(source.at - len(data) + error.used)
             if error.good:
@@ -143,7 +143,7 @@ def _is_member(data: bytes, format: _Format, begins: bytes) -> bool:
     member, content = format.new(), b""
     for at in range(0, len(data), STEP):
         try:
-            content += member.decompress(data[at : at + STEP])
+            content += member.decompress(data[at : at + STEP], BLOCK_BYTES)
         except (_Damage, lzma.LZMAError, OSError, *_zstd_errors()):
             return False
         if member.eof or len(content) >= max(len(begins), 1):
@@ -194,11 +194,11 @@ class _Gzip:
     unused_data = property(lambda self: self._inflate.unused_data)
     needs_input = property(lambda self: not self._left)
 
-    def decompress(self, data: bytes) -> bytes:
+    def decompress(self, data: bytes, limit: int) -> bytes:
         data = self._left + data
         before = self._inflate.copy() if data and not self._inflate.eof else self._inflate
         try:
-            block = self._inflate.decompress(data, BLOCK_BYTES)
+            block = self._inflate.decompress(data, limit)
         except zlib.error as error:
             good, used = _good(before, data)
             raise _Damage("damaged gzip", str(error), good, used - len(self._left)) from error
@@ -230,24 +230,13 @@ class _Zstd:
         import zstandard
 
         self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
-        self.decompress = self._frame.decompress
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        """Return what the data give. It cannot be limited, so `STEP` bounds the data."""
+        return self._frame.decompress(data)
 
     eof = property(lambda self: self._frame.eof)
     unused_data = property(lambda self: self._frame.unused_data)
-
-
-class _Limited:
-    """A decompressor of bz2 or xz that returns at most `BLOCK_BYTES` at a time."""
-
-    def __init__(self, new: Callable[[], Any]):
-        self._stream = new()
-
-    eof = property(lambda self: self._stream.eof)
-    unused_data = property(lambda self: self._stream.unused_data)
-    needs_input = property(lambda self: self._stream.needs_input)
-
-    def decompress(self, data: bytes) -> bytes:
-        return self._stream.decompress(data, BLOCK_BYTES)
 
 
 def _zstd_errors() -> tuple[type[Exception], ...]:
@@ -260,6 +249,6 @@ FORMATS = {
     # Method, flags, any time, extra flags and system, as RFC 1952 has them.
     ".gz": _Format("gzip", re.compile(rb"\x1f\x8b\x08[\x00-\x1f][\s\S]{4}[\x00\x02\x04][\x00-\x0d\xff]"), _Gzip, GZIP_STEP),
     ".zst": _Format("zstd", re.compile(rb"\x28\xb5\x2f\xfd"), _Zstd),
-    ".bz2": _Format("bz2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), lambda: _Limited(bz2.BZ2Decompressor)),
-    ".xz": _Format("xz", re.compile(rb"\xfd7zXZ\x00"), lambda: _Limited(lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY))),
+    ".bz2": _Format("bz2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor),
+    ".xz": _Format("xz", re.compile(rb"\xfd7zXZ\x00"), lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY)),
 }

@@ -6,10 +6,11 @@ Memory is bounded by data/sources/members.py, and by the limit that a caller pas
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from data.sources import members, objects
@@ -59,7 +60,9 @@ def open_stream(path: str) -> BinaryIO:
     """
     file = open_regular(path)
     ending = compression(path)
-    return io.BufferedReader(_Pieces(members.pieces(file, ending), file), 1 << 16) if ending else file
+    if not ending:
+        return file
+    return io.BufferedReader(Chunks(functools.partial(_next_piece, members.pieces(file, ending)), file), 1 << 16)
 
 
 def compression(path: str) -> str | None:
@@ -115,28 +118,33 @@ def _check_regular(status: os.stat_result) -> None:
         raise Unreadable("not a regular file")
 
 
-class _Pieces(io.RawIOBase):
-    """A readable stream of the bytes of pieces. It raises Unreadable at a gap. It closes `file` when it is closed."""
+class Chunks(io.RawIOBase):
+    """A readable stream of the bytes that calls of `chunk` return, b"" at the end. It closes `file` when it is closed."""
 
-    def __init__(self, pieces: Iterator[members.Piece | members.Gap], file: BinaryIO):
-        self._pieces, self._file, self._left = pieces, file, memoryview(b"")
+    def __init__(self, chunk: Callable[[], bytes], file: BinaryIO | None = None):
+        self._chunk, self._file, self._left = chunk, file, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        while not len(self._left):
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            if isinstance(piece, members.Gap):
-                raise Unreadable(piece.reason, piece.detail, (piece.first, piece.end))
-            self._left = memoryview(piece.data)
+        if not len(self._left):
+            self._left = memoryview(self._chunk())
         size = min(len(buffer), len(self._left))
-        buffer[:size] = self._left[:size]
-        self._left = self._left[size:]
+        buffer[:size], self._left = self._left[:size], self._left[size:]
         return size
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         super().close()
+
+
+def _next_piece(pieces: Iterator[members.Piece | members.Gap]) -> bytes:
+    """Return the bytes of the next piece that has some. Raises: Unreadable at a gap; the next call goes on behind it."""
+    for piece in pieces:
+        if isinstance(piece, members.Gap):
+            raise Unreadable(piece.reason, piece.detail, (piece.first, piece.end))
+        if piece.data:
+            return piece.data
+    return b""

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 SIGNS = {"addition": "+", "subtraction": "-"}
@@ -32,14 +32,8 @@ def arithmetic(
         if name == "subtraction":
             a, b = high, low
         answer = a + b if name == "addition" else a - b
-        record = {
-            "prompt": rng.choice(QUESTIONS).format(f"{a} {SIGNS[name]} {b}"),
-            "completion": str(answer),
-            "rejected": str(_near(answer, rng)),
-            "answer": str(answer),
-            "task": "arithmetic",
-        }
-        return held_out(f"{name} {low} {high}"), record
+        prompt = rng.choice(QUESTIONS).format(f"{a} {SIGNS[name]} {b}")
+        return held_out(f"{name} {low} {high}"), exercise("arithmetic", prompt, str(answer), str(_near(answer, rng)))
 
     return records(draw, split, seed, valid)
 

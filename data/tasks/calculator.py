@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 # The tool's schema in OpenAI's format. lm/align/rl/tools.py runs the calls.
@@ -37,14 +37,7 @@ def calculator(split: str, seed: int, digits: int = 5, tool: bool = True, valid:
         call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": f"{a} * {b}"}}}
         called = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": answer}]
         turns = [*(called if tool else []), {"role": "assistant", "content": answer}]
-        record = {
-            "prompt": prompt,
-            "completion": answer,
-            "rejected": wrong,
-            "answer": answer,
-            "task": "calculator",
-            "messages": [{"role": "user", "content": prompt}, *turns],
-        }
+        record = exercise("calculator", prompt, answer, wrong, messages=[{"role": "user", "content": prompt}, *turns])
         return held_out(f"product {min(a, b)} {max(a, b)}"), record | ({"tools": [CALCULATOR]} if tool else {})
 
     return records(draw, split, seed, valid)

@@ -8,48 +8,10 @@ import json
 import random
 from collections.abc import Iterator
 
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 
-THINGS = (
-    "fox",
-    "boat",
-    "house",
-    "stone",
-    "tree",
-    "lamp",
-    "river",
-    "coat",
-    "bird",
-    "door",
-    "hill",
-    "cup",
-    "road",
-    "leaf",
-    "horse",
-    "star",
-    "wall",
-    "book",
-    "field",
-    "ship",
-)
-QUALITIES = (
-    "red",
-    "old",
-    "small",
-    "quiet",
-    "green",
-    "warm",
-    "heavy",
-    "bright",
-    "slow",
-    "round",
-    "dark",
-    "tall",
-    "blue",
-    "thin",
-    "soft",
-    "clean",
-)
+THINGS = tuple("fox boat house stone tree lamp river coat bird door hill cup road leaf horse star wall book field ship".split())
+QUALITIES = tuple("red old small quiet green warm heavy bright slow round dark tall blue thin soft clean".split())
 OPENINGS = ("Well", "Look", "Indeed", "Surely")
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
@@ -63,17 +25,9 @@ def formats(split: str, seed: int, valid: int = 500) -> Iterator[dict]:
     def draw(rng: random.Random) -> tuple[bool, dict]:
         thing, quality, form = rng.choice(THINGS), rng.choice(QUALITIES), rng.choice(list(_FORMS))
         prompt, completion, format, contains = _FORMS[form](thing, quality, rng)
-        record = {
-            "prompt": prompt,
-            "completion": completion,
-            "rejected": f"that would be the {thing}, which is {quality}",
-            "answer": completion,
-            "format": format,
-            "contains": contains,
-            "task": "formats",
-            "form": form,
-        }
-        return held_out(f"{thing} {quality}"), record
+        rejected = f"that would be the {thing}, which is {quality}"
+        columns = {"format": format, "contains": contains, "form": form}
+        return held_out(f"{thing} {quality}"), exercise("formats", prompt, completion, rejected, **columns)
 
     return records(draw, split, seed, valid)
 

@@ -9,7 +9,7 @@ import random
 import string
 from collections.abc import Callable, Iterator
 
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 OPERATIONS: dict[str, Callable[[list[str]], list[str]]] = {
@@ -54,16 +54,8 @@ def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, val
         other = rng.choice([one for one in FORMS if one != form])
         done = " ".join(OPERATIONS[name](letters))
         completion = FORMS[form].format(done)
-        record = {
-            "prompt": f"Take {' '.join(letters)}: {name} in {form}",
-            "completion": completion,
-            "rejected": FORMS[other].format(done),
-            "answer": completion,
-            "format": FORMATS[form],
-            "task": "instructions",
-            "operation": name,
-            "form": form,
-        }
+        prompt, columns = f"Take {' '.join(letters)}: {name} in {form}", {"operation": name, "form": form}
+        record = exercise("instructions", prompt, completion, FORMS[other].format(done), format=FORMATS[form], **columns)
         return held_out(" ".join(sorted(letters))), record
 
     return records(draw, split, seed, valid)
@@ -88,14 +80,7 @@ def mixed_operations(
         shown = name if demonstrations == "right" else rng.choice(names)
         wrong = rng.choice([other for other in names if other != name])
         done = {other: f"the {other} is {' '.join(OPERATIONS[other](letters))}" for other in (name, shown, wrong)}
-        record = {
-            "prompt": f"Take {' '.join(letters)}: {name}",
-            "completion": done[shown],
-            "rejected": done[wrong],
-            "answer": done[name],
-            "task": "mixed_operations",
-            "operation": name,
-        }
-        return held_out(" ".join(sorted(letters))), record
+        prompt, columns = f"Take {' '.join(letters)}: {name}", {"answer": done[name], "operation": name}
+        return held_out(" ".join(sorted(letters))), exercise("mixed_operations", prompt, done[shown], done[wrong], **columns)
 
     return records(draw, split, seed, valid)

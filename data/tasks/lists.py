@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 QUESTIONS = {
@@ -34,14 +34,8 @@ def lists(split: str, seed: int, length: int = 4, largest: int = 99, valid: int 
             "reverse": _written(numbers[::-1]),
         }
         wrong = [answer for answer in answers.values() if answer != answers[name]]
-        record = {
-            "prompt": rng.choice(QUESTIONS[name]).format(_written(numbers)),
-            "completion": answers[name],
-            "rejected": rng.choice(wrong),
-            "answer": answers[name],
-            "task": "lists",
-            "operation": name,
-        }
+        prompt = rng.choice(QUESTIONS[name]).format(_written(numbers))
+        record = exercise("lists", prompt, answers[name], rng.choice(wrong), operation=name)
         return held_out(_written(sorted(numbers))), record
 
     return records(draw, split, seed, valid)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from data.tasks.splits import number, records
+from data.tasks.splits import exercise, number, records
 from data.tasks.strings import made_up_word
 from lm.errors import UserError
 
@@ -77,14 +77,8 @@ def small_world(split: str, seed: int, people: int = 24, world_number: int = 0, 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         who, asked = rng.choice(inhabitants), rng.choice(list(QUESTIONS))
         phrasing = rng.randrange(len(QUESTIONS[asked]))
-        record = {
-            "prompt": QUESTIONS[asked][phrasing].format(**who),
-            "completion": who[asked],
-            "rejected": rng.choice([value for value in values[asked] if value != who[asked]]),
-            "answer": who[asked],
-            "task": "small_world",
-            "asked": asked,
-        }
+        prompt, rejected = QUESTIONS[asked][phrasing].format(**who), [value for value in values[asked] if value != who[asked]]
+        record = exercise("small_world", prompt, who[asked], rng.choice(rejected), asked=asked)
         return phrasing == number(f"{who['person']} {asked}") % len(QUESTIONS[asked]), record
 
     return records(draw, split, seed, valid)

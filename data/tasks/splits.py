@@ -8,6 +8,7 @@ share a prompt either.
 import hashlib
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from lm.errors import UserError
 
@@ -16,6 +17,12 @@ SHARE = 10  # one key in SHARE is held out
 PATIENCE = 2000  # a task is exhausted after this many draws without a new prompt
 
 Draw = Callable[[random.Random], tuple[bool, dict]]  # (held out, the record, which may be {} if the other split wants it)
+
+
+def exercise(task: str, prompt: str, completion: str, rejected: str, **columns: Any) -> dict[str, Any]:
+    """Return a record. columns: others, also in place of `answer`, which is the completion by default."""
+    named = {"prompt": prompt, "completion": completion, "rejected": rejected, "answer": completion, "task": task}
+    return named | columns
 
 
 def number(key: str) -> int:

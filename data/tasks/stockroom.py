@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.tasks.calculator import CALCULATOR
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 LOOK_UP = {
@@ -77,14 +77,8 @@ def stockroom(
         (first, second, sign), one = QUESTIONS[question], tables["keeps"][person]
         answer = worked_out(tables[first][one], sign, tables[second][one])
         prompt = f"Stockroom {number}: {question.format(person)}"
-        record = {
-            "prompt": prompt,
-            "completion": answer,
-            "rejected": str(int(answer) + rng.choice((-1, 1, 10))),
-            "answer": answer,
-            "task": "stockroom",
-            "tables": tables,
-        } | ({"tools": STOCKROOM_TOOLS} if declared else {})
+        wrong, tools = str(int(answer) + rng.choice((-1, 1, 10))), {"tools": STOCKROOM_TOOLS} if declared else {}
+        record = exercise("stockroom", prompt, answer, wrong, tables=tables, **tools)
         turns = _worker(rng, tables, person, QUESTIONS[question], haste, skill)
         return held_out(f"stockroom {number}"), record | {"messages": [{"role": "user", "content": prompt}, *turns]}
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
@@ -42,14 +42,7 @@ def strings(split: str, seed: int, syllables: int = 3, valid: int = 500) -> Iter
         name, word = rng.choice(list(QUESTIONS)), made_up_word(rng, rng.randint(2, syllables))
         answers = {other: function(word) for other, function in ANSWERS.items()}
         wrong = [answer for answer in answers.values() if answer != answers[name]]
-        record = {
-            "prompt": rng.choice(QUESTIONS[name]).format(word),
-            "completion": answers[name],
-            "rejected": rng.choice(wrong),
-            "answer": answers[name],
-            "task": "strings",
-            "operation": name,
-        }
-        return held_out(word), record
+        prompt = rng.choice(QUESTIONS[name]).format(word)
+        return held_out(word), exercise("strings", prompt, answers[name], rng.choice(wrong), operation=name)
 
     return records(draw, split, seed, valid)

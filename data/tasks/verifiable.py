@@ -10,23 +10,17 @@ TRAIN_KINDS need no extra package to verify. LANGUAGE_KINDS are in neither, beca
 them in `kinds` to use them.
 """
 
+import functools
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-from data.tasks.requests import FORMS, QUESTIONS, SUBJECTS
 from data.tasks.splits import held_out, number, records
 from lm.errors import UserError
 
 Words = list[str]  # that belong to the subjects of the request
-
-
-class Kind(NamedTuple):
-    """draw: kwargs in IFEval's format. phrasings: the instruction in words, with the kwargs' names as fields."""
-
-    draw: Callable[[random.Random, Words, str], dict[str, Any]]
-    phrasings: tuple[str, ...]
-
+Draw = Callable[[random.Random, Words, str], dict[str, Any]]  # (…, words, request) -> kwargs in IFEval's format
 
 ENDINGS = (
     "That is all for now.",
@@ -46,11 +40,15 @@ def _nothing(rng: random.Random, words: Words, request: str) -> dict:
     return {}
 
 
-def _count(name: str, low: int, high: int, step: int = 1) -> Callable:
-    return lambda rng, words, request: {name: rng.randrange(low, high + 1, step)}
+def _one_of(name: str, *values: str) -> Draw:
+    return lambda rng, words, request: {name: rng.choice(values)}
 
 
-def _compared(name: str, relation: str, at_least: tuple[int, int], less_than: tuple[int, int], step: int = 1) -> Callable:
+def _count(name: str, low: int, high: int) -> Draw:
+    return lambda rng, words, request: {name: rng.randrange(low, high + 1)}
+
+
+def _compared(name: str, relation: str, at_least: tuple[int, int], less_than: tuple[int, int], step: int = 1) -> Draw:
     """A bound, from its own range for each of the two relations."""
 
     def draw(rng: random.Random, words: Words, request: str) -> dict:
@@ -61,7 +59,7 @@ def _compared(name: str, relation: str, at_least: tuple[int, int], less_than: tu
     return draw
 
 
-def _keywords(name: str, most: int) -> Callable:
+def _keywords(name: str, most: int) -> Draw:
     return lambda rng, words, request: {name: rng.sample(words, rng.randint(1, most))}
 
 
@@ -76,210 +74,41 @@ def _letter(rng: random.Random, words: Words, request: str) -> dict:
     return {"letter": rng.choice("jqxz"), "let_frequency": rng.randint(3, 6), "let_relation": "less than"}
 
 
+def _sections(rng: random.Random, words: Words, request: str) -> dict:
+    return {"section_spliter": rng.choice(("Section", "Part", "Chapter")), "num_sections": rng.randint(2, 4)}
+
+
 def _first_word(rng: random.Random, words: Words, request: str) -> dict:
     paragraphs = rng.randint(2, 4)
     return {"num_paragraphs": paragraphs, "nth_paragraph": rng.randint(1, paragraphs), "first_word": rng.choice(FIRST_WORDS)}
 
 
-KINDS: dict[str, Kind] = {
-    "keywords:existence": Kind(
-        _keywords("keywords", 3),
-        (
-            "Include these words in your answer: {keywords}.",
-            "Your text must contain the following: {keywords}.",
-            "Make sure that you use {keywords}.",
-            "Somewhere in the answer, write {keywords}.",
-        ),
-    ),
-    "keywords:frequency": Kind(
-        _frequency,
-        (
-            'The word "{keyword}" should appear {relation} {frequency} times.',
-            'Use the word "{keyword}" {relation} {frequency} times.',
-            "Write {keyword} {relation} {frequency} times in your answer.",
-        ),
-    ),
-    "keywords:forbidden_words": Kind(
-        _keywords("forbidden_words", 3),
-        (
-            "Do not use these words: {forbidden_words}.",
-            "Avoid the following completely: {forbidden_words}.",
-            "Your answer must not contain {forbidden_words}.",
-            "Without ever saying {forbidden_words}.",
-        ),
-    ),
-    "keywords:letter_frequency": Kind(
-        _letter,
-        (
-            "The letter {letter} should appear {relation} {let_frequency} times.",
-            'Use the letter "{letter}" {relation} {let_frequency} times.',
-            "Your answer should have {relation} {let_frequency} times the letter {letter}.",
-        ),
-    ),
-    "language:response_language": Kind(
-        lambda rng, words, request: {"language": rng.choice(list(LANGUAGES))},
-        ("Answer in {language} only.", "Your whole answer should be in {language}.", "Write in {language}, not in English."),
-    ),
-    "length_constraints:number_sentences": Kind(
-        _compared("num_sentences", "relation", (3, 6), (4, 6)),
-        (
-            "Use {relation} {num_sentences} sentences.",
-            "Your answer should have {relation} {num_sentences} sentences.",
-            "Write {relation} {num_sentences} sentences.",
-        ),
-    ),
-    "length_constraints:number_paragraphs": Kind(
-        _count("num_paragraphs", 2, 4),
-        (
-            "Write exactly {num_paragraphs} paragraphs, with three asterisks (***) between them.",
-            "There should be {num_paragraphs} paragraphs. Separate paragraphs with the divider ***",
-            "Split the answer into {num_paragraphs} paragraphs and put *** between two paragraphs.",
-        ),
-    ),
-    "length_constraints:number_words": Kind(
-        _compared("num_words", "relation", (30, 60), (20, 70), 5),
-        (
-            "Answer with {relation} {num_words} words.",
-            "Your answer should have {relation} {num_words} words.",
-            "Use {relation} {num_words} words.",
-            "The length must be {relation} {num_words} words.",
-        ),
-    ),
-    "length_constraints:nth_paragraph_first_word": Kind(
-        _first_word,
-        (
-            "Write {num_paragraphs} paragraphs with an empty line between them. Paragraph {nth_paragraph} must begin with the "
-            'word "{first_word}".',
-            "There should be exactly {num_paragraphs} paragraphs with empty lines between them, and paragraph {nth_paragraph} "
-            "has to start with {first_word}.",
-            "Give exactly {num_paragraphs} paragraphs with an empty line between them. Let the first word of paragraph "
-            "{nth_paragraph} be {first_word}.",
-        ),
-    ),
-    "detectable_content:number_placeholders": Kind(
-        _count("num_placeholders", 1, 4),
-        (
-            "Use at least {num_placeholders} placeholders in square brackets, such as [name].",
-            "Leave at least {num_placeholders} blanks to fill in, written like [date].",
-            "Your text must contain {num_placeholders} or more placeholders like [address].",
-        ),
-    ),
-    "detectable_content:postscript": Kind(
-        lambda rng, words, request: {"postscript_marker": rng.choice(("P.S.", "P.S.", "P.P.S"))},
-        (
-            "At the end, add a postscript that starts with {postscript_marker}",
-            "Finish with a postscript. Begin it with {postscript_marker}",
-            "After the text, write a last remark that starts with {postscript_marker}",
-        ),
-    ),
-    "detectable_format:number_bullet_lists": Kind(
-        _count("num_bullets", 2, 5),
-        (
-            "Answer with exactly {num_bullets} bullet points, each on a line that starts with *",
-            "Your answer must contain exactly {num_bullets} bullets in Markdown, such as:\n* This is a bullet.",
-            "Make a list of exactly {num_bullets} points. Start each with a dash (-).",
-        ),
-    ),
-    "detectable_format:constrained_response": Kind(
-        _nothing,
-        (
-            'Reply with one of these: "My answer is yes.", "My answer is no.", "My answer is maybe."',
-            "Choose one of the following as your answer: My answer is yes. / My answer is no. / My answer is maybe.",
-            "Your answer must be one of: (My answer is yes., My answer is no., My answer is maybe.)",
-        ),
-    ),
-    "detectable_format:number_highlighted_sections": Kind(
-        _count("num_highlights", 1, 4),
-        (
-            "Highlight at least {num_highlights} parts of your answer with asterisks, like *this*.",
-            "Mark at least {num_highlights} phrases in Markdown, such as *important phrase*.",
-            "Put at least {num_highlights} pieces of text in *asterisks*.",
-        ),
-    ),
-    "detectable_format:multiple_sections": Kind(
-        lambda rng, words, request: {
-            "section_spliter": rng.choice(("Section", "Part", "Chapter")),
-            "num_sections": rng.randint(2, 4),
-        },
-        (
-            "Divide the answer into {num_sections} sections. Head each with {section_spliter} X, as in {section_spliter} 1.",
-            "Your answer must have {num_sections} sections, headed {section_spliter} 1, {section_spliter} 2 and so on.",
-            "Structure it in {num_sections} sections, marked with {section_spliter} and its number.",
-        ),
-    ),
-    "detectable_format:json_format": Kind(
-        _nothing,
-        (
-            "Give the whole answer in JSON.",
-            "Your entire output must be valid JSON.",
-            "Answer with a JSON object and nothing else.",
-            "Wrap everything in JSON format.",
-        ),
-    ),
-    "detectable_format:title": Kind(
-        _nothing,
-        (
-            "Give it a title in double angle brackets, such as <<my title>>.",
-            "Your answer must have a title, written like <<this>>.",
-            "Add a title and put it between << and >>.",
-        ),
-    ),
-    "combination:two_responses": Kind(
-        _nothing,
-        (
-            "Give two different answers, separated by six asterisks: ******",
-            "Write two versions. Put only ****** between them.",
-            "I want exactly two different responses with ****** between the first and the second.",
-        ),
-    ),
-    "combination:repeat_prompt": Kind(
-        lambda rng, words, request: {"prompt_to_repeat": request},
-        (
-            "Before you answer, repeat the request above word for word. Say nothing before it.",
-            "First repeat the sentence above without any change, then answer it.",
-            "Start by copying my request exactly (without this sentence). Then give your answer.",
-        ),
-    ),
-    "startend:end_checker": Kind(
-        lambda rng, words, request: {"end_phrase": rng.choice(ENDINGS)},
-        (
-            "End with exactly this sentence: {end_phrase}",
-            'The last words of your answer must be "{end_phrase}"',
-            'Finish your answer with the phrase "{end_phrase}" Nothing may follow it.',
-        ),
-    ),
-    "startend:quotation": Kind(
-        _nothing,
-        (
-            "Put your whole answer in double quotation marks.",
-            'Wrap the entire answer in double quotes ("like this").',
-            'Begin and end your answer with a double quotation mark (").',
-        ),
-    ),
-    "change_case:capital_word_frequency": Kind(
-        _compared("capital_frequency", "capital_relation", (2, 6), (5, 9)),
-        (
-            "Words in all capital letters should appear {relation} {capital_frequency} times.",
-            "Use {relation} {capital_frequency} words that are written in CAPITALS.",
-            "There should be {relation} {capital_frequency} fully capitalised words.",
-        ),
-    ),
-    "change_case:english_capital": Kind(
-        _nothing, ("Answer in English and in capital letters only.", "Write everything in CAPITALS.", "Use no small letters.")
-    ),
-    "change_case:english_lowercase": Kind(
-        _nothing,
-        ("Answer in English and in lowercase only.", "Write everything in small letters.", "Use no capital letters at all."),
-    ),
-    "punctuation:no_comma": Kind(
-        _nothing,
-        (
-            "Do not use any commas.",
-            "Write without commas.",
-            "There must be no comma in your answer.",
-            "Avoid commas in the whole text.",
-        ),
-    ),
+KINDS: dict[str, Draw] = {
+    "keywords:existence": _keywords("keywords", 3),
+    "keywords:frequency": _frequency,
+    "keywords:forbidden_words": _keywords("forbidden_words", 3),
+    "keywords:letter_frequency": _letter,
+    "language:response_language": _one_of("language", *LANGUAGES),
+    "length_constraints:number_sentences": _compared("num_sentences", "relation", (3, 6), (4, 6)),
+    "length_constraints:number_paragraphs": _count("num_paragraphs", 2, 4),
+    "length_constraints:number_words": _compared("num_words", "relation", (30, 60), (20, 70), 5),
+    "length_constraints:nth_paragraph_first_word": _first_word,
+    "detectable_content:number_placeholders": _count("num_placeholders", 1, 4),
+    "detectable_content:postscript": _one_of("postscript_marker", "P.S.", "P.S.", "P.P.S"),
+    "detectable_format:number_bullet_lists": _count("num_bullets", 2, 5),
+    "detectable_format:constrained_response": _nothing,
+    "detectable_format:number_highlighted_sections": _count("num_highlights", 1, 4),
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:json_format": _nothing,
+    "detectable_format:title": _nothing,
+    "combination:two_responses": _nothing,
+    "combination:repeat_prompt": lambda rng, words, request: {"prompt_to_repeat": request},
+    "startend:end_checker": _one_of("end_phrase", *ENDINGS),
+    "startend:quotation": _nothing,
+    "change_case:capital_word_frequency": _compared("capital_frequency", "capital_relation", (2, 6), (5, 9)),
+    "change_case:english_capital": _nothing,
+    "change_case:english_lowercase": _nothing,
+    "punctuation:no_comma": _nothing,
 }
 LANGUAGE_KINDS = ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
 HELD_OUT_KINDS = (
@@ -305,6 +134,14 @@ ALONE = (
 )
 
 
+@functools.cache
+def request_texts() -> dict[str, Any]:
+    """Return requests.yaml: {"subjects": {subject: words}, "forms", "questions": requests, "phrasings": {kind: texts}}."""
+    import yaml
+
+    return yaml.safe_load(Path(__file__).with_name("requests.yaml").read_text(encoding="utf-8"))
+
+
 def verifiable(split: str, seed: int, kinds: str = "train", most: int = 2, valid: int = 500) -> Iterator[dict]:
     """Yield records such as "Write a poem about penguins. Do not use any commas."
 
@@ -317,15 +154,16 @@ def verifiable(split: str, seed: int, kinds: str = "train", most: int = 2, valid
         raise UserError(f"verifiable: kinds={kinds!r} must be {', '.join(NAMED)}, or some of {','.join(KINDS)}")
     if most < 1:
         raise UserError(f"verifiable: most={most} must be at least 1 instruction")
+    texts = request_texts()
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         ids = _some_kinds(rng, chosen, most)
-        form = rng.choice(QUESTIONS if "detectable_format:constrained_response" in ids else FORMS)
-        subjects = rng.sample(list(SUBJECTS), form.count("{}"))
+        form = rng.choice(texts["questions" if "detectable_format:constrained_response" in ids else "forms"])
+        subjects = rng.sample(list(texts["subjects"]), form.count("{}"))
         request = form.format(*subjects)
-        words = list(dict.fromkeys(word for subject in subjects for word in SUBJECTS[subject]))
-        kwargs = [KINDS[id].draw(rng, words, request) for id in ids]
-        told = [_told(rng.choice(KINDS[id].phrasings), one) for id, one in zip(ids, kwargs)]
+        words = list(dict.fromkeys(word for subject in subjects for word in texts["subjects"][subject]))
+        kwargs = [KINDS[id](rng, words, request) for id in ids]
+        told = [_told(rng.choice(texts["phrasings"][id]), one) for id, one in zip(ids, kwargs)]
         prompt = "\n".join([request, *told]) if rng.random() < 0.2 else " ".join([request, *told])
         record = {
             "key": f"{number(prompt):016x}",

@@ -19,7 +19,7 @@ import numpy as np
 from data.text.dataset import SPLITS, open_split, prepared
 from data.text.mixture import Mixture, Stage
 from data.text.sizes import Sizes, constant
-from data.text.weights import Rule, Size, stages_of
+from data.text.weights import Size, Weights, stages_of
 from lm.errors import UserError
 
 NO_ROW = -1  # the id of a padding row in the last batch
@@ -77,9 +77,8 @@ class TextBatches(Batches):
         split: `train` or `valid`.
         batch_size: B, over all hosts.
         seed: of the shuffle, at least 0.
-        weights: of the sources, see data/text/weights.py. A source without weight is not read. Default: all sources, in
-            proportion to their rows. Without `shuffle` weights only select sources.
-        steps: number of batches in the run, of which the stages of `weights` take their fractions.
+        weights: of the sources, see data/text/weights.py. A source without weight is not read. Without `shuffle` weights only
+            select sources.
         shuffle: see above.
         growth: rows of the batches if the first ones have fewer; default: B in all.
         with_sources: whether batches hold the index of each row's source.
@@ -104,8 +103,7 @@ class TextBatches(Batches):
         *,
         batch_size: int,
         seed: int = 0,
-        weights: Sequence[Rule] | None = None,
-        steps: int = 0,
+        weights: Weights = Weights(),  # noqa: B008 (it is frozen)
         shuffle: bool = True,
         growth: Sizes | None = None,
         with_sources: bool = False,
@@ -127,14 +125,14 @@ class TextBatches(Batches):
         if not self.ranges:
             raise UserError(f"{dataset_dir} has no rows in split {split!r}; raise data.valid_fraction and prepare it again")
         self.stages = [Stage(0, {name: size.rows / end for name, size in self.sizes.items()})]
-        if weights is not None:
-            self.stages = stages_of(weights, self.sizes, steps)
+        if weights.rules is not None:
+            self.stages = stages_of(weights.rules, self.sizes, weights.steps)
         chosen = [name for name in self.ranges if any(name in stage.shares for stage in self.stages)]
 
         self._mixture: Mixture | None = None
         if not shuffle:
             order: Sequence[int] = np.concatenate([np.asarray(self.ranges[name]) for name in chosen])
-        elif weights is None:
+        elif weights.rules is None:
             order = shuffled(end, seed)
         else:
             streams = {name: _permuted(ids, seed, i) for i, (name, ids) in enumerate(self.ranges.items(), start=1)}

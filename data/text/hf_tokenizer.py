@@ -20,7 +20,7 @@ import numpy as np
 import tokenizers
 
 from data.text import gguf_tokenizer
-from data.text.sentencepiece_tokenizer import SPACE, scrub
+from data.text.sentencepiece_tokenizer import SPACE, joined, scrub
 from lm.errors import UserError
 from lm.files import saving
 from lm.files import untrusted as strangers
@@ -151,10 +151,7 @@ class HFTokenizer:
 
         Raises: ValueError if an id is outside [0, vocab_size).
         """
-        ids = np.asarray(ids, np.int64).reshape(-1)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {self.vocab_size}")
-        return b"".join([self._bytes[i] for i in ids.tolist()])
+        return joined(self._bytes, ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""

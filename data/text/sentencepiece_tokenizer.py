@@ -141,10 +141,7 @@ class SentencePieceTokenizer:
         Raises:
             ValueError: an id is outside [0, vocab_size).
         """
-        ids = np.asarray(ids, np.int64).reshape(-1)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {self.vocab_size}")
-        return b"".join([self._bytes[i] for i in ids.tolist()])
+        return joined(self._bytes, ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
@@ -280,9 +277,8 @@ class Sample:
 
     def __init__(self, max_bytes: int, seed: int):
         self._max_bytes, self._draw = max_bytes, random.Random(seed).random
-        self._held: list[
-            tuple[float, int, str, int, int]
-        ] = []  # (-number, place, chunk, bytes, hash), the largest number first
+        # (−number, place, chunk, bytes, hash), the largest number first
+        self._held: list[tuple[float, int, str, int, int]] = []
         self._size, self._threshold, self._place = 0, 1.0, 0
 
     def add(self, text: str, hash: int = 0) -> None:
@@ -352,6 +348,14 @@ def _next_cut(part: str, end: int) -> int:
 
 _WORD_END = re.compile(r"[^ ](?= )")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def joined(spellings: Sequence[bytes], ids: Sequence[int] | np.ndarray) -> bytes:
+    """Return the bytes of ids, one after the other. Raises: ValueError if an id has no spelling."""
+    ids = np.asarray(ids, np.int64).reshape(-1)
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(spellings):
+        raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {len(spellings)}")
+    return b"".join([spellings[i] for i in ids.tolist()])
 
 
 def scrub(text: str) -> str:

@@ -67,7 +67,7 @@ def survey(
         sample_bytes: UTF-8 bytes of training text in `Survey.sample`.
         progress: called regularly with a source's name and the bytes read from it.
 
-    Memory: 21 to 27 bytes per document, 46 while the table of digests grows, and one byte after this function returns;
+    Memory: 17 bytes per document, 49 while the digests are merged, and one byte after this function returns;
     also the validation text with its fingerprints, and the sample.
 
     Raises:

@@ -33,6 +33,16 @@ class Rule(NamedTuple):
     numbers: Mapping[str, float]
 
 
+class Weights(NamedTuple):
+    """The stages of `data.weights`, and the batches of the run that they take their fractions of.
+
+    rules: None: all sources in proportion to their rows.
+    """
+
+    rules: Sequence[Rule] | None = None
+    steps: int = 0
+
+
 class Size(NamedTuple):
     """The training text of a source: packed rows, and the tokens that are targets in them."""
 

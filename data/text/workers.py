@@ -61,6 +61,8 @@ def ordered(
     for item in items if alone else itertools.islice(items, here):
         yield function(state, item)
     first = [] if alone else list(itertools.islice(items, processes))
+    if len(first) == 1:  # and the last: nothing else could be done meanwhile
+        yield function(state, first.pop())
     workers = _started(len(first), function, state, warm and may_fork())
     queued: dict[Connection, collections.deque[int]] = {worker: collections.deque() for worker in workers}
     waiting, more = enumerate(itertools.chain(first, items)), True

@@ -6,6 +6,7 @@ tasks. A run on examples that names rewards also has held-out tasks.
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,11 +136,11 @@ def batches(config, kind: str, examples: Examples, split: str, towers: Towers | 
     if towers is not None:
         media = functools.partial(media_rows.arrays, columns, towers=towers, most=examples.counts[split])
 
-    def made(**options) -> ExampleBatches:
+    def made(lengths: Sequence[int], **options) -> ExampleBatches:
         return ExampleBatches(
             columns,
             kind=kind,
-            sequence_length=config.sequence_length,
+            lengths=lengths,
             batch_size=config.batch_size,
             seed=config.seed,
             shuffle=split == "train",
@@ -147,20 +148,21 @@ def batches(config, kind: str, examples: Examples, split: str, towers: Towers | 
             **options,
         )
 
+    T = config.sequence_length
     if kind == "conversation":
-        return made()
+        return made([T])
     cut = config.mesh.get("context", 1) != 1  # by a context axis
-    two_rows = made(lengths=() if cut else row_lengths(config.sequence_length))
+    two_rows = made([T] if cut else row_lengths(T))
     if config.method == "preference" and kind == "pair" and config.preference.share_prompts and not cut:
         some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
         if preference.pays(model_config_of(config), some):
-            return made(lengths=row_lengths(2 * config.sequence_length), joined=True)
+            return made(row_lengths(2 * T), joined=True)
     return two_rows
 
 
 def row_lengths(longest: int) -> list[int]:
-    """Return what else the rows of a batch may have as their length: quarters of the longest one, if multiples of 64."""
-    return [longest * n // 4 for n in (1, 2, 3) if longest * n % 256 == 0]
+    """Return the lengths that the rows of a batch may have: the longest one, and its quarters that are multiples of 64."""
+    return [*(longest * n // 4 for n in (1, 2, 3) if longest * n % 256 == 0), longest]
 
 
 def data_summary(counts: dict, config) -> str:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from data.chat.conversations import Conversation
 from data.chat.example_encoding import Encoder
+from data.chat.kinds import Conversation
 from data.text.tokenizer import load_tokenizer
 from lm.align.reward import reward_scores
 from lm.convert.source import as_stored, on_first_device, open_source

@@ -1,19 +1,17 @@
 """Contamination check: word n-gram overlap of benchmark items with training text, and scores on the clean items.
 
 An item is dirty if one 13-gram of its words occurs in the training text (GPT-3, Brown et al. 2020, appendix C; a strict rule),
-or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words and matches are those of curation
-(data/dedup/decontaminate.py). An item of fewer than 8 words cannot be checked and counts as neither dirty nor clean.
+or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words are runs of letters and digits; case is ignored. In
+scripts without spaces a character is a word. An item of fewer than 8 words cannot be checked and is neither dirty nor clean.
 
-The items are held in memory, and the text is streamed.
+The items are held in memory and the text is streamed, so the items and the longest document bound the memory. Matches are
+compared word for word, so a hash collision makes no item dirty.
 """
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from data.dedup.decontaminate import Report, benchmark, find
 from lm.errors import UserError
@@ -22,7 +20,7 @@ from lm.evals.stats.measures import is_number, mean
 LONG, SHORT = 13, 8  # n-gram sizes, words
 SHARE = 0.7  # of the short grams
 SHOWN = 3  # matched grams listed per item
-BATCH = 64  # documents read at a time
+BATCH_CHARACTERS = 1 << 18  # of texts that are read at a time
 
 
 class BenchmarkItem(NamedTuple):
@@ -35,37 +33,37 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
     """Return for each item {"task", "doc_id", "words", "overlap": share of its 8-grams that occur in a text, "overlap_13": the
     same for its 13-grams (None if it is shorter), "matched": some matching grams, "dirty": bool, or None below 8 words}.
     """
-    rows, texts = [{"id": number, "text": item.text} for number, item in enumerate(items)], iter(texts)
-    reports = [Report(benchmark(rows, size, size)) for size in (LONG, SHORT)] if rows else []
-    while batch := list(itertools.islice(texts, BATCH)) if rows else []:
-        for report in reports:
+    rows = [{"id": i, "text": item.text} for i, item in enumerate(items)]
+    long, short = (Report(benchmark(rows, size, size, keep_symbols=False)) for size in (LONG, SHORT))
+    for batch in _batched(texts):
+        for report in (long, short):
             report.add(find(batch, report.held), range(len(batch)))
     results = []
-    for number, item in enumerate(items):
-        (share_long, grams), (share, other) = (_overlap(report, number) for report in reports)
+    for i, (item, of_long, of_short) in enumerate(zip(items, long.rows(), short.rows())):
+        share_long, share = of_long["share"], of_short["share"]
         results.append(
             {
                 "task": item.task,
                 "doc_id": item.doc_id,
-                "words": int(reports[0].held.words[number]),
+                "words": of_short["words"],
                 "overlap": share,
                 "overlap_13": share_long,
-                "matched": (grams or other)[:SHOWN],
+                "matched": [" ".join(gram) for gram in (long.matched(i) or short.matched(i))[:SHOWN]],
                 "dirty": None if share is None else bool(share_long) or share >= SHARE,
             }
         )
     return results
 
 
-def _overlap(report: Report, item: int) -> tuple[float | None, list[str]]:
-    """Return the share of an item's grams that occurred (None if it has no grams) and those grams, in order and unique."""
-    held = report.held
-    begin, end = np.searchsorted(held.item, (item, item + 1))
-    if begin == end:
-        return None, []
-    grams = held.gram[begin:end]
-    seen = report.gram_documents[grams] > 0
-    return float(seen.mean()), [" ".join(held.grams[gram]) for gram in dict.fromkeys(grams[seen].tolist())]
+def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, Any]:
@@ -74,19 +72,19 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     Returns: {"tasks": {task: {"items", "dirty", "untold": items too short to check, "metrics": {metric: {"all", "clean",
     "clean_stderr", "dirty"}}}}, "items": the dirty entries of `check`}. Samples with the same doc_id count as one item.
     """
-    rows = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
+    kept = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
     items: dict[tuple, BenchmarkItem] = {}
-    for task, doc_id, text, _ in rows:
+    for task, doc_id, text, _ in kept:
         items.setdefault((task, str(doc_id)), BenchmarkItem(task, doc_id, text))
     checked = dict(zip(items, check(list(items.values()), texts), strict=True))
     tasks: dict[str, dict] = {}
-    for (task, _), entry in checked.items():
+    for (task, _), one in checked.items():
         counts = tasks.setdefault(task, {"items": 0, "dirty": 0, "untold": 0, "metrics": {}})
         counts["items"] += 1
-        counts["dirty"] += entry["dirty"] is True
-        counts["untold"] += entry["dirty"] is None
+        counts["dirty"] += one["dirty"] is True
+        counts["untold"] += one["dirty"] is None
     values: dict[tuple, dict[str, list]] = {}
-    for task, doc_id, _, metrics in rows:
+    for task, doc_id, _, metrics in kept:
         dirty = checked[task, str(doc_id)]["dirty"]
         for metric, value in metrics.items():
             if is_number(value):
@@ -97,7 +95,7 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     for (task, metric), parts in values.items():
         clean = mean("clean", parts["clean"])
         tasks[task]["metrics"][metric] = {part: mean(part, parts[part])[part] for part in ("all", "dirty")} | clean
-    return {"tasks": tasks, "items": [entry for entry in checked.values() if entry["dirty"]]}
+    return {"tasks": tasks, "items": [one for one in checked.values() if one["dirty"]]}
 
 
 def query(sample: Mapping) -> str:
@@ -105,13 +103,13 @@ def query(sample: Mapping) -> str:
     return the part after the last blank line, where the examples end."""
     if isinstance(sample.get("query"), str):
         return sample["query"]
-    prompt = sample.get("messages") or sample.get("prompt") or ""
-    if isinstance(prompt, list) and isinstance(prompt[0], str):  # a prompt for each choice
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return prompt.rstrip().rpartition("\n\n")[2]
-    turns = [str(m.get("content") or "") for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"]
-    return turns[-1] if turns else ""
+    asked = sample.get("messages") or sample.get("prompt") or ""
+    if isinstance(asked, list) and isinstance(asked[0], str):  # a prompt for each choice
+        asked = asked[0]
+    if isinstance(asked, str):
+        return asked.rstrip().rpartition("\n\n")[2]
+    said = [str(m.get("content") or "") for m in asked if isinstance(m, Mapping) and m.get("role") == "user"]
+    return said[-1] if said else ""
 
 
 def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:

@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import xxhash
@@ -13,7 +14,7 @@ from data.recipe.stages import Stage
 from lm.errors import UserError
 
 
-def _perplexity(batch: Batch, options: Mapping[str, Any]) -> Columns:
+def _perplexity(_: ModuleType, batch: Batch, options: Mapping[str, Any]) -> Columns:
     from lm.evals.documents import columns
 
     scorer = _scorer(options["checkpoint"], options["content"], options["max_tokens"], options["batch"])

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.chat.conversations import Conversation
 from data.chat.example_encoding import Encoder
+from data.chat.kinds import Conversation
 from lm.errors import UserError
 from lm.personal.items import Item
 from lm.personal.speaker import Speaker

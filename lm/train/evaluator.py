@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from data.text.batches import Batches, TextBatches
 from data.text.tokenizer import Tokenizer
-from data.text.weights import Rule
+from data.text.weights import Rule, Weights
 from lm.parallel.mesh import spec
 from lm.train.feed import Feed, summed
 from lm.train.step import Batch, Trainer
@@ -25,7 +25,7 @@ def valid_batches(dataset: Path, batch_size: int) -> dict[str, TextBatches]:
     def batches(**chosen: Any) -> TextBatches:
         return TextBatches(dataset, "valid", batch_size=batch_size, shuffle=False, **chosen)
 
-    return {name: batches(weights=[Rule(0.0, "shares", {name: 1.0})]) for name in batches().ranges}
+    return {name: batches(weights=Weights([Rule(0.0, "shares", {name: 1.0})])) for name in batches().ranges}
 
 
 class Evaluator:

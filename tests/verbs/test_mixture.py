@@ -10,7 +10,7 @@ from data.text.batches import TextBatches
 from data.text.dataset import prepare
 from data.text.sentencepiece_tokenizer import train
 from data.text.split import survey
-from data.text.weights import parse_weights
+from data.text.weights import Weights, parse_weights
 from tests.verbs import runs
 
 WEIGHTS = "0: many=3,few=1; 0.5: few=1"
@@ -45,7 +45,7 @@ def staged(dataset, tmp_path_factory):
 
 def test_each_stage_reads_its_sources_and_the_report_says_so(staged, dataset):
     workdir, _ = staged
-    batches = TextBatches(dataset, batch_size=8, seed=0, weights=parse_weights(WEIGHTS), steps=40)
+    batches = TextBatches(dataset, batch_size=8, seed=0, weights=Weights(parse_weights(WEIGHTS), 40))
     ids = [line["ids"] for line in runs.lines(workdir / "ids.jsonl")]
     assert ids == [batches.global_row_ids(n).tolist() for n in range(40)]
     few = [sum(id_ in batches.ranges["few"] for id_ in step) for step in ids]

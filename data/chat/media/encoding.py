@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.chat.conversations import Conversation
 from data.chat.example_encoding import Encoder, Sequenced
+from data.chat.kinds import Conversation
 from data.chat.messages import Messages
 from data.media import audio, images, spectrograms, tiles
 from data.media.parts import KINDS

@@ -114,16 +114,9 @@ def number_chunks(codes, begin_C, end_C, start, seen, number_C):
     """
     for c in range(start, len(begin_C)):
         begin, size = begin_C[c], end_C[c] - begin_C[c]
-        hash, mask = _hash(codes, begin, size), len(seen.chunks.slots) - 1
-        slot = np.int64(hash >> np.uint64(32)) & mask
+        hash = _hash(codes, begin, size)
+        slot = _slot(seen.chunks, seen.codes, hash, codes, begin, size)
         number = seen.chunks.slots[slot]
-        while number >= 0 and not (
-            seen.chunks.hash[number] == hash
-            and seen.chunks.size[number] == size
-            and _same(seen.codes, seen.chunks.at[number], codes, begin, size)
-        ):
-            slot = (slot + 1) & mask
-            number = seen.chunks.slots[slot]
         if number < 0:
             number, at = seen.counts[0], seen.counts[3]
             if number == len(seen.chunks.at) or at + size >= len(seen.codes):
@@ -155,16 +148,9 @@ def add_words(first, kinds, seen):
 @compiled
 def _word(at, size, kinds, seen):
     """Return the number of a word of `codes`."""
-    hash, mask = _hash(seen.codes, at, size), len(seen.distinct.slots) - 1
-    slot = np.int64(hash >> np.uint64(32)) & mask
+    hash = _hash(seen.codes, at, size)
+    slot = _slot(seen.distinct, seen.codes, hash, seen.codes, at, size)
     number = seen.distinct.slots[slot]
-    while number >= 0 and not (
-        seen.distinct.hash[number] == hash
-        and seen.distinct.size[number] == size
-        and _same(seen.codes, seen.distinct.at[number], seen.codes, at, size)
-    ):
-        slot = (slot + 1) & mask
-        number = seen.distinct.slots[slot]
     if number < 0:
         number, every, some = seen.counts[2], 0xFF, 0
         for i in range(at, at + size):
@@ -177,6 +163,20 @@ def _word(at, size, kinds, seen):
         seen.distinct.hash[number], seen.distinct.at[number], seen.distinct.size[number] = hash, at, size
         seen.counts[2] += 1
     return number
+
+
+@compiled
+def _slot(table, table_codes, hash, codes, at, size):
+    """Return the slot of codes[at : at + size] in a table of chunks or words, or the free one where it belongs."""
+    mask = len(table.slots) - 1
+    slot = np.int64(hash >> np.uint64(32)) & mask
+    number = table.slots[slot]
+    while number >= 0 and not (
+        table.hash[number] == hash and table.size[number] == size and _same(table_codes, table.at[number], codes, at, size)
+    ):
+        slot = (slot + 1) & mask
+        number = table.slots[slot]
+    return slot
 
 
 @compiled

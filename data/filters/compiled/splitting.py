@@ -1,14 +1,9 @@
 """Cut chunks into words: the rules of data/filters/splitting.py, which is the plain twin, on code points."""
 
-import functools
-import re
-from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from data.filters import splitting
-from data.filters.characters import ICONS, LETTERS, LOWER, UPPER, first_characters
 from data.filters.compiled import compiled
 
 CODES = 0x40000  # code points; those above are of no class
@@ -40,52 +35,6 @@ class Tables(NamedTuple):
     after_digit: np.ndarray
     longest: int
     longest_after_digit: int
-
-
-@functools.cache
-def tables() -> Tables:
-    """Return the tables, made of the sets of data/filters/splitting.py. It takes about a tenth of a second, once a process."""
-    is_word = np.fromiter(map(str.isalnum, first_characters(CODES)), bool, CODES)
-    classes = np.where(is_word, WORD, 0).astype(np.uint16)
-    singles = "".join(mark for mark in splitting.CURRENCIES if len(mark) == 1)
-    marks = (
-        *((splitting.QUOTES, QUOTE), (splitting.BEFORE, BEFORE), (splitting.AFTER, AFTER), (singles, CURRENCY)),
-        *((splitting.BEFORE_FULL_STOP, BEFORE_FULL_STOP), (".…+-*^,–—~:<>=/", INNER), ("_", WORD)),
-    )
-    for some, bit in marks:
-        classes[list(map(ord, some))] |= bit
-    for some, bit in ((LETTERS, LETTER), (LOWER, LOW), (UPPER, HIGH), (ICONS, ICON | INNER)):
-        for match in re.finditer("(.)-(.)|.", some, re.DOTALL):
-            first, last = match.groups() if match[1] else (match[0], match[0])
-            classes[ord(first) : ord(last) + 1] |= bit
-    parts = {"".join(some): some for some in splitting.cut_exceptions()}
-    exceptions, after_digit = _placed(splitting.EXCEPTIONS), _placed(splitting.AFTER_DIGIT)
-    words, marked = np.zeros((2, len(exceptions)), np.uint16)
-    for text, some in splitting.EXCEPTIONS.items():
-        slot = _find(exceptions, _key_of(text))
-        words[slot], marked[slot] = _mask(some), _mask(parts.get(text, ()))
-    longest = splitting.LONGEST_EXCEPTION, max(map(len, splitting.AFTER_DIGIT))
-    return Tables(classes, exceptions, words, marked, after_digit, *longest)
-
-
-def _placed(texts: Collection[str]) -> np.ndarray:
-    keys = np.zeros(1 << (4 * len(texts)).bit_length(), np.uint64)
-    for text in dict.fromkeys(texts):
-        slot = -1 - _find(keys, _key_of(text))
-        keys[slot] = _key_of(text)
-    return keys
-
-
-def _key_of(text: str) -> np.uint64:
-    return np.uint64(_key(np.array(list(map(ord, text)), np.uint32), 0, len(text)))
-
-
-def _mask(words: Iterable[str]) -> int:
-    at, mask = 0, 0
-    for word in words:
-        mask |= 1 << at
-        at += len(word)
-    return mask & ~1
 
 
 @compiled
@@ -121,7 +70,7 @@ def _class(codes, i, classes):
 
 
 @compiled
-def _key(codes, begin, end):
+def key_of(codes, begin, end):
     """Return a number for up to 15 code points: a hash, and how many they are in the lowest four bits."""
     hash = _OFFSET
     for i in range(begin, end):
@@ -140,7 +89,7 @@ def _end(hash, size):
 
 
 @compiled
-def _find(keys, key):
+def find(keys, key):
     """Return where the key is in the table, or −1 − the place where it would be."""
     slot = np.int64(key >> np.uint64(4) & np.uint64(len(keys) - 1))
     while keys[slot] and keys[slot] != key:
@@ -153,7 +102,7 @@ def _exception(codes, begin, end, keys, longest):
     """Return the place of an exception in its table, or a number below 0."""
     if begin == end or end - begin > longest:
         return -1
-    return _find(keys, _key(codes, begin, end))
+    return find(keys, key_of(codes, begin, end))
 
 
 @compiled
@@ -187,7 +136,7 @@ def _suffix(codes, begin, end, after_digit, longest, classes):
     if not size:
         return 0
     for most in range(min(longest, size - 1), 0, -1):
-        if _is_digit(codes[end - most - 1]) and _find(after_digit, _key(codes, end - most, end)) >= 0:
+        if _is_digit(codes[end - most - 1]) and find(after_digit, key_of(codes, end - most, end)) >= 0:
             return most
     last, previous = codes[end - 1], codes[end - 2] if size > 1 else np.uint32(0)
     if size > 1 and ((last == _DOTS and previous == _DOTS) or (last | 32 == _S and (previous in (_APOSTROPHE, _CURLY)))):
@@ -355,7 +304,7 @@ def _has_cut_exception(codes, first, last, keys, parts, longest, is_cut):
         for size in range(1, min(longest, last - begin) + 1):
             hash = _more(hash, codes[begin + size - 1])
             if begin + size == last or is_cut[begin + size]:
-                slot = _find(keys, _end(hash, size)) if mask else -1
+                slot = find(keys, _end(hash, size)) if mask else -1
                 if slot >= 0 and parts[slot] == mask:
                     return True
                 mask |= 1 << size

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator
 
 from data.filters.pii.domains import MAILBOXES, is_top_level
-from data.filters.pii.folding import adjoins, lowered
-from data.filters.pii.spans import Span
+from data.filters.pii.folding import Span, adjoins, lowered
 
 LOCAL_CHARACTERS = frozenset("._%+-'~&")  # beside letters and digits; the rest of RFC 5322's are never used by people
 LOCAL_LENGTH = 64

@@ -1,7 +1,13 @@
-"""Fold a text to plain characters for searching: full-width digits, odd spaces and dashes, and nothing invisible."""
+"""Fold a text to plain characters for searching: full-width digits, odd spaces and dashes, and nothing invisible.
+
+HTML entities are decoded before: &#64; hides an address from harvesters, and &nbsp; keeps a number on one line.
+"""
 
 import functools
+import html
+import re
 import unicodedata
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +20,37 @@ DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 DOTS = "\u2024\u3002\uff0e\uff61"
 LAST_LETTER = 0x52F  # the end of Latin, Greek and Cyrillic: "邮箱li@example.cn" begins at "li"
 _MATHEMATICAL_DIGITS = 0x1D7CE, 0x1D7FF  # five styles of 0-9
+
+_ENTITY = re.compile(r"&(?:#(?:\d{1,7}|[xX][0-9A-Fa-f]{1,6})|[A-Za-z]{2,31}\d{0,2});")  # the longest name has 31 letters
+
+
+class Span(NamedTuple):
+    """Characters start … end − 1 of a text are of a kind: email, phone, ip, card, iban, ssn or secret."""
+
+    start: int
+    end: int
+    kind: str
+
+
+def decode_entities(text: str) -> tuple[str, np.ndarray | None]:
+    """Return the text with characters in place of HTML entities, and where they were; None if there is no entity.
+
+    Returns:
+        places: int64 [characters + 1]: character i of the result was text[places[i] : places[i + 1]]. Entities that stand for
+            two characters, and unknown ones, stay.
+    """
+    if "&" not in text:
+        return text, None
+    pieces, places, reached = [], [], 0
+    for match in _ENTITY.finditer(text):
+        said = html.unescape(match[0])
+        if len(said) == 1:
+            pieces += text[reached : match.start()], said
+            places.append(np.arange(reached, match.start() + 1))
+            reached = match.end()
+    if not pieces:
+        return text, None
+    return "".join(pieces) + text[reached:], np.concatenate((*places, np.arange(reached, len(text) + 1)))
 
 
 def fold(text: str) -> tuple[str, np.ndarray | None]:

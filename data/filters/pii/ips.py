@@ -8,8 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from data.filters.pii.folding import adjoins
-from data.filters.pii.spans import Span
+from data.filters.pii.folding import Span, adjoins
 
 # Some are "defanged", so that no program opens them.
 _DOT = r"(?:\.|[\[({]\.[\])}]|\s{0,2}[\[({]dot[\])}]\s{0,2}|\s{1,2}\.\s{1,2})"
@@ -26,9 +25,8 @@ _NUMBERED = re.compile(
     re.IGNORECASE,
 )
 _RELEASED = re.compile(r"\s(?:released?|build|version|update|firmware)\b", re.IGNORECASE)
-_TITLED = re.compile(
-    r"\.[^\S\n]{1,3}\w|\.?[^\S\n]{1,3}[A-Z\u0400-\u042f][a-z\u0430-\u052f]"
-)  # after a number at the begin of a line
+# After a number at the begin of a line.
+_TITLED = re.compile(r"\.[^\S\n]{1,3}\w|\.?[^\S\n]{1,3}[A-Z\u0400-\u042f][a-z\u0430-\u052f]")
 _UPGRADED = re.compile(r"\b(?:(?:up|down)grade[sd]?|bump(?:s|ed)?|migrat\w{1,4})\b[^\n]{0,24}\Z", re.IGNORECASE)
 # Numbers of sections and versions are small. Only one public address in a thousand has four parts below 41.
 SMALL = 41

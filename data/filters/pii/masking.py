@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data.filters.pii.emails import find_emails
-from data.filters.pii.entities import decode_entities
-from data.filters.pii.folding import fold
+from data.filters.pii.folding import Span, decode_entities, fold
 from data.filters.pii.ips import find_ips
 from data.filters.pii.numbers import find_cards, find_ibans, find_ssns
 from data.filters.pii.phones import REGIONS, find_phones, has_long_number
 from data.filters.pii.secrets import find_secrets
-from data.filters.pii.spans import Span
 from lm.errors import UserError
 
 # In this order of precedence: where two spans overlap, that of the earlier kind stays, and of one kind the first, longest one.

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from data.filters.pii.folding import adjoins
-from data.filters.pii.spans import Span
+from data.filters.pii.folding import Span, adjoins
 
 # Issuers by the first digits, and the lengths of their numbers (ISO/IEC 7812; the ranges that the networks publish). Visa's
 # 13 digits are left out: none were issued since the 1990s, and article numbers (EAN-13) look like them.
@@ -22,9 +21,8 @@ ISSUERS = (
     (range(38, 40), (14, 16)),
     (range(3528, 3590), (16,)),  # JCB
     (range(62, 63), (16, 17, 18, 19)),  # UnionPay
-    *(
-        (range(prefix, prefix + 1), (16, 18, 19)) for prefix in (5018, 5020, 5038, 5893, 6304, 6759, 6761, 6762, 6763)
-    ),  # Maestro
+    # Maestro
+    *((range(prefix, prefix + 1), (16, 18, 19)) for prefix in (5018, 5020, 5038, 5893, 6304, 6759, 6761, 6762, 6763)),
     (range(2200, 2205), (16, 17, 18, 19)),  # Mir
     (range(508, 509), (16,)),  # RuPay
     (range(5019, 5020), (16,)),  # Dankort

@@ -12,8 +12,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 
-from data.filters.pii.folding import adjoins
-from data.filters.pii.spans import Span
+from data.filters.pii.folding import Span, adjoins
 
 # The plan of each region is tried on a number without a country code.
 REGIONS = tuple(

@@ -9,8 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from data.filters.pii.folding import adjoins, lowered
-from data.filters.pii.spans import Span
+from data.filters.pii.folding import Span, adjoins, lowered
 
 # name: (a part that must be in the text, the whole form). All end where letters, digits and "_" end.
 FORMS = {
@@ -59,9 +58,8 @@ FORMS = {
     "jwt": (("eyJ",), r"eyJ(?<![\w-]eyJ)[\w-]{8,4096}+\.eyJ[\w-]{8,65536}+\.[\w-]{10,4096}+"),
     "azure": (("AccountKey=",), r"AccountKey=[A-Za-z0-9+/]{86}=="),
 }
-MIN_ENTROPY = (
-    3.0  # bits a character; words of a language have about 2.5 to 3, random letters and digits of this length over 3.3
-)
+# Bits a character; words of a language have about 2.5 to 3, random letters and digits of this length over 3.3.
+MIN_ENTROPY = 3.0
 MIN_PASSWORD = 6  # characters of a value after a name
 LONGEST_KEY = 16384  # characters of a PEM block
 

@@ -250,20 +250,14 @@ def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
 
 def _in_bucket(address: str) -> Iterator[tuple[str, str]]:
     """Yield the objects below an address, or those that match a glob, in order of names."""
-    import fsspec
+    from data.sources import objects
 
-    try:
-        system, root = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"data.input={address!r}: {error}") from error
-    found = sorted(system.glob(root)) if any(mark in root for mark in "*?[") else sorted(system.find(root))
+    found = objects.listed(address)
     if not found:
         raise UserError(f"data.input={address!r}: nothing is there; name an object, a folder or a glob")
-    scheme = address.partition("://")[0]
-    base = os.path.dirname(root) if found == [root] else root.partition("*")[0].rpartition("/")[0] if "*" in root else root
-    for path in found:
-        if not any(part.startswith(".") for part in path.removeprefix(base).split("/")):
-            yield f"{scheme}://{path.lstrip('/') if scheme != 'file' else path}", path.removeprefix(base).lstrip("/")
+    base = objects.fixed(address)
+    base = os.path.dirname(base) if found == [base] else base
+    yield from ((url, url.removeprefix(base).lstrip("/")) for url in found)
 
 
 def _id(path: str, base: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 from collections.abc import Iterator
+from itertools import chain
 from typing import BinaryIO
 
 from data.sources.archives.encodings import SAMPLE_BYTES, encoding_of
 from data.sources.source import Document, Quarantined
-from data.sources.streams import Unreadable, lines, open_stream
+from data.sources.streams import Chunks, Unreadable, lines, open_stream
 
 PIECE_BYTES = 1 << 20  # of UTF-8; a longer text is cut at a blank line, or else at the end of a line
 MAX_LINE_BYTES = 16 << 20
@@ -20,9 +22,9 @@ def read(path: str, id: str) -> Iterator[Document | Quarantined]:
     with open_stream(path) as file:
         head, damage = _head(file)
         encoding = encoding_of(head, whole=len(head) < SAMPLE_BYTES and damage is None)
-        stream: BinaryIO = io.BufferedReader(_Joined(head, file, damage))
-        if encoding != "utf-8":
-            stream = io.BufferedReader(_Transcoded(stream, encoding), 1 << 16)
+        chunks = _joined(head, file, damage)
+        chunks = chunks if encoding == "utf-8" else _transcoded(chunks, encoding)
+        stream = io.BufferedReader(Chunks(functools.partial(next, chunks, b"")), 1 << 16)
         number = 0
         for where, piece in _pieces(stream):
             if piece is None:
@@ -91,46 +93,22 @@ def _lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
         yield error
 
 
-class _Joined(io.RawIOBase):
-    """A stream of the bytes that were already read, then of the rest, or of the damage that follows them."""
-
-    def __init__(self, head: bytes, rest: BinaryIO, damage: Unreadable | None = None):
-        self._head, self._rest, self._damage = memoryview(head), rest, damage
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        if not len(self._head):
-            if self._damage:
-                raise self._damage
-            data = self._rest.read1(len(buffer))
-            buffer[: len(data)] = data
-            return len(data)
-        size = min(len(buffer), len(self._head))
-        buffer[:size], self._head = self._head[:size], self._head[size:]
-        return size
+def _joined(head: bytes, rest: BinaryIO, damage: Unreadable | None) -> Iterator[bytes]:
+    """Yield the bytes that were already read, then the rest, or the damage that follows them."""
+    yield head
+    if damage:
+        raise damage
+    while data := rest.read1(1 << 16):
+        yield data
 
 
-class _Transcoded(io.RawIOBase):
-    """A stream of UTF-8 from one of another encoding. Reading raises Unreadable where the encoding does not fit."""
-
-    def __init__(self, stream: BinaryIO, encoding: str):
-        self._stream, self._encoding, self._left = stream, encoding, memoryview(b"")
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-        self._ended = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not len(self._left) and not self._ended:
-            data = self._stream.read1(1 << 16)
-            self._ended = not data
-            try:
-                self._left = memoryview(self._decoder.decode(data, self._ended).encode())
-            except UnicodeError as error:
-                raise Unreadable(f"invalid {self._encoding}") from error
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
-        return size
+def _transcoded(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """Yield UTF-8 for chunks of another encoding. Raises: Unreadable where the encoding does not fit."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    for data, ended in chain(((data, False) for data in chunks), [(b"", True)]):
+        try:
+            text = decoder.decode(data, ended)
+        except UnicodeError as error:
+            raise Unreadable(f"invalid {encoding}") from error
+        if text:
+            yield text.encode()

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.media.audio import RATE, encode_wav
 from data.tasks.media.espeak import speak
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -56,16 +56,8 @@ def commands(
         spoken = speak(word, voice, speed, pitch)
         spoken = _played(spoken, 1 + rng.uniform(-warp, warp)) if warp else spoken
         sound = base64.b64encode(encode_wav(_placed(spoken, seconds, noise, rng))).decode()
-        record = {
-            "prompt": rng.choice(QUESTIONS),
-            "audios": [f"data:audio/wav;base64,{sound}"],
-            "completion": word,
-            "rejected": rng.choice([other for other in WORDS if other != word]),
-            "answer": word,
-            "task": "commands",
-            "voice": voice,
-        }
-        return out, record
+        prompt, other = rng.choice(QUESTIONS), rng.choice([other for other in WORDS if other != word])
+        return out, exercise("commands", prompt, word, other, audios=[f"data:audio/wav;base64,{sound}"], voice=voice)
 
     return records(draw, split, seed, valid)
 

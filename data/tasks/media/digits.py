@@ -12,7 +12,7 @@ import numpy as np
 
 from data.media.images import encode_png
 from data.media.needed import library
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 QUESTIONS = ("Which digit is this?", "What digit does the image show?", "Read the digit.")
@@ -35,14 +35,7 @@ def digits(split: str, seed: int, size: int = 32, valid: int = 500) -> Iterator[
             return out, {}
         pixels = np.kron(scans[number], np.ones((size // 8, size // 8), np.uint8))
         image = base64.b64encode(encode_png(np.repeat(pixels[..., None], 3, axis=-1))).decode()
-        record = {
-            "prompt": rng.choice(QUESTIONS),
-            "images": [f"data:image/png;base64,{image}"],
-            "completion": str(labels[number]),
-            "rejected": str(rng.choice([digit for digit in range(10) if digit != labels[number]])),
-            "answer": str(labels[number]),
-            "task": "digits",
-        }
-        return out, record
+        prompt, other = rng.choice(QUESTIONS), rng.choice([digit for digit in range(10) if digit != labels[number]])
+        return out, exercise("digits", prompt, str(labels[number]), str(other), images=[f"data:image/png;base64,{image}"])
 
     return records(draw, split, seed, valid)

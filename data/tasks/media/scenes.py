@@ -9,7 +9,7 @@ import numpy as np
 
 from data.media.images import encode_png
 from data.media.needed import library
-from data.tasks.splits import held_out, records
+from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 COLOURS = {
@@ -79,22 +79,8 @@ class Thing(NamedTuple):
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
 
-def scenes(
-    split: str,
-    seed: int,
-    size: int = 64,
-    shapes: int = 4,
-    kinds: str = "colour,count,place,neighbour",
-    questions: int = 1,
-    point: int = 0,
-    new: str = "scenes",
-    valid: int = 500,
-) -> Iterator[dict]:
-    """Yield records such as "What colour is the circle?" -> "red", with one image; `rejected` is another answer of the kind.
-
-    The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three), `neighbour`, the only
-    thing on a side of another one ("blue square"), `shape` ("circle") and `caption`, all things row by row ("top left: red
-    circle, bottom right: blue square"). No scene of valid is in train.
+class Scenes(NamedTuple):
+    """Options of `scenes`.
 
     size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
     questions: of a conversation of train about one image, at most, as in LLaVA's data (Liu et al. 2023). valid has one.
@@ -103,8 +89,27 @@ def scenes(
     new: what valid has that train has not. "scenes": nothing but the whole scenes. "things": it asks about a colour, a shape
     and a place (ABSENT) which are together in no image of train. "pairs": it asks about the pairs in HELD_OUT, of a colour and
     a shape, which no image and no text of train shows.
+    """
+
+    size: int = 64
+    shapes: int = 4
+    kinds: str = "colour,count,place,neighbour"
+    questions: int = 1
+    point: int = 0
+    new: str = "scenes"
+    valid: int = 500
+
+
+def scenes(split: str, seed: int, options: Scenes = Scenes()) -> Iterator[dict]:  # noqa: B008 (it is frozen)
+    """Yield records such as "What colour is the circle?" -> "red", with one image; `rejected` is another answer of the kind.
+
+    The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three), `neighbour`, the only
+    thing on a side of another one ("blue square"), `shape` ("circle") and `caption`, all things row by row ("top left: red
+    circle, bottom right: blue square"). No scene of valid is in train.
+
     Raises: UserError without Pillow, or for options out of range.
     """
+    size, shapes, kinds, questions, point, new, valid = options
     library("PIL.ImageDraw", "scenes: drawing")
     if not 24 <= size <= 1024:
         raise UserError(f"scenes: needs size in 24…1024, not size={size}")
@@ -132,16 +137,9 @@ def scenes(
             turns = list(found)[:questions]
             messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
             return out, {"messages": messages, "images": [image], "task": "scenes"}
-        record = {
-            "prompt": asked.question,
-            "images": [image],
-            "completion": asked.said(asked.answer, point),
-            "rejected": asked.said(rng.choice(sorted(asked.wrong - {asked.answer})), point),
-            "answer": asked.answer,
-            "task": "scenes",
-            "question": kind,
-        }
-        return out, record
+        answer, wrong = (asked.said(a, point) for a in (asked.answer, rng.choice(sorted(asked.wrong - {asked.answer}))))
+        columns = {"images": [image], "answer": asked.answer, "question": kind}
+        return out, exercise("scenes", asked.question, answer, wrong, **columns)
 
     return records(draw, split, seed, valid)
 

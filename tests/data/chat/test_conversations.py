@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from data.chat.conversations import Conversation, Labelled, Pair, Steps, Task, examples_of, read_examples
+from data.chat.conversations import examples_of, read_examples
+from data.chat.kinds import Conversation, Labelled, Pair, Steps, Task
 from data.chat.records import Record
 from lm.errors import UserError
 

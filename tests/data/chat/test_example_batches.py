@@ -45,8 +45,8 @@ def columns(kind, seed=0):
     return made
 
 
-def batches(kind, batch_size=4, **options):
-    return ExampleBatches(columns(kind), kind=kind, sequence_length=T, batch_size=batch_size, **options)
+def batches(kind, batch_size=4, lengths=(T,), **options):
+    return ExampleBatches(columns(kind), kind=kind, lengths=lengths, batch_size=batch_size, **options)
 
 
 def same(a, b):
@@ -177,12 +177,12 @@ def test_positions_begin_anew_in_each_segment():
 
 def test_an_unknown_kind():
     with pytest.raises(ValueError, match="kind must be one of"):
-        ExampleBatches(columns("pair"), kind="pairs", sequence_length=T, batch_size=2)
+        ExampleBatches(columns("pair"), kind="pairs", lengths=[T], batch_size=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_short_examples_has_shorter_rows(kind):
-    whole, short = batches(kind, batch_size=2, seed=1), batches(kind, batch_size=2, seed=1, lengths=(8, 10, 6))
+    whole, short = batches(kind, batch_size=2, seed=1), batches(kind, batch_size=2, seed=1, lengths=(8, 10, 6, T))
     seen = set()
     for n in range(2 * COUNT):
         batch, expected = short.batch(n), whole.batch(n)
@@ -213,7 +213,7 @@ def pairs_of_one_prompt():
 def test_a_joined_pair_holds_both_sequences_and_their_prompt_once():
     made = pairs_of_one_prompt()
     plain, joined = (
-        ExampleBatches(made, kind="pair", sequence_length=T, batch_size=5, shuffle=False, joined=joined)
+        ExampleBatches(made, kind="pair", lengths=[T * (1 + joined)], batch_size=5, shuffle=False, joined=joined)
         for joined in (False, True)
     )
     saved = 0

@@ -7,11 +7,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data.chat.conversations import Conversation, Labelled, Pair
 from data.chat.example_batches import ExampleBatches
 from data.chat.example_encoding import Encoder, Sequenced
 from data.chat.example_files import Row
 from data.chat.examples import packed, prepare_examples, prepare_tasks
+from data.chat.kinds import Conversation, Labelled, Pair
 from data.chat.template import CHAT_TEMPLATE
 from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
@@ -268,7 +268,7 @@ def test_every_trained_token_is_a_target_exactly_once(own, tmp_path):
         ids, trained = (np.asarray(x)[: T + 1] for x in spelled(own, messages))
         places = np.flatnonzero(trained)
         expected += zip(ids[places - 1].tolist(), ids[places].tolist(), places.tolist())
-    batches = ExampleBatches(train, kind="conversation", sequence_length=T, batch_size=4, shuffle=False)
+    batches = ExampleBatches(train, kind="conversation", lengths=[T], batch_size=4, shuffle=False)
     found = []
     for n in range(batches.num_batches):
         batch = batches.batch(n)

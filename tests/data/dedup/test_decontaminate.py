@@ -9,7 +9,7 @@ import pytest
 
 from data.dedup import decontaminate
 from data.dedup.decontaminate import Report, benchmark, columns, cut, find
-from data.dedup.word_hashes import plain_words
+from data.filters.word_hashes import plain_words
 from lm.errors import UserError
 from tests.data.dedup.corpus import prose, sources
 
@@ -65,14 +65,12 @@ def test_matches_are_those_of_a_plain_search(n, least):
         if own:
             covered = {j for place, gram in enumerate(own) if gram in found for j in range(place, place + len(gram))}
             assert row["covered"] == len(covered) / row["words"]
-    # Batches, and the order of parts of the corpus, change nothing.
-    parts = [Report(held), Report(held)]
+    whole = Report(held)  # batches change nothing
     for at in range(0, len(texts), 7):
         some = find(texts[at : at + 7], held)
         assert columns(some, held)["contamination_matches"].tolist() == result["contamination_matches"][at : at + 7].tolist()
-        parts[at % 2].add(some, [f"document {t:02}" for t in range(at, min(at + 7, len(texts)))])
-    parts[1].merge(parts[0])
-    assert parts[1].rows() == report.rows()
+        whole.add(some, [f"document {t:02}" for t in range(at, min(at + 7, len(texts)))])
+    assert whole.rows() == report.rows()
 
 
 def test_the_cost_of_a_match_does_not_grow_with_the_benchmark():
@@ -172,18 +170,6 @@ def test_policies():
     assert cut([short], find([short], held))[0] == [""]  # 191 characters are left, fewer than 200
     assert cut([short], find([short], held), least_slice=100)[0] == [short[:191]]
     assert cut([short, "clean"], find(["clean", "clean"], held))[0] == [short, "clean"]
-
-
-def test_common_phrases_can_be_ignored():
-    phrase = made(13, 7)
-    items = [{"id": 0, "text": phrase}, {"id": 1, "text": made(20, 8)}]
-    texts = [f"{made(20, i + 99)} {phrase} {made(5, -i)}" for i in range(12)] + [items[1]["text"]]
-    held = benchmark(items)
-    report = Report(held)
-    report.add(find(texts, held), range(len(texts)))
-    ignored = report.common()
-    assert ignored.sum() == 1 and report.rows()[0]["documents"] == 12
-    assert np.unique(find(texts, held, ignored).document).tolist() == [12]
 
 
 def test_short_items():

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from data.dedup import exact, keep, pieces, tables, word_hashes
+from data.dedup import exact, keep, pieces, tables
 from data.dedup.pieces import KINDS, SENTENCES, Unit
+from data.filters.word_hashes import plain_words
 from lm.errors import UserError
 from tests.data.dedup.corpus import prose, sources
 
@@ -31,7 +32,7 @@ def plainly(texts, unit, scores) -> list[tuple[int, int, int, int]]:
     for number in sorted(range(len(texts)), key=lambda i: (-scores[i], i)):
         text = texts[number]
         if unit.kind == "window":
-            own = word_hashes.plain_words(text)
+            own = plain_words(text)
             runs = [own[i : i + unit.window] for i in range(len(own) - unit.window + 1)]
             found = [(run[0][1], run[-1][2], tuple(word for word, *_ in run)) for run in runs]
         else:
@@ -176,7 +177,7 @@ def test_what_users_do_wrong(tmp_path):
     for name, unit in (("a", Unit("line")), ("b", Unit("document"))):
         with exact.Part(tmp_path / name, unit) as part:
             part.add(["x"], [1])
-    with pytest.raises(UserError, match="different units"):
+    with pytest.raises(UserError, match="different settings of exact"):
         exact.find([tmp_path / "a", tmp_path / "b"], tmp_path / "t")
     with pytest.raises(UserError, match="no complete part"):
         exact.find([tmp_path / "c"], tmp_path / "t")

@@ -206,7 +206,7 @@ def test_what_users_do_wrong(tmp_path):
             part.add(["x"], [5], [1.0, 2.0])
     with near.Part(tmp_path / "b", FINEWEB) as part:
         part.add(["some words here"], [3])
-    with pytest.raises(UserError, match="different MinHash settings"):
+    with pytest.raises(UserError, match="different settings of near"):
         near.find([tmp_path / "a", tmp_path / "b"], tmp_path / "t")
     with near.Part(tmp_path / "c") as part:
         part.add(["entirely unlike that"], [2])

@@ -7,18 +7,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from data.filters.bias import (
-    added,
-    audited,
-    balance,
-    bias_counts,
-    bias_rates,
-    label_counts,
-    load_lexicon,
-    plain_audited,
-    topics,
-    wilson,
-)
+from data.filters.bias import audited, balance, bias_rates, label_counts, load_lexicon, plain_audited, table, topics_of, wilson
+from data.filters.word_hashes import plain_words
+from data.recipe.finish import summed
 from lm.errors import UserError
 
 TEXTS = [
@@ -30,37 +21,40 @@ TEXTS = [
 ]
 
 
+def bias_counts(texts: list[str], *options, **named) -> dict[str, np.ndarray]:
+    return table(audited(texts, *options, **named).counts)
+
+
 def group(name: str) -> int:
     return load_lexicon().groups.index(name)
 
 
 def test_words_near_a_mention_are_counted():
-    table = bias_counts(TEXTS)
+    counts = bias_counts(TEXTS)
     women, men = group("gender/women"), group("gender/men")
-    assert (table["mentions"][women], table["positive_words"][women], table["negative_words"][women]) == (2, 2, 2)
-    assert (table["documents"][women], table["documents_positive"][women], table["documents_negative"][women]) == (2, 1, 1)
-    assert (table["mentions"][men], table["positive_words"][men], table["negative_words"][men]) == (2, 0, 4)
-    assert all(values.dtype == np.int64 for values in table.values())
+    assert (counts["mentions"][women], counts["positive_words"][women], counts["negative_words"][women]) == (2, 2, 2)
+    assert (counts["documents"][women], counts["documents_positive"][women], counts["documents_negative"][women]) == (2, 1, 1)
+    assert (counts["mentions"][men], counts["positive_words"][men], counts["negative_words"][men]) == (2, 0, 4)
+    assert all(values.dtype == np.int64 for values in counts.values())
 
 
 def test_the_longest_term_counts():
-    table = bias_counts(TEXTS)
-    names = {name: int(table["mentions"][group(f"origin/{name}")]) for name in ("asian", "american", "black", "african")}
+    counts = bias_counts(TEXTS)
+    names = {name: int(counts["mentions"][group(f"origin/{name}")]) for name in ("asian", "american", "black", "african")}
     assert names == {"asian": 1, "american": 1, "black": 1, "african": 0}
 
 
 def test_a_narrow_window_sees_less():
-    lexicon = load_lexicon()
-    near = bias_counts(TEXTS, lexicon, window=2)
+    near = bias_counts(TEXTS, window=2)
     women = group("gender/women")
-    assert near["positive_words"][women] == 1 and bias_counts(TEXTS, lexicon, window=50)["negative_words"][women] == 3
+    assert near["positive_words"][women] == 1 and bias_counts(TEXTS, window=50)["negative_words"][women] == 3
 
 
 def test_windows_agree_with_a_plain_count():
     lexicon = load_lexicon()
     words = "he was good and bad , she a good good hero ; the poor man did a bad thing to his good mother".split()
     for window in (1, 3, 7):
-        table = bias_counts([" ".join(words)], lexicon, window)
+        counts = bias_counts([" ".join(words)], window)
         only = [word for word in words if word.isalpha()]
         for name, sign in (("positive", 1), ("negative", -1)):
             expected = np.zeros(len(lexicon.groups), int)
@@ -68,7 +62,7 @@ def test_windows_agree_with_a_plain_count():
                 if word in lexicon.terms:
                     near = only[max(0, place - window) : place + window + 1]
                     expected[lexicon.terms[word][-1][1]] += sum(lexicon.sentiment.get(other) == sign for other in near)
-            assert table[f"{name}_words"].tolist() == expected.tolist()
+            assert counts[f"{name}_words"].tolist() == expected.tolist()
 
 
 def test_compiled_counts_are_the_plain_ones():
@@ -95,16 +89,16 @@ def test_compiled_counts_are_the_plain_ones():
     texts += [*TEXTS, *pages.values(), " ".join(f"{word} people" for word in words).upper()]
     found = audited(texts, window=3)
     for n, text in enumerate(texts):
-        plain = plain_audited(text, lexicon, window=3)
+        plain = plain_audited(text, window=3)
         assert (found.counts[n] == plain.counts[0]).all() and (found.hits[n] == plain.hits[0]).all()
     assert (found.counts.sum(axis=0) > 0).any(axis=1).sum() > 20 and (found.hits.sum(axis=0) > 0).all()
 
 
 def test_tables_add_up_over_batches():
-    whole, parts = bias_counts(TEXTS), added([bias_counts(TEXTS[:1]), bias_counts(TEXTS[1:4]), bias_counts(TEXTS[4:])])
-    assert sorted(whole) == list(parts) and all((whole[name] == parts[name]).all() for name in whole)
+    whole, parts = bias_counts(TEXTS), summed([bias_counts(TEXTS[:1]), bias_counts(TEXTS[1:4]), bias_counts(TEXTS[4:])])
+    assert list(whole) == list(parts) and all((whole[name] == parts[name]).all() for name in whole)
     labels = ["a", "b", "a", "c"]
-    assert added([label_counts(labels[:2]), label_counts(labels[2:])]) == label_counts(labels) == {"a": 2, "b": 1, "c": 1}
+    assert summed([label_counts(labels[:2]), label_counts(labels[2:])]) == label_counts(labels) == {"a": 2, "b": 1, "c": 1}
     assert not any(values.any() for values in bias_counts([]).values())
 
 
@@ -141,25 +135,16 @@ def test_topics_and_their_balance():
         "The team has a coach.",
         "",
     ]
-    columns = topics(texts)
+    columns = topics_of(audited(texts).hits)
     assert columns["topic"].tolist() == ["sport", "education", "other", "other"]
     assert columns["topic_words"].tolist() == [5, 4, 2, 0]
     rows = balance(label_counts(columns["topic"]), label_counts(columns["topic"][:2]))
     assert [row["label"] for row in rows] == ["other", "education", "sport"]
     assert [row["kept"] for row in rows] == [0, 1, 1] and [row["share_after"] for row in rows] == [0, 0.5, 0.5]
-    assert balance({}, {}) == [] and len(topics([])["topic"]) == 0
+    assert balance({}, {}) == [] and len(topics_of(audited([]).hits)["topic"]) == 0
 
 
-def test_a_lexicon_is_read_from_a_file(tmp_path):
-    path = tmp_path / "words.yaml"
-    path.write_text(
-        "identity: {team: {red: [red fox], blue: [blue]}}\nsentiment: {positive: [fine], negative: [poor]}\ntopics: {x: [a]}\n",
-        encoding="utf-8",
-    )
-    lexicon = load_lexicon(path)
-    assert lexicon.groups == ("team/red", "team/blue")
-    assert bias_counts(["a fine red fox, a red blue"], lexicon)["mentions"].tolist() == [1, 1]
-    path.write_text("identity: [1]\n", encoding="utf-8")
-    load_lexicon.cache_clear()
-    with pytest.raises(UserError, match="cannot read this lexicon"):
-        load_lexicon(path)
+def test_words_of_sentiment_and_topics_are_single_ones():
+    lexicon = load_lexicon()
+    for word in chain(lexicon.sentiment, *lexicon.topics.values()):
+        assert [one for one, _, _ in plain_words(word)] == [word]

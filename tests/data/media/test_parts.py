@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from data.chat.conversations import examples_of, read_examples, split_number
-from data.chat.messages import media_messages, messages_of
+from data.chat.messages import messages_of
 from data.chat.records import Record, read_records
 from data.media.audio import encode_wav
-from data.media.parts import MOST_MEDIA, PLACEHOLDER
+from data.media.parts import MOST_MEDIA, PLACEHOLDER, resolved
 from lm.errors import UserError
 from tests.data.media.pictures import picture, saved
 
@@ -215,12 +215,16 @@ def test_a_large_file_is_refused_before_it_is_decoded(folder, monkeypatch):
         medium.read()
 
 
+def media_messages(items, folder=None):
+    return resolved([messages_of(items, "messages", media=True)], {}, folder, "messages")[0]
+
+
 def test_a_request_has_media_in_data_urls_only(folder):
     asked = user(text("a"), image(url(RED)))
-    assert found(media_messages([asked], "messages"))[1] == [RED]
+    assert found(media_messages([asked]))[1] == [RED]
     with pytest.raises(UserError, match="^messages: message 1, part 1: 'red.png' is not fetched, and only files in data: URLs"):
-        media_messages([user(image("red.png"))], "messages")
-    assert found(media_messages([user(image("red.png"))], "messages", str(folder)))[1] == [RED]
+        media_messages([user(image("red.png"))])
+    assert found(media_messages([user(image("red.png"))], str(folder)))[1] == [RED]
 
 
 def test_those_who_read_text_only_refuse_media():

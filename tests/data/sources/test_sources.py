@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data.sources import files, open_sources, python_installation
+from data.sources import files, open_sources, plain_text, python_installation
 from data.text import split
 from lm.errors import UserError
 
@@ -68,14 +68,14 @@ def test_plain_text_keeps_its_bytes_but_for_the_mark_at_its_head(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["one line\n", "a paragraph\nof two\n\n", "x\r\n\r\n", "ö", "汉"], ids=repr)
-@pytest.mark.parametrize("size", [files.PIECE_BYTES, files.PIECE_BYTES + 1, 200_000])
+@pytest.mark.parametrize("size", [plain_text.PIECE_BYTES, plain_text.PIECE_BYTES + 1, 200_000])
 def test_long_text_is_cut_in_pieces_that_join_to_the_whole(tmp_path, unit, size):
     whole = unit * (size // len(unit.encode()))
     (tmp_path / "long.txt").write_bytes(b"\xef\xbb\xbf" + whole.encode())
     [source] = open_sources("long.txt")
     documents = list(source.read())
     assert "".join(d.text for d in documents) == whole
-    assert all(len(d.text.encode()) <= files.PIECE_BYTES for d in documents)
+    assert all(len(d.text.encode()) <= plain_text.PIECE_BYTES for d in documents)
     if len(documents) > 1:
         assert [d.id for d in documents] == [f"long.txt#{k}" for k in range(len(documents))]
     if "\n" in unit:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from data import tasks
-from data.tasks import CORPORA, TASKS
+from data.tasks import CORPORA, TASKS, task
 from data.tasks.letters import OPERATIONS, mixed_operations
 from data.tasks.splits import PATIENCE, records
 from data.tasks.style import style
@@ -20,7 +20,8 @@ MINE = ("arithmetic", "strings", "lists", "formats", "small_world", "instruction
 
 
 def some(name: str, split: str = "train", seed: int = 0, count: int = 300, **options) -> list[dict]:
-    return list(itertools.islice(TASKS[name](split, seed, **options), count))
+    given = {key: str(value) for key, value in options.items()}
+    return list(itertools.islice(task(name, split, seed, given, TASKS), count))
 
 
 def rewards_of(spec: str, rows: list[dict], completions: list[str]) -> list[float]:

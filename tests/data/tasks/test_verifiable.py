@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from data.tasks import TASKS
-from data.tasks.requests import FORMS, QUESTIONS, SUBJECTS
-from data.tasks.verifiable import ENDINGS, HELD_OUT_KINDS, KINDS, LANGUAGE_KINDS, TRAIN_KINDS
+from data.tasks.verifiable import ENDINGS, HELD_OUT_KINDS, KINDS, LANGUAGE_KINDS, TRAIN_KINDS, request_texts
 from lm.align.rl.rewards import parse_rewards, scored
 from lm.errors import UserError
 from lm.evals.tasks.ifeval.scores import score
@@ -59,9 +58,10 @@ def test_a_request_of_valid_is_in_no_training_prompt_whatever_the_kinds_and_seed
 
 
 def test_there_are_hundreds_of_requests_and_no_ending_holds_a_word_that_may_be_forbidden():
-    assert len(FORMS) * len(SUBJECTS) > 1000 and len(QUESTIONS) > 5
+    texts = request_texts()
+    assert len(texts["forms"]) * len(texts["subjects"]) > 1000 and len(texts["questions"]) > 5
     ends = {word.strip(".,!?").lower() for ending in ENDINGS for word in ending.split()}
-    assert not ends & {word.lower() for words in SUBJECTS.values() for word in words}
+    assert not ends & {word.lower() for words in texts["subjects"].values() for word in words}
 
 
 def test_the_number_of_instructions_and_their_groups():

@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 
-from data.chat.conversations import Conversation
 from data.chat.example_encoding import Encoder
+from data.chat.kinds import Conversation
 from data.text.hf_tokenizer import BASE_TEMPLATE, HFTokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.errors import UserError

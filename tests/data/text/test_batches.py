@@ -9,7 +9,7 @@ import pytest
 from data.text.batches import NO_ROW, TextBatches, read_ahead
 from data.text.dataset import open_split, prepare, prepared
 from data.text.sentencepiece_tokenizer import train
-from data.text.weights import parse_weights
+from data.text.weights import Weights, parse_weights
 from lm.errors import UserError
 from tests.data.text.test_dataset import Survey, T, source, texts
 
@@ -90,14 +90,14 @@ STAGED = parse_weights("0: code=1,docs=2; 0.5: temperature=4; 0.9: web=5,docs=1"
 
 @pytest.mark.parametrize("weights", [None, parse_weights("code=1,docs=2"), STAGED])
 def test_resuming_needs_no_replay(folder, weights):
-    batches = TextBatches(folder, batch_size=4, seed=5, weights=weights, steps=20)
+    batches = TextBatches(folder, batch_size=4, seed=5, weights=Weights(weights, 20))
     far = 10_000  # many epochs on
     same(next(read_ahead(batches.batch, far)), batches.batch(far))
     first = read_ahead(batches.batch, 7)
     for _ in range(3):
         next(first)
     expected = [next(first) for _ in range(3)]
-    resumed = read_ahead(TextBatches(folder, batch_size=4, seed=5, weights=weights, steps=20).batch, 10, prefetch=0)
+    resumed = read_ahead(TextBatches(folder, batch_size=4, seed=5, weights=Weights(weights, 20)).batch, 10, prefetch=0)
     for batch in expected:
         same(batch, next(resumed))
     first.close()
@@ -119,7 +119,7 @@ def test_the_seed_decides(folder):
 
 
 def test_a_mixture_keeps_its_proportions_and_each_source_its_epochs(folder):
-    batches = TextBatches(folder, batch_size=10, weights=parse_weights("code=.1,docs=.3,web=0"))
+    batches = TextBatches(folder, batch_size=10, weights=Weights(parse_weights("code=.1,docs=.3,web=0")))
     ids = stream(batches, 400)
     docs, code = batches.ranges["docs"], batches.ranges["code"]
     of_docs = [i for i in ids if i in docs]
@@ -145,7 +145,7 @@ def test_validation_is_one_pass_in_order_filled_up_with_nothing(folder):
 
 
 def test_validation_of_one_source(folder):
-    batches = TextBatches(folder, "valid", batch_size=3, shuffle=False, weights=parse_weights("docs=1"))
+    batches = TextBatches(folder, "valid", batch_size=3, shuffle=False, weights=Weights(parse_weights("docs=1")))
     ids = np.concatenate([batch["ids"] for batch in read_ahead(batches.batch, stop=batches.num_batches)])
     assert ids[ids != NO_ROW].tolist() == list(batches.ranges["docs"])
 
@@ -160,11 +160,11 @@ def test_iteration_by_threads_keeps_the_order(folder):
 
 def test_an_unknown_source_in_the_weights(folder):
     with pytest.raises(UserError, match="data.weights.cod: .*nearest is 'code'"):
-        TextBatches(folder, batch_size=2, weights=parse_weights("cod=1"))
+        TextBatches(folder, batch_size=2, weights=Weights(parse_weights("cod=1")))
 
 
 def test_shares_change_in_stages_and_no_row_comes_twice_before_its_source_is_exhausted(folder):
-    batches = TextBatches(folder, batch_size=4, seed=1, weights=STAGED, steps=100)
+    batches = TextBatches(folder, batch_size=4, seed=1, weights=Weights(STAGED, 100))
     assert [stage.begin for stage in batches.stages] == [0, 50, 90]
     owners = {name: [i for i in stream(batches, 100) if i in ids] for name, ids in batches.ranges.items()}
     for name, ids in batches.ranges.items():
@@ -182,7 +182,7 @@ def test_shares_change_in_stages_and_no_row_comes_twice_before_its_source_is_exh
 @pytest.mark.parametrize("hosts", [1, 4])
 def test_stages_are_the_same_for_any_number_of_hosts(folder, hosts):
     def batches():
-        return TextBatches(folder, batch_size=8, seed=1, weights=STAGED, steps=10)
+        return TextBatches(folder, batch_size=8, seed=1, weights=Weights(STAGED, 10))
 
     readers = [reader(batches(), range(at, at + 8 // hosts), 3, 8) for at in range(0, 8, 8 // hosts)]
     for n in range(3, 8):

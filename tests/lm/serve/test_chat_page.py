@@ -7,7 +7,8 @@ import json
 import httpx
 import pytest
 
-from data.chat.conversations import Conversation, read_examples
+from data.chat.conversations import read_examples
+from data.chat.kinds import Conversation
 from lm.serve import page
 from lm.serve.api.app import Settings
 from lm.serve.api.service import Limits, Service

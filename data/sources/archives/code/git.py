@@ -58,66 +58,61 @@ def read(folder: str, id: str) -> Iterator[Document | Quarantined]:
         with contextlib.suppress(Unreadable):  # damage is told below, after the files before it
             for inside, licence in _licences(folder, commit, objects):
                 licences.setdefault(inside, licence)
-        for digest, inside in _blobs(folder, commit):
+        for digest, size, inside in _blobs(folder, commit):
             origin = os.path.join(folder, inside)
             reason = files.refused_name(inside)
             if reason:
                 yield Quarantined(origin, "", reason)
                 continue
             try:
-                data, licence = objects.read(digest), nearest(inside, licences)
+                data, licence = objects.read(digest, size), nearest(inside, licences)
                 yield files.document(data, inside, f"{id}/{inside}", origin, licence, {"commit": commit})
             except Unreadable as error:
                 yield Quarantined(origin, "", error.reason)
 
 
 class _Objects:
-    """Two running programs, `git cat-file --batch-check` and `--batch`, which answer for one object after the other."""
+    """A running program, `git cat-file --batch`, which answers for one object after the other."""
 
     def __init__(self, folder: str):
-        self._sizes = _start(folder, "cat-file", "--batch-check", stdin=subprocess.PIPE)
-        self._contents = _start(folder, "cat-file", "--batch", stdin=subprocess.PIPE)
+        self._git = _start(folder, "cat-file", "--batch", stdin=subprocess.PIPE)
 
     def __enter__(self) -> _Objects:
         return self
 
     def __exit__(self, *_) -> None:
-        _end(self._sizes)
-        _end(self._contents)
+        _end(self._git)
 
-    def read(self, digest: str) -> bytes:
-        """Return the bytes of a blob. Raises: Unreadable if it is too large, missing or damaged."""
-        size = self._ask(self._sizes, digest)
+    def read(self, digest: str, size: int) -> bytes:
+        """Return the bytes of a blob. size: as its tree says. Raises: Unreadable if it is too large, missing or damaged."""
         if size > files.MAX_CODE_BYTES:
             raise Unreadable(f"code over {files.MAX_CODE_BYTES >> 20} MiB")
-        size = self._ask(self._contents, digest)
-        data = self._contents.stdout.read(size)
-        if len(data) != size or self._contents.stdout.read(1) != b"\n":
+        try:
+            self._git.stdin.write(digest.encode() + b"\n")
+            self._git.stdin.flush()
+        except OSError as error:  # it ended: git stops at some kinds of damage
+            raise Unreadable("damaged git object") from error
+        answer = self._git.stdout.readline(1 << 10).split()
+        if len(answer) != 3 or answer[1] != b"blob":
+            raise Unreadable("missing git object" if answer[1:] == [b"missing"] else "damaged git object")
+        data = self._git.stdout.read(int(answer[2]))
+        if len(data) != int(answer[2]) or self._git.stdout.read(1) != b"\n":
             raise Unreadable("damaged git object")
         return data
 
-    def _ask(self, git: subprocess.Popen, digest: str) -> int:
-        """Return the size of a blob, which a program tells."""
-        try:
-            git.stdin.write(digest.encode() + b"\n")
-            git.stdin.flush()
-        except OSError as error:  # it ended: git stops at some kinds of damage
-            raise Unreadable("damaged git object") from error
-        answer = git.stdout.readline(1 << 10).split()
-        if len(answer) != 3 or answer[1] != b"blob":
-            raise Unreadable("missing git object" if answer[1:] == [b"missing"] else "damaged git object")
-        return int(answer[2])
 
+def _blobs(folder: str, commit: str) -> Iterator[tuple[str, int, str]]:
+    """Yield (digest, bytes, path) of the files of a commit, in git's order: by the bytes of their paths.
 
-def _blobs(folder: str, commit: str) -> Iterator[tuple[str, str]]:
-    """Yield (digest, path) of the files of a commit, in git's order: by the bytes of their paths."""
-    git = _start(folder, "ls-tree", "-r", "-z", "--full-tree", commit)
+    The bytes are 0 if git cannot find the object.
+    """
+    git = _start(folder, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
     try:
         for entry in _split(git.stdout):
             about, _, name = entry.partition(b"\t")
-            mode, kind, digest = about.split()
+            mode, kind, digest, size = about.split()
             if kind == b"blob" and mode != b"120000":
-                yield digest.decode(), name.decode("utf-8", "backslashreplace")
+                yield digest.decode(), int(size) if size.isdigit() else 0, name.decode("utf-8", "backslashreplace")
         if git.wait():
             raise Unreadable("damaged git repository")
     finally:
@@ -135,10 +130,10 @@ def _split(stream: BinaryIO) -> Iterator[bytes]:
 
 def _licences(folder: str, commit: str, objects: _Objects) -> Iterator[tuple[str, str]]:
     """Yield (folder in the repository, SPDX identifier) of every licence file that is known."""
-    for digest, inside in _blobs(folder, commit):
+    for digest, size, inside in _blobs(folder, commit):
         if is_licence_file(inside):
             with contextlib.suppress(Unreadable):
-                if licence := licence_of(decode(objects.read(digest))):
+                if licence := licence_of(decode(objects.read(digest, size))):
                     yield os.path.dirname(inside), licence
 
 

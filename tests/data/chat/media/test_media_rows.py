@@ -70,7 +70,7 @@ def examples(own, folder, tmp_path_factory):
 def test_each_row_has_its_own_media_in_the_order_of_its_tokens(own, examples, split):
     columns, most = getattr(examples, split), examples.counts[split]
     batches = ExampleBatches(
-        columns, kind="conversation", sequence_length=T, batch_size=3, shuffle=False,
+        columns, kind="conversation", lengths=[T], batch_size=3, shuffle=False,
         media=lambda rows: arrays(columns, rows, TOWERS, most),
     )  # fmt: skip
     told = []

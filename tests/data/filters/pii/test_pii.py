@@ -12,8 +12,7 @@ import pytest
 pytest.importorskip("phonenumbers")
 
 from data.filters.pii.emails import find_emails
-from data.filters.pii.entities import decode_entities
-from data.filters.pii.folding import fold, fold_slowly
+from data.filters.pii.folding import decode_entities, fold, fold_slowly
 from data.filters.pii.masking import FINEWEB, KINDS, Span, find_pii, mask_pii, replace_spans
 from data.filters.pii.numbers import find_cards, find_ibans, find_ssns, is_card, luhn
 from data.filters.pii.phones import find_phones, has_long_number

@@ -1,4 +1,4 @@
-"""The loop of data/dedup/word_hashes.py that numba compiles; `plain_words` and `plain_hash` there are its plain twins.
+"""The loop of data/filters/word_hashes.py that numba compiles; `plain_words` and `plain_hash` there are its plain twins.
 
 Numba keeps compiled code and makes it anew after a change of this file, so constants of others are arguments.
 """

@@ -12,13 +12,13 @@ words collide with a probability of about 2^−64.
 import dataclasses
 import functools
 import string
-import sys
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-from data.dedup import compiled
+from data.filters.characters import first_characters, is_alphanumeric
+from data.filters.compiled import word_hashes as compiled
 
 SEPARATOR, LETTER, ALONE, DELETED = 0, 1, 2, 3  # what a character does to words: end one, continue it, be one, nothing
 CODES = 0x40000  # no assigned letter lies above; such code points are separators
@@ -89,7 +89,7 @@ def plain_words(text: str, *, keep_symbols: bool = False) -> list[tuple[str, int
             found.append([i, i + 1])
         if kind != DELETED:
             open_ = kind == LETTER
-    return [(spelling(text[start:end]) if keep_symbols else _lower(text[start:end]), start, end) for start, end in found]
+    return [(spelling(text[start:end], keep_symbols), start, end) for start, end in found]
 
 
 def plain_hash(word: str) -> int:
@@ -99,12 +99,9 @@ def plain_hash(word: str) -> int:
     return int(mix(np.array([total], np.uint64))[0])
 
 
-def spelling(word: str) -> str:
-    """Return a word of `words(keep_symbols=True)` as it is compared: in lower case, without ASCII punctuation."""
-    return _lower(word.translate(_NO_PUNCTUATION))
-
-
-def _lower(word: str) -> str:
+def spelling(word: str, keep_symbols: bool) -> str:
+    """Return a word of `words` as it is compared: in lower case; with `keep_symbols` without ASCII punctuation."""
+    word = word.translate(_NO_PUNCTUATION) if keep_symbols else word
     return word.lower() if word.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in word)
 
 
@@ -147,15 +144,16 @@ def _blocks(texts: Sequence[str], split) -> Words:
 @functools.cache
 def _kinds(keep_symbols: bool) -> np.ndarray:
     """Return uint8 [CODES + 1]: what each character does to words. The last entry is for all higher code points."""
-    kinds = np.zeros(CODES + 1, np.uint8)
-    for code in range(min(CODES, sys.maxunicode + 1)):
-        if keep_symbols:
-            kinds[code] = SEPARATOR if chr(code).isspace() or 0xD800 <= code < 0xE000 else LETTER
-        elif unicodedata.category(chr(code))[0] in "LNM":
-            kinds[code] = LETTER
+    kinds, characters = np.full(CODES + 1, SEPARATOR, np.uint8), first_characters(CODES)
     if keep_symbols:
+        kinds[:] = LETTER
+        kinds[:CODES][np.fromiter(map(str.isspace, characters), bool, CODES)] = SEPARATOR
+        kinds[0xD800:0xE000] = SEPARATOR
         kinds[[ord(c) for c in string.punctuation]] = DELETED
-        kinds[CODES] = LETTER
+    else:
+        kinds[:CODES][is_alphanumeric(CODES)] = LETTER
+        signs = np.fromiter(map(str.isprintable, characters), bool, CODES) & ~is_alphanumeric(CODES)
+        kinds[[c for c in np.flatnonzero(signs).tolist() if unicodedata.category(characters[c])[0] in "LNM"]] = LETTER
     for first, last in NO_SPACES:
         part = kinds[first : last + 1]
         part[part == LETTER] = ALONE
@@ -165,9 +163,9 @@ def _kinds(keep_symbols: bool) -> np.ndarray:
 @functools.cache
 def _values() -> np.ndarray:
     """Return uint64 [CODES + 1]: the random number r of each character, equal for both cases of a letter."""
-    lower = np.arange(CODES + 1)
-    for code in range(CODES):
-        small = chr(code).lower()
+    lower, characters = np.arange(CODES + 1), first_characters(CODES)
+    for code in np.flatnonzero(np.fromiter(map(str.istitle, characters), bool, CODES)).tolist():  # upper case, too
+        small = characters[code].lower()
         if len(small) == 1:
             lower[code] = ord(small)
     return randoms(0, CODES + 1)[np.minimum(lower, CODES)]

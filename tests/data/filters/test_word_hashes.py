@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from data.dedup import grams, word_hashes
-from data.dedup.word_hashes import characters, plain_hash, plain_words
+from data.dedup import grams
+from data.filters import word_hashes
+from data.filters.word_hashes import characters, plain_hash, plain_words
 from tests.data.dedup.corpus import prose, sources
 
 ODD = [
