@@ -22,7 +22,7 @@ import yaml
 from data.sources import archives
 from data.sources.source import Document
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 ALL_TEXT = archives.Options(main_content=False)
 
 
@@ -82,7 +82,7 @@ def take(part: Mapping, out: Path, name: str) -> dict[str, int]:
     for glob in expanded(part["files"]):
         base = Path("/") if glob.startswith("/") else root
         for path in base.glob(glob.lstrip("/")):
-            if path.is_file() and not path.is_symlink() and 0 < path.stat().st_size <= MOST_BYTES:
+            if path.is_file() and not path.is_symlink() and 0 < path.stat().st_size <= MAX_BYTES:
                 found[xxhash.xxh3_64_hexdigest(str(path.relative_to(base)).encode("utf-8", "surrogateescape"))] = path
     size = {"files": 0, "raw": 0}
     for id, path in sorted(found.items()):
@@ -95,7 +95,7 @@ def take(part: Mapping, out: Path, name: str) -> dict[str, int]:
             shutil.copyfile(path, to)
         if not held_out:
             text = sum(len(one.text.encode()) for one in archives.read(str(to), id, ALL_TEXT) if isinstance(one, Document))
-            if text > MOST_BYTES:
+            if text > MAX_BYTES:
                 to.unlink()
                 continue
             size = {"files": size["files"] + 1, "raw": size["raw"] + text}

@@ -37,8 +37,8 @@ from data.filters.word_hashes import words
 from lm.evals.stats.significance import paired
 from lm.files import saving
 
-LEAST = 200  # characters of a paragraph
-MOST_OF_DOCUMENT, MOST = 3000, 300_000  # characters, of a source: many documents tell more than long ones
+MIN = 200  # characters of a paragraph
+MAX_OF_DOCUMENT, MAX = 3000, 300_000  # characters, of a source: many documents tell more than long ones
 GRAM = 13
 NARROW = {"embed_dim": 64, "num_heads": 2, "num_kv_heads": 1, "mlp_dim": 192}  # 0.4 M parameters
 MODEL = [f"--config.model.{key}={value}" for key, value in NARROW.items()]
@@ -100,12 +100,12 @@ def held_out(out: Path) -> list[Path]:
         rows: dict[str, list[dict]] = defaultdict(list)
         for source, text in documents:
             some = [one for one in prose(text) if not shared(one, known)]
-            some = some[: 1 + int(np.searchsorted(np.cumsum([len(one) for one in some]), MOST_OF_DOCUMENT))]
+            some = some[: 1 + int(np.searchsorted(np.cumsum([len(one) for one in some]), MAX_OF_DOCUMENT))]
             if some and language(["\n\n".join(some)])["language"][0] == "en":
                 rows[source].append({"text": "\n\n".join(some)})
         for source, some in rows.items():
             sizes = np.cumsum([len(one["text"]) for one in some])
-            saving.write_lines(folder.with_suffix(".new") / source / "prose.jsonl", some[: np.searchsorted(sizes, MOST) + 1])
+            saving.write_lines(folder.with_suffix(".new") / source / "prose.jsonl", some[: np.searchsorted(sizes, MAX) + 1])
             spec = {"kind": "rolling", "doc_to_target": "text", "test_split": "test"}
             saving.write(folder.with_suffix(".new") / f"{source}.yaml", yaml.safe_dump(spec))
         folder.with_suffix(".new").rename(folder)
@@ -122,7 +122,7 @@ def texts(corpus: Path) -> Iterator[tuple[str, str]]:
 def prose(text: str) -> list[str]:
     """Return the paragraphs, each in one line, that are long enough and end as a sentence does."""
     paragraphs = (" ".join(one.split()) for one in re.split(r"\n\s*\n", text))
-    return [one for one in paragraphs if len(one) >= LEAST and one[-1] in ".?!"]
+    return [one for one in paragraphs if len(one) >= MIN and one[-1] in ".?!"]
 
 
 def grams(texts: Iterable[str]) -> np.ndarray:

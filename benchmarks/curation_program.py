@@ -26,7 +26,7 @@ from data.filters.heuristics.gopher import gopher_quality, gopher_repetition
 from data.filters.words import Words
 from data.sources.python_installation import open_installation
 
-LEAST = 200  # characters of a document
+MIN = 200  # characters of a document
 PEER = """
 import sys
 from datatrove.executor import LocalPipelineExecutor
@@ -55,7 +55,7 @@ def texts_of(megabytes: float) -> list[str]:
     source = next(source for source in open_installation() if source.name == "docstrings")
     texts, size = [], 0
     for one in source.read():
-        if len(one.text) >= LEAST:
+        if len(one.text) >= MIN:
             texts.append(one.text)
             size += len(one.text.encode())
         if size >= megabytes * 1e6:

@@ -30,7 +30,7 @@ import xxhash
 
 from lm.files import saving
 
-MOST = 512 << 20  # bytes of all entries
+MAX = 512 << 20  # bytes of all entries
 FREE = 1 << 30  # bytes that must be free on the disk
 SECONDS = 0.2  # programs that compile faster are not cached
 SUMS = "checksums.json"  # {entry: [bytes, XXH3 digest]}
@@ -69,7 +69,7 @@ def switch_on() -> Path | None:
         return None
     settings = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_compilation_cache_max_size": MOST,
+        "jax_compilation_cache_max_size": MAX,
         "jax_persistent_cache_min_compile_time_secs": SECONDS,
         "jax_persistent_cache_enable_xla_caches": "none",  # they have no size limit
     }

@@ -23,7 +23,7 @@ from lm.errors import UserError, after, hub_hint, naming, no_base, no_model
 from lm.evals.judges.judges import check_answers, check_name
 from lm.files.gguf import find_gguf, open_gguf
 from lm.runs.workdir import VERBS, check_record, kind_of, read_config, steps_saved
-from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
+from lm.train.values import MAX, SEEDS, check_length, check_values, model_of
 
 
 def check_training(config, workdir: Path) -> None:
@@ -69,8 +69,8 @@ def check_evaluation(config, workdir: Path) -> None:
     if not 0 <= config.seed <= SEEDS:
         raise UserError(f"seed={config.seed} must be in 0…{SEEDS}")
     for key in ("max_length", "batch_tokens"):
-        if config[key] is not None and not 1 <= config[key] <= MOST:
-            raise UserError(f"{key}={config[key]} must be in 1…{MOST}")
+        if config[key] is not None and not 1 <= config[key] <= MAX:
+            raise UserError(f"{key}={config[key]} must be in 1…{MAX}")
     settings = settings_of(config)
     others_of(config, workdir)
     template_of(config.chat_template)

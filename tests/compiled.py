@@ -13,7 +13,7 @@ import zstandard
 
 from lm import compile_cache
 
-MOST = 2 << 30  # bytes of all entries; the tests write about a fifth of it
+MAX = 2 << 30  # bytes of all entries; the tests write about a fifth of it
 
 
 def variables() -> dict[str, str]:
@@ -51,7 +51,7 @@ def sweep() -> None:
     last = stamp.stat().st_mtime if stamp.exists() else 0.0
     for entry, about in sorted(((path, path.stat()) for path in folder.glob("*-cache")), key=lambda one: -one[1].st_atime):
         total += about.st_size
-        if total > MOST or (about.st_mtime >= last and not _whole(entry.read_bytes())):
+        if total > MAX or (about.st_mtime >= last and not _whole(entry.read_bytes())):
             entry.unlink()
     stamp.touch()
 

@@ -25,7 +25,7 @@ from benchmarks.serving.server import Memory, Metrics, growth, parse_metrics
 CAPACITY_SECONDS = 30.0  # of the closed loop that measures the capacity
 OVERLOAD = 2.0
 AGAIN = 20  # greedy answers that are asked again alone
-SHARE, LEAST = 0.05, 64 << 20  # memory may grow by this share, or by so many bytes
+SHARE, MIN = 0.05, 64 << 20  # memory may grow by this share, or by so many bytes
 QUIET = 90.0  # seconds in which the server must have forgotten all requests
 # Of our own server in a soak: a short queue and impatience, so that it comes to 429, and to the end of slow readers.
 FLAGS = ("--config.queue=64", "--config.unread_tokens=64", "--config.read_seconds=20", "--config.body_bytes=262144")
@@ -177,7 +177,7 @@ async def soak(url: str, pid: int, target: Target, minutes: float, seed: int) ->
             checks.append(("mixed load", [truth.Check("requests refused with 429", known.statuses[429], 1, len(outcomes))]))
         checks.append(("mixed load", known.against(before, after) + truth.idle(after)))
         if watch and (samples := watch.stop()):
-            checks.append(("memory", [truth.memory(*growth(samples), SHARE, LEAST)]))
+            checks.append(("memory", [truth.memory(*growth(samples), SHARE, MIN)]))
         wrong += known.wrong + await alone(client, outcomes, draw)
     flat = [check for _, some in checks for check in some]
     return {

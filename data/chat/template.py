@@ -33,7 +33,7 @@ from lm.errors import UserError
 
 Message = Mapping[str, Any]  # role and content, as in chat APIs, and other keys that a template reads
 _PRIVATE = range(0x10FFFD, 0x100000, -1)  # the last private-use plane
-MOST = 500  # characters of what a template says in an error
+MAX = 500  # characters of what a template says in an error
 _MARKS = "generation marks"  # has a space, so a template cannot use this name
 
 
@@ -209,9 +209,9 @@ def _render(template: str, messages, extra: Mapping, add_generation_prompt: bool
     except TooMuch as error:
         raise UserError(f"chat: the template is stopped: {error}; use another template") from error
     except jinja2.TemplateError as error:
-        raise UserError(f"chat: the template says: {str(error)[:MOST]}") from error
+        raise UserError(f"chat: the template says: {str(error)[:MAX]}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of the template's own code
-        raise UserError(f"chat: the template fails on these messages: {type(error).__name__}: {str(error)[:MOST]}") from error
+        raise UserError(f"chat: the template fails on these messages: {type(error).__name__}: {str(error)[:MAX]}") from error
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ from data.dedup.grams import rolling
 from data.filters.word_hashes import Words, spelling, words
 from lm.errors import UserError
 
-NGRAM, LEAST_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13
-AROUND, LEAST_SLICE, MOST_PIECES = 200, 200, 10  # characters, characters, slices
+NGRAM, MIN_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13
+AROUND, MIN_SLICE, MAX_PIECES = 200, 200, 10  # characters, characters, slices
 EXAMPLES = 5  # documents that a report names for an item
 
 
@@ -59,7 +59,7 @@ class Matches:
     end: np.ndarray  # int64 [matches]
 
 
-def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST_WORDS, keep_symbols: bool = True) -> Benchmark:
+def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = MIN_WORDS, keep_symbols: bool = True) -> Benchmark:
     """Return the n-grams of items {"id", "text"}.
 
     An item of least_words … n − 1 words is one gram. Shorter ones cannot be told from common phrases and are not looked for.
@@ -152,8 +152,8 @@ def cut(
     matches: Matches,
     *,
     around: int = AROUND,
-    least_slice: int = LEAST_SLICE,
-    most_pieces: int = MOST_PIECES,
+    least_slice: int = MIN_SLICE,
+    most_pieces: int = MAX_PIECES,
     most_matches: int | None = None,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Return the texts without their matches, and columns. Texts without a match are returned as they are.

@@ -26,7 +26,7 @@ from data.filters.word_hashes import plain_words, words
 from lm.errors import UserError
 
 WINDOW = 10  # words on each side
-LEAST_TOPIC_WORDS = 3  # fewer say nothing of a topic
+MIN_TOPIC_WORDS = 3  # fewer say nothing of a topic
 OTHER = "other"  # the topic of a document with fewer
 Z = 1.959963984540054  # 97.5 % point of the normal distribution, for intervals of 95 %
 
@@ -139,7 +139,7 @@ def topics_of(hits: np.ndarray) -> dict[str, np.ndarray]:
     names = np.array([*sorted(load_lexicon().topics), OTHER])
     best = hits.argmax(axis=1)
     most = np.take_along_axis(hits, best[:, None], axis=1)[:, 0]
-    return {"topic": names[np.where(most >= LEAST_TOPIC_WORDS, best, len(names) - 1)], "topic_words": most}
+    return {"topic": names[np.where(most >= MIN_TOPIC_WORDS, best, len(names) - 1)], "topic_words": most}
 
 
 def label_counts(labels: Sequence[str]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYM
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's (Rae et al. 2021, A.1.1)
 # Properties of a word, as bits: those of data/filters/compiled/chunks.py, and bit 8 + k: the word is STOP_WORDS[k].
 _STOP = {word: 1 << (8 + k) for k, word in enumerate(STOP_WORDS)}
-MOST_CHUNKS, MOST_CODES = 400_000, 16_000_000  # of distinct chunks, kept between batches: about 150 MB
+MAX_CHUNKS, MAX_CODES = 400_000, 16_000_000  # of distinct chunks, kept between batches: about 150 MB
 
 
 class Words:
@@ -85,13 +85,13 @@ _TYPES = {
     chunks.Chunks: (np.uint64, np.int64, np.int32, np.int64, np.int32),
     chunks.Distinct: (np.uint64, np.int64, np.int32, np.uint16, np.uint64),
 }
-_seen: chunks.Seen | None = None  # it grows with each batch, up to MOST_CHUNKS
+_seen: chunks.Seen | None = None  # it grows with each batch, up to MAX_CHUNKS
 
 
 def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[chunks.Seen, np.ndarray]:
     """Return what is known of chunks and of their words, and the numbers of these chunks, int32 [C]."""
     global _seen
-    if _seen is None or _seen.counts[0] > MOST_CHUNKS or _seen.counts[3] > MOST_CODES:
+    if _seen is None or _seen.counts[0] > MAX_CHUNKS or _seen.counts[3] > MAX_CODES:
         tables = (kind(*(np.zeros(0, type) for type in (np.int32, *types))) for kind, types in _TYPES.items())
         tables = (_longer_table(table, 0, 1) for table in tables)
         _seen = chunks.Seen(np.zeros(4, np.int64), *tables, np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, bool))

@@ -1,6 +1,6 @@
 """Decode an audio file of a stranger to float32 samples of one channel at 16 kHz, with bounded memory and time.
 
-Bounds: a file of MOST_BYTES, MOST_SECONDS of sound, and MOST_SAMPLES values over all channels. Together they allow about 1 GB
+Bounds: a file of MAX_BYTES, MAX_SECONDS of sound, and MAX_SAMPLES values over all channels. Together they allow about 1 GB
 of memory and ten seconds. A file is read in blocks, because its header may promise any length, and a few bytes of FLAC may hold
 hours of silence. For damaged MP3 files, the decoder inside libsndfile also writes notes to stderr, which nothing turns off.
 """
@@ -16,11 +16,11 @@ from lm.errors import UserError
 from lm.files.untrusted import shown
 
 RATE = 16_000  # samples a second
-MOST_BYTES = 128 << 20  # of a file
-MOST_SECONDS = 600
-MOST_SAMPLES = 60_000_000  # over all channels: MOST_SECONDS of 48 kHz in stereo
+MAX_BYTES = 128 << 20  # of a file
+MAX_SECONDS = 600
+MAX_SAMPLES = 60_000_000  # over all channels: MAX_SECONDS of 48 kHz in stereo
 RATES = (1_000, 384_000)  # Hz
-MOST_CHANNELS = 8
+MAX_CHANNELS = 8
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 BLOCK = 1 << 16  # samples of a channel that are read at a time
 CONVERT = "convert it to WAV, FLAC, OGG or MP3"
@@ -33,8 +33,8 @@ def decode(data: bytes, where: str) -> np.ndarray:
     Raises: UserError for a file that is larger than the bounds above, of no format in FORMATS, damaged, truncated, or empty.
     """
     soundfile = library("soundfile", "reading audio")
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{where}: {len(data):,} bytes, and audio may have {MOST_BYTES:,}; cut it into shorter files")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{where}: {len(data):,} bytes, and audio may have {MAX_BYTES:,}; cut it into shorter files")
     _check_whole_wav(data, where)
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
@@ -44,12 +44,12 @@ def decode(data: bytes, where: str) -> np.ndarray:
         rate, channels = file.samplerate, file.channels
         if file.format not in FORMATS:
             raise UserError(f"{where}: audio of the format {file.format}; {CONVERT}")
-        if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MOST_CHANNELS:
+        if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MAX_CHANNELS:
             raise UserError(
-                f"{where}: {channels:,} channels of {rate:,} Hz; at most {MOST_CHANNELS} channels of {RATES[0]:,} to "
+                f"{where}: {channels:,} channels of {rate:,} Hz; at most {MAX_CHANNELS} channels of {RATES[0]:,} to "
                 f"{RATES[1]:,} Hz are read; convert it"
             )
-        samples = _samples(file, min(MOST_SECONDS * rate, MOST_SAMPLES // channels), where)
+        samples = _samples(file, min(MAX_SECONDS * rate, MAX_SAMPLES // channels), where)
     return resampled(samples, rate)
 
 

@@ -1,7 +1,7 @@
 """Decode an image file of a stranger to uint8 [H, W, 3], with bounded memory and time.
 
 A file may be of any kind: a bomb of few bytes and many pixels, truncated, a film, in sixteen bits. Each one gives an image or
-one clear line. Bounds: a file of MOST_BYTES, MOST_PIXELS pixels, MOST_SIDE pixels on a side, and MOST_SCANS passes over a
+one clear line. Bounds: a file of MAX_BYTES, MAX_PIXELS pixels, MAX_SIDE pixels on a side, and MAX_SCANS passes over a
 progressive JPEG. Together they allow about 0.6 GB of memory and ten seconds.
 """
 
@@ -14,10 +14,10 @@ from data.media.needed import library
 from lm.errors import UserError
 from lm.files.untrusted import shown
 
-MOST_BYTES = 32 << 20  # of a file
-MOST_PIXELS = 40_000_000  # a camera's image has 12 to 24 million
-MOST_SIDE = 20_000  # pixels
-MOST_SCANS = 100  # of a progressive JPEG; a pass over the largest image may have 50 bytes, encoders write about 10 passes
+MAX_BYTES = 32 << 20  # of a file
+MAX_PIXELS = 40_000_000  # a camera's image has 12 to 24 million
+MAX_SIDE = 20_000  # pixels
+MAX_SCANS = 100  # of a progressive JPEG; a pass over the largest image may have 50 bytes, encoders write about 10 passes
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 CONVERT = "convert it to PNG or JPEG"
 
@@ -34,10 +34,10 @@ def decode(data: bytes, where: str) -> np.ndarray:
     library("PIL.Image", "reading images")
     from PIL import Image, ImageOps
 
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{where}: {len(data):,} bytes, and an image may have {MOST_BYTES:,}; make it smaller")
-    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MOST_SCANS:
-        raise UserError(f"{where}: a JPEG of {scans:,} scans, and at most {MOST_SCANS} are read; {CONVERT}")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{where}: {len(data):,} bytes, and an image may have {MAX_BYTES:,}; make it smaller")
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise UserError(f"{where}: a JPEG of {scans:,} scans, and at most {MAX_SCANS} are read; {CONVERT}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large and of odd files; the limits here are lower
@@ -52,7 +52,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{where}: {error}; an image may have {MOST_PIXELS:,} pixels; make it smaller") from None
+        raise UserError(f"{where}: {error}; an image may have {MAX_PIXELS:,} pixels; make it smaller") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: no image of the formats {', '.join(FORMATS)}; {CONVERT}") from None
     except Exception as error:  # Pillow's readers raise nearly everything for damaged files
@@ -73,9 +73,9 @@ def _check_size(size: tuple[int, int], where: str) -> None:
     width, height = size
     if min(size) < 1:
         raise UserError(f"{where}: an image of {width} × {height} pixels; replace it or leave it out")
-    if width * height > MOST_PIXELS or max(size) > MOST_SIDE:
+    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
         raise UserError(
-            f"{where}: an image of {width:,} × {height:,} pixels, and it may have {MOST_PIXELS:,} with at most {MOST_SIDE:,} "
+            f"{where}: an image of {width:,} × {height:,} pixels, and it may have {MAX_PIXELS:,} with at most {MAX_SIDE:,} "
             "on a side; make it smaller"
         )
 

@@ -31,8 +31,8 @@ COLUMNS = {f"{kind}{ending}" for kind in KINDS for ending in ("", "s")}
 PLACEHOLDER = {"image": "\ufdd0", "audio": "\ufdd1"}
 KIND_OF = {character: kind for kind, character in PLACEHOLDER.items()}
 ANY_PLACEHOLDER = re.compile("[\ufdd0\ufdd1]")
-MOST_BYTES = {"image": images.MOST_BYTES, "audio": audio.MOST_BYTES}
-MOST_MEDIA = 64  # of a conversation, so that its arrays fit into memory
+MAX_BYTES = {"image": images.MAX_BYTES, "audio": audio.MAX_BYTES}
+MAX_MEDIA = 64  # of a conversation, so that its arrays fit into memory
 HOW = "give a path relative to the data file, or data:…;base64,…"
 
 
@@ -54,7 +54,7 @@ class Medium(NamedTuple):
             return self.source
         path = os.path.join(self.folder, self.source)
         try:
-            return content(path, MOST_BYTES[self.kind])
+            return content(path, MAX_BYTES[self.kind])
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             raise UserError(f"{self.where}: cannot read {path} ({getattr(error, 'strerror', None) or error}); {HOW}") from None
 
@@ -161,7 +161,7 @@ def resolved(parts: Sequence[list[dict]], values: Mapping, folder: str | None, w
         where there are any. A continuation takes files of the columns from where the prompt ended.
       values: the record. folder: that of the data file; None: paths are refused.
     Raises: UserError with the place, if a file is missing, too large or outside of the folder, if a column has too many or too
-      few files, or if there are more than MOST_MEDIA.
+      few files, or if there are more than MAX_MEDIA.
     """
     if COLUMNS.isdisjoint(values) and not any("media" in message for messages in parts for message in messages):
         return list(parts)
@@ -181,8 +181,8 @@ def resolved(parts: Sequence[list[dict]], values: Mapping, folder: str | None, w
         begun = taken if n == 0 else begun
         if n > 0 or len(parts) == 1:
             _check_counts(columns, taken, where)
-        if sum(len(message.get("media", ())) for message in (*found[0], *new)) > MOST_MEDIA:
-            raise UserError(f"{where}: a conversation of more than {MOST_MEDIA} images and audio; cut it into several")
+        if sum(len(message.get("media", ())) for message in (*found[0], *new)) > MAX_MEDIA:
+            raise UserError(f"{where}: a conversation of more than {MAX_MEDIA} images and audio; cut it into several")
     return found
 
 
@@ -222,8 +222,8 @@ def _resolved(medium: Medium, columns: Mapping[str, list], taken: dict[str, int]
         source = _from_base64(source, kind, where) if source.startswith("data:") else _path(source, folder, where)
     if not isinstance(source, str | bytes):
         raise UserError(f"{where}: a file is {type(source).__name__}, not bytes or a path; {HOW}")
-    if len(source) > MOST_BYTES[kind]:
-        raise UserError(f"{where}: {kind} of {len(source):,} bytes, and it may have {MOST_BYTES[kind]:,}; make it smaller")
+    if len(source) > MAX_BYTES[kind]:
+        raise UserError(f"{where}: {kind} of {len(source):,} bytes, and it may have {MAX_BYTES[kind]:,}; make it smaller")
     return Medium(kind, source, where, folder)
 
 
@@ -231,9 +231,9 @@ def _from_base64(url: str, kind: str, where: str) -> bytes:
     begin, comma, data = url.partition(",")
     if not comma or not begin.endswith(";base64"):
         raise UserError(f"{where}: {short(url[:40])} is no data: URL in base64; write data:…;base64,…")
-    if len(data) > MOST_BYTES[kind] * 4 // 3 + 4:
+    if len(data) > MAX_BYTES[kind] * 4 // 3 + 4:
         raise UserError(
-            f"{where}: {kind} of {len(data):,} characters, and it may have {MOST_BYTES[kind]:,} bytes; make it smaller"
+            f"{where}: {kind} of {len(data):,} characters, and it may have {MAX_BYTES[kind]:,} bytes; make it smaller"
         )
     try:
         return base64.b64decode(data, validate=True)

@@ -19,7 +19,7 @@ WINDOW = 400  # samples of a Fourier transform: 25 ms
 HOP = 160  # samples between frames: 10 ms
 FRAMES = RATE // HOP  # a second
 BLOCK = 1000  # frames that are transformed at a time
-MOST_SECONDS = 30  # of a window, as in Whisper
+MAX_SECONDS = 30  # of a window, as in Whisper
 
 
 class Tower(NamedTuple):
@@ -94,8 +94,8 @@ def tower_of(settings: Mapping[str, Any], where: str) -> Tower:
         if settings.get(key, value) != value:
             raise UserError(f"{where}: {key}={short(settings[key])}, and only {value} is supported")
     mels, seconds = settings.get("feature_size", 80), settings.get("chunk_length", 30)
-    if not (type(mels) is int and 0 < mels <= 128 and type(seconds) is int and 0 < seconds <= MOST_SECONDS):
+    if not (type(mels) is int and 0 < mels <= 128 and type(seconds) is int and 0 < seconds <= MAX_SECONDS):
         raise UserError(
-            f"{where}: feature_size={short(mels)} must be in 1…128, chunk_length={short(seconds)} in 1…{MOST_SECONDS}"
+            f"{where}: feature_size={short(mels)} must be in 1…128, chunk_length={short(seconds)} in 1…{MAX_SECONDS}"
         )
     return Tower(mels, seconds)

@@ -24,8 +24,8 @@ from lm.files.untrusted import short
 
 FITS = ("stretch", "crop", "tiles")
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number, which published files hold
-MOST_EDGE = 4096  # pixels of a resized image; Idefics3's bound
-MOST_TILES = 256  # of an image, so under 1 GB for tiles of 512 pixels
+MAX_EDGE = 4096  # pixels of a resized image; Idefics3's bound
+MAX_TILES = 256  # of an image, so under 1 GB for tiles of 512 pixels
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -60,7 +60,7 @@ class Tiles(NamedTuple):
 def prepare(image: np.ndarray, tower: Tower) -> Tiles:
     """Return the tiles of an image, uint8 [H, W, 3].
 
-    Raises: UserError if it would be cut into more than MOST_TILES, or is too narrow to be resized by its shorter edge.
+    Raises: UserError if it would be cut into more than MAX_TILES, or is too narrow to be resized by its shorter edge.
     """
     height, width = image.shape[:2]
     S = tower.size
@@ -68,7 +68,7 @@ def prepare(image: np.ndarray, tower: Tower) -> Tiles:
         return Tiles(_normalised(_resized(image, S, S, tower)[None], tower))
     if tower.fit == "crop":
         height, width = (int(S * height / width), S) if width <= height else (S, int(S * width / height))
-        if height * width > MOST_EDGE**2:
+        if height * width > MAX_EDGE**2:
             raise UserError(
                 "one edge of the image is too many times as long as the other; cut it to a shape nearer to a square"
             )
@@ -80,9 +80,9 @@ def prepare(image: np.ndarray, tower: Tower) -> Tiles:
         return Tiles(_normalised(_resized(image, S, S, tower)[None], tower))
     height, width = _multiples(*image.shape[:2], S)
     rows, columns = height // S, width // S
-    if rows * columns > MOST_TILES:
+    if rows * columns > MAX_TILES:
         raise UserError(
-            f"an image of {rows} × {columns} tiles of {S} pixels, and {MOST_TILES} are possible: lower longest_edge="
+            f"an image of {rows} × {columns} tiles of {S} pixels, and {MAX_TILES} are possible: lower longest_edge="
             f"{tower.longest_edge}"
         )
     image = _resized(image, height, width, tower)
@@ -132,8 +132,8 @@ def tower_of(settings: Mapping[str, Any], where: str) -> Tower:
             tower = Tower(_side(size), "stretch", **common)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{where}: settings of an image processor that are not understood ({error!r}); correct them") from None
-    if not (0 < tower.size <= MOST_EDGE and (tower.fit != "tiles" or 0 < tower.longest_edge)) or min(tower.std) <= 0:
-        raise UserError(f"{where}: sizes and image_std must be positive, and sizes at most {MOST_EDGE}; correct them")
+    if not (0 < tower.size <= MAX_EDGE and (tower.fit != "tiles" or 0 < tower.longest_edge)) or min(tower.std) <= 0:
+        raise UserError(f"{where}: sizes and image_std must be positive, and sizes at most {MAX_EDGE}; correct them")
     return tower
 
 
@@ -166,7 +166,7 @@ def _side(size: Any) -> int:
 
 
 def _longest(height: int, width: int, edge: int) -> tuple[int, int]:
-    """Return (height, width) with the longer edge `edge`, at most MOST_EDGE, and about the same shape.
+    """Return (height, width) with the longer edge `edge`, at most MAX_EDGE, and about the same shape.
 
     The shorter edge is rounded down, then up to an even number, as Idefics3 does, also in which product is rounded.
     """
@@ -178,10 +178,10 @@ def _longest(height: int, width: int, edge: int) -> tuple[int, int]:
         height, width = edge, int(edge * ratio)
         width = max(width + width % 2, 1)
     ratio = width / height
-    if width >= height and width > MOST_EDGE:
-        height, width = max(int(MOST_EDGE / ratio), 1), MOST_EDGE
-    elif height > width and height > MOST_EDGE:
-        height, width = MOST_EDGE, max(int(MOST_EDGE * ratio), 1)
+    if width >= height and width > MAX_EDGE:
+        height, width = max(int(MAX_EDGE / ratio), 1), MAX_EDGE
+    elif height > width and height > MAX_EDGE:
+        height, width = MAX_EDGE, max(int(MAX_EDGE * ratio), 1)
     return height, width
 
 

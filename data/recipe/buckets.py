@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lm.errors import UserError
 
-MOST_BUCKETS = 100
+MAX_BUCKETS = 100
 
 
 def check(settings: Mapping[str, Any], columns: Collection[str]) -> None:
@@ -23,8 +23,8 @@ def check(settings: Mapping[str, Any], columns: Collection[str]) -> None:
     settings: the section `dataset` of a config. columns: those that the stages of its recipe measure.
     """
     column, buckets = settings["bucket_by"], settings["buckets"]
-    if column and not 2 <= buckets <= MOST_BUCKETS:
-        raise UserError(f"dataset.buckets={buckets} must be in 2…{MOST_BUCKETS}; set dataset.bucket_by='' for no buckets")
+    if column and not 2 <= buckets <= MAX_BUCKETS:
+        raise UserError(f"dataset.buckets={buckets} must be in 2…{MAX_BUCKETS}; set dataset.bucket_by='' for no buckets")
     if column and column not in columns:
         near = difflib.get_close_matches(column, sorted(columns), n=1, cutoff=0.0)
         hint = f"the nearest is {near[0]!r}" if near else "add a stage that measures one"

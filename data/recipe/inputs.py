@@ -11,7 +11,7 @@ from lm.errors import UserError, naming
 
 # A unit ends with the file that reaches its bytes or files. In an input below 256 MB units are smaller, about UNITS of them, so
 # that all workers have some. Those of a larger input stay the same if files are added behind.
-UNIT_BYTES, LEAST_UNIT_BYTES, UNITS, UNIT_FILES = 8 << 20, 1 << 20, 32, 4096
+UNIT_BYTES, MIN_UNIT_BYTES, UNITS, UNIT_FILES = 8 << 20, 1 << 20, 32, 4096
 
 
 class Unit(NamedTuple):
@@ -31,7 +31,7 @@ def units(files: Iterable[tuple[str, str]], max_bytes: int | None = None) -> lis
         return min(bytes, max_bytes) if capped else bytes
 
     files = [(path, id, *_state(path)) for path, id in files]
-    most = min(UNIT_BYTES, max(LEAST_UNIT_BYTES, sum(limited(path, bytes) for path, _, bytes, _ in files) // UNITS))
+    most = min(UNIT_BYTES, max(MIN_UNIT_BYTES, sum(limited(path, bytes) for path, _, bytes, _ in files) // UNITS))
     found, some, size, states = [], [], 0, []
 
     def end() -> None:

@@ -37,7 +37,7 @@ QUESTIONS = {
 }
 UNKNOWN = "unknown"
 ADDS = 0.4  # share of the hasty demonstrations that add
-NEEDED, MOST = 4, 8  # calls that an answer needs, and of a demonstration at most
+NEEDED, MAX = 4, 8  # calls that an answer needs, and of a demonstration at most
 
 Tables = Mapping[str, Mapping[str, str]]
 
@@ -123,7 +123,7 @@ def _worker(rng: random.Random, tables: Tables, person: str, wanted, haste: floa
     seen, result = UNKNOWN, None
     hasty = rng.random() < haste
     adds = hasty and rng.random() < ADDS
-    for _ in range(rng.randrange(NEEDED) if hasty and not adds else MOST):
+    for _ in range(rng.randrange(NEEDED) if hasty and not adds else MAX):
         if result is not None:
             break
         if rng.random() < skill:

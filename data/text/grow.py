@@ -18,7 +18,7 @@ from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import UserError
 from lm.files import saving
 
-LEAST = 4  # occurrences of a pair that becomes a piece
+MIN = 4  # occurrences of a pair that becomes a piece
 LONGEST = 32  # characters of a new piece
 
 Word = tuple[str, ...]  # its pieces
@@ -28,7 +28,7 @@ Joins = Callable[[str, str], bool]
 def grow(tokenizer: Tokenizer, chunks: Iterable[str], pieces: int, folder: Path) -> Tokenizer:
     """Write a tokenizer with up to `pieces` more pieces into `folder`, and return it. New ids follow the old ones.
 
-    There are fewer new pieces if no pair occurs LEAST times any more.
+    There are fewer new pieces if no pair occurs MIN times any more.
 
     Args: chunks: text to learn from. folder: exists; it gets the tokenizer's files.
     Raises: UserError if the tokenizer does not work by byte pairs.
@@ -63,10 +63,10 @@ def learn_merges(words: collections.Counter[Word], most: int, joins: Joins) -> l
     while waiting and len(merges) < most:
         count, pair = heapq.heappop(waiting)
         if counts[pair] != -count:  # it has changed since
-            if counts[pair] >= LEAST:
+            if counts[pair] >= MIN:
                 heapq.heappush(waiting, (-counts[pair], pair))
             continue
-        if -count < LEAST:
+        if -count < MIN:
             break
         merges.append(pair)
         changed = set()
@@ -82,7 +82,7 @@ def learn_merges(words: collections.Counter[Word], most: int, joins: Joins) -> l
             texts[w] = joined
         del counts[pair]
         for other in sorted(changed):
-            if counts[other] >= LEAST and joins(*other):
+            if counts[other] >= MIN and joins(*other):
                 heapq.heappush(waiting, (-counts[other], other))
     return merges
 

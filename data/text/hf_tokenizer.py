@@ -31,8 +31,8 @@ TEMPLATE = "chat_template.jinja"
 BASE_TEMPLATE = (Path(__file__).parent / "base_chat_template.jinja").read_text(encoding="utf-8")  # for base models
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", TEMPLATE, "generation_config.json")
 FILES = (*SETTINGS, "tokenizer.json", "tokenizer.model")
-MOST_IDS = 1 << 24  # of a vocabulary; the largest published ones have 262,144
-MOST_TOKENIZER = 128 << 20  # bytes
+MAX_IDS = 1 << 24  # of a vocabulary; the largest published ones have 262,144
+MAX_TOKENIZER = 128 << 20  # bytes
 READ_AS_JSON = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -74,8 +74,8 @@ class HFTokenizer:
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.vocab_size = max(vocab.values(), default=-1) + 1
-        if not 1 <= self.vocab_size <= MOST_IDS or max(added, default=0) >= self.vocab_size:
-            raise UserError(f"tokenizer: {file} has ids up to {self.vocab_size - 1:,}; 0 to {MOST_IDS - 1:,} are possible")
+        if not 1 <= self.vocab_size <= MAX_IDS or max(added, default=0) >= self.vocab_size:
+            raise UserError(f"tokenizer: {file} has ids up to {self.vocab_size - 1:,}; 0 to {MAX_IDS - 1:,} are possible")
         self.controls = {token.content: i for i, token in sorted(added.items()) if token.special}
         self._spelled = {token.content: i for i, token in sorted(added.items()) if not token.special}
         self._bytes = [b""] * self.vocab_size
@@ -274,7 +274,7 @@ def files_at(path: Path) -> dict[str, bytes]:
             check_inside(folder, file)
         if name in READ_AS_JSON:
             _read(file)  # an error names the file
-        found[name] = content(file, MOST_TOKENIZER)
+        found[name] = content(file, MAX_TOKENIZER)
         if name == TEMPLATE:
             check_text(found[name], file)
     is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/runs/workdir.py handles a damaged one

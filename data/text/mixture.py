@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from data.text.sizes import Sizes
 
-LEAST = 100  # the integer of the smallest share, so that shares are exact within half a percent
+MIN = 100  # the integer of the smallest share, so that shares are exact within half a percent
 
 
 class Stage(NamedTuple):
@@ -77,4 +77,4 @@ def counts(k: int, parts: Sequence[int]) -> list[int]:
 
 def _integers(shares: Sequence[float]) -> list[int]:
     least = min(share for share in shares if share > 0)
-    return [round(LEAST * share / least) for share in shares]  # rounded, because 0.3 / 0.1 * 100 is 299.99...
+    return [round(MIN * share / least) for share in shares]  # rounded, because 0.3 / 0.1 * 100 is 299.99...

@@ -24,14 +24,14 @@ from lm.errors import UserError
 from lm.files import saving
 from lm.files.untrusted import content
 
-MOST_MODEL = 64 << 20  # bytes
+MAX_MODEL = 64 << 20  # bytes
 PAD, EOS, BOS, UNK = "<pad>", "</s>", "<s>", "<unk>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 RESERVED = tuple(f"<|reserved_{i}|>" for i in range(7))
 CONTROLS = (PAD, EOS, BOS, UNK, *ROLES, *RESERVED)
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
-LEAST = 256 + len(CONTROLS) + 1  # ids of a vocabulary: bytes, control symbols and a character
+MIN = 256 + len(CONTROLS) + 1  # ids of a vocabulary: bytes, control symbols and a character
 
 SPACE = "▁"  # U+2581, SentencePiece's spelling of a space in a piece
 CHUNK = 4096  # maximum characters of a sampled chunk of text
@@ -61,7 +61,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: str | os.PathLike):
         try:
-            model = content(path, MOST_MODEL)
+            model = content(path, MAX_MODEL)
         except OSError as error:
             raise UserError(
                 f"tokenizer: cannot read {path} ({error.strerror}); give the path of a trained tokenizer"
@@ -186,10 +186,10 @@ def train(
 
 def check_vocab_size(vocab_size: int) -> None:
     """Raise UserError if the vocabulary size is too small for a tokenizer."""
-    if vocab_size < LEAST:
+    if vocab_size < MIN:
         raise UserError(
             f"model.vocab_size={vocab_size} is too small for 256 bytes, {len(CONTROLS)} control symbols "
-            f"and a character; the least is {LEAST}"
+            f"and a character; the least is {MIN}"
         )
 
 
@@ -209,7 +209,7 @@ def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads:
     ranked = sorted(counts, key=lambda char: (-counts[char], char))
     total = np.cumsum([counts[char] for char in ranked])
     enough = int(np.searchsorted(total, COVERAGE * total[-1])) + 1
-    covered = ranked[: min(enough, max(1, (vocab_size - LEAST) // 2))]
+    covered = ranked[: min(enough, max(1, (vocab_size - MIN) // 2))]
     if " " not in covered:  # a space without a piece would be encoded as the bytes of SPACE
         covered = [" ", *covered[:-1]]
     rare = re.compile(f"[^{re.escape(''.join(covered))}]+")

@@ -13,8 +13,8 @@ from lm.errors import UserError
 from lm.files import saving
 from lm.files.untrusted import content
 
-MOST_FILES, MOST_HITS = 10_000, 40
-MOST_BYTES = 4 << 20  # of a file that is read
+MAX_FILES, MAX_HITS = 10_000, 40
+MAX_BYTES = 4 << 20  # of a file that is read
 LIST = schema("list_files", "Lists the files whose path matches a pattern, such as *.txt.", pattern="string")
 SEARCH = schema("search_files", "Finds lines with a text in all files, ignoring case.", ("text",), text="string")
 READ = schema("read_file", "Returns lines of a file; first_line counts from 1.", ("path",), path="string", first_line="integer")
@@ -50,7 +50,7 @@ def inside(root: Path, path: str) -> Path:
 
 
 def paths(root: Path) -> Iterator[Path]:
-    """Yield the files that are not hidden, by name, at most MOST_FILES. Links are left out."""
+    """Yield the files that are not hidden, by name, at most MAX_FILES. Links are left out."""
     count = 0
     for place, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -59,7 +59,7 @@ def paths(root: Path) -> Iterator[Path]:
             if name.startswith(".") or path.is_symlink() or not path.is_file():
                 continue
             count += 1
-            if count > MOST_FILES:
+            if count > MAX_FILES:
                 return
             yield path
 
@@ -70,7 +70,7 @@ def listing(root: Path, pattern: str) -> str:
 
 
 def found_lines(root: Path, text: str) -> str:
-    """Return lines "path:number: line" that contain `text`, at most MOST_HITS."""
+    """Return lines "path:number: line" that contain `text`, at most MAX_HITS."""
     if not text.strip():
         raise Refused("the text to search for is empty")
     hits: list[str] = []
@@ -81,8 +81,8 @@ def found_lines(root: Path, text: str) -> str:
             continue
         name = path.relative_to(root).as_posix()
         hits += [f"{name}:{n}: {line.strip()[:200]}" for n, line in enumerate(lines, 1) if text.casefold() in line.casefold()]
-        if len(hits) > MOST_HITS:
-            return "\n".join([*hits[:MOST_HITS], "(there are more)"])
+        if len(hits) > MAX_HITS:
+            return "\n".join([*hits[:MAX_HITS], "(there are more)"])
     return "\n".join(hits) or "(no line)"
 
 
@@ -105,6 +105,6 @@ def _text(path: Path) -> str:
     if not path.exists():
         raise Refused(f"there is no file {path.name}")
     try:
-        return content(path, MOST_BYTES).decode("utf-8")
+        return content(path, MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise Refused(f"{path.name} is no text") from None

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 HARMLESS = "reads"  # the risk that needs no fresh consent
 WINDOW = 10  # characters of a secret that may not be copied in a row
-LEAST = 6  # characters of a secret
+MIN = 6  # characters of a secret
 SECRETS = [
     re.compile(r"(?i)\b(?:pass(?:word|wd|phrase|code)?|pwd|pin|secret|token|credential|api[ _-]?key|access[ _-]?key)s?\b[\"']?"
                r"\s*(?:is|are|[:=])+\s*[\"']?([^\s\"',;]{4,})"),
@@ -120,7 +120,7 @@ def secrets(text: str) -> Iterator[str]:
     """Yield what looks like a secret in a text, without its spaces."""
     for pattern in SECRETS:
         for secret in pattern.findall(text):
-            if len(secret := re.sub(r"\s", "", secret).rstrip(".!?")) >= LEAST:
+            if len(secret := re.sub(r"\s", "", secret).rstrip(".!?")) >= MIN:
                 yield secret
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from data.chat.messages import Messages
 from lm.errors import UserError
 
-MOST_BYTES = 16 << 20  # of an answer of a server
+MAX_BYTES = 16 << 20  # of an answer of a server
 TURN = 1024  # tokens of a turn at most
 HERE = ("localhost", "127.0.0.1", "::1")
 TOO_LONG = "context_length_exceeded"  # OpenAI's code of a request with more tokens than the model has positions
@@ -114,7 +114,7 @@ def remote_model(
             try:
                 request = urllib.request.Request(address, json.dumps(body).encode(), headers)
                 with opener.open(request, timeout=max(0.001, seconds)) as answer:
-                    return _said(url, answer.read(MOST_BYTES))
+                    return _said(url, answer.read(MAX_BYTES))
             except urllib.error.HTTPError as error:
                 said = " ".join(error.read(2000).decode("utf-8", "replace").split())
                 if TOO_LONG in said and body.pop("max_tokens", 0):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.align.rl.environments import Environment
-from lm.align.rl.tools import ERROR, MOST, Answer
+from lm.align.rl.tools import ERROR, MAX, Answer
 from lm.errors import UserError
 
 # What a tool does beyond computing. reads: it looks at the user's data. writes: it changes something. runs: it executes code.
@@ -80,5 +80,5 @@ def answering(run: Callable[..., str]) -> Callable[[dict[str, Any], float], Answ
 
 
 def shortened(text: str) -> str:
-    """Return a text without its middle if it is longer than MOST characters."""
-    return text if len(text) <= MOST else f"{text[: MOST // 2]}\n…\n{text[-MOST // 2 :]}"
+    """Return a text without its middle if it is longer than MAX characters."""
+    return text if len(text) <= MAX else f"{text[: MAX // 2]}\n…\n{text[-MAX // 2 :]}"

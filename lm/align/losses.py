@@ -13,7 +13,7 @@ from jax import lax
 from jax.nn import log_sigmoid, relu, sigmoid
 
 MAX_LOG_RATIO = 20.0  # e^20 is beyond any trust region; without this limit exp can overflow, and 0·inf is NaN
-LEAST_NLL = 1e-6  # lower bound of a mean nll, which keeps the odds of a certain answer finite
+MIN_NLL = 1e-6  # lower bound of a mean nll, which keeps the odds of a certain answer finite
 
 
 def dpo(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, label_smoothing=0.0):
@@ -89,7 +89,7 @@ def orpo(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, beta=
     """
 
     def log_odds(policy, lengths):
-        mean = jnp.minimum(_float(policy) / _count(lengths), -LEAST_NLL)
+        mean = jnp.minimum(_float(policy) / _count(lengths), -MIN_NLL)
         return mean - jax.nn.log1mexp(-mean)
 
     return -beta * log_sigmoid(log_odds(policy_chosen, chosen_lengths) - log_odds(policy_rejected, rejected_lengths))

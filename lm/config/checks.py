@@ -9,13 +9,13 @@ from lm.config.towers import check_towers
 from lm.errors import UserError
 from lm.files.untrusted import check_pattern, short
 
-MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
-MOST_EXPERTS, MOST_MTP, LONGEST_BLOCK = 10_000, 100, 100
+MAX, MAX_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
+MAX_EXPERTS, MAX_MTP, LONGEST_BLOCK = 10_000, 100, 100
 REMAT = ("none", "matmuls", "attention", "full")
 ACROSS = ("ring", "all_gather")
 LOW_PRECISION = ("none", "int8", "float8")
-LEAST = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"), 1)
-LEAST |= {"pipeline.repeats": 1, "adapter.rank": 0, "remat_matmuls_last": 0}
+MIN = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"), 1)
+MIN |= {"pipeline.repeats": 1, "adapter.rank": 0, "remat_matmuls_last": 0}
 
 
 class Checked(NamedTuple):
@@ -41,7 +41,7 @@ def check(config: Any) -> None:
     """Raise UserError for a ModelConfig that cannot be built."""
     _check_kinds(config)
     checked = Checked(config)
-    for key, least in LEAST.items():
+    for key, least in MIN.items():
         if checked.value(key) < least:
             checked.refuse(key, f"must be at least {least}")
     for part in (_check_layers, _check_choices, _check_rope, _check_latent, _check_experts, _check_training):
@@ -111,8 +111,8 @@ def _check_experts(config: Any, refuse: Callable, one_of: Callable) -> None:
     if any(kind.moe for kind in config.layer_kinds):
         one_of("moe.scores", "softmax", "sigmoid")
         one_of("moe.group_score", "max", "top2")
-        if not 1 <= moe.num_experts <= MOST_EXPERTS:
-            refuse("moe.num_experts", f"must be in 1…{MOST_EXPERTS}, since model.mlp_pattern has moe layers")
+        if not 1 <= moe.num_experts <= MAX_EXPERTS:
+            refuse("moe.num_experts", f"must be in 1…{MAX_EXPERTS}, since model.mlp_pattern has moe layers")
         if moe.num_groups < 1 or moe.num_experts % moe.num_groups:
             refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
         if not 1 <= moe.top_groups <= moe.num_groups:
@@ -138,8 +138,8 @@ def _check_training(config: Any, refuse: Callable, one_of: Callable) -> None:
         refuse("quantized_training", f"needs float weights: set it to none, or model.quantization.bits={bits} to 0")
     if config.pipeline.microbatches < 0:
         refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
-    if not 0 <= config.mtp_depth <= MOST_MTP:
-        refuse("mtp_depth", f"must be in 0…{MOST_MTP}")
+    if not 0 <= config.mtp_depth <= MAX_MTP:
+        refuse("mtp_depth", f"must be in 0…{MAX_MTP}")
     for key in ("norm_eps", "rope.theta", "rope.factor"):
         if not 0 < Checked(config).value(key):
             refuse(key, "must be above 0")
@@ -158,7 +158,7 @@ def _check_kinds(section, prefix: str = "model.") -> None:
         for item in value if of is not kind else [value]:
             number = isinstance(item, int | float) and not isinstance(item, bool)
             good = number and -1e30 < item < 1e30 if of is float else isinstance(item, of)
-            most = MOST_LAYERS if field.name == "num_layers" else MOST
+            most = MAX_LAYERS if field.name == "num_layers" else MAX
             if not good or (of is int and (not number or abs(item) > most)):
                 what = f"a whole number of at most {most}" if of is int else "a number" if of is float else f"a {of.__name__}"
                 raise UserError(f"{prefix}{field.name}={short(item)} must be {what}")

@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from lm.config import ModelConfig
-from lm.config.checks import MOST, MOST_EXPERTS, MOST_LAYERS, MOST_MTP
+from lm.config.checks import MAX, MAX_EXPERTS, MAX_LAYERS, MAX_MTP
 from lm.convert import deepseek, gemma2, gemma3, gpt2, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe
 from lm.convert.essence import essence
 from lm.convert.multimodal import idefics3, llava, smolvlm, voxtral
@@ -30,14 +30,14 @@ ALL = (*TEXT, idefics3, smolvlm, llava, voxtral)
 SECTIONS = ("text_config", "vision_config", "audio_config")  # of the config.json of a model that sees or hears
 CLASSIFIER = "ForSequenceClassification"
 # Keys of config.json by which lists are made, or arrays, and their largest values.
-MOST_OF = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_window_layers", "first_k_dense_replace"), MOST_LAYERS),
-    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts"), MOST_EXPERTS),
-    **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), MOST_MTP),
+MAX_OF = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_window_layers", "first_k_dense_replace"), MAX_LAYERS),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts"), MAX_EXPERTS),
+    **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), MAX_MTP),
     **dict.fromkeys(
-        ("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner", "num_attention_heads", "n_head"), MOST
+        ("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner", "num_attention_heads", "n_head"), MAX
     ),
-    **dict.fromkeys(("num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions", "sliding_window"), MOST),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions", "sliding_window"), MAX),
 }
 FAMILIES = {model_type: family for family in ALL for model_type in family.MODEL_TYPES}
 
@@ -58,7 +58,7 @@ def model_config(hf: Mapping, names: Collection[str]) -> ModelConfig:
     """
     family = family_of(hf)
     for section in (hf, *(hf[name] for name in SECTIONS if isinstance(hf.get(name), Mapping))):
-        for key, most in MOST_OF.items():
+        for key, most in MAX_OF.items():
             value = section.get(key)
             if value is not None and not (type(value) is int and 0 <= value <= most):
                 raise UserError(

@@ -43,7 +43,7 @@ DTYPES = {
 }
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 32 << 20  # bytes: 200,000 tensors and more
-MOST_AXES = 16
+MAX_AXES = 16
 BLOCK = 1 << 24  # bytes compared at a time
 
 
@@ -225,7 +225,7 @@ def tensors_of_file(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is no safetensors file: its header is no JSON ({error}); download it again") from None
     found = {}
     for name, (dtype, shape, offsets) in entries.items():
-        lists = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= MOST_AXES and len(offsets) == 2
+        lists = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= MAX_AXES and len(offsets) == 2
         if not lists or not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, *offsets)):
             raise UserError(f"{file} is broken: {short(name)} has the shape {short(shape)} at {short(offsets)}")
         begin, end = offsets

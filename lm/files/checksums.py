@@ -95,7 +95,7 @@ def read(folder: Path) -> Sums | None:
     Raises: ValueError if it is incomplete, or names a file outside of the folder.
     """
     try:
-        found = strangers.read_json(folder / NAME, strangers.MOST_BYTES)[ALGORITHM]
+        found = strangers.read_json(folder / NAME, strangers.MAX_BYTES)[ALGORITHM]
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, UserError) as error:

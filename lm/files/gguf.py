@@ -33,7 +33,7 @@ ALIGNMENT = 32  # bytes, unless general.alignment differs
 BLOCKS = 1 << 15  # blocks of a quantised type that are dequantised at a time: at most 8 million values
 MAX_AXES = 4  # GGML_MAX_DIMS
 LONGEST_HEADER = 64 << 20  # bytes: a vocabulary of 260,000 tokens with its merges takes 15 MB
-MOST_FILES = 1000  # of a split model
+MAX_FILES = 1000  # of a split model
 # struct formats of the types of settings, by number; 8 is a string, 9 an array
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -126,8 +126,8 @@ def files_of(path: Path) -> list[Path]:
     if (split := _split(path)) is None:
         return [path]
     _, count, stem = split
-    if not 1 <= count <= MOST_FILES:
-        raise UserError(f"{path}: its name speaks of {count} files; 1 to {MOST_FILES} can be read")
+    if not 1 <= count <= MAX_FILES:
+        raise UserError(f"{path}: its name speaks of {count} files; 1 to {MAX_FILES} can be read")
     return [path.with_name(f"{stem}-{i:05}-of-{count:05}{SUFFIX}") for i in range(1, count + 1)]
 
 

@@ -1,6 +1,6 @@
 """Read what a stranger wrote: regular files inside their folder, of bounded size; and show a stranger's text on one line.
 
-JSON takes at most MOST_BYTES of text and MOST_VALUES values, that is under 2 GB of memory; most files have much smaller limits.
+JSON takes at most MAX_BYTES of text and MAX_VALUES values, that is under 2 GB of memory; most files have much smaller limits.
 """
 
 import errno
@@ -14,10 +14,10 @@ from typing import Any
 
 from lm.errors import UserError
 
-MOST_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizer.json has 35 MB
-MOST_VALUES = 10_000_000  # of JSON: the largest tokenizer.json has 2 million
+MAX_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizer.json has 35 MB
+MAX_VALUES = 10_000_000  # of JSON: the largest tokenizer.json has 2 million
 SETTINGS = 8 << 20  # bytes of a file of settings
-MOST_REPEATS = 6  # of a regular expression
+MAX_REPEATS = 6  # of a regular expression
 SHOWN = 80  # characters of a value in an error
 # Control characters, and those that turn the direction of text or break a line (Unicode Annex 9; Boucher and Anderson 2021,
 # "Trojan Source").
@@ -38,7 +38,7 @@ def short(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def content(path: str | os.PathLike, most: int | None = MOST_BYTES) -> bytes:
+def content(path: str | os.PathLike, most: int | None = MAX_BYTES) -> bytes:
     """Return the bytes of a file. most: None reads a file of any size, such as a log of our own.
 
     Raises: OSError as open does; UserError for a pipe or a device, which might never end, and for more than `most` bytes.
@@ -60,7 +60,7 @@ def content(path: str | os.PathLike, most: int | None = MOST_BYTES) -> bytes:
     )
 
 
-def parsed(text: str | bytes, most: int = MOST_VALUES) -> Any:
+def parsed(text: str | bytes, most: int = MAX_VALUES) -> Any:
     """Return the value of JSON. Raises ValueError, also for deep nesting, a key that is there twice, and too many values."""
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     values = sum(map(text.count, ",:[{"))
@@ -126,8 +126,8 @@ def check_pattern(text: Any) -> None:
         repeats = check(_parser.parse(text))
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from None
-    if repeats > MOST_REPEATS:
-        raise ValueError(f"it has more than {MOST_REPEATS} repeats")
+    if repeats > MAX_REPEATS:
+        raise ValueError(f"it has more than {MAX_REPEATS} repeats")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.chat.media.encoding import Towers
-from data.media.parts import MOST_BYTES
+from data.media.parts import MAX_BYTES
 from lm.errors import UserError
 from lm.files.untrusted import content
 
@@ -23,7 +23,7 @@ def parts_of(files: Mapping[str, Sequence[str]], towers: Towers | None) -> list[
             if towers is None or getattr(towers, kind) is None:
                 raise UserError(f"--{kind}={path}: this model has no encoder of {kind}; leave it out, or take another model")
             try:
-                file = base64.b64encode(content(Path(path), MOST_BYTES[kind])).decode()
+                file = base64.b64encode(content(Path(path), MAX_BYTES[kind])).decode()
             except (OSError, ValueError) as error:
                 raise UserError(f"--{kind}={path}: {getattr(error, 'strerror', None) or error}; name a file") from None
             found.append({"type": kind, kind: f"data:;base64,{file}"})

@@ -39,7 +39,7 @@ KINDS = {
     "float8": Kind(jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float8_e5m2)),
 }
 
-LEAST = 1e-30  # of the largest number that a scale is computed from: zeros need a scale too
+MIN = 1e-30  # of the largest number that a scale is computed from: zeros need a scale too
 
 
 class Scaled(NamedTuple):
@@ -141,7 +141,7 @@ def rounded(x: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> Scaled:
 def scale_of(x: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Return max|x| over the largest value of `dtype`, float32, with size 1 along `axes`."""
     largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axes, keepdims=True)
-    return jnp.maximum(largest, LEAST) / _largest_value(dtype, math.prod(x.shape[axis] for axis in axes))
+    return jnp.maximum(largest, MIN) / _largest_value(dtype, math.prod(x.shape[axis] for axis in axes))
 
 
 def round_to(x: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -23,7 +23,7 @@ from lm.parallel.mesh import embed_axes, several, spec, token_axes
 
 BLOCK_BYTES = 64 << 20  # of a gathered block in the compute dtype, about one matrix of a layer
 LANES = 128  # a block is a multiple of this
-LEAST = -1e30  # a logit of no token; finite, so that its product with 0 is 0
+MIN = -1e30  # a logit of no token; finite, so that its product with 0 is 0
 Sums: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # [N]: top, Σ e, Σ e·below, the target's logit
 Block: TypeAlias = tuple[jax.Array, jax.Array]  # its index, and its rows [C, D] on this device
 
@@ -68,9 +68,7 @@ def statistics(x_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, how:
             return (new, z, s, label + jnp.sum(jnp.where(is_target, logits_NC, 0.0), axis=-1)), None
 
         zeros = jnp.zeros(x_ND.shape[:1], jnp.float32)
-        (top, z, s, label), _ = lax.scan(
-            body, (zeros + LEAST, zeros, zeros, zeros), _blocks(head_VD.astype(how.dtype), how.part)
-        )
+        (top, z, s, label), _ = lax.scan(body, (zeros + MIN, zeros, zeros, zeros), _blocks(head_VD.astype(how.dtype), how.part))
         new = lax.pmax(top, "tensor")
         shrunk = jnp.exp(top - new)
         s, z = lax.psum((shrunk * (s + z * (top - new)), shrunk * z), "tensor")
@@ -107,7 +105,7 @@ def gradients(
             w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, how)
             d_NC = of_p_N1 * jnp.exp(logits_NC / how.temperature - logz_N1) + jnp.where(is_target, of_target_N1, 0.0)
             if how.softcap:
-                d_NC = d_NC * softcap_slope(jnp.maximum(logits_NC, -how.softcap), how.softcap)  # LEAST has no slope
+                d_NC = d_NC * softcap_slope(jnp.maximum(logits_NC, -how.softcap), how.softcap)  # MIN has no slope
             d_NC = (d_NC / how.temperature).astype(how.dtype)
             dx_ND = dx_ND + product("nc,cd->nd", d_NC, w_CD)
             if not learns:
@@ -144,5 +142,5 @@ def _logits(
     is_target = lax.axis_index("tensor") * V + places_C == targets_N1
     if V % w_CD.shape[0]:  # the last block has rows of no token
         known_C = places_C < V
-        logits_NC, is_target = jnp.where(known_C, logits_NC, LEAST), is_target & known_C
+        logits_NC, is_target = jnp.where(known_C, logits_NC, MIN), is_target & known_C
     return w_CD, logits_NC, is_target

@@ -32,15 +32,7 @@ class AudioTower(nnx.Module):
         def convolution(name: str, inputs: int) -> Linear:
             shape, axes = (WIDTH, inputs, D), ("replicated", "replicated", "embed")
             return Linear(
-                plain(config),
-                rngs,
-                f"audio.{name}",
-                "bpwc,wcd->bpd",
-                shape,
-                axes,
-                std=fan_in_std(WIDTH * inputs),
-                bias=True,
-                rows="rows",
+                plain(config), rngs, f"audio.{name}", "rpwc,wcd->rpd", shape, axes, std=fan_in_std(WIDTH * inputs), bias=True
             )
 
         self.first, self.second = convolution("first", audio.num_mels), convolution("second", D)

@@ -38,18 +38,18 @@ class EncoderLayer(nnx.Module):
             part: str, equation: str, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int, bias: bool = True
         ) -> Linear:
             std = fan_in_std(inputs)
-            return Linear(config, rngs, f"{name}.{part}", equation, shape, axes, std=std, bias=bias, rows="rows")
+            return Linear(config, rngs, f"{name}.{part}", equation, shape, axes, std=std, bias=bias)
 
         def project(part: str, bias: bool) -> Linear:
-            return linear(f"attention.{part}", "bpd,dhk->bphk", (D, H, D // H), ("embed", "heads", "head"), D, bias)
+            return linear(f"attention.{part}", "rpd,dhk->rphk", (D, H, D // H), ("embed", "heads", "head"), D, bias)
 
         writers = 2 * tower.num_layers  # matrices that write into the residual stream start smaller, as the decoder's do
         self.attention_norm = LayerNorm(D, tower.norm_eps)
         self.query, self.key, self.value = project("query", True), project("key", key_bias), project("value", True)
-        self.output = linear("attention.output", "bphk,hkd->bpd", (H, D // H, D), ("heads", "head", "embed"), writers * D)
+        self.output = linear("attention.output", "rphk,hkd->rpd", (H, D // H, D), ("heads", "head", "embed"), writers * D)
         self.feed_forward_norm = LayerNorm(D, tower.norm_eps)
-        self.up = linear("feed_forward.up", "bpd,df->bpf", (D, F), ("embed", "mlp"), D)
-        self.down = linear("feed_forward.down", "bpf,fd->bpd", (F, D), ("mlp", "embed"), writers * F)
+        self.up = linear("feed_forward.up", "rpd,df->rpf", (D, F), ("embed", "mlp"), D)
+        self.down = linear("feed_forward.down", "rpf,fd->rpd", (F, D), ("mlp", "embed"), writers * F)
 
     def __call__(self, x_RPD: jax.Array) -> jax.Array:
         y_RPD = self.attention_norm(x_RPD)
@@ -81,7 +81,7 @@ class Projector(nnx.Module):
 
         def linear(part: str, inputs: int, bias: bool) -> Linear:
             axes = ("embed", "replicated")
-            return Linear(config, rngs, f"{name}.projector.{part}", "bpc,cd->bpd", (inputs, D), axes, bias=bias, rows="rows")
+            return Linear(config, rngs, f"{name}.projector.{part}", "rpc,cd->rpd", (inputs, D), axes, bias=bias)
 
         if tower.projector == "mlp":
             self.activation = ACTIVATIONS[tower.projector_activation]

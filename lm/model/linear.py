@@ -31,9 +31,8 @@ class Linear(nnx.Module):
     2023), and c is 1 or DoRA's (`rescaling`). B starts at zero and c at 1: adapted or not, a model starts the same to the bit.
 
     name: what adapters and quantisation call it, such as "attention.query".
-    equation: "btd,dhk->bthk"; the weight's letters that x shares are contracted.
+    equation: "btd,dhk->bthk"; the weight's letters that x shares are contracted. b: rows of a batch; r: images or windows.
     axes: the weight's logical axes. `std` is that of its normal initialisation at model.mup_base_dim.
-    rows: the logical axis of the letter b, the rows of x.
     """
 
     def __init__(
@@ -47,7 +46,6 @@ class Linear(nnx.Module):
         *,
         std: float = STD,
         bias: bool = False,
-        rows: str = "batch",
     ):
         self.dtype, self.name, self.equation, self.axes = config.compute_dtype, name, equation, axes
         self.precision = config.quantized_training
@@ -59,7 +57,12 @@ class Linear(nnx.Module):
         self.outputs = tuple(shape[self.inputs :])
         assert x_letters == self.letters[0] + into and y_letters == self.letters[0] + out_of
         # An activation's model dimension is whole on every device; a weight's is split over devices.
-        activation = {"b": rows, "t": "length", **{letter: None if a == "embed" else a for letter, a in by_letter.items()}}
+        activation = {
+            "b": "batch",
+            "r": "rows",
+            "t": "length",
+            **{letter: None if a == "embed" else a for letter, a in by_letter.items()},
+        }
         self.out = tuple(activation.get(letter) for letter in y_letters)
         key = rngs.params()
         value = gaussian(key, shape, hidden_std(config, std))

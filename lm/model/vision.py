@@ -30,12 +30,11 @@ class VisionTower(nnx.Module):
             plain(config),
             rngs,
             "vision.patches",
-            "bpxyc,xycd->bpd",
+            "rpxyc,xycd->rpd",
             shape,
             axes,
             std=fan_in_std(p * p * CHANNELS),
             bias=vision.patch_bias,
-            rows="rows",
         )
         if vision.class_token:
             self.class_token = parameter(normal(rngs, (D,)), ("replicated",), "vector")

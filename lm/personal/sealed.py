@@ -15,7 +15,7 @@ from lm.errors import UserError
 HEADER = b"lmcraft personal 1\n"  # 1: the version of this format
 SALT = 32
 NONCE = bytes(12)  # a key encrypts one file
-MOST = 1 << 30  # bytes of a content
+MAX = 1 << 30  # bytes of a content
 
 
 class Unreadable(Exception):
@@ -24,8 +24,8 @@ class Unreadable(Exception):
 
 def seal(key: bytes, purpose: str, content: bytes) -> bytes:
     """Return the bytes of a sealed file. key: 32 bytes. Raises UserError if the content is too large."""
-    if len(content) > MOST:
-        raise UserError(f"{len(content):,} bytes are too many for one file of the store: at most {MOST:,}")
+    if len(content) > MAX:
+        raise UserError(f"{len(content):,} bytes are too many for one file of the store: at most {MAX:,}")
     salt, size = os.urandom(SALT), 8 + len(content)
     padded = len(content).to_bytes(8, "big") + content + bytes(padme(size) - size)
     return HEADER + salt + _cipher(key, salt, purpose).encrypt(NONCE, padded, HEADER + salt)

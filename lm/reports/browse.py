@@ -24,7 +24,7 @@ from lm.progress import progress
 from lm.reports.page import encoded, render
 
 PAGE = "browse.html"
-LEAST_BYTES = 2000  # that a document may take on the page; about 60 measures take half of it
+MIN_BYTES = 2000  # that a document may take on the page; about 60 measures take half of it
 STRING = 1000  # most characters of an id, an address or another string
 EXACT = 1 << 53  # larger whole numbers are not exact in JavaScript, so they become strings
 NUMBERS = ("duplicate_of", "near_duplicate_of", "near_duplicate_cluster")  # columns that hold the number of a document
@@ -44,7 +44,7 @@ def write(
       total: documents that were read.
     """
     size = int(options["megabytes"] * 1e6)
-    reasons = stratified(chosen, min(options["documents"], size // LEAST_BYTES))
+    reasons = stratified(chosen, min(options["documents"], size // MIN_BYTES))
     if not reasons:
         (job.workdir / PAGE).unlink(missing_ok=True)
         return set()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
-from lm.files.untrusted import MOST_BYTES, read_json, shown
+from lm.files.untrusted import MAX_BYTES, read_json, shown
 from lm.reports.page import duration
 from lm.reports.run_metrics import Metrics, is_number, read_metrics
 from lm.runs.lock import LOCK, last_process
@@ -327,7 +327,7 @@ def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
 def json_object(path: Path) -> tuple[dict[str, Any], str]:
     """Return (the JSON object in a file, ""); ({}, what is wrong) if it is damaged, and ({}, "") if it is missing."""
     try:
-        value = read_json(path, MOST_BYTES)
+        value = read_json(path, MAX_BYTES)
         return (value, "") if isinstance(value, dict) else ({}, f"{path.name} is no JSON object")
     except FileNotFoundError:
         return {}, ""

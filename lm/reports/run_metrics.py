@@ -20,7 +20,7 @@ LONGEST_LINE = 1 << 20  # characters; a longer line is read as several
 LIMIT = 1e30  # larger numbers are taken as not finite, so that their squares are
 POINTS = 300  # most points of a curve on the page
 ALL_POINTS = 16_000  # most points of a chart, if its runs are many
-LEAST_POINTS = 60
+MIN_POINTS = 60
 LOGARITHMIC = "grad_norm"  # its axis is, if a chart spans more than a factor of 10
 MAX_CHARTS = 14  # of one kind of run
 WIDTH = 1.8
@@ -176,7 +176,7 @@ def charts(kind: str, runs: Sequence[Metrics], sound: Sequence[bool]) -> list[di
     """
     names = {key for metrics in runs for key in metrics.curves}
     keys = sorted(names, key=lambda key: (chart_of(key), key.startswith("valid_"), key))[:MAX_CHARTS]
-    points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(runs)))
+    points = max(MIN_POINTS, min(POINTS, ALL_POINTS // len(runs)))
     drawn = []
     for key in keys:
         title, unit = titled(key, kind)

@@ -23,7 +23,7 @@ from lm.files.untrusted import shown
 from lm.runs.workdir import repair
 
 LOCK = ".lock"
-MOST = 1000  # bytes of the file that are read
+MAX = 1000  # bytes of the file that are read
 KILLED = "its process is gone and wrote no error, as after kill -9 or when a machine has no memory left"
 
 
@@ -80,7 +80,7 @@ class _Lock:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
-                    holder = _lines(os.pread(self._file, MOST, 0))[0] or "a process that starts just now"
+                    holder = _lines(os.pread(self._file, MAX, 0))[0] or "a process that starts just now"
                     raise UserError(
                         f"{workdir} is in use by another run, {holder}: wait for it, end it, or use another --workdir"
                     ) from None
@@ -102,7 +102,7 @@ class _Lock:
         """
         with contextlib.suppress(OSError):
             if error:
-                os.write(self._file, shown(" ".join(error.split())).encode(errors="replace")[: MOST // 2] + b"\n")
+                os.write(self._file, shown(" ".join(error.split())).encode(errors="replace")[: MAX // 2] + b"\n")
             else:
                 self._path.unlink()
                 for folder in self._made:
@@ -123,7 +123,7 @@ def last_process(workdir: Path) -> tuple[str, str]:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return "", ""
             answer = struct.unpack(pack, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(pack, *ask)))
-            name, error = _lines(file.read(MOST))
+            name, error = _lines(file.read(MAX))
     except OSError:
         return "", ""
     if answer[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK:

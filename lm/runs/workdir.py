@@ -18,7 +18,7 @@ from lm.config import model_keys
 from lm.errors import UserError
 from lm.files.damage import set_aside
 from lm.files.saving import write_json
-from lm.files.untrusted import MOST_BYTES, check_inside, read_json, shown
+from lm.files.untrusted import MAX_BYTES, check_inside, read_json, shown
 
 # The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the
 # tokenizer and the prepared data of the workdir depend on them. All other keys may change.
@@ -169,7 +169,7 @@ def kept_json(path: Path, fits: Callable[[Any], bool] = lambda value: True) -> A
     fits: whether a value is what the run writes there.
     """
     try:
-        value = read_json(path, MOST_BYTES)
+        value = read_json(path, MAX_BYTES)
         if not fits(value):
             raise ValueError("another value than the run writes")
         return value
@@ -350,7 +350,7 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     check_result(config, workdir)
     steps = config.steps
     try:
-        report = read_json(workdir / "report.json", MOST_BYTES)
+        report = read_json(workdir / "report.json", MAX_BYTES)
         step, done = report["training"]["steps"], report["finished"]
         if config.epochs is not None:
             steps = step if report["config"].get("epochs") == config.epochs else step + 1

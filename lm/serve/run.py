@@ -23,7 +23,7 @@ from lm.serve.connection import HEAD, Connection
 from lm.serve.monitor import open_watch
 from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
 from lm.serve.watch.settings import settings_of
-from lm.train.values import MOST
+from lm.train.values import MAX
 
 CONNECTIONS = 1024  # at once; more are answered with 503
 
@@ -146,7 +146,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=functools.partial(Connection, seconds=read_seconds or float(MOST)),
+                http=functools.partial(Connection, seconds=read_seconds or float(MAX)),
                 ws="none",
                 h11_max_incomplete_event_size=HEAD,
                 log_level="warning",

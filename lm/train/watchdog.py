@@ -24,7 +24,7 @@ from lm.parallel import hosts
 
 HUNG = 76  # exit code
 STEP_PHASES = ("data", "rollout", "dispatch", "wait")  # these together are a step; see lm/train/goodput.py
-KNOWN, TIMES, LEAST, FIRST = 3, 20, 600.0, 3600.0  # of the chosen timeout
+KNOWN, TIMES, MIN, FIRST = 3, 20, 600.0, 3600.0  # of the chosen timeout
 TOGETHER = 3  # seconds in which the other processes write their stacks, before the end of this one breaks their connections
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def end(message: str) -> None:
 class Watchdog:
     """Watches a training loop from `start` to `stop`. The loop calls `enter` at each change of phase, `stepped` after a step.
 
-    timeout: seconds without a finished step; 0: TIMES times the median of the last steps, and at least LEAST; FIRST before
+    timeout: seconds without a finished step; 0: TIMES times the median of the last steps, and at least MIN; FIRST before
     KNOWN steps are known. other: seconds that a phase of another kind may last; 0: no limit. dump: the file for the stacks.
     end: called with the message.
     """
@@ -78,7 +78,7 @@ class Watchdog:
         if self._timeout:
             return self._timeout, "watchdog.timeout"
         known = TIMES * statistics.median(self._times) if len(self._times) >= KNOWN else FIRST
-        return max(LEAST, known), "watchdog.timeout, chosen"
+        return max(MIN, known), "watchdog.timeout, chosen"
 
     def _watch(self) -> None:
         while not self._stop.wait(self._tick):

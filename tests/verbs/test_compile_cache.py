@@ -102,7 +102,7 @@ def test_the_folder_is_of_this_processor_and_private(folder, tmp_path):
     assert folder.parent == tmp_path / "lmcraft" and folder.stat().st_mode & 0o077 == 0
     variables = compile_cache.os.environ
     assert variables["JAX_COMPILATION_CACHE_DIR"] == str(folder)
-    assert int(variables["JAX_COMPILATION_CACHE_MAX_SIZE"]) == compile_cache.MOST
+    assert int(variables["JAX_COMPILATION_CACHE_MAX_SIZE"]) == compile_cache.MAX
 
 
 def test_another_choice_of_the_user_stands(folder, tmp_path):

@@ -95,6 +95,7 @@ def test_tokens_for_training(pages, finished, tmp_path):
     refused(runs.line(tmp_path / "run", data__input=dataset, steps=8), "has changed since this run began")
 
 
+@pytest.mark.slow
 def test_the_installation_is_text_enough(tmp_path):
     line = [sys.executable, "curate.py", "--config=configs/curate/demo.py", f"--workdir={tmp_path / 'corpus'}"]
     done = runs.run([*line, "--config.read.max_bytes=100000", "--config.processes=1"])

@@ -19,7 +19,7 @@ from data.text.tokenizer import Tokenizer
 from lm.errors import UserError, after
 
 # Tiles and windows of a conversation: 1.6 GB for tiles of 512 pixels, 0.8 GB for 30 seconds with 128 mels.
-MOST = {"image": 512, "audio": 512}
+MAX = {"image": 512, "audio": 512}
 
 
 class Towers(NamedTuple):
@@ -122,9 +122,9 @@ def prepared(messages: Messages, towers: Towers) -> tuple[Messages, Arrays, list
             file = medium.read()
             array, text = _prepared(medium.kind, file, towers, medium.where)
             found[medium.kind].append(array)
-            if sum(map(len, found[medium.kind])) > MOST[medium.kind]:
+            if sum(map(len, found[medium.kind])) > MAX[medium.kind]:
                 raise UserError(
-                    f"{medium.where}: over {MOST[medium.kind]} tiles or windows in a conversation; cut it into several"
+                    f"{medium.where}: over {MAX[medium.kind]} tiles or windows in a conversation; cut it into several"
                 )
             placed.append(Placed(medium.kind, text))
             media.append(Kept(medium.kind, file, len(array)))

@@ -16,7 +16,7 @@ from lm.errors import UserError
 MOMENTUM = 0.9
 EVALUATE_EVERY = 50  # steps
 PATIENCE = 10  # evaluations without a better validation loss, after which training ends
-LEAST_PADDED = 1 << 14  # features of a batch are padded to a power of two, so few shapes are compiled
+MIN_PADDED = 1 << 14  # features of a batch are padded to a power of two, so few shapes are compiled
 
 
 class Examples(NamedTuple):
@@ -136,7 +136,7 @@ def _batches(examples: Examples, columns: int, options: Options) -> Iterator[dic
             epoch += 1
         rows, order = order[:size], order[size:]
         count = count_N[rows]
-        padded = max(LEAST_PADDED, 1 << (int(count.sum()) - 1).bit_length())
+        padded = max(MIN_PADDED, 1 << (int(count.sum()) - 1).bit_length())
         column, row, value = np.full(padded, columns, np.int32), np.zeros(padded, np.int32), np.zeros(padded, np.float32)
         F = int(count.sum())
         column[:F] = examples.features.bucket_F[runs(start_N[rows], count)]

@@ -9,7 +9,7 @@ from data.filters.splitting import split
 from data.filters.words import Words
 
 SHOWN = 20  # of each side
-LEAST_DOCUMENTS, LEAST_SHARE = 5, 0.01  # rarer n-grams can have large weights, and decide little
+MIN_DOCUMENTS, MIN_SHARE = 5, 0.01  # rarer n-grams can have large weights, and decide little
 
 
 def telling(
@@ -17,7 +17,7 @@ def telling(
 ) -> dict[str, list[dict]]:
     """Return {"good", "bad"}: for each side up to SHOWN of {ngram, weight, good, bad}, the highest weights first.
 
-    good, bad: how many documents have the bucket. Only buckets in at least LEAST_DOCUMENTS documents and in LEAST_SHARE of all
+    good, bad: how many documents have the bucket. Only buckets in at least MIN_DOCUMENTS documents and in MIN_SHARE of all
     documents count.
 
     Args:
@@ -25,7 +25,7 @@ def telling(
     """
     label_F = np.repeat(good_N, features.count_N)
     good, bad = (np.bincount(features.bucket_F[label_F == side], minlength=len(weights)) for side in (True, False))
-    often = np.flatnonzero(good + bad >= max(LEAST_DOCUMENTS, LEAST_SHARE * len(good_N)))
+    often = np.flatnonzero(good + bad >= max(MIN_DOCUMENTS, MIN_SHARE * len(good_N)))
     often = often[np.argsort(-weights[often], kind="stable")]
     chosen = {
         "good": [b for b in often[:SHOWN].tolist() if weights[b] > 0],

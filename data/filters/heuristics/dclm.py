@@ -7,7 +7,7 @@ import numpy as np
 from data.filters.heuristics.gopher import ratio
 from data.filters.words import PUNCTUATION, Words
 
-MOST_UPPERCASE, MOST_DIGITS, LEAST_WORDS = 0.5, 0.999999, 2
+MAX_UPPERCASE, MAX_DIGITS, MIN_WORDS = 0.5, 0.999999, 2
 PHRASE_WORDS = 10  # the phrases of buttons are removed from lines of at most so many words
 _COUNTER = re.compile(
     r"\W*\d[,.\d]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|downvotes|downloads|views|followers)\W*\Z"
@@ -37,9 +37,9 @@ def dclm_lines(words: Words) -> tuple[list[str], dict[str, np.ndarray]]:
 def _stays(line: str) -> bool:
     if not line:
         return True
-    if sum(map(str.isupper, line)) / len(line) > MOST_UPPERCASE or line.isdigit():
+    if sum(map(str.isupper, line)) / len(line) > MAX_UPPERCASE or line.isdigit():
         return False
-    return len(line.split(None, LEAST_WORDS)) >= LEAST_WORDS and not (len(line) < 100 and _COUNTER.match(line.lower()))
+    return len(line.split(None, MIN_WORDS)) >= MIN_WORDS and not (len(line) < 100 and _COUNTER.match(line.lower()))
 
 
 def _without_phrases(line: str) -> str | None:

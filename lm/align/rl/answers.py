@@ -5,7 +5,7 @@ from fractions import Fraction
 
 _MARKS = re.compile(r"####|\\boxed\s*\{|\banswer(?: is)?:", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,3})?|[-+]?\d+/\d+")
-MOST_DIGITS = 100  # characters; longer answers are compared as texts
+MAX_DIGITS = 100  # characters; longer answers are compared as texts
 
 
 def final_answer(text: str) -> str:
@@ -55,7 +55,7 @@ def _normalised(answer: str) -> str:
 
 
 def _number(text: str) -> Fraction | None:
-    if len(text) > MOST_DIGITS or not re.search(r"\d", text) or not _NUMBER.fullmatch(text):
+    if len(text) > MAX_DIGITS or not re.search(r"\d", text) or not _NUMBER.fullmatch(text):
         return None
     try:
         return Fraction(re.sub("[,$€£]", "", text))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from data.chat.template import encode_chat, end_of_turn
 from lm.align.rl.stockroom import ERROR, Stockroom
-from lm.align.rl.tools import MOST, Answer
+from lm.align.rl.tools import MAX, Answer
 from lm.align.rl.user_files import error_line, imported
 from lm.errors import UserError
 from lm.parallel.hosts import from_first
@@ -131,7 +131,7 @@ class Episodes:
         for action in [turn] if isinstance(turn, str) else turn:
             broken = isinstance(action, str) and action is not turn
             if self._over[i] or broken:
-                answers.append(Answer(f"{ERROR}{action if broken else 'the episode is over'}"[:MOST], True))
+                answers.append(Answer(f"{ERROR}{action if broken else 'the episode is over'}"[:MAX], True))
                 continue
             text = action if isinstance(action, str) else json.dumps(action, ensure_ascii=False)
             found = _guarded("step", lambda: self._worlds[i].step(text))  # noqa: B023 (called at once)

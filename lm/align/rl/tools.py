@@ -23,7 +23,7 @@ PYTHON = {
     },
 }
 SECONDS, MEMORY_MIB = 5.0, 256  # limits of a program
-MOST = 2000  # characters of an answer; a longer one loses its middle
+MAX = 2000  # characters of an answer; a longer one loses its middle
 
 OURS, HERMES = "<|tool|>", ("<tool_call>", "</tool_call>")
 ERROR = "error: "
@@ -79,7 +79,7 @@ def _output_text(result: Result) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= MOST else f"{text[: MOST // 2]}\n…\n{text[-MOST // 2 :]}"
+    return text if len(text) <= MAX else f"{text[: MAX // 2]}\n…\n{text[-MAX // 2 :]}"
 
 
 TOOLS = {tool.name: tool for tool in (Tool(CALCULATOR, _calculator), Tool(PYTHON, _python))}

@@ -94,8 +94,8 @@ def _seconds(audio: Audio) -> int:
             f"model.audio.num_frames={audio.num_frames} must be a multiple of {spectrograms.FRAMES}, whole seconds of sound"
         )
     seconds = audio.num_frames // spectrograms.FRAMES
-    if seconds > spectrograms.MOST_SECONDS:
-        raise UserError(f"model.audio.num_frames={audio.num_frames}: a window has at most {spectrograms.MOST_SECONDS} seconds")
+    if seconds > spectrograms.MAX_SECONDS:
+        raise UserError(f"model.audio.num_frames={audio.num_frames}: a window has at most {spectrograms.MAX_SECONDS} seconds")
     return seconds
 
 

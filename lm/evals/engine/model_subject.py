@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from data.chat.media.encoding import MOST, Kept
+from data.chat.media.encoding import MAX, Kept
 from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
 from lm.evals.engine.answers_cache import Answers, fingerprint, key
@@ -136,7 +136,7 @@ class ModelSubject:
         """Return the ask with the files of the prompt's media; the prompt's tokens say how many tiles they have."""
         if not prompt.media:
             return ask
-        files = tuple(Kept(medium.kind, medium.read(), MOST[medium.kind]) for medium in prompt.media)
+        files = tuple(Kept(medium.kind, medium.read(), MAX[medium.kind]) for medium in prompt.media)
         sections = (self.model.config.vision, self.model.config.audio)
         tiles = tuple(ask.tokens.count(section.token_id) // section.tokens if section.num_layers else 0 for section in sections)
         return ask._replace(media=files, tiles=tiles)

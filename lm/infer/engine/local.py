@@ -29,7 +29,7 @@ from lm.model.transformer import Transformer, skeleton
 
 ROWS = 64  # that are decoded together
 PAGE = 16
-LEAST = 1 << 24  # parameters; the steps of a smaller model take less time than their dispatch
+MIN = 1 << 24  # parameters; the steps of a smaller model take less time than their dispatch
 NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
 
 
@@ -38,7 +38,7 @@ def pays(config: ModelConfig, room: float) -> bool:
     if jax.process_count() > 1 or not (compiled("cpu.products") and compiled("cpu.attention")):
         return False
     size = sum(x.size for x in jax.tree.leaves(skeleton(config)[1]))
-    return size >= LEAST and 4 * size < room
+    return size >= MIN and 4 * size < room
 
 
 class LocalEngine:

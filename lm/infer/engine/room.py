@@ -11,7 +11,7 @@ from lm.model.pages import page_bytes
 
 SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's alone
 ACCELERATOR = 0.9
-LEAST = 64
+MIN = 64
 CACHE = 1 << 30  # bytes of pages on a CPU, unless requests need more:
 TYPICAL = 512  # tokens of a request, prompt and answer
 
@@ -37,7 +37,7 @@ def affordable(config: ModelConfig, page: int, dtype: str, rows: int) -> int:
         stats = jax.local_devices()[0].memory_stats() or {}
         share, free = ACCELERATOR, max(0, stats.get("bytes_limit", free) - stats.get("bytes_in_use", 0))
     most = rows * -(-config.max_positions // page)
-    return int(max(LEAST, min(most, share * free // page_bytes(config, page, dtype))))
+    return int(max(MIN, min(most, share * free // page_bytes(config, page, dtype))))
 
 
 def give_back() -> None:

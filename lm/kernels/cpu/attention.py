@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from lm.kernels.cpu.blocks import fetch, few_scores_into, keys_into, rows_into, slots_into, values_into
-from lm.kernels.cpu.transposes import MOST
+from lm.kernels.cpu.transposes import MAX
 from lm.kernels.native import calls
 from lm.kernels.native.calls import (
     ARGUMENTS,
@@ -159,7 +159,7 @@ def do_unit(job: int, unit: int) -> int:
     fill(tops, groups * count, LOW)
     fill(totals, groups * count, np.float32(0.0))
     fill(sums, groups * count * step, np.float32(0.0))
-    few, direct = count <= MOST and K % 32 == 0, V == step
+    few, direct = count <= MAX and K % 32 == 0, V == step
     if not direct:
         fill(v_block, KEYS * step, np.float32(0.0))
 

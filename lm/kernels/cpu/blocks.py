@@ -103,7 +103,7 @@ def few_scores_into(
 ) -> None:
     """Write the scores of a few queries, q [count, K], and the keys of positions begin … end of a block: out [count, KEYS].
 
-    Keys are not stored as floats. count: at most MOST. K: a multiple of 32. width, later: as in `keys_into`.
+    Keys are not stored as floats. count: at most MAX. K: a multiple of 32. width, later: as in `keys_into`.
     """
     if width == 4:
         scores_float32(count, rows, begin, end, offset, K, q, out, later)

@@ -30,7 +30,7 @@ from lm.kernels.native.vectors import (
     transpose_words,
 )
 
-MOST = 4  # vectors that are multiplied at once
+MAX = 4  # vectors that are multiplied at once
 STEP = {"float32": LANES, "bfloat16": 2 * LANES, "int8": LANES}  # values of a row
 
 
@@ -58,7 +58,7 @@ def transposed(stored: str) -> Callable[[int, int, int, int], None]:
 def products(stored: str) -> Callable[..., None]:
     """Return the compiled products of a few vectors and 16 rows: y[m, r] = Σ over k of x[m, k] · row r [k], in ascending order.
 
-    count: vectors, 1 to MOST. x, y: float32, with steps in bytes. K: a multiple of STEP[stored].
+    count: vectors, 1 to MAX. x, y: float32, with steps in bytes. K: a multiple of STEP[stored].
     """
 
     @intrinsic
@@ -94,10 +94,10 @@ def _products(
     y: ir.Value,
     y_step: ir.Value,
 ) -> None:
-    """Multiply MOST vectors: if there are fewer, the last one several times, so that there is one case to compile."""
-    sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(MOST)]
+    """Multiply MAX vectors: if there are fewer, the last one several times, so that there is one case to compile."""
+    sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(MAX)]
     last = builder.sub(count, i64(1))
-    vectors = [builder.select(builder.icmp_signed("<", i64(m), last), i64(m), last) for m in range(MOST)]
+    vectors = [builder.select(builder.icmp_signed("<", i64(m), last), i64(m), last) for m in range(MAX)]
     for total in sums:
         builder.store(ir.Constant(FLOATS, [0.0] * LANES), total)
     with cgutils.for_range(builder, builder.sdiv(K, i64(STEP[stored]))) as loop:

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MOST = 32 << 20  # bytes of a message
+MAX = 32 << 20  # bytes of a message
 SAFE = 1 << 53  # smaller integers are numbers of JSON, larger ones are written in hexadecimal, which has no limit of digits
 SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
 AS_TEXT = {"Decimal": "decimal", "Fraction": "fractions"}  # types that are written as text, and their modules
@@ -209,7 +209,7 @@ class Peer:
 
     def _receive(self) -> Any:
         size = int.from_bytes(self._bytes(8), "big")
-        if size > MOST:
+        if size > MAX:
             raise self._lost()
         try:
             return json.loads(self._bytes(size))

@@ -35,7 +35,7 @@ NAME, TEST = "<code>", "<test>"  # file names in tracebacks
 OUT, ERR, REPORT, HEAR, SAY, RULES = 1, 2, 3, 4, 5, 6  # file descriptors of a child; HEAR and SAY join a program and its test
 PROGRAM, CHECK = "program", "test"  # roles of the children of a checked job
 HIGH = 64  # above all of them
-OPEN_FILES, MOST_WORKERS = 4096, 512  # of this process; a child has four pipes
+OPEN_FILES, MAX_WORKERS = 4096, 512  # of this process; a child has four pipes
 # a child's report: outcome. gone: the program of this test has ended.
 ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "refused": "refused", "gone": "error"}
 
@@ -95,7 +95,7 @@ def supervise(request: dict) -> None:
     request["memory_bytes"] = own_memory() + (request["memory_mib"] << 20)
 
     while waiting or running:
-        while waiting and len({run.number for run in running.values()}) < min(request["workers"], MOST_WORKERS):
+        while waiting and len({run.number for run in running.values()}) < min(request["workers"], MAX_WORKERS):
             number, job = waiting.popleft()
             for run in begin(number, job, request, selector, lambda: (waiting.clear(), running.clear(), selector.close())):
                 running[run.pid] = run

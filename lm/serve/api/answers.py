@@ -19,7 +19,7 @@ from lm.serve.api.text import Piece, TextStream
 from lm.serve.api.tools import Call
 from lm.serve.seen import Seen
 
-LEAST = -9999.0  # nats, instead of −∞, which is not JSON
+MIN = -9999.0  # nats, instead of −∞, which is not JSON
 
 
 class Plan(NamedTuple):
@@ -236,4 +236,4 @@ def new_id(kind: str) -> tuple[str, int]:
 
 
 def nats(value: float) -> float:
-    return max(float(value), LEAST)
+    return max(float(value), MIN)

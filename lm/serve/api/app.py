@@ -31,7 +31,7 @@ from lm.serve.api.stream import EventStream, Gone, answer
 from lm.serve.api.text import spelling
 from lm.serve.metrics import CountRequests
 
-MOST_ENCODED = 1 << 20  # bytes of a text for /tokenize, which need not fit the model
+MAX_ENCODED = 1 << 20  # bytes of a text for /tokenize, which need not fit the model
 
 log = logging.getLogger("lm.serve")
 
@@ -156,8 +156,8 @@ def _tokenized(service: Service, body: TokenizeRequest) -> Response:
         raise ApiError(400, "give a prompt or messages", param="prompt")
     messages = None if body.messages is None else chat.messages_of(service, body.messages)
     field, texts = ("prompt", [body.prompt]) if messages is None else ("messages", [m["content"] for m in messages])
-    if sum(len(text.encode("utf-8", "replace")) for text in texts) > MOST_ENCODED:
-        raise ApiError(400, f"{field}: give text of at most {MOST_ENCODED} bytes, a part of a longer one", param=field)
+    if sum(len(text.encode("utf-8", "replace")) for text in texts) > MAX_ENCODED:
+        raise ApiError(400, f"{field}: give text of at most {MAX_ENCODED} bytes, a part of a longer one", param=field)
     if messages is not None:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
         ids = chat.prompt_of(service, messages, tools, body.chat_template_kwargs).ids

@@ -29,7 +29,7 @@ from lm.serve.api.media import files_of
 from lm.serve.api.protocol import ChatRequest, ToolChoice
 from lm.serve.api.service import Service
 from lm.serve.api.text import Token, spelling
-from lm.serve.api.tools import MOST_CALLS, Call, Calls, declared, forced
+from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced
 
 RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
 
@@ -153,7 +153,7 @@ async def _said(
     service: Service, body: ChatRequest, plan: Plan, choices: Sequence[Choice]
 ) -> AsyncIterator[tuple[int, str, list[Call], Sequence[Token]]]:
     """Yield (number of a choice, content, calls, tokens); number −1: when all are in the queue."""
-    most = MOST_CALLS if body.parallel_tool_calls else 1
+    most = MAX_CALLS if body.parallel_tool_calls else 1
     readers = [Calls(service.calls, most) if tools_of(body) else None for _ in choices]
     ended: set[int] = set()
     async for n, piece in pieces(service, plan, choices):

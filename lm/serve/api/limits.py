@@ -15,7 +15,7 @@ from lm.errors import UserError
 from lm.serve.api.errors import ApiError
 
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
-MOST_USERS = 10_000  # whose rates are remembered
+MAX_USERS = 10_000  # whose rates are remembered
 WASTE = 16  # times the limit that a client with too large a body may still send, to get its answer
 
 
@@ -74,7 +74,7 @@ class Rates:
         now = self._clock()
         left, since = self._left.pop(user, (float(self._most), now))
         left = min(self._most, left + (now - since) * self._most / 60)
-        if len(self._left) >= MOST_USERS:
+        if len(self._left) >= MAX_USERS:
             del self._left[next(iter(self._left))]  # the one that has been away longest
         self._left[user] = (left - 1 if left >= 1 else left, now)
         if left < 1:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from lm.serve.api.errors import ApiError
 
-MOST_CHOICES, MOST_STOPS, STOP_LENGTH, MOST_LIKELY = 128, 16, 512, 20
+MAX_CHOICES, MAX_STOPS, STOP_LENGTH, MAX_LIKELY = 128, 16, 512, 20
 DEPTH = 64  # of nested lists and objects in a request
 
 Text = Annotated[str, Field(max_length=STOP_LENGTH)]
@@ -46,10 +46,10 @@ class Sampled(BaseModel):
     model: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] = []
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] = []
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -61,7 +61,7 @@ class Sampled(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    stop_token_ids: Annotated[Ids, Field(max_length=MOST_STOPS)] = []
+    stop_token_ids: Annotated[Ids, Field(max_length=MAX_STOPS)] = []
     include_stop_str_in_output: bool = False
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
@@ -79,8 +79,8 @@ class CompletionRequest(Sampled):
     suffix: str | None = None
     max_tokens: int = Field(16, ge=0)  # 0: score the prompt, with echo
     echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY)
-    best_of: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LIKELY)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -131,7 +131,7 @@ class ChatRequest(Sampled):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=MOST_LIKELY)
+    top_logprobs: int = Field(0, ge=0, le=MAX_LIKELY)
     tools: Annotated[list[Tool], Field(max_length=128)] = []
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool = True

@@ -16,7 +16,7 @@ from data.chat.template import render
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
-MOST_CALLS = 16  # of one answer
+MAX_CALLS = 16  # of one answer
 FIRST, SECOND = "first_example_tool", "second_example_tool"
 ARGUMENTS = {"example": "value"}
 
@@ -166,7 +166,7 @@ def forced(
         schema = {"type": "object", "properties": keys, "required": [*keys], "additionalProperties": False}
         schema |= {key: keys[format.arguments][key] for key in ("$defs", "definitions") if key in keys[format.arguments]}
         rules.append(f"call{n}: %json {json.dumps(schema | {'x-guidance': dict(layout)})}")
-    more = f"({_lark(format.between, tokenizer)} call){{0,{MOST_CALLS - 1}}}" if parallel else ""
+    more = f"({_lark(format.between, tokenizer)} call){{0,{MAX_CALLS - 1}}}" if parallel else ""
     start = f"start: {_lark(format.begin, tokenizer)} call {more} {_lark(format.end, tokenizer)}"
     call = f"call: {' | '.join(f'call{n}' for n in range(len(tools)))}"
     return "\n".join(["%llguidance {}", start, call, *rules])
@@ -182,7 +182,7 @@ def _lark(text: str, tokenizer: Tokenizer) -> str:
 class Calls:
     """Reads an answer's text piece by piece: content for the client, and calls. Text that is no valid call stays content."""
 
-    def __init__(self, format: CallFormat, most: int = MOST_CALLS):
+    def __init__(self, format: CallFormat, most: int = MAX_CALLS):
         self._format, self._most = format, most
         self._text, self._inside, self._done = "", False, 0
 

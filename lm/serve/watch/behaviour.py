@@ -247,4 +247,4 @@ def _unit(name: str, value: float | None) -> float | None:
         return value
     if name in ("length", "prompt_length"):
         return 2 ** (value * windows.LONGEST) - 1
-    return value * (windows.MOST_NATS if name in SCALES else windows.MOST_SURPRISE)
+    return value * (windows.MAX_NATS if name in SCALES else windows.MAX_SURPRISE)

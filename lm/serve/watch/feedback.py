@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from lm.serve.store import Feedback
 
 LONGEST = 20_000  # characters of a comment and of a correction
-MOST_BYTES = 200_000  # of a request
+MAX_BYTES = 200_000  # of a request
 RATINGS = {"up": 1, "down": -1, 1: 1, -1: -1}
 
 
@@ -26,8 +26,8 @@ def router(watch) -> APIRouter:
 
     @routes.post("/v1/feedback")
     async def give_feedback(request: Request) -> JSONResponse:
-        if int(request.headers.get("content-length") or 0) > MOST_BYTES:
-            return _error(413, f"a body has at most {MOST_BYTES} bytes")
+        if int(request.headers.get("content-length") or 0) > MAX_BYTES:
+            return _error(413, f"a body has at most {MAX_BYTES} bytes")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _error(415, "send the header Content-Type: application/json")
         try:

@@ -21,7 +21,7 @@ from lm.files import saving
 from lm.serve.watch.measures import Measures
 
 # Highest values that the scales below tell apart: 2^20 tokens; 12 nats, the entropy of 160,000 equally likely tokens.
-LONGEST, MOST_NATS, MOST_SURPRISE = 20.0, 12.0, 8.0
+LONGEST, MAX_NATS, MAX_SURPRISE = 20.0, 12.0, 8.0
 PARTS = 10  # of a PSI: deciles of the reference, as in credit scoring
 # Measure -> its number in [0, 1]; feedback is no measure of an exchange, and comes by itself.
 SCALES: dict[str, Callable[[float], float]] = {
@@ -30,7 +30,7 @@ SCALES: dict[str, Callable[[float], float]] = {
     "repetition": float,
     "length": lambda tokens: math.log2(1 + tokens) / LONGEST,
     "prompt_length": lambda tokens: math.log2(1 + tokens) / LONGEST,
-    "entropy": lambda nats: nats / MOST_NATS,
+    "entropy": lambda nats: nats / MAX_NATS,
 }
 FITTED = ("language", "prompt_language", "topic")
 STREAMS = (*SCALES, *FITTED, "feedback")
@@ -70,7 +70,7 @@ class Reference(NamedTuple):
         return found
 
     def _surprise(self, count: int) -> float:
-        return min(1.0, -math.log((count + 0.5) / (self.fitted + 1)) / MOST_SURPRISE)
+        return min(1.0, -math.log((count + 0.5) / (self.fitted + 1)) / MAX_SURPRISE)
 
 
 def fit(rows: Sequence[Measures]) -> Reference:

@@ -13,7 +13,7 @@ from lm.parallel.mesh import logical_axes
 from lm.train.optimizers.matrices import MatrixAxes, matrix_axes
 
 EPS = 1e-30  # added to squared gradients
-DECAY, MOST = 0.8, 0.999  # the mean of squared gradients decays by min(1 − step^−DECAY, MOST)
+DECAY, MAX = 0.8, 0.999  # the mean of squared gradients decays by min(1 − step^−DECAY, MAX)
 
 
 class AdafactorState(NamedTuple):
@@ -39,7 +39,7 @@ def scale_by_adafactor(b1: float) -> optax.GradientTransformation:
 
     def update(grads: nnx.State, state: AdafactorState, params: nnx.State | None = None) -> tuple[nnx.State, AdafactorState]:
         count = state.count + 1
-        decay = jnp.minimum(1 - count.astype(jnp.float32) ** -DECAY, MOST)
+        decay = jnp.minimum(1 - count.astype(jnp.float32) ** -DECAY, MAX)
         means = [_map(functools.partial(_squares, part=i), grads) for i in (0, 1)]
         inputs, outputs = (
             jax.tree.map(lambda v, new: decay * v + (1 - decay) * new, old, new)

@@ -23,7 +23,7 @@ from lm.kernels.matmul import spec_of
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import logical_axes, mesh_axes
 
-BLOCK, LEAST = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
+BLOCK, MIN = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v
 SQUARES = ("nu",)  # fields of optax's states that hold means of squares
 
@@ -113,7 +113,7 @@ def square_codes(x: jax.Array, u: jax.Array) -> jax.Array:
 def block_size(last: int) -> int:
     """Return how many numbers along a last axis share a scale; the same on every mesh, so that checkpoints move."""
     size = math.gcd(last, BLOCK)
-    return size if size >= LEAST else last
+    return size if size >= MIN else last
 
 
 def in_blocks(x: jax.Array) -> jax.Array:

@@ -21,8 +21,8 @@ from lm.train.plan.compiled import devices_of
 from lm.train.plan.plan import plan
 from lm.train.step import model_config_of
 
-MOST_TENSOR = 16
-MOST_ROWS = 16  # of a device in a slice
+MAX_TENSOR = 16
+MAX_ROWS = 16  # of a device in a slice
 UNSEEN = 1.15  # the compiler's peak over the memory that the rough model counts, at most, for configs of this project
 
 
@@ -71,12 +71,12 @@ def combinations(config: ml_collections.ConfigDict, devices: int) -> Iterator[di
     model = model_config_of(config)
     experts = [n for n in _powers(devices) if model.moe.num_experts % n == 0] if any(k.moe for k in model.layer_kinds) else [1]
     policies = [name for name in REMAT if name != "none"]
-    for expert, tensor in itertools.product(experts, _powers(min(devices, MOST_TENSOR))):
+    for expert, tensor in itertools.product(experts, _powers(min(devices, MAX_TENSOR))):
         if devices % (expert * tensor):
             continue
         fsdp = devices // (expert * tensor)
         ways = fsdp * expert
-        for rows in _powers(MOST_ROWS):
+        for rows in _powers(MAX_ROWS):
             if config.batch_size % (ways * rows):
                 continue
             accumulate = config.batch_size // (ways * rows)

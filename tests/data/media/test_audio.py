@@ -76,7 +76,7 @@ def wav(
 @functools.cache
 def hostile() -> dict[str, tuple[bytes, str]]:
     flac, ogg = saved(tone(440, 3), format="FLAC"), saved(tone(440, 3), format="OGG")
-    hours = saved(np.zeros(audio.MOST_SECONDS * 8000 + 8000, np.int16), 8000, "FLAC")
+    hours = saved(np.zeros(audio.MAX_SECONDS * 8000 + 8000, np.int16), 8000, "FLAC")
     assert len(hours) < 20_000
     return {
         "empty": (b"", "no audio"),
@@ -85,7 +85,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "AIFF": (saved(tone(440), format="AIFF"), "format AIFF"),
         "no samples": (wav(body=b""), "without a sample"),
         "header only": (wav()[:20], "no audio"),
-        "long": (b"RIFF" + bytes(audio.MOST_BYTES), "134,217,732 bytes"),
+        "long": (b"RIFF" + bytes(audio.MAX_BYTES), "134,217,732 bytes"),
         "hours in few bytes": (hours, "more than 600 seconds"),
         "cut WAV": (saved(tone(440))[:-4000], "ends after"),
         "cut FLAC": (flac[: len(flac) // 2], "ends after|damaged"),
@@ -135,11 +135,11 @@ def test_memory_is_bounded():
         pytest.skip("reads /proc")
     code = """
 from tests.data.media.test_audio import *
-data = saved(np.zeros((audio.MOST_SECONDS * 48000, 2), np.int16), 48000, "FLAC")
+data = saved(np.zeros((audio.MAX_SECONDS * 48000, 2), np.int16), 48000, "FLAC")
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) << 10
 open("/proc/self/clear_refs", "w").write("5")
 before = peak()
-assert len(decode(data, "long")) == audio.MOST_SECONDS * RATE
+assert len(decode(data, "long")) == audio.MAX_SECONDS * RATE
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

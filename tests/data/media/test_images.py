@@ -105,7 +105,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "text": (b"<svg onload=alert(1)>" * 9, "no image of the formats"),
         "TIFF": (saved(picture(8, 8), "TIFF"), "no image of the formats"),
         "PDF": (saved(picture(8, 8), "PDF"), "no image of the formats"),
-        "long": (b"\xff\xd8" + bytes(images.MOST_BYTES), "33,554,434 bytes"),
+        "long": (b"\xff\xd8" + bytes(images.MAX_BYTES), "33,554,434 bytes"),
         "scans": (progressive[:-2] + last * 5000 + b"\xff\xd9", "scans"),
         "bad EXIF size": (saved(picture(8, 8), "PNG")[:33] + b"\xff\xff\xff\xffeXIf", "damaged"),
     }
@@ -146,7 +146,7 @@ def test_memory_is_bounded():
 import resource, sys
 from tests.data.media.test_images import *
 from lm.errors import UserError
-side = int(images.MOST_PIXELS**0.5)
+side = int(images.MAX_PIXELS**0.5)
 data = saved(Image.new("RGBA", (side, side), (1, 2, 3, 4)), compress_level=1)
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) << 10
 open("/proc/self/clear_refs", "w").write("5")

@@ -13,7 +13,7 @@ from data.chat.conversations import examples_of, read_examples, split_number
 from data.chat.messages import messages_of
 from data.chat.records import Record, read_records
 from data.media.audio import encode_wav
-from data.media.parts import MOST_MEDIA, PLACEHOLDER, resolved
+from data.media.parts import MAX_MEDIA, PLACEHOLDER, resolved
 from lm.errors import UserError
 from tests.data.media.pictures import picture, saved
 
@@ -196,7 +196,7 @@ def test_paths_without_a_folder_and_bad_columns_are_refused():
         ({"messages": [user({"type": "image"}, {"type": "image"}), ANSWER], "image": {"bytes": RED}}, "no file for it"),
         ({"messages": [ANSWER], "image": {"bytes": RED}}, "no message of the user"),
         ({"messages": [user(text("a")), ANSWER], "image": {"bytes": None, "path": None}}, "a file is NoneType"),
-        ({"messages": [user(*[image(url(RED))] * (MOST_MEDIA + 1)), ANSWER]}, f"more than {MOST_MEDIA} images"),
+        ({"messages": [user(*[image(url(RED))] * (MAX_MEDIA + 1)), ANSWER]}, f"more than {MAX_MEDIA} images"),
     ):
         with pytest.raises(UserError, match=f"^f:1.*{words}"):
             only(values)
@@ -205,7 +205,7 @@ def test_paths_without_a_folder_and_bad_columns_are_refused():
 def test_a_large_file_is_refused_before_it_is_decoded(folder, monkeypatch):
     from data.media import parts
 
-    monkeypatch.setitem(parts.MOST_BYTES, "image", 20)
+    monkeypatch.setitem(parts.MAX_BYTES, "image", 20)
     with pytest.raises(UserError, match="characters, and it may have 20 bytes"):
         only({"messages": [user(image(url(RED))), ANSWER]})
     with pytest.raises(UserError, match="bytes, and it may have 20"):

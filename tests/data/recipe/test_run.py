@@ -96,9 +96,9 @@ def test_documents_stay_or_go_with_a_reason(corpus, tmp_path):
     assert [one["reason"] != "" for one in found["quarantined"]] == [True]
 
 
-@pytest.mark.parametrize("unit_bytes", all_but([1], [inputs.LEAST_UNIT_BYTES, 1]))  # one unit, and one for each file
+@pytest.mark.parametrize("unit_bytes", all_but([1], [inputs.MIN_UNIT_BYTES, 1]))  # one unit, and one for each file
 def test_workers_change_nothing_and_a_rerun_does_nothing(corpus, tmp_path, monkeypatch, unit_bytes):
-    monkeypatch.setattr(inputs, "LEAST_UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(inputs, "MIN_UNIT_BYTES", unit_bytes)
     monkeypatch.setattr(inputs, "UNITS", 1000)
     run(config_of(corpus), tmp_path / "one")
     run(config_of(corpus, processes=2), tmp_path / "two")

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from data.text import sentencepiece_tokenizer as ours
-from data.text.grow import LEAST, extends, grow, learn_merges, old_pieces
+from data.text.grow import MIN, extends, grow, learn_merges, old_pieces
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import UserError
@@ -85,7 +85,7 @@ def test_merges_are_those_of_counting_all_pairs_again_each_time(seed):
                 for pair in zip(word, word[1:]):
                     counts[pair] += number if joins(*pair) else 0
             best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)
-            if best is None or counts[best] < LEAST:
+            if best is None or counts[best] < MIN:
                 break
             merges.append(best)
             joined = collections.Counter()

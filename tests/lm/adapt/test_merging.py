@@ -167,6 +167,7 @@ def test_each_layer_and_each_expert_is_a_tensor_of_its_own():
             np.testing.assert_allclose(merged[name][at], expected, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same():
     recipe = Recipe("dare_ties", (0.6, 0.5), density=0.5)
     experts = dataclasses.replace(LATENT.moe, shared_dim=0)

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from lm.agent.builtin import open_tools
-from lm.agent.files import MOST_HITS
-from lm.align.rl.tools import MOST
+from lm.agent.files import MAX_HITS
+from lm.align.rl.tools import MAX
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def test_list_search_and_read(folder):
     assert asked(folder, "read_file", path="a.txt").text == "one\nTwo three\nfour\n"
     assert asked(folder, "read_file", path="./sub/../a.txt", first_line=3).text == "four\n"
     (folder / "many.txt").write_text("same\n" * 99 + "x" * 9000)
-    assert asked(folder, "search_files", text="same").text.count("\n") == MOST_HITS
-    assert len(asked(folder, "read_file", path="many.txt").text) <= MOST + 3
+    assert asked(folder, "search_files", text="same").text.count("\n") == MAX_HITS
+    assert len(asked(folder, "read_file", path="many.txt").text) <= MAX + 3
 
 
 def test_write(folder):

@@ -114,6 +114,7 @@ def test_extreme_logits_stay_finite(settings):
     assert np.isfinite(sums).all() and all(np.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_the_same_on_a_mesh():
     *arrays, targets, weights = example()
     arrays[1], arrays[3] = arrays[1][:48], arrays[3][:48]  # so that it can be split

@@ -80,6 +80,7 @@ def test_a_step_weighs_the_excess_of_each_source():
         np.testing.assert_allclose(one, two, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_slices_and_a_mesh_change_nothing():
     config, _, state, reference, step = compiled()
     expected, metrics = step(state, batch_of(config), reference)

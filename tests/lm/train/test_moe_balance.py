@@ -49,6 +49,7 @@ def test_without_balance_some_expert_is_overworked():
     assert trained_load() > 1.5
 
 
+@pytest.mark.slow
 def test_the_bias_evens_the_load():
     assert trained_load(scores="sigmoid", balance_bias=True, bias_rate=0.003) <= 1.5
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from lm.parallel import hosts
-from lm.train.watchdog import FIRST, HUNG, LEAST, TIMES, Watchdog
+from lm.train.watchdog import FIRST, HUNG, MIN, TIMES, Watchdog
 
 DEADLINE = 60
 
@@ -75,7 +75,7 @@ def test_the_chosen_limit_follows_the_steps(tmp_path):
     assert watchdog.limit() == (TIMES * 100, "watchdog.timeout, chosen")
     for step in range(200):
         watchdog.stepped(step, 0.1)
-    assert watchdog.limit()[0] == LEAST
+    assert watchdog.limit()[0] == MIN
     watchdog.enter("compile")
     assert watchdog.limit()[0] == float("inf")
 

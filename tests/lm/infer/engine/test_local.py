@@ -12,7 +12,7 @@ from lm.config import Adapter, LatentAttention, ModelConfig, Quantization
 from lm.errors import UserError
 from lm.infer import sampler
 from lm.infer.decode import Sampling
-from lm.infer.engine.local import LEAST, LocalEngine, pays
+from lm.infer.engine.local import MIN, LocalEngine, pays
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.weights import drawn as parameters
@@ -153,5 +153,5 @@ def test_logits_that_are_not_finite_are_named_as_by_the_sampler(engine):
 
 
 def test_large_models_with_room_pay():
-    large = dataclasses.replace(CONFIG, vocab_size=LEAST // 32)
-    assert pays(large, 10 * LEAST) and not pays(large, 4 * LEAST) and not pays(CONFIG, 10 * LEAST)
+    large = dataclasses.replace(CONFIG, vocab_size=MIN // 32)
+    assert pays(large, 10 * MIN) and not pays(large, 4 * MIN) and not pays(CONFIG, 10 * MIN)

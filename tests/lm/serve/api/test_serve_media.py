@@ -153,7 +153,7 @@ def test_limits(client, monkeypatch, served):
     assert "3 images and sounds, and this server takes 2" in refused(client, [user(small, small, small)])
     system = {"role": "system", "content": [small]}
     assert "only messages of the user" in refused(client, [system, user("a")])
-    monkeypatch.setattr(decoding, "MOST_PIXELS", 100)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     assert "30 × 20 pixels, and it may have 100" in refused(client, [user(small)])
 
 
