@@ -138,6 +138,23 @@ def load_ahead() -> None:
     numba.core.registry.cpu_target.target_context.refresh()
 
 
+def load_kernels() -> None:
+    """Load the compiled kernels of serving, if that takes no time; else another process compiles them meanwhile, for all."""
+    from lm.kernels.native.registered import loaded
+
+    def load():
+        for module in ("cpu.attention", "cpu.products", "cpu.sums"):
+            loaded(module)
+
+    child = os.fork()
+    if child == 0:
+        load()
+        os._exit(0)
+    if select.select([os.pidfd_open(child)], [], [], 3.0)[0]:
+        os.waitpid(child, 0)
+        load()
+
+
 def serve(listener: socket.socket) -> dict | None:
     """Answer requests until no worker is left (None). Return in each fork, with the request that it is to carry out."""
     channels = [listener]
@@ -204,6 +221,8 @@ if __name__ == "__main__":
     for module in sys.argv[2:]:
         importlib.import_module(module)
     load_ahead()
+    if "jax" in sys.modules:
+        load_kernels()
     gc.collect()
     gc.freeze()  # so that the forks' collections do not copy the pages of what was imported
     request = serve(socket.socket(fileno=int(sys.argv[1])))

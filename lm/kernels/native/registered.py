@@ -13,11 +13,12 @@ def compiled(module: str) -> bool:
     The first call compiles them, or loads them from numba's cache, and registers them with XLA. Whoever runs a stored
     program without tracing it must call this before.
     """
-    return platform() == "cpu" and _registered(module)
+    return platform() == "cpu" and loaded(module)
 
 
 @functools.cache
-def _registered(module: str) -> bool:
+def loaded(module: str) -> bool:
+    """Compile or load the functions of a module, and return whether that was possible. Uses no device."""
     try:
         kernels = importlib.import_module(f"lm.kernels.{module}")
     except ImportError:  # numba has no wheel for this platform
