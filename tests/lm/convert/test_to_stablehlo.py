@@ -24,7 +24,6 @@ from lm.model.transformer import build, skeleton
 from lm.runs.checkpoint import named, plain
 from tests.lm.examples import parameters
 from tests.lm.weights import drawn
-from tests.slow import all_but
 
 SIZES = dict(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64, dtype="float32")
 LATENT = dict(num_kv_heads=4, mla=dict(kv_rank=16, query_rank=8, rope_head_dim=8, value_head_dim=8))
@@ -58,7 +57,8 @@ def read_elsewhere(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("settings", all_but([WINDOWS], [WINDOWS, LATENT]), ids=["windows", "latent"])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [WINDOWS, LATENT], ids=["windows", "latent"])
 def test_another_process_writes_the_same_tokens(settings, tmp_path):
     workdir, folder = made(tmp_path / "run", **settings), tmp_path / "out.stablehlo"
     to_stablehlo(workdir, folder, batch=2, prompt=8, length=32, max_shard_gb=5e-5)

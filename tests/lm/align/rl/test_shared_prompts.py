@@ -104,6 +104,7 @@ def test_the_same_loss_metrics_and_gradient(name):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-8)
 
 
+@pytest.mark.slow
 def test_answers_longer_than_a_block_of_queries():
     after = 300
     config = config_of(after, loss="dapo", model=dict(num_layers=1))
