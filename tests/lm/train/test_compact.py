@@ -98,6 +98,7 @@ def test_losses_beside_those_with_float32(name, dtype, most):
     np.testing.assert_allclose(losses(name=name, state_dtype=dtype), exact(name), atol=most, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", all_but(["adamw"], ["adamw", "muon"]))
 def test_a_checkpoint_moves_to_another_mesh(optimizer, tmp_path):
     """A last axis of 256 has four blocks, one for each device of fsdp; that of 64 has one, which two devices hold whole."""

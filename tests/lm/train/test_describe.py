@@ -96,6 +96,7 @@ def test_without_recomputation_the_step_multiplies_what_the_model_asks_for(model
     assert step_flops(config) == 8 * 128 * (sum(map(sum, costs.values())) + whole)
 
 
+@pytest.mark.slow
 def test_flops_do_not_depend_on_how_the_step_is_laid_out():
     def flops(mesh=None, accumulate=1, **model):
         config = training(**MODELS["mixture"] | model)

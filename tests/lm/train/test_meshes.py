@@ -84,6 +84,7 @@ def assert_begins_as_on_one_device(sizes, **model):
         np.testing.assert_array_equal(one, many)
 
 
+@pytest.mark.slow
 def test_one_key_value_head_for_all_queries_as_on_one_device():
     curves = [run(sizes, 1, steps=1, num_kv_heads=1)[0] for sizes in ({}, {"data": 4, "fsdp": 2})]
     np.testing.assert_allclose(*curves, rtol=1e-5)

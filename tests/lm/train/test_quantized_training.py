@@ -38,6 +38,7 @@ def test_losses_as_with_exact_products(kind):
     np.testing.assert_allclose(losses(kind), losses("none"), rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), all_but(QUICK, [(name, kind) for name in RUNS for kind in NEAR]))
 def test_as_on_one_device(name, kind):
     sizes, accumulate, model = RUNS[name]
