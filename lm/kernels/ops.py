@@ -1,8 +1,8 @@
 """The one door to the kernels: what each operation computes, and by which backend.
 
-The model, the losses and the engine call the functions below and nothing else of this room. A call goes to the first backend in
-TABLE that runs on the platform of the mesh and takes its arguments; the last resort is the operation's plain twin in
-lm/kernels/reference.py, which takes every call and which tests hold the others to.
+Whoever wants one of these operations calls it here. A call goes to the first backend in TABLE that runs on the platform of the
+mesh and takes its arguments; the last resort is the operation's plain twin in lm/kernels/reference.py, which takes every call
+and to which tests hold the others.
 
 `--kernels=reference` (or LMCRAFT_KERNELS=reference for commands without that flag) computes everything by the plain twins;
 `--kernels=attention=blocks,product=xla` forces the backends of single operations. `summary` says which ones served so far.
@@ -11,11 +11,10 @@ Axes: B batch, T tokens, S keys, D model, H query heads, G key/value heads, K he
 E experts, F hidden units, N rows, R sequences, P pages of a sequence.
 """
 
-import contextlib
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -293,19 +292,8 @@ def chosen(operation: str, *arguments: Any, **options: Any) -> Backend:
 
 
 def summary() -> str:
-    """Return the backends that have served calls while programs were traced, where there is a choice."""
+    """Return the backends that have served calls so far, by operation. A call counts when its program is traced."""
     return ", ".join(f"{name} {'/'.join(sorted(_served[name]))}" for name in TABLE if name in _served)
-
-
-@contextlib.contextmanager
-def forced(choice: str) -> Iterator[None]:
-    """Within this context `choice` is the value of --kernels, for programs that are traced here."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = choice
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
 
 
 def forced_backends() -> dict[str, str]:

@@ -239,7 +239,8 @@ class Transformer(nnx.Module):
             x_BTD = with_media(self.config, x_BTD, inputs.tokens_BT, (self.vision, self.audio), inputs.media)
         if inputs.vectors is not None:
             x_BTD = with_vectors(x_BTD, inputs.vectors)
-        if self.config.positions == "learned" and inputs.positions_BT is not None:
+        if self.config.positions == "learned":
+            assert inputs.positions_BT is not None  # they are `filled`
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
             where = spec("batch", axis, None)
             x_BTD = x_BTD + table.at[reshard(inputs.positions_BT, "batch", axis)].get(out_sharding=where)

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>")
 
 
 class Counter:
@@ -34,7 +35,13 @@ class Counter:
 
     @staticmethod
     def own(frame) -> bool:
-        return frame.f_code.co_filename.startswith((f"{ROOT}/lm/", f"{ROOT}/data/"))
+        """Return whether a frame is a function of lm/ or data/ on any processor and Python.
+
+        Not on all are kernels compiled for the processor, and comprehensions, which are functions before Python 3.12.
+        """
+        path, name = frame.f_code.co_filename, frame.f_code.co_name
+        compiled = path.startswith((f"{ROOT}/lm/kernels/amx/", f"{ROOT}/lm/kernels/native/"))
+        return path.startswith((f"{ROOT}/lm/", f"{ROOT}/data/")) and not compiled and name not in COMPREHENSIONS
 
     def result(self) -> str:
         files = sorted({str(Path(path).relative_to(ROOT)) for path, _ in self.entered})

@@ -125,14 +125,7 @@ def converted(documents: Documents, read: Callable[[dict[str, Any]], dict[str, A
 
 def versions_of(values: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> dict[str, Any]:
     """Return the versions of the documents, and a digest of everything that the prompts depend on."""
-    made_by = [
-        dict(values),
-        settings.chat,
-        settings.system,
-        settings.fewshot_as_multiturn,
-        settings.seed,
-        documents.num_fewshot,
-    ]
+    made_by = [dict(values), settings.chat, settings.system, settings.fewshot_as_multiturn, settings.seed]
     text = json.dumps([*made_by, documents.num_fewshot], sort_keys=True, ensure_ascii=True, default=str)
     return documents.versions | {"prompts": "sha256:" + hashlib.sha256(text.encode()).hexdigest()}
 

@@ -20,14 +20,14 @@ def test_every_operation_has_backends_and_a_twin_of_its_name():
                 assert callable(getattr(importlib.import_module(f"lm.kernels.{backend.module}"), operation)), backend
 
 
-def test_a_forced_backend_serves():
+def test_a_forced_backend_serves(monkeypatch):
     x, w = normal(0, (2, 8, 16)), normal(1, (16, 24))
     how = dict(dtype="float32", out=("batch", "length", None))
     plain = ops.matmul("btd,df->btf", x, w, **how)
-    with ops.forced("matmul=reference"):
-        assert ops.chosen("matmul", "btd,df->btf", x, w, precision="none", **how).name == "reference"
-        np.testing.assert_allclose(ops.matmul("btd,df->btf", x, w, **how), plain, rtol=1e-6)
     assert ops.chosen("matmul", "btd,df->btf", x, w, precision="none", **how).name == "mixed precision"
+    monkeypatch.setenv(ops.VARIABLE, "matmul=reference")
+    assert ops.chosen("matmul", "btd,df->btf", x, w, precision="none", **how).name == "reference"
+    np.testing.assert_allclose(ops.matmul("btd,df->btf", x, w, **how), plain, rtol=1e-6)
     served = ops.summary().split(", ")[0]
     assert served.startswith("matmul ") and {"mixed precision", "reference"} <= set(served.removeprefix("matmul ").split("/"))
 
@@ -40,8 +40,9 @@ def test_a_forced_backend_serves():
         ("attention=splash", "--kernels=attention=splash: it does not compute this call on a cpu; leave it out"),
     ],
 )
-def test_what_cannot_be_forced_is_refused(choice, line):
-    with ops.forced(choice), pytest.raises(UserError, match=line):
+def test_what_cannot_be_forced_is_refused(choice, line, monkeypatch):
+    monkeypatch.setenv(ops.VARIABLE, choice)
+    with pytest.raises(UserError, match=line):
         ops.chosen("attention")
 
 
@@ -59,8 +60,8 @@ CASES = [("window, soft cap", {}), ("experts, latents", {}), ("dense", {"context
 
 
 @pytest.mark.parametrize(("name", "sizes"), all_but(CASES[:1], CASES))
-def test_training_by_the_twins_is_the_same(name, sizes):
+def test_training_by_the_twins_is_the_same(name, sizes, monkeypatch):
     fast = run(sizes, 1, steps=2, **MODELS[name])[0]
-    with ops.forced("reference"):
-        plain = run(sizes, 1, steps=2, **MODELS[name])[0]
+    monkeypatch.setenv(ops.VARIABLE, "reference")
+    plain = run(sizes, 1, steps=2, **MODELS[name])[0]
     np.testing.assert_allclose(plain, fast, rtol=2e-5)

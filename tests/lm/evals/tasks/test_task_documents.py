@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pyarrow
@@ -14,6 +15,7 @@ from lm.errors import UserError
 from lm.evals.task import TaskSettings
 from lm.evals.tasks import items
 from lm.evals.tasks.catalogue import open_task
+from lm.evals.tasks.file_task import versions_of
 from tests.lm.evals.tasks import task_rows as rows
 
 ROOT = Path(__file__).parents[4]
@@ -165,6 +167,14 @@ def test_a_malformed_example_makes_the_items_malformed_that_show_it(tmp_path):
     found = outcome(tmp_path, "arc_easy", num_fewshot=2)
     named = found.results["problems"]["malformed_items"]
     assert 0 < named["n"] < 8 and found.results["n"] == 8 - named["n"] and "its example" in named["examples"][0]
+
+
+def test_an_evaluation_of_before_is_still_finished():
+    """Another digest of the prompts would compute every finished task again."""
+    settings = TaskSettings(chat=True, system="Be brief.", seed=3)
+    documents = types.SimpleNamespace(num_fewshot=2, versions={"split": "test"})
+    found = versions_of({"kind": "generation", "doc_to_text": "{{question}}"}, settings, documents)
+    assert found["prompts"] == "sha256:0027684c8c9cf62c61389075bd08643fd983be50d5c84d03d0c5af83e250aa0f"
 
 
 def test_versions_tell_data_and_prompts_apart(tmp_path):
