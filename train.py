@@ -62,19 +62,17 @@ def train(config, workdir: Path) -> None:
     from data.text.sizes import parse_sizes
     from data.text.weights import Weights, parse_weights, resolved, warnings_of
     from lm.evals import in_loop
-    from lm.model.transformer import skeleton
     from lm.parallel import hosts
     from lm.parallel.context import sequences_whole
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.ending import show
     from lm.reports.train import drawn, mixture, write_report
     from lm.train import events, loop
-    from lm.train.epochs import choose_steps
-    from lm.train.evaluator import Evaluator, valid_batches
+    from lm.train.events.validation import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
     from lm.train.rates import choose_rate
-    from lm.train.start import adopt, initial_params
+    from lm.train.start import adopt, check_config, choose_steps, initial_params
     from lm.train.step import make_trainer, model_config_of
 
     begin = time.perf_counter()
@@ -84,7 +82,7 @@ def train(config, workdir: Path) -> None:
     growth = parse_sizes(config.batch_warmup, config.batch_size)
     for rows in growth.rows:
         check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
-    loop.check_config(config, workdir)
+    check_config(config, workdir)
     choose_rate(config)
     config.data.weights = resolved(config.data.weights)
     if hosts.from_first(lambda: finished(config, workdir)):
@@ -114,8 +112,8 @@ def train(config, workdir: Path) -> None:
         start = functools.partial(initial_params, config, mesh, tokenizer)
         stream = Feed(batches, mesh)
         validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
-        measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
-        result = loop.train(config, trainer, mesh, stream, workdir, start, events.usual(validate, measure))
+        measure = in_loop.measuring(evals, workdir, trainer.graph, tokenizer)
+        result = loop.train(config, trainer, mesh, stream, workdir, events.usual(config, validate, measure), start)
     stages["training"] = result["seconds"]
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
     with jax.set_mesh(mesh), sequences_whole(result["params"]) as params:

@@ -43,22 +43,24 @@ class Rows:
         pass
 
 
-class Nothing:
-    """In the place of lm.train.supervision.Supervision."""
+def unwatched():
+    """Return an event in the place of Health that watches nothing."""
+    from lm.train.loop import Event
 
-    def __init__(self, *args):
-        pass
+    class Nothing(Event):
+        def start(self, run):
+            run.health = self
 
-    def enter(self, phase):
-        return phase
+        def enter(self, phase):
+            return phase
 
-    def stepped(self, step):
-        return {}, []
+        def got_batch(self, run):
+            pass
 
-    def got_batch(self, *args, **keys):
-        pass
+        def saved(self, step, phase):
+            pass
 
-    saved = close = got_batch
+    return Nothing()
 
 
 def main() -> None:
@@ -74,13 +76,11 @@ def main() -> None:
     from configs.train import default
     from lm.parallel.mesh import make_mesh
     from lm.reports.page import machine
-    from lm.train import loop
-    from lm.train.events import health
+    from lm.train import events, loop
     from lm.train.step import make_trainer
 
     shape = SHAPES[options.shape]
-    trainers, supervision = {}, health.Supervision
-    times = {True: [], False: []}
+    trainers, times = {}, {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(2 * options.rounds):
             checks = turn % 2 == 0
@@ -89,14 +89,15 @@ def main() -> None:
             config.update(valid_every=0, checkpoint_every=0)
             config.model.update(model_keys(shape), scan_layers=False)
             config.guard.update(on=checks, warmup=1)
-            health.Supervision = supervision if checks else Nothing
+            health, *others = events.usual(config)
+            beside = [health if checks else unwatched(), *others]
             mesh = make_mesh(config.mesh)
             with jax.set_mesh(mesh):
                 trainer = trainers.setdefault(checks, make_trainer(config))
                 stream = Rows(random_batch(shape))
                 workdir = Path(folder) / str(turn)
                 workdir.mkdir()
-                loop.train(config, trainer, mesh, stream, workdir)
+                loop.train(config, trainer, mesh, stream, workdir, beside)
             rows = stream.times[WARM:]
             spent = [[after[i] - before[i] for before, after in zip(rows, rows[1:])] for i in range(2)]
             times[checks].append([statistics.median(values) for values in spent])
@@ -120,7 +121,7 @@ def main() -> None:
 
 def verification(workdir: Path) -> float:
     """Return the seconds that the files of the newest checkpoint take to be hashed twice: as written, and as read back."""
-    from lm.runs.checkpoint import damage
+    from lm.runs.damage import damage
     from lm.runs.workdir import steps_saved
 
     begin = time.perf_counter()

@@ -141,7 +141,7 @@ def measured(kind: str, arm: str, seed: int, options) -> dict:
     from lm.model.transformer import build
     from lm.parallel.mesh import make_mesh
     from lm.train import events, loop
-    from lm.train.evaluator import Evaluator, valid_batches
+    from lm.train.events.validation import Evaluator, valid_batches
     from lm.train.feed import Feed, summed
     from lm.train.step import model_config_of
 
@@ -157,7 +157,7 @@ def measured(kind: str, arm: str, seed: int, options) -> dict:
         stream = Troubled(batches, feed, kind, seed)
         start = functools.partial(build, model_config_of(config), seed)
         validate = Evaluator(trainer, valid, mesh, tokenizer, VOCAB)
-        result = loop.train(config, trainer, mesh, stream, workdir, start, events.usual(validate))
+        result = loop.train(config, trainer, mesh, stream, workdir, events.usual(config, validate), start)
         found = {"bits_per_byte": float(result["valid"]["bits_per_byte"])}
         if kind == "minority":
             held_out = (feed.to_devices(renamed(one.batch(n))) for one in valid.values() for n in range(8))

@@ -234,6 +234,7 @@ if __name__ == "__main__":
     if cli.wants_help(sys.argv):
         print(f"{__doc__}\n{FLAGS.main_module_help()}")
     else:
-        cli.guard(main)
+        with cli.guard():
+            main()
         sys.stdout.flush()
         os._exit(0)  # programs for an answer that nobody asked for may still be compiled

@@ -45,11 +45,11 @@ def search(config, workdir: Path) -> None:
     from lm.reports.ending import show
     from lm.train import events, loop
     from lm.train.doremi import average, proxy_trainer
-    from lm.train.evaluator import Evaluator, valid_batches
+    from lm.train.events.validation import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
     from lm.train.rates import choose_rate
-    from lm.train.start import adopt, initial_params
+    from lm.train.start import adopt, check_config, initial_params
     from lm.train.step import make_trainer, model_config_of
 
     begin = time.perf_counter()
@@ -63,7 +63,7 @@ def search(config, workdir: Path) -> None:
     choose_rate(config)
     config.data.weights = resolved(config.data.weights)
     for run in runs:
-        loop.check_config(config, run)
+        check_config(config, run)
         hosts.from_first(functools.partial(check_result, config, run))
     check_memory(config, mesh)
 
@@ -78,9 +78,9 @@ def search(config, workdir: Path) -> None:
         trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh, tokenizer)
         validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
         stream = Feed(given, mesh)
-        first = loop.train(config, trainer, mesh, stream, reference, start, events.usual(validate))
+        first = loop.train(config, trainer, mesh, stream, reference, events.usual(config, validate), start)
         trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh)
-        second = loop.train(config, trainer, mesh, stream, proxy, start, frozen=first["params"])
+        second = loop.train(config, trainer, mesh, stream, proxy, events.usual(config), start, first["params"])
         weights = dict(zip(uniform, jax.device_get(average(second["sources"])).tolist()))
     if hosts.is_first():
         weights = {name: weights[name] for name, share in uniform.items() if share}
@@ -98,7 +98,7 @@ def batches(config, dataset: Path, growth) -> tuple:
     """
     from data.text.batches import TextBatches
     from data.text.weights import Rule, Weights, parse_weights
-    from lm.train.epochs import choose_steps
+    from lm.train.start import choose_steps
 
     weights = parse_weights(config.data.weights)
     read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed)

@@ -85,4 +85,5 @@ if __name__ == "__main__":
     if cli.wants_help(sys.argv):
         print(f"{__doc__}\n{FLAGS.main_module_help()}")
     else:
-        cli.guard(main)
+        with cli.guard():
+            main()

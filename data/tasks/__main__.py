@@ -32,4 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.guard(main)
+    with cli.guard():
+        main()

@@ -178,4 +178,5 @@ def usage() -> None:
 
 
 if __name__ == "__main__":
-    cli.guard(usage if cli.wants_help(sys.argv) else main)
+    with cli.guard():
+        (usage if cli.wants_help(sys.argv) else main)()

@@ -244,4 +244,5 @@ def _opened(checkpoint: str, declare: bool) -> Model:
 
 
 if __name__ == "__main__":
-    cli.guard(main)
+    with cli.guard():
+        main()

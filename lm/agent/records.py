@@ -60,4 +60,5 @@ def _replay(traces, changes: dict) -> int:
 
 
 if __name__ == "__main__":
-    cli.guard(main)
+    with cli.guard():
+        main()

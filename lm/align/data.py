@@ -26,9 +26,9 @@ from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import Tool, open_tools
 from lm.convert.multimodal.processor import copy_processor, has_processor
 from lm.parallel import hosts
-from lm.train.epochs import choose_steps
 from lm.train.feed import Feed, Stream
 from lm.train.fit import check_memory
+from lm.train.start import choose_steps
 from lm.train.step import model_config_of
 
 PAIRS = 1000  # the first ones of a split tell how long prompts and answers are

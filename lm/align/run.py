@@ -24,7 +24,7 @@ from lm.runs.workdir import finished, save_record
 from lm.train import events, loop
 from lm.train.fit import check_memory
 from lm.train.rates import choose_rate
-from lm.train.start import adopt, initial_params
+from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of
 
 
@@ -42,7 +42,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data
     mesh, model_config = make_mesh(config.mesh), model_config_of(config)
     slices = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size, slices, config.sequence_length)
-    loop.check_config(config, workdir)
+    check_config(config, workdir)
     choose_rate(config)
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
@@ -73,12 +73,13 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data
             mesh,
             run_data.stream(config, mesh, sampler, method.frozen),
             workdir,
-            lambda: initial_params(config, mesh),
             events.usual(
+                config,
                 validate=validate if validate.measures else None,
                 measure=in_loop.measuring(evals, workdir, graph, tokenizer),
                 samples=Samples(config, workdir, sampler, *held_out) if run_data.held_out else None,
             ),
+            lambda: initial_params(config, mesh),
             method.frozen,
         )
     before = first_validation(workdir)

@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 an error that the user can fix, printed as one line; 1 the
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import gc
@@ -13,7 +14,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -157,21 +158,19 @@ def run(
 ) -> None:
     """Parse the flags and call main(config, workdir); print errors as one line and exit. --help prints `usage`."""
     define_flags()
-    if wants_help(sys.argv):
-        guard(lambda: print(help_text(usage, sys.argv)))
-        return
-
-    def parsed() -> None:
+    with guard():
+        if wants_help(sys.argv):
+            print(help_text(usage, sys.argv))
+            return
         config, workdir = parse(sys.argv, needs_workdir, unless)
         bucket_flags.fetch(config, flags.FLAGS.workdir)
         compile_cache.switch_on()
         main(config, workdir)
 
-    guard(parsed)
 
-
-def guard(call: Callable[[], None]) -> None:
-    """Call `call`. Errors that the user can fix, and Ctrl-C, become one line and an exit code.
+@contextlib.contextmanager
+def guard() -> Iterator[None]:
+    """Make one line and an exit code of errors of the block that the user can fix, and of Ctrl-C.
 
     In a job of several processes none returns before all are done, and an error on one ends all (lm/parallel/hosts.py).
     """
@@ -179,7 +178,7 @@ def guard(call: Callable[[], None]) -> None:
     # What a start imports stays: Python's usual thresholds spend a fifth of that time looking for garbage.
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     try:
-        call()
+        yield
         if problem := mirror.finish():
             raise UserError(problem)
         if (hosts := _hosts()) is not None:

@@ -279,4 +279,5 @@ if __name__ == "__main__":
         shown = (f"--{name}: {FLAGS[name].help}" + f" ({FLAGS[name].default})" * bool(FLAGS[name].default) for name in ALL)
         print("\n".join([__doc__.replace("FAMILIES", ", ".join(FAMILIES)), *shown]))
     else:
-        cli.guard(main)
+        with cli.guard():
+            main()

@@ -209,4 +209,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.guard(lambda: sys.exit(main(sys.argv[1:])))
+    with cli.guard():
+        sys.exit(main(sys.argv[1:]))

@@ -98,4 +98,5 @@ def read_items(task: str, path: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    cli.guard(lambda: main(sys.argv))
+    with cli.guard():
+        main(sys.argv)

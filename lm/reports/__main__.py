@@ -65,4 +65,5 @@ if __name__ == "__main__":
     if cli.wants_help(sys.argv):
         print(f"{__doc__}\n{options().main_module_help()}")
     else:
-        cli.guard(lambda: main(sys.argv))
+        with cli.guard():
+            main(sys.argv)

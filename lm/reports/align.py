@@ -186,4 +186,5 @@ def main(workdirs: list[str]) -> None:
 if __name__ == "__main__":
     from lm import cli
 
-    cli.guard(lambda: main(sys.argv[1:]))
+    with cli.guard():
+        main(sys.argv[1:])

@@ -8,12 +8,13 @@ Arrays are stored by name, independent of the mesh. Both folders hold checksums 
 are compared after they were written, in the background, and before anything is read. Checkpoints of older versions have none.
 """
 
-import contextlib
+import dataclasses
 import functools
 import logging
+import operator
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from flax import nnx
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lm.errors import UserError
-from lm.files import checksums
+from lm.files import checksums, saving
 from lm.files.damage import place_aside, set_aside
 from lm.files.untrusted import read_json
 from lm.parallel.hosts import first_text, is_first
 from lm.parallel.memory import check_room
-from lm.runs.verified import Arrays, Chosen, Json, Manager
+from lm.runs.damage import alone, damage, readable
+from lm.runs.workdir import steps_saved
 
 
 class Checkpoints:
@@ -77,10 +79,13 @@ class Checkpoints:
             registry.add("state", kind, arrays)
         for kind in (ocp.args.JsonSave, ocp.args.JsonRestore):
             registry.add("meta", kind, meta)
-        self._wrong: str | None = None  # on process 0: a description of the damage of the last save
-        arrays.found = meta.found = self._found
+        self._wrong = arrays.wrong = meta.wrong = list[str]()  # on process 0: descriptions of the damage of the last save
         self._manager = Manager(self.folder, handler_registry=registry, options=options)
         self._manager.verified = self._verified
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints, ascending, with one that is being saved."""
+        return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, which may be damaged (see `whole`)."""
@@ -95,7 +100,7 @@ class Checkpoints:
         Raises: UserError if all are damaged, or, with `read_only`, if the newest is. Then nothing is renamed.
         """
         damaged: dict[int, str] = {}
-        for step in sorted({*self._manager.all_steps(), *self._no_folders()}, reverse=True):
+        for step in reversed(steps_saved(self.folder.parent)):  # also what is no folder, which Orbax does not see
             found = self._damage(step)
             if found is None:
                 break
@@ -119,11 +124,6 @@ class Checkpoints:
             first_text(None)  # a barrier: no process reloads before all are renamed
             self._manager.reload()
         return step
-
-    def _no_folders(self) -> list[int]:
-        """Return the steps in whose place is a file, a link that leads nowhere, or a pipe. Orbax does not see all of them."""
-        names = os.listdir(self.folder) if self.folder.is_dir() else []
-        return [int(name) for name in names if name.isdecimal() and not (self.folder / name).is_dir()]
 
     def check(self, step: int) -> None:
         """Raise UserError if this checkpoint is damaged."""
@@ -159,23 +159,19 @@ class Checkpoints:
         """Wait until the started save is on disk. Return its damage, if it was set aside. Collective."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-        wrong, self._wrong = first_text(self._wrong), None
+        wrong = first_text(self._wrong[0] if self._wrong else None)
+        self._wrong.clear()
         if wrong:
             self._manager.reload()  # without the step that was set aside
         return wrong
 
-    def _found(self, wrong: str) -> None:
-        self._wrong = self._wrong or wrong
-
     def _verified(self, step: int) -> bool:
         """Set the checkpoint aside if the disk does not return what was written. Return False then. In Orbax's thread."""
-        if self._wrong is None:
+        if not self._wrong:
             return True
         aside = set_aside(self.folder / str(step))
-        said = (
-            f"{self.folder / str(step)} is damaged: {self._wrong}; set aside as {aside.name}, and saved again with the next one"
-        )
-        print(said, file=sys.stderr, flush=True)
+        text = f"is damaged: {self._wrong[0]}; set aside as {aside.name}, and saved again with the next one"
+        print(f"{self.folder / str(step)} {text}", file=sys.stderr, flush=True)
         return False
 
     def meta(self, step: int) -> dict:
@@ -191,7 +187,7 @@ class Checkpoints:
         A saved `guard` is ignored if `abstract` has none.
         Raises UserError if the checkpoint holds other arrays, other shapes or other dtypes.
         """
-        wanted, stored = plain(abstract), self._manager.item_metadata(step)["state"].tree
+        wanted, stored = plain(abstract), self.stored(step)
         stored = {name: x for name, x in stored.items() if name in wanted or name != "guard"}
         check_shapes(wanted, stored, self.folder / str(step))
         check_dtypes(wanted, stored, self.folder / str(step))
@@ -203,19 +199,17 @@ class Checkpoints:
 
     def fits(self, step: int, field: str, abstract: Any) -> bool:
         """Return whether a field of a checkpoint's state has the names and shapes of `abstract`."""
-        wanted, stored = plain({field: abstract}), self._manager.item_metadata(step)["state"].tree
-        shapes = ({name: tuple(x.shape) for name, x in named(tree.get(field, {})).items()} for tree in (wanted, stored))
-        return next(shapes) == next(shapes)
+        return _shapes(plain({field: abstract})) == _shapes({field: self.stored(step).get(field, {})})
 
-    def has(self, step: int, field: str) -> bool:
-        """Return whether the state of a checkpoint has a field of this name."""
-        return field in self._manager.item_metadata(step)["state"].tree
+    def stored(self, step: int) -> dict[str, Any]:
+        """Return shape and dtype of each array of a state, as nested dicts."""
+        return self._manager.item_metadata(step)["state"].tree
 
     def stored_params(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the stored shape and dtype of every parameter of a checkpoint, by dotted name."""
         with readable(self.folder / str(step)):
-            tree = self._manager.item_metadata(step)["state"].tree
-            return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named(tree["params"]).items()}
+            arrays = named(self.stored(step)["params"])
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
 
     def restore_params(self, step: int, abstract_params: nnx.State) -> nnx.State:
         """Restore only the parameters of a state, in the dtypes and onto the shardings of `abstract_params`.
@@ -229,15 +223,13 @@ class Checkpoints:
 
     def read_params(self, step: int, few: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
         """Return a few of `stored_params` as NumPy arrays in their stored dtypes. It does not read the metadata again."""
-        wanted = {"params": nested(few)}
-        args = ocp.args.PyTreeRestore(
-            wanted, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted), partial_restore=True
-        )
-        return named(self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"])
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), nested(few))
+        return named(self._read(step, {"params": nested(few)}, {"params": how})["params"])
 
-    def _read(self, step: int, wanted: dict) -> dict:
-        each = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=each, partial_restore=True)
+    def _read(self, step: int, wanted: dict, how: dict | None = None) -> dict:
+        if how is None:
+            how = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
         with readable(self.folder / str(step)):
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
@@ -245,16 +237,71 @@ class Checkpoints:
         self._manager.close()
 
 
-@contextlib.contextmanager
-def readable(folder: Path) -> Iterator[None]:
-    """Raise UserError for what Orbax and TensorStore raise about the files of a checkpoint, which is of many types."""
-    try:
-        yield
-    except (UserError, MemoryError, PermissionError):
-        raise
-    except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} cannot be read ({type(error).__name__}: {why}): put a copy in its place") from error
+class Checked:
+    """Writes the checksums of an item's files after the files.
+
+    wrong: gets, on process 0, a description of a file that the disk does not return as it was written.
+    """
+
+    item: str
+    wrong: list[str]
+
+    def finalize(self, directory) -> None:
+        super().finalize(directory)
+        if wrong := checksums.write(Path(directory)):
+            self.wrong.append(f"{self.item}/{wrong}")
+
+
+class Arrays(Checked, ocp.PyTreeCheckpointHandler):
+    """Writes arrays. Each process computes the checksums of its own files, in the background."""
+
+    item = "state"
+
+    async def async_save(self, directory, *args, **kwargs):
+        started = await super().async_save(directory, *args, **kwargs) or []
+        where, process = Path(getattr(directory, "path", directory)), jax.process_index()
+        done = functools.partial(checksums.write_part, where, f"ocdbt.process_{process}", process)
+        return [*started, ocp.future.ChainedFuture(started, done)]
+
+
+class Json(Checked, ocp.JsonCheckpointHandler):
+    """Writes JSON."""
+
+    item = "meta"
+
+
+@dataclasses.dataclass
+class Chosen:
+    """A preservation policy of Orbax: keep one step that is chosen. choose: of ascending steps; None: none of them."""
+
+    choose: Callable[[list[int]], int | None]
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        chosen = self.choose(sorted([info.step for info in checkpoints]))
+        return [info.step == chosen for info in checkpoints]
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager, which calls `verified(step)` after a save is in its place and before older checkpoints are removed.
+
+    If it returns False, none is removed. Names and contents of the files of a save are synced to the disk before. So a
+    loss of power does not take the new checkpoint after the old ones are gone.
+    """
+
+    verified: Callable[[int], bool]
+    _removing: list[int] = []
+
+    def _finalize(self, step: int, steps_to_remove: list[int]) -> None:
+        self._removing = steps_to_remove
+        super()._finalize(step, steps_to_remove)
+
+    def _finalize_checkpoint(self, step: int) -> None:
+        super()._finalize_checkpoint(step)
+        for folder, *_ in os.walk(Path(self.directory, str(step))):
+            saving.sync(Path(folder))
+        saving.sync(Path(self.directory))
+        if not self.verified(step):
+            self._removing.clear()
 
 
 def newest(workdir: Path, step: int | None = None) -> tuple[Checkpoints, int]:
@@ -276,64 +323,15 @@ def newest(workdir: Path, step: int | None = None) -> tuple[Checkpoints, int]:
     raise UserError(f"{workdir} has no checkpoint yet; train it first")
 
 
-def alone() -> ocp.options.MultiprocessingOptions:
-    """Return the options for a process that reads alone, without waiting for others."""
-    here = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}, barrier_sync_key_prefix="read")
-
-
-def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Return a description of the damage to a checkpoint's files, or None.
-
-    part, parts: check only this share of the files. Files are not read again while their sizes and times are unchanged.
-    Raises: PermissionError.
-    """
-    folder = folder.absolute()  # Orbax requires it
-    if not folder.is_dir():
-        return "it is no folder"
-    names = sorted(path for path in folder.rglob("*") if path.is_file())
-    return _damage(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in names), part, parts)
-
-
-@functools.cache
-def _damage(folder: Path, files: tuple, part: int, parts: int) -> str | None:
-    for path, *_ in files:
-        open(path, "rb").close()  # a file without read permission raises PermissionError and is not damaged
-    try:
-        for item in ("meta", "state"):
-            if found := checksums.damage(folder / item, part, parts):
-                return f"{item}/{found}"
-    except FileNotFoundError:
-        return _unreadable(folder, part, parts)
-    return None
-
-
-def _unreadable(folder: Path, part: int, parts: int) -> str | None:
-    """Return the same for a checkpoint without checksums: the first item that cannot be read, or None."""
-    item = "meta"
-    try:
-        read_json(folder / item / "metadata")
-        item, reader = "state", ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
-        for name, x in sorted(named(reader.metadata(folder / item).tree).items())[part::parts]:
-            wanted = nested({name: x})
-            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            reader.restore(folder / item, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
-    except MemoryError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many types
-        return f"{item} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    return None
-
-
 def plain(tree: Any) -> Any:
     """Return the tree as nested dicts of arrays, named by field, module and parameter: the form that is stored."""
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
-    return nested({".".join(_names(path)): value for path, leaf in flat for value in jax.tree.leaves(leaf)})
+    return nested({_name(path): value for path, leaf in flat for value in jax.tree.leaves(leaf)})
 
 
 def named(tree: Any) -> dict[str, Any]:
     """Return the leaves of nested dicts by dotted name, such as stacks.0.0.attention.query.weight."""
-    return {".".join(_names(path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -354,9 +352,7 @@ def unplain(like: Any, tree: Any) -> Any:
     def pick(path, leaf):
         if not jax.tree.leaves(leaf):
             return leaf
-        node = tree
-        for name in _names(path):
-            node = node[name]
+        node = functools.reduce(operator.getitem, _name(path).split("."), tree)
         return jax.tree.map(lambda _: node, leaf)
 
     return jax.tree_util.tree_map_with_path(pick, like, is_leaf=_is_variable)
@@ -366,17 +362,17 @@ def _is_variable(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable)
 
 
-def _names(path) -> list[str]:
-    return [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", None)))) for key in path]
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in named(tree).items() if hasattr(x, "shape")}
 
 
 def check_shapes(wanted: Any, stored: Any, where: Path) -> None:
     """Raise UserError if shapes or names differ; the error names the first such array."""
-
-    def shapes(tree):
-        return {name: tuple(leaf.shape) for name, leaf in named(tree).items() if hasattr(leaf, "shape")}
-
-    ours, theirs = shapes(wanted), shapes(stored)
+    ours, theirs = _shapes(wanted), _shapes(stored)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise UserError(
@@ -387,11 +383,11 @@ def check_shapes(wanted: Any, stored: Any, where: Path) -> None:
 
 def check_dtypes(wanted: Any, stored: Any, where: Path) -> None:
     """Raise UserError if dtypes of arrays differ, because Orbax would convert and round them. The error names the first one."""
-    ours, theirs = named(wanted), named(stored)
-    for name in sorted(ours.keys() & theirs.keys()):
-        one, other = (getattr(tree[name], "dtype", None) for tree in (ours, theirs))
-        if one is not None and other is not None and np.dtype(one) != np.dtype(other):
+    theirs = named(stored)
+    for name, x in sorted(named(wanted).items()):
+        other = getattr(theirs.get(name), "dtype", None)
+        if other is not None and np.dtype(x.dtype) != np.dtype(other):
             raise UserError(
-                f"{where}: {name} is {np.dtype(other)} there and {np.dtype(one)} in this run, which did not save it so: put a "
-                "copy in its place, or use another --workdir"
+                f"{where}: {name} is {np.dtype(other)} there and {np.dtype(x.dtype)} in this run, which did not save it so: "
+                "put a copy in its place, or use another --workdir"
             )

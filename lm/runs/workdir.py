@@ -359,7 +359,7 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     if not done or step < steps or step not in steps_saved(workdir) or not (workdir / "report.html").is_file():
         return None
     from lm.parallel import hosts
-    from lm.runs.checkpoint import damage
+    from lm.runs.damage import damage
 
     if damage(workdir / "checkpoints" / str(step)):
         return None

@@ -207,4 +207,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.guard(lambda: main(sys.argv[1:]))
+    with cli.guard():
+        main(sys.argv[1:])

@@ -318,4 +318,5 @@ if __name__ == "__main__":
     sys.argv[0] = "lm.sweep"
     cli.define_flags()
     define_flags()
-    cli.guard(usage if cli.wants_help(sys.argv) else main)
+    with cli.guard():
+        (usage if cli.wants_help(sys.argv) else main)()

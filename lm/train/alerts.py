@@ -13,13 +13,10 @@ import threading
 import time
 from pathlib import Path
 
-from lm.parallel.heartbeat import LOST
 from lm.parallel.hosts import is_first
-from lm.train.watchdog import HUNG
 
 FILE, VARIABLE = "alerts.jsonl", "LMCRAFT_ALERTS_URL"
 SECONDS = 5.0  # that the webhook has to answer
-KINDS = {HUNG: "hung", LOST: "lost"}  # by exit code
 
 
 def alert(workdir: Path, kind: str, step: int | None, text: str, *, wait: bool = False) -> None:

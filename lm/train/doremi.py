@@ -21,10 +21,10 @@ from jax import lax
 
 from lm.kernels.logprobs import target_logprobs
 from lm.model.inputs import inputs_of
-from lm.model.transformer import Transformer, skeleton
+from lm.model.transformer import Transformer
 from lm.parallel.arrays import PyTree
-from lm.train.state import TrainState
-from lm.train.step import Batch, Trainer, make_trainer, model_config_of, slices
+from lm.train.step import Batch, Trainer, make_trainer, slices
+from lm.train.update import TrainState
 
 STEP_SIZE, SMOOTHING = 1.0, 1e-3  # η and c of algorithm 1, which the paper uses throughout
 
@@ -59,7 +59,7 @@ def proxy_trainer(config: ml_collections.ConfigDict, uniform: Mapping[str, float
 
     Args: uniform: source -> its share of u, in the order of the dataset; 0 for a source that is not read.
     """
-    trainer, (graph, _) = make_trainer(config), skeleton(model_config_of(config))
+    trainer = make_trainer(config)
     uniform_D = jnp.array(list(uniform.values()), jnp.float32)
 
     def init(params: nnx.State | None = None) -> TrainState:
@@ -67,7 +67,7 @@ def proxy_trainer(config: ml_collections.ConfigDict, uniform: Mapping[str, float
         return trainer.init(params)._replace(sources=Weights(uniform_D, zero_D, zero_D))
 
     def step(state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, dict[str, jax.Array]]:
-        before, proxy, reference = state.sources, nnx.merge(graph, state.params), nnx.merge(graph, frozen)
+        before, proxy, reference = state.sources, nnx.merge(trainer.graph, state.params), nnx.merge(trainer.graph, frozen)
         tokens_D, nll_D, over_D = measured(proxy, reference, batch, len(uniform), config.accumulate)
         mean_D = 1 / jnp.maximum(tokens_D, 1)
         excess_D = jnp.where(tokens_D > 0, over_D * mean_D, before.excess)

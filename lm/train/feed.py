@@ -56,7 +56,8 @@ class Feed:
     def __init__(self, batches: Batches, mesh: Mesh):
         self._batches, self._mesh = batches, mesh
         self._by_rows = sharding_on(mesh, "batch")
-        self._held = functools.cache(self._held_of)
+        self._held, self._sharding = functools.cache(self._held_of), functools.cache(functools.partial(sharding_on, mesh))
+        self._quiet = {"soon": False, "enabled": is_first(), "leave": False}  # the progress of a validation
 
     def start(self, step: int) -> None:
         self._iterator = read_ahead(self._read, step)
@@ -75,8 +76,7 @@ class Feed:
         total = self._batches.num_batches
         count = total if at_most is None else min(at_most, total)
         with contextlib.closing(read_ahead(lambda i: self._read(i * total // count), stop=count)) as iterator:
-            quiet = {"soon": False, "enabled": is_first(), "leave": False}
-            yield from shown(map(self.to_devices, iterator), "validation", count, **quiet)
+            yield from shown(map(self.to_devices, iterator), "validation", count, **self._quiet)
 
     def to_devices(self, batch: dict[str, np.ndarray], rows: int | None = None) -> dict[str, jax.Array]:
         """Return global arrays [B, …] from this process's rows, without `ids`. rows: B, default batch_size."""
@@ -95,7 +95,7 @@ class Feed:
                 return local[np.searchsorted(held, rows_B[index[0]])][:, *index[1:]]
 
             shape = len(rows_B), *local.shape[1:]
-            return jax.make_array_from_callback(shape, sharding_on(self._mesh, *axes), part)
+            return jax.make_array_from_callback(shape, self._sharding(*axes), part)
 
         return {name: place(name, array) for name, array in batch.items() if name != "ids"}
 

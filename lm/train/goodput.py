@@ -47,14 +47,16 @@ class Goodput:
 
     def __init__(self, workdir: Path, begin: int, enabled: bool = True):
         self._path, self.step, self._enabled = workdir / FILE, begin, enabled
-        # Another loop in this process began when the one before it had ended.
+        before = [record for record in json_lines(self._path) if _is_whole(record)] if self._path.exists() else []
+        # Another loop in this process began when the one before it had ended. The time that the system says a process began is
+        # exact to a second only.
         self._attempt = _begun[-1] if _begun else psutil.Process().create_time()
-        self._before = [one for one in json_lines(self._path) if _whole(one)] if self._path.exists() else []
-        # The time that the system says a process began is exact to a second only.
-        self._attempt = max([self._attempt, *(one["time"] for one in self._before[-1:])])
+        self._attempt = max([self._attempt, *(record["time"] for record in before[-1:])])
         self.seconds = {"start": max(0.0, time.time() - self._attempt)}
         self._phase, self._since, self._compiled = "start", time.perf_counter(), 0.0
         self._began = self._since - self.seconds["start"]
+        earlier = summary([*before, {"attempt": self._attempt, "time": self._attempt, "step": begin, "seconds": {}}])
+        self._useful, self._wall = earlier["seconds"].get("useful steps", 0.0), earlier["wall"]  # of the attempts before
         self._written, self.fraction = 0.0, 0.0  # seconds of the attempt, and the goodput of the run, at the last record
         import jax  # here, because reports read the accounts without it
 
@@ -90,15 +92,16 @@ class Goodput:
         if not self._enabled:
             return
         self._written = time.perf_counter() - self._began
-        about = {"attempt": self._attempt, "time": self._attempt + self._written, "step": step} | more
-        line = json.dumps(about | {"seconds": {name: round(value, 3) for name, value in self.seconds.items()}})
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
+        useful, wall = sum([seconds.get(phase, 0.0) for phase in USEFUL]), max(self._written, sum(seconds.values()), 1e-9)
+        self.fraction = (self._useful + useful) / (self._wall + wall)
+        about = {"attempt": self._attempt, "time": self._attempt + self._written, "step": step, **more}
+        line = json.dumps(about | {"seconds": seconds})
         with open(self._path, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else f"\n{line}"  # a kill tore the line before
             file.write(f"{line}\n".encode())
-        self._before.append(json.loads(line))
-        self.fraction = summary(self._before)["goodput"]
 
     def close(self, end: bool) -> None:
         """Write the last record. end: whether the run has reached its end, so that the time after it is not down time."""
@@ -120,7 +123,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     beyond are lost.
     """
     attempts: dict[float, list[Mapping[str, Any]]] = {}
-    for record in filter(_whole, records):
+    for record in filter(_is_whole, records):
         attempts.setdefault(record["attempt"], []).append(record)
     found = dict.fromkeys(CATEGORIES, 0.0)
     following = list(attempts.values())[1:]
@@ -156,7 +159,7 @@ def of(workdir: Path) -> dict[str, Any] | None:
     return summary(json_lines(path)) if path.exists() else None
 
 
-def _whole(record: Mapping[str, Any]) -> bool:
+def _is_whole(record: Mapping[str, Any]) -> bool:
     """Return whether a line has what a record needs; a damaged file may hold others."""
     seconds = record.get("seconds")
     if not isinstance(seconds, dict):

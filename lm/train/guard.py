@@ -124,9 +124,8 @@ def judge(
     kept = accepted & (norm > 0)
     values_2W = jnp.where(kept & (jnp.arange(W) == guard.count % W), new_2[:, None], guard.values_2W)
     lower = warm & accepted & (level_2[0] < guard.low)
-    low, low_deviation = (
-        jnp.where(lower, new, old) for new, old in ((level_2[0], guard.low), (deviation_2[0], guard.low_deviation))
-    )
+    low = jnp.where(lower, level_2[0], guard.low)
+    low_deviation = jnp.where(lower, deviation_2[0], guard.low_deviation)
     high = warm & (loss > low + jnp.maximum(s.threshold * low_deviation, HIGH * jnp.abs(low)))
     high_in_row = jnp.where(accepted, jnp.where(high, guard.high_in_row + 1, 0), guard.high_in_row)
     shifted = skipped & (in_row + 1 >= s.patience)

@@ -1,15 +1,16 @@
 """The training loop: read batch n, dispatch step n, then wait for step n−1, which was computed meanwhile.
 
 Steps are counted from 1: line n of the log is the n-th update, computed from batch n−1. All else that happens beside the steps
-is an event (lm/train/events): the log, validation, checkpoints, what is done about a bad step.
+is an event, one file each in lm/train/events: the log, validation, checkpoints, the answer to a bad step.
 """
 
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -17,19 +18,78 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from lm.adapt import lora, quantize
-from lm.runs.workdir import check_record, steps_saved
-from lm.train import compiler
+from lm.errors import Ended
+from lm.parallel.arrays import PyTree
+from lm.parallel.context import sequences_whole
 from lm.train.alerts import alert
-from lm.train.events import usual
-from lm.train.events.divergence import Diverged as Diverged
-from lm.train.events.profile import STEP
 from lm.train.feed import Stream
-from lm.train.rewind import Rewinds, Rewound
-from lm.train.run import Event, Run
-from lm.train.state import averaged
-from lm.train.step import Trainer, model_config_of
-from lm.train.values import check_length, check_values
+from lm.train.step import Batch, Trainer, compiler_options
+from lm.train.update import TrainState, averaged
+
+if TYPE_CHECKING:  # events that others use by name
+    from lm.train.events.divergence import Rewinds
+    from lm.train.events.health import Health
+    from lm.train.events.saves import Saves
+    from lm.train.events.step_log import Log
+
+STEP = "train"  # name of the loop's annotation of a step in a trace; its step_num is the step
+
+
+class Rewound(Exception):
+    """The run goes on from an older checkpoint. Its text says which and why."""
+
+
+class Diverged(Ended):
+    """The run cannot continue: too many steps in a row with a loss or gradient that is not finite, an update that overflowed,
+    or a state to save that is not finite. step: the last one."""
+
+    def __init__(self, step: int, text: str):
+        super().__init__(text)
+        self.step = step
+
+
+@dataclass
+class Done:
+    """A step that the devices have finished.
+
+    metrics: what the trainer's step returned, as floats, and numbers of the stream. ids: of the rows, if they are logged.
+    tokens: trained by this step. seconds: since the step before. line: numbers to log; events before StepLog add to it.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    ids: list[int] | None
+    tokens: int
+    seconds: float
+    line: dict[str, float] = field(default_factory=dict)
+
+
+class Event:
+    """Something that a run does beside its steps. Every process calls each method of all events, in the order of their list.
+
+    What an event opens is closed by `run.at_end`, after `end` or after an error, in reverse order.
+    """
+
+    def restore(self, run: "Run") -> None:
+        """The run begins, or begins again after a rewind. Saves restores its state here."""
+
+    def start(self, run: "Run") -> None:
+        """The state is there: `run.begin` steps were done before."""
+
+    def before(self, run: "Run", step: int) -> None:
+        """A step comes next; `run.state` is the state before it."""
+
+    def after(self, run: "Run", step: int) -> None:
+        """A step was dispatched: `run.state` is the state after it, which the devices may still compute."""
+
+    def done(self, run: "Run", done: Done) -> None:
+        """A step is done. The next one is already dispatched, unless something waits for this one.
+
+        This and `after` may raise Rewound or Diverged.
+        """
+
+    def end(self, run: "Run") -> None:
+        """All steps are done."""
 
 
 def train(
@@ -38,80 +98,150 @@ def train(
     mesh: Mesh,
     stream: Stream,
     workdir: Path,
+    events: Sequence[Event],
     start: Callable[[], nnx.State | None] = lambda: None,
-    events: Sequence[Event] | None = None,
-    frozen: Any = None,
+    frozen: PyTree = None,
 ) -> dict[str, Any]:
     """Train to `config.steps` from the newest complete checkpoint in `workdir`, else from start(), else from random weights.
 
     Args:
       stream: returns the batch of each step (lm/train/feed.py).
-      events: what is done beside the steps, in this order. None: those of lm.train.events.usual.
+      events: what is done beside the steps, in this order: those of lm.train.events.usual, and perhaps others.
       frozen: the third argument of the trainer's step.
-    Returns: {"params" (the averages with config.ema), "sources" (of the state), "step", "tokens", "skipped", "rewinds" (see
-    lm/train/rewind.py), "valid" (the final validation or None), "tokens_per_second" (median), "num_params", "seconds"}.
+    Returns: see Run.result.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
-    rewinds = Rewinds(config, workdir)
+    step_fn = jax.jit(trainer.step, donate_argnums=0, compiler_options=compiler_options(mesh.devices.flat[0]))
+    logs_ids = config.data.get("log_ids", False)
     while True:
-        run = Run(config, trainer, mesh, workdir, frozen, usual() if events is None else events, rewinds)
+        run = Run(config, trainer, mesh, workdir, events, start, frozen)
         try:
-            return _train(run, stream, start)
+            with run.at_end:
+                for event in events:
+                    event.restore(run)
+                batches = run.rewinds.shifted(stream)  # step n may read a later batch than n−1
+                batches.start(run.begin)
+                run.at_end.callback(batches.close)
+                for event in events:
+                    event.start(run)
+                began = run.clock = run.last_done = time.perf_counter()
+                for step in range(run.begin + 1, config.steps + 1):
+                    for event in events:
+                        event.before(run, step)
+                    with jax.profiler.StepTraceAnnotation(STEP, step_num=step):
+                        run.health.enter(getattr(stream, "phase", "data"))
+                        batch, numbers = batches.next(step, run.state.params, run.read)
+                        run.health.got_batch(run)
+                        state, metrics = step_fn(run.state, batch, run.frozen)
+                    run.dispatched(state, batch, metrics | numbers, batches.ids(step) if logs_ids else None)
+                    for event in events:
+                        event.after(run, step)
+                seconds = time.perf_counter() - began
+                for event in events:
+                    event.end(run)
+            return run.result() | {"seconds": seconds}
         except Rewound:
             pass  # it was logged
         except Diverged as diverged:
             alert(workdir, "diverged", diverged.step, str(diverged), wait=True)
             raise
-        del run
-        gc.collect()  # the abandoned state, before the next one is restored
+        del run, state  # the abandoned state, before the next one is restored
+        gc.collect()
 
 
-def _train(run: Run, stream: Stream, start: Callable[[], nnx.State | None]) -> dict[str, Any]:
-    """Train as `train` does. Raises Rewound if the run must be resumed."""
-    config, logs_ids = run.config, run.config.data.get("log_ids", False)
-    options = compiler.options(run.mesh.devices.flat[0])
-    step_fn = jax.jit(run.trainer.step, donate_argnums=0, compiler_options=options)
-    with contextlib.ExitStack() as at_end:
-        at_end.callback(run.saved.checkpoints.close)
-        run.restore(start)
-        batches = run.rewinds.shifted(stream)  # step n may read a later batch than n−1
-        batches.start(run.begin)
-        at_end.callback(batches.close)
-        at_end.callback(run.close)
-        run.start()
-        began = time.perf_counter()
-        for step in range(run.begin + 1, config.steps + 1):
-            run.tell("before", step)
-            with jax.profiler.StepTraceAnnotation(STEP, step_num=step):
-                run.supervision.enter(getattr(stream, "phase", "data"))
-                batch, numbers = batches.next(step, run.state.params, run.read)
-                run.got_batch()
-                state, metrics = step_fn(run.state, batch, run.frozen)
-            run.dispatched(state, batch, metrics | numbers, batches.ids(step) if logs_ids else None)
-            run.tell("after", step)
-        seconds = time.perf_counter() - began
-        run.tell("end")
-    rates = run.tokens_per_second
-    return {
-        "params": averaged(run.state),
-        "sources": run.state.sources,
-        "step": run.step,
-        "tokens": run.tokens,
-        "skipped": run.skipped,
-        "rewinds": run.rewinds.meta().get("rewinds", []),
-        "valid": run.valid,
-        "num_params": run.num_params,
-        "tokens_per_second": float(np.median(rates[1:])) if len(rates) > 1 else None,
-        "seconds": seconds,
-    }
+@dataclass
+class Run:
+    """The state of a run, its counts, and what its events share.
 
+    Attributes:
+      initial: returns the first parameters, or None for random ones. at_end: closes what was opened.
+      step: the last one that was dispatched. state, batch, device_metrics: after it, of it, its numbers on the devices.
+      pending: the dispatched step until it is read: (step, its numbers on the devices, ids of its rows).
+      begin: the steps that were done before.
+      tokens, skipped, skipped_in_row: up to the last step that is done. tokens_per_second: of each of these steps.
+      last_done: when it was done (time.perf_counter). clock: when the time of the next step begins.
+      valid: the validation at the end, or None.
+      health, log, rewinds, saves: set by the events Health, StepLog, Divergence and Saves.
+    """
 
-def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Raise UserError for invalid values, and for a workdir that belongs to another run."""
-    check_values(config)
-    model = model_config_of(config)
-    lora.check_targets(model)
-    quantize.check_targets(model)
-    if model.positions == "learned" or not steps_saved(workdir):
-        check_length(model, config.sequence_length)
-    check_record(config, workdir)
+    config: ml_collections.ConfigDict
+    trainer: Trainer
+    mesh: Mesh
+    workdir: Path
+    events: Sequence[Event]
+    initial: Callable[[], nnx.State | None]
+    frozen: PyTree
+    at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    step: int = 0
+    begin: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    num_params: int = 0
+    last_done: float = 0.0
+    clock: float = 0.0
+    batch: Batch | None = None
+    device_metrics: Mapping[str, jax.Array] = field(default_factory=dict)
+    pending: tuple[int, Mapping[str, jax.Array], list[int] | None] | None = None
+    tokens_per_second: list[float] = field(default_factory=list)
+    valid: dict[str, float] | None = None
+    state: TrainState = field(init=False)
+    health: "Health" = field(init=False)
+    log: "Log" = field(init=False)
+    rewinds: "Rewinds" = field(init=False)
+    saves: "Saves" = field(init=False)
+
+    def dispatched(self, state: TrainState, batch: Batch, metrics: Mapping[str, jax.Array], ids: list[int] | None) -> None:
+        """Note a step that the devices compute now."""
+        self.read()
+        self.step, self.state, self.batch, self.device_metrics = self.step + 1, state, batch, metrics
+        self.pending = self.step, metrics, ids
+
+    def read(self) -> float:
+        """Wait for the dispatched step, if it was not read yet, and tell the events. Return the time when the last was done.
+
+        The time is that of time.perf_counter. Raises: Diverged; Rewound.
+        """
+        if self.pending is None:
+            return self.last_done
+        before = self.health.enter("wait")
+        (step, device_metrics, ids), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in device_metrics.items()}
+        now = self.last_done = time.perf_counter()
+        done = Done(step, metrics, ids, int(metrics["tokens"]), now - self.clock)
+        self.tokens, self.clock = self.tokens + done.tokens, now
+        self.skipped, self.skipped_in_row = int(metrics["skipped"]), int(metrics["skipped_in_row"])
+        self.tokens_per_second.append(done.tokens / done.seconds)
+        for event in self.events:
+            event.done(self, done)
+        self.health.enter(before)
+        return now
+
+    @contextlib.contextmanager
+    def pause(self, phase: str) -> Iterator[None]:
+        """Wait for the dispatched step. The block is no part of a step; its time is that of `phase` (lm/train/goodput.py)."""
+        self.health.enter(phase)
+        self.read()
+        yield
+        self.clock = time.perf_counter()
+
+    @contextlib.contextmanager
+    def whole_params(self) -> Iterator[nnx.State]:
+        """Yield the parameters to evaluate, on a mesh that splits no sequences."""
+        with sequences_whole(averaged(self.state)) as params:
+            yield params
+
+    def result(self) -> dict[str, Any]:
+        """Return {"params" (the averages with config.ema), "sources" (of the state), "step", "tokens", "skipped", "rewinds"
+        (lm/train/events/divergence.py), "valid" (the final validation or None), "num_params", "tokens_per_second" (median)}."""
+        return {
+            "params": averaged(self.state),
+            "sources": self.state.sources,
+            "step": self.step,
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "rewinds": self.rewinds.meta().get("rewinds", []),
+            "valid": self.valid,
+            "num_params": self.num_params,
+            "tokens_per_second": float(np.median(self.tokens_per_second[1:])) if len(self.tokens_per_second) > 1 else None,
+        }

@@ -1,6 +1,7 @@
-"""Initial weights of a run: random, or from another run, an import or a published checkpoint (init_from)."""
+"""What a run starts from: a checked config, its length, and weights: random, or those of init_from."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from jax.sharding import Mesh
 from data.media.prompts import IDEFICS3, OWN, VOXTRAL
 from data.text.grow import old_pieces
 from data.text.hf_tokenizer import has_tokenizer
+from data.text.sizes import Sizes, constant
 from data.text.tokenizer import Tokenizer, load_tokenizer
-from lm.adapt.lora import with_adapter
-from lm.adapt.quantize import quantize
+from lm.adapt import lora, quantize
 from lm.adapt.score import with_score_head
 from lm.adapt.towers import with_towers
 from lm.adapt.vocabulary import with_pieces
@@ -22,10 +23,11 @@ from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.source import config_of, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
-from lm.parallel.hosts import from_first
+from lm.parallel.hosts import from_first, is_first
 from lm.parallel.mesh import shapes_on
-from lm.runs.workdir import record
+from lm.runs.workdir import check_record, record, steps_saved
 from lm.train.step import model_config_of
+from lm.train.values import check_length, check_values
 
 # Model keys that the run's own config decides.
 COMPILED = ("scan_layers", "remat", "offload", "context_attention", "pipeline", "quantized_training", "frozen")
@@ -63,6 +65,31 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
         config.model.max_positions = max(config.model.max_positions, config.sequence_length)
     if config.tokenizer is None:
         config.tokenizer = str(config.init_from)
+
+
+def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Raise UserError for invalid values, and for a workdir that belongs to another run."""
+    check_values(config)
+    model = model_config_of(config)
+    lora.check_targets(model)
+    quantize.check_targets(model)
+    if model.positions == "learned" or not steps_saved(workdir):
+        check_length(model, config.sequence_length)
+    check_record(config, workdir)
+
+
+def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: int | Sizes | None = None) -> None:
+    """Set config.steps from config.epochs if that is given, and print how often the run reads the training data.
+
+    Args: rows: sequences, pairs or tasks of an epoch. rows_per_step: of them in a step; None: config.batch_size.
+    """
+    rows_per_step = rows_per_step or config.batch_size
+    sizes = constant(rows_per_step) if isinstance(rows_per_step, int) else rows_per_step
+    if config.epochs is not None:
+        config.steps = sizes.batches(math.ceil(config.epochs * rows))
+    if is_first():
+        epochs, most = sizes.start(config.steps) / rows, f"{sizes.rows[-1]:,} rows" + (" at most" if sizes.ends else "")
+        print(f"{config.steps:,} steps of {most} are {epochs:.3g} epochs of {rows:,} rows", flush=True)
 
 
 def _own_towers(config: ml_collections.ConfigDict, model: dict[str, Any], workdir: Path | None, *, new: bool) -> list[str]:
@@ -132,9 +159,9 @@ def initial_params(config: ml_collections.ConfigDict, mesh: Mesh, tokenizer: Tok
     if fresh := {name: tower for name, tower in fresh.items() if tower.num_layers}:
         base, params = with_towers(base, params, fresh, config.seed)
     if wanted.quantization != base.quantization and wanted.quantization != Quantization():
-        base, params = quantize(base, params, wanted.quantization)
+        base, params = quantize.quantize(base, params, wanted.quantization)
     if wanted.adapter != base.adapter and wanted.adapter != Adapter():
-        base, params = with_adapter(base, params, wanted.adapter, config.seed)
+        base, params = lora.with_adapter(base, params, wanted.adapter, config.seed)
     if wanted.score_head != base.score_head:
         base, params = with_score_head(base, params, wanted.score_head, config.seed)
     _same(base, wanted, config.init_from)

@@ -22,17 +22,17 @@ LARGE = (2048, 32)
 
 
 class Stragglers:
-    """Collects this host's times, and compares those of all hosts every `every` steps. 0: never.
+    """Collects this host's times, and compares those of all hosts every `every` steps.
 
-    factor: how many times the median of the others a host's time must be. process, processes: this one and their count.
+    factor: how many times the median of the others a host's time must be.
     """
 
-    def __init__(self, every: int, factor: float, processes: int):
-        self._every, self._factor = every if processes > 1 else 0, factor
-        self._own: deque[float] = deque(maxlen=max(1, every))
-        self._all: deque[float] = deque(maxlen=max(1, every))
+    def __init__(self, every: int, factor: float):
+        self._every, self._factor = every, factor
+        self._own: deque[float] = deque(maxlen=every)
+        self._all: deque[float] = deque(maxlen=every)
         self._row: dict[tuple[int | None, str], int] = {}
-        self._probe = _probe() if self._every else None
+        self._probe = _probe()
 
     def stepped(self, step: int, own: float, whole: float) -> tuple[dict[str, float], list[str]]:
         """Return numbers to log and lines to print. Collective if a comparison is due.
@@ -41,7 +41,7 @@ class Stragglers:
         """
         self._own.append(own)
         self._all.append(whole)
-        if self._probe is None or step % self._every:
+        if step % self._every:
             return {}, []
         # Means, because threads that read ahead return several batches at once: a median would jump.
         mine = np.asarray([np.mean(self._own), self._probe(), np.mean(self._all)])

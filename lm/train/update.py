@@ -1,5 +1,6 @@
-"""From gradients to the next state: clipping, the optimizer, averages, and the steps that are left out."""
+"""The state of a run, and how gradients change it: clipping, schedule, optimizer, averages, and steps that are left out."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,24 @@ from lm.model.transformer import LayerPath
 from lm.parallel.arrays import PyTree
 from lm.parallel.memory import to_device, to_host
 from lm.train import guard
-from lm.train.state import TrainState
+from lm.train.guard import Guard
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied.
+
+    sources: weights of the sources that a run learns (lm/train/doremi.py); () in other runs. average: moving average of the
+    trained parameters (config.ema); () without. guard: what the last steps were like (lm/train/guard.py); () without.
+    """
+
+    step: jax.Array  # int32
+    params: nnx.State
+    optimizer: optax.OptState
+    skipped: jax.Array  # int32
+    skipped_in_row: jax.Array  # int32
+    sources: PyTree = ()
+    average: nnx.State | tuple[()] = ()
+    guard: Guard | tuple[()] = ()
 
 
 class Update(NamedTuple):
@@ -56,12 +74,12 @@ class Update(NamedTuple):
         trained = jax.tree.map(lambda p, u: p - rate * u, params, direction)
         average = moving_average(state.average, trained, state.step, self.config.ema) if state.average else ()
         params = nnx.merge_state(trained, rest)
-        if not self.model.adapter.rank:  # an adapter leaves the base unchanged
+        if loads and not self.model.adapter.rank:  # an adapter leaves the base unchanged
             params = with_balance(params, loads, self.model.moe.bias_rate)
         # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients and
         # their squares, and these are finite if the norm is.
         ok = jnp.isfinite(loss) & jnp.isfinite(norm) & ~overflowed(state.params, params)
-        watched: guard.Guard | tuple[()] = ()
+        watched: Guard | tuple[()] = ()
         numbers: dict[str, jax.Array] = {}
         if state.guard and self.spikes:
             ok, watched, numbers = guard.judge(state.guard, loss, norm, ok, state.skipped_in_row, self.spikes)
@@ -76,6 +94,35 @@ class Update(NamedTuple):
         after = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row, average=average, guard=watched)
         counts = {"skipped": after.skipped, "skipped_in_row": in_row}
         return after, ok, {"grad_norm": norm, "learning_rate": rate} | counts | numbers
+
+
+def schedule(
+    kind: str, *, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2
+) -> Callable[[jax.Array | int], jax.Array]:
+    """Return a function from the number of finished updates n (0, 1, …) to the learning rate of the next one (float32).
+
+    Warm-up is linear: peak·(n+1)/warmup. Then, with u the finished fraction of the remaining steps:
+      cosine    peak·(final + (1−final)·(1+cos πu)/2)  (Loshchilov and Hutter 2017)
+      wsd       peak; over the last `decay` of all steps linearly down to peak·final  (warm-up-stable-decay, Hu et al. 2024)
+      constant  peak
+    """
+    warmup = min(warmup, steps)
+    decay_steps = max(1, round(decay * steps))
+
+    def learning_rate(finished: jax.Array | int) -> jax.Array:
+        n = jnp.asarray(finished, jnp.float32)
+        warm = jnp.minimum(1.0, (n + 1) / max(1, warmup))
+        if kind == "cosine":
+            u = jnp.clip((n - warmup) / max(1, steps - 1 - warmup), 0.0, 1.0)
+            shape = final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * u))
+        elif kind == "wsd":
+            u = jnp.clip((n - (steps - 1 - decay_steps)) / decay_steps, 0.0, 1.0)
+            shape = 1 - (1 - final) * u
+        else:
+            shape = jnp.ones_like(n)
+        return peak * warm * shape
+
+    return learning_rate
 
 
 def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, decay: float) -> nnx.State:
@@ -103,3 +150,39 @@ def with_balance(params: nnx.State, loads: dict[LayerPath, jax.Array], rate: flo
             bias = layer["feed_forward"]["balance_bias"]
             bias.set_value(balanced(bias.get_value(), load, rate))
     return params
+
+
+def averaged(state: TrainState) -> nnx.State:
+    """Return the parameters to evaluate and to keep: the averages with all that is not trained, or else the parameters."""
+    return nnx.merge_state(state.params, state.average) if state.average else state.params
+
+
+def stored(state: TrainState, learns: nnx.filterlib.Filter) -> dict[str, PyTree]:
+    """Return the state by the names of a checkpoint: `params` are those of `averaged`, and `raw` the trained ones without
+    averaging. So every reader of a checkpoint gets the averages. Without an average it has no `raw`."""
+    fields = {name: value for name, value in state._asdict().items() if name != "average"}
+    raw = {"raw": nnx.filter_state(state.params, learns)} if state.average else {}
+    return fields | {"params": averaged(state)} | raw
+
+
+def unstored(fields: dict[str, PyTree], learns: nnx.filterlib.Filter, average: bool) -> TrainState:
+    """Return the state of a checkpoint. average: whether the run keeps one; without `raw` it starts from the parameters."""
+    raw, params = fields.get("raw"), fields["params"]
+    kept = nnx.filter_state(params, learns) if average else ()
+    if raw:
+        params = nnx.merge_state(params, raw)
+    else:
+        kept = jax.tree.map(jnp.copy, kept)  # both are donated: not the same buffers
+    return TrainState(**{name: fields[name] for name in fields if name not in ("params", "raw")}, params=params, average=kept)
+
+
+def sound(state: TrainState, offload: bool) -> jax.Array:
+    """Return whether the parameters and the optimizer's moments are finite, and the parameters' squares too, bool [].
+
+    Normalisation layers square activations: with parameters of 1e20 they return 0, and the loss stays finite. offload: the
+    moments are in host memory.
+    """
+    moments = jax.tree.leaves(to_device(state.optimizer) if offload else state.optimizer)
+    finite = [jnp.all(jnp.isfinite(x)) for x in moments if jnp.issubdtype(x.dtype, jnp.inexact)]
+    floats = [x for x in jax.tree.leaves(state.params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.isfinite(optax.global_norm(floats)), *finite]))

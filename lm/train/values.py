@@ -8,12 +8,15 @@ import ml_collections
 from data.text.sizes import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.train.schedule import check_schedule
 from lm.train.trackers.names import parse_trackers
 
 MAX = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit
-OPTIMIZERS, STATE_DTYPES = ("adamw", "muon", "lion", "adafactor"), ("float32", "bfloat16", "int8")
+CHOICES = {  # of keys of config.optimizer
+    "name": ("adamw", "muon", "lion", "adafactor"),
+    "state_dtype": ("float32", "bfloat16", "int8"),
+    "schedule": ("cosine", "wsd", "constant"),
+}
 # Minimum and maximum of each number.
 RANGES = {
     "dial.depth": (0, 10_000),
@@ -27,6 +30,7 @@ RANGES = {
     "valid_every": (0, None),
     "valid_batches": (1, None),
     "max_skipped_in_row": (1, None),
+    "optimizer.warmup": (0, None),
     "guard.window": (16, 4096),
     "guard.warmup": (16, None),
     "guard.threshold": (1, None),
@@ -78,8 +82,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if steps and config.epochs is None and steps[0] > config.steps:
         raise UserError(f"profile={config.profile}: the run has only {config.steps} steps")
     o = config.optimizer
-    check_schedule(o.schedule, o.warmup)
-    for key, values in (("name", OPTIMIZERS), ("state_dtype", STATE_DTYPES)):
+    for key, values in CHOICES.items():
         if o[key] not in values:
             raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}")
     for key in ("b1", "b2", "momentum"):

@@ -50,20 +50,20 @@ class Counter:
 
 def train(argv: list[str]) -> str:
     """Run train.py; count from the start of its loop to the end."""
-    from lm.train.run import Run
+    from lm.train import events, loop
 
-    counter, start, tell = Counter(), Run.start, Run.tell
+    counter, usual = Counter(), events.usual
 
-    def counted_start(self):
-        start(self)
-        counter.on = True
-        counter.see(sys._getframe(1), "call", None)  # the loop itself
+    class First(loop.Event):
+        def end(self, run):
+            counter.on = False
 
-    def counted_tell(self, moment, *arguments):
-        counter.on = counter.on and moment != "end"
-        return tell(self, moment, *arguments)
+    class Last(loop.Event):
+        def start(self, run):
+            counter.on = True
+            counter.see(sys._getframe(1), "call", None)  # the loop itself
 
-    Run.start, Run.tell = counted_start, counted_tell
+    events.usual = lambda *arguments, **more: [First(), *usual(*arguments, **more), Last()]
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
     return counter.result()

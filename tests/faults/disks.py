@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lm.runs.checkpoint import damage
+from lm.runs.damage import damage
 from tests.faults.jobs import LIMIT, QUICK, WHOLE, Job, is_root, refused
 from tests.faults.outcome import Outcome, Skipped
 from tests.faults.prepared import Prepared, goes_on

@@ -9,8 +9,8 @@ import numpy as np
 from configs.train import default
 from lm.config import ModelConfig
 from lm.model.transformer import build
-from lm.train.state import TrainState
 from lm.train.step import make_trainer, model_config_of, state_shardings
+from lm.train.update import TrainState
 
 
 def tiny_config(**model):

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from lm import cli
 cli.define_flags()
 sys.argv[:] = ["train.py", "--config=configs/train/tiny.py", "--workdir=nowhere"]
-cli.guard(lambda: (cli.parse(sys.argv), jnp.zeros(2**48, jnp.float32)))
+with cli.guard():
+    cli.parse(sys.argv)
+    jnp.zeros(2**48, jnp.float32)
 """
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lm.train.watchdog import HUNG
+from lm.train.events.health import HUNG
 from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
 

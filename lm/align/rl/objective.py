@@ -17,8 +17,8 @@ from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
 from lm.align.preference import routers
 from lm.align.rl import advantages, shared_prompts
 from lm.model.transformer import Transformer
-from lm.train.state import TrainState
 from lm.train.step import Objective, Sums, Trainer, slices
+from lm.train.update import TrainState
 
 
 def needs_reference(config) -> bool:

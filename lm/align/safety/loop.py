@@ -44,7 +44,7 @@ from lm.files.saving import write_json, write_lines
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shapes_on
-from lm.runs.checkpoint import damage
+from lm.runs.damage import damage
 from lm.runs.lock import locked
 from lm.runs.workdir import check_record, save_record, steps_saved
 from lm.runs.workdir import kept_json as read_kept_json

@@ -67,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.guard(main)
+    with cli.guard():
+        main()

@@ -13,10 +13,8 @@ import jax
 
 from lm.errors import UserError
 from lm.files import saving
-from lm.train.run import Event, Run
+from lm.train.loop import Event, Run
 from lm.train.values import profiled_steps
-
-STEP = "train"  # name of the loop's annotation of a step; its step_num is the step
 
 
 class Profile(Event):
@@ -25,6 +23,7 @@ class Profile(Event):
     def start(self, run: Run) -> None:
         """Raises UserError if all steps are after the end of the run."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        run.at_end.callback(self._stop, run)
         steps, end = profiled_steps(run.config.profile), run.config.steps
         if steps and steps[0] > end:
             raise UserError(f"profile={run.config.profile}: the run has only {end} steps")
@@ -43,9 +42,6 @@ class Profile(Event):
         if step == self._last:
             with run.pause("other"):
                 self._stop(run)
-
-    def close(self, run: Run) -> None:
-        self._stop(run)
 
     def _stop(self, run: Run) -> None:
         """Write the trace, if one runs."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from flax import nnx
 
-from lm.train.run import Event, Run
+from lm.train.loop import Event, Run
 
 Write = Callable[[int, nnx.State], Sequence[str]]
 

@@ -1,28 +1,64 @@
-"""Log each step: to metrics.jsonl, TensorBoard, trackers and the progress bar (lm/train/metrics.py)."""
+"""Log the steps of a run to a progress bar, metrics.jsonl, TensorBoard, and the trackers that the config names.
 
+metrics.jsonl holds one JSON object per line. A training line has step, loss (nats per token), tokens (trained since step 0),
+tokens_per_second, tflops (model FLOPs, 1e12 a second), mfu (on devices of known peak), grad_norm (before clipping),
+learning_rate, skipped, the metrics of the objective, and system_… (see System). A validation line has step and names that begin
+with valid_, such as valid_loss. A number that is not finite is written as null.
+"""
+
+import contextlib
+import json
+import logging
+import math
 import operator
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import psutil
 
 from lm import sizing
+from lm.files import saving
+from lm.files.untrusted import content
 from lm.kernels import ops
 from lm.parallel import memory
 from lm.parallel.hosts import is_first
 from lm.parallel.pipeline import schedule
-from lm.train.metrics import Log
-from lm.train.run import Done, Event, Run
+from lm.progress import progress
+from lm.train.loop import Done, Event, Run
 from lm.train.speed import mfu_formula, peak_flops
-from lm.train.step import model_config_of
+from lm.train.starts import facts, record_start
+from lm.train.trackers.names import parse_trackers
+from lm.train.trackers.sink import close_sinks, open_sinks
+
+_hides_torch = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]  # tensorboardX would import it for a type: a second and more
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto import event_pb2  # noqa: E402
+from tensorboardX.summary import scalar  # noqa: E402
+
+if _hides_torch:
+    del sys.modules["torch"]
 
 NOT_LOGGED = ("weight", "skipped_in_row", "high_in_row", "recent")  # what a step tells the loop only
+EVERY = 1.0  # seconds between two measurements of the machine
+GIB = 2**30
 
 
 class StepLog(Event):
-    """Keeps `run.log`, which other events write to."""
+    """Logs each step, and keeps `run.log`, which other events write to."""
 
     def start(self, run: Run) -> None:
-        config, model = run.config, model_config_of(run.config)
+        config, model = run.config, run.trainer.model
         run.num_params = sum(sizing.parameters(model)["total"].values())
         self._flops, self._peak = sizing.flops_per_token(model, config.sequence_length), peak_flops()
         run.log = Log(run.workdir, config, enabled=is_first(), step=run.begin)
+        run.at_end.callback(run.log.close)
         tokens = config.batch_size * config.sequence_length
         run.log.say(f"{run.num_params:,} parameters, {tokens:,} tokens a step, {dict(run.mesh.shape)}")
         if offloaded := [key for key in ("model.offload", "optimizer.offload") if operator.attrgetter(key)(config)]:
@@ -36,7 +72,7 @@ class StepLog(Event):
 
     def done(self, run: Run, done: Done) -> None:
         rate = done.tokens / done.seconds
-        line = {name: value for name, value in done.metrics.items() if name not in NOT_LOGGED}
+        line: dict[str, Any] = {name: value for name, value in done.metrics.items() if name not in NOT_LOGGED}
         line |= {"skipped": run.skipped, "tokens": run.tokens, "tokens_per_second": rate, "tflops": rate * self._flops / 1e12}
         if self._peak:
             line["mfu"] = rate * self._flops / self._peak[0]
@@ -45,5 +81,200 @@ class StepLog(Event):
             run.log.say(f"kernels: {ops.summary()}")
         run.log.train({"step": done.step, **line, **run.rewinds.counted(done.step), **done.line}, done.ids)
 
-    def close(self, run: Run) -> None:
-        run.log.close()
+
+class Log:
+    """Writes to all sinks, and records the start of the run. With enabled=False, on all processes but the first, it does
+    nothing."""
+
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, *, enabled: bool, step: int):
+        self.enabled, log_ids = enabled, config.data.get("log_ids", False)
+        if not enabled:
+            return
+        lost = sorted(set(range(1, step + 1)) - rewind(workdir / "metrics.jsonl", step))
+        rewind(workdir / "ids.jsonl", step)
+        self._metrics = open(workdir / "metrics.jsonl", "a")
+        self._ids = open(workdir / "ids.jsonl", "a") if log_ids else None
+        # Not SummaryWriter: a full disk kills its thread, and the loop would then wait forever.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of each NaN, as the loop already does
+        self._board = EventsWriter(str(workdir / "tensorboard" / prefix(workdir / "tensorboard")), f".{step}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+        self._bar = progress(
+            "train",
+            config.steps,
+            done=step,
+            smoothing=0.1,
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
+        )
+        if lost:
+            self.say(
+                f"warning: {workdir / 'metrics.jsonl'} has no line of {len(lost):,} of the {step:,} steps before, the first is "
+                f"step {lost[0]:,}: it was damaged or replaced; the model is not affected"
+            )
+        self._system = System()
+        about = facts(config.to_dict(), record_start(workdir, step))
+        self._trackers = open_sinks(parse_trackers(config.get("trackers", "")), workdir, about, self.say)
+
+    def train(self, line: dict[str, Any], ids: list[int] | None) -> None:
+        """Log a training line, and the measurements of the machine."""
+        if not self.enabled:
+            return
+        self._write(line | self._system())
+        if self._ids is not None:
+            self._ids.write(json.dumps({"step": line["step"], "ids": ids}) + "\n")
+            self._ids.flush()
+        rate = f"{line['tokens_per_second']:,.0f} tokens/s" + (f", MFU {line['mfu']:.1%}" if "mfu" in line else "")
+        self._bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate}", refresh=False)
+        self._bar.update(line["step"] - self._bar.n)
+
+    def valid(self, step: int, values: dict[str, Any]) -> None:
+        """Log validation numbers by name, without the counts "tokens" and "bytes"."""
+        if not self.enabled:
+            return
+        values = {name: value for name, value in values.items() if name not in ("tokens", "bytes")}
+        self._write({"step": step, **{f"valid_{name}": value for name, value in values.items()}})
+        self.say(f"step {step}: valid " + ", ".join([f"{name} {value:.4f}" for name, value in values.items()]))
+
+    def say(self, text: str) -> None:
+        if self.enabled:
+            self._bar.write(text)
+
+    def compiling(self) -> None:
+        if self.enabled:
+            self._bar.compiling()
+
+    def flush(self) -> None:
+        """Sync the lines to disk, because a checkpoint must never be ahead of its log."""
+        if not self.enabled:
+            return
+        for file in filter(None, (self._metrics, self._ids)):
+            file.flush()
+            os.fsync(file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        if not self.enabled:
+            return
+        close_sinks(self._trackers)
+        self._bar.close()
+        self._metrics.close()
+        if self._ids is not None:
+            self._ids.close()
+        self._board.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        # JSON has no NaN; a skipped step's loss is written as null.
+        self._metrics.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+        self._metrics.flush()
+        for key, value in line.items():
+            if key != "step":
+                value = scalar(key, value)
+                self._board.write_event(event_pb2.Event(wall_time=time.time(), step=line["step"], summary=value))
+        for tracker in self._trackers:
+            tracker.put(line)
+
+
+def rewind(path: Path, step: int) -> set[int]:
+    """Drop the lines that a run resumed from `step` logs again: later steps, validation at `step`, and a partial last line.
+
+    Of equal lines one is kept. Return the steps of the lines that are not those of a validation.
+    """
+    if not path.exists():
+        return set()
+    kept, steps = dict[str, None](), set()
+    for line in content(path, most=None).decode(errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            own = values["step"]
+            valid = any(name.startswith("valid_") for name in values)
+            if own <= step - valid:
+                kept[line] = None
+                steps |= set() if valid else {own}
+        except (ValueError, KeyError, TypeError):
+            continue
+    with saving.replacing(path) as file:
+        file.writelines(line + "\n" for line in kept)
+    return steps
+
+
+def prefix(folder: Path) -> str:
+    """Return how the name of a new file of events begins. tensorboardX adds the time to it.
+
+    TensorBoard reads the files in the order of their names, and a start hides later steps of the files before it. So the name
+    must follow those in `folder`, also if the clock was set back.
+    """
+    found = (re.match(r"events\.out\.tfevents\.(\d+)", path.name) for path in folder.iterdir())
+    newest = max((int(match[1]) for match in found if match), default=0)
+    return "events" if newest < int(time.time()) else f"events.out.tfevents.{newest + 1}"
+
+
+class System:
+    """Measures the machine in a fraction of a millisecond: the metrics `system_…` of now, or of at most EVERY seconds ago.
+
+    system_memory_gib              host memory of this process
+    system_memory_percent          of the host's memory in use, by all processes
+    system_cpu_percent             CPU time of this process; 100 is one core
+    system_device_memory_gib       in use on the fullest device of this process, where JAX knows it (not on a CPU)
+    system_device_memory_peak_gib  its highest value so far
+    system_gpu_percent             mean share of time in which the NVIDIA GPUs of this process compute, with nvidia-ml-py
+    """
+
+    def __init__(self) -> None:
+        self._process, self._gpus = psutil.Process(), _open_gpus()
+        self._process.cpu_percent()  # the first call only sets the clock
+        self._devices = [device for device in jax.local_devices() if _memory(device)]
+        self._at, self._last = -EVERY, dict[str, float]()
+
+    def __call__(self) -> dict[str, float]:
+        now, found = time.monotonic(), {}
+        if now - self._at < EVERY:
+            return self._last
+        with contextlib.suppress(psutil.Error, OSError):
+            found["system_memory_gib"] = self._process.memory_info().rss / GIB
+            found["system_memory_percent"] = psutil.virtual_memory().percent
+            found["system_cpu_percent"] = self._process.cpu_percent()
+        if devices := [stats for device in self._devices if (stats := _memory(device))]:
+            found["system_device_memory_gib"] = max(stats["bytes_in_use"] for stats in devices) / GIB
+            found["system_device_memory_peak_gib"] = max(stats["peak_bytes_in_use"] for stats in devices) / GIB
+        if self._gpus:
+            found |= self._gpus()
+        self._at, self._last = now, found
+        return found
+
+
+def _memory(device: jax.Device) -> dict[str, int] | None:
+    """Return a device's memory statistics if it has those that are logged."""
+    try:
+        stats = device.memory_stats()
+    except (RuntimeError, NotImplementedError):  # of a backend that has none
+        return None
+    return stats if stats and {"bytes_in_use", "peak_bytes_in_use"} <= stats.keys() else None
+
+
+def _open_gpus() -> Callable[[], dict[str, float]] | None:
+    """Return a function that measures the NVIDIA GPUs of this process, or None without GPUs or without nvidia-ml-py."""
+    gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
+    if not gpus:
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        handles = []
+        for gpu in gpus:
+            name = visible[gpu.local_hardware_id] if visible else str(gpu.local_hardware_id)
+            by = pynvml.nvmlDeviceGetHandleByIndex if name.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID
+            handles.append(by(int(name) if name.isdecimal() else name))
+    except Exception:  # no library, no driver, or a GPU that it does not name: the run goes on without this metric
+        return None
+
+    def measure() -> dict[str, float]:
+        try:
+            shares = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
+        except pynvml.NVMLError:
+            return {}
+        return {"system_gpu_percent": sum(shares) / len(shares)}
+
+    return measure

@@ -12,9 +12,8 @@ from jax.experimental import topologies
 
 from lm.errors import UserError
 from lm.parallel.mesh import check_fit, make_mesh
-from lm.train import compiler
 from lm.train.describe import abstract_batch, bytes_per_device
-from lm.train.step import abstract_state, make_trainer, model_config_of
+from lm.train.step import abstract_state, compiler_options, make_trainer, model_config_of
 
 
 class DoesNotFit(Exception):
@@ -64,7 +63,7 @@ def compile_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Device
         batch = abstract_batch(config, mesh, config.batch_size)
         lowered = jax.jit(trainer.step, donate_argnums=0).lower(state, batch)
         sizes = {"parameters": bytes_per_device(state.params), "optimizer": bytes_per_device(state.optimizer)}
-        options, folder = compiler.options(devices[0]), tempfile.TemporaryDirectory()
+        options, folder = compiler_options(devices[0]), tempfile.TemporaryDirectory()
         dump = devices[0].platform == "tpu" and config.model.moe.num_experts > 0
         if dump:  # JAX cannot print such a program: XLA does not read its asynchronous products back
             options = {**(options or {}), "xla_dump_to": folder.name, "xla_dump_hlo_as_text": True}

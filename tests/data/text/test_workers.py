@@ -95,7 +95,8 @@ def endless():
         print(pid, flush=True)
 
 if __name__ == "__main__":
-    cli.guard(endless)
+    with cli.guard():
+        endless()
 """
 
 

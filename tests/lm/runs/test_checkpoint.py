@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.runs.checkpoint import Checkpoints, damage
+from lm.runs.checkpoint import Checkpoints
+from lm.runs.damage import damage
 
 
 def state(step):

@@ -9,7 +9,7 @@ import pytest
 from configs.train import tiny
 from lm.errors import UserError
 from lm.runs.checkpoint import Checkpoints
-from lm.train import keeping
+from lm.train.events.saves import opened
 
 
 def values(step):
@@ -58,10 +58,10 @@ def kept(workdir, keep_best, *losses):
     """Save a checkpoint a step with its validation and training loss, each before the other is known, and return what stays."""
     config = tiny.get_config()
     config.update(keep_last=1, keep_best=keep_best, checkpoint_every=1)
-    checkpoints, record = keeping.opened(config, workdir)
+    checkpoints, record = opened(config, workdir)
     for step, (valid, trained) in enumerate(losses, start=1):
         record.trained(trained)
-        record.saving(step)
+        record.saving(step, checkpoints.steps())
         save(checkpoints, step)
         record.validated(step, {"loss": valid})  # as in the loop: a checkpoint is validated after it was saved
     checkpoints.wait()

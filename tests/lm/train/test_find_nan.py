@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lm.parallel.mesh import make_mesh
-from lm.train import loop
-from lm.train.find_nan import explain
+from lm.train import events, loop
+from lm.train.events.find_nan import explain
 from lm.train.step import Objective, make_trainer, pretraining
 from tests.lm.examples import packed_batch, tiny_config, trainer_and_state
 
@@ -80,7 +80,7 @@ def test_the_loop_says_it(tmp_path, capsys):
 
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        result = loop.train(config, make_trainer(config), mesh, Poisoned(), tmp_path)
+        result = loop.train(config, make_trainer(config), mesh, Poisoned(), tmp_path, events.usual(config))
     assert result["skipped"] == 1
     said = "".join(capsys.readouterr())
     assert "step 3: find_nan: not finite before the step: batch weights" in said and said.count("find_nan") == 1

@@ -6,7 +6,8 @@ import pytest
 
 from configs.train import tiny
 from lm.errors import UserError
-from lm.train import keeping
+from lm.runs import fingerprints
+from lm.train.events.saves import Losses
 
 DATASET = {"digests": {"text": {"train": "aa", "valid": "bb"}}}
 
@@ -25,7 +26,7 @@ def write(path, text):
 
 
 def meta(config, workdir):
-    return json.loads(json.dumps({"config": config.to_dict(), "fingerprints": keeping.fingerprints(workdir)}))
+    return json.loads(json.dumps({"config": config.to_dict(), "fingerprints": fingerprints.of(workdir)}))
 
 
 def test_the_own_checkpoint_passes(workdir):
@@ -34,8 +35,8 @@ def test_the_own_checkpoint_passes(workdir):
     assert saved["fingerprints"].keys() == {"tokenizer", "data", "input"}
     config.data.input, config.tokenizer, config.init_from = "/moved/text", "/moved/tokenizer", "/moved/base"  # same contents
     config.steps, config.optimizer.learning_rate = 7, 1e-4
-    keeping.check(saved, config, workdir, 3)
-    keeping.check({"config": saved["config"]}, config, workdir, 3)  # of an older version
+    fingerprints.check(saved, config, workdir, 3)
+    fingerprints.check({"config": saved["config"]}, config, workdir, 3)  # of an older version
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_another_content_is_refused(workdir, file, text, named, cure):
     saved = meta(config, workdir)
     write(workdir / file, text)
     with pytest.raises(UserError, match=f"checkpoints/3 was trained with {named}.*{cure}.*or use another --workdir"):
-        keeping.check(saved, config, workdir, 3)
+        fingerprints.check(saved, config, workdir, 3)
 
 
 @pytest.mark.parametrize("key, value", [("seed", 5), ("data.valid_fraction", 0.5), ("model.norm_eps", 1e-3)])
@@ -61,7 +62,7 @@ def test_the_checkpoint_of_another_config_is_refused(workdir, key, value):
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=f"^{key} is .*checkpoints/3.*set --config.{key}="):
-        keeping.check(saved, config, workdir, 3)
+        fingerprints.check(saved, config, workdir, 3)
 
 
 def test_losses_are_read_from_the_log(tmp_path):
@@ -78,13 +79,12 @@ def test_losses_are_read_from_the_log(tmp_path):
     write(tmp_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "valid_l')
     config = tiny.get_config()
     config.checkpoint_every = 10
-    kept = keeping.Kept(config, tmp_path)
+    kept = Losses(config, tmp_path)
     kept.read(begin=31)
     assert kept.best([10, 20, 30, 40]) == 20 and kept.best([10, 30]) == 10 and kept.best([30]) is None
     assert kept.healthy([10, 20, 30]) == 30 and kept.healthy([10]) is None
-    (tmp_path / "checkpoints" / "30").mkdir(parents=True)
     for _ in range(10):
         kept.trained(9.0)
-    assert "was 6.45 at step 30. Checkpoint 30 stays" in kept.saving(40) and kept.healthy([30, 40]) == 30
-    assert kept.saving(50) is None  # it was said
+    assert "was 6.45 at step 30. Checkpoint 30 stays" in kept.saving(40, [30]) and kept.healthy([30, 40]) == 30
+    assert kept.saving(50, [30]) is None  # it was said
     assert json.loads((tmp_path / "healthy.json").read_text()) == {"step": 30}

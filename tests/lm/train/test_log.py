@@ -5,8 +5,8 @@ import os
 import pytest
 
 from lm.errors import UserError
+from lm.train.events.step_log import prefix, rewind
 from lm.train.history import json_lines
-from lm.train.metrics import prefix, rewind
 
 KEPT = ['{"step": 1, "loss": 2.0}', '{"step": 2, "loss": 1.5}', '{"step": 2, "valid_loss": 1.7}', '{"step": 4, "loss": 1.0}']
 DROPPED = ['{"step": 4, "valid_loss": 1.1}', '{"step": 5, "loss": 0.9}', '{"step": "x"}', "[1]", "\0\0", '{"st']

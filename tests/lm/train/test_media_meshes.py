@@ -16,7 +16,7 @@ from lm.parallel.mesh import check_fit, make_mesh, shardings
 from lm.train.describe import memories
 from lm.train.feed import Feed
 from lm.train.fit import check_memory
-from lm.train.step import accumulated_gradient, make_trainer, model_config_of
+from lm.train.step import added, make_trainer, model_config_of
 from tests.lm.examples import packed_batch, parameters, tiny_config, trainer_and_state
 from tests.slow import all_but
 
@@ -65,9 +65,11 @@ def run(sizes, accumulate):
         @jax.jit
         def gradient(params, batch):
             def loss(params, part):
-                return objective.loss(nnx.merge(graph, params), part, None, train=True, key=jax.random.key(0))
+                sums = objective.loss(nnx.merge(graph, params), part, None, train=True, key=jax.random.key(0))
+                return jax.tree.map(lambda x: x / objective.weight(batch), sums)
 
-            return accumulated_gradient(loss, params, batch, objective.weight(batch), accumulate)
+            grad = jax.value_and_grad(loss, has_aux=True)
+            return grad(params, batch) if accumulate == 1 else added(grad, params, batch, accumulate)
 
         (total, _), grads = gradient(params, feed.to_devices(batch_of(config, 0)))
     return float(total), jax.device_get(grads)

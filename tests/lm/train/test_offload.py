@@ -12,8 +12,8 @@ from lm.parallel.mesh import make_mesh
 from lm.runs.checkpoint import Checkpoints
 from lm.train.describe import abstract_mesh, memories
 from lm.train.feed import Feed
-from lm.train.state import sound
 from lm.train.step import abstract_state, make_trainer
+from lm.train.update import sound
 from tests.lm.examples import first_state, packed_batch, tiny_config
 from tests.slow import all_but
 
@@ -112,7 +112,9 @@ def test_moments_on_the_host(name, dtype, tmp_path):
     for before, after in ((True, False), (False, True)):
         state, first = run(configs[before], SPLIT, programs=programs[before])
         assert kinds(state.optimizer) == {(True, "pinned_host" if before else "device"), (False, "device")}
-        assert kinds(state.params) == {(True, "device"), (False, "device")} and bool(jax.jit(sound)(state))
+        assert kinds(state.params) == {(True, "device"), (False, "device")} and bool(
+            jax.jit(functools.partial(sound, offload=True))(state)
+        )
         mesh, folder = make_mesh(SPLIT), tmp_path / str(before)
         with jax.set_mesh(mesh):
             checkpoints = Checkpoints(folder)

@@ -9,9 +9,9 @@ import pytest
 from jax import lax
 
 from lm.parallel.mesh import make_mesh
-from lm.train import loop
+from lm.train import events, loop
+from lm.train.events.divergence import SKIPPED
 from lm.train.history import load_metrics
-from lm.train.rewind import SKIPPED
 from lm.train.step import Trainer, make_trainer
 from tests.lm.examples import tiny_config
 
@@ -91,7 +91,7 @@ def final_loss(config, seed, fault, first, workdir) -> tuple[float, dict]:
         used = faulty(trainer, fault) if fault != "garbage" else trainer
         if fault == "garbage":
             used = trainer._replace(step=lambda s, b, f=None: trainer.step(s, {k: x for k, x in b.items() if k != "marked"}, f))
-        result = loop.train(config, used, mesh, Planted(config, seed, fault, first), workdir)
+        result = loop.train(config, used, mesh, Planted(config, seed, fault, first), workdir, events.usual(config))
         evaluate = jax.jit(trainer.evaluate)
         sums = [evaluate(result["params"], rows(config, seed, 10**6 + i)) for i in range(20)]
     return sum(float(x["objective"]) for x in sums) / sum(float(x["weight"]) for x in sums), result

@@ -8,7 +8,8 @@ import ml_collections
 import pytest
 
 from lm.errors import UserError
-from lm.train.events.profile import STEP, Profile, traces
+from lm.train.events.profile import Profile, traces
+from lm.train.loop import STEP
 from lm.train.step import make_trainer
 from lm.train.values import profiled_steps
 from tests.lm.examples import packed_batch, tiny_config
@@ -32,14 +33,14 @@ class Running:
 
     def until(self, end: int) -> None:
         profile, square = Profile(), jax.jit(jnp.square)
-        profile.start(self)
-        for step in range(self.begin + 1, end + 1):
-            profile.before(self, step)
-            with jax.profiler.StepTraceAnnotation(STEP, step_num=step):
-                square(jnp.float32(step)).block_until_ready()
-            self.step = step
-            profile.after(self, step)
-        profile.close(self)
+        with contextlib.ExitStack() as self.at_end:
+            profile.start(self)
+            for step in range(self.begin + 1, end + 1):
+                profile.before(self, step)
+                with jax.profiler.StepTraceAnnotation(STEP, step_num=step):
+                    square(jnp.float32(step)).block_until_ready()
+                self.step = step
+                profile.after(self, step)
 
 
 RUNS = [

@@ -10,8 +10,8 @@ import pytest
 
 from lm.parallel.mesh import make_mesh
 from lm.runs.checkpoint import Checkpoints
-from lm.train import loop
-from lm.train.rewind import Rewinds, target
+from lm.train import events, loop
+from lm.train.events.divergence import Rewinds, target
 from lm.train.step import make_trainer
 from tests.lm.examples import packed_batch, tiny_config
 
@@ -57,7 +57,7 @@ def config_of(**guard):
 def run(config, workdir, stream):
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        return loop.train(config, trainer_of(config), mesh, stream, workdir)
+        return loop.train(config, trainer_of(config), mesh, stream, workdir, events.usual(config))
 
 
 TRAINERS = {}
@@ -213,7 +213,7 @@ def test_a_checkpoint_without_a_guard_is_resumed(tmp_path, capsys):
     config.steps = config.checkpoint_every = 4
     run(config, tmp_path, Rows(config))
     checkpoints = Checkpoints(tmp_path, read_only=True)
-    assert not checkpoints.has(4, "guard")
+    assert "guard" not in checkpoints.stored(4)
     checkpoints.close()
     for steps, window in ((8, 16), (12, 32)):
         config = config_of()
@@ -254,7 +254,7 @@ def flipped(workdir, flips):
     stream.flips = flips
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        return loop.train(config, trainer._replace(step=spoiling_step()), mesh, stream, workdir)
+        return loop.train(config, trainer._replace(step=spoiling_step()), mesh, stream, workdir, events.usual(config))
 
 
 def test_a_state_that_cannot_be_saved_rewinds(tmp_path):

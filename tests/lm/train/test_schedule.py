@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from lm.errors import UserError
-from lm.train.schedule import schedule
+from lm.train.update import schedule
 
 
 def rates(kind, at, **options):
@@ -43,10 +42,3 @@ def test_a_rate_is_positive_finite_and_at_most_the_peak(kind):
     for steps, warmup in ((1, 0), (1, 1), (5, 100), (10, 10), (30, 3)):
         for rate in rates(kind, range(steps), peak=2, steps=steps, warmup=warmup):
             assert 0 < rate <= 2
-
-
-def test_bad_options_are_named():
-    with pytest.raises(UserError, match="optimizer.schedule='linear'"):
-        schedule("linear", peak=1, steps=10, warmup=0)
-    with pytest.raises(UserError, match="optimizer.warmup=-1"):
-        schedule("cosine", peak=1, steps=10, warmup=-1)

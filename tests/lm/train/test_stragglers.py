@@ -20,7 +20,7 @@ def test_the_slowest_against_the_median_of_the_others(times, least, ratio, slowe
 
 
 def test_a_host_is_named_once_when_it_is_slow_in_a_row():
-    stragglers = Stragglers(10, 1.5, processes=4)
+    stragglers = Stragglers(10, 1.5)
 
     def said(slow):
         return stragglers._told("devices", slow, 2.0, 10)
@@ -32,10 +32,5 @@ def test_a_host_is_named_once_when_it_is_slow_in_a_row():
     assert "host 2 is slow" in line and "2.0 times" in line and said(2) == []
 
 
-def test_one_process_is_not_compared():
-    stragglers = Stragglers(1, 1.5, processes=1)
-    assert stragglers.stepped(1, 0.5, 1.0) == ({}, [])
-
-
 def test_the_probe_of_this_host_takes_time():
-    assert Stragglers(10, 1.5, processes=2)._probe() > 0
+    assert Stragglers(10, 1.5)._probe() > 0

@@ -8,7 +8,7 @@ import pytest
 
 from configs.train import tiny
 from lm.errors import UserError
-from lm.train import metrics
+from lm.train.events.step_log import Log
 from lm.train.starts import facts
 from lm.train.trackers import names, sink, wandb_files
 from tests.slow import all_but
@@ -22,7 +22,7 @@ def log(workdir, steps, *, begin: int = 0, loss: float = 1.0, **settings) -> Non
     workdir.mkdir(exist_ok=True)
     config = tiny.get_config()
     config.update(settings)
-    log = metrics.Log(workdir, config, enabled=True, step=begin)
+    log = Log(workdir, config, enabled=True, step=begin)
     for step in steps:
         log.train({"step": step, **LINE, "loss": loss}, None)
     log.close()

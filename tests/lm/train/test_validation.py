@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs.train import default, tiny
 from data.text.sizes import parse_sizes
 from lm.align.validation import Validation
 from lm.parallel.mesh import make_mesh
-from lm.train.evaluator import Evaluator
+from lm.train.events import validation
+from lm.train.events.validation import Evaluator
 from lm.train.feed import Feed
 from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of, token_loss
 from tests.lm.examples import parameters
@@ -41,16 +43,33 @@ class Bytes:
     vocab_size, bytes_per_token = 32, np.arange(32, dtype=np.float32)
 
 
+class Scale(nnx.Module):
+    """A model whose loss is the sum of the targets times its parameter. before: what is done to a loss."""
+
+    def __init__(self, before=lambda x: x):
+        self.by, self.before = nnx.Param(jnp.float32(1e-3)), before
+
+    def nll(self, batch):
+        return self.before(jnp.sum(batch["weights"] * batch["targets"]) * self.by[...])
+
+
+PARAMS = nnx.state(Scale())
+
+
+@pytest.fixture
+def losses_of_scale(monkeypatch):
+    monkeypatch.setattr(validation, "token_loss", lambda model, batch, z_loss: (None, model.nll(batch)))
+
+
 def trainer(before=lambda x: x):
+    graph = nnx.graphdef(Scale(before))
+
     def evaluate(params, batch, frozen=None):
-        nll = before(jnp.sum(batch["weights"] * batch["targets"]) * params)
+        nll = nnx.merge(graph, params).nll(batch)
         weight = jnp.sum(batch["weights"])
         return {"objective": nll, "weight": weight, "metrics": {"loss": (nll, weight), "none": (nll, 0.0 * weight)}}
 
-    def nll(params, batch):
-        return evaluate(params, batch)["objective"]
-
-    return Trainer(None, None, evaluate, None, False, objective=Objective(None, None, is_nll=True), nll=nll)
+    return Trainer(None, None, evaluate, Objective(None, None, is_nll=True), None, graph, PARAMS, None, False)
 
 
 def validations(batches, mesh, before=lambda x: x):
@@ -60,11 +79,10 @@ def validations(batches, mesh, before=lambda x: x):
 
 
 @pytest.mark.parametrize("at_most", [None, 1, 5, 99])
-def test_as_batch_by_batch(at_most):
+def test_as_batch_by_batch(at_most, losses_of_scale):
     mesh = make_mesh(default.get_config().mesh)
     with jax.set_mesh(mesh):
-        params = jnp.float32(1e-3)
-        text, examples = [validate(params, at_most) for validate in validations(Counted(), mesh)]
+        text, examples = [validate(PARAMS, at_most) for validate in validations(Counted(), mesh)]
     count = N if at_most is None else min(at_most, N)
     picked = [i * N // count for i in range(count)]
     weights = [T * (1 if n == N - 1 else B) for n in picked]
@@ -74,16 +92,15 @@ def test_as_batch_by_batch(at_most):
     assert examples.keys() == {"loss"}  # a measure of nothing is left out
 
 
-def test_each_source_and_all_together():
+def test_each_source_and_all_together(losses_of_scale):
     class Other(Counted):
         num_batches = 3
 
     mesh = make_mesh(default.get_config().mesh)
     with jax.set_mesh(mesh):
-        params = jnp.float32(1e-3)
 
         def validated(at_most=None, **sources):
-            return Evaluator(trainer(), sources, mesh, Bytes, 32)(params, at_most)
+            return Evaluator(trainer(), sources, mesh, Bytes, 32)(PARAMS, at_most)
 
         both, one, other = validated(one=Counted(), other=Other()), validated(one=Counted()), validated(other=Other())
         few = validated(5, one=(many := Counted()), other=(three := Other()))
@@ -122,7 +139,7 @@ def test_bits_per_byte_are_those_of_the_text_whatever_is_minimised():
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["text", "examples"])
-def test_the_next_batches_are_read_while_one_is_computed(which):
+def test_the_next_batches_are_read_while_one_is_computed(which, losses_of_scale):
     mesh, batches, seen = make_mesh(default.get_config().mesh), Counted(), []
 
     def wait(x):
@@ -134,5 +151,5 @@ def test_the_next_batches_are_read_while_one_is_computed(which):
 
     mesh = jax.make_mesh((1,) * len(mesh.shape), tuple(mesh.shape), axis_types=mesh.axis_types, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        list(validations(batches, mesh, before))[which](jnp.float32(1.0), 3)
+        list(validations(batches, mesh, before))[which](PARAMS, 3)
     assert all(seen) and sorted(batches.read) == [0, 4, 8]

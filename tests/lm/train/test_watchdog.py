@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from lm.parallel import hosts
-from lm.train.watchdog import FIRST, HUNG, MIN, TIMES, Watchdog
+from lm.train.events.health import FIRST, HUNG, MIN, TIMES, Watchdog
 
 DEADLINE = 60
 
