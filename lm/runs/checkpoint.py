@@ -1,7 +1,7 @@
 """Checkpoints with Orbax: saved in the background, atomically, and restored onto any mesh.
 
     <workdir>/checkpoints/<step>/state     parameters and, for a training run, optimizer state and counters
-    <workdir>/checkpoints/<step>/meta      JSON: resolved config, tokens trained so far, fingerprints (lm/train/keeping.py)
+    <workdir>/checkpoints/<step>/meta      JSON: resolved config, tokens trained so far, fingerprints (lm/runs/fingerprints.py)
     <workdir>/checkpoints/<step>.damaged   a damaged checkpoint that was renamed
 
 Arrays are stored by name, independent of the mesh. Both folders hold checksums of their files (lm/files/checksums.py), which
@@ -60,6 +60,7 @@ class Checkpoints:
         for name in ("absl", "asyncio"):  # Orbax logs every save; its errors are also raised
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder, self._read_only = Path(workdir).absolute() / "checkpoints", read_only
+        self._is_shared = not read_only and jax.process_count() > 1
         if os.path.lexists(self.folder) and not self.folder.is_dir():  # Orbax would find no checkpoint, and fail at a save
             raise UserError(f"{self.folder} is no folder: put the folder of checkpoints back, or use another --workdir")
         if read_only:
@@ -101,8 +102,7 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(steps_saved(self.folder.parent)):  # also what is no folder, which Orbax does not see
-            found = self._damage(step)
-            if found is None:
+            if (found := self._damage(step)) is None:
                 break
             damaged[step] = found
         else:
@@ -125,17 +125,11 @@ class Checkpoints:
             self._manager.reload()
         return step
 
-    def check(self, step: int) -> None:
-        """Raise UserError if this checkpoint is damaged."""
-        if found := self._damage(step):
-            raise UserError(f"{self.folder / str(step)} is damaged: {found}; put a copy in its place")
-
     def _damage(self, step: int) -> str | None:
         """Return a description of a checkpoint's damage, or None. Collective; the text is the same on every process."""
-        folder = self.folder / str(step)
-        if self._read_only:
-            return damage(folder)
-        return first_text(damage(folder, jax.process_index(), jax.process_count()))
+        if not self._is_shared:
+            return damage(self.folder / str(step))
+        return first_text(damage(self.folder / str(step), jax.process_index(), jax.process_count()))
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Start to save in the background. Arrays are copied before this returns; errors are raised at the next call."""
@@ -159,7 +153,8 @@ class Checkpoints:
         """Wait until the started save is on disk. Return its damage, if it was set aside. Collective."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-        wrong = first_text(self._wrong[0] if self._wrong else None)
+        wrong = self._wrong[0] if self._wrong else None
+        wrong = first_text(wrong) if self._is_shared else wrong
         self._wrong.clear()
         if wrong:
             self._manager.reload()  # without the step that was set aside
@@ -177,9 +172,7 @@ class Checkpoints:
     def meta(self, step: int) -> dict:
         """Return the metadata. Raises UserError if they cannot be read."""
         with readable(self.folder / str(step)):
-            read_json(self.folder / str(step) / "meta" / "metadata")  # Orbax reads a file of any size
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            return dict(meta)
+            return dict(read_json(self.folder / str(step) / "meta" / "metadata"))  # Orbax would read a file of any size
 
     def restore(self, step: int, abstract: Any) -> Any:
         """Restore the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the saved state.
@@ -187,10 +180,16 @@ class Checkpoints:
         A saved `guard` is ignored if `abstract` has none.
         Raises UserError if the checkpoint holds other arrays, other shapes or other dtypes.
         """
-        wanted, stored = plain(abstract), self.stored(step)
-        stored = {name: x for name, x in stored.items() if name in wanted or name != "guard"}
-        check_shapes(wanted, stored, self.folder / str(step))
-        check_dtypes(wanted, stored, self.folder / str(step))
+        wanted, where = plain(abstract), self.folder / str(step)
+        stored = {name: x for name, x in self.stored(step).items() if name in wanted or name != "guard"}
+        check_shapes(wanted, stored, where)
+        theirs = named(stored)
+        for name, x in named(wanted).items():
+            if (other := np.dtype(theirs[name].dtype)) != x.dtype:  # Orbax would convert and round it
+                raise UserError(
+                    f"{where}: {name} is {other} there and {x.dtype} in this run, which did not save it so: put a copy in its "
+                    "place, or use another --workdir"
+                )
         return unplain(abstract, self._read(step, wanted))
 
     def remove(self, step: int) -> None:
@@ -208,8 +207,7 @@ class Checkpoints:
     def stored_params(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the stored shape and dtype of every parameter of a checkpoint, by dotted name."""
         with readable(self.folder / str(step)):
-            arrays = named(self.stored(step)["params"])
-        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+            return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named(self.stored(step)["params"]).items()}
 
     def restore_params(self, step: int, abstract_params: nnx.State) -> nnx.State:
         """Restore only the parameters of a state, in the dtypes and onto the shardings of `abstract_params`.
@@ -315,8 +313,8 @@ def newest(workdir: Path, step: int | None = None) -> tuple[Checkpoints, int]:
         checkpoints = Checkpoints(workdir, read_only=True)
         if step is None:
             step = checkpoints.whole()
-        else:
-            checkpoints.check(step)
+        elif text := damage(checkpoints.folder / str(step)):
+            raise UserError(f"{checkpoints.folder / str(step)} is damaged: {text}; put a copy in its place")
         if step is not None:
             return checkpoints, step
         checkpoints.close()
@@ -378,16 +376,4 @@ def check_shapes(wanted: Any, stored: Any, where: Path) -> None:
             raise UserError(
                 f"{where} is of another architecture: {name} is {theirs.get(name, 'missing')} there and "
                 f"{ours.get(name, 'missing')} in this config; use its config, or another --workdir"
-            )
-
-
-def check_dtypes(wanted: Any, stored: Any, where: Path) -> None:
-    """Raise UserError if dtypes of arrays differ, because Orbax would convert and round them. The error names the first one."""
-    theirs = named(stored)
-    for name, x in sorted(named(wanted).items()):
-        other = getattr(theirs.get(name), "dtype", None)
-        if other is not None and np.dtype(x.dtype) != np.dtype(other):
-            raise UserError(
-                f"{where}: {name} is {np.dtype(other)} there and {np.dtype(x.dtype)} in this run, which did not save it so: "
-                "put a copy in its place, or use another --workdir"
             )

@@ -99,16 +99,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         problem = "is not the config of a run" if isinstance(value, dict) else "is no JSON object"
     except (FileNotFoundError, NotADirectoryError):  # a GGUF file has settings, but no config
         return {}
-    except IsADirectoryError:
-        problem = "is a folder"
-    except UserError as error:
-        if not (folder / "checkpoints").is_dir():
+    except (UserError, OSError) as error:
+        is_other = isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.ELOOP)  # such as no permission
+        if is_other or isinstance(error, UserError) and not (folder / "checkpoints").is_dir():
             raise
         problem = f"cannot be read ({error})"
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        problem = "is a link to itself"
     except (ValueError, RecursionError) as error:
         problem = f"cannot be read as JSON: {error if (folder / RECORD).stat().st_size else 'it is empty'}"
     saved, _ = _of_checkpoint(folder)
@@ -317,15 +312,11 @@ def check_result(config, workdir: Path) -> None:
         )
 
 
-def changes(old: dict, new: dict) -> list[str]:
-    """Return "key: old → new" for every key whose value has changed."""
-    return list(_changed(old, new).values())
-
-
 def _changed(old: dict, new: dict) -> dict[str, str]:
+    """Return "key: old → new" for every key whose value has changed, by key."""
     before, after = _compared(old), _compared(new)
-    both = [key for key in before if key in after]
-    return {key: f"{key}: {before[key]} → {after[key]}" for key in both if not _same(before[key], after[key])}
+    changed = [key for key in before if key in after and not _same(before[key], after[key])]
+    return {key: f"{key}: {before[key]} → {after[key]}" for key in changed}
 
 
 def _within(key: str, sections: Iterable[str]) -> bool:
@@ -336,7 +327,7 @@ def _within(key: str, sections: Iterable[str]) -> bool:
 def save_record(config, workdir: Path) -> None:
     """Write config.json, and print the keys that have changed."""
     saved = read_config(workdir)
-    for line in changes(saved, config.to_dict()):
+    for line in _changed(saved, config.to_dict()).values():
         print(f"changed: {shown(as_urls(line))}", flush=True)
     write_json(workdir / RECORD, with_urls(config.to_dict()))
 

@@ -1,6 +1,5 @@
 """What a layer keeps from its forward to its backward pass, and in which memory: `model.remat` and `model.offload`."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -15,14 +14,16 @@ Policy: TypeAlias = Callable[..., bool]  # of jax.checkpoint: whether to keep a 
 KEPT: dict[str, tuple[str, ...]] = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
 
 
-def layer_policy(config: ModelConfig) -> Policy:
+def layer_policy(config: ModelConfig, remat: str = "") -> Policy:
     """Return the policy of jax.checkpoint for a layer. Its arguments are kept too, by jax.checkpoint itself.
 
+    remat: default `model.remat`.
     With `model.offload` all that has a name is kept in host memory, also the layer's input: give it its name inside.
     """
-    if config.remat == "none":
+    remat = remat or config.remat
+    if remat == "none":
         return checkpoint_policies.everything_saveable
-    return _keeping((*KEPT[config.remat], INPUT) if offloads(config) else KEPT[config.remat], config)
+    return _keeping((*KEPT[remat], INPUT) if offloads(config) else KEPT[remat], config)
 
 
 def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Policy | None]]:
@@ -33,8 +34,7 @@ def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Policy | 
     if config.remat == "none":
         return [(slice(0, repeats), None)]
     first = repeats - min(config.remat_matmuls_last, repeats)
-    last = dataclasses.replace(config, remat="matmuls")
-    runs = [(slice(0, first), layer_policy(config)), (slice(first, repeats), layer_policy(last))]
+    runs = [(slice(0, first), layer_policy(config)), (slice(first, repeats), layer_policy(config, "matmuls"))]
     return [(layers, policy) for layers, policy in runs if layers.start < layers.stop]
 
 
