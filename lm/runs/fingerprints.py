@@ -26,16 +26,26 @@ CURES = {
 }
 
 
+def data_of(workdir: Path) -> dict[str, Any]:
+    """Return the fingerprints of a run's data: {"tokenizer", "prepared": {hash: digest of the input}}; None: not recorded.
+
+    The hash is that of the settings of the data, which names their folder in WORKDIR/data.
+    """
+    tokenizer = workdir / TOKENIZER
+    name = tokenizer.read_text(errors="replace").strip() if tokenizer.is_file() else ""
+    return {
+        "tokenizer": name or None,
+        "prepared": {path.name: _json(path / INPUT).get("digest") for path in _prepared(workdir)},
+    }
+
+
 def of(workdir: Path) -> dict[str, str]:
     """Return digests of the contents of the run's tokenizer and prepared data, as far as they are recorded."""
-    found = {}
-    tokenizer = workdir / TOKENIZER
-    if tokenizer.is_file():
-        found["tokenizer"] = tokenizer.read_text().strip()
-    folders = sorted(path for path in workdir.glob("data/*") if path.is_dir() and not path.name.startswith("."))
-    for name, file, key in (("data", "dataset.json", "digests"), ("input", INPUT, "digest")):
-        contents = [content for folder in folders if (content := _json(folder / file).get(key))]
-        if contents:
+    data = data_of(workdir)
+    rows = [_json(path / "dataset.json").get("digests") for path in _prepared(workdir)]
+    found = {"tokenizer": data["tokenizer"]} if data["tokenizer"] else {}
+    for name, values in (("data", rows), ("input", data["prepared"].values())):
+        if contents := [content for content in values if content]:
             found[name] = xxhash.xxh3_64_hexdigest(json.dumps(contents, sort_keys=True).encode())
     return found
 
@@ -62,6 +72,10 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(kept.get(section), dict):
             kept[section] = {name: value for name, value in kept[section].items() if name != key}
     return kept
+
+
+def _prepared(workdir: Path) -> list[Path]:
+    return sorted(path for path in workdir.glob("data/*") if path.is_dir() and not path.name.startswith("."))
 
 
 def _json(path: Path) -> dict[str, Any]:

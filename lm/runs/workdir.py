@@ -225,7 +225,7 @@ def check_record(config, workdir: Path, *, adopted: bool = True) -> None:
 def check_kind(new: dict[str, Any], workdir: Path) -> tuple[dict[str, Any] | None, Path]:
     """Return `record`. Raises UserError if the workdir is that of another verb, or holds the model that the config reads."""
     for key in ("init_from", "checkpoint", "distill.teacher"):
-        _check_apart(key, _flat(new).get(key), workdir)
+        _check_apart(key, flat(new).get(key), workdir)
     saved, where = record(workdir)
     if saved is None:
         return None, where
@@ -370,13 +370,14 @@ def _compared(config: dict) -> dict[str, Any]:
         config["model"] = json.loads(json.dumps(model_keys(**known))) | {key: config["model"][key] for key in broken}
     if config.get("init_from"):
         config["tokenizer"] = config.get("tokenizer") or config["init_from"]
-    return _flat(config)
+    return flat(config)
 
 
-def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted names."""
     found = {}
     for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
 
 

@@ -30,7 +30,7 @@ e^(−age / MEMORY), so from the fifth in short order on. Of spikes in a row all
 diverges is still found.
 
 A level that stays higher is no spike either: after `patience` skipped steps in a row the window is emptied, and the next
-`warmup` steps are accepted. The loop may go back to a checkpoint before that (lm/train/rewind.py).
+`warmup` steps are accepted. The loop may go back to a checkpoint before that (lm/train/events/divergence.py).
 
 Axes: 2 the loss and the logarithm of the gradient norm, W steps of the window, R possible rewinds.
 """

@@ -104,7 +104,6 @@ class Trainer(NamedTuple):
     objective: Objective
     model: ModelConfig
     graph: nnx.GraphDef
-    abstract_params: nnx.State
     learns: nnx.filterlib.Filter
     offload: bool
 
@@ -160,7 +159,7 @@ def make_trainer(config: ml_collections.ConfigDict, objective: Objective | None 
         total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, train=False)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
-    return Trainer(init, step, evaluate, objective, model_config, graph, abstract, learns, update.offload)
+    return Trainer(init, step, evaluate, objective, model_config, graph, learns, update.offload)
 
 
 def compiler_options(device: jax.Device) -> dict[str, str | bool] | None:

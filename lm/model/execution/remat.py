@@ -1,5 +1,6 @@
 """What a layer keeps from its forward to its backward pass, and in which memory: `model.remat` and `model.offload`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -14,16 +15,14 @@ Policy: TypeAlias = Callable[..., bool]  # of jax.checkpoint: whether to keep a 
 KEPT: dict[str, tuple[str, ...]] = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
 
 
-def layer_policy(config: ModelConfig, remat: str = "") -> Policy:
+def layer_policy(config: ModelConfig) -> Policy:
     """Return the policy of jax.checkpoint for a layer. Its arguments are kept too, by jax.checkpoint itself.
 
-    remat: default `model.remat`.
     With `model.offload` all that has a name is kept in host memory, also the layer's input: give it its name inside.
     """
-    remat = remat or config.remat
-    if remat == "none":
+    if config.remat == "none":
         return checkpoint_policies.everything_saveable
-    return _keeping((*KEPT[remat], INPUT) if offloads(config) else KEPT[remat], config)
+    return _keeping((*KEPT[config.remat], INPUT) if offloads(config) else KEPT[config.remat], config)
 
 
 def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Policy | None]]:
@@ -34,7 +33,8 @@ def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Policy | 
     if config.remat == "none":
         return [(slice(0, repeats), None)]
     first = repeats - min(config.remat_matmuls_last, repeats)
-    runs = [(slice(0, first), layer_policy(config)), (slice(first, repeats), layer_policy(config, "matmuls"))]
+    last = dataclasses.replace(config, remat="matmuls")
+    runs = [(slice(0, first), layer_policy(config)), (slice(first, repeats), layer_policy(last))]
     return [(layers, policy) for layers, policy in runs if layers.start < layers.stop]
 
 

@@ -9,8 +9,9 @@ config.model.scan_layers is; nothing is recomputed, and slices of the batch are 
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,21 +44,8 @@ class FindNan(Event):
             run.log.say(f"step {step}: {text}")
 
 
-@functools.total_ordering
-class _Name:
-    """The name of a value; ordered, as the keys of a dictionary that JAX takes apart must be."""
-
-    made = 0
-
-    def __init__(self) -> None:
-        _Name.made += 1
-        self.number = _Name.made
-
-    def __lt__(self, other: "_Name") -> bool:
-        return self.number < other.number
-
-
-Atom: TypeAlias = _Name | core.Literal  # what an operation reads
+Name: TypeAlias = int  # of a value
+Atom: TypeAlias = Name | core.Literal  # what an operation reads
 
 
 class Operation(NamedTuple):
@@ -66,7 +54,7 @@ class Operation(NamedTuple):
     equation: core.JaxprEqn
     scope: str
     read: list[Atom]
-    written: list[_Name]
+    written: list[Name]
 
 
 class Found(NamedTuple):
@@ -130,27 +118,27 @@ def search(
     operations, first, last, constants = inlined(jaxpr)
     inputs = dict(zip(first, values, strict=True)) | constants
 
-    def computed(inputs: Mapping[_Name, jax.Array], wanted: Sequence[Atom]) -> tuple[list[list[jax.Array]], list[jax.Array]]:
+    def computed(inputs: Mapping[Name, jax.Array], wanted: Sequence[Atom]) -> tuple[list[list[jax.Array]], list[jax.Array]]:
         known = dict(inputs)
         flags = []
         for operation in operations:
             results = _evaluate(
-                operation.equation, [known[name] if isinstance(name, _Name) else name.val for name in operation.read]
+                operation.equation, [known[name] if isinstance(name, int) else name.val for name in operation.read]
             )
             known |= dict(zip(operation.written, results, strict=True))
             flags.append([_flag(x, kind) for x in results])
-        return flags, [known[name] if isinstance(name, _Name) else name.val for name in wanted]
+        return flags, [known[name] if isinstance(name, int) else name.val for name in wanted]
 
     flags, _ = jax.jit(functools.partial(computed, wanted=[]))(inputs)
     bad = {name for name, x in inputs.items() if _has(x, kind)}
     flags = jax.device_get(flags)
     ending = {name for operation, some in zip(operations, flags) for name, flag in zip(operation.written, some) if flag}
-    if ends and not ending & {name for name in last if isinstance(name, _Name)}:
+    if ends and not ending & {name for name in last if isinstance(name, int)}:
         return None
     for operation, some in zip(operations, flags, strict=True):
         written = {name for name, flag in zip(operation.written, some, strict=True) if flag}
         bad |= written
-        clean = not any(name in bad if isinstance(name, _Name) else bool(_flag(name.val, kind)) for name in operation.read)
+        clean = not any(name in bad if isinstance(name, int) else bool(_flag(name.val, kind)) for name in operation.read)
         if written and clean:
             if operation.equation.primitive.name != "scan":
                 return Found(operation, list(reached))
@@ -188,9 +176,9 @@ def described(found: Found, repeats: list[int]) -> str:
     return f"{where}: the result {shapes} of {equation.primitive.name} at {_place(equation)}"
 
 
-def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list[_Name], list[Atom], dict[_Name, jax.Array]]:
+def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list[Name], list[Atom], dict[Name, jax.Array]]:
     """Return (operations, names of inputs and results, constants by name) of a jaxpr whose calls are inlined."""
-    operations, constants = list[Operation](), dict[_Name, jax.Array]()
+    operations, constants, numbers = list[Operation](), dict[Name, jax.Array](), itertools.count()
 
     def walk(jaxpr: core.Jaxpr, consts: Sequence[jax.Array], read: Sequence[Atom], scope: str) -> list[Atom]:
         names: dict[core.Var, Atom] = {}
@@ -199,7 +187,7 @@ def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list[_Name], list
             return atom if isinstance(atom, core.Literal) else names[atom]
 
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
-            name = names[variable] = _Name()
+            name = names[variable] = next(numbers)
             constants[name] = value
         names.update(zip(jaxpr.invars, read, strict=True))
         for equation in jaxpr.eqns:
@@ -210,26 +198,22 @@ def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list[_Name], list
                 closed = getattr(inner, "jaxpr", inner)
                 written = walk(closed, getattr(inner, "consts", ()), operands, inside)
             else:
-                results = [_Name() for _ in equation.outvars]
+                results = [next(numbers) for _ in equation.outvars]
                 operations.append(Operation(equation, inside, operands, results))
                 written = [*results]
             names.update(zip(equation.outvars, written, strict=True))
         return [name_of(atom) for atom in jaxpr.outvars]
 
-    inputs = [_Name() for _ in jaxpr.jaxpr.invars]
+    inputs = [next(numbers) for _ in jaxpr.jaxpr.invars]
     results = walk(jaxpr.jaxpr, jaxpr.consts, inputs, "")
     return operations, inputs, results, constants
 
 
 def _evaluate(equation: core.JaxprEqn, operands: list[jax.Array]) -> list[jax.Array]:
     """Compute one equation; results that nobody reads are computed too."""
-    results = equation.primitive.bind(*operands, **_parameters(equation))
-    return list(results) if equation.primitive.multiple_results else [results]
-
-
-def _parameters(equation: core.JaxprEqn) -> dict[str, Any]:
     given = equation.primitive.get_bind_params(equation.params)
-    return given if isinstance(given, dict) else given[1]
+    results = equation.primitive.bind(*operands, **(given if isinstance(given, dict) else given[1]))
+    return list(results) if equation.primitive.multiple_results else [results]
 
 
 def _flag(x: jax.Array, kind: str) -> jax.Array:

@@ -4,6 +4,10 @@ metrics.jsonl holds one JSON object per line. A training line has step, loss (na
 tokens_per_second, tflops (model FLOPs, 1e12 a second), mfu (on devices of known peak), grad_norm (before clipping),
 learning_rate, skipped, the metrics of the objective, and system_… (see System). A validation line has step and names that begin
 with valid_, such as valid_loss. A number that is not finite is written as null.
+
+A line of starts.jsonl has `written` (UTC), `step` (of the checkpoint that the start resumes from), `code` (git commit or
+version), `command` (secrets are ***), `machine` (lm.runs.provenance.machine: processor, memory, versions of packages, devices)
+and `data` (lm.runs.fingerprints.data_of).
 """
 
 import contextlib
@@ -15,7 +19,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +36,11 @@ from lm.parallel import memory
 from lm.parallel.hosts import is_first
 from lm.parallel.pipeline import schedule
 from lm.progress import progress
+from lm.runs import provenance as origin
+from lm.runs.fingerprints import data_of
+from lm.runs.workdir import flat
 from lm.train.loop import Done, Event, Run
 from lm.train.speed import mfu_formula, peak_flops
-from lm.train.starts import facts, record_start
 from lm.train.trackers.names import parse_trackers
 from lm.train.trackers.sink import close_sinks, open_sinks
 
@@ -46,6 +53,7 @@ if _hides_torch:
     del sys.modules["torch"]
 
 NOT_LOGGED = ("weight", "skipped_in_row", "high_in_row", "recent")  # what a step tells the loop only
+STARTS = "starts.jsonl"
 EVERY = 1.0  # seconds between two measurements of the machine
 GIB = 2**30
 
@@ -207,6 +215,31 @@ def prefix(folder: Path) -> str:
     found = (re.match(r"events\.out\.tfevents\.(\d+)", path.name) for path in folder.iterdir())
     newest = max((int(match[1]) for match in found if match), default=0)
     return "events" if newest < int(time.time()) else f"events.out.tfevents.{newest + 1}"
+
+
+def record_start(workdir: Path, step: int) -> dict[str, Any]:
+    """Append this start to starts.jsonl, and return its line."""
+    start = {
+        "written": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "step": step,
+        "code": origin.CODE,
+        "command": origin.command_line(sys.argv),
+        "machine": origin.machine(),
+        "data": data_of(workdir),
+    }
+    with open(workdir / STARTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(start) + "\n")
+    return start
+
+
+def facts(config: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a run by dotted name: the keys of the config, then `run.code`, `run.command` and so on.
+
+    Texts have *** in place of secrets, and lists become text.
+    """
+    values = flat(saving.plain(config)) | flat({"run": {name: start[name] for name in ("code", "command", "machine", "data")}})
+    texts = {name: origin.without_secrets(value) for name, value in values.items() if isinstance(value, str)}
+    return values | texts | {name: json.dumps(value) for name, value in values.items() if isinstance(value, list)}
 
 
 class System:

@@ -16,7 +16,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.parallel.pipeline import Schedule, schedule
 from lm.runs.checkpoint import Checkpoints
-from lm.train.step import abstract_state, make_trainer, model_config_of
+from lm.train.step import abstract_state, make_trainer, model_config_of, state_shardings
 from tests.lm.examples import packed_batch, parameters, tiny_config
 from tests.lm.train.test_meshes import DEEPSEEK, run
 from tests.slow import all_but
@@ -179,7 +179,7 @@ def test_rows_that_do_not_fill_the_microbatches_are_computed_too():
         mesh = make_mesh(sizes, jax.devices()[:devices])
         with jax.set_mesh(mesh):
             trainer = make_trainer(config)
-            where = shardings(trainer.abstract_params, mesh)
+            where = state_shardings(trainer, mesh).params
             params = jax.device_put(parameters(model_config_of(config)), where)
             logits[devices] = jax.jit(trainer.evaluate)(params, batch)["objective"]
     np.testing.assert_allclose(logits[4], logits[1], rtol=1e-6)

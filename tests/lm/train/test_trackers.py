@@ -8,8 +8,7 @@ import pytest
 
 from configs.train import tiny
 from lm.errors import UserError
-from lm.train.events.step_log import Log
-from lm.train.starts import facts
+from lm.train.events.step_log import Log, facts
 from lm.train.trackers import names, sink, wandb_files
 from tests.slow import all_but
 from tests.trackers import READERS

@@ -69,7 +69,7 @@ def trainer(before=lambda x: x):
         weight = jnp.sum(batch["weights"])
         return {"objective": nll, "weight": weight, "metrics": {"loss": (nll, weight), "none": (nll, 0.0 * weight)}}
 
-    return Trainer(None, None, evaluate, Objective(None, None, is_nll=True), None, graph, PARAMS, None, False)
+    return Trainer(None, None, evaluate, Objective(None, None, is_nll=True), None, graph, None, False)
 
 
 def validations(batches, mesh, before=lambda x: x):
