@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 
 from lm.errors import Ended
 from lm.parallel.arrays import PyTree
-from lm.parallel.context import sequences_whole
 from lm.train.alerts import alert
 from lm.train.feed import Stream
 from lm.train.step import Batch, Trainer, compiler_options
@@ -224,12 +223,6 @@ class Run:
         self.read()
         yield
         self.clock = time.perf_counter()
-
-    @contextlib.contextmanager
-    def whole_params(self) -> Iterator[nnx.State]:
-        """Yield the parameters to evaluate, on a mesh that splits no sequences."""
-        with sequences_whole(averaged(self.state)) as params:
-            yield params
 
     def result(self) -> dict[str, Any]:
         """Return {"params" (the averages with config.ema), "sources" (of the state), "step", "tokens", "skipped", "rewinds"

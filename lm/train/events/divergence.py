@@ -85,9 +85,7 @@ def unsound(run: Run) -> None:
     run ends if the last steps failed too.
     """
     cause = "parameters or optimizer moments are not finite, or so large that their squares are not"
-    if run.rewinds.in_vain(cause):
-        run.rewinds.undo()
-    elif not run.skipped_in_row:
+    if not run.rewinds.undo(cause) and not run.skipped_in_row:
         run.rewinds.rewind(run.step, run.step, cause, run.log.say)
     raise Diverged(run.step, f"step {run.step}: {cause}; they were not saved. Lower optimizer.learning_rate, {_again(run)}")
 
@@ -155,10 +153,12 @@ class Rewinds:
         settings = self._settings
         if settings is None:
             return state._replace(guard=())
-        lowered = [one["to"] for one in self._active()][-len(guard.init(settings).lowered_R) :]
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         new = state.guard or jax.jit(lambda: guard.init(settings), out_shardings=everywhere)()
         lowered_R = np.full(new.lowered_R.shape, -1, np.int32)
+        steps = [one["to"] for one in self._done]
+        # A later rewind to before a step has abandoned it.
+        lowered = [step for i, step in enumerate(steps) if all(later > step for later in steps[i + 1 :])][-len(lowered_R) :]
         lowered_R[: len(lowered)] = lowered
         return state._replace(guard=new._replace(lowered_R=jax.device_put(lowered_R, everywhere)))
 
@@ -206,25 +206,21 @@ class Rewinds:
         print(text, flush=True)
         alert(self._workdir, "damaged", None, text)
 
-    def in_vain(self, cause: str) -> bool:
-        """Return whether the newest rewind had this cause, and nothing was saved since."""
-        return bool(self._done) and self._done[-1]["cause"] == cause and self._done[-1]["to"] == self._checkpoints.latest()
-
-    def undo(self) -> None:
-        """Forget the newest rewind, after which nothing was saved: the data that it left out were not the cause."""
+    def undo(self, cause: str) -> bool:
+        """Forget the newest rewind if it had this cause and nothing was saved since: the data that it left out were not the
+        cause. Return whether it was so."""
+        if not self._done or self._done[-1]["cause"] != cause or self._done[-1]["to"] != self._checkpoints.latest():
+            return False
         n, path = len(self._done), self._workdir / SKIPPED
         self._done.pop()
         # The record first: lines that a kill leaves are replaced by the next rewind.
         from_first(lambda: saving.write_json(self._workdir / RECORD, self._done))
         from_first(lambda: saving.write_lines(path, [row for row in json_lines(path) if row["rewind"] < n]))
+        return True
 
     def _target(self, first: int) -> int | None:
         saved = steps_saved(self._workdir)
         return target(saved, first, self._config.checkpoint_every, self._done, self._healthy(saved))
-
-    def _active(self) -> list[dict[str, Any]]:
-        """Return the rewinds whose steps were not abandoned by a later rewind."""
-        return [one for i, one in enumerate(self._done) if all(later["to"] > one["to"] for later in self._done[i + 1 :])]
 
     def _write(self, rewind: dict[str, Any]) -> None:
         n, path = len(self._done) + 1, self._workdir / SKIPPED

@@ -156,20 +156,16 @@ class Watchdog:
         while not self._stop.wait(self._tick):
             self._waited += self._tick
             limit, key = self.limit()
-            if self._waited > limit:
-                self._hang(limit, key)
-                return
-
-    def _hang(self, limit: float, key: str) -> None:
-        what = (
-            f"no step has finished after step {self._step}" if self._phase in STEP_PHASES else f"{self._phase} has not finished"
-        )
-        where = place(self._main)
-        stacks(self._dump)
-        self._end(
-            f"{what} within {limit:g} s ({key}); the main thread is at {where}, and the stacks of all threads "
-            f"are in {self._dump}; run the same command to resume"
-        )
+            if self._waited <= limit:
+                continue
+            is_step, where = self._phase in STEP_PHASES, place(self._main)
+            stacks(self._dump)
+            what = f"no step has finished after step {self._step}" if is_step else f"{self._phase} has not finished"
+            self._end(
+                f"{what} within {limit:g} s ({key}); the main thread is at {where}, and the stacks of all threads are in "
+                f"{self._dump}; run the same command to resume"
+            )
+            return
 
     def _at_end(self, code: int, line: str) -> None:
         if threading.current_thread() is self._thread:

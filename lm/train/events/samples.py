@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 from flax import nnx
 
+from lm.parallel.context import sequences_whole
 from lm.train.loop import Event, Run
+from lm.train.update import averaged
 
 Write = Callable[[int, nnx.State], Sequence[str]]
 
@@ -25,6 +27,6 @@ class Samples(Event):
             self._say(run, run.step)
 
     def _say(self, run: Run, step: int) -> None:
-        with run.whole_params() as params:
+        with sequences_whole(averaged(run.state)) as params:
             for text in self._write(step, params):
                 run.log.say(text)

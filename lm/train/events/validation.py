@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from data.text.batches import Batches, TextBatches
 from data.text.tokenizer import Tokenizer
 from data.text.weights import Rule, Weights
+from lm.parallel.context import sequences_whole
 from lm.parallel.mesh import spec
 from lm.train.feed import Feed, summed
 from lm.train.loop import Event, Run
@@ -70,7 +71,7 @@ class Evaluations(Event):
         self._log(run, run.step)
 
     def _log(self, run: Run, step: int) -> None:
-        with run.whole_params() as params:
+        with sequences_whole(averaged(run.state)) as params:
             run.log.valid(step, self._measure(step, params))
 
 
