@@ -131,8 +131,8 @@ def train(
                         run.health.enter(getattr(stream, "phase", "data"))
                         batch, numbers = batches.next(step, run.state.params, run.read)
                         run.health.got_batch(run)
-                        state, metrics = step_fn(run.state, batch, run.frozen)
-                    run.dispatched(state, batch, metrics | numbers, batches.ids(step) if logs_ids else None)
+                        run.state, metrics = step_fn(run.state, batch, run.frozen)
+                    run.dispatched(batch, metrics | numbers, batches.ids(step) if logs_ids else None)
                     for event in events:
                         event.after(run, step)
                 seconds = time.perf_counter() - began
@@ -144,7 +144,7 @@ def train(
         except Diverged as diverged:
             alert(workdir, "diverged", diverged.step, str(diverged), wait=True)
             raise
-        del run, state  # the abandoned state, before the next one is restored
+        del run  # the abandoned state, before the next one is restored
         gc.collect()
 
 
@@ -154,7 +154,8 @@ class Run:
 
     Attributes:
       initial: returns the first parameters, or None for random ones. at_end: closes what was opened.
-      step: the last one that was dispatched. state, batch, device_metrics: after it, of it, its numbers on the devices.
+      step: the last one that was dispatched. state, batch, device_metrics: after it, of it, its numbers on the devices. While a
+        step is read (`done`), the state may be that of the next one.
       pending: the dispatched step until it is read: (step, its numbers on the devices, ids of its rows).
       begin: the steps that were done before.
       tokens, skipped, skipped_in_row: up to the last step that is done. tokens_per_second: of each of these steps.
@@ -190,10 +191,10 @@ class Run:
     rewinds: "Rewinds" = field(init=False)
     saves: "Saves" = field(init=False)
 
-    def dispatched(self, state: TrainState, batch: Batch, metrics: Mapping[str, jax.Array], ids: list[int] | None) -> None:
-        """Note a step that the devices compute now."""
+    def dispatched(self, batch: Batch, metrics: Mapping[str, jax.Array], ids: list[int] | None) -> None:
+        """Note a step that the devices compute now, and read the one before."""
         self.read()
-        self.step, self.state, self.batch, self.device_metrics = self.step + 1, state, batch, metrics
+        self.step, self.batch, self.device_metrics = self.step + 1, batch, metrics
         self.pending = self.step, metrics, ids
 
     def read(self) -> float:
