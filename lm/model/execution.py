@@ -4,7 +4,6 @@ A stack is a block of layers of several kinds that is repeated; a layer's parame
 repeats. Everything about execution is decided here, and nothing of it changes what is computed.
 """
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -33,14 +32,16 @@ Compute: TypeAlias = Callable[[jax.Array, jax.Array | None, PyTree], tuple[jax.A
 KEPT: dict[str, tuple[str, ...]] = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
 
 
-def layer_policy(config: ModelConfig) -> Policy:
+def layer_policy(config: ModelConfig, remat: str = "") -> Policy:
     """Return the policy of jax.checkpoint for a layer. Its arguments are kept too, by jax.checkpoint itself.
 
+    remat: that of the layer; default model.remat.
     With `model.offload` all that has a name is kept in host memory, also the layer's input: give it its name inside.
     """
-    if config.remat == "none":
+    remat = remat or config.remat
+    if remat == "none":
         return checkpoint_policies.everything_saveable
-    return _keeping((*KEPT[config.remat], INPUT) if offloads(config) else KEPT[config.remat], config)
+    return _keeping((*KEPT[remat], INPUT) if offloads(config) else KEPT[remat], config)
 
 
 def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Policy | None]]:
@@ -51,8 +52,7 @@ def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Policy | 
     if config.remat == "none":
         return [(slice(0, repeats), None)]
     first = repeats - min(config.remat_matmuls_last, repeats)
-    last = dataclasses.replace(config, remat="matmuls")
-    runs = [(slice(0, first), layer_policy(config)), (slice(first, repeats), layer_policy(last))]
+    runs = [(slice(0, first), layer_policy(config)), (slice(first, repeats), layer_policy(config, "matmuls"))]
     return [(layers, policy) for layers, policy in runs if layers.start < layers.stop]
 
 
