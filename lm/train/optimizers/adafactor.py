@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from lm.parallel.mesh import logical_axes
-from lm.train.optimizers.matrices import MatrixAxes, matrix_axes
+from lm.train.optimizers.matrices import MatrixAxes, is_variable, matrix_axes
 
 EPS = 1e-30  # added to squared gradients
 DECAY, MAX = 0.8, 0.999  # the mean of squared gradients decays by min(1 − step^−DECAY, MAX)
@@ -45,7 +45,7 @@ def scale_by_adafactor(b1: float) -> optax.GradientTransformation:
             jax.tree.map(lambda v, new: decay * v + (1 - decay) * new, old, new)
             for old, new in zip((state.inputs, state.outputs), means, strict=True)
         )
-        direction = jax.tree.map(_direction, grads, inputs, outputs, is_leaf=_is_variable)
+        direction = jax.tree.map(_direction, grads, inputs, outputs, is_leaf=is_variable)
         if not b1:
             return direction, AdafactorState(count, (), inputs, outputs)
         mu = jax.tree.map(lambda m, u: b1 * m + (1 - b1) * u, state.mu, direction)
@@ -114,8 +114,4 @@ def _direction(gradient: nnx.Variable, inputs: nnx.Variable, outputs: nnx.Variab
 
 
 def _map(f: Callable[[nnx.Variable], nnx.Variable], tree: nnx.State) -> nnx.State:
-    return jax.tree.map(f, tree, is_leaf=_is_variable)
-
-
-def _is_variable(leaf: object) -> bool:
-    return isinstance(leaf, nnx.Variable)
+    return jax.tree.map(f, tree, is_leaf=is_variable)

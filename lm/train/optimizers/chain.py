@@ -19,7 +19,7 @@ from lm.config import ModelConfig
 from lm.parallel.arrays import PyTree
 from lm.train.optimizers.adafactor import scale_by_adafactor
 from lm.train.optimizers.compact import compact
-from lm.train.optimizers.matrices import matrix_axes
+from lm.train.optimizers.matrices import is_variable, matrix_axes
 from lm.train.optimizers.muon import scale_by_muon
 
 LION_RMS = 0.2  # as Muon's
@@ -83,5 +83,4 @@ def role(variable: nnx.Variable) -> str:
 
 def by_variable(params: nnx.State, f: Callable[[nnx.Variable], bool | str | float]) -> PyTree:
     """Return a tree like `params` whose leaves are f(variable)."""
-    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return jax.tree.map(lambda variable: jax.tree.map(lambda _: f(variable), variable), params, is_leaf=is_variable)

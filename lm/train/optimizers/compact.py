@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import logical_axes, mesh_axes, spec_of
+from lm.train.optimizers.matrices import is_variable, ways
 
 BLOCK, MIN = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v
@@ -41,7 +42,7 @@ def compact(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTr
         return inner
 
     def stored(count: jax.Array, state: optax.OptState) -> CompactState:
-        leaves, tree = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_variable)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_variable)
         pairs = [_encoded(leaf, dtype, count, _is_squares(path), n) for n, (path, leaf) in enumerate(leaves)]
         return CompactState(count, *(jax.tree.unflatten(tree, part) for part in zip(*pairs, strict=True)))
 
@@ -50,7 +51,7 @@ def compact(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTr
 
     def update(grads: nnx.State, state: CompactState, params: nnx.State | None = None) -> tuple[nnx.State, CompactState]:
         moments = jax.tree.map_with_path(
-            lambda path, leaf, scale: _decoded(leaf, scale, _is_squares(path)), state.codes, state.scales, is_leaf=_is_variable
+            lambda path, leaf, scale: _decoded(leaf, scale, _is_squares(path)), state.codes, state.scales, is_leaf=is_variable
         )
         updates, after = inner.update(grads, moments, params)
         return updates, stored(state.count + 1, after)
@@ -61,7 +62,7 @@ def compact(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTr
 def _encoded(leaf: nnx.Variable | jax.Array, dtype: str, count: jax.Array, squares: bool, salt: int) -> tuple[PyTree, PyTree]:
     """Return a leaf of the state as stored, and its scales (MaskedNode if it has none)."""
     if not _is_matrix(leaf):
-        return leaf, leaf.replace(optax.MaskedNode()) if _is_variable(leaf) else optax.MaskedNode()
+        return leaf, leaf.replace(optax.MaskedNode()) if is_variable(leaf) else optax.MaskedNode()
     x = leaf.get_value()
     seed = count.astype(jnp.uint32) + jnp.uint32(salt * 0x9E3779B9 % 2**32)
     if dtype == "bfloat16":
@@ -73,7 +74,7 @@ def _encoded(leaf: nnx.Variable | jax.Array, dtype: str, count: jax.Array, squar
     code_Bk = square_codes(unit_Bk, u_Bk) if squares else signed_codes(unit_Bk, u_Bk)
     scale, axes = scale_B1[..., 0], logical_axes(leaf)
     mesh = jax.sharding.get_abstract_mesh()
-    fits = mesh.empty or scale.shape[-1] % _ways(mesh_axes(axes[-1], mesh)) == 0
+    fits = mesh.empty or scale.shape[-1] % ways(mesh_axes(axes[-1], mesh)) == 0
     axes = axes if fits else (*axes[:-1], "replicated")
     return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=axes)
 
@@ -121,7 +122,7 @@ def in_blocks(x: jax.Array) -> jax.Array:
     shape, spec = (*x.shape[:-1], x.shape[-1] // size, size), spec_of(x)
     if spec is None:
         return x.reshape(shape)
-    if _ways(spec[-1]) > 1 and shape[-2] % _ways(spec[-1]):
+    if ways(spec[-1]) > 1 and shape[-2] % ways(spec[-1]):
         spec = PartitionSpec(*spec[:-1], None)
         x = jax.sharding.reshard(x, spec)
     return lax.reshape(x, shape, out_sharding=PartitionSpec(*spec, None))
@@ -149,17 +150,8 @@ def bits_like(x: jax.Array, seed: jax.Array) -> jax.Array:
 
 def _is_matrix(leaf: object) -> TypeGuard[nnx.Variable]:
     """Return whether a leaf of a state is a moment of a matrix. Vectors stay as they are; they are few."""
-    return _is_variable(leaf) and leaf.get_metadata()["role"] != "vector" and not isinstance(leaf.get_value(), optax.MaskedNode)
-
-
-def _is_variable(leaf: object) -> TypeGuard[nnx.Variable]:
-    return isinstance(leaf, nnx.Variable)
+    return is_variable(leaf) and leaf.get_metadata()["role"] != "vector" and not isinstance(leaf.get_value(), optax.MaskedNode)
 
 
 def _is_squares(path: tuple[object, ...]) -> bool:
     return any(getattr(key, "name", None) in SQUARES for key in path)
-
-
-def _ways(part: str | tuple[str, ...] | None) -> int:
-    names = () if part is None else (part,) if isinstance(part, str) else part
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in names)

@@ -1,13 +1,13 @@
 """The matrices of a parameter: which of its axes count them, which are inputs, and which are outputs."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 from flax import nnx
 from jax import lax
 
-from lm.parallel.mesh import logical_axes, spec_of
+from lm.parallel.mesh import logical_axes, several, spec_of
 
 
 class MatrixAxes(NamedTuple):
@@ -15,6 +15,16 @@ class MatrixAxes(NamedTuple):
 
     stacked: int
     inputs: int
+
+
+def is_variable(leaf: object) -> TypeGuard[nnx.Variable]:
+    """Return whether a node of a tree is a parameter, or a moment of one, with its metadata."""
+    return isinstance(leaf, nnx.Variable)
+
+
+def ways(part: str | tuple[str, ...] | None) -> int:
+    """Return how many parts an entry of a partition splits an axis into, on the current mesh."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in several(part))
 
 
 def matrix_axes(variable: nnx.Variable) -> MatrixAxes | None:

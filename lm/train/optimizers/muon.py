@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.ops import product
-from lm.parallel.mesh import spec_of
-from lm.train.optimizers.matrices import as_matrices, from_matrices, matrix_axes
+from lm.parallel.mesh import several, spec_of
+from lm.train.optimizers.matrices import as_matrices, from_matrices, is_variable, matrix_axes, ways
 
 STEPS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # of Newton–Schulz; they bring singular values near 1 quickly, not exactly
 RMS = 0.2  # of a direction, as AdamW's (Liu et al. 2025, §2.2)
@@ -54,7 +54,7 @@ def scale_by_muon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransforma
 
             return jax.tree.map(one, variable)
 
-        return jax.tree.map(direction, ahead, is_leaf=lambda x: isinstance(x, nnx.Variable)), MuonState(mu)
+        return jax.tree.map(direction, ahead, is_leaf=is_variable), MuonState(mu)
 
     return optax.GradientTransformation(init, update)
 
@@ -94,7 +94,7 @@ def newton_schulz(x: jax.Array) -> jax.Array:
     if spec is not None:
         split, size = spec[-1 if wide else -2], min(x.shape[-2:])
         whole = PartitionSpec(*spec[:-2], None, None)
-        rows = PartitionSpec(*spec[:-2], split if size % _ways(split) == 0 else None, None)
+        rows = PartitionSpec(*spec[:-2], split if size % ways(split) == 0 else None, None)
 
     def everywhere(square: jax.Array) -> jax.Array:
         return square if whole is None else jax.sharding.reshard(square, whole)
@@ -120,24 +120,24 @@ def shared_out(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]
     """
     *stacked, m, n = shape
     long = len(shape) - (1 if m <= n else 2)
-    parts = [_names(part) for part in (*spec, *[None] * (len(shape) - len(spec)))]
+    parts = [list(several(part)) for part in (*spec, *[None] * (len(shape) - len(spec)))]
     in_matrix = [*parts[-2], *parts[-1]]
     used = set(itertools.chain(*parts))
     free = [axis for axis in (*in_matrix, *(axis for axis in mesh if axis not in used)) if mesh[axis] > 1]
     places, padded = [PartitionSpec(*map(_part, parts))], shape[0]
 
-    def ways(i: int) -> int:
+    def ways_of(i: int) -> int:
         return math.prod(mesh[axis] for axis in parts[i])
 
     for axis in free:
-        fits = [i for i in reversed(range(len(stacked))) if stacked[i] % (ways(i) * mesh[axis]) == 0]
+        fits = [i for i in reversed(range(len(stacked))) if stacked[i] % (ways_of(i) * mesh[axis]) == 0]
         if fits:
             place = fits[0]
-        elif ways(0) < shape[0]:
-            place, padded = 0, -(-shape[0] // (ways(0) * mesh[axis])) * ways(0) * mesh[axis]
+        elif ways_of(0) < shape[0]:
+            place, padded = 0, -(-shape[0] // (ways_of(0) * mesh[axis])) * ways_of(0) * mesh[axis]
         elif axis in parts[long]:
             continue
-        elif shape[long] % (ways(long) * mesh[axis]) == 0:
+        elif shape[long] % (ways_of(long) * mesh[axis]) == 0:
             place = long
         else:
             continue
@@ -153,13 +153,5 @@ def shared_out(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]
     return places, padded
 
 
-def _names(part: str | tuple[str, ...] | None) -> list[str]:
-    return [] if part is None else [part] if isinstance(part, str) else list(part)
-
-
 def _part(names: list[str]) -> str | tuple[str, ...] | None:
     return None if not names else names[0] if len(names) == 1 else tuple(names)
-
-
-def _ways(part: str | tuple[str, ...] | None) -> int:
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in _names(part))
