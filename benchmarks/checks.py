@@ -51,11 +51,8 @@ def unwatched():
         def start(self, run):
             run.health = self
 
-        def enter(self, phase):
+        def enter(self, phase, busy=False):
             return phase
-
-        def got_batch(self, run):
-            pass
 
         def saved(self, step, phase):
             pass

@@ -63,21 +63,20 @@ class Goodput:
         jax.monitoring.register_event_duration_secs_listener(self._note)
         self.record(begin)
 
-    def enter(self, phase: str) -> str:
-        """Begin a phase. Return the one that ends. Time that XLA compiled in counts as "compile" in every phase."""
+    def enter(self, phase: str, busy: bool = False) -> str:
+        """Begin a phase. Return the one that ends. Time that XLA compiled in counts as "compile" in every phase.
+
+        busy: the devices were computing all the while, so that waiting for "data" cost nothing.
+        """
         now = time.perf_counter()
         spent, before = now - self._since, self._phase
         compiled, self._compiled = min(self._compiled, spent) if before != "compile" else 0.0, 0.0
-        self.seconds[before] = self.seconds.get(before, 0.0) + spent - compiled
+        name = "data hidden" if busy and before == "data" else before
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent - compiled
         if compiled:
             self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled
         self._phase, self._since = phase, now
         return before
-
-    def hide(self, seconds: float) -> None:
-        """Count seconds of "data" as useful, because the devices were computing meanwhile."""
-        self.seconds["data"] -= seconds
-        self.seconds["data hidden"] = self.seconds.get("data hidden", 0.0) + seconds
 
     def stepped(self, step: int) -> None:
         """Note that a step has finished, and write a record if one is due."""

@@ -130,7 +130,7 @@ def train(
                     with jax.profiler.StepTraceAnnotation(STEP, step_num=step):
                         run.health.enter(getattr(stream, "phase", "data"))
                         batch, numbers = batches.next(step, run.state.params, run.read)
-                        run.health.got_batch(run)
+                        run.health.enter("compile" if run.step == run.begin else "dispatch", busy=run.is_busy)
                         run.state, metrics = step_fn(run.state, batch, run.frozen)
                     run.dispatched(batch, metrics | numbers, batches.ids(step) if logs_ids else None)
                     for event in events:
@@ -190,6 +190,11 @@ class Run:
     log: "Log" = field(init=False)
     rewinds: "Rewinds" = field(init=False)
     saves: "Saves" = field(init=False)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the devices still compute the dispatched step."""
+        return self.pending is not None and not self.pending[1]["loss"].is_ready()  # type: ignore[attr-defined]
 
     def dispatched(self, batch: Batch, metrics: Mapping[str, jax.Array], ids: list[int] | None) -> None:
         """Note a step that the devices compute now, and read the one before."""

@@ -17,6 +17,8 @@ CHOICES = {  # of keys of config.optimizer
     "state_dtype": ("float32", "bfloat16", "int8"),
     "schedule": ("cosine", "wsd", "constant"),
 }
+BELOW_1 = ("data.valid_fraction", "optimizer.b1", "optimizer.b2", "optimizer.momentum", "ema")
+ABOVE_0 = ("epochs", "dial.tokens_per_parameter")
 # Minimum and maximum of each number.
 RANGES = {
     "dial.depth": (0, 10_000),
@@ -64,19 +66,17 @@ RANGES = {
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for invalid values in a config of train.py or align.py."""
     for key, (least, most) in RANGES.items():
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if value is not None else None
-        if value is None:
-            continue
-        if value < least or (most is not None and value > most):
+        value = _value(config, key)
+        if value is not None and (value < least or (most is not None and value > most)):
             raise UserError(f"{key}={value} must be at least {least}" + (f" and at most {most}" if most is not None else ""))
-    if config.epochs is not None and not 0 < config.epochs < math.inf:
-        raise UserError(f"epochs={config.epochs} must be above 0")
+    for key in BELOW_1:
+        if not 0 <= (value := _value(config, key)) < 1:
+            raise UserError(f"{key}={value} must be at least 0 and below 1")
+    for key in ABOVE_0:
+        if (value := _value(config, key)) is not None and not 0 < value < math.inf:
+            raise UserError(f"{key}={value} must be above 0")
     if config.data.get("new_pieces"):
         _check_growth(config)
-    if not 0 <= config.data.valid_fraction < 1:
-        raise UserError(f"data.valid_fraction={config.data.valid_fraction} must be at least 0 and below 1")
     parse_trackers(config.get("trackers", ""))  # raises UserError
     steps = profiled_steps(config.profile)
     if steps and config.epochs is None and steps[0] > config.steps:
@@ -85,19 +85,20 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     for key, values in CHOICES.items():
         if o[key] not in values:
             raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}")
-    for key in ("b1", "b2", "momentum"):
-        if not 0 <= o[key] < 1:
-            raise UserError(f"optimizer.{key}={o[key]} must be at least 0 and below 1")
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
     parse_sizes(config.get("batch_warmup"), config.batch_size)  # raises UserError
-    if "dial" in config and not 0 < config.dial.tokens_per_parameter < math.inf:
-        raise UserError(f"dial.tokens_per_parameter={config.dial.tokens_per_parameter} must be above 0")
-    if not 0 <= config.ema < 1:
-        raise UserError(f"ema={config.ema} must be at least 0 (no average) and below 1")
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     model_of(config)  # raises UserError if the model cannot be built
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> Any:
+    """Return the value of a dotted key; None if it, or its section, is not there."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if value is not None else None
+    return value
 
 
 def _check_growth(config: ml_collections.ConfigDict) -> None:

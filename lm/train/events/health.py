@@ -55,17 +55,10 @@ class Health(Event):
         hosts.at_end.append(self._failed)
         run.at_end.callback(self._close, run)
 
-    def enter(self, phase: str) -> str:
-        """Begin a phase. Return the one that ends."""
+    def enter(self, phase: str, busy: bool = False) -> str:
+        """Begin a phase. Return the one that ends. busy: the devices computed meanwhile (lm/train/goodput.py)."""
         self._watchdog.enter(phase)
-        return self._goodput.enter(phase)
-
-    def got_batch(self, run: Run) -> None:
-        """End the wait for a batch. It cost nothing if the devices were computing all the while."""
-        before = self._goodput.seconds.get("data", 0.0)
-        self.enter("compile" if run.step == run.begin else "dispatch")
-        if run.pending is not None and not run.pending[1]["loss"].is_ready():  # type: ignore[attr-defined]
-            self._goodput.hide(self._goodput.seconds.get("data", 0.0) - before)
+        return self._goodput.enter(phase, busy)
 
     def done(self, run: Run, done: Done) -> None:
         self._goodput.stepped(done.step)
