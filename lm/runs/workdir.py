@@ -251,11 +251,9 @@ def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) 
         if key in RESUMABLE_KEYS or not _within(key, fixed):
             continue
         is_model = key.startswith("model.")
-        if key not in after:
-            if is_model:
-                raise UserError(f"{key} of {where} is unknown here: a checkpoint of another version; use another --workdir")
-            continue
-        if _same(value, after[key]):
+        if is_model and key not in after:
+            raise UserError(f"{key} of {where} is unknown here: a checkpoint of another version; use another --workdir")
+        if key not in after or _same(value, after[key]):
             continue
         what = "a checkpoint of another architecture" if is_model else "the run there is another one"
         cure = f"leave out --config.{key}" if value is None else f"set --config.{key}={value}"
@@ -355,8 +353,8 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     if damage(workdir / "checkpoints" / str(step)):
         return None
     if hosts.is_first():
-        where = as_urls(str(workdir))
-        print(f"{where} is finished at step {step}: raise steps or epochs to train on, or use another --workdir", flush=True)
+        cure = "raise steps or epochs to train on, or use another --workdir"
+        print(f"{as_urls(str(workdir))} is finished at step {step}: {cure}", flush=True)
     return report
 
 

@@ -31,7 +31,7 @@ class Stragglers:
         self._every, self._factor = every, factor
         self._own: deque[float] = deque(maxlen=every)
         self._all: deque[float] = deque(maxlen=every)
-        self._row: dict[tuple[int | None, str], int] = {}
+        self._row: dict[str, tuple[int | None, int]] = {}  # the slow host, and the comparisons in a row that found it
         self._probe = _probe()
 
     def stepped(self, step: int, own: float, whole: float) -> tuple[dict[str, float], list[str]]:
@@ -51,17 +51,14 @@ class Stragglers:
         for column, what in enumerate(least):
             ratio, slowest = compared(times[:, column], least[what])
             numbers[f"stragglers/{what}"] = ratio
-            lines += self._told(what, slowest if ratio > self._factor else None, ratio, step)
+            lines += self._named(what, slowest if ratio > self._factor else None, ratio, step)
         return numbers, lines
 
-    def _told(self, what: str, slow: int | None, ratio: float, step: int) -> list[str]:
+    def _named(self, what: str, slow: int | None, ratio: float, step: int) -> list[str]:
         """Return a line when a host has been slower IN_ROW times in a row."""
-        key = (slow, what)
-        self._row = {other: count for other, count in self._row.items() if other[1] != what or other == key}
-        if slow is None:
-            return []
-        self._row[key] = self._row.get(key, 0) + 1
-        if self._row[key] != IN_ROW:
+        host, count = self._row.get(what, (None, 0))
+        self._row[what] = slow, count + 1 if slow == host else 1
+        if slow is None or self._row[what][1] != IN_ROW:
             return []
         where = "by itself (its batches and its program)" if what == "host" else "for a product of matrices on its devices"
         return [f"step {step}: host {slow} is slow: it needs {ratio:.1f} times as long as the others {where}"]

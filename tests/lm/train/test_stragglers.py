@@ -23,7 +23,7 @@ def test_a_host_is_named_once_when_it_is_slow_in_a_row():
     stragglers = Stragglers(10, 1.5)
 
     def said(slow):
-        return stragglers._told("devices", slow, 2.0, 10)
+        return stragglers._named("devices", slow, 2.0, 10)
 
     assert [said(2) for _ in range(IN_ROW - 1)] == [[]] * (IN_ROW - 1)
     assert said(None) == [] and said(2) == []  # it was fast in between
