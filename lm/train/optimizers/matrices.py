@@ -22,7 +22,7 @@ def is_variable(leaf: object) -> TypeGuard[nnx.Variable]:
     return isinstance(leaf, nnx.Variable)
 
 
-def ways(part: str | tuple[str, ...] | None) -> int:
+def parts_of(part: str | tuple[str, ...] | None) -> int:
     """Return how many parts an entry of a partition splits an axis into, on the current mesh."""
     return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in several(part))
 

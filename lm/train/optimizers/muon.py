@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.ops import product
 from lm.parallel.mesh import several, spec_of
-from lm.train.optimizers.matrices import as_matrices, from_matrices, is_variable, matrix_axes, ways
+from lm.train.optimizers.matrices import as_matrices, from_matrices, is_variable, matrix_axes, parts_of
 
 STEPS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # of Newton–Schulz; they bring singular values near 1 quickly, not exactly
 RMS = 0.2  # of a direction, as AdamW's (Liu et al. 2025, §2.2)
@@ -94,7 +94,7 @@ def newton_schulz(x: jax.Array) -> jax.Array:
     if spec is not None:
         split, size = spec[-1 if wide else -2], min(x.shape[-2:])
         whole = PartitionSpec(*spec[:-2], None, None)
-        rows = PartitionSpec(*spec[:-2], split if size % ways(split) == 0 else None, None)
+        rows = PartitionSpec(*spec[:-2], split if size % parts_of(split) == 0 else None, None)
 
     def everywhere(square: jax.Array) -> jax.Array:
         return square if whole is None else jax.sharding.reshard(square, whole)
