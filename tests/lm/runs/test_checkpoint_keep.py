@@ -1,5 +1,6 @@
 """Which checkpoints stay: by number, multiples, hours and validation loss; and a disk that does not keep what is written."""
 
+import json
 import os
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from configs.train import tiny
 from lm.errors import UserError
 from lm.runs.checkpoint import Checkpoints
-from lm.train.events.saves import opened
+from lm.train.events.saves import Losses, opened
 
 
 def values(step):
@@ -87,6 +88,32 @@ def test_a_best_one_that_is_beaten_goes(tmp_path):
 )
 def test_the_last_checkpoint_with_a_low_loss_stays(losses, left, tmp_path):
     assert kept(tmp_path, False, *[(1.0, loss) for loss in losses]) == left
+
+
+def test_losses_are_read_from_the_log(tmp_path):
+    lines = [
+        *({"step": step, "loss": 9.0 - step / 10} for step in range(1, 31)),
+        {"step": 10, "valid_loss": 3.0, "valid_bits_per_byte": 1.0},
+        {"step": 20, "valid_reward": 0.5},
+        {"step": 30, "valid_loss": None},
+        {"step": 31, "loss": None},
+        {"step": 31, "loss": "x", "valid_loss": [1]},
+        {"step": 31, "valid_reward": "x"},
+        {"step": 40, "loss": 1.0, "valid_loss": 0.1},
+    ]
+    log = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(log + '{"step": 40, "valid_l')
+    config = tiny.get_config()
+    config.checkpoint_every = 10
+    kept = Losses(config, tmp_path)
+    kept.read(begin=31)
+    assert kept.best([10, 20, 30, 40]) == 20 and kept.best([10, 30]) == 10 and kept.best([30]) is None
+    assert kept.healthy([10, 20, 30]) == 30 and kept.healthy([10]) is None
+    for _ in range(10):
+        kept.trained(9.0)
+    assert "was 6.45 at step 30. Checkpoint 30 stays" in kept.saving(40, [30]) and kept.healthy([30, 40]) == 30
+    assert kept.saving(50, [30]) is None  # it was said
+    assert json.loads((tmp_path / "healthy.json").read_text()) == {"step": 30}
 
 
 @pytest.fixture

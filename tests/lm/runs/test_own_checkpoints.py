@@ -7,7 +7,6 @@ import pytest
 from configs.train import tiny
 from lm.errors import UserError
 from lm.runs import fingerprints
-from lm.train.events.saves import Losses
 
 DATASET = {"digests": {"text": {"train": "aa", "valid": "bb"}}}
 
@@ -63,28 +62,3 @@ def test_the_checkpoint_of_another_config_is_refused(workdir, key, value):
         config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=f"^{key} is .*checkpoints/3.*set --config.{key}="):
         fingerprints.check(saved, config, workdir, 3)
-
-
-def test_losses_are_read_from_the_log(tmp_path):
-    lines = [
-        *({"step": step, "loss": 9.0 - step / 10} for step in range(1, 31)),
-        {"step": 10, "valid_loss": 3.0, "valid_bits_per_byte": 1.0},
-        {"step": 20, "valid_reward": 0.5},
-        {"step": 30, "valid_loss": None},
-        {"step": 31, "loss": None},
-        {"step": 31, "loss": "x", "valid_loss": [1]},
-        {"step": 31, "valid_reward": "x"},
-        {"step": 40, "loss": 1.0, "valid_loss": 0.1},
-    ]
-    write(tmp_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "valid_l')
-    config = tiny.get_config()
-    config.checkpoint_every = 10
-    kept = Losses(config, tmp_path)
-    kept.read(begin=31)
-    assert kept.best([10, 20, 30, 40]) == 20 and kept.best([10, 30]) == 10 and kept.best([30]) is None
-    assert kept.healthy([10, 20, 30]) == 30 and kept.healthy([10]) is None
-    for _ in range(10):
-        kept.trained(9.0)
-    assert "was 6.45 at step 30. Checkpoint 30 stays" in kept.saving(40, [30]) and kept.healthy([30, 40]) == 30
-    assert kept.saving(50, [30]) is None  # it was said
-    assert json.loads((tmp_path / "healthy.json").read_text()) == {"step": 30}
