@@ -15,7 +15,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,18 @@ import tensorflow_datasets as tfds
 import xxhash
 
 from data.sources.source import Source
-from data.text.fingerprints import Damaged, Files, read_record, record_input
-from data.text.packing import Counts, Packer, layout, row_dtype
+from data.text.batches import SPLITS, VERSIONS, Rows, prepared
+from data.text.fingerprints import Files, record_input
+from data.text.packing import Counts, Packer, row_dtype
 from data.text.split import Survey
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
-SPLITS = ("train", "valid")
-VERSIONS = ("2.0.0", "1.0.0")  # readable versions of rows; the first is written
 SPOOL_ROWS = 1024  # rows read back at a time
 
 
 class PackedText(tfds.core.GeneratorBasedBuilder):
     """A TFDS dataset of one source. The features of a row are the fields of `data.text.packing.row_dtype`.
-
-    `open_split` also reads version 1.0.0, whose rows have `tokens`, `segment_ids` and `positions`, each [T+1].
 
     Args:
         spools: split -> the file of rows written by `_spool`; no split may be empty.
@@ -152,81 +149,16 @@ def prepare(
     return statistics
 
 
-def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """Return the result of `prepare` for this folder, or None if there is no finished dataset.
-
-    Raises: Damaged if dataset.json is invalid, or a file of rows is missing or has the wrong size.
-    """
-    path = Path(out_dir) / "dataset.json"
-    statistics = read_record(path, "dataset", {"sequence_length", "vocab_size", "sources"})
-    if statistics is None:
-        return None
-    for name, size in statistics.get("files", {}).items():
-        file = path.parent / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise Damaged(file, f"its size is not the {size:,} bytes that were written" if file.is_file() else "it is missing")
-    return statistics
-
-
-class Rows:
-    """Random access to rows of any version as dicts of `tokens`, `segment_ids` and `positions`, each [T+1].
-
-    folder: of the files, for the error of one that is damaged: ArrayRecord compares checksums while it reads.
-    """
-
-    def __init__(self, stored, folder: Path):
-        self._stored, self._folder = stored, folder
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        with _readable(self._folder):
-            rows = self._stored.__getitems__(numbers)
-        if not rows or "joined" not in rows[0]:
-            return rows
-        segments, positions = layout(np.stack([row["joined"] for row in rows]), len(rows[0]["tokens"]))
-        return [{"tokens": row["tokens"], "segment_ids": segments[i], "positions": positions[i]} for i, row in enumerate(rows)]
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        return self.__getitems__([number])[0]
-
-
-@contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Raise UserError for what TFDS and ArrayRecord raise about damaged files in `folder`, which is of many types."""
-    try:
-        yield
-    except (UserError, MemoryError, PermissionError):
-        raise
-    except Exception as error:
-        dataset = folder.parents[2]
-        why = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the rows in {folder} are damaged ({type(error).__name__}: {why}): put a copy in their place, or delete {dataset} "
-            "and run the same command again, which prepares them again"
-        ) from error
-
-
-def open_split(out_dir: str | os.PathLike, source: str, split: str) -> Rows:
-    """Open the rows of one split of one source. Raises UserError, also while they are read, if a file is damaged."""
-    folder = Path(out_dir) / "packed_text" / source
-    version = next((v for v in VERSIONS if (folder / v).is_dir()), VERSIONS[0])
-    with _readable(folder / version):
-        stored = tfds.builder_from_directory(os.fspath(folder / version)).as_data_source(split)
-        return Rows(stored, folder / version)
-
-
 def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[bytes]:
     """Yield the packed text of a split in pieces: every byte that is a target, exactly once."""
     seen = 0
     for name, counts in prepared(dataset)["sources"].items():
         if not counts[split]["rows"]:
             continue
-        rows = open_split(dataset, name, split)
+        rows = Rows(dataset, name, split)
         for begin in range(0, len(rows), 256):
-            for row in rows.__getitems__(list(range(begin, min(begin + 256, len(rows))))):
-                tokens, segments = row["tokens"], row["segment_ids"]
+            some = rows.read(range(begin, min(begin + 256, len(rows))))
+            for tokens, segments in zip(some["tokens"], some["segment_ids"]):
                 for segment in range(1, int(segments.max()) + 1):
                     # The first token of a piece is the begin symbol, or the last target of the previous piece.
                     piece = tokenizer.decode_bytes(tokens[segments == segment][1:])

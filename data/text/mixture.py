@@ -8,10 +8,8 @@ interleaved evenly, and the number of rows that each has given is known at every
 
 import bisect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-from data.text.sizes import Sizes
 
 MIN = 100  # the integer of the smallest share, so that shares are exact within half a percent
 
@@ -29,17 +27,17 @@ class Mixture(Sequence):
     Args:
         streams: source -> its endless row ids, such as one permutation an epoch.
         stages: the first begins at batch 0, and each begins after the one before. Every source is in `streams`.
-        sizes: rows of the batches.
+        start: returns the rows of all batches before one.
     """
 
-    def __init__(self, streams: Mapping[str, Sequence[int]], stages: Sequence[Stage], sizes: Sizes):
+    def __init__(self, streams: Mapping[str, Sequence[int]], stages: Sequence[Stage], start: Callable[[int], int]):
         if [stage.begin for stage in stages] != sorted({stage.begin for stage in stages}) or stages[0].begin:
             raise ValueError(f"stages must begin at batch 0 and ascend: {[stage.begin for stage in stages]}")
         self._names = [name for name in streams if any(name in stage.shares for stage in stages)]
         self._streams = [streams[name] for name in self._names]
         for stream in self._streams:
             stream[0]  # the first access initialises Grain's statistics, which is not thread-safe
-        self._begins = [sizes.start(stage.begin) for stage in stages]
+        self._begins = [start(stage.begin) for stage in stages]
         self._parts = [_integers([stage.shares.get(name, 0) for name in self._names]) for stage in stages]
         self._before = [[0] * len(self._names)]  # rows that each source has given before the stage
         for parts, begin, end in zip(self._parts, self._begins, self._begins[1:]):

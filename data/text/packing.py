@@ -5,15 +5,15 @@ piece starts with the last token of the previous one, so every token after `begi
 packed best fit: the longest first, each into the fullest row with room.
 
 A row is stored as its tokens and one bit per token: whether it continues the piece of the previous token. A piece has at
-least two tokens, so a token that neither continues a piece nor is continued is padding. `layout` computes the rest:
-segments are numbered 1, 2, ... within a row and 0 is padding; positions restart at 0 in each segment.
+least two tokens, so a token that neither continues a piece nor is continued is padding. Segments and positions follow from
+these bits (`layout` of data/text/batches.py).
 
 Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (best-fit packing).
 Letters: N documents, T the sequence length.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -46,25 +46,6 @@ def row_dtype(sequence_length: int, vocab_size: int) -> np.dtype:
     return np.dtype(
         [("tokens", np.uint16 if vocab_size <= 1 << 16 else np.uint32, (width,)), ("joined", np.uint8, (-(-width // 8),))]
     )
-
-
-def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the segments and positions of rows from their bits.
-
-    Args:
-        joined: uint8 [rows, ⌈width/8⌉], see `row_dtype`.
-        width: T+1.
-
-    Returns:
-        segment ids (from 1; 0 is padding) and positions (from 0 in each segment), both int32 [rows, width].
-    """
-    continues = np.unpackbits(joined, axis=-1, count=width, bitorder="little").astype(bool)
-    used = continues.copy()
-    used[:, :-1] |= continues[:, 1:]
-    starts = used & ~continues
-    place = np.arange(width, dtype=np.int32)
-    begun = np.maximum.accumulate(np.where(starts, place, 0), axis=-1)
-    return np.cumsum(starts, axis=-1, dtype=np.int32) * used, (place - begun) * used
 
 
 class Packer:
@@ -145,14 +126,6 @@ class Packer:
         self._counts.tokens_packed += at - len(bin_)
         self._counts.tokens_padded += self._width - at
         return row
-
-
-def pack(documents: Iterable[np.ndarray], counts: Counts, **options) -> Iterator[np.ndarray]:
-    """Yield the rows of a stream of documents; `options` are those of `Packer`."""
-    packer = Packer(counts, **options)
-    for document in documents:
-        yield from packer.add(document)
-    yield from packer.finish()
 
 
 def _tokens(bin_: list[np.ndarray]) -> int:

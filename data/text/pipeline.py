@@ -17,7 +17,8 @@ from data.sources import open_sources
 from data.sources.source import Source
 from data.sources.spool import spooled
 from data.text import sentencepiece_tokenizer
-from data.text.dataset import prepare, prepared
+from data.text.batches import prepared
+from data.text.dataset import prepare
 from data.text.fingerprints import (
     check_tokenizer,
     input_files,
