@@ -13,10 +13,15 @@ from typing import Any
 
 import xxhash
 
-from data.chat.kinds import Conversation, Example, Labelled, Pair, Steps, Task
 from data.chat.message_trees import without_trees
 from data.chat.messages import (
+    Conversation,
+    Example,
+    Labelled,
     Messages,
+    Pair,
+    Steps,
+    Task,
     is_list,
     is_transcript,
     make_message,

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.chat.kinds import Conversation, Labelled, Pair
-from data.chat.messages import Messages
+from data.chat.messages import Conversation, Labelled, Messages, Pair
 from data.chat.template import encode_chat
 from data.media.prompts import Style
 from data.text.tokenizer import Tokenizer

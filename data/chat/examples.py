@@ -18,9 +18,9 @@ import numpy as np
 from data.chat.conversations import examples_of, read_examples, split_number
 from data.chat.example_encoding import Encoder, Sequenced
 from data.chat.example_files import SPLITS, Counts, Examples, Row, load_examples, write_columns
-from data.chat.kinds import Example
 from data.chat.media import rows as media_rows
 from data.chat.media.encoding import Towers, encode_conversation, encode_prompt, encoder_of
+from data.chat.messages import Example
 from data.chat.records import EXTENSIONS, is_builtin, read_records
 from data.media.parts import as_text
 from data.text.dataset import exclusive

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 
-from data.media.needed import library
+from data.media import library
 from lm.errors import UserError
 from lm.files.untrusted import shown
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.media.needed import library
+from data.media import library
 from lm.errors import UserError
 from lm.files.untrusted import short
 

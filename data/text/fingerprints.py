@@ -23,7 +23,7 @@ from lm.bucket import copies
 from lm.bucket.store import Store, is_url
 from lm.errors import UserError
 from lm.files import saving
-from lm.files.damage import set_aside
+from lm.files.saving import set_aside
 
 TOKENIZER, INPUT = "tokenizer.fingerprint", "input.json"
 NAMED = 3  # files that an error names
@@ -216,7 +216,7 @@ def is_prepared(
 ) -> bool:
     """Return whether `folder` holds undamaged prepared data that were made from the current input.
 
-    Damaged data are set aside (lm/files/damage.py), with a line on stderr.
+    Damaged data are set aside (lm/files/saving.py), with a line on stderr.
 
     Args:
         load: returns the prepared data, or None if there are none; raises Damaged.

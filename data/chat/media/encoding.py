@@ -9,12 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data.chat.example_encoding import Encoder, Sequenced
-from data.chat.kinds import Conversation
-from data.chat.messages import Messages
+from data.chat.messages import Conversation, Messages
 from data.media import audio, images, spectrograms, tiles
 from data.media.parts import KINDS
-from data.media.places import Placed
-from data.media.prompts import OWN, Style
+from data.media.prompts import OWN, Placed, Style
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError, after
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.media import INSTALL
 from data.media.audio import decode, resampled
-from data.media.needed import INSTALL
 from data.tasks.media.espeak_server import HEADER
 from lm.errors import UserError
 

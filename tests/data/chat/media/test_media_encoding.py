@@ -13,8 +13,8 @@ from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.llava.processing_llava import LlavaProcessor
 
 from data.chat.conversations import examples_of
-from data.chat.kinds import Conversation
 from data.chat.media.encoding import Towers, arrays_of, encode_conversation, encode_prompt, encoder_of, prepared
+from data.chat.messages import Conversation
 from data.chat.records import Record
 from data.chat.template import encode_chat
 from data.media import spectrograms, tiles
