@@ -24,17 +24,7 @@ from data.chat.messages import Example
 from data.chat.records import EXTENSIONS, is_builtin, read_records
 from data.media.parts import as_text
 from data.text.dataset import exclusive
-from data.text.fingerprints import (
-    INPUT,
-    Files,
-    check_input,
-    digest_of,
-    input_files,
-    is_prepared,
-    record_input,
-    undamaged,
-    wait_for,
-)
+from data.text.fingerprints import INPUT, Files, check_input, digest_of, input_files, is_prepared, record_input, wait_for
 from data.text.packing import BUFFER_TOKENS, best_fit
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -75,11 +65,9 @@ def prepare_examples(
         made_from.append(towers._replace(style=towers.style.name))
     folder = Path(workdir) / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     if not first:
-        return wait_for(lambda: undamaged(lambda: load_examples(folder)))
+        return wait_for(load_examples, folder)
     data = config.data
-    if not is_prepared(
-        folder, lambda: load_examples(folder), data.input, lambda: _files(data), lambda: digest_of(_files(data))
-    ):
+    if not is_prepared(folder, load_examples, data.input, lambda: _files(data), digest_of):
         before = _files(data)
         with exclusive(folder.with_name(f".{folder.name}.incomplete")) as incomplete:
             _write(incomplete, config, Encoder(tokenizer, template), kind, whole, towers, needs)
@@ -107,8 +95,7 @@ def prepare_tasks(
     Raises: UserError as `prepare_examples`, and if the input differs from the record of `record_tasks` in `workdir`.
     """
     if workdir:
-        files = _files(config.data)
-        check_input(_tasks(config.data, workdir), config.data.input, files, lambda: digest_of(files))
+        check_input(_tasks(config.data, workdir), config.data.input, _files(config.data), digest_of)
     template = read_template(config.chat_template)
     encoder = Encoder(tokenizer, template) if towers is None else encoder_of(tokenizer, towers, template)
     most, dropped = config.rollout.max_prompt_tokens, Counter()

@@ -43,11 +43,16 @@ SEGMENT = 1024  # characters encoded at a time: the merge queue then fits the ca
 class SentencePieceTokenizer:
     """A trained tokenizer, loaded from the SentencePiece model at `path`.
 
-    Attributes, beside those of data.text.tokenizer.Tokenizer:
-        pad_id, eos_id, bos_id, unk_id: 0, 1, 2, 3.
-        stop_ids: eos_id. A chat turn also ends at `<|end|>`.
-        bytes_per_token: the sum over the ids of a text is exactly its length in bytes, which converts nats per token to
-            bits per byte.
+    Attributes:
+        vocab_size: V, the number of ids.
+        bos_id, eos_id: the begin and the end symbol. pad_id: the padding. unk_id: never in an encoded text.
+        stop_ids: the ids that end a completion. A chat turn also ends at `<|end|>`.
+        controls: control symbol -> id. Text never encodes to these ids.
+        special_tokens: the special tokens by their names in chat templates, such as `bos_token`.
+        chat_template: the Jinja template that belongs to the tokenizer.
+        bytes_per_token: int32 [V], the UTF-8 bytes of an id within a text; 0 for a control symbol. The sum over the ids of a
+            text is exactly its length in bytes, which converts nats per token to bits per byte.
+        fingerprint: hex digest; equal for equal tokenizers.
         model: the bytes of the SentencePiece model.
 
     Raises:
@@ -164,23 +169,12 @@ class SentencePieceTokenizer:
 def train(
     texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sample_bytes: int, seed: int, threads: int
 ) -> SentencePieceTokenizer:
-    """Train byte-pair merges on a sample of `texts` and write the model to `path`.
-
-    The file is written atomically. The result depends only on the texts and the arguments. If the text has too few
-    distinct merges for `vocab_size` ids, the vocabulary is smaller.
+    """Train as `fit` does, on a sample of `texts`, which are read once and not kept in memory.
 
     Args:
-        texts: read once, not kept in memory.
-        path: of the model; its folder is created.
-        vocab_size: target number of ids, at least 256 bytes + the control symbols + 1.
         sample_bytes: limit on the UTF-8 bytes of text to train on, and to keep in memory.
         seed: of the sample, if the texts are longer than it.
-        threads: of the trainer.
-
-    Raises:
-        UserError: `vocab_size` is too small, or there is no text.
     """
-    check_vocab_size(vocab_size)
     return fit(sample(texts, sample_bytes, seed), path, vocab_size=vocab_size, threads=threads)
 
 
@@ -194,7 +188,18 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads: int) -> SentencePieceTokenizer:
-    """Train as `train` does, on chunks that are already sampled."""
+    """Train byte-pair merges on chunks of text, and write the model to `path`, whose folder is created, atomically.
+
+    The result depends only on the arguments. If the text has too few distinct merges for `vocab_size` ids, the vocabulary is
+    smaller.
+
+    Args:
+        vocab_size: target number of ids, at least 256 bytes + the control symbols + 1.
+        threads: of the trainer.
+
+    Raises:
+        UserError: `vocab_size` is too small, or there is no text.
+    """
     check_vocab_size(vocab_size)
     counts = collections.Counter()
     for chunk in chunks:
@@ -336,14 +341,12 @@ def _segments(text: str) -> Iterator[str]:
                 cut = part.rfind(" ", start, end)
                 while cut > start and part[cut - 1] == " ":
                     cut -= 1
-                end = cut if cut > start else _next_cut(part, end)
+                if cut <= start:
+                    match = _WORD_END.search(part, end - 1)
+                    cut = match.end() if match else len(part)
+                end = cut
             yield part[start:end]
             start = end
-
-
-def _next_cut(part: str, end: int) -> int:
-    match = _WORD_END.search(part, end - 1)
-    return match.end() if match else len(part)
 
 
 _WORD_END = re.compile(r"[^ ](?= )")
