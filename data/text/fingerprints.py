@@ -245,7 +245,7 @@ def is_prepared(
 
 
 def wait_for(load: Callable[[Path], Any | None], folder: Path) -> Any:
-    """Poll until load(folder) returns what process 0 writes, which sets damaged data aside. If it fails, it ends this one too."""
+    """Poll until load(folder) returns what process 0 writes. It sets damaged data aside; if it fails, it ends this one too."""
     while True:
         with contextlib.suppress(Damaged):
             if (found := load(folder)) is not None:
