@@ -24,8 +24,7 @@ from lm import compile_cache
 from lm.bucket import flags as bucket_flags
 from lm.bucket import mirror
 from lm.bucket.places import as_urls
-from lm.cli import config_files
-from lm.cli.mistakes import missing_value, nearest, one_line, stray, unknown_flag, unknown_key, wrong_value
+from lm.cli import config_files, mistakes
 from lm.errors import Ended, Stopped, UserError, out_of_memory, windows_hint
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
@@ -92,22 +91,22 @@ def parse(
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
-        raise UserError(wrong_value(config, error)) from None
+        raise UserError(mistakes.wrong_value(config, error)) from None
     except flags.UnrecognizedFlagError as error:
-        raise UserError(unknown_flag(error.flagname, config)) from None
+        raise UserError(mistakes.unknown_flag(error.flagname, config)) from None
     except flags.Error as error:
-        raise UserError(missing_value(error)) from None
+        raise UserError(mistakes.missing_value(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections names only the last part of the key, so search the whole config for it.
-        raise UserError(unknown_key(argv, path, config, error)) from None
+        raise UserError(mistakes.unknown_key(argv, path, config, error)) from None
     if len(rest) > 1:
-        raise UserError(stray(rest[1:], config))
+        raise UserError(mistakes.stray(rest[1:], config))
     if flags.FLAGS.kernels is not None:
         os.environ[KERNELS] = flags.FLAGS.kernels  # read when a program is traced
     # This differs from `known` if a whole section was set, such as --config.model.moe="{…}".
     given = set(config_files.listed(flags.FLAGS.config))
     for key in sorted(given - known):
-        raise UserError(f"--config.{key}: no such key in {path}" + nearest(key, config))
+        raise UserError(f"--config.{key}: no such key in {path}" + mistakes.nearest(key, config))
     for key in sorted(known - given):
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
@@ -139,11 +138,11 @@ def parse_flags(argv: list[str], takes_arguments: bool = False) -> list[str]:
     try:
         rest = flags.FLAGS([arg if arg.startswith(TEXTS) else _tidied(arg) for arg in argv])
     except flags.UnrecognizedFlagError as error:
-        raise UserError(unknown_flag(error.flagname)) from None
+        raise UserError(mistakes.unknown_flag(error.flagname)) from None
     except flags.Error as error:
-        raise UserError(missing_value(error)) from None
+        raise UserError(mistakes.missing_value(error)) from None
     if len(rest) > 1 and not takes_arguments:
-        raise UserError(stray(rest[1:]))
+        raise UserError(mistakes.stray(rest[1:]))
     bucket_flags.fetch_models(flags.FLAGS)
     return rest
 
@@ -224,7 +223,7 @@ def _reader_has_left() -> bool:
 def fail(message: str, code: int, details: str = "") -> None:
     """Print `details` and one line, and end all processes of the job. Does not wait for threads, because they may hang."""
     sys.stdout.flush()
-    message = "; ".join(filter(None, (one_line(message), mirror.finish())))
+    message = "; ".join(filter(None, (mistakes.one_line(message), mirror.finish())))
     line = f"{_program()}: {as_urls(message)}"
     if (hosts := _hosts()) is not None:
         hosts.end(line, code, details)
