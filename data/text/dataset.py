@@ -11,6 +11,7 @@ leaves no `out_dir`, and the next start empties the temporary folder. TFDS is us
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import io
 import json
 import os
@@ -89,14 +90,12 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenize and pack the documents that `survey` kept, and write the dataset `out_dir`.
 
-    Worker processes encode documents in batches of half a megabyte; the rows do not depend on their number. The rows of
-    a source are spooled to disk, because TFDS needs a whole split at a time and shuffles it by a hash. Memory: the
-    batches, the packer's buffers and up to 1 GB for the shuffle of TFDS; in each worker the tokenizer and the
-    fingerprints of the validation text.
+    The rows do not depend on the number of workers. Those of a source are spooled to disk, because TFDS needs a whole split at
+    a time and shuffles it by a hash. Memory: the packer's buffers and up to 1 GB for the shuffle of TFDS; in each worker the
+    tokenizer and the fingerprints of the validation text.
 
     Args:
         out_dir: must not exist, or be an empty folder.
-        sources: their documents are read once.
         sequence_length: T; rows have T+1 tokens.
         survey: of these sources; this function makes its second pass over them.
         input: the source files and the digest of their content, see `data.text.fingerprints.check_input`.
@@ -125,9 +124,9 @@ def prepare(
         }
         for source in sources:
             spools = {split: incomplete / f"{split}.spool" for split in SPLITS}
-            counts, statistics["digests"][source.name] = _spool(
-                source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools, progress
-            )
+            documents = survey.encoded(source, tokenizer, processes)
+            show = functools.partial(progress, source.name) if progress else (lambda size: None)
+            counts, statistics["digests"][source.name] = _spool(documents, tokenizer, sequence_length, spools, show)
             counts["survey"] = dataclasses.asdict(survey.stats[source.name])
             statistics["sources"][source.name] = counts
             filled = {split: path for split, path in spools.items() if counts[split]["rows"]}
@@ -202,51 +201,37 @@ def _empty(folder: Path) -> None:
 
 
 def _spool(
-    name: str,
     documents: Iterable[tuple[str, np.ndarray, int]],
     tokenizer: Tokenizer,
     sequence_length: int,
     spools: dict[str, Path],
-    progress: Callable[[str, int], None] | None,
+    progress: Callable[[int], None],
 ) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    """Pack documents (split, ids, bytes) of one source into a file of raw rows per split. Returns (counts, digests of all rows)
-    by split."""
-    digests = {split: xxhash.xxh3_128() for split in SPLITS}
-    counts = {split: Counts() for split in SPLITS}
-    bytes_ = dict.fromkeys(SPLITS, 0)
+    """Pack documents (split, ids, bytes) into a file of raw rows per split. Returns (counts, digests of all rows) by split."""
+    digests, sizes = {split: xxhash.xxh3_128() for split in SPLITS}, dict.fromkeys(SPLITS, 0)
     # Tokenizers without a begin token (Qwen) use the end token in its place.
     bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    ids_of = {"bos_id": bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    shape = {"sequence_length": sequence_length, "vocab_size": tokenizer.vocab_size}
+    packers = {split: Packer(Counts(), **shape, **ids_of) for split in SPLITS}
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in spools.items()}
 
-        def write(split: str, row: np.ndarray) -> None:
-            files[split].write(row.tobytes())
-            digests[split].update(row.tobytes())
+        def write(split: str, rows: Iterable[np.ndarray]) -> None:
+            for row in rows:
+                files[split].write(row.tobytes())
+                digests[split].update(row.tobytes())
 
-        packers = {
-            split: Packer(
-                counts[split],
-                sequence_length=sequence_length,
-                vocab_size=tokenizer.vocab_size,
-                bos_id=bos_id,
-                eos_id=tokenizer.eos_id,
-                pad_id=tokenizer.pad_id,
-            )
-            for split in SPLITS
-        }
         for split, ids, size in documents:
-            bytes_[split] += size
-            for row in packers[split].add(ids):
-                write(split, row)
-            if progress and counts[split].documents % 1024 == 0:
-                progress(name, sum(bytes_.values()))
-        if progress:
-            progress(name, sum(bytes_.values()))
+            sizes[split] += size
+            write(split, packers[split].add(ids))
+            if packers[split].counts.documents % 1024 == 0:
+                progress(sum(sizes.values()))
+        progress(sum(sizes.values()))
         for split, packer in packers.items():
-            for row in packer.finish():
-                write(split, row)
-    counted = {split: {"bytes": bytes_[split], **dataclasses.asdict(counts[split])} for split in SPLITS}
-    return counted, {split: digest.hexdigest() for split, digest in digests.items()}
+            write(split, packer.finish())
+    counts = {split: {"bytes": sizes[split], **dataclasses.asdict(packers[split].counts)} for split in SPLITS}
+    return counts, {split: digest.hexdigest() for split, digest in digests.items()}
 
 
 def _write(folder: Path, name: str, spools: dict[str, Path], dtype: np.dtype) -> None:

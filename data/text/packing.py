@@ -76,7 +76,7 @@ class Packer:
     ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
-        self._counts, self._width, self._dtype = counts, sequence_length + 1, row_dtype(sequence_length, vocab_size)
+        self.counts, self._width, self._dtype = counts, sequence_length + 1, row_dtype(sequence_length, vocab_size)
         self._bos_id, self._eos_id, self._pad_id = bos_id, eos_id, pad_id
         self._buffer_tokens = buffer_tokens
         self._waiting: list[np.ndarray] = []
@@ -84,8 +84,8 @@ class Packer:
 
     def add(self, document: np.ndarray) -> Iterator[np.ndarray]:
         """Add a document: ids, int [n], without begin and end symbols. Yields the rows that are ready."""
-        self._counts.documents += 1
-        self._counts.tokens_in += len(document) + 1
+        self.counts.documents += 1
+        self.counts.tokens_in += len(document) + 1
         for piece in pieces(document, self._width, self._bos_id, self._eos_id):
             if len(piece) >= self._width - 1:  # one free slot is useless: a piece has at least two tokens
                 yield self._row([piece])
@@ -122,9 +122,9 @@ class Packer:
             continues[at + 1 : end] = True
             at = end
         row["joined"] = np.packbits(continues, bitorder="little")
-        self._counts.rows += 1
-        self._counts.tokens_packed += at - len(bin_)
-        self._counts.tokens_padded += self._width - at
+        self.counts.rows += 1
+        self.counts.tokens_packed += at - len(bin_)
+        self.counts.tokens_padded += self._width - at
         return row
 
 
