@@ -8,6 +8,7 @@ import importlib
 from types import ModuleType
 
 from lm.errors import UserError
+from lm.files.untrusted import shown
 
 INSTALL = "install it with pip install -r requirements/media.txt"
 
@@ -22,3 +23,8 @@ def library(name: str, purpose: str) -> ModuleType:
     except (ImportError, OSError) as error:  # soundfile raises OSError if its C library is missing
         reason = "" if isinstance(error, ModuleNotFoundError) else f" ({' '.join(str(error).split())[:200]})"
         raise UserError(f"{purpose} needs the package {name.partition('.')[0]}{reason}; {INSTALL}") from None
+
+
+def reason(error: Exception) -> str:
+    """Return on one line what a library says about a file. soundfile begins with "Error opening <…>: "."""
+    return shown(" ".join(str(error).split()).rpartition(">: ")[2])[:100] or type(error).__name__

@@ -10,9 +10,8 @@ import warnings
 
 import numpy as np
 
-from data.media import library
+from data.media import library, reason
 from lm.errors import UserError
-from lm.files.untrusted import shown
 
 MAX_BYTES = 32 << 20  # of a file
 MAX_PIXELS = 40_000_000  # a camera's image has 12 to 24 million
@@ -56,7 +55,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: no image of the formats {', '.join(FORMATS)}; {CONVERT}") from None
     except Exception as error:  # Pillow's readers raise nearly everything for damaged files
-        raise UserError(f"{where}: a damaged image ({_reason(error)}); replace it or leave it out") from None
+        raise UserError(f"{where}: a damaged image ({reason(error)}); replace it or leave it out") from None
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -90,7 +89,3 @@ def _rgb(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    return shown(" ".join(str(error).split()))[:100] or type(error).__name__

@@ -132,11 +132,9 @@ def media_keys(values: Mapping) -> set[str]:
 
 def digest(message: Mapping) -> str:
     """Return a hash of the media of a message: of their bytes, or of their paths; "" if there are none."""
-    return "".join(f"\0{_hash(medium.source)}" for medium in message.get("media", ()))
-
-
-def _hash(source: str | bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source)
+    sources = (medium.source for medium in message.get("media", ()))
+    sources = (source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source for source in sources)
+    return "".join(f"\0{xxhash.xxh3_128_hexdigest(source)}" for source in sources)
 
 
 def noted(text: str, message: Mapping) -> str:

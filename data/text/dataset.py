@@ -182,7 +182,11 @@ def exclusive(folder: Path) -> Iterator[Path]:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):  # not found: another process renamed it meanwhile
             raise UserError(f"{folder} is being written by another process; wait for it, or end it") from None
-        _empty(folder)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         try:
             yield folder
         except BaseException:
@@ -190,14 +194,6 @@ def exclusive(folder: Path) -> Iterator[Path]:
             raise
     finally:
         os.close(handle)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _spool(

@@ -10,7 +10,6 @@ Each stage may have any of these forms.
 """
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 from data.text.mixture import Stage
 from lm.errors import UserError
+from lm.files.untrusted import read_json
 
 MANY_EPOCHS = 4  # repeated as often, tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
 CLOSE = 0.02  # relative difference of epochs that is not worth a warning
@@ -180,11 +180,9 @@ def _number(text: str, where: str) -> float:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"data.weights={path}: {error.strerror}; name a JSON file of shares") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'data.weights={path} is no JSON ({error}); it must read like {{"code": 2, "docs": 1}}') from None
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f'data.weights={path} is no JSON file ({error}); it must read like {{"code": 2, "docs": 1}}') from None
     numbers = isinstance(found, dict) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in found.values())
     if not numbers or not found:
         raise UserError(f'data.weights={path} must hold a number for each source, such as {{"code": 2, "docs": 1}}')
