@@ -4,43 +4,12 @@ import random
 from collections.abc import Iterator
 
 from data.tasks.sequences import made_up_words
-from data.tasks.splits import exercise, number, records
+from data.tasks.splits import exercise, number, records, texts
 from lm.errors import UserError
 
 OCCUPATIONS = ("baker", "smith", "teacher", "farmer", "painter", "sailor", "weaver", "doctor", "miller", "singer")
 ANIMALS = ("cat", "dog", "goat", "horse", "hen", "fox", "owl", "hare")
-QUESTIONS = {
-    "town": (
-        "Where does {person} live?",
-        "In which town does {person} live?",
-        "What town is {person} from?",
-        "Name the town where {person} lives.",
-    ),
-    "occupation": (
-        "What does {person} do?",
-        "What is the work of {person}?",
-        "Which occupation does {person} have?",
-        "Name the occupation of {person}.",
-    ),
-    "animal": (
-        "Which animal does {person} keep?",
-        "What animal has {person} got?",
-        "Name the animal of {person}.",
-        "What is the animal that {person} keeps?",
-    ),
-    "person": (
-        "Who is the {occupation} of {town}?",
-        "Who works as a {occupation} in {town}?",
-        "Name the {occupation} who lives in {town}.",
-        "Which person in {town} is a {occupation}?",
-    ),
-}
-STATEMENTS = {
-    "town": ("{person} lives in {town}.", "The town of {person} is {town}."),
-    "occupation": ("{person} is a {occupation}.", "{person} works as a {occupation}."),
-    "animal": ("{person} keeps a {animal}.", "The animal of {person} is a {animal}."),
-    "person": ("The {occupation} of {town} is {person}.", "{person} is the {occupation} who lives in {town}."),
-}
+QUESTIONS, STATEMENTS = texts("small_world").values()  # by the name of the fact
 
 
 def world(number_of_people: int) -> list[dict[str, str]]:
