@@ -19,7 +19,7 @@ from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference
 from lm.align.settings import PREFERENCES, one_of
 from lm.config import ModelConfig
-from lm.kernels.visible import Branches
+from lm.kernels.attention import Branches
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, router_loss
