@@ -24,7 +24,6 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.kernels.amx.usable import has_tiles
 from lm.parallel.arrays import AnyArray
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import platform, ways
@@ -80,7 +79,7 @@ def operation(*backends: Backend) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if forced not in (None, backend.name) or backend.on not in ("", here):
                     continue
                 if backend.when is None or backend.when(*arguments, **options):
-                    module = _module(backend)
+                    module = _module(backend.module)
                     if not hasattr(module, "takes") or module.takes(*arguments, **options):
                         _served.setdefault(name, set()).add(backend.name)
                         return getattr(module, name)(*arguments, **options)
@@ -114,8 +113,8 @@ def _forced(choice: str) -> dict[str, str]:
 
 
 @functools.cache
-def _module(backend: Backend) -> ModuleType:
-    return importlib.import_module(f"lm.kernels.{backend.module}")
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"lm.kernels.{name}")
 
 
 def _is_stored(how: str) -> Callable[..., bool]:
@@ -124,7 +123,7 @@ def _is_stored(how: str) -> Callable[..., bool]:
 
 
 def _has_tiles(*_: object, **__: object) -> bool:
-    return has_tiles()
+    return _module("amx.usable").has_tiles()
 
 
 # --- Products ---
