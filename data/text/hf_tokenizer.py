@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from data.text import gguf_tokenizer
-from data.text.sentencepiece_tokenizer import SPACE, joined, scrub
+from data.text.sentencepiece_tokenizer import SPACE, Decoder, scrub
 from lm.errors import UserError
 from lm.files import saving
 from lm.files import untrusted as strangers
@@ -35,7 +35,7 @@ MAX_TOKENIZER = 128 << 20  # bytes
 READ_AS_JSON = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
-class HFTokenizer:
+class HFTokenizer(Decoder):
     """A `tokenizer.json`, the one in a folder, or that of a GGUF file, with the interface of SentencePieceTokenizer.
 
     Attributes that differ from its own:
@@ -70,15 +70,14 @@ class HFTokenizer:
             raise UserError(f"tokenizer: {file} has ids up to {self.vocab_size - 1:,}; 0 to {MAX_IDS - 1:,} are possible")
         self.controls = {token.content: i for i, token in sorted(added.items()) if token.special}
         self._spelled = {token.content: i for i, token in sorted(added.items()) if not token.special}
-        self._bytes = [b""] * self.vocab_size
+        table = [b""] * self.vocab_size
         with _refused(f"{file} has a decoder that fails"):
             spellings = _spellings(self._tokenizer, whole.get("decoder"), vocab)
         for token, spelling in zip(vocab, spellings, strict=True):
-            self._bytes[vocab[token]] = spelling
+            table[vocab[token]] = spelling
         for i, token in added.items():
-            self._bytes[i] = b"" if token.special else token.content.encode()
-        self.bytes_per_token = np.asarray([len(b) for b in self._bytes], np.int32)
-        self.bytes_per_token.setflags(write=False)
+            table[i] = b"" if token.special else token.content.encode()
+        self.set_bytes(table)
 
         named, ids = special_ids(files, self._tokenizer.token_to_id)
         self.bos_id, self.eos_id, self.unk_id = (named[name] for name in ("bos", "eos", "unk"))
@@ -120,20 +119,6 @@ class HFTokenizer:
         """
         with _refused(f"{self._path} fails on a text"):
             return _alone(self._tokenizer.encode_batch_fast, text, add_special_tokens=True).ids
-
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """Return the bytes of `ids` within a text; special tokens give none.
-
-        The result is the concatenation over ids. So it keeps a space that the tokenizer put before the text, because it
-        cannot be told from the first space of a completion.
-
-        Raises: ValueError if an id is outside [0, vocab_size).
-        """
-        return joined(self._bytes, ids)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def pieces(self, word: str) -> list[tokenizers.Token]:
         """Return the pieces into which the model cuts a word, which is written in the tokenizer's spelling."""

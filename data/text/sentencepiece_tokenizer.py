@@ -40,7 +40,36 @@ COVERAGE = 0.9995  # share of the sample's characters that get a piece; the rest
 SEGMENT = 1024  # characters encoded at a time: the merge queue then fits the cache (1.5 times as fast)
 
 
-class SentencePieceTokenizer:
+class Decoder:
+    """Decode ids by the bytes of each within a text; control symbols have none."""
+
+    _bytes: list[bytes]
+    bytes_per_token: np.ndarray  # int32 [V]
+
+    def set_bytes(self, table: list[bytes]) -> None:
+        self._bytes = table
+        self.bytes_per_token = np.asarray([len(b) for b in table], np.int32)
+        self.bytes_per_token.setflags(write=False)
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """Return the bytes of `ids`, one after the other; control symbols give none.
+
+        So a space that a tokenizer puts before a text stays, because it cannot be told from the first space of a completion.
+
+        Raises:
+            ValueError: an id is outside [0, vocab_size).
+        """
+        ids, size = np.asarray(ids, np.int64).reshape(-1), len(self._bytes)
+        if ids.size and not 0 <= ids.min() <= ids.max() < size:
+            raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {size}")
+        return b"".join([self._bytes[i] for i in ids.tolist()])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+
+class SentencePieceTokenizer(Decoder):
     """A trained tokenizer, loaded from the SentencePiece model at `path`.
 
     Attributes:
@@ -89,10 +118,8 @@ class SentencePieceTokenizer:
                 "byte-exact settings the model relies on; train one here"
             )
         self.controls = {symbol: i for i, symbol in enumerate(CONTROLS)}
-        self._bytes = [self._bytes_of(i, piece) for i, piece in enumerate(pieces)]
+        self.set_bytes([self._bytes_of(i, piece) for i, piece in enumerate(pieces)])
         self._literal_space = np.asarray([pieces.index(f"<0x{b:02X}>") for b in SPACE.encode()], np.int32)
-        self.bytes_per_token = np.asarray([len(b) for b in self._bytes], np.int32)
-        self.bytes_per_token.setflags(write=False)
         self.fingerprint = hashlib.sha256(model).hexdigest()[:16]
         self.model = model
 
@@ -139,18 +166,6 @@ class SentencePieceTokenizer:
         ends = np.cumsum(counts, dtype=np.int64)
         nothing = np.zeros(0, np.int32)
         return [np.concatenate([nothing, *encoded[end - n : end]]) for n, end in zip(counts, ends, strict=True)]
-
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """Return the bytes of `ids`; control symbols give none.
-
-        Raises:
-            ValueError: an id is outside [0, vocab_size).
-        """
-        return joined(self._bytes, ids)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def pieces(self) -> Iterator[tuple[int, str, float | None]]:
         """Yield (id, text, score) of each id; the score is None for bytes and control symbols, which no merge produces."""
@@ -351,14 +366,6 @@ def _segments(text: str) -> Iterator[str]:
 
 _WORD_END = re.compile(r"[^ ](?= )")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def joined(spellings: Sequence[bytes], ids: Sequence[int] | np.ndarray) -> bytes:
-    """Return the bytes of ids, one after the other. Raises: ValueError if an id has no spelling."""
-    ids = np.asarray(ids, np.int64).reshape(-1)
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(spellings):
-        raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {len(spellings)}")
-    return b"".join([spellings[i] for i in ids.tolist()])
 
 
 def scrub(text: str) -> str:
