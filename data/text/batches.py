@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data.text.fingerprints import Damaged, read_record
-from data.text.mixture import Mixture, Stage
-from data.text.weights import Size, Weights, stages_of
+from data.text.weights import Mixture, Size, Stage, Weights, stages_of
 from lm.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ import pytest
 
 from data.text.batches import NO_ROW, Batches, Rows, Sizes, TextBatches, constant, parse_sizes, prepared, read_ahead
 from data.text.dataset import prepare
-from data.text.mixture import Mixture, Stage
 from data.text.sentencepiece_tokenizer import train
-from data.text.weights import Weights, parse_weights
+from data.text.weights import Mixture, Stage, Weights, parse_weights
 from lm.errors import UserError
 from tests.data.text.test_dataset import Survey, T, source, texts
 

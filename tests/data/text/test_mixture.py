@@ -6,7 +6,7 @@ import grain
 import pytest
 
 from data.text.batches import constant
-from data.text.mixture import Mixture, Stage, counts
+from data.text.weights import Mixture, Stage, counts
 
 RANGES = {"a": range(7), "b": range(7, 40), "c": range(40, 42)}
 STAGES = [Stage(0, {"a": 0.7, "b": 0.2, "c": 0.1}), Stage(13, {"b": 1.0}), Stage(20, {"c": 0.3, "a": 0.7})]
