@@ -234,19 +234,19 @@ class Mixture(Sequence):
         raise TypeError("a mixture is endless")
 
     def __getitem__(self, position: int) -> int:
-        before, after = self._rows(position), self._rows(position + 1, self._stage(position))
+        stage = self._stage(position)
+        before, after = self._rows(position, stage), self._rows(position + 1, stage)
         source = next(i for i, (one, other) in enumerate(zip(before, after)) if one != other)
         return self._streams[source][before[source]]
 
     def rows(self, position: int) -> dict[str, int]:
         """Return the number of rows that each source gives to the positions before this one."""
-        return dict(zip(self._names, self._rows(position)))
+        return dict(zip(self._names, self._rows(position, self._stage(position))))
 
     def _stage(self, position: int) -> int:
         return bisect.bisect_right(self._begins, position) - 1
 
-    def _rows(self, position: int, stage: int | None = None) -> list[int]:
-        stage = self._stage(position) if stage is None else stage
+    def _rows(self, position: int, stage: int) -> list[int]:
         return list(map(operator.add, self._before[stage], counts(position - self._begins[stage], self._parts[stage])))
 
 
