@@ -47,11 +47,11 @@ def prepare_text(
 
     if (ready := ready_dataset(config.data.input)) is not None:
         return *_linked(config, workdir, ready), stages
-    given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    tokenizer = _own_tokenizer(workdir) or (None if config.data.new_pieces else given)
+    configured = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    tokenizer = _own_tokenizer(workdir) or (None if config.data.new_pieces else configured)
     if tokenizer:
-        same = given is None or given.fingerprint == tokenizer.fingerprint
-        if not same and not (config.data.new_pieces and extends(tokenizer, given)):
+        same = configured is None or configured.fingerprint == tokenizer.fingerprint
+        if not same and not (config.data.new_pieces and extends(tokenizer, configured)):
             raise UserError(
                 f"tokenizer: {config.tokenizer} differs from the run's tokenizer in {workdir}; use another --workdir"
             )
@@ -65,7 +65,7 @@ def prepare_text(
         sources = _sources(config)
         if config.data.input is None:  # parsing it takes longer than all passes over its text
             sources = [spooled(source, Path(spool)) for source in sources]
-        tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, given, stages, Path(spool))
+        tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, configured, stages, Path(spool))
     return tokenizer, folder, stages
 
 
@@ -73,13 +73,13 @@ def summary(config, dataset: Path) -> list[str]:
     """Return a line for each source: what was read, what was dropped, and what data.max_bytes left out."""
     lines = []
     for name, counts in prepared(dataset)["sources"].items():
-        seen = counts["survey"]
-        parts = [f"{seen['documents']:,} documents with {seen['bytes']:,} bytes"]
+        read = counts["survey"]
+        parts = [f"{read['documents']:,} documents with {read['bytes']:,} bytes"]
         for key, what in (("exact_duplicates", "exact duplicates"), ("near_copies", "near copies of validation text")):
-            if seen[key]:
-                parts.append(f"{seen[key]:,} {what} dropped")
-        parts.append(f"{seen['train_documents']:,} to train on, {seen['valid_documents']:,} to validate on")
-        if config.data.max_bytes is not None and seen["bytes"] >= config.data.max_bytes:
+            if read[key]:
+                parts.append(f"{read[key]:,} {what} dropped")
+        parts.append(f"{read['train_documents']:,} to train on, {read['valid_documents']:,} to validate on")
+        if config.data.max_bytes is not None and read["bytes"] >= config.data.max_bytes:
             parts.append(f"the rest of the source is left out by data.max_bytes={config.data.max_bytes}")
         lines.append(f"data: {name}: " + ", ".join(parts))
     return lines
@@ -136,16 +136,16 @@ def _two_passes(
     workdir: Path,
     sources: list[Source],
     tokenizer: Tokenizer | None,
-    given: Tokenizer | None,
+    configured: Tokenizer | None,
     stages: dict[str, float],
     scratch: Path,
 ) -> tuple[Tokenizer, Path]:
-    """Split the text, train a tokenizer if there is none or add pieces to the given one, and pack the rows."""
+    """Split the text, train a tokenizer if there is none or add pieces to the configured one, and pack the rows."""
     files = input_files(config.data.input)
-    if tokenizer is None and given is None:
+    if tokenizer is None and configured is None:
         sentencepiece_tokenizer.check_vocab_size(config.model.vocab_size)
     with _stage("survey", stages) as progress:
-        kept = survey(
+        surveyed = survey(
             sources,
             valid_fraction=config.data.valid_fraction,
             seed=config.seed,
@@ -156,14 +156,14 @@ def _two_passes(
     # The workdir is only written from here on, after the whole input was read without an error.
     if tokenizer is None:
         with _stage("tokenizer", stages) as progress:
-            chunks = kept.sample()
+            chunks = surveyed.sample()
             progress("training", sum(map(len, chunks)))
-            if given is None:
+            if configured is None:
                 tokenizer = sentencepiece_tokenizer.fit(
                     chunks, scratch / "tokenizer.model", vocab_size=config.model.vocab_size, threads=os.cpu_count() or 1
                 )
             else:
-                tokenizer = grow(given, chunks, config.data.new_pieces, scratch)
+                tokenizer = grow(configured, chunks, config.data.new_pieces, scratch)
         check_tokenizer(workdir, tokenizer.fingerprint)  # if the run's tokenizer was deleted, the new one must be equal
     if not _own_tokenizer(workdir):
         tokenizer.save(workdir)
@@ -180,9 +180,9 @@ def _two_passes(
             sources,
             tokenizer,
             sequence_length=config.sequence_length,
-            survey=kept,
+            survey=surveyed,
             progress=progress,
-            input=None if files is None else (files, kept.digest),
+            input=None if files is None else (files, surveyed.digest),
         )
     return tokenizer, folder
 

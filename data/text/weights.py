@@ -102,13 +102,13 @@ def stages_of(rules: Sequence[Rule], sizes: Mapping[str, Size], steps: int) -> l
     out.
     Raises: UserError for an unknown source.
     """
-    found: list[Stage] = []
+    stages: list[Stage] = []
     for rule in rules:
         begin = round(rule.begin * steps)
-        if found and found[-1].begin == begin:
-            found.pop()
-        found.append(Stage(begin, _shares(rule, sizes)))
-    return found
+        if stages and stages[-1].begin == begin:
+            stages.pop()
+        stages.append(Stage(begin, _shares(rule, sizes)))
+    return stages
 
 
 def warnings_of(
@@ -189,13 +189,13 @@ def _number(text: str, where: str) -> float:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        found = read_json(path)
+        shares = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f'data.weights={path} is no JSON file ({error}); it must read like {{"code": 2, "docs": 1}}') from None
-    numbers = isinstance(found, dict) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in found.values())
-    if not numbers or not found:
+    numbers = isinstance(shares, dict) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in shares.values())
+    if not numbers or not shares:
         raise UserError(f'data.weights={path} must hold a number for each source, such as {{"code": 2, "docs": 1}}')
-    return {name: float(number) for name, number in found.items()}
+    return {name: float(number) for name, number in shares.items()}
 
 
 def _written(rule: Rule) -> str:
@@ -236,7 +236,7 @@ class Mixture(Sequence):
     def __getitem__(self, position: int) -> int:
         stage = self._stage(position)
         before, after = self._rows(position, stage), self._rows(position + 1, stage)
-        source = next(i for i, (one, other) in enumerate(zip(before, after)) if one != other)
+        source = next(i for i, rows in enumerate(before) if after[i] > rows)
         return self._streams[source][before[source]]
 
     def rows(self, position: int) -> dict[str, int]:
@@ -252,12 +252,12 @@ class Mixture(Sequence):
 
 def counts(k: int, parts: Sequence[int]) -> list[int]:
     """Return how many of the first k positions of an even interleaving each source has; parts: its integer share."""
-    remaining, found = sum(parts), []
+    remaining, rows = sum(parts), []
     for part in parts:
         others = k * (remaining - part) // remaining if remaining else 0
-        found.append(k - others)
+        rows.append(k - others)
         k, remaining = others, remaining - part
-    return found
+    return rows
 
 
 def _integers(shares: Sequence[float]) -> list[int]:
