@@ -30,9 +30,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     Args: data: the file. where: its name, for errors.
     Raises: UserError for a file that is larger than the bounds above, of no format in FORMATS, damaged, or animated.
     """
-    library("PIL.Image", "reading images")
-    from PIL import Image, ImageOps
-
+    Image, ImageOps = (library(f"PIL.{name}", "reading images") for name in ("Image", "ImageOps"))
     if len(data) > MAX_BYTES:
         raise UserError(f"{where}: {len(data):,} bytes, and an image may have {MAX_BYTES:,}; make it smaller")
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
@@ -60,11 +58,8 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 def encode_png(pixels: np.ndarray) -> bytes:
     """Return uint8 [H, W, 3] as the bytes of a PNG file."""
-    library("PIL.Image", "writing images")
-    from PIL import Image
-
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    library("PIL.Image", "writing images").fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 

@@ -199,9 +199,7 @@ def _multiples(height: int, width: int, S: int) -> tuple[int, int]:
 
 def _resized(image: np.ndarray, height: int, width: int, tower: Tower) -> np.ndarray:
     """Return uint8 [height, width, 3]."""
-    library("PIL.Image", "resizing images")
-    from PIL import Image
-
+    Image = library("PIL.Image", "resizing images")
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[tower.resample.upper()]))
 
 
