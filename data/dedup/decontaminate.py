@@ -10,7 +10,9 @@ Matches are compared word for word, so a hash collision is no match.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -147,20 +149,33 @@ def columns(matches: Matches, held: Benchmark) -> dict[str, np.ndarray]:
     }
 
 
+def cleaned(texts: Sequence[str], held: Benchmark, policy: str, **options: int) -> tuple[Sequence[str], dict[str, Any]]:
+    """Return texts without grams of the benchmark, and columns: those of `columns` and of `cut`.
+
+    contamination_of: str, the items of which a document holds a gram, as a JSON list, or None.
+
+    policy: cut; or measure: return the texts as they are. options: of `cut`. Raises: UserError: there is no such policy.
+    """
+    if policy not in ("cut", "measure"):
+        raise UserError(f"decontaminate.policy={policy!r}; use cut, or measure with rules.contamination_matches=(0, 0)")
+    matches = find(texts, held)
+    items: list[list[str]] = [[] for _ in texts]
+    for document, item in zip(*(pairs.tolist() for pairs in shared(matches, held)[:2])):
+        items[document].append(held.ids[item])
+    found = columns(matches, held)
+    found["contamination_of"] = [json.dumps(sorted(ids), ensure_ascii=False) if ids else None for ids in items]
+    if policy == "measure":
+        return texts, found
+    left, removed = cut(texts, matches, **options)
+    return left, found | removed
+
+
 def cut(
-    texts: Sequence[str],
-    matches: Matches,
-    *,
-    around: int = AROUND,
-    least_slice: int = MIN_SLICE,
-    most_pieces: int = MAX_PIECES,
-    most_matches: int | None = None,
+    texts: Sequence[str], matches: Matches, *, around: int = AROUND, least_slice: int = MIN_SLICE, most_pieces: int = MAX_PIECES
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Return the texts without their matches, and columns. Texts without a match are returned as they are.
 
-    The slices that stay are joined by a blank line. A document that is cut into more than `most_pieces` slices becomes empty,
-    and so does one with more than `most_matches` matching n-grams, which is how Janitor counts (its limit is 10): a copied
-    question of 24 words has 12.
+    The slices that stay are joined by a blank line. A document that is cut into more than `most_pieces` slices becomes empty.
 
     contamination_pieces: int64, slices between the cuts, short ones included; 1 without a match.
     contamination_characters: int64, characters removed.
@@ -176,7 +191,7 @@ def cut(
         if at < len(texts[i]):
             slices.append(texts[i][at:])
         pieces[i] = len(slices)
-        if len(slices) > most_pieces or (most_matches is not None and ends[i] - begins[i] > most_matches):
+        if len(slices) > most_pieces:
             slices = []
         left[i] = "\n\n".join(part for part in slices if len(part) >= least_slice)
     removed = np.array([len(text) - len(new) for text, new in zip(texts, left)], np.int64)

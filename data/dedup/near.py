@@ -1,6 +1,6 @@
 """Find near duplicates in a corpus that is larger than memory: MinHash buckets, verified pairs, connected components.
 
-1. `Part.add` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
+1. `new_part` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
 2. `find` sorts the bands and pairs the documents of a bucket. It keeps the pairs whose sets of shingles have a Jaccard
    similarity of at least `threshold`, connects them, and writes one table of clusters.
 3. `columns` looks documents up in that table.
@@ -8,9 +8,11 @@
 """
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -27,6 +29,7 @@ from data.dedup.keep import (
     kept_instead,
     old_bits,
     ranks,
+    writing,
 )
 from data.dedup.minhash import MinHash
 from lm.errors import UserError
@@ -44,24 +47,10 @@ _WIDTH = {_BANDS: 3, _DOCUMENTS: 4, _SETS: 1}
 
 
 class Part:
-    """Writes what `find` needs of some documents. Use it in `with`: the part is complete at the end of the block.
+    """Takes what `find` needs of documents. Make it with `new_part`."""
 
-    Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
-    """
-
-    def __init__(self, folder: Path, settings: MinHash = minhash.DEFAULT):
-        self.folder, self.settings, self._shingles = Path(folder), settings, 0
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / SETTINGS).unlink(missing_ok=True)
-
-    def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(tables.scratch(self.folder / "part"))
-            self._sets = stack.enter_context((self.folder / _SETS).open("wb"))
-            widths = _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]
-            self._bands, self._documents = stack.enter_context(tables.sorting(temporary, *widths))
-            self._open = stack.pop_all()
-        return self
+    def __init__(self, settings: MinHash, bands: tables.Sorter, documents: tables.Sorter, sets: BinaryIO):
+        self._settings, self._bands, self._documents, self._sets, self._shingles = settings, bands, documents, sets, 0
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
         """Add documents. A document without a word has no duplicates.
@@ -71,28 +60,30 @@ class Part:
           scores: the highest stays of a cluster; None: the lowest number stays.
         """
         numbers, rank = check_numbers(numbers, len(texts)), ranks(scores, len(texts))
-        shingles, offsets = grams.sets(*minhash.documents_shingles(texts, self.settings))
-        self._add(shingles, offsets, numbers, rank)
-
-    def _add(self, shingles: np.ndarray, offsets: np.ndarray, numbers: np.ndarray, rank: np.ndarray) -> None:
+        shingles, offsets = grams.sets(*minhash.documents_shingles(texts, self._settings))
         full = np.flatnonzero(np.diff(offsets))
         begins, ends = offsets[full], offsets[full + 1]
-        bands = minhash.band_hashes(minhash.signatures(shingles, offsets, self.settings)[full], self.settings)
+        bands = minhash.band_hashes(minhash.signatures(shingles, offsets, self._settings)[full], self._settings)
         digest = [xxhash.xxh3_64_intdigest(shingles[b:e]) for b, e in zip(begins.tolist(), ends.tolist())]
         owner = np.stack([np.array(digest, np.uint64), numbers[full]], axis=1)
-        self._bands.add(np.column_stack([bands.reshape(-1), np.repeat(owner, self.settings.bands, axis=0)]))
+        self._bands.add(np.column_stack([bands.reshape(-1), np.repeat(owner, self._settings.bands, axis=0)]))
         first = (begins + self._shingles).astype(np.uint64)
         self._documents.add(np.stack([numbers[full], first, (ends - begins).astype(np.uint64), rank[full]], axis=1))
         self._sets.write(np.ascontiguousarray(shingles))
         self._shingles += len(shingles)
 
-    def __exit__(self, kind, *_):
-        with self._open:
-            if kind is None:
-                tables.write(self.folder / _BANDS, self._bands.sorted())
-                tables.write(self.folder / _DOCUMENTS, self._documents.sorted())
-        if kind is None:
-            saving.write_json(self.folder / SETTINGS, asdict(self.settings))
+
+@contextlib.contextmanager
+def new_part(folder: Path, settings: MinHash = minhash.MinHash()) -> Iterator[Part]:  # noqa: B008 (it is frozen)
+    """Yield a Part, which is complete in `folder` at the end of the block.
+
+    Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
+    """
+    with writing(folder, asdict(settings)) as temporary, (folder / _SETS).open("wb") as sets:
+        with tables.sorting(temporary, _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]) as (bands, documents):
+            yield Part(settings, bands, documents, sets)
+            tables.write(folder / _BANDS, bands.sorted())
+            tables.write(folder / _DOCUMENTS, documents.sorted())
 
 
 def find(
@@ -105,7 +96,7 @@ def find(
     documents are as in `keep.old_bits`.
 
     Args:
-      parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
+      parts: folders that `new_part` wrote, in any order. into: the table. Temporary files are made beside it.
       threshold: least Jaccard similarity of the sets of shingles of a pair, in [0, 1]. With 0 no pair is verified:
         documents that share a bucket are duplicates, as in datatrove.
       old: indexes of earlier corpora (`save_index`), whose order numbers them. Their documents stay, so new ones with a
@@ -172,9 +163,8 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
     """
     folder, parts, table, count = Path(folder), [Path(part) for part in parts], tables.read(stayed, 1), 0
     check_settings(parts, "near")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).unlink(missing_ok=True)
-    with tables.scratch(folder / "part") as temporary, tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
+    settings = json.loads((parts[0] / SETTINGS).read_text())
+    with writing(folder, settings) as temporary, tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
         bands = nothing.sorted([part / _BANDS for part in parts])
         tables.write(folder / _BANDS, (_stayed(block, 2, table) for block in bands))
         with saving.replacing(folder / _SETS, "wb") as out, tables.Sorter(temporary, _WIDTH[_DOCUMENTS]) as documents:
@@ -188,7 +178,6 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
                     documents.add(np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), OLD)]))
                     shingles, count = shingles + int(kept[:, 2].sum()), count + len(kept)
             tables.write(folder / _DOCUMENTS, documents.sorted())
-    saving.write(folder / SETTINGS, (parts[0] / SETTINGS).read_bytes())
     return count
 
 

@@ -79,14 +79,6 @@ def _outside_ascii(texts: Sequence[str]) -> np.ndarray:
     return faulty
 
 
-def repair_slowly(text: str) -> str:
-    """Return what `repair` makes of a text, by asking ftfy about all of it: the plain twin."""
-    import ftfy
-
-    text = _INVISIBLE.sub("", _LINE_END.sub("\n", text))
-    return unicodedata.normalize("NFC", _INVISIBLE.sub("", ftfy.fix_text(text, _config())))
-
-
 def _repaired(text: str) -> tuple[str, int, int, int]:
     """Return the repaired text, and the counts that `repair` reports."""
     import ftfy

@@ -9,15 +9,15 @@ data/filters/splitting.py; everything else is a look-up by the numbers of the ch
 import functools
 import unicodedata
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import numpy as np
 import xxhash
 
-from data.filters import splitting_tables
 from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters, is_alphanumeric
 from data.filters.compiled import chunks, splitting
 from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYMBOL
+from data.filters.splitting import tables
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's (Rae et al. 2021, A.1.1)
 # Properties of a word, as bits: those of data/filters/compiled/chunks.py, and bit 8 + k: the word is STOP_WORDS[k].
@@ -61,6 +61,12 @@ class Words:
         """For each text, its lines as str.splitlines gives them."""
         return [text.splitlines() for text in self.texts]
 
+    def spelled(self, n: int) -> list[str]:
+        """Return the words of text n."""
+        letters, first = "".join(self.texts[n].split()), int(self.words_N[:n].sum())
+        ends = np.cumsum(self.size_W[first : first + self.words_N[n]]).tolist()
+        return [letters[begin:end] for begin, end in pairwise([0, *ends])]
+
     def count(self, flag: int) -> np.ndarray:
         """Return int64 [N]: words with a property."""
         return sums((self.flags_W & flag) != 0, self.words_N)
@@ -92,9 +98,9 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
     """Return what is known of chunks and of their words, and the numbers of these chunks, int32 [C]."""
     global _seen
     if _seen is None or _seen.counts[0] > MAX_CHUNKS or _seen.counts[3] > MAX_CODES:
-        tables = (kind(*(np.zeros(0, type) for type in (np.int32, *types))) for kind, types in _TYPES.items())
-        tables = (_longer_table(table, 0, 1) for table in tables)
-        _seen = chunks.Seen(np.zeros(4, np.int64), *tables, np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, bool))
+        empty = (kind(*(np.zeros(0, type) for type in (np.int32, *types))) for kind, types in _TYPES.items())
+        empty = (_longer_table(table, 0, 1) for table in empty)
+        _seen = chunks.Seen(np.zeros(4, np.int64), *empty, np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, bool))
     old, number_C, done = _seen.counts.copy(), np.empty(len(begin_C), np.int32), 0
     while (done := chunks.number_chunks(codes, begin_C, end_C, done, _seen, number_C)) < len(begin_C):
         count, _, _, used = _seen.counts.tolist()
@@ -103,7 +109,7 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
         _seen = chunks.Seen(_seen.counts, table, _seen.distinct, _seen.words, *more)
     new = slice(old[0], _seen.counts[0])
     if new.start < new.stop:
-        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting_tables.tables(), _seen.is_cut)
+        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], tables(), _seen.is_cut)
         most = int(new.stop - new.start + np.count_nonzero(_seen.is_cut[old[3] : _seen.counts[3] + 1]))  # new words
         table, entries = _longer_table(_seen.distinct, old[2], old[2] + most), _longer(_seen.words, old[1] + most)
         _seen = _seen._replace(distinct=table, words=entries)
@@ -168,12 +174,3 @@ def sums(values: np.ndarray, count: np.ndarray) -> np.ndarray:
     total = np.append(0, np.cumsum(values))
     ends = np.cumsum(count)
     return total[ends] - total[ends - count]
-
-
-def maxima(values: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Return the maxima of consecutive groups of `count` values that are not negative; an empty group gives 0."""
-    found = np.zeros(len(count), values.dtype)
-    if len(values):
-        full = np.flatnonzero(count)
-        found[full] = np.maximum.reduceat(values, (np.cumsum(count) - count)[full])
-    return found

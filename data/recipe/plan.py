@@ -82,7 +82,7 @@ def plan(
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
-        if name not in CORPUS:
+        if name not in CORPUS and stage.resolve:
             options = dict(stage.resolve(options))
         depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
@@ -95,7 +95,7 @@ def plan(
             depends.append([index.key for index in against])
             columns = stage.columns
         else:
-            depends.append(stage.depends(options))
+            depends.append(stage.depends(options) if stage.depends else None)
             # A document of one word tells which columns there will be.
             columns = stage.columns or tuple(column for column in stage.run(batch, options) if column != "text")
         compared = tuple(against) if name in CORPUS else ()
@@ -121,8 +121,10 @@ def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
 
 
 def _own_code(stage: Any) -> str:
-    """Return the source of a stage itself."""
-    return inspect.getsource(type(stage) if stage in CORPUS.values() else stage.call)
+    """Return the source of a stage itself, and what it names."""
+    if stage in CORPUS.values():
+        return inspect.getsource(type(stage))
+    return f"{stage.function}: {inspect.getsource(stage.call)}"
 
 
 @functools.cache

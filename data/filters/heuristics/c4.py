@@ -4,6 +4,7 @@ The two sources disagree on constants: see configs/curate/c4_paper.py and c4_tfd
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ LONG_LINE = 200  # characters of a line that counts as a paragraph, in mC4
 
 
 def c4(
-    words: Words, *, end_marks: tuple[str, ...] = (".", "?", "!", '"', "'"), min_words: int = 3, longest_word: int = 1000
+    words: Words, *, end_marks: Sequence[str] = (".", "?", "!", '"', "'"), min_words: int = 3, longest_word: int = 1000
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Drop lines that are no prose, and citation marks such as [1]. Returns (texts, columns [N]).
 
@@ -26,6 +27,7 @@ def c4(
     c4_lorem_ipsum, c4_curly_brackets: lines that hold these, of those that no earlier rule dropped
     c4_dropped_lines: share of lines that were dropped
     """
+    end_marks = tuple(end_marks)
     sentences_L, state_L = words.sentences_L.copy(), np.zeros(len(words.words_L), np.uint8)
     long_L = words.longest_L > longest_word
     fits_L = (words.chunks_L >= min_words) & ~long_L

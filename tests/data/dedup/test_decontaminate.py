@@ -9,9 +9,9 @@ import pytest
 
 from data.dedup import decontaminate
 from data.dedup.decontaminate import Report, benchmark, columns, cut, find
-from data.filters.word_hashes import plain_words
 from lm.errors import UserError
 from tests.data.dedup.corpus import prose, sources
+from tests.data.filters.plain_words import plain_words
 
 VOCABULARY = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "en", "or")]
 
@@ -135,7 +135,9 @@ def test_as_janitor_finds_and_cuts_it():
         theirs.register_contaminant_python(item["text"])
     held = benchmark(items, least_words=13)
     matches = find(texts, held)
-    left, result = cut(texts, matches, most_matches=10)
+    left, result = cut(texts, matches)
+    many = np.bincount(matches.document, minlength=len(texts)) > 10  # Janitor counts n-grams instead of pieces
+    left = ["" if empty else text for text, empty in zip(left, many)]
     some = 0
     for i, text in enumerate(texts):
         clean = theirs.normalize_string
@@ -165,7 +167,6 @@ def test_policies():
         0
     ] == [""]
     assert cut([many], find([many], held), most_pieces=11)[0] != [""]
-    assert cut([many], find([many], held), most_pieces=11, most_matches=9)[0] == [""]
     short = "y" * 390 + " " + item["text"]
     assert cut([short], find([short], held))[0] == [""]  # 191 characters are left, fewer than 200
     assert cut([short], find([short], held), least_slice=100)[0] == [short[:191]]
