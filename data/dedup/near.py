@@ -113,13 +113,12 @@ def find(
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
     check_settings(folders, "near")
     with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
-        _check_numbers(folders[len(old) :], temporary)
         bits = [old_bits(i) if i < len(old) else NEW_BIT for i in range(len(folders))]
         for i, folder in enumerate(folders):
             for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
                 number, first, count, rank = block.T
                 documents.add(np.stack([number | bits[i], first, count, rank, np.full_like(rank, i)], axis=1))
-        counts = {"documents": tables.write(temporary / "documents", documents.sorted())}
+        counts = {"documents": tables.write(temporary / "documents", _unique(documents.sorted()))}
         table = tables.read(temporary / "documents", 5)
         for block in _bucket_pairs(_all_bands(folders, bits, temporary)):
             candidates.add(block)
@@ -274,18 +273,18 @@ def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndar
             yield np.stack([block[:, 1], table[tables.find(table, number)[0], 3], number], axis=1)
 
 
-def _check_numbers(folders: Sequence[Path], temporary: Path) -> None:
-    with tables.Sorter(temporary, 1) as numbers:
-        for folder in folders:
-            for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
-                numbers.add(block[:, :1])
-        last = None
-        for block in numbers.sorted():
-            number = block[:, 0] if last is None else np.concatenate([[last], block[:, 0]])
-            same = np.flatnonzero(number[1:] == number[:-1])
-            if len(same):
-                raise UserError(f"two documents have the number {number[same[0]]}; numbers must be unique over all parts")
-            last = number[-1]
+def _unique(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield sorted rows. Raises: UserError: two have the same number."""
+    carried = None
+    for block in documents:
+        number = block[:, 0]
+        begins, _ = tables.first_of_groups(number, number, carried)
+        if not begins.all():
+            raise UserError(
+                f"two documents have the number {number[~begins][0] & ~NEW_BIT}; numbers must be unique over all parts"
+            )
+        carried = number[-1], number[-1]
+        yield block
 
 
 def _count(clusters: Iterable[np.ndarray], counts: dict[str, int]) -> Iterator[np.ndarray]:

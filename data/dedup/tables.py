@@ -146,16 +146,12 @@ def _up_to(block: np.ndarray, limit: np.ndarray) -> int:
 
 def distinct(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield sorted blocks without repeated rows."""
-    last = None
-    for block in blocks:
-        new = np.ones(len(block), bool)
-        new[1:] = (block[1:] != block[:-1]).any(axis=1)
-        if last is not None and len(block):
-            new[0] = (block[0] != last).any()
-        if len(block):
-            last = block[-1].copy()
-        if new.any():
-            yield block[new]
+    carried = None
+    for block in filter(len, blocks):
+        begins, first = first_of_groups(block, block[:, 0], carried)
+        carried = block[-1].copy(), first[-1]
+        if begins.any():
+            yield block[begins]
 
 
 def write(path: Path, blocks: Iterable[np.ndarray]) -> int:

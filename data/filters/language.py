@@ -13,7 +13,7 @@ import functools
 import unicodedata
 import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -89,14 +89,14 @@ def decompressed() -> Model:
     )
 
 
-def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, np.ndarray]:
+def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, Any]:
     """Return the columns language (ISO 639 code), language_score and language_line_share of documents.
 
     Args:
         sample: number of characters of a document that are read, in evenly spaced slices if it is longer.
 
     Returns:
-        language: str [documents]; "und" if no n-gram of the model occurs.
+        language: list of str; "und" if no n-gram of the model occurs.
         language_score: float32 [documents], P(language | text), 0 for "und". FineWeb's threshold 0.65 was chosen for fastText,
             whose scores differ.
         language_line_share: float32 [documents]: of the characters in up to 16 evenly spaced lines of at least 30 bytes, the
@@ -114,7 +114,7 @@ def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, np.ndarray
     total = np.bincount(document, weight, len(texts))
     same = np.bincount(document, weight * (line_language == found[document]), len(texts))
     share = np.where(total > 0, same / np.maximum(total, 1), 1.0)
-    return {"language": found, "language_score": score, "language_line_share": share.astype(np.float32)}
+    return {"language": found.tolist(), "language_score": score, "language_line_share": share.astype(np.float32)}
 
 
 def identify(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,8 @@ it imports, is part of the stage's identity (data/recipe/plan.py), so results ar
 import functools
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from data.recipe.batch import Batch, Columns
 from lm.errors import UserError
@@ -39,13 +37,7 @@ class Stage(NamedTuple):
     def run(self, batch: Batch, options: Options) -> Columns:
         """Return the new columns of a batch. The module is imported here, so a recipe loads only what it names."""
         found = self.call(getattr(importlib.import_module(self.module), self.function), batch, options)
-        columns = {"text": found[0]} | found[1] if isinstance(found, tuple) else found
-        return {name: _listed(values) for name, values in columns.items()}
-
-
-def _listed(values: Sequence | np.ndarray) -> Sequence | np.ndarray:
-    """Return strings as a list, and anything else as it is."""
-    return values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind == "U" else values
+        return {"text": found[0]} | found[1] if isinstance(found, tuple) else found
 
 
 def _of_words(function: Callable, batch: Batch, options: Options) -> Any:
@@ -74,9 +66,9 @@ def _urls(url_columns: Callable, batch: Batch, options: Options) -> Columns:
 
 @functools.cache
 def _block_lists(**files: str):
-    from data.filters.urls import block_lists, read_list
+    from data.filters.urls import BlockLists, read_list
 
-    return block_lists(**{name: read_list(path) for name, path in files.items() if path})
+    return BlockLists(**{name: read_list(path) for name, path in files.items() if path})
 
 
 def _list_files(options: Options) -> list[list[str]]:
