@@ -139,9 +139,8 @@ def _groups(parts: Sequence[Path], old: Sequence[Path], temporary: Path) -> Iter
     check_settings([*parts, *old], "exact")
     files = [Path(part) / _PIECES for part in parts]
     files += [tables.Marked(Path(part) / _PIECES, 3, old_bits(i)) for i, part in enumerate(old)]
-    with tables.Sorter(temporary, _WIDTH) as nothing:
-        carried = None
-        for block in nothing.sorted(files):
-            begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
-            carried = block[-1, :2], kept[-1]
-            yield block, begins, kept
+    carried = None
+    for block in tables.merged(files, _WIDTH, temporary):
+        begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
+        carried = block[-1, :2], kept[-1]
+        yield block, begins, kept

@@ -120,7 +120,8 @@ def find(
                 documents.add(np.stack([number | bits[i], first, count, rank, np.full_like(rank, i)], axis=1))
         counts = {"documents": tables.write(temporary / "documents", _unique(documents.sorted()))}
         table = tables.read(temporary / "documents", 5)
-        for block in _bucket_pairs(_all_bands(folders, bits, temporary)):
+        bands = [tables.Marked(folder / _BANDS, 2, bit) for folder, bit in zip(folders, bits)]
+        for block in _bucket_pairs(tables.merged(bands, _WIDTH[_BANDS], temporary)):
             candidates.add(block)
         sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
         counts["candidates"] = counts["verified"] = 0
@@ -163,8 +164,8 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
     folder, parts, table, count = Path(folder), [Path(part) for part in parts], tables.read(stayed, 1), 0
     check_settings(parts, "near")
     settings = json.loads((parts[0] / SETTINGS).read_text())
-    with writing(folder, settings) as temporary, tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
-        bands = nothing.sorted([part / _BANDS for part in parts])
+    with writing(folder, settings) as temporary:
+        bands = tables.merged([part / _BANDS for part in parts], _WIDTH[_BANDS], temporary)
         tables.write(folder / _BANDS, (_stayed(block, 2, table) for block in bands))
         with saving.replacing(folder / _SETS, "wb") as out, tables.Sorter(temporary, _WIDTH[_DOCUMENTS]) as documents:
             shingles = 0
@@ -258,12 +259,6 @@ def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 def _edges(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     pairs = np.stack([np.maximum(one, other), np.minimum(one, other)], axis=1)
     return pairs[(pairs[:, 0] & NEW_BIT) > 0]  # of two old documents none is new
-
-
-def _all_bands(folders: Sequence[Path], bits: Sequence[np.uint64], temporary: Path) -> Iterator[np.ndarray]:
-    """Yield the bands of all parts in order, with the bits of each part in its numbers."""
-    with tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
-        yield from nothing.sorted([tables.Marked(folder / _BANDS, 2, bit) for folder, bit in zip(folders, bits)])
 
 
 def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndarray]:

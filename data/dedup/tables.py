@@ -93,6 +93,12 @@ class Sorter:
         self._runs.append(path)
 
 
+def merged(files: Sequence[Path | Marked], width: int, folder: Path) -> Iterator[np.ndarray]:
+    """Yield the rows of any number of sorted files in order, in blocks. folder: for temporary files."""
+    with Sorter(folder, width) as nothing:
+        yield from nothing.sorted(files)
+
+
 def sort(rows: np.ndarray) -> np.ndarray:
     """Return rows in order. Ties of the first column, which are few when it is a hash, are sorted in a second step."""
     order = np.argsort(rows[:, 0])

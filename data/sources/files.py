@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from data.sources import corpus, objects, plain_text, streams, walk
 from data.sources.not_found import TEXT, missing, other_format
@@ -18,6 +19,9 @@ from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
 from lm.bucket.store import is_url
 from lm.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
@@ -258,12 +262,6 @@ def unreadable(path: str, error: Unreadable) -> UserError:
 
 
 def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
-    import pyarrow
-
-    def is_string(kind: pyarrow.DataType) -> bool:
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-
     def chosen(schema: pyarrow.Schema) -> list[str]:
         kinds = {field.name: field.type for field in schema}
         if text_key not in kinds or not is_string(kinds[text_key]):
@@ -279,6 +277,14 @@ def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
         document = _from_row(row, text_key, f"{id}:{number}", f"{path}: row {number}", path)
         if document:
             yield document
+
+
+def is_string(kind: pyarrow.DataType) -> bool:
+    """Return whether a column of this type holds strings, plain or in a dictionary."""
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 
 def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[int, dict]]:
@@ -320,9 +326,9 @@ def _from_row(row: dict, text_key: str, id: str, where: str, path: str) -> Docum
     # The text itself may be in a field such as `source`.
     given = {key: row[key] for key in _ABOUT if key != text_key and isinstance(row.get(key), str) and row[key]}
     return Document(
-        id=_encodable(given.get("id", id)),
+        id=encodable(given.get("id", id)),
         text=text,
-        origin=_encodable(given.get("url") or given.get("source") or path),
+        origin=encodable(given.get("url") or given.get("source") or path),
         licence=given.get("license") or given.get("licence"),
     )
 
@@ -334,7 +340,8 @@ def _text_key(row: dict) -> str:
     return "set data.text_key to one that holds a string" + (f", such as --config.data.text_key={longest}" if longest else "")
 
 
-def _encodable(string: str) -> str:
+def encodable(string: str) -> str:
+    """Return a string that UTF-8 can hold: "?" stands for lone surrogates."""
     return string if string.isascii() else string.encode(errors="replace").decode()
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from data.sources.files import encodable, is_string
 from data.sources.source import Document, Quarantined
 from data.sources.streams import Unreadable, lines, open_regular, open_stream
 
@@ -141,7 +142,7 @@ def document(row: Any, path: str, id: str, text_key: str) -> Document | None:
     nested = row.get("metadata")
     kept = {name: value for name in METADATA if (value := _first(row, (name,), text_key))}
     if isinstance(nested, dict):  # our own files and dolma's
-        kept |= {key: _encodable(value) for key, value in nested.items() if isinstance(key, str) and isinstance(value, str)}
+        kept |= {key: encodable(value) for key, value in nested.items() if isinstance(key, str) and isinstance(value, str)}
     return Document(
         about["id"] or id,
         text,
@@ -158,22 +159,14 @@ def _first(row: dict, names: tuple[str, ...], text_key: str) -> str | None:
     for name in names:
         value = row.get(name)
         if name != text_key and isinstance(value, str) and value:
-            return _encodable(value)
+            return encodable(value)
         if name == "date" and hasattr(value, "isoformat"):
             return value.isoformat()
     return None
 
 
-def _encodable(string: str) -> str:
-    return string if string.isascii() else string.encode(errors="replace").decode()
-
-
 def _columns(schema, text_key: str) -> list[str]:
     import pyarrow
-
-    def is_string(kind) -> bool:
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
     kinds = {field.name: field.type for field in schema}
     if text_key not in kinds:
@@ -181,16 +174,10 @@ def _columns(schema, text_key: str) -> list[str]:
     if not is_string(kinds[text_key]):
         raise Unreadable("text not a string")
     names = [name for names in FIELDS.values() for name in names] + list(METADATA)
-    return [
-        text_key,
-        *(name for name in names if name != text_key and name in kinds and _is_wanted(name, kinds[name], is_string)),
-    ]
-
-
-def _is_wanted(name: str, kind, is_string) -> bool:
-    import pyarrow
-
-    return is_string(kind) or (name == "date" and (pyarrow.types.is_timestamp(kind) or pyarrow.types.is_date(kind)))
+    wanted = {name for name, kind in kinds.items() if is_string(kind)}
+    if "date" in kinds and (pyarrow.types.is_timestamp(kinds["date"]) or pyarrow.types.is_date(kinds["date"])):
+        wanted.add("date")
+    return [text_key, *(name for name in names if name != text_key and name in wanted)]
 
 
 def _column_bytes(group, text_key: str) -> int:
