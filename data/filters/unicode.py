@@ -53,16 +53,13 @@ def may_be_faulty(texts: Sequence[str]) -> np.ndarray:
     for number, text in enumerate(texts):
         data = text.encode(errors="surrogatepass")
         faulty[number] = len(data.translate(None, _FAULTY_ASCII)) < len(data)
-        if faulty[number] or len(data) == len(text):  # all of it is ASCII
-            continue
-        faulty[number] = not unicodedata.is_normalized("NFC", text)
-        waiting.append(number)
-        size += len(text)
-        if size > _BATCH:
+        if not faulty[number] and len(data) > len(text):  # not all of it is ASCII
+            faulty[number] = not unicodedata.is_normalized("NFC", text)
+            waiting.append(number)
+            size += len(text)
+        if waiting and (size > _BATCH or number == len(texts) - 1):
             faulty[waiting] |= _outside_ascii([texts[i] for i in waiting])
             waiting, size = [], 0
-    if waiting:
-        faulty[waiting] |= _outside_ascii([texts[i] for i in waiting])
     return faulty
 
 

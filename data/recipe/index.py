@@ -10,6 +10,7 @@ A document's place in an index is its row among those that stayed.
 """
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -174,11 +175,8 @@ def _written(file, documents: Sequence[Path]) -> Iterator[np.ndarray]:
 
 def saved_hash(path: Path) -> str:
     """Return the XXH3 of a file, 128 bits in hexadecimal."""
-    state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def tidy(workdir: Path, key: str | None) -> None:

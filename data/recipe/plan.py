@@ -69,7 +69,7 @@ def plan(
     """
     stages = {**STAGES, **more, **CORPUS}
     with naming("rules"):
-        rules = parse(config["rules"])
+        rules = {rule.column: rule for rule in parse(config["rules"])}
     read = dict(config["read"])
     planned = [Planned("read", None, read, digest((read, FORMAT, code(READER))), ())]
     text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS} | {"metadata": [None]})
@@ -99,11 +99,12 @@ def plan(
             # A document of one word tells which columns there will be.
             columns = stage.columns or tuple(column for column in stage.run(batch, options) if column != "text")
         compared = tuple(against) if name in CORPUS else ()
-        planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns), compared))
+        own = tuple(rules[column] for column in columns if column in rules)
+        planned.append(Planned(name, stage, options, digest(depends), own, compared))
         known.update(columns)
         text = planned[-1].key if stage.rewrites else text
     measured = {rule.column for one in planned for rule in one.rules}
-    for rule in rules:
+    for rule in rules.values():
         if rule.column in ORIGINS and rule.column not in measured:  # such as the language that a source declares
             planned[0] = planned[0]._replace(rules=(*planned[0].rules, rule))
         elif rule.column not in measured:
@@ -113,11 +114,6 @@ def plan(
     if against and not any(one.compares for one in planned):
         raise UserError(f"against: no stage of the recipe compares documents; add one of {', '.join(CORPUS)} to stages")
     return planned
-
-
-def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
-    by_column = {rule.column: rule for rule in rules}
-    return tuple(by_column[column] for column in columns if column in by_column)
 
 
 def _own_code(stage: Any) -> str:

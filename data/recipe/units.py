@@ -7,14 +7,14 @@ change it.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.recipe import tables
-from data.recipe.batch import ORIGINS, Batch, Columns
+from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import TABLE, scores
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
@@ -93,10 +93,12 @@ def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
                 if writer:
                     more = {"numbers": numbers, "table": job.table(stage), "against": stage.against} if stage.compares else {}
                     columns = dict(stage.stage.run(batch, stage.options | more))
-                    writer.write(columns | _changed(columns, batch.texts))
+                    changed = [None if new == old else new for new, old in zip(columns.get("text", ()), batch.texts)]
+                    writer.write(columns | ({"text": changed} if "text" in columns else {}))
                 else:
                     columns = reader.read(k)
-                    columns |= _filled(columns, batch.texts)
+                    if "text" in columns:
+                        columns["text"] = [old if new is None else new for new, old in zip(columns["text"], batch.texts)]
                 batch = batch.replaced(columns)
             yield batch, first
 
@@ -110,16 +112,6 @@ def _missing(job: Job, unit: Unit) -> list[bool]:
 def is_done(job: Job, unit: Unit) -> bool:
     """Return whether the unit has the results of all stages."""
     return not any(_missing(job, unit))
-
-
-def _changed(columns: Columns, texts: Sequence[str]) -> dict[str, list[str | None]]:
-    """Return the column of texts, if there is one, with None in place of those that the stage left as they were."""
-    return {"text": [None if new == old else new for new, old in zip(columns["text"], texts)]} if "text" in columns else {}
-
-
-def _filled(columns: Columns, texts: Sequence[str]) -> dict[str, list[str]]:
-    """Undo `_changed`."""
-    return {"text": [old if new is None else new for new, old in zip(columns["text"], texts)]} if "text" in columns else {}
 
 
 def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:

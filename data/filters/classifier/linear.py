@@ -173,16 +173,10 @@ def load(folder: str | Path) -> Model:
 
 def fingerprint(folder: str | Path) -> str:
     """Return a digest of all that the scores of the model in a folder depend on. Raises: UserError: there is none."""
-    return str(_about(folder)["fingerprint"])
-
-
-def _about(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / ABOUT
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"fingerprint": found.pop("fingerprint"), "settings": found.pop("settings"), "bias": found.pop("bias"), **found}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _no_model(path, error) from error
+        return str(json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_model(Path(folder) / ABOUT, error) from error
 
 
 def _no_model(path: Path, error: Exception) -> UserError:
@@ -193,13 +187,13 @@ def _no_model(path: Path, error: Exception) -> UserError:
 
 @functools.lru_cache(maxsize=16)
 def _loaded(folder: str, expected: str) -> Model:
-    about = _about(folder)
     try:
+        about = json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))
         settings, bias = Settings(**about.pop("settings")), float(about.pop("bias"))
-        about.pop("fingerprint")
+        del about["fingerprint"]
         weights = np.load(Path(folder) / WEIGHTS, mmap_mode="r")
-    except (OSError, ValueError, TypeError) as error:
-        raise _no_model(Path(folder) / WEIGHTS, error) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_model(Path(folder), error) from error
     model = Model(settings, weights, bias, about)
     if weights.shape != (1 << settings.bits,) or weights.dtype != np.float32 or model.fingerprint != expected:
         raise UserError(

@@ -7,8 +7,16 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from data.filters.characters import ICONS, LETTERS, LOWER, UPPER
-from data.filters.exceptions import EXCEPTIONS
-from data.filters.splitting import AFTER, AFTER_DIGIT, BEFORE, BEFORE_FULL_STOP, CURRENCIES, LONGEST_EXCEPTION, QUOTES
+from data.filters.splitting import (
+    AFTER,
+    AFTER_DIGIT,
+    BEFORE,
+    BEFORE_FULL_STOP,
+    CURRENCIES,
+    EXCEPTIONS,
+    LONGEST_EXCEPTION,
+    QUOTES,
+)
 
 
 def _any(texts: Sequence[str]) -> str:

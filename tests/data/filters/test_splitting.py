@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from data.filters.exceptions import EXCEPTIONS
+from data.filters.splitting import EXCEPTIONS
 from data.filters.words import Words
 from tests.data.filters.plain_splitting import split
 
