@@ -56,11 +56,6 @@ class Words:
     def __len__(self) -> int:
         return len(self.texts)
 
-    @functools.cached_property
-    def lines(self) -> list[list[str]]:
-        """For each text, its lines as str.splitlines gives them."""
-        return [text.splitlines() for text in self.texts]
-
     def spelled(self, n: int) -> list[str]:
         """Return the words of text n."""
         letters, first = "".join(self.texts[n].split()), int(self.words_N[:n].sum())
@@ -87,10 +82,6 @@ class Words:
         return (self.words_L > 0) + np.bincount(line[begins], minlength=len(self.words_L))
 
 
-_TYPES = {
-    chunks.Chunks: (np.uint64, np.int64, np.int32, np.int64, np.int32),
-    chunks.Distinct: (np.uint64, np.int64, np.int32, np.uint16, np.uint64),
-}
 _seen: chunks.Seen | None = None  # it grows with each batch, up to MAX_CHUNKS
 
 
@@ -98,15 +89,14 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
     """Return what is known of chunks and of their words, and the numbers of these chunks, int32 [C]."""
     global _seen
     if _seen is None or _seen.counts[0] > MAX_CHUNKS or _seen.counts[3] > MAX_CODES:
-        empty = (kind(*(np.zeros(0, type) for type in (np.int32, *types))) for kind, types in _TYPES.items())
-        empty = (_longer_table(table, 0, 1) for table in empty)
-        _seen = chunks.Seen(np.zeros(4, np.int64), *empty, np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, bool))
-    old, number_C, done = _seen.counts.copy(), np.empty(len(begin_C), np.int32), 0
-    while (done := chunks.number_chunks(codes, begin_C, end_C, done, _seen, number_C)) < len(begin_C):
-        count, _, _, used = _seen.counts.tolist()
-        used += int(end_C[done] - begin_C[done]) + 1
-        table, more = _longer_table(_seen.chunks, count, count + 1), (_longer(a, used) for a in (_seen.codes, _seen.is_cut))
-        _seen = chunks.Seen(_seen.counts, table, _seen.distinct, _seen.words, *more)
+        _seen = _nothing()
+    old, number_C = _seen.counts.copy(), np.empty(len(begin_C), np.int32)
+    _seen = _seen._replace(
+        chunks=_longer_table(_seen.chunks, old[0], old[0] + len(begin_C)),
+        codes=_longer(_seen.codes, old[3] + len(codes) + 1),
+        is_cut=_longer(_seen.is_cut, old[3] + len(codes) + 1),
+    )
+    chunks.number_chunks(codes, begin_C, end_C, _seen, number_C)
     new = slice(old[0], _seen.counts[0])
     if new.start < new.stop:
         splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], tables(), _seen.is_cut)
@@ -116,6 +106,21 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
         chunks.add_words(old[0], _kinds(), _seen)
         _describe_words(_seen, old)
     return _seen, number_C
+
+
+def _nothing() -> chunks.Seen:
+    """Return what is known at the beginning."""
+    size = 1 << 12
+
+    def table(kind, *types):
+        return kind(np.full(4 * size, -1, np.int32), *(np.zeros(size, type) for type in types))
+
+    return chunks.Seen(
+        np.zeros(4, np.int64),
+        table(chunks.Chunks, np.uint64, np.int64, np.int32, np.int64, np.int32),
+        table(chunks.Distinct, np.uint64, np.int64, np.int32, np.uint16, np.uint64),
+        *(np.zeros(size, type) for type in (np.int32, np.uint32, bool)),
+    )
 
 
 def _describe_words(seen: chunks.Seen, old: np.ndarray) -> None:
@@ -135,7 +140,7 @@ def _longer(array: np.ndarray, least: int) -> np.ndarray:
     """Return the array, or a copy with room for at least `least` entries; the new ones are 0."""
     if least <= len(array):
         return array
-    copy = np.zeros(max(least, 2 * len(array), 1 << 12), array.dtype)
+    copy = np.zeros(max(least, 2 * len(array)), array.dtype)
     copy[: len(array)] = array
     return copy
 

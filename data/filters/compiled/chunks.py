@@ -107,20 +107,15 @@ def scan(codes, begin_N, kinds, lines_N, chunks_L, longest_L, flags_L, begin_C, 
 
 
 @compiled
-def number_chunks(codes, begin_C, end_C, start, seen, number_C):
-    """Write the numbers of chunks into number_C, from chunk `start` on; a new one is added to `seen`, without its words.
-
-    Returns the first chunk that was not done because an array of `seen` is full, or how many chunks there are.
-    """
-    for c in range(start, len(begin_C)):
+def number_chunks(codes, begin_C, end_C, seen, number_C):
+    """Write the numbers of chunks into number_C. A new one is added to `seen`, where there is room, without its words."""
+    for c in range(len(begin_C)):
         begin, size = begin_C[c], end_C[c] - begin_C[c]
         hash = _hash(codes, begin, size)
         slot = _slot(seen.chunks, seen.codes, hash, codes, begin, size)
         number = seen.chunks.slots[slot]
         if number < 0:
             number, at = seen.counts[0], seen.counts[3]
-            if number == len(seen.chunks.at) or at + size >= len(seen.codes):
-                return c
             seen.chunks.slots[slot] = number
             for k in range(size):
                 seen.codes[at + k] = codes[begin + k]
@@ -128,7 +123,6 @@ def number_chunks(codes, begin_C, end_C, start, seen, number_C):
             seen.counts[0] += 1
             seen.counts[3] += size
         number_C[c] = number
-    return len(begin_C)
 
 
 @compiled

@@ -32,9 +32,10 @@ def c4(
     long_L = words.longest_L > longest_word
     fits_L = (words.chunks_L >= min_words) & ~long_L
     texts, cited, end = [], [], 0
-    for text, lines in zip(words.texts, words.lines):
+    for text in words.texts:
+        lines = list(map(str.strip, text.splitlines()))
         begin, end = end, end + len(lines)
-        kept, lines = fits_L[begin:end].tolist(), list(map(str.strip, lines))
+        kept = fits_L[begin:end].tolist()
         phrases, marks = _has_phrases(text), "{" in text or "[" in text
         found = [
             _line(line, fits, is_long, end_marks)

@@ -141,14 +141,10 @@ def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantin
             return tree.read(path, id)
         raise Unreadable("a folder")
     kind = options.format or format_of(path)
-    if kind == "warc":
-        from data.sources.archives import warc
+    if kind in ("warc", "html"):
+        from data.sources.archives import html, warc
 
-        return warc.read(path, id, main_content=options.main_content)
-    if kind == "html":
-        from data.sources.archives import html
-
-        return html.read(path, id, main_content=options.main_content)
+        return (warc if kind == "warc" else html).read(path, id, main_content=options.main_content)
     if kind in ("json lines", "parquet"):
         from data.sources.archives import rows
 

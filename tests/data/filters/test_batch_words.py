@@ -47,7 +47,7 @@ def test_a_batch_does_not_change_its_documents():
     together = Words(TEXTS)
     for n, text in enumerate(TEXTS):
         alone = Words([text])
-        assert alone.lines[0] == text.splitlines() and alone.lines_N[0] == together.lines_N[n]
+        assert alone.lines_N[0] == together.lines_N[n] == len(text.splitlines())
         assert alone.words_N[0] == together.words_N[n] and alone.count(SYMBOL)[0] == together.count(SYMBOL)[n]
         assert together.spelled(n) == alone.spelled(0) == words_of(text)
 

@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 
 from data.sources import streams
@@ -60,16 +61,8 @@ def read(folder: str, id: str) -> Iterator[Document | Quarantined]:
             for inside, licence in _licences(folder, commit, objects):
                 licences.setdefault(inside, licence)
         for digest, size, inside in _blobs(folder, commit):
-            origin = os.path.join(folder, inside)
-            reason = tree.refused_name(inside)
-            if reason:
-                yield Quarantined(origin, "", reason)
-                continue
-            try:
-                data, licence = _content(objects, digest, size), nearest(inside, licences)
-                yield tree.document(data, inside, f"{id}/{inside}", origin, licence, {"commit": commit})
-            except Unreadable as error:
-                yield Quarantined(origin, "", error.reason)
+            content, origin = partial(_content, objects, digest, size), os.path.join(folder, inside)
+            yield tree.of_file(content, inside, f"{id}/{inside}", origin, nearest(inside, licences), {"commit": commit})
 
 
 def _content(objects: subprocess.Popen, digest: str, size: int) -> bytes:

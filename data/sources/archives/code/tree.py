@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from data.sources import streams, walk
 from data.sources.archives.code.languages import PROSE, language_of
@@ -38,27 +39,36 @@ _GENERATED_MARKS = re.compile(
 _HEAD_CHARACTERS = 1_000
 
 
-def refused_name(path: str) -> str | None:
-    """Return why a file is left out, by its path inside of its repository, or None."""
-    *folders, name = path.split("/")
-    if _VENDORED.intersection(folder.lower() for folder in folders):
-        return "vendored"
-    if _GENERATED_NAMES.fullmatch(name):
-        return "generated"
-    if language_of(path) is None:
-        return "no known language"
-    return None
-
-
-def document(data: bytes, path: str, id: str, origin: str, licence: str | None, metadata: dict[str, str]) -> Document:
-    """Return the document of a source file.
+def of_file(
+    content: Callable[[], bytes], path: str, id: str, origin: str, licence: str | None, metadata: dict[str, str]
+) -> Document | Quarantined:
+    """Return the document of a source file, or why it gives none.
 
     Args:
+        content: reads the file.
         path: the path inside of its repository.
         licence: of the repository; the file's own mark wins.
-
-    Raises: Unreadable: "code over 1 MiB", "generated", "minified", "no text", or as `encodings.decode`.
     """
+    try:
+        _check_name(path)
+        return _document(content(), path, id, origin, licence, metadata)
+    except Unreadable as error:
+        return Quarantined(origin, "", error.reason)
+    except OSError as error:
+        return Quarantined(origin, "", streams.reason(error))
+
+
+def _check_name(path: str) -> None:
+    *folders, name = path.split("/")
+    if _VENDORED.intersection(folder.lower() for folder in folders):
+        raise Unreadable("vendored")
+    if _GENERATED_NAMES.fullmatch(name):
+        raise Unreadable("generated")
+    if language_of(path) is None:
+        raise Unreadable("no known language")
+
+
+def _document(data: bytes, path: str, id: str, origin: str, licence: str | None, metadata: dict[str, str]) -> Document:
     if len(data) > MAX_CODE_BYTES:
         raise Unreadable(f"code over {MAX_CODE_BYTES >> 20} MiB")
     text = decode(data)
@@ -81,33 +91,19 @@ def read(root: str, id: str) -> Iterator[Document | Quarantined]:
 
     A file's licence is its own SPDX mark or header, else that of the nearest licence file above it.
     """
-    licences: dict[str, str] = {}
-    licences.update(_licences(root, ""))
+    licences = dict(_licences(root, ""))
     for path, is_folder in walk.entries(root):
         inside = os.path.relpath(path, root).replace(os.sep, "/")
         if is_folder:
             licences.update(_licences(path, inside))
-            continue
-        reason = refused_name(inside)
-        if reason:
-            yield Quarantined(path, "", reason)
-            continue
-        try:
-            data = _content(path)
-            yield document(data, inside, f"{id}/{inside}", path, nearest(inside, licences), {})
-        except Unreadable as error:
-            yield Quarantined(path, "", error.reason)
-        except OSError as error:
-            yield Quarantined(path, "", streams.reason(error))
+        else:
+            yield of_file(partial(_content, path), inside, f"{id}/{inside}", path, nearest(inside, licences), {})
 
 
 def read_file(path: str, id: str) -> Iterator[Document | Quarantined]:
     """Yield the document of one source file. Its licence is its own mark, or that of a licence file beside it."""
-    name = os.path.basename(path)
-    if reason := refused_name(name):
-        raise Unreadable(reason)
     beside = dict(_licences(os.path.dirname(path) or ".", "")) if "://" not in path else {}
-    yield document(_content(path), name, id, path, beside.get(""), {})
+    yield of_file(partial(_content, path), os.path.basename(path), id, path, beside.get(""), {})
 
 
 def _content(path: str) -> bytes:
@@ -123,9 +119,9 @@ def _licences(folder: str, inside: str) -> Iterator[tuple[str, str]]:
         return
     for name in names:
         try:
-            found = licence_of(decode(_content(os.path.join(folder, name))))
+            licence = licence_of(decode(_content(os.path.join(folder, name))))
         except (Unreadable, OSError):
             continue
-        if found:
-            yield inside, found
+        if licence:
+            yield inside, licence
             return
