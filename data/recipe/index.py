@@ -38,12 +38,6 @@ class Index(NamedTuple):
     folder: Path
     key: str
 
-    def name(self, place: int) -> str:
-        """Return "KEY/SOURCE/ID" of a document."""
-        ends, names = _opened(self.folder)
-        begin = int(ends[place - 1]) if place else 0
-        return f"{self.key}/{bytes(names[begin : int(ends[place])]).decode()}"
-
 
 @functools.lru_cache(maxsize=64)
 def _opened(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -52,9 +46,16 @@ def _opened(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def names(numbers: np.ndarray, against: Sequence[Index]) -> list[str | None]:
-    """Return the name of each document of an earlier corpus; None for those of this one. numbers: as in keep.old_bits."""
-    from_old, corpus, place = old_places(numbers)
-    return [against[c].name(p) if old else None for old, c, p in zip(from_old.tolist(), corpus.tolist(), place.tolist())]
+    """Return "KEY/SOURCE/ID" of each document of an earlier corpus, None for others. numbers: as in keep.old_bits."""
+    found: list[str | None] = []
+    for from_old, corpus, place in zip(*(values.tolist() for values in old_places(numbers))):
+        if from_old:
+            ends, names = _opened(against[corpus].folder)
+            begin = int(ends[place - 1]) if place else 0
+            found.append(f"{against[corpus].key}/{bytes(names[begin : int(ends[place])]).decode()}")
+        else:
+            found.append(None)
+    return found
 
 
 def find(against: str, workdir: Path | None = None) -> list[Index]:
