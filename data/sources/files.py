@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from data.sources import corpus, objects, plain_text, streams, walk
 from data.sources.not_found import TEXT, missing, other_format
@@ -213,39 +213,61 @@ def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
 
 def json_lines(path: str) -> Iterator[tuple[int, dict]]:
     """Yield (line number from 1, object) of a file that may be compressed. Raises: UserError, OSError."""
-    offset = 0
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"{path}:{number}"
-        start, offset = offset, offset + len(line)
-        if number == 1:
-            line = line.removeprefix(BOM)
-            start = offset - len(line)
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: byte {start + error.start} is not valid UTF-8; {TO_UTF8}") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error}); write one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
-        yield number, row
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    """Yield lines with their newline, of a file that may be compressed. A damaged archive is an error."""
     try:
-        with streams.open_stream(path) as stream:
-            for number, line in enumerate(streams.lines(stream, MAX_LINE_BYTES), start=1):
-                if line is None:
-                    raise UserError(
-                        f"{path}:{number}: the line has over {MAX_LINE_BYTES >> 20} MiB; write one document a line, "
-                        "or leave the file out"
-                    )
-                yield line
+        for number, row in json_rows(path, MAX_LINE_BYTES):
+            if isinstance(row, BadLine):
+                raise UserError(f"{path}:{number}: {row.detail}") from row
+            if isinstance(row, Unreadable):
+                raise row
+            yield number, row
     except Unreadable as error:
         raise unreadable(path, error) from error
+
+
+class BadLine(Unreadable):
+    """A line that holds no JSON object."""
+
+
+def json_rows(path: str, limit: int) -> Iterator[tuple[int, dict | Unreadable]]:
+    """Yield (line number from 1, object) of a file that may be compressed, or why there is none. Blank lines give nothing.
+
+    limit: bytes of a line. Raises: Unreadable, OSError: the file cannot be opened.
+    """
+    offset = 0
+    with streams.open_stream(path) as stream:
+        for number, line in enumerate(_lines(stream, limit), start=1):
+            if isinstance(line, Unreadable):
+                yield number, line
+                continue
+            start, offset = offset, offset + len(line)
+            if number == 1:
+                line = line.removeprefix(BOM)
+                start = offset - len(line)
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                row = BadLine("invalid utf-8", f"byte {start + error.start} is not valid UTF-8; {TO_UTF8}")
+            except (ValueError, RecursionError) as error:
+                row = BadLine("not json", f"not JSON ({error}); write one JSON object a line")
+            if not isinstance(row, dict | Unreadable):
+                row = BadLine("not an object", f"a JSON {type(row).__name__}, not an object; write one JSON object a line")
+            yield number, row
+
+
+def _lines(stream: BinaryIO, limit: int) -> Iterator[bytes | Unreadable]:
+    """Yield lines, and the error for each that is too long and each stretch that cannot be read. Lines behind it follow."""
+    size = f"{limit >> 20} MiB"
+    long = BadLine(f"line over {size}", f"the line has over {size}; write one document a line, or leave the file out")
+    while True:
+        try:
+            yield from (long if line is None else line for line in streams.lines(stream, limit))
+            return
+        except Unreadable as error:
+            yield error
+            if error.lost is None:
+                return
 
 
 def unreadable(path: str, error: Unreadable) -> UserError:

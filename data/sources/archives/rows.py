@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO
 
-from data.sources.files import encodable, is_string
+from data.sources.files import encodable, is_string, json_rows
 from data.sources.source import Document, Quarantined
-from data.sources.streams import Unreadable, lines, open_regular, open_stream
+from data.sources.streams import Unreadable, open_regular
 
 MAX_LINE_BYTES = 16 << 20  # of a JSON line; parsing takes about five times the line
 MAX_TEXT_BYTES = 16 << 20
@@ -28,43 +26,16 @@ METADATA = ("title", "robots", "author", "dump", "licence_link")
 
 def read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:
     """Yield the documents of a file of JSON lines; blank lines and blank texts give nothing."""
-    with open_stream(path) as stream:
-        for number, line in enumerate(_lines(stream), start=1):
-            where = f"line {number}"
-            if isinstance(line, Unreadable):
-                yield Quarantined(path, where, line.reason, line.lost)
-                continue
-            if line is None:
-                yield Quarantined(path, where, f"line over {MAX_LINE_BYTES >> 20} MiB")
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-                found = document(row, path, f"{id}:{number}", text_key)
-            except UnicodeDecodeError:
-                yield Quarantined(path, where, "invalid utf-8")
-            except (ValueError, RecursionError):
-                yield Quarantined(path, where, "not json")
-            except Unreadable as error:
-                yield Quarantined(path, where, error.reason)
-            else:
-                if found:
-                    yield found
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
-    """Yield lines as `streams.lines` does, and for each stretch that cannot be read the error. Lines behind it follow."""
-    while True:
+    for number, row in json_rows(path, MAX_LINE_BYTES):
         try:
-            yield from lines(stream, MAX_LINE_BYTES)
-            return
+            if isinstance(row, Unreadable):
+                raise row
+            found = document(row, path, f"{id}:{number}", text_key)
         except Unreadable as error:
-            yield error
-            if error.lost is None:
-                return
+            yield Quarantined(path, f"line {number}", error.reason, error.lost)
+        else:
+            if found:
+                yield found
 
 
 def read_parquet(path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:
@@ -117,13 +88,11 @@ def read_tfds(name: str, text_key: str) -> Iterator[Document | Quarantined]:
             yield Document(f"train[{number}]", text, name, licence)
 
 
-def document(row: Any, path: str, id: str, text_key: str) -> Document | None:
+def document(row: dict, path: str, id: str, text_key: str) -> Document | None:
     """Return the document of a row, None if its text is null or blank.
 
-    Raises: Unreadable: "not an object", "no text field", "text not a string", "text over 16 MiB", "lone surrogate".
+    Raises: Unreadable: "no text field", "text not a string", "lone surrogate".
     """
-    if not isinstance(row, dict):
-        raise Unreadable("not an object")
     if text_key not in row:
         raise Unreadable("no text field")
     text = row[text_key]
