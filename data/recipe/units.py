@@ -7,6 +7,7 @@ change it.
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from data.recipe.corpus import TABLE, scores
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
 from data.recipe.rules import Rule, reasons
-from data.recipe.unread import Unread
 from data.sources.source import Document, Quarantined
 from lm.files import saving
 
+LISTED = 100  # faults of a file for one reason; more are counted, so that a file of bad lines does not fill the memory
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 4096  # a batch ends with the document that reaches one; its arrays fit a cache
 
 
@@ -141,6 +142,47 @@ def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
     saving.write_lines(_quarantine(job, unit), unread.rows, ensure_ascii=True)
 
 
+class Unread:
+    """Collects {"file", "path", "where", "reason", "place", "count", "documents"} of what could not be read.
+
+    file: the id in the input. place: [first, end), bytes of the file, or None. count: faults that the entry stands for.
+    documents: how many the file gave; 0: nothing of it could be read.
+    """
+
+    def __init__(self):
+        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._of_file: list[dict[str, Any]] = []
+        self._faults = 0
+
+    def add(self, found: Quarantined, path: str, id: str) -> None:
+        """Add a fault. path, id: of the file, source tree or repository that is being read."""
+        self._faults += 1
+        inside = os.path.relpath(found.path, path) if found.path.startswith(path + os.sep) else ""
+        file = f"{id}/{inside}" if inside else id
+        rows = self._rows.setdefault((file, found.reason), [])
+        if len(rows) > LISTED:
+            rows[-1]["count"] += 1
+            rows[-1]["where"] = f"and {rows[-1]['count']:,} more"
+            return
+        where, place = (found.where, found.place) if len(rows) < LISTED else ("and 1 more", None)
+        about = {"file": file, "path": found.path, "where": where, "reason": found.reason, "place": place}
+        rows.append(about | {"count": 1, "documents": 0})
+        if not inside:
+            self._of_file.append(rows[-1])
+
+    def end_file(self, path: str, id: str, documents: int) -> None:
+        """Say how many documents the file gave whose faults were added last. A file without any is a fault, too."""
+        if not documents and not self._faults:
+            self.add(Quarantined(path, "", "no documents"), path, id)
+        for row in self._of_file:
+            row["documents"] = documents
+        self._of_file, self._faults = [], 0
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for rows in self._rows.values() for row in rows]
+
+
 def _origins(document: Document, source: str) -> tuple[str | None, ...]:
     metadata = (document.metadata or {}) | ({"split_key": document.split_key} if document.split_key else {})
     about = json.dumps(metadata, sort_keys=True, ensure_ascii=False) if metadata else None
@@ -152,6 +194,6 @@ def _quarantine(job: Job, unit: Unit) -> Path:
 
 
 def quarantined(job: Job, unit: Unit) -> list[dict[str, Any]]:
-    """Return all that could not be read in a unit, see data/recipe/unread.py."""
+    """Return all that could not be read in a unit, see `Unread`."""
     with _quarantine(job, unit).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -28,14 +28,13 @@ def read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document | Qu
     """Yield the documents of a file of JSON lines; blank lines and blank texts give nothing."""
     for number, row in json_rows(path, MAX_LINE_BYTES):
         try:
-            if isinstance(row, Unreadable):
-                raise row
-            found = document(row, path, f"{id}:{number}", text_key)
+            found = row if isinstance(row, Unreadable) else document(row, path, f"{id}:{number}", text_key)
         except Unreadable as error:
-            yield Quarantined(path, f"line {number}", error.reason, error.lost)
-        else:
-            if found:
-                yield found
+            found = error
+        if isinstance(found, Unreadable):
+            yield Quarantined(path, f"line {number}", found.reason, found.lost)
+        elif found:
+            yield found
 
 
 def read_parquet(path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:
