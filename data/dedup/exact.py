@@ -108,8 +108,8 @@ def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
     duplicate_of: int64, the document that stays in its place, which may be itself. duplicate_keep: bool.
     """
     numbers = check_numbers(numbers, len(numbers))
-    _, found = tables.find(tables.read(removed, 3), numbers)
-    return {"duplicate_of": kept_instead(numbers, removed, 2), "duplicate_keep": ~found}
+    kept = kept_instead(numbers, removed, 2)
+    return {"duplicate_of": kept, "duplicate_keep": kept == numbers.astype(np.int64)}
 
 
 def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequence[Path] = ()) -> int:

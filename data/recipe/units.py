@@ -81,10 +81,9 @@ def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
     paths, missing = [job.path(stage, unit) for stage in job.stages], _missing(job, unit)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(tables.writing(path)) if new else None for path, new in zip(paths, missing)]
-        readers = [None if new else stack.enter_context(contextlib.closing(tables.Reader(p))) for p, new in zip(paths, missing)]
-        read = _read(job, unit) if missing[0] else (readers[0].read(k) for k in range(readers[0].batches))
+        readers = [None if new else stack.enter_context(contextlib.closing(tables.read(p))) for p, new in zip(paths, missing)]
         row = 0
-        for k, columns in enumerate(read):
+        for columns in readers[0] or _read(job, unit):
             batch = first = Batch(columns)
             if writers[0]:
                 writers[0].write(columns)
@@ -97,7 +96,7 @@ def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
                     changed = [None if new == old else new for new, old in zip(columns.get("text", ()), batch.texts)]
                     writer.write(columns | ({"text": changed} if "text" in columns else {}))
                 else:
-                    columns = reader.read(k)
+                    columns = next(reader)
                     if "text" in columns:
                         columns["text"] = [old if new is None else new for new, old in zip(columns["text"], batch.texts)]
                 batch = batch.replaced(columns)

@@ -185,20 +185,6 @@ def place(hashes, count, slots):
 
 
 @compiled
-def count_words(number_C, chunks_L, seen, words_L):
-    """Write how many words each line has. Returns their sum."""
-    c, total = 0, 0
-    for line in range(len(chunks_L)):
-        words = 0
-        for k in range(c, c + chunks_L[line]):
-            words += seen.chunks.words[number_C[k]]
-        c += chunks_L[line]
-        words_L[line] = words
-        total += words
-    return total
-
-
-@compiled
 def spread(number_C, seen, hash_W, flags_W, size_W, number_W):
     """Write XXH3, properties, characters and numbers of the words of chunks."""
     w = 0
