@@ -17,20 +17,8 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
-from data.dedup import grams, minhash, tables
+from data.dedup import grams, keep, minhash, tables
 from data.dedup.components import components
-from data.dedup.keep import (
-    NEW_BIT,
-    OLD,
-    SETTINGS,
-    best_of_clusters,
-    check_numbers,
-    check_settings,
-    kept_instead,
-    old_bits,
-    ranks,
-    writing,
-)
 from data.dedup.minhash import MinHash
 from lm.errors import UserError
 from lm.files import saving
@@ -59,7 +47,7 @@ class Part:
           numbers: unique in the whole corpus; in [0, 2^61).
           scores: the highest stays of a cluster; None: the lowest number stays.
         """
-        numbers, rank = check_numbers(numbers, len(texts)), ranks(scores, len(texts))
+        numbers, rank = keep.check_numbers(numbers, len(texts)), keep.ranks(scores, len(texts))
         shingles, offsets = grams.sets(*minhash.documents_shingles(texts, self._settings))
         full = np.flatnonzero(np.diff(offsets))
         begins, ends = offsets[full], offsets[full + 1]
@@ -79,7 +67,7 @@ def new_part(folder: Path, settings: MinHash = minhash.MinHash()) -> Iterator[Pa
 
     Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
     """
-    with writing(folder, asdict(settings)) as temporary, (folder / _SETS).open("wb") as sets:
+    with keep.writing(folder, asdict(settings)) as temporary, (folder / _SETS).open("wb") as sets:
         with tables.sorting(temporary, _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]) as (bands, documents):
             yield Part(settings, bands, documents, sets)
             tables.write(folder / _BANDS, bands.sorted())
@@ -111,9 +99,9 @@ def find(
     if not 0 <= threshold <= 1:
         raise UserError(f"near-duplicate threshold={threshold} is not in [0, 1]; 0 verifies no pair")
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
-    check_settings(folders, "near")
+    keep.check_settings(folders, "near")
     with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
-        bits = [old_bits(i) if i < len(old) else NEW_BIT for i in range(len(folders))]
+        bits = [keep.old_bits(i) if i < len(old) else keep.NEW_BIT for i in range(len(folders))]
         for i, folder in enumerate(folders):
             for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
                 number, first, count, rank = block.T
@@ -133,9 +121,9 @@ def find(
         tables.write(temporary / "edges", verified.sorted())
         edges = tables.read(temporary / "edges", 2)
         members = _members(components(tables.blocks(edges), temporary), table)
-        tables.write(into, _count(best_of_clusters(members, temporary), counts))
+        tables.write(into, _count(keep.best_of_clusters(members, temporary), counts))
         if pairs is not None:
-            tables.write(Path(pairs), (block & ~NEW_BIT for block in tables.blocks(edges)))
+            tables.write(Path(pairs), (block & ~keep.NEW_BIT for block in tables.blocks(edges)))
     return counts
 
 
@@ -146,8 +134,8 @@ def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     near_duplicate_of: int64, the document that is kept in its place, which may be itself.
     near_duplicate_keep: bool.
     """
-    numbers = check_numbers(numbers, len(numbers))
-    cluster, kept = (kept_instead(numbers, clusters, column) for column in (1, 2))
+    numbers = keep.check_numbers(numbers, len(numbers))
+    cluster, kept = (keep.kept_instead(numbers, clusters, column) for column in (1, 2))
     return {
         "near_duplicate_cluster": cluster,
         "near_duplicate_of": kept,
@@ -162,9 +150,9 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
     Disk: as of a part. Memory: that of a merge.
     """
     folder, parts, table, count = Path(folder), [Path(part) for part in parts], tables.read(stayed, 1), 0
-    check_settings(parts, "near")
-    settings = json.loads((parts[0] / SETTINGS).read_text())
-    with writing(folder, settings) as temporary:
+    keep.check_settings(parts, "near")
+    settings = json.loads((parts[0] / keep.SETTINGS).read_text())
+    with keep.writing(folder, settings) as temporary:
         bands = tables.merged([part / _BANDS for part in parts], _WIDTH[_BANDS], temporary)
         tables.write(folder / _BANDS, (_stayed(block, 2, table) for block in bands))
         with saving.replacing(folder / _SETS, "wb") as out, tables.Sorter(temporary, _WIDTH[_DOCUMENTS]) as documents:
@@ -175,7 +163,9 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
                     for row in (kept := _stayed(block, 0, table)):
                         out.write(np.ascontiguousarray(sets[int(row[1]) : int(row[1] + row[2])]))
                     first = shingles + np.cumsum(kept[:, 2]) - kept[:, 2]
-                    documents.add(np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), OLD)]))
+                    documents.add(
+                        np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), keep.OLD)])
+                    )
                     shingles, count = shingles + int(kept[:, 2].sum()), count + len(kept)
             tables.write(folder / _DOCUMENTS, documents.sorted())
     return count
@@ -258,7 +248,7 @@ def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _edges(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     pairs = np.stack([np.maximum(one, other), np.minimum(one, other)], axis=1)
-    return pairs[(pairs[:, 0] & NEW_BIT) > 0]  # of two old documents none is new
+    return pairs[(pairs[:, 0] & keep.NEW_BIT) > 0]  # of two old documents none is new
 
 
 def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndarray]:
@@ -275,9 +265,8 @@ def _unique(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         number = block[:, 0]
         begins, _ = tables.first_of_groups(number, number, carried)
         if not begins.all():
-            raise UserError(
-                f"two documents have the number {number[~begins][0] & ~NEW_BIT}; numbers must be unique over all parts"
-            )
+            twice = number[~begins][0] & ~keep.NEW_BIT
+            raise UserError(f"two documents have the number {twice}; numbers must be unique over all parts")
         carried = number[-1], number[-1]
         yield block
 
@@ -286,7 +275,7 @@ def _count(clusters: Iterable[np.ndarray], counts: dict[str, int]) -> Iterator[n
     """Yield the rows of new documents, with plain numbers, and count them."""
     counts["clustered"] = counts["removed"] = 0
     for block in clusters:
-        new = block[(block[:, 0] & NEW_BIT) > 0]
+        new = block[(block[:, 0] & keep.NEW_BIT) > 0]
         counts["clustered"] += len(new)
         counts["removed"] += int((new[:, 0] != new[:, 2]).sum())
-        yield new & ~NEW_BIT
+        yield new & ~keep.NEW_BIT

@@ -135,10 +135,10 @@ def test_a_bucket_of_any_size_gives_linear_pairs(monkeypatch):
     monkeypatch.setattr(near, "NEIGHBOURS", 4)
     count = 50
     bands = np.stack([np.zeros(count), np.arange(count), np.arange(count)], axis=1).astype(np.uint64)
-    bands[:, 2] |= near.NEW_BIT
+    bands[:, 2] |= keep.NEW_BIT
     for size in (1, 3, 7, 100):
         pairs = np.concatenate(list(near._bucket_pairs([bands[at : at + size] for at in range(0, count, size)])))
-        found = sorted(set(map(tuple, (pairs & ~near.NEW_BIT).tolist())))
+        found = sorted(set(map(tuple, (pairs & ~keep.NEW_BIT).tolist())))
         assert found == sorted({(i, j) for i in range(count) for j in {0, *range(i - 4, i)} if 0 <= j < i})
 
 
