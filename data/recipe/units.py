@@ -55,7 +55,7 @@ class Job:
 
 
 def run(job: Job, unit: Unit) -> dict[str, int]:
-    """Make the missing results of a unit. Returns {documents, characters, quarantined}."""
+    """Make the missing results of a unit. Returns {documents, characters}."""
     gathers = job.gathers is not None and not (job.part(unit) / "done.json").exists()
     counts = {"documents": 0, "characters": 0}
     with contextlib.ExitStack() as stack:
@@ -70,7 +70,7 @@ def run(job: Job, unit: Unit) -> dict[str, int]:
                 part.add([batch.texts[n] for n in stays], numbers, scores(batch, job.gathers.options, stays))
     if gathers:
         saving.write_json(job.part(unit) / "done.json", counts)
-    return counts | {"quarantined": len(quarantined(job, unit))}
+    return counts
 
 
 def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
