@@ -37,15 +37,15 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
     long, short = (Report(benchmark(rows, size, size, keep_symbols=False)) for size in (LONG, SHORT))
     for batch in _batched(texts):
         for report in (long, short):
-            report.add(find(batch, report.held), range(len(batch)))
+            report.add(find(batch, report.held))
     results = []
-    for i, (item, of_long, of_short) in enumerate(zip(items, long.rows(), short.rows())):
-        share_long, share = of_long["share"], of_short["share"]
+    for i, item in enumerate(items):
+        share_long, share = long.share(i), short.share(i)
         results.append(
             {
                 "task": item.task,
                 "doc_id": item.doc_id,
-                "words": of_short["words"],
+                "words": int(short.held.words[i]),
                 "overlap": share,
                 "overlap_13": share_long,
                 "matched": [" ".join(gram) for gram in (long.matched(i) or short.matched(i))[:SHOWN]],
@@ -120,7 +120,7 @@ def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
     Raises: UserError if the input is missing or cannot be read.
     """
     from data.sources import open_sources
-    from data.text.dataset import prepared
+    from data.text.batches import prepared
 
     folder = Path(input)
     datasets = [path for path in (folder, *sorted(folder.glob("data/*"))) if prepared(path)] if folder.is_dir() else []

@@ -2,9 +2,8 @@
 
 import functools
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import xxhash
@@ -14,10 +13,10 @@ from data.recipe.stages import Stage
 from lm.errors import UserError
 
 
-def _perplexity(_: ModuleType, batch: Batch, options: Mapping[str, Any]) -> Columns:
+def _perplexity(scorer_of: Callable, batch: Batch, options: Mapping[str, Any]) -> Columns:
     from lm.evals.documents import columns
 
-    scorer = _scorer(options["checkpoint"], options["content"], options["max_tokens"], options["batch"])
+    scorer = scorer_of(options["checkpoint"], options["content"], options["max_tokens"], options["batch"])
     return columns(scorer.scores(batch.texts))
 
 
@@ -80,6 +79,10 @@ def _content(checkpoint: str) -> str:
 
 STAGES: Mapping[str, Stage] = {
     "perplexity": Stage(
-        _perplexity, "lm.evals.curation", columns=("perplexity", "bits_per_byte", "perplexity_tokens"), resolve=_resolved
+        "lm.evals.curation",
+        "_scorer",
+        _perplexity,
+        columns=("perplexity", "bits_per_byte", "perplexity_tokens"),
+        resolve=_resolved,
     )
 }

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data.media.prompts import IDEFICS3, OWN, VOXTRAL
+from data.text.batches import Sizes, constant
 from data.text.grow import old_pieces
 from data.text.hf_tokenizer import has_tokenizer
-from data.text.sizes import Sizes, constant
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.adapt import lora, quantize
 from lm.adapt.score import with_score_head

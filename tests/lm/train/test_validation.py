@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs.train import default, tiny
-from data.text.sizes import parse_sizes
+from data.text.batches import parse_sizes
 from lm.align.validation import Validation
 from lm.parallel.mesh import make_mesh
 from lm.train.events import validation
