@@ -49,9 +49,7 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     problems = Problems()
 
     def read_item(row: int, values: dict) -> tuple[Sequence[tuple], BBQRow]:
-        item = parsed(values)
-        if item.biased is None:
-            problems.add("items_without_target", f"row {row}: {', '.join(item.key)}")
+        item = read_row(row, values, problems)
         return [(None, *item.key[1:]), item.key], item
 
     pairs, missing = join(items, answers, problems, read_item, _read_answer)
@@ -61,14 +59,15 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
         if chosen is None:
             problems.add("answers_out_of_range", f"{', '.join(item.key)}: {answer!r}")
         else:
-            samples.append(_sample(item, chosen))
+            samples.append(sample_of(item, chosen))
+    return summary(samples, missing) | {"problems": problems.kinds}, samples
+
+
+def summary(samples: Sequence[dict], missing: int) -> dict:
+    """Return the results of samples, overall and in "categories". missing: items without an answer."""
     categories = sorted({sample["category"] for sample in samples})
-    results = figures(samples) | {
-        "missing": missing,
-        "categories": {name: figures([s for s in samples if s["category"] == name]) for name in categories},
-        "problems": problems.kinds,
-    }
-    return results, samples
+    by_category = {name: figures([s for s in samples if s["category"] == name]) for name in categories}
+    return figures(samples) | {"missing": missing, "categories": by_category}
 
 
 def figures(samples: Sequence[dict]) -> dict:
@@ -81,6 +80,14 @@ def figures(samples: Sequence[dict]) -> dict:
         result |= mean(bias, signs if condition == "ambig" else named)
         result |= {f"n_{condition}": len(some), f"biased_{condition}": named.count(1), f"non_unknown_{condition}": len(named)}
     return result
+
+
+def read_row(row: int, values: dict, problems: Problems) -> BBQRow:
+    """Return the item in a row; one whose biased answer is not known is a problem. Raises: Malformed."""
+    item = parsed(values)
+    if item.biased is None:
+        problems.add("items_without_target", f"row {row}: {', '.join(item.key)}")
+    return item
 
 
 def parsed(values: dict) -> BBQRow:
@@ -164,7 +171,7 @@ def _read_answer(answer: dict) -> tuple[tuple, object]:
     return (category, *ids), present(answer, "answer")
 
 
-def _sample(item: BBQRow, chosen: int) -> dict:
+def sample_of(item: BBQRow, chosen: int) -> dict:
     category, example_id, question_index, condition = item.key
     bias = 0 if chosen == item.unknown else 1 if chosen == item.biased else -1
     return {

@@ -1,54 +1,19 @@
-"""Run the attacks that search on the model under test: GCG finds a suffix, PAIR and TAP rewrite each request."""
+"""Run the attacks that rewrite each request, PAIR and TAP, on the model under test."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from data.chat.template import encode_chat
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import Judge
-from lm.evals.redteam.gcg import Settings, gcg, in_chat
 from lm.evals.redteam.prompts import Request
-from lm.evals.redteam.safety_eval import record_of, subject_chat, with_system
+from lm.evals.redteam.safety_eval import record_of, subject_chat
 from lm.evals.redteam.search import MAX_SCORE, Limits, SearchResult, by_judge, on_topic, pair_limits, rated, search
 from lm.evals.task import Subject
 
-GCG = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}
 PAIR = {"streams": 5, "depth": 3, "budget": 0}  # 0: as many as the tree can hold
 TAP = {"branching": 4, "width": 10, "depth": 10, "budget": 0}
 SEARCHES = ("pair", "tap")
-
-
-def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
-    """Find one suffix for the first requests: {"suffix", "loss", "loss_before", "steps", "requests", "rejected"}.
-
-    Raises: UserError for a subject without gradients (one that is not our model), and without a request.
-    """
-    model, tokenizer = getattr(subject, "model", None), getattr(subject, "tokenizer", None)
-    if model is None or tokenizer is None:
-        raise UserError(f"redteam: family gcg needs a model's gradients, and {subject.name} has none; remove gcg")
-    used = requests[: options["requests"]]
-    if not used:
-        raise UserError("redteam: family gcg needs a harmful request, but there is none")
-
-    def encode(messages: list[dict]) -> list[int]:
-        messages = with_system(system, messages)
-        if encoding := getattr(subject, "encoding", None):
-            return encoding.ids(subject.chat_prompt(messages))
-        return encode_chat(tokenizer, messages, add_generation_prompt=True).ids
-
-    texts, targets = [r.prompt.text for r in used], [r.target for r in used]
-    place = in_chat(tokenizer, texts, targets, init=options["init"], encode=encode)
-    settings = Settings(seed=seed, **{key: options[key] for key in ("steps", "batch", "topk", "chunk")})
-    history = gcg(model, tokenizer, place.places, place.init, settings, fits=place.fits)
-    return {
-        "suffix": place.text(history.best),
-        "loss": history.best_loss,
-        "loss_before": history.losses[0],
-        "steps": options["steps"],
-        "requests": len(used),
-        "rejected": history.rejected,
-    }
 
 
 def rewritten(

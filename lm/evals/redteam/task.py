@@ -13,7 +13,7 @@ from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.evals.redteam import searches
+from lm.evals.redteam import gcg, searches
 from lm.evals.redteam.attacks import ATTACKS, compose
 from lm.evals.redteam.figures import agreement, figures, metrics
 from lm.evals.redteam.prompts import HAZARDS, Request, in_turn, read_prompts, read_requests
@@ -43,7 +43,7 @@ KEYS = documents.KEYS | {
     "attacker_tokens": 512,
     "scorer": "judge",  # of pair's and tap's attempts: judge, openai:URL, or subject
     "scorer_model": "",
-    "gcg": {},  # settings of gcg, pair and tap: see lm/evals/redteam/searches.py
+    "gcg": {},  # settings of gcg, pair and tap: see gcg.py and searches.py
     "pair": {},
     "tap": {},
 }
@@ -76,10 +76,11 @@ class RedTeam(NamedTuple):
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
     values = resolved(name, spec, settings, KEYS)
-    for key, defaults in (("gcg", searches.GCG), ("pair", searches.PAIR), ("tap", searches.TAP)):
+    for key, defaults in (("gcg", gcg.OPTIONS), ("pair", searches.PAIR), ("tap", searches.TAP)):
         check(f"task {name}: {key}", values[key], defaults)
         values[key] = {**defaults, **values[key]}
     check_least(name, values, samples=1, draws=1, max_new_tokens=1, retries=0)
+    check_least(f"{name}: gcg", values["gcg"], batch=1, topk=1, chunk=1)
     if values["samples"] > 1 and not values["temperature"]:
         raise UserError(f"task {name}: samples={values['samples']} at temperature 0 would be identical; raise temperature")
     families = _families(name, values)
@@ -162,7 +163,7 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
     harmful = [request for request in task.requests if request.prompt.kind == "harmful"]
     searched: dict[str, dict] = {}
     if any("gcg" in family.split("+") for family in task.families):
-        searched["gcg"] = searches.suffix(subject, harmful, values["gcg"], settings.system, settings.seed)
+        searched["gcg"] = gcg.searched_suffix(subject, harmful, values["gcg"], settings.system, settings.seed)
     generated: dict[int, dict[str, Generated]] = {}
 
     def chat(draw: int) -> Chat:

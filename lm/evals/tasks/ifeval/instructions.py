@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
-from lm.evals.tasks.ifeval.languages import known_languages
+from lm.evals.tasks.ifeval.text import known_languages
 from lm.evals.tasks.ifeval.verifiers import VERIFIERS, Relation
 
 

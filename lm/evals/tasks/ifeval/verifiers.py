@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from lm.evals.tasks.ifeval.languages import language as language_of
-from lm.evals.tasks.ifeval.splitting import sentences, words
+from lm.evals.tasks.ifeval.text import language as language_of
+from lm.evals.tasks.ifeval.text import sentences, words
 
 Relation = Literal["less than", "at least"]
 
