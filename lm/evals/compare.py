@@ -19,7 +19,7 @@ from data.sources.files import json_lines
 from lm import cli
 from lm.errors import UserError
 from lm.evals.stats.measures import badness, is_number, main_metric, metrics, tasks
-from lm.evals.stats.significance import holm, paired, unpaired
+from lm.evals.stats.significance import comparison_row, holm, paired, unpaired
 from lm.runs.workdir import read_object
 
 SHOWN = 5  # examples of items that do not join
@@ -68,14 +68,12 @@ def compare_runs(
     return {"tasks": compared, "only_before": only[0], "only_after": only[1]}
 
 
-def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False) -> list[dict]:
+def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0) -> list[dict]:
     """Return the rows that got worse, with their "task" and "metric": the value moved away from its ideal by more than
     `tolerance` (in the metric's units) with p_holm < alpha, or it was known before and is unknown now."""
     rows = []
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
-            if only_main and metric != part["main"]:
-                continue
             if row["after"] is None and row["before"] is not None:
                 rows.append({"task": task, "metric": metric, **row})
             if row["better"] is not False or row["p_holm"] is None or row["p_holm"] >= alpha:
@@ -130,7 +128,9 @@ def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool)
         pairs = [(before[key][1].get(metric), after[key][1].get(metric)) for key in joined]
         pairs = [pair for pair in pairs if all(map(is_number, pair))]
         row = paired(*zip(*pairs)) if pairs else _figures(*figures, metric)
-        rows[metric] = row | {"p_holm": None, "better": _better(metric, row["before"], row["after"])}
+        bad = [None if row[end] is None else badness(metric, row[end]) for end in ("before", "after")]
+        better = None if None in bad or bad[0] == bad[1] else bad[1] < bad[0]
+        rows[metric] = row | {"p_holm": None, "better": better}
     return {
         "main": main_metric(figures[1]),
         "n": len(joined),
@@ -148,16 +148,7 @@ def _figures(before: Mapping, after: Mapping, metric: str) -> dict[str, Any]:
     errors = [side.get(f"{metric}_stderr") for side in (before, after)]
     if None not in values and all(map(is_number, errors)):
         return unpaired(*values, *errors)
-    difference = None if None in values else values[1] - values[0]
-    unknown = dict.fromkeys(("stderr", "low", "high", "p", "test", "n"))
-    return {"before": values[0], "after": values[1], "difference": difference} | unknown
-
-
-def _better(metric: str, before: float | None, after: float | None) -> bool | None:
-    if before is None or after is None:
-        return None
-    bad = [badness(metric, before), badness(metric, after)]
-    return None if None in bad or bad[0] == bad[1] else bad[1] < bad[0]
+    return comparison_row(*values, None if None in values else values[1] - values[0])
 
 
 def _count_and_examples(keys: Iterable[tuple]) -> dict[str, Any]:

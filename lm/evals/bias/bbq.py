@@ -8,18 +8,17 @@ Questions of one template are similar, so intervals use the effective number of 
 for accuracies and s_dis, Bonett and Price's for s_amb.
 """
 
-import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals import outcomes
 from lm.evals.bias.bbq_scores import OPTIONS, BBQRow, choice, names, read_row, sample_of, summary
-from lm.evals.bias.rows import Measure, Rows, check_template, prompt_of, read_rows
+from lm.evals.bias.rows import Measure, check_template, open_measure, prompt_of
 from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Problems, text, unique
-from lm.evals.task import Continuation, Outcome, Prompt, Subject, TaskSettings
+from lm.evals.task import Continuation, Prompt, Subject, TaskSettings
 from lm.evals.tasks.settings import OneOf, resolved
 
 KEYS = {
@@ -53,19 +52,17 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Build the task. Rows are the published JSON lines, in one file or one per category. Raises: UserError."""
     values = resolved(name, spec, settings, KEYS)
     check_template(name, values["prompt"], ("context", "question", *OPTIONS))
-    data = read_rows(name, values, settings)
-    versions = data.versions | {key: values[key] for key in KEYS}
-    return Measure(name, versions, functools.partial(_run, name, data, values, settings))
+    return open_measure(name, values, settings, evaluate, recorded={key: values[key] for key in KEYS})
 
 
-def _run(name: str, data: Rows, values: dict, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems = data.new_problems()
+def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict, list[dict]]:
+    values = task.values
 
     def read(number: int, row: dict) -> tuple[tuple, Question]:
         item = read_row(number, row, problems)
-        return item.key, _question(number, row, item, values["prompt"], settings, subject)
+        return item.key, _question(number, row, item, values["prompt"], task.settings, subject)
 
-    questions = list(unique(outcomes.limited(data.rows, settings.limit), problems, read)[0].values())
+    questions = list(unique(task.rows, problems, read)[0].values())
     by = _by_generation if values["by"] == "generation" else _by_likelihood
     records = by(subject, questions, values, problems)
     samples = []
@@ -78,7 +75,7 @@ def _run(name: str, data: Rows, values: dict, settings: TaskSettings, subject: S
             bias = {"s_dis": float(sample["bias"])} if sample["bias"] else {}
         options = sample.pop("choices")
         fields = {
-            "task": name,
+            "task": task.name,
             "doc_id": question.row,
             "options": options,
             "answer": options[sample["answer"]],
@@ -90,7 +87,7 @@ def _run(name: str, data: Rows, values: dict, settings: TaskSettings, subject: S
     results = summary(samples, len(questions) - len(samples)) | figures(samples) | {"chance": mean_guess(samples)}
     for category, of_category in results["categories"].items():
         of_category |= figures([sample for sample in samples if sample["category"] == category])
-    return Outcome(results | {"problems": problems.kinds}, samples)
+    return results, samples
 
 
 def figures(samples: Sequence[dict]) -> dict[str, float | None]:
@@ -144,7 +141,7 @@ def _question(number: int, row: dict, item: BBQRow, prompt: str, settings: TaskS
     return Question(number, item, groups, *prompt_of(subject, question, settings))
 
 
-def _by_likelihood(subject: Subject, questions: Sequence[Question], values: dict, problems: Problems) -> list[dict]:
+def _by_likelihood(subject: Subject, questions: Sequence[Question], values: Mapping, problems: Problems) -> list[dict]:
     options = []  # for each question: (index of the option that a continuation stands for, continuation)
     for question in questions:
         own = list(enumerate(question.item.options))
@@ -169,7 +166,7 @@ def _by_likelihood(subject: Subject, questions: Sequence[Question], values: dict
     return records
 
 
-def _by_generation(subject: Subject, questions: Sequence[Question], values: dict, problems: Problems) -> list[dict]:
+def _by_generation(subject: Subject, questions: Sequence[Question], values: Mapping, problems: Problems) -> list[dict]:
     stops = tuple(values["stops"])
     prompts = [Prompt(q.prompt, () if q.messages else stops, values["max_new_tokens"]) for q in questions]
     records = []

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, Reply, endpoint, replies_or_none
 from lm.evals.judges.verdict import Verdict, ask, json_objects, questions
+from lm.evals.stats.joining import Problems
 
 CHARACTERS = 24_000  # maximum length of documents shown with a claim
 
@@ -19,9 +20,19 @@ def claims_of(chat: Chat, texts: Sequence[str], topics: Sequence[str]) -> list[t
     return [_claims(reply) for reply in replies_or_none(chat, [questions()["claims"].about(case) for case in cases])]
 
 
-def judged(chat: Chat, claims: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Verdict]:
-    """Return a verdict on each claim by its documents: supported, contradicted, unsupported or unknown."""
-    return ask(chat, "support", [shown(claim, texts) for claim, texts in zip(claims, documents, strict=True)])
+def judged(
+    chat: Chat, groups: Sequence[Sequence[tuple[str, Sequence[str]]]], problems: Problems
+) -> list[list[tuple[str, Verdict]]]:
+    """Return each claim with a verdict by its documents: supported, contradicted, unsupported or unknown, which is a problem.
+
+    groups: lists of (claim, documents), all judged together.
+    """
+    verdicts = ask(chat, "support", [shown(*pair) for group in groups for pair in group])
+    for verdict in verdicts:
+        if verdict.label == "unknown":
+            problems.add("unknown_judgements", verdict.reason)
+    following = iter(verdicts)
+    return [[(claim, next(following)) for claim, _ in group] for group in groups]
 
 
 def shown(claim: str, documents: Sequence[str]) -> dict[str, str]:

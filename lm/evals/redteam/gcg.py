@@ -68,8 +68,8 @@ class Settings(NamedTuple):
 
 
 class InChat(NamedTuple):
-    """A suffix in conversations. init: its initial ids. fits: whether ids, decoded to text, are encoded as the same ids in every
-    conversation. text: returns the text that `suffix` of lm/evals/redteam/attacks.py appends for ids."""
+    """A suffix in conversations. init: its initial ids. fits: whether ids, decoded to text, are encoded as the same ids in
+    every conversation. text: returns the text that `suffix` of lm/evals/redteam/attacks.py appends for ids."""
 
     places: list[Place]
     init: tuple[int, ...]
@@ -110,7 +110,7 @@ def searched_suffix(
 def gcg(model: Transformer, tokenizer: Tokenizer, chat: InChat, settings: Settings) -> History:
     """Search from the initial suffix on the current mesh. Candidates that do not fit are rejected.
 
-    Raises: UserError without prompts or suffix, for prompts too long for the model, and for an initial suffix that does not fit.
+    Raises: UserError without prompts or suffix, for prompts too long for the model, and for a suffix that does not fit.
     """
     places, suffix, fits, _ = chat
     if not places or not suffix:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -84,12 +85,9 @@ class Tree:
     leaves: list[Leaf]
     done: bool = False
     queries: int = 0
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
     nodes: list[dict] = dataclasses.field(default_factory=list)
     tried: set[str] = dataclasses.field(default_factory=set)
-
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
 
 
 class Proposal(NamedTuple):
@@ -173,51 +171,48 @@ def _proposals(trees: Sequence[Tree], attacker: Chat, branching: int, level: int
             more = ANOTHER.format(n=n, i=i % n + 1) if n > 1 else ""
             requests.append((tree, number, (*before, _message("user", last["content"] + more))))
     proposals = []
-    replies = replies_or_none(attacker, [_to_attacker(tree, conversation) for tree, _, conversation in requests])
+    conversations = []
+    for tree, _, conversation in requests:
+        target = TARGET.format(target=tree.target) if tree.target else ""
+        system = _message("system", SYSTEM.format(request=tree.request, target=target))
+        conversations.append([system, *conversation[-2 * MEMORY - 1 :]])
+    replies = replies_or_none(attacker, conversations)
     for (tree, number, conversation), reply in zip(requests, replies, strict=True):
         prompt = None if reply.text is None else proposed(reply.text)
         if reply.text is None:
-            tree.count("attacker_failed")
+            tree.counts["attacker_failed"] += 1
         elif prompt is None:
-            tree.count("attacker_malformed")
+            tree.counts["attacker_malformed"] += 1
         elif prompt in tree.tried:
-            tree.count("repeated")
+            tree.counts["repeated"] += 1
         else:
             tree.tried.add(prompt)
             proposals.append(Proposal(tree, number, (*conversation, _message("assistant", reply.text)), prompt))
     return proposals
 
 
-def _to_attacker(tree: Tree, conversation: Sequence[dict]) -> list[dict]:
-    target = TARGET.format(target=tree.target) if tree.target else ""
-    return [_message("system", SYSTEM.format(request=tree.request, target=target)), *conversation[-2 * MEMORY - 1 :]]
-
-
 def _pruned(proposals: Sequence[Proposal], topic: TopicCheck | None, limits: Limits) -> list[Proposal]:
     """Return the proposals on the topic, at most `width` per tree and within its budget, and deduct them from the budget."""
+    verdicts: list[bool | None] = [True] * len(proposals)
+    if topic is not None and proposals:
+        requests, prompts = [p.tree.request for p in proposals], [p.prompt for p in proposals]
+        verdicts = answers_or_unknown("the check", lambda: topic(requests, prompts), len(proposals), lambda why: None)
     sent, taken = [], dict.fromkeys((p.tree for p in proposals), 0)
-    for proposal, verdict in zip(proposals, _on_topic(proposals, topic), strict=True):
+    for proposal, verdict in zip(proposals, verdicts, strict=True):
         tree = proposal.tree
         if verdict is None:
-            tree.count("topic_unknown")  # it stays, because it is not known to be off the topic
+            tree.counts["topic_unknown"] += 1  # it stays, because it is not known to be off the topic
         if verdict is False:
-            tree.count("off_topic")
+            tree.counts["off_topic"] += 1
         elif taken[tree] == limits.width:
-            tree.count("over_width")
+            tree.counts["over_width"] += 1
         elif tree.queries == limits.budget:
-            tree.count("over_budget")
+            tree.counts["over_budget"] += 1
         else:
             tree.queries += 1
             taken[tree] += 1
             sent.append(proposal)
     return sent
-
-
-def _on_topic(proposals: Sequence[Proposal], topic: TopicCheck | None) -> list[bool | None]:
-    if topic is None or not proposals:
-        return [True] * len(proposals)
-    requests, prompts = [p.tree.request for p in proposals], [p.prompt for p in proposals]
-    return answers_or_unknown("the check", lambda: topic(requests, prompts), len(proposals), lambda why: None)
 
 
 def _scored(proposals: Sequence[Proposal], replies: Sequence[Reply], scorer: Scorer) -> list[Score]:
@@ -239,10 +234,10 @@ def _grow(proposals: Sequence[Proposal], replies: Sequence[Reply], scores: Seque
     for (tree, number, conversation, prompt), reply, (value, reason) in zip(proposals, replies, scores, strict=True):
         tree.nodes.append({"depth": level, "prompt": prompt, "response": reply.text, "score": value, "reason": reason})
         if reply.text is None:
-            tree.count("target_failed")
+            tree.counts["target_failed"] += 1
             continue
         if value is None:
-            tree.count("scorer_failed")
+            tree.counts["scorer_failed"] += 1
         rating = "unknown" if value is None else f"{value} of {MAX_SCORE}"
         leaf = Leaf((*conversation, _message("user", NEXT.format(response=reply.text, score=rating))), value)
         grown.setdefault(tree, {}).setdefault(number, []).append(leaf)

@@ -1,5 +1,6 @@
 """Run the attacks that rewrite each request, PAIR and TAP, on the model under test."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,10 +53,7 @@ def _record(name: str, request: Request, result: SearchResult) -> dict:
 
 
 def _summary(results: Sequence[SearchResult]) -> dict[str, Any]:
-    counts: dict[str, int] = {}
-    for result in results:
-        for what, n in result.counts.items():
-            counts[what] = counts.get(what, 0) + n
+    counts = sum((Counter(result.counts) for result in results), Counter())
     queries, best = sum(result.queries for result in results), sum(result.score == MAX_SCORE for result in results)
     return {"queries": queries, "found": best, **dict(sorted(counts.items()))}
 

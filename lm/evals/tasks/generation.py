@@ -56,12 +56,13 @@ OPTIONS = {
 }
 
 
-class Asked(NamedTuple):
-    """An item with its prompt and targets."""
+class Answered(NamedTuple):
+    """An item with its prompt, what was read of it (here its targets), and the model's answers."""
 
     item: TaskItem
     context: Context
-    targets: list[str]
+    read: Any
+    answers: list[Generated]
 
 
 class Generation(NamedTuple):
@@ -74,15 +75,15 @@ class Generation(NamedTuple):
     def evaluate(self, task: FileTask, subject: Subject) -> Outcome:
         problems = task.documents.new_problems()
 
-        def read(item: TaskItem) -> Asked:
-            return Asked(item, task.prompts.contexts(item, subject)[0], targets_of(task, item))
+        def targets_of(item: TaskItem) -> list[str]:
+            with prompting.reading():
+                target = task.prompts.form.answer(item.doc)
+                return [str(part) for part in target] if isinstance(target, list) else [str(target)]
 
-        questions = [question for _, question in readable(task.documents.items, read, problems)]
-        sampling, repeats = sampling_of(task.name, task.values), task.values.get("repeats") or 1
-        answers = generated(subject, [question.context for question in questions], sampling, repeats, task.seed)
-        samples = [self.sample(task, question, own, problems) for question, own in zip(questions, answers, strict=True)]
+        answered = answers_of(task, subject, problems, targets_of, task.values.get("repeats") or 1)
+        samples = [self.sample(task, question, problems) for question in answered]
         if self.judge:
-            self.grade(task, [pair for pair in zip(questions, samples) if "answer" in pair[1]], problems)
+            self.grade(task, [pair for pair in zip(answered, samples) if "answer" in pair[1]], problems)
         scored = [sample for sample in samples if "answer" in sample]
         return Outcome(task.summary(scored, self.names(), problems), samples)
 
@@ -93,19 +94,22 @@ class Generation(NamedTuple):
             names += [f"{measure}_{end}" for measure in answer_metrics.MEASURES for end in ("acc", "max", "diff")]
         return names + (["judge"] if self.judge else [])
 
-    def sample(self, task: FileTask, question: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
+    def sample(self, task: FileTask, answered: Answered, problems: Problems) -> dict[str, Any]:
         """Return an item's sample; without a key "answer" if the model gave none."""
-        item = question.item
-        targets = question.targets if len(question.targets) > 1 else question.targets[0]
+        item, context, targets, answers = answered
+        # Notes stand in the places of media.
+        messages = context.messages and [
+            {"role": m["role"], "content": noted(m["content"], m)} if "media" in m else m for m in context.messages
+        ]
         sample = {
             **task.about(item),
-            "prompt": question.context.text,
-            "target": targets,
-            "reference": question.targets[0],
+            "prompt": context.text,
+            "target": targets if len(targets) > 1 else targets[0],
+            "reference": targets[0],
             "generation": answers[0].text,
             "metrics": dict.fromkeys(self.names()),
             "failed": False,
-        } | outcomes.message_fields(question.context.messages and _noted(question.context.messages))
+        } | outcomes.message_fields(messages)
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
@@ -120,7 +124,7 @@ class Generation(NamedTuple):
         for metric, options in self.metrics.items():
             for pipeline, answer in by_pipeline.items():
                 if metric == "exact_match":
-                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, question.targets, options)
+                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, targets, options)
                 elif metric == "nearness":
                     metrics |= answer_metrics.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
         valid = [answer for answer in by_pipeline.values() if answer != filters.INVALID]
@@ -133,15 +137,21 @@ class Generation(NamedTuple):
             "failed": failed,
         }
 
-    def grade(self, task: FileTask, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
+    def grade(self, task: FileTask, pairs: Sequence[tuple[Answered, dict]], problems: Problems) -> None:
         """Write the judge's grades into the samples."""
         options, cases = self.metrics["judge"], []
-        for item, sample in pairs:
-            question, right, wrong = (_read(task, options.get(key), item.item) for key in ("question", "right", "wrong"))
-            right = (right if isinstance(right, list) else [right]) if right else item.targets
-            wrong = (wrong if isinstance(wrong, list) else [wrong]) if wrong else []
-            question = question if isinstance(question, str) and question else item.context.text
-            texts = {"question": question, "right": _listed(right)} | ({"wrong": _listed(wrong)} if wrong else {})
+
+        def read(key: str, item: TaskItem) -> Any:
+            template = options.get(key)
+            return prompting.Form("", None, template, task.prompts.form.columns).answer(item.doc) if template else None
+
+        def listed(answers: Any) -> str:
+            return "\n".join(f"- {answer}" for answer in (answers if isinstance(answers, list) else [answers]))
+
+        for (item, context, targets, _), sample in pairs:
+            question, right, wrong = (read(key, item) for key in ("question", "right", "wrong"))
+            question = question if isinstance(question, str) and question else context.text
+            texts = {"question": question, "right": listed(right or targets)} | ({"wrong": listed(wrong)} if wrong else {})
             cases.append(texts | {"answer": sample["answer"]})
         note = ", what is known to be wrong" if options.get("wrong") else ""
         for (_, sample), grade in zip(pairs, ask(self.judge, "grade", cases, wrong_note=note), strict=True):
@@ -153,16 +163,6 @@ class Generation(NamedTuple):
 
     def _name(self, metric: str, pipeline: str) -> str:
         return metric if len(self.pipelines) == 1 or pipeline == "none" else f"{metric}_{pipeline}"
-
-
-def targets_of(task: FileTask, item: TaskItem) -> list[str]:
-    with prompting.reading():
-        target = task.prompts.form.answer(item.doc)
-        return [str(part) for part in target] if isinstance(target, list) else [str(target)]
-
-
-def _read(task: FileTask, template: str | None, item: TaskItem) -> Any:
-    return prompting.Form("", None, template, task.prompts.form.columns).answer(item.doc) if template else None
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
@@ -208,19 +208,16 @@ def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def generated(
-    subject: Subject, contexts: Sequence[Context], sampling: Mapping[str, Any], repeats: int, seed: int
-) -> list[list[Generated]]:
-    """Return `repeats` independent answers for each prompt."""
-    prompts = [Prompt(c.text, **sampling, seed=seed + draw, media=c.media) for c in contexts for draw in range(repeats)]
-    answers = subject.generate(prompts)
-    return [answers[i : i + repeats] for i in range(0, len(answers), repeats)]
-
-
-def _listed(answers: Sequence[str]) -> str:
-    return "\n".join(f"- {answer}" for answer in answers)
-
-
-def _noted(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages with notes in the places of their media, for a sample."""
-    return [m if "media" not in m else {"role": m["role"], "content": noted(m["content"], m)} for m in messages]
+def answers_of(
+    task: FileTask, subject: Subject, problems: Problems, read: Callable[[TaskItem], Any], repeats: int = 1
+) -> list[Answered]:
+    """Return each item with `repeats` independent answers by generation_kwargs. One that cannot be read is a problem."""
+    prompted = readable(task.documents.items, lambda item: (read(item), task.prompts.contexts(item, subject)[0]), problems)
+    sampling = sampling_of(task.name, task.values)
+    prompts = [
+        Prompt(context.text, **sampling, seed=task.seed + draw, media=context.media)
+        for _, (_, context) in prompted
+        for draw in range(repeats)
+    ]
+    answers = iter(subject.generate(prompts))
+    return [Answered(item, context, value, [next(answers) for _ in range(repeats)]) for item, (value, context) in prompted]

@@ -88,7 +88,7 @@ def test_holm_corrects_for_the_tasks(tmp_path):
     assert smallest["p_holm"] == pytest.approx(min(1.0, 7 * smallest["p"]))
     assert comparison["tasks"]["redteam"]["metrics"]["attack_success"]["n"] == 90  # an item under three families is three
     assert compare.worse(comparison) == []
-    worse = compare.worse(compare.compare(*pair[::-1]), only_main=True)
+    worse = compare.worse(compare.compare(*pair[::-1]))
     assert {"gsm8k", "wikitext", "redteam"} <= {row["task"] for row in worse}
 
 

@@ -15,10 +15,8 @@ from lm.evals.stats.joining import Malformed, Problems, join, text, unique
 from lm.evals.stats.measures import mean
 from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task, generation
-from lm.evals.tasks.documents import TaskItem
-from lm.evals.tasks.file_task import FileTask, open_file_task, readable
+from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.ifeval.instructions import Instruction, follows, follows_loosely, parsed
-from lm.evals.tasks.prompting import Context
 from lm.evals.tasks.settings import resolved
 
 KEYS = file_task.KEYS | {"generation_kwargs": dict}
@@ -37,24 +35,15 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Return the results of `summary`. Items with the same prompt are not scored."""
     problems = task.documents.new_problems()
 
-    def context_of(item: TaskItem) -> Context:
-        read_item(0, item.doc)  # raises Malformed
-        return task.prompts.contexts(item, subject)[0]
-
-    prompted = readable(task.documents.items, context_of, problems)
-    sampling = generation.sampling_of(task.name, task.values)
-    answers = generation.generated(subject, [context for _, context in prompted], sampling, 1, task.seed)
-    answered = []
-    for (item, context), (answer,) in zip(prompted, answers, strict=True):
+    answered = generation.answers_of(task, subject, problems, lambda item: read_item(item.id, item.doc))
+    for item, _, _, (answer,) in answered:
         if answer.problem:
             problems.add("no_generation", f"{item.id}: {answer.problem}")
-        else:
-            answered.append((item, context, answer))
-
-    items, _ = unique([item.doc for item, _, _ in answered], problems, read_item)
+    answered = [each for each in answered if not each.answers[0].problem]
+    items, _ = unique([each.item.doc for each in answered], problems, lambda row, _: answered[row].read)
     samples = []
     for row, read in items.items():
-        item, context, answer = answered[row]
+        item, context, _, (answer,) = answered[row]
         followed = verified(read, answer.text, problems)
         marks = {kind: [instruction[kind] for instruction in followed] for kind in KINDS}
         samples.append(
@@ -99,7 +88,7 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     return summary(samples) | {"missing": missing, "problems": problems.kinds}, samples
 
 
-def read_item(row: int, item: dict) -> tuple[tuple[str], IFEvalItem]:
+def read_item(row: int | str, item: dict) -> tuple[tuple[str], IFEvalItem]:
     """Return the prompt, which is the key of a row's item, and the item. Raises: Malformed."""
     prompt, ids, kwargs = text(item, "prompt"), item.get("instruction_id_list"), item.get("kwargs")
     if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):
