@@ -25,6 +25,8 @@ from lm.runs.workdir import read_object
 SHOWN = 5  # examples of items that do not join
 TRIED = ("family", "attempt", "sample")  # keys beside doc_id that distinguish several samples of one item
 
+_Items = dict[tuple, list[tuple[bytes, dict]]]  # {(doc_id, keys of TRIED): (hash of the item, its metrics) of its samples}
+
 
 def compare(before: str | os.PathLike, after: str | os.PathLike, *, any_prompt: bool = False) -> dict[str, Any]:
     """Return the differences after − before of two folders with results.json and samples.jsonl; see `compare_runs`.
@@ -58,7 +60,7 @@ def compare_runs(
     compared: dict[str, dict] = {}
     for task in figures[1]:
         if task in figures[0]:
-            sides = [side.get(task, _Items()) for side in items]
+            sides = [side.get(task, {}) for side in items]
             compared[task] = _task([figure[task] for figure in figures], sides, any_prompt)
     for main in (True, False):
         rows = [row for t in compared.values() for name, row in t["metrics"].items() if (name == t["main"]) == main]
@@ -92,31 +94,19 @@ def change_line(row: Mapping) -> str:
     return f"{moved} ({row['difference']:+.4g}{p})"
 
 
-class _Items(dict):
-    """{(doc_id, keys of TRIED): (hash of the item, its metrics)}. repeated: counts of the keys that occur more than once."""
-
-    def __init__(self):
-        super().__init__()
-        self.repeated: dict[tuple, int] = {}
-
-
 def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
     by_task: dict[str, _Items] = {}
     for sample in samples:
-        items = by_task.setdefault(str(sample.get("task")), _Items())
         key = tuple(str(sample[part]) for part in ("doc_id", *TRIED) if sample.get(part) is not None)
-        if key in items or key in items.repeated:
-            items.repeated[key] = items.repeated.get(key, 1) + 1
-            items.pop(key, None)
-            continue
         item = [sample.get(part) for part in ("prompt", "choices", "target")]
         text = json.dumps(item, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        items[key] = (xxhash.xxh3_128_digest(text), sample.get("metrics") or {})
+        same = by_task.setdefault(str(sample.get("task")), {}).setdefault(key, [])
+        same.append((xxhash.xxh3_128_digest(text), sample.get("metrics") or {}))
     return by_task
 
 
 def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool) -> dict[str, Any]:
-    before, after = sides
+    before, after = ({key: same[0] for key, same in side.items() if len(same) == 1} for side in sides)
     both = [key for key in after if key in before]
     differing = [] if any_prompt else [key for key in both if before[key][0] != after[key][0]]
     left_out = set(differing)
@@ -137,7 +127,7 @@ def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool)
         "only_before": _count_and_examples(key for key in before if key not in after),
         "only_after": _count_and_examples(key for key in after if key not in before),
         "differing": _count_and_examples(differing),
-        "repeated": _count_and_examples({**before.repeated, **after.repeated}),
+        "repeated": _count_and_examples({key: None for side in sides for key, same in side.items() if len(same) > 1}),
         "metrics": rows,
     }
 

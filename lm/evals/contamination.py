@@ -110,7 +110,7 @@ def query(sample: Mapping) -> str:
     return turns[-1] if turns else ""
 
 
-def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
+def texts(input: str | os.PathLike) -> Iterator[str]:
     """Yield the training text of `input`: a run's workdir, a packed dataset in it (workdir/data/HASH), or any value of
     data.input (files, folders, globs, a TFDS name).
 
@@ -118,23 +118,17 @@ def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
     Raises: UserError if the input is missing or cannot be read.
     """
     from data.sources import open_sources
-    from data.text.dataset import prepared
-
-    folder = Path(input)
-    datasets = [path for path in (folder, *sorted(folder.glob("data/*"))) if prepared(path)] if folder.is_dir() else []
-    for dataset in datasets:
-        yield from _packed(dataset)
-    if not datasets:
-        for source in open_sources(os.fspath(input), text_key=text_key):
-            yield from (document.text for document in source.read())
-
-
-def _packed(dataset: Path) -> Iterator[str]:
-    from data.text.dataset import texts as packed_texts
+    from data.text import dataset
     from data.text.tokenizer import load_tokenizer
 
-    workdir = dataset.resolve().parent.parent
-    if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
-        raise UserError(f"{dataset}: no tokenizer in {workdir} to decode it with; name the run's workdir or the text files")
-    for piece in packed_texts(dataset, "train", load_tokenizer(workdir)):
-        yield piece.decode("utf-8", "replace")
+    folder = Path(input)
+    packed = [path for path in (folder, *sorted(folder.glob("data/*"))) if dataset.prepared(path)] if folder.is_dir() else []
+    for path in packed:
+        workdir = path.resolve().parent.parent
+        if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+            raise UserError(f"{path}: no tokenizer in {workdir} to decode it with; name the run's workdir or the text files")
+        for piece in dataset.texts(path, "train", load_tokenizer(workdir)):
+            yield piece.decode("utf-8", "replace")
+    if not packed:
+        for source in open_sources(os.fspath(input)):
+            yield from (document.text for document in source.read())

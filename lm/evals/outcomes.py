@@ -62,7 +62,7 @@ def limited(values: Sequence[T], limit: float | None) -> Sequence[T]:
     return values[: math.ceil(len(values) * limit) if limit < 1 else int(limit)]
 
 
-def summed_up(samples: Sequence[dict], metrics: Sequence[str], problems: Problems, **more: Any) -> dict[str, Any]:
+def summed_up(samples: Sequence[dict], metrics: Sequence[str], problems: Problems) -> dict[str, Any]:
     """Return results of samples: the mean of each metric and its standard error (sample standard deviation / √n).
 
     A sample whose metric is missing or None does not count for that metric. A NaN is recorded as a problem and not scored.
@@ -80,7 +80,7 @@ def summed_up(samples: Sequence[dict], metrics: Sequence[str], problems: Problem
                 continue
             values.append(float(value))
         results |= mean(metric, values)
-    return results | {"n": len(samples)} | more | {"problems": problems.kinds}
+    return results | {"n": len(samples), "problems": problems.kinds}
 
 
 def means(samples: Sequence[dict], metrics: Sequence[str]) -> dict[str, Any]:

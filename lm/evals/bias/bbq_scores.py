@@ -22,6 +22,7 @@ from typing import NamedTuple
 from lm.evals.stats.joining import Malformed, Problems, join, key, present, text, whole
 from lm.evals.stats.measures import mean
 
+KEYS = ("example_id", "question_index", "context_condition")
 OPTIONS = ("ans0", "ans1", "ans2")
 # Groups under other names: what stereotyped_groups calls F is a woman, girl or F in the answers, and so on.
 ALIASES = dict.fromkeys("woman women girl girls female".split(), "f") | dict.fromkeys("man men boy boys male".split(), "m")
@@ -52,7 +53,11 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
         item = read_row(row, values, problems)
         return [(None, *item.key[1:]), item.key], item
 
-    pairs, missing = join(items, answers, problems, read_item, _read_answer)
+    def read_answer(answer: dict) -> tuple[tuple, object]:
+        category = str(answer["category"]) if answer.get("category") else None
+        return (category, *(key(answer, name) for name in KEYS)), present(answer, "answer")
+
+    pairs, missing = join(items, answers, problems, read_item, read_answer)
     samples = []
     for item, answer in pairs:
         chosen = choice(answer, item.options)
@@ -92,7 +97,7 @@ def read_row(row: int, values: dict, problems: Problems) -> BBQRow:
 
 def parsed(values: dict) -> BBQRow:
     """Raises: Malformed."""
-    ids = [key(values, name) for name in ("example_id", "question_index", "context_condition")]
+    ids = [key(values, name) for name in KEYS]
     category = values.get("category") or ""
     if ids[2] not in ("ambig", "disambig"):
         raise Malformed(f"'context_condition' is {ids[2]!r}, not ambig or disambig")
@@ -163,12 +168,6 @@ def choice(answer: object, options: Sequence[str]) -> int | None:
         return same[0] if len(same) == 1 else None
     letter = re.fullmatch(r"\(?([abc012])\)?[.:]?", plain)
     return "abc012".index(letter[1]) % 3 if letter else None
-
-
-def _read_answer(answer: dict) -> tuple[tuple, object]:
-    category = str(answer["category"]) if answer.get("category") else None
-    ids = (key(answer, name) for name in ("example_id", "question_index", "context_condition"))
-    return (category, *ids), present(answer, "answer")
 
 
 def sample_of(item: BBQRow, chosen: int) -> dict:

@@ -1,5 +1,6 @@
 """Encode task texts as token ids, exactly as lm-evaluation-harness does for a published model, and conversations as texts."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ class Encoding:
         if isinstance(tokenizer, SentencePieceTokenizer):
             self.stop_ids += (tokenizer.controls["<|end|>"],)
         if self.template:
-            self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *self._end_of_turn())))
+            with contextlib.suppress(UserError):  # a template that ends a turn with no symbol
+                self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, chat.end_of_turn(tokenizer, self.template))))
         self._special = re.compile(f"{chat._any_of(self.symbols)}|{MARK}")
 
     def ids(self, text: str, special: bool = True) -> list[int]:
@@ -133,12 +135,6 @@ class Encoding:
         if placed:
             text, _ = expanded(text, [False] * len(text), placed, self._shown, MARK)
         return text + prefill
-
-    def _end_of_turn(self) -> list[int]:
-        try:
-            return [chat.end_of_turn(self.tokenizer, self.template)]
-        except UserError:  # a template that ends a turn with no symbol
-            return []
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

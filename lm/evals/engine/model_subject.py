@@ -201,7 +201,7 @@ class ModelSubject:
                 raise self._answers.damaged() from None
 
         results = from_first(known) if self._remembers else [None] * total
-        with self._bar(what, total) as bar:
+        with progress(what, total, unit=" requests", enabled=self._progress, leave=False) as bar:
 
             def keep(answers: dict[int, Any]) -> None:
                 new = {n: answer for n, answer in answers.items() if results[n] is None}
@@ -225,9 +225,6 @@ class ModelSubject:
                 self.stats["slots"] += work.slots
                 work.run(wanted, keep)
         return results
-
-    def _bar(self, what: str, total: int):
-        return progress(what, total, unit=" requests", enabled=self._progress, leave=False)
 
     def _done(self, requests: int, begin: float) -> None:
         self.stats["requests"] += requests

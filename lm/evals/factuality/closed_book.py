@@ -14,11 +14,10 @@ from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.factuality.answers import f1, judged, normal
 from lm.evals.factuality.calibration import calibration
-from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
-from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.documents import TaskItem, column, texts
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import OneOf, resolved
 

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals import outcomes
-from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, Problems, key_text
 from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
-from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.documents import TaskItem, column, texts
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import resolved
 

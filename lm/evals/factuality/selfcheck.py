@@ -20,8 +20,7 @@ from typing import Any
 from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import judged, open_chat
-from lm.evals.factuality.columns import asking
+from lm.evals.factuality.claim_judge import asking, judged, open_chat
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import file_task

@@ -12,12 +12,11 @@ from typing import Any
 
 from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import claims_of, judged, open_chat
-from lm.evals.factuality.columns import asking, texts
+from lm.evals.factuality.claim_judge import asking, claims_of, judged, open_chat
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
-from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.documents import TaskItem, texts
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import resolved
 

@@ -13,7 +13,7 @@ from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.evals.redteam import gcg, searches
+from lm.evals.redteam import gcg, search
 from lm.evals.redteam.attacks import ATTACKS, compose
 from lm.evals.redteam.figures import agreement, figures, metrics
 from lm.evals.redteam.prompts import HAZARDS, Request, in_turn, read_prompts, read_requests
@@ -43,7 +43,7 @@ KEYS = documents.KEYS | {
     "attacker_tokens": 512,
     "scorer": "judge",  # of pair's and tap's attempts: judge, openai:URL, or subject
     "scorer_model": "",
-    "gcg": {},  # settings of gcg, pair and tap: see gcg.py and searches.py
+    "gcg": {},  # settings of gcg, pair and tap: see gcg.py and search.py
     "pair": {},
     "tap": {},
 }
@@ -95,9 +95,9 @@ class RedTeam(NamedTuple):
         for draw in dict.fromkeys(record["draw"] for record in todo):
             records += answered([record for record in todo if record["draw"] == draw], chat(draw))
         plain = [request for request in harmful if request.prompt.messages is None]
-        for name in searches.SEARCHES:
+        for name in search.SEARCHES:
             if name in self.families:
-                rewritten, searched[name] = searches.rewritten(name, subject, chat(0), plain, self.judge, values, settings.seed)
+                rewritten, searched[name] = search.rewritten(name, subject, chat(0), plain, self.judge, values, settings.seed)
                 records += [record | {"draw": 0} for record in rewritten]
         records = judged(records, self.judge)
         if self.classifier is not None:
@@ -120,7 +120,7 @@ class RedTeam(NamedTuple):
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
     values = resolved(name, spec, settings, KEYS)
-    for key, defaults in (("gcg", gcg.OPTIONS), ("pair", searches.PAIR), ("tap", searches.TAP)):
+    for key, defaults in (("gcg", gcg.OPTIONS), ("pair", search.PAIR), ("tap", search.TAP)):
         check(f"task {name}: {key}", values[key], defaults)
         values[key] = {**defaults, **values[key]}
     check_least(name, values, samples=1, draws=1, max_new_tokens=1, retries=0)
@@ -154,10 +154,10 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
     ready = [family for family in ATTACKS if family != "suffix" or options.get("suffix", {}).get("suffix")]
     families = list(dict.fromkeys(families)) or ready
     for family in families:
-        if family not in searches.SEARCHES:
+        if family not in search.SEARCHES:
             steps, known = _steps(family, options, "!")
             compose(steps, **known)("x")  # raises UserError if it is invalid
-    if any(family in searches.SEARCHES for family in families) and not given["attacker"]:
+    if any(family in search.SEARCHES for family in families) and not given["attacker"]:
         raise UserError(f"task {name}: pair and tap need an attacker: openai:URL or subject")
     return families
 
@@ -200,7 +200,7 @@ def _requests(name: str, values: dict[str, Any], settings: TaskSettings) -> tupl
 
 
 def _attempts(task: RedTeam, suffix: str) -> list[dict]:
-    """Return records of all attempts (safety_eval.py) except for the searches.
+    """Return records of all attempts (safety_eval.py) except for the search.
 
     "id" is the request's index in the task; "draw" tells apart several answers to one prompt. suffix: that of gcg."""
     values = task.values
@@ -209,7 +209,7 @@ def _attempts(task: RedTeam, suffix: str) -> list[dict]:
     dressed = [p for p in prompts if p.messages is None and p.kind != "task"]
     records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], values["samples"])]
     for family in task.families:
-        if family in searches.SEARCHES:
+        if family in search.SEARCHES:
             continue
         steps, options = _steps(family, values["family_options"], suffix)
         if "best_of_n" not in steps.split("+"):

@@ -147,19 +147,17 @@ def a_run(folder: Path, skill: float = 0.6, seed: int = 0, n: int = 60) -> Path:
         "versions": {"lmcraft": "0.1.0", "jax": "0.10.2"},
         "seeds": {"fewshot": 1234},
         "template": "none",
-        "mmlu": summed_up(mmlu, ("acc", "acc_norm"), problems, subjects=subjects),
-        "arc_easy": summed_up(arc, ("acc", "acc_norm"), Problems(), main="acc_norm"),
+        "mmlu": summed_up(mmlu, ("acc", "acc_norm"), problems) | {"subjects": subjects},
+        "arc_easy": summed_up(arc, ("acc", "acc_norm"), Problems()) | {"main": "acc_norm"},
         "gsm8k": summed_up(gsm8k, ("exact_match",), Problems()),
-        "closed_book": summed_up(
-            facts,
-            ("exact_match",),
-            Problems(),
-            ece=0.1,
-            calibration={"bins": [{"confidence": c / 10, "accuracy": c / 10 * skill, "n": 3 + c} for c in range(1, 10)]},
-            risk_coverage=[{"coverage": c / 20, "risk": (1 - skill) * c / 20} for c in range(1, 21)],
-        ),
-        "bbq": summed_up(bbq, ("acc",), Problems(), categories=categories, **signed),
-        "redteam": summed_up(attacks, ("attack_success", "over_refusal"), Problems(), **parts),
+        "closed_book": summed_up(facts, ("exact_match",), Problems())
+        | {
+            "ece": 0.1,
+            "calibration": {"bins": [{"confidence": c / 10, "accuracy": c / 10 * skill, "n": 3 + c} for c in range(1, 10)]},
+            "risk_coverage": [{"coverage": c / 20, "risk": (1 - skill) * c / 20} for c in range(1, 21)],
+        },
+        "bbq": summed_up(bbq, ("acc",), Problems()) | {"categories": categories} | signed,
+        "redteam": summed_up(attacks, ("attack_success", "over_refusal"), Problems()) | parts,
         "wikitext": summed_up(wiki, ("bits_per_byte",), Problems()),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 """IFEval: does a model follow instructions that a program can check? (Zhou et al. 2023, "Instruction-Following Evaluation for
-Large Language Models"; verifiers.py has the 25 programs)
+Large Language Models"; instructions.py has the 25 programs)
 
 An item is a prompt with one or more instructions. By prompt, a response counts that follows all of them; by instruction, each
 one counts that is followed. Strictly, the response is read as it stands; loosely, one of eight variants of it has to follow,

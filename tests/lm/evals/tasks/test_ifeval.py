@@ -7,9 +7,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.tasks.ifeval import text as checker
-from lm.evals.tasks.ifeval.instructions import follows, follows_loosely, parsed, variants
+from lm.evals.tasks.ifeval.instructions import VERIFIERS, follows, follows_loosely, parsed, variants
 from lm.evals.tasks.ifeval.text import words
-from lm.evals.tasks.ifeval.verifiers import VERIFIERS
 
 # id, kwargs, responses that follow, responses that do not.
 CASES = [
