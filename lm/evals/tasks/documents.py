@@ -89,7 +89,7 @@ def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Se
     if n and not spec.get("fewshot_split") and config.get("samples"):
         pool, versions["fewshot_split"] = config["samples"], "samples"
     elif n:
-        named = next(spec[k] for k in EXAMPLES_FROM if spec.get(k)) if any(spec.get(k) for k in EXAMPLES_FROM) else evaluated
+        named = next((spec[k] for k in EXAMPLES_FROM if spec.get(k)), evaluated)
         source = _present(named, splits) or evaluated
         if source == evaluated and named not in (wanted, evaluated):
             problems.add(
