@@ -26,8 +26,8 @@ from lm.evals.redteam.safety_eval import share
 from lm.evals.stats.joining import Malformed, Problems, by_id, text
 from lm.evals.stats.measures import mean
 from lm.evals.tasks import formats
+from lm.evals.tasks.answers import INVALID, open_pipelines
 from lm.evals.tasks.catalogue import path_of, read_spec
-from lm.evals.tasks.filters import INVALID, open_pipelines
 from lm.evals.tasks.ifeval.task import score as ifeval
 from lm.evals.tasks.items import csv_rows, digest, json_lines, label
 from lm.files import saving

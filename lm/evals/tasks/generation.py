@@ -3,7 +3,7 @@
 Each metric uses the answer of each filter pipeline; with more than one pipeline its name is METRIC_PIPELINE:
   exact_match  the answer equals one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
                ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of MATH instead
-  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/answer_metrics.py)
+  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/answers.py)
   judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
 """
 
@@ -17,7 +17,8 @@ from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import ask
 from lm.evals.stats.joining import Problems
 from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
-from lm.evals.tasks import answer_metrics, file_task, filters, media, prompting
+from lm.evals.tasks import file_task, media, prompting
+from lm.evals.tasks.answers import INVALID, MEASURES, exact_match, nearness, open_pipelines, scorers
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
 from lm.evals.tasks.prompting import Context
@@ -91,7 +92,7 @@ class Generation(NamedTuple):
         """Return the names of the metrics in results."""
         names = [self._name("exact_match", p) for p in self.pipelines] if "exact_match" in self.metrics else []
         if "nearness" in self.metrics:
-            names += [f"{measure}_{end}" for measure in answer_metrics.MEASURES for end in ("acc", "max", "diff")]
+            names += [f"{measure}_{end}" for measure in MEASURES for end in ("acc", "max", "diff")]
         return names + (["judge"] if self.judge else [])
 
     def sample(self, task: FileTask, answered: Answered, problems: Problems) -> dict[str, Any]:
@@ -118,24 +119,19 @@ class Generation(NamedTuple):
         outcomes.flag_cuts(sample, problems, answers)
         texts = [answer.text for answer in answers]
         by_pipeline = {name: run(texts) for name, run in self.pipelines.items()}
-        if all(answer == filters.INVALID for answer in by_pipeline.values()):
+        if all(answer == INVALID for answer in by_pipeline.values()):
             outcomes.flag(sample, problems, "generations_without_answer", repr(answers[0].text))
         metrics = dict(sample["metrics"])
         for metric, options in self.metrics.items():
             for pipeline, answer in by_pipeline.items():
                 if metric == "exact_match":
-                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, targets, options)
+                    metrics[self._name(metric, pipeline)] = exact_match(answer, targets, options)
                 elif metric == "nearness":
-                    metrics |= answer_metrics.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
-        valid = [answer for answer in by_pipeline.values() if answer != filters.INVALID]
+                    metrics |= nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
+        valid = [answer for answer in by_pipeline.values() if answer != INVALID]
         matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
         failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
-        return sample | {
-            "answer": valid[0] if valid else filters.INVALID,
-            "answers": by_pipeline,
-            "metrics": metrics,
-            "failed": failed,
-        }
+        return sample | {"answer": valid[0] if valid else INVALID, "answers": by_pipeline, "metrics": metrics, "failed": failed}
 
     def grade(self, task: FileTask, pairs: Sequence[tuple[Answered, dict]], problems: Problems) -> None:
         """Write the judge's grades into the samples."""
@@ -181,9 +177,9 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
             raise UserError(f"task {name}: judge_options: {error}") from None
     if any(values.get(key) for key in media.KEYS) and not settings.chat:
         raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
-    pipelines = filters.open_pipelines(name, values.get("filter_list"))
+    pipelines = open_pipelines(name, values.get("filter_list"))
     if "nearness" in metrics:
-        answer_metrics.scorers()  # says at once what is not installed
+        scorers()  # says at once what is not installed
         if len(pipelines) > 1:
             raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
     sampling_of(name, values)  # raises UserError for invalid keys
