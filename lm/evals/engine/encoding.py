@@ -25,7 +25,7 @@ class Encoding:
     Args:
       template: a Jinja template; None: the tokenizer's own or, if it has none, "plain".
       system: the system message of each conversation that has none.
-      add_bos: whether texts begin with the begin symbol; None: as the tokenizer does. The symbol is never doubled.
+      add_bos: whether the tokenizer's symbols stand around texts. The begin symbol is never doubled.
       towers: what the model sees and hears; None: it reads text.
     Attributes:
       prefix: the id for an empty context.
@@ -41,7 +41,7 @@ class Encoding:
         *,
         template: str | None = None,
         system: str = "",
-        add_bos: bool | None = None,
+        add_bos: bool = True,
         towers: Towers | None = None,
     ):
         self.towers = towers
@@ -51,17 +51,8 @@ class Encoding:
         beside = "".join([*self._shown.values(), towers.style.around]) if towers else ""
         self.symbols = tokenizer.chat_symbols((self.template or "") + beside)
         self.bos = tokenizer.special_tokens.get("bos_token", "")
-        self._before, self._after = _around(tokenizer)
-        if add_bos is not None:
-            self._before, self._after = [], []
-            if add_bos and tokenizer.bos_id is None:
-                raise UserError("add_bos: this tokenizer has no begin symbol; remove add_bos")
-            if add_bos:
-                self._before = [tokenizer.bos_id]
-        ids = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
-        if not ids:
-            raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
-        self.prefix = ids[0]
+        self._before, self._after = _around(tokenizer) if add_bos else ([], [])
+        self.prefix = prefix_of(tokenizer)
         self.stop_ids = tuple(tokenizer.stop_ids)
         if isinstance(tokenizer, SentencePieceTokenizer):
             self.stop_ids += (tokenizer.controls["<|end|>"],)
@@ -135,6 +126,14 @@ class Encoding:
         if placed:
             text, _ = expanded(text, [False] * len(text), placed, self._shown, MARK)
         return text + prefill
+
+
+def prefix_of(tokenizer: Tokenizer) -> int:
+    """Return the id before a text without a context: the begin symbol, else the end symbol. Raises: UserError: it has none."""
+    for symbol in (tokenizer.bos_id, tokenizer.eos_id):
+        if symbol is not None:
+            return symbol
+    raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
