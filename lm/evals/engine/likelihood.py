@@ -77,18 +77,8 @@ def cut(request: Request, max_length: int) -> Request | None:
     return Request(context[-room:], continuation)
 
 
-def scores(
-    model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
-) -> list[Scored | None]:
-    """Score each request on the current mesh; None for one that is too long or empty. See `work`."""
-    scored: dict[int, Scored] = {}
-    for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
-        part.run(set(part.numbers), scored.update)
-    return [scored.get(number) for number in range(len(requests))]
-
-
 def reference(model: Transformer, request: Request, max_length: int) -> Scored:
-    """Score one request with full logits. A slow reference for `scores`."""
+    """Score one request with full logits. A slow reference for `work`."""
     context, continuation = cut(request, max_length)
     read = [*context, *continuation][:-1]
     tokens, segments = np.zeros((2, 1, max_length), np.int32)
