@@ -67,8 +67,6 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
     Raises: UserError for errors that the user can fix, before anything is written where possible.
     """
     begin = time.perf_counter()
-    if not config.checkpoint:
-        raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
     tasks, files = open_tasks(config.tasks, settings_of(config))
     others = others_of(config, workdir)
     tokenizer, mesh = load_tokenizer(config.checkpoint), make_mesh(config.mesh)

@@ -98,11 +98,10 @@ def figures(samples: Sequence[dict]) -> dict[str, float | None]:
     result = {}
     for end, condition in (("", None), ("_ambig", "ambig"), ("_disambig", "disambig")):
         some = [s for s in samples if condition in (None, s["context_condition"])]
-        of_share = intervals.of_share([s["correct"] for s in some], [_template(s) for s in some])
-        result |= intervals.named(f"acc{end}", of_share)
+        result |= intervals.share(f"acc{end}", [s["correct"] for s in some], [_template(s) for s in some])
         if condition == "ambig":
             some = [s for s in some if s["bias"] is not None]
-            result |= intervals.named("s_amb", intervals.of_signs([s["bias"] for s in some], [_template(s) for s in some]))
+            result |= intervals.signed_mean("s_amb", [s["bias"] for s in some], [_template(s) for s in some])
         if condition == "disambig":
             some = [s for s in some if s["bias"]]
             share = intervals.of_share([(1 + s["bias"]) / 2 for s in some], [_template(s) for s in some])

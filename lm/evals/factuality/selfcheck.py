@@ -88,7 +88,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         of_sentences = [[verdict for _, verdict in next(following)] for _ in some]
         reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
         samples.append(task.sample(item, context, answer) | {"reference": reference} | scored(some, texts, of_sentences))
-    return Outcome(outcomes.summed_up(samples, METRICS, problems), samples)
+    return Outcome(outcomes.means(samples, METRICS) | {"problems": problems.kinds}, samples)
 
 
 def scored(stated: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:

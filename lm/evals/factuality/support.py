@@ -63,9 +63,8 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             problems.add("answers_without_claims", f"{item.id}: {answer.text}")
         sample = task.sample(item, context, answer)
         samples.append(sample | _scored(item, of_texts[n], of_facts[n], silent[n], values))
-    results = outcomes.summed_up(samples, METRICS, problems)
     states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
-    return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
+    return Outcome(outcomes.means(samples, METRICS) | {"states": states, "problems": problems.kinds}, samples)
 
 
 def _scored(

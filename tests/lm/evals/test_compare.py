@@ -6,8 +6,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals import compare
-from lm.evals.outcomes import summed_up
-from lm.evals.stats.joining import Problems
+from lm.evals.outcomes import means
 from tests.lm.reports.evaluation_runs import a_run
 
 
@@ -18,7 +17,7 @@ def run(folder, values, task="mmlu", metric="acc", **more):
         for i, value in enumerate(values)
         if value is not None
     ]
-    results = {task: summed_up(samples, (metric,), Problems()) | more, "versions": {"jax": "1"}}
+    results = {task: means(samples, (metric,)) | more, "versions": {"jax": "1"}}
     folder.mkdir(exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
