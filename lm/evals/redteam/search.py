@@ -93,12 +93,11 @@ class Proposal(NamedTuple):
     prompt: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """Limits of a search; the defaults are TAP's. `pair_limits` returns those of PAIR.
 
     roots: initial leaves. branching: new prompts per leaf. width: leaves that stay. depth: levels. budget: maximum number of
-    prompts sent to the model for one request; 0: width · depth. Raises: UserError for a number below 1.
+    prompts sent to the model for one request; 0: width · depth.
     """
 
     roots: int = 1
@@ -106,12 +105,6 @@ class Limits:
     width: int = 10
     depth: int = 10
     budget: int = 0
-
-    def __post_init__(self):
-        object.__setattr__(self, "budget", self.budget or self.width * self.depth)
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise UserError(f"search: {name}={value} must be at least 1")
 
 
 def pair_limits(streams: int = 5, depth: int = 3, budget: int = 0) -> Limits:
@@ -136,6 +129,7 @@ def search(
       targets: ideal beginnings of the answers.
     Returns: the result for each request; a search ends at the first score of 10.
     """
+    limits = limits._replace(budget=limits.budget or limits.width * limits.depth)
     first = Leaf((_message("user", TEXTS["first"]),))
     trees = [
         Tree(request, wanted, [first] * limits.roots)
@@ -145,8 +139,7 @@ def search(
         growing = [tree for tree in trees if not tree.done]
         if not growing:
             break
-        proposals = _proposals(growing, attacker, limits.branching, level)
-        proposals = _pruned(proposals, topic, limits)
+        proposals = _pruned(_proposals(growing, attacker, limits.branching, level), topic, limits)
         replies = replies_or_none(target, [[_message("user", proposal.prompt)] for proposal in proposals])
         _grow(proposals, replies, _scored(proposals, replies, scorer), level, limits.width)
         for tree in growing:
@@ -157,21 +150,20 @@ def search(
 def _proposals(trees: Sequence[Tree], attacker: Chat, branching: int, level: int) -> list[Proposal]:
     """Return the attacker's proposals at the leaves. Within a tree, equal prompts count once."""
     requests: list[tuple[Tree, int, tuple[dict, ...]]] = []
+    conversations = []
     for tree in trees:
+        target = TEXTS["target"].format(target=tree.target) if tree.target else ""
+        system = _message("system", TEXTS["system"].format(request=tree.request, target=target))
         # At the first level all leaves are equal, and a deterministic attacker would write the same prompt for each.
         n = branching * (len(tree.leaves) if level == 1 else 1)
         for i, (number, leaf) in enumerate((number, leaf) for number, leaf in enumerate(tree.leaves) for _ in range(branching)):
             *before, last = leaf.conversation
             more = TEXTS["another"].format(n=n, i=i % n + 1) if n > 1 else ""
-            requests.append((tree, number, (*before, _message("user", last["content"] + more))))
+            conversation = (*before, _message("user", last["content"] + more))
+            requests.append((tree, number, conversation))
+            conversations.append([system, *conversation[-2 * MEMORY - 1 :]])
     proposals = []
-    conversations = []
-    for tree, _, conversation in requests:
-        target = TEXTS["target"].format(target=tree.target) if tree.target else ""
-        system = _message("system", TEXTS["system"].format(request=tree.request, target=target))
-        conversations.append([system, *conversation[-2 * MEMORY - 1 :]])
-    replies = replies_or_none(attacker, conversations)
-    for (tree, number, conversation), reply in zip(requests, replies, strict=True):
+    for (tree, number, conversation), reply in zip(requests, replies_or_none(attacker, conversations), strict=True):
         prompt = None if reply.text is None else proposed(reply.text)
         if reply.text is None:
             tree.counts["attacker_failed"] += 1

@@ -125,6 +125,8 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
         values[key] = {**defaults, **values[key]}
     check_least(name, values, samples=1, draws=1, max_new_tokens=1, retries=0)
     check_least(f"{name}: gcg", values["gcg"], batch=1, topk=1, chunk=1)
+    check_least(f"{name}: pair", values["pair"], streams=1, depth=1, budget=0)
+    check_least(f"{name}: tap", values["tap"], branching=1, width=1, depth=1, budget=0)
     if values["samples"] > 1 and not values["temperature"]:
         raise UserError(f"task {name}: samples={values['samples']} at temperature 0 would be identical; raise temperature")
     families = _families(name, values)

@@ -34,7 +34,6 @@ class IFEvalItem(NamedTuple):
 def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Return the results of `summary`. Items with the same prompt are not scored."""
     problems = task.documents.new_problems()
-
     answered = generation.answers_of(task, subject, problems, lambda item: read_item(item.id, item.doc))
     for item, _, _, (answer,) in answered:
         if answer.problem:
