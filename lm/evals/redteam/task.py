@@ -106,6 +106,7 @@ class RedTeam(NamedTuple):
         return Outcome(self.results(samples, records, searched) | {"problems": problems.kinds}, samples)
 
     def results(self, samples: Sequence[dict], records: Sequence[dict], searched: Mapping[str, dict]) -> dict[str, Any]:
+        """Return the results of samples, as a whole and by family, hazard and category."""
         results = {"main": self.values["main"], "attack_success": None, "over_refusal": None} | figures(samples)
         for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
             if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
@@ -202,7 +203,7 @@ def _requests(name: str, values: dict[str, Any], settings: TaskSettings) -> tupl
 
 
 def _attempts(task: RedTeam, suffix: str) -> list[dict]:
-    """Return records of all attempts (safety_eval.py) except for the search.
+    """Return records of all attempts (safety_eval.py) except for the searches.
 
     "id" is the request's index in the task; "draw" tells apart several answers to one prompt. suffix: that of gcg."""
     values = task.values
