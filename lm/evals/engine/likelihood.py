@@ -53,7 +53,7 @@ class Scored(NamedTuple):
 class Work(NamedTuple):
     """A batch of requests to score, or of prompts to continue (generate.py).
 
-    numbers: of the requests that it answers. shape: the compiled shape. tokens: read, without padding. slots: with padding.
+    numbers: of the requests that it answers. shape: the compiled shape. tokens: read, without padding.
     run(wanted, keep): answer at least the wanted requests; call keep({number: answer}) as answers come. Raises: UserError if a
     log-probability is not finite.
     """
@@ -62,7 +62,6 @@ class Work(NamedTuple):
     shape: tuple
     run: Callable[[set[int], Callable[[dict[int, Any]], None]], None]
     tokens: int = 0
-    slots: int = 0
 
 
 def cut(request: Request, max_length: int) -> Request | None:
@@ -169,7 +168,7 @@ class _Reader:
             owners = {number: requests[number][0] for number in numbers}
             shape = (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W)
             run = functools.partial(self.run, batch, prefixes, owners)
-            yield Work(list(owners.values()), shape, run, tokens, batch.B * batch.T)
+            yield Work(list(owners.values()), shape, run, tokens)
 
     def run(self, batch: Batch, prefixes: list[np.ndarray], owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
         states = self._states(batch, prefixes) if batch.P else None

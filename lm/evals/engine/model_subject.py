@@ -38,8 +38,7 @@ class ModelSubject:
       progress: whether to show progress on stderr; None: only on the first host.
       served: whether to generate with the serving engine (served.py); None: where it is faster.
     Attributes:
-      stats: totals so far: {"requests", "cached", "tokens" read without padding, "slots" with padding, "generated" tokens,
-        "cut": prompts that were too long, "seconds"}.
+      stats: totals so far: {"requests", "cached", "tokens" read without padding, "generated" tokens, "seconds"}.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class ModelSubject:
         self.model, self.encoding, self.name = likelihood.dropless(model), encoding, name
         self.tokenizer = encoding.tokenizer
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
-        self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
+        self.stats = dict.fromkeys(("requests", "cached", "tokens", "generated"), 0) | {"seconds": 0.0}
         self._remembers = cache is not None
         self._answers = Answers(cache) if self._remembers and is_first() else None
         self._identity = fingerprint(model) if self._remembers else ""
@@ -122,7 +121,6 @@ class ModelSubject:
             ask = Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed)
             asks.append(self._with_media(ask, prompt))
             numbers.append(number)
-        self.stats["cut"] += sum(cuts)
         for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
             text = drawing.text_of(answer, ask, self.tokenizer.decode)
             generated[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
@@ -222,7 +220,6 @@ class ModelSubject:
                     bar.compiling()
                 self._compiled.add((what, *work.shape))
                 self.stats["tokens"] += work.tokens
-                self.stats["slots"] += work.slots
                 work.run(wanted, keep)
         return results
 

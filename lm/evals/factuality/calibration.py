@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 BINS = 15
 POINTS = 100  # maximum number of points of a risk-coverage curve
@@ -75,7 +74,8 @@ def auroc(confidences: Sequence[float], right: Sequence[bool]) -> float | None:
     misses = len(right) - hits
     if not hits or not misses:
         return None
-    ranks = rankdata(confidences)  # from 1, ties at their middle
+    _, which, counts = np.unique(confidences, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # from 1, ties at their middle
     return float(ranks[np.asarray(right, bool)].sum() - hits * (hits + 1) / 2) / (hits * misses)
 
 
