@@ -29,7 +29,9 @@ from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, reshard, row_ways, spec
 
-OPTIONS = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}  # of the task
+# Of the task. batch: candidates per step. topk: candidate tokens for each position. requests: the first ones are used. init:
+# words of the initial suffix. chunk: rows that the model reads at a time.
+OPTIONS = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}
 LIKELY = "Sure, here it is:"  # the target if a benchmark gives none
 ROUNDS = 8  # maximum rounds of sampling to find enough valid candidates
 
@@ -54,17 +56,6 @@ class History(NamedTuple):
     best_loss: float
     losses: tuple[float, ...]
     rejected: int = 0
-
-
-class Settings(NamedTuple):
-    """Settings of a search. batch: candidates per step. topk: candidate tokens for each position. chunk: rows that the model
-    reads at a time. seed: random draws depend only on it and the step's number."""
-
-    steps: int
-    batch: int
-    topk: int
-    chunk: int
-    seed: int = 0
 
 
 class InChat(NamedTuple):
@@ -95,8 +86,7 @@ def searched_suffix(
         return encoding.ids(subject.chat_prompt(with_system(system, [{"role": "user", "content": request}])))
 
     chat = in_chat(encoding.tokenizer, used, options["init"], encode)
-    settings = Settings(options["steps"], options["batch"], options["topk"], options["chunk"], seed)
-    history = gcg(model, encoding.tokenizer, chat, settings)
+    history = gcg(model, encoding.tokenizer, chat, options, seed)
     return {
         "suffix": chat.text(history.best),
         "loss": history.best_loss,
@@ -107,9 +97,10 @@ def searched_suffix(
     }
 
 
-def gcg(model: Transformer, tokenizer: Tokenizer, chat: InChat, settings: Settings) -> History:
+def gcg(model: Transformer, tokenizer: Tokenizer, chat: InChat, options: Mapping[str, Any], seed: int = 0) -> History:
     """Search from the initial suffix on the current mesh. Candidates that do not fit are rejected.
 
+    options: see OPTIONS. seed: random draws depend only on it and the step's number.
     Raises: UserError without prompts or suffix, for prompts too long for the model, and for a suffix that does not fit.
     """
     places, suffix, fits, _ = chat
@@ -123,15 +114,15 @@ def gcg(model: Transformer, tokenizer: Tokenizer, chat: InChat, settings: Settin
 
     # `alone` is cheap and seldom wrong. If it rejects `init`, the tokenizer treats a text's start differently.
     survives = alone if alone(suffix) else fits
-    reader = _Reader(model, places, settings.chunk)
+    reader = _Reader(model, places, options["chunk"])
     allowed_V = allowed_tokens(tokenizer, model.config.vocab_size)
     (loss,) = reader.losses(np.asarray([suffix])).tolist()
     if not math.isfinite(loss):
         raise UserError(f"gcg: the loss is {loss}: the model's probabilities are not finite; use another checkpoint")
     history = History(suffix, suffix, loss, (loss,))
-    for step in range(1, settings.steps + 1):
-        choices_SK = reader.substitutes(history.suffix, min(settings.topk, int(allowed_V.sum())), allowed_V)
-        candidates, rejected = _candidates(history.suffix, choices_SK, settings.batch, (settings.seed, step), survives)
+    for step in range(1, options["steps"] + 1):
+        choices_SK = reader.substitutes(history.suffix, min(options["topk"], int(allowed_V.sum())), allowed_V)
+        candidates, rejected = _candidates(history.suffix, choices_SK, options["batch"], (seed, step), survives)
         history = _stepped(history, candidates, reader.losses(candidates), rejected, fits)
     return history
 

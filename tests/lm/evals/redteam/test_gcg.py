@@ -15,7 +15,7 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.evals.engine.encoding import Encoding
 from lm.evals.redteam import gcg as gcg_module
-from lm.evals.redteam.gcg import InChat, Place, Settings, allowed_tokens, gcg, in_chat
+from lm.evals.redteam.gcg import InChat, Place, allowed_tokens, gcg, in_chat
 from lm.evals.redteam.prompts import Prompt, Request
 from lm.evals.redteam.task import build
 from lm.evals.task import Generated, TaskSettings
@@ -45,9 +45,9 @@ def chat_of(tokenizer, init="! ! ! ! ! !"):
     return in_chat(tokenizer, [Request(Prompt("", request, "harmful")) for request in REQUESTS], init, encode)
 
 
-def small(model, tokenizer, **changes):
+def small(model, tokenizer, seed=0, **changes):
     chat = chat_of(tokenizer)
-    return chat, gcg(model, tokenizer, chat, Settings(**{"steps": 6, "batch": 24, "topk": 32, "chunk": 16} | changes))
+    return chat, gcg(model, tokenizer, chat, {"steps": 6, "batch": 24, "topk": 32, "chunk": 16} | changes, seed)
 
 
 def plain_loss(model, rows):
@@ -123,7 +123,7 @@ def test_tokens_of_a_suffix_are_printable_and_no_symbols(tokenizer):
 def test_what_cannot_be_searched_is_refused(model, tokenizer):
     def search(place, init):
         chat = InChat([place], tuple(init), lambda ids: tokenizer.encode(tokenizer.decode(ids)) == list(ids), tokenizer.decode)
-        return gcg(model, tokenizer, chat, Settings(steps=1, batch=8, topk=8, chunk=8))
+        return gcg(model, tokenizer, chat, {"steps": 1, "batch": 8, "topk": 8, "chunk": 8})
 
     place = Place((2,), (8,), (100,))
     split = [i for letter in "Tell" for i in tokenizer.encode(letter)]
@@ -184,5 +184,5 @@ def test_eight_devices_and_other_chunks_find_the_same(model, tokenizer):
     graph, params = nnx.split(model)
     with jax.set_mesh(mesh):
         spread = nnx.merge(graph, jax.device_put(params, shardings(params, mesh)))
-        many = gcg(spread, tokenizer, chat, Settings(steps=3, batch=24, topk=32, chunk=16))
+        many = gcg(spread, tokenizer, chat, {"steps": 3, "batch": 24, "topk": 32, "chunk": 16})
     assert many.best == one.best and many.losses == pytest.approx(one.losses, rel=1e-5)
