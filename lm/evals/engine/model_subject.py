@@ -16,7 +16,7 @@ from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
 from lm.evals.engine.answers_cache import Answers, fingerprint, key
 from lm.evals.engine.encoding import Encoding
-from lm.evals.engine.generate import Answer, Ask, Writer
+from lm.evals.engine.generate import Answer, Ask
 from lm.evals.engine.likelihood import Request, Scored, Work
 from lm.evals.engine.served import Served
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
@@ -54,7 +54,6 @@ class ModelSubject:
         served: bool | None = None,
     ):
         self.model, self.encoding, self.name = likelihood.dropless(model), encoding, name
-        self.tokenizer = encoding.tokenizer
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
         self.stats = dict.fromkeys(("requests", "cached", "tokens", "generated"), 0) | {"seconds": 0.0}
         self._remembers = cache is not None
@@ -122,7 +121,7 @@ class ModelSubject:
             asks.append(self._with_media(ask, prompt))
             numbers.append(number)
         for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
-            text = drawing.text_of(answer, ask, self.tokenizer.decode)
+            text = drawing.text_of(answer, ask, self.encoding.tokenizer.decode)
             generated[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
         self._done(len(prompts), begin)
         return generated
@@ -168,11 +167,10 @@ class ModelSubject:
             self._serves = pays(self.model.config, SHARE * psutil.virtual_memory().available)
         fits = all(len(ask.tokens) + ask.max_new_tokens <= self.model.config.max_positions for ask in asks)
         if not (self._serves and fits and asks):
-            known, ends = self.tokenizer.vocab_size, self.encoding.stop_ids
-            yield from drawing.work(Writer(self.model, self.tokenizer.decode, known, ends, self.encoding.towers), asks)
+            yield from drawing.work(self.model, self.encoding, asks)
             return
         if self._served is None:
-            self._served = Served(self.model, self.tokenizer, self.encoding.stop_ids, self.encoding.towers)
+            self._served = Served(self.model, self.encoding)
             weakref.finalize(self, self._served.close)
         yield Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
 
