@@ -81,7 +81,7 @@ def read_chat(
         style, rows = towers.style, [array[None] if len(array) else None for array in arrays]
         media = Media(*rows) if any(row is not None for row in rows) else None
     ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True, media=style, **extra).ids
-    return Prompt(ids, True, _stops(tokenizer, template), media)
+    return Prompt(ids, True, stops_of(tokenizer, template), media)
 
 
 def checked_messages(prompt: Sequence[Any], where: str, media: bool = False) -> Messages:
@@ -140,7 +140,8 @@ def _ids_of(prompt: Any) -> list[int] | None:
     return [int(i) for i in ids]
 
 
-def _stops(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
+def stops_of(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
+    """Return the ids that end an answer of a chat: the tokenizer's, and the template's end of a turn."""
     try:
         return tuple(dict.fromkeys((*tokenizer.stop_ids, end_of_turn(tokenizer, template))))
     except UserError:  # the template ends a turn with no symbol

@@ -1,10 +1,11 @@
 """One request on its way through the monitor: what is asked, what is sent, and what is kept of it."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm.infer.engine.request import Likely
+from lm.infer.engine.request import Likely, Request
 from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.store import Exchange
@@ -66,9 +67,13 @@ class Seen:
             self._kept[choice] += len(text)
         return self._streams[choice].feed(text, over)
 
-    def outlet(self, choice: int = 0) -> "Outlet":
-        """Return the guardrails of a choice, for code that knows nothing else of a request."""
-        return Outlet(self, choice)
+    def pass_on(self, choice: int, text: str, over: bool) -> tuple[str, bool]:
+        """Take text of a choice. Return (text that may be sent now, whether the answer ends there). over: no more follows."""
+        return self.on_piece(text, choice, over), self.stopped(choice) is not None
+
+    def with_logprobs(self, request: Request) -> Request:
+        """Return the request with the log-probabilities that the monitor needs of a first choice."""
+        return dataclasses.replace(request, logprobs=max(request.logprobs, self.logprobs))
 
     def stopped(self, choice: int = 0) -> Decision | None:
         """Return the decision that ended a choice, or None."""
@@ -120,18 +125,6 @@ class Seen:
             "input" in places,
             "output" in places,
         )
-
-
-class Outlet:
-    """What an answer's text passes before a client sees it."""
-
-    def __init__(self, seen: Seen, choice: int):
-        self._seen, self._choice = seen, choice
-
-    def feed(self, text: str, over: bool) -> tuple[str, bool]:
-        """Take the next text. Return (text that may be sent now, whether the answer ends there). over: no more text follows."""
-        sent = self._seen.on_piece(text, self._choice, over)
-        return sent, self._seen.stopped(self._choice) is not None
 
 
 def text_of(content: Any) -> str:

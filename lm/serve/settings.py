@@ -12,10 +12,9 @@ from lm.errors import UserError
 from lm.inputs import check_model, check_writer
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
-from lm.serve.api.adapters import NAME
 from lm.serve.api.app import Settings
 from lm.serve.api.limits import read_keys
-from lm.serve.api.service import Limits
+from lm.serve.api.service import NAME, Limits
 from lm.serve.watch.settings import settings_of
 from lm.train.values import MAX
 
@@ -110,7 +109,8 @@ def adapters_of(config) -> dict[str, str]:
 
 def adapter_count(config) -> int:
     """Return for how many adapters there is room."""
-    return config.adapters.count or len(adapters_of(config)) + (MORE if config.adapters.dir else 0)
+    count = len(adapters_of(config))
+    return max(count, config.adapters.count or count + (MORE if config.adapters.dir else 0))
 
 
 def limits_of(config) -> Limits:

@@ -17,6 +17,7 @@ from flax import nnx
 from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.spectrograms import FRAMES
 from lm.evals.engine.likelihood import CACHE, Work, slot_bytes
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.media import Media
@@ -168,8 +169,7 @@ def _answer(
         Sampling(
             first.max_new_tokens, first.temperature, first.top_p, stop_ids=tuple(writer.stop_ids), vocab_size=writer.vocab_size
         ),
-        width=width,
-        rows=[row_seed(ask) for ask in filled],
+        Layout(width=width, rows=[row_seed(ask) for ask in filled]),
         prefix=first.tokens[:shared],
         media=_media_of(filled, writer.towers),
         watch=Watch(CHUNK, lambda n, tokens: n in known or stopped(tokens, filled[n], writer.decode) is not None, tell),

@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.infer.engine.program import Program
-from lm.infer.engine.tiles import NAMES, Tile
+from lm.config.towers import NAMES
+from lm.infer.engine.request import Tile
+from lm.infer.engine.weights import Program
 from lm.model.media import encoded
 
 AT_ONCE = 4  # tiles of one call of an encoder; fewer are encoded one by one
