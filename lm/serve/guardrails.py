@@ -1,8 +1,8 @@
 """Guardrails: the policies of a constitution, applied to what a server is asked and to what it answers.
 
     guardrails = open_guardrails("constitution.yaml")
-    checked = guardrails.check_input(text)         # checked.text is masked; checked.blocked says why it must not be answered
-    stream = guardrails.output()
+    checked = guardrails.check(text, "input")      # checked.text is masked; checked.blocked says why it must not be answered
+    stream = guardrails.stream()
     stream.feed("some text")                       # returns the part that may be sent, maybe ""
     stream.end()                                   # returns the rest
 
@@ -10,20 +10,49 @@ An answer is sent late, by the window of the rules that block or mask: a charact
 still be found. So nothing of a blocked span is ever sent, however the answer is cut into pieces, and streamed and whole answers
 are cut and masked alike. Rules that only flag hold nothing back; they read the answer at its end (`flags`).
 
-Spans are taken from the left; of those that begin at one place, a blocking one first, then the longest.
+Spans are taken from the left; of those that begin at one place, a blocking one first, then the longest. A rule reads a folded
+text (data/filters/pii/folding.py): full-width forms are plain, characters without width are gone. A rule has a reach: whether a
+span begins at place s is settled once s + reach characters are there.
 """
 
-from collections.abc import Sequence
+import functools
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data.filters.classifier import linear
 from data.filters.pii.folding import fold
-from lm.align.safety.constitution import Constitution, choose, load_constitution
-from lm.serve.watch.rules import Rule, Span, rules_of, settled_run
+from data.filters.pii.masking import KINDS, find_pii
+from data.filters.words import Words
+from lm.align.safety.constitution import Constitution, Policy, choose, load_constitution
+from lm.errors import UserError
 
 MASKED = "[removed]"  # stands for a masked span
+LONGEST = 1000  # characters that a pattern may match
+PII_REACH = 320  # characters: an e-mail address has at most 254, and context decides about numbers
+KEY = string.ascii_letters + string.digits + "+/=._~-"  # characters of keys and tokens
+PII_RUN = 8192  # of them in a row are held until their end
+STRETCH = 400  # characters that a classifier reads at a time; each stretch begins half of that after the one before
+
+
+class Span(NamedTuple):
+    """Characters start … end − 1 of the folded text. why: a few words."""
+
+    start: int
+    end: int
+    why: str
+
+
+class Rule(NamedTuple):
+    """search(text, begin, ended): the first span that begins at `begin` or later, or None; ended: nothing will follow."""
+
+    policy: Policy
+    reach: int
+    search: Callable[[str, int, bool], Span | None]
 
 
 class Decision(NamedTuple):
@@ -58,17 +87,15 @@ class Guardrails:
         rules = [rule for policy in constitution.policies for rule in rules_of(policy)]
         self._rules = {place: [r for r in rules if r.policy.where in (place, "both")] for place in ("input", "output")}
 
-    def check_input(self, text: str) -> Checked:
-        """Apply all rules for input to a whole text."""
-        return self._whole(text, "input")
+    def check(self, text: str, where: str) -> Checked:
+        """Apply all rules for a place, "input" or "output", to a whole text."""
+        stream = self.stream(where)
+        changed = stream.feed(text, ended=True)
+        return Checked(changed, tuple(sorted([*stream.decisions, *self.flags(text, where)], key=lambda one: one.start)))
 
-    def check_output(self, text: str) -> Checked:
-        """Apply all rules for output to a whole answer."""
-        return self._whole(text, "output")
-
-    def output(self) -> "Stream":
-        """Return a new stream for one answer."""
-        return Stream(self._enforcing("output"))
+    def stream(self, where: str = "output") -> "Stream":
+        """Return a new stream for one text."""
+        return Stream([rule for rule in self._rules[where] if rule.policy.action != "flag"], where)
 
     def flags(self, text: str, where: str = "output") -> list[Decision]:
         """Return every finding of the rules that only flag, in a whole text."""
@@ -91,19 +118,11 @@ class Guardrails:
         principle = self.constitution.principle_for(decision.hazard, key)
         return choose(principle.refusals, key).format(hazard=self.constitution.name_of(decision.hazard))
 
-    def _enforcing(self, where: str) -> list[Rule]:
-        return [rule for rule in self._rules[where] if rule.policy.action != "flag"]
-
-    def _whole(self, text: str, where: str) -> Checked:
-        stream = Stream(self._enforcing(where), where)
-        changed = stream.feed(text, ended=True)
-        return Checked(changed, tuple(sorted([*stream.decisions, *self.flags(text, where)], key=lambda one: one.start)))
-
 
 class Stream:
     """One answer on its way out. decisions: what was masked or blocked until now. blocked: the decision that ended it."""
 
-    def __init__(self, rules: Sequence[Rule], where: str = "output"):
+    def __init__(self, rules: Sequence[Rule], where: str):
         self.rules, self.where = rules, where
         self.decisions: list[Decision] = []
         self.blocked: Decision | None = None
@@ -183,3 +202,84 @@ def _raw_place(place: int, at: np.ndarray | None, length: int) -> int:
     if at is None:
         return place
     return int(at[place]) if place < len(at) else length
+
+
+def rules_of(policy: Policy) -> list[Rule]:
+    """Return the rules of a policy. Raises: UserError: an unbounded pattern, an unknown kind or classifier."""
+    rules = [_pattern(policy, pattern) for pattern in policy.patterns]
+    if policy.pii:
+        if strange := sorted(set(policy.pii) - set(KINDS)):
+            raise UserError(f"policy {policy.id}: pii: {strange[0]}: there are {', '.join(KINDS)}")
+        rules.append(Rule(policy, PII_REACH, functools.partial(_pii, policy.pii)))
+    if policy.classifier:
+        model = linear.load(policy.classifier)
+        rules.append(Rule(policy, STRETCH, _Stretches(model, policy.threshold).search))
+    return rules
+
+
+def _pattern(policy: Policy, pattern: str) -> Rule:
+    place = f"policy {policy.id}: patterns: {pattern!r}"
+    least, most = _width(pattern)
+    if not least:
+        raise UserError(f"{place} matches an empty text; let it match at least one character")
+    if most > LONGEST:
+        raise UserError(f"{place} may match more than {LONGEST} characters; bound its repeats, such as .{{0,80}} for .*")
+    if any(name in ("ASSERT", "ASSERT_NOT", "GROUPREF") for name in _operations(pattern)):
+        raise UserError(f"{place} looks around or back, so no bounded window settles it; write it without (?=, (?!, (?<, \\1")
+    compiled = re.compile(pattern, re.IGNORECASE)
+
+    def search(text: str, begin: int, ended: bool) -> Span | None:
+        match = compiled.search(text, begin)
+        return Span(match.start(), match.end(), f"matches {pattern}") if match else None
+
+    return Rule(policy, most + 1, search)  # one more: \b reads the character after the match
+
+
+def _width(pattern: str) -> tuple[int, int]:
+    return re._parser.parse(pattern, re.IGNORECASE).getwidth()  # `re` has no public way to ask
+
+
+def _operations(pattern: str) -> Iterator[str]:
+    def walk(node) -> Iterator[str]:
+        if isinstance(node, re._parser.SubPattern | list | tuple):
+            for part in node:
+                yield from walk(part)
+        elif hasattr(node, "name"):  # a constant of the parser, an int with a name
+            yield node.name
+
+    return walk(re._parser.parse(pattern, re.IGNORECASE))
+
+
+def _pii(kinds: tuple[str, ...], text: str, begin: int, ended: bool) -> Span | None:
+    before = max(0, begin - PII_REACH)
+    for span in find_pii(text[before:], kinds):
+        if before + span.start >= begin:
+            return Span(before + span.start, before + span.end, f"is personal data: {span.kind}")
+    return None
+
+
+def settled_run(text: str, end: int) -> int:
+    """Return `end`, or the begin of the run of KEY characters around it if that run reaches the end of the text: it may still
+    turn out to be a secret. The run goes back at most PII_RUN characters."""
+    if text[end:].strip(KEY):
+        return end
+    return max(end - PII_RUN, len(text[:end].rstrip(KEY)))
+
+
+class _Stretches:
+    """Finds stretches of STRETCH characters, at fixed places, that a classifier calls harmful."""
+
+    def __init__(self, model: linear.Model, threshold: float):
+        self.model, self.threshold = model, threshold
+        self.harm = functools.lru_cache(256)(self._harm)
+
+    def _harm(self, text: str) -> float:
+        return 1 - float(linear.scores(Words([text]), self.model)[0])
+
+    def search(self, text: str, begin: int, ended: bool) -> Span | None:
+        step = STRETCH // 2
+        for start in range(-(-begin // step) * step, len(text) if ended else len(text) - STRETCH + 1, step):
+            stretch = text[start : start + STRETCH]
+            if stretch.strip() and (harm := self.harm(stretch)) >= self.threshold:
+                return Span(start, start + len(stretch), f"probability of harm {harm:.3f} at least {self.threshold:g}")
+        return None

@@ -108,22 +108,10 @@ class Metrics:
         """Return the series of a metric, such as `of("feedback", checkpoint="7", adapter="", rating="up").inc()`."""
         return self._metrics[name].labels(model_name=self.model_name, **labels)
 
-    def clear(self, name: str) -> None:
-        """Remove all series of a metric, whose labels may be gone."""
-        self._metrics[name].clear()
-
     def watch(self, engine) -> None:
         """Take what the engine tells its observers, and read its statistics whenever metrics are read."""
         engine.observers.append(self._observe)
         self.registry.register(_OfEngine(engine, self.model_name))
-
-    def ended(self, adapter: str, finish: str) -> None:
-        """Count a request that ended. finish: one of lm.infer.engine.request.FINISHES, or "content_filter"."""
-        self.of("request_success", adapter=adapter, finished_reason=finish).inc()
-
-    def token_gap(self, adapter: str, seconds: float) -> None:
-        """Count the time between two deliveries of tokens of a request."""
-        self.of("inter_token_latency_seconds", adapter=adapter).observe(seconds)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
@@ -151,7 +139,7 @@ class Metrics:
         times, adapter = handle.times, handle.request.adapter
         end = times.finished or time.monotonic()
         if not handle.request.told_by_reader:
-            self.ended(adapter, finish)
+            self.of("request_success", adapter=adapter, finished_reason=finish).inc()
         seen = {
             "e2e_request_latency_seconds": end - times.submitted,
             "request_prompt_tokens": len(handle.request.prompt),

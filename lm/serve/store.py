@@ -147,10 +147,6 @@ class Store:
         insert = "INSERT INTO alerts (time, checkpoint, adapter, stream, text, detail) VALUES (?, ?, ?, ?, ?, ?)"
         return self._ask(lambda file: file.execute(insert, row))
 
-    def forget(self, user: str) -> concurrent.futures.Future:
-        """Delete all exchanges and feedback of a user. The future holds how many there were."""
-        return self._ask(lambda file: forget(file, user))
-
     def flush(self) -> None:
         """Wait until everything that was given before is on disk."""
         self._ask(lambda file: None).result()
@@ -313,17 +309,6 @@ def read(path: str | Path, where: str = "1", values: Sequence[Any] = ()) -> Iter
             found = dict(row) | {key: json.loads(row[key]) for key in ("messages", "answers", "measures", "decisions")}
             ratings = file.execute("SELECT * FROM feedback WHERE exchange = ? ORDER BY number", (row["id"],))
             yield found | {"feedback": [dict(rating) for rating in ratings]}
-    finally:
-        file.close()
-
-
-def alerts(path: str | Path) -> list[dict[str, Any]]:
-    """Return all alerts, oldest first."""
-    file = connect(path)
-    file.row_factory = sqlite3.Row
-    try:
-        rows = file.execute("SELECT * FROM alerts ORDER BY number").fetchall()
-        return [dict(row) | {"detail": json.loads(row["detail"])} for row in rows]
     finally:
         file.close()
 

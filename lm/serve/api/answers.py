@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from lm.infer.engine.request import Event, Likely, Request
 from lm.serve.api.protocol import ApiError, Sampled
 from lm.serve.api.service import Service, timed_out
 from lm.serve.api.tools import Call
-from lm.serve.seen import Seen
+
+if TYPE_CHECKING:
+    from lm.serve.seen import Seen
 
 MIN = -9999.0  # nats, instead of −∞, which is not JSON
 
@@ -34,11 +36,11 @@ class Plan(NamedTuple):
     requests: list[Request]
     stream: dict[str, Any]
     prompt_tokens: int
-    seen: Seen | None
+    seen: "Seen | None"
 
 
 @contextlib.contextmanager
-def seen_by(service: Service, messages: Messages, id: str, user: str, adapter: str, choices: int) -> Iterator[Seen | None]:
+def seen_by(service: Service, messages: Messages, id: str, user: str, adapter: str, choices: int) -> "Iterator[Seen | None]":
     """Yield the request as the monitor sees it, and end it there if the block fails."""
     seen = None
     if service.watch:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.chat.media.encoding import Towers
 from data.chat.messages import make_message
@@ -21,7 +21,9 @@ from lm.serve.api.grammar import Grammars
 from lm.serve.api.media import Room
 from lm.serve.api.protocol import ApiError
 from lm.serve.api.tools import CallFormat, format_of
-from lm.serve.monitor import Watch
+
+if TYPE_CHECKING:
+    from lm.serve.monitor import Watch
 
 BUSY = 1.0  # seconds after which a client may ask a full queue again
 GRACE = 5.0  # seconds that the engine may be late in ending a request at its deadline
@@ -196,7 +198,8 @@ class Service:
             run.cancel()
             if self.watch:
                 for n, handle in enumerate(run.handles):
-                    self.watch.metrics.ended(handle.request.adapter, run.finishes.get(n, "cancelled"))
+                    reason = run.finishes.get(n, "cancelled")  # of the engine, or "content_filter"
+                    self.watch.metrics.of("request_success", adapter=handle.request.adapter, finished_reason=reason).inc()
 
 
 class Run:

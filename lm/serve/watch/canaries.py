@@ -25,7 +25,7 @@ from data.chat.template import encode_chat, end_of_turn
 from data.filters.language import identify
 from lm.errors import UserError
 from lm.evals.judges.refusals import is_refusal
-from lm.infer.engine.request import Event, Request
+from lm.infer.engine.request import Request
 
 TIMEOUT = 120.0  # seconds for an answer
 Messages = Sequence[Mapping[str, str]]
@@ -115,28 +115,15 @@ def asker(engine, template: str | None = None) -> Ask:
     end = end_of_turn(engine.tokenizer, template)
 
     def ask(messages: Messages, max_new_tokens: int, adapter: str) -> str | None:
-        ids = encode_chat(engine.tokenizer, list(messages), template=template, add_generation_prompt=True).ids
-        found: list[int] = []
-        finish, done = [""], threading.Event()
-
-        def tell(event: Event) -> None:
-            found.extend(event.tokens)
-            if event.finish:
-                finish[0] = event.finish
-                done.set()
-
-        request = Request(
-            tuple(ids), max_new_tokens, temperature=0.0, stop_ids=(end,), adapter=adapter, user="canary", deadline=TIMEOUT
-        )
+        ids = tuple(encode_chat(engine.tokenizer, list(messages), template=template, add_generation_prompt=True).ids)
+        about = {"stop_ids": (end,), "adapter": adapter, "user": "canary", "deadline": TIMEOUT}
         try:
-            handle = engine.submit(request, tell)
+            [event] = engine.answers([Request(ids, max_new_tokens, temperature=0.0, **about)])
         except Exception:  # Full, or an adapter that was unloaded: the next run asks again
             return None
-        if not done.wait(2 * TIMEOUT):
-            handle.cancel()
-        if finish[0] not in ("stop", "length"):
+        if event.finish not in ("stop", "length"):
             return None
-        return engine.tokenizer.decode([token for token in found if token != end])
+        return engine.tokenizer.decode([token for token in event.tokens if token != end])
 
     return ask
 
@@ -152,7 +139,6 @@ class Rounds:
         canaries: Sequence[Canary],
         ask: Ask,
         report: Callable[[Canary, str, str, str | None, list[str] | None], None],
-        *,
         adapters: Callable[[], Sequence[str]],
         checkpoint: Callable[[], str],
         minutes: float,

@@ -59,12 +59,6 @@ def settings_of(config) -> Settings:
 
     Raises: UserError: a number is out of its range.
     """
-    monitor, store, status = config.monitor, config.store, config.status
-    return Settings(
-        constitution=config.guardrails.constitution,
-        **{key: monitor[key] for key in ("share", "reference", "reference_file", "recent", "alpha", "judge", "canaries")},
-        canary_minutes=monitor.canary_minutes,
-        **{f"store_{key}": store[key] for key in ("share", "days", "megabytes")},
-        **{f"status_{key}": status[key] for key in ("seconds", "samples")},
-        tracing=config.tracing,
-    )
+    sections = {"": config.monitor, "store_": config.store, "status_": config.status}
+    values = {prefix + key: section[key] for prefix, section in sections.items() for key in section}
+    return Settings(constitution=config.guardrails.constitution, tracing=config.tracing, **values)

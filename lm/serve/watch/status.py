@@ -2,8 +2,6 @@
 
     GET /status               a page; no other host is asked for anything
     GET /status.json          {"times", "charts", "behaviours", "alerts", …}; ?since=TIME leaves out older samples
-    POST /v1/monitor/accept   {"checkpoint", "adapter"}: the behaviour as it is now is the new reference; it needs an API key
-                              where there are some, as everything under /v1/
 
 A thread reads all metrics every few seconds and computes the lines of lm/serve/watch/charts.py.
 """
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse
 from markupsafe import Markup
 
@@ -100,20 +98,6 @@ class Status:
         @router.get("/status.json")
         def status_json(since: float = 0.0) -> JSONResponse:
             return JSONResponse(self.json(since), headers={"cache-control": "no-store"})
-
-        @router.post("/v1/monitor/accept")
-        async def accept(request: Request) -> JSONResponse:
-            # Another site's page can send a form, but no JSON without a preflight that this server does not answer.
-            if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-                return JSONResponse({"error": "send JSON"}, 415)
-            try:
-                body = await request.json()
-                key = str(body["checkpoint"]), str(body["adapter"])
-            except (ValueError, KeyError, TypeError, RecursionError):
-                return JSONResponse({"error": "the body must hold checkpoint and adapter"}, 400)
-            if not self.watch.accept(*key):
-                return JSONResponse({"error": "no such checkpoint and adapter is watched"}, 404)
-            return JSONResponse({"accepted": True})
 
         return router
 

@@ -104,8 +104,7 @@ def test_rounds_ask_the_model_and_each_adapter_and_alert_once_until_they_pass(tm
     says, reported = {"": ANSWER, "law": "Rome."}, threading.Semaphore(0)
     canary = Canary("paris", ({"role": "user", "content": "Where?"},), {"contains": ["Paris"]})
     metrics = Metrics("tiny")
-    where = {"metrics": metrics, "guardrails": open_guardrails(), "checkpoint": lambda: "step 9"}
-    watch = Watch(Settings(status_seconds=0), tmp_path, **where)
+    watch = Watch(Settings(status_seconds=0), tmp_path, metrics, open_guardrails(), checkpoint=lambda: "step 9")
     rounds = Rounds(
         [canary],
         lambda messages, most, adapter: says[adapter],
