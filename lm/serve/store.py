@@ -104,9 +104,8 @@ class Store:
         self.path, self.days, self.megabytes = Path(path), days, megabytes
         self.written = self.dropped = self.bytes = 0
         self._queue: queue.Queue[tuple[Callable, concurrent.futures.Future] | None] = queue.Queue(QUEUE)
-        file = connect(self.path, create=True)
-        self._salt = salt(file)
-        file.close()
+        self._file = connect(self.path, create=True)  # of the writer's thread from now on
+        self._salt = salt(self._file)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._write, name="store", daemon=True)
         self._thread.start()
@@ -167,7 +166,7 @@ class Store:
         return future
 
     def _write(self) -> None:
-        file, due, ended = connect(self.path), time.monotonic(), False
+        file, due, ended = self._file, time.monotonic(), False
         while not ended:
             batch = self._waiting(due)
             ended = None in batch

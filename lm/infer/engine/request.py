@@ -207,10 +207,6 @@ class Handle:
         """End the request. Its last event, with finish "cancelled", follows unless it is already over; its blocks are freed."""
         self._cancelled.set()
 
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
     def give(self, event: Event) -> None:
         """Tell the listener of an event. Its own fault, as when its event loop is closed, ends the request."""
         try:

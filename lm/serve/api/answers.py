@@ -28,11 +28,10 @@ MIN = -9999.0  # nats, instead of −∞, which is not JSON
 
 
 class Plan(NamedTuple):
-    """What an API request comes to. id, created: of the answer. requests: one a continuation. stream: arguments of their
-    TextStreams. seen: the request as lm.serve.monitor sees it; None: it does not."""
+    """What an API request comes to. head: id, created and model of the answer. requests: one a continuation. stream: arguments
+    of their TextStreams. seen: the request as lm.serve.monitor sees it; None: it does not."""
 
-    id: str
-    created: int
+    head: dict[str, Any]
     requests: list[Request]
     stream: dict[str, Any]
     prompt_tokens: int
@@ -297,9 +296,8 @@ def usage(plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
     }
 
 
-def new_id(kind: str) -> tuple[str, int]:
-    """Return (id of an answer, seconds since 1970)."""
-    return f"{kind}-{uuid.uuid4().hex}", int(time.time())
+def new_head(service: Service, body: Sampled, kind: str) -> dict[str, Any]:
+    return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model or service.name}
 
 
 def nats(value: float) -> float:

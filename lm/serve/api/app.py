@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import types
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -17,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from lm.errors import UserError
 from lm.serve.api import chat, completions
 from lm.serve.api.answers import spelling
-from lm.serve.api.limits import Gate, Rates
+from lm.serve.api.limits import Gate, Settings
 from lm.serve.api.protocol import (
     ApiError,
     ChatRequest,
@@ -40,20 +39,6 @@ MAX_ENCODED = 1 << 20  # bytes of a text for /tokenize, which need not fit the m
 log = logging.getLogger("lm.serve")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """keys: of `read_keys`; none: no key is asked for. per_minute: requests of a user; 0: no limit. body_bytes: of a request.
-
-    read_seconds: in which a body must have come, and in which a client must take a part of a stream. hosts: see Gate.
-    """
-
-    keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-    per_minute: int = 0
-    body_bytes: int = 4 << 20
-    read_seconds: float = 60.0
-    hosts: tuple[str, ...] = ()
-
-
 def make_app(service: Service, settings: Settings = Settings(), routers: Iterable[APIRouter] = ()) -> FastAPI:  # noqa: B008
     """Return the application. routers: more routes, such as a page; those under /v1/ need a key as all there."""
     app = FastAPI(openapi_url=None)
@@ -66,14 +51,7 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
         app.add_exception_handler(gone, lambda request, error: Response(status_code=499))
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failed)
-    app.add_middleware(
-        Gate,
-        keys=settings.keys,
-        rates=Rates(settings.per_minute),
-        body_bytes=settings.body_bytes,
-        seconds=settings.read_seconds,
-        hosts=settings.hosts,
-    )
+    app.add_middleware(Gate, settings=settings)
     if service.watch:
         app.add_middleware(CountRequests, metrics=service.watch.metrics)
     return app

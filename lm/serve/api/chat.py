@@ -8,7 +8,7 @@ from data.chat.messages import Messages
 from lm.errors import UserError
 from lm.infer.engine.request import Request, tiles_of
 from lm.infer.prompts import Prompt, checked_messages, read_chat
-from lm.serve.api.answers import Choice, Plan, Token, nats, new_id, pieces, seed_of, seen_by, settings_of, spelling, usage
+from lm.serve.api.answers import Choice, Plan, Token, nats, new_head, pieces, seed_of, seen_by, settings_of, spelling, usage
 from lm.serve.api.media import files_of
 from lm.serve.api.protocol import ApiError, ChatRequest, ToolChoice
 from lm.serve.api.service import Service
@@ -59,14 +59,14 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
     if body.tool_choice not in (None, "none") and not body.tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
-    (id, created), adapter = new_id("chatcmpl"), service.adapter_of(body.model)
+    head, adapter = new_head(service, body, "chatcmpl"), service.adapter_of(body.model)
     messages = messages_of(service, body.messages)
     service.check_size([message["content"] for message in messages], "messages")
-    with seen_by(service, messages, id, user, adapter, body.n) as seen:
+    with seen_by(service, messages, head["id"], user, adapter, body.n) as seen:
         requests, stream = _asked(service, body, user, seen.messages if seen else messages)
         if seen:
             requests[0] = seen.with_logprobs(requests[0])
-    return Plan(id, created, requests, stream, len(requests[0].prompt), seen)
+    return Plan(head, requests, stream, len(requests[0].prompt), seen)
 
 
 def _asked(service: Service, body: ChatRequest, user: str, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
@@ -141,15 +141,13 @@ async def whole(service: Service, body: ChatRequest, plan: Plan) -> dict[str, An
             message |= {"content": choice.said or None, "tool_calls": [call.body() for call in choice.calls]}
         logprobs = _logprobs(service, body, choice, choice.tokens) if body.logprobs else None
         answers.append({"index": n, "message": message, "logprobs": logprobs, "finish_reason": choice.finish})
-    head = {"id": plan.id, "object": "chat.completion", "created": plan.created, "model": body.model or service.name}
-    return head | {"choices": answers, "usage": usage(plan, choices)}
+    return plan.head | {"object": "chat.completion", "choices": answers, "usage": usage(plan, choices)}
 
 
 async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterator[dict[str, Any] | None]:
     """Yield the chunks of the answer, the first one when the requests are in the queue. Raises: ApiError."""
     choices = [Choice(service, plan, n) for n in range(len(plan.requests))]
-    head = {"id": plan.id, "object": "chat.completion.chunk", "created": plan.created, "model": body.model or service.name}
-    options = body.stream_options
+    head, options = plan.head | {"object": "chat.completion.chunk"}, body.stream_options
 
     def chunk(n: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
         counts = {"usage": usage(plan, choices)} if options and options.continuous_usage_stats else {}

@@ -12,7 +12,7 @@ from lm.serve.api.answers import (
     TextStream,
     Token,
     nats,
-    new_id,
+    new_head,
     pieces,
     seed_of,
     seen_by,
@@ -47,9 +47,9 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
         service.check_size([prompt], "prompt")
     tokenizer, wanted = service.tokenizer, -1 if body.logprobs is None else body.logprobs
     texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
-    messages, (id, created) = [make_message("user", text) for text in texts], new_id("cmpl")
+    messages, head = [make_message("user", text) for text in texts], new_head(service, body, "cmpl")
     settings = settings_of(service, body, tokenizer.stop_ids, user)
-    with seen_by(service, messages, id, user, settings["adapter"], len(prompts) * best_of) as seen:
+    with seen_by(service, messages, head["id"], user, settings["adapter"], len(prompts) * best_of) as seen:
         if seen:  # spans of a prompt may be masked
             prompts = [m["content"] if m["content"] != text else p for m, text, p in zip(seen.messages, texts, prompts)]
         ids = [tuple(tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else prompt) for prompt in prompts]
@@ -69,7 +69,7 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
         if seen:
             requests[0] = seen.with_logprobs(requests[0])
     stream = {"stops": body.stops, "keep_stop": body.include_stop_str_in_output, "least": body.min_tokens}
-    return Plan(id, created, requests, stream, sum(map(len, ids)), seen)
+    return Plan(head, requests, stream, sum(map(len, ids)), seen)
 
 
 async def whole(service: Service, body: CompletionRequest, plan: Plan) -> dict[str, Any]:
@@ -87,15 +87,13 @@ async def whole(service: Service, body: CompletionRequest, plan: Plan) -> dict[s
         likely += [token._replace(begin=token.begin + len(before)) for token in tokens]
         finish = choice.finish if body.max_tokens or choice.finish == "content_filter" else "length"
         answers.append(_choice(service, body, n, before + text, likely, finish))
-    head = {"id": plan.id, "object": "text_completion", "created": plan.created, "model": body.model or service.name}
-    return head | {"choices": answers, "usage": _usage(body, plan, choices)}
+    return plan.head | {"object": "text_completion", "choices": answers, "usage": _usage(body, plan, choices)}
 
 
 async def chunks(service: Service, body: CompletionRequest, plan: Plan) -> AsyncIterator[dict[str, Any] | None]:
     """Yield None when the requests are in the queue, then the chunks of the answer. Raises: ApiError."""
     choices = [Choice(service, plan, n) for n in range(len(plan.requests))]
-    head = {"id": plan.id, "object": "text_completion", "created": plan.created, "model": body.model or service.name}
-    options = body.stream_options
+    head, options = plan.head | {"object": "text_completion"}, body.stream_options
     lengths: dict[int, int] = {}  # of the prompts that were echoed
     async for n, piece in pieces(service, plan, choices):
         if n < 0:

@@ -4,12 +4,13 @@ A head is the first line and the headers. h11 reads it even where a faster parse
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import hmac
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -28,6 +29,22 @@ BLANK = re.compile(rb"\n\r?\n")
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
 MAX_USERS = 10_000  # whose rates are remembered
 WASTE = 16  # times the limit that a client with too large a body may still send, to get its answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """keys: of `read_keys`; none: no key is asked for. per_minute: requests of a user; 0: no limit. body_bytes: of a request.
+
+    read_seconds: in which a body must have come, and in which a client must take a part of a stream. hosts: names by which a
+    server without keys may be called; none: any. A browser sends the name of the page's own address, so a page of the web whose
+    name is made to point to this machine (DNS rebinding) is refused.
+    """
+
+    keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    per_minute: int = 0
+    body_bytes: int = 4 << 20
+    read_seconds: float = 60.0
+    hosts: tuple[str, ...] = ()
 
 
 def read_keys(path: Path) -> dict[str, bytes]:
@@ -95,37 +112,23 @@ class Rates:
 
 class Gate:
     """ASGI middleware: checks the key, the rate and the body of each request. Sets state["user"]: the name of the key, or the
-    client's address if the server has no keys.
+    client's address if the server has no keys."""
 
-    hosts: names by which a server without keys may be called; none: any. A browser sends the name of the page's own address, so
-      a page of the web whose name is made to point to this machine (DNS rebinding) is refused.
-    seconds: in which a body must have come.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: Mapping[str, bytes],
-        rates: Rates,
-        body_bytes: int,
-        seconds: float,
-        hosts: Collection[str] = (),
-    ):
-        self._app, self._keys, self._rates, self._most, self._seconds = app, keys, rates, body_bytes, seconds
-        self._hosts = hosts
+    def __init__(self, app: ASGIApp, settings: Settings):
+        self._app, self._settings, self._rates = app, settings, Rates(settings.per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request = Request(scope)
+        request, o = Request(scope), self._settings
         try:
             user = (scope.get("client") or ("",))[0]
             host = host_of(request.headers.get("host", ""))
-            if self._hosts and not self._keys and host not in self._hosts:
-                raise ApiError(403, f"host {host!r} is none of auth.hosts={','.join(self._hosts)}", code="wrong_host")
+            if o.hosts and not o.keys and host not in o.hosts:
+                raise ApiError(403, f"host {host!r} is none of auth.hosts={','.join(o.hosts)}", code="wrong_host")
             if scope["path"].startswith(GUARDED):
-                if self._keys:
-                    user = named(self._keys, request.headers.get("authorization", ""))
+                if o.keys:
+                    user = named(o.keys, request.headers.get("authorization", ""))
                 self._rates.take(user)
             scope.setdefault("state", {})["user"] = user
             receive = await self._whole(request, receive)
@@ -137,21 +140,21 @@ class Gate:
         """Return a `receive` that gives the whole body at once. Raises: ApiError if it is too large or comes too slowly."""
         if request.method in ("GET", "HEAD"):
             return receive
-        parts, size = [], 0
+        parts, size, most = [], 0, self._settings.body_bytes
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._settings.read_seconds):
                 more = True
-                while more and size <= WASTE * self._most:
+                while more and size <= WASTE * most:
                     message = await receive()
                     if message["type"] != "http.request":
                         return _again(message, receive)
                     size += len(message.get("body", b""))
-                    parts += [message.get("body", b"")] if size <= self._most else []
+                    parts += [message.get("body", b"")] if size <= most else []
                     more = message.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, "the body of the request came too slowly", code="timeout") from None
-        if size > self._most:
-            raise ApiError(413, f"the body of the request is larger than {self._most} bytes", code="request_too_large")
+        if size > most:
+            raise ApiError(413, f"the body of the request is larger than {most} bytes", code="request_too_large")
         return _again({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive)
 
 

@@ -1,7 +1,6 @@
 """The requests of the API, OpenAI's fields and those that vLLM adds, and its errors. Fields of neither are ignored, as by both.
 
-A field that is null has its default. Nothing is converted: "1" is no number, and NaN and infinity are refused. An error is
-{"error": {"message", "type", "param", "code"}}, as OpenAI's, and a status code.
+A field that is null has its default. An error is {"error": {"message", "type", "param", "code"}}, as OpenAI's.
 """
 
 import json
@@ -56,18 +55,22 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-class StreamOptions(BaseModel):
+class Body(BaseModel):
+    """What a client sends. Nothing is converted: "1" is no number, and NaN and infinity are refused."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Body):
     """include_usage: send a last chunk with the counts of tokens. continuous_usage_stats: send them with every chunk."""
 
-    model_config = ConfigDict(strict=True)
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class Structured(BaseModel):
+class Structured(Body):
     """One of these constrains the answer (vLLM's structured_outputs)."""
 
-    model_config = ConfigDict(strict=True)
     json_: str | dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
@@ -75,10 +78,9 @@ class Structured(BaseModel):
     json_object: bool | None = None
 
 
-class Sampled(BaseModel):
+class Sampled(Body):
     """The fields that both kinds of completions have."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, populate_by_name=True)
     model: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -136,39 +138,34 @@ class CompletionRequest(Sampled):
         return [self.prompt] if alone else self.prompt
 
 
-class Function(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+class Function(Body):
+    model_config = ConfigDict(extra="allow")
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(strict=True)
+class Tool(Body):
     type: Literal["function"]
     function: Function
 
 
-class Named(BaseModel):
-    model_config = ConfigDict(strict=True)
+class Named(Body):
     name: str
 
 
-class ToolChoice(BaseModel):
-    model_config = ConfigDict(strict=True)
+class ToolChoice(Body):
     type: Literal["function"]
     function: Named
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(strict=True)
+class JsonSchema(Body):
     name: str = ""
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True)
+class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -195,8 +192,7 @@ class ChatRequest(Sampled):
         return asked
 
 
-class TokenizeRequest(BaseModel):
-    model_config = ConfigDict(strict=True)
+class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
@@ -206,22 +202,19 @@ class TokenizeRequest(BaseModel):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-class DetokenizeRequest(BaseModel):
-    model_config = ConfigDict(strict=True)
+class DetokenizeRequest(Body):
     model: str | None = None
     tokens: Ids
 
 
-class LoadAdapter(BaseModel):
+class LoadAdapter(Body):
     """lora_path: a folder in `adapters.dir`; default: the one with the adapter's name."""
 
-    model_config = ConfigDict(strict=True)
     lora_name: str
     lora_path: str | None = None
 
 
-class UnloadAdapter(BaseModel):
-    model_config = ConfigDict(strict=True)
+class UnloadAdapter(Body):
     lora_name: str
 
 

@@ -147,15 +147,12 @@ class Rounds:
         self.adapters, self.checkpoint = adapters, checkpoint
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="canaries", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._thread.start()  # the first round begins at once
 
     def close(self) -> None:
         """End after the canary that is being asked."""
         self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2 * TIMEOUT)
+        self._thread.join(timeout=2 * TIMEOUT)
 
     def round(self) -> None:
         """Ask each canary once. An answer during which the checkpoint was swapped counts as none."""

@@ -5,20 +5,20 @@ import sqlite3
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
-from lm.serve.api.protocol import ApiError, json_response, read
+from lm.serve.api.protocol import ApiError, Body, json_response, read
 from lm.serve.store import Feedback
 
 Text = Annotated[str, Field(max_length=20_000)]
 RATINGS = {"up": 1, "down": -1, 1: 1, -1: -1}
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(Body):
     """id: of the answer. The user of the API key, if there is one, counts instead of `user`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
     id: Annotated[Text, Field(min_length=1)]
     rating: Literal["up", "down"] | int
     choice: int = Field(0, ge=0, lt=1 << 16)
@@ -27,8 +27,7 @@ class FeedbackRequest(BaseModel):
     user: Text = ""
 
 
-class AcceptRequest(BaseModel):
-    model_config = ConfigDict(strict=True)
+class AcceptRequest(Body):
     checkpoint: str
     adapter: str
 

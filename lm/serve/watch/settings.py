@@ -4,6 +4,19 @@ import dataclasses
 
 from lm.errors import UserError
 
+RANGES = {
+    "monitor.share": (0, 1),
+    "monitor.reference": (20, 100_000),
+    "monitor.recent": (20, 100_000),
+    "monitor.alpha": (1e-9, 0.5),
+    "monitor.canary_minutes": (0.01, 1e6),
+    "store.share": (0, 1),
+    "store.days": (0, 1e6),
+    "store.megabytes": (0, 1e9),
+    "status.seconds": (0, 3600),
+    "status.samples": (1, 100_000),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -35,23 +48,10 @@ class Settings:
     tracing: str = ""
 
     def __post_init__(self):
-        ranges = {
-            "share": (0, 1),
-            "reference": (20, 100_000),
-            "recent": (20, 100_000),
-            "alpha": (1e-9, 0.5),
-            "canary_minutes": (0.01, 1e6),
-            "store_share": (0, 1),
-            "store_days": (0, 1e6),
-            "store_megabytes": (0, 1e9),
-            "status_seconds": (0, 3600),
-            "status_samples": (1, 100_000),
-        }
-        for name, (least, most) in ranges.items():
-            if not least <= getattr(self, name) <= most:
-                key = name.replace("store_", "store.").replace("status_", "status.")
-                key = key if "." in key else f"monitor.{key}"
-                raise UserError(f"{key}={getattr(self, name)} is not in {least:g} … {most:g}")
+        for key, (least, most) in RANGES.items():
+            value = getattr(self, key.removeprefix("monitor.").replace(".", "_"))
+            if not least <= value <= most:
+                raise UserError(f"{key}={value} is not in {least:g} … {most:g}")
 
 
 def settings_of(config) -> Settings:

@@ -12,7 +12,7 @@ from lm.infer.conversation import Conversation
 from lm.infer.decode import Sampling
 from lm.infer.engine.open import open_engine
 from lm.infer.engine.room import Capacity
-from lm.infer.files import parts_of, with_parts
+from lm.infer.prompts import parts_of, with_parts
 from tests.data.media.pictures import picture, saved
 from tests.lm.serve import vision_model
 from tests.verbs import runs

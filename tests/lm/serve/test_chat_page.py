@@ -135,7 +135,7 @@ def test_stop_ends_the_request_in_the_engine(opened, own, by, monkeypatch):
         until(lambda: own.stats().running + own.stats().waiting == 1)
         click(opened, "Stop") if by == "button" else opened.press("Escape")
         see(opened, ANSWERED)
-        until(lambda: handles[0].cancelled)  # the server has seen that the page has gone
+        until(lambda: handles[0].gone(0.0))  # the server has seen that the page has gone
     until(lambda: own.stats().running == own.stats().waiting == 0)
     assert own.stats().finished.get("cancelled", 0) == cancelled + 1
     assert kept(opened)[1]["finish"] == "stopped"

@@ -5,7 +5,7 @@ import yaml
 
 from lm.align.safety.constitution import SHIPPED, load_constitution
 from lm.errors import UserError
-from lm.serve.guardrails import MASKED, open_guardrails
+from lm.serve.guardrails import MASKED, Guardrails
 
 POLICIES = [
     {"id": "agent", "hazard": "iwp", "action": "block", "patterns": [r"\bsarin\b.{0,30}\brecipe\b", r"\bkill\s{1,5}them\b"]},
@@ -18,7 +18,7 @@ POLICIES = [
 def guardrails(folder, policies=POLICIES):
     content = yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) | {"policies": policies}
     (folder / "constitution.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return open_guardrails(folder / "constitution.yaml")
+    return Guardrails(folder / "constitution.yaml")
 
 
 def streamed(rails, text, sizes):
@@ -133,6 +133,6 @@ def test_a_wrong_policy_is_one_clear_line(tmp_path, policy, named):
 
 
 def test_old_files_stay_valid_and_check_nothing():
-    rails = open_guardrails()
+    rails = Guardrails()
     assert load_constitution().policies == ()
     assert rails.check("sarin recipe", "input") == ("sarin recipe", ())

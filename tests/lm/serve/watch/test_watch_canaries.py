@@ -5,7 +5,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.infer.engine.request import Event
-from lm.serve.guardrails import open_guardrails
+from lm.serve.guardrails import Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
 from lm.serve.watch.canaries import Canary, Rounds, asker, problems, read_canaries
@@ -104,7 +104,7 @@ def test_rounds_ask_the_model_and_each_adapter_and_alert_once_until_they_pass(tm
     says, reported = {"": ANSWER, "law": "Rome."}, threading.Semaphore(0)
     canary = Canary("paris", ({"role": "user", "content": "Where?"},), {"contains": ["Paris"]})
     metrics = Metrics("tiny")
-    watch = Watch(Settings(status_seconds=0), tmp_path, metrics, open_guardrails(), checkpoint=lambda: "step 9")
+    watch = Watch(Settings(status_seconds=0), tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
     rounds = Rounds(
         [canary],
         lambda messages, most, adapter: says[adapter],
@@ -113,7 +113,6 @@ def test_rounds_ask_the_model_and_each_adapter_and_alert_once_until_they_pass(tm
         checkpoint=lambda: "step 9",
         minutes=1e6,
     )
-    rounds.start()  # the first round begins at once
     for _ in range(2):
         assert reported.acquire(timeout=60)
     rounds.close()

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lm.serve.api.protocol import ApiError
-from lm.serve.guardrails import open_guardrails
+from lm.serve.guardrails import Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
 from lm.serve.watch.behaviour import Alert
@@ -23,7 +23,7 @@ def watched(tmp_path):
     metrics, engine = Metrics("tiny <b>"), PlayedEngine()
     metrics.watch(engine)
     settings = Settings(status_seconds=0, status_samples=50, reference=20, recent=20)
-    watch = Watch(settings, tmp_path, metrics, open_guardrails(), checkpoint=lambda: "step 9")
+    watch = Watch(settings, tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
     yield watch, engine
     watch.close()
 
