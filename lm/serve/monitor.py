@@ -1,6 +1,6 @@
 """Watch a server: guardrails, measures of behaviour, canaries, feedback, the store and metrics, behind one object.
 
-    watch = open_watch(Settings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
+    watch = open_watch(WatchSettings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
     app.add_middleware(CountRequests, metrics=watch.metrics)
     app.include_router(watch.router())              # /metrics, /status, /status.json, /v1/monitor/accept, /v1/feedback
 
@@ -39,13 +39,13 @@ from lm.evals.judges.verdict import Judge, guarded
 from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.seen import Seen
+from lm.serve.settings import WatchSettings
 from lm.serve.store import Exchange, Feedback, Store
 from lm.serve.watch import behaviour as behaviours
 from lm.serve.watch import feedback as feedbacks
 from lm.serve.watch import measures, reference, status, tracing
 from lm.serve.watch.behaviour import Alert, Behaviour
 from lm.serve.watch.canaries import Canary, Rounds, asker, read_canaries
-from lm.serve.watch.settings import Settings
 
 LOG = logging.getLogger("lm.serve")
 WAITING = 1000  # finished exchanges that wait for the monitor; more are left out and counted
@@ -60,7 +60,7 @@ class Watch:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: WatchSettings,
         folder: Path,
         metrics: Metrics,
         guardrails: Guardrails,
@@ -319,7 +319,7 @@ class Watch:
 
 
 def open_watch(
-    settings: Settings,
+    settings: WatchSettings,
     folder: str | Path,
     engine,
     *,

@@ -21,8 +21,7 @@ from lm.serve.api.limits import HEAD, Connection
 from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import open_watch
-from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
-from lm.serve.watch.settings import settings_of
+from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of, watch_settings
 from lm.train.values import MAX
 
 CONNECTIONS = 1024  # at once; more are answered with 503
@@ -91,7 +90,7 @@ def serve(config, workdir: Path) -> int:
         service.engine.warm()  # compiles, so that no request waits for it
         print(f"{service.name}: {memory(service.engine)}", flush=True)
         service.watch = open_watch(
-            settings_of(config),
+            watch_settings(config),
             workdir,
             service.engine,
             model_name=service.name,

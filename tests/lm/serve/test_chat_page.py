@@ -13,8 +13,8 @@ from lm.serve import page
 from lm.serve.api.app import Settings
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
+from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
-from lm.serve.watch.settings import Settings as WatchSettings
 from tests.lm.serve.conftest import engine_of, held, serving, until
 
 ANSWERED = "!!document.querySelector('article.assistant[aria-busy=false]')"

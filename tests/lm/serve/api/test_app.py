@@ -22,8 +22,8 @@ from lm.infer.engine.adapters import Slots
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
+from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
-from lm.serve.watch.settings import Settings as WatchSettings
 from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until
 
 

@@ -19,7 +19,7 @@ from lm.serve import page
 from lm.serve.api import media
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
-from lm.serve.watch.settings import Settings as WatchSettings
+from lm.serve.settings import WatchSettings
 from tests.data.media.pictures import picture, saved
 from tests.data.media.test_images import png
 from tests.lm.serve import test_chat_page as chat_page

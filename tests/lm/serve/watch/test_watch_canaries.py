@@ -8,8 +8,8 @@ from lm.infer.engine.request import Event
 from lm.serve.guardrails import Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
+from lm.serve.settings import WatchSettings
 from lm.serve.watch.canaries import Canary, Rounds, asker, problems, read_canaries
-from lm.serve.watch.settings import Settings
 from tests.lm.evals import tiny_models
 from tests.lm.serve.played_engine import PlayedEngine
 from tests.lm.serve.test_serve_metrics import values
@@ -104,7 +104,7 @@ def test_rounds_ask_the_model_and_each_adapter_and_alert_once_until_they_pass(tm
     says, reported = {"": ANSWER, "law": "Rome."}, threading.Semaphore(0)
     canary = Canary("paris", ({"role": "user", "content": "Where?"},), {"contains": ["Paris"]})
     metrics = Metrics("tiny")
-    watch = Watch(Settings(status_seconds=0), tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
+    watch = Watch(WatchSettings(status_seconds=0), tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
     rounds = Rounds(
         [canary],
         lambda messages, most, adapter: says[adapter],

@@ -10,9 +10,9 @@ from lm.serve.api.protocol import ApiError
 from lm.serve.guardrails import Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
+from lm.serve.settings import WatchSettings
 from lm.serve.watch.behaviour import Alert
 from lm.serve.watch.charts import CHARTS
-from lm.serve.watch.settings import Settings
 from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.serve.played_engine import PlayedEngine, handle
 from tests.lm.serve.test_serve_prometheus import served, until
@@ -22,7 +22,7 @@ from tests.lm.serve.test_serve_prometheus import served, until
 def watched(tmp_path):
     metrics, engine = Metrics("tiny <b>"), PlayedEngine()
     metrics.watch(engine)
-    settings = Settings(status_seconds=0, status_samples=50, reference=20, recent=20)
+    settings = WatchSettings(status_seconds=0, status_samples=50, reference=20, recent=20)
     watch = Watch(settings, tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
     yield watch, engine
     watch.close()
