@@ -42,7 +42,6 @@ from lm.serve.seen import Seen
 from lm.serve.settings import WatchSettings
 from lm.serve.store import Exchange, Feedback, Store
 from lm.serve.watch import behaviour as behaviours
-from lm.serve.watch import feedback as feedbacks
 from lm.serve.watch import measures, reference, status, tracing
 from lm.serve.watch.behaviour import Alert, Behaviour
 from lm.serve.watch.canaries import Canary, Rounds, asker, read_canaries
@@ -91,8 +90,8 @@ class Watch:
     def router(self) -> APIRouter:
         """Return all routes of this side of the server."""
         router = APIRouter()
-        for part in (self.metrics.router(), self.status.router(), feedbacks.router(self)):
-            router.include_router(part)
+        router.include_router(self.metrics.router())
+        router.include_router(self.status.router())
         return router
 
     def on_request(
