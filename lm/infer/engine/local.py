@@ -99,10 +99,9 @@ class LocalEngine:
         asked = sorted(numbers, key=lambda key: (turn[key], key))
         engine = self.using(model, min(len(asked), self._shape[0]), max(map(len, prompts)) + o.max_new_tokens)
         engine.forget()
-        drawn = {"stop_ids": o.stop_ids, "logprobs": 0, "tempered": True, "media": None}
-        answers = engine.answers(
-            Request(prompt, o.max_new_tokens, o.temperature, o.top_p, o.top_k, seed=seed, **drawn) for prompt, seed in asked
-        )
+        settings = o.max_new_tokens, o.temperature, o.top_p, o.top_k
+        plain = Request((), *settings, stop_ids=o.stop_ids, logprobs=0, tempered=True, media=None)
+        answers = engine.answers(dataclasses.replace(plain, prompt=prompt, seed=seed) for prompt, seed in asked)
         found: list[Event] = [Event()] * count
         for key, answer in zip(asked, answers, strict=True):
             for number in numbers[key]:
