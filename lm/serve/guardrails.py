@@ -162,7 +162,10 @@ class Stream:
                 self.blocked = decision
                 return "".join(out)
             out.append(MASKED)
-        until = len(self._raw) if ended else max(self._sent, _raw_place(self._settled, self._at, len(self._raw)))
+        place = (
+            self._settled if self._at is None else self._at[self._settled] if self._settled < len(self._at) else len(self._raw)
+        )
+        until = len(self._raw) if ended else max(self._sent, int(place))
         out.append(self._raw[self._sent : until])
         self._sent = until
         return "".join(out)
@@ -193,12 +196,6 @@ def _decision(rule: Rule, span: Span, where: str, at: np.ndarray | None) -> Deci
     return Decision(rule.policy.id, rule.policy.hazard, where, rule.policy.action, start, end, span.why)
 
 
-def _raw_place(place: int, at: np.ndarray | None, length: int) -> int:
-    if at is None:
-        return place
-    return int(at[place]) if place < len(at) else length
-
-
 def rules_of(policy: Policy) -> list[Rule]:
     """Return the rules of a policy. Raises: UserError: an unbounded pattern, an unknown kind or classifier."""
     rules = [_pattern(policy, pattern) for pattern in policy.patterns]
@@ -214,12 +211,13 @@ def rules_of(policy: Policy) -> list[Rule]:
 
 def _pattern(policy: Policy, pattern: str) -> Rule:
     place = f"policy {policy.id}: patterns: {pattern!r}"
-    least, most = _width(pattern)
+    parsed = re._parser.parse(pattern, re.IGNORECASE)  # `re` has no public way to ask
+    least, most = parsed.getwidth()
     if not least:
         raise UserError(f"{place} matches an empty text; let it match at least one character")
     if most > LONGEST:
         raise UserError(f"{place} may match more than {LONGEST} characters; bound its repeats, such as .{{0,80}} for .*")
-    if any(name in ("ASSERT", "ASSERT_NOT", "GROUPREF") for name in _operations(pattern)):
+    if {"ASSERT", "ASSERT_NOT", "GROUPREF"} & set(_operations(parsed)):
         raise UserError(f"{place} looks around or back, so no bounded window settles it; write it without (?=, (?!, (?<, \\1")
     compiled = re.compile(pattern, re.IGNORECASE)
 
@@ -230,19 +228,12 @@ def _pattern(policy: Policy, pattern: str) -> Rule:
     return Rule(policy, most + 1, search)  # one more: \b reads the character after the match
 
 
-def _width(pattern: str) -> tuple[int, int]:
-    return re._parser.parse(pattern, re.IGNORECASE).getwidth()  # `re` has no public way to ask
-
-
-def _operations(pattern: str) -> Iterator[str]:
-    def walk(node) -> Iterator[str]:
-        if isinstance(node, re._parser.SubPattern | list | tuple):
-            for part in node:
-                yield from walk(part)
-        elif hasattr(node, "name"):  # a constant of the parser, an int with a name
-            yield node.name
-
-    return walk(re._parser.parse(pattern, re.IGNORECASE))
+def _operations(node) -> Iterator[str]:
+    if isinstance(node, re._parser.SubPattern | list | tuple):
+        for part in node:
+            yield from _operations(part)
+    elif hasattr(node, "name"):  # a constant of the parser, an int with a name
+        yield node.name
 
 
 def _pii(kinds: tuple[str, ...], text: str, begin: int, ended: bool) -> Span | None:
@@ -265,11 +256,8 @@ class _Stretches:
     """Finds stretches of STRETCH characters, at fixed places, that a classifier calls harmful."""
 
     def __init__(self, model: linear.Model, threshold: float):
-        self.model, self.threshold = model, threshold
-        self.harm = functools.lru_cache(256)(self._harm)
-
-    def _harm(self, text: str) -> float:
-        return 1 - float(linear.scores(Words([text]), self.model)[0])
+        self.threshold = threshold
+        self.harm = functools.lru_cache(256)(lambda text: 1 - float(linear.scores(Words([text]), model)[0]))
 
     def search(self, text: str, begin: int, ended: bool) -> Span | None:
         step = STRETCH // 2

@@ -262,14 +262,12 @@ class Watch:
             if flagged or _hash(exchange.id, "store") < self.settings.store_share:
                 self.store.exchange(exchange)
             if measured and not seen.blocked and exchange.finish in ENDED:
-                self._follow(exchange, measured)
-
-    def _follow(self, exchange: Exchange, measured: measures.Measures) -> None:
-        with self._lock:
-            alerts = self._behaviour(exchange.checkpoint, exchange.adapter).add(measured)
-        self.metrics.of("behaviour_exchanges", checkpoint=exchange.checkpoint, adapter=exchange.adapter).inc()
-        self._unsaved += 1
-        self._alert(alerts)
+                who = {"checkpoint": exchange.checkpoint, "adapter": exchange.adapter}
+                with self._lock:
+                    alerts = self._behaviour(**who).add(measured)
+                self.metrics.of("behaviour_exchanges", **who).inc()
+                self._unsaved += 1
+                self._alert(alerts)
 
     def _rated(self, done: concurrent.futures.Future, feedback: Feedback) -> None:
         """Called on the store's thread."""

@@ -124,16 +124,12 @@ def check(r: Request, config: ModelConfig, positions: int) -> None:
         "repetition_penalty": 0 < r.repetition_penalty < np.inf,
         "logprobs": -1 <= r.logprobs <= TOP,
         "prompt_logprobs": -1 <= r.prompt_logprobs <= TOP,
-        "logit_bias": all(0 <= id < vocab and _is_finite(bias) for id, bias in r.logit_bias.items()),
+        "logit_bias": all(0 <= id < vocab and abs(bias) < np.inf for id, bias in r.logit_bias.items()),
         "stop_ids": all(0 <= id < vocab for id in r.stop_ids),
     }
     for name, holds in limits.items():
         if not holds:
             raise UserError(f"{name}={getattr(r, name)} is out of range")
-
-
-def _is_finite(x: object) -> bool:
-    return isinstance(x, int | float | np.integer | np.floating) and bool(-np.inf < x < np.inf)
 
 
 def _check_tiles(prompt: Sequence[int], tiles: Sequence[Tile], config: ModelConfig) -> None:

@@ -40,14 +40,10 @@ class Canary(NamedTuple):
     max_new_tokens: int = 64
 
 
-def _lower(texts: Sequence[str]) -> list[str]:
-    return [text.lower() for text in texts]
-
-
 # property: (type, check(answer, value) -> why it does not hold, or "")
 PROPERTIES: dict[str, tuple[type, Callable[[str, Any], str]]] = {
     "contains": (list, lambda text, v: ", ".join(f"lacks {one!r}" for one in v if one.lower() not in text.lower())),
-    "contains_any": (list, lambda text, v: "" if any(one in text.lower() for one in _lower(v)) else f"has none of {v}"),
+    "contains_any": (list, lambda text, v: "" if any(one.lower() in text.lower() for one in v) else f"has none of {v}"),
     "not_contains": (list, lambda text, v: ", ".join(f"has {one!r}" for one in v if one.lower() in text.lower())),
     "matches": (str, lambda text, v: "" if re.search(v, text) else f"does not match {v!r}"),
     "not_matches": (str, lambda text, v: f"matches {v!r}" if re.search(v, text) else ""),
