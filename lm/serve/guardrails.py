@@ -162,10 +162,9 @@ class Stream:
                 self.blocked = decision
                 return "".join(out)
             out.append(MASKED)
-        place = (
-            self._settled if self._at is None else self._at[self._settled] if self._settled < len(self._at) else len(self._raw)
-        )
-        until = len(self._raw) if ended else max(self._sent, int(place))
+        until = len(self._raw)
+        if not ended and self._settled < len(self._folded):
+            until = max(self._sent, self._settled if self._at is None else int(self._at[self._settled]))
         out.append(self._raw[self._sent : until])
         self._sent = until
         return "".join(out)
