@@ -84,7 +84,7 @@ class Watch:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)
         self._thread.start()
-        self.status = status.Status(self, metrics.model_name, settings.status_seconds, settings.status_samples)
+        self.status = status.Status(self)
         self.canaries: Rounds | None = None
 
     def router(self) -> APIRouter:

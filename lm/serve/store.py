@@ -86,10 +86,6 @@ class Rated(NamedTuple):
     adapter: str
 
 
-class Unknown(LookupError):
-    """Feedback names an exchange that is not in the store."""
-
-
 class Store:
     """The file and its writer. All methods may be called by any thread.
 
@@ -120,7 +116,7 @@ class Store:
     def feedback(self, feedback: Feedback, about: Exchange | None = None) -> concurrent.futures.Future:
         """Store feedback, and the exchange that it is about if that is given and not stored yet.
 
-        Returns: a future that is done, with Rated, when it is on disk. It raises Unknown without such an exchange, and
+        Returns: a future that is done, with Rated, when it is on disk. It raises LookupError without such an exchange, and
         sqlite3.Error if the file cannot be written.
         """
 
@@ -129,7 +125,7 @@ class Store:
                 self._insert(file, about)
             known = file.execute("SELECT checkpoint, adapter FROM exchanges WHERE id = ?", (feedback.exchange,)).fetchone()
             if known is None:
-                raise Unknown(feedback.exchange)
+                raise LookupError(feedback.exchange)
             comment, correction = masked([feedback.comment, feedback.correction])
             row = (feedback.exchange, feedback.choice, time.time(), hashed(self._salt, feedback.user), feedback.rating)
             done = file.execute(
@@ -195,7 +191,7 @@ class Store:
                 file.execute("SAVEPOINT one")
                 try:
                     answers.append((future, work(file), None))
-                except (sqlite3.Error, Unknown) as error:
+                except (sqlite3.Error, LookupError) as error:
                     file.execute("ROLLBACK TO one")
                     answers.append((future, None, error))
                 file.execute("RELEASE one")

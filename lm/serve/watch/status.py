@@ -52,17 +52,17 @@ class AcceptRequest(Body):
 
 
 class Status:
-    """The newest `samples` samples of a server's metrics, one every `seconds`. 0 seconds: only when `take` is called."""
+    """The newest samples of a server's metrics, one every `seconds`. 0 seconds: only when `take` is called."""
 
-    def __init__(self, watch, title: str, seconds: float, samples: int):
-        self.watch, self.title, self.seconds = watch, title, seconds
+    def __init__(self, watch):
+        self.watch, self.title, self.seconds = watch, watch.metrics.model_name, watch.settings.status_seconds
         self.begun = time.time()
         # (time, [{label: value} of each line of each chart])
-        self._samples: deque[tuple[float, list[list[dict[str, float]]]]] = deque(maxlen=samples)
+        self._samples: deque[tuple[float, list[list[dict[str, float]]]]] = deque(maxlen=watch.settings.status_samples)
         self._before, self._at = reading(watch.metrics.registry), time.monotonic()
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
-        if seconds:
+        if self.seconds:
             self._thread.start()
 
     def take(self) -> None:
