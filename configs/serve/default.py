@@ -27,7 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
     # int8, int4 (a scale for 32 inputs): round weights. w8a8: also the activations to 8 bits, the fastest for many requests;
     # "": as stored
     config.quantize = ""
-    config.speculate = ""  # ngram: guess tokens that followed the same few before, which changes no answer; "": no guesses
+    # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; or the path of a
+    # smaller model with the same vocabulary; "": no guesses.
+    config.speculate = ""
 
     # Adapters (LoRA) are models of their own names.
     config.adapters = ml_collections.ConfigDict()

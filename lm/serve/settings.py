@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lm.bucket.places import as_urls
 from lm.errors import UserError
-from lm.inputs import check_writer
+from lm.inputs import check_model, check_writer
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
 from lm.serve.api.limits import Settings, read_keys
@@ -51,7 +51,7 @@ def check_serving(config, workdir: Path) -> None:
         raise UserError(f"adapters.load: {name_of(config)} is the name of the model itself; name the adapter, or set name")
     check_writer("checkpoint", config.checkpoint)
     if config.speculate not in ("", "ngram"):
-        raise UserError(f"speculate={config.speculate} must be ngram or empty")
+        check_model("speculate", config.speculate, None)
     if config.batch:
         if not Path(config.batch).is_file():
             raise UserError(f"batch={config.batch}: no such file; name a file of JSON lines")

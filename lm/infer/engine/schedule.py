@@ -2,20 +2,15 @@
 
 Prompts are read in pieces beside the decoding ("chunked prefill", Agrawal et al. 2024, Sarathi-Serve), so a long one does not
 hold up the others.
-
-Next tokens may be guessed, so that one step can check several (speculative decoding, Leviathan et al. 2023). A guess changes no
-token. A token is drawn by inversion from the model's own distribution with a random number that depends on (seed, place) alone
-(lm/infer/engine/draw.py), and a guess counts if it is that very token. So what is sampled is the same with and without guesses,
-not only its distribution.
 """
 
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 
-NGRAM = 3  # tokens that are looked up for a guess; fewer if these did not occur before
+Drafter = Callable[[list[tuple[Sequence, int]]], list[list[int]]]
 
 
 class Queue:
@@ -74,11 +69,11 @@ class Schedule:
     """Running and waiting sequences, and their blocks.
 
     rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a
-    sequence.
+    sequence. drafter: returns for each sequence up to so many tokens that may follow (lm/infer/engine/drafts.py).
     """
 
-    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
-        self.blocks, self.budget, self.drafts = blocks, budget, drafts
+    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int, drafter: Drafter):
+        self.blocks, self.budget, self.drafts, self.drafter = blocks, budget, drafts, drafter
         self.running: list[Sequence] = []  # in the order in which they started
         self.waiting = Queue()
         self._rows = list(range(rows - 1, -1, -1))
@@ -91,12 +86,17 @@ class Schedule:
         for sequence in [one for one in self.running if one.must_read_again()]:
             sequence.leave(self.blocks)
         decoding = [one for one in self.running if one.computed == len(one.tokens) - 1]
+        wanted: list[tuple[Sequence, int]] = []
         for n, sequence in enumerate(decoding):
-            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), parts):  # preempted
+            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), [one for one, _ in wanted]):  # preempted
                 continue
-            guess = self._guess(sequence, left - (len(decoding) - n)) if self.drafts else []
+            most = self._guesses(sequence, left - (len(decoding) - n)) if self.drafts else 0
+            wanted.append((sequence, most))
+            left -= 1 + most
+        guesses = self.drafter(wanted) if self.drafts and wanted else [[]] * len(wanted)
+        for (sequence, most), guess in zip(wanted, guesses, strict=True):
+            guess = guess[:most]
             parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *guess], len(guess), 0))
-            left -= 1 + len(guess)
         for sequence in list(self.running):
             if left <= 0:
                 break
@@ -130,23 +130,22 @@ class Schedule:
         self.preemptions += 1
         sequence.handle.times = sequence.handle.times._replace(preempted=sequence.handle.times.preempted + 1)
 
-    def _guess(self, sequence: Sequence, left: int) -> list[int]:
-        """Guess the next tokens of a sequence, at most `left`, and take their blocks: nobody is preempted for guesses."""
+    def _guesses(self, sequence: Sequence, left: int) -> int:
+        """Return how many tokens may be guessed for a sequence, and take their blocks: nobody is preempted for guesses."""
         tokens, rope = len(sequence.tokens), sequence.rope
         most = 0 if sequence.adjusts else min(self.drafts, sequence.request.max_new_tokens - sequence.sampled - 1, left)
         if rope is not None and not sequence.is_long:  # not beyond the length at which angles change for all tokens
             most = min(most, rope.original_positions - tokens)
-        guess = _looked_up(sequence, most) if most > 0 else []
-        while guess and sequence.needs(tokens + len(guess), self.blocks.size) > self.blocks.available:
-            guess.pop()
-        self._grow(sequence, tokens + len(guess), [])
-        return guess
+        while most > 0 and sequence.needs(tokens + most, self.blocks.size) > self.blocks.available:
+            most -= 1
+        self._grow(sequence, tokens + max(0, most), [])
+        return max(0, most)
 
     def _prompt(self, sequence: Sequence, left: int, parts: list[Part]) -> int:
         """Add the next piece of a prompt. Return its number of tokens."""
         begin = sequence.computed
         end = min(len(sequence.tokens), begin + left)
-        if not self._grow(sequence, end, parts):
+        if not self._grow(sequence, end, [part.sequence for part in parts]):
             return 0
         tokens = sequence.tokens[begin:end]
         first = len(tokens) - (end == len(sequence.tokens))
@@ -155,29 +154,16 @@ class Schedule:
         parts.append(Part(sequence, begin, tokens, 0, first))
         return len(tokens)
 
-    def _grow(self, sequence: Sequence, upto: int, parts: list[Part]) -> bool:
+    def _grow(self, sequence: Sequence, upto: int, planned: list[Sequence]) -> bool:
         """Take blocks for the first `upto` tokens. If there are too few, preempt the sequences that started last.
 
-        Those of `parts` of the step stay. Return False if this one itself had to go.
+        Those that are `planned` for the step stay. Return False if this one itself had to go.
         """
-        needed, planned = sequence.needs(upto, self.blocks.size), {id(part.sequence) for part in parts}
+        needed = sequence.needs(upto, self.blocks.size)
         while needed > self.blocks.available:
-            last = next(one for one in reversed(self.running) if id(one) not in planned)
+            last = next(one for one in reversed(self.running) if one not in planned)
             self.preempt(last)
             if last is sequence:
                 return False
         sequence.blocks += [self.blocks.take() for _ in range(needed)]
         return True
-
-
-def _looked_up(sequence: Sequence, most: int) -> list[int]:
-    """Return the tokens that followed the last few tokens where these occurred before ("prompt lookup", Saxena 2023)."""
-    tokens, end = sequence.tokens, len(sequence.tokens)
-    for at in range(sequence.noted, end - 1):  # an n-gram is noted with the place of the token after it
-        for n in range(1, min(NGRAM, at + 1) + 1):
-            sequence.places[tuple(tokens[at + 1 - n : at + 1])] = at + 1
-    sequence.noted = max(sequence.noted, end - 1)
-    for n in range(min(NGRAM, end), 0, -1):
-        if (place := sequence.places.get(tuple(tokens[end - n :]))) is not None:
-            return tokens[place : place + most]
-    return []
