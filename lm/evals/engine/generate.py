@@ -18,6 +18,7 @@ from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.spectrograms import FRAMES
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.likelihood import CACHE, Work, slot_bytes
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.media import Media
@@ -159,8 +160,7 @@ def _answer(
         model,
         [ask.tokens[shared:] for ask in filled],
         Sampling(first.max_new_tokens, first.temperature, first.top_p, stop_ids=encoding.stop_ids, vocab_size=vocab_size),
-        width=width,
-        rows=[row_seed(ask) for ask in filled],
+        Layout(width=width, rows=[row_seed(ask) for ask in filled]),
         prefix=first.tokens[:shared],
         media=_media_of(filled, encoding.towers),
         watch=Watch(CHUNK, lambda n, tokens: n in known or stopped(tokens, filled[n], decode) is not None, tell),

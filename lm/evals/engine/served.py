@@ -13,8 +13,7 @@ from lm.evals.engine.generate import Answer, Ask, arrays_for, row_seed, stopped
 from lm.infer import not_finite
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.local import ROWS, LocalEngine
-from lm.infer.engine.request import NOT_FINITE, Event, Handle, Request
-from lm.infer.engine.tiles import tiles_of
+from lm.infer.engine.request import NOT_FINITE, Event, Handle, Request, tiles_of
 from lm.model.transformer import Transformer
 
 SHOWN = 8  # requests with media at a time, which must fit into memory

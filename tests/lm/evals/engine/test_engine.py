@@ -131,7 +131,7 @@ def test_long_prompts_do_not_widen_short_ones(ours, monkeypatch):
     one = engine(ours, max_length=512)
     asked = [Prompt(words(n, seed=n), max_new_tokens=4) for n in (3, 4, 5, 6, 90)]
     alone, widths = [one.generate([prompt])[0] for prompt in asked], []
-    monkeypatch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: widths.append(o["width"]) or draw(*a, **o))
+    monkeypatch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: widths.append(a[3].width) or draw(*a, **o))
     for compiling, batches in ((0, 2), (10**12, 1)):
         monkeypatch.setattr(drawing, "COMPILING", {"cpu": compiling})
         assert one.generate(asked) == alone and len(widths) == batches
