@@ -10,7 +10,7 @@ import xxhash
 
 from data.recipe.batch import Batch, Columns
 from data.recipe.stages import Stage
-from lm.errors import UserError
+from lm.errors import UserError, after
 
 
 def _perplexity(scorer_of: Callable, batch: Batch, options: Mapping[str, Any]) -> Columns:
@@ -62,13 +62,11 @@ def _content(checkpoint: str) -> str:
     from lm.runs.checkpoint import newest
 
     path, step, below = Path(checkpoint), None, None
-    try:
+    with after("perplexity.checkpoint: "):
         config = open_source(path).config.to_dict()
         if not has_tokenizer(path):
             raise UserError(f"{path} has no tokenizer; put its files beside the model")
         tokenizer = load_tokenizer(path)
-    except UserError as error:
-        raise UserError(f"perplexity.checkpoint: {error}") from error
     if not is_published(path):
         checkpoints, step = newest(path)
         below = checkpoints.meta(step).get("base")
