@@ -130,9 +130,7 @@ def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, f
     total = sum(source["train"]["bytes"] for source in counts["sources"].values())
     with progress("n-gram baselines", min(total, BASELINE_BYTES), unit="B", scaled=True) as bar:
         values = ngram.baselines(
-            lambda: texts(dataset, "train", tokenizer, BASELINE_BYTES),
-            lambda: texts(dataset, "valid", tokenizer),
-            progress=bar.update,
+            texts(dataset, "train", tokenizer, BASELINE_BYTES), texts(dataset, "valid", tokenizer), progress=bar.update
         )
     write_json(kept, values)
     return values

@@ -23,7 +23,7 @@ from lm.files.untrusted import content
 from lm.progress import progress
 from lm.train.starts import facts, record_start
 from lm.train.system import System
-from lm.train.trackers.names import parse_trackers
+from lm.train.trackers.packages import parse_trackers
 from lm.train.trackers.sink import close_sinks, open_sinks
 
 _hides_torch = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]  # tensorboardX would import it for a type: a second and more

@@ -7,6 +7,7 @@ is "lmcraft", and the run has the name of the workdir. A run that is resumed fin
 
 import atexit
 import contextlib
+import importlib.util
 import logging
 import os
 import re
@@ -19,8 +20,10 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from lm.errors import UserError
 from lm.train.trackers.wandb_files import history
 
+PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy"), "trackio": ("trackio",)}  # modules that each needs
 PROJECT = "lmcraft"
 FLUSH_SECONDS = 5.0  # how often W&B writes its offline file
 GRACE = 2.0  # seconds in which the service of W&B may end by itself
@@ -36,6 +39,18 @@ class Tracker(NamedTuple):
     held: Callable[[str], int]
     send: Callable[[Lines], None]
     close: Callable[[], None]
+
+
+def parse_trackers(text: str) -> tuple[str, ...]:
+    """Return the names in "wandb,mlflow", each once. Raises UserError for an unknown name and for a missing package."""
+    names = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    for name in names:
+        if name not in PACKAGES:
+            raise UserError(f"trackers={text}: {name!r} is none of {', '.join(PACKAGES)}; separate several by commas")
+        if missing := [module for module in PACKAGES[name] if importlib.util.find_spec(module) is None]:
+            cure = "pip install -r requirements/trackers.txt"
+            raise UserError(f"trackers={text}: the package {missing[0]} is not installed: {cure}, or leave {name} out")
+    return names
 
 
 def open_wandb(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
