@@ -7,19 +7,16 @@ See lm/reports/page.py for how pages are made. All metrics come from results.jso
 here (lm/evals/compare.py).
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
-from lm.files import saving
 from lm.files.saving import plain
 from lm.reports.charts import COLOURS, calibration, risk_coverage
 from lm.reports.differences import arrow, p_value, rows
@@ -27,7 +24,7 @@ from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
 from lm.reports.items import Items, address
 from lm.reports.next_steps import next_steps
-from lm.reports.page import flatten, render
+from lm.reports.page import flatten, render, save
 from lm.reports.provenance import signed
 from lm.runs.workdir import kept_json
 
@@ -70,10 +67,7 @@ def write(
     report |= {"next": next_steps(about, workdir)}
     browser.write(workdir, f"{report.get('title') or 'Evaluation'}: items")
     page = html(report, plain(runs), items, browsable=len(browser) > 0)
-    for name, text in (("report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"), ("report.html", page)):
-        saving.write(
-            workdir / name, as_urls(text).encode(errors="backslashreplace")
-        )  # answers may hold halves of surrogate pairs
+    save(workdir, report, page)
     return report
 
 
@@ -119,7 +113,6 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
         verdict="\n".join(report["verdict"]),
-        last_step=None,
         names=list(runs),
         settings=settings(results),
         facts=facts(results),

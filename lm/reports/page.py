@@ -115,8 +115,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def replace_json(path: Path, value) -> None:
-    saving.write(path, as_urls(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
+def save(workdir: Path, report: Mapping, page: str) -> None:
+    """Write report.json and report.html into the workdir, each atomically; `report` holds plain values (lm/files/saving.py)."""
+    content = as_urls(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    for name, text in (("report.json", content), ("report.html", page)):
+        saving.write(workdir / name, text.encode(errors="backslashreplace"))  # answers may hold halves of surrogate pairs
 
 
 FILTERS = {  # of all templates

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lm.files.saving import plain
-from lm.runs.provenance import CODE, code_version, command_line, config_file, machine  # noqa: F401 (code_version: for others)
+from lm.runs.provenance import CODE, command_line, config_file, machine
 from lm.runs.workdir import kind_of
+from lm.train import goodput
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "steps before the last start"
@@ -28,6 +29,12 @@ def traced(workdir: Path) -> dict[str, Any] | None:
     """Return {"steps": the traces of a run by their steps, "command": that opens them}, or None if it has none."""
     steps = sorted(path.name.removeprefix("steps-") for path in workdir.glob("profile/plugins/profile/steps-*"))
     return {"steps": steps, "command": shlex.join(["xprof", f"--logdir={workdir / 'profile'}"])} if steps else None
+
+
+def accounts(workdir: Path) -> dict[str, Any]:
+    """Return what a workdir holds of "profile" (see `traced`) and "goodput" (lm/train/goodput.py)."""
+    parts = {"profile": traced(workdir), "goodput": goodput.of(workdir)}
+    return {name: part for name, part in parts.items() if part}
 
 
 def with_stopped(stages: Mapping[str, float], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -108,7 +108,6 @@ def html(
         "runs.html.j2",
         {"title": f"Runs in {where}"},
         verdict=counted(runs),
-        last_step=None,
         notices=notices,
         rows=rows,
         troubled=[row for row in rows if row["troubled"]],

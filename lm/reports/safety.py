@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lm.align.safety.figures import HEADLINES, headlines
-from lm.files import saving
 from lm.files.saving import plain
 from lm.reports.next_steps import next_steps
-from lm.reports.page import number, render, replace_json
+from lm.reports.page import number, render, save
 from lm.reports.provenance import signed
 
 SHOWN = 12  # maximum number of examples
@@ -79,8 +78,7 @@ def write(
         }
     )
     report |= {"verdict": verdict(found["change"]), "next": next_steps(report, workdir)}
-    replace_json(Path(workdir) / "report.json", report)
-    saving.write(Path(workdir) / "report.html", html(report))
+    save(Path(workdir), report, html(report))
 
 
 def html(report: Mapping) -> str:
@@ -90,7 +88,6 @@ def html(report: Mapping) -> str:
         "safety.html.j2",
         report,
         verdict=verdict(loop["change"]),
-        last_step=None,
         data_notes=data_notes(report),
         change=loop["change"],
         tables=_tables(loop["before"], loop["after"], loop["held_out_families"]),

@@ -14,7 +14,6 @@ from flax import nnx
 from data.text.batches import TextBatches
 from data.text.dataset import prepared, texts
 from data.text.tokenizer import Tokenizer
-from lm.files import saving
 from lm.files.saving import plain, write_json
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
@@ -22,11 +21,11 @@ from lm.progress import progress
 from lm.reports.curves import curves
 from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
-from lm.reports.page import render, replace_json
-from lm.reports.provenance import signed, traced, with_stopped
+from lm.reports.page import render, save
+from lm.reports.provenance import accounts, signed, with_stopped
 from lm.runs.workdir import kept_json
 from lm.sizing import parameters
-from lm.train import goodput, ngram
+from lm.train import ngram
 from lm.train.history import load_metrics
 from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
@@ -176,14 +175,10 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
         before = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
         report["before"] = plain(before)
-    report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
+    report["verdict"] = _verdict(report)
     report["next"] = next_steps(report, workdir)
-    if profile := traced(workdir):
-        report["profile"] = profile
-    if accounts := goodput.of(workdir):
-        report["goodput"] = accounts
-    replace_json(workdir / "report.json", report)
-    saving.write(workdir / "report.html", html(report, train, valid))
+    report |= accounts(workdir)
+    save(workdir, report, html(report, train, valid))
 
 
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
@@ -193,7 +188,7 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
     return render(
         "train.html.j2",
         report,
-        verdict=verdict(validation, before) or _unmeasured(report),
+        verdict=_verdict(report),
         bars=_bars(validation, before),
         by_source=by_source(validation, before),
         curves=curves([*train, *valid], method="pretraining", baselines=baselines(validation)),
@@ -202,6 +197,12 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
         data_notes=text_notes(report),
         last_step=max((row["step"] for row in (*train, *valid)), default=None),
     )
+
+
+def _verdict(report: Mapping) -> str | None:
+    if report.get("finished") and not report.get("validation"):
+        return "Nothing was measured: the run held out no text."
+    return verdict(report.get("validation") or {}, report.get("before") or {})
 
 
 def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
@@ -226,13 +227,6 @@ def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
 def baselines(validation: Mapping) -> dict[str, float]:
     """Return the bits per byte of the n-grams."""
     return {name: validation[name] for name in BASELINES if validation.get(name) is not None}
-
-
-def _unmeasured(report: Mapping) -> str | None:
-    """Return what to say of a run that ended without a validation, else None."""
-    if not report.get("finished") or report.get("validation"):
-        return None
-    return "Nothing was measured: the run held out no text."
 
 
 def by_source(validation: Mapping, before: Mapping = {}) -> list[tuple[str, float | None, float]]:
