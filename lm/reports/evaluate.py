@@ -19,7 +19,7 @@ from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files.saving import plain
 from lm.reports.charts import COLOURS, calibration, risk_coverage
-from lm.reports.differences import arrow, p_value, rows
+from lm.reports.differences import arrow, rows
 from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
 from lm.reports.items import Items, address
@@ -126,7 +126,6 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
         contamination=contamination.get("tasks", contamination),
         address=address if browsable else None,
-        p_value=p_value,
         arrow=arrow,
     )
 
@@ -189,33 +188,20 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
         calibrations = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
         for way in dict.fromkeys(way for by_way in calibrations.values() for way in by_way):
             name, title = f"curve{len(charts)}-", f"{task}{f', {way}' if way else ''}"
-            bins = {run: by_way[way][0] for run, by_way in calibrations.items() if way in by_way and by_way[way][0]}
-            risks = {run: by_way[way][1] for run, by_way in calibrations.items() if way in by_way and by_way[way][1]}
+            known = {run: by_way[way] for run, by_way in calibrations.items() if way in by_way}
+            bins = {run: curve["bins"]["equal_width"] for run, curve in known.items() if curve["bins"]["equal_width"]}
+            risks = {run: curve["risk_coverage"] for run, curve in known.items() if curve["risk_coverage"]["coverage"]}
             if bins:
-                note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
-                charts.append(calibration(f"{name}c-", f"{title}: calibration", note, bins))
+                charts.append(calibration(f"{name}c-", f"{title}: calibration", bins))
             if risks:
-                note = "share of wrong answers among the most confident ones"
-                charts.append(risk_coverage(f"{name}r-", f"{title}: risk and coverage", note, risks))
+                charts.append(risk_coverage(f"{name}r-", f"{title}: risk and coverage", risks))
     return charts
 
 
-def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mapping]]]:
-    """Return {measure of confidence, "" for the first: (bins, points of risk and coverage)}. In results, bins may be by kind
-    and points may be two columns."""
-    curves = {}
-    first = {"risk_coverage": result.get("risk_coverage")} | (result.get("calibration") or {})
-    others = {way: curve for way, curve in first.items() if isinstance(curve, Mapping) and "bins" in curve}
-    for way, curve in {"": first, **others}.items():
-        bins, points = curve.get("bins") or [], curve.get("risk_coverage") or []
-        if isinstance(bins, Mapping):
-            bins = bins.get("equal_width") or next(iter(bins.values()), [])
-        if isinstance(points, Mapping):
-            points = [{"coverage": c, "risk": r} for c, r in zip(points.get("coverage", ()), points.get("risk", ()))]
-        bins = [b for b in bins if all(is_number(b.get(key)) for key in ("confidence", "accuracy", "n"))]
-        points = [p for p in points if all(is_number(p.get(key)) for key in ("coverage", "risk"))]
-        curves[way] = bins, points
-    return curves
+def _calibrations(result: Mapping) -> dict[str, Mapping]:
+    """Return {measure of confidence, "" for the first: what lm/evals/factuality/calibration.py found of it}."""
+    first = result.get("calibration") or {}
+    return {way: curve for way, curve in {"": first, **first}.items() if isinstance(curve, Mapping) and "bins" in curve}
 
 
 def sections(results: Mapping) -> Iterator[dict]:

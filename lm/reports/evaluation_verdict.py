@@ -5,9 +5,10 @@ from typing import Any
 
 from lm.evals.stats.chance import value_text, words
 from lm.evals.stats.measures import interval, is_number, main_metric, scale, tasks
-from lm.reports.differences import ALPHA, main_rows
+from lm.reports.differences import rows
 from lm.reports.page import number
 
+ALPHA = 0.05
 WIDE = 0.05  # half of an interval of a share: wider ones are called wide
 NAMED = 4  # most tasks that a sentence names
 TEMPLATES = {"none": "none: plain prompts", "own": "the model's own", "plain": "plain: “User: …”, “Assistant: …”"}
@@ -68,7 +69,7 @@ def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]
 
 def against(other: str, comparison: Mapping) -> str:
     """Return a sentence about the significant differences of the main metrics against another run."""
-    sure = [row for row in main_rows(comparison) if row["p_holm"] is not None and row["p_holm"] < ALPHA]
+    sure = [row for row in rows(comparison) if row["main"] and row["p_holm"] is not None and row["p_holm"] < ALPHA]
     better = [row["task"] for row in sure if row["better"]]
     worse = [row["task"] for row in sure if row["better"] is False]
     outcomes = [f"better at {', '.join(better)}"] * bool(better) + [f"worse at {', '.join(worse)}"] * bool(worse)
