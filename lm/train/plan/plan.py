@@ -12,8 +12,7 @@ from lm.train.describe import memories
 from lm.train.plan.chips import chip_of
 from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of
 from lm.train.plan.estimate import KERNEL_SHARE, estimate
-from lm.train.plan.network import Network
-from lm.train.plan.offload import WAYS
+from lm.train.plan.network import WAYS, Network
 from lm.train.plan.program import Program
 from lm.train.step import model_config_of
 
