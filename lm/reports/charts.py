@@ -17,25 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lm.reports.metric_groups import COLOURS
 from lm.reports.page import short
 from lm.train.history import Curve
 
 # Matplotlib cannot write CSS variables, so it draws in these placeholder colours, which are replaced in its SVG.
-INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
-THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
-VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    LINE: "line",
-    TRAIN: "train",
-    VALID: "valid",
-    THIRD: "third",
-    FOURTH: "fourth",
-    FIFTH: "fifth",
-    SIXTH: "sixth",
-}
-SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
-COLOURS = [VARIABLES[colour] for colour in SERIES]  # their names in CSS
+NAMES = ("ink", "muted", "line", *COLOURS)
+VARIABLES = {f"#0102{number:02x}": name for number, name in enumerate(NAMES, 1)}
+INK, MUTED, LINE, *SERIES = VARIABLES  # SERIES: colours of curves in one chart
+TRAIN, VALID = SERIES[:2]
 # Without colours, curves of one chart are told apart by their lines or markers, in the order of SERIES.
 LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)))
 MARKERS = "o^DvPX"

@@ -18,11 +18,12 @@ from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files.saving import plain
-from lm.reports.charts import COLOURS, calibration, risk_coverage
+from lm.reports.charts import calibration, risk_coverage
 from lm.reports.differences import arrow, rows
 from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
 from lm.reports.items import Items, address
+from lm.reports.metric_groups import COLOURS
 from lm.reports.next_steps import next_steps
 from lm.reports.page import flatten, render, save
 from lm.reports.provenance import signed
