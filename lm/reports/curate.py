@@ -21,7 +21,7 @@ from lm.reports.histograms import histograms
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, save
 from lm.reports.provenance import signed
-from lm.reports.unread import bytes_of, place, sentences
+from lm.reports.unread import by_reason, bytes_of, cure, place, sentences
 
 KEPT = "kept"
 SHOWN = 50  # files and records that could not be read
@@ -59,23 +59,7 @@ def write(
     shown = browse.write(f"{name}: documents", job, units, chosen, config.browse.to_dict(), total["all"][0])
     save(workdir, report, html(report, shown))
     if not total["all"][0]:
-        raise UserError(f"input={config.input!r}: {_nothing_read(report)}; {workdir / 'report.html'} lists the files")
-
-
-def _nothing_read(report: Mapping) -> str:
-    """Return why no document could be read, and what to do."""
-    reasons = _faults(report["figures"]["quarantined"])[:3]
-    why = ", ".join(reason + (f" ({count:,} times)" if count > 1 else "") for reason, count in reasons)
-    cure = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
-    return f"nothing could be read: {why or 'the files hold no text'}; {cure}"
-
-
-def _faults(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
-    """Return (reason, files or records), the commonest first."""
-    counts: Counter = Counter()
-    for fault in unread:
-        counts[fault["reason"]] += fault["count"]
-    return counts.most_common()
+        raise UserError(f"input={config.input!r}: {cure(unread)}; {workdir / 'report.html'} lists the files")
 
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:
@@ -173,7 +157,7 @@ def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
         masked=[(name, int(n)) for name, n in sorted(figures["sums"].items()) if name.startswith(("pii_", "unicode_"))],
         **fairness(figures),
         items=sorted(figures["contamination"].items(), key=lambda item: (-item[1][0], item[0])),
-        faults=_faults(unread),
+        faults=by_reason(unread),
         unread=[fault | {"bytes": place(fault)} for fault in sorted(unread, key=lambda fault: -bytes_of([fault]))[:SHOWN]],
     )
 

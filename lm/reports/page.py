@@ -122,11 +122,4 @@ def save(workdir: Path, report: Mapping, page: str) -> None:
         saving.write(workdir / name, text.encode(errors="backslashreplace"))  # answers may hold halves of surrogate pairs
 
 
-FILTERS = {  # of all templates
-    "number": number,
-    "short": short,
-    "duration": duration,
-    "date": date,
-    "arguments": arguments,
-    "visible": visible,
-}
+FILTERS = {filter.__name__: filter for filter in (number, short, duration, date, arguments, visible)}  # of all templates

@@ -1,7 +1,4 @@
-"""Where a report comes from: when, and by which code, command and config file it was made.
-
-This module loads nothing slow, because curate.py and its worker processes import it.
-"""
+"""Where a report comes from: when, and by which code, command and config file it was made; and its accounts of time."""
 
 import runpy
 import shlex
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.files.saving import plain
+from lm.reports.page import flatten
 from lm.runs.provenance import CODE, command_line, config_file, machine
 from lm.runs.workdir import kind_of
 from lm.train import goodput
@@ -89,11 +87,5 @@ def changed_keys(config: Mapping[str, Any]) -> list[str] | None:
         usual = runpy.run_path(str(file))["get_config"]()
     except Exception:  # whoever edits the file while a run lasts must not break its report
         return None
-    usual, own = _flat(usual.to_dict()), _flat(config)
+    usual, own = flatten(plain(usual.to_dict())), flatten(plain(config))
     return [key for key, value in own.items() if key not in usual or usual[key] != value]
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    from lm.reports.page import flatten
-
-    return flatten(plain(config))

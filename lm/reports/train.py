@@ -57,9 +57,6 @@ def write_report(
     validation = None
     if result["valid"]:
         validation = {**result["valid"], **_baselines(dataset, tokenizer, counts)}
-    rates = [line["tokens_per_second"] for line in train_lines[1:] if line.get("tokens_per_second")]
-    flops = [line["tflops"] for line in train_lines[1:] if line.get("tflops")]
-    used = [line["mfu"] for line in train_lines[1:] if line.get("mfu")]
     packed = sum(source["train"]["tokens_packed"] for source in counts["sources"].values())
     stages = with_stopped(_all_stages(workdir, stages), train_lines)
     write(
@@ -80,9 +77,7 @@ def write_report(
             "validation": validation,
             "samples": samples,
             "throughput": {
-                "tokens_per_second": statistics.median(rates) if rates else None,
-                "tflops": statistics.median(flops) if flops else None,
-                "mfu": statistics.median(used) if used else None,
+                **{name: _median(train_lines[1:], name) for name in ("tokens_per_second", "tflops", "mfu")},
                 "mfu_formula": mfu_formula(),
             },
             "stages": stages,
@@ -133,6 +128,11 @@ def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, f
         )
     write_json(kept, values)
     return values
+
+
+def _median(lines: Sequence[Mapping], name: str) -> float | None:
+    values = [line[name] for line in lines if line.get(name)]
+    return statistics.median(values) if values else None
 
 
 def _flat(source: dict) -> dict[str, int]:

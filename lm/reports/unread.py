@@ -1,5 +1,6 @@
 """Sentences on what a curation run could not read."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 NAMED = 3  # files of a sentence
@@ -13,16 +14,12 @@ def sentences(unread: Sequence[Mapping]) -> list[str]:
     files: dict[str, list[Mapping]] = {}
     for fault in unread:
         files.setdefault(fault["path"], []).append(fault)
-    part = {path: rows for path, rows in files.items() if rows[0]["documents"]}
-    none = {path: rows for path, rows in files.items() if path not in part}
-    lines = []
-    if part:
-        most = sorted(part.items(), key=lambda fault: -bytes_of(fault[1]))
-        lines.append(f"{_files(part, 'was', 'were')} read in part: {_named([f'{path}, {told(rows)}' for path, rows in most])}.")
-    if none:
-        whole = [f"{path} ({rows[0]['reason']})" for path, rows in none.items()]
-        lines.append(f"{_files(none)} gave no document: {_named(whole)}.")
-    return lines
+    part = [path for path, rows in files.items() if rows[0]["documents"]]
+    none = [f"{path} ({rows[0]['reason']})" for path, rows in files.items() if path not in part]
+    most = [f"{path}, {told(files[path])}" for path in sorted(part, key=lambda path: -bytes_of(files[path]))]
+    was = "was" if len(part) == 1 else "were"
+    lines = [f"{_files(part)} {was} read in part: {_named(most)}."] if part else []
+    return lines + ([f"{_files(none)} gave no document: {_named(none)}."] if none else [])
 
 
 def told(rows: Sequence[Mapping]) -> str:
@@ -46,8 +43,23 @@ def bytes_of(rows: Sequence[Mapping]) -> int:
     return sum(row["place"][1] - row["place"][0] for row in rows if row["place"])
 
 
-def _files(files: Mapping, one: str = "", more: str = "") -> str:
-    return " ".join(filter(None, (f"{len(files):,}", "file" if len(files) == 1 else "files", one if len(files) == 1 else more)))
+def by_reason(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
+    """Return (reason, files or records), the commonest first."""
+    counts: Counter = Counter()
+    for fault in unread:
+        counts[fault["reason"]] += fault["count"]
+    return counts.most_common()
+
+
+def cure(unread: Sequence[Mapping]) -> str:
+    """Return why no document could be read, and what to do."""
+    why = ", ".join(reason + (f" ({count:,} times)" if count > 1 else "") for reason, count in by_reason(unread)[:3])
+    keys = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
+    return f"nothing could be read: {why or 'the files hold no text'}; {keys}"
+
+
+def _files(files: Sequence) -> str:
+    return f"{len(files):,} file{'s' * (len(files) != 1)}"
 
 
 def _named(names: Sequence[str]) -> str:
