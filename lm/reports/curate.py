@@ -64,7 +64,7 @@ def write(
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:
     """Return {"all", "kept": [documents, bytes]} over all sources and languages."""
-    parts = [by_reason for languages in funnel.values() for by_reason in languages.values()]
+    parts = [reasons for languages in funnel.values() for reasons in languages.values()]
     return {
         "all": [sum(counts[k] for part in parts for counts in part.values()) for k in (0, 1)],
         "kept": [sum(part.get(KEPT, (0, 0))[k] for part in parts) for k in (0, 1)],
@@ -75,8 +75,8 @@ def steps(report: Mapping) -> list[dict]:
     """Return the funnel, a row for each rule in order: stage, rule, documents dropped, their share, and documents left."""
     dropped: Counter = Counter()
     for languages in report["figures"]["funnel"].values():
-        for by_reason in languages.values():
-            dropped.update({reason: documents for reason, (documents, _) in by_reason.items()})
+        for reasons in languages.values():
+            dropped.update({reason: documents for reason, (documents, _) in reasons.items()})
     left, rows = dropped.total(), []
     rules = [(stage["name"], rule["told"], rule["column"]) for stage in report["recipe"] for rule in stage["rules"]]
     for stage, rule, column in [*rules, ("end", "some text is left", "empty")]:
@@ -90,9 +90,9 @@ def parts(report: Mapping) -> list[dict]:
     """Return a row for each source and language: documents and bytes read and kept, and the commonest reasons to go."""
     rows = []
     for source, languages in sorted(report["figures"]["funnel"].items()):
-        for language, by_reason in sorted(languages.items()):
-            total = totals({source: {language: by_reason}})
-            why = Counter({reason: counts[0] for reason, counts in by_reason.items() if reason != KEPT}).most_common(3)
+        for language, reasons in sorted(languages.items()):
+            total = totals({source: {language: reasons}})
+            why = Counter({reason: counts[0] for reason, counts in reasons.items() if reason != KEPT}).most_common(3)
             written = report["figures"]["kept_bytes"].get(source, {}).get(language, 0)
             rows.append({"source": source, "language": language, **total, "written": written, "why": why})
     return rows
@@ -127,9 +127,9 @@ def fairness(figures: Mapping) -> dict[str, list[dict]]:
 
 def samples(figures: Mapping) -> list[tuple[str, list[dict]]]:
     """Return (reason, samples) for the documents that stay, and then for each reason."""
-    by_reason, names = figures["samples"], ("hash", "id", "url", "value", "text")
-    order = sorted(by_reason, key=lambda reason: (reason != KEPT, reason))
-    return [(reason, [dict(zip(names, sample)) for sample in by_reason[reason]]) for reason in order]
+    of_reason, names = figures["samples"], ("hash", "id", "url", "value", "text")
+    order = sorted(of_reason, key=lambda reason: (reason != KEPT, reason))
+    return [(reason, [dict(zip(names, sample)) for sample in of_reason[reason]]) for reason in order]
 
 
 def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
