@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from lm.reports.page import number
+from lm.reports.page import count, number
 
 SOURCE = re.compile(r"([a-z0-9_]+)=(.+)")  # NAME=FILES in data.input
 INSTALLATION = "this Python installation"
@@ -78,8 +78,9 @@ def text_notes(report: Mapping[str, Any]) -> list[str]:
     dropped = [f"{number(total[key])} {name}" for key, name in DROPPED.items() if total[key]]
     notes = [f"Dropped: {', '.join(dropped)}." if dropped else "No document was dropped as a duplicate."]
     if total["valid_documents"]:
-        documents = "1 document" if total["valid_documents"] == 1 else f"{number(total['valid_documents'])} documents"
-        notes.append(f"Held out for validation: {documents} ({number(total['valid_bytes'])} bytes).")
+        notes.append(
+            f"Held out for validation: {count(total['valid_documents'], 'document')} ({number(total['valid_bytes'])} bytes)."
+        )
     limit = ((report.get("config") or {}).get("data") or {}).get("max_bytes")
     if limit:
         notes.append(f"Each source is cut at data.max_bytes = {number(limit)} bytes.")

@@ -31,7 +31,7 @@ from lm.runs.workdir import kept_json
 
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}  # of scales
 MANY = 12  # parts of a task
-NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
+NOT_PARTS = ("problems", "calibration", "versions", "searches")
 
 
 def write(
@@ -109,7 +109,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
       browsable: whether there is a page of the items.
     """
     results = next(iter(runs.values()))
-    comparison, judged, contamination = report["comparison"], report["tasks"], results.get("contamination") or {}
+    comparison, judged = report["comparison"], report["tasks"]
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
@@ -125,7 +125,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         compared=[(name, rows(part), part) for name, part in comparison.items()],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
-        contamination=contamination.get("tasks", contamination),
+        contamination=results.get("contamination") or {},
         address=address if browsable else None,
         arrow=arrow,
     )

@@ -76,6 +76,15 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
+def count(n: int, what: str) -> str:
+    """Return a number of things.
+
+    >>> count(1, "run"), count(1200, "run")
+    ('1 run', '1,200 runs')
+    """
+    return f"{number(n)} {what}{'s' * (n != 1)}"
+
+
 def short(value: float) -> str:
     """Return a number with four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from lm.errors import UserError
 from lm.files import saving
 from lm.reports.differences import arrow
-from lm.reports.page import encoded, flatten, render
+from lm.reports.page import count, encoded, flatten, render
 from lm.reports.run_alerts import alerts, full_disks, needs_people
 from lm.reports.run_folders import Run, at, read_runs, related, start, tree
 from lm.reports.run_metrics import charts, is_number, styles, tokens_by_step
@@ -78,7 +78,7 @@ def counted(runs: Sequence[Run]) -> str:
     if not runs:
         return "No run yet."
     states = collections.Counter(run.state for run in runs)
-    return f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(f"{count} {state}" for state, count in states.most_common())
+    return f"{count(len(runs), 'run')}: " + ", ".join(f"{n} {state}" for state, n in states.most_common())
 
 
 def html(

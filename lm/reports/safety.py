@@ -7,7 +7,7 @@ from pathlib import Path
 from lm.align.safety.figures import HEADLINES, headlines
 from lm.files.saving import plain
 from lm.reports.next_steps import next_steps
-from lm.reports.page import number, render, save
+from lm.reports.page import count, number, render, save
 from lm.reports.provenance import signed
 
 SHOWN = 12  # maximum number of examples
@@ -100,7 +100,7 @@ def data_notes(report: Mapping) -> list[str]:
     loop, prompts = report["safety"], ((report.get("config") or {}).get("safety") or {}).get("prompts")
     notes = [f"Requests from {prompts}."] if prompts else []
     trained = {name: sum(counts.get(name, 0) for counts in loop["rounds"]) for name in ("learn", "pairs")}
-    rounds = f"{len(loop['rounds'])} round{'s' * (len(loop['rounds']) != 1)}"
+    rounds = count(len(loop["rounds"]), "round")
     notes.append(f"{number(trained['learn'])} answers and {number(trained['pairs'])} pairs to train on, in {rounds}.")
     if isinstance(loop.get("failing"), int):
         notes.append(f"Of the attacks on these requests, {number(loop['failing'])} still succeed (failing.jsonl).")

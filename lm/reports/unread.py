@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from lm.reports.page import count
+
 NAMED = 3  # files of a sentence
 
 
@@ -18,8 +20,8 @@ def sentences(unread: Sequence[Mapping]) -> list[str]:
     none = [f"{path} ({rows[0]['reason']})" for path, rows in files.items() if path not in part]
     most = [f"{path}, {told(files[path])}" for path in sorted(part, key=lambda path: -bytes_of(files[path]))]
     was = "was" if len(part) == 1 else "were"
-    lines = [f"{_files(part)} {was} read in part: {_named(most)}."] if part else []
-    return lines + ([f"{_files(none)} gave no document: {_named(none)}."] if none else [])
+    lines = [f"{count(len(part), 'file')} {was} read in part: {_named(most)}."] if part else []
+    return lines + ([f"{count(len(none), 'file')} gave no document: {_named(none)}."] if none else [])
 
 
 def told(rows: Sequence[Mapping]) -> str:
@@ -27,7 +29,7 @@ def told(rows: Sequence[Mapping]) -> str:
     row = max(rows, key=lambda row: bytes_of([row]))
     first = ", ".join(filter(None, (row["where"], place(row)))) + f" ({row['reason']})"
     others = sum(row["count"] for row in rows) - 1
-    return first + (f" and {others:,} other fault{'s' if others > 1 else ''}" if others else "")
+    return first + (f" and {count(others, 'other fault')}" if others else "")
 
 
 def place(row: Mapping) -> str:
@@ -53,13 +55,9 @@ def by_reason(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
 
 def cure(unread: Sequence[Mapping]) -> str:
     """Return why no document could be read, and what to do."""
-    why = ", ".join(reason + (f" ({count:,} times)" if count > 1 else "") for reason, count in by_reason(unread)[:3])
+    why = ", ".join(reason + (f" ({n:,} times)" if n > 1 else "") for reason, n in by_reason(unread)[:3])
     keys = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
     return f"nothing could be read: {why or 'the files hold no text'}; {keys}"
-
-
-def _files(files: Sequence) -> str:
-    return f"{len(files):,} file{'s' * (len(files) != 1)}"
 
 
 def _named(names: Sequence[str]) -> str:
