@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from data.dedup import clusters
+from data.recipe import documents
 from data.recipe.inputs import Unit
-from data.recipe.plan import Planned
+from data.recipe.plan import Planned, code
 from data.recipe.units import Job
 from lm.errors import UserError
 from lm.files import saving
 from lm.reports import browse
 from lm.reports.data_used import files_of
-from lm.reports.duplicates import duplicates
 from lm.reports.histograms import histograms
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, save
@@ -24,6 +25,8 @@ from lm.reports.provenance import signed
 from lm.reports.unread import by_reason, bytes_of, cure, place, sentences
 
 KEPT = "kept"
+CLUSTERS = {"exact_duplicates": clusters.EXACT, "near_duplicates": clusters.NEAR}
+SHOWN_CHARACTERS = 300  # of the kept document of a cluster
 SHOWN = 50  # files and records that could not be read
 
 
@@ -130,6 +133,41 @@ def samples(figures: Mapping) -> list[tuple[str, list[dict]]]:
     of_reason, names = figures["samples"], ("hash", "id", "url", "value", "text")
     order = sorted(of_reason, key=lambda reason: (reason != KEPT, reason))
     return [(reason, [dict(zip(names, sample)) for sample in of_reason[reason]]) for reason in order]
+
+
+def duplicates(job: Job, units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """Return a row for each stage that compares all documents: {"stage", "counts": what it counted, "dropped": whether a rule
+    drops what it does not keep}, and, if it finds clusters, what data.dedup.clusters.summary returns.
+
+    A kept document is {"id", "source", "url", "text": its beginning, as read}, or None if an older corpus has it; "removed" are
+    ids.
+    """
+    rows = []
+    for stage in (stage for stage in job.stages if stage.compares):
+        table = job.table(stage)
+        counts = json.loads(table.with_name("counts.json").read_text(encoding="utf-8"))
+        row = {"stage": stage.name, "counts": counts, "dropped": bool(stage.rules)}
+        rows.append(row | (_clusters(job, units, table, CLUSTERS[stage.name]) if stage.name in CLUSTERS else {}))
+    return rows
+
+
+def _clusters(job: Job, units: Sequence[Unit], table: Path, column: int) -> dict[str, Any]:
+    """Return the summary of a table's clusters. It is kept beside the table, so that a second run reads it there."""
+    done = table.with_name(f"clusters-{code('data.dedup.clusters')}.json")
+    if not done.exists():
+        saving.write_json(done, clusters.summary(table, column))
+    summary = json.loads(done.read_text(encoding="utf-8"))
+    first = Job(job.workdir, job.stages[:1])
+    numbers = [cluster["kept"] for cluster in summary["largest"]]
+    texts = {
+        document.number: {name: document.columns[name] for name in ("id", "source", "url")} | {"text": document.texts[0].start}
+        for document in documents.read(first, units, numbers, SHOWN_CHARACTERS)
+    }
+    ids = documents.names(first, units, [number for cluster in summary["largest"] for number in cluster["removed"]])
+    for cluster in summary["largest"]:
+        cluster["removed"] = [ids[number] for number in cluster["removed"] if number in ids]
+        cluster["kept"] = texts.get(cluster["kept"])
+    return summary
 
 
 def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
