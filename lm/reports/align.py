@@ -44,7 +44,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 
     Args:
         workdir: an existing directory.
-        report: any of these keys. title, method, finished (bool), config (nested), machine (lm.reports.page.machine),
+        report: any of these keys. title, method, finished (bool), config (nested), machine (lm.runs.provenance.machine),
             provenance (lm/reports/provenance.py), parameters (count), trained (count), before and after ({measure: value},
             see `own_measure`),
             measures {measure: its description}, data ({split: {label: count or {reason: count}}}, and the same for `tasks`),

@@ -48,7 +48,7 @@ def write(
         results: of results.json. Entries with an `n` are tasks; others are facts about the run (model, versions, seeds …).
         samples: the samples.jsonl.
         others: (name, results, samples.jsonl) of runs to compare with; at most 5 are drawn.
-        about: information that is not a result, any of: title, model, finished (bool), machine (lm.reports.page.machine),
+        about: information that is not a result, any of: title, model, finished (bool), machine (lm.runs.provenance.machine),
             config (nested), throughput {name: number}, stages {name: seconds}.
     Returns: the content of report.json: `about`, "verdict", "tasks" (see `against_chance`), and "comparison" {name: result of
     compare_runs(other run, this run)}.

@@ -15,7 +15,6 @@ import jinja2
 
 from lm.bucket.places import as_urls
 from lm.files import saving
-from lm.runs.provenance import machine  # noqa: F401 (for benchmarks)
 
 DIRECTIONS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # a page keeps line breaks and tabs
 BLANK = re.compile(r"(?<![\w/.-])[A-Z]{3,}")  # a word in a command that stands for what only the user can name

@@ -82,8 +82,8 @@ def of_alignment(run: Run) -> Iterator[Figure]:
     own = own_measure(known)
     mains = {own, "over-refusal of harmless requests"} if run.kind == "safety" else {own}
     for name in dict.fromkeys((*filter(None, [own]), *known)):
-        said, value, first = words(name), known[name], before.get(name)
-        bad = None if said & NEUTRAL else value if said & LOWER_IS_BETTER else -value
+        parts, value, first = words(name), known[name], before.get(name)
+        bad = None if parts & NEUTRAL else value if parts & LOWER_IS_BETTER else -value
         yield Figure(name, value, first if is_number(first) else None, badness=bad, main=name in mains)
 
 

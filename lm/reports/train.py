@@ -155,8 +155,9 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     Args:
         workdir: an existing directory.
         report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak, `tflops` 1e12 FLOP per second.
-            title, finished (bool), config (nested), machine (lm.reports.page.machine), provenance (lm/reports/provenance.py),
-            before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from), parameters (count),
+            title, finished (bool), config (nested), machine (lm.runs.provenance.machine),
+            provenance (lm/reports/provenance.py), parameters (count),
+            before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from),
             parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
             data {sources: {name: {documents, exact_duplicates, near_copies, train_documents, valid_documents, bytes,
             train_bytes, valid_bytes, tokens_in, tokens_packed, tokens_padded, rows}}, notes (how they were counted: list)},

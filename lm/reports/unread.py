@@ -18,13 +18,13 @@ def sentences(unread: Sequence[Mapping]) -> list[str]:
         files.setdefault(fault["path"], []).append(fault)
     part = [path for path, rows in files.items() if rows[0]["documents"]]
     none = [f"{path} ({rows[0]['reason']})" for path, rows in files.items() if path not in part]
-    most = [f"{path}, {told(files[path])}" for path in sorted(part, key=lambda path: -bytes_of(files[path]))]
+    most = [f"{path}, {loss(files[path])}" for path in sorted(part, key=lambda path: -bytes_of(files[path]))]
     was = "was" if len(part) == 1 else "were"
     lines = [f"{count(len(part), 'file')} {was} read in part: {_named(most)}."] if part else []
     return lines + ([f"{count(len(none), 'file')} gave no document: {_named(none)}."] if none else [])
 
 
-def told(rows: Sequence[Mapping]) -> str:
+def loss(rows: Sequence[Mapping]) -> str:
     """Return where most of a file's loss is, and why, with the number of its other faults."""
     row = max(rows, key=lambda row: bytes_of([row]))
     first = ", ".join(filter(None, (row["where"], place(row)))) + f" ({row['reason']})"
