@@ -78,15 +78,15 @@ def write_run(workdir: Path, report: dict) -> None:
 def load_lines(path: str | os.PathLike) -> list[dict]:
     """Return the lines of a metrics.jsonl by step, validation after training. Of equal kind and step the last one is used."""
     rows = json_lines(path) if Path(path).exists() else []
-    kept = {(row["step"], is_validation(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
-    return [kept[key] for key in sorted(kept)]
+    newest = {(row["step"], is_validation(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
+    return [newest[key] for key in sorted(newest)]
 
 
 def load_samples(path: str | os.PathLike) -> list[dict]:
     """Return the lines of a samples.jsonl by step. Of equal step and prompt the last one is used."""
     rows = json_lines(path) if Path(path).exists() else []
-    kept = {(row["step"], same_prompt(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
-    return sorted(kept.values(), key=lambda row: row["step"])
+    newest = {(row["step"], same_prompt(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
+    return sorted(newest.values(), key=lambda row: row["step"])
 
 
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:

@@ -18,7 +18,7 @@ from lm.errors import UserError
 from lm.files import saving
 from lm.reports import browse
 from lm.reports.data_used import files_of
-from lm.reports.histograms import histograms
+from lm.reports.histograms import FRAME, histograms
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, save
 from lm.reports.provenance import signed
@@ -186,6 +186,7 @@ def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
         steps=funnel,
         parts=parts(report),
         histograms=histograms(rules, figures["histograms"]),
+        frame=FRAME,
         samples=samples(figures),
         shown=shown,
         reasons=dict(sorted(shown, reverse=True)),  # of equal ids, one

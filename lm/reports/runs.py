@@ -165,11 +165,11 @@ def inside(run: Run, name: str) -> dict[str, str]:
 
 def sources(run: Run) -> str:
     """Return what a run reads: files, tasks or the name of built-in data."""
-    given = run.config.get("tasks") if run.origin == "evaluate" else run.config.get("input") or at(run.config, "data.input")
-    given = given or at(run.config, "safety.prompts")
-    if not given:
+    names = run.config.get("tasks") if run.origin == "evaluate" else run.config.get("input") or at(run.config, "data.input")
+    names = names or at(run.config, "safety.prompts")
+    if not names:
         return "this Python's code and docs" if run.kind == "train" and run.config else ""
-    parts = given if isinstance(given, list | tuple) else str(given).split(",")
+    parts = names if isinstance(names, list | tuple) else str(names).split(",")
     return ", ".join(source(str(part)) for part in parts)
 
 

@@ -118,15 +118,15 @@ def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str
 
 def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
     """Return bits per byte of byte n-grams fitted on the training text; cached in the dataset, their only input."""
-    kept = dataset / "baselines.json"
-    if (values := kept_json(kept)) is not None:
+    path = dataset / "baselines.json"
+    if (values := kept_json(path)) is not None:
         return values
     total = sum(source["train"]["bytes"] for source in counts["sources"].values())
     with progress("n-gram baselines", min(total, BASELINE_BYTES), unit="B", scaled=True) as bar:
         values = ngram.baselines(
             texts(dataset, "train", tokenizer, BASELINE_BYTES), texts(dataset, "valid", tokenizer), progress=bar.update
         )
-    write_json(kept, values)
+    write_json(path, values)
     return values
 
 

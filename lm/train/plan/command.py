@@ -43,17 +43,17 @@ def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: P
     adopt(config, None)
     dial.horizon(config, config_files.given_keys())
     if topology.startswith("auto:"):
-        found, tried = search(config, topology.removeprefix("auto:"), tries, lambda line: print(line, flush=True))
-        found["tried"] = tried
+        result, tried = search(config, topology.removeprefix("auto:"), tries, lambda line: print(line, flush=True))
+        result["tried"] = tried
         print()
     else:
-        found = plan(config, topology)
-    print(table(found))
-    if "keys" in found:
-        print("\nUse it with " + " ".join(f"--config.{key}={value}" for key, value in found["keys"].items()))
+        result = plan(config, topology)
+    print(table(result))
+    if "keys" in result:
+        print("\nUse it with " + " ".join(f"--config.{key}={value}" for key, value in result["keys"].items()))
     path = (workdir or Path()) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    saving.write(path, json.dumps(found, indent=1) + "\n")
+    saving.write(path, json.dumps(result, indent=1) + "\n")
     print(f"\nwritten to {path}")
 
 
