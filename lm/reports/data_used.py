@@ -22,8 +22,7 @@ KINDS = {
 def text_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each source of a training run; unknown values are None.
 
-    source, files (of data.input), documents, bytes, tokens (in rows), read (tokens that the run trained on), epochs, dropped
-    and held_out (documents).
+    source, files (of data.input), documents, bytes, tokens (in rows), read (tokens that the run trained on), epochs.
     """
     sources = (report.get("data") or {}).get("sources") or {}
     read = (report.get("mixture") or {}).get("sources") or {}
@@ -37,8 +36,6 @@ def text_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "tokens": counts.get("tokens_packed"),
             "read": read.get(name, {}).get("tokens"),
             "epochs": read.get(name, {}).get("epochs"),
-            "dropped": (counts.get("exact_duplicates") or 0) + (counts.get("near_copies") or 0),
-            "held_out": counts.get("valid_documents"),
         }
         for name, counts in sources.items()
     ]
