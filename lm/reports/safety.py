@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from lm.align.safety.figures import HEADLINES, headlines
@@ -89,9 +90,7 @@ def html(report: Mapping) -> str:
         report,
         verdict=verdict(loop["change"]),
         data_notes=data_notes(report),
-        change=loop["change"],
         tables=_tables(loop["before"], loop["after"], loop["held_out_families"]),
-        rounds=loop["rounds"],
     )
 
 
@@ -119,27 +118,22 @@ def verdict(changed: Mapping) -> str | None:
     return sentence + "."
 
 
-def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> list[dict]:
-    """Return [{title, note, rows: [(name, held out, share before, share after)]}]."""
-    attack = [before["attack_success"], after["attack_success"]]
-    refusal = [before["over_refusal"], after["over_refusal"]]
+def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> dict[str, list[tuple]]:
+    """Return {title: [(name, held out, share before, share after)]}."""
 
-    def rows(sides: Sequence[Mapping], part: str) -> list[tuple]:
-        names = dict.fromkeys(name for side in sides for name in side[part])
-        return [(name, name in held_out, *(side[part].get(name) for side in sides)) for name in names]
+    def rows(measure: str, part: str) -> list[tuple]:
+        sides = before[measure][part], after[measure][part]
+        return [(name, name in held_out, *(side.get(name) for side in sides)) for name in dict.fromkeys(chain(*sides))]
 
-    tables = [
-        {"title": "Attack success by family", "rows": rows(attack, "families")},
-        {"title": "Attack success by hazard", "rows": rows(attack, "hazards")},
-        {"title": "Over-refusal by family", "rows": rows(refusal, "families")},
-        {
-            "title": "Other abilities",
-            "rows": [
-                (name, False, before.get(key), after.get(key))
-                for name, key in (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))
-            ],
-        },
-    ]
-    for table in tables:
-        table["rows"] = [row for row in table["rows"] if any(side and side["rate"] is not None for side in row[2:])]
-    return [table for table in tables if table["rows"]]
+    others = (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))
+    tables = {
+        "Attack success by family": rows("attack_success", "families"),
+        "Attack success by hazard": rows("attack_success", "hazards"),
+        "Over-refusal by family": rows("over_refusal", "families"),
+        "Other abilities": [(name, False, before.get(key), after.get(key)) for name, key in others],
+    }
+    known = {
+        title: [row for row in rows if any(share and share["rate"] is not None for share in row[2:])]
+        for title, rows in tables.items()
+    }
+    return {title: rows for title, rows in known.items() if rows}
