@@ -18,9 +18,25 @@ ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "steps before the last start"
 
 
-def signed(config: Mapping[str, Any], stages: Mapping[str, float], *, devices: bool = True) -> dict[str, Any]:
-    """Return `machine` and `provenance` for the report of a run that ends in this process. devices: see `machine`."""
-    return {"machine": machine(devices), "provenance": provenance(config, stages)}
+def signed(
+    config: Mapping[str, Any], stages: Mapping[str, float], argv: Sequence[str] | None = None, *, devices: bool = True
+) -> dict[str, Any]:
+    """Return "machine" (see `machine`) and "provenance" for the report of a run that ends in this process.
+
+    provenance: {"written": date and time in UTC, as ISO 8601, "code": see `code_version` of lm/runs/provenance.py, "command":
+    see `command_line`, "config_file": the value of --config, "changed": see `changed_keys`, "seconds": sum of the stages, which
+    are the seconds of each stage}. argv: None: that of this process.
+    """
+    argv = sys.argv if argv is None else argv
+    provenance = {
+        "written": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "code": CODE,
+        "command": command_line(argv),
+        "config_file": config_file(argv),
+        "changed": changed_keys(config),
+        "seconds": sum(stages.values()),
+    }
+    return {"machine": machine(devices), "provenance": provenance}
 
 
 def traced(workdir: Path) -> dict[str, Any] | None:
@@ -47,31 +63,6 @@ def with_stopped(stages: Mapping[str, float], lines: Sequence[Mapping[str, Any]]
             seconds, before = seconds + max(0, tokens - before) / rate, tokens
     stopped = seconds - stages.get("training", 0.0)
     return dict(stages) | ({STOPPED: stopped} if stopped > 1 else {})
-
-
-def provenance(
-    config: Mapping[str, Any],
-    stages: Mapping[str, float],
-    argv: Sequence[str] | None = None,
-    at: datetime | None = None,
-    code: str | None = None,
-) -> dict[str, Any]:
-    """Return where a report comes from.
-
-    written: date and time in UTC, as ISO 8601. code: see `code_version`. command: see `command_line`. config_file: the value
-    of --config. changed: see `changed_keys`. seconds: sum of the stages, which are the seconds of each stage.
-
-    Args: argv, at, code: None: those of this process.
-    """
-    argv = sys.argv if argv is None else argv
-    return {
-        "written": (at or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "code": CODE if code is None else code,
-        "command": command_line(argv),
-        "config_file": config_file(argv),
-        "changed": changed_keys(config),
-        "seconds": sum(stages.values()),
-    }
 
 
 def changed_keys(config: Mapping[str, Any]) -> list[str] | None:
