@@ -29,7 +29,7 @@ def align(config, workdir: Path) -> None:
     from lm.parallel import hosts
     from lm.reports import align as report
     from lm.reports import safety as safety_report
-    from lm.reports.ending import show
+    from lm.reports.next_steps import show
 
     if config.method == "safety":
         from lm.align.safety.loop import Reports, run

@@ -24,7 +24,7 @@ def main(config, workdir: Path) -> None:
     from lm.evals.curation import STAGES
     from lm.inputs import check_apart
     from lm.reports.curate import totals, write
-    from lm.reports.ending import show
+    from lm.reports.next_steps import show
 
     check_record(config, workdir)
     check_apart("input", config.input, workdir)

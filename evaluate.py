@@ -25,8 +25,8 @@ def main(config, workdir: Path) -> None:
     with locked(workdir):
         from lm.evals.run import run
         from lm.parallel import hosts
-        from lm.reports.ending import show
         from lm.reports.evaluate import write_run
+        from lm.reports.next_steps import show
 
         worse = run(config, workdir, write_run)
         if hosts.is_first():

@@ -64,7 +64,7 @@ def train(config, workdir: Path) -> None:
     from lm.parallel import hosts
     from lm.parallel.context import sequences_whole
     from lm.parallel.mesh import check_fit, make_mesh
-    from lm.reports.ending import show
+    from lm.reports.next_steps import show
     from lm.reports.train import drawn, mixture, write_report
     from lm.train import events, loop
     from lm.train.events.validation import Evaluator, valid_batches

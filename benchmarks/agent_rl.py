@@ -95,7 +95,7 @@ def main() -> None:
         places = given_runs(options.init_from, seed, out, keys) if options.init_from else runs(seed, out, options, keys)
         found[seed] = {name: success(place, records) for name, place in places.items()}
         print(f"seed {seed}: {found[seed]}", flush=True)
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     line = json.dumps({"success": found, "questions": len(records), "machine": machine()})
     saving.write(out / "agent_rl.json", line + "\n")

@@ -77,7 +77,7 @@ def main() -> None:
             results.setdefault(method, []).append(result)
             print(f"{method} {json.dumps(result)}", flush=True)
     print(table(results))
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     summary = json.dumps({"results": results, "model": MODEL, "machine": machine()})
     saving.write(options.out / "alignment.json", summary + "\n")

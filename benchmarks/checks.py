@@ -72,7 +72,7 @@ def main() -> None:
 
     from configs.train import default
     from lm.parallel.mesh import make_mesh
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
     from lm.train import events, loop
     from lm.train.step import make_trainer
 

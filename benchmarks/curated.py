@@ -76,7 +76,7 @@ def main() -> None:
             found[name][seed] = evaluated(workdir, tasks, out / f"{name}-{seed}-held_out")
     rows = {seed: compared(found["raw"][seed], found["curated"][seed]) for seed in found["raw"]}
     print(table(rows))
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     print(json.dumps({"seeds": rows, "steps": options.steps, "train": model, "machine": machine()}))
 

@@ -76,7 +76,7 @@ def main() -> None:
         found["recipe"] = recipe(texts, Path(folder))
         sizes = [float(some) for some in options.scaling.split(",") if some]
         found["scaling"] = {f"{some:g} MB": scaling(texts, some, options.rounds, Path(folder)) for some in sizes}
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     print(json.dumps(found | {"documents": len(texts), "machine": machine()}))
 

@@ -58,7 +58,7 @@ def main() -> None:
         found.append({"gigabytes": gigabytes, "documents": documents, "peak_mib": peak, "mb_s": speed, "kept": kept})
         print(f"| {gigabytes:g} GB | {documents:,} | {peak:,.0f} MiB | {speed:.2f} | {kept:,} |", flush=True)
         shutil.rmtree(folder)
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     print(json.dumps({"runs": found, "processes": options.processes, "machine": machine()}))
 

@@ -86,7 +86,7 @@ def main() -> None:
             lines.write(json.dumps(turn) + "\n")
         shown = ", ".join(f"{value:.2f}" for value in turn["rates"])
         print(f"round {round_ + 1}, {count} cores, {load}, {kind}: {shown}", file=sys.stderr, flush=True)
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     found = summary(turns, weights(options.checkpoint))
     print(table(found))

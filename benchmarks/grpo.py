@@ -44,7 +44,7 @@ def main() -> None:
         tokens, completions = map(int, options.loads.split("/"))
         print(json.dumps(measure(Path(options.folder), tokens, completions, options.steps + WARM, options.dtype)))
         return
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     found = {}
     for load in options.loads.split(","):

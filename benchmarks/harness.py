@@ -125,7 +125,7 @@ def compared(found: dict[str, list[dict]], rounding: float) -> dict:
 
     rounding: what they may differ by, beside 1e-4, as a share of themselves: the layers of a deep model add up.
     """
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     ours = found["lmcraft"]
     loads, most, total = {}, 0.0, dict.fromkeys(("best", "seconds", "first", "best_whole", "whole"), 0.0)

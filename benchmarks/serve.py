@@ -64,7 +64,7 @@ def main() -> None:
             flags += [] if options.start == "default" else [f"--config.checkpoint={options.start}"]
             url, pid = stack.enter_context(started(flags))
         found = asyncio.run(run(url, pid, keys, headers, options))
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     print(
         json.dumps(

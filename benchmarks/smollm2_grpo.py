@@ -56,7 +56,7 @@ def main() -> None:
         print(f"seed {seed}\n{table(runs[seed])}\n", flush=True)
     everything = {"runs": runs, "kinds": by_kind(options.out, list(runs))}
     print(kinds_table(everything["kinds"]))
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     text = json.dumps(everything | {"machine": machine()})
     saving.write(options.out / "smollm2_grpo.json", text + "\n")

@@ -52,7 +52,7 @@ def main() -> None:
     if options.worker:
         print(json.dumps(theirs(options, options.steps + WARM)))
         return
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     found = {}
     for load in options.loads.split(","):

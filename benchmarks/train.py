@@ -60,7 +60,7 @@ def main() -> None:
         print(f"round {round_ + 1}: {shown}", flush=True)
     rates = {name: rate(shape, times) for name, times in seconds.items()}
     pipeline = input_rate(shape)
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     flops = shape.flops / (shape.batch * shape.length)
     print(
@@ -97,7 +97,7 @@ def in_process(worker: str, shape: str, steps: int):
 
 def choose(shape: Shape, steps: int) -> tuple[int, str]:
     """Return the slices and the compute type that are fastest here."""
-    from lm.reports.page import machine
+    from lm.runs.provenance import machine
 
     dtypes = ("bfloat16",) if BFLOAT16 & set(machine()["flags"]) else ("bfloat16", "float32")
     slices = [n for n in ACCUMULATE if shape.batch % n == 0]

@@ -42,7 +42,7 @@ def search(config, workdir: Path) -> None:
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.doremi import write
-    from lm.reports.ending import show
+    from lm.reports.next_steps import show
     from lm.train import events, loop
     from lm.train.doremi import average, proxy_trainer
     from lm.train.events.validation import Evaluator, valid_batches

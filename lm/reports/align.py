@@ -10,22 +10,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lm.align.alarms import Alarm, alarms, is_better, is_validation
+from lm.align.alarms import alarms, is_better, is_validation
 from lm.errors import UserError
-from lm.files import saving
 from lm.files.saving import plain
 from lm.reports.curves import curves
 from lm.reports.data_used import alignment_epochs, example_notes
 from lm.reports.measures import judged, meaning, own_measure
 from lm.reports.next_steps import next_steps
-from lm.reports.page import number, render, replace_json
-from lm.reports.provenance import signed, traced, with_stopped
+from lm.reports.page import number, render, save
+from lm.reports.provenance import accounts, signed, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
 from lm.runs.workdir import read_object
-from lm.train import goodput
 from lm.train.history import json_lines
-
-__all__ = ["Alarm", "alarms", "curves", "load_lines", "load_samples", "write", "html"]
 
 MAKE = "run the command of the run again to recreate it"
 METHODS = {  # the short name of a method: its title
@@ -48,7 +44,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 
     Args:
         workdir: an existing directory.
-        report: any of these keys. title, method, finished (bool), config (nested), machine (lm.reports.page.machine),
+        report: any of these keys. title, method, finished (bool), config (nested), machine (lm.runs.provenance.machine),
             provenance (lm/reports/provenance.py), parameters (count), trained (count), before and after ({measure: value},
             see `own_measure`),
             measures {measure: its description}, data ({split: {label: count or {reason: count}}}, and the same for `tasks`),
@@ -67,12 +63,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         report["training"]["epochs"] = epochs
     report["verdict"] = _verdict(report)
     report["next"] = next_steps(report, workdir)
-    if profile := traced(workdir):
-        report["profile"] = profile
-    if accounts := goodput.of(workdir):
-        report["goodput"] = accounts
-    replace_json(workdir / "report.json", report)
-    saving.write(workdir / "report.html", html(report, lines, samples))
+    report |= accounts(workdir)
+    save(workdir, report, html(report, lines, samples))
 
 
 def write_run(workdir: Path, report: dict) -> None:
@@ -86,15 +78,15 @@ def write_run(workdir: Path, report: dict) -> None:
 def load_lines(path: str | os.PathLike) -> list[dict]:
     """Return the lines of a metrics.jsonl by step, validation after training. Of equal kind and step the last one is used."""
     rows = json_lines(path) if Path(path).exists() else []
-    kept = {(row["step"], is_validation(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
-    return [kept[key] for key in sorted(kept)]
+    newest = {(row["step"], is_validation(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
+    return [newest[key] for key in sorted(newest)]
 
 
 def load_samples(path: str | os.PathLike) -> list[dict]:
     """Return the lines of a samples.jsonl by step. Of equal step and prompt the last one is used."""
     rows = json_lines(path) if Path(path).exists() else []
-    kept = {(row["step"], same_prompt(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
-    return sorted(kept.values(), key=lambda row: row["step"])
+    newest = {(row["step"], same_prompt(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
+    return sorted(newest.values(), key=lambda row: row["step"])
 
 
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:
@@ -119,7 +111,9 @@ def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ())
 
 def _verdict(report: dict) -> str | None:
     before, after = report.get("before") or {}, report.get("after") or {}
-    return verdict(before, after, report.get("measures") or {}, str(report.get("method") or "")) or _unmeasured(report)
+    if report.get("finished") and not after:
+        return "Nothing was measured: the run held out no examples."
+    return verdict(before, after, report.get("measures") or {}, str(report.get("method") or ""))
 
 
 def verdict(before: dict, after: dict, measures: dict, method: str | None = None) -> str | None:
@@ -136,13 +130,6 @@ def verdict(before: dict, after: dict, measures: dict, method: str | None = None
     better = "better" if is_better(measure, before[measure], after[measure]) else "worse"
     moved = "rose" if after[measure] > before[measure] else "fell"
     return f"{what} {moved} from {number(before[measure])} to {number(after[measure])}: {better}."
-
-
-def _unmeasured(report: dict) -> str | None:
-    """Return what to say of a run that ended without any measure of its model, else None."""
-    if not report.get("finished") or report.get("after"):
-        return None
-    return "Nothing was measured: the run held out no examples."
 
 
 def rollout_share(lines: Iterable[dict]) -> float | None:

@@ -17,7 +17,6 @@ from markupsafe import Markup
 from data.recipe import documents
 from data.recipe.documents import Found
 from data.recipe.inputs import Unit
-from data.recipe.rules import Rule
 from data.recipe.units import Job
 from lm.files import saving
 from lm.progress import progress
@@ -59,7 +58,9 @@ def write(
     ids = documents.names(job, units, {number for entry in shown for number in entry["links"].values()})
     shown = [entry | {"links": {name: ids[n] for name, n in entry["links"].items() if n in ids}} for entry in shown]
     shown = fitted(shown, characters, size)
-    saving.write(job.workdir / PAGE, html(title, columns, job.rules, shown, total))
+    data = encoded({"columns": columns, "rules": {rule.column: rule.told() for rule in job.rules}, "documents": shown})
+    page = render("browse.html.j2", {"title": title, "finished": True}, data=Markup(data), shown=len(shown), total=total)
+    saving.write(job.workdir / PAGE, page)
     id = [column["name"] for column in columns].index("id")
     return {(entry["values"][id], entry["reason"]) for entry in shown}
 
@@ -95,7 +96,7 @@ def entry(document: Found, reason: str, columns: Sequence[Mapping], fails: Seque
     columns of all rules that it breaks, in order, "texts": [[stage, beginning, characters of all of it]] as it was read and
     as each stage left it that changed it, "links": column -> number of another document}.
     """
-    one = {
+    whole = {
         "number": document.number,
         "reason": reason,
         "values": [_plain(document.columns[column["name"]]) for column in columns],
@@ -103,7 +104,7 @@ def entry(document: Found, reason: str, columns: Sequence[Mapping], fails: Seque
         "texts": [list(text) for text in document.texts],
         "links": {n: document.columns[n] for n in NUMBERS if document.columns.get(n) not in (None, document.number)},
     }
-    return cut(one, characters)
+    return cut(whole, characters)
 
 
 def cut(entry: Mapping[str, Any], characters: int) -> dict[str, Any]:
@@ -129,17 +130,6 @@ def fitted(shown: Sequence[Mapping[str, Any]], characters: int, size: int) -> li
 def address(id: str, reason: str) -> str:
     """Return the link to a document on the page."""
     return f"{PAGE}#id={quote(id, safe='')}&reason={quote(reason, safe='')}"
-
-
-def html(title: str, columns: Sequence[Mapping], rules: Sequence[Rule], shown: Sequence[Mapping], total: int) -> str:
-    """Return the page. shown: entries. total: documents that were read."""
-    bounds = {
-        rule.column: {"told": rule.told(), "least": _plain(rule.least), "most": _plain(rule.most), "allowed": rule.allowed}
-        for rule in rules
-    }
-    data = encoded({"columns": columns, "rules": bounds, "documents": shown})
-    report = {"title": title, "finished": True}
-    return render("browse.html.j2", report, data=Markup(data), shown=len(shown), total=total)
 
 
 def _plain(value: Any) -> Any:

@@ -17,25 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lm.reports.metric_groups import COLOURS
 from lm.reports.page import short
 from lm.train.history import Curve
 
 # Matplotlib cannot write CSS variables, so it draws in these placeholder colours, which are replaced in its SVG.
-INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
-THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
-VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    LINE: "line",
-    TRAIN: "train",
-    VALID: "valid",
-    THIRD: "third",
-    FOURTH: "fourth",
-    FIFTH: "fifth",
-    SIXTH: "sixth",
-}
-SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
-COLOURS = [VARIABLES[colour] for colour in SERIES]  # their names in CSS
+NAMES = ("ink", "muted", "line", *COLOURS)
+VARIABLES = {f"#0102{number:02x}": name for number, name in enumerate(NAMES, 1)}
+INK, MUTED, LINE, *SERIES = VARIABLES  # SERIES: colours of curves in one chart
+TRAIN, VALID = SERIES[:2]
 # Without colours, curves of one chart are told apart by their lines or markers, in the order of SERIES.
 LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)))
 MARKERS = "o^DvPX"
@@ -152,44 +142,43 @@ def legend(ax: Axes, loc: str = "best") -> None:
 # Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
 
 
-def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
+def calibration(name: str, title: str, runs: Mapping[str, Sequence[Mapping]]) -> dict:
     """Draw accuracy over confidence, with a dot for each bin {"confidence", "accuracy", "n"}, larger for more items. A
     calibrated model lies on the diagonal."""
 
     def draw(ax: Axes) -> None:
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for (label, bins), colour, line in zip(curves.items(), SERIES, LINES):
-            x, y, n = ([float(b[key]) for b in bins] for key in ("confidence", "accuracy", "n"))
+        for (label, bins), colour, line in zip(runs.items(), SERIES, LINES):
+            x, y, n = ([b[key] for b in bins] for key in ("confidence", "accuracy", "n"))
             ax.plot(x, y, color=colour, linestyle=line, linewidth=1.6, label=clean(label))
             ax.scatter(x, y, [12 + 90 * size / max(n) for size in n], color=colour, alpha=0.6, linewidths=0)
-        _shares(ax, "confidence", "accuracy", list(curves))
+        _shares(ax, "confidence", "accuracy", len(runs))
         ax.set_ylim(-0.02, 1.02)
 
+    note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
     return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
 
 
-def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
-    """Draw the share of wrong answers among the most confident ones over the share answered: [{"coverage", "risk"}]."""
+def risk_coverage(name: str, title: str, runs: Mapping[str, Mapping[str, Sequence[float]]]) -> dict:
+    """Draw the share of wrong answers among the most confident ones over the share answered: {"coverage", "risk"}."""
 
     def draw(ax: Axes) -> None:
-        for (label, points), colour, line in zip(curves.items(), SERIES, LINES):
-            known = sorted((float(p["coverage"]), float(p["risk"])) for p in points)
-            picked = known if len(known) <= 300 else [known[i] for i in np.linspace(0, len(known) - 1, 300).astype(int)]
-            x, y = np.array(picked).reshape(-1, 2).T
-            ax.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=clean(label), **dots((x, y)))
-        _shares(ax, "share answered", "share of wrong answers", list(curves))
+        for (label, curve), colour, line in zip(runs.items(), SERIES, LINES):
+            points = np.array(curve["coverage"]), np.array(curve["risk"])
+            ax.plot(*points, color=colour, linestyle=line, linewidth=1.8, label=clean(label), **dots(points))
+        _shares(ax, "share answered", "share of wrong answers", len(runs))
         ax.set_ylim(bottom=-0.02)
 
-    return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
+    return {"title": title, "note": "share of wrong answers among the most confident ones", "svg": svg(name, draw, steps=False)}
 
 
-def _shares(ax: Axes, x: str, y: str, runs: Sequence[str]) -> None:
+def _shares(ax: Axes, x: str, y: str, runs: int) -> None:
     ax.set(xlim=(-0.02, 1.02), xlabel=x, ylabel=y)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-    if len(runs) > 1:
-        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(3, len(runs))}
+    if runs > 1:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(3, runs)}
         ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)
 
 

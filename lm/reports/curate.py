@@ -9,21 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from data.dedup import clusters
+from data.recipe import documents
 from data.recipe.inputs import Unit
-from data.recipe.plan import Planned
+from data.recipe.plan import Planned, code
 from data.recipe.units import Job
 from lm.errors import UserError
 from lm.files import saving
 from lm.reports import browse
 from lm.reports.data_used import files_of
-from lm.reports.duplicates import duplicates
-from lm.reports.histograms import histograms
+from lm.reports.histograms import FRAME, histograms
 from lm.reports.next_steps import next_steps
-from lm.reports.page import render, replace_json
+from lm.reports.page import render, save
 from lm.reports.provenance import signed
-from lm.reports.unread import bytes_of, place, sentences
+from lm.reports.unread import by_reason, bytes_of, cure, place, sentences
 
 KEPT = "kept"
+CLUSTERS = {"exact_duplicates": clusters.EXACT, "near_duplicates": clusters.NEAR}
+SHOWN_CHARACTERS = 300  # of the kept document of a cluster
 SHOWN = 50  # files and records that could not be read
 
 
@@ -56,80 +59,53 @@ def write(
     )
     report["verdict"] = [verdict(total, steps(report), unread), *sentences(unread)]
     report["next"] = next_steps(report, workdir) if total["kept"][0] else []
-    replace_json(workdir / "report.json", report)
     shown = browse.write(f"{name}: documents", job, units, chosen, config.browse.to_dict(), total["all"][0])
-    rules = [rule for stage in stages for rule in stage["rules"]]
-    saving.write(workdir / "report.html", html(report, histograms(rules, figures["histograms"]), shown))
+    save(workdir, report, html(report, shown))
     if not total["all"][0]:
-        raise UserError(f"input={config.input!r}: {_nothing_read(report)}; {workdir / 'report.html'} lists the files")
-
-
-def _nothing_read(report: Mapping) -> str:
-    """Return why no document could be read, and what to do."""
-    reasons = _faults(report["figures"]["quarantined"])[:3]
-    why = ", ".join(reason + (f" ({count:,} times)" if count > 1 else "") for reason, count in reasons)
-    cure = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
-    return f"nothing could be read: {why or 'the files hold no text'}; {cure}"
-
-
-def _faults(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
-    """Return (reason, files or records), the commonest first."""
-    counts: Counter = Counter()
-    for fault in unread:
-        counts[fault["reason"]] += fault["count"]
-    return counts.most_common()
+        raise UserError(f"input={config.input!r}: {cure(unread)}; {workdir / 'report.html'} lists the files")
 
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:
     """Return {"all", "kept": [documents, bytes]} over all sources and languages."""
-    total = {"all": [0, 0], "kept": [0, 0]}
-    for languages in funnel.values():
-        for rows in languages.values():
-            for reason, (documents, size) in rows.items():
-                for name in ("all", "kept") if reason == KEPT else ("all",):
-                    total[name][0] += documents
-                    total[name][1] += size
-    return total
+    parts = [reasons for languages in funnel.values() for reasons in languages.values()]
+    return {
+        "all": [sum(counts[k] for part in parts for counts in part.values()) for k in (0, 1)],
+        "kept": [sum(part.get(KEPT, (0, 0))[k] for part in parts) for k in (0, 1)],
+    }
 
 
 def steps(report: Mapping) -> list[dict]:
-    """Return the funnel, a row for each rule in order: stage, rule, dropped and left (documents and bytes)."""
-    dropped: dict[str, Counter] = {}
+    """Return the funnel, a row for each rule in order: stage, rule, documents dropped, their share, and documents left."""
+    dropped: Counter = Counter()
     for languages in report["figures"]["funnel"].values():
-        for rows in languages.values():
-            for reason, (documents, size) in rows.items():
-                dropped.setdefault(reason, Counter()).update(documents=documents, bytes=size)
-    left, rows = Counter({"documents": 0, "bytes": 0}), []
-    for counts in dropped.values():
-        left.update(counts)
+        for reasons in languages.values():
+            dropped.update({reason: documents for reason, (documents, _) in reasons.items()})
+    left, rows = dropped.total(), []
     rules = [(stage["name"], rule["told"], rule["column"]) for stage in report["recipe"] for rule in stage["rules"]]
     for stage, rule, column in [*rules, ("end", "some text is left", "empty")]:
-        counts = dropped.get(column, Counter())
-        before, left = left["documents"], Counter({k: left[k] - counts[k] for k in ("documents", "bytes")})
-        share = counts["documents"] / before if before else 0.0
-        rows.append({"stage": stage, "rule": rule, "dropped": counts["documents"], "share": share, **left})
+        share = dropped[column] / left if left else 0.0
+        left -= dropped[column]
+        rows.append({"stage": stage, "rule": rule, "dropped": dropped[column], "share": share, "documents": left})
     return rows
 
 
-def tables(report: Mapping) -> list[dict]:
+def parts(report: Mapping) -> list[dict]:
     """Return a row for each source and language: documents and bytes read and kept, and the commonest reasons to go."""
-    table = []
+    rows = []
     for source, languages in sorted(report["figures"]["funnel"].items()):
-        for language, rows in sorted(languages.items()):
-            read = [sum(counts[k] for counts in rows.values()) for k in (0, 1)]
-            kept = rows.get(KEPT, [0, 0])
-            why = Counter({reason: counts[0] for reason, counts in rows.items() if reason != KEPT}).most_common(3)
+        for language, reasons in sorted(languages.items()):
+            total = totals({source: {language: reasons}})
+            why = Counter({reason: counts[0] for reason, counts in reasons.items() if reason != KEPT}).most_common(3)
             written = report["figures"]["kept_bytes"].get(source, {}).get(language, 0)
-            table.append({"source": source, "language": language, "read": read, "kept": kept, "written": written, "why": why})
-    return table
+            rows.append({"source": source, "language": language, **total, "written": written, "why": why})
+    return rows
 
 
 def sources(report: Mapping) -> list[dict]:
     """Return a row for each source: its files, and documents and bytes read and kept."""
     funnel = report["figures"]["funnel"]
     files = files_of({"input": (report.get("config") or {}).get("input")}, sorted(funnel))
-    sums = {name: totals({name: languages}) for name, languages in sorted(funnel.items())}
-    return [{"source": name, "files": files[name], "read": both["all"], "kept": both["kept"]} for name, both in sums.items()]
+    return [{"source": name, "files": files[name], **totals({name: funnel[name]})} for name in sorted(funnel)]
 
 
 def tokens(dataset: Mapping | None) -> int | None:
@@ -138,72 +114,90 @@ def tokens(dataset: Mapping | None) -> int | None:
     return sum(split["tokens_packed"] for split in splits) if splits else None
 
 
-def masked(report: Mapping) -> list[tuple[str, int]]:
-    """Return (kind, count) of what the stages pii and unicode found in all documents that were read."""
-    sums = report["figures"]["sums"]
-    return [(name, int(value)) for name, value in sorted(sums.items()) if name.startswith(("pii_", "unicode_"))]
+def fairness(figures: Mapping) -> dict[str, list[dict]]:
+    """Return rows of the identity groups and of the topics that occur, see data.filters.bias, if they were counted."""
+    bias, topics = figures["bias"], figures["topics"]
+    if not bias and not topics:
+        return {}
+    from data.filters.bias import balance, bias_rates
+
+    before, after = ({name: np.array(values) for name, values in bias.get(when, {}).items()} for when in ("before", "after"))
+    return {
+        "groups": bias_rates(before, after) if bias else [],
+        "topics": balance(topics["before"], topics["after"]) if topics else [],
+    }
 
 
-def groups(tables: Mapping) -> list[dict]:
-    """Return a row for each identity group that occurs, see data.filters.bias.bias_rates."""
-    if not tables:
-        return []
-    from data.filters.bias import bias_rates
-
-    before, after = ({name: np.array(values) for name, values in tables[when].items()} for when in ("before", "after"))
-    return bias_rates(before, after)
+def samples(figures: Mapping) -> list[tuple[str, list[dict]]]:
+    """Return (reason, samples) for the documents that stay, and then for each reason."""
+    of_reason, names = figures["samples"], ("hash", "id", "url", "value", "text")
+    order = sorted(of_reason, key=lambda reason: (reason != KEPT, reason))
+    return [(reason, [dict(zip(names, sample)) for sample in of_reason[reason]]) for reason in order]
 
 
-def topic_rows(tables: Mapping) -> list[dict]:
-    """Return a row for each topic, see data.filters.bias.balance."""
-    if not tables:
-        return []
-    from data.filters.bias import balance
+def duplicates(job: Job, units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """Return a row for each stage that compares all documents: {"stage", "counts": what it counted, "dropped": whether a rule
+    drops what it does not keep}, and, if it finds clusters, what data.dedup.clusters.summary returns.
 
-    return balance(tables["before"], tables["after"])
-
-
-def samples(report: Mapping) -> list[dict]:
-    """Return for each reason, and for the documents that stay, its samples."""
-    by_reason = report["figures"]["samples"]
-    order = [KEPT, *sorted(reason for reason in by_reason if reason != KEPT)]
-    names = ("hash", "id", "url", "value", "text")
-    return [
-        {"reason": reason, "samples": [dict(zip(names, sample)) for sample in by_reason[reason]]}
-        for reason in order
-        if reason in by_reason
-    ]
-
-
-def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, str]] = frozenset()) -> str:
-    """Return the page.
-
-    histograms: see lm/reports/histograms.py. shown: (id, reason) of the documents that browse.html beside it shows.
+    A kept document is {"id", "source", "url", "text": its beginning, as read}, or None if an older corpus has it; "removed" are
+    ids.
     """
-    total, bad, funnel = totals(report["figures"]["funnel"]), report["figures"]["quarantined"], steps(report)
+    rows = []
+    for stage in (stage for stage in job.stages if stage.compares):
+        table = job.table(stage)
+        counts = json.loads(table.with_name("counts.json").read_text(encoding="utf-8"))
+        row = {"stage": stage.name, "counts": counts, "dropped": bool(stage.rules)}
+        rows.append(row | (_clusters(job, units, table, CLUSTERS[stage.name]) if stage.name in CLUSTERS else {}))
+    return rows
+
+
+def _clusters(job: Job, units: Sequence[Unit], table: Path, column: int) -> dict[str, Any]:
+    """Return the summary of a table's clusters. It is kept beside the table, so that a second run reads it there."""
+    done = table.with_name(f"clusters-{code('data.dedup.clusters')}.json")
+    if not done.exists():
+        saving.write_json(done, clusters.summary(table, column))
+    summary = json.loads(done.read_text(encoding="utf-8"))
+    first = Job(job.workdir, job.stages[:1])
+    numbers = [cluster["kept"] for cluster in summary["largest"]]
+    texts = {
+        document.number: {name: document.columns[name] for name in ("id", "source", "url")} | {"text": document.texts[0].start}
+        for document in documents.read(first, units, numbers, SHOWN_CHARACTERS)
+    }
+    ids = documents.names(first, units, [number for cluster in summary["largest"] for number in cluster["removed"]])
+    for cluster in summary["largest"]:
+        cluster["removed"] = [ids[number] for number in cluster["removed"] if number in ids]
+        cluster["kept"] = texts.get(cluster["kept"])
+    return summary
+
+
+def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
+    """Return the page. shown: (id, reason) of the documents that browse.html beside it shows."""
+    figures, funnel = report["figures"], steps(report)
+    total, unread = totals(figures["funnel"]), figures["quarantined"]
+    rules = [rule for stage in report["recipe"] for rule in stage["rules"]]
     return render(
         "curate.html.j2",
         report,
-        verdict=verdict(total, funnel, bad),
-        losses=sentences(bad),
+        verdict=verdict(total, funnel, unread),
+        losses=sentences(unread),
         sources=sources(report),
-        tokens=tokens(report["figures"].get("dataset")),
+        tokens=tokens(figures.get("dataset")),
         total=total,
         steps=funnel,
-        tables=tables(report),
-        histograms=histograms,
-        samples=samples(report),
-        duplicates=report["figures"]["duplicates"],
+        parts=parts(report),
+        histograms=histograms(rules, figures["histograms"]),
+        frame=FRAME,
+        samples=samples(figures),
         shown=shown,
         reasons=dict(sorted(shown, reverse=True)),  # of equal ids, one
         address=browse.address,
         about=browse.PAGE,
-        masked=masked(report),
-        groups=groups(report["figures"]["bias"]),
-        topics=topic_rows(report["figures"]["topics"]),
-        items=sorted(report["figures"]["contamination"].items(), key=lambda one: (-one[1][0], one[0])),
-        faults=_faults(bad),
-        unread=[one | {"bytes": place(one)} for one in sorted(bad, key=lambda one: -bytes_of([one]))[:SHOWN]],
+        # What the stages pii and unicode found in all documents that were read.
+        masked=[(name, int(n)) for name, n in sorted(figures["sums"].items()) if name.startswith(("pii_", "unicode_"))],
+        **fairness(figures),
+        items=sorted(figures["contamination"].items(), key=lambda item: (-item[1][0], item[0])),
+        faults=by_reason(unread),
+        unread=[fault | {"bytes": place(fault)} for fault in sorted(unread, key=lambda fault: -bytes_of([fault]))[:SHOWN]],
     )
 
 

@@ -1,6 +1,5 @@
 """The curves of a run: all metrics of its metrics.jsonl in groups, with held-out curves beside those of training."""
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
 from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
-from lm.reports.metric_groups import GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group
+from lm.reports.metric_groups import GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group, group_of, matches
 from lm.reports.thinning import thin, trend
 from lm.train.history import Curve, column
 
@@ -24,17 +23,12 @@ def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[
     keys = dict.fromkeys(key for line in train for key in line)
     valid = [{_twin(key, keys): x for key, x in line.items()} for line in lines if is_validation(line)]
     keys |= dict.fromkeys(key.removeprefix("valid_") for line in valid for key in line)
-    drawn = {key for key in keys if len(column(train, key)[0]) or len(column(valid, f"valid_{key}")[0])}
-    groups = list(GROUPS)
-    for key in (key for key in keys if not any(fnmatch.fnmatch(key, p) for group in GROUPS for p in group.patterns)):
-        if key in drawn and not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT):
-            prefix = key.rpartition("/")[0]
-            group = Group("", "", "", (f"{prefix}/*" if prefix else key,))
-            groups += [group] if group not in groups else []
+    drawn = [key for key in keys if len(column(train, key)[0]) or len(column(valid, f"valid_{key}")[0])]
+    drawn = [key for key in drawn if not matches(key, LEFT_OUT)]
+    others = [f"{key.rpartition('/')[0]}/*" if "/" in key else key for key in drawn if group_of(key) is None]
     charts, taken, tokens = [], set(), column(train, "tokens")
-    for group in groups:
-        members = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
-        members = [key for key in members if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
+    for group in (*GROUPS, *(Group("", "", "", (pattern,)) for pattern in dict.fromkeys(others))):
+        members = [key for key in drawn if key not in taken and matches(key, group.patterns)]
         taken |= set(members)
         for begin in range(0, len(members), len(SERIES)):  # one chart has only that many colours
             part = members[begin : begin + len(SERIES)]
@@ -91,7 +85,7 @@ def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[
         name = key.partition("/")[2] or key
         label = "train" if len(keys) == 1 else name.removesuffix("/mean") if key.startswith("rewards/") else name
         steps, values = column(train, key)
-        noisy = len(steps) > 50 and not fnmatch.fnmatch(key, SCHEDULE)
+        noisy = len(steps) > 50 and not matches(key, SCHEDULE)
         if noisy:
             ax.plot(*thin(steps, values), color=colour, alpha=0.3, linewidth=0.8)
         if len(steps):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from lm.reports.page import number
+from lm.reports.page import count, number
 
 SOURCE = re.compile(r"([a-z0-9_]+)=(.+)")  # NAME=FILES in data.input
 INSTALLATION = "this Python installation"
@@ -22,8 +22,7 @@ KINDS = {
 def text_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each source of a training run; unknown values are None.
 
-    source, files (of data.input), documents, bytes, tokens (in rows), read (tokens that the run trained on), epochs, dropped
-    and held_out (documents).
+    source, files (of data.input), documents, bytes, tokens (in rows), read (tokens that the run trained on), epochs.
     """
     sources = (report.get("data") or {}).get("sources") or {}
     read = (report.get("mixture") or {}).get("sources") or {}
@@ -37,8 +36,6 @@ def text_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "tokens": counts.get("tokens_packed"),
             "read": read.get(name, {}).get("tokens"),
             "epochs": read.get(name, {}).get("epochs"),
-            "dropped": (counts.get("exact_duplicates") or 0) + (counts.get("near_copies") or 0),
-            "held_out": counts.get("valid_documents"),
         }
         for name, counts in sources.items()
     ]
@@ -78,8 +75,9 @@ def text_notes(report: Mapping[str, Any]) -> list[str]:
     dropped = [f"{number(total[key])} {name}" for key, name in DROPPED.items() if total[key]]
     notes = [f"Dropped: {', '.join(dropped)}." if dropped else "No document was dropped as a duplicate."]
     if total["valid_documents"]:
-        documents = "1 document" if total["valid_documents"] == 1 else f"{number(total['valid_documents'])} documents"
-        notes.append(f"Held out for validation: {documents} ({number(total['valid_bytes'])} bytes).")
+        notes.append(
+            f"Held out for validation: {count(total['valid_documents'], 'document')} ({number(total['valid_bytes'])} bytes)."
+        )
     limit = ((report.get("config") or {}).get("data") or {}).get("max_bytes")
     if limit:
         notes.append(f"Each source is cut at data.max_bytes = {number(limit)} bytes.")

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 
 from lm.evals.stats.measures import badness, ideal, scale
 
-ALPHA = 0.05
-
 
 def rows(comparison: Mapping) -> list[dict]:
     """Return the rows of a comparison with their task and metric, the main metrics first.
@@ -29,19 +27,9 @@ def rows(comparison: Mapping) -> list[dict]:
     return sorted(all_rows, key=lambda row: not row["main"])
 
 
-def main_rows(comparison: Mapping) -> list[dict]:
-    """Return the rows of the main metrics."""
-    return [row for row in rows(comparison) if row["main"]]
-
-
 def arrow(metric: str | None) -> str:
     """Return a metric's suffix: ↓ if lower is better, → and its ideal if it has one."""
     if not metric or (bad := badness(metric, 1.0)) is None:
         return ""
     middle = ideal(metric)
     return f" → {middle:g}" if middle is not None else " ↓" if bad > 0 else ""
-
-
-def p_value(p: float | None) -> str:
-    """Return p as the page shows it."""
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

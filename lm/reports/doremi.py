@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lm.files import saving
 from lm.files.saving import plain
 from lm.reports.curves import curves
 from lm.reports.next_steps import next_steps
-from lm.reports.page import render, replace_json
+from lm.reports.page import render, save
 from lm.reports.provenance import signed
 from lm.train.history import column, load_metrics
 
@@ -51,8 +50,7 @@ def write(
         }
     )
     report |= {"verdict": verdict(report), "next": next_steps(report, workdir)}
-    replace_json(workdir / "report.json", report)
-    saving.write(workdir / "report.html", html(report, lines))
+    save(workdir, report, html(report, lines))
     shares = ", ".join(f"{name} {share:.3f}" for name, share in weights.items())
     print(f"{workdir / 'weights.json'}: {shares}", flush=True)
 

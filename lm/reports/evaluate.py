@@ -7,33 +7,31 @@ See lm/reports/page.py for how pages are made. All metrics come from results.jso
 here (lm/evals/compare.py).
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
-from lm.files import saving
 from lm.files.saving import plain
-from lm.reports.charts import COLOURS, calibration, risk_coverage
-from lm.reports.differences import arrow, p_value, rows
+from lm.reports.charts import calibration, risk_coverage
+from lm.reports.differences import arrow, rows
 from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
 from lm.reports.items import Items, address
+from lm.reports.metric_groups import COLOURS
 from lm.reports.next_steps import next_steps
-from lm.reports.page import flatten, render
+from lm.reports.page import flatten, render, save
 from lm.reports.provenance import signed
 from lm.runs.workdir import kept_json
 
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}  # of scales
 MANY = 12  # parts of a task
-NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
+NOT_PARTS = ("problems", "calibration", "versions", "searches")
 
 
 def write(
@@ -50,7 +48,7 @@ def write(
         results: of results.json. Entries with an `n` are tasks; others are facts about the run (model, versions, seeds …).
         samples: the samples.jsonl.
         others: (name, results, samples.jsonl) of runs to compare with; at most 5 are drawn.
-        about: information that is not a result, any of: title, model, finished (bool), machine (lm.reports.page.machine),
+        about: information that is not a result, any of: title, model, finished (bool), machine (lm.runs.provenance.machine),
             config (nested), throughput {name: number}, stages {name: seconds}.
     Returns: the content of report.json: `about`, "verdict", "tasks" (see `against_chance`), and "comparison" {name: result of
     compare_runs(other run, this run)}.
@@ -70,10 +68,7 @@ def write(
     report |= {"next": next_steps(about, workdir)}
     browser.write(workdir, f"{report.get('title') or 'Evaluation'}: items")
     page = html(report, plain(runs), items, browsable=len(browser) > 0)
-    for name, text in (("report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"), ("report.html", page)):
-        saving.write(
-            workdir / name, as_urls(text).encode(errors="backslashreplace")
-        )  # answers may hold halves of surrogate pairs
+    save(workdir, report, page)
     return report
 
 
@@ -114,12 +109,11 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
       browsable: whether there is a page of the items.
     """
     results = next(iter(runs.values()))
-    comparison, judged, contamination = report["comparison"], report["tasks"], results.get("contamination") or {}
+    comparison, judged = report["comparison"], report["tasks"]
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
         verdict="\n".join(report["verdict"]),
-        last_step=None,
         names=list(runs),
         settings=settings(results),
         facts=facts(results),
@@ -131,9 +125,8 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         compared=[(name, rows(part), part) for name, part in comparison.items()],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
-        contamination=contamination.get("tasks", contamination),
+        contamination=results.get("contamination") or {},
         address=address if browsable else None,
-        p_value=p_value,
         arrow=arrow,
     )
 
@@ -196,33 +189,20 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
         calibrations = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
         for way in dict.fromkeys(way for by_way in calibrations.values() for way in by_way):
             name, title = f"curve{len(charts)}-", f"{task}{f', {way}' if way else ''}"
-            bins = {run: by_way[way][0] for run, by_way in calibrations.items() if way in by_way and by_way[way][0]}
-            risks = {run: by_way[way][1] for run, by_way in calibrations.items() if way in by_way and by_way[way][1]}
+            known = {run: by_way[way] for run, by_way in calibrations.items() if way in by_way}
+            bins = {run: curve["bins"]["equal_width"] for run, curve in known.items() if curve["bins"]["equal_width"]}
+            risks = {run: curve["risk_coverage"] for run, curve in known.items() if curve["risk_coverage"]["coverage"]}
             if bins:
-                note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
-                charts.append(calibration(f"{name}c-", f"{title}: calibration", note, bins))
+                charts.append(calibration(f"{name}c-", f"{title}: calibration", bins))
             if risks:
-                note = "share of wrong answers among the most confident ones"
-                charts.append(risk_coverage(f"{name}r-", f"{title}: risk and coverage", note, risks))
+                charts.append(risk_coverage(f"{name}r-", f"{title}: risk and coverage", risks))
     return charts
 
 
-def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mapping]]]:
-    """Return {measure of confidence, "" for the first: (bins, points of risk and coverage)}. In results, bins may be by kind
-    and points may be two columns."""
-    curves = {}
-    first = {"risk_coverage": result.get("risk_coverage")} | (result.get("calibration") or {})
-    others = {way: curve for way, curve in first.items() if isinstance(curve, Mapping) and "bins" in curve}
-    for way, curve in {"": first, **others}.items():
-        bins, points = curve.get("bins") or [], curve.get("risk_coverage") or []
-        if isinstance(bins, Mapping):
-            bins = bins.get("equal_width") or next(iter(bins.values()), [])
-        if isinstance(points, Mapping):
-            points = [{"coverage": c, "risk": r} for c, r in zip(points.get("coverage", ()), points.get("risk", ()))]
-        bins = [b for b in bins if all(is_number(b.get(key)) for key in ("confidence", "accuracy", "n"))]
-        points = [p for p in points if all(is_number(p.get(key)) for key in ("coverage", "risk"))]
-        curves[way] = bins, points
-    return curves
+def _calibrations(result: Mapping) -> dict[str, Mapping]:
+    """Return {measure of confidence, "" for the first: what lm/evals/factuality/calibration.py found of it}."""
+    first = result.get("calibration") or {}
+    return {way: curve for way, curve in {"": first, **first}.items() if isinstance(curve, Mapping) and "bins" in curve}
 
 
 def sections(results: Mapping) -> Iterator[dict]:

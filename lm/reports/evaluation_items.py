@@ -33,16 +33,14 @@ def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
             task["chances"].append(share)
         if sample.get("failed"):
             task["failed"] += 1
-            sureness = _sureness(sample)
-            key = (sureness is not None, sureness or 0.0, -number)
-            if len(task["heap"]) < WORST:
-                heapq.heappush(task["heap"], (key, worst_item(sample)))
-            elif key > task["heap"][0][0]:
-                heapq.heapreplace(task["heap"], (key, worst_item(sample)))
+            sureness = next((x for x in (margin(sample), _confidence(sample)) if x is not None), None)
+            heapq.heappush(task["heap"], ((sureness is not None, sureness or 0.0, -number), sample))
+            if len(task["heap"]) > WORST:
+                heapq.heappop(task["heap"])
     for task in by_task.values():
         chances, heap = task.pop("chances"), task.pop("heap")
         task["chance"] = sum(chances) / len(chances) if len(chances) == task["n"] else None
-        task["worst"] = [item for _, item in sorted(heap, key=lambda pair: pair[0], reverse=True)]
+        task["worst"] = [worst_item(sample) for _, sample in sorted(heap, reverse=True)]
     return by_task
 
 
@@ -53,7 +51,7 @@ def worst_item(sample: Mapping[str, Any]) -> dict[str, Any]:
         "item": item_name(sample),
         "wrong": shortened(wrong_answer(sample, right_answer(sample)), TEXT),
         "margin": margin(sample),
-        "confidence": sample["confidence"] if is_number(sample.get("confidence")) else None,
+        "confidence": _confidence(sample),
         "beside": [pair for pair in shown["more"] if pair[0] in BESIDE],
     }
 
@@ -72,8 +70,6 @@ def entry(sample: Mapping) -> dict[str, Any]:
     chosen = sample.get("prediction")
     if chosen is None and scored and all(map(is_number, scored)):
         chosen = scored.index(max(scored))
-    target = sample.get("target")
-    right = [i for i in (target if isinstance(target, list) else [target]) if isinstance(i, int) and 0 <= i < len(rows)]
     said = [[key, shortened(_text(sample[key]), TEXT)] for key in SAID if sample.get(key) not in (None, "")]
     several = sample.get("generations")
     said += [[f"generation {n}", shortened(_text(one), TEXT)] for n, one in enumerate(several or (), 1) if n > 1]
@@ -81,7 +77,7 @@ def entry(sample: Mapping) -> dict[str, Any]:
     return {
         "prompt": [[role, shortened(text, PROMPT)] for role, text in turns(sample)],
         "choices": [[text, round(score, 5) if is_number(score) else None, length] for text, score, length in rows],
-        "right": right,
+        "right": _right(sample, len(rows)),
         "chosen": chosen if isinstance(chosen, int) else None,
         "gold": shortened(right_answer(sample), TEXT),
         "said": said,
@@ -104,17 +100,21 @@ def turns(sample: Mapping) -> list[tuple[str, str]]:
 
 def margin(sample: Mapping) -> float | None:
     """Return the greatest log-likelihood of a wrong choice − that of the right one; None without such choices."""
-    scores, target = sample.get("loglikelihoods"), sample.get("target")
+    scores = sample.get("loglikelihoods")
     if not isinstance(scores, list) or not all(map(is_number, scores)):
         return None
-    right = {i for i in (target if isinstance(target, list) else [target]) if isinstance(i, int) and 0 <= i < len(scores)}
+    right = _right(sample, len(scores))
     wrong = [score for i, score in enumerate(scores) if i not in right]
     return max(wrong) - max(scores[i] for i in right) if right and wrong else None
 
 
-def _sureness(sample: Mapping) -> float | None:
-    if (sureness := margin(sample)) is not None:
-        return sureness
+def _right(sample: Mapping, choices: int) -> list[int]:
+    """Return the indices of the right choices, of so many."""
+    target = sample.get("target")
+    return [i for i in (target if isinstance(target, list) else [target]) if isinstance(i, int) and 0 <= i < choices]
+
+
+def _confidence(sample: Mapping) -> float | None:
     return sample["confidence"] if is_number(sample.get("confidence")) else None
 
 

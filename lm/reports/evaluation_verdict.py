@@ -5,9 +5,10 @@ from typing import Any
 
 from lm.evals.stats.chance import value_text, words
 from lm.evals.stats.measures import interval, is_number, main_metric, scale, tasks
-from lm.reports.differences import ALPHA, main_rows
-from lm.reports.page import number
+from lm.reports.differences import rows
+from lm.reports.page import count
 
+ALPHA = 0.05
 WIDE = 0.05  # half of an interval of a share: wider ones are called wide
 NAMED = 4  # most tasks that a sentence names
 TEMPLATES = {"none": "none: plain prompts", "own": "the model's own", "plain": "plain: “User: …”, “Assistant: …”"}
@@ -23,15 +24,11 @@ def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparis
     items = sum(result["n"] for result in evaluated.values() if is_number(result["n"]))
     names = ", ".join(evaluated)
     named = f": {names}" if len(evaluated) == 1 else f" ({names})" if 1 < len(evaluated) <= NAMED else ""
-    sentences = [f"{name} was evaluated on {_count(items, 'item')} of {_count(len(evaluated), 'task')}{named}."]
+    sentences = [f"{name} was evaluated on {count(items, 'item')} of {count(len(evaluated), 'task')}{named}."]
     sentences += against_chance(results, judged)
     for other, theirs in others:
         sentences += [against(other, comparison[other]), *differing(theirs, results, other)]
     return sentences + wide(results)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{number(n)} {what}{'s' * (n != 1)}"
 
 
 def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]:
@@ -68,12 +65,12 @@ def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]
 
 def against(other: str, comparison: Mapping) -> str:
     """Return a sentence about the significant differences of the main metrics against another run."""
-    sure = [row for row in main_rows(comparison) if row["p_holm"] is not None and row["p_holm"] < ALPHA]
+    sure = [row for row in rows(comparison) if row["main"] and row["p_holm"] is not None and row["p_holm"] < ALPHA]
     better = [row["task"] for row in sure if row["better"]]
     worse = [row["task"] for row in sure if row["better"] is False]
     outcomes = [f"better at {', '.join(better)}"] * bool(better) + [f"worse at {', '.join(worse)}"] * bool(worse)
     left = sum(part["differing"]["n"] for part in comparison["tasks"].values())
-    note = f" ({_count(left, 'item')} asked differently are left out)" if left else ""
+    note = f" ({count(left, 'item')} asked differently are left out)" if left else ""
     return f"Against {other}: {'; '.join(outcomes) or 'no significant difference'}{note}."
 
 
@@ -112,7 +109,7 @@ def limited(limit: float | None) -> str:
     """
     if limit is None:
         return "none: all items"
-    return f"{f'{100 * limit:g} %' if limit < 1 else _count(int(limit), 'item')} of each task or group"
+    return f"{f'{100 * limit:g} %' if limit < 1 else count(int(limit), 'item')} of each task or group"
 
 
 def settings(results: Mapping[str, Any]) -> dict[str, str]:
@@ -124,9 +121,7 @@ def settings(results: Mapping[str, Any]) -> dict[str, str]:
         if model.get("dtype"):
             facts["dtype of matrix products"] = str(model["dtype"])
     if isinstance(template, Mapping):
-        kind = template.get("kind") or (None if template.get("applied") else "none")
-        if kind is not None:
-            facts["chat template"] = TEMPLATES.get(kind, kind)
+        facts["chat template"] = TEMPLATES.get(template["kind"], template["kind"])
     versions = (results.get("versions") or {}).get("tasks") or {}
     shots: dict[int, list[str]] = {}
     for task, result in tasks(results).items():

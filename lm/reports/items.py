@@ -34,9 +34,7 @@ class Items:
         self._open: list[str] = []
         self._size = 0
         self._rows: list[list] = []
-        self._tasks: dict[str, int] = {}
-        self._groups: dict[str, int] = {}
-        self._flags: dict[str, int] = {}
+        self._numbers: dict[str, dict[str, int]] = {"tasks": {}, "groups": {}, "flags": {}}  # of names, in order
         self._names: dict[tuple[str, str], int] = {}
 
     def __len__(self) -> int:
@@ -56,11 +54,11 @@ class Items:
         sure = margin(sample)
         self._rows.append(
             [
-                self._tasks.setdefault(task, len(self._tasks)),
+                self._number("tasks", task),
                 name if times == 1 else f"{name} ({times})",
                 state(sample),
-                self._groups.setdefault(group, len(self._groups)),
-                [self._flags.setdefault(str(flag), len(self._flags)) for flag in sample.get("flags") or ()],
+                self._number("groups", group),
+                [self._number("flags", str(flag)) for flag in sample.get("flags") or ()],
                 None if sure is None else round(sure, 3),
                 beginning(sample),
             ]
@@ -78,17 +76,14 @@ class Items:
             return
         if self._open:
             self._close()
-        index = {
-            "tasks": list(self._tasks),
-            "groups": list(self._groups),
-            "flags": list(self._flags),
-            "states": STATES,
-            "starts": self._starts,
-            "rows": self._rows,
-        }
+        index = {kind: list(numbers) for kind, numbers in self._numbers.items()}
+        index |= {"states": STATES, "starts": self._starts, "rows": self._rows}
         report = {"title": title, "finished": True}
         page = render("items.html.j2", report, index=packed(json.dumps(index, separators=(",", ":"))), blocks=self.blocks)
         saving.write(workdir / PAGE, page.encode(errors="backslashreplace"))
+
+    def _number(self, kind: str, name: str) -> int:
+        return self._numbers[kind].setdefault(name, len(self._numbers[kind]))
 
     def _close(self) -> None:
         self.blocks.append(packed(f"[{','.join(self._open)}]"))

@@ -1,6 +1,7 @@
 """The metrics of metrics.jsonl in groups: titles, notes and units of their charts, for the page of one run and of many."""
 
 import fnmatch
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -77,9 +78,14 @@ LOSSES = {  # method: (note, unit) of its loss
 LEFT_OUT = ("step", "tokens", "skipped", "spike", "spikes", "rewinds", "skipped_batches", "mfu", "tflops")
 LEFT_OUT += ("reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
 LEFT_OUT += ("goodput", "stragglers/*", "system_*")
-SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
+SCHEDULE = ("*learning_rate*",)  # curves given by a formula are not smoothed
+COLOURS = ("train", "valid", "third", "fourth", "fifth", "sixth")  # CSS variables of the page, for the curves of a chart
+
+
+def matches(metric: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(metric, pattern) for pattern in patterns)
 
 
 def group_of(metric: str) -> int | None:
     """Return the index of the first of GROUPS that has a metric, without its prefix "valid_"; None if none has it."""
-    return next((i for i, group in enumerate(GROUPS) if any(fnmatch.fnmatch(metric, p) for p in group.patterns)), None)
+    return next((i for i, group in enumerate(GROUPS) if matches(metric, group.patterns)), None)

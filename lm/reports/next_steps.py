@@ -3,31 +3,50 @@
 Words in capitals, such as CHATS.jsonl, stand for what only the user can name.
 """
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lm.bucket.places import as_urls
+from lm.commands import runnable
 from lm.runs.workdir import KEPT, kind_of
 
-Steps = list[dict[str, str]]
+Steps = list[tuple[str, str]]  # what to do, and its command
 
 
-def next_commands(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[str]:
-    """Return at most three commands for a shell, the most useful first; [] if the report is of no known kind of run."""
-    return [step["command"] for step in next_steps(report, workdir)]
+def show(workdir: Path) -> None:
+    """Print the result, the report's path and the next commands of a run that has a report.json; nothing without one."""
+    try:
+        report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    verdict = report.get("verdict") or []
+    print(flush=True)
+    for sentence in [verdict] if isinstance(verdict, str) else verdict:
+        print(as_urls(f"result  {sentence}"), flush=True)
+    print(as_urls(f"report  {workdir / 'report.html'}"), flush=True)
+    for step in report.get("next") or ():
+        print(as_urls(f"next: {step['what'][0].lower()}{step['what'][1:]}\n    {runnable(step['command'])}"), flush=True)
 
 
-def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> Steps:
+def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[dict[str, str]]:
     """Return at most three steps, the most useful first: [{"what" (to do), "command" (for a shell)}].
 
     report: the content of a report.json. Its keys config, finished, provenance, best_of and sources are read.
     """
-    run, config = os.fspath(workdir), report.get("config") or {}
-    command = (report.get("provenance") or {}).get("command") or ""
-    kind, method = kind_of(config), config.get("method")
+    config, command = report.get("config") or {}, (report.get("provenance") or {}).get("command") or ""
     if report.get("finished") is False:
-        return _steps(("Resume it", command)) if command else []
+        steps = [("Resume it", command)] if command else []
+    else:
+        steps = _after(report, config, command, os.fspath(workdir))
+    return [{"what": what, "command": text} for what, text in steps]
+
+
+def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, run: str) -> Steps:
+    kind, method = kind_of(config), config.get("method")
     if kind == "curate":
         return _after_curation(config, run)
     if kind == "evaluate":
@@ -48,30 +67,27 @@ def _after_curation(config: Mapping[str, Any], run: str) -> Steps:
     if config.get("tokenizer"):
         length = (config.get("dataset") or {}).get("sequence_length")
         rows = {"data.input": os.path.join(run, "dataset")} | ({"sequence_length": length} if length else {})
-    return _steps(("Train on it", _verb("train", "train/small", f"{run}-train", rows)))
+    return [("Train on it", _verb("train", "train/small", f"{run}-train", rows))]
 
 
 def _after_weights(config: Mapping[str, Any], run: str) -> Steps:
     keys = {"data.input": (config.get("data") or {}).get("input") or "CORPUS/dataset"}
     keys |= {"data.weights": os.path.join(run, "weights.json")}
-    return _steps(("Train with these weights", _verb("train", "train/small", f"{run}-train", keys)))
+    return [("Train with these weights", _verb("train", "train/small", f"{run}-train", keys))]
 
 
 def _after_training(run: str) -> Steps:
     chats = {"init_from": run, "data.input": "CHATS.jsonl"}
-    return _steps(
+    return [
         ("Let it write", shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", "--prompt=Once upon a time"])),
         ("Teach it to chat", _verb("align", "align/sft", f"{run}-sft", chats)),
-        ("Measure it", _evaluation(run)),
-    )
+        _measure(run),
+    ]
 
 
 def _after_alignment(run: str) -> Steps:
-    return _steps(
-        ("Talk to it", _chat(run)),
-        ("Measure it", _evaluation(run)),
-        ("Serve it behind OpenAI's API", _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})),
-    )
+    serve = _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})
+    return [_talk(run), _measure(run), ("Serve it behind OpenAI's API", serve)]
 
 
 def _after_safety(config: Mapping[str, Any], run: str) -> Steps:
@@ -79,49 +95,45 @@ def _after_safety(config: Mapping[str, Any], run: str) -> Steps:
     if prompts := (config.get("safety") or {}).get("prompts"):
         failures["safety.prompts"] = prompts
     again = _verb("align", "align/safety", f"{run}-again", failures)
-    return _steps(("Talk to it", _chat(run)), ("Measure it", _evaluation(run)), ("Train on what still fails", again))
+    return [_talk(run), _measure(run), ("Train on what still fails", again)]
 
 
 def _after_reward_model(config: Mapping[str, Any], run: str) -> Steps:
     keys = {"init_from": config.get("init_from") or "MODEL", "rewards": f"reward_model:{run}"}
     keys |= {"data.input": (config.get("data") or {}).get("input") or "PROMPTS.jsonl"}
-    return _steps(("Use it as the reward", _verb("align", "align/grpo", f"{run}-grpo", keys)))
+    return [("Use it as the reward", _verb("align", "align/grpo", f"{run}-grpo", keys))]
 
 
 def _after_best_of(run: str) -> Steps:
     kept = {"init_from": "MODEL", "data.input": os.path.join(run, KEPT)}
     pairs = {"init_from": run, "data.input": os.path.join(run, os.path.dirname(KEPT), "pairs.jsonl")}
-    return _steps(
-        ("Talk to it", _chat(run)),
+    return [
+        _talk(run),
         ("Fine-tune another model on the answers that were kept", _verb("align", "align/sft", f"{run}-sft", kept)),
         ("Train it on pairs of its best and worst answers", _verb("align", "align/dpo", f"{run}-dpo", pairs)),
-    )
+    ]
 
 
 def _after_evaluation(config: Mapping[str, Any], run: str, command: str) -> Steps:
     names = ("checkpoint", "tasks", "data_dir", "num_fewshot", "limit", "chat_template")
-    asked = {key: config[key] for key in names if config.get(key) not in (None, "")}
-    command = command or _verb("evaluate", "evaluate/default", run, asked)
+    keys = {key: config[key] for key in names if config.get(key) not in (None, "")}
+    command = command or _verb("evaluate", "evaluate/default", run, keys)
     parts = [part for part in shlex.split(command) if not part.startswith("--config.export_failures=")]
     other = {"--workdir=": "OTHER-eval", "--config.checkpoint=": "OTHER", "--config.compare=": run}
-    kept = [part for part in parts if not part.startswith(tuple(other))]
-    return _steps(
+    same = [part for part in parts if not part.startswith(tuple(other))]
+    return [
         ("Save what it got wrong, as data for align.py", shlex.join([*parts, f"--config.export_failures={run}-failures"])),
-        ("Compare another model with it", shlex.join([*kept, *(name + value for name, value in other.items())])),
-    )
+        ("Compare another model with it", shlex.join([*same, *(name + value for name, value in other.items())])),
+    ]
 
 
-def _steps(*steps: tuple[str, str]) -> Steps:
-    return [{"what": what, "command": command} for what, command in steps]
+def _talk(run: str) -> tuple[str, str]:
+    return "Talk to it", shlex.join(["python", "-m", "lm.chat", f"--checkpoint={run}"])
 
 
-def _chat(run: str) -> str:
-    return shlex.join(["python", "-m", "lm.chat", f"--checkpoint={run}"])
-
-
-def _evaluation(run: str) -> str:
+def _measure(run: str) -> tuple[str, str]:
     keys = {"checkpoint": run, "tasks": "hellaswag,mmlu", "data_dir": "DIR"}
-    return _verb("evaluate", "evaluate/default", f"{run}-eval", keys)
+    return "Measure it", _verb("evaluate", "evaluate/default", f"{run}-eval", keys)
 
 
 def _verb(verb: str, config: str, workdir: str, keys: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ import jinja2
 
 from lm.bucket.places import as_urls
 from lm.files import saving
-from lm.runs.provenance import machine  # noqa: F401 (for benchmarks)
 
 DIRECTIONS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # a page keeps line breaks and tabs
 BLANK = re.compile(r"(?<![\w/.-])[A-Z]{3,}")  # a word in a command that stands for what only the user can name
@@ -76,6 +75,15 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
+def count(n: int, what: str) -> str:
+    """Return a number of things.
+
+    >>> count(1, "run"), count(1200, "run")
+    ('1 run', '1,200 runs')
+    """
+    return f"{number(n)} {what}{'s' * (n != 1)}"
+
+
 def short(value: float) -> str:
     """Return a number with four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -115,15 +123,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def replace_json(path: Path, value) -> None:
-    saving.write(path, as_urls(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
+def save(workdir: Path, report: Mapping, page: str) -> None:
+    """Write report.json and report.html into the workdir, each atomically; `report` holds plain values (lm/files/saving.py)."""
+    content = as_urls(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    for name, text in (("report.json", content), ("report.html", page)):
+        saving.write(workdir / name, text.encode(errors="backslashreplace"))  # answers may hold halves of surrogate pairs
 
 
-FILTERS = {  # of all templates
-    "number": number,
-    "short": short,
-    "duration": duration,
-    "date": date,
-    "arguments": arguments,
-    "visible": visible,
-}
+FILTERS = {filter.__name__: filter for filter in (number, short, duration, date, arguments, visible)}  # of all templates

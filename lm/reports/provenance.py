@@ -1,7 +1,4 @@
-"""Where a report comes from: when, and by which code, command and config file it was made.
-
-This module loads nothing slow, because curate.py and its worker processes import it.
-"""
+"""Where a report comes from: when, and by which code, command and config file it was made; and its accounts of time."""
 
 import runpy
 import shlex
@@ -12,22 +9,46 @@ from pathlib import Path
 from typing import Any
 
 from lm.files.saving import plain
-from lm.runs.provenance import CODE, code_version, command_line, config_file, machine  # noqa: F401 (code_version: for others)
+from lm.reports.page import flatten
+from lm.runs.provenance import CODE, command_line, config_file, machine
 from lm.runs.workdir import kind_of
+from lm.train import goodput
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "steps before the last start"
 
 
-def signed(config: Mapping[str, Any], stages: Mapping[str, float], *, devices: bool = True) -> dict[str, Any]:
-    """Return `machine` and `provenance` for the report of a run that ends in this process. devices: see `machine`."""
-    return {"machine": machine(devices), "provenance": provenance(config, stages)}
+def signed(
+    config: Mapping[str, Any], stages: Mapping[str, float], argv: Sequence[str] | None = None, *, devices: bool = True
+) -> dict[str, Any]:
+    """Return "machine" (see `machine`) and "provenance" for the report of a run that ends in this process.
+
+    provenance: {"written": date and time in UTC, as ISO 8601, "code": see `code_version` of lm/runs/provenance.py, "command":
+    see `command_line`, "config_file": the value of --config, "changed": see `changed_keys`, "seconds": sum of the stages, which
+    are the seconds of each stage}. argv: None: that of this process.
+    """
+    argv = sys.argv if argv is None else argv
+    provenance = {
+        "written": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "code": CODE,
+        "command": command_line(argv),
+        "config_file": config_file(argv),
+        "changed": changed_keys(config),
+        "seconds": sum(stages.values()),
+    }
+    return {"machine": machine(devices), "provenance": provenance}
 
 
 def traced(workdir: Path) -> dict[str, Any] | None:
     """Return {"steps": the traces of a run by their steps, "command": that opens them}, or None if it has none."""
     steps = sorted(path.name.removeprefix("steps-") for path in workdir.glob("profile/plugins/profile/steps-*"))
     return {"steps": steps, "command": shlex.join(["xprof", f"--logdir={workdir / 'profile'}"])} if steps else None
+
+
+def accounts(workdir: Path) -> dict[str, Any]:
+    """Return what a workdir holds of "profile" (see `traced`) and "goodput" (lm/train/goodput.py)."""
+    parts = {"profile": traced(workdir), "goodput": goodput.of(workdir)}
+    return {name: part for name, part in parts.items() if part}
 
 
 def with_stopped(stages: Mapping[str, float], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -44,31 +65,6 @@ def with_stopped(stages: Mapping[str, float], lines: Sequence[Mapping[str, Any]]
     return dict(stages) | ({STOPPED: stopped} if stopped > 1 else {})
 
 
-def provenance(
-    config: Mapping[str, Any],
-    stages: Mapping[str, float],
-    argv: Sequence[str] | None = None,
-    at: datetime | None = None,
-    code: str | None = None,
-) -> dict[str, Any]:
-    """Return where a report comes from.
-
-    written: date and time in UTC, as ISO 8601. code: see `code_version`. command: see `command_line`. config_file: the value
-    of --config. changed: see `changed_keys`. seconds: sum of the stages, which are the seconds of each stage.
-
-    Args: argv, at, code: None: those of this process.
-    """
-    argv = sys.argv if argv is None else argv
-    return {
-        "written": (at or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "code": CODE if code is None else code,
-        "command": command_line(argv),
-        "config_file": config_file(argv),
-        "changed": changed_keys(config),
-        "seconds": sum(stages.values()),
-    }
-
-
 def changed_keys(config: Mapping[str, Any]) -> list[str] | None:
     """Return the dotted keys of a run's config whose values differ from configs/VERB/default.py.
 
@@ -82,11 +78,5 @@ def changed_keys(config: Mapping[str, Any]) -> list[str] | None:
         usual = runpy.run_path(str(file))["get_config"]()
     except Exception:  # whoever edits the file while a run lasts must not break its report
         return None
-    usual, own = _flat(usual.to_dict()), _flat(config)
+    usual, own = flatten(plain(usual.to_dict())), flatten(plain(config))
     return [key for key, value in own.items() if key not in usual or usual[key] != value]
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    from lm.reports.page import flatten
-
-    return flatten(plain(config))

@@ -18,13 +18,7 @@ from lm.reports.run_folders import ALERTS, Run
 from lm.reports.run_metrics import is_number
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
-LEVELS = {
-    "failed": ERROR,
-    "diverged": ERROR,
-    "hung": ERROR,
-    "lost": ERROR,
-    "damaged": ERROR,
-}  # of kinds; the others are warnings
+ERRORS = ("failed", "diverged", "hung", "lost", "damaged")  # kinds; the others are warnings
 BAD_STATES = ("crashed", "diverged", "stalled", "damaged")
 MAX_BYTES = 1 << 20  # of alerts.jsonl
 MAX_ALERTS = 20  # of one source
@@ -72,7 +66,7 @@ def _written(run: Run) -> Iterator[Alert]:
         try:
             row = json.loads(line)
             kind = str(row["kind"])
-            yield Alert(LEVELS.get(kind, WARNING), shown(kind)[:40], _text(row["text"]), _step(row))
+            yield Alert(ERROR if kind in ERRORS else WARNING, shown(kind)[:40], _text(row["text"]), _step(row))
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
 

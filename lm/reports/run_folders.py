@@ -3,6 +3,7 @@
 Damage never stops the search. A `Run` says what is wrong with it.
 """
 
+import contextlib
 import itertools
 import os
 import time
@@ -40,7 +41,7 @@ class Run:
     """
 
     folder: Path
-    name: str
+    name: str = ""
     files: Collection[str] = ()
     kind: str = "unknown"
     state: str = "damaged"
@@ -162,9 +163,12 @@ def read_runs(folders: Sequence[Path], confined: bool = False, cache: Cache | No
         names = [name for name in names if name not in outside]
         faults = [f"{name} leads out of the folder of runs, so it is not read" for name in outside]
         if fault:
-            runs.append(Run(folder, "", faults=[fault]))
+            runs.append(Run(folder, faults=[fault]))
         elif {RECORD, "report.json", LOG} & {*names, *outside}:
-            run = _read(folder, names, cache or Cache(), faults, confined)
+            try:
+                run = _read(folder, names, cache or Cache(), faults, confined)
+            except Exception as error:  # whatever a stranger's file holds, the other runs are shown
+                run = Run(folder, faults=[f"it cannot be read: {type(error).__name__}: {shown(str(error)[:200])}"])
             runs += [run] if run else []
     root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     if any(run.folder.absolute() == root for run in runs):
@@ -181,14 +185,7 @@ def _inside(path: Path, roots: Sequence[Path]) -> bool:
 
 def _read(folder: Path, names: Collection[str], cache: Cache, faults: Sequence[str], confined: bool) -> Run | None:
     """Return the run in a folder with these files; None if they are not those of a run. faults: known ones of the folder."""
-    try:
-        return _read_files(folder, names, cache, faults, confined)
-    except Exception as error:  # whatever a stranger's file holds, the other runs are shown
-        return Run(folder, folder.name, faults=[f"it cannot be read: {type(error).__name__}: {shown(str(error)[:200])}"])
-
-
-def _read_files(folder: Path, names: Collection[str], cache: Cache, faults: Sequence[str], confined: bool) -> Run | None:
-    run = Run(folder, folder.name, names, faults=list(faults))
+    run = Run(folder, files=names, faults=list(faults))
 
     def value(name: str) -> dict[str, Any]:
         content, fault = cache.read(json_object, folder / name) if name in names else ({}, "")
@@ -197,10 +194,8 @@ def _read_files(folder: Path, names: Collection[str], cache: Cache, faults: Sequ
 
     run.config, run.report = value(RECORD), value("report.json")
     if run.faults and not run.config and not confined and (folder / RECORD).is_file():
-        try:
+        with contextlib.suppress(UserError, OSError):
             run.config = read_config(folder)  # of the newest checkpoint
-        except (UserError, OSError):
-            pass
     if not run.config and isinstance(run.report.get("config"), dict):
         run.config = run.report["config"]
     ours = run.origin not in ("", "published") or {"title", "finished"} <= run.report.keys()

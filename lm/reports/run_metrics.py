@@ -1,7 +1,6 @@
 """The curves of many runs in one chart: what metrics.jsonl holds of them, thinned, for templates/runs.js."""
 
 import errno
-import fnmatch
 import json
 import stat
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm.files.untrusted import shown
-from lm.reports.metric_groups import GROUPS, LOSSES, SCHEDULE, group_of
+from lm.reports.metric_groups import COLOURS, GROUPS, LOSSES, SCHEDULE, group_of, matches
 from lm.reports.thinning import thin, trend
 from lm.train.history import Curve
 
@@ -24,10 +23,8 @@ MIN_POINTS = 60
 LOGARITHMIC = "grad_norm"  # its axis is, if a chart spans more than a factor of 10
 MAX_CHARTS = 14  # of one kind of run
 WIDTH = 1.8
-COLOURS = ("train", "valid", "third", "fourth", "fifth", "sixth")  # CSS variables of the page
 # On and off, in line widths. No two of the first eight curves have the same line.
 DASHES = ((), (5, 2), (1.2, 1.6), (7, 2, 1.2, 2), (3, 1.2), (9, 3), (5, 1.6, 1.2, 1.6, 1.2, 1.6), (2.5, 1.2, 2.5, 4))
-
 
 METHODS = {"train": "pretraining", "doremi": "pretraining", "best_of": "sft"}  # kind of a run -> key of LOSSES; others: itself
 
@@ -180,7 +177,7 @@ def charts(kind: str, runs: Sequence[Metrics], sound: Sequence[bool]) -> list[di
     drawn = []
     for key in keys:
         title, unit = titled(key, kind)
-        noisy = not key.startswith("valid_") and not fnmatch.fnmatch(key, SCHEDULE)
+        noisy = not key.startswith("valid_") and not matches(key, SCHEDULE)
         curves = [(metrics.curves.get(key), steady) for metrics, steady in zip(runs, sound, strict=True)]
         drawn.append(
             {

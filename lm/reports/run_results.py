@@ -45,18 +45,16 @@ def figures(run: Run) -> Iterator[Figure]:
 def of_training(run: Run) -> Iterator[Figure]:
     """Yield the report's validation, else the last one in the log; then what the run needed."""
     validation, logged = run.report.get("validation"), run.metrics.curves
-    names = (("bits per byte", "bits_per_byte"), ("validation loss, nats per token", "loss"))
-    main = True
-    for name, key in names:
-        value = at(validation, key)
-        if not is_number(value) and f"valid_{key}" in logged:
-            value = float(logged[f"valid_{key}"][1][-1])
-        if is_number(value):
-            yield Figure(name, value, badness=value, main=main)
-            main = False
+    losses = {}
+    for name, key in (("bits per byte", "bits_per_byte"), ("validation loss, nats per token", "loss")):
+        losses[name] = at(validation, key)
+        if not is_number(losses[name]) and f"valid_{key}" in logged:
+            losses[name] = float(logged[f"valid_{key}"][1][-1])
     if "loss" in logged:
-        last = last_mean(logged["loss"][1])
-        yield Figure("training loss, mean of the last twentieth", last, badness=last, main=main)
+        losses["training loss, mean of the last twentieth"] = last_mean(logged["loss"][1])
+    known = {name: value for name, value in losses.items() if is_number(value)}
+    for name, value in known.items():
+        yield Figure(name, value, badness=value, main=name == next(iter(known)))
     for name, path in (
         ("skipped steps", "training.skipped"),
         ("tokens per second", "throughput.tokens_per_second"),
@@ -84,8 +82,8 @@ def of_alignment(run: Run) -> Iterator[Figure]:
     own = own_measure(known)
     mains = {own, "over-refusal of harmless requests"} if run.kind == "safety" else {own}
     for name in dict.fromkeys((*filter(None, [own]), *known)):
-        said, value, first = words(name), known[name], before.get(name)
-        bad = None if said & NEUTRAL else value if said & LOWER_IS_BETTER else -value
+        parts, value, first = words(name), known[name], before.get(name)
+        bad = None if parts & NEUTRAL else value if parts & LOWER_IS_BETTER else -value
         yield Figure(name, value, first if is_number(first) else None, badness=bad, main=name in mains)
 
 

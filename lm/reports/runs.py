@@ -24,7 +24,7 @@ from markupsafe import Markup
 from lm.errors import UserError
 from lm.files import saving
 from lm.reports.differences import arrow
-from lm.reports.page import encoded, flatten, number, render
+from lm.reports.page import count, encoded, flatten, render
 from lm.reports.run_alerts import alerts, full_disks, needs_people
 from lm.reports.run_folders import Run, at, read_runs, related, start, tree
 from lm.reports.run_metrics import charts, is_number, styles, tokens_by_step
@@ -33,7 +33,6 @@ from lm.reports.run_results import Figure, result_rows, sound_figures
 CHOSEN = 8  # runs whose curves are drawn at first, the newest
 ORDER = ("train", "doremi", "sft", "best_of", "distill", "reward", "dpo", "orpo", "kto", "grpo", "ppo", "safety", "evaluation")
 LONG = 60  # characters of a cell
-ALERTS = 4  # of a cell
 MAX_KEYS, MAX_VALUE = 2000, 300  # of the table of settings: keys, and characters of their values
 SCRIPT = (Path(__file__).parent / "templates" / "runs.js").read_text(encoding="utf-8")
 # Only this script may run in the page, so a text of a run cannot become one.
@@ -79,7 +78,7 @@ def counted(runs: Sequence[Run]) -> str:
     if not runs:
         return "No run yet."
     states = collections.Counter(run.state for run in runs)
-    return f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(f"{count} {state}" for state, count in states.most_common())
+    return f"{count(len(runs), 'run')}: " + ", ".join(f"{n} {state}" for state, n in states.most_common())
 
 
 def html(
@@ -108,7 +107,6 @@ def html(
         "runs.html.j2",
         {"title": f"Runs in {where}"},
         verdict=counted(runs),
-        last_step=None,
         notices=notices,
         rows=rows,
         troubled=[row for row in rows if row["troubled"]],
@@ -137,43 +135,26 @@ def row(
     results: Sequence[Figure],
     link: Callable[[Run], str],
 ) -> dict[str, Any]:
-    """Return the cells of a run: its own values, or {"text", "run": index of a run that is meant}."""
-    run = runs[i]
-    warnings = alerts(run)
-    origin = start(run)
-    of = run.config.get("steps")
-    main = [figure for figure in results if figure.main]
-    read = sources(run)
+    """Return what the table has of a run beside its own attributes. A run that is meant is {"text", "run": its index}."""
+    run, warnings = runs[i], alerts(runs[i])
+    origin, of, read = start(run), run.config.get("steps"), sources(run)
     size = run.report.get("parameters") or (at(runs[starts[i]].report, "parameters") if i in starts else None)
-    written = datetime.datetime.fromtimestamp(run.written)
     code = at(run.report, "provenance.code")
     return {
         "id": i,
-        "name": run.name,
+        "run": run,
         "link": link(run) if "report.html" in run.files else None,
-        "kind": run.kind,
-        "state": run.state,
-        "place": run.place,
-        "faults": run.faults,
-        "alerts": warnings[:ALERTS],
-        "more_alerts": len(warnings) - ALERTS,
+        "alerts": warnings,
         "troubled": needs_people(run, warnings),
-        "date": written.strftime("%Y-%m-%d"),
-        "time": written.strftime("%H:%M"),
-        "written": run.written,
+        "written": datetime.datetime.fromtimestamp(run.written),
         "size": size if is_number(size) else None,
         "start": {"text": runs[starts[i]].name, "run": starts[i]} if i in starts else {"text": cut(str(origin or ""))},
         "fresh": run.kind == "train" and not origin and bool(run.config),
         "data": inside(runs[inputs[i]], read) | {"run": inputs[i]} if i in inputs else {"text": cut(read)},
         "read": read,
-        "steps": run.steps,
         "of": of if is_number(of) and run.steps is not None and run.steps < of else None,
-        "tokens": run.tokens,
-        "seconds": run.seconds,
         "code": cut(str(code)) if code else None,
-        "main": [{"name": figure.name, "text": told(figure)} for figure in main[:3]],
-        "more": len(main) - 3,
-        "value": main[0].value if main else None,
+        "main": [figure for figure in results if figure.main],
     }
 
 
@@ -184,11 +165,11 @@ def inside(run: Run, name: str) -> dict[str, str]:
 
 def sources(run: Run) -> str:
     """Return what a run reads: files, tasks or the name of built-in data."""
-    given = run.config.get("tasks") if run.origin == "evaluate" else run.config.get("input") or at(run.config, "data.input")
-    given = given or at(run.config, "safety.prompts")
-    if not given:
+    names = run.config.get("tasks") if run.origin == "evaluate" else run.config.get("input") or at(run.config, "data.input")
+    names = names or at(run.config, "safety.prompts")
+    if not names:
         return "this Python's code and docs" if run.kind == "train" and run.config else ""
-    parts = given if isinstance(given, list | tuple) else str(given).split(",")
+    parts = names if isinstance(names, list | tuple) else str(names).split(",")
     return ", ".join(source(str(part)) for part in parts)
 
 
@@ -200,11 +181,6 @@ def source(path: str) -> str:
     """
     parts = path.rstrip("/").split("/")
     return "/".join(parts[-2:] if "*" in parts[-1] else parts[-1:]).removesuffix(".yaml") or path
-
-
-def told(figure: Figure) -> str:
-    """Return a figure's value, or "before → value"."""
-    return (f"{number(figure.before, 4)} → " if figure.before is not None else "") + number(figure.value, 4)
 
 
 def cut(text: str, most: int = LONG) -> str:

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from lm.align.safety.figures import HEADLINES, headlines
-from lm.files import saving
 from lm.files.saving import plain
 from lm.reports.next_steps import next_steps
-from lm.reports.page import number, render, replace_json
+from lm.reports.page import count, number, render, save
 from lm.reports.provenance import signed
 
 SHOWN = 12  # maximum number of examples
@@ -79,8 +79,7 @@ def write(
         }
     )
     report |= {"verdict": verdict(found["change"]), "next": next_steps(report, workdir)}
-    replace_json(Path(workdir) / "report.json", report)
-    saving.write(Path(workdir) / "report.html", html(report))
+    save(Path(workdir), report, html(report))
 
 
 def html(report: Mapping) -> str:
@@ -90,11 +89,8 @@ def html(report: Mapping) -> str:
         "safety.html.j2",
         report,
         verdict=verdict(loop["change"]),
-        last_step=None,
         data_notes=data_notes(report),
-        change=loop["change"],
         tables=_tables(loop["before"], loop["after"], loop["held_out_families"]),
-        rounds=loop["rounds"],
     )
 
 
@@ -103,7 +99,7 @@ def data_notes(report: Mapping) -> list[str]:
     loop, prompts = report["safety"], ((report.get("config") or {}).get("safety") or {}).get("prompts")
     notes = [f"Requests from {prompts}."] if prompts else []
     trained = {name: sum(counts.get(name, 0) for counts in loop["rounds"]) for name in ("learn", "pairs")}
-    rounds = f"{len(loop['rounds'])} round{'s' * (len(loop['rounds']) != 1)}"
+    rounds = count(len(loop["rounds"]), "round")
     notes.append(f"{number(trained['learn'])} answers and {number(trained['pairs'])} pairs to train on, in {rounds}.")
     if isinstance(loop.get("failing"), int):
         notes.append(f"Of the attacks on these requests, {number(loop['failing'])} still succeed (failing.jsonl).")
@@ -122,27 +118,22 @@ def verdict(changed: Mapping) -> str | None:
     return sentence + "."
 
 
-def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> list[dict]:
-    """Return [{title, note, rows: [(name, held out, share before, share after)]}]."""
-    attack = [before["attack_success"], after["attack_success"]]
-    refusal = [before["over_refusal"], after["over_refusal"]]
+def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> dict[str, list[tuple]]:
+    """Return {title: [(name, held out, share before, share after)]}."""
 
-    def rows(sides: Sequence[Mapping], part: str) -> list[tuple]:
-        names = dict.fromkeys(name for side in sides for name in side[part])
-        return [(name, name in held_out, *(side[part].get(name) for side in sides)) for name in names]
+    def rows(measure: str, part: str) -> list[tuple]:
+        sides = before[measure][part], after[measure][part]
+        return [(name, name in held_out, *(side.get(name) for side in sides)) for name in dict.fromkeys(chain(*sides))]
 
-    tables = [
-        {"title": "Attack success by family", "rows": rows(attack, "families")},
-        {"title": "Attack success by hazard", "rows": rows(attack, "hazards")},
-        {"title": "Over-refusal by family", "rows": rows(refusal, "families")},
-        {
-            "title": "Other abilities",
-            "rows": [
-                (name, False, before.get(key), after.get(key))
-                for name, key in (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))
-            ],
-        },
-    ]
-    for table in tables:
-        table["rows"] = [row for row in table["rows"] if any(side and side["rate"] is not None for side in row[2:])]
-    return [table for table in tables if table["rows"]]
+    others = (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))
+    tables = {
+        "Attack success by family": rows("attack_success", "families"),
+        "Attack success by hazard": rows("attack_success", "hazards"),
+        "Over-refusal by family": rows("over_refusal", "families"),
+        "Other abilities": [(name, False, before.get(key), after.get(key)) for name, key in others],
+    }
+    known = {
+        title: [row for row in rows if any(share and share["rate"] is not None for share in row[2:])]
+        for title, rows in tables.items()
+    }
+    return {title: rows for title, rows in known.items() if rows}

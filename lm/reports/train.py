@@ -14,7 +14,6 @@ from flax import nnx
 from data.text.batches import TextBatches, prepared
 from data.text.dataset import texts
 from data.text.tokenizer import Tokenizer
-from lm.files import saving
 from lm.files.saving import plain, write_json
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
@@ -22,11 +21,11 @@ from lm.progress import progress
 from lm.reports.curves import curves
 from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
-from lm.reports.page import render, replace_json
-from lm.reports.provenance import signed, traced, with_stopped
+from lm.reports.page import render, save
+from lm.reports.provenance import accounts, signed, with_stopped
 from lm.runs.workdir import kept_json
 from lm.sizing import parameters
-from lm.train import goodput, ngram
+from lm.train import ngram
 from lm.train.history import load_metrics
 from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
@@ -58,9 +57,6 @@ def write_report(
     validation = None
     if result["valid"]:
         validation = {**result["valid"], **_baselines(dataset, tokenizer, counts)}
-    rates = [line["tokens_per_second"] for line in train_lines[1:] if line.get("tokens_per_second")]
-    flops = [line["tflops"] for line in train_lines[1:] if line.get("tflops")]
-    used = [line["mfu"] for line in train_lines[1:] if line.get("mfu")]
     packed = sum(source["train"]["tokens_packed"] for source in counts["sources"].values())
     stages = with_stopped(_all_stages(workdir, stages), train_lines)
     write(
@@ -81,9 +77,7 @@ def write_report(
             "validation": validation,
             "samples": samples,
             "throughput": {
-                "tokens_per_second": statistics.median(rates) if rates else None,
-                "tflops": statistics.median(flops) if flops else None,
-                "mfu": statistics.median(used) if used else None,
+                **{name: _median(train_lines[1:], name) for name in ("tokens_per_second", "tflops", "mfu")},
                 "mfu_formula": mfu_formula(),
             },
             "stages": stages,
@@ -124,18 +118,21 @@ def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str
 
 def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
     """Return bits per byte of byte n-grams fitted on the training text; cached in the dataset, their only input."""
-    kept = dataset / "baselines.json"
-    if (values := kept_json(kept)) is not None:
+    path = dataset / "baselines.json"
+    if (values := kept_json(path)) is not None:
         return values
     total = sum(source["train"]["bytes"] for source in counts["sources"].values())
     with progress("n-gram baselines", min(total, BASELINE_BYTES), unit="B", scaled=True) as bar:
         values = ngram.baselines(
-            lambda: texts(dataset, "train", tokenizer, BASELINE_BYTES),
-            lambda: texts(dataset, "valid", tokenizer),
-            progress=bar.update,
+            texts(dataset, "train", tokenizer, BASELINE_BYTES), texts(dataset, "valid", tokenizer), progress=bar.update
         )
-    write_json(kept, values)
+    write_json(path, values)
     return values
+
+
+def _median(lines: Sequence[Mapping], name: str) -> float | None:
+    values = [line[name] for line in lines if line.get(name)]
+    return statistics.median(values) if values else None
 
 
 def _flat(source: dict) -> dict[str, int]:
@@ -158,8 +155,9 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     Args:
         workdir: an existing directory.
         report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak, `tflops` 1e12 FLOP per second.
-            title, finished (bool), config (nested), machine (lm.reports.page.machine), provenance (lm/reports/provenance.py),
-            before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from), parameters (count),
+            title, finished (bool), config (nested), machine (lm.runs.provenance.machine),
+            provenance (lm/reports/provenance.py), parameters (count),
+            before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from),
             parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
             data {sources: {name: {documents, exact_duplicates, near_copies, train_documents, valid_documents, bytes,
             train_bytes, valid_bytes, tokens_in, tokens_packed, tokens_padded, rows}}, notes (how they were counted: list)},
@@ -178,14 +176,10 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
         before = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
         report["before"] = plain(before)
-    report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
+    report["verdict"] = _verdict(report)
     report["next"] = next_steps(report, workdir)
-    if profile := traced(workdir):
-        report["profile"] = profile
-    if accounts := goodput.of(workdir):
-        report["goodput"] = accounts
-    replace_json(workdir / "report.json", report)
-    saving.write(workdir / "report.html", html(report, train, valid))
+    report |= accounts(workdir)
+    save(workdir, report, html(report, train, valid))
 
 
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
@@ -195,7 +189,7 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
     return render(
         "train.html.j2",
         report,
-        verdict=verdict(validation, before) or _unmeasured(report),
+        verdict=_verdict(report),
         bars=_bars(validation, before),
         by_source=by_source(validation, before),
         curves=curves([*train, *valid], method="pretraining", baselines=baselines(validation)),
@@ -204,6 +198,12 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
         data_notes=text_notes(report),
         last_step=max((row["step"] for row in (*train, *valid)), default=None),
     )
+
+
+def _verdict(report: Mapping) -> str | None:
+    if report.get("finished") and not report.get("validation"):
+        return "Nothing was measured: the run held out no text."
+    return verdict(report.get("validation") or {}, report.get("before") or {})
 
 
 def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
@@ -228,13 +228,6 @@ def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
 def baselines(validation: Mapping) -> dict[str, float]:
     """Return the bits per byte of the n-grams."""
     return {name: validation[name] for name in BASELINES if validation.get(name) is not None}
-
-
-def _unmeasured(report: Mapping) -> str | None:
-    """Return what to say of a run that ended without a validation, else None."""
-    if not report.get("finished") or report.get("validation"):
-        return None
-    return "Nothing was measured: the run held out no text."
 
 
 def by_source(validation: Mapping, before: Mapping = {}) -> list[tuple[str, float | None, float]]:

@@ -1,6 +1,9 @@
 """Sentences on what a curation run could not read."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from lm.reports.page import count
 
 NAMED = 3  # files of a sentence
 
@@ -13,24 +16,20 @@ def sentences(unread: Sequence[Mapping]) -> list[str]:
     files: dict[str, list[Mapping]] = {}
     for fault in unread:
         files.setdefault(fault["path"], []).append(fault)
-    part = {path: rows for path, rows in files.items() if rows[0]["documents"]}
-    none = {path: rows for path, rows in files.items() if path not in part}
-    lines = []
-    if part:
-        most = sorted(part.items(), key=lambda fault: -bytes_of(fault[1]))
-        lines.append(f"{_files(part, 'was', 'were')} read in part: {_named([f'{path}, {told(rows)}' for path, rows in most])}.")
-    if none:
-        whole = [f"{path} ({rows[0]['reason']})" for path, rows in none.items()]
-        lines.append(f"{_files(none)} gave no document: {_named(whole)}.")
-    return lines
+    part = [path for path, rows in files.items() if rows[0]["documents"]]
+    none = [f"{path} ({rows[0]['reason']})" for path, rows in files.items() if path not in part]
+    most = [f"{path}, {loss(files[path])}" for path in sorted(part, key=lambda path: -bytes_of(files[path]))]
+    was = "was" if len(part) == 1 else "were"
+    lines = [f"{count(len(part), 'file')} {was} read in part: {_named(most)}."] if part else []
+    return lines + ([f"{count(len(none), 'file')} gave no document: {_named(none)}."] if none else [])
 
 
-def told(rows: Sequence[Mapping]) -> str:
+def loss(rows: Sequence[Mapping]) -> str:
     """Return where most of a file's loss is, and why, with the number of its other faults."""
     row = max(rows, key=lambda row: bytes_of([row]))
     first = ", ".join(filter(None, (row["where"], place(row)))) + f" ({row['reason']})"
     others = sum(row["count"] for row in rows) - 1
-    return first + (f" and {others:,} other fault{'s' if others > 1 else ''}" if others else "")
+    return first + (f" and {count(others, 'other fault')}" if others else "")
 
 
 def place(row: Mapping) -> str:
@@ -46,8 +45,19 @@ def bytes_of(rows: Sequence[Mapping]) -> int:
     return sum(row["place"][1] - row["place"][0] for row in rows if row["place"])
 
 
-def _files(files: Mapping, one: str = "", more: str = "") -> str:
-    return " ".join(filter(None, (f"{len(files):,}", "file" if len(files) == 1 else "files", one if len(files) == 1 else more)))
+def by_reason(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
+    """Return (reason, files or records), the commonest first."""
+    counts: Counter = Counter()
+    for fault in unread:
+        counts[fault["reason"]] += fault["count"]
+    return counts.most_common()
+
+
+def cure(unread: Sequence[Mapping]) -> str:
+    """Return why no document could be read, and what to do."""
+    why = ", ".join(reason + (f" ({n:,} times)" if n > 1 else "") for reason, n in by_reason(unread)[:3])
+    keys = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
+    return f"nothing could be read: {why or 'the files hold no text'}; {keys}"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -188,11 +188,6 @@ def _programs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
                 yield item.jaxpr
 
 
-def memory_per_device(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> dict[str, int]:
-    """Return the first part of `memories`: the bytes in the memory of a device."""
-    return memories(config, mesh)[0]
-
-
 def memories(
     config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh, media: Mapping[str, int] | None = None
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -252,8 +247,7 @@ def table(d: dict[str, Any]) -> str:
     parameters, flops, step, memory, run = (d[name] for name in ("parameters", "flops_per_token", "step", "memory", "run"))
     lines = [f"{'':22}{'parameters':>19}{'active a token':>19}{'FLOPs forward':>17}{'backward, a token':>19}"]
     for part in (*sizing.PARTS, "attention_products"):
-        row = parameters["parts"].get(part, {}) | flops["parts"].get(part, {})
-        if row:
+        if row := parameters["parts"].get(part, {}) | flops["parts"].get(part, {}):
             lines.append(_row(part, row))
     lines.append(_row("all", flops | parameters))
     if parameters["total"] != parameters["without_mtp"]:
@@ -262,32 +256,27 @@ def table(d: dict[str, Any]) -> str:
         lines.append(_row("trained", {"total": parameters["trained"]}))
     share = sum(flops["parts"]["attention_products"].values()) / flops["total"]
     extra = step["hardware_flops"] / step["model_flops"] - 1
+    computed = f"{_short(step['hardware_flops'], 'FLOP')} ({100 * extra:+.1f} %, remat={step['remat']})"
+    if run["epochs"] is not None:
+        length = f"{run['epochs']:g} epochs of the data"
+    else:
+        tokens = f"{_short(run['tokens'])} tokens, {_short(run['tokens_per_active_parameter'])} an active parameter"
+        length = f"{run['steps']:,} steps: {tokens}; {_short(run['model_flops'], 'FLOP')}"
     mesh = ", ".join(f"mesh.{axis}={size}" for axis, size in memory["mesh"].items() if size > 1) or "one device"
-    kinds = ("parameters", "gradients", "optimizer", "activations")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"FLOPs a token        {_short(flops['total'])}, of which attention's q·k and p·v {100 * share:.1f} %",
-            f"a step               {step['tokens']:,} tokens: {_short(step['model_flops'], 'FLOP')}; as it is computed "
-            f"{_short(step['hardware_flops'], 'FLOP')} ({100 * extra:+.1f} %, remat={step['remat']})",
-            f"the run              {run['steps']:,} steps: {_short(run['tokens'])} tokens, "
-            f"{_short(run['tokens_per_active_parameter'])} an active parameter; {_short(run['model_flops'], 'FLOP')}"
-            if run["epochs"] is None
-            else f"the run              {run['epochs']:g} epochs of the data",
-            f"Chinchilla-optimal   {_short(run['chinchilla_tokens'])} tokens, {CHINCHILLA} an active parameter",
-            f"memory a device      {_memory(sum(memory[kind] for kind in kinds))}: "
-            + ", ".join(f"{kind} {_memory(memory[kind])}" for kind in kinds)
-            + f" ({mesh})",
-            *(
-                ["host memory a device " + ", ".join(f"{kind} {_memory(size)}" for kind, size in memory["host"].items())]
-                if any(memory["host"].values())
-                else []
-            ),
-            *([] if d["pipeline"] is None else [f"pipeline             {d['pipeline']['shown']}"]),
-            "cache a token        " + "; ".join(f"{name} {_cache(kinds)}" for name, kinds in d["cache_per_token"].items()),
-        ]
-    )
+    device = {kind: memory[kind] for kind in ("parameters", "gradients", "optimizer", "activations")}
+    facts = {
+        "FLOPs a token": f"{_short(flops['total'])}, of which attention's q·k and p·v {100 * share:.1f} %",
+        "a step": f"{step['tokens']:,} tokens: {_short(step['model_flops'], 'FLOP')}; as it is computed {computed}",
+        "the run": length,
+        "Chinchilla-optimal": f"{_short(run['chinchilla_tokens'])} tokens, {CHINCHILLA} an active parameter",
+        "memory a device": f"{_memory(sum(device.values()))}: {_memories(device)} ({mesh})",
+    }
+    if any(memory["host"].values()):
+        facts["host memory a device"] = _memories(memory["host"])
+    if d["pipeline"] is not None:
+        facts["pipeline"] = d["pipeline"]["shown"]
+    facts["cache a token"] = "; ".join(f"{name} {_cache(kinds)}" for name, kinds in d["cache_per_token"].items())
+    return "\n".join([*lines, "", *(f"{name:<20} {fact}" for name, fact in facts.items())])
 
 
 def _row(name: str, row: dict[str, Any]) -> str:
@@ -303,6 +292,10 @@ def _short(number: float, unit: str = "") -> str:
         number, power = number / 1000, power + 1
     prefix = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")[power]
     return f"{number:.4g} {prefix}{unit}".rstrip()
+
+
+def _memories(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {_memory(size)}" for kind, size in sizes.items())
 
 
 def _memory(size: int) -> str:

@@ -15,8 +15,8 @@ comparison favours the n-gram by that much.
 Axes: U distinct windows, C distinct contexts, S symbols, N windows.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,7 @@ BITS = 9  # a byte or PAD
 MAX_ORDER = 64 // BITS
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Occurrences of each window of `order` symbols: keys_U uint64, ascending and distinct; counts_U int64."""
 
     order: int
@@ -36,8 +35,7 @@ class Counts:
     counts_U: np.ndarray
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """One order of a model: the probability of each seen window, and the backoff weight of each seen context.
 
     keys_U, contexts_C: uint64, ascending; probabilities_U, backoff_C: float64.
@@ -49,12 +47,21 @@ class Level:
     backoff_C: np.ndarray
 
 
-@dataclass(frozen=True)
-class NGram:
-    """A fitted model: `levels[n - 1]` holds order n, for n = 1 … order."""
+def baselines(
+    train: Iterable[bytes],
+    valid: Iterable[bytes],
+    orders: Sequence[int] = (1, 3, 5),
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, float]:
+    """Return bits per byte on `valid` of n-grams fitted on `train`: {"unigram": …, "3-gram": …, "5-gram": …}.
 
-    order: int
-    levels: tuple[Level, ...]
+    Both are documents. Each is read once, because the counts of the highest order give the lower ones. `progress` and errors
+    are those of `count`.
+    """
+    fitted, scored = (count(texts, max(orders), progress=progress) for texts in (train, valid))
+    return {
+        "unigram" if n == 1 else f"{n}-gram": bits_per_byte(estimate(shorten(fitted, n)), shorten(scored, n)) for n in orders
+    }
 
 
 def count(texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Callable[[int], object] | None = None) -> Counts:
@@ -62,16 +69,12 @@ def count(texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Ca
 
     Args:
         texts: documents; each starts from padding, so windows never span two of them.
-        order: symbols per window, 1 … 7.
+        order: symbols per window, 1 … MAX_ORDER: a window fits 64 bits.
         chunk: windows sorted at a time; each needs about 30 bytes of working memory.
         progress: called with the number of bytes counted since its last call (as `tqdm.update` is).
 
-    Raises:
-        ValueError: `order` is out of range.
-        UserError: `texts` is empty (0 bytes).
+    Raises: UserError if `texts` is empty (0 bytes).
     """
-    if not 1 <= order <= MAX_ORDER:
-        raise ValueError(f"order must be 1 … {MAX_ORDER}, for a window to fit 64 bits; got {order}")
     keys_U, counts_U = np.empty(0, np.uint64), np.empty(0, np.int64)
     for symbols_S in _chunks(texts, order, chunk):
         keys_N = np.sort(_windows(symbols_S, order))
@@ -86,8 +89,6 @@ def count(texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Ca
 
 def shorten(counts: Counts, order: int) -> Counts:
     """Return the counts for a smaller `order`: counts of windows with the same suffix are summed."""
-    if not 1 <= order <= counts.order:
-        raise ValueError(f"counts of order {counts.order} hold orders 1 … {counts.order}, not {order}")
     suffixes_U = counts.keys_U & _mask(order)
     by_suffix = np.argsort(suffixes_U)
     suffixes_U = suffixes_U[by_suffix]
@@ -95,8 +96,8 @@ def shorten(counts: Counts, order: int) -> Counts:
     return Counts(order, suffixes_U[starts], np.add.reduceat(counts.counts_U[by_suffix], starts))
 
 
-def estimate(counts: Counts) -> NGram:
-    """Return an interpolated modified Kneser-Ney model from the counts of the highest order.
+def estimate(counts: Counts) -> list[Level]:
+    """Return an interpolated modified Kneser-Ney model, the level of each order 1 … n, from the counts of order n.
 
     With h a context, b a byte, h' the context without its oldest symbol:
 
@@ -119,7 +120,7 @@ def estimate(counts: Counts) -> NGram:
         else:
             shorter_U = np.full(len(keys_U), 1 / 256)
         levels.append(_level(keys_U, counts_U, shorter_U))
-    return NGram(counts.order, tuple(levels))
+    return levels
 
 
 def discounts(counts_U: np.ndarray) -> np.ndarray:
@@ -138,61 +139,20 @@ def discounts(counts_U: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], d]) if ((d > 0) & (d <= i)).all() else fallback
 
 
-def probabilities(model: NGram, keys_N: np.ndarray) -> np.ndarray:
-    """Return p(last symbol | the symbols before it), float64 [N], of packed windows (uint64 [N], see `window`)."""
+def probabilities(model: Sequence[Level], keys_N: np.ndarray) -> np.ndarray:
+    """Return p(last symbol | the symbols before it), float64 [N], of windows: uint64 [N], BITS bits a symbol."""
     p_N = np.full(len(keys_N), 1 / 256)
-    for order, level in enumerate(model.levels, 1):
+    for order, level in enumerate(model, 1):
         suffixes_N = keys_N & _mask(order)
         p_N *= _look_up(level.contexts_C, level.backoff_C, suffixes_N >> BITS, np.ones(len(keys_N)))
         p_N = _look_up(level.keys_U, level.probabilities_U, suffixes_N, p_N)
     return p_N
 
 
-def fit(texts: Iterable[bytes], order: int) -> NGram:
-    """Return an n-gram model of `texts` (documents), n = `order`, 1 … 7. Raises the errors of `count`."""
-    return estimate(count(texts, order))
-
-
-def score(model: NGram, counts: Counts) -> float:
-    """Return -Σ log2 p(byte) / Σ bytes over the counted text; `counts` must have the model's order."""
-    if counts.order != model.order:
-        raise ValueError(f"a model of order {model.order} cannot score counts of order {counts.order}")
+def bits_per_byte(model: Sequence[Level], counts: Counts) -> float:
+    """Return -Σ log2 p(byte) / Σ bytes over the counted text; `counts` have the model's order."""
     bits_U = -np.log2(probabilities(model, counts.keys_U))
     return float(bits_U @ counts.counts_U / counts.counts_U.sum())
-
-
-def bits_per_byte(model: NGram, texts: Iterable[bytes]) -> float:
-    """Return -Σ log2 p(byte) / Σ bytes over `texts` (documents). Document ends cost nothing. Raises the errors of `count`."""
-    return score(model, count(texts, model.order))
-
-
-def baselines(
-    train: Iterable[bytes] | Callable[[], Iterable[bytes]],
-    valid: Iterable[bytes] | Callable[[], Iterable[bytes]],
-    orders: tuple[int, ...] = (1, 3, 5),
-    progress: Callable[[int], object] | None = None,
-) -> dict[str, float]:
-    """Return bits per byte on `valid` of n-grams fitted on `train`: {"unigram": …, "3-gram": …, "5-gram": …}.
-
-    Both are documents, or a function that returns them. Each is read once, because the counts of the highest order give the
-    lower ones. `progress` and errors are those of `count`.
-    """
-    train_counts, valid_counts = (
-        count(texts() if callable(texts) else texts, max(orders), progress=progress) for texts in (train, valid)
-    )
-    return {
-        "unigram" if n == 1 else f"{n}-gram": score(estimate(shorten(train_counts, n)), shorten(valid_counts, n))
-        for n in orders
-    }
-
-
-def window(context: bytes, byte: int, order: int) -> int:
-    """Return the key of `byte` after the last order-1 bytes of `context`; a shorter context is padded at its start."""
-    symbols = [PAD] * (order - 1) + list(context)
-    key = 0
-    for symbol in [*symbols[len(symbols) - order + 1 :], byte]:
-        key = key << BITS | symbol
-    return key
 
 
 def _chunks(texts: Iterable[bytes], order: int, chunk: int) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lm.commands import ROOT, runnable
-from lm.reports.ending import show
+from lm.reports.next_steps import show
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 WITH_JAX = (
-    "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.ending lm.align.run "
+    "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.next_steps lm.align.run "
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
     "data.text.pipeline lm.cli lm.runs.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo "
     "jaxlib.mlir.dialects.builtin jaxlib.mlir.extras.meta lm.parallel.join lm.train.dial lm.train.events lm.train.doremi "
@@ -34,7 +34,7 @@ WITH_JAX = (
 )
 WITHOUT_JAX = (
     "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation "
-    "lm.reports.curate lm.reports.data_used lm.reports.histograms lm.reports.page lm.reports.ending lm.inputs "
+    "lm.reports.curate lm.reports.data_used lm.reports.histograms lm.reports.page lm.reports.next_steps lm.inputs "
     "lm.parallel.join lm.cli numba pyarrow.pandas_compat"
 )
 NO_JAX = "TESTS_NO_JAX"  # a variable of programs in which an import of JAX is an error

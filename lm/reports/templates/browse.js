@@ -166,7 +166,7 @@ function breakable(name) {
 }
 
 function told(name) {
-  return (rules[name]?.told ?? "–").replaceAll(name, "value");
+  return (rules[name] ?? "–").replaceAll(name, "value");
 }
 
 function verdict(one, column) {

@@ -2,7 +2,9 @@
 
 import json
 import os
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -11,6 +13,7 @@ from lm.errors import UserError
 from lm.files import saving
 
 FILE = "plan.json"
+GIB = 2**30
 # The TPU compiler runs in this process, on the CPU, and must not look for a TPU machine around it.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -33,7 +36,6 @@ def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: P
     from lm.train import dial
     from lm.train.plan.plan import plan
     from lm.train.plan.search import search
-    from lm.train.plan.table import table
     from lm.train.start import adopt
 
     if tries < 1:
@@ -41,15 +43,68 @@ def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: P
     adopt(config, None)
     dial.horizon(config, config_files.given_keys())
     if topology.startswith("auto:"):
-        found, tried = search(config, topology.removeprefix("auto:"), tries, lambda line: print(line, flush=True))
-        found["tried"] = tried
+        result, tried = search(config, topology.removeprefix("auto:"), tries, lambda line: print(line, flush=True))
+        result["tried"] = tried
         print()
     else:
-        found = plan(config, topology)
-    print(table(found))
-    if "keys" in found:
-        print("\nUse it with " + " ".join(f"--config.{key}={value}" for key, value in found["keys"].items()))
+        result = plan(config, topology)
+    print(table(result))
+    if "keys" in result:
+        print("\nUse it with " + " ".join(f"--config.{key}={value}" for key, value in result["keys"].items()))
     path = (workdir or Path()) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    saving.write(path, json.dumps(found, indent=1) + "\n")
+    saving.write(path, json.dumps(result, indent=1) + "\n")
     print(f"\nwritten to {path}")
+
+
+def table(plan: dict[str, Any]) -> str:
+    """Return a plan as lines for a terminal."""
+    memory = plan["memory"]
+    free = memory["limit"] - memory["peak"]
+    rows = [
+        ("topology", f"{plan['topology']}: {plan['devices']} × {plan['device_kind']}"),
+        ("mesh", ", ".join(f"{axis} {size}" for axis, size in plan.get("mesh", {}).items()) or "-"),
+        ("model", f"{plan['parameters'] / 1e9:,.2f} B parameters, remat={plan['remat']}"),
+        (
+            "a step",
+            f"{plan['batch_size']:,} × {plan['sequence_length']:,} tokens in {plan['accumulate']} slices, "
+            f"{plan['model_flops_per_step'] / 1e15:,.2f} PFLOP",
+        ),
+    ]
+    fits = f"fits: {memory['peak'] / GIB:.2f} of {memory['limit'] / GIB:.2f} GiB a device, {free / GIB:.2f} free"
+    if not plan["fits"]:
+        fits = f"does not fit: {memory['peak'] / GIB:.2f} GiB a device, {-free / GIB:.2f} more than it has"
+    rows.append(("memory", fits))
+    names = ("parameters", "optimizer", "activations", "temporaries")
+    rows += [("", f"{name} {memory[name] / GIB:.2f} GiB") for name in names if name in memory]
+    if (host := memory.get("host", {})).get("all"):
+        parts = ", ".join(f"{name} {host[name] / GIB:.2f}" for name in ("optimizer", "activations"))
+        rows.append(("host memory", f"{host['all'] / GIB:.2f} GiB a device: {parts}"))
+    if "seconds" in plan:
+        rows += _times(plan)
+    lines = [f"{name:<14}{text}" for name, text in rows]
+    return "\n".join([*lines, "", *textwrap.wrap(plan["explained"], 110)])
+
+
+def _times(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    seconds = plan["seconds"]
+    parts = ["compute", "kernels", "exposed_collectives", *(["exposed_transfers"] if plan["transfers"] else [])]
+    shown = ", ".join(f"{part.replace('_', ' ')} {seconds[part]:.3f}" for part in parts)
+    rows = [
+        ("time", f"{seconds['step']:.3f} s a step: {shown}"),
+        ("MFU", f"estimated {plan['mfu']:.1%}; {plan['mfu_without_collectives']:.1%} if all that is sent were hidden"),
+        ("tokens", f"{plan['tokens_per_second']:,.0f} a second, {plan['tokens_per_second'] / plan['devices']:,.0f} a device"),
+        (
+            "collectives",
+            f"{'kind':<20}{'count':>7}{'in background':>15}{'GiB':>10}{'largest MiB':>13}{'s':>9}{'exposed s':>11}",
+        ),
+    ]
+    for kind, sent in (plan["collectives"] | plan["transfers"]).items():
+        rows.append(
+            (
+                "",
+                f"{kind:<20}{sent['count']:>7}{sent['in_background']:>15}{sent['bytes'] / GIB:>10.2f}"
+                f"{sent['largest'] / 2**20:>13.1f}{sent['seconds']:>9.3f}{sent['exposed']:>11.3f}",
+            )
+        )
+    return rows

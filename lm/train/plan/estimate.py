@@ -1,9 +1,9 @@
 """Estimate the time of a compiled step from its schedule.
 
 Compute: the cycles that the compiler estimates, over the chip's clock. Kernels of attention and of products by expert: their
-FLOPs at KERNEL_SHARE of the peak, since the compiler estimates nothing for them. Collectives: lm/train/plan/network.py.
-Transfers between a chip and its host: lm/train/plan/offload.py. One that runs in the background costs what the work between its
-start and its end does not hide; each link does one at a time.
+FLOPs at KERNEL_SHARE of the peak, since the compiler estimates nothing for them. Collectives and transfers to the host:
+lm/train/plan/network.py. One that runs in the background costs what the work between its start and its end does not hide; each
+link does one at a time.
 This is no measurement. The compiler knows neither contention nor stalls, and its cycles are those of its own cost model.
 """
 
@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from lm.kernels.tpu.attention import kernel_flops
 from lm.train.plan.chips import Chip
-from lm.train.plan.network import Network, of_program
-from lm.train.plan.offload import transfer
+from lm.train.plan.network import Network, of_program, transfer
 from lm.train.plan.program import Instruction, Program
 
 KERNEL_SHARE = 0.4  # of the peak; what flash attention reaches on these chips by public reports, as a round number

@@ -2,7 +2,8 @@
 
 After "How to Scale Your Model" (Austin et al. 2025, "Sharded matrices"): a gather of n bytes over a ring passes (k−1)/k of them
 through the two links of the ring's axis; axes work at the same time; an axis that is no closed ring has half the bandwidth.
-Latency is left out: it is small for the sizes that training sends.
+Latency is left out: it is small for the sizes that training sends. Transfers between a chip's memory and its host's
+(model.offload, optimizer.offload) take their bytes over the bandwidth of PCIe.
 """
 
 import re
@@ -14,14 +15,17 @@ from jax.sharding import Mesh
 from lm.train.plan.chips import Chip
 from lm.train.plan.program import COLLECTIVES, Instruction, bytes_of
 
+WAYS = ("to host", "from host")  # kinds of transfers
+_ARRAY = re.compile(r"([a-z]+\d*\[[\d,]+\])(\{[^}]*\})?")
+_HOST = "S(5)"  # how layouts name the host's memory
+
 
 class Collective(NamedTuple):
-    """One collective of a program. bytes: of the whole array for gathers and scatters, else of one device. group: devices that
-    take part. seconds: on an idle network. links: those that it uses: axes of the torus, with a direction for permutes."""
+    """One collective or transfer of a program. bytes: of the whole array for gathers and scatters, else of one device. seconds:
+    on an idle network. links: those that it uses: axes of the torus, with a direction for permutes, or a way to the host."""
 
     kind: str
     bytes: int
-    group: int
     seconds: float
     links: frozenset[str] = frozenset()
 
@@ -36,17 +40,15 @@ class Network:
         self._slices = np.array([getattr(device, "slice_index", 0) for device in devices])
         self._sizes = self._coords.max(axis=0) - self._coords.min(axis=0) + 1
 
-    def collective(self, one: Instruction, kind: str | None = None) -> Collective:
-        """Return what an instruction sends. kind: default its own."""
-        kind = kind or one.kind.removesuffix("-start")
-        groups = _groups(one.text, len(self._coords))
-        n = len(groups)
+    def collective(self, one: Instruction, kind: str) -> Collective:
+        """Return what an instruction of this kind sends (see `of_program`)."""
+        group = _group(one.text, len(self._coords))
         size = bytes_of(one.shape)
         if one.kind.endswith("-start"):  # (operands, results, …)
             size = max(bytes_of(part) for part in re.findall(r"[a-z]+\d*\[[\d,]*\]", one.shape))
         if kind == "reduce-scatter" and one.kind != "all-reduce":  # its shape is that of the result
-            size *= n
-        return Collective(kind, size, n, self._seconds(kind, size, groups), self._links(kind, groups))
+            size *= len(group)
+        return Collective(kind, size, self._seconds(kind, size, group), self._links(kind, group))
 
     def _seconds(self, kind: str, size: int, group: list[int]) -> float:
         n = len(group)
@@ -91,7 +93,19 @@ def of_program(computations: dict[str, list[Instruction]], one: Instruction) -> 
     return inner, "reduce-scatter" if called.startswith("%all-reduce-scatter") else inner.kind
 
 
-def _groups(text: str, devices: int) -> list[int]:
+def transfer(one: Instruction, chip: Chip) -> Collective | None:
+    """Return what an instruction begins to send between a chip and its host, or None. Both ways work at the same time."""
+    if one.kind not in ("copy-start", "dynamic-update-slice-start", "dynamic-slice-start") or _HOST not in one.shape:
+        return None
+    arrays = [(bytes_of(shape), _HOST in layout) for shape, layout in _ARRAY.findall(one.shape)]
+    sent = max((size for size, on_host in arrays if not on_host), default=0)  # an update or a slice of what is on the host
+    if not sent:
+        return None
+    out = one.kind == "dynamic-update-slice-start" or (one.kind == "copy-start" and arrays[0][1])  # (result, operand, …)
+    return Collective(WAYS[not out], sent, sent / chip.pcie, frozenset({WAYS[not out]}))
+
+
+def _group(text: str, devices: int) -> list[int]:
     """Return the first group of devices that a collective's text names; all devices without one."""
     if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
         return [int(n) for n in found.group(1).split(",")]

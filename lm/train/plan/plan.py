@@ -12,8 +12,7 @@ from lm.train.describe import memories
 from lm.train.plan.chips import chip_of
 from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of
 from lm.train.plan.estimate import KERNEL_SHARE, estimate
-from lm.train.plan.network import Network
-from lm.train.plan.offload import WAYS
+from lm.train.plan.network import WAYS, Network
 from lm.train.plan.program import Program
 from lm.train.step import model_config_of
 
@@ -34,7 +33,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     chip, model = chip_of(devices[0]), model_config_of(config)
     tokens = config.batch_size * config.sequence_length
     begin = time.perf_counter()
-    found = {
+    result = {
         "topology": topology,
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
@@ -49,14 +48,14 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     try:
         step = compile_step(config, devices)
     except DoesNotFit as error:
-        return found | {"fits": False, "memory": {"peak": error.needed, "limit": chip.memory}, "explained": EXPLAINED}
+        return result | {"fits": False, "memory": {"peak": error.needed, "limit": chip.memory}, "explained": EXPLAINED}
     analysis: Any = step.compiled.memory_analysis()
     resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     peak = getattr(analysis, "peak_memory_in_bytes", 0) or resident + analysis.temp_size_in_bytes
     with jax.set_mesh(step.mesh):
         device, host = memories(config, step.mesh.abstract_mesh)
     activations = device["activations"]
-    found |= {
+    result |= {
         "mesh": {axis: size for axis, size in step.mesh.shape.items() if size > 1},
         "fits": peak <= chip.memory,
         "memory": {
@@ -73,8 +72,8 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     program = Program(step.text)
     timed = estimate(program, Network(step.mesh, chip), chip)
     waits = sum(timed.sent[kind].exposed for kind in WAYS if kind in timed.sent)
-    peak_flops, flops = chip.flops * len(devices), found["model_flops_per_step"]
-    return found | {
+    peak_flops, flops = chip.flops * len(devices), result["model_flops_per_step"]
+    return result | {
         "seconds": {
             "step": timed.seconds,
             "compute": timed.compute,

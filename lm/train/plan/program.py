@@ -3,27 +3,14 @@
 The compiler writes `estimated_cycles` on what it fuses. It writes none on collectives and on Pallas kernels.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-DTYPE_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "f64": 8,
-}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 _LINE = re.compile(r"\s+(ROOT )?(%[\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
-_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b[a-z]+(\d*)(?:e\dm\d\w*)?\[([\d,]*)\]")  # such as bf16[8,128] and f8e4m3fn[8]
 
 
 class Instruction(NamedTuple):
@@ -76,12 +63,9 @@ class Program:
             elif one.kind == "call":
                 yield from self.schedule(one.called("to_apply"), times)
             elif one.kind == "conditional":
-                branches = re.search(r"branch_computations=\{(.*?)\}", one.text)
-                names = (
-                    branches.group(1).split(", ")
-                    if branches
-                    else [one.called(f"{side}_computation") for side in ("true", "false")]
-                )
+                names = [one.called(f"{side}_computation") for side in ("true", "false")]
+                if branches := re.search(r"branch_computations=\{(.*?)\}", one.text):
+                    names = branches.group(1).split(", ")
                 yield from self.schedule(max(names, key=self.cycles), times)
 
     def cycles(self, name: str | None = None) -> int:
@@ -149,9 +133,7 @@ def _lines(text: str) -> Iterator[str]:
 def bytes_of(shape: str) -> int:
     """Return the bytes of a printed shape; of a tuple, of all its elements."""
     total = 0
-    for dtype, sizes in _SHAPE.findall(shape):
-        count = 1
-        for size in filter(None, sizes.split(",")):
-            count *= int(size)
-        total += count * DTYPE_BYTES.get(dtype, 1)
+    for bits, sizes in _SHAPE.findall(shape):
+        width = max(1, int(bits) // 8) if bits else 1  # pred has none
+        total += width * math.prod(map(int, filter(None, sizes.split(","))))
     return total

@@ -55,9 +55,9 @@ def search(
     say(f"{len(every)} combinations, {len(fitting)} may fit; compiling the best {min(tries, len(fitting))} …")
     plans = []
     for one in fitting[:tries]:
-        found = plan(with_keys(config, one.keys), topology) | {"keys": one.keys}
-        plans.append(found)
-        fits = f"estimated MFU {found['mfu']:.1%}" if "mfu" in found else "not timed" if found["fits"] else "does not fit"
+        planned = plan(with_keys(config, one.keys), topology) | {"keys": one.keys}
+        plans.append(planned)
+        fits = f"estimated MFU {planned['mfu']:.1%}" if "mfu" in planned else "not timed" if planned["fits"] else "does not fit"
         say(f"{' '.join(f'--config.{key}={value}' for key, value in one.keys.items())}: {fits}")
     best = max((one for one in plans if one["fits"]), key=lambda one: one.get("mfu", 0), default=None)
     if best is None:

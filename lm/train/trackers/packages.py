@@ -7,20 +7,23 @@ is "lmcraft", and the run has the name of the workdir. A run that is resumed fin
 
 import atexit
 import contextlib
+import importlib.util
 import logging
 import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
+from lm.errors import UserError
 from lm.train.trackers.wandb_files import history
 
+PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy"), "trackio": ("trackio",)}  # modules that each needs
 PROJECT = "lmcraft"
 FLUSH_SECONDS = 5.0  # how often W&B writes its offline file
 GRACE = 2.0  # seconds in which the service of W&B may end by itself
@@ -36,6 +39,18 @@ class Tracker(NamedTuple):
     held: Callable[[str], int]
     send: Callable[[Lines], None]
     close: Callable[[], None]
+
+
+def parse_trackers(text: str) -> tuple[str, ...]:
+    """Return the names in "wandb,mlflow", each once. Raises UserError for an unknown name and for a missing package."""
+    names = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    for name in names:
+        if name not in PACKAGES:
+            raise UserError(f"trackers={text}: {name!r} is none of {', '.join(PACKAGES)}; separate several by commas")
+        if missing := [module for module in PACKAGES[name] if importlib.util.find_spec(module) is None]:
+            cure = "pip install -r requirements/trackers.txt"
+            raise UserError(f"trackers={text}: the package {missing[0]} is not installed: {cure}, or leave {name} out")
+    return names
 
 
 def open_wandb(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
@@ -56,17 +71,10 @@ def open_wandb(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
             silent=True, console="off", x_disable_stats=True, x_transaction_log_flush_interval=FLUSH_SECONDS
         ),
     )
-    held: dict[str, int] = {}
-    for path in Path(os.environ.get("WANDB_DIR", workdir)).glob(f"wandb/offline-run-*-{key}/run-{key}.wandb"):
-        for values in history(path):
-            held |= {name: max(held.get(name, -1), int(values["_step"])) for name in values}
+    paths = Path(os.environ.get("WANDB_DIR", workdir)).glob(f"wandb/offline-run-*-{key}/run-{key}.wandb")
+    held = _last_steps((values for path in paths for values in history(path)), "_step")
     before = run.starting_step - 1  # what a server has
-
-    def send(lines: Lines) -> None:
-        for line in lines:
-            run.log({name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))
-
-    return Tracker(lambda name: max(before, held.get(name, -1)), send, run.finish)
+    return Tracker(lambda name: max(before, held.get(name, -1)), _by_line(run), run.finish)
 
 
 def abandon(name: str) -> None:
@@ -145,15 +153,26 @@ def open_trackio(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
                 vars(module)["TRACKIO_DIR"] = folder
     project, name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{workdir.name}-{key}"
     run = trackio.init(project, name, resume="allow", config=dict(facts), embed=False, auto_log_gpu=False, auto_log_cpu=False)
+    held = _last_steps(SQLiteStorage.get_logs(project, name), "step")
+    return Tracker(lambda name: held.get(name, -1), _by_line(run), run.finish)
+
+
+def _last_steps(rows: Iterable[Mapping[str, Any]], step: str) -> dict[str, int]:
+    """Return the last step of each metric in rows of values. step: the name of a row's step."""
     held: dict[str, int] = {}
-    for row in SQLiteStorage.get_logs(project, name):
-        held |= {name: max(held.get(name, -1), int(row["step"])) for name in row}
+    for row in rows:
+        held |= {name: max(held.get(name, -1), int(row[step])) for name in row}
+    return held
+
+
+def _by_line(run: Any) -> Callable[[Lines], None]:
+    """Return what sends lines to a run of W&B or trackio."""
 
     def send(lines: Lines) -> None:
         for line in lines:
             run.log({name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))
 
-    return Tracker(lambda name: held.get(name, -1), send, run.finish)
+    return send
 
 
 OPENERS = {"wandb": open_wandb, "mlflow": open_mlflow, "trackio": open_trackio}

@@ -1,7 +1,7 @@
 """Send lines of metrics to a tracker from a thread of its own, so that a slow or failing one neither stops nor delays a run."""
 
 import contextlib
-import json
+import functools
 import math
 import queue
 import threading
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.files.saving import write_json
+from lm.runs.workdir import kept_json
 from lm.train.history import json_lines
 from lm.train.trackers.packages import OPENERS, Tracker, abandon
 
@@ -28,18 +29,11 @@ def open_sinks(names: Sequence[str], workdir: Path, facts: Mapping[str, Any], sa
     if not names:
         return []
     path = workdir / KEYS
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        keys = {}
+    keys = kept_json(path, lambda value: isinstance(value, dict)) or {}
     keys = {name: keys.get(name) or uuid.uuid4().hex[:8] for name in (*keys, *names)}
     write_json(path, keys)
     before = json_lines(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").exists() else []
-
-    def opening(name: str) -> Callable[[], Tracker]:
-        return lambda: OPENERS[name](workdir, keys[name], facts)
-
-    return [Sink(name, opening(name), before, say) for name in names]
+    return [Sink(name, functools.partial(OPENERS[name], workdir, keys[name], facts), before, say) for name in names]
 
 
 def close_sinks(sinks: Sequence["Sink"], patience: float | None = None) -> None:

@@ -151,8 +151,13 @@ def a_run(folder: Path, skill: float = 0.6, seed: int = 0, n: int = 60) -> Path:
         "closed_book": means(facts, ("exact_match",))
         | {
             "ece": 0.1,
-            "calibration": {"bins": [{"confidence": c / 10, "accuracy": c / 10 * skill, "n": 3 + c} for c in range(1, 10)]},
-            "risk_coverage": [{"coverage": c / 20, "risk": (1 - skill) * c / 20} for c in range(1, 21)],
+            "calibration": {
+                "bins": {"equal_width": [{"confidence": c / 10, "accuracy": c / 10 * skill, "n": 3 + c} for c in range(1, 10)]},
+                "risk_coverage": {
+                    "coverage": [c / 20 for c in range(1, 21)],
+                    "risk": [(1 - skill) * c / 20 for c in range(1, 21)],
+                },
+            },
         },
         "bbq": means(bbq, ("acc",)) | {"categories": categories} | signed,
         "redteam": means(attacks, ("attack_success", "over_refusal")) | parts,

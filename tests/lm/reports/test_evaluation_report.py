@@ -187,19 +187,21 @@ def test_of_many_subjects_the_worst_come_first(tmp_path):
     assert 'style="width:0.0%"' in text and 'style="width:86.2%"' in text
 
 
-@pytest.mark.parametrize("form", ["lists", "kinds"])
-def test_calibration_in_either_form(tmp_path, form):
+def test_each_measure_of_confidence_has_its_charts(tmp_path):
     bins = [{"low": 0, "high": 0.5, "confidence": 0.3, "accuracy": 0.2, "n": 4}]
-    points = [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}, {"coverage": None, "risk": 1.0}]
-    told = {"calibration": {"bins": bins}, "risk_coverage": points}
-    if form == "kinds":
-        columns = {"coverage": [0.5, 1.0], "risk": [0.1, 0.3]}
-        told = {
-            "calibration": {"bins": {"equal_width": bins}, "risk_coverage": columns, "p_true": {"bins": {"equal_mass": bins}}}
-        }
-    text = alone(tmp_path, [], {"triviaqa": {"accuracy": 0.5, "accuracy_stderr": 0.1, "n": 4, "problems": {}} | told})
-    more = ["triviaqa, p_true: calibration"] if form == "kinds" else []
-    assert charts(text) == ["triviaqa: calibration", "triviaqa: risk and coverage", *more]
+    curve = {"bins": {"equal_width": bins}, "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.1, 0.3]}}
+    nothing = {"bins": {"equal_width": []}, "risk_coverage": {"coverage": [], "risk": []}}
+    figures = {"accuracy": 0.5, "accuracy_stderr": 0.1, "n": 4, "problems": {}}
+    text = alone(
+        tmp_path,
+        [],
+        {
+            "triviaqa": figures | {"calibration": curve | {"p_true": curve}},
+            "nq": figures | {"calibration": {"p_true": nothing}},
+        },
+    )
+    names = ("triviaqa", "triviaqa, p_true")
+    assert charts(text) == [f"{name}: {chart}" for name in names for chart in ("calibration", "risk and coverage")]
 
 
 def test_contamination_is_told(tmp_path):

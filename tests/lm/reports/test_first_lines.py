@@ -19,8 +19,8 @@ def test_a_corpus_says_what_was_kept_and_which_rule_dropped_most():
 
 def test_a_corpus_counts_each_source_over_its_languages():
     assert curate.sources(CORPUS) == [
-        {"source": "books", "files": "b", "read": [2, 20], "kept": [2, 20]},
-        {"source": "web", "files": "a/*.gz", "read": [10, 100], "kept": [6, 60]},
+        {"source": "books", "files": "b", "all": [2, 20], "kept": [2, 20]},
+        {"source": "web", "files": "a/*.gz", "all": [10, 100], "kept": [6, 60]},
     ]
     assert curate.tokens(None) is None
     assert curate.tokens({"sources": {"a": {"train": {"tokens_packed": 5}, "valid": {"tokens_packed": 2}}}}) == 7

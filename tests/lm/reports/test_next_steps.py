@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from lm.reports.next_steps import next_commands, next_steps
+from lm.reports.next_steps import next_steps
 
 TRAINED = {"model": {}, "dtype": "float32", "steps": 9, "data": {"input": "corpus"}}
 ALIGNED = {**TRAINED, "method": "sft", "init_from": "runs/base"}
@@ -23,6 +23,10 @@ RUNS = {
     "evaluate": ({"config": EVALUATED}, ["evaluate.py", "evaluate.py"]),
     "curate": ({"config": CURATED}, ["train.py"]),
 }
+
+
+def next_commands(report, workdir):
+    return [step["command"] for step in next_steps(report, workdir)]
 
 
 def program(command: str) -> str:

@@ -4,11 +4,12 @@ import os
 import runpy
 import shlex
 import subprocess
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from lm.reports import provenance
+from lm.runs.provenance import code_version
 
 ARGV = ["train.py", "--config=configs/train/tiny.py", "--workdir=runs/my run", "--config.data.input=a/*.txt"]
 
@@ -17,14 +18,14 @@ def tiny():
     return runpy.run_path("configs/train/tiny.py")["get_config"]()
 
 
-def test_a_report_says_where_it_comes_from():
+def test_a_report_says_where_it_comes_from(monkeypatch):
     config = tiny()
     config.optimizer.b2 = 0.9
-    at = datetime(2026, 11, 28, 4, 40, 12, tzinfo=timezone(timedelta(hours=1)))
-    found = provenance.provenance(config.to_dict(), {"data": 1.5, "training": 60.0}, ARGV, at, "abc1234")
-    changed = found.pop("changed")
+    monkeypatch.setattr(provenance, "CODE", "abc1234")
+    found = provenance.signed(config.to_dict(), {"data": 1.5, "training": 60.0}, ARGV, devices=False)["provenance"]
+    changed, written = found.pop("changed"), found.pop("written")
+    assert written.endswith("Z") and abs(datetime.now(UTC) - datetime.fromisoformat(written)) < timedelta(minutes=1)
     assert found == {
-        "written": "2026-11-28T03:40:12Z",
         "code": "abc1234",
         "command": "python train.py --config=configs/train/tiny.py '--workdir=runs/my run' '--config.data.input=a/*.txt'",
         "config_file": "configs/train/tiny.py",
@@ -101,11 +102,11 @@ def test_the_code_is_a_commit_and_says_if_files_were_changed(tmp_path):
     commit = git(tmp_path, "rev-parse", "--short", "HEAD")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "log").write_text("not tracked")
-    assert provenance.code_version(tmp_path) == commit
+    assert code_version(tmp_path) == commit
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert provenance.code_version(tmp_path) == f"{commit} + changes"
+    assert code_version(tmp_path) == f"{commit} + changes"
     (tmp_path / "package").mkdir()
-    assert commit not in str(provenance.code_version(tmp_path / "package"))  # a package in a project is not the project
+    assert commit not in str(code_version(tmp_path / "package"))  # a package in a project is not the project
 
 
 @pytest.mark.parametrize("case", ["no clone", "a broken clone", "no git"])
@@ -114,7 +115,7 @@ def test_without_a_commit_there_is_the_version_or_nothing(case, monkeypatch, tmp
         (tmp_path / ".git").mkdir()
     if case == "no git":
         monkeypatch.setenv("PATH", str(tmp_path))
-    found = provenance.code_version(tmp_path)
+    found = code_version(tmp_path)
     assert found is None or found.startswith("lmcraft ")
 
 

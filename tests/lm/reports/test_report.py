@@ -12,6 +12,7 @@ import pytest
 from lm.files.saving import plain
 from lm.reports import charts, page
 from lm.reports import train as report
+from lm.runs import provenance
 from lm.train import history
 
 FULL = {
@@ -305,7 +306,7 @@ def test_numbers_are_written_for_people():
 
 
 def test_the_machine_is_described_in_plain_values():
-    machine = page.machine()
+    machine = provenance.machine()
     assert machine["cpu"] and machine["cores"] >= 1 and machine["memory_gib"] > 0
     assert machine["python"].count(".") == 2
     assert machine == plain(machine)

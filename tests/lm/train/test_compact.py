@@ -14,7 +14,7 @@ from lm.config import ModelConfig
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.runs.checkpoint import Checkpoints
-from lm.train.describe import abstract_mesh, memory_per_device
+from lm.train.describe import abstract_mesh, memories
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.optimizers.compact import bits_like, block_size, compact, in_blocks, signed_codes, square_codes, to_bfloat16
 from lm.train.step import abstract_state, make_trainer, model_config_of
@@ -139,6 +139,6 @@ def test_memory():
     for name in ("float32", "bfloat16", "int8"):
         config.optimizer.state_dtype = name
         with jax.sharding.use_abstract_mesh(abstract_mesh(config.mesh)):
-            sizes[name] = memory_per_device(config, abstract_mesh(config.mesh))["optimizer"]
+            sizes[name] = memories(config, abstract_mesh(config.mesh))[0]["optimizer"]
     assert 0.49 < sizes["bfloat16"] / sizes["float32"] < 0.52
     assert 0.25 < sizes["int8"] / sizes["float32"] < 0.4  # heads of 8 numbers: a scale for each 8, and else for 32 or 64

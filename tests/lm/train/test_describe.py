@@ -70,7 +70,7 @@ def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
     config.batch_size = 2  # one chunk of the vocabulary: XLA counts the body of a loop once
     compiled = compile_step(config, jax.devices()[:1]).compiled
     assert step_flops(config) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
-    memory = under(config, describe.memory_per_device)
+    memory = under(config, describe.memories)[0]
     arguments = compiled.memory_analysis().argument_size_in_bytes - 5 * 4 * 2 * 256  # without the batch
     assert memory["parameters"] + memory["optimizer"] == pytest.approx(arguments, abs=64)  # a few counters
 
@@ -134,7 +134,7 @@ def test_experts_without_capacity_multiply_what_tokens_choose():
 
 
 def activations(config) -> int:
-    return under(config, describe.memory_per_device)["activations"]
+    return under(config, describe.memories)[0]["activations"]
 
 
 def test_activations_a_layer_by_hand():
@@ -164,7 +164,7 @@ def test_memory_by_hand():
         config = training()
         config.mesh.update(mesh)
         config.accumulate = accumulate
-        return under(config, describe.memory_per_device)
+        return under(config, describe.memories)[0]
 
     counts = sizing.parameters(model_config_of(training()))["total"]
     norms, matrices = counts.pop("norms"), sum(counts.values())

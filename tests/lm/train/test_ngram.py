@@ -18,6 +18,20 @@ TEXTS = [
 ] * 3 + [b"x"]
 
 
+def fit(texts, order):
+    return ngram.estimate(ngram.count(texts, order))
+
+
+def bits_per_byte(model, texts):
+    return ngram.bits_per_byte(model, ngram.count(texts, len(model)))
+
+
+def window(context, byte, order):
+    """The key of a byte after a context, which is padded at its start."""
+    symbols = ([ngram.PAD] * order + list(context))[len(context) + 1 :]
+    return sum(symbol << ngram.BITS * i for i, symbol in enumerate([byte, *symbols[::-1]]))
+
+
 def twin(texts, order):
     """Modified Kneser-Ney over dictionaries of tuples: the equations of `ngram.estimate`, read aloud."""
     tables = {order: Counter()}
@@ -54,9 +68,9 @@ def twin(texts, order):
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5, 7])
 def test_equals_the_dictionary_twin_and_sums_to_one(order):
-    model, p = ngram.fit(TEXTS, order), twin(TEXTS, order)
+    model, p = fit(TEXTS, order), twin(TEXTS, order)
     for context in [b"", b"t", b"the c", b"sat on t", b"\xff\x00", b"never seen", b"panama"]:
-        keys = np.array([ngram.window(context, byte, order) for byte in range(256)], np.uint64)
+        keys = np.array([window(context, byte, order) for byte in range(256)], np.uint64)
         ours = ngram.probabilities(model, keys)
         padded = ((ngram.PAD,) * order + tuple(context))[len(context) + 1 :]
         theirs = [p(padded, byte) for byte in range(256)]
@@ -72,7 +86,7 @@ def test_bits_per_byte_equals_the_twin():
         symbols = (ngram.PAD, ngram.PAD, *text)
         bits -= sum(math.log2(p(symbols[i : i + 2], byte)) for i, byte in enumerate(text))
     expected = bits / sum(map(len, held_out))
-    assert ngram.bits_per_byte(ngram.fit(TEXTS, 3), held_out) == pytest.approx(expected, rel=1e-12)
+    assert bits_per_byte(fit(TEXTS, 3), held_out) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_discounts_are_those_of_the_formula():
@@ -112,7 +126,7 @@ def test_a_markov_source_is_learnt_down_to_its_entropy():
             states.append(state)
         return bytes(b"acgt"[s] for s in states)
 
-    results = ngram.baselines(lambda: [sample(150_000)], lambda: [sample(50_000)], orders=(1, 2, 4))
+    results = ngram.baselines([sample(150_000)], [sample(50_000)], orders=(1, 2, 4))
     assert list(results) == ["unigram", "2-gram", "4-gram"]
     assert results["unigram"] == pytest.approx(marginal, abs=0.02)
     assert results["2-gram"] == pytest.approx(rate, abs=0.02)
@@ -124,21 +138,17 @@ def test_baselines_read_once_report_progress_and_equal_separate_fits():
     results = ngram.baselines(iter(TEXTS), iter(TEXTS[:3]), progress=seen.append)
     assert sum(seen) == sum(map(len, TEXTS)) + sum(map(len, TEXTS[:3]))
     assert results == {
-        name: pytest.approx(ngram.bits_per_byte(ngram.fit(TEXTS, order), TEXTS[:3]))
+        name: pytest.approx(bits_per_byte(fit(TEXTS, order), TEXTS[:3]))
         for name, order in [("unigram", 1), ("3-gram", 3), ("5-gram", 5)]
     }
 
 
 def test_a_document_starts_from_an_empty_context():
-    model = ngram.fit([b"ab"] * 50, 3)
-    assert ngram.bits_per_byte(model, [b"ab", b"ab"]) == pytest.approx(ngram.bits_per_byte(model, [b"ab"]))
-    assert ngram.bits_per_byte(model, [b"ab", b"ab"]) < ngram.bits_per_byte(model, [b"abab"])
+    model = fit([b"ab"] * 50, 3)
+    assert bits_per_byte(model, [b"ab", b"ab"]) == pytest.approx(bits_per_byte(model, [b"ab"]))
+    assert bits_per_byte(model, [b"ab", b"ab"]) < bits_per_byte(model, [b"abab"])
 
 
-def test_nothing_to_count_is_an_error_of_the_user_and_a_wrong_order_of_the_caller():
+def test_nothing_to_count_is_an_error_of_the_user():
     with pytest.raises(UserError, match="no bytes"):
-        ngram.fit([b"", b""], 3)
-    with pytest.raises(ValueError, match="1 … 7"):
-        ngram.count([b"a"], 8)
-    with pytest.raises(ValueError, match="order 3 cannot score counts of order 2"):
-        ngram.score(ngram.fit([b"ab"], 3), ngram.count([b"ab"], 2))
+        fit([b"", b""], 3)

@@ -83,7 +83,7 @@ class OneSecondEach:
         self._seconds = seconds
 
     def collective(self, one, kind):
-        return Collective(kind, bytes_of(one.shape), 4, self._seconds, frozenset({"0+"}))
+        return Collective(kind, bytes_of(one.shape), self._seconds, frozenset({"0+"}))
 
 
 def test_loops_count_by_their_trips():

@@ -9,7 +9,7 @@ import pytest
 from configs.train import tiny
 from lm.errors import UserError
 from lm.train.events.step_log import Log, facts
-from lm.train.trackers import names, sink, wandb_files
+from lm.train.trackers import packages, sink, wandb_files
 from tests.slow import all_but
 from tests.trackers import READERS
 
@@ -83,12 +83,12 @@ def test_a_server_that_hangs_is_left_in_the_end(tmp_path, monkeypatch, capsys):
 
 
 def test_names_are_checked(monkeypatch):
-    assert names.parse_trackers(" mlflow, wandb,mlflow") == ("mlflow", "wandb") and names.parse_trackers("") == ()
+    assert packages.parse_trackers(" mlflow, wandb,mlflow") == ("mlflow", "wandb") and packages.parse_trackers("") == ()
     with pytest.raises(UserError, match="trackers=wandb,tensorbord: 'tensorbord' is none of wandb, mlflow, trackio"):
-        names.parse_trackers("wandb,tensorbord")
-    monkeypatch.setitem(names.PACKAGES, "wandb", ("no_such_package",))
+        packages.parse_trackers("wandb,tensorbord")
+    monkeypatch.setitem(packages.PACKAGES, "wandb", ("no_such_package",))
     with pytest.raises(UserError, match=r"no_such_package is not installed: pip install -r requirements/trackers.txt"):
-        names.parse_trackers("wandb")
+        packages.parse_trackers("wandb")
 
 
 def test_secrets_are_not_sent():
