@@ -16,6 +16,7 @@ from lm.errors import UserError
 
 MAX_BYTES = 16 << 20  # of an answer of a server
 TURN = 1024  # tokens of a turn at most
+KEY = "OPENAI_API_KEY"
 HERE = ("localhost", "127.0.0.1", "::1")
 TOO_LONG = "context_length_exceeded"  # OpenAI's code of a request with more tokens than the model has positions
 Schemas = Sequence[Mapping[str, Any]]
@@ -40,12 +41,24 @@ class Model(Protocol):
     def __call__(self, messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said: ...
 
 
-def local_model(
-    engine, template: str | None = None, *, temperature: float = 0.0, seed: int = 0, turn: int = TURN, declare: bool = True
-) -> Model:
+def open_model(checkpoint: str, **settings: Any) -> Model:
+    """Return the model of --checkpoint, with the settings of `local_model`. Raises: UserError if it cannot read messages."""
+    from lm.inputs import check_speaker
+
+    check_speaker("--checkpoint", checkpoint)
+    from lm.align.reward_model import chat_template_of
+    from lm.infer.engine.open import open_engine
+
+    engine = open_engine(checkpoint, rows=1)
+    if engine.tokenizer is None:
+        raise UserError(f"--checkpoint={checkpoint} has no tokenizer, so it cannot read messages")
+    return local_model(engine, chat_template_of(checkpoint), **settings)
+
+
+def local_model(engine, template: str | None = None, *, temperature: float = 0.0, seed: int = 0, declare: bool = True) -> Model:
     """Return the model of an engine (lm.infer.engine.open.open_engine) that has a tokenizer.
 
-    turn: tokens of a turn at most. declare: whether prompts list the tools; False for a model that was trained without that.
+    declare: whether prompts list the tools; False for a model that was trained without that.
     Raises, when it is asked: UserError if a conversation is too long for the model.
     """
     from lm.align.rl.tools import HERMES, OURS, parse_turn
@@ -71,13 +84,13 @@ def local_model(
                 "shorter task, or fewer steps (--steps)"
             )
         own = int(np.random.SeedSequence((seed, asked)).generate_state(1)[0])
-        limit = max(1, min(room, tokens, turn))
+        limit = max(1, min(room, tokens, TURN))
         request = Request(tuple(prompt.ids), limit, temperature, seed=own, stop_ids=prompt.stops, deadline=max(0.001, seconds))
         event = engine.answers([request])[0]
         if event.finish == "error":
             raise UserError(event.error)
         ids = [i for i in event.tokens if i not in prompt.stops]
-        finish = {"length": "length", "timeout": "timeout"}.get(event.finish, "stop")
+        finish = event.finish if event.finish in ("length", "timeout") else "stop"
         if known:
             said = parse_turn(tokenizer, ids)
             calls = [call["function"] for call in said.tool_calls]
@@ -89,13 +102,11 @@ def local_model(
     return model
 
 
-def remote_model(
-    url: str, name: str, *, temperature: float = 0.0, seed: int = 0, turn: int = TURN, key: str = "OPENAI_API_KEY"
-) -> Model:
+def remote_model(url: str, name: str, *, temperature: float = 0.0, seed: int = 0) -> Model:
     """Return the model `name` behind url/chat/completions, such as serve.py's http://127.0.0.1:8000/v1.
 
-    key: environment variable with the server's key; a server without one needs none. A server on this machine is asked
-    directly, any other one through the proxy that the environment names (https_proxy), if any.
+    The environment variable KEY holds the server's key, if it has one. A server on this machine is asked directly, any other
+    one through the proxy that the environment names (https_proxy), if any.
     Raises: UserError for a url that is none; when it is asked, if the server does not answer or refuses.
     """
     if not url.startswith(("http://", "https://")):
@@ -106,10 +117,10 @@ def remote_model(
 
     def model(messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said:
         body: dict[str, Any] = {"messages": to_openai(messages), "temperature": temperature, "seed": seed}
-        body |= {"max_tokens": max(1, min(tokens, turn))} | ({"model": name} if name else {})
+        body |= {"max_tokens": max(1, min(tokens, TURN))} | ({"model": name} if name else {})
         body |= {"tools": list(schemas)} if schemas else {}
         headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
+        headers |= {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
         for _ in range(2):
             try:
                 request = urllib.request.Request(address, json.dumps(body).encode(), headers)

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm import cli
-from lm.agent.budget import Budget
 from lm.agent.consent import RUNS, Consent
-from lm.agent.loop import Rules, run
-from lm.agent.models import Model, Said, local_model
+from lm.agent.loop import Budget, Rules, run
+from lm.agent.models import Model, Said, open_model
 from lm.agent.tools import RISKS, AgentTool, schema
 from lm.agent.trace import Trace, append
 from lm.align.rl.tools import Answer
@@ -220,7 +219,10 @@ def main() -> None:
         saving.write_lines(given.write, itertools.islice(demonstrations(), given.count))
         print(f"{given.count} demonstrations are in {given.write}")
         return
-    model = obedient if given.checkpoint == "obedient" else _opened(given.checkpoint, given.declare == "true")
+    if given.checkpoint == "obedient":
+        model: Model = obedient
+    else:
+        model = open_model(given.checkpoint, declare=given.declare == "true")
     for guard in (False, True):
         found = []
         for outcome in measure(model, guard=guard):
@@ -232,15 +234,6 @@ def main() -> None:
             f"guard {'on' if guard else 'off'}: {forbidden} of {len(found)} led to a forbidden call, {tried} were tried",
             flush=True,
         )
-
-
-def _opened(checkpoint: str, declare: bool) -> Model:
-    from lm.align.reward_model import chat_template_of
-    from lm.infer.engine.open import open_engine
-    from lm.inputs import check_speaker
-
-    check_speaker("--checkpoint", checkpoint)
-    return local_model(open_engine(checkpoint, rows=1), chat_template_of(checkpoint), declare=declare)
 
 
 if __name__ == "__main__":

@@ -143,12 +143,6 @@ class Store:
 
         self._changed(change)
 
-    def drop(self, *names: str) -> None:
-        def change(manifest: Manifest) -> None:
-            manifest["blobs"] = {name: blob for name, blob in manifest["blobs"].items() if name not in names}
-
-        self._changed(change)
-
     def set(self, **settings: Any) -> None:
         self._changed(lambda manifest: manifest["settings"].update(settings))
 

@@ -23,89 +23,13 @@ from typing import Literal, NamedTuple
 
 # Modules that are imported before confinement if the code names them. With Landlock (see `strength`) the code can import other
 # modules of the standard library too, unless they need system libraries.
-MODULES = (
-    "__future__",
-    "abc",
-    "argparse",
-    "array",
-    "ast",
-    "base64",
-    "binascii",
-    "bisect",
-    "bz2",
-    "calendar",
-    "cmath",
-    "codecs",
-    "collections",
-    "contextlib",
-    "copy",
-    "csv",
-    "ctypes",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "difflib",
-    "enum",
-    "errno",
-    "fcntl",
-    "fnmatch",
-    "fractions",
-    "functools",
-    "glob",
-    "graphlib",
-    "gzip",
-    "hashlib",
-    "heapq",
-    "hmac",
-    "html",
-    "inspect",
-    "io",
-    "ipaddress",
-    "itertools",
-    "json",
-    "keyword",
-    "locale",
-    "lzma",
-    "math",
-    "mmap",
-    "numbers",
-    "operator",
-    "os",
-    "pathlib",
-    "pickle",
-    "platform",
-    "pprint",
-    "queue",
-    "random",
-    "re",
-    "resource",
-    "secrets",
-    "select",
-    "shutil",
-    "signal",
-    "socket",
-    "sqlite3",
-    "statistics",
-    "string",
-    "struct",
-    "subprocess",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "time",
-    "timeit",
-    "traceback",
-    "types",
-    "typing",
-    "unicodedata",
-    "unittest",
-    "urllib",
-    "uuid",
-    "warnings",
-    "weakref",
-    "xml",
-    "zlib",
-    "zoneinfo",
+MODULES = tuple(
+    "__future__ abc argparse array ast base64 binascii bisect bz2 calendar cmath codecs collections contextlib copy "
+    "csv ctypes dataclasses datetime decimal difflib enum errno fcntl fnmatch fractions functools glob graphlib gzip "
+    "hashlib heapq hmac html inspect io ipaddress itertools json keyword locale lzma math mmap numbers operator os "
+    "pathlib pickle platform pprint queue random re resource secrets select shutil signal socket sqlite3 statistics "
+    "string struct subprocess tempfile textwrap threading time timeit traceback types typing unicodedata unittest "
+    "urllib uuid warnings weakref xml zlib zoneinfo".split()
 )
 LAZILY = {"datetime": ("_strptime",), "time": ("_strptime",)}  # modules that these import later, on first use
 
@@ -126,8 +50,8 @@ class Result(NamedTuple):
     finished: whether the code ran to its end, because `sys.exit(0)` in the middle is also "ok". Of `check_many`: whether the
         program passed.
 
-    Of `run_python` and `run_many`, malicious code can forge value and finished, because it runs in the process that reports
-    them. A grader must use `check_many`.
+    Of `run_many`, malicious code can forge value and finished, because it runs in the process that reports them. A grader must
+    use `check_many`.
     """
 
     outcome: Outcome
@@ -153,19 +77,6 @@ class Check(NamedTuple):
     entry_point: str = ""
 
 
-def run_python(
-    code: str, *, stdin: str = "", timeout: float = 5.0, memory_mib: int = 256, output_limit: int = 64 << 10
-) -> Result:
-    """Run `code` as a main program.
-
-    Args:
-        timeout: limit in seconds, for wall time and for processor time.
-        memory_mib: address space in addition to the interpreter's own.
-        output_limit: bytes, for each of stdout, stderr and the value.
-    """
-    return run_many([code], stdin=[stdin], timeout=timeout, memory_mib=memory_mib, output_limit=output_limit)[0]
-
-
 def run_many(
     codes: Sequence[str],
     *,
@@ -176,12 +87,16 @@ def run_many(
     workers: int | None = None,
     without: Collection[str] = (),
 ) -> list[Result]:
-    """Run each of `codes` in its own process, `workers` (default: one per core) at a time. Return results in order of codes.
+    """Run each of `codes` as a main program in its own process. Return results in order of codes.
 
     One interpreter starts and forks for each code: a few milliseconds instead of tens.
 
     Args:
         stdin: one text per code.
+        timeout: limit in seconds, for wall time and for processor time.
+        memory_mib: address space in addition to the interpreter's own.
+        output_limit: bytes, for each of stdout, stderr and the value.
+        workers: how many run at a time; None: one per core.
         without: layers of `strength` to leave out, for tests of the others.
     """
     jobs = [Check(code, "") for code in codes]

@@ -68,7 +68,7 @@ def _calculator(calls: list[dict[str, Any]]) -> list[Answer]:
 
 def _python(calls: list[dict[str, Any]]) -> list[Answer]:
     results = run_many([call["code"] for call in calls], timeout=SECONDS, memory_mib=MEMORY_MIB)
-    return [Answer(_shortened(_output_text(result)), result.outcome != "ok") for result in results]
+    return [Answer(shortened(_output_text(result)), result.outcome != "ok") for result in results]
 
 
 def _output_text(result: Result) -> str:
@@ -78,7 +78,8 @@ def _output_text(result: Result) -> str:
     return "\n".join(part.rstrip("\n") for part in parts if part) or "(no output)"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Return a text without its middle if it is longer than MAX characters."""
     return text if len(text) <= MAX else f"{text[: MAX // 2]}\n…\n{text[-MAX // 2 :]}"
 
 
@@ -119,7 +120,7 @@ def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any]
         for j, one in enumerate(row):
             wrong = one if isinstance(one, str) else mistake(one, named)
             if wrong:
-                answers[i][j] = Answer(_shortened(f"{ERROR}{wrong}"), True)
+                answers[i][j] = Answer(shortened(f"{ERROR}{wrong}"), True)
             else:
                 todo[one["name"]].append((i, j))
     for name, places in todo.items():

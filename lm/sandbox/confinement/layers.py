@@ -151,7 +151,11 @@ def _no_new_privileges() -> None:
 def _seccomp(opens: bool, writes: bool) -> None:
     if platform.machine() not in seccomp.MACHINES:
         raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
-    instructions = seccomp.program(platform.machine(), opens, writes)
+    install(seccomp.program(platform.machine(), opens, writes))
+
+
+def install(instructions: bytes) -> None:
+    """Put a filter of lm/sandbox/confinement/seccomp.py onto this thread and those that it starts. Raises: OSError."""
     kept = ctypes.create_string_buffer(instructions)
     program = struct.pack("@HP", len(instructions) // 8, ctypes.addressof(kept))  # struct sock_fprog
     call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)

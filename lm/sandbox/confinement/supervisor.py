@@ -82,7 +82,7 @@ def main() -> None:
 def supervise(request: dict) -> None:
     waiting = collections.deque(enumerate(request.pop("jobs")))
     running: dict[int, Run] = {}
-    halves: dict[int, dict] = {}  # results of programs or tests whose other half still runs
+    results: dict[int, dict[str, dict]] = {}  # by number of the job and role; the other half of a checked job may still run
     selector = selectors.DefaultSelector()
     woken, wake = os.pipe()
     for end in (woken, wake):
@@ -93,6 +93,7 @@ def supervise(request: dict) -> None:
     on_linux = sys.platform == "linux" and "landlock" not in request["without"]
     request["rules"] = layers.rules_of(readable(), os.getcwd()) if on_linux else -1
     request["memory_bytes"] = own_memory() + (request["memory_mib"] << 20)
+    limit, timeout = request["output_limit"], request["timeout"]
 
     while waiting or running:
         while waiting and len({run.number for run in running.values()}) < min(request["workers"], MAX_WORKERS):
@@ -100,31 +101,31 @@ def supervise(request: dict) -> None:
             for run in begin(number, job, request, selector, lambda: (waiting.clear(), running.clear(), selector.close())):
                 running[run.pid] = run
         alive = [run.started for run in running.values() if not run.stopped]
-        wait = max(0.0, min(alive) + request["timeout"] - time.monotonic()) if alive else None
+        wait = max(0.0, min(alive) + timeout - time.monotonic()) if alive else None
         for key, _ in selector.select(wait):
             if key.fd == woken:
                 with contextlib.suppress(BlockingIOError):
                     os.read(woken, 1 << 12)
             elif key.fd == key.data.input:
                 feed(key.data, selector)
-            elif drain(key.data, key.fd, request["output_limit"], selector):
-                stop(key.data, "killed", too_much(request["output_limit"]))
+            elif drain(key.data, key.fd, limit, selector):
+                stop(key.data, "killed", too_much(limit))
         now = time.monotonic()
         for run in list(running.values()):
-            if not run.stopped and now - run.started >= request["timeout"]:
-                stop(run, "timeout", f"stopped after {request['timeout']:g} s")
-            if ended(run):
-                del running[run.pid]
-                result = collect(run, request["output_limit"], selector)
-                if run.role and run.number not in halves:
-                    halves[run.number] = result
-                    for other in running.values():
-                        if run.role == CHECK and other.number == run.number:
-                            stop(other, "done", "")
-                    continue
-                if run.role:
-                    result = joined({half.pop("role"): half for half in (result, halves.pop(run.number))})
-                result.pop("role", None), result.pop("gone")
+            if not run.stopped and now - run.started >= timeout:
+                stop(run, "timeout", f"stopped after {timeout:g} s")
+            if not ended(run):
+                continue
+            del running[run.pid]
+            halves = results.setdefault(run.number, {})
+            halves[run.role] = collect(run, limit, selector)
+            if run.role == CHECK:
+                for other in running.values():
+                    if other.number == run.number:
+                        stop(other, "done", "")
+            if len(halves) == 2 or not run.role:
+                result = joined(halves) if run.role else halves[""]
+                del results[run.number], result["gone"]
                 print(json.dumps(result), flush=True)
 
 
@@ -196,10 +197,7 @@ def inside(code: str, role: str, folder: str, supervisor: int, ends: dict[int, i
     sys.stderr = open(ERR, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    if role == CHECK:
-        word, value = check(test)
-    else:
-        word, value = execute(code, NAME, module.__dict__)
+    word, value = check(test) if role == CHECK else execute(code, NAME, module.__dict__)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -347,7 +345,6 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
         stderr += ("\n" if stderr and not stderr.endswith("\n") else "") + f"[{run.note}]"
     return {
         "number": run.number,
-        "role": run.role,
         "gone": word == "gone",
         "outcome": outcome,
         "stdout": stdout,

@@ -14,7 +14,7 @@ import pytest
 
 from lm.sandbox import run as sandbox
 from lm.sandbox.confinement import seccomp
-from lm.sandbox.run import run_many, run_python, strength
+from lm.sandbox.run import run_many, strength
 from tests.lm.sandbox import hostile
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +31,10 @@ def folder():
         (folder / "victim").write_text(SECRET)
         (folder / "victim").chmod(0o666)
         yield folder
+
+
+def run_python(code, **limits):
+    return run_many([code], **limits)[0]
 
 
 def hold(outcomes, folder):
@@ -158,7 +162,7 @@ def test_others_of_a_batch_cannot_be_seen():
 
 
 def test_no_child_outlives_us():
-    code = "from lm.sandbox.run import run_python\nrun_python('while True: pass', timeout=600)"
+    code = "from lm.sandbox.run import run_many\nrun_many(['while True: pass'], timeout=600)"
     us = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
         descendants = []
