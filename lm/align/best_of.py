@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.chat.examples import prepare_tasks
+from data.chat.examples import prepare_tasks, read_template
 from lm.align.rl.environments import open_environment
 from lm.align.rl.rewards import Rewards, parse_rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, sampler_of, seed_of
 from lm.align.rl.tools import open_tools
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
-from lm.align.tokenizers import chat_template, own_tokenizer
+from lm.align.tokenizers import own_tokenizer
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
 from lm.files.saving import write_json, write_lines
@@ -73,7 +73,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
     declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
     tasks = prepare_tasks(acting, tokenizer, declared)
-    template = chat_template(acting, tokenizer)
+    template = read_template(acting.chat_template)
     sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], tools, template, environment=environment)
     job = Job(acting, sampler, tasks[0], parse_rewards(config.rewards))
     with jax.set_mesh(mesh), contextlib.closing(sampler):

@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 
+from data.chat.examples import read_template
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
 from lm import sizing
 from lm.align import data, distill, senses, settings
 from lm.align.methods import method_of, score_head, title
-from lm.align.rl.held_out import Samples
-from lm.align.tokenizers import chat_template, own_tokenizer
-from lm.align.validation import Validation, first_validation
+from lm.align.tokenizers import own_tokenizer
+from lm.align.validation import Samples, Validation, first_validation
 from lm.evals import in_loop
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
@@ -49,7 +49,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data
     check_memory(config, mesh, whole_rows=settings.example_kind(config) != "task")
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
-    template = chat_template(config, tokenizer)
+    template = read_template(config.chat_template)
 
     run_data = data.prepare(config, workdir, tokenizer, mesh, new_senses, given)
     run_data.choose_steps(config)

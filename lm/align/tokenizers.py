@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template of an alignment run."""
+"""The tokenizer of an alignment run."""
 
 from pathlib import Path
 
@@ -36,13 +36,3 @@ def templated(config, tokenizer: Tokenizer) -> Tokenizer:
             flush=True,
         )
     return tokenizer.with_chat_template(BASE_TEMPLATE)
-
-
-def chat_template(config, tokenizer: Tokenizer) -> str | None:
-    """Return the text of config.chat_template, or None for the tokenizer's own."""
-    if config.chat_template:
-        path = Path(config.chat_template)
-        if not path.is_file():
-            raise UserError(f"chat_template={config.chat_template}: no such file")
-        return path.read_text(encoding="utf-8")
-    return None

@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from data.chat.template import encode_chat, end_of_turn
-from lm.align.rl.stockroom import ERROR, Stockroom
-from lm.align.rl.tools import MAX, Answer
+from data.tasks.stockroom import look_up
+from lm.align.rl.answers import final_answer, same_answer
+from lm.align.rl.calculator import calculate
+from lm.align.rl.tools import ERROR, MAX, Answer
 from lm.align.rl.user_files import error_line, imported
 from lm.errors import UserError
 from lm.parallel.hosts import from_first
@@ -34,6 +35,45 @@ class Environment(Protocol):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]: ...
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]: ...
+
+
+class Stockroom:
+    """The environment of the built-in task `stockroom` (data/tasks/stockroom.py).
+
+    An episode: calls of look_up and calculator, and at last an answer, which ends it. Its reward is 1 if it is right.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+        """Begin with the question of a record. options: a record of data/tasks/stockroom.py."""
+        self._record = options or {}
+        prompt = self._record["prompt"]
+        return prompt if isinstance(prompt, str) else prompt[-1]["content"], {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+        """Take a call, {"name": …, "arguments": {…}}, or any other text as the answer."""
+        call = _call(action)
+        if call is None:
+            right = same_answer(final_answer(action), final_answer(self._record["answer"]))
+            return "", float(right), True, False, {}
+        try:
+            return self._answered(call["name"], call["arguments"]), 0.0, False, False, {}
+        except (TypeError, ValueError) as error:
+            return f"{ERROR}{error}", 0.0, False, False, {}
+
+    def _answered(self, name: str, arguments: dict[str, Any]) -> str:
+        if name == "look_up":
+            return look_up(self._record["tables"], **arguments)
+        if name == "calculator":
+            return calculate(**arguments)
+        raise ValueError(f"there is no tool {name!r}, only look_up, calculator")
+
+
+def _call(action: str) -> dict[str, Any] | None:
+    try:
+        call = json.loads(action)
+    except ValueError:
+        return None
+    return call if isinstance(call, dict) and "name" in call and "arguments" in call else None
 
 
 Make = Callable[[], Environment]
@@ -162,17 +202,3 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         raise UserError(f"rollout.environment: {what}: {error_line(error)}") from error
-
-
-def user_ids(tokenizer, text: str, template: str | None = None) -> list[int]:
-    """Return the ids that follow the end symbol of a turn: a message of the user and the opening of the next turn."""
-    end = end_of_turn(tokenizer, template)
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    whole = encode_chat(
-        tokenizer, [*turn, {"role": "user", "content": text}], template=template, add_generation_prompt=True
-    ).ids
-    before = encode_chat(tokenizer, turn, template=template).ids
-    ended = len(before) - before[::-1].index(end)
-    if whole[:ended] != before[:ended]:
-        raise UserError("chat: the template changes a turn after the user has answered it, so it does not support environments")
-    return whole[ended:]

@@ -6,7 +6,6 @@ ids; text is never encoded again.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +16,8 @@ from data.chat.media.rows import NAMES, filled
 from data.chat.template import end_of_turn
 from data.media.parts import KINDS
 from data.text.tokenizer import Tokenizer
-from lm.align.rl.environments import Episodes, Make, Observed, user_ids
-from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
+from lm.align.rl.environments import Episodes, Make, Observed
+from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
 from lm.errors import UserError
 from lm.infer.decode import Sampling
 from lm.infer.engine.local import LocalEngine, pays
@@ -31,8 +30,9 @@ from lm.train.step import model_config_of
 SHARE = 1 / 6  # of the memory, for a packed copy of the weights beside the training state
 
 
-class Rollout(NamedTuple):
-    """A prompt and its continuation.
+@dataclasses.dataclass
+class Rollout:
+    """A prompt and its continuation, turn by turn.
 
     tokens: ids of both. mask: True for tokens that the policy sampled. logps: the sampler's log-probabilities of these, nats; 0
     elsewhere. messages: the whole conversation. completion: text of the policy's last turn. ended: False if a length limit cut
@@ -44,16 +44,53 @@ class Rollout(NamedTuple):
     mask: list[bool]
     logps: list[float]
     messages: list[dict]
-    completion: str
-    ended: bool
-    tool_calls: int
-    tool_errors: int
+    completion: str = ""
+    ended: bool = False
+    tool_calls: int = 0
+    tool_errors: int = 0
     episode_return: float | None = None
+
+    @classmethod
+    def begun(cls, task: dict) -> "Rollout":
+        """Return the rollout of a task before the first turn."""
+        tokens = list(task["prompt_ids"])
+        return cls(tokens, [False] * len(tokens), [0.0] * len(tokens), list(task["prompt"]))
 
     @property
     def length(self) -> int:
         """Number of tokens that the policy sampled."""
         return sum(self.mask)
+
+    def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
+        """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
+        self.tokens += tokens
+        self.mask += [True] * len(tokens)
+        self.logps += logps
+        self.ended = ended
+        turn = tokens[:-1] if ended else tokens
+        if not may_call:
+            self.completion = tokenizer.decode(turn)
+            self.messages.append({"role": "assistant", "content": self.completion})
+            return []
+        parsed = parse_turn(tokenizer, turn)
+        self.completion = parsed.content
+        message = {"role": "assistant", "content": parsed.content}
+        if parsed.tool_calls:
+            message["tool_calls"] = parsed.tool_calls
+        self.messages.append(message)
+        calls = [*(call["function"] for call in parsed.tool_calls), *parsed.errors]
+        self.tool_calls += len(calls)
+        return calls if ended else []
+
+    def add_answers(self, tokenizer, answers: Sequence[Answer], template: str | None, *, of_tools: bool) -> None:
+        """Append the answers of tools, or else the one of the user, and the opening of the policy's next turn."""
+        self.tool_errors += sum(answer.failed for answer in answers if of_tools)
+        texts = [answer.text for answer in answers]
+        ids = answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template)
+        self.tokens += ids
+        self.mask += [False] * len(ids)
+        self.logps += [0.0] * len(ids)
+        self.messages += [{"role": "tool" if of_tools else "user", "content": text} for text in texts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +214,7 @@ def roll_out(
     """
     o, tools = settings, settings.tools
     stops = stop_ids(tokenizer, o.template)
-    rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks for _ in range(each)]
+    rows = [Rollout.begun(task) for task in tasks for _ in range(each)]
     episodes = Episodes(o.environment, [task for task in tasks for _ in range(each)]) if o.environment else None
     going = list(range(len(rows)))
     for turn in range(o.max_turns):
@@ -221,7 +258,7 @@ def roll_out(
         going = still
         if not going:
             break
-    return [row.rollout() for row in rows]
+    return rows
 
 
 def media_of(asked: Sequence[dict], tasks: Sequence[dict], towers: Towers | None) -> Media | None:
@@ -264,57 +301,3 @@ def arrays(rollouts: Sequence[Rollout], sequence_length: int, pad_id: int) -> di
         "weights": drawn[:, 1:],
         "sampler_logps": logps[:, 1:],
     }
-
-
-class _Row:
-    """A rollout in progress."""
-
-    def __init__(self, tokens: list[int], messages: list[dict]):
-        self.tokens, self.messages = tokens, messages
-        self.mask, self.logps = [False] * len(tokens), [0.0] * len(tokens)
-        self.completion, self.ended, self.tool_calls, self.tool_errors = "", False, 0, 0
-        self.episode_return: float | None = None
-
-    def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
-        """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
-        self.tokens += tokens
-        self.mask += [True] * len(tokens)
-        self.logps += logps
-        self.ended = ended
-        turn = tokens[:-1] if ended else tokens
-        if not may_call:
-            self.completion = tokenizer.decode(turn)
-            self.messages.append({"role": "assistant", "content": self.completion})
-            return []
-        parsed = parse_turn(tokenizer, turn)
-        self.completion = parsed.content
-        message = {"role": "assistant", "content": parsed.content}
-        if parsed.tool_calls:
-            message["tool_calls"] = parsed.tool_calls
-        self.messages.append(message)
-        calls = [*(call["function"] for call in parsed.tool_calls), *parsed.errors]
-        self.tool_calls += len(calls)
-        return calls if ended else []
-
-    def add_answers(self, tokenizer, answers: Sequence[Answer], template: str | None, *, of_tools: bool) -> None:
-        """Append the answers of tools, or else the one of the user, and the opening of the policy's next turn."""
-        self.tool_errors += sum(answer.failed for answer in answers if of_tools)
-        texts = [answer.text for answer in answers]
-        ids = answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template)
-        self.tokens += ids
-        self.mask += [False] * len(ids)
-        self.logps += [0.0] * len(ids)
-        self.messages += [{"role": "tool" if of_tools else "user", "content": text} for text in texts]
-
-    def rollout(self) -> Rollout:
-        return Rollout(
-            self.tokens,
-            self.mask,
-            self.logps,
-            self.messages,
-            self.completion,
-            self.ended,
-            self.tool_calls,
-            self.tool_errors,
-            self.episode_return,
-        )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.chat.messages import Messages, make_message
 from data.chat.template import encode_chat, end_of_turn
 from data.tasks.calculator import CALCULATOR
 from lm.align.rl.calculator import calculate
@@ -212,19 +213,29 @@ def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -
     Raises: UserError if the template does not support tool answers, or changes earlier turns when an answer is added.
     """
     answers = [answers] if isinstance(answers, str) else list(answers)
-    end = end_of_turn(tokenizer, template)
     names = [f"call{n:05d}" for n in range(len(answers))]  # some templates require ids of nine characters
     calls = [{"id": i, "type": "function", "function": {"name": "tool", "arguments": {}}} for i in names]
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    turn = [make_message("user", "a"), make_message("assistant", "") | {"tool_calls": calls}]
     replies = [{"role": "tool", "content": text, "tool_call_id": i, "name": "tool"} for i, text in zip(names, answers)]
     try:
-        whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
-        before = encode_chat(tokenizer, turn, template=template).ids
+        return _ids_after(tokenizer, turn, replies, template, "a tool has answered it, so it does not support tools")
     except UserError:
         if len(answers) < 2:
             raise
         return answer_ids(tokenizer, ["\n".join(answers)], template)  # the template allows one call at a time
-    ended = len(before) - before[::-1].index(end)
+
+
+def user_ids(tokenizer, text: str, template: str | None = None) -> list[int]:
+    """Return the ids that follow the end symbol of a turn: a message of the user and the opening of the next turn."""
+    turn, reply = [make_message("user", "a"), make_message("assistant", "b")], [make_message("user", text)]
+    return _ids_after(tokenizer, turn, reply, template, "the user has answered it, so it does not support environments")
+
+
+def _ids_after(tokenizer, turn: Messages, replies: Messages, template: str | None, why: str) -> list[int]:
+    """Return the ids after the end symbol of `turn`. Raises: UserError if the template changes the turn; why: what follows."""
+    whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
+    before = encode_chat(tokenizer, turn, template=template).ids
+    ended = len(before) - before[::-1].index(end_of_turn(tokenizer, template))
     if whole[:ended] != before[:ended]:
-        raise UserError("chat: the template changes a turn after a tool has answered it, so it does not support tools")
+        raise UserError(f"chat: the template changes a turn after {why}")
     return whole[ended:]

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from data.chat.messages import make_message
 from data.chat.records import is_builtin, read_builtin, read_records
 from lm.align.safety.constitution import Constitution, choose
 from lm.align.safety.critique import Revision, prefer
@@ -92,9 +93,10 @@ def lessons(
         counts[sort] += 1
         prompt = record["conversation"]
         if not any(message["role"] == "assistant" for message in prompt):
-            learn.append({"messages": [*prompt, _assistant(chosen)], "sort": sort})
+            learn.append({"messages": [*prompt, make_message("assistant", chosen)], "sort": sort})
         if rejected is not None and rejected.strip() and rejected != chosen:
-            pairs.append({"prompt": prompt, "chosen": [_assistant(chosen)], "rejected": [_assistant(rejected)], "sort": sort})
+            answers = {"chosen": [make_message("assistant", chosen)], "rejected": [make_message("assistant", rejected)]}
+            pairs.append({"prompt": prompt, **answers, "sort": sort})
 
     for record, revision in zip(failed, revisions, strict=True):
         if revision.revision is None:
@@ -140,7 +142,7 @@ def read_kept(input: str) -> Iterator[dict]:
         for record in read_builtin(input, "train", epoch) if is_builtin(input) else read_records(input):
             found = True
             text = record.values.get("text")
-            yield {"messages": [_assistant(text)]} if isinstance(text, str) else dict(record.values)
+            yield {"messages": [make_message("assistant", text)]} if isinstance(text, str) else dict(record.values)
         if not found:
             raise UserError(f"safety.keep={input}: no record in it")
 
@@ -166,7 +168,3 @@ def _refusal(constitution: Constitution, record: Mapping) -> str:
     key = f"{record['id']} {record['family']}"
     principle = choose(constitution.principles, key)
     return choose(principle.refusals, key).format(hazard="harm")
-
-
-def _assistant(content: str) -> dict:
-    return {"role": "assistant", "content": content}

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
+from data.chat.examples import read_template
 from data.chat.template import end_of_turn
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
@@ -31,7 +32,7 @@ from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
 from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
-from lm.align.tokenizers import chat_template, templated
+from lm.align.tokenizers import templated
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
 from lm.evals.engine.encoding import Encoding
@@ -96,7 +97,7 @@ class Loop:
         self.constitution = load_constitution(s.constitution)
         self.tokenizer = templated(config, load_tokenizer(config.tokenizer))
         check_tokenizer(workdir, self.tokenizer.fingerprint)
-        self.template = chat_template(config, self.tokenizer)
+        self.template = read_template(config.chat_template)
         end_of_turn(self.tokenizer, self.template)  # raises UserError if an answer would never end
         self.train_families, self.held_out = families(s.train_families), families(s.held_out_families)
         options = {"valid_fraction": s.valid_fraction, "seed": config.seed, "limit": s.limit}

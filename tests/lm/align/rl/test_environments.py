@@ -12,11 +12,11 @@ from data.tasks.stockroom import stockroom
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
 from lm.align.rl import rollouts, shared_prompts, stream
-from lm.align.rl.environments import Episodes, open_environment, user_ids
+from lm.align.rl.environments import Episodes, Stockroom, open_environment
 from lm.align.rl.objective import objective
 from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
-from lm.align.rl.stockroom import Stockroom
+from lm.align.rl.tools import user_ids
 from lm.errors import UserError
 from lm.infer.sampler import Drawn
 from lm.model.transformer import skeleton

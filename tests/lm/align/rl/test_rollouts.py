@@ -241,7 +241,7 @@ def served(request, drawn):
 def test_greedy_rollouts_of_the_engine_are_those_of_the_sampler(served):
     ours, theirs, params, _ = served
     found, expected = (one.sampler(params, one.tasks, seed=0, each=2, temperature=0.0) for one in (ours, theirs))
-    assert [one._replace(logps=[]) for one in found] == [one._replace(logps=[]) for one in expected]
+    assert [dataclasses.replace(one, logps=[]) for one in found] == [dataclasses.replace(one, logps=[]) for one in expected]
     assert any(one.tool_calls and len(one.messages) == 4 for one in found), "a turn follows the answer of a tool"
     np.testing.assert_allclose(sum((one.logps for one in found), []), sum((one.logps for one in expected), []), atol=1e-4)
 
@@ -271,6 +271,6 @@ def test_a_rollout_of_the_engine_depends_on_its_row_alone(served):
     rolled = ours.sampler(params, ours.tasks[:3], seed=2, each=4)
     for each in (4, 1):
         fewer = ours.sampler(params, ours.tasks[:1], seed=2, each=each)
-        assert [one._replace(logps=[]) for one in fewer] == [one._replace(logps=[]) for one in rolled[:each]]
+        assert [dataclasses.replace(one, logps=[]) for one in fewer] == [dataclasses.replace(one, logps=[]) for one in rolled[:each]]
         for one, other in zip(fewer, rolled):
             np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)
