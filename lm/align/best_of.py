@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.chat.examples import prepare_tasks, read_template
-from lm.align.rl.environments import open_environment
+from data.chat.examples import prepare_tasks
+from lm.align.rl.environments import open_surroundings
 from lm.align.rl.rewards import Rewards, parse_rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, sampler_of, seed_of
-from lm.align.rl.tools import open_tools
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
 from lm.align.tokenizers import own_tokenizer
@@ -70,14 +69,12 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     mesh, model_config = make_mesh(config.mesh), model_config_of(acting)
     check_fit(mesh, model_config, config.batch_size, config.accumulate)
     tokenizer = own_tokenizer(acting, workdir)
-    tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
-    declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
-    tasks = prepare_tasks(acting, tokenizer, declared)
-    template = read_template(acting.chat_template)
-    sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], tools, template, environment=environment)
+    surroundings = open_surroundings(config.rollout)
+    tasks = prepare_tasks(acting, tokenizer, surroundings.schemas)
+    sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], surroundings)
     job = Job(acting, sampler, tasks[0], parse_rewards(config.rewards))
     with jax.set_mesh(mesh), contextlib.closing(sampler):
-        best = answered(job, lambda: initial_params(acting, mesh), workdir, declared)
+        best = answered(job, lambda: initial_params(acting, mesh), workdir, surroundings.schemas)
     return train(learning, workdir, report, tasks) | {"best_of": best.statistics}
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data.text.tokenizer import Tokenizer, load_tokenizer
+from lm.align.data import RunData, Setup, from_examples, from_tasks
 from lm.align.settings import check_distill
 from lm.convert.source import as_stored, open_source
 from lm.errors import UserError
@@ -18,7 +19,20 @@ from lm.kernels.divergence import Distillation, divergence
 from lm.model.inputs import inputs_of
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, reshard, shapes_on
-from lm.train.step import Objective, Sums, router_loss
+from lm.train.step import Objective, Sums, Trainer, make_trainer, router_loss
+
+
+def data(setup: Setup) -> RunData:
+    """Return conversations, or tasks that the student answers."""
+    if setup.config.distill.kind == "on_policy":
+        return from_tasks(setup)
+    return from_examples(setup, "conversation")
+
+
+def trainer(config, tokenizer: Tokenizer, mesh) -> tuple[Trainer, nnx.State]:
+    """Return the trainer, and the teacher's parameters."""
+    graph, params = open_teacher(config, tokenizer, mesh)
+    return make_trainer(config, objective(config, graph)), params
 
 
 def objective(config, teacher_graph: nnx.GraphDef) -> Objective:

@@ -11,18 +11,46 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
+from data.chat.example_batches import ExampleBatches
+from data.chat.example_files import Examples
 from data.chat.joined_pairs import Sides
+from lm.align.data import RunData, Setup, batches, from_examples, is_split
 from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
-from lm.align.reference import compare_with_reference
-from lm.align.settings import PREFERENCES, one_of
+from lm.align.reference import compare_with_reference, starting_point
+from lm.align.settings import PREFERENCES, example_kind, one_of
 from lm.config import ModelConfig
 from lm.kernels.visible import Branches
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Hidden, Transformer
-from lm.train.step import Objective, Sums, router_loss
+from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of, router_loss
+
+PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
+
+
+def data(setup: Setup) -> RunData:
+    """Return pairs, or labelled answers for KTO."""
+    return from_examples(setup, example_kind(setup.config), batches_of)
+
+
+def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
+    """Return the trainer, and the parameters of the reference if the loss has one."""
+    frozen = None if config.preference.loss in WITHOUT_REFERENCE else starting_point(config, mesh)
+    return make_trainer(config, objective(config)), frozen
+
+
+def batches_of(config, kind: str, examples: Examples, split: str, **options) -> ExampleBatches:
+    """Return the batches of a split, with one row for a pair where that is less work (`pays`)."""
+    two_rows = batches(config, kind, examples, split, **options)
+    if kind == "pair" and config.preference.share_prompts and not is_split(config):
+        some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
+        if pays(model_config_of(config), some):
+            return batches(config, kind, examples, split, joined=True, **options)
+    return two_rows
 
 
 def objective(config) -> Objective:

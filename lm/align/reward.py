@@ -6,14 +6,24 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
+from lm.align.data import RunData, Setup, from_examples
 from lm.align.logprobs import examples, rows
 from lm.align.losses import bradley_terry
 from lm.align.preference import counted, number_of_examples, routers
-from lm.align.settings import REWARD_KINDS, one_of
+from lm.align.settings import REWARD_KINDS, example_kind, one_of
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Transformer
 from lm.parallel.context import slots
-from lm.train.step import Objective, Sums
+from lm.train.step import Objective, Sums, Trainer, make_trainer
+
+
+def data(setup: Setup) -> RunData:
+    """Return pairs, or answers with labelled steps."""
+    return from_examples(setup, example_kind(setup.config))
+
+
+def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:
+    return make_trainer(config, objective(config)), None
 
 
 def objective(config) -> Objective:

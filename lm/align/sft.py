@@ -4,10 +4,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.align import senses
+from lm.align.data import RunData, Setup, from_examples
 from lm.align.settings import SFT_LOSSES, one_of
 from lm.model.inputs import Inputs
 from lm.model.media import media_of
-from lm.train.step import Objective, Sums, head_loss, training_loss
+from lm.train.step import Objective, Sums, Trainer, head_loss, make_trainer, training_loss
+
+
+def data(setup: Setup) -> RunData:
+    """Return conversations, with images and audio for a model with encoders."""
+    towers = senses.towers_of(setup.config, setup.tokenizer, setup.workdir)
+    return from_examples(setup, "conversation", towers=towers)
+
+
+def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:
+    return make_trainer(config, objective(config)), None
 
 
 def objective(config) -> Objective:

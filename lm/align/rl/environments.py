@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from data.tasks.stockroom import look_up
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.calculator import calculate
-from lm.align.rl.tools import ERROR, MAX, Answer
+from lm.align.rl.tools import ERROR, MAX, Answer, Tool, open_tools
 from lm.align.rl.user_files import error_line, imported
 from lm.errors import UserError
 from lm.parallel.hosts import from_first
@@ -86,6 +86,26 @@ class Observed(NamedTuple):
     answers: list[Answer]
     over: bool
     total: float
+
+
+class Surroundings(NamedTuple):
+    """What answers the turns of a policy: tools, or else an environment, of which each rollout makes its own."""
+
+    tools: Sequence[Tool] = ()
+    environment: Make | None = None
+
+    @property
+    def schemas(self) -> list[dict[str, Any]] | None:
+        """The schemas of the calls that a policy can make."""
+        return [tool.schema for tool in self.tools] or getattr(self.environment, "tools", None)
+
+
+ALONE = Surroundings()
+
+
+def open_surroundings(rollout) -> Surroundings:
+    """Return the tools and the environment of config.rollout. Raises: UserError for an unknown one."""
+    return Surroundings(open_tools(rollout.tools), open_environment(rollout.environment))
 
 
 def open_environment(spec: str) -> Make | None:

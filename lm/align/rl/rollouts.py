@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from data.chat.examples import read_template
 from data.chat.media.encoding import Towers
 from data.chat.media.rows import NAMES, filled
 from data.chat.template import end_of_turn
 from data.media.parts import KINDS
 from data.text.tokenizer import Tokenizer
-from lm.align.rl.environments import Episodes, Make, Observed
+from lm.align.rl.environments import ALONE, Episodes, Make, Observed, Surroundings
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
 from lm.errors import UserError
 from lm.infer.decode import Sampling
@@ -140,13 +141,11 @@ class Sampler:
 
 def sampler_of(
     config,
-    graph,
-    tokenizer,
+    graph: nnx.GraphDef,
+    tokenizer: Tokenizer,
     tasks: Sequence[dict],
-    tools: Sequence[Tool] = (),
-    template=None,
+    surroundings: Surroundings = ALONE,
     *,
-    environment: Make | None = None,
     served: bool | None = None,
     towers: Towers | None = None,
 ) -> Sampler:
@@ -167,11 +166,11 @@ def sampler_of(
         top_p=o.top_p,
         top_k=o.top_k,
         most_tokens=config.sequence_length + 1,
-        tools=tools,
-        environment=environment,
+        tools=surroundings.tools,
+        environment=surroundings.environment,
         max_turns=o.max_turns,
         width=check_room(config, tasks),
-        template=template,
+        template=read_template(config.get("chat_template")),
     )
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
     return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, rows, settings.most_tokens) if served else None, towers)
