@@ -46,12 +46,15 @@ def open_tools(names: Sequence[str], folder: str = "", home: str = "", passphras
         raise UserError(f"--tools: no tool {unknown!r}; there are {', '.join(known)}")
     asked = dict.fromkeys(tool for name in names for tool in GROUPS.get(name, (name,)))
     made = dict(COMPUTING)
-    for tools, flag, value, what in ((FILES, "folder", folder, "folder"), (MEMORY, "home", home, "store of lm.personal")):
+    for group, tools, flag, value, what in (
+        ("files", FILES, "folder", folder, "folder"),
+        ("memory", MEMORY, "home", home, "store of lm.personal"),
+    ):
         wanted = [name for name in asked if name in tools]
         if wanted and not value:
             raise UserError(f"--{flag} is missing: name the {what} for {wanted[0]}")
         if value and not wanted:
-            raise UserError(f"--{flag}={value}: no tool uses it; add {' or '.join(tools)} to --tools")
+            raise UserError(f"--{flag}={value}: no tool uses it; add {group} to --tools")
     if folder:
         if not Path(folder).is_dir():
             raise UserError(f"--folder={folder}: no such folder; name one that exists")

@@ -10,6 +10,7 @@ atomically, so a killed run resumes with the first missing chunk and produces th
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -22,10 +23,11 @@ import numpy as np
 
 from data.chat.examples import prepare_tasks
 from lm.align.rl.environments import open_surroundings
-from lm.align.rl.rewards import Rewards, parse_rewards, score_rollouts
-from lm.align.rl.rollouts import Rollout, Sampler, sampler_of, seed_of
+from lm.align.rl.rewards import Rewards, answer_records, parse_rewards, score_rollouts
+from lm.align.rl.rollouts import Sampler, sampler_of, seed_of
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
+from lm.align.stages import kept_lines
 from lm.align.tokenizers import own_tokenizer
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
@@ -97,22 +99,20 @@ def answered(
     """
     config = job.config.best_of
     check_best_of(config)
-    folder = workdir / "best_of"
-    chunks = _chunks(len(job.tasks), max(1, config.rows // config.n))
+    folder, size = workdir / "best_of", max(1, config.rows // config.n)
     hosts.from_first(lambda: _claim(folder, _settings(job)))
-    names = [folder / "answers" / f"{number:05}.jsonl" for number in range(len(chunks))]
-    there = hosts.from_first(lambda: [name.is_file() for name in names])  # all processes must sample the same chunks
-    params = None if all(there) else start()
-    for number, (chunk, name) in enumerate(zip(chunks, names)):
-        if there[number]:
-            continue
-        lines = _answers(job, params, chunk, number, tools)
-        if hosts.is_first():
-            write_lines(name, lines, ensure_ascii=True)
-            mean = np.mean([answer["reward"] for line in lines for answer in line["answers"]])
-            say(f"best of {config.n}: {chunk[-1] + 1}/{len(job.tasks)} prompts answered, mean reward {mean:.3f}")
+    params, lines = functools.cache(start), []
+    for number, begin in enumerate(range(0, len(job.tasks), size)):
+        path = folder / "answers" / f"{number:05}.jsonl"
+        is_new = not hosts.from_first(path.is_file)
+        tasks = job.tasks[begin : begin + size]
+        own = kept_lines(path, functools.partial(_answers, job, params, tasks, number, tools), ensure_ascii=True)
+        if is_new and hosts.is_first():
+            mean = np.mean([answer["reward"] for line in own for answer in line["answers"]])
+            say(f"best of {config.n}: {begin + len(tasks)}/{len(job.tasks)} prompts answered, mean reward {mean:.3f}")
+        lines += own
     best = Best(workdir / KEPT, folder / "pairs.jsonl", {})
-    best = best._replace(statistics=hosts.from_first(lambda: _gather(names, best, config, job.rewards)))
+    best = best._replace(statistics=hosts.from_first(lambda: _gather(lines, best, config, job.rewards)))
     if not best.statistics["kept"]:
         raise UserError(
             f"best_of: of {best.statistics['answers']} answers none is kept, {best.statistics['cut']} were cut by "
@@ -125,40 +125,20 @@ def answered(
 # Sampling.
 
 
-def _chunks(tasks: int, size: int) -> list[list[int]]:
-    return [list(range(begin, min(tasks, begin + size))) for begin in range(0, tasks, size)]
-
-
-def _answers(job: Job, params, chunk: Sequence[int], number: int, tools) -> list[dict]:
-    """Sample one chunk and return its lines."""
-    config = job.config.best_of
-    tasks = [job.tasks[i] for i in chunk for _ in range(config.n)]
-    rows = max(1, config.rows // config.n) * config.n
-    filled = tasks + [tasks[0]] * (rows - len(tasks))  # the last chunk reuses the compiled program
-    seed = seed_of(job.config.seed, number)
-    rollouts = job.sampler(params, filled, seed=seed)[: len(tasks)]
-    total, each = score_rollouts(job.rewards, tasks, rollouts)
-    answers = [
-        _answer(task, rollout, total[i], {name: values[i] for name, values in each.items()})
-        for i, (task, rollout) in enumerate(zip(tasks, rollouts))
-    ]
+def _answers(job: Job, params: Callable[[], Any], tasks: Sequence[dict], number: int, tools) -> list[dict]:
+    """Sample the answers to one chunk of tasks and return its lines."""
+    n = job.config.best_of.n
+    each = [task for task in tasks for _ in range(n)]
+    rows = max(1, job.config.best_of.rows // n) * n
+    filled = each + [each[0]] * (rows - len(each))  # the last chunk reuses the compiled program
+    rollouts = job.sampler(params(), filled, seed=seed_of(job.config.seed, number))[: len(each)]
+    answers = answer_records(each, rollouts, *score_rollouts(job.rewards, each, rollouts))
     lines = []
-    for i, index in enumerate(chunk):
-        task = job.tasks[index]
+    for i, task in enumerate(tasks):
         declared = task.get("tools") or tools
-        line = {"prompt": list(task["prompt"]), "answers": answers[i * config.n : (i + 1) * config.n]}
+        line = {"prompt": list(task["prompt"]), "answers": answers[i * n : (i + 1) * n]}
         lines.append(line | ({"tools": declared} if declared else {}))
     return lines
-
-
-def _answer(task: dict, rollout: Rollout, reward: float, rewards: dict[str, float]) -> dict:
-    return {
-        "messages": rollout.messages[len(task["prompt"]) :],
-        "reward": float(reward),
-        "rewards": {name: None if math.isnan(value) else float(value) for name, value in rewards.items()},
-        "tokens": rollout.length,
-        "ended": rollout.ended,
-    }
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -189,24 +169,14 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                     "back, or use another --workdir"
                 )
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "answers").mkdir(exist_ok=True)
         write_json(path, settings)
-
-
-def _lines(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it to sample its answers again") from None
 
 
 # Selection.
 
 
-def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict[str, Any]:
-    """Write the conversations and pairs selected from the answers of all chunks. Returns the content of statistics.json."""
-    lines = [line for name in names for line in _lines(name)]
+def _gather(lines: Sequence[dict], best: Best, config, rewards: Rewards) -> dict[str, Any]:
+    """Write the conversations and pairs selected from the lines of all chunks. Returns the content of statistics.json."""
     conversations, pairs = [], []
     for line in lines:
         more = {"tools": line["tools"]} if "tools" in line else {}

@@ -1,13 +1,13 @@
 """Measures of an alignment run: the objective on held-out examples, rewards of answers to held-out tasks, and samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from lm.align.alarms import alarms
-from lm.align.rl.rewards import Rewards, score_rollouts
+from lm.align.rl.rewards import Rewards, answer_records, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler
 from lm.files.saving import write_lines
 from lm.parallel.context import sequences_whole
@@ -76,45 +76,30 @@ class Samples:
         size = self.config.batch_size
         filled = (self.tasks * size)[: max(size, len(self.tasks))]  # a step's number of rows avoids recompilation
         rollouts = self.sampler(params, filled, seed=self.config.seed)[: len(self.tasks)]
-        total, each = np.zeros(len(rollouts)), {}
+        total, each = None, {}
         if self.rewards is not None:
             total, each = score_rollouts(self.rewards, self.tasks, rollouts)
         if not is_first():
             return []
-        lines = [
-            {
-                "step": step,
-                "prompt": task["prompt"],
-                "completion": rollout.completion,
-                "messages": rollout.messages[len(task["prompt"]) :],
-                "rewards": {name: None if np.isnan(values[i]) else float(values[i]) for name, values in each.items()},
-                "reward": float(total[i]) if self.rewards is not None else None,
-                "tokens": rollout.length,
-                "ended": rollout.ended,
-            }
-            for i, (task, rollout) in enumerate(zip(self.tasks, rollouts, strict=True))
-        ]
-        self._write(step, lines)
-        return self._alarms()
-
-    def _write(self, step: int, lines: Iterable[dict]) -> None:
-        """Write the lines atomically. Lines of this or later steps, left by a killed run, are replaced."""
         path = self.workdir / "samples.jsonl"
-        earlier = [line for line in json_lines(path) if line["step"] < step] if path.exists() else []
-        write_lines(path, (*earlier, *lines))
-
-    def _alarms(self) -> list[str]:
-        """Return alarms of kinds that were not reported yet."""
-        metrics, samples = (json_lines(self.workdir / f"{name}.jsonl") for name in ("metrics", "samples"))
-        new = [alarm for alarm in alarms(metrics, samples) if alarm.kind not in self._reported]
+        lines = [line for line in _lines(path) if line["step"] < step]  # a killed run may have left this and later ones
+        records = answer_records(self.tasks, rollouts, total, each)
+        for task, rollout, record in zip(self.tasks, rollouts, records):
+            lines.append({"step": step, "prompt": task["prompt"], "completion": rollout.completion, **record})
+        write_lines(path, lines)
+        found = alarms(_lines(self.workdir / "metrics.jsonl"), lines)
+        new = [alarm for alarm in found if alarm.kind not in self._reported]
         self._reported |= {alarm.kind for alarm in new}
         return [f"step {alarm.step}: {alarm.kind}: {alarm.text}" for alarm in new]
 
 
 def first_validation(workdir: Path) -> dict[str, float] | None:
     """Return the validation metrics of step 0 by name, or None if there was no such validation."""
-    path = workdir / "metrics.jsonl"
-    for line in json_lines(path) if path.exists() else ():
+    for line in _lines(workdir / "metrics.jsonl"):
         if line["step"] == 0:
             return {name.removeprefix("valid_"): value for name, value in line.items() if name != "step"}
     return None
+
+
+def _lines(path: Path) -> list[dict]:
+    return json_lines(path) if path.exists() else []

@@ -189,6 +189,23 @@ def score_rollouts(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence) 
     return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
 
 
+def answer_records(tasks: Sequence[dict], rollouts: Sequence, total: np.ndarray | None, each: Mapping) -> list[dict]:
+    """Return what files keep of each answer. total, each: the results of `score_rollouts`, or None and {}.
+
+    Keys: "messages" after the prompt, "reward", "rewards" by name, "tokens" (a count), "ended".
+    """
+    return [
+        {
+            "messages": rollout.messages[len(task["prompt"]) :],
+            "reward": None if total is None else float(total[i]),
+            "rewards": {name: None if np.isnan(values[i]) else float(values[i]) for name, values in each.items()},
+            "tokens": rollout.length,
+            "ended": rollout.ended,
+        }
+        for i, (task, rollout) in enumerate(zip(tasks, rollouts, strict=True))
+    ]
+
+
 def _checked(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
     if getattr(function, "collective", False):
         return _called(name, function, prompts, completions, columns)

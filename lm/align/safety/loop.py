@@ -31,7 +31,7 @@ from lm.align.safety import critique
 from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
-from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
+from lm.align.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
 from lm.align.tokenizers import templated
 from lm.convert.source import open_source
 from lm.errors import UserError, naming

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs.align import safety as config_file
+from lm.align import stages
 from lm.align.rl.rewards import parse_rewards, scored
 from lm.align.safety import data as safety_data
 from lm.align.safety import loop as safety
-from lm.align.safety import stages
 from lm.align.safety import toy as unsafe
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.critique import Revision

@@ -27,13 +27,13 @@ def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     return value
 
 
-def kept_lines(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
+def kept_lines(path: Path, make: Callable[[], list[dict]], ensure_ascii: bool = False) -> list[dict]:
     """Do the same for a JSONL file."""
     lines = hosts.from_first(lambda: _existing_lines(path))
     if lines is None:
         lines = make()
         if hosts.is_first():
-            write_lines(path, lines)
+            write_lines(path, lines, ensure_ascii=ensure_ascii)
         lines = hosts.from_first(lambda: read_lines(path))
     return lines
 
