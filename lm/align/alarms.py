@@ -89,6 +89,11 @@ def trailing_mean(y: np.ndarray, width: int) -> np.ndarray:
     return (sums[end] - sums[start]) / (end - start)
 
 
+def in_a_row(holds: np.ndarray, n: int) -> np.ndarray:
+    """Return whether a rule holds at an index and at the n − 1 before it."""
+    return (trailing_mean(holds, n) == 1) & (np.arange(len(holds)) >= n - 1)
+
+
 def _length(train: Sequence[dict], samples: Sequence[dict]) -> list[Alarm]:
     steps, length, reward = _together(train, "completions/mean_length", "reward")
     if len(steps) < 2 * WINDOW:
@@ -160,10 +165,8 @@ def _held_out(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
             continue
         best = np.maximum.accumulate(y)
         drop = best - y
-        low = (drop > 0.05 * np.abs(best)) & ((drop > 0.5 * (best - y[0])) | (y < y[0]))
-        low[1:] &= low[:-1].copy()
-        low[0] = False
-        rising = rises[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
+        low = in_a_row((drop > 0.05 * np.abs(best)) & ((drop > 0.5 * (best - y[0])) | (y < y[0])), 2)
+        rising = rises[_last_before(at, steps)]
 
         def text(i: int, key=key, y=y, best=best) -> str:
             return f"{trained} rises, but held out {key.removeprefix('valid_')} fell from {best[i]:.3g} to {y[i]:.3g}"
@@ -177,11 +180,8 @@ def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
     if len(loss) < WINDOW or len(held_out) < 3:
         return []
     lowest = np.minimum.accumulate(held_out)
-    high = held_out > lowest + 0.05 * np.abs(lowest)
-    high[1:] &= high[:-1].copy()
-    high[0] = False
-    means = trailing_mean(loss, WINDOW)
-    now = means[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
+    high = in_a_row(held_out > lowest + 0.05 * np.abs(lowest), 2)
+    now = trailing_mean(loss, WINDOW)[_last_before(at, steps)]
     then = now[[int(np.argmin(held_out[: i + 1])) for i in range(len(held_out))]]
     return _alarm(
         "overfitting",
@@ -239,12 +239,10 @@ def _no_training(train: Sequence[dict]) -> list[Alarm]:
         ],
         bool,
     )
-    three = np.zeros(len(idle), bool)
-    three[2:] = idle[2:] & idle[1:-1] & idle[:-2]
     return _alarm(
         "no_training",
         steps,
-        three,
+        in_a_row(idle, 3),
         lambda i: "loss and gradient are exactly 0: every token is masked, or every example is beyond the loss's hinge",
     )
 
@@ -257,6 +255,11 @@ def _alarm(kind: str, steps: np.ndarray, holds: np.ndarray, text: Callable[[int]
     first, last = where[0], where[-1]
     ended = "" if last == len(steps) - 1 else f" (last at step {steps[last]:.0f})"
     return [Alarm(int(steps[first]), kind, text(last) + ended)]
+
+
+def _last_before(steps: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return for each step of `at` the index of the last of `steps` that is not after it, or 0."""
+    return np.clip(np.searchsorted(steps, at, "right") - 1, 0, None)
 
 
 def _together(train: Sequence[dict], *keys: str) -> tuple[np.ndarray, ...]:

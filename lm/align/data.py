@@ -23,6 +23,7 @@ from lm.align import senses
 from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
+from lm.align.settings import example_kind
 from lm.convert.multimodal.processor import copy_processor, has_processor
 from lm.parallel import hosts
 from lm.train.epochs import choose_steps
@@ -97,22 +98,46 @@ def from_tasks(setup: Setup) -> RunData:
     return data
 
 
-def from_examples(
-    setup: Setup, kind: str, batches_of: Callable[..., ExampleBatches] | None = None, towers: Towers | None = None
-) -> RunData:
-    """Return the data of a run that learns from the examples of config.data.input.
+def batches(config, examples: Examples, split: str, *, towers: Towers | None = None, joined: bool = False) -> ExampleBatches:
+    """Return the batches of a split, those of train shuffled, with the media for `towers`.
 
-    kind: of example (data/chat/conversations.py). batches_of: `batches` or a function in its place. With rewards, held-out
-    tasks are read too.
+    Where no rows are packed, whole batches of short examples have shorter rows. On a mesh with a context axis all rows have the
+    full length, and each answer of a pair has a row of its own. joined: pairs are one row, with the prompt once.
     """
-    config = setup.config
-    needs = setup.new_senses if towers else ()
-    examples = prepare_examples(
-        config, setup.workdir, setup.tokenizer, kind, first=hosts.is_first(), towers=towers, needs=needs
+    columns, media, kind, T = getattr(examples, split), None, example_kind(config), config.sequence_length
+    if towers is not None:
+        media = functools.partial(media_rows.arrays, columns, towers=towers, most=examples.counts[split])
+    one_length = kind == "conversation" or is_split(config)
+    return ExampleBatches(
+        columns,
+        kind=kind,
+        lengths=[T] if one_length else row_lengths(2 * T if joined else T),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shuffle=split == "train",
+        joined=joined,
+        media=media,
     )
+
+
+def is_split(config) -> bool:
+    """Return whether the mesh splits sequences over a context axis."""
+    return config.mesh.get("context", 1) != 1
+
+
+def row_lengths(longest: int) -> list[int]:
+    """Return the lengths that the rows of a batch may have: the longest one, and its quarters that are multiples of 64."""
+    return [*(longest * n // 4 for n in (1, 2, 3) if longest * n % 256 == 0), longest]
+
+
+def from_examples(setup: Setup, batches_of: Callable[..., ExampleBatches] = batches, towers: Towers | None = None) -> RunData:
+    """Return the data of a run that learns from the examples of config.data.input; with rewards also its held-out tasks."""
+    config, workdir, tokenizer, *_ = setup
+    options = {"first": hosts.is_first(), "towers": towers, "needs": setup.new_senses if towers else ()}
+    examples = prepare_examples(config, workdir, tokenizer, example_kind(config), **options)
     if towers and any((media := {name: examples.counts["train"][name] for name in media_rows.NAMES}).values()):
         check_memory(config, setup.mesh, media=media)  # only the data tell how many a row has
-    made = functools.partial(batches_of or batches, config, kind, examples, towers=towers)
+    made = functools.partial(batches_of, config, examples, towers=towers)
     valid = made("valid") if examples.valid else None
     data = RunData(setup, examples.counts, made("train"), valid, rewards=_rewards(config), towers=towers)
     if data.rewards and config.method != "reward":
@@ -142,40 +167,6 @@ def _check_text(data: RunData, texts: list[Any]) -> None:
     if data.towers is None:
         texts += [task["prompt_ids"] for task in (*data.tasks, *data.held_out)]
         senses.check_text(model_config_of(data.setup.config), texts)
-
-
-def batches(
-    config, kind: str, examples: Examples, split: str, *, towers: Towers | None = None, joined: bool = False
-) -> ExampleBatches:
-    """Return the batches of a split, those of train shuffled, with the media for `towers`.
-
-    Where no rows are packed, whole batches of short examples have shorter rows. On a mesh with a context axis all rows have the
-    full length, and each answer of a pair has a row of its own. joined: pairs are one row, with the prompt once.
-    """
-    columns, media, T = getattr(examples, split), None, config.sequence_length
-    if towers is not None:
-        media = functools.partial(media_rows.arrays, columns, towers=towers, most=examples.counts[split])
-    one_length = kind == "conversation" or is_split(config)
-    return ExampleBatches(
-        columns,
-        kind=kind,
-        lengths=[T] if one_length else row_lengths(2 * T if joined else T),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        shuffle=split == "train",
-        joined=joined,
-        media=media,
-    )
-
-
-def is_split(config) -> bool:
-    """Return whether the mesh splits sequences over a context axis."""
-    return config.mesh.get("context", 1) != 1
-
-
-def row_lengths(longest: int) -> list[int]:
-    """Return the lengths that the rows of a batch may have: the longest one, and its quarters that are multiples of 64."""
-    return [*(longest * n // 4 for n in (1, 2, 3) if longest * n % 256 == 0), longest]
 
 
 def data_summary(counts: dict, config) -> str:

@@ -12,7 +12,6 @@ from flax import nnx
 
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align.data import RunData, Setup, from_examples, from_tasks
-from lm.align.settings import check_distill
 from lm.convert.source import as_stored, open_source
 from lm.errors import UserError
 from lm.kernels.divergence import Distillation, divergence
@@ -24,9 +23,7 @@ from lm.train.step import Objective, Sums, Trainer, make_trainer, router_loss
 
 def data(setup: Setup) -> RunData:
     """Return conversations, or tasks that the student answers."""
-    if setup.config.distill.kind == "on_policy":
-        return from_tasks(setup)
-    return from_examples(setup, "conversation")
+    return from_tasks(setup) if setup.config.distill.kind == "on_policy" else from_examples(setup)
 
 
 def trainer(config, tokenizer: Tokenizer, mesh) -> tuple[Trainer, nnx.State]:
@@ -42,7 +39,7 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
     takes the teacher's parameters, from `open_teacher`, as `frozen`. Batches: tokens, targets, segment_ids, positions, int32
     [B, T], and weights float32 [B, T]. Metrics, each a mean over tokens: loss; kl between teacher and student at τ; nll of the
     targets; entropy of the student; agreement, the share of tokens for which both have the same most likely token.
-    The settings must have passed `check_settings`.
+    The settings must have passed lm.align.settings.check.
     """
     d = config.distill
 
@@ -82,9 +79,8 @@ def _common(head_VD, teacher_BTE, teacher_head_VE):
     return heads[0], teacher_BTE, heads[1]
 
 
-def check_settings(distill) -> None:
-    """Raise UserError if the section config.distill is invalid or its teacher is no language model; read no weights."""
-    check_distill(distill)
+def check_teacher(distill) -> None:
+    """Raise UserError if the teacher of config.distill is no language model; read no weights."""
     if open_source(distill.teacher).config.score_head == "reward":
         raise UserError(f"distill.teacher={distill.teacher} is a reward model, which predicts no tokens; name a language model")
 

@@ -22,7 +22,6 @@ from lm.align.data import RunData, Setup, batches, from_examples, is_split
 from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference, starting_point
-from lm.align.settings import PREFERENCES, example_kind, one_of
 from lm.config import ModelConfig
 from lm.kernels.visible import Branches
 from lm.model.inputs import Inputs, inputs_of
@@ -34,7 +33,7 @@ PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
 
 def data(setup: Setup) -> RunData:
     """Return pairs, or labelled answers for KTO."""
-    return from_examples(setup, example_kind(setup.config), batches_of)
+    return from_examples(setup, batches_of)
 
 
 def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
@@ -43,13 +42,13 @@ def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
     return make_trainer(config, objective(config)), frozen
 
 
-def batches_of(config, kind: str, examples: Examples, split: str, **options) -> ExampleBatches:
+def batches_of(config, examples: Examples, split: str, **options) -> ExampleBatches:
     """Return the batches of a split, with one row for a pair where that is less work (`pays`)."""
-    two_rows = batches(config, kind, examples, split, **options)
-    if kind == "pair" and config.preference.share_prompts and not is_split(config):
+    two_rows = batches(config, examples, split, **options)
+    if config.preference.loss != "kto" and config.preference.share_prompts and not is_split(config):
         some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
         if pays(model_config_of(config), some):
-            return batches(config, kind, examples, split, joined=True, **options)
+            return batches(config, examples, split, joined=True, **options)
     return two_rows
 
 
@@ -63,11 +62,8 @@ def objective(config) -> Objective:
     Metrics: rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (margin above 0), logps/chosen and
     logps/rejected (summed over the answer), entropy of the next-token distribution over the answers (nats), nll if it is
     trained, kl with KTO. A reward is β·log π/π₀, or β·mean log π per token if the loss has no reference.
-    Raises UserError for an unknown loss.
     """
-    name = config.preference.loss
-    one_of("preference.loss", name, PREFERENCES)
-    loss = unpaired_loss if name == "kto" else paired_loss
+    loss = unpaired_loss if config.preference.loss == "kto" else paired_loss
     return Objective(functools.partial(loss, config.preference), number_of_examples)
 
 

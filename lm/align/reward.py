@@ -10,7 +10,6 @@ from lm.align.data import RunData, Setup, from_examples
 from lm.align.logprobs import examples, rows
 from lm.align.losses import bradley_terry
 from lm.align.preference import counted, number_of_examples, routers
-from lm.align.settings import REWARD_KINDS, example_kind, one_of
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Transformer
 from lm.parallel.context import slots
@@ -19,7 +18,7 @@ from lm.train.step import Objective, Sums, Trainer, make_trainer
 
 def data(setup: Setup) -> RunData:
     """Return pairs, or answers with labelled steps."""
-    return from_examples(setup, example_kind(setup.config))
+    return from_examples(setup)
 
 
 def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:
@@ -34,14 +33,10 @@ def objective(config) -> Objective:
     (chosen − rejected), mean_reward, min_reward and max_reward of a batch (with config.accumulate: mean over slices).
     kind "process": binary cross-entropy of the score at each step's last token and the step's label (Lightman et al. 2023,
     §2.6, with one logit for "good"). Mean over steps. Metrics: accuracy (a score above 0 means good), mean_reward.
-    Raises UserError for an unknown kind.
     """
-    kind = config.reward.kind
-    one_of("reward.kind", kind, REWARD_KINDS)
-    if kind == "process":
+    if config.reward.kind == "process":
         return Objective(process_loss, lambda batch: jnp.sum(batch["weights"]))
-    centering = config.reward.centering
-    return Objective(functools.partial(outcome_loss, centering), number_of_examples)
+    return Objective(functools.partial(outcome_loss, config.reward.centering), number_of_examples)
 
 
 def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -> jax.Array:

@@ -87,7 +87,7 @@ def _settle(config, workdir: Path) -> list[str]:
     """Check the config and set what follows from the model that is trained. Return the senses that it gets."""
     settings.check(config)
     if config.method == "distill":
-        distill.check_settings(config.distill)
+        distill.check_teacher(config.distill)
     new_senses = [name for name, section in senses.SECTIONS.items() if config.model[section].num_layers]
     adopt(config, workdir)
     config.model.score_head = settings.score_head(config)

@@ -3,6 +3,7 @@
 All processes compute a result together. The first one writes the file, and all return its content.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -18,24 +19,22 @@ from lm.runs import workdir
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     """Return the content of a JSON file; if it is missing, write the result of `make` first."""
-    value = hosts.from_first(lambda: workdir.kept_json(path))
-    if value is None:
-        value = make()
-        if hosts.is_first():
-            write_json(path, value)
-        value = hosts.from_first(lambda: json.loads(path.read_text(encoding="utf-8")))
-    return value
+    return _kept(path, make, workdir.kept_json, write_json)
 
 
 def kept_lines(path: Path, make: Callable[[], list[dict]], ensure_ascii: bool = False) -> list[dict]:
     """Do the same for a JSONL file."""
-    lines = hosts.from_first(lambda: _existing_lines(path))
-    if lines is None:
-        lines = make()
+    return _kept(path, make, _existing_lines, functools.partial(write_lines, ensure_ascii=ensure_ascii))
+
+
+def _kept(path: Path, make: Callable[[], Any], read: Callable[[Path], Any], write: Callable[[Path, Any], None]) -> Any:
+    value = hosts.from_first(lambda: read(path))
+    if value is None:
+        value = make()
         if hosts.is_first():
-            write_lines(path, lines, ensure_ascii=ensure_ascii)
-        lines = hosts.from_first(lambda: read_lines(path))
-    return lines
+            write(path, value)
+        value = hosts.from_first(lambda: read(path))
+    return value
 
 
 def _existing_lines(path: Path) -> list[dict] | None:

@@ -95,11 +95,6 @@ def open_tools(names: Sequence[str]) -> tuple[Tool, ...]:
     return tuple(TOOLS[name] for name in dict.fromkeys(names))
 
 
-def call(name: str, arguments: Mapping[str, Any], tools: Sequence[Tool] = tuple(TOOLS.values())) -> str:
-    """Return the tool's answer, or the error text of an invalid call."""
-    return run_calls(tools, [[{"name": name, "arguments": arguments}]])[0][0].text
-
-
 def run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] | str]]) -> list[list[Answer]]:
     """Run the calls of many rollouts, batched by tool.
 

@@ -51,6 +51,7 @@ from lm.runs.workdir import check_record, save_record, steps_saved
 from lm.runs.workdir import kept_json as read_kept_json
 from lm.train.start import adopt
 
+FAILURE_KEYS = "id prompt kind hazard family messages answer completion harmful_if response reason".split()
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
 
 
@@ -202,19 +203,6 @@ class Loop:
         """Publish the model after `trained` rounds in the workdir and write the reports."""
         s = self.config.safety
         failing = safety_data.failures(self.attacked(trained + 1, model))
-        keys = (
-            "id",
-            "prompt",
-            "kind",
-            "hazard",
-            "family",
-            "messages",
-            "answer",
-            "completion",
-            "harmful_if",
-            "response",
-            "reason",
-        )
         found = {
             "before": before,
             "after": after,
@@ -235,7 +223,7 @@ class Loop:
             hosts.from_first(lambda: publish(model, self.workdir))
         if not hosts.is_first():
             return found
-        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in keys} for r in failing])
+        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in FAILURE_KEYS} for r in failing])
         seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
         first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
         self._reports.safety(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
@@ -258,8 +246,7 @@ class Loop:
         def answers() -> list[dict]:
             todo = attempts(prompts, list(names), s.samples)
             self._say(f"{what} {n}: {len(todo)} attempts")
-            with jax.set_mesh(self.mesh):
-                return answered(todo, self._chat(model, s.temperature))
+            return answered(todo, self._chat(model, s.temperature))
 
         drawn = kept_lines(folder / "answers.jsonl", answers)
         records = kept_lines(folder / "judged.jsonl", lambda: judged(drawn, self.judge))
@@ -275,7 +262,13 @@ class Loop:
         encoding = Encoding(self.tokenizer, template=self.template)
         subject = ModelSubject(self._open(model), encoding, name=model.name)
         tokens, seed = self.config.rollout.max_new_tokens, self.config.seed
-        return subject_chat(subject, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
+        own = subject_chat(subject, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
+
+        def chat(conversations):
+            with jax.set_mesh(self.mesh):
+                return own(conversations)
+
+        return chat
 
     def _open(self, path: Path) -> Transformer:
         if self._opened is None or self._opened[0] != path:
@@ -284,12 +277,8 @@ class Loop:
         return self._opened[1]
 
     def _bits_per_byte(self, model: Path) -> dict | None:
-        s, size = self.config.safety, 0
-        texts = []
-        for source in open_sources(s.text, max_bytes=s.text_bytes):
-            for document in source.read():
-                size += len(document.text.encode())
-                texts.append(document.text)
+        s = self.config.safety
+        texts = [document.text for source in open_sources(s.text, max_bytes=s.text_bytes) for document in source.read()]
         encoding, length = Encoding(self.tokenizer, add_bos=False), self.config.sequence_length  # the begin symbol is no target
         subject = ModelSubject(self._open(model), encoding, name=model.name, max_length=length, progress=False)
         with jax.set_mesh(self.mesh):
@@ -300,11 +289,7 @@ class Loop:
         if s.reviser == "template":
             return critique.from_templates(self.constitution, key), None
         if s.reviser == "model":
-            own = self._chat(model, 0.0)
-
-            def chat(conversations):
-                with jax.set_mesh(self.mesh):
-                    return own(conversations)
+            chat = self._chat(model, 0.0)
         else:
             chat = endpoint(s.reviser.partition(":")[2], s.reviser_model, **self._answering())
         return critique.by_chat(chat, self.constitution, key), chat
@@ -340,8 +325,6 @@ class Loop:
 def check(config) -> None:
     """Raise UserError for invalid settings."""
     s = config.safety
-    if not config.init_from:
-        raise UserError("init_from is missing: name the model to make safe, a workdir, a Hugging Face folder or a GGUF file")
     for key, least in (("rounds", 1), ("limit", 1), ("samples", 1), ("text_bytes", 1), ("retries", 0)):
         if s[key] < least:
             raise UserError(f"safety.{key}={s[key]} must be at least {least}")

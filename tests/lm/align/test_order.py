@@ -29,10 +29,9 @@ def test_training_never_ends_and_validation_does(name, context, tokenizer, tmp_p
     config.update(batch_size=4, sequence_length=64)
     config.data.update(input="builtin:preferred_style", max_examples=23, max_valid_examples=7)
     config.mesh.context = context
-    kind = example_kind(config)
-    examples = prepare_examples(config, tmp_path, tokenizer, kind)
+    examples = prepare_examples(config, tmp_path, tokenizer, example_kind(config))
     made = preference.batches_of if config.method == "preference" else batches
-    learn, valid = (made(config, kind, examples, split) for split in ("train", "valid"))
+    learn, valid = (made(config, examples, split) for split in ("train", "valid"))
     per_epoch = -(-learn.num_rows // 4)
     ids = np.concatenate([learn.batch(n)["ids"] for n in range(3 * per_epoch)])
     epochs = [ids[e * learn.num_rows :][: learn.num_rows].tolist() for e in range(3)]

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from lm.align import reward, settings
-from lm.errors import UserError
 from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
@@ -130,8 +129,3 @@ def test_what_does_not_count_has_no_say(kind):
         other["margin"][-1] = 9.0
     one, two = (measured(*prepared(kind), given, key=KEY, gradient=False) for given in (batch, other))
     jax.tree.map(np.testing.assert_array_equal, one, two)
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(UserError, match="reward.kind='proces'.*process"):
-        reward.objective(align_config(reward=dict(kind="proces")))
