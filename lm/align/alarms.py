@@ -28,7 +28,7 @@ class Alarm(NamedTuple):
     text: str
 
 
-def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: float = 1.0) -> list[Alarm]:
+def alarms(lines: Sequence[dict], samples: Sequence[dict] = ()) -> list[Alarm]:
     """Return the alarms of a run sorted by step, at most one per kind.
 
     A trend compares the mean of the last 10 training lines with the mean of the first 10: a curve rises or falls if they
@@ -43,7 +43,7 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: flo
                    gain or below its first value.
     overfitting    loss falls, but valid_loss was more than 5 % above its lowest value in two consecutive
                    validations.
-    kl             kl is above `kl_limit` nats per token, in a run with rewards.
+    kl             kl is above 1 nat per token, in a run with rewards.
     entropy        entropy is below a tenth of its first level and below 0.05 nats per token, in a run with rewards.
     no_signal      frac_reward_zero_std is at least 0.9: groups with equal rewards have no advantage.
     clipped        completions/clipped_ratio is above 0.5: most scored completions are cut.
@@ -61,7 +61,7 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: flo
         *_rewards_apart(train),
         *_held_out(train, valid),
         *_overfitting(train, valid),
-        *_levels(train, kl_limit),
+        *_levels(train),
         *_no_training(train),
     ]
     return sorted(found)
@@ -191,7 +191,7 @@ def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
     )
 
 
-def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
+def _levels(train: Sequence[dict]) -> list[Alarm]:
     def level(kind: str, key: str, holds: Callable, text: Callable[[float], str]) -> list[Alarm]:
         steps, y = column(rewarded if kind in ("kl", "entropy") else train, key)
         if len(y) < LEVEL:
@@ -207,7 +207,7 @@ def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
     reward = column(rewarded, "reward")[1][-LEVEL:]
     solved = f"; mean reward {reward.mean():.3g}" if len(reward) else ""
     return [
-        *level("kl", "kl", lambda y: y > kl_limit, lambda y: f"kl reached {y:.3g} nats a token: the policy left its reference"),
+        *level("kl", "kl", lambda y: y > 1.0, lambda y: f"kl reached {y:.3g} nats a token: the policy left its reference"),
         *level(
             "entropy",
             "entropy",

@@ -1,6 +1,6 @@
 """Run codes, each in a confined child, several at a time. This process has one thread and no secrets, so it can fork safely.
 
-The request is JSON on standard input, {"jobs": [{"code", "stdin", "checked"}], "modules", "timeout", …}. Each result is written
+The request is JSON on standard input, {"jobs": [{"code", "checked"}], "modules", "timeout", …}. Each result is written
 as a line of JSON when it is ready. The child itself reports `finished` and `value`, so hostile code can forge them. The
 supervisor measures how the child ended, its time and its output.
 
@@ -42,7 +42,7 @@ ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "re
 
 @dataclass
 class Run:
-    """A running child. `written`: the bytes read from each of its pipes. `todo`: the rest of its input."""
+    """A running child. `written`: the bytes read from each of its pipes."""
 
     number: int
     role: str
@@ -50,8 +50,6 @@ class Run:
     folder: str
     started: float
     pipes: dict[int, int]  # our end -> the child's file descriptor
-    input: int
-    todo: memoryview
     written: dict[int, bytearray] = field(default_factory=lambda: {OUT: bytearray(), ERR: bytearray(), REPORT: bytearray()})
     stopped: str = ""  # "timeout" or "killed", if we stopped it; "done": it is a program, and its test has ended
     note: str = ""
@@ -106,8 +104,6 @@ def supervise(request: dict) -> None:
             if key.fd == woken:
                 with contextlib.suppress(BlockingIOError):
                     os.read(woken, 1 << 12)
-            elif key.fd == key.data.input:
-                feed(key.data, selector)
             elif drain(key.data, key.fd, limit, selector):
                 stop(key.data, "killed", too_much(limit))
         now = time.monotonic()
@@ -147,25 +143,25 @@ def start(
     """Fork a child. ends: more of its file descriptors, by number."""
     folder = os.path.join(os.getcwd(), f"{number}{role}")
     os.mkdir(folder, 0o700)
-    pairs = {fd: os.pipe() for fd in (0, OUT, ERR, REPORT)}
+    pairs = {fd: os.pipe() for fd in (OUT, ERR, REPORT)}
+    nothing = os.open(os.devnull, os.O_RDONLY)
     supervisor = os.getpid()
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
         try:
             forget()  # this child must not see the other jobs
-            ends = {fd: pair[fd != 0] for fd, pair in pairs.items()} | ends
+            ends = {fd: pair[1] for fd, pair in pairs.items()} | {0: nothing} | ends
             inside(f"../tests/{number}" if role == CHECK else job["code"], role, folder, supervisor, ends, request)
         finally:
             os._exit(70)  # reached only if a layer failed
-    for fd, pair in pairs.items():
-        os.close(pair[fd != 0])
-        os.set_blocking(pair[fd == 0], False)
-    text = memoryview(b"" if role == CHECK else job["stdin"].encode("utf-8", "replace"))
-    run = Run(number, role, pid, folder, started, {pairs[fd][0]: fd for fd in (OUT, ERR, REPORT)}, pairs[0][1], text)
+    os.close(nothing)
+    for reading, writing in pairs.values():
+        os.close(writing)
+        os.set_blocking(reading, False)
+    run = Run(number, role, pid, folder, started, {reading: fd for fd, (reading, _) in pairs.items()})
     for end in run.pipes:
         selector.register(end, selectors.EVENT_READ, run)
-    selector.register(run.input, selectors.EVENT_WRITE, run)
     return run
 
 
@@ -256,17 +252,6 @@ def execute(code: str, name: str, namespace: dict) -> tuple[str, str]:
         return "memory" if isinstance(error, MemoryError) else "refused" if isinstance(error, PermissionError) else "error", ""
 
 
-def feed(run: Run, selector: selectors.BaseSelector) -> None:
-    try:
-        run.todo = run.todo[os.write(run.input, run.todo) :] if run.todo else run.todo
-    except BlockingIOError:
-        return
-    except BrokenPipeError:
-        run.todo = run.todo[:0]
-    if not run.todo:
-        close(run, run.input, selector)
-
-
 def drain(run: Run, end: int, limit: int, selector: selectors.BaseSelector) -> bool:
     """Read the available output. Return whether it exceeds the limit; a report may be longer by its own lines."""
     into = run.written[run.pipes[end]]
@@ -290,8 +275,7 @@ def too_much(limit: int) -> str:
 def close(run: Run, end: int, selector: selectors.BaseSelector) -> None:
     selector.unregister(end)
     os.close(end)
-    if run.pipes.pop(end, None) is None:
-        run.input = -1
+    del run.pipes[end]
 
 
 def stop(run: Run, outcome: str, note: str) -> None:
@@ -323,7 +307,7 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
     seconds = time.monotonic() - run.started
     if any([drain(run, end, limit, selector) for end in list(run.pipes)]) and not run.stopped:
         run.stopped, run.note = "killed", too_much(limit)
-    for end in [*run.pipes, *([run.input] if run.input >= 0 else [])]:
+    for end in list(run.pipes):
         close(run, end, selector)
     shutil.rmtree(run.folder, ignore_errors=True)
 
