@@ -28,7 +28,6 @@ Needs: pip install -r requirements/personal.txt
 """
 
 import contextlib
-import dataclasses
 import difflib
 import os
 import sys
@@ -51,6 +50,7 @@ from lm.personal.store import Store, open_store, wipe
 FLAGS = flags.FLAGS
 BEGINNING = 60  # characters of an item in a list
 SHORTEST = 4  # characters of the beginning of an id
+TRAINING = ("seed", "epochs", "batch", "rank", "learning_rate", "epsilon", "delta", "clip", "attack")  # flags of a training
 
 
 def define_flags() -> None:
@@ -144,9 +144,6 @@ def _search(store: Store, words: list[str]) -> None:
 
 
 def _ask(store: Store, words: list[str]) -> None:
-    from lm import compile_cache
-
-    compile_cache.switch_on()
     from lm.infer.decode import Sampling
     from lm.personal import answers
     from lm.personal.adapter import adapted
@@ -179,23 +176,24 @@ def _ask(store: Store, words: list[str]) -> None:
 
 
 def _train(store: Store, _=None) -> None:
-    from lm import compile_cache
-
-    compile_cache.switch_on()
-    from lm.personal.adapter import Settings, train
-
     last = store.settings.get("training", {})
     chosen = {}
-    for name in [field.name for field in dataclasses.fields(Settings) if field.name in FLAGS]:
+    for name in TRAINING:
         flag = FLAGS[name]
         chosen[name] = last.get(name, flag.value) if flag.using_default_value else flag.value
     speaker = _speaker(store)
     store.set(training=chosen)
     try:
-        print(train(speaker, store, Settings(**chosen), FLAGS.memory_gb, FLAGS.when_idle, FLAGS.updates))
+        print(_trained(speaker, store, chosen, FLAGS.updates))
     except UserError:
         store.set(training=last)  # a mistake is not remembered
         raise
+
+
+def _trained(speaker, store: Store, settings: dict, stop_after: int = 0) -> str:
+    from lm.personal.adapter import Settings, train
+
+    return train(speaker, store, Settings(**settings), FLAGS.memory_gb, FLAGS.when_idle, stop_after)
 
 
 def _forget(store: Store, names: list[str]) -> None:
@@ -212,12 +210,7 @@ def _forget(store: Store, names: list[str]) -> None:
         print("the adapter that was trained on them is deleted" + "; train makes a new one" * bool(store.ids()))
         return
     print("the adapter that was trained on them is deleted, and is trained anew without them; train resumes that", flush=True)
-    from lm import compile_cache
-
-    compile_cache.switch_on()
-    from lm.personal.adapter import Settings, train
-
-    print(train(_speaker(store), store, Settings(**before["settings"]), FLAGS.memory_gb, FLAGS.when_idle))
+    print(_trained(_speaker(store), store, before["settings"]))
 
 
 def _export(store: Store, names: list[str]) -> None:
@@ -271,6 +264,9 @@ COMMANDS: dict[str, tuple[bool, Callable]] = {
 
 def _speaker(store: Store):
     """Return the model that --model or the store names, and let the store remember it."""
+    from lm import compile_cache
+
+    compile_cache.switch_on()
     from lm.personal.speaker import open_speaker
 
     path = str(Path(FLAGS.model).absolute()) if FLAGS.model and "://" not in FLAGS.model else FLAGS.model

@@ -1,8 +1,9 @@
 """Run untrusted Python in a separate process, with limits on time, memory, output, files and processes; grade it by a test.
 
-Errors of the code are reported as an outcome, never raised here. The code can compute, use the standard library and write
-its output. If `strength` names namespaces and Landlock, it can also write files in its own empty folder, which is deleted
-afterwards. It cannot start a process or thread, open a socket, signal another process, or read any file except Python's library.
+Errors of the code are reported as an outcome, never raised here. The code can compute, use the standard library and write its
+output. If `strength` names namespaces and Landlock, it can also write files in its own empty folder, which is deleted
+afterwards. It cannot start a process or thread, open a socket, signal another process, or read any file but
+Python's library.
 
 The layers of confinement depend on the machine: see `strength`. On Linux the seccomp filter is required, also for root and
 inside a container; without it nothing runs. On macOS there are only limits and a session: they stop accidents, not attacks.

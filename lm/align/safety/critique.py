@@ -103,31 +103,30 @@ Which of these answers would be the better one by this principle: {principle}
 Answer with one letter, A or B."""
 
 
-def prefer(
-    chat: Chat,
-    conversations: Sequence[Sequence[Mapping]],
-    first: Sequence[str],
-    second: Sequence[str],
-    principles: Sequence[Principle],
-) -> list[Literal["first", "second"] | None]:
-    """Return which of two answers the model prefers by a principle, or None.
+class Case(NamedTuple):
+    """Two answers to a conversation, to be compared by a principle."""
+
+    conversation: Sequence[Mapping]
+    first: str
+    second: str
+    principle: Principle
+
+
+def prefer(chat: Chat, cases: Sequence[Case]) -> list[Literal["first", "second"] | None]:
+    """Return which of two answers the model prefers, or None.
 
     The model is asked twice with the answers swapped, because models favour a position. The result is None if its two choices
     differ or a reply names no letter.
     """
-    cases = list(zip(conversations, first, second, principles, strict=True))
-    straight = chat([_comparison(c, a, b, p) for c, a, b, p in cases])
-    swapped = chat([_comparison(c, b, a, p) for c, a, b, p in cases])
-    preferences: list[Literal["first", "second"] | None] = []
-    for one, other in zip(straight, swapped, strict=True):
-        letters = letter(one.text), letter(other.text)
-        preferences.append({("A", "B"): "first", ("B", "A"): "second"}.get(letters))
-    return preferences
+    straight = chat([_comparison(case, case.first, case.second) for case in cases])
+    swapped = chat([_comparison(case, case.second, case.first) for case in cases])
+    letters = [(letter(one.text), letter(other.text)) for one, other in zip(straight, swapped, strict=True)]
+    return [{("A", "B"): "first", ("B", "A"): "second"}.get(pair) for pair in letters]
 
 
-def _comparison(conversation: Sequence[Mapping], a: str, b: str, principle: Principle) -> list[dict]:
-    transcript = "\n\n".join(f"{message['role']}: {message['content']}" for message in conversation)
-    return [make_message("user", COMPARISON.format(conversation=transcript, principle=principle.text, a=a, b=b))]
+def _comparison(case: Case, a: str, b: str) -> list[dict]:
+    transcript = "\n\n".join(f"{message['role']}: {message['content']}" for message in case.conversation)
+    return [make_message("user", COMPARISON.format(conversation=transcript, principle=case.principle.text, a=a, b=b))]
 
 
 def letter(text: str | None) -> str | None:

@@ -21,7 +21,7 @@ import scipy.sparse
 from data.chat.messages import make_message
 from data.chat.records import is_builtin, read_builtin, read_records
 from lm.align.safety.constitution import Constitution, choose
-from lm.align.safety.critique import Revision, prefer
+from lm.align.safety.critique import Case, Revision, prefer
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.verdict import Judge, guarded
@@ -42,36 +42,32 @@ def failures(records: Iterable[Mapping]) -> list[dict]:
 
 def checked(failed: Sequence[Mapping], revisions: Sequence[Revision], judge: Judge) -> list[Revision]:
     """Return the revisions, with revision=None for those that the judge does not find safe."""
-    known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
-    verdicts = guarded(judge)(
-        [failed[i]["prompt"] for i in known], [revisions[i].revision for i in known], [failed[i]["hazard"] for i in known]
-    )
-    result = list(revisions)
-    for i, verdict in zip(known, verdicts, strict=True):
-        if verdict.label != "safe":
-            result[i] = result[i]._replace(revision=None, problem=f"judged {verdict.label}: {verdict.reason}")
-    return result
+    known = [(f, r) for f, r in zip(failed, revisions, strict=True) if r.revision is not None]
+    verdicts = guarded(judge)([f["prompt"] for f, _ in known], [r.revision for _, r in known], [f["hazard"] for f, _ in known])
+    return _without(revisions, ["" if v.label == "safe" else f"judged {v.label}: {v.reason}" for v in verdicts])
 
 
 def preferred(
     failed: Sequence[Mapping], revisions: Sequence[Revision], chat: Chat, constitution: Constitution
 ) -> list[Revision]:
     """Return the revisions, with revision=None for those that the chat does not prefer to the original answer."""
-    known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
     by_id = {principle.id: principle for principle in constitution.principles}
-    preferences = prefer(
-        chat,
-        [failed[i]["conversation"] for i in known],
-        [revisions[i].revision for i in known],
-        [failed[i]["response"] for i in known],
-        [by_id[revisions[i].principle] for i in known],
-    )
-    result = list(revisions)
-    for i, preference in zip(known, preferences, strict=True):
-        if preference != "first":
-            problem = "no preference" if preference is None else "the first answer was preferred"
-            result[i] = result[i]._replace(revision=None, problem=problem)
-    return result
+    cases = [
+        Case(f["conversation"], r.revision, f["response"], by_id[r.principle])
+        for f, r in zip(failed, revisions, strict=True)
+        if r.revision is not None
+    ]
+    problems = {"first": "", "second": "the first answer was preferred", None: "no preference"}
+    return _without(revisions, [problems[preference] for preference in prefer(chat, cases)])
+
+
+def _without(revisions: Sequence[Revision], problems: Sequence[str]) -> list[Revision]:
+    """Return the revisions without the texts that have a problem. problems: one of each text, "" for none."""
+    found = iter(problems)
+    return [
+        r._replace(revision=None, problem=problem) if r.revision is not None and (problem := next(found)) else r
+        for r in revisions
+    ]
 
 
 def lessons(
