@@ -144,12 +144,12 @@ def _search(store: Store, words: list[str]) -> None:
 
 
 def _ask(store: Store, words: list[str]) -> None:
+    speaker = _speaker(store)
     from lm.infer.decode import Sampling
     from lm.personal import answers
     from lm.personal.adapter import adapted
     from lm.personal.vectors import embed, vectors_of
 
-    speaker = _speaker(store)
     model = adapted(speaker, store) if FLAGS.adapter else speaker.model()
     index = Index(store.items(), vectors_of(speaker, store)) if FLAGS.memory and FLAGS.passages else None
     sampling = Sampling(FLAGS.max_new_tokens, FLAGS.temperature, seed=FLAGS.seed)
