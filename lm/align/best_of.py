@@ -22,13 +22,13 @@ import jax
 import numpy as np
 
 from data.chat.examples import prepare_tasks
+from lm.align.data import own_tokenizer
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.rewards import Rewards, answer_records, parse_rewards, score_rollouts
 from lm.align.rl.rollouts import Sampler, sampler_of, seed_of
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
 from lm.align.stages import kept_lines
-from lm.align.tokenizers import own_tokenizer
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
 from lm.files.saving import write_json, write_lines
@@ -47,14 +47,6 @@ class Job(NamedTuple):
     sampler: Sampler
     tasks: Sequence[dict]
     rewards: Rewards
-
-
-class Best(NamedTuple):
-    """Results in workdir/best_of: files of conversations and of preference pairs, and the content of statistics.json."""
-
-    conversations: Path
-    pairs: Path
-    statistics: dict[str, Any]
 
 
 def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
@@ -76,13 +68,13 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], surroundings)
     job = Job(acting, sampler, tasks[0], parse_rewards(config.rewards))
     with jax.set_mesh(mesh), contextlib.closing(sampler):
-        best = answered(job, lambda: initial_params(acting, mesh), workdir, surroundings.schemas)
-    return train(learning, workdir, report, tasks) | {"best_of": best.statistics}
+        summary = answered(job, lambda: initial_params(acting, mesh), workdir, surroundings.schemas)
+    return train(learning, workdir, report, tasks) | {"best_of": summary}
 
 
 def answered(
     job: Job, start: Callable[[], Any], workdir: Path, tools: list[dict] | None = None, say: Callable[[str], None] = print
-) -> Best:
+) -> dict[str, Any]:
     """Sample config.best_of.n answers to every task of the job and keep those that config.best_of selects.
 
     Config: best_of.n: answers per prompt. best_of.rows: about how many are sampled at a time. best_of.keep: "best" (the best
@@ -95,6 +87,7 @@ def answered(
     Files in workdir/best_of: answers/*.jsonl (one line per prompt: {"prompt", "answers": [{"messages", "reward", "rewards",
     "tokens", "ended"}], …}, where tokens is a count), conversations.jsonl ({"messages", "reward", …}), pairs.jsonl ({"prompt",
     "chosen", "rejected", "margin", …}), statistics.json and settings.json.
+    Returns: the content of statistics.json.
     Raises: UserError for invalid settings, if the workdir holds answers sampled with other settings, or if no answer is kept.
     """
     config = job.config.best_of
@@ -111,15 +104,14 @@ def answered(
             mean = np.mean([answer["reward"] for line in own for answer in line["answers"]])
             say(f"best of {config.n}: {begin + len(tasks)}/{len(job.tasks)} prompts answered, mean reward {mean:.3f}")
         lines += own
-    best = Best(workdir / KEPT, folder / "pairs.jsonl", {})
-    best = best._replace(statistics=hosts.from_first(lambda: _gather(lines, best, config, job.rewards)))
-    if not best.statistics["kept"]:
+    summary = hosts.from_first(lambda: _gather(lines, workdir, config, job.rewards))
+    if not summary["kept"]:
         raise UserError(
-            f"best_of: of {best.statistics['answers']} answers none is kept, {best.statistics['cut']} were cut by "
-            f"rollout.max_new_tokens and the best reward was {best.statistics['best']}; lower best_of.threshold"
-            f"={config.threshold}, or start from a model that gets some right"
+            f"best_of: of {summary['answers']} answers none is kept, {summary['cut']} were cut by rollout.max_new_tokens and the "
+            f"best reward was {summary['best']}; lower best_of.threshold={config.threshold}, or start from a model that gets "
+            "some right"
         )
-    return best
+    return summary
 
 
 # Sampling.
@@ -175,7 +167,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 # Selection.
 
 
-def _gather(lines: Sequence[dict], best: Best, config, rewards: Rewards) -> dict[str, Any]:
+def _gather(lines: Sequence[dict], workdir: Path, config, rewards: Rewards) -> dict[str, Any]:
     """Write the conversations and pairs selected from the lines of all chunks. Returns the content of statistics.json."""
     conversations, pairs = [], []
     for line in lines:
@@ -193,11 +185,11 @@ def _gather(lines: Sequence[dict], best: Best, config, rewards: Rewards) -> dict
                     **more,
                 }
             )
-    write_lines(best.conversations, conversations, ensure_ascii=True)
-    write_lines(best.pairs, pairs, ensure_ascii=True)
+    write_lines(workdir / KEPT, conversations, ensure_ascii=True)
+    write_lines(workdir / "best_of" / "pairs.jsonl", pairs, ensure_ascii=True)
     found = statistics([line["answers"] for line in lines], rewards.names, config.threshold)
     found |= {"kept": len(conversations), "pairs": len(pairs)}
-    write_json(best.conversations.with_name("statistics.json"), found)
+    write_json(workdir / "best_of" / "statistics.json", found)
     return found
 
 

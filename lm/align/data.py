@@ -1,4 +1,4 @@
-"""The data of an alignment run: examples that it learns from, or tasks that its model answers.
+"""The tokenizer and the data of an alignment run: examples that it learns from, or tasks that its model answers.
 
 sft, preference, reward and offline distill learn from examples. rl and on-policy distill learn from the model's own answers to
 tasks. A run on examples that names rewards also has held-out tasks.
@@ -6,10 +6,11 @@ tasks. A run on examples that names rewards also has held-out tasks.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -18,13 +19,17 @@ from data.chat.example_files import SPLITS, Examples
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
 from data.chat.media import rows as media_rows
 from data.chat.media.encoding import Towers
-from data.text.tokenizer import Tokenizer
-from lm.align import senses
+from data.text.fingerprints import check_tokenizer
+from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
 from lm.align.settings import example_kind
+from lm.config import ModelConfig
+from lm.config.towers import NAMES as TOWERS
 from lm.convert.multimodal.processor import copy_processor, has_processor
+from lm.errors import UserError
 from lm.parallel import hosts
 from lm.train.epochs import choose_steps
 from lm.train.fit import check_memory
@@ -91,10 +96,39 @@ class RunData(NamedTuple):
         return sampler_of(setup.config, graph, setup.tokenizer, tasks, setup.surroundings, towers=self.towers)
 
 
+def own_tokenizer(config, workdir: Path) -> Tokenizer:
+    """Load the tokenizer of `workdir`, or that of config.tokenizer if `workdir` has none.
+
+    Raises UserError if it has more ids than the model.
+    """
+    tokenizer = load_tokenizer(workdir if hosts.from_first(lambda: has_tokenizer(workdir)) else config.tokenizer)
+    check_tokenizer(workdir, tokenizer.fingerprint)
+    tokenizer = templated(config, tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"tokenizer: the tokenizer of {config.tokenizer} has {tokenizer.vocab_size} ids, more than "
+            f"model.vocab_size={config.model.vocab_size} of {config.init_from}"
+        )
+    return tokenizer
+
+
+def templated(config, tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer, with the chat template for base models if it has none and the config names none."""
+    if config.chat_template or tokenizer.chat_template is not None:
+        return tokenizer
+    if hosts.is_first():
+        print(
+            f'the tokenizer of {config.tokenizer} has no chat template: messages are written as "User:" and "Assistant:" '
+            "(data/text/base_chat_template.jinja); set chat_template to a Jinja file for another one",
+            flush=True,
+        )
+    return tokenizer.with_chat_template(BASE_TEMPLATE)
+
+
 def from_tasks(setup: Setup) -> RunData:
     """Return the data of a run that learns from its own answers: the tasks of config.data.input."""
     data = _with_tasks(RunData(setup, {}, rewards=_rewards(setup.config)), SPLITS)
-    _check_text(data, [])
+    check_text(model_config_of(setup.config), [task["prompt_ids"] for task in (*data.tasks, *data.held_out)])
     return data
 
 
@@ -143,7 +177,10 @@ def from_examples(setup: Setup, batches_of: Callable[..., ExampleBatches] = batc
     if data.rewards and config.method != "reward":
         data = _with_tasks(data, SPLITS if towers is None else SPLITS[1:])
         check_tasks(data.rewards, data.held_out)
-    _check_text(data, [columns["tokens"] for columns in (examples.train, examples.valid) if columns])
+    if towers is None:
+        texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns]
+        texts += [task["prompt_ids"] for task in (*data.tasks, *data.held_out)]
+        check_text(model_config_of(config), texts)
     return data
 
 
@@ -162,11 +199,16 @@ def _with_tasks(data: RunData, splits: Sequence[str]) -> RunData:
     return data._replace(tasks=tasks, held_out=held_out, counts=data.counts | {"tasks": counts})
 
 
-def _check_text(data: RunData, texts: list[Any]) -> None:
-    """Raise UserError if the model has encoders, and texts without media hold the places of their vectors."""
-    if data.towers is None:
-        texts += [task["prompt_ids"] for task in (*data.tasks, *data.held_out)]
-        senses.check_text(model_config_of(data.setup.config), texts)
+def check_text(model: ModelConfig, texts: Iterable[Sequence[int]]) -> None:
+    """Raise UserError if data without media have tokens that stand for the vectors of an encoder."""
+    for ids in texts:
+        for name in TOWERS:
+            tower = getattr(model, name)
+            if tower.num_layers and (np.asarray(ids) == tower.token_id).any():
+                raise UserError(
+                    f"data.input: text with the token {tower.token_id}, which is the place of a vector of model.{name}, and "
+                    "without media: a chat template or the tokenizer writes it. Use another one, or method=sft with the media"
+                )
 
 
 def data_summary(counts: dict, config) -> str:

@@ -13,11 +13,10 @@ from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
 from lm import sizing
 from lm.align import distill, preference, reward, senses, settings, sft
-from lm.align.data import RunData, Setup, Tasks, data_summary
+from lm.align.data import RunData, Setup, Tasks, data_summary, own_tokenizer
 from lm.align.rl import objective as rl
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
-from lm.align.tokenizers import own_tokenizer
 from lm.align.validation import Samples, Validation, first_validation
 from lm.evals import in_loop
 from lm.model.transformer import skeleton

@@ -26,13 +26,13 @@ from data.chat.template import end_of_turn
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
 from data.text.tokenizer import load_tokenizer
+from lm.align.data import templated
 from lm.align.run import run as train
 from lm.align.safety import critique
 from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
 from lm.align.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
-from lm.align.tokenizers import templated
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
 from lm.evals.engine.encoding import Encoding
