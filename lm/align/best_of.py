@@ -107,9 +107,9 @@ def answered(
     summary = hosts.from_first(lambda: _gather(lines, workdir, config, job.rewards))
     if not summary["kept"]:
         raise UserError(
-            f"best_of: of {summary['answers']} answers none is kept, {summary['cut']} were cut by rollout.max_new_tokens and the "
-            f"best reward was {summary['best']}; lower best_of.threshold={config.threshold}, or start from a model that gets "
-            "some right"
+            f"best_of: of {summary['answers']} answers none is kept, {summary['cut']} were cut by rollout.max_new_tokens and "
+            f"the best reward was {summary['best']}; lower best_of.threshold={config.threshold}, or start from a model that "
+            "gets some right"
         )
     return summary
 

@@ -19,14 +19,14 @@ from data.chat.example_batches import ExampleBatches
 from data.chat.example_files import Examples
 from data.chat.joined_pairs import Sides
 from lm.align.data import RunData, Setup, batches, from_examples, is_split
-from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
+from lm.align.logprobs import examples, logprobs_of, routers, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference, starting_point
 from lm.config import ModelConfig
 from lm.kernels.visible import Branches
 from lm.model.inputs import Inputs, inputs_of
-from lm.model.transformer import Hidden, Transformer
-from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of, router_loss
+from lm.model.transformer import Transformer
+from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of
 
 PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
 
@@ -207,14 +207,3 @@ def counted(batch: dict) -> jax.Array:
 
 def number_of_examples(batch: dict) -> jax.Array:
     return jnp.sum(counted(batch))
-
-
-def routers(model: Transformer, hidden: Hidden, batch: dict, weight, train: bool) -> tuple[jax.Array, dict]:
-    """Return the router losses (0 in evaluation) and the expert loads.
-
-    The losses are a mean over tokens, as in pretraining, times `weight`, by which the caller divides the objective.
-    """
-    total, loads = router_loss(model, [hidden])
-    if not train or not loads:
-        return jnp.zeros((), jnp.float32), loads
-    return total * weight / jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1), loads

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
 from lm.align.data import RunData, Setup, from_examples
-from lm.align.logprobs import examples, rows
+from lm.align.logprobs import examples, routers, rows
 from lm.align.losses import bradley_terry
-from lm.align.preference import counted, number_of_examples, routers
-from lm.model.inputs import Inputs, inputs_of
+from lm.align.preference import counted, number_of_examples
+from lm.align.reward_model import at_last_token
+from lm.model.inputs import inputs_of
 from lm.model.transformer import Transformer
-from lm.parallel.context import slots
 from lm.train.step import Objective, Sums, Trainer, make_trainer
 
 
@@ -37,22 +37,6 @@ def objective(config) -> Objective:
     if config.reward.kind == "process":
         return Objective(process_loss, lambda batch: jnp.sum(batch["weights"]))
     return Objective(functools.partial(outcome_loss, config.reward.centering), number_of_examples)
-
-
-def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -> jax.Array:
-    """Return the score at the last token of each row: float32 [B].
-
-    Each row holds one sequence, padded on the right with segment 0. The score of an empty row is undefined.
-    """
-    hidden = model.hidden(Inputs(tokens_BT, segment_ids_BT, positions_BT))
-    return at_last_token(model.scores(hidden.x_BTD), segment_ids_BT)
-
-
-def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
-    """Return x [B] at the last token of each row whose segment is not 0."""
-    place_T = slots(x_BT.shape[1])
-    last_B1 = jnp.max(jnp.where(segment_ids_BT > 0, place_T, 0), axis=1, keepdims=True)
-    return jnp.sum(jnp.where(place_T == last_B1, x_BT, 0.0), axis=1)
 
 
 def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:

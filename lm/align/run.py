@@ -12,9 +12,8 @@ import jax
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
 from lm import sizing
-from lm.align import distill, preference, reward, senses, settings, sft
+from lm.align import distill, preference, reinforce, reward, senses, settings, sft
 from lm.align.data import RunData, Setup, Tasks, data_summary, own_tokenizer
-from lm.align.rl import objective as rl
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
 from lm.align.validation import Samples, Validation, first_validation
@@ -30,8 +29,8 @@ from lm.train.rates import choose_rate
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
 
-# config.method: the module with its `data`, `trainer` and `objective`.
-METHODS = {"sft": sft, "preference": preference, "reward": reward, "rl": rl, "distill": distill}
+# config.method: the module with its `data` and `trainer`.
+METHODS = {"sft": sft, "preference": preference, "reward": reward, "rl": reinforce, "distill": distill}
 
 
 def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Tasks | None = None) -> dict[str, Any]:

@@ -11,32 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh
 
-from lm.align.data import RunData, Setup, from_tasks
-from lm.align.logprobs import logprobs_of, reference_model
+from lm.align.logprobs import logprobs_of, reference_model, routers
 from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
-from lm.align.preference import routers
-from lm.align.reference import starting_point
 from lm.align.rl import advantages, shared_prompts
 from lm.model.transformer import Transformer
 from lm.train.state import TrainState
-from lm.train.step import Objective, Sums, Trainer, make_trainer, slices
-
-
-def data(setup: Setup) -> RunData:
-    """Return tasks, and the rewards of answers to them."""
-    return from_tasks(setup)
-
-
-def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
-    """Return the trainer, whose step may make several updates, and the parameters of the reference if rl.beta > 0."""
-    frozen = starting_point(config, mesh) if config.rl.beta > 0 else None
-    updates = config.rl.epochs * config.rl.minibatches
-    made = make_trainer(config, objective(config), updates)
-    if updates > 1:
-        made = made._replace(step=iteration(made, config.rl.epochs, config.rl.minibatches))
-    return made, frozen
+from lm.train.step import Objective, Sums, Trainer, slices
 
 
 def needs_preparation(config) -> bool:

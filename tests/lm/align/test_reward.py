@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.align import reward, settings
+from lm.align import reward, reward_model, settings
 from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
@@ -107,7 +107,7 @@ def test_scores_are_those_that_are_trained():
     objective, config, params = prepared()
     rows = [PAIRS[name].reshape(8, T) for name in ("tokens", "segment_ids", "positions")]
     graph = skeleton(config)[0]
-    score = jax.jit(lambda p, *a: reward.reward_scores(nnx.merge(graph, p), *a))
+    score = jax.jit(lambda p, *a: reward_model.reward_scores(nnx.merge(graph, p), *a))
     found = np.asarray(score(params, *rows))[:6]  # without the row that fills up
     metrics = measured(objective, config, params, PAIRS, key=KEY, gradient=False)[1]
     assert metrics["mean_reward"] == pytest.approx(found.mean(), rel=1e-4)
