@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from data.chat.messages import Messages
+from data.chat.messages import Messages, make_message
 from lm.errors import UserError
 
 MAX_BYTES = 16 << 20  # of an answer of a server
@@ -153,30 +153,24 @@ def on_this_machine(url: str) -> bool:
 
 def to_openai(messages: Messages) -> Messages:
     """Return messages as OpenAI's API takes them: every call has an id, which its answer names, and its arguments as text."""
-    found, open_calls, count = [], [], 0
+    converted: Messages = []
+    count, waiting = 0, []  # calls so far, and the ids of those that the next answers belong to
     for message in messages:
+        new = make_message(message["role"], message["content"])
         if calls := message.get("tool_calls"):
-            open_calls = [f"call_{count + n:08d}" for n in range(len(calls))]
+            waiting = [f"call_{count + n:08d}" for n in range(len(calls))]
             count += len(calls)
-            written = [
-                {
-                    "id": id,
-                    "type": "function",
-                    "function": {
-                        "name": call["function"]["name"],
-                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-                    },
-                }
-                for id, call in zip(open_calls, calls)
-            ]
-            found.append({"role": "assistant", "content": message["content"], "tool_calls": written})
-        elif message["role"] == "tool" and open_calls:
-            found.append({"role": "tool", "content": message["content"], "tool_call_id": open_calls.pop(0)})
+            new["tool_calls"] = []
+            for id, call in zip(waiting, calls):
+                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                function = {"name": call["function"]["name"], "arguments": arguments}
+                new["tool_calls"].append({"id": id, "type": "function", "function": function})
+        elif message["role"] == "tool" and waiting:
+            new["tool_call_id"] = waiting.pop(0)
         elif message["role"] == "tool":  # it tells the model about a call that could not be parsed
-            found.append({"role": "user", "content": message["content"]})
-        else:
-            found.append({"role": message["role"], "content": message["content"]})
-    return found
+            new["role"] = "user"
+        converted.append(new)
+    return converted
 
 
 def _said(url: str, answer: bytes) -> Said:

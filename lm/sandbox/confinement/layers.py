@@ -100,7 +100,7 @@ def confine(
     active.append("limits")
     if sys.platform != "linux":
         return active
-    layer("capabilities", _drop_capabilities)
+    layer("capabilities", lambda: call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24)))
     layer("death signal", lambda: die_with(parent))
     layer("no new privileges", _no_new_privileges)
     landlock = layer("landlock", lambda: _landlock(rules, private))
@@ -137,10 +137,6 @@ def _limits(seconds: float, memory_bytes: int, file_bytes: int) -> None:
             resource.setrlimit(getattr(resource, name), pair)
         except (AttributeError, ValueError, OSError):
             pass  # macOS lacks some limits, and rejects one on the address space
-
-
-def _drop_capabilities() -> None:
-    call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
 
 
 def _no_new_privileges() -> None:
