@@ -173,7 +173,7 @@ class Asker:
         self.cited += fact in cited
         is_right = word.lower() in said.lower()
         if show and not is_right:
-            print(f"  wrong: {question} {said!r} from {[one.passage.text for one in found]}")
+            print(f"  wrong: {question} {said!r} from {[one.text for one in found]}")
         return is_right
 
 

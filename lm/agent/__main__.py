@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli, compile_cache
-from lm.agent.consent import Consent, Question, parse_grant, parse_risks
+from lm.agent.consent import Consent, parse_grant, parse_risks
 from lm.agent.loop import Budget, Rules, run
 from lm.agent.trace import append
 from lm.errors import UserError
@@ -142,9 +142,9 @@ def tasks(is_terminal: bool) -> Iterator[str]:
             yield text
 
 
-def ask(question: Question) -> bool:
+def ask(question: str) -> bool:
     """Ask the user on the terminal. Only "y" and "yes" agree."""
-    print(f"{shown(question.text())}\nRun it? [y/N] ", end="", flush=True)
+    print(f"{shown(question)}\nRun it? [y/N] ", end="", flush=True)
     return sys.stdin.buffer.readline().decode("utf-8", "replace").strip().lower() in ("y", "yes")
 
 

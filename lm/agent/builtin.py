@@ -76,7 +76,7 @@ def memory_tools(store: Store) -> list[AgentTool]:
         if found is None or found[0] != store.ids():  # what was forgotten meanwhile is not found
             items = store.items()
             found = [item.id for item in items], Index(items)
-        return "\n".join(_told(one.passage) for one in found[1].search(text, PASSAGES)) or "(nothing is found)"
+        return "\n".join(map(_told, found[1].search(text, PASSAGES))) or "(nothing is found)"
 
     def keep(text: str) -> str:
         return "kept the note" if store.add([note(text)]) else "the note was there already"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data.chat.messages import Messages, make_message
-from lm.agent.consent import Consent, permission
+from lm.agent.consent import RUNS, Consent, permission
 from lm.agent.guard import Guard, marked
 from lm.agent.models import Model, Said
 from lm.agent.tools import AgentTool, check_tools
@@ -187,13 +187,13 @@ class _Work:
             answer = Answer(f"{ERROR}{wrong}", True)
         else:
             tool = named[name]
-            allowed = permission(tool, arguments, self.rules.consent, self.guard)
-            record |= {"outcome": allowed.verdict, "reason": allowed.reason}
-            if allowed.runs:
+            verdict, reason = permission(tool, arguments, self.rules.consent, self.guard)
+            record |= {"outcome": verdict, "reason": reason}
+            if verdict in RUNS:
                 answer = tool.run(dict(arguments), self.meter.seconds_left())
                 record |= {"untrusted": not tool.trusted, "failed": answer.failed}
             else:
-                answer = Answer(f"{BLOCKED}{allowed.reason}", True)
+                answer = Answer(f"{BLOCKED}{reason}", True)
         turn["calls"].append(record | {"text": answer.text, "seconds": self.meter.seconds() - begin})
         self.tell("blocked" if answer.text.startswith(BLOCKED) else "observation", answer.text)
         return marked(name, answer.text) if self.rules.mark and record["untrusted"] else answer.text

@@ -44,7 +44,7 @@ from lm.files import saving
 from lm.files.untrusted import HIDDEN, shown
 from lm.personal import items as reading
 from lm.personal import key, offline
-from lm.personal.index import Found, Index
+from lm.personal.index import Index, Passage
 from lm.personal.store import Store, open_store, wipe
 
 FLAGS = flags.FLAGS
@@ -136,10 +136,10 @@ def _search(store: Store, words: list[str]) -> None:
     question = " ".join(words)
     if not question.strip():
         raise UserError("search what? python -m lm.personal search --home=DIR cabin key")
-    found = Index(store.items()).search(question, FLAGS.passages)
-    for number, one in enumerate(found, start=1):
-        _cite(number, one.passage.item, one.passage.text)
-    if not found:
+    passages = Index(store.items()).search(question, FLAGS.passages)
+    for number, passage in enumerate(passages, start=1):
+        _cite(number, passage)
+    if not passages:
         print("nothing is found")
 
 
@@ -158,20 +158,20 @@ def _ask(store: Store, words: list[str]) -> None:
     for question in [" ".join(words)] if words else _typed() if is_terminal else sys.stdin:
         if not (question := question.strip()):
             continue
-        found: list[Found] = []
+        passages: list[Passage] = []
         if index is not None:
-            found = index.search(question, FLAGS.passages, embed(speaker, [question])[0])
-        said = ""
-        with contextlib.closing(answers.ask(conversation, question, found, _tell, FLAGS.examples)) as pieces:
+            passages = index.search(question, FLAGS.passages, embed(speaker, [question])[0])
+        answer = ""
+        with contextlib.closing(answers.ask(conversation, question, passages, _tell, FLAGS.examples)) as pieces:
             for piece in pieces:
-                said += piece.text
+                answer += piece.text
                 print(_harmless(piece.text), end="", flush=True)
         print()
-        for number, passage in answers.cited(said, question, found):
-            _cite(number, passage.item, passage.text)
+        for number, passage in answers.cited(answer, question, passages):
+            _cite(number, passage)
         sys.stdout.flush()
         if FLAGS.keep:
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             store.add([reading.exchange(messages, "the exchange")])
 
 
@@ -304,8 +304,8 @@ def _line(item: reading.Item) -> str:
     return shown(f"{item.id}  {day}  {item.kind:8}  {text if len(text) <= BEGINNING else text[: BEGINNING - 1] + '…'}")
 
 
-def _cite(number: int, item: reading.Item, text: str) -> None:
-    print(f"[{number}] {_line(item._replace(text=text, messages=()))}")
+def _cite(number: int, passage: Passage) -> None:
+    print(f"[{number}] {_line(passage.item._replace(text=passage.text, messages=()))}")
 
 
 def _harmless(text: str) -> str:

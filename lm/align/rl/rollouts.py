@@ -54,19 +54,24 @@ class Rollout:
     @classmethod
     def begun(cls, task: dict) -> "Rollout":
         """Return the rollout of a task before the first turn."""
-        tokens = list(task["prompt_ids"])
-        return cls(tokens, [False] * len(tokens), [0.0] * len(tokens), list(task["prompt"]))
+        rollout = cls([], [], [], list(task["prompt"]))
+        rollout._add(task["prompt_ids"])
+        return rollout
 
     @property
     def length(self) -> int:
         """Number of tokens that the policy sampled."""
         return sum(self.mask)
 
+    def _add(self, tokens: Sequence[int], logps: Sequence[float] | None = None) -> None:
+        """Append tokens; logps: of those that the policy sampled."""
+        self.tokens += tokens
+        self.mask += [logps is not None] * len(tokens)
+        self.logps += [0.0] * len(tokens) if logps is None else logps
+
     def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
         """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
-        self.tokens += tokens
-        self.mask += [True] * len(tokens)
-        self.logps += logps
+        self._add(tokens, logps)
         self.ended = ended
         turn = tokens[:-1] if ended else tokens
         if not may_call:
@@ -87,10 +92,7 @@ class Rollout:
         """Append the answers of tools, or else the one of the user, and the opening of the policy's next turn."""
         self.tool_errors += sum(answer.failed for answer in answers if of_tools)
         texts = [answer.text for answer in answers]
-        ids = answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template)
-        self.tokens += ids
-        self.mask += [False] * len(ids)
-        self.logps += [0.0] * len(ids)
+        self._add(answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template))
         self.messages += [{"role": "tool" if of_tools else "user", "content": text} for text in texts]
 
 

@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -55,21 +54,16 @@ FAILURE_KEYS = "id prompt kind hazard family messages answer completion harmful_
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
 
 
-class Reports(NamedTuple):
-    """Report writers. run: for each training run (see lm.align.run.run). safety: for the loop (lm.reports.safety.write)."""
-
-    run: Callable[[Path, dict], None]
-    safety: Callable[..., None]
-
-
-def run(config, workdir: Path, reports: Reports) -> dict:
+def run(config, workdir: Path, report: Callable[[Path, dict], None], safety_report: Callable[..., None]) -> dict:
     """Run config.safety.rounds rounds from config.init_from and write safety.json, report.json, report.html, failing.jsonl.
 
+    report: writes that of a training run (see lm.align.run.run). safety_report: writes that of the loop
+    (lm.reports.safety.write).
     Returns: the content of safety.json: {"before", "after": figures of `lm.evals.redteam.safety_eval.summary`, plus
     "bits_per_byte"; "change" of the headlines; "rounds": [counts of training examples]; "judge", "model" and others}.
     Raises: UserError; Stopped and Diverged as lm.train.loop.train.
     """
-    loop = Loop(config, workdir, reports)
+    loop = Loop(config, workdir)
     model = Path(config.init_from)
     before = after = loop.evaluation(0, model)
     rounds: list[dict] = []
@@ -77,17 +71,17 @@ def run(config, workdir: Path, reports: Reports) -> dict:
         rounds.append(loop.lessons(n, model))
         if not rounds[-1]["failed"]:
             break
-        model = loop.trained(n, model)
+        model = loop.trained(n, model, report)
         after = loop.evaluation(n, model)
     trained = sum(counts["failed"] > 0 for counts in rounds)
-    return loop.finish(before, after, rounds, model, trained)
+    figures = {"before": before, "after": after, "change": change(before, after), "rounds": rounds}
+    return loop.finish(figures, model, trained, safety_report)
 
 
 class Loop:
     """State shared by the stages: settings, judge, reviser, prompts, and the model that was loaded last."""
 
-    def __init__(self, config, workdir: Path, reports: Reports):
-        self._reports = reports
+    def __init__(self, config, workdir: Path):
         check(config)
         self._fresh = {name: config.model[name].to_dict() for name in ("adapter", "quantization")}
         adopt(config, workdir)
@@ -173,7 +167,7 @@ class Loop:
         self._say(f"round {n}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
         return counts
 
-    def trained(self, n: int, model: Path) -> Path:
+    def trained(self, n: int, model: Path, report: Callable[[Path, dict], None]) -> Path:
         """Fine-tune on conversations, then on pairs. Returns the workdir of the resulting model."""
         self._opened = None  # free its memory for training
         folder, first = self._round(n), n == 1
@@ -193,21 +187,17 @@ class Loop:
             def made(config=config, stage=stage) -> dict:
                 self._say(f"round {n}: {stage}")
                 with locked(folder / stage):
-                    return train(config, folder / stage, self._reports.run)
+                    return train(config, folder / stage, report)
 
             kept_json(folder / f"{stage}.json", made)
             model, first = folder / stage, False
         return model
 
-    def finish(self, before: dict, after: dict, rounds: list[dict], model: Path, trained: int) -> dict:
+    def finish(self, figures: dict, model: Path, trained: int, safety_report: Callable[..., None]) -> dict:
         """Publish the model after `trained` rounds in the workdir and write the reports."""
         s = self.config.safety
         failing = safety_data.failures(self.attacked(trained + 1, model))
-        found = {
-            "before": before,
-            "after": after,
-            "change": change(before, after),
-            "rounds": rounds,
+        found = figures | {
             "train_families": self.train_families,
             "held_out_families": self.held_out,
             "judge": s.judge,
@@ -226,7 +216,7 @@ class Loop:
         write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in FAILURE_KEYS} for r in failing])
         seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
         first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
-        self._reports.safety(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
+        safety_report(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
         write_json(self.workdir / "safety.json", found)  # the last: all else that is there belongs to it
         return found
 

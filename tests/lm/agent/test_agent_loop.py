@@ -130,7 +130,7 @@ def test_what_was_allowed_ends_with_the_first_untrusted_text():
     trace = run(script(*turns)[0], [reads, writes], "a", Rules(consent=ALL))
     assert written == ["1", "2"] and [one["outcome"] for one in trace.calls] == [*["allowed"] * 3, "denied", "allowed"]
     questions = []
-    asking = Consent(ALL.allowed, ask=lambda question: questions.append(question.text()) or True)
+    asking = Consent(ALL.allowed, ask=lambda question: questions.append(question) or True)
     trace = run(script(*turns)[0], [reads, writes], "a", Rules(consent=asking))
     assert len(questions) == 1 and "after text from reads" in questions[0] and trace.calls[3]["outcome"] == "consented"
     granted = Consent(grants=(Grant("writes", {"text": "3*"}),))
