@@ -13,7 +13,7 @@ terminal it is denied. docs/agent.md explains what is asked when, and the guard 
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -75,7 +75,7 @@ def main() -> None:
         if is_terminal:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         for task in [FLAGS.task] if FLAGS.task else tasks(is_terminal):
-            done = run(model, tools, task, rules, name=name, tell=teller(is_terminal))
+            done = run(model, tools, task, rules, name=name, tell=tell if is_terminal else lambda kind, text: None)
             if FLAGS.traces:
                 append(Path(FLAGS.traces), done)
             print(shown_lines(done.answer) if done.finish == "answer" else "(no answer)", flush=True)
@@ -148,14 +148,10 @@ def ask(question: str) -> bool:
     return sys.stdin.buffer.readline().decode("utf-8", "replace").strip().lower() in ("y", "yes")
 
 
-def teller(is_terminal: bool) -> Callable[[str, str], None]:
-    """Return a function that tells what happens: on a terminal there, else nobody."""
-
-    def tell(kind: str, text: str) -> None:
-        if is_terminal and kind != "answer":
-            print(f"  {kind}: {shown(text)[:500]}", flush=True)
-
-    return tell
+def tell(kind: str, text: str) -> None:
+    """Print what happens."""
+    if kind != "answer":
+        print(f"  {kind}: {shown(text)[:500]}", flush=True)
 
 
 def shown_lines(text: str) -> str:

@@ -70,20 +70,20 @@ def replayed(trace: Trace, **changes: Any) -> Trace:
     changes: other rules, such as guard=False. A call that the record did not run, and that now may run, is not run either: its
     answer says so.
     """
-    rules, clock = trace.rules, Clock()
+    rules = trace.rules
     turns, records = iter(trace.turns), iter(trace.calls)
-    now: dict[str, Any] = {}
+    now: dict[str, Any] = {"seconds": 0.0}  # and the "call" that the loop is at
 
     def model(messages, schemas, tokens, seconds) -> Said:
         turn = next(turns, None)
         if turn is None:
             raise KeyboardInterrupt  # where the recorded run was interrupted, or its rules ended it
-        clock.now += turn["seconds"]
+        now["seconds"] += turn["seconds"]
         return Said(turn["content"], turn["asked"], turn["wrong"], turn["tokens"], turn["finish"])
 
     def answer(arguments: dict[str, Any], seconds: float) -> Answer:
         record = now["call"]
-        clock.now += record["seconds"]
+        now["seconds"] += record["seconds"]
         if record["outcome"] not in RUNS:
             return Answer("(the record has no answer, because this call was not run)", True)
         return Answer(record["text"], record.get("failed", False))
@@ -102,17 +102,7 @@ def replayed(trace: Trace, **changes: Any) -> Trace:
     consent = Consent(frozenset(rules["allowed"]), grants, ask if rules["asks"] else None)
     kept = {key: rules[key] for key in ("guard", "mark", "plan", "system")}
     again = Rules(**({"budget": Budget(**rules["budget"]), "consent": consent} | kept | changes))
-    return run(model, tools, trace.task, again, name=trace.model, tell=tell, clock=clock)
-
-
-class Clock:
-    """A clock that stands still unless it is told to go on."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+    return run(model, tools, trace.task, again, name=trace.model, tell=tell, clock=lambda: now["seconds"])
 
 
 def differences(trace: Trace, other: Trace) -> list[str]:
