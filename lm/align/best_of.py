@@ -122,8 +122,7 @@ def _answers(job: Job, params: Callable[[], Any], tasks: Sequence[dict], number:
     n = job.config.best_of.n
     each = [task for task in tasks for _ in range(n)]
     rows = max(1, job.config.best_of.rows // n) * n
-    filled = each + [each[0]] * (rows - len(each))  # the last chunk reuses the compiled program
-    rollouts = job.sampler(params(), filled, seed=seed_of(job.config.seed, number))[: len(each)]
+    rollouts = job.sampler(params(), each, seed=seed_of(job.config.seed, number), rows=rows)
     answers = answer_records(each, rollouts, *score_rollouts(job.rewards, each, rollouts))
     lines = []
     for i, task in enumerate(tasks):

@@ -167,16 +167,17 @@ def row_lengths(longest: int) -> list[int]:
 def from_examples(setup: Setup, batches_of: Callable[..., ExampleBatches] = batches, towers: Towers | None = None) -> RunData:
     """Return the data of a run that learns from the examples of config.data.input; with rewards also its held-out tasks."""
     config, workdir, tokenizer, *_ = setup
+    rewards = _rewards(config)  # first, because it may be wrong
     options = {"first": hosts.is_first(), "towers": towers, "needs": setup.new_senses if towers else ()}
     examples = prepare_examples(config, workdir, tokenizer, example_kind(config), **options)
     if towers and any((media := {name: examples.counts["train"][name] for name in media_rows.NAMES}).values()):
         check_memory(config, setup.mesh, media=media)  # only the data tell how many a row has
     made = functools.partial(batches_of, config, examples, towers=towers)
     valid = made("valid") if examples.valid else None
-    data = RunData(setup, examples.counts, made("train"), valid, rewards=_rewards(config), towers=towers)
-    if data.rewards and config.method != "reward":
+    data = RunData(setup, examples.counts, made("train"), valid, rewards=rewards, towers=towers)
+    if rewards and config.method != "reward":
         data = _with_tasks(data, SPLITS if towers is None else SPLITS[1:])
-        check_tasks(data.rewards, data.held_out)
+        check_tasks(rewards, data.held_out)
     if towers is None:
         texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns]
         texts += [task["prompt_ids"] for task in (*data.tasks, *data.held_out)]
@@ -190,12 +191,13 @@ def _rewards(config) -> Rewards | None:
 
 def _with_tasks(data: RunData, splits: Sequence[str]) -> RunData:
     """Add the tasks of the run. splits: those to read."""
-    config, workdir, tokenizer, _, surroundings, _, given = data.setup
-    tasks, held_out, counts = given or prepare_tasks(
-        config, tokenizer, surroundings.schemas, workdir, towers=data.towers, splits=splits
+    setup = data.setup
+    options = {"towers": data.towers, "splits": splits}
+    tasks, held_out, counts = setup.tasks or prepare_tasks(
+        setup.config, setup.tokenizer, setup.surroundings.schemas, setup.workdir, **options
     )
     if tasks or held_out:
-        check_room(config, [*tasks, *held_out])
+        check_room(setup.config, [*tasks, *held_out])
     return data._replace(tasks=tasks, held_out=held_out, counts=data.counts | {"tasks": counts})
 
 

@@ -55,9 +55,7 @@ def evaluate(sampler: Sampler, params, tasks: Sequence[dict], rewards: Rewards, 
     rollouts: list[Rollout] = []
     quiet = {"soon": False, "enabled": is_first(), "leave": False}
     for begin in shown(range(0, len(tasks), rows), "batches of held-out tasks", -(-len(tasks) // rows), **quiet):
-        some = list(tasks[begin : begin + rows])
-        filled = some + [some[0]] * (rows - len(some))  # a constant shape avoids recompilation
-        rollouts += sampler(params, filled, seed=0, temperature=0.0)[: len(some)]
+        rollouts += sampler(params, tasks[begin : begin + rows], seed=0, temperature=0.0, rows=rows)
     total, each = score_rollouts(rewards, tasks, rollouts)
     metrics = {"reward": float(total.mean())}
     metrics |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in each.items() if not np.isnan(values).all()}
@@ -73,9 +71,7 @@ class Samples:
         self._reported: set[str] = set()
 
     def __call__(self, step: int, params) -> list[str]:
-        size = self.config.batch_size
-        filled = (self.tasks * size)[: max(size, len(self.tasks))]  # a step's number of rows avoids recompilation
-        rollouts = self.sampler(params, filled, seed=self.config.seed)[: len(self.tasks)]
+        rollouts = self.sampler(params, self.tasks, seed=self.config.seed, rows=self.config.batch_size)
         total, each = None, {}
         if self.rewards is not None:
             total, each = score_rollouts(self.rewards, self.tasks, rollouts)

@@ -120,8 +120,9 @@ class RolloutSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A function of (parameters, tasks) that samples `each` rollouts of each task. temperature: overrides that of settings.
+    """A function of (parameters, tasks) that samples `each` rollouts of each task.
 
+    temperature: overrides that of settings. rows: tasks that are answered at least, which avoids recompilation.
     engine, towers: as in `roll_out`. close: stop it; another call starts it again.
     """
 
@@ -131,10 +132,13 @@ class Sampler:
     engine: LocalEngine | None = None
     towers: Towers | None = None
 
-    def __call__(self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature=None) -> list[Rollout]:
+    def __call__(
+        self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature: float | None = None, rows: int = 0
+    ) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
-        model = nnx.merge(self.graph, params)
-        return roll_out(model, self.tokenizer, tasks, settings, seed=seed, each=each, engine=self.engine, towers=self.towers)
+        model, filled = nnx.merge(self.graph, params), [*tasks, *[tasks[0]] * (rows - len(tasks))]
+        options = {"seed": seed, "each": each, "engine": self.engine, "towers": self.towers}
+        return roll_out(model, self.tokenizer, filled, settings, **options)[: each * len(tasks)]
 
     def close(self) -> None:
         if self.engine is not None:
