@@ -172,9 +172,9 @@ def from_examples(setup: Setup, batches_of: Callable[..., ExampleBatches] = batc
     examples = prepare_examples(config, workdir, tokenizer, example_kind(config), **options)
     if towers and any((media := {name: examples.counts["train"][name] for name in media_rows.NAMES}).values()):
         check_memory(config, setup.mesh, media=media)  # only the data tell how many a row has
-    made = functools.partial(batches_of, config, examples, towers=towers)
-    valid = made("valid") if examples.valid else None
-    data = RunData(setup, examples.counts, made("train"), valid, rewards=rewards, towers=towers)
+    split_of = functools.partial(batches_of, config, examples, towers=towers)
+    valid = split_of("valid") if examples.valid else None
+    data = RunData(setup, examples.counts, split_of("train"), valid, rewards=rewards, towers=towers)
     if rewards and config.method != "reward":
         data = _with_tasks(data, SPLITS if towers is None else SPLITS[1:])
         check_tasks(rewards, data.held_out)

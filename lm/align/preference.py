@@ -46,8 +46,8 @@ def batches_of(config, examples: Examples, split: str, **options) -> ExampleBatc
     """Return the batches of a split, with one row for a pair where that is less work (`pays`)."""
     two_rows = batches(config, examples, split, **options)
     if config.preference.loss != "kto" and config.preference.share_prompts and not is_split(config):
-        some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
-        if pays(model_config_of(config), some):
+        first_pairs = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
+        if pays(model_config_of(config), first_pairs):
             return batches(config, examples, split, joined=True, **options)
     return two_rows
 

@@ -18,7 +18,7 @@ def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
     """Return the trainer, whose step may make several updates, and the parameters of the reference if rl.beta > 0."""
     frozen = starting_point(config, mesh) if config.rl.beta > 0 else None
     updates = config.rl.epochs * config.rl.minibatches
-    made = make_trainer(config, objective(config), updates)
-    if updates > 1:
-        made = made._replace(step=iteration(made, config.rl.epochs, config.rl.minibatches))
-    return made, frozen
+    one_update = make_trainer(config, objective(config), updates)
+    if updates == 1:
+        return one_update, frozen
+    return one_update._replace(step=iteration(one_update, config.rl.epochs, config.rl.minibatches)), frozen

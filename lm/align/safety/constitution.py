@@ -160,18 +160,18 @@ def _record(kind: type, values: Any, where: str) -> Any:
         raise UserError(f"{where}: lacks {', '.join(sorted(missing))}")
     if unknown := set(values) - set(kind._fields):
         raise UserError(f"{where}: unknown key {sorted(map(str, unknown))[0]!r}; known are {', '.join(sorted(kind._fields))}")
-    made = {}
+    fields = {}
     for key, value in values.items():
         place = f"{where}: {key}"
         if kind.__annotations__[key] is float:
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise UserError(f"{place}: {value!r} is no number")
-            made[key] = float(value)
+            fields[key] = float(value)
         elif kind.__annotations__[key] is str:
-            made[key] = value if value == kind._field_defaults.get(key) else _text(value, place)
+            fields[key] = value if value == kind._field_defaults.get(key) else _text(value, place)
         else:
-            made[key] = tuple(_text(text, place) for _, text in _items(value, list, place))
-    return kind(**made)
+            fields[key] = tuple(_text(text, place) for _, text in _items(value, list, place))
+    return kind(**fields)
 
 
 def _text(value: Any, where: str) -> str:

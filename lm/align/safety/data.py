@@ -63,9 +63,9 @@ def preferred(
 
 def _without(revisions: Sequence[Revision], problems: Sequence[str]) -> list[Revision]:
     """Return the revisions without the texts that have a problem. problems: one of each text, "" for none."""
-    found = iter(problems)
+    problem_of_next = iter(problems)
     return [
-        r._replace(revision=None, problem=problem) if r.revision is not None and (problem := next(found)) else r
+        r._replace(revision=None, problem=problem) if r.revision is not None and (problem := next(problem_of_next)) else r
         for r in revisions
     ]
 
