@@ -23,7 +23,7 @@ from lm.align.logprobs import examples, logprobs_of, routers, rows, sequence_log
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference, starting_point
 from lm.config import ModelConfig
-from lm.kernels.visible import Branches
+from lm.kernels.attention import Branches
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Transformer
 from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of

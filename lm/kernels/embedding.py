@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import embed_axes, reshard, several, spec
-from lm.parallel.sequence import scattered_rows
+from lm.parallel.context import scattered_rows
+from lm.parallel.mesh import embed_axes, reshard, several, spec, spec_of
 
 
 def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:

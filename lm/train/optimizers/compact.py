@@ -19,9 +19,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import spec_of
 from lm.parallel.arrays import PyTree
-from lm.parallel.mesh import logical_axes, mesh_axes
+from lm.parallel.mesh import logical_axes, mesh_axes, spec_of
 
 BLOCK, MIN = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v

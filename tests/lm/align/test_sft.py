@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lm.align import settings, sft
-from lm.kernels.cross_entropy import CrossEntropy
+from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
 from lm.model.inputs import inputs_of
 from lm.model.transformer import skeleton
