@@ -28,14 +28,14 @@ from lm.align.rl.rewards import Rewards, answer_records, parse_rewards, score_ro
 from lm.align.rl.rollouts import Sampler, sampler_of, seed_of
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
-from lm.align.stages import kept_lines
+from lm.align.stages import claim, kept_lines
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
 from lm.files.saving import write_json, write_lines
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
-from lm.runs.workdir import KEPT, check_record, read_object, recorded
+from lm.runs.workdir import KEPT, check_record, recorded
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
 
@@ -93,7 +93,7 @@ def answered(
     config = job.config.best_of
     check_best_of(config)
     folder, size = workdir / "best_of", max(1, config.rows // config.n)
-    hosts.from_first(lambda: _claim(folder, _settings(job)))
+    hosts.from_first(lambda: claim(folder, "answers drawn", _settings(job)))
     params, lines = functools.cache(start), []
     for number, begin in enumerate(range(0, len(job.tasks), size)):
         path = folder / "answers" / f"{number:05}.jsonl"
@@ -146,21 +146,6 @@ def _settings(job: Job) -> dict[str, Any]:
         **{f"rollout.{key}": value for key, value in json.loads(json.dumps(config.rollout.to_dict())).items()},
         "tasks": f"{len(job.tasks)}, digest {hashlib.sha256(tasks.encode()).hexdigest()[:16]}",
     }
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Save the sampling settings. Raises UserError if the folder holds answers sampled with other settings."""
-    path = folder / "settings.json"
-    if path.is_file():
-        before = read_object(path, f"delete {folder} to sample the answers again, or use another --workdir")
-        for key in {**before, **settings}:
-            if before.get(key) != settings.get(key):
-                raise UserError(
-                    f"{folder} holds answers drawn with {key}={before.get(key)}, and this run says {settings.get(key)}: set it "
-                    "back, or use another --workdir"
-                )
-    else:
-        write_json(path, settings)
 
 
 # Selection.

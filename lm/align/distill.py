@@ -12,12 +12,12 @@ from flax import nnx
 
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align.data import RunData, Setup, from_examples, from_tasks
-from lm.convert.source import as_stored, open_source
-from lm.errors import UserError
+from lm.convert.source import open_source
+from lm.errors import UserError, after
+from lm.infer.load import load_onto
 from lm.kernels.divergence import Distillation, divergence
 from lm.model.inputs import inputs_of
-from lm.model.transformer import skeleton
-from lm.parallel.mesh import check_fit, reshard, shapes_on
+from lm.parallel.mesh import check_fit, reshard
 from lm.train.step import Objective, Sums, Trainer, make_trainer, router_loss
 
 
@@ -93,8 +93,7 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
     Raises: UserError if it cannot teach this student on this mesh.
     """
     path = config.distill.teacher
-    source = open_source(path)
-    teacher = dataclasses.replace(source.config, dtype=config.dtype)
+    teacher = dataclasses.replace(open_source(path).config, dtype=config.dtype)
     check_tokenizer(tokenizer, load_tokenizer(path), path)
     if min(teacher.vocab_size, config.model.vocab_size) < tokenizer.vocab_size:
         raise UserError(
@@ -106,12 +105,9 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
             f"sequence_length={config.sequence_length} is more than the {teacher.max_positions} positions of "
             f"distill.teacher={path}"
         )
-    try:
+    with after(f"distill.teacher={path}: "):
         check_fit(mesh, teacher, config.batch_size, config.accumulate, config.sequence_length)
-    except UserError as error:
-        raise UserError(f"distill.teacher={path}: {error}") from None
-    graph, abstract = skeleton(teacher)
-    return graph, source.load(as_stored(source, shapes_on(abstract, mesh)))
+    return nnx.split(load_onto(path, mesh, config.dtype))
 
 
 def check_tokenizer(ours: Tokenizer, theirs: Tokenizer, path) -> None:

@@ -12,13 +12,14 @@ from flax import nnx
 from data.chat.example_encoding import Encoder
 from data.chat.kinds import Conversation
 from data.text.tokenizer import load_tokenizer
-from lm.convert.source import as_stored, on_first_device, open_source
+from lm.convert.source import open_source
 from lm.errors import UserError
+from lm.infer.load import load_model, load_onto
 from lm.model.inputs import Inputs
-from lm.model.transformer import Transformer, skeleton
+from lm.model.transformer import Transformer
 from lm.parallel.context import slots
 from lm.parallel.hosts import gathered
-from lm.parallel.mesh import place_rows, row_ways, shapes_on
+from lm.parallel.mesh import place_rows, row_ways
 from lm.runs.workdir import read_config
 
 ROWS = 64  # conversations scored at a time
@@ -42,12 +43,8 @@ def reward_model(path: str) -> Callable[..., list[float]]:
 
     @functools.cache
     def model() -> tuple[Callable, nnx.State]:
-        source, (graph, abstract) = open_source(path), skeleton(config)
         mesh = jax.sharding.get_mesh()
-        if mesh.empty:
-            params = on_first_device(source)
-        else:
-            params = source.load(as_stored(source, shapes_on(abstract, mesh)))
+        graph, params = nnx.split(load_model(path) if mesh.empty else load_onto(path, mesh))
         return jax.jit(lambda params, *arrays: reward_scores(nnx.merge(graph, params), *arrays)), params
 
     def reward(prompts, completions, **columns) -> list[float]:

@@ -7,10 +7,11 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.errors import UserError
 from lm.files.damage import set_aside
 from lm.files.saving import write_json, write_lines
 from lm.parallel import hosts
@@ -43,6 +44,23 @@ def _existing_lines(path: Path) -> list[dict] | None:
     except ValueError:
         print(f"{path} is damaged: it is now {set_aside(path).name}, and is made anew", flush=True)
         return None
+
+
+def claim(folder: Path, what: str, settings: Mapping[str, Any]) -> None:
+    """Write the settings that all stages in a folder depend on to its settings.json.
+
+    Raises: UserError if the file has other ones. what: is in the folder, for the error.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        write_json(path, settings)
+    before = workdir.read_object(path, f"delete {folder} to begin again, or use another --workdir")
+    for key in {**before, **settings}:
+        if before.get(key) != settings.get(key):
+            raise UserError(
+                f"{folder} holds {what} with {key}={before.get(key)}, and this run says {settings.get(key)}: set it back, or "
+                "use another --workdir"
+            )
 
 
 def kept_seconds(path: Path, more: float) -> float:

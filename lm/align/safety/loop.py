@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
-from flax import nnx
 
 from data.chat.examples import read_template
 from data.chat.template import end_of_turn
@@ -31,8 +30,7 @@ from lm.align.safety import critique
 from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
-from lm.align.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
-from lm.convert.source import open_source
+from lm.align.stages import claim, kept_json, kept_lines, kept_seconds, publish, read_lines
 from lm.errors import UserError, naming
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
@@ -41,9 +39,10 @@ from lm.evals.judges.judges import open_judge
 from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
 from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, subject_chat, summary
 from lm.files.saving import write_json, write_lines
-from lm.model.transformer import Transformer, skeleton
+from lm.infer.load import load_onto
+from lm.model.transformer import Transformer
 from lm.parallel import hosts
-from lm.parallel.mesh import make_mesh, shapes_on
+from lm.parallel.mesh import make_mesh
 from lm.runs.checkpoint import damage
 from lm.runs.lock import locked
 from lm.runs.workdir import check_record, save_record, steps_saved
@@ -263,7 +262,8 @@ class Loop:
     def _open(self, path: Path) -> Transformer:
         if self._opened is None or self._opened[0] != path:
             self._opened = None
-            self._opened = path, on_mesh(path, self.mesh)
+            with jax.set_mesh(self.mesh):
+                self._opened = path, load_onto(path, self.mesh)
         return self._opened[1]
 
     def _bits_per_byte(self, model: Path) -> dict | None:
@@ -293,16 +293,10 @@ class Loop:
 
     def _claim(self) -> None:
         """Prepare the workdir. Raises UserError if it was made with other settings."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        path = self.workdir / "settings.json"
         requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
         ours = {"init_from": str(self.config.init_from), "seed": self.config.seed, "what safety.prompts hold": requests}
         ours |= {f"safety.{key}": value for key, value in self.config.safety.to_dict().items() if key not in RESUMABLE_KEYS}
-        ours = json.loads(json.dumps(ours))
-        theirs = kept_json(path, lambda: ours)
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                raise UserError(f"{key} is {theirs.get(key)!r} in {self.workdir}, not {ours.get(key)!r}: use another --workdir")
+        claim(self.workdir, "a safety loop", json.loads(json.dumps(ours)))
         save_record(self.config, self.workdir)
         self.tokenizer.save(self.workdir)
         record_tokenizer(self.workdir, self.tokenizer.fingerprint)
@@ -341,14 +335,6 @@ def check(config) -> None:
 def families(text: str) -> list[str]:
     """Split names such as "direct,role_play"; drop duplicates."""
     return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
-
-
-def on_mesh(path: Path, mesh) -> Transformer:
-    """Load a model, sharded over the mesh."""
-    source = open_source(path)
-    graph, abstract = skeleton(source.config)
-    with jax.set_mesh(mesh):
-        return nnx.merge(graph, source.load(shapes_on(abstract, mesh)))
 
 
 def unknown(records: Iterable[dict]) -> int:
