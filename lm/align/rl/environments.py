@@ -22,7 +22,7 @@ from data.tasks.stockroom import look_up
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.calculator import calculate
 from lm.align.rl.tools import ERROR, MAX, Answer, Tool, open_tools
-from lm.align.rl.user_files import error_line, imported
+from lm.align.rl.user_files import failing, imported
 from lm.errors import UserError
 from lm.parallel.hosts import from_first
 
@@ -170,10 +170,12 @@ class Episodes:
 
     def _begin(self, make: Make, tasks: Sequence[Mapping[str, Any]]) -> None:
         for task in tasks:
-            world = _guarded("cannot be made", make)
+            with failing("rollout.environment: cannot be made"):
+                world = make()
             record = {key: value for key, value in task.items() if key != "prompt_ids"}
             seed = int(task.get("seed") or 0)
-            found = _guarded("reset", lambda: world.reset(seed=seed, options=record))  # noqa: B023 (called at once)
+            with failing("rollout.environment: reset"):
+                found = world.reset(seed=seed, options=record)
             first = _text("reset", found[0] if isinstance(found, tuple) and found else found)
             if first and first != (asked := task["prompt"][-1]["content"]):
                 raise UserError(
@@ -194,7 +196,8 @@ class Episodes:
                 answers.append(Answer(f"{ERROR}{action if broken else 'the episode is over'}"[:MAX], True))
                 continue
             text = action if isinstance(action, str) else json.dumps(action, ensure_ascii=False)
-            found = _guarded("step", lambda: self._worlds[i].step(text))  # noqa: B023 (called at once)
+            with failing("rollout.environment: step"):
+                found = self._worlds[i].step(text)
             try:
                 observation, reward, terminated, truncated, _ = found
                 reward = float(reward)
@@ -213,12 +216,3 @@ def _text(method: str, observation: Any) -> str:
     if not isinstance(observation, str):
         raise UserError(f"rollout.environment: {method} must return a text as its observation, not {repr(observation)[:80]}")
     return observation
-
-
-def _guarded(what: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"rollout.environment: {what}: {error_line(error)}") from error

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from lm.align.rl.reward_functions import OTHER_NAMES, REWARDS, Reward, nearest
-from lm.align.rl.user_files import error_line, imported
+from lm.align.rl.user_files import failing, imported
 from lm.errors import UserError
 
 
@@ -215,12 +215,8 @@ def _checked(name: str, function: Reward, prompts: list, completions: list[str],
 
 
 def _called(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
-    try:
+    with failing(f"reward {name} failed"):
         given = function(prompts, completions, **columns)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"reward {name} failed: {error_line(error)}") from error
     try:
         values = np.asarray([math.nan if value is None else float(value) for value in given], np.float64)
         none = np.asarray([value is None for value in given], bool)
