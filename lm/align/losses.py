@@ -33,6 +33,7 @@ class Pairs(NamedTuple):
 
     @property
     def delta(self) -> jax.Array:
+        """Return δ = c − r."""
         chosen, rejected = self.ratios
         return chosen - rejected
 

@@ -17,6 +17,7 @@ def data(setup: Setup) -> RunData:
 
 
 def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:
+    """Return the trainer; there is no reference."""
     return make_trainer(config, objective(config)), None
 
 

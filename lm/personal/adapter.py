@@ -325,6 +325,7 @@ def is_idle() -> bool:
 
 
 def wait_until_idle() -> None:
+    """Return once the machine is idle."""
     while not is_idle():
         time.sleep(PAUSE)
 
