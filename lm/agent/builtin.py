@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tasks.calculator import CALCULATOR
+from data.tasks.arithmetic import CALCULATOR
 from lm.agent.files import LIST, READ, SEARCH, WRITE, file_tools
 from lm.agent.models import on_this_machine
 from lm.agent.tools import AgentTool, answering, schema

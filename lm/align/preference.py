@@ -1,7 +1,7 @@
 """Preference optimisation: the losses of lm/align/losses.py on batches of kind "pair", and KTO on kind "labelled".
 
 Arrays are [B, 2, T]. In a pair, row 0 is the prompt with the chosen answer and row 1 the prompt with the rejected one; or the
-pair is one row [B, T] with the prompt once (data/chat/joined_pairs.py). In a labelled example, row 0 is the prompt with its
+pair is one row [B, T] with the prompt once (data/chat/example_batches.py). In a labelled example, row 0 is the prompt with its
 answer and row 1 the same prompt with another example's answer. Examples whose weights are all 0 only pad the batch. The
 reference is the policy before training (`frozen`); lm/align/reference.py runs it.
 """
@@ -15,9 +15,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from data.chat.example_batches import ExampleBatches
+from data.chat.example_batches import ExampleBatches, Sides
 from data.chat.example_files import Examples
-from data.chat.joined_pairs import Sides
 from lm.align.data import RunData, Setup, batches, from_examples, is_split
 from lm.align.logprobs import examples, logprobs_of, routers, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from data.chat.example_encoding import Encoder
-from data.chat.kinds import Conversation
+from data.chat.messages import Conversation
 from data.text.tokenizer import load_tokenizer
 from lm.convert.source import open_source
 from lm.errors import UserError

@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.kernels import ops
-from lm.kernels.ops import product
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import scattered_rows, split_by, whole_rows
 from lm.parallel.mesh import embed_axes, free_axes, platform, several, spec, spec_of, token_axes, ways
@@ -85,12 +84,12 @@ def product_of_rows(
     sent, which halves the bytes, and so is the result.
     """
     if not split_by(out_spec):
-        return product(equation, whole_rows(x), w, out_spec, dtype=dtype, result=result or dtype)
+        return ops.product(equation, whole_rows(x), w, out_spec, dtype=dtype, result=result or dtype)
     if split_by(spec_of(x)) or "tensor" not in (spec_of(w) or ()):
-        return product(equation, x, w, out_spec, dtype=dtype, result=result or dtype)
+        return ops.product(equation, x, w, out_spec, dtype=dtype, result=result or dtype)
 
     def on_device(x: jax.Array, w: jax.Array) -> jax.Array:
-        return scattered_rows(product(equation, x, w, dtype=dtype, result=dtype))
+        return scattered_rows(ops.product(equation, x, w, dtype=dtype, result=dtype))
 
     specs = spec_of(x), spec_of(w)
     y = jax.shard_map(on_device, in_specs=specs, out_specs=out_spec, check_vma=False, axis_names=free_axes())(x, w)
@@ -109,8 +108,22 @@ def product_over_rows(
     both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
     turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
     where = out_spec and PartitionSpec(*(out_spec[y_axes.index(axis)] for axis in turned))
-    y = lax.optimization_barrier(product(f"{b_axes},{a_axes}->{turned}", b, a, where, dtype=dtype))
+    y = lax.optimization_barrier(ops.product(f"{b_axes},{a_axes}->{turned}", b, a, where, dtype=dtype))
     return jnp.transpose(y, [turned.index(axis) for axis in y_axes])
+
+
+def product(
+    equation: str,
+    a: jax.Array,
+    b: jax.Array,
+    out_spec: PartitionSpec | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    result: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Compute lm.kernels.ops.product by XLA."""
+    a, b = (a, b) if dtype is None else (a.astype(dtype), b.astype(dtype))
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
 
 
 def _terms(equation: str) -> tuple[list[str], str]:
@@ -120,11 +133,10 @@ def _terms(equation: str) -> tuple[list[str], str]:
 
 def gathered(w: jax.Array) -> jax.Array:
     """Gather the weight over the devices that split its model dimension; it stays split over tensor."""
-    current = spec_of(w)
-    if current is None:
+    current, embed = spec_of(w), spec("embed")
+    if current is None or embed is None:
         return w
-    embed = embed_axes()
-    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed else axis for axis in current)))
+    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed[0] else axis for axis in current)))
 
 
 def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
@@ -196,7 +208,7 @@ def product_around_ring(
     axis: str,
     dimension: int,
     sizes: tuple[int, ...],
-    multiply: Callable[..., jax.Array] = product,
+    multiply: Callable[..., jax.Array] = ops.product,
 ) -> jax.Array:
     """Within a shard_map, return the product, scattered along `dimension` over the outermost ring of an axis.
 

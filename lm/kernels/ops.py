@@ -156,7 +156,7 @@ def packed_product(x_MK: jax.Array, packed: "Packed", dtype: DTypeLike = jnp.flo
     """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
 
 
-@operation(Backend("amx", "amx.large", "cpu", _has_tiles), Backend("xla", "reference"))
+@operation(Backend("amx", "amx.large", "cpu", _has_tiles), Backend("xla", "matmul"))
 def product(
     equation: str,
     a: jax.Array,

@@ -161,7 +161,7 @@ def through(
       caches: for each position of the block, or None. layers: the parameters of each repeat, from `Transformer.unstacked`.
     """
     modules, block, repeats = stack
-    graphs, params = zip(*(nnx.split(module) for module in modules))
+    graphs, params = zip(*map(nnx.split, modules))
     on_stages, offloaded = over_stages(repeats) and layers is None, offloads(config)
 
     def compute_block(

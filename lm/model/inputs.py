@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
 
 def inputs_of(batch: dict[str, jax.Array], noise_BTD: jax.Array | None = None) -> Inputs:
     """Return the inputs of a batch of training: its tokens, segments and positions, and media if it has some."""
-    images, audio = (batch.get(name) for name in MEDIA)
+    images, audio = map(batch.get, MEDIA)
     media = None if images is None and audio is None else Media(images, audio)
     return Inputs(batch["tokens"], batch["segment_ids"], batch["positions"], noise_BTD=noise_BTD, media=media)
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.parallel.mesh import AXES, RULES, mesh_axes, reshard, spec, spec_of
+from lm.parallel.mesh import AXES, RULES, reshard, spec, spec_of
 from lm.parallel.torus import groups_along, rings
 
 Tree = TypeVar("Tree")
@@ -104,11 +104,10 @@ def length_axis(x: jax.Array) -> str:
 
 def whole_rows(x: jax.Array) -> jax.Array:
     """Return an activation [B, T, …] with T gathered over tensor, if it is split."""
-    where = spec_of(x)
-    if where is None or not split_by(where):
+    where, whole = spec_of(x), spec("length")
+    if where is None or whole is None or not split_by(where):
         return x
-    first, _, *rest = where
-    return jax.sharding.reshard(x, PartitionSpec(first, mesh_axes("length", jax.sharding.get_abstract_mesh()), *rest))
+    return jax.sharding.reshard(x, PartitionSpec(where[0], whole[0], *where[2:]))
 
 
 def scattered_rows(x: jax.Array) -> jax.Array:

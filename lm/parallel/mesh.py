@@ -128,14 +128,20 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def spec(*logical: str | None) -> PartitionSpec | None:
-    """Return the partition of an array with these logical axes, or None if no mesh is set.
+def spec(*logical: str | None, mesh: Mesh | AbstractMesh | None = None) -> PartitionSpec | None:
+    """Return the partition of an array with these logical axes, or None if no mesh is set. mesh: default the one that is set.
 
     Within a shard_map over some axes of the mesh it names the other ones only. A context axis of one device is left out, so
     that only meshes that split sequences treat them as split.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty else PartitionSpec(*[mesh_axes(axis, mesh) for axis in logical])
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if mesh.empty:
+        return None
+    left_out, partition = getattr(mesh, "manual_axes", ()) + (() if mesh.shape["context"] > 1 else ("context",)), []
+    for name in logical:
+        axes = tuple([axis for axis in RULES[name] if axis not in left_out]) if name else ()
+        partition.append(axes if len(axes) > 1 or name in ("batch", "rows") else axes[0] if axes else None)
+    return PartitionSpec(*partition)
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:
@@ -145,32 +151,25 @@ def spec_of(x: jax.Array) -> PartitionSpec | None:
 
 def sharding_on(mesh: Mesh | AbstractMesh, *logical: str | None) -> NamedSharding:
     """Return the sharding over a mesh of an array with these logical axes."""
-    return NamedSharding(mesh, PartitionSpec(*[mesh_axes(axis, mesh) for axis in logical]))
-
-
-def mesh_axes(logical: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
-    """Return the axes of the mesh that split a logical axis: one, several, or None."""
-    if not logical:
-        return None
-    left_out = getattr(mesh, "manual_axes", ()) + (() if mesh.shape["context"] > 1 else ("context",))
-    left = [axis for axis in RULES[logical] if axis not in left_out]
-    return tuple(left) if len(left) > 1 or logical in ("batch", "rows") else left[0] if left else None
+    return NamedSharding(mesh, spec(*logical, mesh=mesh) or PartitionSpec())
 
 
 def token_axes() -> tuple[str, ...]:
     """Return the axes of the current mesh that split tokens, without those of an outer shard_map."""
-    return several(mesh_axes("rows", jax.sharding.get_abstract_mesh()))
+    where = spec("rows")
+    return several(where[0]) if where else ()
 
 
 def embed_axes() -> str | tuple[str, ...] | None:
     """Return the axes of the current mesh that split the model dimension of weights."""
-    return mesh_axes("embed", jax.sharding.get_abstract_mesh())
+    where = spec("embed")
+    return where[0] if where else None
 
 
-def ways(logical: str) -> int:
+def ways(logical: str | None) -> int:
     """Return how many parts the current mesh splits a logical axis into, such as "rows" or "embed"; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod([mesh.shape[axis] for axis in several(mesh_axes(logical, mesh))])
+    mesh, where = jax.sharding.get_abstract_mesh(), spec(logical)
+    return math.prod([mesh.shape[axis] for axis in several(where[0])]) if where else 1
 
 
 def several(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -233,8 +232,8 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
         axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else ()
 
         def one(x: jax.Array) -> NamedSharding:
-            whole = {"layers"} if "layers" in axes and not over_stages(x.shape[0], mesh) else set()
-            return NamedSharding(mesh, PartitionSpec(*(None if axis in whole else mesh_axes(axis, mesh) for axis in axes)))
+            is_whole = "layers" in axes and not over_stages(x.shape[0], mesh)
+            return sharding_on(mesh, *(None if is_whole and axis == "layers" else axis for axis in axes))
 
         return jax.tree.map(one, leaf)
 

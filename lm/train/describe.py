@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from data.text.sizes import parse_sizes
+from data.text.batches import parse_sizes
 from lm import sizing
 from lm.config import Audio, Vision
 from lm.errors import UserError
