@@ -54,7 +54,7 @@ def claim(folder: Path, what: str, settings: Mapping[str, Any]) -> None:
     if not path.is_file():
         write_json(path, settings)
     before = workdir.read_object(path, f"delete {folder} to begin again, or use another --workdir")
-    for key in {**before, **settings}:
+    for key in sorted({**before, **settings}):
         if before.get(key) != settings.get(key):
             raise UserError(
                 f"{folder} holds {what} with {key}={before.get(key)}, and this run says {settings.get(key)}: set it back, or "
