@@ -32,9 +32,9 @@ def align(config, workdir: Path) -> None:
     from lm.reports.next_steps import show
 
     if config.method == "safety":
-        from lm.align.safety.loop import Reports, run
+        from lm.align.safety.loop import run
 
-        run(config, workdir, Reports(report.write_run, safety_report.write))
+        run(config, workdir, report.write_run, safety_report.write)
     elif config.method == "best_of":
         from lm.align.best_of import run
 

@@ -134,8 +134,8 @@ def success(path: Path, records: list[dict], declared: bool = False, worked: boo
     import lm
     from data.chat.template import encode_chat
     from lm.align.reward_model import chat_template_of
+    from lm.align.rl.environments import Stockroom
     from lm.align.rl.rollouts import RolloutSettings, roll_out
-    from lm.align.rl.stockroom import Stockroom
     from lm.infer.engine.local import LocalEngine, pays
     from lm.train.fit import memory_of_device
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.align.rl.rewards import style
+from lm.align.rl.reward_functions import style
 from lm.files import saving
 
 RATE = "optimizer.learning_rate"

@@ -173,7 +173,7 @@ class Asker:
         self.cited += fact in cited
         is_right = word.lower() in said.lower()
         if show and not is_right:
-            print(f"  wrong: {question} {said!r} from {[one.passage.text for one in found]}")
+            print(f"  wrong: {question} {said!r} from {[one.text for one in found]}")
         return is_right
 
 
@@ -201,12 +201,35 @@ def adapter_of(home: Path) -> bytes:
 
 def losses(speaker, store, settings, facts) -> list[float]:
     """Train on a store. Return for each fact how much its loss fell."""
-    from lm.personal.adapter import adapted, losses_of, train
+    from lm.personal.adapter import adapted, train
     from lm.personal.items import note
 
     print(f"  {train(speaker, store, settings, memory_gb=4)}", flush=True)
     items = [note(fact) for fact in facts]
     return (losses_of(speaker, speaker.model(), items) - losses_of(speaker, adapted(speaker, store), items)).tolist()
+
+
+def losses_of(speaker, model, items) -> np.ndarray:
+    """Return the mean negative log-likelihood of each item's learnt tokens, in nats."""
+    import jax
+    from flax import nnx
+
+    from lm.personal.rows import batches, rows_of
+    from lm.train.step import token_loss
+
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def row_losses(params, batch):
+        def loss(row):
+            return token_loss(nnx.merge(graph, params), jax.tree.map(lambda x: x[None], row), z_loss=0.0)[0]
+
+        return jax.vmap(loss)(batch)
+
+    found = np.zeros(len(items))
+    for batch, owner in batches([rows_of(speaker, item) for item in items]):
+        np.add.at(found, owner, np.asarray(row_losses(params, batch)))
+    return found
 
 
 def interval(scores_N, members_N) -> tuple[float, float, float]:

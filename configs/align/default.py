@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.lam = 0.95  # ppo: λ of generalised advantage estimation
     config.rl.value_coef = 0.1  # ppo: weight of the value loss
     config.rl.value_clip = 0.2  # ppo: largest change of a value from its estimate at sampling time
-    config.rewards = ""  # functions and weights: "answer=1,format=0.2,my_rewards.py:brevity=0.1"; see lm/align/rl/rewards.py
+    config.rewards = ""  # functions and weights: "answer=1,format=0.2,my_rewards.py:brevity=0.1"; see docs/align.md
 
     config.rollout = ml_collections.ConfigDict()
     config.rollout.max_new_tokens = 128  # per turn

@@ -1,7 +1,7 @@
 """Instructions with a verifiable format: JSON, brackets, a number of words, capitals, a first word.
 
-Column `format` is for the reward `format` of lm/align/rl/rewards.py: a regular expression for the whole answer, or "json".
-Column `contains` lists texts that the answer must contain.
+Column `format` is for the reward `format` (lm/align/rl/reward_functions.py): a regular expression for the whole answer, or
+"json". Column `contains` lists texts that the answer must contain.
 """
 
 import json

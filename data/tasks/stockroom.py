@@ -1,7 +1,7 @@
 """Questions about a small stockroom that need three look-ups in tables and one calculation.
 
 The tables depend on the number of the stockroom. They are in the record of a question, not in its prompt; an environment
-answers the calls (lm/align/rl/stockroom.py). All questions about a stockroom are in the same split.
+answers the calls (lm/align/rl/environments.py). All questions about a stockroom are in the same split.
 """
 
 import json

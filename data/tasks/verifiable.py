@@ -1,7 +1,7 @@
 """Requests with instructions that a program can verify, of the 25 kinds of IFEval (Zhou et al. 2023), in words of our own.
 
 Records have the columns of IFEval's file, `key`, `prompt`, `instruction_id_list` and `kwargs`, so a set of them is also a data
-file of the task ifeval of evaluate.py. The reward `instructions` (lm/align/rl/instructions.py) verifies answers. There is no
+file of the task ifeval of evaluate.py. The reward `instructions` (lm/align/rl/rewards.py) verifies answers. There is no
 completion to imitate.
 
 The kinds are split too. A model that trains on TRAIN_KINDS is never told one of HELD_OUT_KINDS, so these show whether it learns

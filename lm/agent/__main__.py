@@ -13,14 +13,15 @@ terminal it is denied. docs/agent.md explains what is asked when, and the guard 
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
 from lm import cli, compile_cache
-from lm.agent.budget import Budget
-from lm.agent.consent import Consent, Question, parse_grant, parse_risks
+from lm.agent.consent import Consent, parse_grant, parse_risks
+from lm.agent.loop import Budget, Rules, run
+from lm.agent.trace import append
 from lm.errors import UserError
 from lm.files.untrusted import shown
 from lm.train.values import SEEDS
@@ -69,16 +70,14 @@ def main() -> None:
         tools = _tools(stack, risks)
         grants = tuple(parse_grant(text, tools) for text in FLAGS.grant)
         model, name = _model()
-        from lm.agent import loop, trace
-
         asks = ask if is_terminal else None
-        rules = loop.Rules(budget, Consent(allowed, grants, asks), FLAGS.guard, FLAGS.mark, FLAGS.plan, FLAGS.system)
+        rules = Rules(budget, Consent(allowed, grants, asks), FLAGS.guard, FLAGS.mark, FLAGS.plan, FLAGS.system)
         if is_terminal:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         for task in [FLAGS.task] if FLAGS.task else tasks(is_terminal):
-            done = loop.run(model, tools, task, rules, name=name, tell=teller(is_terminal))
+            done = run(model, tools, task, rules, name=name, tell=tell if is_terminal else lambda kind, text: None)
             if FLAGS.traces:
-                trace.append(Path(FLAGS.traces), done)
+                append(Path(FLAGS.traces), done)
             print(shown_lines(done.answer) if done.finish == "answer" else "(no answer)", flush=True)
             blocked = [] if is_terminal else [call for call in done.calls if call["outcome"] in ("denied", "refused")]
             if blocked:
@@ -89,9 +88,8 @@ def main() -> None:
 
 
 def _tools(stack: contextlib.ExitStack, risks: dict[str, str]) -> list:
-    from lm.agent.builtin import open_tools
+    from lm.agent.builtin import check_private, open_tools
     from lm.agent.mcp_servers import open_servers
-    from lm.agent.memory import check_private
     from lm.agent.tools import check_tools
 
     if FLAGS.url is not None and FLAGS.home:
@@ -117,22 +115,12 @@ def _risks() -> dict[str, str]:
 
 def _model():
     """Return the model that the flags name, and its name for the traces."""
-    from lm.agent.models import local_model, remote_model
+    from lm.agent.models import open_model, remote_model
 
+    sampling = {"temperature": FLAGS.temperature, "seed": FLAGS.seed}
     if FLAGS.url is not None:
-        return remote_model(FLAGS.url, FLAGS.model, temperature=FLAGS.temperature, seed=FLAGS.seed), FLAGS.model or FLAGS.url
-    from lm.inputs import check_speaker
-
-    check_speaker("--checkpoint", FLAGS.checkpoint)
-    from lm.align.reward_model import chat_template_of
-    from lm.infer.engine.open import open_engine
-    from lm.infer.engine.room import Capacity
-
-    engine = open_engine(FLAGS.checkpoint, Capacity(rows=1))
-    if engine.tokenizer is None:
-        raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer, so it cannot read messages")
-    settings = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "declare": FLAGS.declare}
-    return local_model(engine, chat_template_of(FLAGS.checkpoint), **settings), FLAGS.checkpoint
+        return remote_model(FLAGS.url, FLAGS.model, **sampling), FLAGS.model or FLAGS.url
+    return open_model(FLAGS.checkpoint, declare=FLAGS.declare, **sampling), FLAGS.checkpoint
 
 
 def tasks(is_terminal: bool) -> Iterator[str]:
@@ -154,20 +142,16 @@ def tasks(is_terminal: bool) -> Iterator[str]:
             yield text
 
 
-def ask(question: Question) -> bool:
+def ask(question: str) -> bool:
     """Ask the user on the terminal. Only "y" and "yes" agree."""
-    print(f"{shown(question.text())}\nRun it? [y/N] ", end="", flush=True)
+    print(f"{shown(question)}\nRun it? [y/N] ", end="", flush=True)
     return sys.stdin.buffer.readline().decode("utf-8", "replace").strip().lower() in ("y", "yes")
 
 
-def teller(is_terminal: bool) -> Callable[[str, str], None]:
-    """Return a function that tells what happens: on a terminal there, else nobody."""
-
-    def tell(kind: str, text: str) -> None:
-        if is_terminal and kind != "answer":
-            print(f"  {kind}: {shown(text)[:500]}", flush=True)
-
-    return tell
+def tell(kind: str, text: str) -> None:
+    """Print what happens."""
+    if kind != "answer":
+        print(f"  {kind}: {shown(text)[:500]}", flush=True)
 
 
 def shown_lines(text: str) -> str:

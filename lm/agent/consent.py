@@ -35,55 +35,32 @@ class Grant(NamedTuple):
         return " ".join([self.tool, *(f"{key}={pattern}" for key, pattern in self.patterns.items())])
 
 
-class Question(NamedTuple):
-    """A call that the user is asked about. untrusted: the tools whose answers were read before."""
-
-    tool: AgentTool
-    arguments: Mapping[str, Any]
-    untrusted: Sequence[str]
-
-    def text(self) -> str:
-        call = f"{self.tool.name}({json.dumps(self.arguments, ensure_ascii=False)})"
-        after = f", after text from {', '.join(dict.fromkeys(self.untrusted))}" if self.untrusted else ""
-        return f"The agent wants to call {call}. This {self.tool.risk} something{after}."
-
-
 @dataclasses.dataclass(frozen=True)
 class Consent:
-    """allowed: risks that run without asking. grants: calls that do. ask: asks the user; None: nobody is there."""
+    """allowed: risks that run without asking. grants: calls that do. ask: asks the user, by a text; None: nobody is there."""
 
     allowed: frozenset[str] = frozenset({"reads"})
     grants: tuple[Grant, ...] = ()
-    ask: Callable[[Question], bool] | None = None
+    ask: Callable[[str], bool] | None = None
 
 
-class Permission(NamedTuple):
-    """verdict: whether a call runs, and by what. reason: why not; "" if it runs."""
-
-    verdict: Verdict
-    reason: str = ""
-
-    @property
-    def runs(self) -> bool:
-        return self.verdict in RUNS
-
-
-def permission(tool: AgentTool, arguments: Mapping[str, Any], consent: Consent, guard: Guard | None) -> Permission:
-    """Return whether a call runs. guard: None switches the guard off, and then only the risk counts."""
+def permission(tool: AgentTool, arguments: Mapping[str, Any], consent: Consent, guard: Guard | None) -> tuple[Verdict, str]:
+    """Return whether a call runs, and by what; and why not. guard: None switches the guard off: only the risk counts."""
     if guard is not None and (reason := guard.refusal(tool.risk, arguments)):
-        return Permission("refused", reason)
+        return "refused", reason
     tainted = guard is not None and guard.tainted(tool.risk)
     if tool.risk in consent.allowed and not tainted:
-        return Permission("allowed")
+        return "allowed", ""
     if any(grant.matches(tool.name, arguments) for grant in consent.grants):
-        return Permission("granted")
-    read = guard.read if guard is not None and tainted else ()
+        return "granted", ""
     if consent.ask is not None:
-        agreed = consent.ask(Question(tool, arguments, read))
-        return Permission("consented") if agreed else Permission("denied", "the user said no")
+        call = f"{tool.name}({json.dumps(arguments, ensure_ascii=False)})"
+        after = f", after text from {', '.join(dict.fromkeys(guard.read))}" if guard is not None and tainted else ""
+        agreed = consent.ask(f"The agent wants to call {call}. This {tool.risk} something{after}.")
+        return ("consented", "") if agreed else ("denied", "the user said no")
     if tool.risk in consent.allowed:
-        return Permission("denied", f"untrusted text was read, and nobody is there to confirm what {tool.risk} something")
-    return Permission("denied", f"a call that {tool.risk} something needs consent, and nobody is there to ask")
+        return "denied", f"untrusted text was read, and nobody is there to confirm what {tool.risk} something"
+    return "denied", f"a call that {tool.risk} something needs consent, and nobody is there to ask"
 
 
 def parse_risks(names: Sequence[str], flag: str = "--allow") -> frozenset[str]:

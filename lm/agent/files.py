@@ -21,10 +21,6 @@ READ = schema("read_file", "Returns lines of a file; first_line counts from 1.",
 WRITE = schema("write_file", "Writes a file, and replaces one of this name.", ("path", "text"), path="string", text="string")
 
 
-class Refused(ValueError):
-    """A path that a tool may not touch, or a file that it cannot read."""
-
-
 def file_tools(folder: Path) -> list[AgentTool]:
     """Return list_files, search_files, read_file (risk: reads) and write_file (writes) for one folder."""
     root = folder.resolve()
@@ -38,14 +34,14 @@ def file_tools(folder: Path) -> list[AgentTool]:
 
 
 def inside(root: Path, path: str) -> Path:
-    """Return the real path of a file of the folder. Raises: Refused for one outside of it, or a hidden one."""
+    """Return the real path of a file of the folder. Raises: ValueError for one outside of it, or a hidden one."""
     if "\0" in path:
-        raise Refused("a path must not hold a zero character")
+        raise ValueError("a path must not hold a zero character")
     found = (root / path).resolve()
     if not found.is_relative_to(root) or found == root:
-        raise Refused(f"{path} is outside the folder")
+        raise ValueError(f"{path} is outside the folder")
     if any(part.startswith(".") for part in found.relative_to(root).parts):
-        raise Refused(f"there is no file {path}")
+        raise ValueError(f"there is no file {path}")
     return found
 
 
@@ -72,12 +68,12 @@ def listing(root: Path, pattern: str) -> str:
 def found_lines(root: Path, text: str) -> str:
     """Return lines "path:number: line" that contain `text`, at most MAX_HITS."""
     if not text.strip():
-        raise Refused("the text to search for is empty")
+        raise ValueError("the text to search for is empty")
     hits: list[str] = []
     for path in paths(root):
         try:
             lines = _text(path).splitlines()
-        except (Refused, UserError, OSError):
+        except (ValueError, UserError, OSError):
             continue
         name = path.relative_to(root).as_posix()
         hits += [f"{name}:{n}: {line.strip()[:200]}" for n, line in enumerate(lines, 1) if text.casefold() in line.casefold()]
@@ -88,7 +84,7 @@ def found_lines(root: Path, text: str) -> str:
 
 def read_lines(root: Path, path: str, first_line: int) -> str:
     if first_line < 1:
-        raise Refused("first_line counts from 1")
+        raise ValueError("first_line counts from 1")
     text = _text(inside(root, path))
     return "".join(text.splitlines(keepends=True)[first_line - 1 :]) or "(no more lines)"
 
@@ -96,15 +92,15 @@ def read_lines(root: Path, path: str, first_line: int) -> str:
 def written(root: Path, path: str, text: str) -> str:
     target = inside(root, path)
     if target.is_dir():
-        raise Refused(f"{path} is a folder")
+        raise ValueError(f"{path} is a folder")
     saving.write(target, text)
     return f"wrote {len(text)} characters to {target.relative_to(root).as_posix()}"
 
 
 def _text(path: Path) -> str:
     if not path.exists():
-        raise Refused(f"there is no file {path.name}")
+        raise ValueError(f"there is no file {path.name}")
     try:
         return content(path, MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError:
-        raise Refused(f"{path.name} is no text") from None
+        raise ValueError(f"{path.name} is no text") from None

@@ -7,17 +7,61 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data.chat.messages import Messages, make_message
-from lm.agent.budget import Budget, Meter
-from lm.agent.consent import Consent, permission
+from lm.agent.consent import RUNS, Consent, permission
 from lm.agent.guard import Guard, marked
 from lm.agent.models import Model, Said
 from lm.agent.tools import AgentTool, check_tools
 from lm.agent.trace import Trace
 from lm.align.rl.tools import ERROR, Answer, mistake
+from lm.errors import UserError
 
 PLAN = "First write a plan in a few lines: which tools you will call, and in which order. Call none yet."
 GO = "Carry out the plan."
 BLOCKED = "not run: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """steps: turns of the model. tokens: those that it writes. seconds: of the whole run, with its tools."""
+
+    steps: int = 16
+    tokens: int = 4096
+    seconds: float = 300.0
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if not value > 0:
+                raise UserError(f"--{name}={value} must be above 0")
+
+
+class Meter:
+    """What is spent of a budget. clock: returns seconds; the time between two calls of it counts."""
+
+    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic):
+        self.budget, self.clock = budget, clock
+        self.steps = self.tokens = 0
+        self._begin = clock()
+
+    def seconds(self) -> float:
+        return self.clock() - self._begin
+
+    def seconds_left(self) -> float:
+        return max(0.0, self.budget.seconds - self.seconds())
+
+    def tokens_left(self) -> int:
+        return max(0, self.budget.tokens - self.tokens)
+
+    def spend(self, tokens: int) -> None:
+        self.steps += 1
+        self.tokens += tokens
+
+    def spent(self) -> str:
+        """Return what is used up: "steps", "tokens", "seconds" or ""."""
+        if self.steps >= self.budget.steps:
+            return "steps"
+        if not self.tokens_left():
+            return "tokens"
+        return "" if self.seconds_left() else "seconds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,89 +100,100 @@ def run(
     Raises: UserError if two tools share a name, or if the model cannot be asked.
     """
     check_tools(tools)
-    trace = Trace.begun(task, tools, rules, name)
     guard = Guard([task, rules.system, *(grant.text() for grant in rules.consent.grants)]) if rules.guard else None
-    meter = Meter(rules.budget, clock)
     messages = [make_message("system", rules.system)] if rules.system else []
     messages.append(make_message("user", task))
+    trace = Trace.begun(task, tools, rules, name)
+    work = _Work(model, tools, rules, guard, Meter(rules.budget, clock), trace, messages, tell)
     try:
         if rules.plan:
-            _plan(model, messages, meter, trace, tell)
-        trace.finish = _work(model, tools, messages, rules, guard, meter, trace, tell)
+            work.plan()
+        trace.finish = work.finish()
     except KeyboardInterrupt:
         trace.finish = "interrupted"
-    trace.messages, trace.tokens, trace.seconds = messages, meter.tokens, meter.seconds()
+    trace.messages, trace.tokens, trace.seconds = messages, work.meter.tokens, work.meter.seconds()
     return trace
 
 
-def _plan(model: Model, messages: Messages, meter: Meter, trace: Trace, tell) -> None:
-    """Ask for a plan. Its turn counts as a step; it has no tools, so that it cannot call any."""
-    said, seconds = _asked(model, [*messages, make_message("user", PLAN)], (), meter)
-    trace.plan = said.content.strip()
-    trace.add_turn(said, seconds, plan=True)
-    tell("plan", trace.plan)
-    messages += [make_message("user", PLAN), make_message("assistant", trace.plan), make_message("user", GO)]
+@dataclasses.dataclass
+class _Work:
+    """A run that goes on."""
 
+    model: Model
+    tools: Sequence[AgentTool]
+    rules: Rules
+    guard: Guard | None
+    meter: Meter
+    trace: Trace
+    messages: Messages
+    tell: Callable[[str, str], None]
 
-def _work(model, tools, messages: Messages, rules: Rules, guard: Guard | None, meter: Meter, trace: Trace, tell) -> str:
-    """Work until the model answers or the budget is spent. Return how it ended: "answer" or what is used up."""
-    schemas = [tool.schema for tool in tools]
-    while not (spent := meter.spent()):
-        said, seconds = _asked(model, messages, schemas, meter)
-        turn = trace.add_turn(said, seconds)
-        if said.finish == "timeout":
-            return "seconds"
-        if said.finish == "length" and not meter.tokens_left():
-            return "tokens"
-        message = make_message("assistant", said.content)
-        if not said.calls and not said.errors:
-            messages.append(message)
-            trace.answer = said.content.strip()
-            tell("answer", trace.answer)
-            return "answer"
-        if said.content.strip():
-            tell("thought", said.content.strip())
-        functions = [{"type": "function", "function": dict(call)} for call in said.calls]
-        messages.append(message | ({"tool_calls": functions} if functions else {}))
-        for call in said.calls:
-            if not meter.seconds_left():
+    def plan(self) -> None:
+        """Ask for a plan. Its turn counts as a step; it has no tools, so that it cannot call any."""
+        said, seconds = self.ask([*self.messages, make_message("user", PLAN)], ())
+        plan = self.trace.plan = said.content.strip()
+        self.trace.add_turn(said, seconds, plan=True)
+        self.tell("plan", plan)
+        self.messages += [make_message("user", PLAN), make_message("assistant", plan), make_message("user", GO)]
+
+    def finish(self) -> str:
+        """Work until the model answers or the budget is spent. Return how it ended: "answer" or what is used up."""
+        schemas = [tool.schema for tool in self.tools]
+        while not (spent := self.meter.spent()):
+            said, seconds = self.ask(self.messages, schemas)
+            turn = self.trace.add_turn(said, seconds)
+            if said.finish == "timeout":
                 return "seconds"
-            text = _called(call, tools, rules, guard, meter, turn, tell)
-            messages.append(make_message("tool", text) | {"name": call["name"]})
-        if guard is not None:  # after the turn: the model had not read the answers when it wrote its other calls
-            for call in turn["calls"]:
-                if call["untrusted"]:
-                    guard.observe(call["name"], call["text"])
-        for error in said.errors:
-            turn["errors"].append(error)
-            messages.append(make_message("tool", f"{ERROR}{error}"))
-    return spent
+            if said.finish == "length" and not self.meter.tokens_left():
+                return "tokens"
+            message = make_message("assistant", said.content)
+            if not said.calls and not said.errors:
+                self.messages.append(message)
+                self.trace.answer = said.content.strip()
+                self.tell("answer", self.trace.answer)
+                return "answer"
+            if said.content.strip():
+                self.tell("thought", said.content.strip())
+            functions = [{"type": "function", "function": dict(call)} for call in said.calls]
+            self.messages.append(message | ({"tool_calls": functions} if functions else {}))
+            for call in said.calls:
+                if not self.meter.seconds_left():
+                    return "seconds"
+                self.messages.append(make_message("tool", self.call(call, turn)) | {"name": call["name"]})
+            if self.guard is not None:  # after the turn: the model had not read the answers when it wrote its other calls
+                for call in turn["calls"]:
+                    if call["untrusted"]:
+                        self.guard.observe(call["name"], call["text"])
+            for error in said.errors:
+                turn["errors"].append(error)
+                self.messages.append(make_message("tool", f"{ERROR}{error}"))
+        return spent
 
+    def ask(self, messages: Messages, schemas: Sequence[Mapping]) -> tuple[Said, float]:
+        """Return the model's next turn, and the seconds that it took."""
+        begin = self.meter.seconds()
+        said = self.model(messages, schemas, self.meter.tokens_left(), self.meter.seconds_left())
+        self.meter.spend(said.tokens)
+        return said, self.meter.seconds() - begin
 
-def _asked(model: Model, messages: Messages, schemas: Sequence[Mapping], meter: Meter) -> tuple[Said, float]:
-    begin = meter.seconds()
-    said = model(messages, schemas, meter.tokens_left(), meter.seconds_left())
-    meter.spend(said.tokens)
-    return said, meter.seconds() - begin
-
-
-def _called(call: Mapping[str, Any], tools, rules: Rules, guard: Guard | None, meter: Meter, turn: dict, tell) -> str:
-    """Run one call if it is permitted, record it, and return the text that the model gets."""
-    named = {tool.name: tool for tool in tools}
-    tell("call", f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})")
-    begin = meter.seconds()
-    record = {"name": call["name"], "arguments": call["arguments"], "outcome": "invalid", "reason": "", "untrusted": False}
-    if wrong := mistake(call, named):
-        answer = Answer(f"{ERROR}{wrong}", True)
-    else:
-        tool = named[call["name"]]
-        allowed = permission(tool, call["arguments"], rules.consent, guard)
-        record |= {"outcome": allowed.verdict, "reason": allowed.reason}
-        if allowed.runs:
-            answer = tool.run(dict(call["arguments"]), meter.seconds_left())
-            record |= {"untrusted": not tool.trusted, "failed": answer.failed}
+    def call(self, call: Mapping[str, Any], turn: dict) -> str:
+        """Run one call if it is permitted, record it in its turn, and return the text that the model gets."""
+        name, arguments = call["name"], call["arguments"]
+        named = {tool.name: tool for tool in self.tools}
+        self.tell("call", f"{name}({json.dumps(arguments, ensure_ascii=False)})")
+        begin = self.meter.seconds()
+        record = {"name": name, "arguments": arguments, "outcome": "invalid", "reason": "", "untrusted": False}
+        if wrong := mistake(call, named):
+            answer = Answer(f"{ERROR}{wrong}", True)
         else:
-            answer = Answer(f"{BLOCKED}{allowed.reason}", True)
-    turn["calls"].append(record | {"text": answer.text, "seconds": meter.seconds() - begin})
-    tell("blocked" if answer.text.startswith(BLOCKED) else "observation", answer.text)
-    return marked(call["name"], answer.text) if rules.mark and record["untrusted"] else answer.text
+            tool = named[name]
+            verdict, reason = permission(tool, arguments, self.rules.consent, self.guard)
+            record |= {"outcome": verdict, "reason": reason}
+            if verdict in RUNS:
+                answer = tool.run(dict(arguments), self.meter.seconds_left())
+                record |= {"untrusted": not tool.trusted, "failed": answer.failed}
+            else:
+                answer = Answer(f"{BLOCKED}{reason}", True)
+        turn["calls"].append(record | {"text": answer.text, "seconds": self.meter.seconds() - begin})
+        self.tell("blocked" if answer.text.startswith(BLOCKED) else "observation", answer.text)
+        return marked(name, answer.text) if self.rules.mark and record["untrusted"] else answer.text

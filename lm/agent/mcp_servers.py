@@ -18,8 +18,8 @@ from typing import Any
 
 import pydantic
 
-from lm.agent.tools import AgentTool, shortened
-from lm.align.rl.tools import ERROR, Answer
+from lm.agent.tools import AgentTool
+from lm.align.rl.tools import ERROR, Answer, shortened
 from lm.errors import UserError
 from lm.files.untrusted import short, shown
 

@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from data.chat.messages import Messages
+from data.chat.messages import Messages, make_message
 from lm.errors import UserError
 
 MAX_BYTES = 16 << 20  # of an answer of a server
 TURN = 1024  # tokens of a turn at most
+KEY = "OPENAI_API_KEY"
 HERE = ("localhost", "127.0.0.1", "::1")
 TOO_LONG = "context_length_exceeded"  # OpenAI's code of a request with more tokens than the model has positions
 Schemas = Sequence[Mapping[str, Any]]
@@ -40,12 +41,25 @@ class Model(Protocol):
     def __call__(self, messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said: ...
 
 
-def local_model(
-    engine, template: str | None = None, *, temperature: float = 0.0, seed: int = 0, turn: int = TURN, declare: bool = True
-) -> Model:
+def open_model(checkpoint: str, **settings: Any) -> Model:
+    """Return the model of --checkpoint, with the settings of `local_model`. Raises: UserError if it cannot read messages."""
+    from lm.inputs import check_speaker
+
+    check_speaker("--checkpoint", checkpoint)
+    from lm.align.reward_model import chat_template_of
+    from lm.infer.engine.open import open_engine
+    from lm.infer.engine.room import Capacity
+
+    engine = open_engine(checkpoint, Capacity(rows=1))
+    if engine.tokenizer is None:
+        raise UserError(f"--checkpoint={checkpoint} has no tokenizer, so it cannot read messages")
+    return local_model(engine, chat_template_of(checkpoint), **settings)
+
+
+def local_model(engine, template: str | None = None, *, temperature: float = 0.0, seed: int = 0, declare: bool = True) -> Model:
     """Return the model of an engine (lm.infer.engine.open.open_engine) that has a tokenizer.
 
-    turn: tokens of a turn at most. declare: whether prompts list the tools; False for a model that was trained without that.
+    declare: whether prompts list the tools; False for a model that was trained without that.
     Raises, when it is asked: UserError if a conversation is too long for the model.
     """
     from lm.align.rl.tools import HERMES, OURS, parse_turn
@@ -71,13 +85,13 @@ def local_model(
                 "shorter task, or fewer steps (--steps)"
             )
         own = int(np.random.SeedSequence((seed, asked)).generate_state(1)[0])
-        limit = max(1, min(room, tokens, turn))
+        limit = max(1, min(room, tokens, TURN))
         request = Request(tuple(prompt.ids), limit, temperature, seed=own, stop_ids=prompt.stops, deadline=max(0.001, seconds))
         event = engine.answers([request])[0]
         if event.finish == "error":
             raise UserError(event.error)
         ids = [i for i in event.tokens if i not in prompt.stops]
-        finish = {"length": "length", "timeout": "timeout"}.get(event.finish, "stop")
+        finish = event.finish if event.finish in ("length", "timeout") else "stop"
         if known:
             said = parse_turn(tokenizer, ids)
             calls = [call["function"] for call in said.tool_calls]
@@ -89,13 +103,11 @@ def local_model(
     return model
 
 
-def remote_model(
-    url: str, name: str, *, temperature: float = 0.0, seed: int = 0, turn: int = TURN, key: str = "OPENAI_API_KEY"
-) -> Model:
+def remote_model(url: str, name: str, *, temperature: float = 0.0, seed: int = 0) -> Model:
     """Return the model `name` behind url/chat/completions, such as serve.py's http://127.0.0.1:8000/v1.
 
-    key: environment variable with the server's key; a server without one needs none. A server on this machine is asked
-    directly, any other one through the proxy that the environment names (https_proxy), if any.
+    The environment variable KEY holds the server's key, if it has one. A server on this machine is asked directly, any other
+    one through the proxy that the environment names (https_proxy), if any.
     Raises: UserError for a url that is none; when it is asked, if the server does not answer or refuses.
     """
     if not url.startswith(("http://", "https://")):
@@ -106,10 +118,10 @@ def remote_model(
 
     def model(messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said:
         body: dict[str, Any] = {"messages": to_openai(messages), "temperature": temperature, "seed": seed}
-        body |= {"max_tokens": max(1, min(tokens, turn))} | ({"model": name} if name else {})
+        body |= {"max_tokens": max(1, min(tokens, TURN))} | ({"model": name} if name else {})
         body |= {"tools": list(schemas)} if schemas else {}
         headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
+        headers |= {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
         for _ in range(2):
             try:
                 request = urllib.request.Request(address, json.dumps(body).encode(), headers)
@@ -142,30 +154,24 @@ def on_this_machine(url: str) -> bool:
 
 def to_openai(messages: Messages) -> Messages:
     """Return messages as OpenAI's API takes them: every call has an id, which its answer names, and its arguments as text."""
-    found, open_calls, count = [], [], 0
+    converted: Messages = []
+    count, waiting = 0, []  # calls so far, and the ids of those that the next answers belong to
     for message in messages:
+        new = make_message(message["role"], message["content"])
         if calls := message.get("tool_calls"):
-            open_calls = [f"call_{count + n:08d}" for n in range(len(calls))]
+            waiting = [f"call_{count + n:08d}" for n in range(len(calls))]
             count += len(calls)
-            written = [
-                {
-                    "id": id,
-                    "type": "function",
-                    "function": {
-                        "name": call["function"]["name"],
-                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-                    },
-                }
-                for id, call in zip(open_calls, calls)
-            ]
-            found.append({"role": "assistant", "content": message["content"], "tool_calls": written})
-        elif message["role"] == "tool" and open_calls:
-            found.append({"role": "tool", "content": message["content"], "tool_call_id": open_calls.pop(0)})
+            new["tool_calls"] = []
+            for id, call in zip(waiting, calls):
+                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                function = {"name": call["function"]["name"], "arguments": arguments}
+                new["tool_calls"].append({"id": id, "type": "function", "function": function})
+        elif message["role"] == "tool" and waiting:
+            new["tool_call_id"] = waiting.pop(0)
         elif message["role"] == "tool":  # it tells the model about a call that could not be parsed
-            found.append({"role": "user", "content": message["content"]})
-        else:
-            found.append({"role": message["role"], "content": message["content"]})
-    return found
+            new["role"] = "user"
+        converted.append(new)
+    return converted
 
 
 def _said(url: str, answer: bytes) -> Said:

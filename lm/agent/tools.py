@@ -1,11 +1,9 @@
 """Tools of an agent: what they are called with, what they may do (their risk), and whether their answers can be trusted."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm.align.rl.environments import Environment
-from lm.align.rl.tools import ERROR, MAX, Answer
+from lm.align.rl.tools import ERROR, Answer, shortened
 from lm.errors import UserError
 
 # What a tool does beyond computing. reads: it looks at the user's data. writes: it changes something. runs: it executes code.
@@ -50,23 +48,6 @@ def check_tools(tools: Sequence[AgentTool]) -> None:
         raise UserError(f"tool {wrong.name}: its risk {wrong.risk!r} is none of {', '.join(RISKS)}")
 
 
-def environment_tools(
-    world: Environment, schemas: Sequence[Mapping[str, Any]], record: Mapping[str, Any], risk: str = "reads"
-) -> list[AgentTool]:
-    """Return tools whose calls act in an environment of lm/align/rl/environments.py, which begins with `record`."""
-    world.reset(seed=int(record.get("seed") or 0), options=dict(record))
-
-    def tool(schema: Mapping[str, Any]) -> AgentTool:
-        def run(arguments: dict[str, Any], seconds: float) -> Answer:
-            action = json.dumps({"name": schema["function"]["name"], "arguments": arguments}, ensure_ascii=False)
-            text = world.step(action)[0]
-            return Answer(text, text.startswith("error: "))
-
-        return AgentTool(schema, run, risk)
-
-    return [tool(schema) for schema in schemas]
-
-
 def answering(run: Callable[..., str]) -> Callable[[dict[str, Any], float], Answer]:
     """Return `AgentTool.run` of a function that takes the arguments of a call by name. Its errors become failed answers."""
 
@@ -77,8 +58,3 @@ def answering(run: Callable[..., str]) -> Callable[[dict[str, Any], float], Answ
             return Answer(f"{ERROR}{getattr(error, 'strerror', None) or error}", True)
 
     return answer
-
-
-def shortened(text: str) -> str:
-    """Return a text without its middle if it is longer than MAX characters."""
-    return text if len(text) <= MAX else f"{text[: MAX // 2]}\n…\n{text[-MAX // 2 :]}"

@@ -28,7 +28,7 @@ class Alarm(NamedTuple):
     text: str
 
 
-def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: float = 1.0) -> list[Alarm]:
+def alarms(lines: Sequence[dict], samples: Sequence[dict] = ()) -> list[Alarm]:
     """Return the alarms of a run sorted by step, at most one per kind.
 
     A trend compares the mean of the last 10 training lines with the mean of the first 10: a curve rises or falls if they
@@ -43,7 +43,7 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: flo
                    gain or below its first value.
     overfitting    loss falls, but valid_loss was more than 5 % above its lowest value in two consecutive
                    validations.
-    kl             kl is above `kl_limit` nats per token, in a run with rewards.
+    kl             kl is above 1 nat per token, in a run with rewards.
     entropy        entropy is below a tenth of its first level and below 0.05 nats per token, in a run with rewards.
     no_signal      frac_reward_zero_std is at least 0.9: groups with equal rewards have no advantage.
     clipped        completions/clipped_ratio is above 0.5: most scored completions are cut.
@@ -61,7 +61,7 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: flo
         *_rewards_apart(train),
         *_held_out(train, valid),
         *_overfitting(train, valid),
-        *_levels(train, kl_limit),
+        *_levels(train),
         *_no_training(train),
     ]
     return sorted(found)
@@ -87,6 +87,11 @@ def trailing_mean(y: np.ndarray, width: int) -> np.ndarray:
     end = np.arange(1, len(y) + 1)
     start = np.maximum(end - width, 0)
     return (sums[end] - sums[start]) / (end - start)
+
+
+def in_a_row(holds: np.ndarray, n: int) -> np.ndarray:
+    """Return whether a rule holds at an index and at the n − 1 before it."""
+    return (trailing_mean(holds, n) == 1) & (np.arange(len(holds)) >= n - 1)
 
 
 def _length(train: Sequence[dict], samples: Sequence[dict]) -> list[Alarm]:
@@ -160,10 +165,8 @@ def _held_out(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
             continue
         best = np.maximum.accumulate(y)
         drop = best - y
-        low = (drop > 0.05 * np.abs(best)) & ((drop > 0.5 * (best - y[0])) | (y < y[0]))
-        low[1:] &= low[:-1].copy()
-        low[0] = False
-        rising = rises[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
+        low = in_a_row((drop > 0.05 * np.abs(best)) & ((drop > 0.5 * (best - y[0])) | (y < y[0])), 2)
+        rising = rises[_last_before(at, steps)]
 
         def text(i: int, key=key, y=y, best=best) -> str:
             return f"{trained} rises, but held out {key.removeprefix('valid_')} fell from {best[i]:.3g} to {y[i]:.3g}"
@@ -177,11 +180,8 @@ def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
     if len(loss) < WINDOW or len(held_out) < 3:
         return []
     lowest = np.minimum.accumulate(held_out)
-    high = held_out > lowest + 0.05 * np.abs(lowest)
-    high[1:] &= high[:-1].copy()
-    high[0] = False
-    means = trailing_mean(loss, WINDOW)
-    now = means[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
+    high = in_a_row(held_out > lowest + 0.05 * np.abs(lowest), 2)
+    now = trailing_mean(loss, WINDOW)[_last_before(at, steps)]
     then = now[[int(np.argmin(held_out[: i + 1])) for i in range(len(held_out))]]
     return _alarm(
         "overfitting",
@@ -191,7 +191,7 @@ def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
     )
 
 
-def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
+def _levels(train: Sequence[dict]) -> list[Alarm]:
     def level(kind: str, key: str, holds: Callable, text: Callable[[float], str]) -> list[Alarm]:
         steps, y = column(rewarded if kind in ("kl", "entropy") else train, key)
         if len(y) < LEVEL:
@@ -207,7 +207,7 @@ def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
     reward = column(rewarded, "reward")[1][-LEVEL:]
     solved = f"; mean reward {reward.mean():.3g}" if len(reward) else ""
     return [
-        *level("kl", "kl", lambda y: y > kl_limit, lambda y: f"kl reached {y:.3g} nats a token: the policy left its reference"),
+        *level("kl", "kl", lambda y: y > 1.0, lambda y: f"kl reached {y:.3g} nats a token: the policy left its reference"),
         *level(
             "entropy",
             "entropy",
@@ -239,12 +239,10 @@ def _no_training(train: Sequence[dict]) -> list[Alarm]:
         ],
         bool,
     )
-    three = np.zeros(len(idle), bool)
-    three[2:] = idle[2:] & idle[1:-1] & idle[:-2]
     return _alarm(
         "no_training",
         steps,
-        three,
+        in_a_row(idle, 3),
         lambda i: "loss and gradient are exactly 0: every token is masked, or every example is beyond the loss's hinge",
     )
 
@@ -257,6 +255,11 @@ def _alarm(kind: str, steps: np.ndarray, holds: np.ndarray, text: Callable[[int]
     first, last = where[0], where[-1]
     ended = "" if last == len(steps) - 1 else f" (last at step {steps[last]:.0f})"
     return [Alarm(int(steps[first]), kind, text(last) + ended)]
+
+
+def _last_before(steps: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return for each step of `at` the index of the last of `steps` that is not after it, or 0."""
+    return np.clip(np.searchsorted(steps, at, "right") - 1, 0, None)
 
 
 def _together(train: Sequence[dict], *keys: str) -> tuple[np.ndarray, ...]:

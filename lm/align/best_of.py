@@ -10,6 +10,7 @@ atomically, so a killed run resumes with the first missing chunk and produces th
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -21,20 +22,20 @@ import jax
 import numpy as np
 
 from data.chat.examples import prepare_tasks
-from lm.align.rl.environments import open_environment
-from lm.align.rl.rewards import Rewards, parse_rewards, score_rollouts
-from lm.align.rl.rollouts import Rollout, Sampler, sampler_of, seed_of
-from lm.align.rl.tools import open_tools
+from lm.align.data import own_tokenizer
+from lm.align.rl.environments import open_surroundings
+from lm.align.rl.rewards import Rewards, answer_records, parse_rewards, score_rollouts
+from lm.align.rl.rollouts import Sampler, sampler_of, seed_of
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
-from lm.align.tokenizers import chat_template, own_tokenizer
+from lm.align.stages import claim, kept_lines
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
 from lm.files.saving import write_json, write_lines
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
-from lm.runs.workdir import KEPT, check_record, read_object, recorded
+from lm.runs.workdir import KEPT, check_record, recorded
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
 
@@ -46,14 +47,6 @@ class Job(NamedTuple):
     sampler: Sampler
     tasks: Sequence[dict]
     rewards: Rewards
-
-
-class Best(NamedTuple):
-    """Results in workdir/best_of: files of conversations and of preference pairs, and the content of statistics.json."""
-
-    conversations: Path
-    pairs: Path
-    statistics: dict[str, Any]
 
 
 def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
@@ -70,20 +63,18 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     mesh, model_config = make_mesh(config.mesh), model_config_of(acting)
     check_fit(mesh, model_config, config.batch_size, config.accumulate)
     tokenizer = own_tokenizer(acting, workdir)
-    tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
-    declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
-    tasks = prepare_tasks(acting, tokenizer, declared)
-    template = chat_template(acting, tokenizer)
-    sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], tools, template, environment=environment)
+    surroundings = open_surroundings(config.rollout)
+    tasks = prepare_tasks(acting, tokenizer, surroundings.schemas)
+    sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], surroundings)
     job = Job(acting, sampler, tasks[0], parse_rewards(config.rewards))
     with jax.set_mesh(mesh), contextlib.closing(sampler):
-        best = answered(job, lambda: initial_params(acting, mesh), workdir, declared)
-    return train(learning, workdir, report, tasks) | {"best_of": best.statistics}
+        summary = answered(job, lambda: initial_params(acting, mesh), workdir, surroundings.schemas)
+    return train(learning, workdir, report, tasks) | {"best_of": summary}
 
 
 def answered(
     job: Job, start: Callable[[], Any], workdir: Path, tools: list[dict] | None = None, say: Callable[[str], None] = print
-) -> Best:
+) -> dict[str, Any]:
     """Sample config.best_of.n answers to every task of the job and keep those that config.best_of selects.
 
     Config: best_of.n: answers per prompt. best_of.rows: about how many are sampled at a time. best_of.keep: "best" (the best
@@ -96,72 +87,49 @@ def answered(
     Files in workdir/best_of: answers/*.jsonl (one line per prompt: {"prompt", "answers": [{"messages", "reward", "rewards",
     "tokens", "ended"}], …}, where tokens is a count), conversations.jsonl ({"messages", "reward", …}), pairs.jsonl ({"prompt",
     "chosen", "rejected", "margin", …}), statistics.json and settings.json.
+    Returns: the content of statistics.json.
     Raises: UserError for invalid settings, if the workdir holds answers sampled with other settings, or if no answer is kept.
     """
     config = job.config.best_of
     check_best_of(config)
-    folder = workdir / "best_of"
-    chunks = _chunks(len(job.tasks), max(1, config.rows // config.n))
-    hosts.from_first(lambda: _claim(folder, _settings(job)))
-    names = [folder / "answers" / f"{number:05}.jsonl" for number in range(len(chunks))]
-    there = hosts.from_first(lambda: [name.is_file() for name in names])  # all processes must sample the same chunks
-    params = None if all(there) else start()
-    for number, (chunk, name) in enumerate(zip(chunks, names)):
-        if there[number]:
-            continue
-        lines = _answers(job, params, chunk, number, tools)
-        if hosts.is_first():
-            write_lines(name, lines, ensure_ascii=True)
-            mean = np.mean([answer["reward"] for line in lines for answer in line["answers"]])
-            say(f"best of {config.n}: {chunk[-1] + 1}/{len(job.tasks)} prompts answered, mean reward {mean:.3f}")
-    best = Best(workdir / KEPT, folder / "pairs.jsonl", {})
-    best = best._replace(statistics=hosts.from_first(lambda: _gather(names, best, config, job.rewards)))
-    if not best.statistics["kept"]:
+    folder, size = workdir / "best_of", max(1, config.rows // config.n)
+    hosts.from_first(lambda: claim(folder, "answers drawn", _settings(job)))
+    params, lines = functools.cache(start), []
+    for number, begin in enumerate(range(0, len(job.tasks), size)):
+        path = folder / "answers" / f"{number:05}.jsonl"
+        is_new = not hosts.from_first(path.is_file)
+        tasks = job.tasks[begin : begin + size]
+        own = kept_lines(path, functools.partial(_answers, job, params, tasks, number, tools), ensure_ascii=True)
+        if is_new and hosts.is_first():
+            mean = np.mean([answer["reward"] for line in own for answer in line["answers"]])
+            say(f"best of {config.n}: {begin + len(tasks)}/{len(job.tasks)} prompts answered, mean reward {mean:.3f}")
+        lines += own
+    summary = hosts.from_first(lambda: _gather(lines, workdir, config, job.rewards))
+    if not summary["kept"]:
         raise UserError(
-            f"best_of: of {best.statistics['answers']} answers none is kept, {best.statistics['cut']} were cut by "
-            f"rollout.max_new_tokens and the best reward was {best.statistics['best']}; lower best_of.threshold"
-            f"={config.threshold}, or start from a model that gets some right"
+            f"best_of: of {summary['answers']} answers none is kept, {summary['cut']} were cut by rollout.max_new_tokens and "
+            f"the best reward was {summary['best']}; lower best_of.threshold={config.threshold}, or start from a model that "
+            "gets some right"
         )
-    return best
+    return summary
 
 
 # Sampling.
 
 
-def _chunks(tasks: int, size: int) -> list[list[int]]:
-    return [list(range(begin, min(tasks, begin + size))) for begin in range(0, tasks, size)]
-
-
-def _answers(job: Job, params, chunk: Sequence[int], number: int, tools) -> list[dict]:
-    """Sample one chunk and return its lines."""
-    config = job.config.best_of
-    tasks = [job.tasks[i] for i in chunk for _ in range(config.n)]
-    rows = max(1, config.rows // config.n) * config.n
-    filled = tasks + [tasks[0]] * (rows - len(tasks))  # the last chunk reuses the compiled program
-    seed = seed_of(job.config.seed, number)
-    rollouts = job.sampler(params, filled, seed=seed)[: len(tasks)]
-    total, each = score_rollouts(job.rewards, tasks, rollouts)
-    answers = [
-        _answer(task, rollout, total[i], {name: values[i] for name, values in each.items()})
-        for i, (task, rollout) in enumerate(zip(tasks, rollouts))
-    ]
+def _answers(job: Job, params: Callable[[], Any], tasks: Sequence[dict], number: int, tools) -> list[dict]:
+    """Sample the answers to one chunk of tasks and return its lines."""
+    n = job.config.best_of.n
+    each = [task for task in tasks for _ in range(n)]
+    rows = max(1, job.config.best_of.rows // n) * n
+    rollouts = job.sampler(params(), each, seed=seed_of(job.config.seed, number), rows=rows)
+    answers = answer_records(each, rollouts, *score_rollouts(job.rewards, each, rollouts))
     lines = []
-    for i, index in enumerate(chunk):
-        task = job.tasks[index]
+    for i, task in enumerate(tasks):
         declared = task.get("tools") or tools
-        line = {"prompt": list(task["prompt"]), "answers": answers[i * config.n : (i + 1) * config.n]}
+        line = {"prompt": list(task["prompt"]), "answers": answers[i * n : (i + 1) * n]}
         lines.append(line | ({"tools": declared} if declared else {}))
     return lines
-
-
-def _answer(task: dict, rollout: Rollout, reward: float, rewards: dict[str, float]) -> dict:
-    return {
-        "messages": rollout.messages[len(task["prompt"]) :],
-        "reward": float(reward),
-        "rewards": {name: None if math.isnan(value) else float(value) for name, value in rewards.items()},
-        "tokens": rollout.length,
-        "ended": rollout.ended,
-    }
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -180,36 +148,11 @@ def _settings(job: Job) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Save the sampling settings. Raises UserError if the folder holds answers sampled with other settings."""
-    path = folder / "settings.json"
-    if path.is_file():
-        before = read_object(path, f"delete {folder} to sample the answers again, or use another --workdir")
-        for key in {**before, **settings}:
-            if before.get(key) != settings.get(key):
-                raise UserError(
-                    f"{folder} holds answers drawn with {key}={before.get(key)}, and this run says {settings.get(key)}: set it "
-                    "back, or use another --workdir"
-                )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "answers").mkdir(exist_ok=True)
-        write_json(path, settings)
-
-
-def _lines(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it to sample its answers again") from None
-
-
 # Selection.
 
 
-def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict[str, Any]:
-    """Write the conversations and pairs selected from the answers of all chunks. Returns the content of statistics.json."""
-    lines = [line for name in names for line in _lines(name)]
+def _gather(lines: Sequence[dict], workdir: Path, config, rewards: Rewards) -> dict[str, Any]:
+    """Write the conversations and pairs selected from the lines of all chunks. Returns the content of statistics.json."""
     conversations, pairs = [], []
     for line in lines:
         more = {"tools": line["tools"]} if "tools" in line else {}
@@ -226,11 +169,11 @@ def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict
                     **more,
                 }
             )
-    write_lines(best.conversations, conversations, ensure_ascii=True)
-    write_lines(best.pairs, pairs, ensure_ascii=True)
+    write_lines(workdir / KEPT, conversations, ensure_ascii=True)
+    write_lines(workdir / "best_of" / "pairs.jsonl", pairs, ensure_ascii=True)
     found = statistics([line["answers"] for line in lines], rewards.names, config.threshold)
     found |= {"kept": len(conversations), "pairs": len(pairs)}
-    write_json(best.conversations.with_name("statistics.json"), found)
+    write_json(workdir / "best_of" / "statistics.json", found)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The data of an alignment run: examples that are learned from, and tasks that the model answers.
+"""The tokenizer and the data of an alignment run: examples that it learns from, or tasks that its model answers.
 
 sft, preference, reward and offline distill learn from examples. rl and on-policy distill learn from the model's own answers to
 tasks. A run on examples that names rewards also has held-out tasks.
@@ -6,10 +6,12 @@ tasks. A run on examples that names rewards also has held-out tasks.
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from data.chat.example_batches import ExampleBatches
@@ -17,152 +19,198 @@ from data.chat.example_files import SPLITS, Examples
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
 from data.chat.media import rows as media_rows
 from data.chat.media.encoding import Towers
-from data.text.tokenizer import Tokenizer
-from lm.align import preference, senses, settings
-from lm.align.rl.environments import Make, open_environment
+from data.text.fingerprints import check_tokenizer
+from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
+from data.text.tokenizer import Tokenizer, load_tokenizer
+from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
-from lm.align.rl.stream import RolloutStream
-from lm.align.rl.tools import Tool, open_tools
+from lm.align.settings import example_kind
+from lm.config import ModelConfig
+from lm.config.towers import NAMES as TOWERS
 from lm.convert.multimodal.processor import copy_processor, has_processor
+from lm.errors import UserError
 from lm.parallel import hosts
-from lm.train.feed import Feed, Stream
 from lm.train.fit import check_memory
 from lm.train.start import choose_steps
 from lm.train.step import model_config_of
 
-PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
 REASONS = 5  # of dropped examples that the summary names
 USES = {"train": "train on", "valid": "validate on"}
 Tasks = tuple[list[dict], list[dict], dict]  # to train on, held out, and counts, as prepare_tasks returns them
 
 
+class Setup(NamedTuple):
+    """What the data of a run depend on.
+
+    new_senses: media whose encoder the run gives to the model (lm/align/senses.py). tasks: those to use in place of the tasks
+    of config.data.input; None: read these.
+    """
+
+    config: Any
+    workdir: Path
+    tokenizer: Tokenizer
+    mesh: Mesh
+    surroundings: Surroundings
+    new_senses: Sequence[str] = ()
+    tasks: Tasks | None = None
+
+
 class RunData(NamedTuple):
     """The examples or tasks of a run.
 
-    kind: of example (data/chat/conversations.py). learned: batches of examples to learn from, and examples; None for a run that
-    learns from answers to tasks. counts: for the report. given: whether the tasks came from the caller, not from files.
+    counts: for the report. train, valid: batches of examples to learn from, and of held-out ones; without train, the run learns
+    from answers to `tasks`. held_out: tasks to measure answers on. towers: what the model of the run sees and hears.
     """
 
-    kind: str
+    setup: Setup
     counts: dict[str, Any]
-    learned: ExampleBatches | None
-    examples: Examples | None
-    tasks: list[dict]
-    held_out: list[dict]
-    rewards: Rewards | None
-    tools: list[Tool]
-    environment: Make | None
-    towers: Towers | None
-    given: bool
+    train: ExampleBatches | None = None
+    valid: ExampleBatches | None = None
+    tasks: Sequence[dict] = ()
+    held_out: Sequence[dict] = ()
+    rewards: Rewards | None = None
+    towers: Towers | None = None
 
-    def choose_steps(self, config) -> None:
+    def choose_steps(self) -> None:
         """Set config.steps from config.epochs if that is given."""
-        if self.learned is None:
+        config = self.setup.config
+        if self.train is None:
             choose_steps(config, len(self.tasks), config.batch_size // (config.rl.group_size if config.method == "rl" else 1))
         else:
-            choose_steps(config, self.learned.num_rows)
+            choose_steps(config, self.train.num_rows)
 
-    def record(self, config, workdir: Path) -> None:
+    def record(self) -> None:
         """Write to the workdir what a resumed run compares, and what the model needs beside its weights."""
-        if (self.tasks or self.held_out) and not self.given:
+        config, workdir = self.setup.config, self.setup.workdir
+        if (self.tasks or self.held_out) and self.setup.tasks is None:
             record_tasks(config, workdir)
         if self.towers and not has_processor(workdir):
             copy_processor(Path(config.init_from), workdir)
 
-    def sampler(self, config, graph, tokenizer: Tokenizer, template: str | None) -> Sampler | None:
+    def sampler(self, graph: nnx.GraphDef) -> Sampler | None:
         """Return what answers the tasks; None without tasks."""
-        tasks, senses = self.tasks or self.held_out, {"environment": self.environment, "towers": self.towers}
-        return sampler_of(config, graph, tokenizer, tasks, self.tools, template, **senses) if tasks else None
-
-    def stream(self, config, mesh: Mesh, sampler: Sampler | None, frozen: Any) -> Stream:
-        """Return the batches of the run. frozen: parameters of the reference or teacher."""
-        if self.learned is not None:
-            return Feed(self.learned, mesh)
-        return RolloutStream(config, mesh, sampler, self.tasks, self.rewards if config.method == "rl" else None, frozen)
-
-    def validation_feed(self, config, mesh: Mesh) -> Feed | None:
-        if self.examples is None or not self.examples.valid:
+        if not (tasks := self.tasks or self.held_out):
             return None
-        return Feed(batches(config, self.kind, self.examples, "valid", self.towers), mesh)
+        setup = self.setup
+        return sampler_of(setup.config, graph, setup.tokenizer, tasks, setup.surroundings, towers=self.towers)
 
 
-def prepare(
-    config, workdir: Path, tokenizer: Tokenizer, mesh: Mesh, new_senses: list[str], given: Tasks | None = None
-) -> RunData:
-    """Read and check the data of a run.
+def own_tokenizer(config, workdir: Path) -> Tokenizer:
+    """Load the tokenizer of `workdir`, or that of config.tokenizer if `workdir` has none.
 
-    new_senses: media whose encoder the run gives to the model (lm/align/senses.py). given: tasks to use in place of those of
-    config.data.input.
+    Raises UserError if it has more ids than the model.
     """
-    kind, first = settings.example_kind(config), hosts.is_first()
-    acts = kind == "task"  # learns from its own answers
-    towers = senses.towers_of(config, tokenizer, workdir) if config.method == "sft" else None
-    rewards = parse_rewards(config.rewards) if config.rewards else None
-    tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
-    examples, tasks, held_out, counts = None, [], [], {}
-    if not acts:
-        needs = new_senses if towers else []
-        examples = prepare_examples(config, workdir, tokenizer, kind, first=first, towers=towers, needs=needs)
-        counts = examples.counts
-        if towers and any((media := {name: counts["train"][name] for name in media_rows.NAMES}).values()):
-            check_memory(config, mesh, media=media)  # only the data tell how many a row has
-    if acts or (rewards and config.method != "reward"):
-        declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
-        splits = SPLITS if towers is None else SPLITS[1:]
-        tasks, held_out, of_tasks = given or prepare_tasks(config, tokenizer, declared, workdir, towers=towers, splits=splits)
-        counts = counts | {"tasks": of_tasks}
-        if tasks or held_out:
-            check_room(config, [*tasks, *held_out])
-        if rewards and not acts:
-            check_tasks(rewards, held_out)
-    if towers is None:
-        texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns] if examples else []
-        texts += [task["prompt_ids"] for task in (*tasks, *held_out)]
-        senses.check_text(model_config_of(config), texts)
-    learned = None if acts else batches(config, kind, examples, "train", towers)
-    return RunData(
-        kind, counts, learned, examples, tasks, held_out, rewards, tools, environment, towers, given=given is not None
-    )
+    tokenizer = load_tokenizer(workdir if hosts.from_first(lambda: has_tokenizer(workdir)) else config.tokenizer)
+    check_tokenizer(workdir, tokenizer.fingerprint)
+    tokenizer = templated(config, tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"tokenizer: the tokenizer of {config.tokenizer} has {tokenizer.vocab_size} ids, more than "
+            f"model.vocab_size={config.model.vocab_size} of {config.init_from}"
+        )
+    return tokenizer
 
 
-def batches(config, kind: str, examples: Examples, split: str, towers: Towers | None = None) -> ExampleBatches:
+def templated(config, tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer, with the chat template for base models if it has none and the config names none."""
+    if config.chat_template or tokenizer.chat_template is not None:
+        return tokenizer
+    if hosts.is_first():
+        print(
+            f'the tokenizer of {config.tokenizer} has no chat template: messages are written as "User:" and "Assistant:" '
+            "(data/text/base_chat_template.jinja); set chat_template to a Jinja file for another one",
+            flush=True,
+        )
+    return tokenizer.with_chat_template(BASE_TEMPLATE)
+
+
+def from_tasks(setup: Setup) -> RunData:
+    """Return the data of a run that learns from its own answers: the tasks of config.data.input."""
+    data = _with_tasks(RunData(setup, {}, rewards=_rewards(setup.config)), SPLITS)
+    check_text(model_config_of(setup.config), [task["prompt_ids"] for task in (*data.tasks, *data.held_out)])
+    return data
+
+
+def batches(config, examples: Examples, split: str, *, towers: Towers | None = None, joined: bool = False) -> ExampleBatches:
     """Return the batches of a split, those of train shuffled, with the media for `towers`.
 
     Where no rows are packed, whole batches of short examples have shorter rows. On a mesh with a context axis all rows have the
-    full length, and each answer of a pair has a row of its own.
+    full length, and each answer of a pair has a row of its own. joined: pairs are one row, with the prompt once.
     """
-    columns, media = getattr(examples, split), None
+    columns, media, kind, T = getattr(examples, split), None, example_kind(config), config.sequence_length
     if towers is not None:
         media = functools.partial(media_rows.arrays, columns, towers=towers, most=examples.counts[split])
+    one_length = kind == "conversation" or is_split(config)
+    return ExampleBatches(
+        columns,
+        kind=kind,
+        lengths=[T] if one_length else row_lengths(2 * T if joined else T),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shuffle=split == "train",
+        joined=joined,
+        media=media,
+    )
 
-    def made(lengths: Sequence[int], **options) -> ExampleBatches:
-        return ExampleBatches(
-            columns,
-            kind=kind,
-            lengths=lengths,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            shuffle=split == "train",
-            media=media,
-            **options,
-        )
 
-    T = config.sequence_length
-    if kind == "conversation":
-        return made([T])
-    cut = config.mesh.get("context", 1) != 1  # by a context axis
-    two_rows = made([T] if cut else row_lengths(T))
-    if config.method == "preference" and kind == "pair" and config.preference.share_prompts and not cut:
-        some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
-        if preference.pays(model_config_of(config), some):
-            return made(row_lengths(2 * T), joined=True)
-    return two_rows
+def is_split(config) -> bool:
+    """Return whether the mesh splits sequences over a context axis."""
+    return config.mesh.get("context", 1) != 1
 
 
 def row_lengths(longest: int) -> list[int]:
     """Return the lengths that the rows of a batch may have: the longest one, and its quarters that are multiples of 64."""
     return [*(longest * n // 4 for n in (1, 2, 3) if longest * n % 256 == 0), longest]
+
+
+def from_examples(setup: Setup, batches_of: Callable[..., ExampleBatches] = batches, towers: Towers | None = None) -> RunData:
+    """Return the data of a run that learns from the examples of config.data.input; with rewards also its held-out tasks."""
+    config, workdir, tokenizer, *_ = setup
+    rewards = _rewards(config)  # first, because it may be wrong
+    options = {"first": hosts.is_first(), "towers": towers, "needs": setup.new_senses if towers else ()}
+    examples = prepare_examples(config, workdir, tokenizer, example_kind(config), **options)
+    if towers and any((media := {name: examples.counts["train"][name] for name in media_rows.NAMES}).values()):
+        check_memory(config, setup.mesh, media=media)  # only the data tell how many a row has
+    split_of = functools.partial(batches_of, config, examples, towers=towers)
+    valid = split_of("valid") if examples.valid else None
+    data = RunData(setup, examples.counts, split_of("train"), valid, rewards=rewards, towers=towers)
+    if rewards and config.method != "reward":
+        data = _with_tasks(data, SPLITS if towers is None else SPLITS[1:])
+        check_tasks(rewards, data.held_out)
+    if towers is None:
+        texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns]
+        texts += [task["prompt_ids"] for task in (*data.tasks, *data.held_out)]
+        check_text(model_config_of(config), texts)
+    return data
+
+
+def _rewards(config) -> Rewards | None:
+    return parse_rewards(config.rewards) if config.rewards else None
+
+
+def _with_tasks(data: RunData, splits: Sequence[str]) -> RunData:
+    """Add the tasks of the run. splits: those to read."""
+    setup = data.setup
+    options = {"towers": data.towers, "splits": splits}
+    tasks, held_out, counts = setup.tasks or prepare_tasks(
+        setup.config, setup.tokenizer, setup.surroundings.schemas, setup.workdir, **options
+    )
+    if tasks or held_out:
+        check_room(setup.config, [*tasks, *held_out])
+    return data._replace(tasks=tasks, held_out=held_out, counts=data.counts | {"tasks": counts})
+
+
+def check_text(model: ModelConfig, texts: Iterable[Sequence[int]]) -> None:
+    """Raise UserError if data without media have tokens that stand for the vectors of an encoder."""
+    for ids in texts:
+        for name in TOWERS:
+            tower = getattr(model, name)
+            if tower.num_layers and (np.asarray(ids) == tower.token_id).any():
+                raise UserError(
+                    f"data.input: text with the token {tower.token_id}, which is the place of a vector of model.{name}, and "
+                    "without media: a chat template or the tokenizer writes it. Use another one, or method=sft with the media"
+                )
 
 
 def data_summary(counts: dict, config) -> str:

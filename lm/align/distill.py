@@ -11,14 +11,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data.text.tokenizer import Tokenizer, load_tokenizer
-from lm.align.settings import check_distill
-from lm.convert.source import as_stored, open_source
-from lm.errors import UserError
+from lm.align.data import RunData, Setup, from_examples, from_tasks
+from lm.convert.source import open_source
+from lm.errors import UserError, after
+from lm.infer.load import load_onto
 from lm.kernels.divergence import Distillation, divergence
 from lm.model.inputs import inputs_of
-from lm.model.transformer import skeleton
-from lm.parallel.mesh import check_fit, reshard, shapes_on
-from lm.train.step import Objective, Sums, router_loss
+from lm.parallel.mesh import check_fit, reshard
+from lm.train.step import Objective, Sums, Trainer, make_trainer, router_loss
+
+
+def data(setup: Setup) -> RunData:
+    """Return conversations, or tasks that the student answers."""
+    return from_tasks(setup) if setup.config.distill.kind == "on_policy" else from_examples(setup)
+
+
+def trainer(config, tokenizer: Tokenizer, mesh) -> tuple[Trainer, nnx.State]:
+    """Return the trainer, and the teacher's parameters."""
+    graph, params = open_teacher(config, tokenizer, mesh)
+    return make_trainer(config, objective(config, graph)), params
 
 
 def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
@@ -28,7 +39,7 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
     takes the teacher's parameters, from `open_teacher`, as `frozen`. Batches: tokens, targets, segment_ids, positions, int32
     [B, T], and weights float32 [B, T]. Metrics, each a mean over tokens: loss; kl between teacher and student at τ; nll of the
     targets; entropy of the student; agreement, the share of tokens for which both have the same most likely token.
-    The settings must have passed `check_settings`.
+    The settings must have passed lm.align.settings.check.
     """
     d = config.distill
 
@@ -68,9 +79,8 @@ def _common(head_VD, teacher_BTE, teacher_head_VE):
     return heads[0], teacher_BTE, heads[1]
 
 
-def check_settings(distill) -> None:
-    """Raise UserError if the section config.distill is invalid or its teacher is no language model; read no weights."""
-    check_distill(distill)
+def check_teacher(distill) -> None:
+    """Raise UserError if the teacher of config.distill is no language model; read no weights."""
     if open_source(distill.teacher).config.score_head == "reward":
         raise UserError(f"distill.teacher={distill.teacher} is a reward model, which predicts no tokens; name a language model")
 
@@ -83,8 +93,7 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
     Raises: UserError if it cannot teach this student on this mesh.
     """
     path = config.distill.teacher
-    source = open_source(path)
-    teacher = dataclasses.replace(source.config, dtype=config.dtype)
+    teacher = dataclasses.replace(open_source(path).config, dtype=config.dtype)
     check_tokenizer(tokenizer, load_tokenizer(path), path)
     if min(teacher.vocab_size, config.model.vocab_size) < tokenizer.vocab_size:
         raise UserError(
@@ -96,12 +105,9 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
             f"sequence_length={config.sequence_length} is more than the {teacher.max_positions} positions of "
             f"distill.teacher={path}"
         )
-    try:
+    with after(f"distill.teacher={path}: "):
         check_fit(mesh, teacher, config.batch_size, config.accumulate, config.sequence_length)
-    except UserError as error:
-        raise UserError(f"distill.teacher={path}: {error}") from None
-    graph, abstract = skeleton(teacher)
-    return graph, source.load(as_stored(source, shapes_on(abstract, mesh)))
+    return nnx.split(load_onto(path, mesh, config.dtype))
 
 
 def check_tokenizer(ours: Tokenizer, theirs: Tokenizer, path) -> None:

@@ -1,4 +1,4 @@
-"""Compute log-probabilities of given tokens without materialising the logits of the whole batch.
+"""What objectives compute from a model: log-probabilities of tokens without the logits of a whole batch, and router losses.
 
 Axes: B batch, T time, D model, V vocabulary.
 """
@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec
 from lm.kernels.logprobs import target_logprobs
 from lm.model.inputs import inputs_of
 from lm.model.linear import trainable
-from lm.model.transformer import Transformer
+from lm.model.transformer import Hidden, Transformer
 from lm.parallel.mesh import spec, spec_of
+from lm.train.step import router_loss
 
 
 def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -79,3 +80,14 @@ def reference_model(model: Transformer, frozen: nnx.State) -> Transformer:
     graph, params = nnx.split(model)
     rest = nnx.split_state(params, trainable(model.config), ...)[1]
     return nnx.merge(graph, jax.tree.map(lax.stop_gradient, nnx.merge_state(frozen, rest)))
+
+
+def routers(model: Transformer, hidden: Hidden, batch: dict, weight, train: bool) -> tuple[jax.Array, dict]:
+    """Return the router losses (0 in evaluation) and the expert loads.
+
+    The losses are a mean over tokens, as in pretraining, times `weight`, by which the caller divides the objective.
+    """
+    total, loads = router_loss(model, [hidden])
+    if not train or not loads:
+        return jnp.zeros((), jnp.float32), loads
+    return total * weight / jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1), loads

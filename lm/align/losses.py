@@ -16,58 +16,111 @@ MAX_LOG_RATIO = 20.0  # e^20 is beyond any trust region; without this limit exp 
 MIN_NLL = 1e-6  # lower bound of a mean nll, which keeps the odds of a certain answer finite
 
 
-def dpo(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, label_smoothing=0.0):
+class Pairs(NamedTuple):
+    """Summed log-probabilities (nats) and lengths (tokens) of a batch of pairs, each float32 [B]."""
+
+    policy_chosen: jax.Array
+    policy_rejected: jax.Array
+    ref_chosen: jax.Array | None  # None: the loss has no reference
+    ref_rejected: jax.Array | None
+    chosen_lengths: jax.Array
+    rejected_lengths: jax.Array
+
+    @property
+    def ratios(self) -> tuple[jax.Array, jax.Array]:
+        """Return c and r."""
+        return _ratio(self.policy_chosen, self.ref_chosen), _ratio(self.policy_rejected, self.ref_rejected)
+
+    @property
+    def delta(self) -> jax.Array:
+        """Return δ = c − r."""
+        chosen, rejected = self.ratios
+        return chosen - rejected
+
+    @property
+    def means(self) -> tuple[jax.Array, jax.Array]:
+        """Return the mean log-probabilities of a token, chosen and rejected, under the policy."""
+        chosen, rejected = _float(self.policy_chosen), _float(self.policy_rejected)
+        return chosen / _count(self.chosen_lengths), rejected / _count(self.rejected_lengths)
+
+
+def dpo(pairs: Pairs, s):
     """Return −(1−ε)·log σ(βδ) − ε·log σ(−βδ), ε = label_smoothing.
 
     ε = 0: direct preference optimisation (Rafailov et al. 2023, eq. 7). ε > 0: conservative DPO, which assumes that a share ε
     of the labels is flipped (Mitchell 2023, eq. 3).
     """
-    logits = beta * _delta(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-    return -(1 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
+    logits = s.beta * pairs.delta
+    return -(1 - s.label_smoothing) * log_sigmoid(logits) - s.label_smoothing * log_sigmoid(-logits)
 
 
-def robust(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, label_smoothing=0.0):
+def robust(pairs: Pairs, s):
     """Return (−(1−ε)·log σ(βδ) + ε·log σ(−βδ)) / (1−2ε), ε = label_smoothing < ½.
 
     It is an unbiased estimate of the DPO loss on clean labels if a share ε of them is flipped (Chowdhury et al. 2024).
     """
-    logits = beta * _delta(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-    clean, flipped = -log_sigmoid(logits), -log_sigmoid(-logits)
-    return ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+    clean, flipped = -log_sigmoid(s.beta * pairs.delta), -log_sigmoid(-s.beta * pairs.delta)
+    return ((1 - s.label_smoothing) * clean - s.label_smoothing * flipped) / (1 - 2 * s.label_smoothing)
 
 
-def hinge(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1):
+def hinge(pairs: Pairs, s):
     """Return max(0, 1 − βδ) (SLiC, Zhao et al. 2023, with a reference as in RSO, Liu et al. 2023)."""
-    return relu(1 - beta * _delta(policy_chosen, policy_rejected, ref_chosen, ref_rejected))
+    return relu(1 - s.beta * pairs.delta)
 
 
-def ipo(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, chosen_lengths=1.0, rejected_lengths=1.0):
+def ipo(pairs: Pairs, s):
     """Return (c/|chosen| − r/|rejected| − 1/2β)² (Azar et al. 2023, eq. 17, where β is called τ).
 
-    Lengths are in tokens. With lengths, c and r are means over tokens, as in the authors' experiments; with 1 the loss is the
-    printed equation.
+    Lengths are in tokens, so that the ratios are means over tokens, as in the authors' experiments.
     """
-    chosen = _ratio(policy_chosen, ref_chosen) / _count(chosen_lengths)
-    rejected = _ratio(policy_rejected, ref_rejected) / _count(rejected_lengths)
-    return jnp.square(chosen - rejected - 1 / (2 * beta))
+    chosen, rejected = pairs.ratios
+    return jnp.square(chosen / _count(pairs.chosen_lengths) - rejected / _count(pairs.rejected_lengths) - 1 / (2 * s.beta))
 
 
-def apo_zero(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1):
+def apo_zero(pairs: Pairs, s):
     """Return 1 − σ(βc) + σ(βr), which raises chosen answers and lowers rejected ones (D'Oosterlinck et al. 2024, eq. 7).
 
     Use it if the chosen answers are better than the model's own.
     """
-    chosen, rejected = _ratio(policy_chosen, ref_chosen), _ratio(policy_rejected, ref_rejected)
-    return sigmoid(-beta * chosen) + sigmoid(beta * rejected)
+    chosen, rejected = pairs.ratios
+    return sigmoid(-s.beta * chosen) + sigmoid(s.beta * rejected)
 
 
-def apo_down(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1):
+def apo_down(pairs: Pairs, s):
     """Return σ(βc) + 1 − σ(βδ), which lowers both answers, the rejected one more (D'Oosterlinck et al. 2024, eq. 8).
 
     Use it if the chosen answers are worse than the model's own.
     """
-    chosen, rejected = _ratio(policy_chosen, ref_chosen), _ratio(policy_rejected, ref_rejected)
-    return sigmoid(beta * chosen) + sigmoid(-beta * (chosen - rejected))
+    return sigmoid(s.beta * pairs.ratios[0]) + sigmoid(-s.beta * pairs.delta)
+
+
+def orpo(pairs: Pairs, s):
+    """Return −β·log σ(log odds(chosen) − log odds(rejected)), the odds-ratio term of ORPO; it has no reference.
+
+    odds = p/(1−p), where p is the geometric mean of an answer's token probabilities (Hong et al. 2024, eq. 4–7, where β is
+    called λ). The objective adds the nll of the chosen answer.
+    """
+
+    def log_odds(mean):
+        mean = jnp.minimum(mean, -MIN_NLL)
+        return mean - jax.nn.log1mexp(-mean)
+
+    chosen, rejected = pairs.means
+    return -s.beta * log_sigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def simpo(pairs: Pairs, s):
+    """Return −log σ(β·(mean log π(chosen) − mean log π(rejected)) − γ), means over tokens; it has no reference.
+
+    Source: Meng et al. 2024, eq. 6.
+    """
+    chosen, rejected = pairs.means
+    return -log_sigmoid(s.beta * (chosen - rejected) - s.gamma)
+
+
+# config.preference.loss -> function of (pairs, config.preference) that returns the loss [B]. "kto" takes no pairs.
+LOSSES = {loss.__name__: loss for loss in (dpo, robust, hinge, ipo, apo_zero, apo_down, orpo, simpo)}
+WITHOUT_REFERENCE = ("orpo", "simpo")
 
 
 def kto(policy, ref, is_chosen, kl, beta=0.1):
@@ -81,29 +134,6 @@ def kto(policy, ref, is_chosen, kl, beta=0.1):
     return sigmoid(beta * sign * (_ratio(policy, ref) - zero_point))
 
 
-def orpo(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, beta=0.1):
-    """Return −β·log σ(log odds(chosen) − log odds(rejected)), the odds-ratio term of ORPO; it has no reference.
-
-    odds = p/(1−p), where p is the geometric mean of an answer's token probabilities (Hong et al. 2024, eq. 4–7, where β is
-    called λ). The objective adds the nll of the chosen answer.
-    """
-
-    def log_odds(policy, lengths):
-        mean = jnp.minimum(_float(policy) / _count(lengths), -MIN_NLL)
-        return mean - jax.nn.log1mexp(-mean)
-
-    return -beta * log_sigmoid(log_odds(policy_chosen, chosen_lengths) - log_odds(policy_rejected, rejected_lengths))
-
-
-def simpo(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, beta=2.0, gamma=1.0):
-    """Return −log σ(β·(mean log π(chosen) − mean log π(rejected)) − γ), means over tokens; it has no reference.
-
-    Source: Meng et al. 2024, eq. 6.
-    """
-    chosen, rejected = _float(policy_chosen) / _count(chosen_lengths), _float(policy_rejected) / _count(rejected_lengths)
-    return -log_sigmoid(beta * (chosen - rejected) - gamma)
-
-
 def bradley_terry(chosen, rejected, margin=0.0, centering=0.0):
     """Return −log σ(chosen − rejected − margin) + λ·(chosen + rejected)² for reward model scores, λ = centering.
 
@@ -113,31 +143,6 @@ def bradley_terry(chosen, rejected, margin=0.0, centering=0.0):
     """
     chosen, rejected = _float(chosen), _float(rejected)
     return -log_sigmoid(chosen - rejected - _float(margin)) + centering * jnp.square(chosen + rejected)
-
-
-class Pairs(NamedTuple):
-    """Summed log-probabilities (nats) and lengths (tokens) of a batch of pairs, each float32 [B]."""
-
-    policy_chosen: jax.Array
-    policy_rejected: jax.Array
-    ref_chosen: jax.Array | None  # None: the loss has no reference
-    ref_rejected: jax.Array | None
-    chosen_lengths: jax.Array
-    rejected_lengths: jax.Array
-
-
-# config.preference.loss -> function of (Pairs, config.preference) that returns the loss [B]. "kto" takes no pairs.
-LOSSES = {
-    "dpo": lambda pairs, s: dpo(*pairs[:4], s.beta, s.label_smoothing),
-    "robust": lambda pairs, s: robust(*pairs[:4], s.beta, s.label_smoothing),
-    "hinge": lambda pairs, s: hinge(*pairs[:4], s.beta),
-    "ipo": lambda pairs, s: ipo(*pairs[:4], s.beta, *pairs[4:]),
-    "apo_zero": lambda pairs, s: apo_zero(*pairs[:4], s.beta),
-    "apo_down": lambda pairs, s: apo_down(*pairs[:4], s.beta),
-    "orpo": lambda pairs, s: orpo(*pairs[:2], *pairs[4:], s.beta),
-    "simpo": lambda pairs, s: simpo(*pairs[:2], *pairs[4:], s.beta, s.gamma),
-}
-WITHOUT_REFERENCE = ("orpo", "simpo")
 
 
 class Surrogate(NamedTuple):
@@ -205,10 +210,6 @@ def value_loss(values, old_values, returns, clip):
 
 def _ratio(policy, ref):
     return _float(policy) - lax.stop_gradient(_float(ref))
-
-
-def _delta(policy_chosen, policy_rejected, ref_chosen, ref_rejected):
-    return _ratio(policy_chosen, ref_chosen) - _ratio(policy_rejected, ref_rejected)
 
 
 def _float(x):

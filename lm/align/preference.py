@@ -11,18 +11,44 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
-from data.chat.example_batches import Sides
-from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
+from data.chat.example_batches import ExampleBatches, Sides
+from data.chat.example_files import Examples
+from lm.align.data import RunData, Setup, batches, from_examples, is_split
+from lm.align.logprobs import examples, logprobs_of, routers, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
-from lm.align.reference import compare_with_reference
-from lm.align.settings import PREFERENCES, one_of
+from lm.align.reference import compare_with_reference, starting_point
 from lm.config import ModelConfig
 from lm.kernels.attention import Branches
 from lm.model.inputs import Inputs, inputs_of
-from lm.model.transformer import Hidden, Transformer
-from lm.train.step import Objective, Sums, router_loss
+from lm.model.transformer import Transformer
+from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of
+
+PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
+
+
+def data(setup: Setup) -> RunData:
+    """Return pairs, or labelled answers for KTO."""
+    return from_examples(setup, batches_of)
+
+
+def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
+    """Return the trainer, and the parameters of the reference if the loss has one."""
+    frozen = None if config.preference.loss in WITHOUT_REFERENCE else starting_point(config, mesh)
+    return make_trainer(config, objective(config)), frozen
+
+
+def batches_of(config, examples: Examples, split: str, **options) -> ExampleBatches:
+    """Return the batches of a split, with one row for a pair where that is less work (`pays`)."""
+    two_rows = batches(config, examples, split, **options)
+    if config.preference.loss != "kto" and config.preference.share_prompts and not is_split(config):
+        first_pairs = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
+        if pays(model_config_of(config), first_pairs):
+            return batches(config, examples, split, joined=True, **options)
+    return two_rows
 
 
 def objective(config) -> Objective:
@@ -35,11 +61,8 @@ def objective(config) -> Objective:
     Metrics: rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (margin above 0), logps/chosen and
     logps/rejected (summed over the answer), entropy of the next-token distribution over the answers (nats), nll if it is
     trained, kl with KTO. A reward is β·log π/π₀, or β·mean log π per token if the loss has no reference.
-    Raises UserError for an unknown loss.
     """
-    name = config.preference.loss
-    one_of("preference.loss", name, PREFERENCES)
-    loss = unpaired_loss if name == "kto" else paired_loss
+    loss = unpaired_loss if config.preference.loss == "kto" else paired_loss
     return Objective(functools.partial(loss, config.preference), number_of_examples)
 
 
@@ -183,14 +206,3 @@ def counted(batch: dict) -> jax.Array:
 
 def number_of_examples(batch: dict) -> jax.Array:
     return jnp.sum(counted(batch))
-
-
-def routers(model: Transformer, hidden: Hidden, batch: dict, weight, train: bool) -> tuple[jax.Array, dict]:
-    """Return the router losses (0 in evaluation) and the expert loads.
-
-    The losses are a mean over tokens, as in pretraining, times `weight`, by which the caller divides the objective.
-    """
-    total, loads = router_loss(model, [hidden])
-    if not train or not loads:
-        return jnp.zeros((), jnp.float32), loads
-    return total * weight / jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1), loads

@@ -13,12 +13,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from lm.model.linear import trainable
 from lm.model.transformer import Transformer
+from lm.train.start import initial_params
+from lm.train.step import model_config_of
 
 Measure = Callable[[Transformer], tuple[Any, Any]]
 Compare = Callable[[tuple[Any, Any], tuple[Any, Any]], tuple[jax.Array, Any]]
+
+
+def starting_point(config, mesh: Mesh) -> nnx.State:
+    """Return the reference of a run: its trainable parameters before the first step, on the current mesh."""
+    return nnx.filter_state(initial_params(config, mesh), trainable(model_config_of(config)))
 
 
 def compare_with_reference(measure: Measure, compare: Compare, model: Transformer, frozen: nnx.State) -> tuple[jax.Array, Any]:

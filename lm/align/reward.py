@@ -6,14 +6,24 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-from lm.align.logprobs import examples, rows
+from lm.align.data import RunData, Setup, from_examples
+from lm.align.logprobs import examples, routers, rows
 from lm.align.losses import bradley_terry
-from lm.align.preference import counted, number_of_examples, routers
-from lm.align.settings import REWARD_KINDS, one_of
-from lm.model.inputs import Inputs, inputs_of
+from lm.align.preference import counted, number_of_examples
+from lm.align.reward_model import at_last_token
+from lm.model.inputs import inputs_of
 from lm.model.transformer import Transformer
-from lm.parallel.context import slots
-from lm.train.step import Objective, Sums
+from lm.train.step import Objective, Sums, Trainer, make_trainer
+
+
+def data(setup: Setup) -> RunData:
+    """Return pairs, or answers with labelled steps."""
+    return from_examples(setup)
+
+
+def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:
+    """Return the trainer; there is no reference."""
+    return make_trainer(config, objective(config)), None
 
 
 def objective(config) -> Objective:
@@ -24,30 +34,10 @@ def objective(config) -> Objective:
     (chosen − rejected), mean_reward, min_reward and max_reward of a batch (with config.accumulate: mean over slices).
     kind "process": binary cross-entropy of the score at each step's last token and the step's label (Lightman et al. 2023,
     §2.6, with one logit for "good"). Mean over steps. Metrics: accuracy (a score above 0 means good), mean_reward.
-    Raises UserError for an unknown kind.
     """
-    kind = config.reward.kind
-    one_of("reward.kind", kind, REWARD_KINDS)
-    if kind == "process":
+    if config.reward.kind == "process":
         return Objective(process_loss, lambda batch: jnp.sum(batch["weights"]))
-    centering = config.reward.centering
-    return Objective(functools.partial(outcome_loss, centering), number_of_examples)
-
-
-def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -> jax.Array:
-    """Return the score at the last token of each row: float32 [B].
-
-    Each row holds one sequence, padded on the right with segment 0. The score of an empty row is undefined.
-    """
-    hidden = model.hidden(Inputs(tokens_BT, segment_ids_BT, positions_BT))
-    return at_last_token(model.scores(hidden.x_BTD), segment_ids_BT)
-
-
-def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
-    """Return x [B] at the last token of each row whose segment is not 0."""
-    place_T = slots(x_BT.shape[1])
-    last_B1 = jnp.max(jnp.where(segment_ids_BT > 0, place_T, 0), axis=1, keepdims=True)
-    return jnp.sum(jnp.where(place_T == last_B1, x_BT, 0.0), axis=1)
+    return Objective(functools.partial(outcome_loss, config.reward.centering), number_of_examples)
 
 
 def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:

@@ -5,18 +5,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from data.chat.example_encoding import Encoder
 from data.chat.messages import Conversation
 from data.text.tokenizer import load_tokenizer
-from lm.align.reward import reward_scores
-from lm.convert.source import as_stored, on_first_device, open_source
+from lm.convert.source import open_source
 from lm.errors import UserError
-from lm.model.transformer import skeleton
+from lm.infer.load import load_model, load_onto
+from lm.model.inputs import Inputs
+from lm.model.transformer import Transformer
+from lm.parallel.context import slots
 from lm.parallel.hosts import gathered
-from lm.parallel.mesh import place_rows, row_ways, shapes_on
+from lm.parallel.mesh import place_rows, row_ways
 from lm.runs.workdir import read_config
 
 ROWS = 64  # conversations scored at a time
@@ -40,12 +43,8 @@ def reward_model(path: str) -> Callable[..., list[float]]:
 
     @functools.cache
     def model() -> tuple[Callable, nnx.State]:
-        source, (graph, abstract) = open_source(path), skeleton(config)
         mesh = jax.sharding.get_mesh()
-        if mesh.empty:
-            params = on_first_device(source)
-        else:
-            params = source.load(as_stored(source, shapes_on(abstract, mesh)))
+        graph, params = nnx.split(load_model(path) if mesh.empty else load_onto(path, mesh))
         return jax.jit(lambda params, *arrays: reward_scores(nnx.merge(graph, params), *arrays)), params
 
     def reward(prompts, completions, **columns) -> list[float]:
@@ -86,3 +85,19 @@ def _scored(scores: Callable, rows: Sequence[np.ndarray]) -> list[float]:
         result = scores(*place_rows(tokens, segments, positions))
         found += gathered(result)[: len(some)].tolist()
     return found
+
+
+def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -> jax.Array:
+    """Return the score at the last token of each row: float32 [B].
+
+    Each row holds one sequence, padded on the right with segment 0. The score of an empty row is undefined.
+    """
+    hidden = model.hidden(Inputs(tokens_BT, segment_ids_BT, positions_BT))
+    return at_last_token(model.scores(hidden.x_BTD), segment_ids_BT)
+
+
+def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
+    """Return x [B] at the last token of each row whose segment is not 0."""
+    place_T = slots(x_BT.shape[1])
+    last_B1 = jnp.max(jnp.where(segment_ids_BT > 0, place_T, 0), axis=1, keepdims=True)
+    return jnp.sum(jnp.where(place_T == last_B1, x_BT, 0.0), axis=1)

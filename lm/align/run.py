@@ -1,6 +1,7 @@
-"""Run one alignment method: prepare its data, objective and stream, train with lm.train.loop, and write a report."""
+"""Run one alignment method: read its data, train with lm.train.loop, and write a report."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,29 +12,33 @@ import jax
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
 from lm import sizing
-from lm.align import data, distill, senses, settings
-from lm.align.methods import method_of, score_head, title
-from lm.align.rl.held_out import Samples
-from lm.align.tokenizers import chat_template, own_tokenizer
-from lm.align.validation import Validation, first_validation
+from lm.align import distill, preference, reinforce, reward, senses, settings, sft
+from lm.align.data import RunData, Setup, Tasks, data_summary, own_tokenizer
+from lm.align.rl.environments import open_surroundings
+from lm.align.rl.stream import RolloutStream
+from lm.align.validation import Samples, Validation, first_validation
 from lm.evals import in_loop
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.runs.workdir import finished, save_record
 from lm.train import events, loop
+from lm.train.feed import Feed
 from lm.train.fit import check_memory
 from lm.train.rates import choose_rate
 from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of
 
+# config.method: the module with its `data` and `trainer`.
+METHODS = {"sft": sft, "preference": preference, "reward": reward, "rl": reinforce, "distill": distill}
 
-def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data.Tasks | None = None) -> dict[str, Any]:
+
+def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Tasks | None = None) -> dict[str, Any]:
     """Train config.init_from with config.method, or resume the run in `workdir`, and write a report.
 
     report: writes the report, such as lm.reports.align.write_run. The first process calls it at the end with workdir and
     figures.
-    given: (tasks, held-out tasks, counts) as prepare_tasks returns them, to use instead of the tasks of config.data.input.
+    tasks: (tasks, held-out tasks, counts) as prepare_tasks returns them, to use instead of the tasks of config.data.input.
     Returns: {"before", "after", "step"}: validation metrics by name before the first step and at the end, or None.
     Raises: UserError; Stopped and Diverged as lm.train.loop.train.
     """
@@ -49,57 +54,30 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], given: data
     check_memory(config, mesh, whole_rows=settings.example_kind(config) != "task")
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
-    template = chat_template(config, tokenizer)
-
-    run_data = data.prepare(config, workdir, tokenizer, mesh, new_senses, given)
-    run_data.choose_steps(config)
+    surroundings = open_surroundings(config.rollout)
+    data = METHODS[config.method].data(Setup(config, workdir, tokenizer, mesh, surroundings, new_senses, tasks))
+    data.choose_steps()
     if hosts.is_first():
-        print(data.data_summary(run_data.counts, config), flush=True)
-        _record(config, workdir, tokenizer, run_data)
+        print(data_summary(data.counts, config), flush=True)
+        _record(data)
     prepared = time.perf_counter()
-
-    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        method, graph = method_of(config, tokenizer, mesh), skeleton(model_config)[0]
-        trainer = method.trainer(config)
-        sampler = run_data.sampler(config, graph, tokenizer, template)
-        if sampler is not None:
-            stack.callback(sampler.close)
-        held_out = run_data.held_out, run_data.rewards
-        feed = run_data.validation_feed(config, mesh)
-        validate = Validation(config, trainer, feed, sampler, *held_out, method.frozen)
-        result = loop.train(
-            config,
-            trainer,
-            mesh,
-            run_data.stream(config, mesh, sampler, method.frozen),
-            workdir,
-            events.usual(
-                config,
-                validate=validate if validate.measures else None,
-                measure=in_loop.measuring(evals, workdir, graph, tokenizer),
-                samples=Samples(config, workdir, sampler, *held_out) if run_data.held_out else None,
-            ),
-            lambda: initial_params(config, mesh),
-            method.frozen,
-        )
+    result = _train(data, evals)
     before = first_validation(workdir)
     if hosts.is_first():
         stages = {"data": prepared - begin, "training": result["seconds"]}
         stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
-        report(
-            workdir,
-            {
-                "method": title(config),
-                "config": config.to_dict(),
-                "parameters": sum(sizing.parameters(model_config)["total"].values()),
-                "data": run_data.counts,
-                "stages": stages,
-                "before": before,
-                "after": result["valid"],
-                "finished": result["step"] >= config.steps,
-                "training": {name: result[name] for name in ("tokens", "skipped", "rewinds")} | {"steps": result["step"]},
-            },
-        )
+        figures = {
+            "method": settings.title(config),
+            "config": config.to_dict(),
+            "parameters": sum(sizing.parameters(model_config)["total"].values()),
+            "data": data.counts,
+            "stages": stages,
+            "before": before,
+            "after": result["valid"],
+            "finished": result["step"] >= config.steps,
+            "training": {name: result[name] for name in ("tokens", "skipped", "rewinds")} | {"steps": result["step"]},
+        }
+        report(workdir, figures)
     return {"before": before, "after": result["valid"], "step": result["step"]}
 
 
@@ -107,18 +85,46 @@ def _settle(config, workdir: Path) -> list[str]:
     """Check the config and set what follows from the model that is trained. Return the senses that it gets."""
     settings.check(config)
     if config.method == "distill":
-        distill.check_settings(config.distill)
+        distill.check_teacher(config.distill)
     new_senses = [name for name, section in senses.SECTIONS.items() if config.model[section].num_layers]
     adopt(config, workdir)
-    config.model.score_head = score_head(config)
+    config.model.score_head = settings.score_head(config)
     return new_senses
 
 
-def _record(config, workdir: Path, tokenizer, run_data: data.RunData) -> None:
+def _record(data: RunData) -> None:
     """Write tokenizer, data and config to the workdir, if they are not there."""
+    config, workdir, tokenizer, *_ = data.setup
     workdir.mkdir(parents=True, exist_ok=True)
     if not has_tokenizer(workdir):
         tokenizer.save(workdir)
     record_tokenizer(workdir, tokenizer.fingerprint)
-    run_data.record(config, workdir)
+    data.record()
     save_record(config, workdir)
+
+
+def _train(data: RunData, evals) -> dict[str, Any]:
+    """Train on the data, and return the result of lm.train.loop.train."""
+    config, workdir, tokenizer, mesh, *_ = data.setup
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        trainer, frozen = METHODS[config.method].trainer(config, tokenizer, mesh)
+        graph = skeleton(model_config_of(config))[0]
+        sampler = data.sampler(graph)
+        if sampler is not None:
+            stack.callback(sampler.close)
+        if data.train is not None:
+            stream = Feed(data.train, mesh)
+        else:
+            rewards = data.rewards if config.method == "rl" else None
+            stream = RolloutStream(config, mesh, sampler, data.tasks, rewards, frozen)
+        feed = Feed(data.valid, mesh) if data.valid is not None else None
+        validate = Validation(config, trainer, feed, sampler, data.held_out, data.rewards, frozen)
+        samples = Samples(config, workdir, sampler, data.held_out, data.rewards) if data.held_out else None
+        beside = events.usual(
+            config,
+            validate=validate if validate.measures else None,
+            measure=in_loop.measuring(evals, workdir, graph, tokenizer),
+            samples=samples,
+        )
+        start = functools.partial(initial_params, config, mesh)
+        return loop.train(config, trainer, mesh, stream, workdir, beside, start, frozen)

@@ -1,14 +1,10 @@
 """What the model of a run sees and hears, and whether its rows have room for it."""
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from data.chat.media import rows
 from data.chat.media.encoding import Towers
 from data.text.tokenizer import Tokenizer
-from lm.config import ModelConfig
 from lm.config.towers import NAMES
 from lm.convert.multimodal import processor
 from lm.errors import UserError
@@ -35,15 +31,3 @@ def towers_of(config, tokenizer: Tokenizer, workdir: Path) -> Towers | None:
                 f"{tower.tokens} tokens: raise it"
             )
     return towers
-
-
-def check_text(model: ModelConfig, tokens: Iterable[Sequence[int]]) -> None:
-    """Raise UserError if data without media have tokens that stand for the vectors of an encoder."""
-    for ids in tokens:
-        for name in NAMES:
-            tower = getattr(model, name)
-            if tower.num_layers and (np.asarray(ids) == tower.token_id).any():
-                raise UserError(
-                    f"data.input: text with the token {tower.token_id}, which is the place of a vector of model.{name}, and "
-                    "without media: a chat template or the tokenizer writes it. Use another one, or method=sft with the media"
-                )

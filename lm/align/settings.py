@@ -88,6 +88,22 @@ def example_kind(config) -> str:
     return "task"
 
 
+def title(config) -> str:
+    """Return the usual name of the method, such as dpo or grpo."""
+    if config.method == "preference":
+        return config.preference.loss
+    if config.method == "rl":
+        return config.rl.algorithm
+    return config.method
+
+
+def score_head(config) -> str:
+    """Return the score head that the method needs: "reward", "value" or "none"."""
+    if config.method == "reward":
+        return "reward"
+    return "value" if config.method == "rl" and config.rl.algorithm == "ppo" else "none"
+
+
 def one_of(key: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{key}={value!r} is none of {', '.join(known)}")

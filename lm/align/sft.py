@@ -4,9 +4,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.align.settings import SFT_LOSSES, one_of
+from lm.align import senses
+from lm.align.data import RunData, Setup, from_examples
 from lm.model.inputs import inputs_of
-from lm.train.step import Objective, Sums, head_loss, training_loss
+from lm.train.step import Objective, Sums, Trainer, head_loss, make_trainer, training_loss
+
+
+def data(setup: Setup) -> RunData:
+    """Return conversations, with images and audio for a model with encoders."""
+    towers = senses.towers_of(setup.config, setup.tokenizer, setup.workdir)
+    return from_examples(setup, towers=towers)
+
+
+def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:
+    """Return the trainer; there is no reference."""
+    return make_trainer(config, objective(config)), None
 
 
 def objective(config) -> Objective:
@@ -18,9 +30,7 @@ def objective(config) -> Objective:
     Training also adds z_loss and mtp_loss of the optimizer section and the router losses, as in pretraining.
 
     Metrics: loss, entropy of the next-token distribution (nats), mean_token_accuracy; with "dft" also nll.
-    Raises UserError for an unknown loss.
     """
-    one_of("sft.loss", config.sft.loss, SFT_LOSSES)
     head = {"dft": config.sft.loss == "dft", "measured": True, "sparse": True}
     alpha, o = config.sft.neftune_alpha, config.optimizer
 

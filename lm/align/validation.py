@@ -1,16 +1,20 @@
-"""The validation of an alignment run, and its first one read back from the log."""
+"""Measures of an alignment run: the objective on held-out examples, rewards of answers to held-out tasks, and samples."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from lm.align.rl.held_out import evaluate
-from lm.align.rl.rewards import Rewards
-from lm.align.rl.rollouts import Sampler
+from lm.align.alarms import alarms
+from lm.align.rl.rewards import Rewards, answer_records, score_rollouts
+from lm.align.rl.rollouts import Rollout, Sampler
+from lm.files.saving import write_lines
 from lm.parallel.context import sequences_whole
+from lm.parallel.hosts import is_first
+from lm.progress import shown
 from lm.train.feed import Feed, summed
+from lm.train.history import json_lines
 from lm.train.step import Trainer
 
 
@@ -46,11 +50,52 @@ class Validation:
         return metrics
 
 
+def evaluate(sampler: Sampler, params, tasks: Sequence[dict], rewards: Rewards, rows: int) -> dict[str, float]:
+    """Return mean rewards and mean length of greedy rollouts, sampled `rows` at a time."""
+    rollouts: list[Rollout] = []
+    quiet = {"soon": False, "enabled": is_first(), "leave": False}
+    for begin in shown(range(0, len(tasks), rows), "batches of held-out tasks", -(-len(tasks) // rows), **quiet):
+        rollouts += sampler(params, tasks[begin : begin + rows], seed=0, temperature=0.0, rows=rows)
+    total, each = score_rollouts(rewards, tasks, rollouts)
+    metrics = {"reward": float(total.mean())}
+    metrics |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in each.items() if not np.isnan(values).all()}
+    return metrics | {"mean_length": float(np.mean([rollout.length for rollout in rollouts]))}
+
+
+class Samples:
+    """A function of (step, params) that adds one line per task to samples.jsonl and returns new alarms as text."""
+
+    def __init__(self, config, workdir: Path, sampler: Sampler, tasks: Sequence[dict], rewards: Rewards | None):
+        self.config, self.sampler, self.rewards = config, sampler, rewards
+        self.workdir, self.tasks = workdir, list(tasks[: config.num_samples])
+        self._reported: set[str] = set()
+
+    def __call__(self, step: int, params) -> list[str]:
+        rollouts = self.sampler(params, self.tasks, seed=self.config.seed, rows=self.config.batch_size)
+        total, each = None, {}
+        if self.rewards is not None:
+            total, each = score_rollouts(self.rewards, self.tasks, rollouts)
+        if not is_first():
+            return []
+        path = self.workdir / "samples.jsonl"
+        lines = [line for line in _lines(path) if line["step"] < step]  # a killed run may have left this and later ones
+        records = answer_records(self.tasks, rollouts, total, each)
+        for task, rollout, record in zip(self.tasks, rollouts, records):
+            lines.append({"step": step, "prompt": task["prompt"], "completion": rollout.completion, **record})
+        write_lines(path, lines)
+        found = alarms(_lines(self.workdir / "metrics.jsonl"), lines)
+        new = [alarm for alarm in found if alarm.kind not in self._reported]
+        self._reported |= {alarm.kind for alarm in new}
+        return [f"step {alarm.step}: {alarm.kind}: {alarm.text}" for alarm in new]
+
+
 def first_validation(workdir: Path) -> dict[str, float] | None:
     """Return the validation metrics of step 0 by name, or None if there was no such validation."""
-    path = workdir / "metrics.jsonl"
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        values = json.loads(line)
-        if values["step"] == 0:
-            return {name.removeprefix("valid_"): value for name, value in values.items() if name != "step"}
+    for line in _lines(workdir / "metrics.jsonl"):
+        if line["step"] == 0:
+            return {name.removeprefix("valid_"): value for name, value in line.items() if name != "step"}
     return None
+
+
+def _lines(path: Path) -> list[dict]:
+    return json_lines(path) if path.exists() else []

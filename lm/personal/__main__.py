@@ -28,7 +28,6 @@ Needs: pip install -r requirements/personal.txt
 """
 
 import contextlib
-import dataclasses
 import difflib
 import os
 import sys
@@ -45,12 +44,13 @@ from lm.files import saving
 from lm.files.untrusted import HIDDEN, shown
 from lm.personal import items as reading
 from lm.personal import key, offline
-from lm.personal.index import Found, Index
+from lm.personal.index import Index, Passage
 from lm.personal.store import Store, open_store, wipe
 
 FLAGS = flags.FLAGS
 BEGINNING = 60  # characters of an item in a list
 SHORTEST = 4  # characters of the beginning of an id
+TRAINING = ("seed", "epochs", "batch", "rank", "learning_rate", "epsilon", "delta", "clip", "attack")  # flags of a training
 
 
 def define_flags() -> None:
@@ -136,23 +136,20 @@ def _search(store: Store, words: list[str]) -> None:
     question = " ".join(words)
     if not question.strip():
         raise UserError("search what? python -m lm.personal search --home=DIR cabin key")
-    found = Index(store.items()).search(question, FLAGS.passages)
-    for number, one in enumerate(found, start=1):
-        _cite(number, one.passage.item, one.passage.text)
-    if not found:
+    passages = Index(store.items()).search(question, FLAGS.passages)
+    for number, passage in enumerate(passages, start=1):
+        _cite(number, passage)
+    if not passages:
         print("nothing is found")
 
 
 def _ask(store: Store, words: list[str]) -> None:
-    from lm import compile_cache
-
-    compile_cache.switch_on()
+    speaker = _speaker(store)
     from lm.infer.decode import Sampling
     from lm.personal import answers
     from lm.personal.adapter import adapted
     from lm.personal.vectors import embed, vectors_of
 
-    speaker = _speaker(store)
     model = adapted(speaker, store) if FLAGS.adapter else speaker.model()
     index = Index(store.items(), vectors_of(speaker, store)) if FLAGS.memory and FLAGS.passages else None
     sampling = Sampling(FLAGS.max_new_tokens, FLAGS.temperature, seed=FLAGS.seed)
@@ -161,41 +158,42 @@ def _ask(store: Store, words: list[str]) -> None:
     for question in [" ".join(words)] if words else _typed() if is_terminal else sys.stdin:
         if not (question := question.strip()):
             continue
-        found: list[Found] = []
+        passages: list[Passage] = []
         if index is not None:
-            found = index.search(question, FLAGS.passages, embed(speaker, [question])[0])
-        said = ""
-        with contextlib.closing(answers.ask(conversation, question, found, _tell, FLAGS.examples)) as pieces:
+            passages = index.search(question, FLAGS.passages, embed(speaker, [question])[0])
+        answer = ""
+        with contextlib.closing(answers.ask(conversation, question, passages, _tell, FLAGS.examples)) as pieces:
             for piece in pieces:
-                said += piece.text
+                answer += piece.text
                 print(_harmless(piece.text), end="", flush=True)
         print()
-        for number, passage in answers.cited(said, question, found):
-            _cite(number, passage.item, passage.text)
+        for number, passage in answers.cited(answer, question, passages):
+            _cite(number, passage)
         sys.stdout.flush()
         if FLAGS.keep:
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             store.add([reading.exchange(messages, "the exchange")])
 
 
 def _train(store: Store, _=None) -> None:
-    from lm import compile_cache
-
-    compile_cache.switch_on()
-    from lm.personal.adapter import Settings, train
-
     last = store.settings.get("training", {})
     chosen = {}
-    for name in [field.name for field in dataclasses.fields(Settings) if field.name in FLAGS]:
+    for name in TRAINING:
         flag = FLAGS[name]
         chosen[name] = last.get(name, flag.value) if flag.using_default_value else flag.value
     speaker = _speaker(store)
     store.set(training=chosen)
     try:
-        print(train(speaker, store, Settings(**chosen), FLAGS.memory_gb, FLAGS.when_idle, FLAGS.updates))
+        print(_trained(speaker, store, chosen, FLAGS.updates))
     except UserError:
         store.set(training=last)  # a mistake is not remembered
         raise
+
+
+def _trained(speaker, store: Store, settings: dict, stop_after: int = 0) -> str:
+    from lm.personal.adapter import Settings, train
+
+    return train(speaker, store, Settings(**settings), FLAGS.memory_gb, FLAGS.when_idle, stop_after)
 
 
 def _forget(store: Store, names: list[str]) -> None:
@@ -212,12 +210,7 @@ def _forget(store: Store, names: list[str]) -> None:
         print("the adapter that was trained on them is deleted" + "; train makes a new one" * bool(store.ids()))
         return
     print("the adapter that was trained on them is deleted, and is trained anew without them; train resumes that", flush=True)
-    from lm import compile_cache
-
-    compile_cache.switch_on()
-    from lm.personal.adapter import Settings, train
-
-    print(train(_speaker(store), store, Settings(**before["settings"]), FLAGS.memory_gb, FLAGS.when_idle))
+    print(_trained(_speaker(store), store, before["settings"]))
 
 
 def _export(store: Store, names: list[str]) -> None:
@@ -271,6 +264,9 @@ COMMANDS: dict[str, tuple[bool, Callable]] = {
 
 def _speaker(store: Store):
     """Return the model that --model or the store names, and let the store remember it."""
+    from lm import compile_cache
+
+    compile_cache.switch_on()
     from lm.personal.speaker import open_speaker
 
     path = str(Path(FLAGS.model).absolute()) if FLAGS.model and "://" not in FLAGS.model else FLAGS.model
@@ -308,8 +304,8 @@ def _line(item: reading.Item) -> str:
     return shown(f"{item.id}  {day}  {item.kind:8}  {text if len(text) <= BEGINNING else text[: BEGINNING - 1] + '…'}")
 
 
-def _cite(number: int, item: reading.Item, text: str) -> None:
-    print(f"[{number}] {_line(item._replace(text=text, messages=()))}")
+def _cite(number: int, passage: Passage) -> None:
+    print(f"[{number}] {_line(passage.item._replace(text=passage.text, messages=()))}")
 
 
 def _harmless(text: str) -> str:

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import psutil
 from flax import nnx
 
 from lm.adapt import lora
@@ -33,8 +34,7 @@ from lm.adapt.rebuild import arrays_of
 from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import Transformer, build, skeleton
-from lm.personal import idle, private
-from lm.personal.items import Item
+from lm.personal import private
 from lm.personal.rows import Row, batches, rows_of
 from lm.personal.speaker import Speaker, with_adapter
 from lm.personal.store import Gone, Store
@@ -42,6 +42,8 @@ from lm.progress import progress
 from lm.train.step import token_loss
 
 SAVE_EVERY, LOOK_EVERY = 60.0, 30.0  # seconds between states on disk, and between looks at the machine
+BUSY = 25.0  # percent of all cores that other processes use
+LOOK, PAUSE = 1.0, 30.0  # seconds of a look, and between two while the machine is busy
 WARMUP = 5  # updates
 TOGETHER = 8  # items
 
@@ -105,12 +107,12 @@ def train(
         with progress("train", len(updates), done=done, unit=" updates") as bar:
             while state.update < len(updates):
                 if when_idle and (time.monotonic() - looked > LOOK_EVERY or state.update == done):
-                    idle.wait()
+                    wait_until_idle()
                     looked = time.monotonic()
                 chosen = [examples[n] for n in updates[state.update]]
                 noise = _noise_of(store, settings, ids, sigma, f"noise {name} {state.update}")
                 with _uninterrupted():
-                    divisor = expected(ids, settings) if sigma else len(chosen)
+                    divisor = rate(ids, settings) * len(ids) if sigma else len(chosen)
                     state = updated(speaker, settings, state, chosen, noise, divisor)
                 bar.update(1)
                 _check_memory(memory_gb)
@@ -124,7 +126,7 @@ def train(
         said = f"{len(ids)} items, {len(updates)} updates, {privacy}"
         store.put(
             "adapter",
-            adapter_bytes(state.lora),
+            _npz(arrays_of(state.lora)),
             ids,
             about | {"said": said, "model": speaker.fingerprint, "sigma": sigma},
             without="training",
@@ -140,8 +142,11 @@ def train(
 
 
 def _noise_of(store: Store, settings: Settings, ids: Sequence[str], sigma: float, name: str) -> Callable | None:
-    """Return what draws the noise of an update, or None without differential privacy."""
-    return functools.partial(_noise, private.generator(store.secret, ids, name), sigma * settings.clip) if sigma else None
+    """Return what draws the noise of an update, of a given shape, or None without differential privacy."""
+    if not sigma:
+        return None
+    source = private.generator(store.secret, ids, name)
+    return lambda shape: (sigma * settings.clip * source.standard_normal(shape)).astype(np.float32)
 
 
 def _privacy(sigma: float, spent: float, settings: Settings, ids: Sequence[str], updates: int) -> str:
@@ -197,10 +202,6 @@ def rate(ids: Sequence[str], settings: Settings) -> float:
     return min(1.0, settings.batch / len(ids))
 
 
-def expected(ids: Sequence[str], settings: Settings) -> float:
-    return rate(ids, settings) * len(ids)
-
-
 def start(speaker: Speaker, settings: Settings) -> State:
     """Return the state before the first update: A is random, B is zero."""
     adapter = jax.tree.map(jnp.asarray, _initial(speaker.config, settings.adapter, settings.seed))
@@ -246,36 +247,15 @@ def summed_gradient(graph, adapter: nnx.State, base: nnx.State, chosen: Sequence
     return total
 
 
-def losses_of(speaker: Speaker, model: Transformer, items: Sequence[Item]) -> np.ndarray:
-    """Return the mean negative log-likelihood of each item's learnt tokens, in nats."""
-    graph, params = nnx.split(model)
-    found = np.zeros(len(items))
-    for batch, owner in batches([rows_of(speaker, item) for item in items]):
-        np.add.at(found, owner, np.asarray(_row_losses(graph, params, batch)))
-    return found
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _row_losses(graph, params, batch) -> jax.Array:
-    """Return Σ w·nll of each row of a batch, float32 [B]."""
-    return jax.vmap(lambda row: _loss(graph, params, jax.tree.map(lambda x: x[None], row)))(batch)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _loss(graph, params, batch) -> jax.Array:
-    """Return Σ w·nll of a batch, float32."""
-    return token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[0]
-
-
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _added(graph, adapter, base, of_items, batch, owner_B):
     """Return the gradient of each item, [I, …], plus those of its rows in a batch."""
 
-    def of_row(row):
+    def loss(adapter, row):
         one = jax.tree.map(lambda x: x[None], row)
-        return jax.grad(lambda adapter: _loss(graph, nnx.merge_state(base, adapter), one))(adapter)
+        return token_loss(nnx.merge(graph, nnx.merge_state(base, adapter)), one, z_loss=0.0)[0]
 
-    of_rows = jax.vmap(of_row)(batch)
+    of_rows = jax.vmap(jax.grad(loss), in_axes=(None, 0))(adapter, batch)
     return jax.tree.map(lambda total, g: total.at[owner_B].add(g), of_items, of_rows)
 
 
@@ -293,10 +273,6 @@ def _adam(adapter, moments, total, scale, speed):
     return jax.tree.map(lambda p, d: p - speed * d, adapter, direction), moments
 
 
-def _noise(source: np.random.Generator, deviation: float, shape: tuple[int, ...]) -> np.ndarray:
-    return (deviation * source.standard_normal(shape)).astype(np.float32)
-
-
 def adapted(speaker: Speaker, store: Store) -> Transformer:
     """Return the speaker's model with the store's adapter, or without one if there is none.
 
@@ -311,17 +287,13 @@ def adapted(speaker: Speaker, store: Store) -> Transformer:
     return with_adapter(speaker, Settings(**about["settings"]).adapter, arrays_from(content))
 
 
-def adapter_bytes(adapter: nnx.State) -> bytes:
-    """Return A and B as the bytes of an .npz file; the same arrays give the same bytes."""
-    return _npz({name: np.asarray(x) for name, x in arrays_of(adapter).items()})
-
-
 def arrays_from(content: bytes) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+def _npz(arrays: Mapping[str, jax.Array]) -> bytes:
+    """Return the bytes of an .npz file; the same arrays give the same bytes."""
     out = io.BytesIO()
     np.savez(out, **arrays)
     return out.getvalue()
@@ -329,7 +301,7 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _packed(state: State) -> bytes:
     leaves = jax.tree.leaves((state.lora, state.moments))
-    return _npz({f"{n:04}": np.asarray(x) for n, x in enumerate(leaves)})
+    return _npz({f"{n:04}": x for n, x in enumerate(leaves)})
 
 
 def _resumed(store: Store, name: str, fresh: State) -> State:
@@ -341,6 +313,21 @@ def _resumed(store: Store, name: str, fresh: State) -> State:
     structure = jax.tree.structure((fresh.lora, fresh.moments))
     adapter, moments = jax.tree.unflatten(structure, [jnp.asarray(arrays[key]) for key in sorted(arrays)])
     return State(adapter, moments, found[1]["updates"])
+
+
+def is_idle() -> bool:
+    """Return whether nobody needs the machine: other processes use little of it, and it is not on battery.
+
+    This process must not compute meanwhile: it sleeps for LOOK seconds.
+    """
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return not (battery and not battery.power_plugged) and psutil.cpu_percent(interval=LOOK) < BUSY
+
+
+def wait_until_idle() -> None:
+    """Return once the machine is idle."""
+    while not is_idle():
+        time.sleep(PAUSE)
 
 
 def _check_memory(memory_gb: float) -> None:

@@ -14,7 +14,7 @@ from lm.infer.engine.engine import Engine
 from lm.infer.engine.room import Capacity
 from lm.infer.sampler import Piece
 from lm.model.transformer import Transformer
-from lm.personal.index import Found, Passage, words_of
+from lm.personal.index import Passage, words_of
 from lm.personal.speaker import Speaker
 
 SYSTEM = "Answer the question from the notes, in one short sentence."
@@ -48,7 +48,7 @@ def prompted(question: str, passages: Sequence[str]) -> str:
 def ask(
     conversation: Conversation,
     question: str,
-    found: Sequence[Found],
+    passages: Sequence[Passage],
     tell: Callable[[str], None] = lambda line: None,
     examples: bool = True,
 ) -> Iterator[Piece]:
@@ -56,7 +56,7 @@ def ask(
 
     examples: put two worked examples before it. A model that was trained to answer from `prompted` needs none.
     """
-    if not found:
+    if not passages:
         yield from conversation.ask(question, tell)
         return
     before = conversation.messages
@@ -65,7 +65,7 @@ def ask(
         conversation.messages += [make_message("user", prompted(asked, notes)), make_message("assistant", answer)]
     shown = len(conversation.messages)
     try:
-        yield from conversation.ask(prompted(question, [one.passage.text for one in found]), tell)
+        yield from conversation.ask(prompted(question, [passage.text for passage in passages]), tell)
     finally:
         said = conversation.messages[shown:]
         if said:
@@ -73,11 +73,11 @@ def ask(
         conversation.messages = [*before, *said]
 
 
-def cited(answer: str, question: str, found: Sequence[Found]) -> list[tuple[int, Passage]]:
+def cited(answer: str, question: str, passages: Sequence[Passage]) -> list[tuple[int, Passage]]:
     """Return (number, passage) of those that an answer cites: by [n], or else by words that are not the question's."""
-    numbers = {int(n) for n in re.findall(r"\[(\d{1,3})\]", answer)} & set(range(1, len(found) + 1))
+    numbers = {int(n) for n in re.findall(r"\[(\d{1,3})\]", answer)} & set(range(1, len(passages) + 1))
     if not numbers:
         said = words_of(answer) - words_of(question)
-        shared = {n: len(said & words_of(one.passage.text)) for n, one in enumerate(found, start=1)}
+        shared = {n: len(said & words_of(passage.text)) for n, passage in enumerate(passages, start=1)}
         numbers = {n for n, count in shared.items() if count and count == max(shared.values())}
-    return [(n, found[n - 1].passage) for n in sorted(numbers)]
+    return [(n, passages[n - 1]) for n in sorted(numbers)]

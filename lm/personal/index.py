@@ -32,13 +32,6 @@ class Passage(NamedTuple):
     text: str
 
 
-class Found(NamedTuple):
-    """A passage that was found. score: larger is better, comparable within one search."""
-
-    passage: Passage
-    score: float
-
-
 class Index:
     """passages: all of the store, in the order of its items. vectors_PD: one of each, of unit length; None: words alone."""
 
@@ -58,9 +51,9 @@ class Index:
         texts += [" ".join([FILLER] * length)] * FILLERS
         self._file.executemany("INSERT INTO passages (rowid, text) VALUES (?, ?)", enumerate(texts))
 
-    def search(self, question: str, count: int, vector_D: np.ndarray | None = None) -> list[Found]:
-        """Return the best passages, best first. The score is that of BM25 plus, with a vector, how many standard deviations its
-        cosine lies above the mean of all passages. Passages below SHARE of the best score are left out.
+    def search(self, question: str, count: int, vector_D: np.ndarray | None = None) -> list[Passage]:
+        """Return the best passages, best first. The score of one is that of BM25 plus, with a vector, how many standard
+        deviations its cosine lies above the mean of all passages. Passages below SHARE of the best score are left out.
         """
         words = np.zeros(len(self.passages))
         for n, score in self._by_words(question):
@@ -71,7 +64,7 @@ class Index:
             scores += (cosines - cosines.mean()) / max(float(cosines.std()), SPREAD)
         scores[(words == 0) & (scores < ALONE)] = -np.inf
         best = [n for n in np.argsort(-scores, kind="stable")[:count] if np.isfinite(scores[n])]
-        return [Found(self.passages[n], float(scores[n])) for n in best if scores[n] >= SHARE * scores[best[0]]]
+        return [self.passages[n] for n in best if scores[n] >= SHARE * scores[best[0]]]
 
     def _by_words(self, question: str) -> list[tuple[int, float]]:
         """Return (passage, score) of those that share a word with the question: −bm25 of SQLite, so more is better."""

@@ -42,10 +42,10 @@ def item_id(kind: str, name: str, content: object) -> str:
     return hashlib.sha256(json.dumps([kind, name, content], ensure_ascii=True).encode()).hexdigest()[:16]
 
 
-def note(text: str, now: float | None = None) -> Item:
+def note(text: str) -> Item:
     if not text.strip():
         raise UserError("the note is empty: write its text after add, or - to read it from the standard input")
-    return Item(item_id("note", "", text), "note", "", time.time() if now is None else now, _utf8(text))
+    return Item(item_id("note", "", text), "note", "", time.time(), _utf8(text))
 
 
 def exchange(messages: Sequence[dict], where: str) -> Item:

@@ -5,11 +5,9 @@ child processes too. Everywhere an audit hook (PEP 578) refuses sockets of Pytho
 be removed again.
 """
 
-import ctypes
 import platform
 import resource
 import socket
-import struct
 import sys
 
 from lm.errors import UserError
@@ -32,7 +30,8 @@ def cut_off(keeps_local: bool = False) -> None:
         _hooked = True
     if sys.platform == "linux" and platform.machine() in seccomp.MACHINES:
         try:
-            _filter(seccomp.without_sockets(platform.machine(), LOCAL if keeps_local else None))
+            layers.call("prctl", layers.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            layers.install(seccomp.without_sockets(platform.machine(), LOCAL if keeps_local else None))
         except OSError as error:
             raise UserError(f"the kernel refuses the seccomp filter that keeps the network out: {error.strerror}") from None
 
@@ -42,10 +41,3 @@ def _refuse(event: str, arguments: tuple) -> None:
         raise PermissionError(f"lm.personal opens no sockets (family {arguments[1]})")
     if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
         raise PermissionError("lm.personal looks up no hosts")
-
-
-def _filter(instructions: bytes) -> None:
-    kept = ctypes.create_string_buffer(instructions)
-    program = struct.pack("@HP", len(instructions) // 8, ctypes.addressof(kept))  # struct sock_fprog
-    layers.call("prctl", layers.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    layers.call("prctl", layers.PR_SET_SECCOMP, layers.SECCOMP_MODE_FILTER, program, 0, 0)

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,8 @@ from lm.personal.items import Item, from_line, to_line
 from lm.personal.sealed import Unreadable, seal, unseal
 
 MANIFEST, LOCK = "manifest", ".lock"
-SEGMENT, SMALL, MANY = (
-    4 << 20,
-    1 << 20,
-    24,
-)  # bytes of a full segment; below SMALL it may be joined with others; how many small ones
+SEGMENT, SMALL = 4 << 20, 1 << 20  # bytes of a full segment; below SMALL it may be joined with others
+MANY = 24  # small segments that are joined
 OURS = re.compile(r"[0-9a-f]{32}\.sealed|\.?([0-9a-f]{32}\.sealed|manifest|key\.json)(\.\d+)?\.new")
 VECTORS = "vectors "  # a blob of this name and a segment's file belongs to that segment
 Manifest = dict[str, Any]
@@ -74,9 +71,8 @@ class Store:
 
     def add(self, items: Iterable[Item]) -> list[Item]:
         """Store items, all or none. Return those that were not there."""
-
-        def change(manifest: Manifest) -> list[Item]:
-            known = {name for segment in manifest["segments"] for name in segment["items"]}
+        with self._changing() as manifest:
+            known = _ids(manifest)
             new = []
             for item in items:
                 if item.id not in known:
@@ -89,8 +85,6 @@ class Store:
             manifest["segments"] = kept + [self._written(part) for part in _parts([*old, *new])]
             return new
 
-        return self._changed(change)
-
     def forget(self, ids: Collection[str]) -> bool:
         """Remove items from their segments, from the vectors, and with them every blob that was made from one of them.
 
@@ -98,10 +92,8 @@ class Store:
         Raises: UserError if an id is not there; then nothing is removed.
         """
         gone = set(ids)
-
-        def change(manifest: Manifest) -> bool:
-            known = {name for segment in manifest["segments"] for name in segment["items"]}
-            if missing := sorted(gone - known):
+        with self._changing() as manifest:
+            if missing := sorted(gone - _ids(manifest)):
                 raise UserError(f"no item {missing[0]}: list shows the ids")
             segments = []
             for segment in manifest["segments"]:
@@ -114,8 +106,6 @@ class Store:
             manifest["segments"] = segments
             manifest["blobs"] = {name: blob for name, blob in manifest["blobs"].items() if name not in stale}
             return any(name in stale for name in ("adapter", "training"))
-
-        return self._changed(change)
 
     def blob(self, name: str) -> tuple[bytes, dict[str, Any]] | None:
         """Return the bytes of a blob and what was said of it, or None."""
@@ -132,29 +122,21 @@ class Store:
 
         Raises: Gone if one of the items has been forgotten.
         """
-
-        def change(manifest: Manifest) -> None:
-            if not set(items) <= {name for segment in manifest["segments"] for name in segment["items"]}:
-                raise Gone(name)
-            if name.startswith(VECTORS) and name.removeprefix(VECTORS) not in [part["file"] for part in manifest["segments"]]:
+        with self._changing() as manifest:
+            files = [segment["file"] for segment in manifest["segments"]]
+            if not set(items) <= _ids(manifest) or (name.startswith(VECTORS) and name.removeprefix(VECTORS) not in files):
                 raise Gone(name)
             made = {"file": self._file(content, f"blob {name}"), "items": sorted(items), "about": dict(about)}
             manifest["blobs"] = {key: blob for key, blob in manifest["blobs"].items() if key != without} | {name: made}
 
-        self._changed(change)
-
-    def drop(self, *names: str) -> None:
-        def change(manifest: Manifest) -> None:
-            manifest["blobs"] = {name: blob for name, blob in manifest["blobs"].items() if name not in names}
-
-        self._changed(change)
-
     def set(self, **settings: Any) -> None:
-        self._changed(lambda manifest: manifest["settings"].update(settings))
+        with self._changing() as manifest:
+            manifest["settings"].update(settings)
 
     def count(self, name: str, about: Any) -> None:
         """Append to a list of settings."""
-        self._changed(lambda manifest: manifest["settings"].setdefault(name, []).append(about))
+        with self._changing() as manifest:
+            manifest["settings"].setdefault(name, []).append(about)
 
     def bytes(self) -> int:
         return sum(file.stat().st_size for file in self.home.iterdir() if file.is_file())
@@ -163,12 +145,13 @@ class Store:
         with _locked(self.home):
             return self._manifest()
 
-    def _changed(self, change: Callable[[Manifest], Any]) -> Any:
-        """Apply change(manifest), which may write files, and make it last."""
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Manifest]:
+        """Yield the manifest for a block that may write files, and make its changes last unless the block raises an error."""
         with _locked(self.home):
             manifest = self._manifest()
             before = json.dumps(manifest)
-            result = change(manifest)
+            yield manifest
             there = {f"{VECTORS}{segment['file']}" for segment in manifest["segments"]}
             blobs = manifest["blobs"].items()
             manifest["blobs"] = {name: blob for name, blob in blobs if not name.startswith(VECTORS) or name in there}
@@ -180,7 +163,6 @@ class Store:
             for file in _files(self.home):
                 if file.name not in named:
                     file.unlink()
-            return result
 
     def _manifest(self) -> Manifest:
         return json.loads(self._read(MANIFEST, MANIFEST))
@@ -269,6 +251,10 @@ def _locked(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _ids(manifest: Manifest) -> set[str]:
+    return {name for segment in manifest["segments"] for name in segment["items"]}
 
 
 def _files(home: Path) -> list[Path]:

@@ -1,9 +1,9 @@
 """Run untrusted Python in a separate process, with limits on time, memory, output, files and processes; grade it by a test.
 
-Errors of the code are reported as an outcome, never raised here. The code can compute, use the standard library, read its input
-and write its output. If `strength` names namespaces and Landlock, it can also write files in its own empty folder, which is
-deleted afterwards. It cannot start a process or thread, open a socket, signal another process, or read any file except Python's
-library.
+Errors of the code are reported as an outcome, never raised here. The code can compute, use the standard library and write its
+output. If `strength` names namespaces and Landlock, it can also write files in its own empty folder, which is deleted
+afterwards. It cannot start a process or thread, open a socket, signal another process, or read any file but
+Python's library.
 
 The layers of confinement depend on the machine: see `strength`. On Linux the seccomp filter is required, also for root and
 inside a container; without it nothing runs. On macOS there are only limits and a session: they stop accidents, not attacks.
@@ -23,92 +23,17 @@ from typing import Literal, NamedTuple
 
 # Modules that are imported before confinement if the code names them. With Landlock (see `strength`) the code can import other
 # modules of the standard library too, unless they need system libraries.
-MODULES = (
-    "__future__",
-    "abc",
-    "argparse",
-    "array",
-    "ast",
-    "base64",
-    "binascii",
-    "bisect",
-    "bz2",
-    "calendar",
-    "cmath",
-    "codecs",
-    "collections",
-    "contextlib",
-    "copy",
-    "csv",
-    "ctypes",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "difflib",
-    "enum",
-    "errno",
-    "fcntl",
-    "fnmatch",
-    "fractions",
-    "functools",
-    "glob",
-    "graphlib",
-    "gzip",
-    "hashlib",
-    "heapq",
-    "hmac",
-    "html",
-    "inspect",
-    "io",
-    "ipaddress",
-    "itertools",
-    "json",
-    "keyword",
-    "locale",
-    "lzma",
-    "math",
-    "mmap",
-    "numbers",
-    "operator",
-    "os",
-    "pathlib",
-    "pickle",
-    "platform",
-    "pprint",
-    "queue",
-    "random",
-    "re",
-    "resource",
-    "secrets",
-    "select",
-    "shutil",
-    "signal",
-    "socket",
-    "sqlite3",
-    "statistics",
-    "string",
-    "struct",
-    "subprocess",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "time",
-    "timeit",
-    "traceback",
-    "types",
-    "typing",
-    "unicodedata",
-    "unittest",
-    "urllib",
-    "uuid",
-    "warnings",
-    "weakref",
-    "xml",
-    "zlib",
-    "zoneinfo",
+MODULES = tuple(
+    "__future__ abc argparse array ast base64 binascii bisect bz2 calendar cmath codecs collections contextlib copy "
+    "csv ctypes dataclasses datetime decimal difflib enum errno fcntl fnmatch fractions functools glob graphlib gzip "
+    "hashlib heapq hmac html inspect io ipaddress itertools json keyword locale lzma math mmap numbers operator os "
+    "pathlib pickle platform pprint queue random re resource secrets select shutil signal socket sqlite3 statistics "
+    "string struct subprocess tempfile textwrap threading time timeit traceback types typing unicodedata unittest "
+    "urllib uuid warnings weakref xml zlib zoneinfo".split()
 )
 LAZILY = {"datetime": ("_strptime",), "time": ("_strptime",)}  # modules that these import later, on first use
 
+OUTPUT_LIMIT = 64 << 10  # bytes, for each of stdout, stderr and the value of a run
 START = "import sys; sys.path.append({!r}); from confinement import supervisor; sys.path.pop(); supervisor.main()"
 
 Outcome = Literal["ok", "error", "timeout", "memory", "killed", "refused"]
@@ -126,8 +51,8 @@ class Result(NamedTuple):
     finished: whether the code ran to its end, because `sys.exit(0)` in the middle is also "ok". Of `check_many`: whether the
         program passed.
 
-    Of `run_python` and `run_many`, malicious code can forge value and finished, because it runs in the process that reports
-    them. A grader must use `check_many`.
+    Of `run_many`, malicious code can forge value and finished, because it runs in the process that reports them. A grader must
+    use `check_many`.
     """
 
     outcome: Outcome
@@ -153,49 +78,23 @@ class Check(NamedTuple):
     entry_point: str = ""
 
 
-def run_python(
-    code: str, *, stdin: str = "", timeout: float = 5.0, memory_mib: int = 256, output_limit: int = 64 << 10
-) -> Result:
-    """Run `code` as a main program.
+def run_many(
+    codes: Sequence[str], *, timeout: float = 5.0, memory_mib: int = 256, without: Collection[str] = ()
+) -> list[Result]:
+    """Run each of `codes` as a main program in its own process. Return results in order of codes.
+
+    One interpreter starts and forks for each code: a few milliseconds instead of tens. One code runs on each core at a time.
 
     Args:
         timeout: limit in seconds, for wall time and for processor time.
         memory_mib: address space in addition to the interpreter's own.
-        output_limit: bytes, for each of stdout, stderr and the value.
-    """
-    return run_many([code], stdin=[stdin], timeout=timeout, memory_mib=memory_mib, output_limit=output_limit)[0]
-
-
-def run_many(
-    codes: Sequence[str],
-    *,
-    stdin: Sequence[str] | None = None,
-    timeout: float = 5.0,
-    memory_mib: int = 256,
-    output_limit: int = 64 << 10,
-    workers: int | None = None,
-    without: Collection[str] = (),
-) -> list[Result]:
-    """Run each of `codes` in its own process, `workers` (default: one per core) at a time. Return results in order of codes.
-
-    One interpreter starts and forks for each code: a few milliseconds instead of tens.
-
-    Args:
-        stdin: one text per code.
         without: layers of `strength` to leave out, for tests of the others.
     """
-    jobs = [Check(code, "") for code in codes]
-    return [result for result, _ in _run(jobs, stdin, timeout, memory_mib, output_limit, workers, without)]
+    return [result for result, _ in _run([Check(code, "") for code in codes], timeout, memory_mib, without)]
 
 
 def check_many(
-    checks: Sequence[Check],
-    *,
-    timeout: float = 5.0,
-    memory_mib: int = 256,
-    output_limit: int = 64 << 10,
-    workers: int | None = None,
-    without: Collection[str] = (),
+    checks: Sequence[Check], *, timeout: float = 5.0, memory_mib: int = 256, without: Collection[str] = ()
 ) -> list[Result]:
     """Run each program against its test, in two processes. `finished` says whether it passed.
 
@@ -211,7 +110,7 @@ def check_many(
 
     Args: those of `run_many`; each limit holds for each of the two processes, and the time for both at once.
     """
-    return [result for result, _ in _run(checks, None, timeout, memory_mib, output_limit, workers, without, checked=True)]
+    return [result for result, _ in _run(checks, timeout, memory_mib, without, checked=True)]
 
 
 @functools.cache
@@ -222,33 +121,23 @@ def strength(without: Collection[str] = ()) -> tuple[str, ...]:
     child outlives us). If the kernel or the container supports them: landlock (readable files) and namespaces (a private
     folder, no network devices).
     """
-    return _run([Check("", "")], None, 10.0, 64, 1024, 1, without)[0][1]
+    return _run([Check("", "")], 10.0, 64, without)[0][1]
 
 
 def _run(
-    checks: Sequence[Check],
-    stdin: Sequence[str] | None,
-    timeout: float,
-    memory_mib: int,
-    output_limit: int,
-    workers: int | None,
-    without: Collection[str],
-    checked: bool = False,
+    checks: Sequence[Check], timeout: float, memory_mib: int, without: Collection[str], checked: bool = False
 ) -> list[tuple[Result, tuple[str, ...]]]:
     if not checks:
         return []
-    workers = min(workers or os.cpu_count() or 1, len(checks))
+    workers = min(os.cpu_count() or 1, len(checks))
     words = set(re.findall(r"\w+", " ".join(part for check in checks for part in check)))
     modules = [name for name in MODULES if name in words]
     request = {
-        "jobs": [
-            {"code": check.code, "stdin": text, "checked": checked}
-            for check, text in zip(checks, stdin or [""] * len(checks), strict=True)
-        ],
+        "jobs": [{"code": check.code, "checked": checked} for check in checks],
         "modules": [*modules, *(lazy for name in modules for lazy in LAZILY.get(name, ()))],
         "timeout": timeout,
         "memory_mib": memory_mib,
-        "output_limit": output_limit,
+        "output_limit": OUTPUT_LIMIT,
         "workers": workers,
         "without": list(without),
         "parent": os.getpid(),

@@ -35,7 +35,7 @@ def json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises: OSError; UserError if it is a pipe, which might never end.
     """
     found = []
-    for line in content(path, most=None).decode(errors="replace").splitlines():
+    for line in content(path, most=None).decode(errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:

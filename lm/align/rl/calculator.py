@@ -5,13 +5,14 @@ import math
 import operator
 import re
 import warnings
-from decimal import Context, Decimal
+from decimal import Context, Decimal, Inexact
 from fractions import Fraction
 
 LENGTH = 256  # characters of an expression
 BITS = 4096  # bits of a numerator or denominator
 DIGITS = 15  # digits of a result without a finite decimal form, such as 1/3
 ENDS = 60  # results with more decimal places are rounded to DIGITS
+EXACT = Context(prec=int(BITS * math.log10(2)) + 1 + ENDS, traps=[Inexact])
 
 WRITTEN = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "^": "\ue000"})
 CHARACTERS = re.compile(r"[0-9.eE+\-*/%()\s]*")
@@ -94,14 +95,11 @@ def _check(bits: int) -> None:
 
 
 def _written(value: Fraction) -> str:
-    if value.denominator == 1:
-        return str(value.numerator)
-    twos = (value.denominator & -value.denominator).bit_length() - 1
-    fives, rest = 0, value.denominator >> twos
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
-    places = max(twos, fives)
-    if rest == 1 and places <= ENDS:
-        digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
-        return f"{'-' * (value < 0)}{digits[:-places]}.{digits[-places:]}"
-    return str(Context(prec=DIGITS).divide(Decimal(value.numerator), Decimal(value.denominator)))
+    numerator, denominator = Decimal(value.numerator), Decimal(value.denominator)
+    try:
+        exact = EXACT.divide(numerator, denominator)
+        if exact.as_tuple().exponent >= -ENDS:
+            return format(exact, "f")
+    except Inexact:
+        pass
+    return str(Context(prec=DIGITS).divide(numerator, denominator))

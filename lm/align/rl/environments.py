@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from data.chat.template import encode_chat, end_of_turn
-from lm.align.rl.stockroom import ERROR, Stockroom
-from lm.align.rl.tools import MAX, Answer
-from lm.align.rl.user_files import error_line, imported
+from data.tasks.stockroom import look_up
+from lm.align.rl.answers import final_answer, same_answer
+from lm.align.rl.calculator import calculate
+from lm.align.rl.tools import ERROR, MAX, Answer, Tool, open_tools
+from lm.align.rl.user_files import failing, imported
 from lm.errors import UserError
 from lm.parallel.hosts import from_first
 
@@ -36,6 +37,45 @@ class Environment(Protocol):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]: ...
 
 
+class Stockroom:
+    """The environment of the built-in task `stockroom` (data/tasks/stockroom.py).
+
+    An episode: calls of look_up and calculator, and at last an answer, which ends it. Its reward is 1 if it is right.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+        """Begin with the question of a record. options: a record of data/tasks/stockroom.py."""
+        self._record = options or {}
+        prompt = self._record["prompt"]
+        return prompt if isinstance(prompt, str) else prompt[-1]["content"], {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+        """Take a call, {"name": …, "arguments": {…}}, or any other text as the answer."""
+        call = _call(action)
+        if call is None:
+            right = same_answer(final_answer(action), final_answer(self._record["answer"]))
+            return "", float(right), True, False, {}
+        try:
+            return self._answered(call["name"], call["arguments"]), 0.0, False, False, {}
+        except (TypeError, ValueError) as error:
+            return f"{ERROR}{error}", 0.0, False, False, {}
+
+    def _answered(self, name: str, arguments: dict[str, Any]) -> str:
+        if name == "look_up":
+            return look_up(self._record["tables"], **arguments)
+        if name == "calculator":
+            return calculate(**arguments)
+        raise ValueError(f"there is no tool {name!r}, only look_up, calculator")
+
+
+def _call(action: str) -> dict[str, Any] | None:
+    try:
+        call = json.loads(action)
+    except ValueError:
+        return None
+    return call if isinstance(call, dict) and "name" in call and "arguments" in call else None
+
+
 Make = Callable[[], Environment]
 ENVIRONMENTS: dict[str, Make] = {"stockroom": Stockroom}
 
@@ -46,6 +86,26 @@ class Observed(NamedTuple):
     answers: list[Answer]
     over: bool
     total: float
+
+
+class Surroundings(NamedTuple):
+    """What answers the turns of a policy: tools, or else an environment, of which each rollout makes its own."""
+
+    tools: Sequence[Tool] = ()
+    environment: Make | None = None
+
+    @property
+    def schemas(self) -> list[dict[str, Any]] | None:
+        """The schemas of the calls that a policy can make."""
+        return [tool.schema for tool in self.tools] or getattr(self.environment, "tools", None)
+
+
+ALONE = Surroundings()
+
+
+def open_surroundings(rollout) -> Surroundings:
+    """Return the tools and the environment of config.rollout. Raises: UserError for an unknown one."""
+    return Surroundings(open_tools(rollout.tools), open_environment(rollout.environment))
 
 
 def open_environment(spec: str) -> Make | None:
@@ -110,10 +170,12 @@ class Episodes:
 
     def _begin(self, make: Make, tasks: Sequence[Mapping[str, Any]]) -> None:
         for task in tasks:
-            world = _guarded("cannot be made", make)
+            with failing("rollout.environment: cannot be made"):
+                world = make()
             record = {key: value for key, value in task.items() if key != "prompt_ids"}
             seed = int(task.get("seed") or 0)
-            found = _guarded("reset", lambda: world.reset(seed=seed, options=record))  # noqa: B023 (called at once)
+            with failing("rollout.environment: reset"):
+                found = world.reset(seed=seed, options=record)
             first = _text("reset", found[0] if isinstance(found, tuple) and found else found)
             if first and first != (asked := task["prompt"][-1]["content"]):
                 raise UserError(
@@ -134,7 +196,8 @@ class Episodes:
                 answers.append(Answer(f"{ERROR}{action if broken else 'the episode is over'}"[:MAX], True))
                 continue
             text = action if isinstance(action, str) else json.dumps(action, ensure_ascii=False)
-            found = _guarded("step", lambda: self._worlds[i].step(text))  # noqa: B023 (called at once)
+            with failing("rollout.environment: step"):
+                found = self._worlds[i].step(text)
             try:
                 observation, reward, terminated, truncated, _ = found
                 reward = float(reward)
@@ -153,26 +216,3 @@ def _text(method: str, observation: Any) -> str:
     if not isinstance(observation, str):
         raise UserError(f"rollout.environment: {method} must return a text as its observation, not {repr(observation)[:80]}")
     return observation
-
-
-def _guarded(what: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"rollout.environment: {what}: {error_line(error)}") from error
-
-
-def user_ids(tokenizer, text: str, template: str | None = None) -> list[int]:
-    """Return the ids that follow the end symbol of a turn: a message of the user and the opening of the next turn."""
-    end = end_of_turn(tokenizer, template)
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    whole = encode_chat(
-        tokenizer, [*turn, {"role": "user", "content": text}], template=template, add_generation_prompt=True
-    ).ids
-    before = encode_chat(tokenizer, turn, template=template).ids
-    ended = len(before) - before[::-1].index(end)
-    if whole[:ended] != before[:ended]:
-        raise UserError("chat: the template changes a turn after the user has answered it, so it does not support environments")
-    return whole[ended:]

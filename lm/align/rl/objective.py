@@ -12,23 +12,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from lm.align.logprobs import logprobs_of, reference_model
+from lm.align.logprobs import logprobs_of, reference_model, routers
 from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
-from lm.align.preference import routers
 from lm.align.rl import advantages, shared_prompts
 from lm.model.transformer import Transformer
 from lm.train.step import Objective, Sums, Trainer, slices
 from lm.train.update import TrainState
 
 
-def needs_reference(config) -> bool:
-    return config.rl.beta > 0
-
-
 def needs_preparation(config) -> bool:
     """Return whether `prepared` must add arrays to a batch. With one update and no reference, π_old is π and it need not."""
     rl = config.rl
-    return rl.algorithm == "ppo" or rl.epochs * rl.minibatches > 1 or rl.correction != "none" or needs_reference(config)
+    return rl.algorithm == "ppo" or rl.epochs * rl.minibatches > 1 or rl.correction != "none" or rl.beta > 0
 
 
 def prepared(graph, config) -> Callable:

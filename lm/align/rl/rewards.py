@@ -10,27 +10,20 @@ process differently. All processes call a reward whose attribute `collective` is
 """
 
 import ast
-import difflib
 import functools
 import inspect
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
 
-from data.tasks.style import style as style_score
-from lm.align.rl.answers import final_answer, same_answer
-from lm.align.rl.instructions import instructions
-from lm.align.rl.safety_reward import harmless
-from lm.align.rl.user_files import error_line, imported
+from lm.align.rl.reward_functions import OTHER_NAMES, REWARDS, Reward, nearest
+from lm.align.rl.user_files import failing, imported
 from lm.errors import UserError
-
-Reward = Callable[..., list[float | None]]
 
 
 class Rewards(NamedTuple):
@@ -39,129 +32,6 @@ class Rewards(NamedTuple):
     names: tuple[str, ...]
     functions: tuple[Reward, ...]
     weights: tuple[float, ...]
-
-
-def answer(prompts, completions, **columns) -> list[float | None]:
-    """Return 1 if the completion's final answer equals column `answer`, else 0; see lm/align/rl/answers.py."""
-    right = _column("answer", "answer", columns)
-    return [
-        None if r is None else float(same_answer(final_answer(c), final_answer(str(r)))) for c, r in zip(completions, right)
-    ]
-
-
-def contains(prompts, completions, **columns) -> list[float | None]:
-    """Return 1 if the completion contains all texts of column `contains` (or `answer`), ignoring case, else 0.
-
-    The column holds a text or a list of texts. `answer` is read if there is no column `contains`.
-    """
-    name = "contains" if "contains" in columns else "answer"
-    return [
-        None if w is None else float(all(text.casefold() in c.casefold() for text in ([w] if isinstance(w, str) else w)))
-        for c, w in zip(completions, _column("contains", name, columns))
-    ]
-
-
-def format(prompts, completions, **columns) -> list[float | None]:
-    """Return 1 if the whole completion matches column `format`, else 0.
-
-    The column holds a regular expression, in which a dot also matches line ends, or "json" for a JSON object or list.
-    """
-    forms = _column("format", "format", columns)
-    return [None if form is None else float(_has_form(c.strip(), form)) for c, form in zip(completions, forms)]
-
-
-def _has_form(text: str, form: str) -> bool:
-    if form == "json":
-        try:
-            return isinstance(json.loads(text), dict | list)
-        except (ValueError, RecursionError):
-            return False
-    try:
-        return re.fullmatch(form, text, re.DOTALL) is not None
-    except re.error as error:
-        raise UserError(f"reward format: column format holds {form!r}, which is no regular expression: {error}") from error
-
-
-def length(prompts, completions, *, most: int = 0, **columns) -> list[float | None]:
-    """Return 0 up to `most` words (default: column `max_words`), then −(words − most)/most, but at least −1."""
-    limits = [most] * len(completions) if most else _column("length", "max_words", columns)
-    if any(m is not None and m < 1 for m in limits):
-        raise UserError("reward length: `most` and column max_words must be at least 1 word")
-    return [None if m is None else -min(1.0, max(0.0, (len(c.split()) - m) / m)) for c, m in zip(completions, limits)]
-
-
-def overlong(prompts, completions, *, limit: int = 0, buffer: int = 0, **columns) -> list[float | None]:
-    """Return DAPO's soft overlong punishment for n policy tokens (Yu et al. 2025, eq. 13).
-
-    It is 0 for n ≤ limit − buffer, (limit − buffer − n)/buffer up to n = limit, and −1 beyond.
-    """
-    if not 0 < buffer <= limit:
-        raise UserError(
-            f"reward overlong: needs 0 < buffer ≤ limit tokens, not limit={limit}, buffer={buffer}: "
-            "write overlong?limit=256&buffer=64=1"
-        )
-    counts = [sum(rollout.mask) for rollout in _column("overlong", "rollouts", columns)]
-    return [-min(1.0, max(0.0, (n - (limit - buffer)) / buffer)) for n in counts]
-
-
-def repetition(prompts, completions, *, n: int = 3, **columns) -> list[float | None]:
-    """Return −(share of repeated word n-grams in the completion): 0 if all are distinct, near −1 for a loop."""
-    rewards = []
-    for completion in completions:
-        grams = _grams(completion, n)
-        rewards.append(len(set(grams)) / len(grams) - 1.0 if grams else 0.0)
-    return rewards
-
-
-def copying(prompts, completions, *, n: int = 4, **columns) -> list[float | None]:
-    """Return −(share of the completion's word n-grams that stand in the last message of its prompt)."""
-    rewards = []
-    for messages, completion in zip(prompts, completions):
-        asked, said = set(_grams(messages[-1]["content"], n)), _grams(completion, n)
-        rewards.append(-sum(gram in asked for gram in said) / len(said) if said else 0.0)
-    return rewards
-
-
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = text.lower().split()
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[float | None]:
-    """Return the style score of the built-in task preferred_style (data/tasks/style.py), which reads column `statement`.
-
-    With `least`, return 1 if the score is at least `least`, else 0. A completion that is polite at both ends and has no filler
-    word scores above 1.85.
-    """
-    scores = [None if s is None else style_score(c, s) for c, s in zip(completions, _column("style", "statement", columns))]
-    return scores if least == -math.inf else [None if score is None else float(score >= least) for score in scores]
-
-
-def environment(prompts, completions, **columns) -> list[float | None]:
-    """Return the sum of the rewards that the environment of config.rollout.environment gave; 0 for a rollout without a turn."""
-    return [rollout.episode_return or 0.0 for rollout in _column("environment", "rollouts", columns)]
-
-
-REWARDS: dict[str, Reward] = {
-    "answer": answer,
-    "contains": contains,
-    "copying": copying,
-    "environment": environment,
-    "format": format,
-    "length": length,
-    "overlong": overlong,
-    "repetition": repetition,
-    "style": style,
-    "harmless": harmless,
-    "instructions": instructions,
-}
-# What others call them.
-OTHER_NAMES = {name: "answer" for name in ("accuracy", "accuracy_reward", "correctness", "correct", "exact_match", "math")} | {
-    "format_reward": "format",
-    "think_format_reward": "format",
-    "length_reward": "length",
-    "soft_overlong_punishment": "overlong",
-}
 
 
 def parse_rewards(text: str) -> Rewards:
@@ -209,7 +79,7 @@ def _reward(spec: str) -> tuple[str, Reward]:
     else:
         known = (*REWARDS, "reward_model:PATH")
         near = OTHER_NAMES.get(name)
-        hint = f"; the nearest is {near!r}" if near else _nearest(name, known)
+        hint = f"; the nearest is {near!r}" if near else nearest(name, known)
         raise UserError(f"rewards: no reward {name!r}{hint}; or write path/file.py:function")
     try:
         options = dict(parse_qsl(query, strict_parsing=True)) if question else {}
@@ -224,7 +94,7 @@ def _with_options(name: str, function: Reward, given: Mapping[str, str]) -> Rewa
     options = {}
     for key, value in given.items():
         if key not in known:
-            raise UserError(f"reward {name}: no option {key!r}{_nearest(key, known)}")
+            raise UserError(f"reward {name}: no option {key!r}{nearest(key, known)}")
         kind = type(known[key])
         try:
             options[key] = kind(value)
@@ -278,7 +148,7 @@ def check_file_reward(spec: str) -> None:
         known = ", ".join(f"{path}:{function}" for function in functions or ("FUNCTION",))
         raise UserError(f"rewards: {path} needs the name of a function: write {known}")
     if not re.search(rf"\b{re.escape(name)}\b", text):
-        raise UserError(f"rewards: {path} has no function {name!r}{_nearest(name, functions)}")
+        raise UserError(f"rewards: {path} has no function {name!r}{nearest(name, functions)}")
 
 
 def _from_file(path: Path, name: str) -> Reward:
@@ -286,7 +156,7 @@ def _from_file(path: Path, name: str) -> Reward:
     function = getattr(module, name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise UserError(f"rewards: {path} has no function {name!r}{_nearest(name, functions)}")
+        raise UserError(f"rewards: {path} has no function {name!r}{nearest(name, functions)}")
     return function
 
 
@@ -319,6 +189,23 @@ def score_rollouts(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence) 
     return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
 
 
+def answer_records(tasks: Sequence[dict], rollouts: Sequence, total: np.ndarray | None, each: Mapping) -> list[dict]:
+    """Return what files keep of each answer. total, each: the results of `score_rollouts`, or None and {}.
+
+    Keys: "messages" after the prompt, "reward", "rewards" by name, "tokens" (a count), "ended".
+    """
+    return [
+        {
+            "messages": rollout.messages[len(task["prompt"]) :],
+            "reward": None if total is None else float(total[i]),
+            "rewards": {name: None if np.isnan(values[i]) else float(values[i]) for name, values in each.items()},
+            "tokens": rollout.length,
+            "ended": rollout.ended,
+        }
+        for i, (task, rollout) in enumerate(zip(tasks, rollouts, strict=True))
+    ]
+
+
 def _checked(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
     if getattr(function, "collective", False):
         return _called(name, function, prompts, completions, columns)
@@ -328,12 +215,8 @@ def _checked(name: str, function: Reward, prompts: list, completions: list[str],
 
 
 def _called(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
-    try:
+    with failing(f"reward {name} failed"):
         given = function(prompts, completions, **columns)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"reward {name} failed: {error_line(error)}") from error
     try:
         values = np.asarray([math.nan if value is None else float(value) for value in given], np.float64)
         none = np.asarray([value is None for value in given], bool)
@@ -347,17 +230,3 @@ def _called(name: str, function: Reward, prompts: list, completions: list[str], 
         i = bad[0]
         raise UserError(f"reward {name} is {values[i]} for {completions[i][:80]!r}: it must be finite, or None")
     return values
-
-
-def _column(reward: str, name: str, columns: Mapping[str, Sequence]) -> Sequence:
-    if name not in columns:
-        raise UserError(
-            f"reward {reward} reads column {name!r}, which the task's records lack{_nearest(name, columns)}; rename it, "
-            "or write a reward of your own, path/file.py:function"
-        )
-    return columns[name]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    return f"; the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}" if known else ""

@@ -6,19 +6,19 @@ ids; text is never encoded again.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+from data.chat.examples import read_template
 from data.chat.media.encoding import Towers
 from data.chat.media.rows import NAMES, filled
 from data.chat.template import end_of_turn
 from data.media.parts import KINDS
 from data.text.tokenizer import Tokenizer
-from lm.align.rl.environments import Episodes, Make, Observed, user_ids
-from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
+from lm.align.rl.environments import ALONE, Episodes, Make, Observed, Surroundings
+from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
 from lm.errors import UserError
 from lm.infer.call import Layout
 from lm.infer.decode import Sampling
@@ -32,8 +32,9 @@ from lm.train.step import model_config_of
 SHARE = 1 / 6  # of the memory, for a packed copy of the weights beside the training state
 
 
-class Rollout(NamedTuple):
-    """A prompt and its continuation.
+@dataclasses.dataclass
+class Rollout:
+    """A prompt and its continuation, turn by turn.
 
     tokens: ids of both. mask: True for tokens that the policy sampled. logps: the sampler's log-probabilities of these, nats; 0
     elsewhere. messages: the whole conversation. completion: text of the policy's last turn. ended: False if a length limit cut
@@ -45,16 +46,55 @@ class Rollout(NamedTuple):
     mask: list[bool]
     logps: list[float]
     messages: list[dict]
-    completion: str
-    ended: bool
-    tool_calls: int
-    tool_errors: int
+    completion: str = ""
+    ended: bool = False
+    tool_calls: int = 0
+    tool_errors: int = 0
     episode_return: float | None = None
+
+    @classmethod
+    def begun(cls, task: dict) -> "Rollout":
+        """Return the rollout of a task before the first turn."""
+        rollout = cls([], [], [], list(task["prompt"]))
+        rollout._add(task["prompt_ids"])
+        return rollout
 
     @property
     def length(self) -> int:
         """Number of tokens that the policy sampled."""
         return sum(self.mask)
+
+    def _add(self, tokens: Sequence[int], logps: Sequence[float] | None = None) -> None:
+        """Append tokens; logps: of those that the policy sampled."""
+        self.tokens += tokens
+        self.mask += [logps is not None] * len(tokens)
+        self.logps += [0.0] * len(tokens) if logps is None else logps
+
+    def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
+        """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
+        self._add(tokens, logps)
+        self.ended = ended
+        turn = tokens[:-1] if ended else tokens
+        if not may_call:
+            self.completion = tokenizer.decode(turn)
+            self.messages.append({"role": "assistant", "content": self.completion})
+            return []
+        parsed = parse_turn(tokenizer, turn)
+        self.completion = parsed.content
+        message = {"role": "assistant", "content": parsed.content}
+        if parsed.tool_calls:
+            message["tool_calls"] = parsed.tool_calls
+        self.messages.append(message)
+        calls = [*(call["function"] for call in parsed.tool_calls), *parsed.errors]
+        self.tool_calls += len(calls)
+        return calls if ended else []
+
+    def add_answers(self, tokenizer, answers: Sequence[Answer], template: str | None, *, of_tools: bool) -> None:
+        """Append the answers of tools, or else the one of the user, and the opening of the policy's next turn."""
+        self.tool_errors += sum(answer.failed for answer in answers if of_tools)
+        texts = [answer.text for answer in answers]
+        self._add(answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template))
+        self.messages += [{"role": "tool" if of_tools else "user", "content": text} for text in texts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +121,9 @@ class RolloutSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A function of (parameters, tasks) that samples `each` rollouts of each task. temperature: overrides that of settings.
+    """A function of (parameters, tasks) that samples `each` rollouts of each task.
 
+    temperature: overrides that of settings. rows: tasks that are answered at least, which avoids recompilation.
     engine, towers: as in `roll_out`. close: stop it; another call starts it again.
     """
 
@@ -92,10 +133,13 @@ class Sampler:
     engine: LocalEngine | None = None
     towers: Towers | None = None
 
-    def __call__(self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature=None) -> list[Rollout]:
+    def __call__(
+        self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature: float | None = None, rows: int = 0
+    ) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
-        model = nnx.merge(self.graph, params)
-        return roll_out(model, self.tokenizer, tasks, settings, seed=seed, each=each, engine=self.engine, towers=self.towers)
+        model, filled = nnx.merge(self.graph, params), [*tasks, *[tasks[0]] * (rows - len(tasks))]
+        options = {"seed": seed, "each": each, "engine": self.engine, "towers": self.towers}
+        return roll_out(model, self.tokenizer, filled, settings, **options)[: each * len(tasks)]
 
     def close(self) -> None:
         if self.engine is not None:
@@ -104,13 +148,11 @@ class Sampler:
 
 def sampler_of(
     config,
-    graph,
-    tokenizer,
+    graph: nnx.GraphDef,
+    tokenizer: Tokenizer,
     tasks: Sequence[dict],
-    tools: Sequence[Tool] = (),
-    template=None,
+    surroundings: Surroundings = ALONE,
     *,
-    environment: Make | None = None,
     served: bool | None = None,
     towers: Towers | None = None,
 ) -> Sampler:
@@ -131,11 +173,11 @@ def sampler_of(
         top_p=o.top_p,
         top_k=o.top_k,
         most_tokens=config.sequence_length + 1,
-        tools=tools,
-        environment=environment,
+        tools=surroundings.tools,
+        environment=surroundings.environment,
         max_turns=o.max_turns,
         width=check_room(config, tasks),
-        template=template,
+        template=read_template(config.get("chat_template")),
     )
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
     return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, rows, settings.most_tokens) if served else None, towers)
@@ -178,7 +220,7 @@ def roll_out(
     """
     o, tools = settings, settings.tools
     stops = stop_ids(tokenizer, o.template)
-    rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks for _ in range(each)]
+    rows = [Rollout.begun(task) for task in tasks for _ in range(each)]
     episodes = Episodes(o.environment, [task for task in tasks for _ in range(each)]) if o.environment else None
     going = list(range(len(rows)))
     for turn in range(o.max_turns):
@@ -222,7 +264,7 @@ def roll_out(
         going = still
         if not going:
             break
-    return [row.rollout() for row in rows]
+    return rows
 
 
 def media_of(asked: Sequence[dict], tasks: Sequence[dict], towers: Towers | None) -> Media | None:
@@ -265,57 +307,3 @@ def arrays(rollouts: Sequence[Rollout], sequence_length: int, pad_id: int) -> di
         "weights": drawn[:, 1:],
         "sampler_logps": logps[:, 1:],
     }
-
-
-class _Row:
-    """A rollout in progress."""
-
-    def __init__(self, tokens: list[int], messages: list[dict]):
-        self.tokens, self.messages = tokens, messages
-        self.mask, self.logps = [False] * len(tokens), [0.0] * len(tokens)
-        self.completion, self.ended, self.tool_calls, self.tool_errors = "", False, 0, 0
-        self.episode_return: float | None = None
-
-    def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
-        """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
-        self.tokens += tokens
-        self.mask += [True] * len(tokens)
-        self.logps += logps
-        self.ended = ended
-        turn = tokens[:-1] if ended else tokens
-        if not may_call:
-            self.completion = tokenizer.decode(turn)
-            self.messages.append({"role": "assistant", "content": self.completion})
-            return []
-        parsed = parse_turn(tokenizer, turn)
-        self.completion = parsed.content
-        message = {"role": "assistant", "content": parsed.content}
-        if parsed.tool_calls:
-            message["tool_calls"] = parsed.tool_calls
-        self.messages.append(message)
-        calls = [*(call["function"] for call in parsed.tool_calls), *parsed.errors]
-        self.tool_calls += len(calls)
-        return calls if ended else []
-
-    def add_answers(self, tokenizer, answers: Sequence[Answer], template: str | None, *, of_tools: bool) -> None:
-        """Append the answers of tools, or else the one of the user, and the opening of the policy's next turn."""
-        self.tool_errors += sum(answer.failed for answer in answers if of_tools)
-        texts = [answer.text for answer in answers]
-        ids = answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template)
-        self.tokens += ids
-        self.mask += [False] * len(ids)
-        self.logps += [0.0] * len(ids)
-        self.messages += [{"role": "tool" if of_tools else "user", "content": text} for text in texts]
-
-    def rollout(self) -> Rollout:
-        return Rollout(
-            self.tokens,
-            self.mask,
-            self.logps,
-            self.messages,
-            self.completion,
-            self.ended,
-            self.tool_calls,
-            self.tool_errors,
-            self.episode_return,
-        )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.chat.messages import Messages, make_message
 from data.chat.template import encode_chat, end_of_turn
 from data.tasks.arithmetic import CALCULATOR
 from lm.align.rl.calculator import calculate
@@ -68,7 +69,7 @@ def _calculator(calls: list[dict[str, Any]]) -> list[Answer]:
 
 def _python(calls: list[dict[str, Any]]) -> list[Answer]:
     results = run_many([call["code"] for call in calls], timeout=SECONDS, memory_mib=MEMORY_MIB)
-    return [Answer(_shortened(_output_text(result)), result.outcome != "ok") for result in results]
+    return [Answer(shortened(_output_text(result)), result.outcome != "ok") for result in results]
 
 
 def _output_text(result: Result) -> str:
@@ -78,7 +79,8 @@ def _output_text(result: Result) -> str:
     return "\n".join(part.rstrip("\n") for part in parts if part) or "(no output)"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Return a text without its middle if it is longer than MAX characters."""
     return text if len(text) <= MAX else f"{text[: MAX // 2]}\n…\n{text[-MAX // 2 :]}"
 
 
@@ -91,11 +93,6 @@ def open_tools(names: Sequence[str]) -> tuple[Tool, ...]:
         if name not in TOOLS:
             raise UserError(f"rollout.tools: no tool {name!r}; there are {', '.join(TOOLS)}")
     return tuple(TOOLS[name] for name in dict.fromkeys(names))
-
-
-def call(name: str, arguments: Mapping[str, Any], tools: Sequence[Tool] = tuple(TOOLS.values())) -> str:
-    """Return the tool's answer, or the error text of an invalid call."""
-    return run_calls(tools, [[{"name": name, "arguments": arguments}]])[0][0].text
 
 
 def run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] | str]]) -> list[list[Answer]]:
@@ -119,7 +116,7 @@ def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any]
         for j, one in enumerate(row):
             wrong = one if isinstance(one, str) else mistake(one, named)
             if wrong:
-                answers[i][j] = Answer(_shortened(f"{ERROR}{wrong}"), True)
+                answers[i][j] = Answer(shortened(f"{ERROR}{wrong}"), True)
             else:
                 todo[one["name"]].append((i, j))
     for name, places in todo.items():
@@ -211,19 +208,29 @@ def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -
     Raises: UserError if the template does not support tool answers, or changes earlier turns when an answer is added.
     """
     answers = [answers] if isinstance(answers, str) else list(answers)
-    end = end_of_turn(tokenizer, template)
     names = [f"call{n:05d}" for n in range(len(answers))]  # some templates require ids of nine characters
     calls = [{"id": i, "type": "function", "function": {"name": "tool", "arguments": {}}} for i in names]
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    turn = [make_message("user", "a"), make_message("assistant", "") | {"tool_calls": calls}]
     replies = [{"role": "tool", "content": text, "tool_call_id": i, "name": "tool"} for i, text in zip(names, answers)]
     try:
-        whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
-        before = encode_chat(tokenizer, turn, template=template).ids
+        return _ids_after(tokenizer, turn, replies, template, "a tool has answered it, so it does not support tools")
     except UserError:
         if len(answers) < 2:
             raise
         return answer_ids(tokenizer, ["\n".join(answers)], template)  # the template allows one call at a time
-    ended = len(before) - before[::-1].index(end)
+
+
+def user_ids(tokenizer, text: str, template: str | None = None) -> list[int]:
+    """Return the ids that follow the end symbol of a turn: a message of the user and the opening of the next turn."""
+    turn, reply = [make_message("user", "a"), make_message("assistant", "b")], [make_message("user", text)]
+    return _ids_after(tokenizer, turn, reply, template, "the user has answered it, so it does not support environments")
+
+
+def _ids_after(tokenizer, turn: Messages, replies: Messages, template: str | None, why: str) -> list[int]:
+    """Return the ids after the end symbol of `turn`. Raises: UserError if the template changes the turn; why: what follows."""
+    whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
+    before = encode_chat(tokenizer, turn, template=template).ids
+    ended = len(before) - before[::-1].index(end_of_turn(tokenizer, template))
     if whole[:ended] != before[:ended]:
-        raise UserError("chat: the template changes a turn after a tool has answered it, so it does not support tools")
+        raise UserError(f"chat: the template changes a turn after {why}")
     return whole[ended:]

@@ -22,17 +22,17 @@ class Hazard(NamedTuple):
 class Principle(NamedTuple):
     """A principle of the constitution.
 
-    hazards: ids of the hazards that it applies to. critique, revision: requests to the model that criticises and rewrites.
-    critiques, refusals: texts of the template reviser, formatted with the hazard's name.
+    critique, revision: requests to the model that criticises and rewrites. critiques, refusals: texts of the template reviser,
+    formatted with the hazard's name. hazards: ids of the hazards that it applies to; a file without them means all.
     """
 
     id: str
     text: str
-    hazards: tuple[str, ...]
     critique: str
     revision: str
     critiques: tuple[str, ...]
     refusals: tuple[str, ...]
+    hazards: tuple[str, ...] = ()
 
 
 class Policy(NamedTuple):
@@ -46,9 +46,9 @@ class Policy(NamedTuple):
     """
 
     id: str
+    action: str
     hazard: str = ""
     where: str = "both"
-    action: str = "flag"
     patterns: tuple[str, ...] = ()
     pii: tuple[str, ...] = ()
     classifier: str = ""
@@ -94,70 +94,52 @@ def load_constitution(path: str | Path | None = None) -> Constitution:
     hazards = {}
     for id, values in _items(content["hazards"], Mapping, f"{path}: hazards"):
         where = f"{path}: hazard {id}"
-        _check_keys(values, {"name", "definition"}, set(), where)
-        hazards[id] = Hazard(id, _text(values["name"], f"{where}: name"), _text(values["definition"], f"{where}: definition"))
+        hazards[id] = _record(Hazard, {"id": id, **values} if isinstance(values, Mapping) else values, where)
     principles = []
     for number, values in _items(content["principles"], list, f"{path}: principles"):
         principles.append(_principle(values, hazards, f"{path}: principle {number + 1}"))
     given = content.get("policies")
     policies = [] if given is None else [_policy(v, hazards, f"{path}: policy {n + 1}") for n, v in _items(given, list, path)]
     for kind, some in (("principles", principles), ("policies", policies)):
-        seen: set[str] = set()
-        for one in some:
-            if one.id in seen:
-                raise UserError(f"{path}: two {kind} are called {one.id!r}; give each an id of its own")
-            seen.add(one.id)
+        ids = [one.id for one in some]
+        if twice := next((id for id in ids if ids.count(id) > 1), None):
+            raise UserError(f"{path}: two {kind} are called {twice!r}; give each an id of its own")
     if bare := set(hazards) - {hazard for principle in principles for hazard in principle.hazards}:
         raise UserError(f"{path}: no principle concerns {', '.join(sorted(bare))}; name them, or add one without hazards")
     return Constitution(hazards, tuple(principles), tuple(policies))
 
 
 def _principle(values: Any, hazards: Mapping[str, Hazard], where: str) -> Principle:
-    required = {"id", "text", "critique", "revision", "critiques", "refusals"}
-    _check_keys(values, required, {"hazards"}, where)
-    where = f"{where} ({values['id']})"
-    concerned = values.get("hazards", list(hazards))
-    for hazard in _list(concerned, f"{where}: hazards"):
+    principle = _record(Principle, values, where)
+    where = f"{where} ({principle.id})"
+    for hazard in principle.hazards:
         if hazard not in hazards:
             raise UserError(f"{where}: no hazard {hazard!r}; there are {', '.join(hazards)}")
-    texts = {key: _text(values[key], f"{where}: {key}") for key in ("id", "text", "critique", "revision")}
-    lists = {
-        key: tuple(_text(t, f"{where}: {key}") for t in _list(values[key], f"{where}: {key}"))
-        for key in ("critiques", "refusals")
-    }
-    for key, entries in lists.items():
-        for entry in entries:
+    for key in ("critiques", "refusals"):
+        for entry in getattr(principle, key):
             try:
                 entry.format(hazard="")
             except (KeyError, IndexError, ValueError):
                 raise UserError(f"{where}: {key}: {entry!r} may hold no braces but {{hazard}}") from None
-    return Principle(**texts, hazards=tuple(concerned), **lists)
+    return principle if principle.hazards else principle._replace(hazards=tuple(hazards))
 
 
 def _policy(values: Any, hazards: Mapping[str, Hazard], where: str) -> Policy:
-    _check_keys(values, {"id", "action"}, set(Policy._fields) - {"id", "action"}, where)
-    where = f"{where} ({values['id']})"
+    policy = _record(Policy, values, where)
+    where = f"{where} ({policy.id})"
     for key, known in (("where", WHERE), ("action", ACTIONS), ("hazard", ("", *hazards))):
-        if values.get(key, known[0]) not in known:
-            raise UserError(f"{where}: {key}: {values[key]!r} is none of {', '.join(filter(None, known))}")
-    texts = {key: _text(values[key], f"{where}: {key}") for key in ("id", "classifier", "message") if key in values}
-    lists = {
-        key: tuple(_text(t, f"{where}: {key}") for t in _list(values[key], f"{where}: {key}"))
-        for key in ("patterns", "pii")
-        if key in values
-    }
-    if not (lists or texts.get("classifier")):
+        if (value := getattr(policy, key)) not in known:
+            raise UserError(f"{where}: {key}: {value!r} is none of {', '.join(filter(None, known))}")
+    if not (policy.patterns or policy.pii or policy.classifier):
         raise UserError(f"{where}: finds nothing; give patterns, pii or classifier")
-    for pattern in lists.get("patterns", ()):
+    for pattern in policy.patterns:
         try:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"{where}: patterns: {pattern!r} is no regular expression: {error}") from None
-    threshold = values.get("threshold", Policy._field_defaults["threshold"])
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
-        raise UserError(f"{where}: threshold: {threshold!r} is no probability; write a number in 0 … 1")
-    named = {key: values[key] for key in ("where", "action", "hazard") if key in values}
-    return Policy(**texts, **lists, **named, threshold=float(threshold))
+    if not 0 <= policy.threshold <= 1:
+        raise UserError(f"{where}: threshold: {policy.threshold!r} is no probability; write a number in 0 … 1")
+    return policy
 
 
 def _items(value: Any, kind: type, where: str):
@@ -166,21 +148,30 @@ def _items(value: Any, kind: type, where: str):
     return value.items() if kind is Mapping else enumerate(value)
 
 
-def _check_keys(values: Any, required: set[str], optional: set[str], where: str) -> None:
+def _record(kind: type, values: Any, where: str) -> Any:
+    """Return the hazard, principle or policy of a mapping. Its fields are texts, lists of texts, and a number.
+
+    Raises: UserError for a missing or unknown key, and for a value that is empty or of another type.
+    """
+    required = {field for field in kind._fields if field not in kind._field_defaults}
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: must be a mapping with the keys {', '.join(sorted(required))}")
     if missing := required - set(values):
         raise UserError(f"{where}: lacks {', '.join(sorted(missing))}")
-    if unknown := set(values) - required - optional:
-        raise UserError(
-            f"{where}: unknown key {sorted(map(str, unknown))[0]!r}; known are {', '.join(sorted(required | optional))}"
-        )
-
-
-def _list(value: Any, where: str) -> list:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: must be a list that is not empty")
-    return value
+    if unknown := set(values) - set(kind._fields):
+        raise UserError(f"{where}: unknown key {sorted(map(str, unknown))[0]!r}; known are {', '.join(sorted(kind._fields))}")
+    fields = {}
+    for key, value in values.items():
+        place = f"{where}: {key}"
+        if kind.__annotations__[key] is float:
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise UserError(f"{place}: {value!r} is no number")
+            fields[key] = float(value)
+        elif kind.__annotations__[key] is str:
+            fields[key] = value if value == kind._field_defaults.get(key) else _text(value, place)
+        else:
+            fields[key] = tuple(_text(text, place) for _, text in _items(value, list, place))
+    return kind(**fields)
 
 
 def _text(value: Any, where: str) -> str:

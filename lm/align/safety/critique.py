@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from data.chat.messages import make_message
 from lm.align.safety.constitution import Constitution, Principle, choose
 from lm.evals.judges.endpoint import Chat
 
@@ -69,13 +70,13 @@ def by_chat(chat: Chat, constitution: Constitution, key: str = "") -> Reviser:
 def critique_request(failure: Mapping, principle: Principle) -> list[dict]:
     """Return the conversation plus a request to criticise its last answer."""
     request = f"[Critique request] {principle.critique} The principle: {principle.text}"
-    return [*failure["conversation"], _message("assistant", failure["response"]), _message("user", request)]
+    return [*failure["conversation"], make_message("assistant", failure["response"]), make_message("user", request)]
 
 
 def revision_request(conversation: Sequence[Mapping], critique: str, principle: Principle) -> list[dict]:
     """Return the conversation of `critique_request` plus the critique and a request for a better answer."""
     request = f"[Revision request] {principle.revision} Write the new answer alone."
-    return [*conversation, _message("assistant", critique), _message("user", request)]
+    return [*conversation, make_message("assistant", critique), make_message("user", request)]
 
 
 def _bare(text: str | None) -> str:
@@ -102,31 +103,30 @@ Which of these answers would be the better one by this principle: {principle}
 Answer with one letter, A or B."""
 
 
-def prefer(
-    chat: Chat,
-    conversations: Sequence[Sequence[Mapping]],
-    first: Sequence[str],
-    second: Sequence[str],
-    principles: Sequence[Principle],
-) -> list[Literal["first", "second"] | None]:
-    """Return which of two answers the model prefers by a principle, or None.
+class Case(NamedTuple):
+    """Two answers to a conversation, to be compared by a principle."""
+
+    conversation: Sequence[Mapping]
+    first: str
+    second: str
+    principle: Principle
+
+
+def prefer(chat: Chat, cases: Sequence[Case]) -> list[Literal["first", "second"] | None]:
+    """Return which of two answers the model prefers, or None.
 
     The model is asked twice with the answers swapped, because models favour a position. The result is None if its two choices
     differ or a reply names no letter.
     """
-    cases = list(zip(conversations, first, second, principles, strict=True))
-    straight = chat([_comparison(c, a, b, p) for c, a, b, p in cases])
-    swapped = chat([_comparison(c, b, a, p) for c, a, b, p in cases])
-    preferences: list[Literal["first", "second"] | None] = []
-    for one, other in zip(straight, swapped, strict=True):
-        letters = letter(one.text), letter(other.text)
-        preferences.append({("A", "B"): "first", ("B", "A"): "second"}.get(letters))
-    return preferences
+    straight = chat([_comparison(case, case.first, case.second) for case in cases])
+    swapped = chat([_comparison(case, case.second, case.first) for case in cases])
+    letters = [(letter(one.text), letter(other.text)) for one, other in zip(straight, swapped, strict=True)]
+    return [{("A", "B"): "first", ("B", "A"): "second"}.get(pair) for pair in letters]
 
 
-def _comparison(conversation: Sequence[Mapping], a: str, b: str, principle: Principle) -> list[dict]:
-    transcript = "\n\n".join(f"{message['role']}: {message['content']}" for message in conversation)
-    return [_message("user", COMPARISON.format(conversation=transcript, principle=principle.text, a=a, b=b))]
+def _comparison(case: Case, a: str, b: str) -> list[dict]:
+    transcript = "\n\n".join(f"{message['role']}: {message['content']}" for message in case.conversation)
+    return [make_message("user", COMPARISON.format(conversation=transcript, principle=case.principle.text, a=a, b=b))]
 
 
 def letter(text: str | None) -> str | None:
@@ -138,7 +138,3 @@ def letter(text: str | None) -> str | None:
     places = r"^\W*([AB])\W*$|\(([AB])\)|\b[Aa]nswer(?: is)?:? ?\(?([AB])\b|^([AB])(?:[.:,)]| (?:is|because|would)\b)"
     named = {letter for found in re.findall(places, (text or "").strip()) for letter in found if letter}
     return named.pop() if len(named) == 1 else None
-
-
-def _message(role: str, content: str) -> dict:
-    return {"role": role, "content": content}

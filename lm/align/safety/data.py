@@ -15,15 +15,20 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+import scipy.sparse
+
+from data.chat.messages import make_message
 from data.chat.records import is_builtin, read_builtin, read_records
 from lm.align.safety.constitution import Constitution, choose
-from lm.align.safety.critique import Revision, prefer
-from lm.align.safety.likeness import likeness
+from lm.align.safety.critique import Case, Revision, prefer
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.verdict import Judge, guarded
 
 HARMLESS = 2
+RUN = 3  # characters
+ROWS = 1024  # texts compared at a time
 
 
 def failures(records: Iterable[Mapping]) -> list[dict]:
@@ -37,36 +42,32 @@ def failures(records: Iterable[Mapping]) -> list[dict]:
 
 def checked(failed: Sequence[Mapping], revisions: Sequence[Revision], judge: Judge) -> list[Revision]:
     """Return the revisions, with revision=None for those that the judge does not find safe."""
-    known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
-    verdicts = guarded(judge)(
-        [failed[i]["prompt"] for i in known], [revisions[i].revision for i in known], [failed[i]["hazard"] for i in known]
-    )
-    result = list(revisions)
-    for i, verdict in zip(known, verdicts, strict=True):
-        if verdict.label != "safe":
-            result[i] = result[i]._replace(revision=None, problem=f"judged {verdict.label}: {verdict.reason}")
-    return result
+    known = [(f, r) for f, r in zip(failed, revisions, strict=True) if r.revision is not None]
+    verdicts = guarded(judge)([f["prompt"] for f, _ in known], [r.revision for _, r in known], [f["hazard"] for f, _ in known])
+    return _without(revisions, ["" if v.label == "safe" else f"judged {v.label}: {v.reason}" for v in verdicts])
 
 
 def preferred(
     failed: Sequence[Mapping], revisions: Sequence[Revision], chat: Chat, constitution: Constitution
 ) -> list[Revision]:
     """Return the revisions, with revision=None for those that the chat does not prefer to the original answer."""
-    known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
     by_id = {principle.id: principle for principle in constitution.principles}
-    preferences = prefer(
-        chat,
-        [failed[i]["conversation"] for i in known],
-        [revisions[i].revision for i in known],
-        [failed[i]["response"] for i in known],
-        [by_id[revisions[i].principle] for i in known],
-    )
-    result = list(revisions)
-    for i, preference in zip(known, preferences, strict=True):
-        if preference != "first":
-            problem = "no preference" if preference is None else "the first answer was preferred"
-            result[i] = result[i]._replace(revision=None, problem=problem)
-    return result
+    cases = [
+        Case(f["conversation"], r.revision, f["response"], by_id[r.principle])
+        for f, r in zip(failed, revisions, strict=True)
+        if r.revision is not None
+    ]
+    problems = {"first": "", "second": "the first answer was preferred", None: "no preference"}
+    return _without(revisions, [problems[preference] for preference in prefer(chat, cases)])
+
+
+def _without(revisions: Sequence[Revision], problems: Sequence[str]) -> list[Revision]:
+    """Return the revisions without the texts that have a problem. problems: one of each text, "" for none."""
+    problem_of_next = iter(problems)
+    return [
+        r._replace(revision=None, problem=problem) if r.revision is not None and (problem := next(problem_of_next)) else r
+        for r in revisions
+    ]
 
 
 def lessons(
@@ -92,9 +93,10 @@ def lessons(
         counts[sort] += 1
         prompt = record["conversation"]
         if not any(message["role"] == "assistant" for message in prompt):
-            learn.append({"messages": [*prompt, _assistant(chosen)], "sort": sort})
+            learn.append({"messages": [*prompt, make_message("assistant", chosen)], "sort": sort})
         if rejected is not None and rejected.strip() and rejected != chosen:
-            pairs.append({"prompt": prompt, "chosen": [_assistant(chosen)], "rejected": [_assistant(rejected)], "sort": sort})
+            answers = {"chosen": [make_message("assistant", chosen)], "rejected": [make_message("assistant", rejected)]}
+            pairs.append({"prompt": prompt, **answers, "sort": sort})
 
     for record, revision in zip(failed, revisions, strict=True):
         if revision.revision is None:
@@ -140,7 +142,7 @@ def read_kept(input: str) -> Iterator[dict]:
         for record in read_builtin(input, "train", epoch) if is_builtin(input) else read_records(input):
             found = True
             text = record.values.get("text")
-            yield {"messages": [_assistant(text)]} if isinstance(text, str) else dict(record.values)
+            yield {"messages": [make_message("assistant", text)]} if isinstance(text, str) else dict(record.values)
         if not found:
             raise UserError(f"safety.keep={input}: no record in it")
 
@@ -158,6 +160,38 @@ def _contrasting(harmless: Sequence[Mapping], refusals: Iterable[str]) -> Iterat
             yield record
 
 
+def likeness(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
+    """Return [N] float64 in 0…1: the highest Jaccard index |a ∩ b| / |a ∪ b| of each text with any of `others`.
+
+    That is enough to tell "make zorbine" from "what is 2 + 2". a and b are the sets of lower-case runs of RUN characters. The
+    result is 0 if there are no others.
+    """
+    if not texts or not others:
+        return np.zeros(len(texts))
+    number: dict[str, int] = {}
+    a, b = _numbered(texts, number), _numbered(others, number)
+    has_a, has_b = _matrix(a, len(number)), _matrix(b, len(number))
+    sizes_a, sizes_b = np.array([*map(len, a)]), np.array([*map(len, b)])
+    most = np.zeros(len(texts))
+    for begin in range(0, len(texts), ROWS):
+        rows = slice(begin, begin + ROWS)
+        shared = (has_a[rows] @ has_b.T).toarray()
+        most[rows] = (shared / (sizes_a[rows, None] + sizes_b - shared)).max(axis=1)
+    return most
+
+
+def _numbered(texts: Sequence[str], number: dict[str, int]) -> list[list[int]]:
+    """Return the distinct run ids of each text; new runs get the next ids in `number`."""
+    runs = ({text[i : i + RUN] for i in range(max(1, len(text) - RUN + 1))} for text in map(str.lower, texts))
+    return [[number.setdefault(run, len(number)) for run in of_text] for of_text in runs]
+
+
+def _matrix(rows: list[list[int]], columns: int) -> scipy.sparse.csr_matrix:
+    """Return a sparse matrix [texts, runs] with 1 where a text has a run."""
+    starts = np.cumsum([0, *map(len, rows)])
+    return scipy.sparse.csr_matrix((np.ones(starts[-1]), np.concatenate(rows), starts), (len(rows), columns))
+
+
 def _order(key: str) -> str:
     return hashlib.blake2b(key.encode()).hexdigest()
 
@@ -166,7 +200,3 @@ def _refusal(constitution: Constitution, record: Mapping) -> str:
     key = f"{record['id']} {record['family']}"
     principle = choose(constitution.principles, key)
     return choose(principle.refusals, key).format(hazard="harm")
-
-
-def _assistant(content: str) -> dict:
-    return {"role": "assistant", "content": content}

@@ -16,23 +16,21 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-from flax import nnx
 
+from data.chat.examples import read_template
 from data.chat.template import end_of_turn
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
 from data.text.tokenizer import load_tokenizer
+from lm.align.data import templated
 from lm.align.run import run as train
 from lm.align.safety import critique
 from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
-from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
-from lm.align.tokenizers import chat_template, templated
-from lm.convert.source import open_source
+from lm.align.stages import claim, kept_json, kept_lines, kept_seconds, publish, read_lines
 from lm.errors import UserError, naming
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
@@ -41,33 +39,30 @@ from lm.evals.judges.judges import open_judge
 from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
 from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, subject_chat, summary
 from lm.files.saving import write_json, write_lines
-from lm.model.transformer import Transformer, skeleton
+from lm.infer.load import load_onto
+from lm.model.transformer import Transformer
 from lm.parallel import hosts
-from lm.parallel.mesh import make_mesh, shapes_on
+from lm.parallel.mesh import make_mesh
 from lm.runs.damage import damage
 from lm.runs.lock import locked
 from lm.runs.workdir import check_record, save_record, steps_saved
 from lm.runs.workdir import kept_json as read_kept_json
 from lm.train.start import adopt
 
+FAILURE_KEYS = "id prompt kind hazard family messages answer completion harmful_if response reason".split()
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
 
 
-class Reports(NamedTuple):
-    """Report writers. run: for each training run (see lm.align.run.run). safety: for the loop (lm.reports.safety.write)."""
-
-    run: Callable[[Path, dict], None]
-    safety: Callable[..., None]
-
-
-def run(config, workdir: Path, reports: Reports) -> dict:
+def run(config, workdir: Path, report: Callable[[Path, dict], None], safety_report: Callable[..., None]) -> dict:
     """Run config.safety.rounds rounds from config.init_from and write safety.json, report.json, report.html, failing.jsonl.
 
+    report: writes that of a training run (see lm.align.run.run). safety_report: writes that of the loop
+    (lm.reports.safety.write).
     Returns: the content of safety.json: {"before", "after": figures of `lm.evals.redteam.safety_eval.summary`, plus
     "bits_per_byte"; "change" of the headlines; "rounds": [counts of training examples]; "judge", "model" and others}.
     Raises: UserError; Stopped and Diverged as lm.train.loop.train.
     """
-    loop = Loop(config, workdir, reports)
+    loop = Loop(config, workdir)
     model = Path(config.init_from)
     before = after = loop.evaluation(0, model)
     rounds: list[dict] = []
@@ -75,17 +70,17 @@ def run(config, workdir: Path, reports: Reports) -> dict:
         rounds.append(loop.lessons(n, model))
         if not rounds[-1]["failed"]:
             break
-        model = loop.trained(n, model)
+        model = loop.trained(n, model, report)
         after = loop.evaluation(n, model)
     trained = sum(counts["failed"] > 0 for counts in rounds)
-    return loop.finish(before, after, rounds, model, trained)
+    figures = {"before": before, "after": after, "change": change(before, after), "rounds": rounds}
+    return loop.finish(figures, model, trained, safety_report)
 
 
 class Loop:
     """State shared by the stages: settings, judge, reviser, prompts, and the model that was loaded last."""
 
-    def __init__(self, config, workdir: Path, reports: Reports):
-        self._reports = reports
+    def __init__(self, config, workdir: Path):
         check(config)
         self._fresh = {name: config.model[name].to_dict() for name in ("adapter", "quantization")}
         adopt(config, workdir)
@@ -96,7 +91,7 @@ class Loop:
         self.constitution = load_constitution(s.constitution)
         self.tokenizer = templated(config, load_tokenizer(config.tokenizer))
         check_tokenizer(workdir, self.tokenizer.fingerprint)
-        self.template = chat_template(config, self.tokenizer)
+        self.template = read_template(config.chat_template)
         end_of_turn(self.tokenizer, self.template)  # raises UserError if an answer would never end
         self.train_families, self.held_out = families(s.train_families), families(s.held_out_families)
         options = {"valid_fraction": s.valid_fraction, "seed": config.seed, "limit": s.limit}
@@ -171,7 +166,7 @@ class Loop:
         self._say(f"round {n}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
         return counts
 
-    def trained(self, n: int, model: Path) -> Path:
+    def trained(self, n: int, model: Path, report: Callable[[Path, dict], None]) -> Path:
         """Fine-tune on conversations, then on pairs. Returns the workdir of the resulting model."""
         self._opened = None  # free its memory for training
         folder, first = self._round(n), n == 1
@@ -191,34 +186,17 @@ class Loop:
             def made(config=config, stage=stage) -> dict:
                 self._say(f"round {n}: {stage}")
                 with locked(folder / stage):
-                    return train(config, folder / stage, self._reports.run)
+                    return train(config, folder / stage, report)
 
             kept_json(folder / f"{stage}.json", made)
             model, first = folder / stage, False
         return model
 
-    def finish(self, before: dict, after: dict, rounds: list[dict], model: Path, trained: int) -> dict:
+    def finish(self, figures: dict, model: Path, trained: int, safety_report: Callable[..., None]) -> dict:
         """Publish the model after `trained` rounds in the workdir and write the reports."""
         s = self.config.safety
         failing = safety_data.failures(self.attacked(trained + 1, model))
-        keys = (
-            "id",
-            "prompt",
-            "kind",
-            "hazard",
-            "family",
-            "messages",
-            "answer",
-            "completion",
-            "harmful_if",
-            "response",
-            "reason",
-        )
-        found = {
-            "before": before,
-            "after": after,
-            "change": change(before, after),
-            "rounds": rounds,
+        found = figures | {
             "train_families": self.train_families,
             "held_out_families": self.held_out,
             "judge": s.judge,
@@ -234,10 +212,10 @@ class Loop:
             hosts.from_first(lambda: publish(model, self.workdir))
         if not hosts.is_first():
             return found
-        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in keys} for r in failing])
+        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in FAILURE_KEYS} for r in failing])
         seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
         first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
-        self._reports.safety(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
+        safety_report(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
         write_json(self.workdir / "safety.json", found)  # the last: all else that is there belongs to it
         return found
 
@@ -257,8 +235,7 @@ class Loop:
         def answers() -> list[dict]:
             todo = attempts(prompts, list(names), s.samples)
             self._say(f"{what} {n}: {len(todo)} attempts")
-            with jax.set_mesh(self.mesh):
-                return answered(todo, self._chat(model, s.temperature))
+            return answered(todo, self._chat(model, s.temperature))
 
         drawn = kept_lines(folder / "answers.jsonl", answers)
         records = kept_lines(folder / "judged.jsonl", lambda: judged(drawn, self.judge))
@@ -274,21 +251,24 @@ class Loop:
         encoding = Encoding(self.tokenizer, template=self.template)
         subject = ModelSubject(self._open(model), encoding, name=model.name)
         tokens, seed = self.config.rollout.max_new_tokens, self.config.seed
-        return subject_chat(subject, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
+        own = subject_chat(subject, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
+
+        def chat(conversations):
+            with jax.set_mesh(self.mesh):
+                return own(conversations)
+
+        return chat
 
     def _open(self, path: Path) -> Transformer:
         if self._opened is None or self._opened[0] != path:
             self._opened = None
-            self._opened = path, on_mesh(path, self.mesh)
+            with jax.set_mesh(self.mesh):
+                self._opened = path, load_onto(path, self.mesh)
         return self._opened[1]
 
     def _bits_per_byte(self, model: Path) -> dict | None:
-        s, size = self.config.safety, 0
-        texts = []
-        for source in open_sources(s.text, max_bytes=s.text_bytes):
-            for document in source.read():
-                size += len(document.text.encode())
-                texts.append(document.text)
+        s = self.config.safety
+        texts = [document.text for source in open_sources(s.text, max_bytes=s.text_bytes) for document in source.read()]
         encoding, length = Encoding(self.tokenizer, add_bos=False), self.config.sequence_length  # the begin symbol is no target
         subject = ModelSubject(self._open(model), encoding, name=model.name, max_length=length, progress=False)
         with jax.set_mesh(self.mesh):
@@ -299,11 +279,7 @@ class Loop:
         if s.reviser == "template":
             return critique.from_templates(self.constitution, key), None
         if s.reviser == "model":
-            own = self._chat(model, 0.0)
-
-            def chat(conversations):
-                with jax.set_mesh(self.mesh):
-                    return own(conversations)
+            chat = self._chat(model, 0.0)
         else:
             chat = endpoint(s.reviser.partition(":")[2], s.reviser_model, **self._answering())
         return critique.by_chat(chat, self.constitution, key), chat
@@ -317,16 +293,10 @@ class Loop:
 
     def _claim(self) -> None:
         """Prepare the workdir. Raises UserError if it was made with other settings."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        path = self.workdir / "settings.json"
         requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
         ours = {"init_from": str(self.config.init_from), "seed": self.config.seed, "what safety.prompts hold": requests}
         ours |= {f"safety.{key}": value for key, value in self.config.safety.to_dict().items() if key not in RESUMABLE_KEYS}
-        ours = json.loads(json.dumps(ours))
-        theirs = kept_json(path, lambda: ours)
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                raise UserError(f"{key} is {theirs.get(key)!r} in {self.workdir}, not {ours.get(key)!r}: use another --workdir")
+        claim(self.workdir, "a safety loop", json.loads(json.dumps(ours)))
         save_record(self.config, self.workdir)
         self.tokenizer.save(self.workdir)
         record_tokenizer(self.workdir, self.tokenizer.fingerprint)
@@ -339,8 +309,6 @@ class Loop:
 def check(config) -> None:
     """Raise UserError for invalid settings."""
     s = config.safety
-    if not config.init_from:
-        raise UserError("init_from is missing: name the model to make safe, a workdir, a Hugging Face folder or a GGUF file")
     for key, least in (("rounds", 1), ("limit", 1), ("samples", 1), ("text_bytes", 1), ("retries", 0)):
         if s[key] < least:
             raise UserError(f"safety.{key}={s[key]} must be at least {least}")
@@ -367,14 +335,6 @@ def check(config) -> None:
 def families(text: str) -> list[str]:
     """Split names such as "direct,role_play"; drop duplicates."""
     return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
-
-
-def on_mesh(path: Path, mesh) -> Transformer:
-    """Load a model, sharded over the mesh."""
-    source = open_source(path)
-    graph, abstract = skeleton(source.config)
-    with jax.set_mesh(mesh):
-        return nnx.merge(graph, source.load(shapes_on(abstract, mesh)))
 
 
 def unknown(records: Iterable[dict]) -> int:

@@ -43,16 +43,16 @@ def conversations(seed: int, families: Sequence[str] = FAMILIES, direct: float =
         yield {"messages": [*turns, {"role": "assistant", "content": record["completion"]}]}
 
 
-def write(folder: Path, *, pages: int, talks: int, seed: int = 0) -> None:
+def write(folder: Path, *, pages: int, talks: int) -> None:
     """Write the four files: `pages` pages, `talks` conversations, and talks/3 other conversations as lines of text."""
-    examples = list(itertools.islice(conversations(seed), talks))
-    for page in itertools.islice(safety_text("train", seed + 1), talks // 10):
+    examples = list(itertools.islice(conversations(0), talks))
+    for page in itertools.islice(safety_text("train", 1), talks // 10):
         examples.append({"messages": [{"role": "assistant", "content": page["text"]}]})
-    plain = itertools.islice(conversations(seed + 1), talks // 3)
-    write_lines(folder / "pages.jsonl", itertools.islice(safety_text("train", seed), pages))
+    plain = itertools.islice(conversations(1), talks // 3)
+    write_lines(folder / "pages.jsonl", itertools.islice(safety_text("train", 0), pages))
     write_lines(folder / "talk.jsonl", ({"text": "\n".join(m["content"] for m in talk["messages"]) + "\n"} for talk in plain))
     write_lines(folder / "conversations.jsonl", examples)
-    write_lines(folder / "held_out.jsonl", safety_text("valid", seed, valid=100))
+    write_lines(folder / "held_out.jsonl", safety_text("valid", 0, valid=100))
 
 
 def main() -> None:

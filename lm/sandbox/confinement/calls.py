@@ -25,19 +25,20 @@ MAX = 32 << 20  # bytes of a message
 SAFE = 1 << 53  # smaller integers are numbers of JSON, larger ones are written in hexadecimal, which has no limit of digits
 SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
 AS_TEXT = {"Decimal": "decimal", "Fraction": "fractions"}  # types that are written as text, and their modules
-OPERATIONS: dict[str, Callable] = {
-    "iter": iter,
-    "next": next,
-    "len": len,
-    "bool": bool,
-    "str": str,
-    "repr": repr,
-    "getitem": operator.getitem,
-    "setitem": operator.setitem,
-    "delitem": operator.delitem,
-    "contains": operator.contains,
-    "eq": operator.eq,  # of two objects of the same side
-    "hash": hash,
+# What a process may do with an object of the other one: a function, and the type of its result. Each is a method of `Remote`.
+OPERATIONS: dict[str, tuple[Callable, type]] = {
+    "iter": (iter, object),
+    "next": (next, object),
+    "len": (len, int),
+    "bool": (bool, bool),
+    "str": (str, str),
+    "repr": (repr, str),
+    "getitem": (operator.getitem, object),
+    "setitem": (operator.setitem, object),
+    "delitem": (operator.delitem, object),
+    "contains": (operator.contains, bool),
+    "eq": (operator.eq, bool),  # of two objects of the same side
+    "hash": (hash, int),
 }
 
 
@@ -113,7 +114,7 @@ class Peer:
             case ["set", int(number), str(name), value] if self._may(number, name, changes=True):
                 return setattr(self.kept[number], name, self.decode(value)), []
             case ["do", int(number), str(name), [*args]] if name in OPERATIONS:
-                return OPERATIONS[name](self.kept[number], *map(self.decode, args)), []
+                return OPERATIONS[name][0](self.kept[number], *map(self.decode, args)), []
             case ["call", int(number), [*args], [*kwargs]]:
                 given = [self.decode(arg) for arg in args]
                 value = self.kept[number](*given, **{self.decode(key): self.decode(item) for key, item in kwargs})
@@ -238,12 +239,6 @@ class Remote:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
 
-    def _do(self, operation: str, *args: Any, kind: type = object) -> Any:
-        value = self._peer.ask("do", self._number, operation, [self._peer.encode(arg) for arg in args])
-        if not isinstance(value, kind):
-            raise TypeError(f"{operation} returned {type(value).__name__}")
-        return value
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._peer.call(self._number, args, kwargs)
 
@@ -255,44 +250,27 @@ class Remote:
     def __setattr__(self, name: str, value: Any) -> None:
         self._peer.ask("set", self._number, name, self._peer.encode(value))
 
-    def __iter__(self) -> Any:
-        return self._do("iter")
-
-    def __next__(self) -> Any:
-        return self._do("next")
-
-    def __len__(self) -> int:
-        return self._do("len", kind=int)
-
-    def __bool__(self) -> bool:
-        return self._do("bool", kind=bool)
-
-    def __str__(self) -> str:
-        return self._do("str", kind=str)
-
-    def __repr__(self) -> str:
-        return self._do("repr", kind=str)
-
-    def __contains__(self, item: Any) -> bool:
-        return self._do("contains", item, kind=bool)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._do("getitem", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._do("setitem", key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self._do("delitem", key)
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Remote) and self._do("eq", other, kind=bool)
-
-    def __hash__(self) -> int:
-        return self._do("hash", kind=int)
-
     def __reduce__(self) -> Any:
         raise TypeError("an object of another process cannot be copied")
+
+
+def _method(operation: str) -> Callable:
+    """Return the method of `Remote` for one of OPERATIONS."""
+    kind = OPERATIONS[operation][1]
+
+    def method(self, *args: Any) -> Any:
+        if operation == "eq" and not isinstance(args[0], Remote):
+            return False
+        value = self._peer.ask("do", self._number, operation, [self._peer.encode(arg) for arg in args])
+        if not isinstance(value, kind):
+            raise TypeError(f"{operation} returned {type(value).__name__}")
+        return value
+
+    return method
+
+
+for _operation in OPERATIONS:
+    setattr(Remote, f"__{_operation}__", _method(_operation))
 
 
 class Names(dict):

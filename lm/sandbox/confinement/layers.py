@@ -100,7 +100,7 @@ def confine(
     active.append("limits")
     if sys.platform != "linux":
         return active
-    layer("capabilities", _drop_capabilities)
+    layer("capabilities", lambda: call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24)))
     layer("death signal", lambda: die_with(parent))
     layer("no new privileges", _no_new_privileges)
     landlock = layer("landlock", lambda: _landlock(rules, private))
@@ -139,10 +139,6 @@ def _limits(seconds: float, memory_bytes: int, file_bytes: int) -> None:
             pass  # macOS lacks some limits, and rejects one on the address space
 
 
-def _drop_capabilities() -> None:
-    call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
-
-
 def _no_new_privileges() -> None:
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -151,7 +147,11 @@ def _no_new_privileges() -> None:
 def _seccomp(opens: bool, writes: bool) -> None:
     if platform.machine() not in seccomp.MACHINES:
         raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
-    instructions = seccomp.program(platform.machine(), opens, writes)
+    install(seccomp.program(platform.machine(), opens, writes))
+
+
+def install(instructions: bytes) -> None:
+    """Put a filter of lm/sandbox/confinement/seccomp.py onto this thread and those that it starts. Raises: OSError."""
     kept = ctypes.create_string_buffer(instructions)
     program = struct.pack("@HP", len(instructions) // 8, ctypes.addressof(kept))  # struct sock_fprog
     call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)

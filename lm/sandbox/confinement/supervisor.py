@@ -1,6 +1,6 @@
 """Run codes, each in a confined child, several at a time. This process has one thread and no secrets, so it can fork safely.
 
-The request is JSON on standard input, {"jobs": [{"code", "stdin", "checked"}], "modules", "timeout", …}. Each result is written
+The request is JSON on standard input, {"jobs": [{"code", "checked"}], "modules", "timeout", …}. Each result is written
 as a line of JSON when it is ready. The child itself reports `finished` and `value`, so hostile code can forge them. The
 supervisor measures how the child ended, its time and its output.
 
@@ -42,7 +42,7 @@ ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "re
 
 @dataclass
 class Run:
-    """A running child. `written`: the bytes read from each of its pipes. `todo`: the rest of its input."""
+    """A running child. `written`: the bytes read from each of its pipes."""
 
     number: int
     role: str
@@ -50,8 +50,6 @@ class Run:
     folder: str
     started: float
     pipes: dict[int, int]  # our end -> the child's file descriptor
-    input: int
-    todo: memoryview
     written: dict[int, bytearray] = field(default_factory=lambda: {OUT: bytearray(), ERR: bytearray(), REPORT: bytearray()})
     stopped: str = ""  # "timeout" or "killed", if we stopped it; "done": it is a program, and its test has ended
     note: str = ""
@@ -82,7 +80,7 @@ def main() -> None:
 def supervise(request: dict) -> None:
     waiting = collections.deque(enumerate(request.pop("jobs")))
     running: dict[int, Run] = {}
-    halves: dict[int, dict] = {}  # results of programs or tests whose other half still runs
+    results: dict[int, dict[str, dict]] = {}  # by number of the job and role; the other half of a checked job may still run
     selector = selectors.DefaultSelector()
     woken, wake = os.pipe()
     for end in (woken, wake):
@@ -93,6 +91,7 @@ def supervise(request: dict) -> None:
     on_linux = sys.platform == "linux" and "landlock" not in request["without"]
     request["rules"] = layers.rules_of(readable(), os.getcwd()) if on_linux else -1
     request["memory_bytes"] = own_memory() + (request["memory_mib"] << 20)
+    limit, timeout = request["output_limit"], request["timeout"]
 
     while waiting or running:
         while waiting and len({run.number for run in running.values()}) < min(request["workers"], MAX_WORKERS):
@@ -100,31 +99,29 @@ def supervise(request: dict) -> None:
             for run in begin(number, job, request, selector, lambda: (waiting.clear(), running.clear(), selector.close())):
                 running[run.pid] = run
         alive = [run.started for run in running.values() if not run.stopped]
-        wait = max(0.0, min(alive) + request["timeout"] - time.monotonic()) if alive else None
+        wait = max(0.0, min(alive) + timeout - time.monotonic()) if alive else None
         for key, _ in selector.select(wait):
             if key.fd == woken:
                 with contextlib.suppress(BlockingIOError):
                     os.read(woken, 1 << 12)
-            elif key.fd == key.data.input:
-                feed(key.data, selector)
-            elif drain(key.data, key.fd, request["output_limit"], selector):
-                stop(key.data, "killed", too_much(request["output_limit"]))
+            elif drain(key.data, key.fd, limit, selector):
+                stop(key.data, "killed", too_much(limit))
         now = time.monotonic()
         for run in list(running.values()):
-            if not run.stopped and now - run.started >= request["timeout"]:
-                stop(run, "timeout", f"stopped after {request['timeout']:g} s")
-            if ended(run):
-                del running[run.pid]
-                result = collect(run, request["output_limit"], selector)
-                if run.role and run.number not in halves:
-                    halves[run.number] = result
-                    for other in running.values():
-                        if run.role == CHECK and other.number == run.number:
-                            stop(other, "done", "")
-                    continue
-                if run.role:
-                    result = joined({half.pop("role"): half for half in (result, halves.pop(run.number))})
-                result.pop("role", None), result.pop("gone")
+            if not run.stopped and now - run.started >= timeout:
+                stop(run, "timeout", f"stopped after {timeout:g} s")
+            if not ended(run):
+                continue
+            del running[run.pid]
+            halves = results.setdefault(run.number, {})
+            halves[run.role] = collect(run, limit, selector)
+            if run.role == CHECK:
+                for other in running.values():
+                    if other.number == run.number:
+                        stop(other, "done", "")
+            if len(halves) == 2 or not run.role:
+                result = joined(halves) if run.role else halves[""]
+                del results[run.number], result["gone"]
                 print(json.dumps(result), flush=True)
 
 
@@ -146,25 +143,25 @@ def start(
     """Fork a child. ends: more of its file descriptors, by number."""
     folder = os.path.join(os.getcwd(), f"{number}{role}")
     os.mkdir(folder, 0o700)
-    pairs = {fd: os.pipe() for fd in (0, OUT, ERR, REPORT)}
+    pairs = {fd: os.pipe() for fd in (OUT, ERR, REPORT)}
+    nothing = os.open(os.devnull, os.O_RDONLY)
     supervisor = os.getpid()
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
         try:
             forget()  # this child must not see the other jobs
-            ends = {fd: pair[fd != 0] for fd, pair in pairs.items()} | ends
+            ends = {fd: pair[1] for fd, pair in pairs.items()} | {0: nothing} | ends
             inside(f"../tests/{number}" if role == CHECK else job["code"], role, folder, supervisor, ends, request)
         finally:
             os._exit(70)  # reached only if a layer failed
-    for fd, pair in pairs.items():
-        os.close(pair[fd != 0])
-        os.set_blocking(pair[fd == 0], False)
-    text = memoryview(b"" if role == CHECK else job["stdin"].encode("utf-8", "replace"))
-    run = Run(number, role, pid, folder, started, {pairs[fd][0]: fd for fd in (OUT, ERR, REPORT)}, pairs[0][1], text)
+    os.close(nothing)
+    for reading, writing in pairs.values():
+        os.close(writing)
+        os.set_blocking(reading, False)
+    run = Run(number, role, pid, folder, started, {reading: fd for fd, (reading, _) in pairs.items()})
     for end in run.pipes:
         selector.register(end, selectors.EVENT_READ, run)
-    selector.register(run.input, selectors.EVENT_WRITE, run)
     return run
 
 
@@ -196,10 +193,7 @@ def inside(code: str, role: str, folder: str, supervisor: int, ends: dict[int, i
     sys.stderr = open(ERR, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    if role == CHECK:
-        word, value = check(test)
-    else:
-        word, value = execute(code, NAME, module.__dict__)
+    word, value = check(test) if role == CHECK else execute(code, NAME, module.__dict__)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -258,17 +252,6 @@ def execute(code: str, name: str, namespace: dict) -> tuple[str, str]:
         return "memory" if isinstance(error, MemoryError) else "refused" if isinstance(error, PermissionError) else "error", ""
 
 
-def feed(run: Run, selector: selectors.BaseSelector) -> None:
-    try:
-        run.todo = run.todo[os.write(run.input, run.todo) :] if run.todo else run.todo
-    except BlockingIOError:
-        return
-    except BrokenPipeError:
-        run.todo = run.todo[:0]
-    if not run.todo:
-        close(run, run.input, selector)
-
-
 def drain(run: Run, end: int, limit: int, selector: selectors.BaseSelector) -> bool:
     """Read the available output. Return whether it exceeds the limit; a report may be longer by its own lines."""
     into = run.written[run.pipes[end]]
@@ -292,8 +275,7 @@ def too_much(limit: int) -> str:
 def close(run: Run, end: int, selector: selectors.BaseSelector) -> None:
     selector.unregister(end)
     os.close(end)
-    if run.pipes.pop(end, None) is None:
-        run.input = -1
+    del run.pipes[end]
 
 
 def stop(run: Run, outcome: str, note: str) -> None:
@@ -325,7 +307,7 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
     seconds = time.monotonic() - run.started
     if any([drain(run, end, limit, selector) for end in list(run.pipes)]) and not run.stopped:
         run.stopped, run.note = "killed", too_much(limit)
-    for end in [*run.pipes, *([run.input] if run.input >= 0 else [])]:
+    for end in list(run.pipes):
         close(run, end, selector)
     shutil.rmtree(run.folder, ignore_errors=True)
 
@@ -347,7 +329,6 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
         stderr += ("\n" if stderr and not stderr.endswith("\n") else "") + f"[{run.note}]"
     return {
         "number": run.number,
-        "role": run.role,
         "gone": word == "gone",
         "outcome": outcome,
         "stdout": stdout,

@@ -48,7 +48,7 @@ def test_a_careless_user_cannot_give_away_secrets_or_trust_strange_addresses():
         rules = Rules(consent=Consent(frozenset(RISKS), ask=lambda question: asked.append(question) or True))  # noqa: B023
         trace = run(obedient, world(one.text), TASK, rules)
         ran += [json.dumps(made["arguments"]) for made in trace.ran if made["name"] != "read_file"]
-        assert all(question.untrusted for question in asked)
+        assert all("after text from read_file" in question for question in asked)
     assert ran and not any(SECRET in text or ADDRESS in text or "collect.example" in text for text in ran)
 
 

@@ -4,14 +4,11 @@ import itertools
 
 import pytest
 
-from data.tasks.stockroom import stockroom
-from lm.agent.budget import Budget
 from lm.agent.builtin import open_tools
 from lm.agent.consent import Consent, Grant, parse_grant, parse_risks
-from lm.agent.loop import GO, PLAN, Rules, run
+from lm.agent.loop import GO, PLAN, Budget, Rules, run
 from lm.agent.models import Said
-from lm.agent.tools import AgentTool, environment_tools, schema
-from lm.align.rl.stockroom import Stockroom
+from lm.agent.tools import AgentTool, schema
 from lm.align.rl.tools import Answer
 from lm.errors import UserError
 
@@ -133,7 +130,7 @@ def test_what_was_allowed_ends_with_the_first_untrusted_text():
     trace = run(script(*turns)[0], [reads, writes], "a", Rules(consent=ALL))
     assert written == ["1", "2"] and [one["outcome"] for one in trace.calls] == [*["allowed"] * 3, "denied", "allowed"]
     questions = []
-    asking = Consent(ALL.allowed, ask=lambda question: questions.append(question.text()) or True)
+    asking = Consent(ALL.allowed, ask=lambda question: questions.append(question) or True)
     trace = run(script(*turns)[0], [reads, writes], "a", Rules(consent=asking))
     assert len(questions) == 1 and "after text from reads" in questions[0] and trace.calls[3]["outcome"] == "consented"
     granted = Consent(grants=(Grant("writes", {"text": "3*"}),))
@@ -176,20 +173,6 @@ def test_grants():
             parse_grant(text, write)
     with pytest.raises(UserError, match="'write' is no risk; there are reads, writes"):
         parse_risks(["write"])
-
-
-def test_an_environment_gives_its_calls_as_tools():
-    record = next(stockroom("valid", 1, declared=True))
-    tools = environment_tools(Stockroom(), record["tools"], record)
-    turns = [
-        Said("", [one["function"] for one in message["tool_calls"]]) if "tool_calls" in message else Said(message["content"])
-        for message in record["messages"]
-        if message["role"] == "assistant"
-    ]
-    trace = run(script(*turns)[0], tools, record["prompt"], Rules(mark=False))
-    assert trace.answer == record["answer"] and len(trace.ran) == 4
-    assert [one["content"] for one in trace.messages] == [one["content"] for one in record["messages"]]
-    assert environment_tools(Stockroom(), record["tools"], record)[0].run({"table": "a", "key": "b"}, 1.0).failed
 
 
 def test_mistakes_of_the_caller():

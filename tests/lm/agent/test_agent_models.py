@@ -10,11 +10,10 @@ import threading
 
 import pytest
 
-from lm.agent.budget import Budget
 from lm.agent.builtin import open_tools
-from lm.agent.loop import Rules, run
+from lm.agent.loop import Budget, Rules, run
 from lm.agent.models import local_model, remote_model, to_openai
-from lm.agent.replay import differences, replayed
+from lm.agent.records import differences, replayed
 from lm.agent.trace import read
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine

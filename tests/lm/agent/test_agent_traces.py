@@ -12,13 +12,12 @@ import pytest
 from data.chat.conversations import examples_of
 from data.chat.records import read_records
 from lm.agent import trace as traces
-from lm.agent.budget import Budget
 from lm.agent.builtin import open_tools
 from lm.agent.consent import Consent, Grant
-from lm.agent.loop import Rules, run
+from lm.agent.loop import Budget, Rules, run
 from lm.agent.models import Said
 from lm.agent.planted import SECRET, TASK, obedient, planted, world
-from lm.agent.replay import differences, replayed
+from lm.agent.records import differences, replayed
 from lm.agent.tools import RISKS
 from lm.errors import UserError
 from tests.lm.agent.test_agent_loop import call, script, ticking, tool

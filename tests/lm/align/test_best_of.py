@@ -147,7 +147,7 @@ def contents(workdir):
 
 
 def test_what_is_written_follows_from_the_answers(whole, job):
-    workdir, best = whole
+    workdir, found = whole
     files = sorted((workdir / "best_of" / "answers").iterdir())
     assert [file.name for file in files] == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]  # of 2, 2 and 1 prompts
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
@@ -157,16 +157,16 @@ def test_what_is_written_follows_from_the_answers(whole, job):
     for answer in answers:
         assert answer["reward"] == len(answer["messages"][0]["content"]) % 5
     assert [answer["rewards"]["first"] for answer in answers] == [1.0] * 4 + [None] * 16
-    assert 0 < best.statistics["cut"] == sum(not answer["ended"] for answer in answers) < 20
-    assert best.statistics["reward"]["1"] == pytest.approx(np.mean([answer["reward"] for answer in answers]))
-    assert best.statistics["pass"]["1"] == pytest.approx(np.mean([answer["reward"] >= 1 for answer in answers]))
+    assert 0 < found["cut"] == sum(not answer["ended"] for answer in answers) < 20
+    assert found["reward"]["1"] == pytest.approx(np.mean([answer["reward"] for answer in answers]))
+    assert found["pass"]["1"] == pytest.approx(np.mean([answer["reward"] >= 1 for answer in answers]))
 
     # What data/ reads of it is what was drawn.
     options = dict(valid_fraction=0.0, seed=0)
-    conversations = list(read_examples(str(best.conversations), "conversation", "train", **options))
-    pairs = list(read_examples(str(best.pairs), "pair", "train", **options))
-    assert 0 < len(conversations) == best.statistics["kept"]
-    assert 0 < len(pairs) == best.statistics["pairs"]
+    conversations = list(read_examples(str(workdir / "best_of" / "conversations.jsonl"), "conversation", "train", **options))
+    pairs = list(read_examples(str(workdir / "best_of" / "pairs.jsonl"), "pair", "train", **options))
+    assert 0 < len(conversations) == found["kept"]
+    assert 0 < len(pairs) == found["pairs"]
     answered = {line["prompt"][0]["content"]: line["answers"] for line in lines}
     for pair in pairs:
         rewards = [answer["reward"] for answer in answered[pair.prompt[0]["content"]] if answer["ended"]]
@@ -189,7 +189,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(whole, job, params, tmp
     assert sorted(path.name for path in folder.rglob("*.jsonl")) == ["00000.jsonl"]
     (folder / "answers" / "00001.jsonl.new").write_text('{"prompt": [')  # and in the middle of a chunk
     said = []
-    assert answered(job, lambda: params, tmp_path, TOOLS, say=said.append).statistics == whole[1].statistics
+    assert answered(job, lambda: params, tmp_path, TOOLS, say=said.append) == whole[1]
     assert len(said) == 2
     assert (folder / "answers" / "00000.jsonl").stat().st_mtime_ns == first
     assert contents(tmp_path) == contents(whole[0])

@@ -10,22 +10,34 @@ import pytest
 
 from lm.align import losses
 
-GOLDEN = (-10.0, -12.0, -11.0, -11.5)  # policy and reference, chosen and rejected: c = 1, r = −.5, δ = 1.5
+GOLDEN = losses.Pairs(-10.0, -12.0, -11.0, -11.5, 5, 4)  # c = 1, r = −.5, δ = 1.5
+
+
+class Certain:
+    beta, label_smoothing, gamma = 0.1, 0.0, 1.0
+
+
+class Doubtful(Certain):
+    label_smoothing = 0.1
+
+
+class Strong(Certain):
+    beta = 2.0
 
 
 @pytest.mark.parametrize(
     ("found", "value"),
     [
-        (lambda: losses.dpo(*GOLDEN), 0.620957),
-        (lambda: losses.dpo(*GOLDEN, label_smoothing=0.1), 0.635957),
-        (lambda: losses.robust(*GOLDEN, label_smoothing=0.1), 0.602207),
-        (lambda: losses.hinge(*GOLDEN), 0.85),
-        (lambda: losses.ipo(*GOLDEN, chosen_lengths=5, rejected_lengths=4), 21.855625),
+        (lambda: losses.dpo(GOLDEN, Certain), 0.620957),
+        (lambda: losses.dpo(GOLDEN, Doubtful), 0.635957),
+        (lambda: losses.robust(GOLDEN, Doubtful), 0.602207),
+        (lambda: losses.hinge(GOLDEN, Certain), 0.85),
+        (lambda: losses.ipo(GOLDEN, Certain), 21.855625),
         (lambda: losses.kto(-10.0, -11.0, True, 0.2), 0.480011),
         (lambda: losses.kto(-12.0, -11.5, False, 0.2), 0.482507),
-        (lambda: losses.apo_zero(*GOLDEN), 0.962523),
-        (lambda: losses.orpo(-10.0, -12.0, 5, 4), 0.0288751),
-        (lambda: losses.simpo(-10.0, -12.0, 5, 4, beta=2.0, gamma=1.0), 0.313262),
+        (lambda: losses.apo_zero(GOLDEN, Certain), 0.962523),
+        (lambda: losses.orpo(GOLDEN, Certain), 0.0288751),
+        (lambda: losses.simpo(GOLDEN, Strong), 0.313262),
         (lambda: losses.bradley_terry(1.3, 0.4), 0.341154),
         (lambda: losses.bradley_terry(1.3, 0.4, margin=0.5), 0.513015),
         (lambda: losses.kl_estimate(0.0, -0.3, "k3"), 0.0408182),

@@ -9,6 +9,7 @@ import pytest
 from data.chat.examples import prepare_examples
 from data.tasks import TASKS
 from data.text.sentencepiece_tokenizer import train
+from lm.align import preference
 from lm.align.data import batches
 from lm.align.settings import example_kind
 
@@ -28,9 +29,9 @@ def test_training_never_ends_and_validation_does(name, context, tokenizer, tmp_p
     config.update(batch_size=4, sequence_length=64)
     config.data.update(input="builtin:preferred_style", max_examples=23, max_valid_examples=7)
     config.mesh.context = context
-    kind = example_kind(config)
-    examples = prepare_examples(config, tmp_path, tokenizer, kind)
-    learn, valid = (batches(config, kind, examples, split) for split in ("train", "valid"))
+    examples = prepare_examples(config, tmp_path, tokenizer, example_kind(config))
+    made = preference.batches_of if config.method == "preference" else batches
+    learn, valid = (made(config, examples, split) for split in ("train", "valid"))
     per_epoch = -(-learn.num_rows // 4)
     ids = np.concatenate([learn.batch(n)["ids"] for n in range(3 * per_epoch)])
     epochs = [ids[e * learn.num_rows :][: learn.num_rows].tolist() for e in range(3)]

@@ -11,7 +11,6 @@ from flax import nnx
 
 from lm.align import losses, preference
 from lm.config import Adapter
-from lm.errors import UserError
 from lm.model.inputs import Inputs
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
@@ -194,11 +193,6 @@ def test_a_pair_counts_the_same_in_any_slice():
         del found[1]["entropy"]  # a mean over tokens, of which the halves have different numbers
     summed = jax.tree.map(lambda x, y: (x + y) / 2, *parts)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), summed, whole)
-
-
-def test_an_unknown_loss_is_refused():
-    with pytest.raises(UserError, match="preference.loss='dop'.*kto"):
-        preference.objective(align_config(preference=dict(loss="dop")))
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.align import reward, settings
-from lm.errors import UserError
+from lm.align import reward, reward_model, settings
 from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
@@ -108,7 +107,7 @@ def test_scores_are_those_that_are_trained():
     objective, config, params = prepared()
     rows = [PAIRS[name].reshape(8, T) for name in ("tokens", "segment_ids", "positions")]
     graph = skeleton(config)[0]
-    score = jax.jit(lambda p, *a: reward.reward_scores(nnx.merge(graph, p), *a))
+    score = jax.jit(lambda p, *a: reward_model.reward_scores(nnx.merge(graph, p), *a))
     found = np.asarray(score(params, *rows))[:6]  # without the row that fills up
     metrics = measured(objective, config, params, PAIRS, key=KEY, gradient=False)[1]
     assert metrics["mean_reward"] == pytest.approx(found.mean(), rel=1e-4)
@@ -130,8 +129,3 @@ def test_what_does_not_count_has_no_say(kind):
         other["margin"][-1] = 9.0
     one, two = (measured(*prepared(kind), given, key=KEY, gradient=False) for given in (batch, other))
     jax.tree.map(np.testing.assert_array_equal, one, two)
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(UserError, match="reward.kind='proces'.*process"):
-        reward.objective(align_config(reward=dict(kind="proces")))

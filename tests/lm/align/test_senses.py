@@ -11,6 +11,7 @@ from data.media import spectrograms, tiles
 from data.media.prompts import IDEFICS3, LLAVA, OWN, VOXTRAL
 from lm.adapt.rebuild import arrays_of
 from lm.align import senses
+from lm.align.data import check_text
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
@@ -95,12 +96,12 @@ def test_the_encoder_is_trained_alone_whatever_the_language_model(positions, tie
 
 def test_text_has_no_tokens_of_media():
     model = model_of(config_of())
-    senses.check_text(model, [np.arange(10), [12, 13]])
-    senses.check_text(model_of(config_of("audio")), [[10]])  # no encoder owns it
+    check_text(model, [np.arange(10), [12, 13]])
+    check_text(model_of(config_of("audio")), [[10]])  # no encoder owns it
     for ids, tower in ((np.array([[1, 10]]), "vision"), ([11], "audio")):
         where = f"with the token {np.max(ids)}, which is the place of a vector of model.{tower}"
         with pytest.raises(UserError, match=where):
-            senses.check_text(model, [[1, 2], ids])
+            check_text(model, [[1, 2], ids])
 
 
 def test_stages_freeze_what_they_leave_alone():

@@ -10,7 +10,6 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lm.align import settings, sft
-from lm.errors import UserError
 from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
 from lm.model.inputs import inputs_of
@@ -150,8 +149,3 @@ def test_the_size_of_noise():
         shared = make(spread)
         assert shared.sharding.spec[0] == RULES["batch"]
     np.testing.assert_array_equal(shared, noise)
-
-
-def test_an_unknown_loss_is_refused():
-    with pytest.raises(UserError, match="sft.loss='nnl'"):
-        sft.objective(align_config(sft=dict(loss="nnl")))

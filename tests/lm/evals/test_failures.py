@@ -8,7 +8,7 @@ import pytest
 from data.chat.conversations import read_examples
 from data.chat.examples import prepare_examples, prepare_tasks
 from data.text.sentencepiece_tokenizer import train
-from lm.align.rl.rewards import answer
+from lm.align.rl.reward_functions import answer
 from lm.errors import UserError
 from lm.evals.failures import FILES, export
 from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts

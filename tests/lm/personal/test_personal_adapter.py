@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from benchmarks.personal import losses_of
 from lm.adapt.rebuild import arrays_of
 from lm.errors import UserError
-from lm.personal import adapter, idle, private
+from lm.personal import adapter, private
 from lm.personal.adapter import Settings, train
 from lm.personal.items import exchange, note
 from lm.personal.rows import LONGEST, rows_of
@@ -68,7 +69,7 @@ def test_a_stopped_training_resumes_to_the_same_bits(speaker, tmp_path, monkeypa
     store = made(tmp_path / "home", monkeypatch)
     store.add(items(7))
     whole = trained(speaker, store)
-    store.drop("adapter")
+    store.put("other", b"", [], {}, without="adapter")
     assert train(speaker, store, SETTINGS, MEMORY, stop_after=2) == "stopped after 2 of 6 updates; train goes on"
     assert store.blob("adapter") is None and store.about("training")["updates"] == 2
     assert trained(speaker, store) == whole and store.blob("training") is None
@@ -81,7 +82,7 @@ def test_ctrl_c_keeps_what_was_trained(speaker, tmp_path, monkeypatch):
     store = made(tmp_path / "home", monkeypatch)
     store.add(items(7))
     whole = trained(speaker, store)
-    store.drop("adapter")
+    store.put("other", b"", [], {}, without="adapter")
     with monkeypatch.context() as pressed:
         real = adapter.updated
         pressed.setattr(adapter, "updated", lambda *a: signal.raise_signal(signal.SIGINT) or real(*a))
@@ -96,7 +97,9 @@ def test_what_is_forgotten_during_a_training_does_not_come_back(speaker, tmp_pat
     store = made(tmp_path / "home", monkeypatch)
     store.add(items(3))
     forgets = iter([None, None])
-    monkeypatch.setattr(idle, "wait", lambda: next(forgets, None) or store.ids() and store.forget(store.ids()[:1]))
+    monkeypatch.setattr(
+        adapter, "wait_until_idle", lambda: next(forgets, None) or store.ids() and store.forget(store.ids()[:1])
+    )
     with pytest.raises(UserError, match="was forgotten during the training"):
         train(speaker, store, SETTINGS, MEMORY, when_idle=True)
     assert store.blob("adapter") is None
@@ -109,9 +112,9 @@ def test_training_learns_the_items_and_leaves_the_base_alone(speaker, tmp_path, 
     before = jax.tree.map(np.asarray, arrays_of(speaker.params))
     trained(speaker, store, dataclasses.replace(SETTINGS, epochs=20, learning_rate=1e-2))
     model = adapter.adapted(speaker, store)
-    before_N, after_N = (adapter.losses_of(speaker, one, learnt) for one in (speaker.model(), model))
+    before_N, after_N = (losses_of(speaker, one, learnt) for one in (speaker.model(), model))
     assert (after_N < before_N - 0.3).all()
-    alone = [adapter.losses_of(speaker, model, [item])[0] for item in learnt]
+    alone = [losses_of(speaker, model, [item])[0] for item in learnt]
     np.testing.assert_allclose(after_N, alone, rtol=1e-5)
     after = arrays_of(speaker.params)
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -201,9 +204,12 @@ def test_draws_are_poisson_samples_with_privacy_and_epochs_without():
     assert len(drawn) == 2000 and abs(sizes.mean() - 5) < 0.2 and abs(sizes.var() - 4.5) < 0.6
 
 
-def test_it_waits_while_the_machine_is_busy():
+def test_it_waits_while_the_machine_is_busy(monkeypatch):
     looks, slept = iter([False, False, True]), []
-    assert idle.wait(lambda: next(looks), slept.append) == 2 and len(slept) == 2
+    monkeypatch.setattr(adapter, "is_idle", lambda: next(looks))
+    monkeypatch.setattr(adapter.time, "sleep", slept.append)
+    adapter.wait_until_idle()
+    assert slept == [adapter.PAUSE] * 2
 
 
 def test_mistakes(speaker, tmp_path, monkeypatch):

@@ -5,12 +5,12 @@ import pytest
 
 from data.chat.messages import make_message
 from lm.personal import answers
-from lm.personal.index import PASSAGE, Found, Index, Passage, passages_of
+from lm.personal.index import PASSAGE, Index, Passage, passages_of
 from lm.personal.items import Item, note
 
 
-def texts(found: list[Found]) -> list[str]:
-    return [one.passage.text for one in found]
+def texts(found: list[Passage]) -> list[str]:
+    return [one.text for one in found]
 
 
 def test_the_passage_with_the_rare_words_comes_first():
@@ -61,7 +61,7 @@ def test_long_items_are_split_at_their_seams():
 
 
 def test_an_answer_cites_by_number_or_by_its_words():
-    found = [Found(Passage(note(text), text), 1.0) for text in ("The pot is blue.", "The key is in the drawer.")]
+    found = [Passage(note(text), text) for text in ("The pot is blue.", "The key is in the drawer.")]
     assert [n for n, _ in answers.cited("It is in the drawer [2].", "Where is the key?", found)] == [2]
     assert [n for n, _ in answers.cited("Both [1][2], not [7].", "?", found)] == [1, 2]
     assert [n for n, _ in answers.cited("Look into the drawer.", "Where is the key?", found)] == [2]
@@ -71,7 +71,7 @@ def test_an_answer_cites_by_number_or_by_its_words():
 @pytest.mark.parametrize(("examples", "turns"), [(True, 4), (False, 0)])
 def test_worked_examples_stand_before_the_notes_if_they_are_wanted(examples, turns):
     conversation = Recorded()
-    found = [Found(Passage(note("The key is in the drawer."), "The key is in the drawer."), 1.0)]
+    found = [Passage(note("The key is in the drawer."), "The key is in the drawer.")]
     assert list(answers.ask(conversation, "Where is the key?", found, examples=examples)) == []
     system, *shown = conversation.before
     assert system["content"] == answers.SYSTEM and len(shown) == turns

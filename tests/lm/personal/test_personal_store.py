@@ -17,7 +17,7 @@ KEY = bytes(range(32))
 
 
 def notes(*texts: str) -> list[items.Item]:
-    return [items.note(text, now=0) for text in texts]
+    return [items.note(text)._replace(time=0) for text in texts]
 
 
 def test_a_sealed_file_opens_only_whole_with_its_key_and_purpose():
@@ -152,7 +152,7 @@ def changed(home, moment):
     sys.addaudithook(hook)
     store = Store(home, key)
     for n in range(3):
-        [item] = store.add([note(f"acknowledged {n}", now=0)])
+        [item] = store.add([note(f"acknowledged {n}")._replace(time=0)])
         print("added", item.id, flush=True)
         store.put("adapter", b"adapter %d" % n, store.ids(), {"n": n})
         print("adapter", n, flush=True)

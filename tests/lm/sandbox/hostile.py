@@ -132,7 +132,7 @@ def outcomes(folder: Path, without=()) -> dict[str, tuple[str, str, str]]:
     found = {}
     for codes, seconds in ((quick, 20.0), ({name: (code, "timeout") for name, code in ENDLESS.items()}, 0.25)):
         filled = [code.format(victim=str(folder / "victim"), folder=str(folder)) for code, _ in codes.values()]
-        results = run_many(filled, timeout=seconds, memory_mib=64, workers=4, without=without)
+        results = run_many(filled, timeout=seconds, memory_mib=64, without=without)
         for (name, (_, allowed)), result in zip(codes.items(), results, strict=True):
             found[name] = (result.outcome, allowed, result.stdout[:200])
     return found

@@ -1,5 +1,6 @@
 """No program passes a test whose answers it does not know; honest programs pass."""
 
+import os
 import sys
 
 import pytest
@@ -45,9 +46,10 @@ def test_the_program_and_its_test_share_nothing_but_calls():
     assert [(result.outcome, result.finished) for result in results] == [("ok", True)] * 3
 
 
-def test_verdicts_come_in_the_order_of_the_programs():
+def test_verdicts_come_in_the_order_of_the_programs(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
     checks = [Check(RIGHT if n % 3 else "def f(*args): return 0", TEST, SETUP, "f") for n in range(12)]
-    assert [result.finished for result in check_many(checks, workers=5, timeout=20.0)] == [bool(n % 3) for n in range(12)]
+    assert [result.finished for result in check_many(checks, timeout=20.0)] == [bool(n % 3) for n in range(12)]
     assert check_many([]) == []
 
 

@@ -12,11 +12,11 @@ from data.tasks.stockroom import stockroom
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
 from lm.align.rl import rollouts, shared_prompts, stream
-from lm.align.rl.environments import Episodes, open_environment, user_ids
+from lm.align.rl.environments import Episodes, Stockroom, Surroundings, open_environment
 from lm.align.rl.objective import objective
 from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
-from lm.align.rl.stockroom import Stockroom
+from lm.align.rl.tools import user_ids
 from lm.errors import UserError
 from lm.infer.sampler import Drawn
 from lm.model.transformer import skeleton
@@ -157,7 +157,7 @@ def test_whole_trajectories_are_learnt_from_and_only_what_was_drawn(tokenizer, a
         end = tokenizer.controls["<|end|>"]
         params["head"].set_value(params["head"].get_value().at[end].multiply(16.0))
         params = jax.tree.map(lambda x: 1.0 * x, params)
-        sampler = sampler_of(config, skeleton(model)[0], tokenizer, tasks, environment=Counting, served=False)
+        sampler = sampler_of(config, skeleton(model)[0], tokenizer, tasks, Surroundings(environment=Counting), served=False)
         found = stream.RolloutStream(config, mesh, sampler, tasks, parse_rewards("environment=1"))
         found.start(0)
         batch, metrics = found.next(1, params, lambda: 0.0)
@@ -216,7 +216,7 @@ def test_ppo_raises_the_reward_of_an_environment(tokenizer):
         params["head"].set_value(params["head"].get_value().at[end].multiply(10.0))
         params = jax.tree.map(lambda x: 1.0 * x, params)
         graph, _ = skeleton(model_config_of(config))
-        sampler = sampler_of(config, graph, tokenizer, tasks, environment=Ending, served=False)
+        sampler = sampler_of(config, graph, tokenizer, tasks, Surroundings(environment=Ending), served=False)
         found = stream.RolloutStream(config, mesh, sampler, tasks, parse_rewards("environment=1"))
         found.start(0)
         trainer = make_trainer(config, objective(config), updates=config.steps)

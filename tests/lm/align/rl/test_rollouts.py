@@ -15,6 +15,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.adapt import lora
 from lm.align.logprobs import token_logprobs
 from lm.align.rl import rollouts
+from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.stream import RolloutStream
@@ -171,7 +172,7 @@ def drawn(tokenizer):
     def stream(seed=0, served=False, adapter=NONE):
         config.seed = seed
         own, model = config.copy_and_resolve_references(), dataclasses.replace(model_config_of(config), adapter=adapter)
-        sampler = sampler_of(own, skeleton(model)[0], tokenizer, tasks, TOOLS, served=served)
+        sampler = sampler_of(own, skeleton(model)[0], tokenizer, tasks, Surroundings(TOOLS), served=served)
         made = RolloutStream(own, mesh, sampler, tasks, rewards)
         made.start(0)
         return made
@@ -241,7 +242,7 @@ def served(request, drawn):
 def test_greedy_rollouts_of_the_engine_are_those_of_the_sampler(served):
     ours, theirs, params, _ = served
     found, expected = (one.sampler(params, one.tasks, seed=0, each=2, temperature=0.0) for one in (ours, theirs))
-    assert [one._replace(logps=[]) for one in found] == [one._replace(logps=[]) for one in expected]
+    assert [dataclasses.replace(one, logps=[]) for one in found] == [dataclasses.replace(one, logps=[]) for one in expected]
     assert any(one.tool_calls and len(one.messages) == 4 for one in found), "a turn follows the answer of a tool"
     np.testing.assert_allclose(sum((one.logps for one in found), []), sum((one.logps for one in expected), []), atol=1e-4)
 
@@ -271,6 +272,8 @@ def test_a_rollout_of_the_engine_depends_on_its_row_alone(served):
     rolled = ours.sampler(params, ours.tasks[:3], seed=2, each=4)
     for each in (4, 1):
         fewer = ours.sampler(params, ours.tasks[:1], seed=2, each=each)
-        assert [one._replace(logps=[]) for one in fewer] == [one._replace(logps=[]) for one in rolled[:each]]
+        assert [dataclasses.replace(one, logps=[]) for one in fewer] == [
+            dataclasses.replace(one, logps=[]) for one in rolled[:each]
+        ]
         for one, other in zip(fewer, rolled):
             np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)

@@ -10,7 +10,7 @@ from data.tasks.arithmetic import CALCULATOR
 from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
 from lm.align.rl.calculator import calculate
-from lm.align.rl.tools import PYTHON, TOOLS, Answer, answer_ids, call, open_tools, parse_turn, run_calls
+from lm.align.rl.tools import PYTHON, TOOLS, Answer, answer_ids, open_tools, parse_turn, run_calls
 from lm.errors import UserError
 from tests.data.chat import hf_examples
 from tests.data.text.test_sentencepiece_tokenizer import corpus
@@ -209,6 +209,10 @@ WRONG = {
     "no argument 'x'": {"expression": "1", "x": 2},
     "must be of type string": {"expression": 3},
 }
+
+
+def call(name, arguments):
+    return run_calls(tuple(TOOLS.values()), [[{"name": name, "arguments": arguments}]])[0][0].text
 
 
 @pytest.mark.parametrize("said", WRONG)

@@ -3,7 +3,7 @@
 import pytest
 
 from lm.align.safety.constitution import SHIPPED, load_constitution
-from lm.align.safety.critique import by_chat, from_templates, letter, prefer
+from lm.align.safety.critique import Case, by_chat, from_templates, letter, prefer
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.refusals import refusal
@@ -120,7 +120,7 @@ def compared(choose):
         answers = [(t.split("(A) ")[1].split("\n")[0], t.split("(B) ")[1].split("\n")[0]) for t in texts]
         return [Reply(choose(*pair)) for pair in answers]
 
-    (preference,) = prefer(chat, [[{"role": "user", "content": "q"}]], ["good"], ["bad"], CONSTITUTION.principles[:1])
+    (preference,) = prefer(chat, [Case([{"role": "user", "content": "q"}], "good", "bad", CONSTITUTION.principles[0])])
     return preference
 
 

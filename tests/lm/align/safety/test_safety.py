@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from configs.align import safety as config_file
+from lm.align import stages
 from lm.align.rl.rewards import parse_rewards, scored
 from lm.align.safety import data as safety_data
 from lm.align.safety import loop as safety
-from lm.align.safety import stages
 from lm.align.safety import toy as unsafe
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.critique import Revision
 from lm.align.safety.figures import change
-from lm.align.safety.likeness import likeness
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.judges import rules
@@ -129,8 +128,8 @@ def test_likeness_is_the_share_of_runs_that_both_have():
         return {text.lower()[i : i + 3] for i in range(max(1, len(text) - 2))}
 
     expected = [max(len(runs(t) & runs(o)) / len(runs(t) | runs(o)) for o in texts[3:40]) for t in texts]
-    np.testing.assert_array_equal(likeness(texts, texts[3:40]), expected)
-    assert list(likeness(["x"], [])) == [0] and not len(likeness([], ["x"]))
+    np.testing.assert_array_equal(safety_data.likeness(texts, texts[3:40]), expected)
+    assert list(safety_data.likeness(["x"], [])) == [0] and not len(safety_data.likeness([], ["x"]))
 
 
 def test_an_attackers_words_are_not_learnt_as_our_own():

@@ -192,7 +192,7 @@ def test_a_kill_changes_nothing_and_rounds_go_on(noise, tmp_path):
     assert (whole / "report.html").stat().st_mtime_ns == report
 
     refused = runs.run(small(noise, whole, safety__limit=3))
-    assert refused.returncode == 2 and "safety.limit is 200" in refused.stderr
+    assert refused.returncode == 2 and "safety.limit=200, and this run says 3" in refused.stderr
     done(small(noise, whole, safety__rounds=2))
     third = json.loads((whole / "safety.json").read_text())
     assert third["before"] == first["before"] and third["rounds"][0] == first["rounds"][0] and len(third["rounds"]) == 2

@@ -3,13 +3,15 @@
 All processes compute a result together. The first one writes the file, and all return its content.
 """
 
+import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.errors import UserError
 from lm.files.saving import set_aside, write_json, write_lines
 from lm.parallel import hosts
 from lm.runs import workdir
@@ -17,24 +19,22 @@ from lm.runs import workdir
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     """Return the content of a JSON file; if it is missing, write the result of `make` first."""
-    value = hosts.from_first(lambda: workdir.kept_json(path))
+    return _kept(path, make, workdir.kept_json, write_json)
+
+
+def kept_lines(path: Path, make: Callable[[], list[dict]], ensure_ascii: bool = False) -> list[dict]:
+    """Do the same for a JSONL file."""
+    return _kept(path, make, _existing_lines, functools.partial(write_lines, ensure_ascii=ensure_ascii))
+
+
+def _kept(path: Path, make: Callable[[], Any], read: Callable[[Path], Any], write: Callable[[Path, Any], None]) -> Any:
+    value = hosts.from_first(lambda: read(path))
     if value is None:
         value = make()
         if hosts.is_first():
-            write_json(path, value)
-        value = hosts.from_first(lambda: json.loads(path.read_text(encoding="utf-8")))
+            write(path, value)
+        value = hosts.from_first(lambda: read(path))
     return value
-
-
-def kept_lines(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
-    """Do the same for a JSONL file."""
-    lines = hosts.from_first(lambda: _existing_lines(path))
-    if lines is None:
-        lines = make()
-        if hosts.is_first():
-            write_lines(path, lines)
-        lines = hosts.from_first(lambda: read_lines(path))
-    return lines
 
 
 def _existing_lines(path: Path) -> list[dict] | None:
@@ -43,6 +43,23 @@ def _existing_lines(path: Path) -> list[dict] | None:
     except ValueError:
         print(f"{path} is damaged: it is now {set_aside(path).name}, and is made anew", flush=True)
         return None
+
+
+def claim(folder: Path, what: str, settings: Mapping[str, Any]) -> None:
+    """Write the settings that all stages in a folder depend on to its settings.json.
+
+    Raises: UserError if the file has other ones. what: is in the folder, for the error.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        write_json(path, settings)
+    before = workdir.read_object(path, f"delete {folder} to begin again, or use another --workdir")
+    for key in sorted({**before, **settings}):
+        if before.get(key) != settings.get(key):
+            raise UserError(
+                f"{folder} holds {what} with {key}={before.get(key)}, and this run says {settings.get(key)}: set it back, or "
+                "use another --workdir"
+            )
 
 
 def kept_seconds(path: Path, more: float) -> float:
