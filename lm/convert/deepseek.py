@@ -8,16 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from lm.config import LayerKind, ModelConfig
-from lm.convert.llama import decoder, described, experts, feed_forward, pre_norms, refuse, repeating
-from lm.convert.llama import ends as llama_ends
-from lm.convert.llama import ignored as llama_ignored
+from lm.convert.llama import LLAMA, decoder, described, experts, feed_forward, pre_norms, refuse, repeating
 from lm.convert.rotary import rope_of
-from lm.convert.rows import Row, linear, same, table
+from lm.convert.rows import Family, Row, linear, same, table
 from lm.errors import UserError
-
-MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
-# A multi-token prediction module holds copies of the model's embedding and head.
-ignored = (*llama_ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
 
 SHARED_DEFAULTS = {
     "q_lora_rank": 1536,
@@ -189,7 +183,7 @@ def _feed_forward(config: ModelConfig, kind: LayerKind, at: str) -> list[Row]:
 
 
 def ends(config: ModelConfig) -> list[Row]:
-    D, found = config.embed_dim, llama_ends(config)
+    D, found = config.embed_dim, LLAMA.ends(config)
     for k in range(config.mtp_depth):
         ours, at = f"mtp.{k}.", f"model.layers.{config.num_layers + k}."
         found += [
@@ -204,6 +198,7 @@ def ends(config: ModelConfig) -> list[Row]:
 
 
 def copies(config: ModelConfig) -> list[Row]:
+    """Return the rows of the model's embedding and head that each multi-token prediction module holds again."""
     V, D, head = config.vocab_size, config.embed_dim, "embedding" if config.tie_embeddings else "head"
     layers = range(config.num_layers, config.num_layers + config.mtp_depth)
     return [
@@ -211,3 +206,7 @@ def copies(config: ModelConfig) -> list[Row]:
         for i in layers
         for ours, theirs in (("embedding", "embed_tokens"), (head, "shared_head.head"))
     ]
+
+
+IGNORED = (*LLAMA.ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
+DEEPSEEK = Family(("deepseek_v2", "deepseek_v3"), from_hf, to_hf, rows, ends, ignored=IGNORED, copies=copies)

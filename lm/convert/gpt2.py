@@ -7,10 +7,7 @@ from collections.abc import Mapping
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert.llama import ACTIVATION_NAMES, activation, decoder, refuse
-from lm.convert.rows import Row, same, table
-
-MODEL_TYPES = ("gpt2",)
-ignored = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
+from lm.convert.rows import Family, Row, same, table
 
 DEFAULTS = {
     "vocab_size": 50257,
@@ -106,3 +103,7 @@ def ends(config: ModelConfig) -> list[Row]:
 
 def _norm(ours: str, theirs: str, D: int) -> list[Row]:
     return [same(f"{ours}.scale", f"{theirs}.weight", D), same(f"{ours}.bias", f"{theirs}.bias", D)]
+
+
+IGNORED = r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"
+GPT2 = Family(("gpt2",), from_hf, to_hf, rows, ends, ignored=(IGNORED,), canonical=canonical)

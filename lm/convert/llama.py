@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert.rotary import keys_for, rope_of
-from lm.convert.rows import Row, linear, same, table
+from lm.convert.rows import Family, Row, linear, same, table
 from lm.errors import UserError
-
-MODEL_TYPES = ("llama",)
-ignored = (r".*rotary_emb\.inv_freq",)
 
 DEFAULTS = {
     "vocab_size": 32000,
@@ -206,3 +203,6 @@ def ends(config: ModelConfig) -> list[Row]:
     D, V = config.embed_dim, config.vocab_size
     found = [table("embedding", "model.embed_tokens.weight", V, D), same("norm.scale", "model.norm.weight", D)]
     return found if config.tie_embeddings else [*found, table("head", "lm_head.weight", V, D)]
+
+
+LLAMA = Family(("llama",), from_hf, to_hf, rows, ends, ignored=(r".*rotary_emb\.inv_freq",))

@@ -25,7 +25,7 @@ from lm.adapt.lora import adapter_only, with_adapter
 from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
 from lm.adapt.score import with_score_head
 from lm.config import Adapter, ModelConfig
-from lm.convert.families import ALL, canonical, family_for, family_of
+from lm.convert.families import ALL, family_for, family_of
 from lm.convert.files import ADAPTER_SETTINGS as SETTINGS
 from lm.convert.files import ADAPTER_WEIGHTS as WEIGHTS
 from lm.convert.files import Planned, make_file, read_json, tensors_of_file, write
@@ -247,7 +247,7 @@ def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place
         table = _by_module(family, config)
         found, unknown = [], []
         for name, lora in loras.items():
-            rows = table.get(canonical(family, f"{name}.weight").removesuffix(".weight"), [])
+            rows = table.get(family.canonical(f"{name}.weight").removesuffix(".weight"), [])
             sizes = (lora[B].shape[0], lora[A].shape[1])
             linear = all(place.path.endswith(".weight") for place in rows)  # embedding, head and experts have no adapters
             if not rows or not linear or rows[0].row.theirs_shape not in (sizes, sizes[::-1]):

@@ -11,13 +11,14 @@ import numpy as np
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.to_gguf import tokenizer_settings
 from data.text.tokenizer import load_tokenizer
+from lm.convert.families import family_for
 from lm.convert.folders import check_unchanged
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
 from lm.convert.multimodal.text import check_text_only
-from lm.convert.rows import Place, places, theirs_of
-from lm.convert.to_published import AS_IS, Arrays, family_that_holds, to_export
+from lm.convert.rows import Place, by_tensor, places, theirs_of
+from lm.convert.to_published import AS_IS, Arrays, to_export
 from lm.errors import UserError
 from lm.files.gguf import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
 from lm.files.saving import write as save
@@ -59,12 +60,10 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         check_text_only(config, workdir, "our GGUF")
         if config.score_head == "reward":
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
-        chosen = family_that_holds(config, family, saved.get("published", {}).get("model_type"))
-        model_type = chosen.MODEL_TYPES[-1]
+        chosen = family_for(config, family, saved.get("published", {}).get("model_type"))
+        model_type = chosen.name
         settings, factors = settings_of(config, model_type)
-        by_name: dict[str, list[Place]] = {}
-        for place in places(chosen, config):
-            by_name.setdefault(place.row.theirs, []).append(place)
+        by_name = by_tensor(places(chosen, config))
         found = layouts(config, model_type, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
         found = _by_parameter(found, by_name)
         matrices = STORED.get(str(arrays.dtypes["embedding"]), "bf16") if dtype == AS_IS else dtype

@@ -15,14 +15,14 @@ from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
 from lm.config import ModelConfig
-from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
+from lm.convert.families import config_json, family_for
 from lm.convert.files import Planned, lay_out, read_json, write
 from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import export_peft
-from lm.convert.published import is_published
-from lm.convert.rows import Place, places, theirs_of
-from lm.convert.source import Source, config_of, model_type_of, on_first_device, open_source
+from lm.convert.published import is_published, model_type_of
+from lm.convert.rows import Place, by_tensor, places, theirs_of
+from lm.convert.source import Source, config_of, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
 from lm.files.saving import write_json
@@ -65,14 +65,13 @@ def to_published(
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
         arrays = to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS)
-        family = family_that_holds(arrays.config, family, saved.get("published", {}).get("model_type"))
-        tensors: dict[str, list[Place]] = {}
+        origin = saved.get("published", {})
+        family = family_for(arrays.config, family, origin.get("model_type"))
         # An imported model is exported with the duplicates that it had, other models with those of their family.
-        twice = copies(family, arrays.config) if saved.get("published", {}).get("twice", True) else []
-        for place in [*places(family, arrays.config), *(Place(row.ours, (), row) for row in twice)]:
-            tensors.setdefault(place.row.theirs, []).append(place)
+        twice = family.copies(arrays.config) if origin.get("twice", True) else []
+        tensors = by_tensor([*places(family, arrays.config), *(Place(row.ours, (), row) for row in twice)])
         if odd := arrays.dtypes.keys() ^ {place.path for rows in tensors.values() for place in rows}:
-            raise UserError(f"{workdir}: {family.MODEL_TYPES[-1]} and this checkpoint differ in {', '.join(sorted(odd)[:3])}")
+            raise UserError(f"{workdir}: {family.name} and this checkpoint differ in {', '.join(sorted(odd)[:3])}")
         with written_whole(to) as staging:
             generation = _tokenizer_files(workdir, staging, arrays.config)
             dtypes = {name: _dtype(rows, arrays.dtypes, dtype) for name, rows in tensors.items()}
@@ -111,7 +110,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
             base = str(Path(base).absolute())
             origin = model_type_of(Path(base)) if is_published(Path(base)) else origin
         plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=config.tie_embeddings and not config.mup_base_dim)
-        chosen = family_that_holds(plainer, family, origin)
+        chosen = family_for(plainer, family, origin)
         if config.adapter.dora:  # its magnitudes need the weights
             params = on_first_device(open_source(workdir))
         else:
@@ -254,29 +253,6 @@ def padding(ids: dict) -> int | None:
     """
     named = (ids.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
     return next((i for i in named if i is not None), None)
-
-
-def family_that_holds(config: ModelConfig, asked: str | None, origin: str | None):
-    """Return the family asked for; else the family of the import, if it still fits; else the first that can hold the model."""
-    if asked is not None and asked not in FAMILIES:
-        raise UserError(f"--family={asked} is none of {', '.join(FAMILIES)}")
-    if asked is None and origin in FAMILIES and not _lost(FAMILIES[origin], config):
-        return FAMILIES[origin]
-    if asked is None:
-        return family_for(config)
-    if lost := _lost(FAMILIES[asked], config):
-        raise UserError(f"--family={asked} cannot hold this model: it lacks {', '.join(lost)}")
-    return FAMILIES[asked]
-
-
-def _lost(family, config: ModelConfig) -> list[str]:
-    """Return the settings of this model that the family's config.json cannot express."""
-    wanted = essence(config)
-    try:
-        kept = essence(family.from_hf(family.to_hf(config)))
-    except UserError as error:
-        return [str(error)]
-    return [f"model.{key}={value!r}" for key, value in wanted.items() if kept[key] != value]
 
 
 def _dtype(rows: list[Place], stored: dict[str, np.dtype], asked: str) -> np.dtype:

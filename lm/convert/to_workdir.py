@@ -22,8 +22,8 @@ from lm.convert.files import ADAPTER_SETTINGS, read_json
 from lm.convert.folders import check_free, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import find_peft, import_peft
-from lm.convert.published import Published, is_published
-from lm.convert.source import Source, as_stored, model_type_of, open_published, open_source
+from lm.convert.published import Published, is_published, model_type_of, open_published
+from lm.convert.source import Source, as_stored, open_source
 from lm.convert.tokenizer_files import import_tokenizer
 from lm.convert.towers import with_tower
 from lm.errors import UserError

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.convert.families import essence, model_config
+from lm.convert.essence import differences
+from lm.convert.families import model_config
 from lm.convert.gguf.rope import scaling_of, scaling_settings
 from lm.convert.gguf.values import Settings
 from lm.errors import UserError
@@ -268,8 +269,7 @@ def _named(arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_same(config: ModelConfig, model_type: str, file: GGUFFile) -> None:
     """Raise UserError if llama.cpp would compute another function: if the file, read back, is not this model."""
-    wanted, kept = essence(config), essence(model_config(config_json_of(file), ()))
-    lost = [f"model.{key}={value!r}" for key, value in wanted.items() if not _same(kept[key], value)]
+    lost = differences(config, model_config(config_json_of(file), ()), _same)
     if lost:
         raise UserError(f"GGUF's architecture {ARCHITECTURES[model_type]} cannot hold this model: it lacks {', '.join(lost)}")
 

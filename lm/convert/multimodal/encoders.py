@@ -11,27 +11,10 @@ SIGLIP, CLIP, WHISPER = "siglip_vision_model", "clip_vision_model", "whisper"
 NAMES = {**ACTIVATION_NAMES, "quick_gelu": "quick_gelu"}
 
 # The defaults of transformers' classes.
+BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
 DEFAULTS = {
-    SIGLIP: dict(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=16,
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-6,
-    ),
-    CLIP: dict(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=32,
-        hidden_act="quick_gelu",
-        layer_norm_eps=1e-5,
-    ),
+    SIGLIP: {**BASE, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    CLIP: {**BASE, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
 }
 WHISPER_DEFAULTS = dict(
     d_model=384,
@@ -42,6 +25,15 @@ WHISPER_DEFAULTS = dict(
     max_source_positions=1500,
     activation_function="gelu",
 )
+# The defaults of VoxtralEncoder, whose config has other names for four of Whisper's settings.
+VOXTRAL_DEFAULTS = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+VOXTRAL_DEFAULTS |= {"num_mel_bins": 128, "max_source_positions": 1500, "activation_function": "gelu"}
+VOXTRAL_NAMES = {
+    "d_model": "hidden_size",
+    "encoder_layers": "num_hidden_layers",
+    "encoder_attention_heads": "num_attention_heads",
+    "encoder_ffn_dim": "intermediate_size",
+}
 # SigLIP's pooling and buffers of positions: they do not act on the states.
 IGNORED = r"(head\..*|embeddings\.position_ids)"
 
@@ -147,6 +139,18 @@ def audio_described(audio: Audio) -> dict:
         "max_source_positions": audio.positions,
         "activation_function": NAMES[audio.activation],
     }
+
+
+def with_whispers_names(audio: Mapping) -> dict:
+    """Return the settings of VoxtralEncoder by the names of Whisper's config, with the defaults of transformers' class."""
+    settings = {**VOXTRAL_DEFAULTS, **{VOXTRAL_NAMES.get(key, key): value for key, value in audio.items()}}
+    return settings | {whispers: settings[name] for whispers, name in VOXTRAL_NAMES.items()}
+
+
+def voxtral_described(audio: Audio) -> dict:
+    """Return the config of a VoxtralEncoder."""
+    settings = audio_described(audio)
+    return {"model_type": "voxtral_encoder"} | {VOXTRAL_NAMES.get(key, key): value for key, value in settings.items()}
 
 
 def audio_ends(audio: Audio, at: str) -> list[Row]:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from lm.config import ModelConfig
-from lm.convert.families import FAMILIES, canonical, essence, family_for, family_of, is_ignored, model_config
+from lm.convert.essence import essence
+from lm.convert.families import FAMILIES, family_for, family_of, is_ignored, model_config
 from lm.errors import UserError
 from tests.lm.convert import multimodal_configs
 
@@ -388,10 +389,10 @@ def test_what_keeps_a_model_from_leaving_is_named(changes, named):
 
 def test_forms_of_published_names():
     gpt2, gemma = FAMILIES["gpt2"], FAMILIES["gemma3"]
-    assert canonical(gpt2, "wte.weight") == canonical(gpt2, "transformer.wte.weight") == "transformer.wte.weight"
-    assert canonical(FAMILIES["llama"], "model.norm.weight") == "model.norm.weight"
+    assert gpt2.canonical("wte.weight") == gpt2.canonical("transformer.wte.weight") == "transformer.wte.weight"
+    assert FAMILIES["llama"].canonical("model.norm.weight") == "model.norm.weight"
     for name in ("language_model.model.norm.weight", "model.language_model.norm.weight", "model.norm.weight"):
-        assert canonical(gemma, name) == "model.norm.weight"
+        assert gemma.canonical(name) == "model.norm.weight"
     text, masks = read(OLDER["gemma-3-4b"]), read(OLDER["gpt2"])
     for name in ("vision_tower.a.weight", "model.vision_tower.a.weight", "multi_modal_projector.a", "lm_head.weight"):
         assert is_ignored(gemma, text, name)

@@ -15,7 +15,7 @@ from lm.adapt.score import with_score_head
 from lm.config import Adapter, ModelConfig
 from lm.convert.files import tensors_of
 from lm.convert.peft import SETTINGS
-from lm.convert.source import open_published
+from lm.convert.published import open_published
 from lm.convert.to_published import padding, to_adapter, to_published
 from lm.convert.to_workdir import adapter_to_workdir, write_workdir
 from lm.errors import UserError
