@@ -22,8 +22,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from lm.adapt.lora import adapter_only, with_adapter
-from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
-from lm.adapt.score import with_score_head
+from lm.adapt.rebuild import arrays_of, combined, each_layer, modules, with_score_head
 from lm.config import Adapter, ModelConfig
 from lm.convert.families import ALL, family_for, family_of
 from lm.convert.files import ADAPTER_SETTINGS as SETTINGS

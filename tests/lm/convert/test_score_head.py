@@ -10,8 +10,7 @@ from flax import nnx
 
 from lm import sizing
 from lm.adapt.lora import with_adapter
-from lm.adapt.rebuild import arrays_of, combined
-from lm.adapt.score import with_score_head
+from lm.adapt.rebuild import arrays_of, combined, with_score_head
 from lm.config import Adapter, ModelConfig
 from lm.convert.files import tensors_of
 from lm.convert.peft import SETTINGS

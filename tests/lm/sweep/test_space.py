@@ -64,8 +64,8 @@ def test_the_keys_follow_the_method():
     assert command.split(["--grid=x=1,2", "--grid=y=3,4"]) == ("grid", ["x=1,2", "y=3,4"], [])
     for line, message in (
         (["--trials=3"], "which keys"),
-        (["--tpe"], "--tpe names no key"),
-        (["--tpe", "a=1,2", "--grid", "b=1,2"], "--tpe and --grid: give one"),
+        (["--tpe"], "--tpe: expected at least one argument"),
+        (["--tpe", "a=1,2", "--grid", "b=1,2"], "--grid: not allowed with argument --tpe"),
     ):
         with pytest.raises(UserError, match=message):
             command.split(line)
