@@ -88,7 +88,7 @@ def with_pieces(
 ) -> tuple[ModelConfig, nnx.State]:
     """Return the model with a larger vocabulary: `rows` rows in the embedding and in a head of its own.
 
-    Row first + n, of a new piece, is the mean of the rows old_pieces[n], of the old pieces that it joins. Rows that no piece has
+    Row first + n is of a new piece: the mean of the rows old_pieces[n], of the old pieces that it joins. Rows without a piece
     are zero.
 
     Args: first: the first new id. It is below config.vocab_size if the model has rows that no piece has; these are used first.

@@ -51,8 +51,8 @@ def ours_of(row: Row, theirs: np.ndarray) -> np.ndarray:
 
 
 def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
-    """Return their tensor from all of its rows and the parameter of each; the inverse of `ours_of`."""
-    whole = np.empty(rows[0].view, ours[0].dtype)
+    """Return their tensor from its rows and the parameter of each, zero where it has none; the inverse of `ours_of`."""
+    whole = np.zeros(rows[0].view, ours[0].dtype)
     for row, x in zip(rows, ours, strict=True):
         axis, begin, end = row.take or (0, 0, row.view[0])
         whole[(slice(None),) * axis + (slice(begin, end),)] = x.reshape(row.ours_shape).transpose(np.argsort(row.order))
