@@ -8,30 +8,24 @@ import dataclasses
 from collections.abc import Mapping
 
 from lm.config import LayerKind, ModelConfig
+from lm.convert import llama
 from lm.convert.llama import LLAMA, decoder, described, experts, feed_forward, pre_norms, refuse, repeating
 from lm.convert.rotary import rope_of
 from lm.convert.rows import Family, Row, linear, same, table
 from lm.errors import UserError
 
 SHARED_DEFAULTS = {
+    **llama.DEFAULTS,
     "q_lora_rank": 1536,
     "kv_lora_rank": 512,
     "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 128,
     "v_head_dim": 128,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
     "moe_layer_freq": 1,
 }
 V2_DEFAULTS = {
     **SHARED_DEFAULTS,
     "vocab_size": 102400,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
     "first_k_dense_replace": 0,
     "n_shared_experts": 2,
     "moe_intermediate_size": 1407,
