@@ -18,10 +18,11 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, compile_cache
+from lm import cli
 from lm.agent.budget import Budget
 from lm.agent.consent import Consent, Question, parse_grant, parse_risks
 from lm.errors import UserError
+from lm.files import compile_cache
 from lm.files.untrusted import shown
 from lm.train.values import SEEDS
 
@@ -121,7 +122,7 @@ def _model():
 
     if FLAGS.url is not None:
         return remote_model(FLAGS.url, FLAGS.model, temperature=FLAGS.temperature, seed=FLAGS.seed), FLAGS.model or FLAGS.url
-    from lm.inputs import check_speaker
+    from lm.train.checks import check_speaker
 
     check_speaker("--checkpoint", FLAGS.checkpoint)
     from lm.align.reward_model import chat_template_of

@@ -10,13 +10,13 @@ import jax
 
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
-from lm import sizing
 from lm.align import data, distill, senses, settings
 from lm.align.methods import method_of, score_head, title
 from lm.align.rl.held_out import Samples
 from lm.align.tokenizers import chat_template, own_tokenizer
 from lm.align.validation import Validation, first_validation
 from lm.evals import in_loop
+from lm.model import sizing
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh

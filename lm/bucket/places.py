@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from lm import compile_cache
 from lm.bucket.store import is_url
 from lm.errors import UserError
+from lm.files import compile_cache
 
 KEYS = ("init_from", "checkpoint", "tokenizer", "chat_template", "distill.teacher")  # config keys that a copy stands in for
 LONGEST = 240  # characters of a folder's name

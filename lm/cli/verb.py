@@ -21,11 +21,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from lm import compile_cache
 from lm.bucket import copies, mirror
 from lm.bucket.places import as_urls
 from lm.cli import config_files, config_keys, other_names
 from lm.errors import Ended, Stopped, UserError, out_of_memory, windows_hint
+from lm.files import compile_cache
 from lm.files.untrusted import shown
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.

@@ -48,11 +48,11 @@ from pathlib import Path
 from absl import flags
 
 from data.text.hf_tokenizer import has_tokenizer
-from lm import cli, compile_cache
+from lm import cli
 from lm.cli import check_folder
-from lm.commands import runnable
 from lm.convert.folders import check_free, check_target
-from lm.errors import UserError, no_model
+from lm.errors import UserError, no_model, runnable
+from lm.files import compile_cache
 from lm.files.gguf import SUFFIX
 from lm.runs.workdir import kind_of, read_config, steps_saved
 
@@ -162,15 +162,23 @@ def main() -> None:
 
 
 def _check_target(command: str, to: Path, flag: str) -> None:
-    """Raise UserError for a place that cannot be written, or is not free."""
+    """Raise UserError for a place that cannot be written or is not free, or a format or dtype that is not written."""
     if command != "export":
         check_folder(to, flag)
         check_free(to, flag)
         return
-    _check_dtype(to)
-    _check_ending(to)
-    check_folder(to.parent if to.suffix == SUFFIX else to, flag)
-    if to.suffix != SUFFIX:
+    gguf = to.suffix == SUFFIX
+    if gguf and FLAGS.adapter:
+        raise UserError("--adapter writes a folder in PEFT's format: for a GGUF file give --merge instead")
+    if gguf and FLAGS["max_shard_gb"].present:
+        raise UserError("--max_shard_gb means nothing to a GGUF file, which is one file")
+    what, known = ("a GGUF file", GGUF_DTYPES) if gguf else ("a folder", HF_DTYPES)
+    if FLAGS.dtype not in known:
+        raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
+    if to.suffix in OTHER_FORMATS:
+        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder, NAME{SUFFIX} or NAME{STABLEHLO}")
+    check_folder(to.parent if gguf else to, flag)
+    if not gguf:
         check_target(to)
 
 
@@ -252,23 +260,6 @@ def _swap(command: str) -> None:
     if command == "export" and FLAGS[other].present and not FLAGS[wanted].present:
         FLAGS[wanted].value, FLAGS[wanted].present = FLAGS[other].value, 1
         FLAGS[other].value, FLAGS[other].present = None, 0
-
-
-def _check_ending(to: Path) -> None:
-    """Raise UserError if --to has the ending of a format that is not written."""
-    if to.suffix in OTHER_FORMATS:
-        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder, NAME{SUFFIX} or NAME{STABLEHLO}")
-
-
-def _check_dtype(to: Path) -> None:
-    gguf = to.suffix == SUFFIX
-    if gguf and FLAGS.adapter:
-        raise UserError("--adapter writes a folder in PEFT's format: for a GGUF file give --merge instead")
-    if gguf and FLAGS["max_shard_gb"].present:
-        raise UserError("--max_shard_gb means nothing to a GGUF file, which is one file")
-    if FLAGS.dtype not in (GGUF_DTYPES if gguf else HF_DTYPES):
-        what, known = ("a GGUF file", GGUF_DTYPES) if gguf else ("a folder", HF_DTYPES)
-        raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
 
 
 if __name__ == "__main__":

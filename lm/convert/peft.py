@@ -27,7 +27,7 @@ from lm.config import Adapter, ModelConfig
 from lm.convert.families import ALL, family_for, family_of
 from lm.convert.files import ADAPTER_SETTINGS as SETTINGS
 from lm.convert.files import ADAPTER_WEIGHTS as WEIGHTS
-from lm.convert.files import Planned, make_file, read_json, tensors_of_file, write
+from lm.convert.files import make_file, read_json, tensors_of_file, write
 from lm.convert.folders import check_target, written_whole
 from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, by_tensor, ours_of, places, theirs_of
@@ -155,8 +155,8 @@ def export_peft(
         settings["base_model_name_or_path"] = None if base is None else str(base)
         settings["fan_in_fan_out"] = any(_is_conv(rows[0].row, loras[name][A].shape[1]) for name, rows in adapted.items())
         with written_whole(folder) as staging:
-            planned = [Planned(name, x.dtype, x.shape) for name, x in out.items()]
-            for name, place in make_file(staging / WEIGHTS, planned).items():
+            shapes = {name: (x.dtype, x.shape) for name, x in out.items()}
+            for name, place in make_file(staging / WEIGHTS, shapes).items():
                 write(place, out[name])
             (staging / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 

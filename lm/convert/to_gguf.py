@@ -1,6 +1,5 @@
 """Export a workdir as a GGUF file for llama.cpp, Ollama and LM Studio."""
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +17,11 @@ from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
 from lm.convert.multimodal.text import check_text_only
 from lm.convert.rows import Place, by_tensor, places, theirs_of
-from lm.convert.to_published import AS_IS, Arrays, to_export
+from lm.convert.to_published import AS_IS, Arrays, opened
 from lm.errors import UserError
 from lm.files.gguf import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
 from lm.files.saving import write as save
 from lm.progress import progress
-from lm.runs.checkpoint import newest
 
 # --dtype -> the type of matrices, and general.file_type (llama.cpp's llama_ftype)
 TYPES = {
@@ -52,10 +50,8 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
     """
     if to.exists() and not (to.is_file() and to.open("rb").read(len(MAGIC)) == MAGIC):
         raise UserError(f"--to={to} exists and is no GGUF file: name a new file, since files are never overwritten")
-    checkpoints, step = newest(workdir)
-    with contextlib.closing(checkpoints):
-        saved = checkpoints.meta(step)["config"]
-        arrays = without_mtp(to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS))
+    with opened(workdir, merge, before=dtype == AS_IS) as (saved, arrays):
+        arrays = without_mtp(arrays)
         config = arrays.config
         check_text_only(config, workdir, "our GGUF")
         if config.score_head == "reward":

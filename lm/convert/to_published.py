@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
 from lm.config import ModelConfig
 from lm.convert.families import config_json, family_for
-from lm.convert.files import Planned, lay_out, read_json, write
+from lm.convert.files import lay_out, read_json, write
 from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import export_peft
@@ -29,7 +29,7 @@ from lm.files.saving import write_json
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.progress import progress
-from lm.runs.checkpoint import Checkpoints, named, nested, newest, plain, unplain
+from lm.runs.checkpoint import named, nested, newest, plain, unplain
 from lm.runs.workdir import read_config
 
 AS_IS = "as-is"
@@ -61,10 +61,7 @@ def to_published(
     Raises: UserError if `to` holds anything but this export, there is no checkpoint, or no family can hold the model.
     """
     check_target(to)
-    checkpoints, step = newest(workdir)
-    with contextlib.closing(checkpoints):
-        saved = checkpoints.meta(step)["config"]
-        arrays = to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS)
+    with opened(workdir, merge, before=dtype == AS_IS) as (saved, arrays):
         origin = saved.get("published", {})
         family = family_for(arrays.config, family, origin.get("model_type"))
         # An imported model is exported with the duplicates that it had, other models with those of their family.
@@ -144,12 +141,11 @@ def write_tensors(
     folder: Path, arrays: Arrays, tensors: dict[str, list[Place]], dtypes: dict[str, np.dtype], shard_bytes: int
 ) -> None:
     """Write the tensors, each from its rows, into the files of a folder. Our parameters are read one by one."""
-    planned = [Planned(name, dtypes[name], rows[0].row.theirs_shape) for name, rows in tensors.items()]
-    at = lay_out(folder, planned, shard_bytes)
+    at = lay_out(folder, {name: (dtypes[name], rows[0].row.theirs_shape) for name, rows in tensors.items()}, shard_bytes)
     together: dict[tuple[str, ...], list[str]] = {}  # our parameters -> their tensors; a fused tensor needs several parameters
     for name, rows in tensors.items():
         together.setdefault(tuple(sorted({place.path for place in rows})), []).append(name)
-    with progress("write", sum(t.nbytes for t in planned), unit="B", scaled=True, soon=False) as bar:
+    with progress("write", sum(place.nbytes for place in at.values()), unit="B", scaled=True, soon=False) as bar:
         for paths, names in together.items():
             ours = arrays.read(paths)
             for name in names:
@@ -159,26 +155,29 @@ def write_tensors(
             del ours, parts  # free memory before the next read
 
 
-def to_export(workdir: Path, checkpoints: Checkpoints, step: int, merge: bool, before: bool) -> Arrays:
-    """Return the arrays of a checkpoint as they are published, with adapters merged if `merge`.
+@contextlib.contextmanager
+def opened(workdir: Path, merge: bool = False, before: bool = True) -> Iterator[tuple[dict, Arrays]]:
+    """Yield the config of the newest checkpoint as it was saved, and its arrays as they are published, read lazily.
 
-    before: whether merged arrays have the dtypes of the model that the run started from.
+    merge: merge adapters, and dequantize weights. before: then the dtypes are those of the model that the run started from.
+    Raises: UserError if there is no checkpoint, or without `merge` adapters or quantised weights.
     """
-    config = config_of(checkpoints.meta(step)["config"])
-    arrays = merged(workdir, before) if merge else unmerged(workdir, config, checkpoints, step)
-    return without_other_heads(without_mup(arrays))
-
-
-def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step: int) -> Arrays:
-    """Return the arrays of a checkpoint, read lazily. Raises UserError if there are adapters or quantised weights."""
-    if config.adapter.rank:
-        how = "--merge adds it to the weights, --adapter exports it alone"
-        raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
-    if config.quantization.bits:
-        raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into floats")
-    stored = checkpoints.stored_params(step)
-    dtypes = {name: np.dtype(x.dtype) for name, x in stored.items()}
-    return Arrays(config, dtypes, lambda names: checkpoints.read_params(step, {name: stored[name] for name in names}))
+    checkpoints, step = newest(workdir)
+    with contextlib.closing(checkpoints):
+        saved = checkpoints.meta(step)["config"]
+        config = config_of(saved)
+        if merge:
+            arrays = merged(workdir, before)
+        elif config.adapter.rank:
+            how = "--merge adds it to the weights, --adapter exports it alone"
+            raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
+        elif config.quantization.bits:
+            raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into floats")
+        else:
+            stored = checkpoints.stored_params(step)
+            dtypes = {name: np.dtype(x.dtype) for name, x in stored.items()}
+            arrays = Arrays(config, dtypes, lambda names: checkpoints.read_params(step, {name: stored[name] for name in names}))
+        yield saved, without_other_heads(without_mup(arrays))
 
 
 def merged(workdir: Path, before: bool) -> Arrays:
@@ -251,8 +250,8 @@ def padding(ids: dict) -> int | None:
     So the id should not end texts: without a pad token it is the begin symbol. The end symbol is the last resort; then the
     token before it is scored.
     """
-    named = (ids.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
-    return next((i for i in named if i is not None), None)
+    order = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return next((ids[key] for key in order if ids.get(key) is not None), None)
 
 
 def _dtype(rows: list[Place], stored: dict[str, np.dtype], asked: str) -> np.dtype:

@@ -4,7 +4,6 @@ Read: SigLIP's and CLIP's models (of images alone, or with their text models), W
 SiglipVisionModel, CLIPVisionModel, and VoxtralEncoder, which is Whisper's encoder by the names of its tensors.
 """
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -22,12 +21,12 @@ from lm.convert.multimodal import encoders
 from lm.convert.published import Published, mismatch
 from lm.convert.rows import Place, by_parameter, encoder_places
 from lm.convert.source import Source
-from lm.convert.to_published import to_export, write_tensors
+from lm.convert.to_published import opened, write_tensors
 from lm.errors import UserError
 from lm.files.saving import write_json
 from lm.files.untrusted import short
 from lm.model.encoder import Projector, in_dtype
-from lm.runs.checkpoint import named, nested, newest, plain, unplain
+from lm.runs.checkpoint import named, nested, plain, unplain
 from lm.runs.workdir import read_config
 
 SEES = {"siglip": encoders.SIGLIP, encoders.SIGLIP: encoders.SIGLIP, "clip": encoders.CLIP, encoders.CLIP: encoders.CLIP}
@@ -87,9 +86,7 @@ def to_tower(workdir: Path, to: Path, name: str) -> None:
     Raises: UserError if `to` holds anything but this export, or there is no checkpoint or no such encoder.
     """
     check_target(to)
-    checkpoints, step = newest(workdir)
-    with contextlib.closing(checkpoints):
-        arrays = to_export(workdir, checkpoints, step, merge=False, before=True)
+    with opened(workdir) as (_, arrays):
         section = getattr(arrays.config, name)
         if not section.num_layers:
             raise UserError(f"{workdir} has no encoder in model.{name}")

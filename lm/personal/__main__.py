@@ -39,8 +39,7 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
-from lm.commands import runnable
-from lm.errors import UserError
+from lm.errors import UserError, runnable
 from lm.files import saving
 from lm.files.untrusted import HIDDEN, shown
 from lm.personal import items as reading
@@ -144,7 +143,7 @@ def _search(store: Store, words: list[str]) -> None:
 
 
 def _ask(store: Store, words: list[str]) -> None:
-    from lm import compile_cache
+    from lm.files import compile_cache
 
     compile_cache.switch_on()
     from lm.infer.decode import Sampling
@@ -179,7 +178,7 @@ def _ask(store: Store, words: list[str]) -> None:
 
 
 def _train(store: Store, _=None) -> None:
-    from lm import compile_cache
+    from lm.files import compile_cache
 
     compile_cache.switch_on()
     from lm.personal.adapter import Settings, train
@@ -212,7 +211,7 @@ def _forget(store: Store, names: list[str]) -> None:
         print("the adapter that was trained on them is deleted" + "; train makes a new one" * bool(store.ids()))
         return
     print("the adapter that was trained on them is deleted, and is trained anew without them; train resumes that", flush=True)
-    from lm import compile_cache
+    from lm.files import compile_cache
 
     compile_cache.switch_on()
     from lm.personal.adapter import Settings, train

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lm.bucket.places import as_urls
-from lm.commands import runnable
+from lm.errors import runnable
 
 
 def show(workdir: Path) -> None:

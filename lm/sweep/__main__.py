@@ -32,13 +32,15 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
+from lm.align.checks import check_alignment
 from lm.cli import config_files
 from lm.errors import UserError
+from lm.evals.checks import check_evals
 from lm.files.saving import write_json
-from lm.inputs import check_alignment, check_training
 from lm.runs.lock import locked
 from lm.sweep.space import Key, ends, grid, parse_key, set_value
 from lm.train import dial
+from lm.train.checks import check_training
 
 METHODS, PRUNERS = ("grid", "random", "tpe"), ("median", "halving", "none")
 PAGE = "sweep.html"
@@ -134,9 +136,12 @@ def check(config, workdir: Path, keys: list[Key]) -> None:
             trial = config.copy_and_resolve_references()
             trial.unlock()
             set_value(trial, key.name, value)
-            if options.verb == "train":
-                dial.shape(trial, config_files.given_keys() | {key.name})
-            (check_training if options.verb == "train" else check_alignment)(trial, probe)
+            if options.verb == "align":
+                check_alignment(trial, probe)
+                continue
+            dial.shape(trial, config_files.given_keys() | {key.name})
+            check_training(trial, probe)
+            check_evals(trial.evals)
 
 
 def check_record(workdir: Path, record: dict) -> None:

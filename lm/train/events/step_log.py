@@ -2,8 +2,8 @@
 
 import operator
 
-from lm import sizing
 from lm.kernels import ops
+from lm.model import sizing
 from lm.parallel import memory
 from lm.parallel.hosts import is_first
 from lm.parallel.pipeline import schedule
