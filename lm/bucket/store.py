@@ -191,13 +191,7 @@ class Store:
 
     def _each(self, do: Callable[[str], None], names: Iterable[str]) -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            jobs = [pool.submit(do, name) for name in names]
-            try:
-                for job in jobs:
-                    job.result()
-            finally:
-                for job in jobs:
-                    job.cancel()
+            list(pool.map(do, names))  # the first error cancels those that have not begun
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

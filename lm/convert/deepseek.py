@@ -203,4 +203,4 @@ def copies(config: ModelConfig) -> list[Row]:
 
 
 IGNORED = (*LLAMA.ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
-DEEPSEEK = Family(("deepseek_v2", "deepseek_v3"), from_hf, to_hf, rows, ends, ignored=IGNORED, copies=copies)
+DEEPSEEK = Family(("deepseek_v2", "deepseek_v3"), from_hf, to_hf, rows, ends, ignored=IGNORED, copies=copies, gguf="deepseek2")

@@ -71,7 +71,7 @@ def _upper_window_keys(config: ModelConfig) -> dict:
     }
 
 
-QWEN2 = LLAMA._replace(model_types=("qwen2",), from_hf=qwen2_from_hf, to_hf=qwen2_to_hf)
+QWEN2 = LLAMA._replace(model_types=("qwen2",), from_hf=qwen2_from_hf, to_hf=qwen2_to_hf, gguf="qwen2")
 
 
 # Qwen 3: Qwen 2 with a norm on each head's query and key instead of biases.
@@ -86,7 +86,7 @@ def qwen3_to_hf(config: ModelConfig) -> dict:
     return {**described(config, "qwen3", "Qwen3ForCausalLM"), **keys}
 
 
-QWEN3 = LLAMA._replace(model_types=("qwen3",), from_hf=qwen3_from_hf, to_hf=qwen3_to_hf)
+QWEN3 = LLAMA._replace(model_types=("qwen3",), from_hf=qwen3_from_hf, to_hf=qwen3_to_hf, gguf="qwen3")
 
 
 # OLMo 2: norms after each sublayer, and QK-norm over all heads together (OLMo et al. 2024).
@@ -109,7 +109,7 @@ def olmo2_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
     return [*llama.attention(config), *norms, *llama.feed_forward(config)]
 
 
-OLMO2 = LLAMA._replace(model_types=("olmo2",), from_hf=olmo2_from_hf, to_hf=olmo2_to_hf, rows=olmo2_rows)
+OLMO2 = LLAMA._replace(model_types=("olmo2",), from_hf=olmo2_from_hf, to_hf=olmo2_to_hf, rows=olmo2_rows, gguf="olmo2")
 
 # Phi-3 and Phi-4: fused projections, LongRoPE, and partial rotary positions.
 PHI3_DEFAULTS = {
@@ -159,4 +159,4 @@ def phi3_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
     ]
 
 
-PHI3 = LLAMA._replace(model_types=("phi3",), from_hf=phi3_from_hf, to_hf=phi3_to_hf, rows=phi3_rows)
+PHI3 = LLAMA._replace(model_types=("phi3",), from_hf=phi3_from_hf, to_hf=phi3_to_hf, rows=phi3_rows, gguf="phi3")

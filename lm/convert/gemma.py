@@ -127,7 +127,7 @@ def _described(config: ModelConfig, model_type: str, architecture: str) -> dict:
     }
 
 
-GEMMA2 = LLAMA._replace(model_types=("gemma2",), from_hf=gemma2_from_hf, to_hf=gemma2_to_hf, rows=rows)
+GEMMA2 = LLAMA._replace(model_types=("gemma2",), from_hf=gemma2_from_hf, to_hf=gemma2_to_hf, rows=rows, gguf="gemma2")
 GEMMA3 = GEMMA2._replace(
     model_types=("gemma3", "gemma3_text"),
     from_hf=gemma3_from_hf,
@@ -135,4 +135,5 @@ GEMMA3 = GEMMA2._replace(
     ignored=(*LLAMA.ignored, r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
     canonical=gemma3_canonical,
     classifier="Gemma3TextForSequenceClassification",
+    gguf="gemma3",
 )

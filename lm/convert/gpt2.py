@@ -106,4 +106,4 @@ def _norm(ours: str, theirs: str, D: int) -> list[Row]:
 
 
 IGNORED = r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"
-GPT2 = Family(("gpt2",), from_hf, to_hf, rows, ends, ignored=(IGNORED,), canonical=canonical)
+GPT2 = Family(("gpt2",), from_hf, to_hf, rows, ends, ignored=(IGNORED,), canonical=canonical, gguf="gpt2")

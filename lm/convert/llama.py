@@ -205,4 +205,4 @@ def ends(config: ModelConfig) -> list[Row]:
     return found if config.tie_embeddings else [*found, table("head", "lm_head.weight", V, D)]
 
 
-LLAMA = Family(("llama",), from_hf, to_hf, rows, ends, ignored=(r".*rotary_emb\.inv_freq",))
+LLAMA = Family(("llama",), from_hf, to_hf, rows, ends, ignored=(r".*rotary_emb\.inv_freq",), gguf="llama")

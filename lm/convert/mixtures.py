@@ -97,4 +97,6 @@ def qwen3_moe_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
     return [*llama.attention(config), *llama.pre_norms(config), *mlp]
 
 
-QWEN3_MOE = LLAMA._replace(model_types=("qwen3_moe",), from_hf=qwen3_moe_from_hf, to_hf=qwen3_moe_to_hf, rows=qwen3_moe_rows)
+QWEN3_MOE = LLAMA._replace(
+    model_types=("qwen3_moe",), from_hf=qwen3_moe_from_hf, to_hf=qwen3_moe_to_hf, rows=qwen3_moe_rows, gguf="qwen3moe"
+)

@@ -141,11 +141,11 @@ def _open_gguf(path: Path) -> Published:
     file = open_gguf(path)
     hf = config_json_of(file)
     try:
-        config = model_config(hf, ())
-        found = places(family_of(hf), config)
+        family, config = family_of(hf), model_config(hf, ())
+        found = places(family, config)
         shapes = {place.row.theirs: place.row.theirs_shape for place in found}
         whole_kv = "blk.0.attn_kv_b.weight" in file.tensors
-        wanted = layouts(config, hf["model_type"], shapes, whole_kv)
+        wanted = layouts(config, family.gguf, shapes, whole_kv)
     except UserError as error:
         raise UserError(f"{path}: {str(error).replace('config.json', 'its settings')}") from None
     expected = {name: shape for layout in wanted for name, shape in zip(layout.gguf, layout.shapes, strict=True)}

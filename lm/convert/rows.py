@@ -100,6 +100,7 @@ class Family(NamedTuple):
     copies: Callable[[ModelConfig], list[Row]] = lambda config: []  # of parameters held twice: written, but not read
     encoder_layers: Callable[[ModelConfig], dict[str, list[Row]]] = lambda config: {}  # of a layer, by section of the config
     classifier: str = ""  # the class of its sequence classifiers, if it is not named like its language models
+    gguf: str = ""  # the architecture in GGUF, a program of llama.cpp that may compute several families; "": none
 
     @property
     def name(self) -> str:

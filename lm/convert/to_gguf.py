@@ -57,10 +57,9 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         if config.score_head == "reward":
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
         chosen = family_for(config, family, saved.get("published", {}).get("model_type"))
-        model_type = chosen.name
-        settings, factors = settings_of(config, model_type)
+        settings, factors = settings_of(config, chosen.gguf)
         by_name = by_tensor(places(chosen, config))
-        found = layouts(config, model_type, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
+        found = layouts(config, chosen.gguf, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
         found = _by_parameter(found, by_name)
         matrices = STORED.get(str(arrays.dtypes["embedding"]), "bf16") if dtype == AS_IS else dtype
         types = {name: ("F32", x.shape) for name, x in factors.items()}
@@ -70,7 +69,7 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         tokenizer = load_tokenizer(workdir) if has_tokenizer(workdir) else None
         if tokenizer is not None:
             settings |= tokenizer_settings(tokenizer, config.vocab_size)
-        check_same(config, model_type, _as_read(to, settings, types, factors))
+        check_same(config, chosen.gguf, _as_read(to, settings, types, factors))
         to.parent.mkdir(parents=True, exist_ok=True)
         partial, beside = to.with_name(f".{to.name}.unfinished"), to.with_name("Modelfile")
         content = modelfile(to.name, tokenizer)

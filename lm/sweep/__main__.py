@@ -183,16 +183,7 @@ def main() -> None:
         check_record(workdir, record)
         from lm.sweep.study import open_study
 
-        study = open_study(
-            workdir,
-            options.storage,
-            method,
-            keys,
-            seed=options.sweep_seed,
-            maximize=options.maximize,
-            pruner=options.pruner,
-            jobs=options.jobs,
-        )
+        study = open_study(workdir, method, keys, options)
         sweep(study, workdir, arguments, total, config.steps)
 
 

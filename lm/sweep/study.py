@@ -90,29 +90,28 @@ class Study:
         return optuna.samplers.RandomSampler(seed=seed)
 
 
-def open_study(
-    workdir: Path, storage: str | None, method: str, keys: Sequence[Key], *, seed: int, maximize: bool, pruner: str, jobs: int
-) -> Study:
+def open_study(workdir: Path, method: str, keys: Sequence[Key], options: Any) -> Study:
     """Open or create the study. Raises UserError for a bad storage.
 
-    storage: an URL of Optuna; None: study.db in the workdir. The name of a study in a shared storage is that of the workdir.
+    options: storage, an URL of Optuna, or None for study.db in the workdir; sweep_seed, maximize, pruner, jobs. The name of a
+      study in a shared storage is that of the workdir.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    url = storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
+    url = options.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
     waiting = {"connect_args": {"timeout": WAITING_SECONDS}} if url.startswith("sqlite") else {}
     try:
         opened = optuna.create_study(
             storage=optuna.storages.RDBStorage(url, engine_kwargs=waiting),
-            study_name=workdir.name if storage else NAME,
-            direction="maximize" if maximize else "minimize",
-            pruner=PRUNERS[pruner](),
+            study_name=workdir.name if options.storage else NAME,
+            direction="maximize" if options.maximize else "minimize",
+            pruner=PRUNERS[options.pruner](),
             load_if_exists=True,
         )
     except Exception as error:  # of the driver of any database
         why = " ".join(str(error).split())[:200]
         raise UserError(f"--storage={url} cannot be opened: {type(error).__name__}: {why}; name an URL of SQLAlchemy") from None
-    wrapped = Study(opened, method, keys, seed, workdir, jobs)
+    wrapped = Study(opened, method, keys, options.sweep_seed, workdir, options.jobs)
     if method == "grid":
         wrapped.fill_grid()
     return wrapped
