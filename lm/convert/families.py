@@ -8,13 +8,12 @@ from collections.abc import Collection, Mapping
 from lm.config import ModelConfig
 from lm.config.checks import MAX, MAX_EXPERTS, MAX_LAYERS, MAX_MTP
 from lm.convert.deepseek import DEEPSEEK
-from lm.convert.dense import MISTRAL, OLMO2, PHI3, QWEN2, QWEN3
 from lm.convert.essence import lacks
 from lm.convert.gemma import GEMMA2, GEMMA3
 from lm.convert.gpt2 import GPT2
 from lm.convert.llama import LLAMA
-from lm.convert.mixtures import MIXTRAL, QWEN3_MOE
 from lm.convert.multimodal.families import IDEFICS3, LLAVA, SMOLVLM, VOXTRAL
+from lm.convert.relatives import MISTRAL, MIXTRAL, OLMO2, PHI3, QWEN2, QWEN3, QWEN3_MOE
 from lm.convert.rows import Family
 from lm.errors import UserError
 from lm.files.untrusted import short

@@ -1,6 +1,6 @@
 """Llama 2 and 3: the plain decoder, and functions shared with the families derived from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert.rotary import keys_for, rope_of
@@ -34,20 +34,6 @@ ACTIVATIONS = {
     "relu2": "relu2",
 }
 ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
-
-
-def from_hf(hf: Mapping) -> ModelConfig:
-    hf = {**DEFAULTS, **hf}
-    bias = bool(hf["attention_bias"])
-    return decoder(hf, qkv_bias=bias, output_bias=bias, mlp_bias=bool(hf["mlp_bias"]))
-
-
-def to_hf(config: ModelConfig) -> dict:
-    return {**described(config, "llama", "LlamaForCausalLM"), "attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-
-
-def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
-    return [*attention(config), *pre_norms(config), *feed_forward(config)]
 
 
 def decoder(hf: Mapping, **more) -> ModelConfig:
@@ -205,4 +191,48 @@ def ends(config: ModelConfig) -> list[Row]:
     return found if config.tie_embeddings else [*found, table("head", "lm_head.weight", V, D)]
 
 
-LLAMA = Family(("llama",), from_hf, to_hf, rows, ends, ignored=(r".*rotary_emb\.inv_freq",), gguf="llama")
+def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
+    return [*attention(config), *pre_norms(config), *feed_forward(config)]
+
+
+def derived(
+    model_type: str,
+    architecture: str,
+    defaults: Mapping,
+    *,
+    read: Callable[[Mapping], dict],
+    write: Callable[[ModelConfig], dict],
+    **other,
+) -> Family:
+    """Return a family whose config.json is that of Llama but for some keys.
+
+    Args:
+      defaults: of keys of config.json, where they are not Llama's.
+      read: returns keys of ModelConfig from config.json's content with all defaults. write: returns keys of config.json.
+      other: fields of Family that are not Llama's, such as `rows`.
+    """
+
+    def from_hf(hf: Mapping) -> ModelConfig:
+        hf = {**DEFAULTS, **defaults, **hf}
+        return decoder(hf, **read(hf))
+
+    def to_hf(config: ModelConfig) -> dict:
+        return {**described(config, model_type, architecture), **write(config)}
+
+    llamas = {"rows": rows, "ends": ends, "ignored": (r".*rotary_emb\.inv_freq",), "gguf": "llama"}
+    return Family((model_type,), from_hf, to_hf, **(llamas | other))
+
+
+def biases(hf: Mapping) -> dict:
+    """Return the biases of attention, which a config has on all four matrices or on none."""
+    bias = bool(hf["attention_bias"])
+    return {"qkv_bias": bias, "output_bias": bias}
+
+
+LLAMA = derived(
+    "llama",
+    "LlamaForCausalLM",
+    {},
+    read=lambda hf: {**biases(hf), "mlp_bias": bool(hf["mlp_bias"])},
+    write=lambda config: {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias},
+)

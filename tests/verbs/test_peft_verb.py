@@ -13,8 +13,8 @@ import pytest
 import lm
 from lm.adapt.quantize import quantize
 from lm.config import Adapter, Quantization
-from lm.convert.dense import PHI3
 from lm.convert.peft import SETTINGS, WEIGHTS
+from lm.convert.relatives import PHI3
 from lm.convert.source import open_source
 from lm.convert.to_published import started_from, to_adapter, to_published
 from lm.convert.to_workdir import adapter_to_workdir, write_workdir

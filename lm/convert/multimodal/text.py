@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lm.config import Audio, LayerKind, ModelConfig, Vision
-from lm.convert.dense import MISTRAL, QWEN2, QWEN3
 from lm.convert.essence import lacks
 from lm.convert.llama import LLAMA
+from lm.convert.relatives import MISTRAL, QWEN2, QWEN3
 from lm.convert.rows import Family, Row
 from lm.errors import UserError
 from lm.files.untrusted import short
