@@ -62,7 +62,6 @@ class Mirror:
         self._record = self.folder.with_name(f"{self.folder.name}@record")
         self._process, self._processes = 0, 1
         self._sent: dict[str, list[int]] = {}  # size and time of each file when it was uploaded or fetched
-        self._elsewhere: set[str] = set()  # objects of the bucket that were not fetched, and stay there
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._owner: Owner | None = None
@@ -172,13 +171,11 @@ class Mirror:
         listing = {name: entry for name, entry in listing.items() if name not in half}
         if writer == self._id.encode() and set(record["objects"]) <= listing.keys() and self._is_complete(record["sent"]):
             self._sent = {name: then for name, then in record["sent"].items() if name in listing}
-            self._elsewhere = listing.keys() & record["elsewhere"]
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         newest = set(newest_whole(self._store, listing).values())
         wanted = [name for name in listing if _is_wanted(name, listing, newest)]
-        self._elsewhere = {name for name in listing if place_of(name) and name not in wanted}
         if wanted:
             size = sum(listing[name].size for name in wanted)
             print(f"{self.url}: fetching {len(wanted)} files, {size / 1e6:,.1f} MB, to {str(self.folder)!r}", flush=True)
@@ -256,18 +253,18 @@ class Mirror:
         if not (self.folder / "config.json").is_file():  # someone has emptied the folder
             return
         deleted = {name for name in self._sent if name not in files and not name.endswith(AT_END)}
-        old = set(map(place_of, deleted)) - set(map(place_of, files)) - {None}
+        here = set(map(place_of, files))
+        old = set(map(place_of, deleted)) - here - {None}
         (keep_last, keep_every), healthy = self._keep, None
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
             healthy = json.loads((self.folder / HEALTHY).read_text())["step"]
         for steps in places(listing).values():
             for place in steps[keep_last:]:
                 stays = number(place) == healthy or (keep_every and number(place) % keep_every == 0)
-                if not stays and f"{place}/state/{SUMS}" in self._elsewhere:
+                if not stays and place not in here and f"{place}/state/{SUMS}" in listing:
                     old.add(place)
         gone = [name for name in listing if name in deleted or place_of(name) in old]
         self._sent = {name: then for name, then in self._sent.items() if name not in deleted}
-        self._elsewhere.difference_update(gone)
         for name in gone:
             del listing[name]
         self._write_record(listing)
@@ -303,8 +300,7 @@ class Mirror:
             return {}
 
     def _write_record(self, listing: dict[str, Entry]) -> None:
-        about = {"id": self._id, "objects": sorted(listing), "sent": self._sent, "elsewhere": sorted(self._elsewhere)}
-        saving.write(self._record, json.dumps(about))
+        saving.write(self._record, json.dumps({"id": self._id, "objects": sorted(listing), "sent": self._sent}))
 
 
 def _is_wanted(name: str, listing: dict[str, Entry], newest: set[str]) -> bool:

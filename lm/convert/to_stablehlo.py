@@ -194,9 +194,7 @@ def _write_weights(places: dict, found: Programs, params: nnx.State) -> None:
     arrays = named(plain(params))
     total = sum(place.nbytes for place in places.values())
     with progress("write", total, unit="B", scaled=True, soon=False) as bar:
-        for path in dict.fromkeys(weight.path for weight in found.weights.values()):
-            x = np.asarray(arrays[path])
-            for name, weight in found.weights.items():
-                if weight.path == path:
-                    write(places[name], (x if weight.repeat is None else x[weight.repeat]).astype(places[name].dtype))
-                    bar.update(places[name].nbytes)
+        for name, weight in found.weights.items():
+            x = np.asarray(arrays[weight.path])  # JAX keeps it for the other repeats
+            write(places[name], (x if weight.repeat is None else x[weight.repeat]).astype(places[name].dtype))
+            bar.update(places[name].nbytes)
