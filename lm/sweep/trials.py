@@ -17,6 +17,7 @@ from lm.cli.config_files import HOME
 from lm.runs.lock import last_process
 from lm.train.history import load_metrics
 
+RESTARTS = 2  # of a trial whose process was killed from outside
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -28,7 +29,7 @@ class Running:
         self._command, self._verb = [sys.executable, str(HOME / f"{verb}.py"), *command, f"--workdir={folder}"], verb
         self._process: subprocess.Popen | None = None
         self._log: IO | None = None
-        self._pruned = False
+        self._starts, self._pruned = 0, False
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -59,6 +60,7 @@ class Running:
             self._process.wait()
 
     def _start(self) -> None:
+        self._starts += 1
         self._log = open(self.log, "ab")
         self._process = subprocess.Popen(
             self._command,
@@ -78,7 +80,7 @@ class Running:
             self._pruned = True
             self.stop()
 
-    def _ended(self, code: int) -> tuple[TrialState, float | None, str]:
+    def _ended(self, code: int) -> tuple[TrialState, float | None, str] | None:
         if code == 0:
             known = values(self.folder, self.metric)
             if not known:
@@ -87,7 +89,10 @@ class Running:
         if self._pruned:
             return TrialState.PRUNED, None, ""
         if code < 0 or code > 128:
-            return TrialState.FAIL, None, f"its process was ended from outside, with code {code}"
+            if self._starts <= RESTARTS:
+                self._start()
+                return None
+            return TrialState.FAIL, None, f"its process was ended {self._starts} times, the last time with code {code}"
         why = last_line(self.log)
         diverged = code == 1 and why.startswith(f"{self._verb}.py: ")  # not a traceback
         return TrialState.PRUNED if diverged else TrialState.FAIL, None, why
