@@ -69,6 +69,8 @@ def split(argv: list[str]) -> tuple[str, list[str], list[str]]:
     methods = parser.add_mutually_exclusive_group()
     for name in METHODS:
         methods.add_argument(f"--{name}", nargs="+", action="extend", metavar="KEY=VALUES")
+    joined = tuple(f"--{name}=" for name in METHODS)  # --tpe=KEY=VALUES, which more keys may follow
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith(joined) else [arg])]
     options, others = parser.parse_known_args(argv)
     for method, specs in vars(options).items():
         if specs:
