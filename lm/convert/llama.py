@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert.rotary import keys_for, rope_of
-from lm.convert.rows import Family, Row, linear, same, table
+from lm.convert.rows import Family, Row, dense, linear, same, table
 from lm.errors import UserError
 
 DEFAULTS = {
@@ -139,12 +139,8 @@ def attention(config: ModelConfig, at: str = "model.layers.{layer}.self_attn.") 
     D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
     found = []
     for ours, theirs, heads in (("query", "q_proj", H), ("key", "k_proj", G), ("value", "v_proj", G)):
-        found.append(linear(f"attention.{ours}.weight", f"{at}{theirs}.weight", (D,), (heads, K)))
-        if config.qkv_bias:
-            found.append(same(f"attention.{ours}.bias", f"{at}{theirs}.bias", heads, K))
-    found.append(linear("attention.output.weight", f"{at}o_proj.weight", (H, K), (D,)))
-    if config.output_bias:
-        found.append(same("attention.output.bias", f"{at}o_proj.bias", D))
+        found += dense(f"attention.{ours}", f"{at}{theirs}", (D,), (heads, K), config.qkv_bias)
+    found += dense("attention.output", f"{at}o_proj", (H, K), (D,), config.output_bias)
     if config.qk_norm != "none":
         for ours, theirs, heads in (("query_norm", "q_norm", H), ("key_norm", "k_norm", G)):
             shape = (K,) if config.qk_norm == "head" else (heads, K)
@@ -167,9 +163,7 @@ def feed_forward(
     D, F = config.embed_dim, dim or config.mlp_dim
     found = []
     for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
-        found.append(linear(f"{ours}.{name}.weight", f"{at}{name}_proj.weight", (inputs,), (outputs,)))
-        if config.mlp_bias:
-            found.append(same(f"{ours}.{name}.bias", f"{at}{name}_proj.bias", outputs))
+        found += dense(f"{ours}.{name}", f"{at}{name}_proj", (inputs,), (outputs,), config.mlp_bias)
     return found
 
 

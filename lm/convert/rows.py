@@ -87,6 +87,17 @@ def linear(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, 
     return Row(ours, theirs, (math.prod(outputs), math.prod(inputs)), view, order, take)
 
 
+def dense(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, ...], bias: bool = False) -> list[Row]:
+    """Return the rows of the weight of a torch.nn.Linear, and of its bias, if any."""
+    weight = linear(f"{ours}.weight", f"{theirs}.weight", inputs, outputs)
+    return [weight, same(f"{ours}.bias", f"{theirs}.bias", *outputs)] if bias else [weight]
+
+
+def layer_norm(ours: str, theirs: str, D: int) -> list[Row]:
+    """Return the rows of a norm with a bias."""
+    return [same(f"{ours}.scale", f"{theirs}.weight", D), same(f"{ours}.bias", f"{theirs}.bias", D)]
+
+
 class Family(NamedTuple):
     """A model family that can be imported and exported: its config.json and its tensors in terms of ours."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lm.config import Audio, Vision
 from lm.convert.llama import ACTIVATION_NAMES, ACTIVATIONS, refuse
-from lm.convert.rows import Row, linear, same, table
+from lm.convert.rows import Row, dense, layer_norm, same, table
 from lm.errors import UserError
 
 SIGLIP, CLIP, WHISPER = "siglip_vision_model", "clip_vision_model", "whisper"
@@ -101,8 +101,8 @@ def vision_ends(vision: Vision, at: str) -> list[Row]:
     positions = vision.patches**2 + vision.class_token
     found.append(table("vision.positions", f"{at}embeddings.position_embedding.weight", positions, D))
     if vision.pre_norm:
-        found += _norm("vision.pre_norm", f"{at}pre_layrnorm", D)
-    return [*found, *_norm("vision.norm", f"{at}post_layernorm", D)]
+        found += layer_norm("vision.pre_norm", f"{at}pre_layrnorm", D)
+    return [*found, *layer_norm("vision.norm", f"{at}post_layernorm", D)]
 
 
 def vision_layer(vision: Vision, at: str) -> list[Row]:
@@ -161,7 +161,7 @@ def audio_ends(audio: Audio, at: str) -> list[Row]:
         found.append(Row(f"audio.{ours}.weight", f"{at}{theirs}.weight", shape, shape, (2, 1, 0)))
         found.append(same(f"audio.{ours}.bias", f"{at}{theirs}.bias", D))
     found.append(table("audio.positions", f"{at}embed_positions.weight", audio.positions, D))
-    return [*found, *_norm("audio.norm", f"{at}layer_norm", D)]
+    return [*found, *layer_norm("audio.norm", f"{at}layer_norm", D)]
 
 
 def audio_layer(audio: Audio, at: str) -> list[Row]:
@@ -174,26 +174,16 @@ def projector(tower: Vision | Audio, name: str, D: int, at: str) -> list[Row]:
     """Return the rows of a projector of two layers to width D, as LLaVA and Voxtral name them."""
     found = []
     for ours, theirs, inputs in (("first", "linear_1", tower.projector_inputs), ("second", "linear_2", D)):
-        found.append(linear(f"{name}.projector.{ours}.weight", f"{at}{theirs}.weight", (inputs,), (D,)))
-        if tower.projector_bias:
-            found.append(same(f"{name}.projector.{ours}.bias", f"{at}{theirs}.bias", D))
+        found += dense(f"{name}.projector.{ours}", f"{at}{theirs}", (inputs,), (D,), tower.projector_bias)
     return found
 
 
 def _layer(tower: Vision | Audio, at: str, norms: tuple[str, str], feed_forward: str, key_bias: bool) -> list[Row]:
     D, H, F = tower.embed_dim, tower.num_heads, tower.mlp_dim
-    found = [*_norm("attention_norm", f"{at}{norms[0]}", D), *_norm("feed_forward_norm", f"{at}{norms[1]}", D)]
+    found = [*layer_norm("attention_norm", f"{at}{norms[0]}", D), *layer_norm("feed_forward_norm", f"{at}{norms[1]}", D)]
     for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-        found.append(linear(f"{ours}.weight", f"{at}self_attn.{theirs}.weight", (D,), (H, D // H)))
-        if ours != "key" or key_bias:
-            found.append(same(f"{ours}.bias", f"{at}self_attn.{theirs}.bias", H, D // H))
-    found.append(linear("output.weight", f"{at}self_attn.out_proj.weight", (H, D // H), (D,)))
-    found.append(same("output.bias", f"{at}self_attn.out_proj.bias", D))
+        found += dense(ours, f"{at}self_attn.{theirs}", (D,), (H, D // H), key_bias or ours != "key")
+    found += dense("output", f"{at}self_attn.out_proj", (H, D // H), (D,), bias=True)
     for ours, theirs, inputs, outputs in (("up", "fc1", D, F), ("down", "fc2", F, D)):
-        found.append(linear(f"{ours}.weight", f"{at}{feed_forward}{theirs}.weight", (inputs,), (outputs,)))
-        found.append(same(f"{ours}.bias", f"{at}{feed_forward}{theirs}.bias", outputs))
+        found += dense(ours, f"{at}{feed_forward}{theirs}", (inputs,), (outputs,), bias=True)
     return found
-
-
-def _norm(ours: str, theirs: str, D: int) -> list[Row]:
-    return [same(f"{ours}.scale", f"{theirs}.weight", D), same(f"{ours}.bias", f"{theirs}.bias", D)]
