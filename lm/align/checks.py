@@ -71,15 +71,11 @@ def _check_rewards(config, workdir: Path) -> None:
 
 
 def _check_safety(s) -> None:
-    _check_file("safety.constitution", s.constitution)
+    if s.constitution and not Path(s.constitution).is_file():
+        raise UserError(f"safety.constitution={s.constitution}: no such file")
     for key in ("prompts", "failures", "text", "keep"):
         if s[key] and not is_builtin(s[key]) and files.is_path(s[key]):
             with naming(f"safety.{key}"):
                 files.first_files(s[key], (*files.EXTENSIONS, ".json", ".csv", ".tsv", ".csv.gz", ".tsv.gz"))
     check_name(s.judge)
     check_answers(s.judge)
-
-
-def _check_file(key: str, path: str | None) -> None:
-    if path and not Path(path).is_file():
-        raise UserError(f"{key}={path}: no such file")

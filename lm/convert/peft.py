@@ -153,7 +153,10 @@ def export_peft(
         if config.score_head == "reward":
             settings |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         settings["base_model_name_or_path"] = None if base is None else str(base)
-        settings["fan_in_fan_out"] = any(_is_conv(rows[0].row, loras[name][A].shape[1]) for name, rows in adapted.items())
+        settings["fan_in_fan_out"] = any(
+            0 in _axes(rows[0].row, loras[name][A].shape[1])[0]  # a matrix is [inputs, outputs], as in GPT-2
+            for name, rows in adapted.items()
+        )
         with written_whole(folder) as staging:
             shapes = {name: (x.dtype, x.shape) for name, x in out.items()}
             for name, place in make_file(staging / WEIGHTS, shapes).items():
@@ -277,11 +280,6 @@ def _axes(row: Row, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the input axes of a row's view (their sizes multiply to `inputs`) and the output axes, both in our order."""
     split = next(i for i in range(len(row.order) + 1) if math.prod(row.ours_shape[:i]) == inputs)
     return row.order[:split], row.order[split:]
-
-
-def _is_conv(row: Row, inputs: int) -> bool:
-    """Return whether a matrix is [inputs, outputs], as in GPT-2."""
-    return 0 in _axes(row, inputs)[0]
 
 
 def _part(row: Row, axes: tuple[int, ...], rank: int) -> Row:

@@ -18,6 +18,7 @@ from lm.adapt import lora
 from lm.adapt.merging import Recipe, check, merge
 from lm.adapt.quantize import check_targets, memory, quantize
 from lm.config import ModelConfig, Quantization
+from lm.convert.essence import essence
 from lm.convert.files import ADAPTER_SETTINGS, read_json
 from lm.convert.folders import check_free, written_whole
 from lm.convert.multimodal.processor import copy_processor
@@ -31,14 +32,8 @@ from lm.files.saving import write_json
 from lm.files.untrusted import short
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shapes_on
-from lm.runs.checkpoint import Checkpoints, named
+from lm.runs.checkpoint import Checkpoints
 from lm.runs.workdir import read_config
-
-# Keys of a model's config that do not say what it computes.
-NOT_OF_THE_NETWORK = {
-    *("adapter", "quantization", "quantized_training", "frozen", "dtype", "max_positions"),
-    *("pipeline", "scan_layers", "remat", "remat_matmuls_last", "offload", "context_attention"),
-}
 
 
 def to_workdir(folder: Path, workdir: Path, mesh: Mesh, towers: Mapping[str, tuple[Path, int]] = MappingProxyType({})) -> None:
@@ -132,11 +127,11 @@ def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, r
 
 
 def _check_alike(first: Path, config: ModelConfig, path: Path, other: ModelConfig) -> None:
-    """Raise UserError if two models cannot be merged."""
-    one, two = (named({k: v for k, v in x.to_dict().items() if k not in NOT_OF_THE_NETWORK}) for x in (config, other))
-    for key in sorted(one.keys() | two.keys()):
-        if one.get(key) != two.get(key):
-            raise UserError(f"{first} and {path} are no models of one shape: model.{key} is {one.get(key)} and {two.get(key)}")
+    """Raise UserError if two models cannot be merged. Their longest contexts may differ, unless positions are learned."""
+    one, two = (essence(x) | {"mup_base_dim": x.mup_base_dim, "score_head": x.score_head} for x in (config, other))
+    for key in sorted(one):
+        if one[key] != two[key] and not (key == "max_positions" and config.positions != "learned"):
+            raise UserError(f"{first} and {path} are no models of one shape: model.{key} is {one[key]} and {two[key]}")
     if has_tokenizer(first) and has_tokenizer(path) and load_tokenizer(first).fingerprint != load_tokenizer(path).fingerprint:
         raise UserError(f"{first} and {path} have different tokenizers, so their tokens do not mean the same")
 

@@ -343,6 +343,7 @@ PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_
     [
         ({}, "LlamaForCausalLM"),
         ({"tie_embeddings": True, "head_dim": 16, "window": 8, "remat": "full", "dtype": "float32"}, "LlamaForCausalLM"),
+        ({"remat_matmuls_last": 1}, "LlamaForCausalLM"),
         ({"rope": {"scaling": "yarn", "factor": 2.0, "original_positions": 64}}, "LlamaForCausalLM"),
         ({"attention_pattern": ("local",), "window": 8}, "MistralForCausalLM"),
         ({"attention_pattern": ("global", "local"), "window": 8, "qkv_bias": True}, "Qwen2ForCausalLM"),
