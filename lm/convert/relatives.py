@@ -8,6 +8,7 @@ from lm.convert.llama import biases, derived, layer_types, refuse, window_of, wi
 from lm.convert.rotary import parameters_of, rope_of
 from lm.convert.rows import Row, linear, same
 
+# Defaults of transformers' classes, where they are not Llama's.
 MISTRALS = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 QWENS = {
     "vocab_size": 151936,

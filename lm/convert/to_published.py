@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data.text.hf_tokenizer import has_tokenizer
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
@@ -263,7 +264,7 @@ def _dtype(rows: list[Place], stored: dict[str, np.dtype], asked: str) -> np.dty
 
 def _tokenizer_files(workdir: Path, to: Path, config: ModelConfig) -> dict:
     """Write the tokenizer's files. Return generation_config.json: that of the import, or all ids that end a completion."""
-    if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+    if not has_tokenizer(workdir):
         file = workdir / "generation_config.json"
         return read_json(file) if file.exists() else {}
     tokenizer = load_tokenizer(workdir)

@@ -129,7 +129,7 @@ def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, r
 def _check_alike(first: Path, config: ModelConfig, path: Path, other: ModelConfig) -> None:
     """Raise UserError if two models cannot be merged. Their longest contexts may differ, unless positions are learned."""
     one, two = (essence(x) | {"mup_base_dim": x.mup_base_dim, "score_head": x.score_head} for x in (config, other))
-    for key in sorted(one):
+    for key in sorted(one, key=lambda key: (isinstance(one[key], tuple), key)):  # patterns last: they have all layers
         if one[key] != two[key] and not (key == "max_positions" and config.positions != "learned"):
             raise UserError(f"{first} and {path} are no models of one shape: model.{key} is {one[key]} and {two[key]}")
     if has_tokenizer(first) and has_tokenizer(path) and load_tokenizer(first).fingerprint != load_tokenizer(path).fingerprint:
