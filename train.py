@@ -63,9 +63,8 @@ def main(config, workdir: Path | None) -> None:
 def train(config, workdir: Path) -> None:
     import jax
 
-    from data.text.batches import TextBatches
+    from data.text.batches import TextBatches, parse_sizes
     from data.text.pipeline import prepare_text, summary
-    from data.text.sizes import parse_sizes
     from data.text.weights import Weights, parse_weights, resolved, warnings_of
     from lm.evals import in_loop
     from lm.model.transformer import skeleton

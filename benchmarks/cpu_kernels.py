@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.kernels.attention import Scoring
 from lm.kernels.cpu.packed import pack
 from lm.kernels.cpu.pages import Places, empty_pages
 from lm.kernels.ops import packed_product, paged_attention, write_pages
-from lm.kernels.visible import Scoring
 
 D, F, LAYERS, VOCABULARY = 576, 1536, 30, 49152
 HEADS, KV_HEADS, HEAD, PAGE = 9, 3, 64, 16

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.text.dataset import open_split
+from data.text.batches import Rows
 from data.text.tokenizer import load_tokenizer
 from lm.evals.compare import compare
 
@@ -78,8 +78,8 @@ def measured(given, seed: int, weights: str | None) -> dict:
 def quiz(workdir: Path, questions: int, seed: int) -> Path:
     """Write WORKDIR/quiz.yaml and its questions, from the held-out text of the domain."""
     tokenizer, (dataset, *_) = load_tokenizer(workdir), (workdir / "data").iterdir()
-    rows = open_split(dataset, "domain", "valid")
-    texts = [tokenizer.decode(rows[n]["tokens"]) for n in range(len(rows))]
+    rows = Rows(dataset, "domain", "valid")
+    texts = [tokenizer.decode(tokens) for tokens in rows.read(range(len(rows)))["tokens"]]
     draw = random.Random(seed)
     cuts = [
         (text[m.start() - CONTEXT : m.start()], m[0]) for text in texts for m in WORD.finditer(text) if m.start() >= CONTEXT

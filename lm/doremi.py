@@ -36,8 +36,8 @@ def main(config, workdir: Path) -> None:
 def search(config, workdir: Path) -> None:
     import jax
 
+    from data.text.batches import parse_sizes
     from data.text.pipeline import prepare_text
-    from data.text.sizes import parse_sizes
     from data.text.weights import resolved
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh

@@ -13,10 +13,15 @@ from typing import Any
 
 import xxhash
 
-from data.chat.kinds import Conversation, Example, Labelled, Pair, Steps, Task
 from data.chat.message_trees import without_trees
 from data.chat.messages import (
+    Conversation,
+    Example,
+    Labelled,
     Messages,
+    Pair,
+    Steps,
+    Task,
     is_list,
     is_transcript,
     make_message,
@@ -48,7 +53,7 @@ SYSTEM = ("system", "system_prompt")
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen-rating", "rejected-rating"))
 
 
-class _Dropped(Exception):
+class Dropped(Exception):
     """Raised with the reason if a record has nothing to train on."""
 
 
@@ -95,7 +100,7 @@ def examples_of(records: Iterable[Record], kind: str, dropped: Counter) -> Itera
         try:
             for example in KINDS[kind](record):
                 yield _with_media(example, record)
-        except _Dropped as reason:
+        except Dropped as reason:
             dropped[str(reason)] += 1
 
 
@@ -117,7 +122,7 @@ def _conversations(record: Record) -> Iterator[Conversation]:
             yield Conversation(pair.prompt + pair.chosen, pair.tools)
         return
     if values.get("label") is not None and not _is_true(values["label"], where):
-        raise _Dropped("an undesirable answer")
+        raise Dropped("an undesirable answer")
     if (key := _list_key(values)) is not None:
         messages = _with_system(values, messages_of(values[key], where, media=True))
     elif (turn := _turn(values, answered=True)) is not None:
@@ -125,7 +130,7 @@ def _conversations(record: Record) -> Iterator[Conversation]:
     else:
         raise _shapeless(record, "conversation", "messages, conversations, instruction and output, prompt and completion")
     if not any(says_something(message) for message in messages if message["role"] == "assistant"):
-        raise _Dropped("no answer")
+        raise Dropped("no answer")
     yield Conversation(messages, _tools(values, where))
 
 
@@ -144,7 +149,7 @@ def _pairs(record: Record) -> Iterator[Pair]:
     else:
         raise _shapeless(record, "preference pair", "chosen and rejected, with or without prompt; scored completions")
     if chosen == rejected:
-        raise _Dropped("chosen and rejected are the same")
+        raise Dropped("chosen and rejected are the same")
     _check_answer(chosen)
     _check_answer(rejected)
     yield Pair(prompt, chosen, rejected, margin, _tools(values, where))
@@ -172,7 +177,7 @@ def _steps(record: Record) -> Iterator[Steps]:
     if len(steps) != len(labels):
         raise UserError(f"{where}: {len(steps)} completions and {len(labels)} labels; give one label for each step")
     if not any(step.strip() for step in steps):
-        raise _Dropped("no answer")
+        raise Dropped("no answer")
     yield Steps(_prompt(record), list(steps), [_is_true(label, where) for label in labels])
 
 
@@ -185,7 +190,7 @@ def _tasks(record: Record) -> Iterator[Task]:
     else:
         prompt = _prompt(record)
     if not prompt:
-        raise _Dropped("no prompt")
+        raise Dropped("no prompt")
     turn = _turn(values) or ("", "", "")
     used = {*turn[:2], *LISTS, *SYSTEM, "chosen", "rejected", *media_keys(values)}
     columns = {key: value for key, value in values.items() if key not in used}
@@ -270,9 +275,9 @@ def _has_scored(values: Mapping) -> bool:
 
 def _check_answer(answer: Messages) -> None:
     if not answer or answer[-1]["role"] != "assistant":
-        raise _Dropped("no answer at the end")
+        raise Dropped("no answer at the end")
     if not says_something(answer[-1]):
-        raise _Dropped("an empty answer")
+        raise Dropped("an empty answer")
 
 
 def _margin(values: Mapping) -> float:
@@ -292,10 +297,10 @@ def _extremes(completions: Sequence[Mapping]) -> tuple[tuple[float, Any], tuple[
         if score is not None and answer is not None:
             scored.append((score, answer))
     if len(scored) < 2:
-        raise _Dropped("fewer than two scored answers")
+        raise Dropped("fewer than two scored answers")
     worst, best = min(scored, key=lambda pair: pair[0]), max(scored, key=lambda pair: pair[0])
     if worst[0] == best[0]:
-        raise _Dropped("answers that score alike")
+        raise Dropped("answers that score alike")
     return worst, best
 
 

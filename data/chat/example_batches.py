@@ -4,14 +4,68 @@ Letters: B examples in a batch, T tokens in a sequence, S tokens in a column (se
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from data.chat import joined_pairs
 from data.text.batches import NO_ROW, Batches, shuffled
 
 KINDS = ("conversation", "pair", "labelled", "steps")
 SCALARS = {"margin", "desirable"}  # one number per example
+
+
+class Sides(NamedTuple):
+    """The tokens of a pair's two sequences, int [N], and which of them are trained, bool [N].
+
+    Both become one row with the prompt once; the answers do not see one another:
+
+        prompt without its last token | that token, chosen answer | that token, rejected answer | padding
+
+    The prompt's last token stands at the head of both answers, because it predicts their first tokens. So a prompt is computed
+    once instead of twice (prefix sharing, Wang & Hegde 2024, arXiv 2410.20305). Two rows of T tokens become one of at most 2·T.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    chosen_trained: np.ndarray
+    rejected_trained: np.ndarray
+
+    def shared(self) -> int:
+        """Return the number of tokens that are stored once: the common prefix before any answer, without its last token."""
+        untrained = min(int(np.argmax(trained)) for trained in self[2:])
+        differ = np.flatnonzero(self.chosen[:untrained] != self.rejected[:untrained])
+        return max(0, (int(differ[0]) if len(differ) else untrained) - 1)
+
+    def length(self) -> int:
+        """Return the number of tokens of the row."""
+        return len(self.chosen) + len(self.rejected) - self.shared()
+
+
+def joined_pairs(pairs: Sequence[Sides | None], length: int) -> dict[str, np.ndarray]:
+    """Return a batch of rows of `length` tokens; None gives an empty row.
+
+    `tokens`, `targets`, `segment_ids` (1; 0 is padding), `positions` (from 0 in each sequence), `ends` (the slot before which
+    queries see the token: see lm.kernels.attention.Branches) and `rejected` (1 in the rejected answer) are int32 [B, length];
+    `weights` float32 [B, length], 1 at the targets of the answers.
+    """
+    B = len(pairs)
+    names = ("tokens", "targets", "segment_ids", "positions", "ends", "rejected")
+    batch = {name: np.zeros((B, length), np.int32) for name in names} | {"weights": np.zeros((B, length), np.float32)}
+    for b, pair in enumerate(pairs):
+        if pair is None:
+            continue
+        shared, middle, end = pair.shared(), len(pair.chosen), pair.length()
+        sides = ((slice(shared, middle), *pair[::2]), (slice(middle, end), *pair[1::2]))
+        batch["tokens"][b, :shared], batch["positions"][b, :shared] = pair.chosen[:shared], np.arange(shared)
+        for here, tokens, trained in sides:
+            targets = slice(here.start, here.stop - 1)
+            batch["tokens"][b, here], batch["positions"][b, here] = tokens[shared:], np.arange(shared, len(tokens))
+            batch["targets"][b, targets], batch["weights"][b, targets] = tokens[shared + 1 :], trained[shared + 1 :]
+        batch["segment_ids"][b, :end] = 1
+        batch["rejected"][b, middle:end] = 1
+        batch["ends"][b] = length
+        batch["ends"][b, shared:middle] = middle
+    return batch
 
 
 class ExampleBatches(Batches):
@@ -28,7 +82,7 @@ class ExampleBatches(Batches):
         lengths: those that the rows of a whole batch may have, the longest is T of the prepared examples, or 2·T with `joined`.
             Each batch gets the shortest one that holds its longest example, so less of it is padding. Every length is one more
             program to compile.
-        joined: store a pair as one row with the prompt once, of at most 2·T tokens (data/chat/joined_pairs.py).
+        joined: store a pair as one row with the prompt once, of at most 2·T tokens (`Sides`).
         media: gives the arrays of the images and audio of rows, for a batch (data/chat/media/rows.py); None: text only.
     """
 
@@ -64,7 +118,7 @@ class ExampleBatches(Batches):
         `global_row_ids`. T is one of the `lengths`, the same one for every choice of `rows`.
             conversation: weight 1 if an assistant wrote the target; with media, also `images` and `audio`.
             pair: row 0 is prompt and chosen answer, row 1 prompt and rejected answer; weight 1 at the targets of the answers;
-                `margin` float32 [b]. With `joined` see `data.chat.joined_pairs.filled`.
+                `margin` float32 [b]. With `joined` see `joined_pairs`.
             labelled: row 0 is prompt and own answer, row 1 the same prompt and the answer of the previous example in the
                 batch. So rows 1 hold the same answers as rows 0, with other prompts; `desirable` float32 [b].
             steps: weight 1 at the last token of each step; `labels` float32 [b, T], 1 if that step is right.
@@ -77,16 +131,16 @@ class ExampleBatches(Batches):
             batch[name] = np.where(ids == NO_ROW, 0, self._columns[name][ids]).astype(np.float32)
         return batch | (self._media(ids) if self._media else {}) | {"ids": ids}
 
-    def pair(self, id: int) -> joined_pairs.Sides | None:
+    def pair(self, id: int) -> Sides | None:
         """Return an example of kind pair; None for NO_ROW."""
         if id == NO_ROW:
             return None
         places = [slice(*ends) for ends in zip(self._begins[id], self._ends[id])]
-        return joined_pairs.Sides(*(self._columns[name][here] for name in ("tokens", "trained") for here in places))
+        return Sides(*(self._columns[name][here] for name in ("tokens", "trained") for here in places))
 
     def _pairs(self, every: np.ndarray, chosen: Sequence[int]) -> dict[str, np.ndarray]:
         pairs = [self.pair(id) for id in every]
-        return joined_pairs.filled([pairs[place] for place in chosen], self._length(pair.length() for pair in pairs if pair))
+        return joined_pairs([pairs[place] for place in chosen], self._length(pair.length() for pair in pairs if pair))
 
     def _length(self, lengths: Iterable[int]) -> int:
         longest = max(lengths, default=0)

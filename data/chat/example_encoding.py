@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.chat.kinds import Conversation, Labelled, Pair
-from data.chat.messages import Messages
+from data.chat.messages import Conversation, Labelled, Messages, Pair
 from data.chat.template import encode_chat
 from data.media.prompts import Style
 from data.text.tokenizer import Tokenizer
@@ -58,7 +57,7 @@ class Encoder:
 
     def conversation(self, example: Conversation) -> Sequenced:
         """Encode a conversation; all turns of the assistant are trained."""
-        return Sequenced(*self._masked(example.messages, example.tools))
+        return self._masked(example.messages, example.tools)
 
     def pair(self, example: Pair) -> tuple[Sequenced, Sequenced]:
         """Encode the prompt with the chosen and with the rejected answer. The prompt is not trained."""
@@ -96,13 +95,12 @@ class Encoder:
         trained[:shared] = False
         return Sequenced(ids, trained), shared
 
-    def _masked(self, messages: Messages, tools: list[dict] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of a conversation, int32 [N], and a mask of the assistant's tokens, bool [N]."""
+    def _masked(self, messages: Messages, tools: list[dict] | None) -> Sequenced:
         ids, assistant = self._chat(messages, tools)
         ids = np.asarray(ids, np.int32)
         mask = self._turns(ids, messages, tools) if assistant is None else np.asarray(assistant, bool)
         mask[:1] = False  # the first token has no context to predict it from
-        return ids, mask
+        return Sequenced(ids, mask)
 
     def _turns(self, ids: np.ndarray, messages: Messages, tools: list[dict] | None) -> np.ndarray:
         """Return the mask for a template without generation marks: a turn is the ids that it adds to the messages before it.

@@ -15,7 +15,7 @@ Letters: S tokens in total, N rows.
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,31 +64,43 @@ class Row(NamedTuple):
     columns: dict[str, Any] = {}
 
 
-def write_columns(folder: Path, rows: Iterable[Row], kind: str, T: int, vocab_size: int, counts: Counts) -> None:
-    """Write the columns: stream them to raw files, then convert these to .npy files, because their length is now known."""
-    folder.mkdir()
-    dtypes: dict[str, Any] = {"tokens": np.uint16 if vocab_size <= 1 << 16 else np.uint32, "trained": bool, "ends": np.int64}
-    own = {"segments": np.uint16 if T < 1 << 16 else np.uint32, "labels": bool}
-    dtypes |= {name: own.get(name, np.float32) for name in OWN_COLUMNS[kind]}
-    parts, slots = 1, T + (kind == "conversation")
+@contextlib.contextmanager
+def appending(folder: Path, dtypes: Mapping[str, Any], parts: int = 1) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield a function that appends values to columns by name. At the end, when their length is known, they become .npy files.
+
+    parts: the column `ends` has so many values a row.
+    """
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in dtypes}
-        for row in rows:
-            parts = len(row.parts)
-            ends = counts.tokens + np.cumsum([len(part.ids) for part in row.parts])
-            columns = {"tokens": np.concatenate([p.ids for p in row.parts]), "ends": ends, **row.columns}
-            columns["trained"] = np.concatenate([p.trained for p in row.parts])
-            for name, dtype in dtypes.items():
-                files[name].write(np.asarray(columns[name], dtype).tobytes())
-            counts.rows += 1
-            counts.tokens = int(ends[-1])
-            counts.trained_tokens += int(columns["trained"].sum())
-            counts.padding += (parts if kind == "pair" else 1) * slots - len(columns["tokens"])
+
+        def append(values: Mapping[str, Any]) -> None:
+            for name in dtypes.keys() & values.keys():
+                files[name].write(np.asarray(values[name], dtypes[name]).tobytes())
+
+        yield append
     for name, dtype in dtypes.items():
         raw = folder / f"{name}.raw"
         column = np.memmap(raw, dtype, mode="r") if raw.stat().st_size else np.zeros(0, dtype)
         np.save(folder / f"{name}.npy", column.reshape(-1, parts) if name == "ends" and parts > 1 else column)
         raw.unlink()
+
+
+def write_columns(folder: Path, rows: Iterable[Row], kind: str, T: int, vocab_size: int, counts: Counts) -> None:
+    """Write the columns of rows of a kind, and count them."""
+    folder.mkdir()
+    dtypes: dict[str, Any] = {"tokens": np.uint16 if vocab_size <= 1 << 16 else np.uint32, "trained": bool, "ends": np.int64}
+    own = {"segments": np.uint16 if T < 1 << 16 else np.uint32, "labels": bool}
+    dtypes |= {name: own.get(name, np.float32) for name in OWN_COLUMNS[kind]}
+    slots = (2 if kind == "pair" else 1) * T + (kind == "conversation")
+    with appending(folder, dtypes, 2 if kind in ("pair", "labelled") else 1) as append:
+        for row in rows:
+            ends = counts.tokens + np.cumsum([len(part.ids) for part in row.parts])
+            tokens, trained = (np.concatenate(parts) for parts in zip(*row.parts))
+            append({"tokens": tokens, "trained": trained, "ends": ends, **row.columns})
+            counts.rows += 1
+            counts.tokens = int(ends[-1])
+            counts.trained_tokens += int(trained.sum())
+            counts.padding += slots - len(tokens)
 
 
 def load_examples(folder: Path) -> Examples | None:

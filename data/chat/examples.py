@@ -15,26 +15,16 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from data.chat.conversations import examples_of, read_examples, split_number
+from data.chat.conversations import Dropped, examples_of, read_examples, split_number
 from data.chat.example_encoding import Encoder, Sequenced
 from data.chat.example_files import SPLITS, Counts, Examples, Row, load_examples, write_columns
-from data.chat.kinds import Example
 from data.chat.media import rows as media_rows
-from data.chat.media.encoding import Towers, encode_conversation, encode_prompt, encoder_of
+from data.chat.media.encoding import Towers, encode_conversation, encode_prompt
+from data.chat.messages import Example
 from data.chat.records import EXTENSIONS, is_builtin, read_records
 from data.media.parts import as_text
 from data.text.dataset import exclusive
-from data.text.fingerprints import (
-    INPUT,
-    Files,
-    check_input,
-    digest_of,
-    input_files,
-    is_prepared,
-    record_input,
-    undamaged,
-    wait_for,
-)
+from data.text.fingerprints import INPUT, Files, check_input, digest_of, input_files, is_prepared, record_input, wait_for
 from data.text.packing import BUFFER_TOKENS, best_fit
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -65,24 +55,22 @@ def prepare_examples(
 
     Raises: UserError if the input or the template is invalid, if no training example is left, or none has the media of `needs`.
     """
-    template = read_template(config.chat_template)
     whole = kind == "pair" and config.method == "reward"
     keys = ("input", "valid_fraction", "max_examples", "max_valid_examples")
     made_from = [kind, whole, config.sequence_length, config.seed, *(config.data[key] for key in keys)]
-    made_from += [tokenizer.fingerprint, Encoder(tokenizer, template).template]
     towers = towers if kind == "conversation" else None
+    encoder = Encoder(tokenizer, read_template(config.chat_template), towers and towers.style)
+    made_from += [tokenizer.fingerprint, encoder.template]
     if towers is not None:
         made_from.append(towers._replace(style=towers.style.name))
     folder = Path(workdir) / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     if not first:
-        return wait_for(lambda: undamaged(lambda: load_examples(folder)))
+        return wait_for(load_examples, folder)
     data = config.data
-    if not is_prepared(
-        folder, lambda: load_examples(folder), data.input, lambda: _files(data), lambda: digest_of(_files(data))
-    ):
+    if not is_prepared(folder, load_examples, data.input, lambda: _files(data), digest_of):
         before = _files(data)
         with exclusive(folder.with_name(f".{folder.name}.incomplete")) as incomplete:
-            _write(incomplete, config, Encoder(tokenizer, template), kind, whole, towers, needs)
+            _write(incomplete, config, encoder, kind, whole, towers, needs)
             _record(incomplete, data, before)
             os.rename(incomplete, folder)
     return load_examples(folder)
@@ -107,10 +95,8 @@ def prepare_tasks(
     Raises: UserError as `prepare_examples`, and if the input differs from the record of `record_tasks` in `workdir`.
     """
     if workdir:
-        files = _files(config.data)
-        check_input(_tasks(config.data, workdir), config.data.input, files, lambda: digest_of(files))
-    template = read_template(config.chat_template)
-    encoder = Encoder(tokenizer, template) if towers is None else encoder_of(tokenizer, towers, template)
+        check_input(_tasks(config.data, workdir), config.data.input, _files(config.data), digest_of)
+    encoder = Encoder(tokenizer, read_template(config.chat_template), towers and towers.style)
     most, dropped = config.rollout.max_prompt_tokens, Counter()
     found: dict[str, list[dict]] = {split: [] for split in SPLITS}
     counts: dict[str, Any] = {"kind": "task"}
@@ -192,12 +178,6 @@ def _splits(config, kind: str, dropped: Counter) -> dict[str, Iterable[Example]]
     return {split: read(split) for split in (SPLITS if data.valid_fraction else SPLITS[:1])}
 
 
-def _cure(kind: str) -> str:
-    if kind == "conversation":
-        return 'name files whose conversations have an answer: a message with "role": "assistant" and a content'
-    return "name files that do"
-
-
 def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int], float]:
     """Read all examples once. Returns the size of each split, and the fraction of openings to hold out.
 
@@ -207,7 +187,10 @@ def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int
     found = examples_of(shown(read_records(data.input), "records"), kind, dropped)
     numbers = np.sort(np.fromiter((split_number(example, seed) for example in found), np.float64))
     if not len(numbers):
-        raise UserError(f"data.input={data.input!r} holds no example of kind {kind}{_reasons(dropped)}; {_cure(kind)}")
+        cure = "name files that do"
+        if kind == "conversation":
+            cure = 'name files whose conversations have an answer: a message with "role": "assistant" and a content'
+        raise UserError(f"data.input={data.input!r} holds no example of kind {kind}{_reasons(dropped)}; {cure}")
     fraction, limit = data.valid_fraction, data.max_valid_examples
     if fraction:
         if numbers[0] == numbers[-1]:
@@ -240,10 +223,6 @@ def _none_left(config, counts: dict[str, Any], advice: str) -> UserError:
 # Rows.
 
 
-class _Dropped(Exception):
-    pass
-
-
 def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool, counts: Counts, towers: Towers | None) -> Row:
     """Encode an example as a row with sequences of at most `length` tokens; `whole`: drop it instead of cutting."""
     columns: dict[str, Any] = {}
@@ -263,16 +242,16 @@ def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool
         sequences = [Sequenced(ids, trained)]
     sequences = [sequence.learnt() for sequence in sequences]
     if not all(len(sequence.ids) for sequence in sequences):
-        raise _Dropped("the template writes no text of the assistant")
+        raise Dropped("the template writes no text of the assistant")
     longest = max(len(sequence.ids) for sequence in sequences)
     if longest > length:
         if whole:
-            raise _Dropped("longer than sequence_length")
+            raise Dropped("longer than sequence_length")
         sequences = [sequence.learnt(length) for sequence in sequences]
         if not all(len(sequence.ids) for sequence in sequences):
-            raise _Dropped("the prompt fills sequence_length")
+            raise Dropped("the prompt fills sequence_length")
         if kind == "pair" and np.array_equal(sequences[0].ids, sequences[1].ids):
-            raise _Dropped("chosen and rejected differ only beyond sequence_length")
+            raise Dropped("chosen and rejected differ only beyond sequence_length")
         counts.truncated += 1
     if kind == "labelled":
         sequences = [sequences[0].part(0, prompt), sequences[0].part(prompt)]
@@ -296,7 +275,7 @@ def _rows(
     for example in examples:
         try:
             row = _row(encoder, kind, example, length, whole, counts, towers)
-        except _Dropped as reason:
+        except Dropped as reason:
             counts.dropped[str(reason)] += 1
             continue
         except UserError as refused:
@@ -326,7 +305,7 @@ def _packed(items: list[tuple[np.ndarray, dict[str, Any]]], width: int) -> Itera
     for bin_ in best_fit([item for item, _ in items], width):
         whole = np.concatenate(bin_)
         segments = np.repeat(np.arange(1, len(bin_) + 1), [len(item) for item in bin_])
-        media = media_rows.joined(columns[id(item)] for item in bin_)
+        media = [kept for item in bin_ for kept in columns[id(item)].get("media", ())]
         yield Row((Sequenced(whole[:, 0], whole[:, 1].astype(bool)),), {"segments": segments, "media": media})
 
 
@@ -336,8 +315,6 @@ def _packed(items: list[tuple[np.ndarray, dict[str, Any]]], width: int) -> Itera
 def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool, towers: Towers | None, needs: Sequence[str]) -> None:
     T, dropped = config.sequence_length, Counter()
     counts: dict[str, Any] = {"kind": kind, "sequence_length": T}
-    if towers is not None:
-        encoder = encoder_of(encoder.tokenizer, towers, encoder.template)
     for split, examples in _splits(config, kind, dropped).items():
         count, most = Counts(), {}
         rows = _rows(encoder, kind, examples, T, whole, count, towers)

@@ -246,16 +246,8 @@ def _filled(text, width=80, *_, **__) -> float:
     return width if isinstance(width, int) else 0
 
 
-def _tabs(text, tabsize=8) -> float:
-    return len(text) * max(1, tabsize)
-
-
 def _joined_by(separator, items=(), *_, **__) -> float:
     return weight(items, math.inf) + len(str(separator)) * len(items)
-
-
-def _join_filter(items, d="", *_, **__) -> float:
-    return _joined_by(d, items if hasattr(items, "__len__") else list(items))
 
 
 def _formatted(form, *args, **kwargs) -> float:
@@ -277,19 +269,15 @@ def _fields(text: str) -> list:
         return []
 
 
-def _indented(text, width=4, *_, **__) -> float:
-    return len(str(text)) + (str(text).count("\n") + 1) * (width if isinstance(width, int) else len(width))
+def _margin(width: int | str) -> int:
+    return width if isinstance(width, int) else len(width)
 
 
 def _json(value, ensure_ascii=False, indent=None, separators=None, *_, **__) -> float:
-    if (isinstance(indent, int | str) and _length(indent) > MARGIN) or any(len(s) > MARGIN for s in separators or ()):
+    if (isinstance(indent, int | str) and _margin(indent) > MARGIN) or any(len(s) > MARGIN for s in separators or ()):
         raise TooMuch("it writes JSON with a wide margin")
     items, depth = _shape(value) if indent is not None else (0, 0)
-    return weight(value, math.inf) + items * depth * _length(indent or 0)
-
-
-def _length(indent: int | str) -> int:
-    return indent if isinstance(indent, int) else len(indent)
+    return weight(value, math.inf) + items * depth * _margin(indent or 0)
 
 
 def _shape(value: Any) -> tuple[int, int]:
@@ -318,15 +306,15 @@ def _rounded(value, precision=0, *_) -> float:
 GROWING: dict[str, Callable[..., float]] = {  # methods of texts
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _filled),
     **dict.fromkeys(("format", "format_map"), _formatted),
-    "expandtabs": _tabs,
+    "expandtabs": lambda text, tabsize=8: len(text) * max(1, tabsize),
     "join": _joined_by,
     "replace": _replaced,
 }
 FILTERS: dict[str, Callable[..., float]] = {
     "center": _filled,
     "format": _formatted,
-    "indent": _indented,
-    "join": _join_filter,
+    "indent": lambda text, width=4, *_, **__: len(str(text)) + (str(text).count("\n") + 1) * _margin(width),
+    "join": lambda items, d="", *_, **__: _joined_by(d, items if hasattr(items, "__len__") else list(items)),
     "replace": _replaced,
     "round": _rounded,
     "sum": _summed,

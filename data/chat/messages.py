@@ -1,17 +1,62 @@
-"""Convert published message formats to the format of data/chat/template.py: role, plain text content, tool calls, media.
+"""Messages, the kinds of examples that are made of them, and the conversion of published message formats.
 
-Inputs are lists of OpenAI messages (role, content) or ShareGPT messages (from, value), and transcripts of HH-RLHF.
+A message has what data/chat/template.py reads: a role, plain text content, tool calls, media. It comes from a list of OpenAI
+messages (role, content) or ShareGPT messages (from, value), or from a transcript of HH-RLHF.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.media.parts import Medium, text_and_media
 from lm.errors import UserError
 
 Messages = list[dict[str, Any]]
+
+
+class Conversation(NamedTuple):
+    """A conversation; the assistant's turns are trained."""
+
+    messages: Messages
+    tools: list[dict] | None = None
+
+
+class Pair(NamedTuple):
+    """Two continuations of `prompt`. margin: how much better `chosen` is, 0 if unknown."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    margin: float = 0.0
+    tools: list[dict] | None = None
+
+
+class Labelled(NamedTuple):
+    """A continuation of `prompt`, and whether it is desirable."""
+
+    prompt: Messages
+    completion: Messages
+    desirable: bool
+    tools: list[dict] | None = None
+
+
+class Steps(NamedTuple):
+    """An answer in steps, and whether each step is right."""
+
+    prompt: Messages
+    steps: list[str]
+    labels: list[bool]
+
+
+class Task(NamedTuple):
+    """A prompt to answer. columns: data for the rewards, and `tools` if there are any."""
+
+    prompt: Messages
+    columns: dict[str, Any]
+
+
+Example = Conversation | Pair | Labelled | Steps | Task
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),

@@ -60,15 +60,10 @@ def read_records(input: str) -> Iterator[Record]:
             yield from _read_file(path)
         return
 
-    from data.sources import tfds_source
-
-    if tfds_source.is_known(input):
-        rows, features = tfds_source.open_rows(input)
-        for n in range(len(rows)):
-            values = {key: _plain(value, features[key]) for key, value in rows[n].items()}
-            yield Record(values, f"{input} train[{n}]")
-        return
-    raise unknown(input)
+    rows, features = _tfds(input).open_rows(input)
+    for n in range(len(rows)):
+        values = {key: _plain(value, features[key]) for key, value in rows[n].items()}
+        yield Record(values, f"{input} train[{n}]")
 
 
 def check(input: str, seed: int) -> None:
@@ -78,10 +73,7 @@ def check(input: str, seed: int) -> None:
     elif _is_path(input):
         files.first_files(input, EXTENSIONS)
     else:
-        from data.sources import tfds_source
-
-        if not tfds_source.is_known(input):
-            raise unknown(input)
+        _tfds(input)
 
 
 def first_records(input: str) -> Iterator[Record]:
@@ -95,17 +87,21 @@ def _is_path(input: str) -> bool:
     return files.is_path(input) or input.endswith(EXTENSIONS)
 
 
-def unknown(input: str) -> UserError:
-    """Return the error for a name of nothing, with the built-in task of this name if there is one."""
+def _tfds(input: str):
+    """Return data.sources.tfds_source. Raises: UserError for no dataset of it, with the built-in task of this name if any."""
+    from data.sources import tfds_source
+
+    if tfds_source.is_known(input):
+        return tfds_source
+    if "/" in input:
+        raise not_found.missing(input)
     from data.tasks import TASKS
 
-    if "/" in input:
-        return not_found.missing(input)
     near = difflib.get_close_matches(input.lower(), TASKS, n=1)
     hint = (
         f"did you mean {BUILTIN}{near[0]}?" if near else f"name files, a dataset, or {BUILTIN}TASK{hub_hint(input, 'dataset')}"
     )
-    return UserError(f"data.input={input!r} is neither a path nor a TFDS dataset; {hint}")
+    raise UserError(f"data.input={input!r} is neither a path nor a TFDS dataset; {hint}")
 
 
 def _read_file(path: str) -> Iterator[Record]:

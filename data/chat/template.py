@@ -9,7 +9,7 @@ such text in a message is marked with an unused character before the template ru
 itself wrote, become control symbols. The marks survive all operations of templates on whole texts (copy, trim, join, change
 case, write as JSON).
 
-Images and audio: see data/media/places.py.
+Images and audio: see data/media/prompts.py.
 """
 
 import functools
@@ -24,8 +24,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 
 from data.chat.limited_jinja import LimitedEnvironment, TooMuch, rendered
-from data.media.places import Reads, expanded, placed_in, with_symbols
-from data.media.prompts import Style
+from data.media.prompts import Reads, Style, expanded, placed_in, with_symbols
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import CHAT_TEMPLATE
 from data.text.tokenizer import Tokenizer

@@ -11,9 +11,8 @@ import struct
 
 import numpy as np
 
-from data.media.needed import library
+from data.media import library, reason
 from lm.errors import UserError
-from lm.files.untrusted import shown
 
 RATE = 16_000  # samples a second
 MAX_BYTES = 128 << 20  # of a file
@@ -39,7 +38,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
     except Exception as error:  # of libsndfile; ValueError and TypeError for odd numbers in a header
-        raise UserError(f"{where}: no audio that can be read ({_reason(error)}); {CONVERT}") from None
+        raise UserError(f"{where}: no audio that can be read ({reason(error)}); {CONVERT}") from None
     with file:
         rate, channels = file.samplerate, file.channels
         if file.format not in FORMATS:
@@ -79,7 +78,7 @@ def _samples(file, most: int, where: str) -> np.ndarray:
         try:
             block = file.read(BLOCK, dtype="float32", always_2d=True)
         except Exception as error:
-            raise UserError(f"{where}: damaged audio ({_reason(error)}); replace it or leave it out") from None
+            raise UserError(f"{where}: damaged audio ({reason(error)}); replace it or leave it out") from None
         if not len(block):
             break
         count += len(block)
@@ -113,8 +112,3 @@ def _check_whole_wav(data: bytes, where: str) -> None:
                 raise UserError(f"{where}: the audio ends after {len(data) - at - 8:,} of {size:,} bytes; fetch the file again")
             return
         at += 8 + size + size % 2
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return shown(text.rpartition(">: ")[2])[:100] or type(error).__name__

@@ -10,9 +10,8 @@ import warnings
 
 import numpy as np
 
-from data.media.needed import library
+from data.media import library, reason
 from lm.errors import UserError
-from lm.files.untrusted import shown
 
 MAX_BYTES = 32 << 20  # of a file
 MAX_PIXELS = 40_000_000  # a camera's image has 12 to 24 million
@@ -31,9 +30,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     Args: data: the file. where: its name, for errors.
     Raises: UserError for a file that is larger than the bounds above, of no format in FORMATS, damaged, or animated.
     """
-    library("PIL.Image", "reading images")
-    from PIL import Image, ImageOps
-
+    Image, ImageOps = (library(f"PIL.{name}", "reading images") for name in ("Image", "ImageOps"))
     if len(data) > MAX_BYTES:
         raise UserError(f"{where}: {len(data):,} bytes, and an image may have {MAX_BYTES:,}; make it smaller")
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
@@ -56,16 +53,13 @@ def decode(data: bytes, where: str) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: no image of the formats {', '.join(FORMATS)}; {CONVERT}") from None
     except Exception as error:  # Pillow's readers raise nearly everything for damaged files
-        raise UserError(f"{where}: a damaged image ({_reason(error)}); replace it or leave it out") from None
+        raise UserError(f"{where}: a damaged image ({reason(error)}); replace it or leave it out") from None
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
     """Return uint8 [H, W, 3] as the bytes of a PNG file."""
-    library("PIL.Image", "writing images")
-    from PIL import Image
-
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    library("PIL.Image", "writing images").fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
@@ -90,7 +84,3 @@ def _rgb(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    return shown(" ".join(str(error).split()))[:100] or type(error).__name__

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import xxhash
 
@@ -132,11 +132,9 @@ def media_keys(values: Mapping) -> set[str]:
 
 def digest(message: Mapping) -> str:
     """Return a hash of the media of a message: of their bytes, or of their paths; "" if there are none."""
-    return "".join(f"\0{_hash(medium.source)}" for medium in message.get("media", ()))
-
-
-def _hash(source: str | bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source)
+    sources = (medium.source for medium in message.get("media", ()))
+    sources = (source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source for source in sources)
+    return "".join(f"\0{xxhash.xxh3_128_hexdigest(source)}" for source in sources)
 
 
 def noted(text: str, message: Mapping) -> str:
@@ -247,17 +245,11 @@ def _path(given: str, folder: str | None, where: str) -> str:
         raise UserError(
             f"{where}: {short(given)} is not fetched, and only files in data: URLs are taken here; write data:…;base64,…"
         )
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", given)
-    if scheme and scheme[1].lower() != "file":
-        raise UserError(f"{where}: {short(given)} is not fetched: download it into the folder of the data file and {HOW}")
-    if scheme:
-        try:
-            url = urlsplit(given)
-        except ValueError:
-            url = urlsplit("file://?")
-        if url.netloc not in ("", "localhost") or not url.path:
-            raise UserError(f"{where}: {short(given)} is no file of this machine; {HOW}")
-        given = unquote(url.path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", given):
+        local = re.fullmatch(r"(?i:file):(?://(?:localhost)?(?=/))?(?!//)(.+)", given)
+        if not local:
+            raise UserError(f"{where}: {short(given)} is not fetched: download it into the folder of the data file and {HOW}")
+        given = unquote(local[1])
     path = Path(folder, given)
     try:
         check_inside(Path(folder), path)

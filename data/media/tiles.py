@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.media.needed import library
+from data.media import library
 from lm.errors import UserError
 from lm.files.untrusted import short
 
@@ -199,9 +199,7 @@ def _multiples(height: int, width: int, S: int) -> tuple[int, int]:
 
 def _resized(image: np.ndarray, height: int, width: int, tower: Tower) -> np.ndarray:
     """Return uint8 [height, width, 3]."""
-    library("PIL.Image", "resizing images")
-    from PIL import Image
-
+    Image = library("PIL.Image", "resizing images")
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[tower.resample.upper()]))
 
 

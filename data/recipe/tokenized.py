@@ -49,7 +49,8 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     """
     if not config["tokenizer"]:
         return None
-    from data.text.dataset import prepare, prepared  # here, because importing TFDS takes long
+    from data.text.batches import prepared
+    from data.text.dataset import prepare  # here, because importing TFDS takes long
     from data.text.split import survey
 
     tokenizer = _tokenizer(config)

@@ -13,18 +13,16 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from data.tasks.arithmetic import arithmetic
-from data.tasks.calculator import calculator
+from data.tasks.arithmetic import arithmetic, calculator
 from data.tasks.formats import formats
 from data.tasks.letters import instructions, mixed_operations
-from data.tasks.lists import lists
 from data.tasks.media.commands import commands
 from data.tasks.media.digits import digits
 from data.tasks.media.scenes import scenes, scenes_text
 from data.tasks.safety_world import safety_text, safety_world
+from data.tasks.sequences import lists, strings
 from data.tasks.small_world import small_world
 from data.tasks.stockroom import stockroom, stockroom_text
-from data.tasks.strings import strings
 from data.tasks.style import preferred_style
 from data.tasks.text import text
 from data.tasks.verifiable import verifiable

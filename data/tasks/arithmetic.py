@@ -1,4 +1,4 @@
-"""Sums and differences of whole numbers."""
+"""Sums, differences and products of whole numbers, and the declaration of the calculator tool for the products."""
 
 import random
 from collections.abc import Iterator
@@ -8,6 +8,16 @@ from lm.errors import UserError
 
 SIGNS = {"addition": "+", "subtraction": "-"}
 QUESTIONS = ("What is {}?", "Work out {}.", "{} =")
+PRODUCTS = ("What is {} × {}?", "Work out {} * {}.", "Multiply {} by {}.", "What is the product of {} and {}?")
+# The tool's schema in OpenAI's format. lm/align/rl/tools.py runs the calls.
+CALCULATOR = {
+    "type": "function",
+    "function": {
+        "name": "calculator",
+        "description": "Works out an expression such as 12 * (3 + 4).",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    },
+}
 
 
 def arithmetic(
@@ -18,12 +28,10 @@ def arithmetic(
     A sum is held out in both orders and all phrasings. Differences are never negative. `rejected` is close to the answer: off
     by 1 or 10, or with two digits swapped.
     """
-    if not 1 <= digits <= 15:
-        raise UserError(f"arithmetic: digits={digits} must be in 1…15")
+    least = _least("arithmetic", digits)
     chosen = [name for name in operations.split(",") if name]
     if not chosen or not set(chosen) <= set(SIGNS):
         raise UserError(f"arithmetic: operations={operations!r} must be some of {','.join(SIGNS)}")
-    least = 0 if digits == 1 else 10 ** (digits - 1)
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         name = rng.choice(chosen)
@@ -36,6 +44,36 @@ def arithmetic(
         return held_out(f"{name} {low} {high}"), exercise("arithmetic", prompt, str(answer), str(_near(answer, rng)))
 
     return records(draw, split, seed, valid)
+
+
+def calculator(split: str, seed: int, digits: int = 5, tool: bool = True, valid: int = 500) -> Iterator[dict]:
+    """Yield records such as "Multiply 48213 by 90177." -> "4347703701", of two numbers of `digits` digits.
+
+    tool: if true, the record declares the calculator (`tools`), and its `messages` call it and then repeat its result.
+    Otherwise `messages` answer directly.
+    A product is held out in both orders and all phrasings. `rejected` has one wrong digit.
+    """
+    least = _least("calculator", digits)
+
+    def draw(rng: random.Random) -> tuple[bool, dict]:
+        a, b = rng.randrange(least, 10**digits), rng.randrange(least, 10**digits)
+        prompt, answer = rng.choice(PRODUCTS).format(a, b), str(a * b)
+        place, other = rng.randrange(len(answer)), rng.randrange(1, 10)
+        wrong = answer[:place] + str((int(answer[place]) + other) % 10) + answer[place + 1 :]
+        call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": f"{a} * {b}"}}}
+        called = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": answer}]
+        turns = [*(called if tool else []), {"role": "assistant", "content": answer}]
+        record = exercise("calculator", prompt, answer, wrong, messages=[{"role": "user", "content": prompt}, *turns])
+        return held_out(f"product {min(a, b)} {max(a, b)}"), record | ({"tools": [CALCULATOR]} if tool else {})
+
+    return records(draw, split, seed, valid)
+
+
+def _least(task: str, digits: int) -> int:
+    """Return the least number of so many digits."""
+    if not 1 <= digits <= 15:
+        raise UserError(f"{task}: digits={digits} must be in 1…15")
+    return 0 if digits == 1 else 10 ** (digits - 1)
 
 
 def _near(answer: int, rng: random.Random) -> int:

@@ -3,51 +3,22 @@
 import random
 from collections.abc import Iterator
 
-from data.tasks.splits import exercise, number, records
-from data.tasks.strings import made_up_word
+from data.tasks.sequences import made_up_words
+from data.tasks.splits import exercise, number, records, texts
 from lm.errors import UserError
 
 OCCUPATIONS = ("baker", "smith", "teacher", "farmer", "painter", "sailor", "weaver", "doctor", "miller", "singer")
 ANIMALS = ("cat", "dog", "goat", "horse", "hen", "fox", "owl", "hare")
-QUESTIONS = {
-    "town": (
-        "Where does {person} live?",
-        "In which town does {person} live?",
-        "What town is {person} from?",
-        "Name the town where {person} lives.",
-    ),
-    "occupation": (
-        "What does {person} do?",
-        "What is the work of {person}?",
-        "Which occupation does {person} have?",
-        "Name the occupation of {person}.",
-    ),
-    "animal": (
-        "Which animal does {person} keep?",
-        "What animal has {person} got?",
-        "Name the animal of {person}.",
-        "What is the animal that {person} keeps?",
-    ),
-    "person": (
-        "Who is the {occupation} of {town}?",
-        "Who works as a {occupation} in {town}?",
-        "Name the {occupation} who lives in {town}.",
-        "Which person in {town} is a {occupation}?",
-    ),
-}
-STATEMENTS = {
-    "town": ("{person} lives in {town}.", "The town of {person} is {town}."),
-    "occupation": ("{person} is a {occupation}.", "{person} works as a {occupation}."),
-    "animal": ("{person} keeps a {animal}.", "The animal of {person} is a {animal}."),
-    "person": ("The {occupation} of {town} is {person}.", "{person} is the {occupation} who lives in {town}."),
-}
+QUESTIONS, STATEMENTS = texts("small_world").values()  # by the name of the fact
 
 
-def world(number_of_people: int, number_of_world: int = 0) -> list[dict[str, str]]:
+def world(number_of_people: int) -> list[dict[str, str]]:
     """Return the inhabitants: {"person", "town", "occupation", "animal"}; occupations are unique within a town."""
-    rng = random.Random(f"world {number_of_world}")
-    towns = [word.capitalize() for word in _different(rng, 2, max(2, number_of_people // 4))]
-    names = [word.capitalize() for word in _different(rng, 2, number_of_people + len(towns)) if word.capitalize() not in towns]
+    rng = random.Random("world 0")
+    towns = [word.capitalize() for word in made_up_words(rng, 2, max(2, number_of_people // 4))]
+    names = [
+        word.capitalize() for word in made_up_words(rng, 2, number_of_people + len(towns)) if word.capitalize() not in towns
+    ]
     homes = rng.sample([(town, work) for town in towns for work in OCCUPATIONS], number_of_people)
     return [
         {"person": name, "town": town, "occupation": work, "animal": rng.choice(ANIMALS)}
@@ -55,23 +26,16 @@ def world(number_of_people: int, number_of_world: int = 0) -> list[dict[str, str
     ]
 
 
-def _different(rng: random.Random, syllables: int, count: int) -> list[str]:
-    words: dict[str, None] = {}
-    while len(words) < count:
-        words[made_up_word(rng, syllables)] = None
-    return list(words)
-
-
-def small_world(split: str, seed: int, people: int = 24, world_number: int = 0, valid: int = 500) -> Iterator[dict]:
+def small_world(split: str, seed: int, people: int = 24, valid: int = 500) -> Iterator[dict]:
     """Yield records such as "Where does Mira live?" -> "Tolum". `rejected` is the answer for another person.
 
     One of the four phrasings of each fact's question is held out, a different one per fact. So valid asks for facts of train,
     in phrasings that train uses for other facts.
-    people: number of people. world_number: selects another world with other people. Both splits and all seeds share the world.
+    people: number of people. Both splits and all seeds share the world.
     """
     if not 8 <= people <= 1000:
         raise UserError(f"small_world: people={people} must be in 8…1000")
-    inhabitants = world(people, world_number)
+    inhabitants = world(people)
     values = {asked: sorted({who[asked] for who in inhabitants}) for asked in QUESTIONS}
 
     def draw(rng: random.Random) -> tuple[bool, dict]:

@@ -8,7 +8,10 @@ share a prompt either.
 import hashlib
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lm.errors import UserError
 
@@ -23,6 +26,11 @@ def exercise(task: str, prompt: str, completion: str, rejected: str, **columns: 
     """Return a record. columns: others, also in place of `answer`, which is the completion by default."""
     named = {"prompt": prompt, "completion": completion, "rejected": rejected, "answer": completion, "task": task}
     return named | columns
+
+
+def texts(name: str) -> dict[str, Any]:
+    """Return the content of data/tasks/NAME.yaml: the wording of a task."""
+    return yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def number(key: str) -> int:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data.tasks.calculator import CALCULATOR
+from data.tasks.arithmetic import CALCULATOR
 from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 

@@ -13,10 +13,9 @@ them in `kinds` to use them.
 import functools
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from data.tasks.splits import held_out, number, records
+from data.tasks.splits import held_out, number, records, texts
 from lm.errors import UserError
 
 Words = list[str]  # that belong to the subjects of the request
@@ -137,9 +136,7 @@ ALONE = (
 @functools.cache
 def request_texts() -> dict[str, Any]:
     """Return requests.yaml: {"subjects": {subject: words}, "forms", "questions": requests, "phrasings": {kind: texts}}."""
-    import yaml
-
-    return yaml.safe_load(Path(__file__).with_name("requests.yaml").read_text(encoding="utf-8"))
+    return texts("requests")
 
 
 def verifiable(split: str, seed: int, kinds: str = "train", most: int = 2, valid: int = 500) -> Iterator[dict]:
@@ -154,16 +151,16 @@ def verifiable(split: str, seed: int, kinds: str = "train", most: int = 2, valid
         raise UserError(f"verifiable: kinds={kinds!r} must be {', '.join(NAMED)}, or some of {','.join(KINDS)}")
     if most < 1:
         raise UserError(f"verifiable: most={most} must be at least 1 instruction")
-    texts = request_texts()
+    wording = request_texts()
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         ids = _some_kinds(rng, chosen, most)
-        form = rng.choice(texts["questions" if "detectable_format:constrained_response" in ids else "forms"])
-        subjects = rng.sample(list(texts["subjects"]), form.count("{}"))
+        form = rng.choice(wording["questions" if "detectable_format:constrained_response" in ids else "forms"])
+        subjects = rng.sample(list(wording["subjects"]), form.count("{}"))
         request = form.format(*subjects)
-        words = list(dict.fromkeys(word for subject in subjects for word in texts["subjects"][subject]))
+        words = list(dict.fromkeys(word for subject in subjects for word in wording["subjects"][subject]))
         kwargs = [KINDS[id](rng, words, request) for id in ids]
-        told = [_told(rng.choice(texts["phrasings"][id]), one) for id, one in zip(ids, kwargs)]
+        told = [_told(rng.choice(wording["phrasings"][id]), one) for id, one in zip(ids, kwargs)]
         prompt = "\n".join([request, *told]) if rng.random() < 0.2 else " ".join([request, *told])
         record = {
             "key": f"{number(prompt):016x}",

@@ -1,28 +1,84 @@
-"""Batches as a pure function of (seed, step), and their reading ahead in background threads.
+"""Read a dataset of data/text/dataset.py: batches as a pure function of (seed, step), read ahead in background threads.
 
 Position k of the training stream is one row, given by an index permutation that changes every epoch. Batch n holds
-positions n·B … n·B+B-1, or fewer while batches grow (data/text/sizes.py). So resuming at batch n needs no replay, and any
+positions n·B … n·B+B-1, or fewer while batches grow (`Sizes`). So resuming at batch n needs no replay, and any
 number of hosts reads the same global batches: each host reads the rows of its own devices.
 
-Letters: B rows in a global batch, T tokens in a row.
+Letters: B rows in a global batch, T tokens in a row. Grain and TFDS are imported where they are used, because they take
+seconds, and Grain loads JAX.
 """
 
+import bisect
+import contextlib
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
-import grain.experimental
 import numpy as np
 
-from data.text.dataset import SPLITS, open_split, prepared
-from data.text.mixture import Mixture, Stage
-from data.text.sizes import Sizes, constant
-from data.text.weights import Size, Weights, stages_of
+from data.text.fingerprints import Damaged, read_record
+from data.text.weights import Mixture, Size, Stage, Weights, stages_of
 from lm.errors import UserError
 
+if TYPE_CHECKING:
+    import grain
+
+SPLITS = ("train", "valid")
+VERSIONS = ("2.0.0", "1.0.0")  # readable versions of rows; the first is written
 NO_ROW = -1  # the id of a padding row in the last batch
+
+
+class Sizes(NamedTuple):
+    """The rows of each batch: the same in all, or fewer at first (batch-size warm-up, Brown et al. 2020, appendix B).
+
+    Stage i has batches of rows[i] from batch ends[i − 1] to ends[i]; the last stage never ends. Stages are counted in
+    batches, not in fractions of the run, so a run that is made longer has read the same rows.
+    """
+
+    ends: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    def of(self, n: int) -> int:
+        """Return the rows of batch n."""
+        return self.rows[bisect.bisect_right(self.ends, n)]
+
+    def start(self, n: int) -> int:
+        """Return the rows of all batches before n: the position of batch n's first row in the stream."""
+        begins = (0, *self.ends)
+        return sum(max(0, min(n, end) - begin) * rows for begin, end, rows in zip(begins, (*self.ends, n), self.rows))
+
+    def batches(self, rows: int) -> int:
+        """Return how many batches hold at least so many rows."""
+        for begin, end, size in zip((0, *self.ends), (*self.ends, math.inf), self.rows):
+            if self.start(begin) + (end - begin) * size >= rows:
+                return begin + max(0, math.ceil((rows - self.start(begin)) / size))
+
+
+def constant(rows: int) -> Sizes:
+    """Return the sizes of batches that all have `rows` rows."""
+    return Sizes((), (rows,))
+
+
+def parse_sizes(text: str | None, batch_size: int) -> Sizes:
+    """Return the sizes that `batch_warmup` describes. Raises UserError, which names the part that cannot be read.
+
+    "500: 8; 2000: 16" with batch_size=32: batches 0 … 499 have 8 rows, 500 … 1,999 have 16, later ones 32.
+    """
+    ends, rows = [], []
+    for stage in filter(None, (part.strip() for part in (text or "").split(";"))):
+        match = re.fullmatch(r"(\d+)\s*:\s*(\d+)", stage)
+        if match is None:
+            raise UserError(f"batch_warmup: {stage!r} is not STEP: ROWS; write it as '500: 8; 2000: 16', rows until a step")
+        end, size = map(int, match.groups())
+        if end <= (ends[-1] if ends else 0) or not (rows[-1] if rows else 0) < size < batch_size:
+            raise UserError(f"batch_warmup: {stage!r}: steps and rows must ascend, and rows stay below batch_size={batch_size}")
+        ends.append(end)
+        rows.append(size)
+    return Sizes(tuple(ends), (*rows, batch_size))
 
 
 class Batches:
@@ -79,18 +135,14 @@ class TextBatches(Batches):
         seed: of the shuffle, at least 0.
         weights: of the sources, see data/text/weights.py. A source without weight is not read. Without `shuffle` weights only
             select sources.
-        shuffle: see above.
         growth: rows of the batches if the first ones have fewer; default: B in all.
         with_sources: whether batches hold the index of each row's source.
 
-    Attributes:
+    Attributes, beside those of Batches:
         sequence_length: T.
-        batch_size: B.
         ranges: source name -> the ids of its rows, for all sources of the split.
         sizes: source name -> its rows and tokens, for the same sources.
         stages: the shares of the rows in each part of the run.
-        num_rows: rows of the sources that are read.
-        num_batches: ⌈num_rows / batch_size⌉.
 
     Raises:
         UserError: no finished dataset, no rows, or weights of unknown sources.
@@ -136,10 +188,10 @@ class TextBatches(Batches):
             order = shuffled(end, seed)
         else:
             streams = {name: _permuted(ids, seed, i) for i, (name, ids) in enumerate(self.ranges.items(), start=1)}
-            order = self._mixture = Mixture(streams, self.stages, growth or constant(batch_size))
+            order = self._mixture = Mixture(streams, self.stages, (growth or constant(batch_size)).start)
         super().__init__(order, sum(len(self.ranges[name]) for name in chosen), batch_size, shuffle, growth)
         self._starts = np.asarray([ids.start for ids in self.ranges.values()])
-        self._readers = [open_split(dataset_dir, name, split) for name in self.ranges]
+        self._readers = [Rows(dataset_dir, name, split) for name in self.ranges]
 
     def rows_read(self, batches: int) -> dict[str, float]:
         """Return the number of rows that each source gives to batches 0 … batches − 1 of the shuffled stream.
@@ -172,11 +224,9 @@ class TextBatches(Batches):
         }
         owners = np.searchsorted(self._starts, ids, side="right") - 1  # -1 for no row
         for owner in np.unique(owners[owners >= 0]):
-            mine = np.flatnonzero(owners == owner)
-            read = self._readers[owner].__getitems__((ids[mine] - self._starts[owner]).tolist())
-            for at, row in zip(mine, read, strict=True):
-                for name, array in whole.items():
-                    array[at] = row[name]
+            mine = owners == owner
+            for name, rows_read in self._readers[owner].read((ids[mine] - self._starts[owner]).tolist()).items():
+                whole[name][mine] = rows_read
         segments = whole["segment_ids"]
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         return {
@@ -190,22 +240,103 @@ class TextBatches(Batches):
         }
 
 
+class Rows:
+    """Random access to the rows of one split of one source, of any version.
+
+    Raises: UserError, also while rows are read, if a file is damaged: ArrayRecord compares checksums.
+    """
+
+    def __init__(self, dataset_dir: str | os.PathLike, source: str, split: str):
+        import tensorflow_datasets as tfds
+
+        folder = Path(dataset_dir) / "packed_text" / source
+        self._folder = next((folder / v for v in VERSIONS if (folder / v).is_dir()), folder / VERSIONS[0])
+        with _readable(self._folder):
+            self._stored = tfds.builder_from_directory(os.fspath(self._folder)).as_data_source(split)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def read(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return rows [n]: `tokens`, `segment_ids` and `positions` as of `layout`, each [n, T+1]."""
+        with _readable(self._folder):
+            rows = self._stored.__getitems__(numbers)
+        fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        if "joined" not in fields:  # version 1.0.0
+            return fields
+        segments, positions = layout(fields["joined"], fields["tokens"].shape[1])
+        return {"tokens": fields["tokens"], "segment_ids": segments, "positions": positions}
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Raise UserError for what TFDS and ArrayRecord raise about damaged files in `folder`, which is of many types."""
+    try:
+        yield
+    except (UserError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the rows in {folder} are damaged ({type(error).__name__}: {why}): put a copy in their place, or delete "
+            f"{folder.parents[2]} and run the same command again, which prepares them again"
+        ) from error
+
+
+def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the segments and positions of rows from their bits.
+
+    Args:
+        joined: uint8 [rows, ⌈width/8⌉], see `row_dtype` in data/text/packing.py.
+        width: T+1.
+
+    Returns:
+        segment ids (from 1; 0 is padding) and positions (from 0 in each segment), both int32 [rows, width].
+    """
+    continues = np.unpackbits(joined, axis=-1, count=width, bitorder="little").astype(bool)
+    used = continues.copy()
+    used[:, :-1] |= continues[:, 1:]
+    starts = used & ~continues
+    place = np.arange(width, dtype=np.int32)
+    begun = np.maximum.accumulate(np.where(starts, place, 0), axis=-1)
+    return np.cumsum(starts, axis=-1, dtype=np.int32) * used, (place - begun) * used
+
+
+def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
+    """Return the result of `prepare` for this folder, or None if there is no finished dataset.
+
+    Raises: Damaged if dataset.json is invalid, or a file of rows is missing or has the wrong size.
+    """
+    path = Path(out_dir) / "dataset.json"
+    statistics = read_record(path, "dataset", {"sequence_length", "vocab_size", "sources"})
+    if statistics is None:
+        return None
+    for name, size in statistics.get("files", {}).items():
+        file = path.parent / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise Damaged(file, f"its size is not the {size:,} bytes that were written" if file.is_file() else "it is missing")
+    return statistics
+
+
 def read_ahead(
     read: Callable[[int], dict], start: int = 0, stop: int = sys.maxsize, *, prefetch: int = 8, threads: int = 2
-) -> grain.DatasetIterator:
+) -> "grain.DatasetIterator":
     """Return a Grain iterator over read(start) … read(stop − 1). Threads call `read`; `close()` ends them early.
 
     Args:
         prefetch: results read ahead; 0 reads in the caller's thread.
         threads: number of reader threads.
     """
+    import grain
+    import grain.experimental
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     iterator = iter(grain.MapDataset.range(stop).map(read).to_iter_dataset(options))
     grain.experimental.set_next_index(iterator, min(start, stop))
     return iterator
 
 
-def shuffled(num_rows: int, seed: int) -> grain.MapDataset:
+def shuffled(num_rows: int, seed: int) -> Sequence[int]:
     """Return endless row ids 0 … num_rows − 1: a permutation in each epoch.
 
     Sources without weights share it. A mixture would round shares and could repeat rows of one source before all rows of
@@ -214,6 +345,8 @@ def shuffled(num_rows: int, seed: int) -> grain.MapDataset:
     return _permuted(range(num_rows), seed, 0)
 
 
-def _permuted(ids: range, seed: int, stream: int) -> grain.MapDataset:
+def _permuted(ids: range, seed: int, stream: int) -> Sequence[int]:
+    import grain
+
     mixed = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
     return grain.MapDataset.range(ids.start, ids.stop).seed(mixed).shuffle().repeat()

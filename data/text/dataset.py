@@ -11,11 +11,12 @@ leaves no `out_dir`, and the next start empties the temporary folder. TFDS is us
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,18 @@ import tensorflow_datasets as tfds
 import xxhash
 
 from data.sources.source import Source
-from data.text.fingerprints import Damaged, Files, read_record, record_input
-from data.text.packing import Counts, Packer, layout, row_dtype
+from data.text.batches import SPLITS, VERSIONS, Rows, prepared
+from data.text.fingerprints import Files, record_input
+from data.text.packing import Counts, Packer, row_dtype
 from data.text.split import Survey
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
-SPLITS = ("train", "valid")
-VERSIONS = ("2.0.0", "1.0.0")  # readable versions of rows; the first is written
 SPOOL_ROWS = 1024  # rows read back at a time
 
 
 class PackedText(tfds.core.GeneratorBasedBuilder):
     """A TFDS dataset of one source. The features of a row are the fields of `data.text.packing.row_dtype`.
-
-    `open_split` also reads version 1.0.0, whose rows have `tokens`, `segment_ids` and `positions`, each [T+1].
 
     Args:
         spools: split -> the file of rows written by `_spool`; no split may be empty.
@@ -92,14 +90,12 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenize and pack the documents that `survey` kept, and write the dataset `out_dir`.
 
-    Worker processes encode documents in batches of half a megabyte; the rows do not depend on their number. The rows of
-    a source are spooled to disk, because TFDS needs a whole split at a time and shuffles it by a hash. Memory: the
-    batches, the packer's buffers and up to 1 GB for the shuffle of TFDS; in each worker the tokenizer and the
-    fingerprints of the validation text.
+    The rows do not depend on the number of workers. Those of a source are spooled to disk, because TFDS needs a whole split at
+    a time and shuffles it by a hash. Memory: the packer's buffers and up to 1 GB for the shuffle of TFDS; in each worker the
+    tokenizer and the fingerprints of the validation text.
 
     Args:
         out_dir: must not exist, or be an empty folder.
-        sources: their documents are read once.
         sequence_length: T; rows have T+1 tokens.
         survey: of these sources; this function makes its second pass over them.
         input: the source files and the digest of their content, see `data.text.fingerprints.check_input`.
@@ -128,9 +124,9 @@ def prepare(
         }
         for source in sources:
             spools = {split: incomplete / f"{split}.spool" for split in SPLITS}
-            counts, statistics["digests"][source.name] = _spool(
-                source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools, progress
-            )
+            documents = survey.encoded(source, tokenizer, processes)
+            show = functools.partial(progress, source.name) if progress else (lambda size: None)
+            counts, statistics["digests"][source.name] = _spool(documents, tokenizer, sequence_length, spools, show)
             counts["survey"] = dataclasses.asdict(survey.stats[source.name])
             statistics["sources"][source.name] = counts
             filled = {split: path for split, path in spools.items() if counts[split]["rows"]}
@@ -152,81 +148,16 @@ def prepare(
     return statistics
 
 
-def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """Return the result of `prepare` for this folder, or None if there is no finished dataset.
-
-    Raises: Damaged if dataset.json is invalid, or a file of rows is missing or has the wrong size.
-    """
-    path = Path(out_dir) / "dataset.json"
-    statistics = read_record(path, "dataset", {"sequence_length", "vocab_size", "sources"})
-    if statistics is None:
-        return None
-    for name, size in statistics.get("files", {}).items():
-        file = path.parent / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise Damaged(file, f"its size is not the {size:,} bytes that were written" if file.is_file() else "it is missing")
-    return statistics
-
-
-class Rows:
-    """Random access to rows of any version as dicts of `tokens`, `segment_ids` and `positions`, each [T+1].
-
-    folder: of the files, for the error of one that is damaged: ArrayRecord compares checksums while it reads.
-    """
-
-    def __init__(self, stored, folder: Path):
-        self._stored, self._folder = stored, folder
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        with _readable(self._folder):
-            rows = self._stored.__getitems__(numbers)
-        if not rows or "joined" not in rows[0]:
-            return rows
-        segments, positions = layout(np.stack([row["joined"] for row in rows]), len(rows[0]["tokens"]))
-        return [{"tokens": row["tokens"], "segment_ids": segments[i], "positions": positions[i]} for i, row in enumerate(rows)]
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        return self.__getitems__([number])[0]
-
-
-@contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Raise UserError for what TFDS and ArrayRecord raise about damaged files in `folder`, which is of many types."""
-    try:
-        yield
-    except (UserError, MemoryError, PermissionError):
-        raise
-    except Exception as error:
-        dataset = folder.parents[2]
-        why = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the rows in {folder} are damaged ({type(error).__name__}: {why}): put a copy in their place, or delete {dataset} "
-            "and run the same command again, which prepares them again"
-        ) from error
-
-
-def open_split(out_dir: str | os.PathLike, source: str, split: str) -> Rows:
-    """Open the rows of one split of one source. Raises UserError, also while they are read, if a file is damaged."""
-    folder = Path(out_dir) / "packed_text" / source
-    version = next((v for v in VERSIONS if (folder / v).is_dir()), VERSIONS[0])
-    with _readable(folder / version):
-        stored = tfds.builder_from_directory(os.fspath(folder / version)).as_data_source(split)
-        return Rows(stored, folder / version)
-
-
 def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[bytes]:
     """Yield the packed text of a split in pieces: every byte that is a target, exactly once."""
     seen = 0
     for name, counts in prepared(dataset)["sources"].items():
         if not counts[split]["rows"]:
             continue
-        rows = open_split(dataset, name, split)
+        rows = Rows(dataset, name, split)
         for begin in range(0, len(rows), 256):
-            for row in rows.__getitems__(list(range(begin, min(begin + 256, len(rows))))):
-                tokens, segments = row["tokens"], row["segment_ids"]
+            some = rows.read(range(begin, min(begin + 256, len(rows))))
+            for tokens, segments in zip(some["tokens"], some["segment_ids"]):
                 for segment in range(1, int(segments.max()) + 1):
                     # The first token of a piece is the begin symbol, or the last target of the previous piece.
                     piece = tokenizer.decode_bytes(tokens[segments == segment][1:])
@@ -251,7 +182,11 @@ def exclusive(folder: Path) -> Iterator[Path]:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):  # not found: another process renamed it meanwhile
             raise UserError(f"{folder} is being written by another process; wait for it, or end it") from None
-        _empty(folder)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         try:
             yield folder
         except BaseException:
@@ -261,60 +196,38 @@ def exclusive(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def _spool(
-    name: str,
     documents: Iterable[tuple[str, np.ndarray, int]],
     tokenizer: Tokenizer,
     sequence_length: int,
     spools: dict[str, Path],
-    progress: Callable[[str, int], None] | None,
+    progress: Callable[[int], None],
 ) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    """Pack documents (split, ids, bytes) of one source into a file of raw rows per split. Returns (counts, digests of all rows)
-    by split."""
-    digests = {split: xxhash.xxh3_128() for split in SPLITS}
-    counts = {split: Counts() for split in SPLITS}
-    bytes_ = dict.fromkeys(SPLITS, 0)
+    """Pack documents (split, ids, bytes) into a file of raw rows per split. Returns (counts, digests of all rows) by split."""
+    digests, sizes = {split: xxhash.xxh3_128() for split in SPLITS}, dict.fromkeys(SPLITS, 0)
     # Tokenizers without a begin token (Qwen) use the end token in its place.
     bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    ids_of = {"bos_id": bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    shape = {"sequence_length": sequence_length, "vocab_size": tokenizer.vocab_size}
+    packers = {split: Packer(Counts(), **shape, **ids_of) for split in SPLITS}
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in spools.items()}
 
-        def write(split: str, row: np.ndarray) -> None:
-            files[split].write(row.tobytes())
-            digests[split].update(row.tobytes())
+        def write(split: str, rows: Iterable[np.ndarray]) -> None:
+            for row in rows:
+                files[split].write(row.tobytes())
+                digests[split].update(row.tobytes())
 
-        packers = {
-            split: Packer(
-                counts[split],
-                sequence_length=sequence_length,
-                vocab_size=tokenizer.vocab_size,
-                bos_id=bos_id,
-                eos_id=tokenizer.eos_id,
-                pad_id=tokenizer.pad_id,
-            )
-            for split in SPLITS
-        }
         for split, ids, size in documents:
-            bytes_[split] += size
-            for row in packers[split].add(ids):
-                write(split, row)
-            if progress and counts[split].documents % 1024 == 0:
-                progress(name, sum(bytes_.values()))
-        if progress:
-            progress(name, sum(bytes_.values()))
+            sizes[split] += size
+            write(split, packers[split].add(ids))
+            if packers[split].counts.documents % 1024 == 0:
+                progress(sum(sizes.values()))
+        progress(sum(sizes.values()))
         for split, packer in packers.items():
-            for row in packer.finish():
-                write(split, row)
-    counted = {split: {"bytes": bytes_[split], **dataclasses.asdict(counts[split])} for split in SPLITS}
-    return counted, {split: digest.hexdigest() for split, digest in digests.items()}
+            write(split, packer.finish())
+    counts = {split: {"bytes": sizes[split], **dataclasses.asdict(packers[split].counts)} for split in SPLITS}
+    return counts, {split: digest.hexdigest() for split, digest in digests.items()}
 
 
 def _write(folder: Path, name: str, spools: dict[str, Path], dtype: np.dtype) -> None:

@@ -7,6 +7,7 @@ Input files are compared by path, size and times. If only times differ, the dige
 only if it keeps the size and both times, which no ordinary tool does. Runs without a record are not compared.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -23,7 +24,7 @@ from lm.bucket import copies
 from lm.bucket.store import Store, is_url
 from lm.errors import UserError
 from lm.files import saving
-from lm.files.damage import set_aside
+from lm.files.saving import set_aside
 
 TOKENIZER, INPUT = "tokenizer.fingerprint", "input.json"
 NAMED = 3  # files that an error names
@@ -162,14 +163,14 @@ def record_input(folder: Path, found: Files, digest: str) -> None:
     saving.write(folder / INPUT, json.dumps({"digest": digest, "files": found}) + "\n")
 
 
-def check_input(folder: Path, input: str, found: Files | None, digest: Callable[[], str], *, whole: bool = True) -> None:
+def check_input(folder: Path, input: str, found: Files | None, digest: Callable[[Files], str], *, whole: bool = True) -> None:
     """Raise UserError if the input differs from the one that `folder` was prepared from.
 
     If the input no longer exists, print a line on stderr; the prepared data remain valid.
 
     Args:
         found: `input_files` of the input.
-        digest: returns the digest of its content; called if paths and sizes are equal but times differ.
+        digest: returns the digest of the content of files; called if paths and sizes are equal but times differ.
         whole: every file was read completely, so another size means other content. If false, `digest` decides that too.
     """
     if found is None or not (folder / INPUT).exists():
@@ -185,7 +186,7 @@ def check_input(folder: Path, input: str, found: Files | None, digest: Callable[
     if record["files"] == found:
         return
     different = _different(record["files"], found)
-    if (different and whole) or digest() != record["digest"]:
+    if (different and whole) or digest(found) != record["digest"]:
         changes = different or [path for path, *_ in found]
         more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
         raise UserError(
@@ -207,25 +208,25 @@ def _different(before: Files, now: Files) -> list[str]:
 
 def is_prepared(
     folder: Path,
-    load: Callable[[], Any | None],
+    load: Callable[[Path], Any | None],
     input: str | None,
     found: Callable[[], Files | None],
-    digest: Callable[[], str],
+    digest: Callable[[Files], str],
     *,
     whole: bool = True,
 ) -> bool:
     """Return whether `folder` holds undamaged prepared data that were made from the current input.
 
-    Damaged data are set aside (lm/files/damage.py), with a line on stderr.
+    Damaged data are set aside (lm/files/saving.py), with a line on stderr.
 
     Args:
-        load: returns the prepared data, or None if there are none; raises Damaged.
+        load: returns the prepared data of the folder, or None if there are none; raises Damaged.
         input, found, digest, whole: as for `check_input`; `found` is only called if there are prepared data.
     Raises: UserError if the input changed, or if the data are damaged and the input no longer exists.
     """
     damage = None
     try:
-        if load() is None:
+        if load(folder) is None:
             if not (folder.is_dir() and any(folder.iterdir())):
                 return False
             raise Damaged(folder, "its record is missing")  # a folder is renamed to its name when it is complete
@@ -243,16 +244,10 @@ def is_prepared(
     return damage is None
 
 
-def undamaged(load: Callable[[], Any | None]) -> Any | None:
-    """Return load(), or None if the data are damaged; process 0 sets them aside while the others wait."""
-    try:
-        return load()
-    except Damaged:
-        return None
-
-
-def wait_for(ready: Callable[[], Any | None]) -> Any:
-    """Poll until `ready` returns a result of another process; if that process fails, it ends this one too."""
-    while (found := ready()) is None:
+def wait_for(load: Callable[[Path], Any | None], folder: Path) -> Any:
+    """Poll until load(folder) returns what process 0 writes. It sets damaged data aside; if it fails, it ends this one too."""
+    while True:
+        with contextlib.suppress(Damaged):
+            if (found := load(folder)) is not None:
+                return found
         time.sleep(0.2)
-    return found

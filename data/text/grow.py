@@ -110,8 +110,7 @@ def old_pieces(grown: Tokenizer, old: Tokenizer) -> list[list[int]]:
         return [old.encode(grown.decode([i])) for i in range(old.vocab_size, grown.vocab_size)]
     data = json.loads(grown.json)
     named = {i: piece for piece, i in data["model"]["vocab"].items()}
-    model = old.byte_pairs
-    return [[token.id for token in model.tokenize(named[i])] for i in range(old.vocab_size, grown.vocab_size)]
+    return [[token.id for token in old.pieces(named[i])] for i in range(old.vocab_size, grown.vocab_size)]
 
 
 def extends(grown: Tokenizer, old: Tokenizer) -> bool:
@@ -141,7 +140,7 @@ def _grown_fast(tokenizer: HFTokenizer, chunks: Iterable[str], pieces: int) -> d
         )
     words: collections.Counter[Word] = collections.Counter()
     for word, number in tokenizer.words(chunks).items():
-        words[tuple(token.value for token in tokenizer.byte_pairs.tokenize(word))] += number
+        words[tuple(token.value for token in tokenizer.pieces(word))] += number
     known = set(model["vocab"]) | {token["content"] for token in data["added_tokens"]}
     split = data.get("pre_tokenizer") is not None  # else nothing but these rules keeps a piece within a word
 

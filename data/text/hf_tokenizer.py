@@ -1,5 +1,4 @@
-"""Tokenizers of published checkpoints: `tokenizer.json`, read by Hugging Face's `tokenizers`, with the interface of
-data/text/tokenizer.py.
+"""Tokenizers of published checkpoints: `tokenizer.json`, read by Hugging Face's `tokenizers`.
 
 The ids are those of `tokenizers`, with one exception: the text of a special token is encoded as plain text, as in our own
 tokenizers. The JSON files in the same folder name the begin, end and padding tokens.
@@ -13,14 +12,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from data.text import gguf_tokenizer
-from data.text.sentencepiece_tokenizer import SPACE, joined, scrub
+from data.text.sentencepiece_tokenizer import SPACE, Decoder, scrub
 from lm.errors import UserError
 from lm.files import saving
 from lm.files import untrusted as strangers
@@ -36,16 +35,17 @@ MAX_TOKENIZER = 128 << 20  # bytes
 READ_AS_JSON = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
-class HFTokenizer:
-    """A `tokenizer.json`, the one in a folder, or that of a GGUF file, with the interface of data/text/tokenizer.py.
+class HFTokenizer(Decoder):
+    """A `tokenizer.json`, the one in a folder, or that of a GGUF file, with the interface of SentencePieceTokenizer.
 
-    Attributes, beside those of data.text.tokenizer.Tokenizer:
+    Attributes that differ from its own:
       vocab_size: V, the largest id + 1.
       bos_id, eos_id, unk_id: None if there is no such token. pad_id: default: the end token, or 0.
       stop_ids: eos_id is the first.
+      chat_template: None if there is none.
       json: the content of tokenizer.json.
-      bytes_per_token: the sum over the ids of a text is exactly its length if the vocabulary covers every byte. It is one
-        more if the tokenizer puts a space before a text (Llama 2, Mistral).
+      bytes_per_token: the sum over the ids of a text is its length if the vocabulary covers every byte. It is one more if the
+        tokenizer puts a space before a text (Llama 2, Mistral).
 
     Raises: UserError if the file is missing or `tokenizers` cannot read it.
     """
@@ -56,18 +56,10 @@ class HFTokenizer:
         if "tokenizer.json" not in files:
             why = "it has none" if find_gguf(file) else "No such file or directory"
             raise UserError(f"tokenizer: cannot read {file} ({why}); name a tokenizer.json")
-        try:
+        with _refused(f"{file} is no tokenizer.json that tokenizers can read"):
             self.json = files["tokenizer.json"].decode()
             whole = parsed(self.json)
-            self._tokenizer = tokenizers.Tokenizer.from_str(self.json)
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:  # tokenizers raises nothing narrower, and a panic of Rust is no Exception
-            reason = " ".join(str(error).split())[:500]
-            raise UserError(f"tokenizer: {file} is no tokenizer.json that tokenizers can read ({reason})") from error
-        # A file may enable truncation and padding of every text.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            self._tokenizer = _unbounded(self.json)
         self._tokenizer.encode_special_tokens = True
         self._changed: dict[frozenset[str], tokenizers.Tokenizer] = {}
 
@@ -78,19 +70,14 @@ class HFTokenizer:
             raise UserError(f"tokenizer: {file} has ids up to {self.vocab_size - 1:,}; 0 to {MAX_IDS - 1:,} are possible")
         self.controls = {token.content: i for i, token in sorted(added.items()) if token.special}
         self._spelled = {token.content: i for i, token in sorted(added.items()) if not token.special}
-        self._bytes = [b""] * self.vocab_size
-        try:
+        table = [b""] * self.vocab_size
+        with _refused(f"{file} has a decoder that fails"):
             spellings = _spellings(self._tokenizer, whole.get("decoder"), vocab)
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:
-            raise UserError(f"tokenizer: {file} has a decoder that fails ({str(error)[:200]})") from error
         for token, spelling in zip(vocab, spellings, strict=True):
-            self._bytes[vocab[token]] = spelling
+            table[vocab[token]] = spelling
         for i, token in added.items():
-            self._bytes[i] = b"" if token.special else token.content.encode()
-        self.bytes_per_token = np.asarray([len(b) for b in self._bytes], np.int32)
-        self.bytes_per_token.setflags(write=False)
+            table[i] = b"" if token.special else token.content.encode()
+        self.set_bytes(table)
 
         named, ids = special_ids(files, self._tokenizer.token_to_id)
         self.bos_id, self.eos_id, self.unk_id = (named[name] for name in ("bos", "eos", "unk"))
@@ -116,12 +103,12 @@ class HFTokenizer:
 
         Raises, as the other ways to encode: UserError if a pattern of tokenizer.json tries too many ways to match the text.
         """
-        with self._reported():
+        with _refused(f"{self._path} fails on a text"):
             return _alone(self._tokenizer.encode_batch_fast, text).ids
 
     def encode_many(self, texts: Iterable[str], *, threads: int | None = None) -> list[np.ndarray]:
         """Return the ids of many texts, each int32 [n]. `threads` has no effect: `tokenizers` has its own threads."""
-        with self._reported():
+        with _refused(f"{self._path} fails on a text"):
             encoded = self._tokenizer.encode_batch_fast([scrub(text) for text in texts], add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
@@ -130,37 +117,12 @@ class HFTokenizer:
 
         Like transformers 5, and unlike 4, this ignores `add_bos_token` in `tokenizer_config.json`.
         """
-        with self._reported():
+        with _refused(f"{self._path} fails on a text"):
             return _alone(self._tokenizer.encode_batch_fast, text, add_special_tokens=True).ids
 
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Raise UserError for a panic of Rust, which is no Exception and which no caller would catch."""
-        try:
-            yield
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":
-                raise
-            raise UserError(f"tokenizer: {self._path} fails on a text ({' '.join(str(error).split())[:200]})") from None
-
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """Return the bytes of `ids` within a text; special tokens give none.
-
-        The result is the concatenation over ids. So it keeps a space that the tokenizer put before the text, because it
-        cannot be told from the first space of a completion.
-
-        Raises: ValueError if an id is outside [0, vocab_size).
-        """
-        return joined(self._bytes, ids)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    @property
-    def byte_pairs(self) -> tokenizers.models.Model:
-        """Return the model that cuts a word, as its tokenizer spells it, into pieces."""
-        return self._tokenizer.model
+    def pieces(self, word: str) -> list[tokenizers.Token]:
+        """Return the pieces into which the model cuts a word, which is written in the tokenizer's spelling."""
+        return self._tokenizer.model.tokenize(word)
 
     def words(self, texts: Iterable[str]) -> collections.Counter[str]:
         """Return how often each word occurs in texts: what the model cuts into pieces, in the tokenizer's spelling.
@@ -207,7 +169,7 @@ class HFTokenizer:
     @functools.cached_property
     def _reader(self) -> tokenizers.Tokenizer:
         """A second tokenizer that reads special tokens; one switchable tokenizer would not be thread-safe."""
-        return _unbounded(tokenizers.Tokenizer.from_str(self.json))
+        return _unbounded(self.json)
 
     def _without(self, symbols: frozenset[str]) -> tokenizers.Tokenizer:
         if not symbols:
@@ -217,7 +179,7 @@ class HFTokenizer:
         data = json.loads(self.json)
         for token in data["added_tokens"]:
             token["special"] |= token["content"] in symbols
-        changed = _unbounded(tokenizers.Tokenizer.from_str(json.dumps(data)))
+        changed = _unbounded(json.dumps(data))
         changed.encode_special_tokens = True
         self._changed[symbols] = changed
         return changed
@@ -228,7 +190,20 @@ def _alone(encode_batch: Callable[..., list[tokenizers.Encoding]], text: str, ad
     return encode_batch([scrub(text)], add_special_tokens=add_special_tokens)[0]
 
 
-def _unbounded(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Raise UserError for any error of `tokenizers`, which has no type of its own. A panic of Rust is not even an Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise UserError(f"tokenizer: {what} ({' '.join(str(error).split())[:500]})") from error
+
+
+def _unbounded(file: str) -> tokenizers.Tokenizer:
+    """Return the tokenizer of a tokenizer.json, which may enable truncation and padding of every text."""
+    tokenizer = tokenizers.Tokenizer.from_str(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -276,7 +251,10 @@ def files_at(path: Path) -> dict[str, bytes]:
             _read(file)  # an error names the file
         found[name] = content(file, MAX_TOKENIZER)
         if name == TEMPLATE:
-            check_text(found[name], file)
+            try:
+                found[name].decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"tokenizer: {file} is no text in UTF-8 ({error}); repair or delete it") from None
     is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/runs/workdir.py handles a damaged one
     before = _parsed(found, "generation_config.json")
     ids = ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(before)
@@ -308,14 +286,6 @@ def _template(files: Mapping[str, bytes]) -> str | None:
     if template is not None and not isinstance(template, str):
         raise UserError(f"tokenizer: chat_template={short(template)} in tokenizer_config.json must be a text")
     return template
-
-
-def check_text(data: bytes, file: Path) -> None:
-    """Raise UserError if a file holds no text."""
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"tokenizer: {file} is no text in UTF-8 ({error}); repair or delete it") from None
 
 
 def _parsed(files: Mapping[str, bytes], name: str) -> dict:

@@ -12,7 +12,8 @@ closest-pair problem" (1997), for sampling by the high bits of a multiplicative 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,10 +33,25 @@ _BATCH_DOCUMENTS = 1 << 10
 _KEEP = bytes(range(256)).lower()
 _WHITESPACE = b" \t\n\r\v\f"
 
+Item = TypeVar("Item")
+
 
 def normalise(text: str | bytes) -> bytes:
     """Return UTF-8 with lower-case ASCII letters and no ASCII whitespace, so line breaks and indentation do not matter."""
     return (text.encode() if isinstance(text, str) else text).translate(_KEEP, _WHITESPACE)
+
+
+def batched(items: Iterable[Item], size_of: Callable[[Item], int], most_bytes: int, most: int) -> Iterator[list[Item]]:
+    """Yield batches of at least `most_bytes` or of `most` items; the last one may be smaller."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= most_bytes or len(batch) >= most:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def rolling_hashes(data: bytes) -> np.ndarray:
@@ -120,16 +136,9 @@ class NearCopies:
 
     def find_all(self, documents: Sequence[bytes]) -> np.ndarray:
         """Apply `find` to UTF-8 documents that are not normalised, in batches whose hashes stay in the cache."""
-        near = np.zeros(len(documents), bool)
-        begin = 0
-        while begin < len(documents):
-            end, size = begin, 0
-            while end < len(documents) and size < _BATCH_BYTES and end - begin < _BATCH_DOCUMENTS:
-                size += len(documents[end])
-                end += 1
-            near[begin:end] = self.find([normalise(data) for data in documents[begin:end]])
-            begin = end
-        return near
+        batches = batched(documents, len, _BATCH_BYTES, _BATCH_DOCUMENTS)
+        near = [self.find([normalise(data) for data in batch]) for batch in batches]
+        return np.concatenate([np.zeros(0, bool), *near])
 
     def find(self, normalised: Sequence[bytes]) -> np.ndarray:
         """Return bool [documents]: whether each is a near copy of a document of the set.

@@ -5,15 +5,15 @@ piece starts with the last token of the previous one, so every token after `begi
 packed best fit: the longest first, each into the fullest row with room.
 
 A row is stored as its tokens and one bit per token: whether it continues the piece of the previous token. A piece has at
-least two tokens, so a token that neither continues a piece nor is continued is padding. `layout` computes the rest:
-segments are numbered 1, 2, ... within a row and 0 is padding; positions restart at 0 in each segment.
+least two tokens, so a token that neither continues a piece nor is continued is padding. Segments and positions follow from
+these bits (`layout` of data/text/batches.py).
 
 Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (best-fit packing).
 Letters: N documents, T the sequence length.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -48,25 +48,6 @@ def row_dtype(sequence_length: int, vocab_size: int) -> np.dtype:
     )
 
 
-def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the segments and positions of rows from their bits.
-
-    Args:
-        joined: uint8 [rows, ⌈width/8⌉], see `row_dtype`.
-        width: T+1.
-
-    Returns:
-        segment ids (from 1; 0 is padding) and positions (from 0 in each segment), both int32 [rows, width].
-    """
-    continues = np.unpackbits(joined, axis=-1, count=width, bitorder="little").astype(bool)
-    used = continues.copy()
-    used[:, :-1] |= continues[:, 1:]
-    starts = used & ~continues
-    place = np.arange(width, dtype=np.int32)
-    begun = np.maximum.accumulate(np.where(starts, place, 0), axis=-1)
-    return np.cumsum(starts, axis=-1, dtype=np.int32) * used, (place - begun) * used
-
-
 class Packer:
     """Pack a stream of documents into rows; it holds about `buffer_tokens` tokens and one document in memory.
 
@@ -95,7 +76,7 @@ class Packer:
     ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
-        self._counts, self._width, self._dtype = counts, sequence_length + 1, row_dtype(sequence_length, vocab_size)
+        self.counts, self._width, self._dtype = counts, sequence_length + 1, row_dtype(sequence_length, vocab_size)
         self._bos_id, self._eos_id, self._pad_id = bos_id, eos_id, pad_id
         self._buffer_tokens = buffer_tokens
         self._waiting: list[np.ndarray] = []
@@ -103,8 +84,8 @@ class Packer:
 
     def add(self, document: np.ndarray) -> Iterator[np.ndarray]:
         """Add a document: ids, int [n], without begin and end symbols. Yields the rows that are ready."""
-        self._counts.documents += 1
-        self._counts.tokens_in += len(document) + 1
+        self.counts.documents += 1
+        self.counts.tokens_in += len(document) + 1
         for piece in pieces(document, self._width, self._bos_id, self._eos_id):
             if len(piece) >= self._width - 1:  # one free slot is useless: a piece has at least two tokens
                 yield self._row([piece])
@@ -141,18 +122,10 @@ class Packer:
             continues[at + 1 : end] = True
             at = end
         row["joined"] = np.packbits(continues, bitorder="little")
-        self._counts.rows += 1
-        self._counts.tokens_packed += at - len(bin_)
-        self._counts.tokens_padded += self._width - at
+        self.counts.rows += 1
+        self.counts.tokens_packed += at - len(bin_)
+        self.counts.tokens_padded += self._width - at
         return row
-
-
-def pack(documents: Iterable[np.ndarray], counts: Counts, **options) -> Iterator[np.ndarray]:
-    """Yield the rows of a stream of documents; `options` are those of `Packer`."""
-    packer = Packer(counts, **options)
-    for document in documents:
-        yield from packer.add(document)
-    yield from packer.finish()
 
 
 def _tokens(bin_: list[np.ndarray]) -> int:

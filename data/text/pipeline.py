@@ -4,11 +4,13 @@ There are two passes over the text: the survey (duplicates, splits, and a sample
 then tokenization and packing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_collections
@@ -17,17 +19,11 @@ from data.sources import open_sources
 from data.sources.source import Source
 from data.sources.spool import spooled
 from data.text import sentencepiece_tokenizer
-from data.text.dataset import prepare, prepared
-from data.text.fingerprints import (
-    check_tokenizer,
-    input_files,
-    is_prepared,
-    ready_dataset,
-    record_tokenizer,
-    undamaged,
-    wait_for,
-)
+from data.text.batches import prepared
+from data.text.dataset import prepare
+from data.text.fingerprints import check_tokenizer, input_files, is_prepared, ready_dataset, record_tokenizer, wait_for
 from data.text.grow import extends, grow
+from data.text.hf_tokenizer import has_tokenizer
 from data.text.split import digest_of, survey
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import UserError
@@ -44,18 +40,18 @@ def prepare_text(
     """
     stages = {"survey": 0.0, "tokenizer": 0.0, "dataset": 0.0}
     if not first:
-        tokenizer = wait_for(lambda: _own_tokenizer(workdir))
+        tokenizer = wait_for(_own_tokenizer, workdir)
         folder = _folder(config, tokenizer, workdir)
-        wait_for(lambda: undamaged(lambda: prepared(folder)))
+        wait_for(prepared, folder)
         return tokenizer, folder, stages
 
     if (ready := ready_dataset(config.data.input)) is not None:
         return *_linked(config, workdir, ready), stages
-    given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    tokenizer = _own_tokenizer(workdir) or (None if config.data.new_pieces else given)
+    configured = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    tokenizer = _own_tokenizer(workdir) or (None if config.data.new_pieces else configured)
     if tokenizer:
-        same = given is None or given.fingerprint == tokenizer.fingerprint
-        if not same and not (config.data.new_pieces and extends(tokenizer, given)):
+        same = configured is None or configured.fingerprint == tokenizer.fingerprint
+        if not same and not (config.data.new_pieces and extends(tokenizer, configured)):
             raise UserError(
                 f"tokenizer: {config.tokenizer} differs from the run's tokenizer in {workdir}; use another --workdir"
             )
@@ -69,7 +65,7 @@ def prepare_text(
         sources = _sources(config)
         if config.data.input is None:  # parsing it takes longer than all passes over its text
             sources = [spooled(source, Path(spool)) for source in sources]
-        tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, given, stages, Path(spool))
+        tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, configured, stages, Path(spool))
     return tokenizer, folder, stages
 
 
@@ -77,13 +73,13 @@ def summary(config, dataset: Path) -> list[str]:
     """Return a line for each source: what was read, what was dropped, and what data.max_bytes left out."""
     lines = []
     for name, counts in prepared(dataset)["sources"].items():
-        seen = counts["survey"]
-        parts = [f"{seen['documents']:,} documents with {seen['bytes']:,} bytes"]
+        read = counts["survey"]
+        parts = [f"{read['documents']:,} documents with {read['bytes']:,} bytes"]
         for key, what in (("exact_duplicates", "exact duplicates"), ("near_copies", "near copies of validation text")):
-            if seen[key]:
-                parts.append(f"{seen[key]:,} {what} dropped")
-        parts.append(f"{seen['train_documents']:,} to train on, {seen['valid_documents']:,} to validate on")
-        if config.data.max_bytes is not None and seen["bytes"] >= config.data.max_bytes:
+            if read[key]:
+                parts.append(f"{read[key]:,} {what} dropped")
+        parts.append(f"{read['train_documents']:,} to train on, {read['valid_documents']:,} to validate on")
+        if config.data.max_bytes is not None and read["bytes"] >= config.data.max_bytes:
             parts.append(f"the rest of the source is left out by data.max_bytes={config.data.max_bytes}")
         lines.append(f"data: {name}: " + ", ".join(parts))
     return lines
@@ -111,10 +107,8 @@ def _linked(config, workdir: Path, ready: Path) -> tuple[Tokenizer, Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if any(path.is_symlink() and path != folder for path in folder.parent.iterdir()):
         raise UserError(f"data.input: the dataset {ready} has changed since this run began; use another --workdir")
-    if not folder.is_symlink():
-        folder.symlink_to(ready.resolve())
-    if folder.resolve() != ready.resolve():  # the dataset has moved
-        folder.unlink()
+    if folder.resolve() != ready.resolve():  # a new run, or the dataset has moved
+        folder.unlink(missing_ok=True)
         folder.symlink_to(ready.resolve())
     if not _own_tokenizer(workdir):
         tokenizer.save(workdir)
@@ -129,18 +123,12 @@ def _sources(config) -> list[Source]:
 def _is_prepared(config, folder: Path) -> bool:
     """Return whether the dataset can be reused, see `data.text.fingerprints.is_prepared`."""
 
-    def digest() -> str:
-        with _Stage({}, "comparing the input") as progress:
+    def digest(_) -> str:
+        with _stage("comparing the input") as progress:
             return digest_of(_sources(config), progress)
 
-    return is_prepared(
-        folder,
-        lambda: prepared(folder),
-        config.data.input,
-        lambda: input_files(config.data.input),
-        digest,
-        whole=config.data.max_bytes is None,
-    )
+    input, whole = config.data.input, config.data.max_bytes is None
+    return is_prepared(folder, prepared, input, lambda: input_files(input), digest, whole=whole)
 
 
 def _two_passes(
@@ -148,16 +136,16 @@ def _two_passes(
     workdir: Path,
     sources: list[Source],
     tokenizer: Tokenizer | None,
-    given: Tokenizer | None,
+    configured: Tokenizer | None,
     stages: dict[str, float],
     scratch: Path,
 ) -> tuple[Tokenizer, Path]:
-    """Split the text, train a tokenizer if there is none or add pieces to the given one, and pack the rows."""
-    found = input_files(config.data.input)
-    if tokenizer is None and given is None:
+    """Split the text, train a tokenizer if there is none or add pieces to the configured one, and pack the rows."""
+    files = input_files(config.data.input)
+    if tokenizer is None and configured is None:
         sentencepiece_tokenizer.check_vocab_size(config.model.vocab_size)
-    with _Stage(stages, "survey") as progress:
-        kept = survey(
+    with _stage("survey", stages) as progress:
+        surveyed = survey(
             sources,
             valid_fraction=config.data.valid_fraction,
             seed=config.seed,
@@ -167,15 +155,15 @@ def _two_passes(
         )
     # The workdir is only written from here on, after the whole input was read without an error.
     if tokenizer is None:
-        with _Stage(stages, "tokenizer") as progress:
-            chunks = kept.sample()
+        with _stage("tokenizer", stages) as progress:
+            chunks = surveyed.sample()
             progress("training", sum(map(len, chunks)))
-            if given is None:
+            if configured is None:
                 tokenizer = sentencepiece_tokenizer.fit(
                     chunks, scratch / "tokenizer.model", vocab_size=config.model.vocab_size, threads=os.cpu_count() or 1
                 )
             else:
-                tokenizer = grow(given, chunks, config.data.new_pieces, scratch)
+                tokenizer = grow(configured, chunks, config.data.new_pieces, scratch)
         check_tokenizer(workdir, tokenizer.fingerprint)  # if the run's tokenizer was deleted, the new one must be equal
     if not _own_tokenizer(workdir):
         tokenizer.save(workdir)
@@ -184,26 +172,24 @@ def _two_passes(
     folder = _folder(config, tokenizer, workdir)
     if folder.exists() and _is_prepared(config, folder):  # only the tokenizer had been lost
         return tokenizer, folder
-    with _Stage(stages, "dataset") as progress:
+    with _stage("dataset", stages) as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        files = input_files(config.data.input) if files == [] else files  # TFDS may have prepared it meanwhile
         prepare(
             folder,
             sources,
             tokenizer,
             sequence_length=config.sequence_length,
-            survey=kept,
+            survey=surveyed,
             progress=progress,
-            input=None
-            if found is None
-            else (found or input_files(config.data.input), kept.digest),  # TFDS may have prepared it meanwhile
+            input=None if files is None else (files, surveyed.digest),
         )
     return tokenizer, folder
 
 
 def _own_tokenizer(workdir: Path) -> Tokenizer | None:
     """Load the run's own tokenizer, or return None if it has none yet."""
-    exists = any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
-    return load_tokenizer(workdir) if exists else None
+    return load_tokenizer(workdir) if has_tokenizer(workdir) else None
 
 
 def _folder(config, tokenizer: Tokenizer, workdir: Path) -> Path:
@@ -225,24 +211,18 @@ def _folder(config, tokenizer: Tokenizer, workdir: Path) -> Path:
     return workdir / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
 
 
-class _Stage:
-    """A context manager that times a stage and shows its progress in bytes per source."""
+@contextlib.contextmanager
+def _stage(name: str, seconds: dict[str, float] | None = None) -> Iterator[Callable[[str, int], None]]:
+    """Yield a function that shows the progress of a stage, in bytes per source. seconds: gets the time of the stage."""
+    begin, seen = time.perf_counter(), {}
+    with progress(name, unit="B", scaled=True) as bar:
 
-    def __init__(self, stages: dict[str, float], name: str):
-        self._stages, self._name = stages, name
+        def show(source: str, total: int) -> None:
+            if source not in seen:
+                bar.set_postfix_str(source)
+            bar.update(total - seen.get(source, 0))
+            seen[source] = total
 
-    def __enter__(self):
-        self._begin = time.perf_counter()
-        self._bar = progress(self._name, unit="B", scaled=True)
-        self._seen: dict[str, int] = {}
-        return self._progress
-
-    def _progress(self, source: str, total: int) -> None:
-        if source not in self._seen:
-            self._bar.set_postfix_str(source)
-        self._bar.update(total - self._seen.get(source, 0))
-        self._seen[source] = total
-
-    def __exit__(self, *_):
-        self._bar.close()
-        self._stages[self._name] = time.perf_counter() - self._begin
+        yield show
+    if seconds is not None:
+        seconds[name] = time.perf_counter() - begin

@@ -40,14 +40,48 @@ COVERAGE = 0.9995  # share of the sample's characters that get a piece; the rest
 SEGMENT = 1024  # characters encoded at a time: the merge queue then fits the cache (1.5 times as fast)
 
 
-class SentencePieceTokenizer:
+class Decoder:
+    """Decode ids by the bytes of each within a text; control symbols have none."""
+
+    _bytes: list[bytes]
+    bytes_per_token: np.ndarray  # int32 [V]
+
+    def set_bytes(self, table: list[bytes]) -> None:
+        self._bytes = table
+        self.bytes_per_token = np.asarray([len(b) for b in table], np.int32)
+        self.bytes_per_token.setflags(write=False)
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """Return the bytes of `ids`, one after the other; control symbols give none.
+
+        So a space that a tokenizer puts before a text stays, because it cannot be told from the first space of a completion.
+
+        Raises:
+            ValueError: an id is outside [0, vocab_size).
+        """
+        ids, size = np.asarray(ids, np.int64).reshape(-1), len(self._bytes)
+        if ids.size and not 0 <= ids.min() <= ids.max() < size:
+            raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {size}")
+        return b"".join([self._bytes[i] for i in ids.tolist()])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+
+class SentencePieceTokenizer(Decoder):
     """A trained tokenizer, loaded from the SentencePiece model at `path`.
 
-    Attributes, beside those of data.text.tokenizer.Tokenizer:
-        pad_id, eos_id, bos_id, unk_id: 0, 1, 2, 3.
-        stop_ids: eos_id. A chat turn also ends at `<|end|>`.
-        bytes_per_token: the sum over the ids of a text is exactly its length in bytes, which converts nats per token to
-            bits per byte.
+    Attributes:
+        vocab_size: V, the number of ids.
+        bos_id, eos_id: the begin and the end symbol. pad_id: the padding. unk_id: never in an encoded text.
+        stop_ids: the ids that end a completion. A chat turn also ends at `<|end|>`.
+        controls: control symbol -> id. Text never encodes to these ids.
+        special_tokens: the special tokens by their names in chat templates, such as `bos_token`.
+        chat_template: the Jinja template that belongs to the tokenizer.
+        bytes_per_token: int32 [V], the UTF-8 bytes of an id within a text; 0 for a control symbol. The sum over the ids of a
+            text is exactly its length in bytes, which converts nats per token to bits per byte.
+        fingerprint: hex digest; equal for equal tokenizers.
         model: the bytes of the SentencePiece model.
 
     Raises:
@@ -84,10 +118,8 @@ class SentencePieceTokenizer:
                 "byte-exact settings the model relies on; train one here"
             )
         self.controls = {symbol: i for i, symbol in enumerate(CONTROLS)}
-        self._bytes = [self._bytes_of(i, piece) for i, piece in enumerate(pieces)]
+        self.set_bytes([self._bytes_of(i, piece) for i, piece in enumerate(pieces)])
         self._literal_space = np.asarray([pieces.index(f"<0x{b:02X}>") for b in SPACE.encode()], np.int32)
-        self.bytes_per_token = np.asarray([len(b) for b in self._bytes], np.int32)
-        self.bytes_per_token.setflags(write=False)
         self.fingerprint = hashlib.sha256(model).hexdigest()[:16]
         self.model = model
 
@@ -135,18 +167,6 @@ class SentencePieceTokenizer:
         nothing = np.zeros(0, np.int32)
         return [np.concatenate([nothing, *encoded[end - n : end]]) for n, end in zip(counts, ends, strict=True)]
 
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """Return the bytes of `ids`; control symbols give none.
-
-        Raises:
-            ValueError: an id is outside [0, vocab_size).
-        """
-        return joined(self._bytes, ids)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
     def pieces(self) -> Iterator[tuple[int, str, float | None]]:
         """Yield (id, text, score) of each id; the score is None for bytes and control symbols, which no merge produces."""
         for i in range(self.vocab_size):
@@ -164,23 +184,12 @@ class SentencePieceTokenizer:
 def train(
     texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sample_bytes: int, seed: int, threads: int
 ) -> SentencePieceTokenizer:
-    """Train byte-pair merges on a sample of `texts` and write the model to `path`.
-
-    The file is written atomically. The result depends only on the texts and the arguments. If the text has too few
-    distinct merges for `vocab_size` ids, the vocabulary is smaller.
+    """Train as `fit` does, on a sample of `texts`, which are read once and not kept in memory.
 
     Args:
-        texts: read once, not kept in memory.
-        path: of the model; its folder is created.
-        vocab_size: target number of ids, at least 256 bytes + the control symbols + 1.
         sample_bytes: limit on the UTF-8 bytes of text to train on, and to keep in memory.
         seed: of the sample, if the texts are longer than it.
-        threads: of the trainer.
-
-    Raises:
-        UserError: `vocab_size` is too small, or there is no text.
     """
-    check_vocab_size(vocab_size)
     return fit(sample(texts, sample_bytes, seed), path, vocab_size=vocab_size, threads=threads)
 
 
@@ -194,7 +203,18 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads: int) -> SentencePieceTokenizer:
-    """Train as `train` does, on chunks that are already sampled."""
+    """Train byte-pair merges on chunks of text, and write the model to `path`, whose folder is created, atomically.
+
+    The result depends only on the arguments. If the text has too few distinct merges for `vocab_size` ids, the vocabulary is
+    smaller.
+
+    Args:
+        vocab_size: target number of ids, at least 256 bytes + the control symbols + 1.
+        threads: of the trainer.
+
+    Raises:
+        UserError: `vocab_size` is too small, or there is no text.
+    """
     check_vocab_size(vocab_size)
     counts = collections.Counter()
     for chunk in chunks:
@@ -336,26 +356,16 @@ def _segments(text: str) -> Iterator[str]:
                 cut = part.rfind(" ", start, end)
                 while cut > start and part[cut - 1] == " ":
                     cut -= 1
-                end = cut if cut > start else _next_cut(part, end)
+                if cut <= start:
+                    match = _WORD_END.search(part, end - 1)
+                    cut = match.end() if match else len(part)
+                end = cut
             yield part[start:end]
             start = end
 
 
-def _next_cut(part: str, end: int) -> int:
-    match = _WORD_END.search(part, end - 1)
-    return match.end() if match else len(part)
-
-
 _WORD_END = re.compile(r"[^ ](?= )")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def joined(spellings: Sequence[bytes], ids: Sequence[int] | np.ndarray) -> bytes:
-    """Return the bytes of ids, one after the other. Raises: ValueError if an id has no spelling."""
-    ids = np.asarray(ids, np.int64).reshape(-1)
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(spellings):
-        raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {len(spellings)}")
-    return b"".join([spellings[i] for i in ids.tolist()])
 
 
 def scrub(text: str) -> str:

@@ -15,8 +15,7 @@ import numpy as np
 import xxhash
 
 from data.sources.source import Document, Source
-from data.text.duplicates import Digests
-from data.text.near_copies import NearCopies, normalise
+from data.text.near_copies import NearCopies, batched, normalise
 from data.text.sentencepiece_tokenizer import Sample
 from data.text.tokenizer import Tokenizer
 from data.text.workers import ordered
@@ -24,6 +23,7 @@ from lm.errors import UserError
 
 BACKGROUND_BYTES = 4_000_000  # of random documents, which define common shingles
 
+NEAR_COPY = 0.5  # least share of common shingles of a near copy, see `NearCopies.find`
 _READ_BYTES = 1 << 19  # of documents in a batch
 _READ_DOCUMENTS = 1 << 12
 
@@ -48,7 +48,6 @@ def survey(
     valid_fraction: float,
     seed: int,
     max_valid_bytes: int | None = None,
-    near_copy_threshold: float = 0.5,
     sample_bytes: int = 0,
     progress: Callable[[str, int], None] | None = None,
 ) -> Survey:
@@ -63,7 +62,6 @@ def survey(
         valid_fraction: in [0, 1); 0 for no validation.
         seed: of the hash, and of the sample.
         max_valid_bytes: limit on the UTF-8 bytes of validation text, over all sources.
-        near_copy_threshold: minimum share of common shingles of a near copy, see `NearCopies.find`.
         sample_bytes: UTF-8 bytes of training text in `Survey.sample`.
         progress: called regularly with a source's name and the bytes read from it.
 
@@ -89,7 +87,7 @@ def survey(
     low, high = 1 << 64, -1
     for source in sources:
         count, record = stats[source.name], passes[source.name]
-        for batch in _batched(_hashed(source, seed)):
+        for batch in _batches(source, seed):
             duplicates = record.add([data for data, _, _ in batch], seen)
             for (data, hash, document), duplicate in zip(batch, duplicates.tolist()):
                 count.documents += 1
@@ -116,7 +114,7 @@ def survey(
         )
     if high <= chosen.highest:
         raise UserError(f"data.valid_fraction={valid_fraction} leaves no document for training; lower it")
-    copies = NearCopies(chosen.texts(), background.texts(), near_copy_threshold) if chosen.highest >= 0 else None
+    copies = NearCopies(chosen.texts(), background.texts(), NEAR_COPY) if chosen.highest >= 0 else None
     chunks = sample.chunks(sample_bytes, chosen.highest) if sample_bytes else []
     return Survey(stats, passes, seed, chosen.highest, copies, chunks)
 
@@ -126,7 +124,7 @@ def digest_of(sources: Sequence[Source], progress: Callable[[str, int], None] | 
     passes = {source.name: _Pass() for source in sources}
     for source in sources:
         seen = 0
-        for batch in _batched(_hashed(source, 0)):
+        for batch in _batches(source, 0):
             passes[source.name].add([data for data, _, _ in batch])
             seen += sum(len(data) for data, _, _ in batch)
             if progress:
@@ -138,16 +136,16 @@ def _joined(passes: dict[str, _Pass]) -> str:
     return xxhash.xxh3_128_hexdigest(b"".join(name.encode() + one.digest.digest() for name, one in passes.items()))
 
 
+@dataclasses.dataclass
 class Survey:
     """The result of `survey`. `stats` (source name -> SourceStats) is complete after a full pass of `documents`."""
 
-    def __init__(self, stats, passes, seed, highest, copies, chunks):
-        self.stats: dict[str, SourceStats] = stats
-        self._passes: dict[str, _Pass] = passes
-        self._seed: int = seed
-        self._highest: int = highest  # documents with a hash up to this one are for validation; -1: none
-        self._copies: NearCopies | None = copies  # None: no validation
-        self._chunks: list[str] = chunks
+    stats: dict[str, SourceStats]
+    _passes: dict[str, _Pass]
+    _seed: int
+    _highest: int  # documents with a hash up to this one are for validation; -1: none
+    _copies: NearCopies | None  # None: no validation
+    _chunks: list[str]
 
     @property
     def digest(self) -> str:
@@ -198,7 +196,7 @@ class Survey:
         """Yield batches of a source without exact duplicates, with bool [documents]: which are for training."""
         stats, before, now = self.stats[source.name], self._passes[source.name], _Pass()
         stats.train_documents = stats.train_bytes = stats.valid_documents = stats.valid_bytes = stats.near_copies = 0
-        for batch in _batched(_hashed(source, self._seed)):
+        for batch in _batches(source, self._seed):
             at = len(now.duplicate)
             now.add([data for data, _, _ in batch])
             flags = before.duplicate[at : at + len(batch)].ljust(len(batch), b"\0")
@@ -237,26 +235,48 @@ def _encode(
     return kept, ids, np.cumsum([len(ids) for ids in many], dtype=np.int64), sizes
 
 
-def _hashed(source: Source, seed: int) -> Iterator[tuple[bytes, int, Document]]:
-    """Yield (UTF-8, hash of the split key, document) of every document that is not blank."""
-    for document in source.read():
-        if document.text and not document.text.isspace():
-            data = document.text.encode()
-            key = data if document.split_key is None else document.split_key.encode()
-            yield data, xxhash.xxh3_64_intdigest(key, seed=seed % (1 << 64)), document
+def _batches(source: Source, seed: int) -> Iterator[list[tuple[bytes, int, Document]]]:
+    """Yield batches of (UTF-8, hash of the split key, document) of every document that is not blank."""
+
+    def hashed(document: Document) -> tuple[bytes, int, Document]:
+        data = document.text.encode()
+        key = data if document.split_key is None else document.split_key.encode()
+        return data, xxhash.xxh3_64_intdigest(key, seed=seed % (1 << 64)), document
+
+    documents = (document for document in source.read() if document.text and not document.text.isspace())
+    return batched(map(hashed, documents), lambda item: len(item[0]), _READ_BYTES, _READ_DOCUMENTS)
 
 
-def _batched(documents: Iterator[tuple[bytes, int, Document]]) -> Iterator[list[tuple[bytes, int, Document]]]:
-    """Yield batches of at least _READ_BYTES or of _READ_DOCUMENTS documents; the last one may be smaller."""
-    batch, size = [], 0
-    for item in documents:
-        batch.append(item)
-        size += len(item[0])
-        if size >= _READ_BYTES or len(batch) >= _READ_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+class Digests:
+    """A set of 128-bit digests in sorted runs, each at least twice as long as the next one (log-structured merge).
+
+    Source: O'Neil et al. 1996.
+
+    Memory: 16 bytes per digest, 48 while the two longest runs are merged. A Python set of the same integers takes 80 to 150.
+    """
+
+    def __init__(self):
+        self._runs: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
+    def add(self, digests: np.ndarray) -> np.ndarray:
+        """Add digests, uint64 [n, 2]. Returns bool [n]: whether each was already in the set or occurs earlier in the batch."""
+        digests = np.ascontiguousarray(digests).view("S16").reshape(-1)  # strings of bytes can be sorted
+        new, first = np.unique(digests, return_index=True)
+        known = np.zeros(len(new), bool)
+        for run in self._runs:
+            known |= run[np.minimum(np.searchsorted(run, new), len(run) - 1)] == new
+        again = np.ones(len(digests), bool)
+        again[first[~known]] = False
+        if not known.all():
+            self._runs.append(new[~known])
+        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+            both = np.concatenate([self._runs.pop(), self._runs.pop()])
+            both.sort(kind="stable")  # merges runs that are sorted
+            self._runs.append(both)
+        return again
 
 
 class _Pass:

@@ -1,4 +1,4 @@
-"""What `data.weights` says: which share of training each source has, and how shares change during a run.
+"""What `data.weights` says: which share of training each source has in which part of a run; and the order of rows it gives.
 
     web=8,books=1                                       shares of rows, relative to each other; other sources are not read
     temperature=2                                       shares in proportion to tokens^(1/2), of all sources
@@ -9,17 +9,19 @@
 Each stage may have any of these forms.
 """
 
+import bisect
 import difflib
-import json
 import math
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.text.mixture import Stage
 from lm.errors import UserError
+from lm.files.untrusted import read_json
 
+MIN = 100  # the integer of the smallest share in a mixture, so that shares are exact within half a percent
 MANY_EPOCHS = 4  # repeated as often, tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
 CLOSE = 0.02  # relative difference of epochs that is not worth a warning
 FORMS = "'code=2,docs=1', 'temperature=2', 'epochs: code=2,docs=0.5', a .json file, or '0: code=2,docs=1; 0.8: docs=1'"
@@ -41,6 +43,13 @@ class Weights(NamedTuple):
 
     rules: Sequence[Rule] | None = None
     steps: int = 0
+
+
+class Stage(NamedTuple):
+    """From batch `begin` on, rows come from the sources in these shares."""
+
+    begin: int
+    shares: Mapping[str, float]  # by source; positive, of any sum
 
 
 class Size(NamedTuple):
@@ -93,13 +102,13 @@ def stages_of(rules: Sequence[Rule], sizes: Mapping[str, Size], steps: int) -> l
     out.
     Raises: UserError for an unknown source.
     """
-    found: list[Stage] = []
+    stages: list[Stage] = []
     for rule in rules:
         begin = round(rule.begin * steps)
-        if found and found[-1].begin == begin:
-            found.pop()
-        found.append(Stage(begin, _shares(rule, sizes)))
-    return found
+        if stages and stages[-1].begin == begin:
+            stages.pop()
+        stages.append(Stage(begin, _shares(rule, sizes)))
+    return stages
 
 
 def warnings_of(
@@ -180,17 +189,77 @@ def _number(text: str, where: str) -> float:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"data.weights={path}: {error.strerror}; name a JSON file of shares") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'data.weights={path} is no JSON ({error}); it must read like {{"code": 2, "docs": 1}}') from None
-    numbers = isinstance(found, dict) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in found.values())
-    if not numbers or not found:
+        shares = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f'data.weights={path} is no JSON file ({error}); it must read like {{"code": 2, "docs": 1}}') from None
+    numbers = isinstance(shares, dict) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in shares.values())
+    if not numbers or not shares:
         raise UserError(f'data.weights={path} must hold a number for each source, such as {{"code": 2, "docs": 1}}')
-    return {name: float(number) for name, number in found.items()}
+    return {name: float(number) for name, number in shares.items()}
 
 
 def _written(rule: Rule) -> str:
     pairs = ",".join(f"{name}={number!r}" for name, number in rule.numbers.items())
     return f"epochs: {pairs}" if rule.kind == "epochs" else pairs
+
+
+class Mixture(Sequence):
+    """The endless row ids of a mixture: random access to any position. A source goes on where it stopped in an earlier stage.
+
+    The shares of a stage become integers p_i, the smallest 100. Among the first k positions of the stage, the first source
+    has k − ⌊k·(R − p_0)/R⌋ with R = Σ p_i; the remaining ones are divided among the other sources in the same way. So the
+    sources are interleaved evenly, and the number of rows that each has given is known at every position without a replay.
+    Grain's `MapDataset.mix` (0.2) places rows in the same way, in one stage.
+
+    Args:
+        streams: source -> its endless row ids, such as one permutation an epoch.
+        stages: the first begins at batch 0, and each begins after the one before. Every source is in `streams`.
+        start: returns the rows of all batches before one.
+    """
+
+    def __init__(self, streams: Mapping[str, Sequence[int]], stages: Sequence[Stage], start: Callable[[int], int]):
+        if [stage.begin for stage in stages] != sorted({stage.begin for stage in stages}) or stages[0].begin:
+            raise ValueError(f"stages must begin at batch 0 and ascend: {[stage.begin for stage in stages]}")
+        self._names = [name for name in streams if any(name in stage.shares for stage in stages)]
+        self._streams = [streams[name] for name in self._names]
+        for stream in self._streams:
+            stream[0]  # the first access initialises Grain's statistics, which is not thread-safe
+        self._begins = [start(stage.begin) for stage in stages]
+        self._parts = [_integers([stage.shares.get(name, 0) for name in self._names]) for stage in stages]
+        self._before = [[0] * len(self._names)]  # rows that each source has given before the stage
+        for parts, begin, end in zip(self._parts, self._begins, self._begins[1:]):
+            self._before.append(list(map(operator.add, self._before[-1], counts(end - begin, parts))))
+
+    def __len__(self) -> int:
+        raise TypeError("a mixture is endless")
+
+    def __getitem__(self, position: int) -> int:
+        stage = self._stage(position)
+        before, after = self._rows(position, stage), self._rows(position + 1, stage)
+        source = next(i for i, rows in enumerate(before) if after[i] > rows)
+        return self._streams[source][before[source]]
+
+    def rows(self, position: int) -> dict[str, int]:
+        """Return the number of rows that each source gives to the positions before this one."""
+        return dict(zip(self._names, self._rows(position, self._stage(position))))
+
+    def _stage(self, position: int) -> int:
+        return bisect.bisect_right(self._begins, position) - 1
+
+    def _rows(self, position: int, stage: int) -> list[int]:
+        return list(map(operator.add, self._before[stage], counts(position - self._begins[stage], self._parts[stage])))
+
+
+def counts(k: int, parts: Sequence[int]) -> list[int]:
+    """Return how many of the first k positions of an even interleaving each source has; parts: its integer share."""
+    remaining, rows = sum(parts), []
+    for part in parts:
+        others = k * (remaining - part) // remaining if remaining else 0
+        rows.append(k - others)
+        k, remaining = others, remaining - part
+    return rows
+
+
+def _integers(shares: Sequence[float]) -> list[int]:
+    least = min(share for share in shares if share > 0)
+    return [round(MIN * share / least) for share in shares]  # rounded, because 0.3 / 0.1 * 100 is 299.99...

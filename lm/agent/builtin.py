@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tasks.calculator import CALCULATOR
+from data.tasks.arithmetic import CALCULATOR
 from lm.agent.files import LIST, READ, SEARCH, WRITE, file_tools
 from lm.agent.memory import ADD_NOTE, SEARCH_MEMORY, memory_tools
 from lm.agent.tools import AgentTool

@@ -10,11 +10,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.logprobs import target_logprobs
-from lm.kernels.matmul import spec_of
 from lm.model.inputs import inputs_of
 from lm.model.linear import trainable
 from lm.model.transformer import Transformer
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import spec, spec_of
 
 
 def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """Preference optimisation: the losses of lm/align/losses.py on batches of kind "pair", and KTO on kind "labelled".
 
 Arrays are [B, 2, T]. In a pair, row 0 is the prompt with the chosen answer and row 1 the prompt with the rejected one; or the
-pair is one row [B, T] with the prompt once (data/chat/joined_pairs.py). In a labelled example, row 0 is the prompt with its
+pair is one row [B, T] with the prompt once (data/chat/example_batches.py). In a labelled example, row 0 is the prompt with its
 answer and row 1 the same prompt with another example's answer. Examples whose weights are all 0 only pad the batch. The
 reference is the policy before training (`frozen`); lm/align/reference.py runs it.
 """
@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from data.chat.joined_pairs import Sides
+from data.chat.example_batches import Sides
 from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference
 from lm.align.settings import PREFERENCES, one_of
 from lm.config import ModelConfig
-from lm.kernels.visible import Branches
+from lm.kernels.attention import Branches
 from lm.model.inputs import Inputs, inputs_of
 from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, router_loss

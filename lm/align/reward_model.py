@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from data.chat.example_encoding import Encoder
-from data.chat.kinds import Conversation
+from data.chat.messages import Conversation
 from data.text.tokenizer import load_tokenizer
 from lm.align.reward import reward_scores
 from lm.convert.source import as_stored, on_first_device, open_source

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.align.settings import SFT_LOSSES, one_of
-from lm.model.inputs import Inputs
-from lm.model.media import media_of
+from lm.model.inputs import inputs_of
 from lm.train.step import Objective, Sums, head_loss, training_loss
 
 
@@ -28,8 +27,7 @@ def objective(config) -> Objective:
     def loss(model, batch, frozen, *, train, key=None):
         weight = jnp.sum(batch["weights"])
         if not train:
-            places = batch["segment_ids"], batch["positions"]
-            x_BTD = model.hidden(Inputs(batch["tokens"], *places, media=media_of(batch))).x_BTD
+            x_BTD = model.hidden(inputs_of(batch)).x_BTD
             total, *sums = head_loss(model, x_BTD, batch["targets"], batch["weights"], 0.0, **head)
             metrics = {name: (x, weight) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}
             sums = Sums(metrics, {})

@@ -1,4 +1,4 @@
-"""Find the file of --config, load it, and tell which verb its config is for."""
+"""Find the file of --config, load it, tell which verb its config is for, and list its keys."""
 
 import difflib
 import inspect
@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +137,25 @@ def given_keys() -> set[str]:
     """Return the config keys that this command line gives, such as model.embed_dim."""
     names = (arg.partition("=")[0].lstrip("-") for arg in sys.argv[1:])
     return {name.removeprefix("no").removeprefix("config.") for name in names if name.startswith(("config.", "noconfig."))}
+
+
+def listed(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
+    """Yield the keys of a config, those of its sections as SECTION.KEY."""
+    for key, inner in config.items():
+        if isinstance(inner, ml_collections.ConfigDict):
+            yield from listed(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def value(config: ml_collections.ConfigDict, key: str) -> object:
+    """Return the value of a key, or a section."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def type_of(config: ml_collections.ConfigDict, key: str) -> str:
+    """Return the name of the type that the values of a key have."""
+    section, _, last = key.rpartition(".")
+    return (value(config, section) if section else config).get_ref(last).get_type().__name__

@@ -4,7 +4,6 @@ Exit codes: 0 done; 2 an error that the user can fix, printed as one line; 1 the
 """
 
 import argparse
-import difflib
 import errno
 import gc
 import os
@@ -13,7 +12,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,10 +22,9 @@ from ml_collections import config_flags
 
 from lm.bucket import copies, mirror
 from lm.bucket.places import as_urls
-from lm.cli import config_files, config_keys, other_names
+from lm.cli import config_files, mistakes
 from lm.errors import Ended, Stopped, UserError, out_of_memory, windows_hint
 from lm.files import compile_cache
-from lm.files.untrusted import shown
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSALS = [getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EROFS ENOTDIR EISDIR EEXIST ELOOP EIO".split()]
@@ -87,27 +85,27 @@ def parse(
     ]
     config, path = config_files.load(found), found
     config_files.check_verb(config, path, verb)
-    known = set(config_keys.listed(config))
+    known = set(config_files.listed(config))
     argv[:] = [_spelt_out(arg, known) for arg in argv]
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
-        raise UserError(_wrong_value(config, error)) from None
+        raise UserError(mistakes.wrong_value(config, error)) from None
     except flags.UnrecognizedFlagError as error:
-        raise UserError(_unknown_flag(error.flagname, config)) from None
+        raise UserError(mistakes.unknown_flag(error.flagname, config)) from None
     except flags.Error as error:
-        raise UserError(_missing_value(error)) from None
+        raise UserError(mistakes.missing_value(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections names only the last part of the key, so search the whole config for it.
-        raise UserError(_unknown_key(argv, path, config, error)) from None
+        raise UserError(mistakes.unknown_key(argv, path, config, error)) from None
     if len(rest) > 1:
-        raise UserError(_stray(rest[1:], config))
+        raise UserError(mistakes.stray(rest[1:], config))
     if flags.FLAGS.kernels is not None:
         os.environ[KERNELS] = flags.FLAGS.kernels  # read when a program is traced
     # This differs from `known` if a whole section was set, such as --config.model.moe="{…}".
-    given = set(config_keys.listed(flags.FLAGS.config))
+    given = set(config_files.listed(flags.FLAGS.config))
     for key in sorted(given - known):
-        raise UserError(f"--config.{key}: no such key in {path}" + config_keys.nearest(key, config))
+        raise UserError(f"--config.{key}: no such key in {path}" + mistakes.nearest(key, config))
     for key in sorted(known - given):
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
@@ -139,11 +137,11 @@ def parse_flags(argv: list[str], takes_arguments: bool = False) -> list[str]:
     try:
         rest = flags.FLAGS([arg if arg.startswith(TEXTS) else _tidied(arg) for arg in argv])
     except flags.UnrecognizedFlagError as error:
-        raise UserError(_unknown_flag(error.flagname)) from None
+        raise UserError(mistakes.unknown_flag(error.flagname)) from None
     except flags.Error as error:
-        raise UserError(_missing_value(error)) from None
+        raise UserError(mistakes.missing_value(error)) from None
     if len(rest) > 1 and not takes_arguments:
-        raise UserError(_stray(rest[1:]))
+        raise UserError(mistakes.stray(rest[1:]))
     copies.fetch_models(flags.FLAGS)
     return rest
 
@@ -198,7 +196,7 @@ def guard(call: Callable[[], None]) -> None:
         fail("interrupted; finished work is kept, run the same command to resume", 130)
     except Exception as error:
         config = flags.FLAGS.config if "config" in flags.FLAGS else None
-        if line := out_of_memory(error, set(config_keys.listed(config)) if config is not None else ()):
+        if line := out_of_memory(error, set(config_files.listed(config)) if config is not None else ()):
             fail(f"{line}; finished work is kept", 1)
         refusal = _refusal(error)
         if refusal is None:
@@ -224,7 +222,7 @@ def _reader_has_left() -> bool:
 def fail(message: str, code: int, details: str = "") -> None:
     """Print `details` and one line, and end all processes of the job. Does not wait for threads, because they may hang."""
     sys.stdout.flush()
-    message = "; ".join(filter(None, (_one_line(message), mirror.finish())))
+    message = "; ".join(filter(None, (mistakes.one_line(message), mirror.finish())))
     line = f"{_program()}: {as_urls(message)}"
     if (hosts := _hosts()) is not None:
         hosts.end(line, code, details)
@@ -257,7 +255,7 @@ def help_text(usage: str, argv: list[str]) -> str:
     path = config_files.find(path, _verb(argv))
     config = config_files.load(path)
     lines += ["", f"Keys of {path}:"]
-    lines += [f"  --config.{key}={config_keys.value(config, key)}" for key in config_keys.listed(config)]
+    lines += [f"  --config.{key}={config_files.value(config, key)}" for key in config_files.listed(config)]
     return "\n".join(lines)
 
 
@@ -318,80 +316,3 @@ def _choose_length(argv: list[str]) -> None:
         raise UserError("--config.steps and --config.epochs both say how long to train: give one of them")
     if "--config.steps" in given and "epochs" in flags.FLAGS.config:
         flags.FLAGS.config.epochs = None
-
-
-def _unknown_key(argv: list[str], path: str, config: ml_collections.ConfigDict, error: Exception) -> str:
-    """Return the error message for a --config.KEY that is not in the file's config, with the nearest key."""
-    known = set(config_keys.listed(config))
-    for arg in argv:
-        match = re.match(r"--?(?:no)?config\.([^=]+)", arg)
-        if match and match[1] not in known:
-            return f"--config.{match[1]}: no such key in {path}" + config_keys.nearest(match[1], config)
-    return f"--config={path}: {_one_line(error)}"
-
-
-def _unknown_flag(name: str, config: ml_collections.ConfigDict | None = None) -> str:
-    """Return the error message for a --NAME that there is not; it may be the name of a key."""
-    known = list(_flag_names())
-    if note := other_names.needless(name):
-        return f"--{name}: no such flag; {note}"
-    meant = other_names.ours(name, known)
-    if config is not None:
-        hint = config_keys.nearest(name, config)
-        is_key = name in config_keys.listed(config)
-        if meant is None and (is_key or not difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
-            return f"--{name}: no such flag" + re.sub(r"did you mean (?!--)", "did you mean --config.", hint)
-    near = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"--{name}: no such flag; " + (f"did you mean --{near[0]}?" if near else f"there are --{', --'.join(sorted(known))}")
-
-
-def _flag_names() -> Iterable[str]:
-    """Yield the flags of this command, without those of absl."""
-    own = {module for module in flags.FLAGS.flags_by_module_dict() if not module.startswith(("absl", "tensorflow"))}
-    for module in own:
-        yield from (flag.name for flag in flags.FLAGS.flags_by_module_dict()[module])
-
-
-def _missing_value(error: Exception) -> str:
-    match = re.match(r"Missing value for flag (\S+)", str(error))
-    return f"{match[1]} has no value: write {match[1]}=VALUE" if match else _one_line(error)
-
-
-def _wrong_value(config: ml_collections.ConfigDict, error: Exception) -> str:
-    """Return the error message for a value of a wrong type, with the type and default from the config."""
-    match = re.match(r"flag (--config\.([^=]+)=(.*?)): ", str(error))
-    usual = config_keys.value(config, match[2]) if match else None
-    if isinstance(usual, ml_collections.ConfigDict):
-        meant = other_names.ours(match[2], set(config_keys.listed(config)) - set(config_keys.listed(usual, match[2] + ".")))
-        if meant:
-            return f"{match[1]}: a section, not a key; did you mean --config.{meant}={match[3]}?"
-        keys = list(config_keys.listed(usual, match[2] + "."))
-        if f"{match[2]}.{match[3].partition('=')[0]}" in keys:
-            return f"{match[1]}: a section, not a key; did you mean --config.{match[2]}.{match[3]}?"
-        more = f" and {len(keys) - config_keys.MANY} more, which --help lists" if len(keys) > config_keys.MANY else ""
-        return f"{match[1]}: a section, not a key; its keys are {', '.join(keys[: config_keys.MANY])}{more}"
-    if usual is None:
-        return _one_line(error) + (f"; it must be of type {config_keys.type_of(config, match[2])}" if match else "")
-    if isinstance(usual, int) and re.fullmatch(r"\d+(\.\d*)?([eE]\+?\d)?", match[3]) and float(match[3]).is_integer():
-        return f"{match[1]}: must be of type {type(usual).__name__}: write {int(float(match[3]))}"
-    return f"{match[1]}: must be of type {type(usual).__name__}, such as {usual}"
-
-
-def _stray(extra: list[str], config: ml_collections.ConfigDict | None = None) -> str:
-    """Return the error message for arguments that belong to no flag."""
-    first, begin = extra[0], f"unexpected argument {extra[0]!r}"
-    name = first.partition("=")[0].lstrip("-").removeprefix("config.")
-    if config is not None and "=" in first and name in config_keys.listed(config):
-        return f"{begin}: write --config.{name}={first.partition('=')[2]}"
-    if config is not None and all(map(os.path.exists, extra)):
-        return (
-            f"{begin}: options are written --name=value. If the shell expanded a glob, quote it: "
-            "--config.data.input='FOLDER/*.txt'; commas separate several files"
-        )
-    free = [f for f in ("checkpoint", "prompt") if f in flags.FLAGS and flags.FLAGS[f].value is None]
-    hint = f"; did you mean --{free[0]}={first}?" if config is None and free and "=" not in first else ""
-    return f"{begin}: options are written --name=value, with quotes around a value that has spaces{hint}"
-
-
-def _one_line(message: object) -> str:
-    return shown(" ".join(str(message).split()))

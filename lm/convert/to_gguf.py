@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from data.text.gguf_tokenizer import tokenizer_settings
 from data.text.hf_tokenizer import has_tokenizer
-from data.text.to_gguf import tokenizer_settings
 from data.text.tokenizer import load_tokenizer
 from lm.convert.families import family_for
 from lm.convert.folders import check_unchanged

@@ -120,7 +120,7 @@ def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
     Raises: UserError if the input is missing or cannot be read.
     """
     from data.sources import open_sources
-    from data.text.dataset import prepared
+    from data.text.batches import prepared
 
     folder = Path(input)
     datasets = [path for path in (folder, *sorted(folder.glob("data/*"))) if prepared(path)] if folder.is_dir() else []

@@ -321,10 +321,10 @@ def writing(path: Path, settings: Mapping[str, Any], tensors: Mapping[str, tuple
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, settings["general.architecture"])  # it adds that setting itself
+    writer, types = gguf.GGUFWriter(path, settings["general.architecture"]), gguf.GGUFValueType  # it adds that setting itself
     for name, value in settings.items():
-        if name != "general.architecture":
-            _add(writer, name, value)
+        if name != "general.architecture" and value not in ("", []):  # GGUF has no empty lists
+            writer.add_key_value(name, value, types.UINT32 if type(value) is int else types.get_type(value))
     for name, (kind, shape) in tensors.items():
         raw = gguf.GGMLQuantizationType[kind]
         dtype = np.dtype(PLAIN[kind]) if kind in PLAIN else np.dtype(np.uint8)
@@ -359,20 +359,3 @@ def _reserve(file: IO[bytes], size: int) -> None:
     except OSError as error:
         error.filename = error.filename or str(file.name)
         raise
-
-
-def _add(writer, name: str, value: Any) -> None:
-    from gguf import GGUFValueType as Type
-
-    if isinstance(value, list) and value and isinstance(value[0], int):
-        writer.add_key_value(name, value, Type.ARRAY, Type.BOOL if isinstance(value[0], bool) else Type.INT32)
-    elif isinstance(value, list):
-        writer.add_array(name, value)
-    elif isinstance(value, bool):
-        writer.add_bool(name, value)
-    elif isinstance(value, int):
-        writer.add_uint32(name, value)
-    elif isinstance(value, float):
-        writer.add_float32(name, value)
-    else:
-        writer.add_string(name, value)

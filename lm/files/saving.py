@@ -1,10 +1,11 @@
-"""Save files whole or not at all: write beside the file, sync it to the disk, then rename.
+"""Save files whole or not at all: write beside the file, sync it to the disk, then rename. Set damaged ones aside.
 
 Without the sync, a failing disk or a loss of power may leave an empty file of that name.
 """
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -84,3 +85,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def place_aside(path: Path, name: str | None = None) -> Path:
+    """Return the path that `set_aside` would rename to: NAME.damaged in the same folder, or NAME.damaged-1, … if it exists.
+
+    name: used instead of the path's own name.
+    """
+    names = (f"{name or path.name}.damaged{n and f'-{n}' or ''}" for n in itertools.count())
+    return next(place for name in names if not (place := path.with_name(name)).exists())
+
+
+def set_aside(path: Path, name: str | None = None) -> Path:
+    """Rename a damaged file or folder to `place_aside`, so that its owner can inspect it, and return that path."""
+    place = place_aside(path, name)
+    os.rename(path, place)
+    return place

@@ -1,5 +1,7 @@
 """Causal attention inside segments, one block of queries at a time: grouped keys and values, windows, soft caps, sinks.
 
+First the mask in compact form, then the layouts of heads and the parts of a softmax that other attentions share.
+
 Axes here: B batch, T queries, S keys, G key/value heads, R query heads per key/value head, K head size of queries and keys,
 V head size of values; H = G·R.
 """
@@ -7,7 +9,7 @@ V head size of values; H = G·R.
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,109 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.head import softcap_slope, softcapped
-from lm.kernels.heads import by_group, by_head, exponentials, mask_bias, ungrouped
-from lm.kernels.matmul import spec_of
 from lm.kernels.ops import product
 from lm.kernels.saved import saved
-from lm.kernels.visible import Scoring, Visible
-from lm.parallel.mesh import platform, reshard, spec
+from lm.parallel.arrays import AnyArray
+from lm.parallel.mesh import platform, reshard, spec, spec_of
+
+# Finite, so that a row without visible keys (padding) gives a uniform average instead of NaN.
+MASKED = -1e30
+
+
+class Scoring(NamedTuple):
+    """Constants of an attention.
+
+    scale: multiplies q·k.
+    window: if above 0, how many slots (or places) a query sees, its own included.
+    softcap: if above 0, scores s become softcap·tanh(s / softcap) before masking (Gemma 2, 2024).
+    across: how keys reach queries on other devices of a context axis, "ring" or "all_gather" (lm/kernels/ring.py).
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    across: str = "ring"
+
+
+class Branches(NamedTuple):
+    """Branches of a row: several continuations stored one after the other, with one shared prefix. All int32.
+
+    ends_BS: the first slot whose query no longer sees the key. places_BT, key_places_BS: positions of queries and keys in their
+    own text. A window counts these positions, because other branches may lie between.
+    """
+
+    ends_BS: jax.Array
+    places_BT: jax.Array
+    key_places_BS: jax.Array
+
+
+class Visible(NamedTuple):
+    """The attention mask in compact form: a mask [B, T, S] would be as large as the scores of a head.
+
+    A query sees the keys of its own segment, at or before its own slot and within the window if there is one.
+    segments_BT, key_segments_BS: int32. slots_T: int32, the slot of each query among the keys.
+    """
+
+    segments_BT: jax.Array
+    key_segments_BS: jax.Array
+    slots_T: AnyArray
+    branches: Branches | None = None
+
+    def mask(self, window: int = 0, queries: slice = slice(None), keys: slice = slice(0, None)) -> jax.Array:
+        """Return a bool mask [B, T, S] for these queries and keys, True where the query sees the key."""
+        key_segments_BS, slots_T1 = self.key_segments_BS[:, keys], self.slots_T[queries, None]
+        slots_S = keys.start + jnp.arange(key_segments_BS.shape[1])
+        seen_BTS = (slots_S <= slots_T1) & (self.segments_BT[:, queries, None] == key_segments_BS[:, None, :])
+        distance = slots_T1 - slots_S
+        if self.branches is not None:
+            ends_BS, places_BT, key_places_BS = self.branches
+            seen_BTS &= slots_T1 < ends_BS[:, None, keys]
+            distance = places_BT[:, queries, None] - key_places_BS[:, None, keys]
+        return seen_BTS & (distance < window) if window else seen_BTS
+
+
+def by_head(x_BTHK: jax.Array, G: int) -> jax.Array:
+    """Return [B, G, R, T, K], by the key/value head that queries share. The tokens of a head are contiguous: the scores need no
+    transpose."""
+    B, T, H, K = x_BTHK.shape
+    # An explicit sharding: with G = 1 the reshape alone would leave a tensor axis on R.
+    where = spec("batch", "length", "kv_heads", None, None)
+    return jnp.moveaxis(lax.reshape(x_BTHK, (B, T, G, H // G, K), out_sharding=where), 1, 3)
+
+
+def by_token(x_BGRTK: jax.Array) -> jax.Array:
+    """Return [B, T, H, K]; the inverse of `by_head`."""
+    B, G, R, T, K = x_BGRTK.shape
+    return lax.reshape(jnp.moveaxis(x_BGRTK, 3, 1), (B, T, G * R, K), out_sharding=spec("batch", "length", "heads", None))
+
+
+def by_group(sinks_H: jax.Array, G: int) -> jax.Array:
+    """Return the sinks as float32 [G, R, 1, 1], which broadcasts against scores [B, G, R, T, S]."""
+    shape = (G, sinks_H.shape[0] // G, 1, 1)
+    return lax.reshape(sinks_H.astype(jnp.float32), shape, out_sharding=spec("kv_heads", None, None, None))
+
+
+def exponentials(scores: jax.Array, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (exp(s − top), their sum, top) with top the largest score of each row. A sink is added to the sum only."""
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    if sinks is not None:
+        top = jnp.maximum(top, sinks)
+    p = jnp.exp(scores - top)
+    z = jnp.sum(p, axis=-1, keepdims=True)
+    if sinks is not None:
+        z += jnp.exp(sinks - top)
+    return p, z, top
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """Return what is added to scores: 0 where the query sees the key, MASKED elsewhere, float32.
+
+    XLA computes a cheap mask again in every loop over scores, and on a CPU the comparisons take up to 9 times as long as the
+    exponential. It keeps the result of a root, which it counts as expensive. All blocks together are then as large as one
+    block's scores of 4.5 heads.
+    """
+    return MASKED * jnp.sqrt(1 - mask.astype(jnp.float32)) if platform() == "cpu" else jnp.where(mask, 0.0, MASKED)
+
 
 BLOCK = 128  # smallest number of queries in a block
 SCORES = 1 << 29  # bytes of scores on one CPU at a time: XLA keeps those of all blocks at once there
@@ -110,7 +209,7 @@ def _forward(
         p, z, top = exponentials(scores, sinks)
         outs.append((product("bgrts,bgsv->bgrtv", p.astype(q.dtype), v[:, :, first:end]) / z).astype(q.dtype))
         logzs.append(top + jnp.log(z))
-    out = ungrouped(jnp.moveaxis(jnp.concatenate(outs, axis=3), 3, 1))
+    out = by_token(jnp.concatenate(outs, axis=3))
     # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
     out, logz = saved(out), saved(jnp.concatenate(logzs, axis=3))
     return out, (q_BTHK, k_BSGK, v_BSGV, visible, sinks_H, out, logz)
@@ -140,7 +239,7 @@ def _backward(
         dks.append(product("bgrtk,bgrts->bgks", q[some], ds, spec_of(k)))
         dvs.append(product("bgrtv,bgrts->bgvs", dout[some], p, spec_of(v)))
         firsts.append(first)
-    dq = ungrouped(jnp.moveaxis(jnp.concatenate(dqs, axis=3), 3, 1))
+    dq = by_token(jnp.concatenate(dqs, axis=3))
     dk, dv = (jnp.moveaxis(_overlaid(firsts, parts).astype(dtype), 3, 1) for parts in (dks, dvs))
     if sinks_H is None:
         dsinks = None

@@ -11,13 +11,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lm.kernels.attention import Scoring, Visible, by_group, by_head, by_token, exponentials, mask_bias
 from lm.kernels.head import softcapped
-from lm.kernels.heads import by_group, by_head, exponentials, mask_bias, ungrouped
-from lm.kernels.matmul import spec_of
 from lm.kernels.ops import product
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.arrays import AnyArray
-from lm.parallel.mesh import reshard
+from lm.parallel.mesh import reshard, spec_of
 
 BLOCK = 128  # queries whose scores exist at once
 
@@ -45,7 +43,7 @@ def cached_attention(
         p, z, _ = exponentials(scores + mask_bias(queries.mask(scoring.window)[:, None, None]), sinks)
         split_p = jnp.split(p.astype(parts[0][1].dtype), ends[:-1], axis=-1)
         out_BGRTV = sum(_of_rows("bgrts,bgsv->bgrtv", part, v) for part, (_, v) in zip(split_p, parts)) / z
-        return ungrouped(jnp.moveaxis(out_BGRTV, 3, 1).astype(dtype))
+        return by_token(out_BGRTV.astype(dtype))
 
     if T <= 2 * BLOCK:
         return some(q_BGRTK, visible)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.kernels.saved import saved
-from lm.parallel.sequence import scattered_rows
+from lm.parallel.context import scattered_rows
 
 
 class Dispatch(NamedTuple):
@@ -123,7 +123,7 @@ def _sorted(choice_NK: jax.Array, E: int) -> tuple[jax.Array, jax.Array, jax.Arr
 class Across(NamedTuple):
     """The mesh axes over which tokens are repeated, and results summed: tensor, or none.
 
-    rows: B, if the tokens [B, T] of a device are split by T over tensor (lm/parallel/sequence.py); 0 if they are whole.
+    rows: B, if the tokens [B, T] of a device are split by T over tensor (lm/parallel/context.py); 0 if they are whole.
     """
 
     axes: tuple[str, ...]

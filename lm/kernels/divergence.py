@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from lm.kernels.chunks import chunk_of
-from lm.kernels.head import Logits, head_logits, head_loss, softcapped, target_mask
+from lm.kernels.head import Logits, chunk_of, head_logits, head_loss, softcapped, target_mask
 from lm.kernels.matmul import gathered
 
 

@@ -14,19 +14,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import embed_axes, reshard, several, spec
-from lm.parallel.sequence import scattered_rows
+from lm.parallel.context import scattered_rows
+from lm.parallel.mesh import embed_axes, reshard, spec, spec_of, ways
 
 
 def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
     """Compute lm.kernels.ops.embedding."""
     if spec_of(table_VD) is None:
         return table_VD[tokens_BT].astype(dtype)
-    mesh, columns = jax.sharding.get_abstract_mesh(), embed_axes()
-    if mesh.shape["tensor"] == 1 and all(mesh.shape[axis] == 1 for axis in several(columns)):
+    if ways("vocab") == ways("embed") == 1:
         return table_VD.at[tokens_BT].get(out_sharding=spec("batch", "length", None)).astype(dtype)
-    inner = functools.partial(_on_device, dtype=dtype, columns=columns, scatter=axis == "sequence")
+    inner = functools.partial(_on_device, dtype=dtype, columns=embed_axes(), scatter=axis == "sequence")
     where = spec("vocab", "embed")
     return jax.shard_map(inner, in_specs=(where, spec("batch", "length")), out_specs=spec("batch", axis, None))(
         reshard(table_VD, "vocab", "embed"), reshard(tokens_BT, "batch", "length")

@@ -39,8 +39,8 @@ from lm.kernels.dispatch import (
 )  # fmt: skip
 from lm.kernels.grouped_matmul import grouped_matmul
 from lm.kernels.saved import saved
+from lm.parallel.context import length_axis
 from lm.parallel.mesh import embed_axes, reshard, spec, token_axes
-from lm.parallel.sequence import length_axis
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 SLACK = 1.25  # places for the rows that a device sends to another one in a round, relative to an even share

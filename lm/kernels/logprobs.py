@@ -12,8 +12,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-from lm.kernels.chunks import chunk_of, joined, split
-from lm.kernels.head import Logits, exponentials, head_gradients, head_logits, skipping, target_mask
+from lm.kernels.head import Logits, chunk_of, exponentials, head_gradients, head_logits, joined, skipping, split, target_mask
 from lm.kernels.matmul import gathered
 from lm.kernels.vocabulary import block_rows, gradients, statistics
 from lm.parallel.arrays import PyTree

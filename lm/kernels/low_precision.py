@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lm.kernels.matmul import gathered, product_reduced, spec_of
+from lm.kernels.matmul import gathered, product_reduced
 from lm.kernels.saved import saved
-from lm.parallel.mesh import reshard, spec
-from lm.parallel.sequence import whole_rows
+from lm.parallel.context import whole_rows
+from lm.parallel.mesh import reshard, spec, spec_of
 
 
 class Kind(NamedTuple):
@@ -50,11 +50,6 @@ class Scaled(NamedTuple):
 
 
 Residuals: TypeAlias = tuple[Scaled, jax.Array, jax.Array, jax.Array]  # Q(x), w, its scale, a number of x's dtype
-
-
-def takes(equation: str, x: jax.Array, w: object, *, precision: str, **options: object) -> bool:
-    """Return whether operands of a product are rounded to integers or float8."""
-    return precision != "none"
 
 
 def matmul(

@@ -16,35 +16,36 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lm.kernels.ops import product, product_over_rows
+from lm.kernels import ops
 from lm.parallel.arrays import PyTree
-from lm.parallel.mesh import embed_axes, free_axes, platform, several, spec, token_axes, token_ways
-from lm.parallel.sequence import scattered_rows, split_by, whole_rows
+from lm.parallel.context import scattered_rows, split_by, whole_rows
+from lm.parallel.mesh import embed_axes, free_axes, platform, several, spec, spec_of, token_axes, ways
 from lm.parallel.torus import groups_along, rings
 
 LONGEST = 8  # devices of a ring around which products are summed; around longer ones the parts are too thin
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
 def matmul(
-    equation: str, x: jax.Array, w: jax.Array, *, dtype: DTypeLike, out: tuple[str | None, ...], precision: str = "none"
+    equation: str, x: jax.Array, w: jax.Array, dtype: DTypeLike, out: tuple[str | None, ...], precision: str = "none"
 ) -> jax.Array:
     """Compute lm.kernels.ops.matmul for a weight that is an array."""
-    return _matmul(equation, jnp.dtype(dtype), spec(*out), x, w)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _matmul(equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, w: jax.Array) -> jax.Array:
-    return _forward(equation, dtype, out_spec, x, w)[0]
+    return product_of_rows(equation, rounded(x, dtype), gathered(rounded(w, dtype)), spec(*out), dtype=dtype)
 
 
 def _forward(
-    equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, w: jax.Array
+    equation: str, x: jax.Array, w: jax.Array, dtype: DTypeLike, out: tuple[str | None, ...], precision: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product_of_rows(equation, rounded(x, dtype), gathered(rounded(w, dtype)), out_spec, dtype=dtype), (x, w)
+    return product_of_rows(equation, rounded(x, dtype), gathered(rounded(w, dtype)), spec(*out), dtype=dtype), (x, w)
 
 
 def _backward(
-    equation: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+    equation: str,
+    dtype: DTypeLike,
+    out: tuple[str | None, ...],
+    precision: str,
+    residuals: tuple[jax.Array, jax.Array],
+    dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
@@ -53,11 +54,11 @@ def _backward(
     if split_by(where) != split_by(spec_of(dy)):
         x_low, dy = whole_rows(x_low), whole_rows(dy)
     dx = product_of_rows(of_x, dy, gathered(rounded(w, dtype)), where, dtype=dtype, result=x.dtype)
-    dw = product_reduced(of_w, x_low, dy, spec_of(w), multiply=functools.partial(product_over_rows, dtype=dtype))
+    dw = product_reduced(of_w, x_low, dy, spec_of(w), multiply=functools.partial(ops.product_over_rows, dtype=dtype))
     return dx, dw.astype(w.dtype)
 
 
-_matmul.defvjp(_forward, _backward)
+matmul.defvjp(_forward, _backward)
 
 
 def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -79,20 +80,50 @@ def product_of_rows(
 
     dtype: of the operands. result: of the result; None: `dtype`.
     Where only x splits T over tensor, T is gathered first. Where only the result does and the product sums over tensor, the
-    sum is scattered along T (lm/parallel/sequence.py). Then the devices' products are rounded to x's dtype before they are
+    sum is scattered along T (lm/parallel/context.py). Then the devices' products are rounded to x's dtype before they are
     sent, which halves the bytes, and so is the result.
     """
     if not split_by(out_spec):
-        return product(equation, whole_rows(x), w, out_spec, dtype=dtype, result=result or dtype)
+        return ops.product(equation, whole_rows(x), w, out_spec, dtype=dtype, result=result or dtype)
     if split_by(spec_of(x)) or "tensor" not in (spec_of(w) or ()):
-        return product(equation, x, w, out_spec, dtype=dtype, result=result or dtype)
+        return ops.product(equation, x, w, out_spec, dtype=dtype, result=result or dtype)
 
     def on_device(x: jax.Array, w: jax.Array) -> jax.Array:
-        return scattered_rows(product(equation, x, w, dtype=dtype, result=dtype))
+        return scattered_rows(ops.product(equation, x, w, dtype=dtype, result=dtype))
 
     specs = spec_of(x), spec_of(w)
     y = jax.shard_map(on_device, in_specs=specs, out_specs=out_spec, check_vma=False, axis_names=free_axes())(x, w)
     return y.astype(result or dtype)
+
+
+def product_over_rows(
+    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """Compute lm.kernels.ops.product_over_rows with the operands swapped, so that the smaller one is transposed.
+
+    Then the result, which is smaller still, is transposed. Without the barrier XLA would turn both around again.
+    """
+    inputs, y_axes = equation.split("->")
+    a_axes, b_axes = inputs.split(",")
+    both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
+    turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
+    where = out_spec and PartitionSpec(*(out_spec[y_axes.index(axis)] for axis in turned))
+    y = lax.optimization_barrier(ops.product(f"{b_axes},{a_axes}->{turned}", b, a, where, dtype=dtype))
+    return jnp.transpose(y, [turned.index(axis) for axis in y_axes])
+
+
+def product(
+    equation: str,
+    a: jax.Array,
+    b: jax.Array,
+    out_spec: PartitionSpec | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    result: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Compute lm.kernels.ops.product by XLA."""
+    a, b = (a, b) if dtype is None else (a.astype(dtype), b.astype(dtype))
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
 
 
 def _terms(equation: str) -> tuple[list[str], str]:
@@ -100,18 +131,12 @@ def _terms(equation: str) -> tuple[list[str], str]:
     return inputs.split(","), output
 
 
-def spec_of(x: jax.Array) -> PartitionSpec | None:
-    """Return the partition of an array, or None if no mesh is set."""
-    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
-
-
 def gathered(w: jax.Array) -> jax.Array:
     """Gather the weight over the devices that split its model dimension; it stays split over tensor."""
-    current = spec_of(w)
-    if current is None:
+    current, embed = spec_of(w), spec("embed")
+    if current is None or embed is None:
         return w
-    embed = embed_axes()
-    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed else axis for axis in current)))
+    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed[0] else axis for axis in current)))
 
 
 def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
@@ -119,7 +144,7 @@ def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
 
     The gradient is whole over fsdp, split over tensor like the weight, and unreduced over the axes that split tokens.
     """
-    if where is None or token_ways() == 1:
+    if where is None or ways("rows") == 1:
         return where
     embed = embed_axes()
     return PartitionSpec(*(None if axis == embed else axis for axis in where), unreduced=frozenset(token_axes()))
@@ -132,19 +157,19 @@ def product_reduced(
     where: PartitionSpec | None,
     *,
     prepare: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] | None = None,
-    multiply: Callable[..., jax.Array] = product_over_rows,
+    multiply: Callable[..., jax.Array] = ops.product_over_rows,
 ) -> jax.Array:
     """Return `product_over_rows` with the partition `where`: each device multiplies its own rows, then sums are scattered.
 
     prepare, multiply: for operands in low precision, which are tuples of arrays (lm/kernels/low_precision.py). A device calls
     prepare(a, b) for its rows, then multiply(equation, a, b) for these operands or slices of them.
     """
-    prepare = prepare or (lambda a, b: (a, b))
-    if where is None or token_ways() == 1:
-        return multiply(equation, *prepare(a, b), where)
+    if where is None or ways("rows") == 1:
+        a, b = prepare(a, b) if prepare else (a, b)
+        return multiply(equation, a, b, where)
 
     def on_device(a: PyTree, b: PyTree) -> jax.Array:
-        sizes, (a, b) = rings("fsdp"), prepare(a, b)
+        sizes, (a, b) = rings("fsdp"), prepare(a, b) if prepare else (a, b)
         if platform() == "tpu" and "fsdp" in where and 1 < sizes[0] <= LONGEST:
             part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes, multiply)
             return scattered(part, where, over, first=1)
@@ -183,7 +208,7 @@ def product_around_ring(
     axis: str,
     dimension: int,
     sizes: tuple[int, ...],
-    multiply: Callable[..., jax.Array] = product,
+    multiply: Callable[..., jax.Array] = ops.product,
 ) -> jax.Array:
     """Within a shard_map, return the product, scattered along `dimension` over the outermost ring of an axis.
 
@@ -203,14 +228,14 @@ def product_around_ring(
     # What is halved is an axis of the other operand, so that each product stays as wide as it can.
     halved = next(other for other in b_axes if other in y_axes)
     along = b_axes.index(halved)
-    ways = 2 if jax.tree.leaves(b)[0].shape[along] % 2 == 0 else 1
+    parts = 2 if jax.tree.leaves(b)[0].shape[along] % 2 == 0 else 1
 
     def own(half: PyTree, way: int, step: int) -> jax.Array:
         index = functools.partial(lax.dynamic_index_in_dim, index=(mine - way * step) % size, keepdims=False)
         return multiply(f"{a_axes},{b_axes}->{y_axes}", jax.tree.map(index, a), half)
 
     sums = []
-    halves = [jax.tree.map(lambda b, n=n: jnp.split(b, ways, axis=along)[n], b) for n in range(ways)]
+    halves = [jax.tree.map(lambda b, n=n: jnp.split(b, parts, axis=along)[n], b) for n in range(parts)]
     for way, half in zip((1, -1), halves):
         pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=0).ravel().tolist()))
         total = own(half, way, 1)
@@ -222,7 +247,7 @@ def product_around_ring(
 
 def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:
     """Return the sum over devices of an array with partition `partial_spec(where)`, with the partition `where`."""
-    if where is None or token_ways() == 1:
+    if where is None or ways("rows") == 1:
         return partial
     # Scatter over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
     rest = frozenset(token_axes()) - {name for axis in where if axis for name in several(axis)}

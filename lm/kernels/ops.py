@@ -1,8 +1,8 @@
 """The one door to the kernels: what each operation computes, and by which backend.
 
-Whoever wants one of these operations calls it here. A call goes to the first backend in TABLE that runs on the platform of the
-mesh and takes its arguments; the last resort is the operation's plain twin in lm/kernels/reference.py, which takes every call
-and to which tests hold the others.
+Whoever wants one of these operations calls it here. A function says what it returns; the backends above it compute that. A call
+goes to the first one that runs on the platform of the mesh and takes its arguments; the last resort is the operation's plain
+twin in lm/kernels/reference.py, which takes every call and to which tests hold the others.
 
 `--kernels=reference` (or LMCRAFT_KERNELS=reference for commands without that flag) computes everything by the plain twins;
 `--kernels=attention=blocks,product=xla` forces the backends of single operations. `summary` says which ones served so far.
@@ -16,7 +16,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,22 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.kernels.amx.usable import has_tiles
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.arrays import AnyArray
 from lm.parallel.context import context_ways
-from lm.parallel.mesh import platform
+from lm.parallel.mesh import platform, ways
 
 if TYPE_CHECKING:
+    from lm.kernels.attention import Scoring, Visible
     from lm.kernels.cpu.packed import Packed
     from lm.kernels.cpu.pages import Pages, Places
-    from lm.kernels.cross_entropy import CrossEntropy
+    from lm.kernels.head import CrossEntropy
     from lm.kernels.quantize import Integers
 
 VARIABLE = "LMCRAFT_KERNELS"
 
 Weight: TypeAlias = "jax.Array | Packed | Integers"  # stored as floats, packed for a CPU, or as integers with scales
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Backend(NamedTuple):
@@ -46,57 +47,94 @@ class Backend(NamedTuple):
 
     module: in lm.kernels; it has a function of the operation's name and arguments. If it has a function `takes`, which gets the
       same arguments, that says which calls it computes. It is imported when it is first asked: Pallas and numba take a second.
-    on: what it needs, a name of PLACES; "": nothing.
+    on: the platform that it needs; "": any.
+    when: which calls it is asked for, as a function of their arguments, where the module need not be imported to tell.
     """
 
     name: str
     module: str
     on: str = ""
+    when: Callable[..., bool] | None = None
 
 
 REFERENCE = Backend("reference", "reference")
+TABLE: dict[str, tuple[Backend, ...]] = {}  # the backends of each operation, in the order in which they are asked
+_served: dict[str, set[str]] = {}
 
-PLACES: dict[str, Callable[[], bool]] = {
-    "": lambda: True,
-    "cpu": lambda: platform() == "cpu",
-    "amx": lambda: platform() == "cpu" and has_tiles(),
-    "gpu": lambda: platform() == "gpu",
-    "tpu": lambda: platform() == "tpu",
-    "a context axis": lambda: context_ways() > 1,
-}
 
-TABLE: dict[str, tuple[Backend, ...]] = {
-    # A weight says by its type how it is stored: packed for a CPU, as integers with scales, or as an array.
-    "matmul": (
-        Backend("packed", "cpu.packed"),
-        Backend("integers", "quantize"),
-        Backend("low precision", "low_precision"),
-        Backend("mixed precision", "matmul"),
-    ),
-    "packed_product": (Backend("compiled", "cpu.packed_product", "cpu"),),
-    "product": (Backend("amx", "amx.large", "amx"), Backend("xla", "reference")),
-    "product_over_rows": (Backend("amx", "amx.large", "amx"), Backend("turned", "turned", "cpu"), Backend("xla", "reference")),
-    "embedding": (Backend("packed", "cpu.packed"), Backend("exchanged ids", "embedding")),
-    "attention": (
-        Backend("ring", "ring", "a context axis"),
-        Backend("splash", "tpu.attention", "tpu"),
-        Backend("triton", "gpu.attention", "gpu"),
-        Backend("amx", "amx.attention", "amx"),
-        Backend("blocks", "attention"),
-    ),
-    "cached_attention": (Backend("blocks", "cached_attention"),),
-    "bidirectional_attention": (Backend("blocks", "bidirectional"),),
-    "write_pages": (Backend("compiled", "cpu.pages", "cpu"),),
-    "paged_attention": (Backend("compiled", "cpu.pages", "cpu"),),
-    "cross_entropy": (Backend("vocabulary", "vocabulary_loss"), Backend("chunks", "cross_entropy")),
-    "experts": (Backend("dispatch", "experts"),),
-    "row_sums": (Backend("compiled", "cpu.row_sums", "cpu"),),
-}
+def operation(*backends: Backend) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compute a function, of which only the arguments and the docstring are written, by the first of these backends that can.
+
+    Raises UserError if another one is forced that does not compute a call.
+    """
+
+    def declare(described: Callable[P, R]) -> Callable[P, R]:
+        name = described.__name__
+        TABLE[name] = backends
+
+        @functools.wraps(described)
+        def call(*arguments: P.args, **options: P.kwargs) -> R:
+            here, forced = platform(), _forced(os.environ.get(VARIABLE, "")).get(name)
+            for backend in (*TABLE[name], REFERENCE):
+                if forced not in (None, backend.name) or backend.on not in ("", here):
+                    continue
+                if backend.when is None or backend.when(*arguments, **options):
+                    module = _module(backend.module)
+                    if not hasattr(module, "takes") or module.takes(*arguments, **options):
+                        _served.setdefault(name, set()).add(backend.name)
+                        return getattr(module, name)(*arguments, **options)
+            raise UserError(f"--kernels={name}={forced}: it does not compute this call on a {here}; leave it out")
+
+        return call
+
+    return declare
+
+
+def summary() -> str:
+    """Return the backends that have served calls so far, by operation. A call counts when its program is traced."""
+    return ", ".join(f"{name} {'/'.join(sorted(_served[name]))}" for name in TABLE if name in _served)
+
+
+@functools.cache
+def _forced(choice: str) -> dict[str, str]:
+    """Return the forced backend of each operation that has one. Raises UserError for an unknown name."""
+    if choice == REFERENCE.name:
+        return dict.fromkeys(TABLE, REFERENCE.name)
+    forced = {}
+    for part in filter(None, choice.split(",")):
+        operation, _, name = part.partition("=")
+        if operation not in TABLE:
+            raise UserError(f"--kernels={choice}: {operation} is no operation; use reference, or one of {', '.join(TABLE)}")
+        names = [backend.name for backend in (*TABLE[operation], REFERENCE)]
+        if name not in names:
+            raise UserError(f"--kernels={choice}: {operation} has no backend {name!r}; it has {', '.join(names)}")
+        forced[operation] = name
+    return forced
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"lm.kernels.{name}")
+
+
+def _is_stored(how: str) -> Callable[..., bool]:
+    """Return a function that says whether a weight or table is stored so: "packed" for a CPU, or as "integers" with scales."""
+    return lambda *arguments, **_: how in [getattr(argument, "stored", "") for argument in arguments]
+
+
+def _has_tiles(*_: object, **__: object) -> bool:
+    return _module("amx.usable").has_tiles()
 
 
 # --- Products ---
 
 
+@operation(
+    Backend("packed", "cpu.packed", when=_is_stored("packed")),
+    Backend("integers", "quantize", when=_is_stored("integers")),
+    Backend("low precision", "low_precision", when=lambda *_, precision="none", **__: precision != "none"),
+    Backend("mixed precision", "matmul"),
+)
 def matmul(
     equation: str, x: jax.Array, w: "Weight", *, dtype: DTypeLike, out: tuple[str | None, ...], precision: str = "none"
 ) -> jax.Array:
@@ -111,14 +149,14 @@ def matmul(
       precision: "int8" or "float8": what operands are rounded to in training (lm/kernels/low_precision.py); "none": `dtype`.
     Returns: the product in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w.
     """
-    return _call("matmul", equation, x, w, dtype=jnp.dtype(dtype), out=out, precision=precision)
 
 
+@operation(Backend("compiled", "cpu.packed_product", "cpu"))
 def packed_product(x_MK: jax.Array, packed: "Packed", dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
-    return _call("packed_product", x_MK, packed, dtype)
 
 
+@operation(Backend("amx", "amx.large", "cpu", _has_tiles), Backend("xla", "matmul"))
 def product(
     equation: str,
     a: jax.Array,
@@ -132,38 +170,48 @@ def product(
 
     out_spec: partition of the result; None: as JAX infers it.
     """
-    return _call("product", equation, a, b, out_spec, dtype=dtype, result=result)
 
 
+@operation(
+    Backend("amx", "amx.large", "cpu", _has_tiles),
+    Backend("turned", "matmul", "cpu", lambda equation, a, b, *_, **__: a.size > b.size),
+    Backend("xla", "reference"),
+)
 def product_over_rows(
     equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
 ) -> jax.Array:
     """Return the float32 `product` of operands that hold the summed axes as rows, as for the gradient of a weight."""
-    return _call("product_over_rows", equation, a, b, out_spec, dtype=dtype)
 
 
+@operation(Backend("packed", "cpu.packed", when=_is_stored("packed")), Backend("exchanged ids", "embedding"))
 def embedding(table_VD: "jax.Array | Packed", tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
     """Return the table's rows, [B, T, D] in `dtype`; the gradient of a float32 table is added up in float32.
 
-    axis: the logical axis of T in the result, "length" or "sequence" (lm/parallel/sequence.py).
+    axis: the logical axis of T in the result, "length" or "sequence" (lm/parallel/context.py).
     """
-    return _call("embedding", table_VD, tokens_BT, dtype, axis)
 
 
+@operation(Backend("compiled", "cpu.row_sums", "cpu"))
 def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     """Return the float32 sums of x over its last axes, which stay with length 1; compiled, a row's bits depend on it alone."""
-    return _call("row_sums", x, axes)
 
 
 # --- Attention ---
 
 
+@operation(
+    Backend("ring", "ring", when=lambda *_, **__: context_ways() > 1),
+    Backend("splash", "tpu.attention", "tpu"),
+    Backend("triton", "gpu.attention", "gpu"),
+    Backend("amx", "amx.attention", "cpu", _has_tiles),
+    Backend("blocks", "attention"),
+)
 def attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGV: jax.Array,
-    visible: Visible,
-    scoring: Scoring,
+    visible: "Visible",
+    scoring: "Scoring",
     sinks_H: jax.Array | None = None,
 ) -> jax.Array:
     """Return softmax(scale·q·kᵀ + mask)·v (Vaswani et al. 2017); H query heads share G key/value heads (Ainslie et al. 2023).
@@ -174,14 +222,14 @@ def attention(
       sinks_H: logits added to the softmax's denominator only; their value is 0 (gpt-oss, 2025; Xiao et al. 2023).
     Returns: [B, T, H, V] in q's dtype. Scores and softmax are float32.
     """
-    return _call("attention", q_BTHK, k_BSGK, v_BSGV, visible, scoring, sinks_H)
 
 
+@operation(Backend("blocks", "cached_attention"))
 def cached_attention(
     q_BTHK: jax.Array,
     parts: Sequence[tuple[jax.Array, jax.Array]],
-    visible: Visible,
-    scoring: Scoring,
+    visible: "Visible",
+    scoring: "Scoring",
     sinks_H: jax.Array | None = None,
 ) -> jax.Array:
     """Return `attention` of queries to cached keys and values, [B, T, H, V] in q's dtype. The layout is that of the cache.
@@ -190,28 +238,28 @@ def cached_attention(
       batch rows p·n … (p+1)·n − 1 with n = B / P.
     Products use the keys' dtype, which may be wider than the queries'.
     """
-    return _call("cached_attention", q_BTHK, parts, visible, scoring, sinks_H)
 
 
+@operation(Backend("blocks", "bidirectional"))
 def bidirectional_attention(q_RTHK: jax.Array, k_RTHK: jax.Array, v_RTHK: jax.Array, scale: float) -> jax.Array:
     """Return softmax(scale·q·kᵀ)·v without a mask, [R, T, H, K] in q's dtype; scores and softmax are float32."""
-    return _call("bidirectional_attention", q_RTHK, k_RTHK, v_RTHK, scale)
 
 
+@operation(Backend("compiled", "cpu.pages", "cpu"))
 def write_pages(pages: "Pages", new_TGK: jax.Array, slots_T: AnyArray) -> "Pages":
     """Return the pool with the tokens written into their slots, in place if the caller donates it.
 
     slots_T: int32, distinct; −1 skips the token. Int8 pools quantize each token and head.
     """
-    return _call("write_pages", pages, new_TGK, slots_T)
 
 
+@operation(Backend("compiled", "cpu.pages", "cpu"))
 def paged_attention(
     q_THK: jax.Array,
     k: "Pages",
     v: "Pages | None",
     places: "Places",
-    scoring: Scoring,
+    scoring: "Scoring",
     sinks_H: jax.Array | None = None,
     value_size: int = 0,
 ) -> jax.Array:
@@ -225,12 +273,12 @@ def paged_attention(
         keys (multi-head latent attention, whose one head holds latent and rotated key).
       places: where the tokens are. Tokens of a sequence are faster as neighbours.
     """
-    return _call("paged_attention", q_THK, k, v, places, scoring, sinks_H, value_size)
 
 
 # --- Losses and experts ---
 
 
+@operation(Backend("vocabulary", "vocabulary", when=lambda *_, **__: ways("embed") > 1), Backend("chunks", "head"))
 def cross_entropy(
     x_BTD: jax.Array,
     head_VD: jax.Array,
@@ -249,9 +297,9 @@ def cross_entropy(
     Returns: (objective, nll) or, measured, (objective, nll, entropy, correct), float32 scalars. Only the objective has a
       gradient, with respect to x and head.
     """
-    return _call("cross_entropy", x_BTD, head_VD, targets_BT, weights_BT, objective, dtype=jnp.dtype(dtype))
 
 
+@operation(Backend("dispatch", "experts"))
 def experts(
     x_BTD: jax.Array,
     choice_BTK: jax.Array,
@@ -271,57 +319,3 @@ def experts(
       dtype: of the products' operands and results; sums are float32.
       capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
     """
-    options = dict(activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
-    return _call("experts", x_BTD, choice_BTK, weight_BTK, weights, **options)
-
-
-# --- The choice ---
-
-_served: dict[str, set[str]] = {}
-
-
-def chosen(operation: str, *arguments: Any, **options: Any) -> Backend:
-    """Return the backend of a call. Raises UserError if another one is forced that does not compute it."""
-    wanted = forced_backends().get(operation)
-    for backend in (*TABLE[operation], REFERENCE):
-        if wanted in (None, backend.name) and PLACES[backend.on]():
-            takes = getattr(_module(backend), "takes", None)
-            if takes is None or takes(*arguments, **options):
-                return backend
-    raise UserError(f"--kernels={operation}={wanted}: it does not compute this call on a {platform()}; leave it out")
-
-
-def summary() -> str:
-    """Return the backends that have served calls so far, by operation. A call counts when its program is traced."""
-    return ", ".join(f"{name} {'/'.join(sorted(_served[name]))}" for name in TABLE if name in _served)
-
-
-def forced_backends() -> dict[str, str]:
-    """Return the forced backend of each operation that has one. Raises UserError for an unknown name."""
-    return _parsed(os.environ.get(VARIABLE, ""))
-
-
-@functools.cache
-def _parsed(choice: str) -> dict[str, str]:
-    if choice == REFERENCE.name:
-        return dict.fromkeys(TABLE, REFERENCE.name)
-    found = {}
-    for part in filter(None, choice.split(",")):
-        operation, _, name = part.partition("=")
-        if operation not in TABLE:
-            raise UserError(f"--kernels={choice}: {operation} is no operation; use reference, or one of {', '.join(TABLE)}")
-        names = [backend.name for backend in (*TABLE[operation], REFERENCE)]
-        if name not in names:
-            raise UserError(f"--kernels={choice}: {operation} has no backend {name!r}; it has {', '.join(names)}")
-        found[operation] = name
-    return found
-
-
-def _call(operation: str, *arguments: Any, **options: Any) -> Any:
-    backend = chosen(operation, *arguments, **options)
-    _served.setdefault(operation, set()).add(backend.name)
-    return getattr(_module(backend), operation)(*arguments, **options)
-
-
-def _module(backend: Backend) -> ModuleType:
-    return importlib.import_module(f"lm.kernels.{backend.module}")

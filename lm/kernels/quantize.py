@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.kernels.matmul import gathered, product_of_rows, rounded, spec_of
-from lm.parallel.mesh import spec
+from lm.kernels.matmul import gathered, product_of_rows, rounded
+from lm.parallel.mesh import spec, spec_of
 
 LARGEST = {8: 127, 4: 7}
 
@@ -73,10 +73,10 @@ class Integers(NamedTuple):
     integers: jax.Array
     scale: jax.Array
 
-
-def takes(equation: str, x: jax.Array, w: object, **options: object) -> bool:
-    """Return whether the weight of a product is stored as integers."""
-    return isinstance(w, Integers)
+    @property
+    def stored(self) -> str:
+        """What lm/kernels/ops.py knows the weight by."""
+        return "integers"
 
 
 def matmul(

@@ -15,18 +15,15 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.kernels import ops
+from lm.kernels.attention import MASKED, Scoring, Visible, by_group, by_head, by_token
 from lm.kernels.cpu.packed import Packed, unpack
 from lm.kernels.cpu.packed import embedding as packed_embedding
 from lm.kernels.cpu.packed import matmul as packed_matmul
 from lm.kernels.cpu.pages import Pages, Places
-from lm.kernels.cross_entropy import CrossEntropy
-from lm.kernels.head import softcapped
-from lm.kernels.heads import by_group, grouped, ungrouped
-from lm.kernels.matmul import spec_of
+from lm.kernels.head import CrossEntropy, softcapped
 from lm.kernels.quantize import Integers, dequantize, dequantize_rows, quantize_rows
-from lm.kernels.visible import MASKED, Scoring, Visible
 from lm.parallel.arrays import AnyArray
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import reshard, spec, spec_of
 
 
 def product(
@@ -101,13 +98,13 @@ def masked_attention(
 ) -> jax.Array:
     """Return softmax(scale·q·kᵀ)·v where the mask [B, T, S] is True, [B, T, H, V] in q's dtype."""
     G = k_BSGK.shape[2]
-    scores = softcapped(scoring.scale * ops.product("btgrk,bsgk->bgrts", grouped(q_BTHK, G), k_BSGK), scoring.softcap)
+    scores = softcapped(scoring.scale * ops.product("bgrtk,bsgk->bgrts", by_head(q_BTHK, G), k_BSGK), scoring.softcap)
     scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     logz = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
     if sinks_H is not None:
         logz = jnp.logaddexp(logz, by_group(sinks_H, G))
     weights = jnp.exp(scores - logz).astype(q_BTHK.dtype)
-    return ungrouped(ops.product("bgrts,bsgv->btgrv", weights, v_BSGV).astype(q_BTHK.dtype))
+    return by_token(ops.product("bgrts,bsgv->bgrtv", weights, v_BSGV).astype(q_BTHK.dtype))
 
 
 def attention(

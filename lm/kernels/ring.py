@@ -29,9 +29,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels import tiles
+from lm.kernels.attention import MASKED, Scoring, Visible
 from lm.kernels.saved import saved
 from lm.kernels.tiles import Keys, half_of
-from lm.kernels.visible import MASKED, Scoring, Visible
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import reshard, spec

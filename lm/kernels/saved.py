@@ -19,10 +19,8 @@ INPUT = "layer input"  # the name of what a layer begins with
 
 def saved(x: jax.Array, *, wide: bool = False) -> jax.Array:
     """Return x, named for the remat policies."""
-    name = WIDE if wide else NAME
-    if not _as_bits(x):
-        return checkpoint_name(x, name)
-    return from_bits(checkpoint_name(bits(x), name), x)
+    x_bits, name = bits(x), WIDE if wide else NAME
+    return checkpoint_name(x, name) if x_bits is None else from_bits(checkpoint_name(x_bits, name), x)
 
 
 def layer_input(x: jax.Array, as_bits: bool = True) -> tuple[jax.Array, jax.Array | None]:
@@ -37,16 +35,13 @@ def kept_input(x: jax.Array, x_bits: jax.Array | None) -> tuple[jax.Array, jax.A
 
 def bits(x: jax.Array) -> jax.Array | None:
     """Return the bits of a bfloat16 array as uint16 on a CPU, else None. They have no gradient."""
-    return lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16) if _as_bits(x) else None
+    has_bits = x.dtype == jnp.bfloat16 and platform() == "cpu"
+    return lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16) if has_bits else None
 
 
 def from_bits(bits: jax.Array | None, x: jax.Array) -> jax.Array:
     """Return x, computed from its `bits` alone if there are any; the gradient is that of x."""
     return x if bits is None else _from_bits(bits, x)
-
-
-def _as_bits(x: jax.Array) -> bool:
-    return x.dtype == jnp.bfloat16 and platform() == "cpu"
 
 
 @jax.custom_jvp

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lm.kernels.attention import MASKED
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.ops import product
-from lm.kernels.visible import MASKED
 from lm.parallel.arrays import PyTree
 
 TILE = 512  # queries, and keys, of a tile; about
@@ -21,7 +21,7 @@ Three: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class How(NamedTuple):
-    """scale, window, softcap: as in lm.kernels.visible.Scoring. offset: slot of the first query − that of the first key."""
+    """scale, window, softcap: as in lm.kernels.attention.Scoring. offset: slot of the first query − that of the first key."""
 
     scale: float
     window: int

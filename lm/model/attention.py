@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.matmul import spec_of
+from lm.kernels.attention import Scoring
 from lm.kernels.ops import attention, matmul
 from lm.kernels.saved import saved
-from lm.kernels.visible import Scoring
 from lm.model.cache import Cache
 from lm.model.initializers import STD, parameter
+from lm.model.inputs import Step
 from lm.model.linear import Linear, residual_std
 from lm.model.norms import RMSNorm
 from lm.model.pages import PagedCache
 from lm.model.positions import rotate, yarn_mscale
-from lm.model.steps import Step
-from lm.parallel.sequence import length_axis, whole_rows
+from lm.parallel.context import length_axis, whole_rows
+from lm.parallel.mesh import spec_of
 
 HEADS = ("batch", "length", "heads", None)
 

@@ -15,15 +15,14 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from lm.config import ModelConfig
-from lm.kernels.matmul import spec_of
+from lm.kernels.attention import Scoring
 from lm.kernels.ops import cached_attention
 from lm.kernels.quantize import dequantize_rows, quantize_rows
-from lm.kernels.visible import Scoring
 from lm.parallel.arrays import PyTree
-from lm.parallel.mesh import platform, spec
+from lm.parallel.mesh import platform, spec, spec_of
 
 if TYPE_CHECKING:
-    from lm.model.steps import Step
+    from lm.model.inputs import Step
 
 
 class Cache(NamedTuple):

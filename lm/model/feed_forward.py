@@ -10,7 +10,7 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std
-from lm.parallel.sequence import length_axis
+from lm.parallel.context import length_axis
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

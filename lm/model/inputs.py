@@ -1,16 +1,20 @@
-"""What the decoder reads in one call.
+"""What the decoder reads in one call, and what its layers must know of it: rotation, who sees whom, the place in the cache.
 
-Axes: B batch, T time, D model.
+Axes: B batch, T time, D model, S cache slots.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lm.config import ModelConfig
 from lm.config.towers import Media
-from lm.kernels.visible import Branches
-from lm.model.media import Vectors
+from lm.kernels.attention import Branches, Visible
+from lm.model.cache import DecodeState
+from lm.model.media import MEDIA, Vectors
+from lm.model.pages import PagedState, PageTable
+from lm.model.positions import once, rotary_angles
 from lm.parallel.context import slots
 
 
@@ -41,6 +45,71 @@ class Inputs(NamedTuple):
         return self._replace(tokens_BT=tokens_BT, segments_BT=segments_BT, positions_BT=jnp.asarray(positions_BT))
 
 
-def inputs_of(batch: dict[str, jax.Array], **others: Any) -> Inputs:
-    """Return the inputs of a batch of training: its tokens, segments and positions. others: further fields."""
-    return Inputs(batch["tokens"], batch["segment_ids"], batch["positions"], **others)
+def inputs_of(batch: dict[str, jax.Array], noise_BTD: jax.Array | None = None) -> Inputs:
+    """Return the inputs of a batch of training: its tokens, segments and positions, and media if it has some."""
+    images, audio = map(batch.get, MEDIA)
+    media = None if images is None and audio is None else Media(images, audio)
+    return Inputs(batch["tokens"], batch["segment_ids"], batch["positions"], noise_BTD=noise_BTD, media=media)
+
+
+Memory = DecodeState | PagedState  # what a model keeps of earlier tokens
+
+
+class Step(NamedTuple):
+    """What a layer needs to know about the T tokens of this call."""
+
+    rotary: tuple[jax.Array, jax.Array] | None  # cos and sin of the T tokens
+    visible: Visible | None  # None with a table
+    reads_cache: bool  # whether keys and values are read from the cache; otherwise the T tokens only attend to one another
+    slot: jax.Array | int  # of the first token
+    valid_BT: jax.Array  # bool, False for padding
+    table: PageTable | None = None  # for a paged cache; then T = 1, and every row is a token of some sequence
+
+
+def steps_of(
+    config: ModelConfig, inputs: Inputs, memory: Memory | None, prefill: bool
+) -> tuple[dict[bool, Step], Memory | None]:
+    """Return the Step of local layers (True) and of global ones (False), and the memory with the tokens' slots filled.
+
+    inputs: with all of tokens, segments and positions. prefill: the memory is empty.
+    """
+    segments_BT, positions_BT, table = inputs.segments_BT, inputs.positions_BT, None
+    assert segments_BT is not None and positions_BT is not None
+    visible: Visible | None
+    slot: jax.Array | int
+    if isinstance(memory, PagedState):
+        visible, reads_cache, slot, table = None, True, 0, memory.table
+    elif memory is None or prefill:
+        memory = None if memory is None else memory.filled(segments_BT, 0)
+        visible, reads_cache, slot = Visible(segments_BT, segments_BT, slots(segments_BT.shape[1]), inputs.branches), False, 0
+    else:
+        slot = memory.slot
+        memory = memory.filled(segments_BT, slot)
+        slots_T = slot + slots(segments_BT.shape[1])
+        visible, reads_cache = Visible(segments_BT, memory.segments_BS, slots_T, inputs.branches), True
+    rotary = _rotary(config, positions_BT, table) if config.positions == "rotary" else {}
+    shared = next(iter(rotary.values()), None)
+    kinds = {kind.local for kind in config.layer_kinds}
+    steps = {
+        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table) for local in sorted(kinds)
+    }
+    return steps, memory
+
+
+def _rotary(config: ModelConfig, positions_BT: jax.Array, table: PageTable | None) -> dict[bool, tuple[jax.Array, jax.Array]]:
+    """Return cos and sin for local layers and for global ones; of one kind only, if both have the same."""
+    tokens = [positions_BT] if table is None else [positions_BT.T]  # of a paged call [1, B], for `once`
+    longest = None
+    if config.rope.depends_on_length and table is None:
+        longest = jnp.max(positions_BT) + 1
+    elif config.rope.depends_on_length and table is not None:
+        tokens.append(jnp.asarray(table.length_B)[None])
+
+    def angles(positions: jax.Array, local: bool, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        rope = config.local_rope if local else config.rope
+        return rotary_angles(positions, config.rope_head_dim, rope, longest if lengths is None else lengths[..., None, None])
+
+    kinds = sorted({kind.local for kind in config.layer_kinds})
+    own = kinds if len(kinds) == 2 and config.local_rope != config.rope else kinds[:1]
+    rotary = once(lambda positions, *rest: {local: angles(positions, local, *rest) for local in own}, *tokens)
+    return rotary if table is None else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rotary)

@@ -20,8 +20,8 @@ from lm.config import ModelConfig
 from lm.kernels.ops import Weight, matmul, product
 from lm.kernels.quantize import Integers, dequantize, quantize
 from lm.model.initializers import STD, gaussian, parameter
+from lm.parallel.context import length_axis
 from lm.parallel.mesh import reshard, spec
-from lm.parallel.sequence import length_axis
 
 
 class Linear(nnx.Module):
@@ -89,7 +89,7 @@ class Linear(nnx.Module):
             self.magnitude = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector", nnx.LoRAParam)
 
     def __call__(self, x: jax.Array, axis: str = "length") -> jax.Array:
-        """Return y. axis: the logical axis of T in y [B, T, …], "length" or "sequence" (lm/parallel/sequence.py)."""
+        """Return y. axis: the logical axis of T in y [B, T, …], "length" or "sequence" (lm/parallel/context.py)."""
         out = tuple(axis if name == "length" else name for name in self.out)
         y = matmul(self.equation, x, stored(self.weight), dtype=self.dtype, out=out, precision=self.precision)
         if hasattr(self, "lora_a"):

@@ -35,12 +35,6 @@ class Vectors(NamedTuple):
 MEDIA = ("images", "audio")  # names in a batch of training, in the order of Media
 
 
-def media_of(batch: dict[str, jax.Array]) -> Media | None:
-    """Return the media of a batch of training, or None for a batch of text."""
-    found = Media(*(batch.get(name) for name in MEDIA))
-    return None if all(one is None for one in found) else found
-
-
 def with_media(
     config: ModelConfig, x_BTD: jax.Array, tokens_BT: jax.Array, towers: tuple[Tower | None, ...], media: Media
 ) -> jax.Array:

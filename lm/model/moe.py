@@ -17,8 +17,8 @@ from lm.kernels.saved import saved
 from lm.model.feed_forward import ACTIVATIONS, FeedForward
 from lm.model.initializers import STD, normal, parameter
 from lm.model.linear import declared, hidden_std, residual_std, scaled_output, whole
+from lm.parallel.context import length_axis
 from lm.parallel.mesh import reshard, spec
-from lm.parallel.sequence import length_axis
 
 
 class RouterStats(NamedTuple):

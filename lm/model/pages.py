@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import ModelConfig
+from lm.kernels.attention import Scoring
 from lm.kernels.cpu.pages import Pages, Places
-from lm.kernels.matmul import spec_of
 from lm.kernels.ops import paged_attention, write_pages
-from lm.kernels.visible import Scoring
 from lm.model.cache import cache_dtype
 from lm.parallel.arrays import AnyArray, PyTree
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import spec, spec_of
 
 if TYPE_CHECKING:
-    from lm.model.steps import Step
+    from lm.model.inputs import Step
 
 
 class PageTable(NamedTuple):

@@ -13,10 +13,9 @@ import numpy as np
 from jax import lax
 
 from lm.config import Rope
-from lm.kernels.matmul import spec_of
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import context_ways
-from lm.parallel.mesh import platform, spec
+from lm.parallel.mesh import platform, spec, spec_of
 
 
 def rotary_angles(positions_BT: jax.Array, dim: int, rope: Rope, length: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -18,23 +18,19 @@ from lm.kernels.saved import saved
 from lm.model.attention import attention_sublayer
 from lm.model.audio import AudioTower
 from lm.model.cache import Cache
-from lm.model.execution.remat import layer_policy
-from lm.model.execution.stages import unstacked
-from lm.model.execution.through import through
+from lm.model.execution import layer_policy, through, unstacked
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, no_values, normal, parameter
-from lm.model.inputs import Inputs
+from lm.model.inputs import Inputs, Memory, Step, steps_of
 from lm.model.linear import Linear, Score, scaled_output, stored
 from lm.model.media import with_media, with_vectors
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedCache
-from lm.model.steps import Memory, Step, steps_of
 from lm.model.vision import VisionTower
 from lm.parallel.arrays import PyTree
-from lm.parallel.context import shift
+from lm.parallel.context import axis_between_blocks, length_axis, shift, whole_rows
 from lm.parallel.mesh import reshard, spec
-from lm.parallel.sequence import axis_between_blocks, length_axis, whole_rows
 
 LayerPath: TypeAlias = tuple[str | int, ...]  # of a module in the parameters
 STACKED = ("stacks.", "vision.layers.", "audio.layers.")  # begin the dotted names of parameters with an axis of layers
@@ -158,6 +154,7 @@ class Transformer(nnx.Module):
         *,
         prefill: bool = False,
         layers: list[PyTree] | None = None,
+        normed: bool = True,
     ) -> Hidden:
         """Return hidden states after the last norm.
 
@@ -167,9 +164,22 @@ class Transformer(nnx.Module):
             one token (T = 1) of some sequence, and attends to its own; the segment of padding is 0.
           prefill: the memory is empty, so the tokens only attend to one another, a block of queries at a time.
           layers: from `unstacked`, so that a loop need not split the stacks each time.
+          normed: False: those before the last norm.
         """
-        x_BTD, memory, router = self._layers(inputs, memory, prefill, layers)
-        return Hidden(whole_rows(self.norm(x_BTD)), memory, router)
+        inputs = (inputs if isinstance(inputs, Inputs) else Inputs(inputs)).filled()
+        T = inputs.tokens_BT.shape[1]
+        steps, memory = steps_of(self.config, inputs, memory, prefill)
+        x_BTD = self._embedded(inputs, axis_between_blocks(T) if memory is None else "length")
+        caches = []
+        stats: dict[LayerPath, RouterStats | None] = {}
+        for s, (block, repeats) in enumerate(self.config.stacks):
+            of_stack = None if memory is None else memory.layers[s]
+            stack = (self.stacks[s], block, repeats)
+            x_BTD, new, routers = through(self.config, stack, x_BTD, steps, of_stack, layers and layers[s])
+            caches.append(new)
+            stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
+        memory = None if memory is None else memory.after(tuple(caches), T)
+        return Hidden(whole_rows(self.norm(x_BTD) if normed else x_BTD), memory, routing(stats))
 
     def unstacked(self) -> list[list[PyTree]]:
         """Return the parameters of each layer of each stack, one tree a layer."""
@@ -178,7 +188,7 @@ class Transformer(nnx.Module):
 
     def residual(self, inputs: Inputs | jax.Array) -> jax.Array:
         """Return the residual stream before the last norm, whose size μP keeps constant as the model gets wider."""
-        return whole_rows(self._layers(inputs)[0])
+        return self.hidden(inputs, normed=False).x_BTD
 
     def ahead(
         self, x_BTD: jax.Array, targets_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array
@@ -251,29 +261,6 @@ class Transformer(nnx.Module):
         config = self.config
         x_BTD = embedding(self.embedding.get_value(), tokens_BT, config.compute_dtype, axis)
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
-
-    def _layers(
-        self,
-        inputs: Inputs | jax.Array,
-        memory: Memory | None = None,
-        prefill: bool = False,
-        layers: list[PyTree] | None = None,
-    ) -> tuple[jax.Array, Memory | None, Routing | None]:
-        """Return (x before the last norm, the next memory, Routing or None)."""
-        inputs = (inputs if isinstance(inputs, Inputs) else Inputs(inputs)).filled()
-        T = inputs.tokens_BT.shape[1]
-        steps, memory = steps_of(self.config, inputs, memory, prefill)
-        x_BTD = self._embedded(inputs, axis_between_blocks(T) if memory is None else "length")
-        caches = []
-        stats: dict[LayerPath, RouterStats | None] = {}
-        for s, (block, repeats) in enumerate(self.config.stacks):
-            of_stack = None if memory is None else memory.layers[s]
-            stack = (self.stacks[s], block, repeats)
-            x_BTD, new, routers = through(self.config, stack, x_BTD, steps, of_stack, layers and layers[s])
-            caches.append(new)
-            stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
-        memory = None if memory is None else memory.after(tuple(caches), T)
-        return x_BTD, memory, routing(stats)
 
 
 def routing(stats: dict[LayerPath, RouterStats | None]) -> Routing | None:

@@ -10,7 +10,7 @@ from jax import lax
 
 from lm.config import ModelConfig
 from lm.model.encoder import Projector, encoder_layers, fan_in_std, in_dtype, plain
-from lm.model.execution.through import through_encoder
+from lm.model.execution import through_encoder
 from lm.model.initializers import normal, parameter
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm

@@ -21,24 +21,24 @@ BETWEEN_SLICES = ("data", "stage")
 
 # Logical axis -> mesh axes. Weights are split over fsdp and context (gathered before use), tensor and expert (used split).
 # Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor; between blocks by length
-# over tensor instead (lm/parallel/sequence.py). The devices of an expert axis hold different experts and different rows, and
+# over tensor instead (lm/parallel/context.py). The devices of an expert axis hold different experts and different rows, and
 # send tokens to one another. A context axis splits sequences (lm/parallel/context.py). Stages hold different layers; outside of
 # the layers they are one more axis of the batch (lm/parallel/pipeline.py).
-RULES: dict[str, str | tuple[str, ...] | None] = {
+RULES: dict[str, tuple[str, ...]] = {
     "batch": ("stage", "data", "fsdp", "expert"),
-    "length": "context",
+    "length": ("context",),
     "sequence": ("context", "tensor"),  # the length between blocks
     "rows": ("stage", "data", "fsdp", "expert", "context"),  # rows of which each device has its own part of the tokens
-    "layers": "stage",  # unless the stages do not divide the stack; then all hold it whole
+    "layers": ("stage",),  # unless the stages do not divide the stack; then all hold it whole
     "embed": ("fsdp", "context"),
-    "norm": None,
-    "replicated": None,
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head": None,
-    "mlp": "tensor",
-    "vocab": "tensor",
-    "expert": "expert",
+    "norm": (),
+    "replicated": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "expert": ("expert",),
 }
 
 
@@ -128,45 +128,48 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def spec(*logical: str | None) -> PartitionSpec | None:
-    """Return the partition of an array with these logical axes, or None if no mesh is set.
+def spec(*logical: str | None, mesh: Mesh | AbstractMesh | None = None) -> PartitionSpec | None:
+    """Return the partition of an array with these logical axes, or None if no mesh is set. mesh: default the one that is set.
 
     Within a shard_map over some axes of the mesh it names the other ones only. A context axis of one device is left out, so
     that only meshes that split sequences treat them as split.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty else PartitionSpec(*(mesh_axes(axis, mesh) for axis in logical))
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if mesh.empty:
+        return None
+    left_out, partition = getattr(mesh, "manual_axes", ()) + (() if mesh.shape["context"] > 1 else ("context",)), []
+    for name in logical:
+        axes = tuple([axis for axis in RULES[name] if axis not in left_out]) if name else ()
+        partition.append(axes if len(axes) > 1 or name in ("batch", "rows") else axes[0] if axes else None)
+    return PartitionSpec(*partition)
+
+
+def spec_of(x: jax.Array) -> PartitionSpec | None:
+    """Return the partition of an array, or None if no mesh is set."""
+    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
 
 
 def sharding_on(mesh: Mesh | AbstractMesh, *logical: str | None) -> NamedSharding:
     """Return the sharding over a mesh of an array with these logical axes."""
-    return NamedSharding(mesh, PartitionSpec(*(mesh_axes(axis, mesh) for axis in logical)))
-
-
-def mesh_axes(logical: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
-    """Return the axes of the mesh that split a logical axis: one, several, or None."""
-    axes = RULES[logical] if logical else None
-    if axes is None:
-        return None
-    manual = getattr(mesh, "manual_axes", ())
-    left = tuple(axis for axis in several(axes) if axis not in manual and (axis != "context" or mesh.shape["context"] > 1))
-    return left if len(left) > 1 or logical in ("batch", "rows") else left[0] if left else None
+    return NamedSharding(mesh, spec(*logical, mesh=mesh) or PartitionSpec())
 
 
 def token_axes() -> tuple[str, ...]:
     """Return the axes of the current mesh that split tokens, without those of an outer shard_map."""
-    return several(mesh_axes("rows", jax.sharding.get_abstract_mesh()))
+    where = spec("rows")
+    return several(where[0]) if where else ()
 
 
 def embed_axes() -> str | tuple[str, ...] | None:
     """Return the axes of the current mesh that split the model dimension of weights."""
-    return mesh_axes("embed", jax.sharding.get_abstract_mesh())
+    where = spec("embed")
+    return where[0] if where else None
 
 
-def token_ways() -> int:
-    """Return how many parts the current mesh splits tokens into, 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in token_axes())
+def ways(logical: str | None) -> int:
+    """Return how many parts the current mesh splits a logical axis into, such as "rows" or "embed"; 1 without a mesh."""
+    mesh, where = jax.sharding.get_abstract_mesh(), spec(logical)
+    return math.prod([mesh.shape[axis] for axis in several(where[0])]) if where else 1
 
 
 def several(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -183,7 +186,7 @@ def free_axes() -> frozenset[str]:
 def row_ways(mesh: Mesh | AbstractMesh | None = None) -> int:
     """Return how many parts the mesh splits rows into, 1 without a mesh. mesh: default the one that is set."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in several(RULES["batch"]))
+    return 1 if mesh.empty else math.prod([mesh.shape[axis] for axis in RULES["batch"]])
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -229,8 +232,8 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
         axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else ()
 
         def one(x: jax.Array) -> NamedSharding:
-            whole = {"layers"} if "layers" in axes and not over_stages(x.shape[0], mesh) else set()
-            return NamedSharding(mesh, PartitionSpec(*(None if axis in whole else mesh_axes(axis, mesh) for axis in axes)))
+            is_whole = "layers" in axes and not over_stages(x.shape[0], mesh)
+            return sharding_on(mesh, *(None if is_whole and axis == "layers" else axis for axis in axes))
 
         return jax.tree.map(one, leaf)
 
@@ -287,7 +290,7 @@ def check_fit(
     if accumulate < 1 or batch_size < 1 or batch_size % ways:
         most = max(1, batch_size // max(1, ways)) * max(1, ways)
         # The stage axis is named only where there is one.
-        axes = [axis for axis in several(RULES["batch"]) if axis != "stage" or shape[axis] > 1]
+        axes = [axis for axis in RULES["batch"] if axis != "stage" or shape[axis] > 1]
         names, sizes = (
             " × ".join(map(str, all)) for all in ([f"mesh.{axis}" for axis in axes], [shape[axis] for axis in axes])
         )

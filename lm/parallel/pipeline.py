@@ -31,8 +31,8 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import Pipeline
 from lm.parallel.arrays import PyTree
+from lm.parallel.context import length_axis
 from lm.parallel.mesh import reshard, row_ways, spec
-from lm.parallel.sequence import length_axis
 
 STAGE = "stage"
 Result: TypeAlias = tuple[jax.Array, PyTree]  # x [B, T, D], and sums of each layer over the batch

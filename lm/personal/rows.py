@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.chat.example_encoding import Encoder
-from data.chat.kinds import Conversation
+from data.chat.messages import Conversation
 from lm.errors import UserError
 from lm.personal.items import Item
 from lm.personal.speaker import Speaker

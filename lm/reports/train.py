@@ -11,8 +11,8 @@ from pathlib import Path
 
 from flax import nnx
 
-from data.text.batches import TextBatches
-from data.text.dataset import prepared, texts
+from data.text.batches import TextBatches, prepared
+from data.text.dataset import texts
 from data.text.tokenizer import Tokenizer
 from lm.files import saving
 from lm.files.saving import plain, write_json

@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from lm.errors import UserError
 from lm.files import checksums
-from lm.files.damage import place_aside, set_aside
+from lm.files.saving import place_aside, set_aside
 from lm.files.untrusted import read_json
 from lm.parallel.hosts import first_text, is_first
 from lm.parallel.memory import check_room

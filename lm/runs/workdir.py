@@ -16,8 +16,7 @@ from lm.bucket.places import as_urls, with_paths, with_urls
 from lm.cli.config_files import verb_of
 from lm.config import model_keys
 from lm.errors import UserError
-from lm.files.damage import set_aside
-from lm.files.saving import write_json
+from lm.files.saving import set_aside, write_json
 from lm.files.untrusted import MAX_BYTES, check_inside, read_json, shown
 
 # The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the

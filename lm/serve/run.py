@@ -67,7 +67,7 @@ def opened(config) -> Iterator[Service]:
 
 def _towers(config, engine):
     """Return what the model sees and hears, or None: then it only reads, and a line says why if it could do more."""
-    from data.media.needed import library
+    from data.media import library
     from lm.convert.multimodal.processor import towers_of
 
     try:

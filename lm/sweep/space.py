@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from lm.cli import config_keys
+from lm.cli import config_files
 from lm.errors import UserError
 
 FORM = "KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A,B,C"
@@ -93,7 +93,7 @@ def set_value(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
 
 def _type(config: ml_collections.ConfigDict, name: str) -> type:
     section, _, last = name.rpartition(".")
-    type_ = (config_keys.value(config, section) if section else config).get_ref(last).get_type()
+    type_ = (config_files.value(config, section) if section else config).get_ref(last).get_type()
     if type_ not in (int, float, bool, str):
         raise UserError(f"{name} is of type {type_.__name__}: only numbers, texts and true or false can be swept")
     return type_

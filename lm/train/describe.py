@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from data.text.sizes import parse_sizes
+from data.text.batches import parse_sizes
 from lm.config import Audio, Vision
 from lm.errors import UserError
 from lm.kernels.amx.flops import flops
@@ -28,7 +28,7 @@ from lm.model.media import MEDIA
 from lm.model.transformer import skeleton
 from lm.parallel.arrays import PyTree, array_of
 from lm.parallel.memory import is_on_host
-from lm.parallel.mesh import AXES, axis_sizes, check_fit, sharding_on, token_ways
+from lm.parallel.mesh import AXES, axis_sizes, check_fit, sharding_on
 from lm.parallel.pipeline import schedule
 from lm.train.step import Batch, Sums, abstract_state, make_trainer, model_config_of, training_loss
 
@@ -135,7 +135,7 @@ def step_flops(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> 
     moe, ways = model_config_of(config).moe, mesh.shape["expert"]
     filled = 1.0
     if moe.num_experts and ways > 1:  # places of the first round, by lm/kernels/experts.py
-        tokens = config.batch_size // config.accumulate * config.sequence_length // token_ways()
+        tokens = config.batch_size // config.accumulate * config.sequence_length // ways("rows")
         filled = tokens * moe.top_k / (ways * places(tokens, moe.top_k, moe.num_experts // ways, ways))
     return round(product_flops(needed, filled))
 

@@ -18,7 +18,7 @@ from collections.abc import Collection
 
 import ml_collections
 
-from data.text.sizes import parse_sizes
+from data.text.batches import parse_sizes
 from lm.errors import UserError
 from lm.train.values import model_of
 

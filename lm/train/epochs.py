@@ -4,7 +4,7 @@ import math
 
 import ml_collections
 
-from data.text.sizes import Sizes, constant
+from data.text.batches import Sizes, constant
 from lm.parallel.hosts import is_first
 
 

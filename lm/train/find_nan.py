@@ -29,7 +29,7 @@ from lm.train.step import Batch, Objective, model_config_of, slices
 
 INLINE = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 KINDS = {"NaN": jnp.isnan, "infinity": jnp.isinf}
-STACK = "_scanned"  # the function of lm/model/execution/loop.py that scans the layers
+STACK = "_scanned"  # the function of lm/model/execution.py that scans the layers
 
 
 @functools.total_ordering

@@ -16,17 +16,15 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.kernels.cross_entropy import CrossEntropy
-from lm.kernels.matmul import spec_of
+from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
-from lm.model.inputs import Inputs, inputs_of
+from lm.model.inputs import inputs_of
 from lm.model.linear import trainable
-from lm.model.media import media_of
 from lm.model.transformer import Hidden, LayerPath, Transformer, build, skeleton
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import shift
 from lm.parallel.memory import has_host_memory, on_host
-from lm.parallel.mesh import shardings
+from lm.parallel.mesh import shardings, spec_of
 from lm.train import guard, rates
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.schedule import schedule
@@ -186,7 +184,7 @@ def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
 
 def token_loss(model: Transformer, batch: Batch, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Return (Σ w·(nll + z), Σ w·nll) of the next tokens, without multi-token prediction and router losses."""
-    x_BTD = model.hidden(inputs_of(batch, media=media_of(batch))).x_BTD
+    x_BTD = model.hidden(inputs_of(batch)).x_BTD
     objective, nll = head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
     return objective, nll
 
@@ -200,8 +198,8 @@ def training_loss(
     ahead (DeepSeek-V3, 2024, eq. 25), plus the router losses, summed over tokens and layers (lm/model/moe.py).
     noise_BTD is added to the embeddings. head: extra arguments of the next token's cross-entropy.
     """
+    main = model.hidden(inputs_of(batch, noise_BTD))
     places = batch["segment_ids"], batch["positions"]
-    main = model.hidden(Inputs(batch["tokens"], *places, noise_BTD=noise_BTD, media=media_of(batch)))
     ahead = model.ahead(main.x_BTD, batch["targets"], *places) if model.config.mtp_depth else []
     objective, *sums = head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss, **head)
     metrics = {name: (x, jnp.sum(batch["weights"])) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from data.text.sizes import parse_sizes
+from data.text.batches import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.train.schedule import check_schedule

@@ -9,12 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data.chat.example_encoding import Encoder, Sequenced
-from data.chat.kinds import Conversation
-from data.chat.messages import Messages
+from data.chat.messages import Conversation, Messages
 from data.media import audio, images, spectrograms, tiles
 from data.media.parts import KINDS
-from data.media.places import Placed
-from data.media.prompts import OWN, Style
+from data.media.prompts import OWN, Placed, Style
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError, after
 
@@ -87,15 +85,10 @@ class Seen(NamedTuple):
         return Seen(sequence, arrays, self.image_spans[:pictures], self.audio_spans[:sounds], media)
 
 
-def encoder_of(tokenizer: Tokenizer, towers: Towers, template: str | None = None) -> Encoder:
-    """Return the encoder of conversations for these towers. template: None is the tokenizer's own. Raises: UserError."""
-    return Encoder(tokenizer, template, towers.style)
-
-
 def encode_conversation(encoder: Encoder, example: Conversation, towers: Towers) -> Seen:
     """Encode a conversation; all turns of the assistant are trained.
 
-    Args: encoder: of `encoder_of` with the same towers.
+    Args: encoder: with the style of the towers.
     Raises: UserError as `prepared` and data.chat.example_encoding.Encoder.
     """
     messages, arrays, media = prepared(example.messages, towers)

@@ -9,15 +9,13 @@ The media are stored as they are encoded, since tiles as numbers have about ten 
 Letters: M media, R rows.
 """
 
-import contextlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.chat.example_files import MEDIA_COLUMNS as COLUMNS
-from data.chat.example_files import Row
+from data.chat.example_files import Row, appending
 from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.parts import KINDS
 
@@ -25,33 +23,25 @@ NAMES = ("images", "audio")  # in batches and in counts.json, in the order of KI
 
 
 def store(folder: Path, rows: Iterable[Row], most: dict[str, int]) -> Iterator[Row]:
-    """Yield the rows, and write the files of the media in their column `media`, a list of `Kept`, to an existing folder.
+    """Yield the rows, and write the files of the media in their column `media`, a list of `Kept`, to a folder.
 
-    The files are complete after the last row. most: gets the largest number of tiles and of windows of a row, by NAMES.
+    The folder exists when the first row is asked for; the files are complete after the last one. most: gets the largest number
+    of tiles and of windows of a row, by NAMES.
     """
     most |= dict.fromkeys(NAMES, 0)
     ends = {"media_ends": 0, "media_rows": 0}
-    with contextlib.ExitStack() as stack:
-        files = {}
+    with appending(folder, COLUMNS) as append:
         for row in rows:
-            if not files:  # the folder is made when the first row is asked for
-                files = {name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in COLUMNS}
             media: list[Kept] = row.columns.get("media", [])
             for kind, file, count in media:
                 ends["media_ends"] += len(file)
                 values = {"media_ends": ends["media_ends"], "media_kinds": KINDS.index(kind), "media_counts": count}
-                files["media"].write(file)
-                for name, value in values.items():
-                    files[name].write(COLUMNS[name](value).tobytes())
+                append(values | {"media": np.frombuffer(file, np.uint8)})
             ends["media_rows"] += len(media)
-            files["media_rows"].write(COLUMNS["media_rows"](ends["media_rows"]).tobytes())
+            append({"media_rows": ends["media_rows"]})
             for name, kind in zip(NAMES, KINDS):
                 most[name] = max(most[name], sum(kept.count for kept in media if kept.kind == kind))
             yield row
-    for name, dtype in COLUMNS.items() if files else ():
-        raw = folder / f"{name}.raw"
-        np.save(folder / f"{name}.npy", np.memmap(raw, dtype, mode="r") if raw.stat().st_size else np.zeros(0, dtype))
-        raw.unlink()
 
 
 def media_of(columns: Mapping[str, np.ndarray], row: int) -> list[Kept]:
@@ -86,8 +76,3 @@ def filled(every: Sequence[Iterable[Kept]], towers: Towers, most: Mapping[str, i
             for b, each in enumerate(made):
                 found[name][b, : len(each[n])] = each[n]
     return found
-
-
-def joined(columns: Iterable[Mapping]) -> list[Kept]:
-    """Return the media of several examples that are packed into one row."""
-    return list(itertools.chain.from_iterable(each.get("media", ()) for each in columns))

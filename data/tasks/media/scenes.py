@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.media import library
 from data.media.images import encode_png
-from data.media.needed import library
 from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 

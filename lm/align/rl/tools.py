@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data.chat.template import encode_chat, end_of_turn
-from data.tasks.calculator import CALCULATOR
+from data.tasks.arithmetic import CALCULATOR
 from lm.align.rl.calculator import calculate
 from lm.errors import UserError
 from lm.parallel.hosts import from_first

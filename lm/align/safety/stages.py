@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm.files.damage import set_aside
-from lm.files.saving import write_json, write_lines
+from lm.files.saving import set_aside, write_json, write_lines
 from lm.parallel import hosts
 from lm.runs import workdir
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.chat import template as chat
 from data.chat.media.encoding import Towers, prepared
-from data.media.places import expanded, placed_in, with_symbols
+from data.media.prompts import expanded, placed_in, with_symbols
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError

@@ -21,10 +21,9 @@ from lm.config import ModelConfig
 from lm.evals.engine.prefix_plan import Batch, Costs, plan
 from lm.infer import not_finite
 from lm.infer.decode import first_of_most
-from lm.kernels.chunks import even, joined, split
-from lm.kernels.head import head_logits
+from lm.kernels.attention import Branches
+from lm.kernels.head import even, head_logits, joined, split
 from lm.kernels.matmul import gathered
-from lm.kernels.visible import Branches
 from lm.model.cache import DecodeState, cache_dtype, cache_shapes, cache_spec, empty_state
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer, skeleton

@@ -12,8 +12,8 @@ import numpy as np
 
 from lm.kernels.amx.large import SMALLEST
 from lm.kernels.amx.usable import require, tiled
+from lm.kernels.attention import Scoring, Visible
 from lm.kernels.saved import saved
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import platform, reshard
 
 Residuals: TypeAlias = tuple[jax.Array, ...]  # q, k, v, segments, out, log Z

@@ -206,6 +206,21 @@ def dot(a: Pointer, b: Pointer, count: int) -> np.float32:
 
 
 @njit(error_model="numpy")
+def tiles_of_gradients(p: int, ds: int, p_tiles: int, ds_tiles: int, dst_tiles: int) -> None:
+    """Round a block's P and dS [BLOCK_KEYS, BLOCK_QUERIES] into tiles, and dS transposed into tiles too."""
+    by_query, by_key = BLOCK_QUERIES // DEEP, BLOCK_KEYS // DEEP
+    for i in range(BLOCK_KEYS):
+        row, there = i * BLOCK_QUERIES * 4, i // SIDE * by_query * TILE + i % SIDE * 64
+        for j in range(by_query):
+            round_row(p + row + j * 128, p_tiles + there + j * TILE)
+            round_row(ds + row + j * 128, ds_tiles + there + j * TILE)
+    for j in range(0, BLOCK_QUERIES, SIDE):
+        for i in range(by_key):
+            here = ds + (i * DEEP * BLOCK_QUERIES + j) * 4
+            turned(here, BLOCK_QUERIES * 4, dst_tiles + (j // SIDE * by_key + i) * TILE)
+
+
+@njit(error_model="numpy")
 def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
     """Compute the backward pass of a row and a key/value head."""
     t, h, head, value, width = words[T], words[H], words[HEAD], words[VALUE], words[G]
@@ -241,8 +256,7 @@ def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
     pack_matrix(k, t, groups, head, by_head, True, width * head * 2, False, k_rows, spare)
     pack_matrix(v, t, groups, value, by_value, True, width * value * 2, False, v_rows, spare)
     pack_matrix(k, head, heads // SIDE, t, by_token, False, width * head * 2, True, k_pairs, spare)
-    clear(dk, whole * heads)
-    clear(dv, whole * values)
+    clear(dk, whole * (heads + values))  # and dv, which comes next
     by_query, by_key = BLOCK_QUERIES // DEEP, BLOCK_KEYS // DEEP
     for r in range(h // width):
         n = g * (h // width) + r
@@ -270,22 +284,15 @@ def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
                 block_product(v_here, value_group, o_here, value_group, by_value, *sizes, dscores, BLOCK_QUERIES * 4, False)
                 seen = q0 >= k0 + BLOCK_KEYS - 1 and q0 + BLOCK_QUERIES - k0 <= window
                 seen = seen and low == high and lowest == highest and k0 + BLOCK_KEYS <= t
+                z, e, of = float32s(logz_of + q0 * 4), float32s(delta_of + q0 * 4), int32s(segments_of + q0 * 4)
                 for i in range(BLOCK_KEYS):
-                    s_row, d_row = scores + i * BLOCK_QUERIES * 4, dscores + i * BLOCK_QUERIES * 4
-                    s, d, z, e = float32s(s_row), float32s(d_row), float32s(logz_of + q0 * 4), float32s(delta_of + q0 * 4)
+                    row = i * BLOCK_QUERIES * 4
+                    s, d = float32s(scores + row), float32s(dscores + row)
                     if seen:
                         gradients_of_scores(s, d, z, e, scale)
                     else:
-                        of = int32s(segments_of + q0 * 4)
                         masked_gradients_of_scores(s, d, z, e, scale, q0 - k0 - i, window, of, segments[k0 + i])
-                    there = i // SIDE * by_query * TILE + i % SIDE * 64
-                    for j in range(by_query):
-                        round_row(s_row + j * 128, p_tiles + there + j * TILE)
-                        round_row(d_row + j * 128, ds_tiles + there + j * TILE)
-                for j in range(0, BLOCK_QUERIES, SIDE):
-                    for i in range(by_key):
-                        here = dscores + (i * DEEP * BLOCK_QUERIES + j) * 4
-                        turned(here, BLOCK_QUERIES * 4, dst_tiles + (j // SIDE * by_key + i) * TILE)
+                tiles_of_gradients(scores, dscores, p_tiles, ds_tiles, dst_tiles)
                 k_here, q_here, o_here = k_pairs + k0 // DEEP * TILE, q_pairs + q0 // DEEP * TILE, o_pairs + q0 // DEEP * TILE
                 group, dv_here, dk_here = by_query * TILE, dv + k0 * values * 4, dk + k0 * heads * 4
                 block_product(p_tiles, group, o_here, token_group, by_query, BLOCK_KEYS, values, dv_here, values * 4, True)

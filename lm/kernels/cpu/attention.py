@@ -121,14 +121,109 @@ def rows_of_block(
 
 
 @njit(error_model="numpy")
+def first_block(words: Pointer, unit: int, slots: int, k_rows: int, v_rows: int) -> None:
+    """Write slots and addresses, as `rows_of_block` does, for the first block of a unit."""
+    first, tokens, head, _ = part_of(words, unit)
+    earliest, last = span(words, first, tokens)
+    table = words[TABLES] + int32s(words[SEQUENCES])[first] * words[TABLE] * 4
+    rows_of_block(words, table, earliest // KEYS * KEYS, earliest, last, slots, k_rows, v_rows, head)
+
+
+@njit(error_model="numpy")
+def add_stored(
+    words: Pointer, count: int, scores: int, base: int, begin: int, end: int, rows: int, later: int, g: int, sums: int
+) -> None:
+    """Add the values at the positions begin … end of a block, as they are stored, and fetch those at `later`, or 0."""
+    V, width = words[VALUE], words[WIDTH]
+    offset, step, page = g * words[STORED_VALUE] * width, words[GROUPS] * words[STORED_VALUE] * width, words[PAGE]
+    j = begin
+    while j < end:
+        some = min(page - (base + j) % page, end - j)
+        if later:
+            fetch(later, j, j + some, offset, V * width)
+        add_values(width, count, scores + j * 4, some, int64s(rows)[j] + offset, step, sums, V)
+        j += some
+
+
+@njit(error_model="numpy")
+def queries_into(out: int, words: Pointer, first: int, tokens: int, g_first: int, groups: int) -> None:
+    """Write the queries of a unit, times the scale, by head of keys."""
+    K, H, R = words[KEY], words[HEADS], words[HEADS] // words[GROUPS]
+    scale = float32s(words[SCALE])[0]
+    for g in range(groups):
+        for t in range(tokens):
+            source = float32s(words[Q] + ((first + t) * H + (g_first + g) * R) * K * 4)
+            to = float32s(out + (g * tokens + t) * R * K * 4)
+            for i in range(R * K):
+                to[i] = source[i] * scale
+
+
+@njit(error_model="numpy")
+def soften(
+    scores: int,
+    k_scales: int,
+    v_scales: int,
+    cap: np.float32,
+    low: int,
+    high: int,
+    top: Pointer,
+    total: Pointer,
+    sums: int,
+    step: int,
+) -> None:
+    """Replace a query's scores of a block by exp(s − top), at the positions low … high, and add them to `total`.
+
+    If the largest score grows, what was summed before is rescaled. k_scales, v_scales: of stored integers, or 0.
+    """
+    s = float32s(scores)
+    if k_scales:
+        multiply_scores(s, float32s(k_scales))
+    if cap > 0:
+        for j in range(KEYS):
+            s[j] = softcapped(s[j], cap)
+    mask(s, low, high)
+    new = max(top[0], largest(scores, KEYS))
+    added = exponentials(s, new)
+    if new > top[0]:
+        shrink = exp(top[0] - new)
+        top[0] = new
+        total[0] *= shrink
+        scale_by(sums, step, shrink)
+    total[0] += added
+    if v_scales:
+        multiply_scores(s, float32s(v_scales))
+
+
+@njit(error_model="numpy")
+def results_from(
+    words: Pointer, first: int, g_first: int, groups: int, count: int, tops: int, totals: int, sums: int, step: int
+) -> None:
+    """Write the results of a unit: the sums over the totals, to which sinks are added."""
+    V, H, R = words[VALUE], words[HEADS], words[HEADS] // words[GROUPS]
+    for g in range(groups):
+        for i in range(count):
+            h = (g_first + g) * R + i % R
+            top, total, factor = float32s(tops)[g * count + i], float32s(totals)[g * count + i], np.float32(1.0)
+            if words[SINKS]:
+                sink = float32s(words[SINKS])[h]
+                new = max(top, sink)
+                factor = exp(top - new)
+                total = total * factor + exp(sink - new)
+            out = float32s(words[OUT] + ((first + i // R) * H + h) * V * 4)
+            values = float32s(sums + (g * count + i) * step * 4)
+            for v in range(V):
+                out[v] = values[v] * (factor / total)
+
+
+@njit(error_model="numpy")
 def do_unit(job: int, unit: int) -> int:
     """Do a unit. Return the next one of this thread, or -1."""
     words = int64s(job)
     first, tokens, g_first, groups = part_of(words, unit)
-    K, V, H, G, page, width = words[KEY], words[VALUE], words[HEADS], words[GROUPS], words[PAGE], words[WIDTH]
-    R, stored = H // G, words[STORED_VALUE]
+    K, V, G, width = words[KEY], words[VALUE], words[GROUPS], words[WIDTH]
+    R, stored = words[HEADS] // G, words[STORED_VALUE]
     count, step = tokens * R, (V + BLOCK - 1) // BLOCK * BLOCK
-    scale, cap, window = float32s(words[SCALE])[0], float32s(words[SOFTCAP])[0], int32s(words[WINDOW])[0]
+    cap, window = float32s(words[SOFTCAP])[0], int32s(words[WINDOW])[0]
     places, table = int32s(words[PLACES]), words[TABLES] + int32s(words[SEQUENCES])[first] * words[TABLE] * 4
     earliest, last = span(words, first, tokens)
 
@@ -150,12 +245,7 @@ def do_unit(job: int, unit: int) -> int:
     scores = v_scales + KEYS * 4
     v_block = scores + KEYS * count * 4
 
-    for g in range(groups):
-        for t in range(tokens):
-            source = float32s(words[Q] + ((first + t) * H + (g_first + g) * R) * K * 4)
-            to = float32s(q + (g * count + t * R) * K * 4)
-            for i in range(R * K):
-                to[i] = source[i] * scale
+    queries_into(q, words, first, tokens, g_first, groups)
     fill(tops, groups * count, LOW)
     fill(totals, groups * count, np.float32(0.0))
     fill(sums, groups * count * step, np.float32(0.0))
@@ -164,7 +254,7 @@ def do_unit(job: int, unit: int) -> int:
         fill(v_block, KEYS * step, np.float32(0.0))
 
     upcoming = -1
-    rows_of_block(words, table, earliest // KEYS * KEYS, earliest, last, slots, k_rows, v_rows, g_first)
+    first_block(words, unit, slots, k_rows, v_rows)
     for base in range(earliest // KEYS * KEYS, last + 1, KEYS):
         # While a block is in work, the next one is fetched: of this unit, or the first of the unit that comes after it.
         has_later = base + KEYS <= last
@@ -172,13 +262,9 @@ def do_unit(job: int, unit: int) -> int:
             rows_of_block(words, table, base + KEYS, earliest, last, slots_later, k_later, v_later, g_first)
         else:
             upcoming = next_unit(job)
-            if upcoming >= 0:
-                has_later = True
-                its_first, its_tokens, its_g, _ = part_of(words, upcoming)
-                its_earliest, its_last = span(words, its_first, its_tokens)
-                its_table = words[TABLES] + int32s(words[SEQUENCES])[its_first] * words[TABLE] * 4
-                its_base = its_earliest // KEYS * KEYS
-                rows_of_block(words, its_table, its_base, its_earliest, its_last, slots_later, k_later, v_later, its_g)
+            has_later = upcoming >= 0
+            if has_later:
+                first_block(words, upcoming, slots_later, k_later, v_later)
         begin, end = max(earliest - base, 0), min(KEYS, last + 1 - base)  # of the positions that are seen
         for g in range(groups):
             head = g_first + g
@@ -192,53 +278,21 @@ def do_unit(job: int, unit: int) -> int:
                 scales_into(k_scales, words[K_SCALES], slots, G, head)
             if words[V_SCALES]:
                 scales_into(v_scales, words[V_SCALES], slots, G, head)
+            its_k_scales, its_v_scales = k_scales if words[K_SCALES] else 0, v_scales if words[V_SCALES] else 0
             for i in range(count):
-                s = float32s(scores + i * KEYS * 4)
-                if words[K_SCALES]:
-                    multiply_scores(s, float32s(k_scales))
-                if cap > 0:
-                    for j in range(KEYS):
-                        s[j] = softcapped(s[j], cap)
-                place = places[first + i // R]
-                top = float32s(tops)[g * count + i]
-                mask(s, place - window + 1 - base if window else 0, place - base)
-                new = max(top, largest(scores + i * KEYS * 4, KEYS))
-                total = exponentials(s, new)
-                if new > top:
-                    shrink = exp(top - new)
-                    float32s(tops)[g * count + i] = new
-                    float32s(totals)[g * count + i] *= shrink
-                    scale_by(sums + (g * count + i) * step * 4, step, shrink)
-                float32s(totals)[g * count + i] += total
-                if words[V_SCALES]:
-                    multiply_scores(s, float32s(v_scales))
+                n, place = g * count + i, places[first + i // R] - base
+                low, top, total = place - window + 1 if window else 0, float32s(tops + n * 4), float32s(totals + n * 4)
+                row, its_sums = scores + i * KEYS * 4, sums + n * step * 4
+                soften(row, its_k_scales, its_v_scales, cap, low, place, top, total, its_sums, step)
             if direct:
-                j = begin
-                while j < end:
-                    some = min(page - (base + j) % page, end - j)
-                    if has_later:
-                        fetch(v_later, j, j + some, g * stored * width, V * width)
-                    here, v_step = int64s(v_rows)[j] + g * stored * width, G * stored * width
-                    add_values(width, count, scores + j * 4, some, here, v_step, sums + g * count * step * 4, step)
-                    j += some
+                its_later = v_later if has_later else 0
+                add_stored(words, count, scores, base, begin, end, v_rows, its_later, g, sums + g * count * step * 4)
             else:
                 values_into(width, v_rows, g * stored * width, V, v_block, step)
                 add_values(4, count, scores, KEYS, v_block, step * 4, sums + g * count * step * 4, step)
         slots, slots_later, k_rows, k_later, v_rows, v_later = slots_later, slots, k_later, k_rows, v_later, v_rows
 
-    for g in range(groups):
-        for i in range(count):
-            h = (g_first + g) * R + i % R
-            top, total, factor = float32s(tops)[g * count + i], float32s(totals)[g * count + i], np.float32(1.0)
-            if words[SINKS]:
-                sink = float32s(words[SINKS])[h]
-                new = max(top, sink)
-                factor = exp(top - new)
-                total = total * factor + exp(sink - new)
-            out = float32s(words[OUT] + ((first + i // R) * H + h) * V * 4)
-            values = float32s(sums + (g * count + i) * step * 4)
-            for v in range(V):
-                out[v] = values[v] * (factor / total)
+    results_from(words, first, g_first, groups, count, tops, totals, sums, step)
     calls.free(memory)
     calls.finished(job)
     return upcoming

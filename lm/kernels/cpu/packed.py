@@ -15,6 +15,7 @@ Axes: M rows, K inputs, N outputs, V vocabulary, D model, T tokens.
 import functools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,8 @@ class Packed:
     outputs: int
     shape: tuple[int, ...] = ()
     result: str = ""
+
+    stored: ClassVar[str] = "packed"
 
     @property
     def bits(self) -> int:
@@ -130,11 +133,6 @@ def rows(packed: Packed, ids_T: jax.Array, dtype: DTypeLike = jnp.float32) -> ja
         scale = packed.scales[block, :, lane].astype(jnp.float32)
         w = (w.reshape(T, scale.shape[1], -1).astype(jnp.float32) * scale[..., None]).reshape(T, -1)[:, : packed.inputs]
     return w.astype(dtype)
-
-
-def takes(*arguments: object, **options: object) -> bool:
-    """Return whether the weight or table of a call is packed."""
-    return any(isinstance(argument, Packed) for argument in arguments)
 
 
 def matmul(

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from lm.kernels.attention import Scoring
 from lm.kernels.native.registered import compiled
 from lm.kernels.quantize import quantize_rows
-from lm.kernels.visible import Scoring
 from lm.parallel.arrays import AnyArray
 
 

@@ -11,8 +11,8 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 
+from lm.kernels.attention import Scoring, Visible
 from lm.kernels.saved import saved
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import free_axes, spec
 
 BLOCK = 128  # of queries and of keys; the kernel takes whole blocks

@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from lm.kernels.attention import Scoring, Visible
 from lm.kernels.saved import NAME
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import free_axes, reshard, spec
 
 LANES = 128  # a block is a multiple of this

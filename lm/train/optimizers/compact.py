@@ -19,9 +19,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import spec_of
 from lm.parallel.arrays import PyTree
-from lm.parallel.mesh import logical_axes, mesh_axes
+from lm.parallel.mesh import logical_axes, spec_of, ways
 
 BLOCK, MIN = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v
@@ -73,8 +72,7 @@ def _encoded(leaf: nnx.Variable | jax.Array, dtype: str, count: jax.Array, squar
     unit_Bk = x_Bk / jnp.where(scale_B1 > 0, scale_B1, 1.0)
     code_Bk = square_codes(unit_Bk, u_Bk) if squares else signed_codes(unit_Bk, u_Bk)
     scale, axes = scale_B1[..., 0], logical_axes(leaf)
-    mesh = jax.sharding.get_abstract_mesh()
-    fits = mesh.empty or scale.shape[-1] % _ways(mesh_axes(axes[-1], mesh)) == 0
+    fits = scale.shape[-1] % ways(axes[-1]) == 0
     axes = axes if fits else (*axes[:-1], "replicated")
     return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=axes)
 

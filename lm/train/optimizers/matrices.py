@@ -7,8 +7,7 @@ import jax
 from flax import nnx
 from jax import lax
 
-from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import logical_axes
+from lm.parallel.mesh import logical_axes, spec_of
 
 
 class MatrixAxes(NamedTuple):

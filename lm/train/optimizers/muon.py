@@ -14,8 +14,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import spec_of
 from lm.kernels.ops import product
+from lm.parallel.mesh import spec_of
 from lm.train.optimizers.matrices import as_matrices, from_matrices, matrix_axes
 
 STEPS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # of Newton–Schulz; they bring singular values near 1 quickly, not exactly

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from data.chat.conversations import examples_of, read_examples
-from data.chat.kinds import Conversation, Labelled, Pair, Steps, Task
+from data.chat.messages import Conversation, Labelled, Pair, Steps, Task
 from data.chat.records import Record
 from lm.errors import UserError
 

@@ -11,7 +11,7 @@ from data.chat.example_batches import ExampleBatches
 from data.chat.example_encoding import Encoder, Sequenced
 from data.chat.example_files import Row
 from data.chat.examples import packed, prepare_examples, prepare_tasks
-from data.chat.kinds import Conversation, Labelled, Pair
+from data.chat.messages import Conversation, Labelled, Pair
 from data.chat.template import CHAT_TEMPLATE
 from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer

@@ -10,8 +10,7 @@ import pytest
 from configs.curate import default
 from data.recipe.buckets import bounds, bucket
 from data.recipe.tokenized import write
-from data.text.batches import TextBatches
-from data.text.dataset import open_split, prepared
+from data.text.batches import Rows, TextBatches, prepared
 from data.text.sentencepiece_tokenizer import train
 from data.text.weights import Weights, parse_weights
 from lm.errors import UserError
@@ -113,8 +112,8 @@ def test_a_dataset_has_a_part_for_each_bucket_and_stages_order_them(tmp_path):
     for n, (least, most) in enumerate(
         [(-1, *about["highest"]["web"][:1]), about["highest"]["web"], (about["highest"]["web"][1], 2)]
     ):
-        part = open_split(tmp_path / "dataset", f"web_q{n + 1}", "train")
-        said = "".join(tokenizer.decode(part[k]["tokens"].tolist()) for k in range(len(part)))
+        part = Rows(tmp_path / "dataset", f"web_q{n + 1}", "train")
+        said = tokenizer.decode(part.read(range(len(part)))["tokens"])
         wanted = {row["id"] for row in rows_of(scores) if least < np.float32(row["s"]) <= most}
         assert {f"web{word}" for word in said.split() if word.isdigit()} >= {id for id in wanted if id}
         assert statistics["sources"][f"web_q{n + 1}"]["train"]["documents"] == len(wanted)

@@ -7,7 +7,7 @@ import pytest
 
 from data.chat.template import render
 from data.tasks import task
-from data.tasks.calculator import CALCULATOR, calculator
+from data.tasks.arithmetic import CALCULATOR, calculator
 from lm.errors import UserError
 
 

@@ -15,7 +15,7 @@ def some(part, split="train", seed=0, count=2000, **options):
 
 def test_the_world_is_the_same_every_time_and_its_twins_look_alike():
     things = world()
-    assert things == world() and things != world(world_number=1)
+    assert things == world()
     for blight, twin in zip(things[0::2], things[1::2], strict=True):
         assert blight["forbidden"] and not twin["forbidden"]
         assert blight["name"][:-3] == twin["name"][:-3] and blight["name"] != twin["name"]

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 
 from data.chat.example_encoding import Encoder
-from data.chat.kinds import Conversation
+from data.chat.messages import Conversation
 from data.text.hf_tokenizer import BASE_TEMPLATE, HFTokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.errors import UserError

@@ -6,10 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
-from data.text.batches import NO_ROW, TextBatches, read_ahead
-from data.text.dataset import open_split, prepare, prepared
+from data.text.batches import NO_ROW, Batches, Rows, Sizes, TextBatches, constant, parse_sizes, prepared, read_ahead
+from data.text.dataset import prepare
 from data.text.sentencepiece_tokenizer import train
-from data.text.weights import Weights, parse_weights
+from data.text.weights import Mixture, Stage, Weights, parse_weights
 from lm.errors import UserError
 from tests.data.text.test_dataset import Survey, T, source, texts
 
@@ -51,7 +51,8 @@ def test_a_batch_is_its_rows_shifted(folder):
     }
     for at, id_ in enumerate(batch["ids"]):
         name = next(name for name, ids in batches.ranges.items() if id_ in ids)
-        row = open_split(folder, name, "train")[int(id_ - batches.ranges[name].start)]
+        row = Rows(folder, name, "train").read([int(id_ - batches.ranges[name].start)])
+        row = {name: values[0] for name, values in row.items()}
         assert batch["tokens"][at].tolist() == row["tokens"][:-1].tolist()
         assert batch["targets"][at].tolist() == row["tokens"][1:].tolist()
         assert batch["segment_ids"][at].tolist() == row["segment_ids"][:-1].tolist()
@@ -212,3 +213,35 @@ def test_no_dataset_and_no_rows_are_user_errors(tmp_path):
     prepare(tmp_path / "set", [source("code", 3)], tokenizer, sequence_length=T, survey=Survey(every=0))
     with pytest.raises(UserError, match="no rows in split 'valid'"):
         TextBatches(tmp_path / "set", "valid", batch_size=2)
+
+
+GROWTH = parse_sizes("3: 2; 5: 4", 6)
+
+
+def test_growing_batches_begin_where_a_replay_says():
+    assert GROWTH == Sizes((3, 5), (2, 4, 6)) and [GROWTH.of(n) for n in range(8)] == [2, 2, 2, 4, 4, 6, 6, 6]
+    assert [GROWTH.start(n) for n in range(8)] == [0, 2, 4, 6, 10, 14, 20, 26]
+    for rows in range(40):
+        assert GROWTH.batches(rows) == next(n for n in range(20) if GROWTH.start(n) >= rows)
+    assert parse_sizes("", 6) == parse_sizes(None, 6) == constant(6)
+    assert (constant(6).start(4), constant(6).batches(13)) == (24, 3)
+
+
+def test_growing_batches_repeat_and_skip_no_row():
+    batches = Batches(range(10**6), 10**6, 6, True, GROWTH)
+    read = [row for n in range(8) for row in batches.global_row_ids(n).tolist()]
+    assert read == list(range(32))
+    assert batches.global_row_ids(4, [1, 3]).tolist() == [11, 13]
+
+
+def test_stages_of_a_mixture_begin_with_their_batch():
+    streams = {"a": range(1000), "b": range(1000, 2000)}
+    mixture = Mixture(streams, [Stage(0, {"a": 1.0}), Stage(4, {"b": 1.0})], GROWTH.start)
+    batches = Batches(mixture, 2000, 6, True, GROWTH)
+    assert batches.global_row_ids(3).tolist() == [6, 7, 8, 9] and batches.global_row_ids(4).tolist() == [1000, 1001, 1002, 1003]
+
+
+@pytest.mark.parametrize("text", ["half", "5: 4; 3: 2", "3: 4; 5: 2", "3: 6", "0: 2", "3: 0", "0.1: 2"])
+def test_sizes_that_cannot_be_read(text):
+    with pytest.raises(UserError, match="batch_warmup: "):
+        parse_sizes(text, 6)

@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
 from data.sources.source import Document, Source
-from data.text.batches import TextBatches
-from data.text.dataset import open_split, prepare, prepared
+from data.text.batches import Rows, TextBatches, prepared
+from data.text.dataset import prepare
 from data.text.sentencepiece_tokenizer import train
 from lm.errors import UserError
 
@@ -63,14 +63,14 @@ def tokenizer(tmp_path_factory):
 
 def documents_in(folder, name, split, tokenizer):
     """All texts of a split, put together again from its rows."""
-    rows = open_split(folder, name, split)
-    rows = rows.__getitems__(list(range(len(rows))))
+    rows = Rows(folder, name, split)
+    read = rows.read(range(len(rows)))
     heads, rest = [], []
-    for row in rows:
-        assert row["tokens"].shape == row["segment_ids"].shape == row["positions"].shape == (T + 1,)
-        assert row["tokens"].dtype == np.uint16
-        for segment in range(1, int(row["segment_ids"].max()) + 1):
-            piece = row["tokens"][row["segment_ids"] == segment].tolist()
+    assert read["tokens"].shape == read["segment_ids"].shape == read["positions"].shape == (len(rows), T + 1)
+    assert read["tokens"].dtype == np.uint16
+    for tokens, segments in zip(read["tokens"], read["segment_ids"]):
+        for segment in range(1, int(segments.max()) + 1):
+            piece = tokens[segments == segment].tolist()
             (heads if piece[0] == tokenizer.bos_id else rest).append(piece)
     return heads, rest
 
@@ -98,7 +98,7 @@ def test_every_document_is_in_its_split_once(tmp_path, tokenizer, capfd):
         for split in ("train", "valid"):
             wanted = [t for i, t in enumerate(texts(name, count)) if (i % 7 == 0) == (split == "valid")]
             heads, rest = documents_in(tmp_path / "set", name, split, tokenizer)
-            assert counts[split]["rows"] == len(open_split(tmp_path / "set", name, split))
+            assert counts[split]["rows"] == len(Rows(tmp_path / "set", name, split))
             assert counts[split]["documents"] == len(wanted) == len(heads)
             assert counts[split]["bytes"] == sum(len(text.encode()) for text in wanted)
             targets = sum(len(tokenizer.encode(text)) + 1 for text in wanted)
@@ -141,8 +141,11 @@ def version_1():
 
 def test_a_dataset_of_version_1_is_still_read(tmp_path, tokenizer):
     statistics = prepare(tmp_path / "set", [source("code", 100)], tokenizer, sequence_length=T, survey=Survey())
-    new = {split: open_split(tmp_path / "set", "code", split) for split in ("train", "valid")}
-    rows = {split: some.__getitems__(range(len(some))) for split, some in new.items()}
+    rows = {}
+    for split in ("train", "valid"):
+        new = Rows(tmp_path / "set", "code", split)
+        read = new.read(range(len(new)))
+        rows[split] = [dict(zip(read, values)) for values in zip(*read.values())]
     (tmp_path / "old").mkdir()
     with contextlib.redirect_stdout(io.StringIO()):
         with registered.skip_registration():

@@ -9,8 +9,7 @@ import pytest
 
 from configs.train import tiny
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
-from data.text.batches import TextBatches
-from data.text.dataset import prepared
+from data.text.batches import TextBatches, prepared
 from data.text.fingerprints import record_tokenizer
 from data.text.pipeline import prepare_text
 from data.text.sentencepiece_tokenizer import train

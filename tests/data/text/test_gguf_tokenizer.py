@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tokenizers import normalizers, pre_tokenizers
 
+from data.text.gguf_tokenizer import tokenizer_settings
 from data.text.hf_tokenizer import HFTokenizer, has_tokenizer
 from data.text.sentencepiece_tokenizer import train
-from data.text.to_gguf import tokenizer_settings
 from data.text.tokenizer import load_tokenizer
 from lm.errors import UserError
 from lm.files.gguf import writing

@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from data.text.packing import Counts, best_fit, layout, pack, pieces, row_dtype
+from data.text.batches import layout
+from data.text.packing import Counts, Packer, best_fit, pieces, row_dtype
 
 BOS, EOS, PAD = 2, 1, 0
+
+
+def pack(documents, counts, **options):
+    packer = Packer(counts, **options)
+    for document in documents:
+        yield from packer.add(document)
+    yield from packer.finish()
 
 
 def documents(count, longest, seed=0):

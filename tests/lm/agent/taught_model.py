@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 
 from data.chat.template import encode_chat
-from data.tasks.calculator import CALCULATOR
+from data.tasks.arithmetic import CALCULATOR
 from data.text.sentencepiece_tokenizer import train
 from lm.align.logprobs import logprobs_of
 from lm.config import ModelConfig

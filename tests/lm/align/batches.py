@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data.chat.joined_pairs import Sides, filled
+from data.chat.example_batches import Sides, joined_pairs
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters, tiny_config
@@ -57,7 +57,7 @@ def joined(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         ids = [tokens[i, : segments[i].sum()] for i in (0, 1)]
         trained = [np.r_[False, weights[i, : len(ids[i]) - 1] > 0] for i in (0, 1)]
         sides.append(Sides(*ids, *trained) if len(ids[0]) else None)
-    return filled(sides, 2 * T) | {"margin": batch["margin"]}
+    return joined_pairs(sides, 2 * T) | {"margin": batch["margin"]}
 
 
 def labelled_batch(B: int = 4, seed: int = 0, filler: int = 0) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from lm.align.logprobs import logprobs_reference, reference_model, sequence_logp
 from lm.config import Adapter, ModelConfig
 from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
-from lm.kernels import chunks
+from lm.kernels import head
 from lm.kernels.logprobs import target_logprobs
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
@@ -57,8 +57,8 @@ def test_chunks_give_what_whole_logits_give(params, monkeypatch):
     graph, _ = skeleton(CONFIG)
     batch = batch_of([(prompt * 2)[:40] for prompt in PROMPTS])
     weights = np.random.default_rng(0).normal(size=batch["tokens"].shape)
-    monkeypatch.setattr(chunks, "CHUNK_TOKENS", 50)
-    assert chunks.chunk_of(*weights.shape) == 10
+    monkeypatch.setattr(head, "CHUNK_TOKENS", 50)
+    assert head.chunk_of(*weights.shape) == 10
 
     def both(function):
         def loss(params):

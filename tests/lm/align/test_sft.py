@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from lm.align import settings, sft
 from lm.errors import UserError
-from lm.kernels.cross_entropy import CrossEntropy
+from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
 from lm.model.inputs import inputs_of
 from lm.model.transformer import skeleton

@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from lm.kernels import attention as kernel
+from lm.kernels.attention import Branches, Scoring, Visible
 from lm.kernels.ops import attention, cached_attention
 from lm.kernels.reference import masked_attention
-from lm.kernels.visible import Branches, Scoring, Visible
 from lm.parallel.mesh import make_mesh, spec
 from tests.lm.kernels.draws import normal
 from tests.slow import all_but

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 
 from lm.align.logprobs import logprobs_of
 from lm.config import ModelConfig
-from lm.kernels.cross_entropy import CrossEntropy
 from lm.kernels.divergence import Distillation, divergence, divergence_reference
+from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
 from lm.kernels.reference import cross_entropy as cross_entropy_reference
 from lm.parallel.mesh import make_mesh, spec

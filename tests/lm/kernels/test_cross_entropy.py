@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.cross_entropy import CrossEntropy
+from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
 from lm.kernels.reference import cross_entropy as cross_entropy_reference
 from lm.parallel.mesh import make_mesh, reshard

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.kernels.attention import Scoring, Visible
 from lm.kernels.gpu.attention import attention as gpu_attention
 from lm.kernels.gpu.attention import takes
 from lm.kernels.reference import masked_attention
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import make_mesh, reshard
 from tests.slow import all_but
 

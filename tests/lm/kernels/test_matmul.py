@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from lm.kernels.matmul import product_around_ring, scattered
 from lm.kernels.ops import matmul
 from lm.parallel import torus
+from lm.parallel.context import length_axis
 from lm.parallel.mesh import make_mesh, reshard
-from lm.parallel.sequence import length_axis
 from tests.lm.kernels.draws import normal
 from tests.slow import all_but
 

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from lm.kernels import tiles
+from lm.kernels.attention import Scoring, Visible
 from lm.kernels.ops import attention
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.context import slots
 from lm.parallel.mesh import make_mesh, spec
 from tests.slow import all_but

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm.kernels import vocabulary
-from lm.kernels.cross_entropy import CrossEntropy
+from lm.kernels.head import CrossEntropy
 from lm.kernels.logprobs import target_logprobs
 from lm.kernels.ops import cross_entropy
 from lm.parallel.mesh import make_mesh, reshard

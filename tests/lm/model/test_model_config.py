@@ -10,8 +10,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.model.cache import empty_state, fork
-from lm.model.inputs import Inputs, inputs_of
-from lm.model.steps import steps_of
+from lm.model.inputs import Inputs, inputs_of, steps_of
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import training_loss

@@ -13,8 +13,8 @@ from lm.config import ModelConfig
 from lm.kernels.ops import experts
 from lm.kernels.reference import experts as experts_reference
 from lm.model.moe import Balance, MoE, RouterStats, balanced, route, router_logits, router_stats
+from lm.parallel.context import axis_between_blocks
 from lm.parallel.mesh import make_mesh, shardings, spec
-from lm.parallel.sequence import axis_between_blocks
 from tests.lm.kernels.draws import normal, uniform
 from tests.slow import all_but
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from data.chat.conversations import read_examples
-from data.chat.kinds import Conversation
+from data.chat.messages import Conversation
 from lm.serve import page
 from lm.serve.api.app import Settings
 from lm.serve.api.service import Limits, Service

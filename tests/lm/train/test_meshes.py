@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lm.model.transformer import build, skeleton
-from lm.parallel.mesh import check_fit, logical_axes, make_mesh, mesh_axes, shardings
+from lm.parallel.mesh import check_fit, logical_axes, make_mesh, shardings, spec
 from lm.train.feed import Feed
 from lm.train.plan.compiled import compile_step
 from lm.train.step import make_trainer, model_config_of
@@ -168,7 +168,7 @@ def assert_split(tree, mesh):
     """Every device holds its own part of each array and no more."""
     for variable in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable)):
         array = variable.get_value()
-        names = [mesh_axes(axis, mesh) or () for axis in logical_axes(variable)]
+        names = [spec(axis, mesh=mesh)[0] or () for axis in logical_axes(variable)]
         ways = [math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes)) for axes in names]
         part = tuple(size // n for size, n in zip(array.shape, ways, strict=True))
         assert {shard.data.shape for shard in array.addressable_shards} == {part}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.train import default, tiny
-from data.text.sizes import parse_sizes
+from data.text.batches import parse_sizes
 from lm.align.validation import Validation
 from lm.parallel.mesh import make_mesh
 from lm.train.evaluator import Evaluator

@@ -13,8 +13,9 @@ from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.llava.processing_llava import LlavaProcessor
 
 from data.chat.conversations import examples_of
-from data.chat.kinds import Conversation
-from data.chat.media.encoding import Towers, arrays_of, encode_conversation, encode_prompt, encoder_of, prepared
+from data.chat.example_encoding import Encoder
+from data.chat.media.encoding import Towers, arrays_of, encode_conversation, encode_prompt, prepared
+from data.chat.messages import Conversation
 from data.chat.records import Record
 from data.chat.template import encode_chat
 from data.media import spectrograms, tiles
@@ -100,7 +101,7 @@ def test_prompts_are_those_of_transformers(published, template, towers):
         text=asked, images=[[FIRST, SECOND, SMALL]] if towers is TILED else [FIRST, SECOND, SMALL], return_tensors="np"
     )
     prompt = conversation(*TALK, kind="task").prompt
-    ours = encode_prompt(encoder_of(HFTokenizer(published), towers, template), prompt, towers)
+    ours = encode_prompt(Encoder(HFTokenizer(published), template, towers.style), prompt, towers)
     assert ours.sequence.ids.tolist() == theirs["input_ids"][0].tolist()
     pixels = np.asarray(theirs["pixel_values"]).reshape(
         -1, *ours.arrays.images.shape[1:][::-1][:1], *ours.arrays.images.shape[1:3]
@@ -113,7 +114,7 @@ def test_prompts_are_those_of_transformers(published, template, towers):
 def test_our_format(own):
     sound = {"type": "input_audio", "input_audio": {"data": url(encode_wav(np.zeros(RATE + 9)))}}
     seen = encode_conversation(
-        encoder_of(own, OWN), conversation(user(text("a "), image(url(saved(FIRST))), sound), assistant("b")), OWN
+        Encoder(own, None, OWN.style), conversation(user(text("a "), image(url(saved(FIRST))), sound), assistant("b")), OWN
     )
     names = {i: symbol for symbol, i in own.controls.items()}
     words = "".join(names.get(i) or own.decode([i]) for i in seen.sequence.ids.tolist())
@@ -131,11 +132,11 @@ def test_text_alone_is_encoded_as_without_media(own, published):
     """Also by templates that read parts only."""
     words = [{"role": "user", "content": "Hello <image>"}, {"role": "assistant", "content": "b"}]
     plain = encode_chat(own, words)
-    seen = encode_conversation(encoder_of(own, OWN), Conversation(words), OWN)
+    seen = encode_conversation(Encoder(own, None, OWN.style), Conversation(words), OWN)
     assert seen.sequence.ids.tolist() == plain.ids and seen.sequence.trained.tolist() == plain.assistant
     assert seen.arrays.images.shape == (0, 16, 16, 3) and seen.arrays.audio.shape == (0, 100, 8)
     tokenizer = HFTokenizer(published)
-    ids = encode_conversation(encoder_of(tokenizer, TILED, SMOLVLM), Conversation(words), TILED).sequence.ids
+    ids = encode_conversation(Encoder(tokenizer, SMOLVLM, TILED.style), Conversation(words), TILED).sequence.ids
     assert "Hello <image>" in tokenizer.decode(ids) and "b" in tokenizer.decode(ids)
 
 
@@ -165,7 +166,7 @@ def test_no_message_can_spell_a_token_of_a_medium(own, published, role):
                 a, b, c = ("".join(rng.choice(tricks, 4)) for _ in range(3))
                 shown = [image(url(saved(SMALL)))] if with_image else []
                 talk = [{"role": role, "content": a}, user(text(b), *shown, text(c)), {"role": "assistant", "content": a}]
-                seen = encode_conversation(encoder_of(tokenizer, towers, template), conversation(*talk), towers)
+                seen = encode_conversation(Encoder(tokenizer, template, towers.style), conversation(*talk), towers)
                 spelled = np.count_nonzero(np.isin(seen.sequence.ids, symbols))
                 count = len(seen.arrays.images)
                 assert spelled == towers.image_tokens * count + (2 if towers is OWN else 0) * with_image
@@ -175,7 +176,7 @@ def test_no_message_can_spell_a_token_of_a_medium(own, published, role):
 def test_masks_of_templates_without_generation_marks(published):
     tokenizer = HFTokenizer(published)
     talk = [*TALK, assistant("Two dogs.")]
-    seen = encode_conversation(encoder_of(tokenizer, TILED, SMOLVLM), conversation(*talk), TILED)
+    seen = encode_conversation(Encoder(tokenizer, SMOLVLM, TILED.style), conversation(*talk), TILED)
     trained = tokenizer.decode(seen.sequence.ids[seen.sequence.trained])
     assert "A cat." in trained and "Two dogs." in trained and "And these" not in trained and "What" not in trained
     for begin, end in seen.image_spans:
@@ -185,7 +186,7 @@ def test_masks_of_templates_without_generation_marks(published):
 def test_a_cut_drops_whole_tiles(own):
     """Whatever the length: as many tiles as runs, and a run is never cut."""
     talk = conversation(user(image(url(saved(FIRST)))), assistant("b"), user(image(url(saved(SMALL)))), assistant("c"))
-    seen = encode_conversation(encoder_of(own, OWN), talk, OWN)
+    seen = encode_conversation(Encoder(own, None, OWN.style), talk, OWN)
     whole, numbers = len(seen.sequence.ids), set()
     for length in range(whole + 2):
         cut = seen.learnt(length)
@@ -218,19 +219,19 @@ def test_models_and_templates_that_cannot_show_media(own, published):
     with pytest.raises(UserError, match="only text is read here"):
         encode_chat(own, talk.messages)
     with pytest.raises(UserError, match="has no symbol <image>"):
-        encode_conversation(encoder_of(own, TILED), talk, TILED)
+        encode_conversation(Encoder(own, None, TILED.style), talk, TILED)
     for template in (
         "{% for m in messages %}{{ m.role }}{% endfor %}",
         "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
     ):
         with pytest.raises(UserError, match="does not write one symbol for each of 1 media"):
-            encode_prompt(encoder_of(own, OWN, template), talk.messages[:1], OWN)
+            encode_prompt(Encoder(own, template, OWN.style), talk.messages[:1], OWN)
 
 
 def test_every_order_of_two_images_and_a_sound(own):
     sounds = {"type": "audio", "audio": url(encode_wav(np.full(99, 0.5)))}
     for order in itertools.permutations([image(url(saved(FIRST))), image(url(saved(SMALL))), sounds]):
-        seen = encode_prompt(encoder_of(own, OWN), conversation(user(*order), kind="task").prompt, OWN)
+        seen = encode_prompt(Encoder(own, None, OWN.style), conversation(user(*order), kind="task").prompt, OWN)
         first_is_large = order.index(image(url(saved(FIRST)))) < order.index(image(url(saved(SMALL))))
         assert np.array_equal(seen.arrays.images[0], tiles.prepare(FIRST if first_is_large else SMALL, OWN.image).pixels[0])
         assert len(seen.arrays.images) == 17 and len(seen.arrays.audio) == 1
@@ -244,7 +245,7 @@ def test_voxtral_hears_and_sees_nothing(tmp_path):
     template = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
     sound = {"type": "audio", "audio": url(encode_wav(np.zeros(2 * RATE)))}
     seen = encode_prompt(
-        encoder_of(hf, towers, template), conversation(user(sound, text("[AUDIO]?")), kind="task").prompt, towers
+        Encoder(hf, template, towers.style), conversation(user(sound, text("[AUDIO]?")), kind="task").prompt, towers
     )
     begin, run = (hf.controls[symbol] for symbol in ("[BEGIN_AUDIO]", "[AUDIO]"))
     marked = [i for i in seen.sequence.ids.tolist() if i in (begin, run)]

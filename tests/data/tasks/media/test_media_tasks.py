@@ -303,7 +303,7 @@ def test_wrong_options_say_so(name, options, words):
 
 
 @pytest.mark.parametrize("name, missing, package", [
-    ("scenes", "PIL", "PIL"), ("digits", "sklearn", "sklearn"), ("commands", "espeakng_loader", "espeakng-loader"),
+    ("scenes", "PIL", "PIL"), ("digits", "sklearn", "sklearn"), ("commands", "espeakng_loader", "espeakng_loader"),
 ])  # fmt: skip
 def test_a_missing_library_is_one_line(name, missing, package):
     code = f"import sys; sys.modules['{missing}'] = None\nfrom data.tasks import TASKS\nnext(TASKS['{name}']('train', 0))"

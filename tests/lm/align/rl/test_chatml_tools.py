@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import data
 from data.chat.example_encoding import Encoder
-from data.chat.kinds import Conversation
+from data.chat.messages import Conversation
 from data.chat.template import render
 from data.tasks.stockroom import STOCKROOM_TOOLS, stockroom
 from data.text.tokenizer import load_tokenizer

@@ -12,7 +12,7 @@ import pytest
 
 import lm
 from data.chat.template import encode_chat
-from data.tasks.calculator import CALCULATOR, calculator
+from data.tasks.arithmetic import CALCULATOR, calculator
 from lm.align.rl.answers import same_answer
 from lm.align.rl.rollouts import RolloutSettings, roll_out
 from lm.align.rl.tools import Answer, Tool, open_tools

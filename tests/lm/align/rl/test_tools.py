@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from data.chat.template import encode_chat
-from data.tasks.calculator import CALCULATOR
+from data.tasks.arithmetic import CALCULATOR
 from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
 from lm.align.rl.calculator import calculate

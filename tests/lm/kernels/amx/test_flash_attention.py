@@ -7,9 +7,9 @@ import pytest
 
 from lm.kernels.amx.attention import attention as flash_attention
 from lm.kernels.amx.usable import has_tiles
+from lm.kernels.attention import Scoring, Visible
 from lm.kernels.ops import attention
 from lm.kernels.reference import masked_attention
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.programs import count_calls
 

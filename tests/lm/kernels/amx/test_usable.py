@@ -11,7 +11,7 @@ from lm.kernels.amx.attention import attention as flash_attention
 from lm.kernels.amx.flops import flops
 from lm.kernels.amx.large import product as large_product
 from lm.kernels.amx.usable import has_tiles, tiled
-from lm.kernels.visible import Scoring, Visible
+from lm.kernels.attention import Scoring, Visible
 from lm.parallel.mesh import make_mesh
 
 CPU = Path("/proc/cpuinfo")

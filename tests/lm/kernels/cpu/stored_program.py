@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from lm.kernels.attention import Scoring
 from lm.kernels.cpu.packed import pack
 from lm.kernels.cpu.pages import Places, empty_pages
 from lm.kernels.ops import packed_product, paged_attention, write_pages
-from lm.kernels.visible import Scoring
 
 
 def main() -> None:

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.kernels.attention import Scoring
 from lm.kernels.cpu.pages import Pages, Places, empty_pages
 from lm.kernels.ops import paged_attention, write_pages
 from lm.kernels.reference import paged_attention as paged_attention_reference
 from lm.kernels.reference import write_pages as write_pages_reference
-from lm.kernels.visible import Scoring
 from tests.slow import all_but
 
 LENGTHS, CHUNKS = (100, 1, 37, 64), (40, 1, 5, 1)  # tokens of each sequence; how many of the last are queries

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.kernels.attention import Scoring, Visible
 from lm.kernels.reference import masked_attention
 from lm.kernels.tpu import attention
 from lm.kernels.tpu.attention import attention as splash_attention
 from lm.kernels.tpu.attention import kernel_flops
-from lm.kernels.visible import Scoring, Visible
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.draws import normal
 from tests.slow import all_but

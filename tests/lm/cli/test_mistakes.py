@@ -11,7 +11,7 @@ from configs.curate import default as curate
 from configs.evaluate import default as evaluate
 from configs.serve import default as serve
 from configs.train import default as train
-from lm.cli import other_names
+from lm.cli import mistakes
 
 
 def keys(config: dict, prefix: str = "") -> Iterator[str]:
@@ -26,7 +26,7 @@ def known() -> set[str]:
 
 
 def test_every_name_of_ours_is_a_key_or_a_flag():
-    ours = {name.partition("=")[0] for name in other_names.NAMES}
+    ours = {name.partition("=")[0] for name in mistakes.other_names()["names"]}
     assert ours - known() <= {"epochs"}
 
 
@@ -43,10 +43,10 @@ def test_every_name_of_ours_is_a_key_or_a_flag():
     ],
 )
 def test_names_of_other_programs(theirs, ours):
-    assert other_names.ours(theirs, known() - {"epochs"}) == ours
+    assert mistakes.ours(theirs, known() - {"epochs"}) == ours
 
 
 def test_the_first_that_a_verb_has_is_meant():
-    assert other_names.ours("model", {"checkpoint", "tasks"}) == "checkpoint"
-    assert other_names.ours("num_train_epochs", {"epochs", "steps"}) == "epochs"
-    assert other_names.ours("batch_size", {"batch_tokens"}) == "batch_tokens"
+    assert mistakes.ours("model", {"checkpoint", "tasks"}) == "checkpoint"
+    assert mistakes.ours("num_train_epochs", {"epochs", "steps"}) == "epochs"
+    assert mistakes.ours("batch_size", {"batch_tokens"}) == "batch_tokens"

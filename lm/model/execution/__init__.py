@@ -1,1 +1,0 @@
-"""How the layers of a model are executed: scanned or unrolled, with rematerialisation and offload, in pipeline stages."""
