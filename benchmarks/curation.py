@@ -163,7 +163,7 @@ def minhash(texts: Sequence[str], rounds: int) -> dict:
                 peer.get_signature(shingles)
 
     def ours() -> None:
-        with tempfile.TemporaryDirectory() as folder, near.Part(Path(folder), FINEWEB) as part:
+        with tempfile.TemporaryDirectory() as folder, near.new_part(Path(folder), FINEWEB) as part:
             first = 0
             for batch in batches(texts):
                 part.add(batch, range(first, first + len(batch)))

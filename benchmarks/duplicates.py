@@ -79,7 +79,7 @@ def settings() -> dict[str, tuple[MinHash, float]]:
 def ours(texts: Sequence[str], minhash: MinHash, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Return int64 [documents], the cluster of each, and bool [documents], whether it is removed."""
     with tempfile.TemporaryDirectory() as folder:
-        with near.Part(Path(folder, "part"), minhash) as part:
+        with near.new_part(Path(folder, "part"), minhash) as part:
             part.add(texts, range(len(texts)))
         near.find([Path(folder, "part")], Path(folder, "clusters"), threshold=threshold)
         columns = near.columns(range(len(texts)), Path(folder, "clusters"))

@@ -177,10 +177,11 @@ def ours(options, dtype: str, cores: int):
     compile_cache.switch_on()  # before JAX is imported
     from lm.infer.engine.open import open_engine
     from lm.infer.engine.request import Request
+    from lm.infer.engine.room import Capacity
 
     kind = {"dtype": dtype} if dtype in ("float32", "bfloat16") else {"quantize": dtype}
     rows = MANY if options.loads == "many" else 1
-    engine = open_engine(options.checkpoint, rows=rows, blocks=20 * rows, **kind)
+    engine = open_engine(options.checkpoint, Capacity(rows=rows, pages=20 * rows), **kind)
     engine.warm()
 
     def answer(asked):

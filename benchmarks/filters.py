@@ -104,7 +104,7 @@ def main() -> None:
     words = sorted({word for text in english[:50] for word in text.lower().split() if word.isalpha()})[:400]
     lists = {"en": word_lists.word_list([f"{word}q" for word in words])}
     addresses = [f"https://www.site{n}.example.org/some/longer-path/{n}.html?q=words" for n in range(10_000)]
-    blocked = urls.block_lists(f"domain{n}.example" for n in range(100_000))
+    blocked = urls.BlockLists(f"domain{n}.example" for n in range(100_000))
     result["megabytes_a_second"] = {
         "language": speed(english, language.language),
         "pii": speed(english, mask_pii),

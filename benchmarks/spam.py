@@ -39,7 +39,7 @@ def without_near_duplicates(texts: list[str], threshold: float = 0.5) -> np.ndar
     numbers = range(len(texts))
     with tempfile.TemporaryDirectory() as folder:
         part, table = Path(folder) / "part", Path(folder) / "clusters"
-        with near.Part(part, MinHash(bands=32, rows=4)) as writer:
+        with near.new_part(part, MinHash(bands=32, rows=4)) as writer:
             writer.add(texts, numbers)
         near.find([part], table, threshold=threshold)
         return np.asarray(near.columns(numbers, table)["near_duplicate_keep"]).astype(bool)

@@ -81,8 +81,9 @@ def _conversation():
     from lm.infer.conversation import Conversation
     from lm.infer.decode import Sampling
     from lm.infer.engine.open import open_engine
+    from lm.infer.engine.room import Capacity
 
-    engine = open_engine(FLAGS.checkpoint, rows=1, dtype=FLAGS.dtype or "")
+    engine = open_engine(FLAGS.checkpoint, Capacity(rows=1), dtype=FLAGS.dtype or "")
     if engine.tokenizer is None:
         raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer, so it cannot read messages")
     template = chat_template_of(FLAGS.checkpoint)

@@ -56,7 +56,7 @@ def main() -> None:
     if FLAGS.chat:
         from lm.align.reward_model import chat_template_of
         from lm.convert.multimodal.processor import towers_of
-        from lm.infer.files import parts_of, with_parts
+        from lm.infer.prompts import parts_of, with_parts
 
         template = chat_template_of(FLAGS.checkpoint)
         if FLAGS.image or FLAGS.audio:

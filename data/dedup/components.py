@@ -69,18 +69,3 @@ def _small_star(rows: Iterable[np.ndarray], both: Sorter, stars: Sorter) -> int:
         stars.add(edges)
         changed += int((~begins).sum())
     return changed
-
-
-def plain_components(edges: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """Return the smallest node of each node's component: the twin of `components`, by union-find in memory."""
-    parent: dict[int, int] = {}
-
-    def root(node: int) -> int:
-        while parent.setdefault(node, node) != node:
-            node = parent[node]
-        return node
-
-    for one, other in edges:
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    return {node: root(node) for node in parent}

@@ -1,6 +1,6 @@
 """Find pieces of text that occur again in a corpus that is larger than memory, and cut them: all but one stay.
 
-1. `Part.add` writes digests of the pieces of documents (data/dedup/pieces.py). Parts are independent.
+1. `new_part` writes digests of the pieces of documents (data/dedup/pieces.py). Parts are independent.
 2. `find` sorts them and writes a table of the pieces to remove.
 3. `cut` removes them from texts. For whole documents, `columns` says which to keep.
 4. `save_index` makes a part of the pieces that stayed, against which later corpora are deduplicated (`find(old=…)`).
@@ -12,17 +12,16 @@ sorted windows mark the same words, and their disk is bounded by 40 bytes a word
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from data.dedup import tables
-from data.dedup.keep import OLD, SETTINGS, check_numbers, check_settings, kept_instead, old_bits, ranks
+from data.dedup.keep import OLD, SETTINGS, check_numbers, check_settings, kept_instead, old_bits, ranks, writing
 from data.dedup.pieces import Unit, pieces
 from lm.errors import UserError
-from lm.files import saving
 
 # Columns: digest (two), rank, number, span: start · 2^32 + end.
 _PIECES, _WIDTH = "pieces.u64", 5
@@ -30,22 +29,10 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 
 class Part:
-    """Writes the pieces of some documents. Use it in `with`: the part is complete at the end of the block.
+    """Takes the pieces of documents. Make it with `new_part`."""
 
-    Disk: 40 bytes a piece.
-    """
-
-    def __init__(self, folder: Path, unit: Unit):
-        self.folder, self.unit = Path(folder), unit
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / SETTINGS).unlink(missing_ok=True)
-
-    def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(tables.scratch(self.folder / "part"))
-            self._rows = stack.enter_context(tables.Sorter(temporary, _WIDTH))
-            self._open = stack.pop_all()
-        return self
+    def __init__(self, rows: tables.Sorter, unit: Unit):
+        self._rows, self._unit = rows, unit
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
         """Add documents.
@@ -55,17 +42,19 @@ class Part:
           scores: of several equal pieces, the one in the document with the highest score stays; None: the one with the lowest
             number.
         """
-        numbers, rank, found = check_numbers(numbers, len(texts)), ranks(scores, len(texts)), pieces(texts, self.unit)
+        numbers, rank, found = check_numbers(numbers, len(texts)), ranks(scores, len(texts)), pieces(texts, self._unit)
         if len(found.end) and found.end.max() > int(_LOW):
             raise UserError("a document has over 2^32 characters; split it")
         span = found.start.astype(np.uint64) << np.uint64(32) | found.end.astype(np.uint64)
         self._rows.add(np.column_stack([found.digest, rank[found.document], numbers[found.document], span]))
 
-    def __exit__(self, kind, *_):
-        with self._open:
-            if kind is None:
-                tables.write(self.folder / _PIECES, self._rows.sorted())
-                saving.write_json(self.folder / SETTINGS, asdict(self.unit))
+
+@contextlib.contextmanager
+def new_part(folder: Path, unit: Unit) -> Iterator[Part]:
+    """Yield a Part, which is complete in `folder` at the end of the block. Disk: 40 bytes a piece."""
+    with writing(folder, asdict(unit)) as temporary, tables.Sorter(temporary, _WIDTH) as rows:
+        yield Part(rows, unit)
+        tables.write(folder / _PIECES, rows.sorted())
 
 
 def find(parts: Sequence[Path], into: Path, *, old: Sequence[Path] = ()) -> dict[str, int]:
@@ -75,7 +64,7 @@ def find(parts: Sequence[Path], into: Path, *, old: Sequence[Path] = ()) -> dict
     the first one. Equal pieces of one document count too. Numbers of old documents are as in `keep.old_bits`.
 
     Args:
-      parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
+      parts: folders that `new_part` wrote, in any order. into: the table. Temporary files are made beside it.
       old: indexes of earlier corpora (`save_index`), whose order numbers them.
     Returns: counts: pieces (old ones too), removed (pieces).
     Raises: UserError: a part is missing or incomplete, or parts have different units.
@@ -119,8 +108,8 @@ def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
     duplicate_of: int64, the document that stays in its place, which may be itself. duplicate_keep: bool.
     """
     numbers = check_numbers(numbers, len(numbers))
-    _, found = tables.find(tables.read(removed, 3), numbers)
-    return {"duplicate_of": kept_instead(numbers, removed, 2), "duplicate_keep": ~found}
+    kept = kept_instead(numbers, removed, 2)
+    return {"duplicate_of": kept, "duplicate_keep": kept == numbers.astype(np.int64)}
 
 
 def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequence[Path] = ()) -> int:
@@ -134,29 +123,24 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequen
     Disk: 40 bytes a piece.
     """
     folder, table = Path(folder), tables.read(stayed, 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).unlink(missing_ok=True)
-    settings = (Path(parts[0]) / SETTINGS).read_bytes()
-    whole = json.loads(settings)["kind"] == "document"
-    with tables.scratch(folder / "part") as temporary, tables.Sorter(temporary, _WIDTH) as kept:
+    settings = json.loads((Path(parts[0]) / SETTINGS).read_text())
+    whole = settings["kind"] == "document"
+    with writing(folder, settings) as temporary, tables.Sorter(temporary, _WIDTH) as kept:
         for block, begins, _ in _groups(parts, old, temporary):
             own = block[(block[:, 2] != OLD) & (begins | whole)]
             row, found = tables.find(table, own[:, 3])
             nothing = np.zeros(found.sum(), np.uint64)
             kept.add(np.column_stack([own[found, :2], nothing + OLD, row[found].astype(np.uint64), nothing]))
-        count = tables.write(folder / _PIECES, kept.sorted())
-    saving.write(folder / SETTINGS, settings)
-    return count
+        return tables.write(folder / _PIECES, kept.sorted())
 
 
-def _groups(parts: Sequence[Path], old: Sequence[Path], temporary: Path) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _groups(parts: Sequence[Path], old: Sequence[Path], temporary: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield blocks of sorted rows, whether each is the first with its digest, and the number of the first one's document."""
     check_settings([*parts, *old], "exact")
     files = [Path(part) / _PIECES for part in parts]
     files += [tables.Marked(Path(part) / _PIECES, 3, old_bits(i)) for i, part in enumerate(old)]
-    with tables.Sorter(temporary, _WIDTH) as nothing:
-        carried = None
-        for block in nothing.sorted(files):
-            begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
-            carried = block[-1, :2], kept[-1]
-            yield block, begins, kept
+    carried = None
+    for block in tables.merged(files, _WIDTH, temporary):
+        begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
+        carried = block[-1, :2], kept[-1]
+        yield block, begins, kept

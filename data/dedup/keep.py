@@ -1,12 +1,15 @@
 """Decide which document of a cluster stays, and number the documents of earlier corpora."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.dedup import tables
 from lm.errors import UserError
+from lm.files import saving
 
 SETTINGS = "settings.json"  # of a part; it is there if the part is complete
 OLD = np.uint64(0)  # rank of a document of an earlier corpus, before all others
@@ -54,12 +57,22 @@ def check_numbers(numbers: Sequence[int], count: int) -> np.ndarray:
     return numbers.astype(np.uint64)
 
 
+@contextlib.contextmanager
+def writing(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a folder for temporary files while a part is written; the part is complete if the block ends without an error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
+    with tables.scratch(folder / "part") as temporary:
+        yield temporary
+    saving.write_json(folder / SETTINGS, settings)
+
+
 def check_settings(parts: Sequence[Path], kind: str) -> None:
     """Raise UserError if a folder holds no complete part of exact or near duplicates, or two have other SETTINGS."""
     found: dict[str, Path] = {}
     for part in map(Path, parts):
         if not (part / SETTINGS).exists():
-            raise UserError(f"{part}: no complete part of {kind} duplicates; make it again with data.dedup.{kind}.Part")
+            raise UserError(f"{part}: no complete part of {kind} duplicates; make it again with data.dedup.{kind}.new_part")
         found.setdefault((part / SETTINGS).read_text(), part)
     if len(found) > 1:
         one, other = list(found.values())[:2]

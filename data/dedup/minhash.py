@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.dedup.grams import shingles
-from data.filters.word_hashes import Words, characters, mix, randoms, words
+from data.filters.word_hashes import characters, mix, randoms, words
 from lm.errors import UserError
 
 _BLOCK = 1 << 15  # shingles hashed at a time, so that they stay in the cache
@@ -40,19 +40,9 @@ class MinHash:
     def hashes(self) -> int:
         return self.bands * self.rows
 
-    def found(self, jaccard: float) -> float:
-        """Return the probability that two documents of this similarity share a bucket."""
-        return 1 - (1 - jaccard**self.rows) ** self.bands
 
-
-DEFAULT = MinHash()
 # Penedo et al. 2024; datatrove 0.10.1, which verifies no pair: P(J = .8) = .924, P(J = .63) = .30, P(J = .5) = .053.
 FINEWEB = MinHash(bands=14, rows=8)
-
-
-def split(texts: Sequence[str], settings: MinHash) -> Words:
-    """Return the words, or the characters, that shingles are made of."""
-    return words(texts) if settings.units == "words" else characters(texts)
 
 
 def signatures(hashes: np.ndarray, offsets: np.ndarray, settings: MinHash) -> np.ndarray:
@@ -85,20 +75,6 @@ def signatures(hashes: np.ndarray, offsets: np.ndarray, settings: MinHash) -> np
     return least
 
 
-def plain_signature(hashes: Sequence[int], settings: MinHash) -> list[int]:
-    """Return the signature of one document: the twin of `signatures`, in Python's integers."""
-    scale, shift = randoms(settings.seed, 2 * settings.hashes).reshape(2, -1).tolist()
-    return [min((((a | 1) * x + b) % 2**64 >> 32 for x in hashes), default=2**32 - 1) for a, b in zip(scale, shift)]
-
-
-def estimate(signature: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return float [...]: the estimated Jaccard similarity, the share of equal places, over the last axis.
-
-    Its standard deviation is √(J(1 − J)/hashes).
-    """
-    return (signature == other).mean(axis=-1)
-
-
 def band_hashes(signature: np.ndarray, settings: MinHash) -> np.ndarray:
     """Return uint64 [documents, bands]: a hash of each band's number and its rows of the signature."""
     places = signature.reshape(len(signature), settings.bands, settings.rows).astype(np.uint64)
@@ -110,4 +86,4 @@ def band_hashes(signature: np.ndarray, settings: MinHash) -> np.ndarray:
 
 def documents_shingles(texts: Sequence[str], settings: MinHash) -> tuple[np.ndarray, np.ndarray]:
     """Return the shingles of texts, uint64, and int64 [documents + 1], where those of each begin."""
-    return shingles(split(texts, settings), settings.n)
+    return shingles((words if settings.units == "words" else characters)(texts), settings.n)

@@ -1,6 +1,6 @@
 """Find near duplicates in a corpus that is larger than memory: MinHash buckets, verified pairs, connected components.
 
-1. `Part.add` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
+1. `new_part` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
 2. `find` sorts the bands and pairs the documents of a bucket. It keeps the pairs whose sets of shingles have a Jaccard
    similarity of at least `threshold`, connects them, and writes one table of clusters.
 3. `columns` looks documents up in that table.
@@ -8,26 +8,17 @@
 """
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
-from data.dedup import grams, minhash, tables
+from data.dedup import grams, keep, minhash, tables
 from data.dedup.components import components
-from data.dedup.keep import (
-    NEW_BIT,
-    OLD,
-    SETTINGS,
-    best_of_clusters,
-    check_numbers,
-    check_settings,
-    kept_instead,
-    old_bits,
-    ranks,
-)
 from data.dedup.minhash import MinHash
 from lm.errors import UserError
 from lm.files import saving
@@ -44,24 +35,10 @@ _WIDTH = {_BANDS: 3, _DOCUMENTS: 4, _SETS: 1}
 
 
 class Part:
-    """Writes what `find` needs of some documents. Use it in `with`: the part is complete at the end of the block.
+    """Takes what `find` needs of documents. Make it with `new_part`."""
 
-    Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
-    """
-
-    def __init__(self, folder: Path, settings: MinHash = minhash.DEFAULT):
-        self.folder, self.settings, self._shingles = Path(folder), settings, 0
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / SETTINGS).unlink(missing_ok=True)
-
-    def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(tables.scratch(self.folder / "part"))
-            self._sets = stack.enter_context((self.folder / _SETS).open("wb"))
-            widths = _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]
-            self._bands, self._documents = stack.enter_context(tables.sorting(temporary, *widths))
-            self._open = stack.pop_all()
-        return self
+    def __init__(self, settings: MinHash, bands: tables.Sorter, documents: tables.Sorter, sets: BinaryIO):
+        self._settings, self._bands, self._documents, self._sets, self._shingles = settings, bands, documents, sets, 0
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
         """Add documents. A document without a word has no duplicates.
@@ -70,29 +47,31 @@ class Part:
           numbers: unique in the whole corpus; in [0, 2^61).
           scores: the highest stays of a cluster; None: the lowest number stays.
         """
-        numbers, rank = check_numbers(numbers, len(texts)), ranks(scores, len(texts))
-        shingles, offsets = grams.sets(*minhash.documents_shingles(texts, self.settings))
-        self._add(shingles, offsets, numbers, rank)
-
-    def _add(self, shingles: np.ndarray, offsets: np.ndarray, numbers: np.ndarray, rank: np.ndarray) -> None:
+        numbers, rank = keep.check_numbers(numbers, len(texts)), keep.ranks(scores, len(texts))
+        shingles, offsets = grams.sets(*minhash.documents_shingles(texts, self._settings))
         full = np.flatnonzero(np.diff(offsets))
         begins, ends = offsets[full], offsets[full + 1]
-        bands = minhash.band_hashes(minhash.signatures(shingles, offsets, self.settings)[full], self.settings)
+        bands = minhash.band_hashes(minhash.signatures(shingles, offsets, self._settings)[full], self._settings)
         digest = [xxhash.xxh3_64_intdigest(shingles[b:e]) for b, e in zip(begins.tolist(), ends.tolist())]
         owner = np.stack([np.array(digest, np.uint64), numbers[full]], axis=1)
-        self._bands.add(np.column_stack([bands.reshape(-1), np.repeat(owner, self.settings.bands, axis=0)]))
+        self._bands.add(np.column_stack([bands.reshape(-1), np.repeat(owner, self._settings.bands, axis=0)]))
         first = (begins + self._shingles).astype(np.uint64)
         self._documents.add(np.stack([numbers[full], first, (ends - begins).astype(np.uint64), rank[full]], axis=1))
         self._sets.write(np.ascontiguousarray(shingles))
         self._shingles += len(shingles)
 
-    def __exit__(self, kind, *_):
-        with self._open:
-            if kind is None:
-                tables.write(self.folder / _BANDS, self._bands.sorted())
-                tables.write(self.folder / _DOCUMENTS, self._documents.sorted())
-        if kind is None:
-            saving.write_json(self.folder / SETTINGS, asdict(self.settings))
+
+@contextlib.contextmanager
+def new_part(folder: Path, settings: MinHash = minhash.MinHash()) -> Iterator[Part]:  # noqa: B008 (it is frozen)
+    """Yield a Part, which is complete in `folder` at the end of the block.
+
+    Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
+    """
+    with keep.writing(folder, asdict(settings)) as temporary, (folder / _SETS).open("wb") as sets:
+        with tables.sorting(temporary, _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]) as (bands, documents):
+            yield Part(settings, bands, documents, sets)
+            tables.write(folder / _BANDS, bands.sorted())
+            tables.write(folder / _DOCUMENTS, documents.sorted())
 
 
 def find(
@@ -105,7 +84,7 @@ def find(
     documents are as in `keep.old_bits`.
 
     Args:
-      parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
+      parts: folders that `new_part` wrote, in any order. into: the table. Temporary files are made beside it.
       threshold: least Jaccard similarity of the sets of shingles of a pair, in [0, 1]. With 0 no pair is verified:
         documents that share a bucket are duplicates, as in datatrove.
       old: indexes of earlier corpora (`save_index`), whose order numbers them. Their documents stay, so new ones with a
@@ -120,17 +99,17 @@ def find(
     if not 0 <= threshold <= 1:
         raise UserError(f"near-duplicate threshold={threshold} is not in [0, 1]; 0 verifies no pair")
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
-    check_settings(folders, "near")
+    keep.check_settings(folders, "near")
     with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
-        _check_numbers(folders[len(old) :], temporary)
-        bits = [old_bits(i) if i < len(old) else NEW_BIT for i in range(len(folders))]
+        bits = [keep.old_bits(i) if i < len(old) else keep.NEW_BIT for i in range(len(folders))]
         for i, folder in enumerate(folders):
             for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
                 number, first, count, rank = block.T
                 documents.add(np.stack([number | bits[i], first, count, rank, np.full_like(rank, i)], axis=1))
-        counts = {"documents": tables.write(temporary / "documents", documents.sorted())}
+        counts = {"documents": tables.write(temporary / "documents", _unique(documents.sorted()))}
         table = tables.read(temporary / "documents", 5)
-        for block in _bucket_pairs(_all_bands(folders, bits, temporary)):
+        bands = [tables.Marked(folder / _BANDS, 2, bit) for folder, bit in zip(folders, bits)]
+        for block in _bucket_pairs(tables.merged(bands, _WIDTH[_BANDS], temporary)):
             candidates.add(block)
         sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
         counts["candidates"] = counts["verified"] = 0
@@ -142,9 +121,9 @@ def find(
         tables.write(temporary / "edges", verified.sorted())
         edges = tables.read(temporary / "edges", 2)
         members = _members(components(tables.blocks(edges), temporary), table)
-        tables.write(into, _count(best_of_clusters(members, temporary), counts))
+        tables.write(into, _count(keep.best_of_clusters(members, temporary), counts))
         if pairs is not None:
-            tables.write(Path(pairs), (block & ~NEW_BIT for block in tables.blocks(edges)))
+            tables.write(Path(pairs), (block & ~keep.NEW_BIT for block in tables.blocks(edges)))
     return counts
 
 
@@ -155,8 +134,8 @@ def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     near_duplicate_of: int64, the document that is kept in its place, which may be itself.
     near_duplicate_keep: bool.
     """
-    numbers = check_numbers(numbers, len(numbers))
-    cluster, kept = (kept_instead(numbers, clusters, column) for column in (1, 2))
+    numbers = keep.check_numbers(numbers, len(numbers))
+    cluster, kept = (keep.kept_instead(numbers, clusters, column) for column in (1, 2))
     return {
         "near_duplicate_cluster": cluster,
         "near_duplicate_of": kept,
@@ -171,11 +150,10 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
     Disk: as of a part. Memory: that of a merge.
     """
     folder, parts, table, count = Path(folder), [Path(part) for part in parts], tables.read(stayed, 1), 0
-    check_settings(parts, "near")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).unlink(missing_ok=True)
-    with tables.scratch(folder / "part") as temporary, tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
-        bands = nothing.sorted([part / _BANDS for part in parts])
+    keep.check_settings(parts, "near")
+    settings = json.loads((parts[0] / keep.SETTINGS).read_text())
+    with keep.writing(folder, settings) as temporary:
+        bands = tables.merged([part / _BANDS for part in parts], _WIDTH[_BANDS], temporary)
         tables.write(folder / _BANDS, (_stayed(block, 2, table) for block in bands))
         with saving.replacing(folder / _SETS, "wb") as out, tables.Sorter(temporary, _WIDTH[_DOCUMENTS]) as documents:
             shingles = 0
@@ -185,10 +163,11 @@ def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
                     for row in (kept := _stayed(block, 0, table)):
                         out.write(np.ascontiguousarray(sets[int(row[1]) : int(row[1] + row[2])]))
                     first = shingles + np.cumsum(kept[:, 2]) - kept[:, 2]
-                    documents.add(np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), OLD)]))
+                    documents.add(
+                        np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), keep.OLD)])
+                    )
                     shingles, count = shingles + int(kept[:, 2].sum()), count + len(kept)
             tables.write(folder / _DOCUMENTS, documents.sorted())
-    saving.write(folder / SETTINGS, (parts[0] / SETTINGS).read_bytes())
     return count
 
 
@@ -269,13 +248,7 @@ def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _edges(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     pairs = np.stack([np.maximum(one, other), np.minimum(one, other)], axis=1)
-    return pairs[(pairs[:, 0] & NEW_BIT) > 0]  # of two old documents none is new
-
-
-def _all_bands(folders: Sequence[Path], bits: Sequence[np.uint64], temporary: Path) -> Iterator[np.ndarray]:
-    """Yield the bands of all parts in order, with the bits of each part in its numbers."""
-    with tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
-        yield from nothing.sorted([tables.Marked(folder / _BANDS, 2, bit) for folder, bit in zip(folders, bits)])
+    return pairs[(pairs[:, 0] & keep.NEW_BIT) > 0]  # of two old documents none is new
 
 
 def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndarray]:
@@ -285,25 +258,24 @@ def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndar
             yield np.stack([block[:, 1], table[tables.find(table, number)[0], 3], number], axis=1)
 
 
-def _check_numbers(folders: Sequence[Path], temporary: Path) -> None:
-    with tables.Sorter(temporary, 1) as numbers:
-        for folder in folders:
-            for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
-                numbers.add(block[:, :1])
-        last = None
-        for block in numbers.sorted():
-            number = block[:, 0] if last is None else np.concatenate([[last], block[:, 0]])
-            same = np.flatnonzero(number[1:] == number[:-1])
-            if len(same):
-                raise UserError(f"two documents have the number {number[same[0]]}; numbers must be unique over all parts")
-            last = number[-1]
+def _unique(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield sorted rows. Raises: UserError: two have the same number."""
+    carried = None
+    for block in documents:
+        number = block[:, 0]
+        begins, _ = tables.first_of_groups(number, number, carried)
+        if not begins.all():
+            twice = number[~begins][0] & ~keep.NEW_BIT
+            raise UserError(f"two documents have the number {twice}; numbers must be unique over all parts")
+        carried = number[-1], number[-1]
+        yield block
 
 
 def _count(clusters: Iterable[np.ndarray], counts: dict[str, int]) -> Iterator[np.ndarray]:
     """Yield the rows of new documents, with plain numbers, and count them."""
     counts["clustered"] = counts["removed"] = 0
     for block in clusters:
-        new = block[(block[:, 0] & NEW_BIT) > 0]
+        new = block[(block[:, 0] & keep.NEW_BIT) > 0]
         counts["clustered"] += len(new)
         counts["removed"] += int((new[:, 0] != new[:, 2]).sum())
-        yield new & ~NEW_BIT
+        yield new & ~keep.NEW_BIT

@@ -93,6 +93,12 @@ class Sorter:
         self._runs.append(path)
 
 
+def merged(files: Sequence[Path | Marked], width: int, folder: Path) -> Iterator[np.ndarray]:
+    """Yield the rows of any number of sorted files in order, in blocks. folder: for temporary files."""
+    with Sorter(folder, width) as nothing:
+        yield from nothing.sorted(files)
+
+
 def sort(rows: np.ndarray) -> np.ndarray:
     """Return rows in order. Ties of the first column, which are few when it is a hash, are sorted in a second step."""
     order = np.argsort(rows[:, 0])
@@ -146,16 +152,12 @@ def _up_to(block: np.ndarray, limit: np.ndarray) -> int:
 
 def distinct(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield sorted blocks without repeated rows."""
-    last = None
-    for block in blocks:
-        new = np.ones(len(block), bool)
-        new[1:] = (block[1:] != block[:-1]).any(axis=1)
-        if last is not None and len(block):
-            new[0] = (block[0] != last).any()
-        if len(block):
-            last = block[-1].copy()
-        if new.any():
-            yield block[new]
+    carried = None
+    for block in filter(len, blocks):
+        begins, first = first_of_groups(block, block[:, 0], carried)
+        carried = block[-1].copy(), first[-1]
+        if begins.any():
+            yield block[begins]
 
 
 def write(path: Path, blocks: Iterable[np.ndarray]) -> int:

@@ -14,15 +14,15 @@ not levels.
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.filters.compiled import terms
-from data.filters.word_hashes import plain_words, words
+from data.filters.compiled import compiled
+from data.filters.word_hashes import words
 from lm.errors import UserError
 
 WINDOW = 10  # words on each side
@@ -30,18 +30,34 @@ MIN_TOPIC_WORDS = 3  # fewer say nothing of a topic
 OTHER = "other"  # the topic of a document with fewer
 Z = 1.959963984540054  # 97.5 % point of the normal distribution, for intervals of 95 %
 
+_LISTS = Path(__file__).parent / "bias_words.yaml"
 _COUNTS = ("mentions", "positive_words", "negative_words", "documents", "documents_positive", "documents_negative")
+
+
+class Table(NamedTuple):
+    """A lexicon of V words, E terms of groups. Lists of lists are one list, with int32 [… + 1] of where each begins.
+
+    sentiment: int8 [V], 1, −1 or 0;  topics, topics_at: int32, the topics of each word
+    terms_at: int32, the terms that begin with each word, the longest first
+    group: int32 [E], of a term;  rest, rest_at: int32, the other words of each term
+    """
+
+    sentiment: np.ndarray
+    topics: np.ndarray
+    topics_at: np.ndarray
+    terms_at: np.ndarray
+    group: np.ndarray
+    rest: np.ndarray
+    rest_at: np.ndarray
 
 
 class Lexicon(NamedTuple):
     """Terms of groups, and words of sentiment and of topics."""
 
-    groups: tuple[str, ...]  # "axis/group"
-    terms: dict[str, tuple[tuple[tuple[str, ...], int], ...]]  # first word: the words after it and the group, longest first
-    sentiment: dict[str, int]  # 1 or −1
-    topics: dict[str, frozenset[str]]
-    hash_V: np.ndarray  # uint64, of all words, ascending
-    table: terms.Table  # the same for compiled loops, with words by their places in hash_V
+    groups: list[str]  # "axis/group"
+    topics: list[str]  # sorted
+    hash_V: np.ndarray  # uint64, of all words, ascending; the table has words by their places here
+    table: Table
 
 
 @functools.cache
@@ -49,17 +65,36 @@ def load_lexicon() -> Lexicon:
     """Return the lexicon of bias_words.yaml beside this file. Words of sentiment and of topics must be single ones."""
     import yaml
 
-    lists = yaml.safe_load((Path(__file__).parent / "bias_words.yaml").read_text(encoding="utf-8"))
-    identity = [(f"{axis}/{group}", own) for axis, groups in lists["identity"].items() for group, own in groups.items()]
-    terms: dict[str, list] = {}
-    for number, (_, own) in enumerate(identity):
-        for term in own:
-            first, *rest = _words(term)
-            terms.setdefault(first, []).append((tuple(rest), number))
-    sentiment = {word: sign for name, sign in (("positive", 1), ("negative", -1)) for word in lists["sentiment"][name]}
-    topics = {name: frozenset(own) for name, own in lists["topics"].items()}
-    ordered = {first: tuple(sorted(own, key=lambda one: (-len(one[0]), one))) for first, own in terms.items()}
-    return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics, *_table(ordered, sentiment, topics))
+    lists = yaml.safe_load(_LISTS.read_text(encoding="utf-8"))
+    groups = {f"{axis}/{group}": own for axis, groups in lists["identity"].items() for group, own in groups.items()}
+    topics, signs = dict(sorted(lists["topics"].items())), {"positive": 1, "negative": -1}
+    every = sorted({*chain(*groups.values(), *topics.values(), *(lists["sentiment"][name] for name in signs))})
+    split = words(every)
+    hash_V, place_W = np.unique(split.hash, return_inverse=True)
+    places = dict(zip(every, map(np.ndarray.tolist, np.split(place_W, split.offsets[1:-1]))))
+    terms = sorted(
+        (places[term][0], -len(places[term]), places[term], k) for k, own in enumerate(groups.values()) for term in own
+    )
+    own_topics: list[list[int]] = [[] for _ in hash_V]
+    for number, own in enumerate(topics.values()):
+        for word in set(own):
+            own_topics[places[word][0]].append(number)
+    sentiment = np.zeros(len(hash_V), np.int8)
+    for name, sign in signs.items():
+        sentiment[[places[word][0] for word in lists["sentiment"][name]]] = sign
+    table = Table(
+        sentiment,
+        *_flat(own_topics),
+        np.searchsorted([first for first, *_ in terms], np.arange(len(hash_V) + 1)).astype(np.int32),
+        np.array([group for *_, group in terms], np.int32),
+        *_flat([whole[1:] for _, _, whole, _ in terms]),
+    )
+    return Lexicon(list(groups), list(topics), hash_V, table)
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the concatenation of lists, and int32 [lists + 1], where each begins."""
+    return np.array([*chain.from_iterable(lists)], np.int32), np.cumsum([0, *map(len, lists)], dtype=np.int32)
 
 
 class Audited(NamedTuple):
@@ -75,25 +110,50 @@ class Audited(NamedTuple):
 
 
 def audited(texts: Sequence[str], window: int = WINDOW) -> Audited:
-    """Return the counts of all that the audit looks at, in one pass over the texts. `plain_audited` is the plain twin."""
+    """Return the counts of all that the audit looks at, in one pass over the texts."""
     lexicon, split = load_lexicon(), words(texts)
     place_W = np.minimum(np.searchsorted(lexicon.hash_V, split.hash), len(lexicon.hash_V) - 1)
     word_W = np.where(lexicon.hash_V[place_W] == split.hash, place_W, -1).astype(np.int32)
     counts = np.zeros((len(texts), len(lexicon.groups), 3), np.int32)
     hits = np.zeros((len(texts), len(lexicon.topics)), np.int32)
-    terms.count(word_W, np.diff(split.offsets), lexicon.table, window, counts, hits)
+    _count(word_W, np.diff(split.offsets), lexicon.table, window, counts, hits)
     return Audited(counts, hits)
 
 
-def plain_audited(text: str, window: int = WINDOW) -> Audited:
-    """Return the counts of one document, int32 [1, groups, 3] and [1, topics]: the twin of `audited`."""
-    lexicon, words = load_lexicon(), _words(text)
-    counts = np.zeros((1, len(lexicon.groups), 3), np.int32)
-    for place, group in _mentions(words, lexicon):
-        near = [lexicon.sentiment.get(word) for word in words[max(place - window, 0) : place + window + 1]]
-        counts[0, group] += (1, near.count(1), near.count(-1))
-    hits = [sum(word in lexicon.topics[name] for word in words) for name in sorted(lexicon.topics)]
-    return Audited(counts, np.array([hits], np.int32))
+@compiled
+def _count(word_W, words_N, table, window, counts_NG, hits_NT):
+    """Add up int32 [documents, groups, 3]: mentions, positive and negative words near them; [documents, topics]."""
+    longest, start = 0, 0
+    for n in range(len(words_N)):
+        longest = max(longest, words_N[n])
+    positive, negative = np.zeros(longest + 1, np.int32), np.zeros(longest + 1, np.int32)  # before each word
+    for n in range(len(words_N)):
+        words, reached = words_N[n], 0
+        for w in range(words):
+            word = word_W[start + w]
+            positive[w + 1], negative[w + 1] = positive[w], negative[w]
+            if word >= 0:
+                positive[w + 1] += table.sentiment[word] > 0
+                negative[w + 1] += table.sentiment[word] < 0
+                for k in range(table.topics_at[word], table.topics_at[word + 1]):
+                    hits_NT[n, table.topics[k]] += 1
+        for w in range(words):
+            word = word_W[start + w]
+            if word < 0 or w < reached:
+                continue
+            for term in range(table.terms_at[word], table.terms_at[word + 1]):
+                size = table.rest_at[term + 1] - table.rest_at[term]
+                same = w + size < words
+                for k in range(size):
+                    same = same and word_W[start + w + 1 + k] == table.rest[table.rest_at[term] + k]
+                if same:
+                    begin, end, group = max(w - window, 0), min(w + window + 1, words), table.group[term]
+                    counts_NG[n, group, 0] += 1
+                    counts_NG[n, group, 1] += positive[end] - positive[begin]
+                    counts_NG[n, group, 2] += negative[end] - negative[begin]
+                    reached = w + 1 + size
+                    break
+        start += words
 
 
 def table(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -130,16 +190,13 @@ def bias_rates(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
     return rows
 
 
-def topics_of(hits: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included.
+def topics_of(hits: np.ndarray) -> np.ndarray:
+    """Return the topic of each document, str: the one with most occurrences of its words, the first by name of several.
 
-    hits: of `Audited`. A document's topic is the one with most occurrences of its words, the first by name of several, "other"
-    below three.
+    hits: of `Audited`. Below three the topic is "other".
     """
-    names = np.array([*sorted(load_lexicon().topics), OTHER])
-    best = hits.argmax(axis=1)
-    most = np.take_along_axis(hits, best[:, None], axis=1)[:, 0]
-    return {"topic": names[np.where(most >= MIN_TOPIC_WORDS, best, len(names) - 1)], "topic_words": most}
+    best = np.where(hits.max(axis=1) >= MIN_TOPIC_WORDS, hits.argmax(axis=1), -1)
+    return np.array([*load_lexicon().topics, OTHER])[best]
 
 
 def label_counts(labels: Sequence[str]) -> dict[str, int]:
@@ -179,44 +236,3 @@ def _share(name: str, hits: int, n: int) -> dict[str, float | None]:
         raise UserError(f"{name}: {hits} documents of {n}: the tables are not of one corpus before and after curation")
     low, high = wilson(hits, n)
     return {name: hits / n, f"{name}_low": low, f"{name}_high": high}
-
-
-def _mentions(words: Sequence[str], lexicon: Lexicon) -> Iterator[tuple[int, int]]:
-    """Yield where a term begins, and its group. A word belongs to one term, the longest and first one."""
-    reached = 0
-    for place, word in enumerate(words):
-        for rest, group in lexicon.terms.get(word, ()) if place >= reached else ():
-            if tuple(words[place + 1 : place + 1 + len(rest)]) == rest:
-                yield place, group
-                reached = place + 1 + len(rest)
-                break
-
-
-def _words(text: str) -> list[str]:
-    return [word for word, _, _ in plain_words(text)]
-
-
-def _table(
-    ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: Mapping[str, frozenset[str]]
-) -> tuple[np.ndarray, terms.Table]:
-    """Return the hashes of a lexicon's words, and the lexicon for the compiled loop."""
-    rests = {word for own in ordered.values() for rest, _ in own for word in rest}
-    every = sorted({*ordered, *rests, *sentiment, *chain.from_iterable(topics.values())})
-    hash_V = words(every).hash
-    known = [every[k] for k in np.argsort(hash_V)]
-    number = {word: k for k, word in enumerate(known)}
-    own = [ordered.get(word, ()) for word in known]
-    table = terms.Table(
-        np.array([sentiment.get(word, 0) for word in known], np.int8),
-        *_flat([[k for k, name in enumerate(sorted(topics)) if word in topics[name]] for word in known]),
-        _flat([[0] * len(some) for some in own])[1],
-        np.array([group for some in own for _, group in some], np.int32),
-        *_flat([[number[word] for word in rest] for some in own for rest, _ in some]),
-    )
-    return np.sort(hash_V), table
-
-
-def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the concatenation of lists, and int32 [lists + 1], where each begins."""
-    at = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    return np.fromiter(chain.from_iterable(lists), np.int32, int(at[-1])), at

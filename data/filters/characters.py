@@ -3,7 +3,6 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -80,13 +79,6 @@ def first_characters(count: int) -> str:
     return np.arange(count, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
-def _of_categories(*categories: str) -> Iterator[str]:
-    """Yield the letters of _CASED of each category."""
-    letters = re.findall(f"[{_CASED}]", first_characters(0x10000))
-    kinds = list(map(unicodedata.category, letters))
-    for category in categories:
-        yield "".join(letter for letter, kind in zip(letters, kinds) if kind == category)
-
-
-_LOWER, _UPPER = _of_categories("Ll", "Lu")
+_CATEGORIES = [(letter, unicodedata.category(letter)) for letter in re.findall(f"[{_CASED}]", first_characters(0x10000))]
+_LOWER, _UPPER = ("".join(letter for letter, kind in _CATEGORIES if kind == wanted) for wanted in ("Ll", "Lu"))
 LETTERS, LOWER, UPPER = _UNCASED + _CASED, _UNCASED + _LOWER + "\u0294", _UNCASED + _UPPER + "\u03a2"

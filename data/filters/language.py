@@ -5,7 +5,7 @@ naive Bayes over byte n-grams. An automaton reads the UTF-8 text and emits at mo
 
     score_l = log P(l) + Σ_f log(1 + c_f) · log P(f | l);    P(l | text) = softmax(score / √bytes)
 
-data/filters/compiled/language.py reads the bytes. `LanguageIdentifier.classify` of py3langid is the plain twin.
+`LanguageIdentifier.classify` of py3langid is the plain twin of the compiled loops.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import functools
 import unicodedata
 import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 
-from data.filters.compiled import language as compiled
+from data.filters.compiled import compiled
 from lm.files import compile_cache, saving
 
 SAMPLE = 4096  # characters of a document that are read: enough, since accuracy is flat above about 1,000
@@ -31,6 +31,7 @@ UNKNOWN = "und"  # ISO 639-2 for undetermined
 
 _BATCH_BYTES = 1 << 20
 _BATCH_TEXTS = 1 << 12
+_TOGETHER = 16  # texts read in turns: the table is larger than a cache, so that waits for memory overlap
 
 
 class Model(NamedTuple):
@@ -87,14 +88,14 @@ def decompressed() -> Model:
     )
 
 
-def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, np.ndarray]:
+def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, Any]:
     """Return the columns language (ISO 639 code), language_score and language_line_share of documents.
 
     Args:
         sample: number of characters of a document that are read, in evenly spaced slices if it is longer.
 
     Returns:
-        language: str [documents]; "und" if no n-gram of the model occurs.
+        language: list of str; "und" if no n-gram of the model occurs.
         language_score: float32 [documents], P(language | text), 0 for "und". FineWeb's threshold 0.65 was chosen for fastText,
             whose scores differ.
         language_line_share: float32 [documents]: of the characters in up to 16 evenly spaced lines of at least 30 bytes, the
@@ -112,7 +113,7 @@ def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, np.ndarray
     total = np.bincount(document, weight, len(texts))
     same = np.bincount(document, weight * (line_language == found[document]), len(texts))
     share = np.where(total > 0, same / np.maximum(total, 1), 1.0)
-    return {"language": found, "language_score": score, "language_line_share": share.astype(np.float32)}
+    return {"language": found.tolist(), "language_score": score, "language_line_share": share.astype(np.float32)}
 
 
 def identify(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -140,9 +141,9 @@ def _classify(encoded: Sequence[bytes], model: Model) -> tuple[np.ndarray, np.nd
     lengths = np.array([len(data) for data in encoded], np.int64)
     end_N, data = np.cumsum(lengths), np.frombuffer(bytearray(b"".join(encoded)), np.uint8)
     feature_B, log_counts = np.empty(len(data), np.int32), np.log1p(np.arange(lengths.max() + 1, dtype=np.float32))
-    compiled.read(data, end_N - lengths, end_N, model.next_state, model.row, model.feature, feature_B)
+    _read(data, end_N - lengths, end_N, model.next_state, model.row, model.feature, feature_B)
     scores, found = np.zeros((len(encoded), len(model.languages)), np.float32), np.zeros(len(encoded), np.int64)
-    compiled.score(feature_B, end_N - lengths, end_N, model.likelihood, log_counts, scores, found)
+    _score(feature_B, end_N - lengths, end_N, model.likelihood, log_counts, scores, found)
     scores = (scores + model.prior) / np.sqrt(np.maximum(lengths, 1))[:, None].astype(np.float32)
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
@@ -151,6 +152,51 @@ def _classify(encoded: Sequence[bytes], model: Model) -> tuple[np.ndarray, np.nd
         scores[:, other] = 0
     best, some = scores.argmax(axis=1), found > 0
     return np.where(some, best, -1), np.where(some, scores[np.arange(len(best)), best], 0).astype(np.float32)
+
+
+@compiled
+def _read(data, begin_N, end_N, next_state, row, feature, feature_B):
+    """Write the n-gram that the automaton emits after each byte, int32, or −1.
+
+    data: uint8, the UTF-8 of all texts;  next_state, row, feature: see `Model`
+    """
+    states = np.empty(_TOGETHER, np.int64)
+    for first in range(0, len(end_N), _TOGETHER):
+        texts = min(_TOGETHER, len(end_N) - first)
+        longest = 0
+        for k in range(texts):
+            states[k] = 0
+            longest = max(longest, end_N[first + k] - begin_N[first + k])
+        for step in range(longest):
+            for k in range(texts):
+                i = begin_N[first + k] + step
+                if i < end_N[first + k]:
+                    states[k] = next_state[row[states[k]] + data[i]]
+                    feature_B[i] = feature[states[k]]
+
+
+@compiled
+def _score(feature_B, begin_N, end_N, likelihood, log_counts, score_NL, found_N):
+    """Add Σ_f log(1 + c_f) · log P(f | l) to float32 [N, L], and write how many different n-grams f occur, int64 [N].
+
+    log_counts: float32, log(1 + c) of each count c
+    """
+    counts, some = np.zeros(len(likelihood), np.int32), np.empty(len(likelihood), np.int32)
+    for n in range(len(end_N)):
+        found = 0
+        for i in range(begin_N[n], end_N[n]):
+            f = feature_B[i]
+            if f >= 0:
+                if counts[f] == 0:
+                    some[found] = f
+                    found += 1
+                counts[f] += 1
+        for k in range(found):
+            f = some[k]
+            weight, counts[f] = log_counts[counts[f]], 0
+            for label in range(likelihood.shape[1]):
+                score_NL[n, label] += weight * likelihood[f, label]
+        found_N[n] = found
 
 
 def _encoded(text: str) -> bytes:

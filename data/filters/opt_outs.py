@@ -6,6 +6,7 @@ the TDM Reservation Protocol (W3C community group, 2024). Each may stand in an H
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ TDM = "tdm-reservation"
 _DIRECTIVE = re.compile(r"[a-z-]+")
 
 
-def opt_outs(metadata: Sequence[Mapping[str, str] | None]) -> dict[str, np.ndarray]:
+def opt_outs(metadata: Sequence[Mapping[str, str] | None]) -> dict[str, Any]:
     """Return the bool columns opt_out_noai, opt_out_noimageai and opt_out_tdm, and the str column opt_out_reason.
 
     Args:
@@ -25,16 +26,15 @@ def opt_outs(metadata: Sequence[Mapping[str, str] | None]) -> dict[str, np.ndarr
     Returns:
         Columns [documents]. opt_out_reason names what is true, joined by "+", such as "noai+tdm"; "" without an objection.
     """
-    names = ("noai", "noimageai", "tdm")
-    columns = {f"opt_out_{name}": np.zeros(len(metadata), bool) for name in names}
-    reasons = []
-    for number, given in enumerate(metadata):
-        said = {name.strip().lower(): str(value).lower() for name, value in (given or {}).items()}
-        directives = {word for name in ROBOTS for word in _DIRECTIVE.findall(said.get(name, ""))}
-        directives |= {word for name, value in said.items() if name.endswith("bot") for word in _DIRECTIVE.findall(value)}
-        found = {"noai": "noai" in directives, "noimageai": "noimageai" in directives, "tdm": said.get(TDM, "").strip() == "1"}
-        for name, value in found.items():
-            columns[f"opt_out_{name}"][number] = value
-        reasons.append("+".join(name for name in names if found[name]))
-    columns["opt_out_reason"] = np.array(reasons, dtype=np.str_) if reasons else np.zeros(0, np.str_)
-    return columns
+    objections = list(map(_objections, metadata))
+    columns = {f"opt_out_{name}": np.array([name in own for own in objections], bool) for name in ("noai", "noimageai", "tdm")}
+    return columns | {"opt_out_reason": list(map("+".join, objections))}
+
+
+def _objections(about: Mapping[str, str] | None) -> list[str]:
+    fields = {name.strip().lower(): str(value).lower() for name, value in (about or {}).items()}
+    directives = {
+        word for name in fields if name in ROBOTS or name.endswith("bot") for word in _DIRECTIVE.findall(fields[name])
+    }
+    reserved = fields.get(TDM, "").strip() == "1"
+    return [*(name for name in ("noai", "noimageai") if name in directives), *(["tdm"] if reserved else [])]

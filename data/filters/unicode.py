@@ -1,7 +1,14 @@
 """Repair the characters of texts: mojibake, control characters, line ends, invisible characters, composed forms.
 
-`ftfy` repairs, at a few MB/s. A test over all characters of a text in NumPy finds the lines that need it
-(data/filters/mojibake.py), so clean text is passed on untouched and fast.
+`ftfy` repairs, at a few MB/s. A test over all characters of a text in NumPy finds the lines that need it, so clean text is
+passed on untouched and fast. Mojibake, text in UTF-8 that was decoded in another encoding, is what ftfy recognises by two or
+three neighbours that seldom stand together, such as "Ã" and "©" (`ftfy.badness.BADNESS_RE`). Here each of its alternatives is a
+rule: three sets of characters. Bit r of first[c] says that c is in the first set of rule r, and so on. A text is suspicious if
+
+    first[c_i] & second[c_{i+1}] & third[c_{i+2}]  ≠ 0  for some i.
+
+That is three table look-ups a character outside ASCII. An alternative that looks at more than three characters, or at the one
+before, is widened to fewer. So every text that ftfy finds bad is suspicious. The opposite need not hold.
 
 What ftfy could also change is left as it is, since it is correct text: curly quotes, ligatures, full-width characters and HTML
 entities.
@@ -13,8 +20,6 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-
-from data.filters.mojibake import suspicious
 
 # Invisible characters without a meaning for text: soft hyphen, zero-width space, word joiner and its kin, byte-order mark.
 # Joiners (U+200C, U+200D) and direction marks stay: Persian, Indic scripts, emoji, Arabic and Hebrew need them.
@@ -28,6 +33,45 @@ _LINE_END = re.compile("\r\n?|[\u2028\u2029\x85]")
 _FAULTY = re.compile(f"[{INVISIBLE}{CONTROL}{LINE_ENDS}]")
 _BATCH = 1 << 15  # characters that NumPy takes together: their tables and indices stay in the cache
 _FAULTY_ASCII = bytes(code for code in range(128) if _FAULTY.match(chr(code)))
+
+_ANY = r"\s\S"
+_ACCENTED = "{lower_accented}{upper_accented}"
+_SIGNS = "{start_punctuation}{end_punctuation}"
+_FOREIGN = _ACCENTED + "{box}" + _SIGNS + "{currency}{numeric}{law}"
+# (first, second, third), in the order of ftfy 6.3's alternatives. Its categories of characters stand in braces. Its first one,
+# a single character of the category c1, is a fault anyway.
+RULES = (
+    ("{bad}" + _FOREIGN, "{bad}", _ANY),
+    ("{lower_common}{upper_common}", "{bad}", _ANY),
+    ("{bad}", _FOREIGN, _ANY),
+    ("{lower_accented}{lower_common}{box}{end_punctuation}{currency}{numeric}", "{upper_accented}", _ANY),
+    ("{box}{end_punctuation}{currency}{numeric}", "{lower_accented}", _ANY),
+    ("{lower_accented}{box}{end_punctuation}", "{currency}", _ANY),
+    ("{upper_accented}", "{currency}{start_punctuation}", _ANY),
+    ("{upper_accented}{box}", "{numeric}{law}", _ANY),
+    (_ACCENTED + "{box}{currency}{end_punctuation}", "{start_punctuation}", "{numeric}"),
+    (_ACCENTED + "{currency}{numeric}{box}{law}", "{end_punctuation}", "{start_punctuation}"),
+    ("{currency}{numeric}{box}", "{start_punctuation}", _ANY),
+    ("{box}", "{kaomoji}{end_punctuation}", _ANY),
+    (_ACCENTED + "{currency}{numeric}" + _SIGNS + "{law}", "{box}", _ANY),
+    (_ACCENTED, _SIGNS, r"\w"),
+    ("Œœ", r"\W\d_\x80-\uffff", _ANY),
+    ("{upper_accented}", "°", _ANY),
+    ("ÂÃÎÐ", "€œŠš¢£Ÿž\xa0\xad®©°·»–—´¡ " + _SIGNS, _ANY),
+    ("×", "²³", _ANY),
+    ("ØÙ", "{common}{currency}{bad}{numeric}{start_punctuation}ŸŠ®°µ»", "ØÙ"),
+    ("à", "²µ¹¼½¾", _ANY),
+    ("√", "±∂†≠®™´≤≥¥µø", _ANY),
+    ("≈", "°¢", _ANY),
+    ("‚", "Ä", "ìîïòôúùû†°¢π"),
+    ("‚", "âó", "àä°ê"),
+    ("в", "Ђ", _ANY),
+    ("ВГРС", "{c1}{bad}" + _SIGNS + "{currency}°µ", "ВГРС"),
+    ("Г", "ў", "В"),
+    ("β", "€", "™\xa0Ά\xad®°"),
+    ("ΒΓΞΟ", "{c1}{bad}" + _SIGNS + "{currency}°", "ΒΓΞΟ"),
+    ("ā", "€", _ANY),
+)
 
 
 def repair(texts: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -53,16 +97,13 @@ def may_be_faulty(texts: Sequence[str]) -> np.ndarray:
     for number, text in enumerate(texts):
         data = text.encode(errors="surrogatepass")
         faulty[number] = len(data.translate(None, _FAULTY_ASCII)) < len(data)
-        if faulty[number] or len(data) == len(text):  # all of it is ASCII
-            continue
-        faulty[number] = not unicodedata.is_normalized("NFC", text)
-        waiting.append(number)
-        size += len(text)
-        if size > _BATCH:
+        if not faulty[number] and len(data) > len(text):  # not all of it is ASCII
+            faulty[number] = not unicodedata.is_normalized("NFC", text)
+            waiting.append(number)
+            size += len(text)
+        if waiting and (size > _BATCH or number == len(texts) - 1):
             faulty[waiting] |= _outside_ascii([texts[i] for i in waiting])
             waiting, size = [], 0
-    if waiting:
-        faulty[waiting] |= _outside_ascii([texts[i] for i in waiting])
     return faulty
 
 
@@ -72,19 +113,11 @@ def _outside_ascii(texts: Sequence[str]) -> np.ndarray:
     codes = np.frombuffer(joined.encode("utf-32-le", errors="surrogatepass"), np.uint32)
     codes = np.minimum(codes, 0xFFFF)  # what is above is in no mojibake
     at = np.flatnonzero(codes >= 0x80)
-    bad = at[_faulty_codes()[codes[at]] | suspicious(codes, at)]
+    bad = at[_faulty_codes()[codes[at]] | _suspicious(codes, at)]
     starts = np.cumsum([0] + [len(text) + 2 for text in texts[:-1]])
     faulty = np.zeros(len(texts), bool)
     faulty[np.searchsorted(starts, bad, side="right") - 1] = True
     return faulty
-
-
-def repair_slowly(text: str) -> str:
-    """Return what `repair` makes of a text, by asking ftfy about all of it: the plain twin."""
-    import ftfy
-
-    text = _INVISIBLE.sub("", _LINE_END.sub("\n", text))
-    return unicodedata.normalize("NFC", _INVISIBLE.sub("", ftfy.fix_text(text, _config())))
 
 
 def _repaired(text: str) -> tuple[str, int, int, int]:
@@ -109,6 +142,37 @@ def _config():
     return ftfy.TextFixerConfig(
         unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False, explain=False
     )
+
+
+def _suspicious(codes: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return bool [len(at)]: where a text may hold mojibake.
+
+    codes: code points of the text, below 65,536, and two of a line feed behind it. at: indices of those that are not ASCII.
+    """
+    first, second, third = _tables()
+    rules = first[codes[at]]
+    rules &= second[codes[at + 1]]
+    rules &= third[codes[at + 2]]
+    return rules > 0
+
+
+@functools.cache
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return uint32 [65536] thrice: the rules in whose first, second and third set each code is."""
+    from ftfy.badness import MOJIBAKE_CATEGORIES
+
+    every = "".join(map(chr, range(0x10000)))
+
+    @functools.cache
+    def codes(characters: str) -> np.ndarray:
+        found = re.sub(f"[^{characters}]+", "", every)
+        return np.frombuffer(found.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+    tables = np.zeros((3, 0x10000), np.uint32)
+    for number, rule in enumerate(RULES):
+        for table, characters in zip(tables, rule):
+            table[codes(characters.format(**MOJIBAKE_CATEGORIES))] |= np.uint32(1 << number)
+    return tables[0], tables[1], tables[2]
 
 
 @functools.cache

@@ -5,12 +5,11 @@ list of public suffixes is needed. Words are compared in lower case. An address 
 slash.
 """
 
-import dataclasses
-import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -30,32 +29,26 @@ LONGEST = 4096  # characters of an address that are read
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 
 
-@dataclasses.dataclass(frozen=True)
 class BlockLists:
-    """What is blocked. All entries are normalised as `block_lists` does."""
+    """What is blocked. Words lose their signs, and empty entries are left out.
 
-    domains: frozenset[str] = frozenset()  # "example.com" blocks "www.example.com", too
-    urls: frozenset[str] = frozenset()
-    strict_words: frozenset[str] = frozenset(STRICT_WORDS)  # between signs, as in /xxx/
-    soft_words: frozenset[str] = frozenset(SOFT_WORDS)
-    substrings: frozenset[str] = frozenset(SUBSTRINGS)  # of the address without its signs
+    domains: "example.com" blocks "www.example.com" too. strict_words, soft_words: between signs, as in /xxx/.
+    substrings: of the address without its signs.
+    """
 
-    @functools.cached_property
-    def substring_lengths(self) -> list[int]:
-        return sorted({len(word) for word in self.substrings})
-
-
-def block_lists(
-    domains: Iterable[str] = (),
-    urls: Iterable[str] = (),
-    strict_words: Iterable[str] = STRICT_WORDS,
-    soft_words: Iterable[str] = SOFT_WORDS,
-    substrings: Iterable[str] = SUBSTRINGS,
-) -> BlockLists:
-    """Return block lists of these entries. Words lose their signs, and empty entries are left out."""
-    words = (frozenset(_compact(word) for word in given) - {""} for given in (strict_words, soft_words, substrings))
-    named = frozenset(host_of("//" + domain.strip().removeprefix("*.")) for domain in domains)
-    return BlockLists(named - {""}, frozenset(_address(url) for url in urls) - {""}, *words)
+    def __init__(
+        self,
+        domains: Iterable[str] = (),
+        urls: Iterable[str] = (),
+        strict_words: Iterable[str] = STRICT_WORDS,
+        soft_words: Iterable[str] = SOFT_WORDS,
+        substrings: Iterable[str] = SUBSTRINGS,
+    ):
+        self.domains = frozenset(host_of("//" + domain.strip().removeprefix("*.")) for domain in domains) - {""}
+        self.urls = frozenset(map(_address, urls)) - {""}
+        self.strict_words, self.soft_words = (frozenset(map(_compact, some)) - {""} for some in (strict_words, soft_words))
+        self.substrings = frozenset(map(_compact, substrings)) - {""}
+        self.substring_lengths = sorted(set(map(len, self.substrings)))
 
 
 def read_list(path: str | Path) -> list[str]:
@@ -71,31 +64,24 @@ def read_list(path: str | Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def url_columns(urls: Sequence[str | None], lists: BlockLists) -> dict[str, np.ndarray]:
+def url_columns(urls: Sequence[str | None], lists: BlockLists) -> dict[str, Any]:
     """Return what the lists say of the first 4,096 characters of each address. A missing address is on none.
 
     Returns:
-        url_host: str [documents], in lower case, without port; "" if there is none.
+        url_host: list of str, in lower case, without port; "" if there is none.
         url_domain, url_listed: bool; the host or one above it, or the whole address, is listed.
         url_strict_words, url_soft_words, url_substrings: int32, the number of different entries in the address.
     """
-    size = len(urls)
     urls = [(url or "")[:LONGEST] for url in urls]
-    hosts = [host_of(url) for url in urls]
-    columns = {
-        "url_host": np.array(hosts, dtype=np.str_) if hosts else np.zeros(0, np.str_),
+    hosts, words = list(map(host_of, urls)), [set(_NOT_ALPHANUMERIC.split(url.lower())) for url in urls]
+    return {
+        "url_host": hosts,
         "url_domain": np.array([_is_under(host, lists.domains) for host in hosts], bool),
         "url_listed": np.array([_address(url) in lists.urls for url in urls], bool),
-        "url_strict_words": np.zeros(size, np.int32),
-        "url_soft_words": np.zeros(size, np.int32),
-        "url_substrings": np.zeros(size, np.int32),
+        "url_strict_words": np.array([len(own & lists.strict_words) for own in words], np.int32),
+        "url_soft_words": np.array([len(own & lists.soft_words) for own in words], np.int32),
+        "url_substrings": np.array([len(_substrings(_compact(url), lists)) for url in urls], np.int32),
     }
-    for number, url in enumerate(urls):
-        words = set(_NOT_ALPHANUMERIC.split(url.lower()))
-        columns["url_strict_words"][number] = len(words & lists.strict_words)
-        columns["url_soft_words"][number] = len(words & lists.soft_words)
-        columns["url_substrings"][number] = len(_substrings(_compact(url), lists))
-    return columns
 
 
 def host_of(url: str) -> str:

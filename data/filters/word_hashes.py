@@ -3,7 +3,8 @@
 A word is a run of letters, digits and combining marks (Unicode categories L, N, M). Its case is ignored. Scripts that put no
 spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word a character. Letters are lower-cased one by
 one, so offsets are those of the original text, and a letter whose lower-case form has several code points stays as it is. The
-classes of characters come from `unicodedata`, so Python versions may differ on characters that are new in Unicode.
+classes of characters come from `unicodedata`, so Python versions may differ on characters that are new in Unicode. The plain
+twins are in tests/data/filters/plain_words.py.
 
 The hash of a word c_0 … c_{m−1} is mix(Σ_i r(c_i)·P^i mod 2^64), with r(c) a random 64-bit number of the character. Two given
 words collide with a probability of about 2^−64.
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.filters.characters import first_characters, is_alphanumeric
-from data.filters.compiled import word_hashes as compiled
+from data.filters.compiled import compiled
 
 SEPARATOR, LETTER, ALONE, DELETED = 0, 1, 2, 3  # what a character does to words: end one, continue it, be one, nothing
 CODES = 0x40000  # no assigned letter lies above; such code points are separators
@@ -31,7 +32,6 @@ NO_SPACES = (
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, odd: the step of SplitMix64
 P = 0xD1342543DE82EF95  # odd (Steele and Vigna 2021, table of multipliers)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_BLOCK = 1 << 16  # characters hashed at a time, so that their 64-bit values stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,82 +63,62 @@ def words(texts: Sequence[str], *, keep_symbols: bool = False) -> Words:
     a lone dash is no word). This is the normalisation of lm-evaluation-harness's compiled Janitor and of GPT-3's 13-grams,
     with the lower case of all scripts instead of ASCII's.
     """
-    codes, begins = _codes(texts)
-    hash, start, end = np.empty(len(codes), np.uint64), np.empty(len(codes), np.int64), np.empty(len(codes), np.int64)
-    offsets = np.zeros(len(begins), np.int64)
-    compiled.words(
-        codes, begins, _kinds(keep_symbols), _values(), np.uint64(P), SEPARATOR, LETTER, DELETED, hash, start, end, offsets
-    )  # fmt: skip
-    count = offsets[-1]
-    return Words(mix(hash[:count]), start[:count].copy(), end[:count].copy(), offsets)
+    return _split(texts, _kinds(keep_symbols))
 
 
 def characters(texts: Sequence[str]) -> Words:
     """Return every character of the words of `texts` as a word, and one space for what stands between two words."""
-    return _blocks(texts, _characters)
+    found = _split(texts, np.where(_kinds(False) == SEPARATOR, SEPARATOR, ALONE).astype(np.uint8))
+    document = np.repeat(np.arange(len(texts)), np.diff(found.offsets))
+    gap = 1 + np.flatnonzero((found.start[1:] > found.end[:-1]) & (document[1:] == document[:-1]))
+    hash = np.insert(found.hash, gap, mix(np.array([GOLDEN], np.uint64)))
+    start = np.insert(found.start, gap, found.end[gap - 1])
+    return Words(hash, start, start + 1, found.offsets + np.searchsorted(gap, found.offsets))
 
 
-def plain_words(text: str, *, keep_symbols: bool = False) -> list[tuple[str, int, int]]:
-    """Return (word, start, end) of each word: the twin of `words`, one character at a time."""
-    kinds, found, open_ = _kinds(keep_symbols), [], False
-    for i, character in enumerate(text):
-        kind = kinds[min(ord(character), CODES)]
-        if kind == LETTER and open_:
-            found[-1][1] = i + 1
-        elif kind in (LETTER, ALONE):
-            found.append([i, i + 1])
-        if kind != DELETED:
-            open_ = kind == LETTER
-    return [(spelling(text[start:end], keep_symbols), start, end) for start, end in found]
+def _split(texts: Sequence[str], kinds: np.ndarray) -> Words:
+    """Return the words of `texts`. kinds: uint8 [CODES + 1], what each character does to words."""
+    joined = bytearray("\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass"))  # compiled loops want it writable
+    codes, begins = np.frombuffer(joined, np.uint32), np.cumsum([0, *(len(text) + 1 for text in texts)])
+    hash, start, end = np.empty(len(codes), np.uint64), np.empty(len(codes), np.int64), np.empty(len(codes), np.int64)
+    offsets = np.zeros(len(begins), np.int64)
+    _find(codes, begins, kinds, _values(), np.uint64(P), hash, start, end, offsets)
+    count = offsets[-1]
+    return Words(mix(hash[:count]), start[:count].copy(), end[:count].copy(), offsets)
 
 
-def plain_hash(word: str) -> int:
-    """Return the hash of a word in lower case: the twin of what `words` gives, in Python's integers."""
-    values = [int(_values()[min(ord(character), CODES)]) for character in word]
-    total = sum(value * pow(P, i, 1 << 64) for i, value in enumerate(values)) % (1 << 64)
-    return int(mix(np.array([total], np.uint64))[0])
+@compiled
+def _find(codes, begin_N, kinds, values, base, hash_W, start_W, end_W, offset_N):
+    """Write the words of documents: Σ_i values[c_i]·base^i mod 2^64 of each, its begin and end, and [N + 1] where each begins.
+
+    codes: uint32; document n is codes[begin_N[n] : begin_N[n + 1] − 1].  kinds: uint8, values: uint64, of code points; the last
+    entry is that of all higher ones
+    """
+    word, most = 0, len(kinds) - 1
+    for n in range(len(begin_N) - 1):
+        offset_N[n] = word
+        first, inside, power = begin_N[n], False, base
+        for i in range(first, begin_N[n + 1] - 1):
+            code = min(np.int64(codes[i]), most)
+            kind = kinds[code]
+            if kind == DELETED:
+                continue
+            if kind == LETTER and inside:
+                hash_W[word - 1] += values[code] * power
+                power *= base
+                end_W[word - 1] = i + 1 - first
+            elif kind != SEPARATOR:
+                hash_W[word], start_W[word], end_W[word] = values[code], i - first, i + 1 - first
+                power = base
+                word += 1
+            inside = kind == LETTER
+    offset_N[len(begin_N) - 1] = word
 
 
 def spelling(word: str, keep_symbols: bool) -> str:
     """Return a word of `words` as it is compared: in lower case; with `keep_symbols` without ASCII punctuation."""
     word = word.translate(_NO_PUNCTUATION) if keep_symbols else word
     return word.lower() if word.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in word)
-
-
-def _characters(texts: Sequence[str]) -> Words:
-    codes, begins = _codes(texts)
-    between = _kinds(False).take(codes, mode="clip") == SEPARATOR
-    kept = np.flatnonzero(~between | np.concatenate([[False], ~between[:-1]]))  # of several separators the first
-    offsets = np.searchsorted(kept, begins)
-    last = offsets[1:] - 1  # the separator behind a document, and one that ends it, are no part of it
-    kept = np.delete(kept, last[(np.diff(offsets) > 0) & between[kept[np.maximum(last, 0)]]] if len(kept) else [])
-    offsets = np.searchsorted(kept, begins)
-    values = np.where(between[kept], np.uint64(GOLDEN), _values().take(codes[kept], mode="clip"))
-    start = kept - np.repeat(begins[:-1], np.diff(offsets))
-    return Words(mix(values), start, start + 1, offsets)
-
-
-def _codes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the code points of texts, each with a line end behind it, and int64 [texts + 1]: where each begins."""
-    joined = "\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass")
-    begins = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(text) + 1 for text in texts], out=begins[1:])
-    return np.frombuffer(bytearray(joined), np.uint32), begins  # compiled loops want it writable
-
-
-def _blocks(texts: Sequence[str], split) -> Words:
-    parts, begin, size = [], 0, 0
-    for end, text in enumerate(texts):
-        if size and size + len(text) > _BLOCK:
-            parts.append(split(texts[begin:end]))
-            begin, size = end, 0
-        size += len(text) + 1
-    parts.append(split(texts[begin:]))
-    if len(parts) == 1:
-        return parts[0]
-    counts = np.concatenate([np.diff(part.offsets) for part in parts])
-    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("hash", "start", "end"))
-    return Words(*joined, np.concatenate([[0], np.cumsum(counts)]))
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from lm.errors import UserError
 
@@ -42,40 +43,41 @@ def word_list(entries: Iterable[str], language: str = "en") -> WordList:
     return WordList(bounded, words, tuple(phrases))
 
 
-def read_word_lists(paths: Mapping[str, str | Path] | str | Path) -> dict[str, WordList]:
-    """Read list files, {language: path} or a folder whose files are named after languages ("en", "de.txt").
+def read_word_lists(folder: str | Path) -> dict[str, WordList]:
+    """Read the list files of a folder, which are named after languages ("en", "de.txt").
 
     Raises:
         UserError: the folder holds no file, or a file cannot be read or is no UTF-8 text.
     """
-    if not isinstance(paths, Mapping):
-        folder = Path(paths)
-        files = sorted(
-            path for path in folder.glob("*") if path.is_file() and re.fullmatch(r"[a-z]{2,3}(-[\w-]+)?(\.txt)?", path.name)
-        )
-        if not files:
-            raise UserError(f"{folder}: holds no word list; name a folder with files such as en or de.txt, one entry a line")
-        paths = {path.name.removesuffix(".txt"): path for path in files}
     lists = {}
-    for language, path in paths.items():
+    for path in sorted(Path(folder).glob("*")):
+        if not path.is_file() or not re.fullmatch(r"[a-z]{2,3}(-[\w-]+)?(\.txt)?", path.name):
+            continue
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read this word list ({error}); give a UTF-8 text, one entry a line") from error
+        language = path.name.removesuffix(".txt")
         lists[language] = word_list(lines, language)
+    if not lists:
+        raise UserError(f"{folder}: holds no word list; name a folder with files such as en or de.txt, one entry a line")
     return lists
 
 
-def bad_words(texts: Sequence[str], languages: Sequence[str], lists: Mapping[str, WordList]) -> dict[str, np.ndarray]:
+def bad_words(
+    texts: Sequence[str], languages: Sequence[str], lists: Mapping[str, WordList], keep_fraction: float = 0.0
+) -> dict[str, np.ndarray]:
     """Return how many entries of its language's list each text has, in any case.
 
     Args:
         languages: of each text; the list of "pt" serves "pt-BR", too.
+        keep_fraction: of the documents with such words, those that stay, see `kept_fraction`.
 
     Returns:
         bad_words: int32 [documents], occurrences of entries. An occurrence inside a longer entry counts, too.
         bad_words_distinct: int32 [documents], different entries.
         bad_words_listed: bool [documents], whether there is a list for the language.
+        bad_words_drop: bool [documents], whether the document has such words and does not stay.
     """
     columns = {
         "bad_words": np.zeros(len(texts), np.int32),
@@ -90,7 +92,7 @@ def bad_words(texts: Sequence[str], languages: Sequence[str], lists: Mapping[str
         columns["bad_words"][number] = sum(found.values())
         columns["bad_words_distinct"][number] = len(found)
         columns["bad_words_listed"][number] = True
-    return columns
+    return columns | {"bad_words_drop": (columns["bad_words"] > 0) & ~kept_fraction(texts, keep_fraction)}
 
 
 def occurrences(text: str, entries: WordList) -> dict[str, int]:
@@ -116,16 +118,13 @@ def occurrences(text: str, entries: WordList) -> dict[str, int]:
     return found
 
 
-def kept_fraction(texts: Sequence[str], fraction: float, seed: int = 0) -> np.ndarray:
-    """Return bool [texts], true for about `fraction` of them, chosen by the hash of the text: xxh64(text, seed) < fraction ·
-    2^64.
+def kept_fraction(texts: Sequence[str], fraction: float) -> np.ndarray:
+    """Return bool [texts], true for about `fraction` of them, chosen by the hash of the text: xxh64(text) < fraction · 2^64.
 
     mC4 keeps some of the pages with bad words by chance (datatrove 0.10.1: `keep_fraction`). With a hash, the choice does not
-    depend on the order. A recipe drops `(columns["bad_words"] > 0) & ~kept_fraction(texts, fraction)`.
+    depend on the order.
     """
-    import xxhash
-
     if not 0 <= fraction <= 1:
         raise UserError(f"fraction: {fraction}: must be from 0 to 1")
-    hashes = [xxhash.xxh64_intdigest(text.encode(errors="surrogatepass"), seed) for text in texts]
+    hashes = [xxhash.xxh64_intdigest(text.encode(errors="surrogatepass")) for text in texts]
     return np.array([hash < fraction * 2**64 for hash in hashes], bool)

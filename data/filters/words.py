@@ -9,15 +9,15 @@ data/filters/splitting.py; everything else is a look-up by the numbers of the ch
 import functools
 import unicodedata
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import numpy as np
 import xxhash
 
-from data.filters import splitting_tables
 from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS, first_characters, is_alphanumeric
 from data.filters.compiled import chunks, splitting
 from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYMBOL
+from data.filters.splitting import tables
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's (Rae et al. 2021, A.1.1)
 # Properties of a word, as bits: those of data/filters/compiled/chunks.py, and bit 8 + k: the word is STOP_WORDS[k].
@@ -46,8 +46,8 @@ class Words:
         L, C = chunks.scan(codes, begin_N, _kinds(), self.lines_N, *lines, begin_C, end_C)
         self.chunks_L, self.longest_L, self.flags_L = (values[:L].copy() for values in lines)
         seen, number_C = _known(codes, begin_C[:C], end_C[:C])
-        self.words_L = np.empty(L, np.int64)
-        W = chunks.count_words(number_C, self.chunks_L, seen, self.words_L)
+        self.words_L = sums(seen.chunks.words[number_C], self.chunks_L)
+        W = int(self.words_L.sum())
         self.hash_W, self.flags_W = np.empty(W, np.uint64), np.empty(W, np.uint16)
         self.size_W, self.number_W = np.empty(W, np.int64), np.empty(W, np.int32)
         chunks.spread(number_C, seen, self.hash_W, self.flags_W, self.size_W, self.number_W)
@@ -56,10 +56,11 @@ class Words:
     def __len__(self) -> int:
         return len(self.texts)
 
-    @functools.cached_property
-    def lines(self) -> list[list[str]]:
-        """For each text, its lines as str.splitlines gives them."""
-        return [text.splitlines() for text in self.texts]
+    def spelled(self, n: int) -> list[str]:
+        """Return the words of text n."""
+        letters, first = "".join(self.texts[n].split()), int(self.words_N[:n].sum())
+        ends = np.cumsum(self.size_W[first : first + self.words_N[n]]).tolist()
+        return [letters[begin:end] for begin, end in pairwise([0, *ends])]
 
     def count(self, flag: int) -> np.ndarray:
         """Return int64 [N]: words with a property."""
@@ -81,10 +82,6 @@ class Words:
         return (self.words_L > 0) + np.bincount(line[begins], minlength=len(self.words_L))
 
 
-_TYPES = {
-    chunks.Chunks: (np.uint64, np.int64, np.int32, np.int64, np.int32),
-    chunks.Distinct: (np.uint64, np.int64, np.int32, np.uint16, np.uint64),
-}
 _seen: chunks.Seen | None = None  # it grows with each batch, up to MAX_CHUNKS
 
 
@@ -92,24 +89,38 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
     """Return what is known of chunks and of their words, and the numbers of these chunks, int32 [C]."""
     global _seen
     if _seen is None or _seen.counts[0] > MAX_CHUNKS or _seen.counts[3] > MAX_CODES:
-        tables = (kind(*(np.zeros(0, type) for type in (np.int32, *types))) for kind, types in _TYPES.items())
-        tables = (_longer_table(table, 0, 1) for table in tables)
-        _seen = chunks.Seen(np.zeros(4, np.int64), *tables, np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, bool))
-    old, number_C, done = _seen.counts.copy(), np.empty(len(begin_C), np.int32), 0
-    while (done := chunks.number_chunks(codes, begin_C, end_C, done, _seen, number_C)) < len(begin_C):
-        count, _, _, used = _seen.counts.tolist()
-        used += int(end_C[done] - begin_C[done]) + 1
-        table, more = _longer_table(_seen.chunks, count, count + 1), (_longer(a, used) for a in (_seen.codes, _seen.is_cut))
-        _seen = chunks.Seen(_seen.counts, table, _seen.distinct, _seen.words, *more)
+        _seen = _nothing()
+    old, number_C = _seen.counts.copy(), np.empty(len(begin_C), np.int32)
+    _seen = _seen._replace(
+        chunks=_longer_table(_seen.chunks, old[0], old[0] + len(begin_C)),
+        codes=_longer(_seen.codes, old[3] + len(codes) + 1),
+        is_cut=_longer(_seen.is_cut, old[3] + len(codes) + 1),
+    )
+    chunks.number_chunks(codes, begin_C, end_C, _seen, number_C)
     new = slice(old[0], _seen.counts[0])
     if new.start < new.stop:
-        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting_tables.tables(), _seen.is_cut)
+        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], tables(), _seen.is_cut)
         most = int(new.stop - new.start + np.count_nonzero(_seen.is_cut[old[3] : _seen.counts[3] + 1]))  # new words
         table, entries = _longer_table(_seen.distinct, old[2], old[2] + most), _longer(_seen.words, old[1] + most)
         _seen = _seen._replace(distinct=table, words=entries)
         chunks.add_words(old[0], _kinds(), _seen)
         _describe_words(_seen, old)
     return _seen, number_C
+
+
+def _nothing() -> chunks.Seen:
+    """Return what is known at the beginning."""
+    size = 1 << 12
+
+    def table(kind, *types):
+        return kind(np.full(4 * size, -1, np.int32), *(np.zeros(size, type) for type in types))
+
+    return chunks.Seen(
+        np.zeros(4, np.int64),
+        table(chunks.Chunks, np.uint64, np.int64, np.int32, np.int64, np.int32),
+        table(chunks.Distinct, np.uint64, np.int64, np.int32, np.uint16, np.uint64),
+        *(np.zeros(size, type) for type in (np.int32, np.uint32, bool)),
+    )
 
 
 def _describe_words(seen: chunks.Seen, old: np.ndarray) -> None:
@@ -129,7 +140,7 @@ def _longer(array: np.ndarray, least: int) -> np.ndarray:
     """Return the array, or a copy with room for at least `least` entries; the new ones are 0."""
     if least <= len(array):
         return array
-    copy = np.zeros(max(least, 2 * len(array), 1 << 12), array.dtype)
+    copy = np.zeros(max(least, 2 * len(array)), array.dtype)
     copy[: len(array)] = array
     return copy
 
@@ -168,12 +179,3 @@ def sums(values: np.ndarray, count: np.ndarray) -> np.ndarray:
     total = np.append(0, np.cumsum(values))
     ends = np.cumsum(count)
     return total[ends] - total[ends - count]
-
-
-def maxima(values: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Return the maxima of consecutive groups of `count` values that are not negative; an empty group gives 0."""
-    found = np.zeros(len(count), values.dtype)
-    if len(values):
-        full = np.flatnonzero(count)
-        found[full] = np.maximum.reduceat(values, (np.cumsum(count) - count)[full])
-    return found

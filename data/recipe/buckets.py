@@ -37,8 +37,8 @@ def bounds(files: Sequence[Path], column: str, buckets: int) -> dict[str, np.nda
     Bound j is the lowest value at which the documents up to it hold at least j / buckets of the bytes. Documents with equal
     values share a bucket, so a bucket may be empty if many are equal.
 
-    Args: files: the documents of a recipe. column: numbers.
-    Raises: UserError: no such column, or no numbers in it, or fewer than 2 buckets.
+    Args: files: the documents of a recipe, which have the column.
+    Raises: UserError: no numbers in the column, or fewer than 2 buckets.
     """
     check({"bucket_by": column, "buckets": buckets}, (column,))
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -65,10 +65,7 @@ def _compared(values: np.ndarray) -> np.ndarray:
 
 
 def numbers(table: pa.Table, column: str) -> np.ndarray:
-    """Return a column as float64 [N], NaN for null. Raises: UserError if there is none, or if it holds no numbers."""
-    if column not in table.column_names:
-        near = difflib.get_close_matches(column, table.column_names, n=1, cutoff=0.0)[0]
-        raise UserError(f"dataset.bucket_by={column!r}: the documents have no such column; the nearest is {near!r}")
+    """Return a column as float64 [N], NaN for null. Raises: UserError if it holds no numbers."""
     kind = table.schema.field(column).type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"dataset.bucket_by={column!r} holds {kind}; name a column of numbers, such as classifier_quality")
@@ -84,11 +81,9 @@ def _read(files: Sequence[Path], column: str) -> Iterator[tuple[str, np.ndarray,
 
     for path in files:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            columns = ["source", "text", *([column] if column in names else [])]
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=columns)
-                values = _compared(numbers(table if column in names else file.schema_arrow.empty_table(), column))
+                table = file.read_row_group(group, columns=["source", "text", column])
+                values = _compared(numbers(table, column))
                 sizes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
                 source = table.column("source").to_numpy()
                 for name in sorted(set(source)):

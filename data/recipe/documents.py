@@ -41,23 +41,26 @@ def read(job: Job, units: Sequence[Unit], numbers: Iterable[int], characters: in
     Args: characters: of a text's start.
     Memory: that of one row group of one stage's columns, whatever the size of the corpus.
     """
-    for at, some in itertools.groupby(sorted(set(numbers)), key=lambda number: number >> 32):
-        if at < len(units):
-            rows = np.array([number & 0xFFFFFFFF for number in some], np.int64)
-            yield from _of_unit(job, units[at], rows, characters)
+    for unit, rows in _by_unit(units, numbers):
+        yield from _of_unit(job, unit, rows, characters)
 
 
 def names(job: Job, units: Sequence[Unit], numbers: Iterable[int]) -> dict[int, str]:
     """Return the ids of documents by their numbers."""
-    first = job.stages[:1]
     found: dict[int, str] = {}
+    for unit, rows in _by_unit(units, numbers):
+        with pq.ParquetFile(job.path(job.stages[0], unit)) as file:
+            for group, some, inside in _groups(file, rows):
+                ids = file.read_row_group(group, columns=["id"]).column("id")
+                found.update(zip(((unit.number << 32) + some).tolist(), _taken(ids, inside)))
+    return found
+
+
+def _by_unit(units: Sequence[Unit], numbers: Iterable[int]) -> Iterator[tuple[Unit, np.ndarray]]:
+    """Yield units, and the rows in each that these numbers name, int64, ascending."""
     for at, some in itertools.groupby(sorted(set(numbers)), key=lambda number: number >> 32):
         if at < len(units):
-            with pq.ParquetFile(job.path(first[0], units[at])) as file:
-                for group, rows, inside in _groups(file, np.array([number & 0xFFFFFFFF for number in some], np.int64)):
-                    ids = file.read_row_group(group, columns=["id"]).column("id")
-                    found.update(zip(((at << 32) + rows).tolist(), _taken(ids, inside)))
-    return found
+            yield units[at], np.array([number & 0xFFFFFFFF for number in some], np.int64)
 
 
 def _of_unit(job: Job, unit: Unit, rows: np.ndarray, characters: int) -> Iterator[Found]:

@@ -154,7 +154,7 @@ def _audited(first: Batch, stays: np.ndarray) -> tuple[dict[str, Any], dict[str,
     from data.filters import bias
 
     counted = bias.audited(first.texts)
-    labels = bias.topics_of(counted.hits)["topic"]
+    labels = bias.topics_of(counted.hits)
     parts = {"before": slice(None), "after": stays}
     return (
         {when: bias.table(counted.counts[some]) for when, some in parts.items()},

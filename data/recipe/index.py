@@ -10,6 +10,7 @@ A document's place in an index is its row among those that stayed.
 """
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -37,12 +38,6 @@ class Index(NamedTuple):
     folder: Path
     key: str
 
-    def name(self, place: int) -> str:
-        """Return "KEY/SOURCE/ID" of a document."""
-        ends, names = _opened(self.folder)
-        begin = int(ends[place - 1]) if place else 0
-        return f"{self.key}/{bytes(names[begin : int(ends[place])]).decode()}"
-
 
 @functools.lru_cache(maxsize=64)
 def _opened(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -51,9 +46,16 @@ def _opened(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def names(numbers: np.ndarray, against: Sequence[Index]) -> list[str | None]:
-    """Return the name of each document of an earlier corpus; None for those of this one. numbers: as in keep.old_bits."""
-    from_old, corpus, place = old_places(numbers)
-    return [against[c].name(p) if old else None for old, c, p in zip(from_old.tolist(), corpus.tolist(), place.tolist())]
+    """Return "KEY/SOURCE/ID" of each document of an earlier corpus, None for others. numbers: as in keep.old_bits."""
+    found: list[str | None] = []
+    for from_old, corpus, place in zip(*(values.tolist() for values in old_places(numbers))):
+        if from_old:
+            ends, names = _opened(against[corpus].folder)
+            begin = int(ends[place - 1]) if place else 0
+            found.append(f"{against[corpus].key}/{bytes(names[begin : int(ends[place])]).decode()}")
+        else:
+            found.append(None)
+    return found
 
 
 def find(against: str, workdir: Path | None = None) -> list[Index]:
@@ -174,11 +176,8 @@ def _written(file, documents: Sequence[Path]) -> Iterator[np.ndarray]:
 
 def saved_hash(path: Path) -> str:
     """Return the XXH3 of a file, 128 bits in hexadecimal."""
-    state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def tidy(workdir: Path, key: str | None) -> None:

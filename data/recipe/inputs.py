@@ -26,27 +26,21 @@ class Unit(NamedTuple):
 def units(files: Iterable[tuple[str, str]], max_bytes: int | None = None) -> list[Unit]:
     """Group (path, id), in order, into units. max_bytes: see `archives.Options`; it limits the sizes that are counted."""
 
-    def limited(path: str, bytes: int) -> int:
+    sized = []  # (path, id, bytes that are counted, what names the file)
+    for path, id in files:
+        size, state = _state(path)
         capped = max_bytes is not None and path.startswith((archives.TFDS, archives.INSTALLATION))
-        return min(bytes, max_bytes) if capped else bytes
-
-    files = [(path, id, *_state(path)) for path, id in files]
-    most = min(UNIT_BYTES, max(MIN_UNIT_BYTES, sum(limited(path, bytes) for path, _, bytes, _ in files) // UNITS))
-    found, some, size, states = [], [], 0, []
-
-    def end() -> None:
-        name = f"{len(found):05d}-{digest(states)}"
-        found.append(Unit(name, len(found), tuple(some), size))
-
-    for path, id, bytes, state in files:
-        some.append((path, id))
-        states.append((id, bytes, state))
-        size += limited(path, bytes)
-        if size >= most or len(some) >= UNIT_FILES:
-            end()
-            some, size, states = [], 0, []
-    if some:
-        end()
+        sized.append((path, id, min(size, max_bytes) if capped else size, (id, size, state)))
+    most = min(UNIT_BYTES, max(MIN_UNIT_BYTES, sum(size for _, _, size, _ in sized) // UNITS))
+    found: list[Unit] = []
+    begin, size = 0, 0
+    for end, file in enumerate(sized, 1):
+        size += file[2]
+        if size >= most or end - begin >= UNIT_FILES or end == len(sized):
+            some = sized[begin:end]
+            name = f"{len(found):05d}-{digest([state for *_, state in some])}"
+            found.append(Unit(name, len(found), tuple((path, id) for path, id, *_ in some), size))
+            begin, size = end, 0
     return found
 
 

@@ -69,7 +69,7 @@ def plan(
     """
     stages = {**STAGES, **more, **CORPUS}
     with naming("rules"):
-        rules = parse(config["rules"])
+        rules = {rule.column: rule for rule in parse(config["rules"])}
     read = dict(config["read"])
     planned = [Planned("read", None, read, digest((read, FORMAT, code(READER))), ())]
     text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS} | {"metadata": [None]})
@@ -82,7 +82,7 @@ def plan(
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
-        if name not in CORPUS:
+        if name not in CORPUS and stage.resolve:
             options = dict(stage.resolve(options))
         depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
@@ -95,15 +95,16 @@ def plan(
             depends.append([index.key for index in against])
             columns = stage.columns
         else:
-            depends.append(stage.depends(options))
+            depends.append(stage.depends(options) if stage.depends else None)
             # A document of one word tells which columns there will be.
             columns = stage.columns or tuple(column for column in stage.run(batch, options) if column != "text")
         compared = tuple(against) if name in CORPUS else ()
-        planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns), compared))
+        own = tuple(rules[column] for column in columns if column in rules)
+        planned.append(Planned(name, stage, options, digest(depends), own, compared))
         known.update(columns)
         text = planned[-1].key if stage.rewrites else text
     measured = {rule.column for one in planned for rule in one.rules}
-    for rule in rules:
+    for rule in rules.values():
         if rule.column in ORIGINS and rule.column not in measured:  # such as the language that a source declares
             planned[0] = planned[0]._replace(rules=(*planned[0].rules, rule))
         elif rule.column not in measured:
@@ -115,14 +116,11 @@ def plan(
     return planned
 
 
-def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
-    by_column = {rule.column: rule for rule in rules}
-    return tuple(by_column[column] for column in columns if column in by_column)
-
-
 def _own_code(stage: Any) -> str:
-    """Return the source of a stage itself."""
-    return inspect.getsource(type(stage) if stage in CORPUS.values() else stage.call)
+    """Return the source of a stage itself, and what it names."""
+    if stage in CORPUS.values():
+        return inspect.getsource(type(stage))
+    return f"{stage.function}: {inspect.getsource(stage.call)}"
 
 
 @functools.cache

@@ -57,23 +57,12 @@ def array(values: Sequence[str | None] | np.ndarray) -> pa.Array:
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(encoded)), null)
 
 
-class Reader:
-    """Reads a file of Writer batch by batch: read(k) returns the columns of batch k, strings as lists, the rest as arrays."""
-
-    def __init__(self, path: Path):
-        self._file = pq.ParquetFile(path)
-        self.batches = max(1, self._file.num_row_groups)
-
-    def read(self, k: int) -> dict[str, Any]:
-        table = (
-            self._file.read_row_group(k, use_threads=False)
-            if self._file.num_row_groups
-            else self._file.schema_arrow.empty_table()
-        )
-        return {name: _values(table.column(name)) for name in table.column_names}
-
-    def close(self) -> None:
-        self._file.close()
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the columns of each batch that a Writer wrote, at least one: strings as lists, the rest as arrays."""
+    with pq.ParquetFile(path) as file:
+        groups = (file.read_row_group(k, use_threads=False) for k in range(file.num_row_groups))
+        for table in groups if file.num_row_groups else [file.schema_arrow.empty_table()]:
+            yield {name: _values(table.column(name)) for name in table.column_names}
 
 
 def _values(column: pa.ChunkedArray) -> list | np.ndarray:

@@ -7,22 +7,23 @@ change it.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.recipe import tables
-from data.recipe.batch import ORIGINS, Batch, Columns
+from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import TABLE, scores
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
 from data.recipe.rules import Rule, reasons
-from data.recipe.unread import Unread
 from data.sources.source import Document, Quarantined
 from lm.files import saving
 
+LISTED = 100  # faults of a file for one reason; more are counted, so that a file of bad lines does not fill the memory
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 4096  # a batch ends with the document that reaches one; its arrays fit a cache
 
 
@@ -54,7 +55,7 @@ class Job:
 
 
 def run(job: Job, unit: Unit) -> dict[str, int]:
-    """Make the missing results of a unit. Returns {documents, characters, quarantined}."""
+    """Make the missing results of a unit. Returns {documents, characters}."""
     gathers = job.gathers is not None and not (job.part(unit) / "done.json").exists()
     counts = {"documents": 0, "characters": 0}
     with contextlib.ExitStack() as stack:
@@ -69,7 +70,7 @@ def run(job: Job, unit: Unit) -> dict[str, int]:
                 part.add([batch.texts[n] for n in stays], numbers, scores(batch, job.gathers.options, stays))
     if gathers:
         saving.write_json(job.part(unit) / "done.json", counts)
-    return counts | {"quarantined": len(quarantined(job, unit))}
+    return counts
 
 
 def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
@@ -80,10 +81,9 @@ def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
     paths, missing = [job.path(stage, unit) for stage in job.stages], _missing(job, unit)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(tables.writing(path)) if new else None for path, new in zip(paths, missing)]
-        readers = [None if new else stack.enter_context(contextlib.closing(tables.Reader(p))) for p, new in zip(paths, missing)]
-        read = _read(job, unit) if missing[0] else (readers[0].read(k) for k in range(readers[0].batches))
+        readers = [None if new else stack.enter_context(contextlib.closing(tables.read(p))) for p, new in zip(paths, missing)]
         row = 0
-        for k, columns in enumerate(read):
+        for columns in readers[0] or _read(job, unit):
             batch = first = Batch(columns)
             if writers[0]:
                 writers[0].write(columns)
@@ -93,10 +93,12 @@ def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
                 if writer:
                     more = {"numbers": numbers, "table": job.table(stage), "against": stage.against} if stage.compares else {}
                     columns = dict(stage.stage.run(batch, stage.options | more))
-                    writer.write(columns | _changed(columns, batch.texts))
+                    changed = [None if new == old else new for new, old in zip(columns.get("text", ()), batch.texts)]
+                    writer.write(columns | ({"text": changed} if "text" in columns else {}))
                 else:
-                    columns = reader.read(k)
-                    columns |= _filled(columns, batch.texts)
+                    columns = next(reader)
+                    if "text" in columns:
+                        columns["text"] = [old if new is None else new for new, old in zip(columns["text"], batch.texts)]
                 batch = batch.replaced(columns)
             yield batch, first
 
@@ -110,16 +112,6 @@ def _missing(job: Job, unit: Unit) -> list[bool]:
 def is_done(job: Job, unit: Unit) -> bool:
     """Return whether the unit has the results of all stages."""
     return not any(_missing(job, unit))
-
-
-def _changed(columns: Columns, texts: Sequence[str]) -> dict[str, list[str | None]]:
-    """Return the column of texts, if there is one, with None in place of those that the stage left as they were."""
-    return {"text": [None if new == old else new for new, old in zip(columns["text"], texts)]} if "text" in columns else {}
-
-
-def _filled(columns: Columns, texts: Sequence[str]) -> dict[str, list[str]]:
-    """Undo `_changed`."""
-    return {"text": [old if new is None else new for new, old in zip(columns["text"], texts)]} if "text" in columns else {}
 
 
 def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
@@ -149,6 +141,47 @@ def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
     saving.write_lines(_quarantine(job, unit), unread.rows, ensure_ascii=True)
 
 
+class Unread:
+    """Collects {"file", "path", "where", "reason", "place", "count", "documents"} of what could not be read.
+
+    file: the id in the input. place: [first, end), bytes of the file, or None. count: faults that the entry stands for.
+    documents: how many the file gave; 0: nothing of it could be read.
+    """
+
+    def __init__(self):
+        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._of_file: list[dict[str, Any]] = []
+        self._faults = 0
+
+    def add(self, found: Quarantined, path: str, id: str) -> None:
+        """Add a fault. path, id: of the file, source tree or repository that is being read."""
+        self._faults += 1
+        inside = os.path.relpath(found.path, path) if found.path.startswith(path + os.sep) else ""
+        file = f"{id}/{inside}" if inside else id
+        rows = self._rows.setdefault((file, found.reason), [])
+        if len(rows) > LISTED:
+            rows[-1]["count"] += 1
+            rows[-1]["where"] = f"and {rows[-1]['count']:,} more"
+            return
+        where, place = (found.where, found.place) if len(rows) < LISTED else ("and 1 more", None)
+        about = {"file": file, "path": found.path, "where": where, "reason": found.reason, "place": place}
+        rows.append(about | {"count": 1, "documents": 0})
+        if not inside:
+            self._of_file.append(rows[-1])
+
+    def end_file(self, path: str, id: str, documents: int) -> None:
+        """Say how many documents the file gave whose faults were added last. A file without any is a fault, too."""
+        if not documents and not self._faults:
+            self.add(Quarantined(path, "", "no documents"), path, id)
+        for row in self._of_file:
+            row["documents"] = documents
+        self._of_file, self._faults = [], 0
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for rows in self._rows.values() for row in rows]
+
+
 def _origins(document: Document, source: str) -> tuple[str | None, ...]:
     metadata = (document.metadata or {}) | ({"split_key": document.split_key} if document.split_key else {})
     about = json.dumps(metadata, sort_keys=True, ensure_ascii=False) if metadata else None
@@ -160,6 +193,6 @@ def _quarantine(job: Job, unit: Unit) -> Path:
 
 
 def quarantined(job: Job, unit: Unit) -> list[dict[str, Any]]:
-    """Return all that could not be read in a unit, see data/recipe/unread.py."""
+    """Return all that could not be read in a unit, see `Unread`."""
     with _quarantine(job, unit).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -57,21 +57,15 @@ def files(path: str | os.PathLike) -> list[str]:
 
 def open_corpus(path: str | os.PathLike) -> list[Source]:
     """Return a source for each value of the column `source`, in order of names. Raises: UserError: no document is left."""
-    names = source_names(path)
-    if not names:
-        raise UserError(f"{path}: no document is left in this corpus; see its report.html for the rules that drop them")
-    return [Source(name, functools.partial(read, path, name)) for name in names]
-
-
-def source_names(path: str | os.PathLike) -> list[str]:
-    """Return the values of the column `source`, sorted."""
     import pyarrow.parquet as pq
 
-    found: set[str] = set()
+    names: set[str] = set()
     for file in files(path):
         with streams.open_regular(file) as opened:
-            found.update(pq.read_table(opened, columns=["source"]).column("source").unique().to_pylist())
-    return sorted(found)
+            names.update(pq.read_table(opened, columns=["source"]).column("source").unique().to_pylist())
+    if not names:
+        raise UserError(f"{path}: no document is left in this corpus; see its report.html for the rules that drop them")
+    return [Source(name, functools.partial(read, path, name)) for name in sorted(names)]
 
 
 def read(

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, BinaryIO
 
 from data.sources import corpus, objects, plain_text, streams, walk
 from data.sources.not_found import TEXT, missing, other_format
@@ -18,6 +19,9 @@ from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
 from lm.bucket.store import is_url
 from lm.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
@@ -209,39 +213,61 @@ def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
 
 def json_lines(path: str) -> Iterator[tuple[int, dict]]:
     """Yield (line number from 1, object) of a file that may be compressed. Raises: UserError, OSError."""
-    offset = 0
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"{path}:{number}"
-        start, offset = offset, offset + len(line)
-        if number == 1:
-            line = line.removeprefix(BOM)
-            start = offset - len(line)
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: byte {start + error.start} is not valid UTF-8; {TO_UTF8}") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error}); write one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
-        yield number, row
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    """Yield lines with their newline, of a file that may be compressed. A damaged archive is an error."""
     try:
-        with streams.open_stream(path) as stream:
-            for number, line in enumerate(streams.lines(stream, MAX_LINE_BYTES), start=1):
-                if line is None:
-                    raise UserError(
-                        f"{path}:{number}: the line has over {MAX_LINE_BYTES >> 20} MiB; write one document a line, "
-                        "or leave the file out"
-                    )
-                yield line
+        for number, row in json_rows(path, MAX_LINE_BYTES):
+            if isinstance(row, BadLine):
+                raise UserError(f"{path}:{number}: {row.detail}") from row
+            if isinstance(row, Unreadable):
+                raise row
+            yield number, row
     except Unreadable as error:
         raise unreadable(path, error) from error
+
+
+class BadLine(Unreadable):
+    """A line that holds no JSON object."""
+
+
+def json_rows(path: str, limit: int) -> Iterator[tuple[int, dict | Unreadable]]:
+    """Yield (line number from 1, object) of a file that may be compressed, or why there is none. Blank lines give nothing.
+
+    limit: bytes of a line. Raises: Unreadable, OSError: the file cannot be opened.
+    """
+    offset = 0
+    with streams.open_stream(path) as stream:
+        for number, line in enumerate(_lines(stream, limit), start=1):
+            if isinstance(line, Unreadable):
+                yield number, line
+                continue
+            start, offset = offset, offset + len(line)
+            if number == 1:
+                line = line.removeprefix(BOM)
+                start = offset - len(line)
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                row = BadLine("invalid utf-8", f"byte {start + error.start} is not valid UTF-8; {TO_UTF8}")
+            except (ValueError, RecursionError) as error:
+                row = BadLine("not json", f"not JSON ({error}); write one JSON object a line")
+            if not isinstance(row, dict | Unreadable):
+                row = BadLine("not an object", f"a JSON {type(row).__name__}, not an object; write one JSON object a line")
+            yield number, row
+
+
+def _lines(stream: BinaryIO, limit: int) -> Iterator[bytes | Unreadable]:
+    """Yield lines, and the error for each that is too long and each stretch that cannot be read. Lines behind it follow."""
+    size = f"{limit >> 20} MiB"
+    long = BadLine(f"line over {size}", f"the line has over {size}; write one document a line, or leave the file out")
+    while True:
+        try:
+            yield from (long if line is None else line for line in streams.lines(stream, limit))
+            return
+        except Unreadable as error:
+            yield error
+            if error.lost is None:
+                return
 
 
 def unreadable(path: str, error: Unreadable) -> UserError:
@@ -258,12 +284,6 @@ def unreadable(path: str, error: Unreadable) -> UserError:
 
 
 def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
-    import pyarrow
-
-    def is_string(kind: pyarrow.DataType) -> bool:
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-
     def chosen(schema: pyarrow.Schema) -> list[str]:
         kinds = {field.name: field.type for field in schema}
         if text_key not in kinds or not is_string(kinds[text_key]):
@@ -279,6 +299,14 @@ def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
         document = _from_row(row, text_key, f"{id}:{number}", f"{path}: row {number}", path)
         if document:
             yield document
+
+
+def is_string(kind: pyarrow.DataType) -> bool:
+    """Return whether a column of this type holds strings, plain or in a dictionary."""
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 
 def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[int, dict]]:
@@ -320,9 +348,9 @@ def _from_row(row: dict, text_key: str, id: str, where: str, path: str) -> Docum
     # The text itself may be in a field such as `source`.
     given = {key: row[key] for key in _ABOUT if key != text_key and isinstance(row.get(key), str) and row[key]}
     return Document(
-        id=_encodable(given.get("id", id)),
+        id=encodable(given.get("id", id)),
         text=text,
-        origin=_encodable(given.get("url") or given.get("source") or path),
+        origin=encodable(given.get("url") or given.get("source") or path),
         licence=given.get("license") or given.get("licence"),
     )
 
@@ -334,7 +362,8 @@ def _text_key(row: dict) -> str:
     return "set data.text_key to one that holds a string" + (f", such as --config.data.text_key={longest}" if longest else "")
 
 
-def _encodable(string: str) -> str:
+def encodable(string: str) -> str:
+    """Return a string that UTF-8 can hold: "?" stands for lone surrogates."""
     return string if string.isascii() else string.encode(errors="replace").decode()
 
 

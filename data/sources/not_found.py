@@ -36,19 +36,21 @@ def other_format(part: str, extensions: tuple[str, ...]) -> str:
 
 def siblings(part: str) -> list[str]:
     """Return the names in the deepest existing folder of the path `part`."""
-    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
-    while folder and not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return sorted(os.listdir(folder or "."))
+    return sorted(os.listdir(_existing(part)[0] or "."))
+
+
+def _existing(part: str) -> tuple[str, str]:
+    """Return the deepest existing folder of a path, "" for the working directory, and the first name in it that is missing."""
+    wrong = os.path.expanduser(part).rstrip("/")
+    while (folder := os.path.dirname(wrong)) and not os.path.isdir(folder):
+        wrong = folder
+    return folder, os.path.basename(wrong)
 
 
 def missing(part: str) -> UserError:
     """Return the error for a missing path, with the nearest existing name."""
-    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
-    wrong = os.path.expanduser(part).rstrip("/")
-    while folder and not os.path.isdir(folder):
-        folder, wrong = os.path.dirname(folder), folder
-    near = difflib.get_close_matches(os.path.basename(wrong), siblings(part), n=1, cutoff=0.5)
+    folder, wrong = _existing(part)
+    near = difflib.get_close_matches(wrong, siblings(part), n=1, cutoff=0.5)
     hint = f"nearest: {os.path.join(folder, near[0])!r}" if near else f"nothing like it in {folder or os.getcwd()!r}"
     if not near:
         hint += windows_hint(part) or ("/" in part and hub_hint(part, "dataset") or "")

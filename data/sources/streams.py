@@ -79,18 +79,13 @@ def lines(stream: BinaryIO, limit: int) -> Iterator[bytes | None]:
         if len(line) <= limit:
             yield line
             continue
-        skip_line(stream, line)
+        left = SKIPPED_BYTES
+        while line and not line.endswith(b"\n"):
+            left -= len(line)
+            if left < 0:
+                raise Unreadable(f"line over {SKIPPED_BYTES >> 30} GiB")
+            line = stream.readline(BLOCK_BYTES)
         yield None
-
-
-def skip_line(stream: BinaryIO, begun: bytes) -> None:
-    """Skip the rest of a line that began with `begun`. Raises: Unreadable if it has more than `SKIPPED_BYTES`."""
-    left = SKIPPED_BYTES
-    while begun and not begun.endswith(b"\n"):
-        left -= len(begun)
-        if left < 0:
-            raise Unreadable(f"line over {SKIPPED_BYTES >> 30} GiB")
-        begun = stream.readline(BLOCK_BYTES)
 
 
 def reason(error: OSError) -> str:

@@ -127,8 +127,9 @@ def _model():
     check_speaker("--checkpoint", FLAGS.checkpoint)
     from lm.align.reward_model import chat_template_of
     from lm.infer.engine.open import open_engine
+    from lm.infer.engine.room import Capacity
 
-    engine = open_engine(FLAGS.checkpoint, rows=1)
+    engine = open_engine(FLAGS.checkpoint, Capacity(rows=1))
     if engine.tokenizer is None:
         raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer, so it cannot read messages")
     settings = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "declare": FLAGS.declare}

@@ -237,10 +237,11 @@ def main() -> None:
 def _opened(checkpoint: str, declare: bool) -> Model:
     from lm.align.reward_model import chat_template_of
     from lm.infer.engine.open import open_engine
+    from lm.infer.engine.room import Capacity
     from lm.train.checks import check_speaker
 
     check_speaker("--checkpoint", checkpoint)
-    return local_model(open_engine(checkpoint, rows=1), chat_template_of(checkpoint), declare=declare)
+    return local_model(open_engine(checkpoint, Capacity(rows=1)), chat_template_of(checkpoint), declare=declare)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from data.sources.files import json_lines
 from lm import cli
 from lm.errors import UserError
 from lm.evals.stats.measures import badness, is_number, main_metric, metrics, tasks
-from lm.evals.stats.significance import holm, paired, unpaired
+from lm.evals.stats.significance import comparison_row, holm, paired, unpaired
 from lm.runs.workdir import read_object
 
 SHOWN = 5  # examples of items that do not join
 TRIED = ("family", "attempt", "sample")  # keys beside doc_id that distinguish several samples of one item
+
+_Items = dict[tuple, list[tuple[bytes, dict]]]  # {(doc_id, keys of TRIED): (hash of the item, its metrics) of its samples}
 
 
 def compare(before: str | os.PathLike, after: str | os.PathLike, *, any_prompt: bool = False) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def compare_runs(
     compared: dict[str, dict] = {}
     for task in figures[1]:
         if task in figures[0]:
-            sides = [side.get(task, _Items()) for side in items]
+            sides = [side.get(task, {}) for side in items]
             compared[task] = _task([figure[task] for figure in figures], sides, any_prompt)
     for main in (True, False):
         rows = [row for t in compared.values() for name, row in t["metrics"].items() if (name == t["main"]) == main]
@@ -68,14 +70,12 @@ def compare_runs(
     return {"tasks": compared, "only_before": only[0], "only_after": only[1]}
 
 
-def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False) -> list[dict]:
+def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0) -> list[dict]:
     """Return the rows that got worse, with their "task" and "metric": the value moved away from its ideal by more than
     `tolerance` (in the metric's units) with p_holm < alpha, or it was known before and is unknown now."""
     rows = []
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
-            if only_main and metric != part["main"]:
-                continue
             if row["after"] is None and row["before"] is not None:
                 rows.append({"task": task, "metric": metric, **row})
             if row["better"] is not False or row["p_holm"] is None or row["p_holm"] >= alpha:
@@ -94,31 +94,19 @@ def change_line(row: Mapping) -> str:
     return f"{moved} ({row['difference']:+.4g}{p})"
 
 
-class _Items(dict):
-    """{(doc_id, keys of TRIED): (hash of the item, its metrics)}. repeated: counts of the keys that occur more than once."""
-
-    def __init__(self):
-        super().__init__()
-        self.repeated: dict[tuple, int] = {}
-
-
 def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
     by_task: dict[str, _Items] = {}
     for sample in samples:
-        items = by_task.setdefault(str(sample.get("task")), _Items())
         key = tuple(str(sample[part]) for part in ("doc_id", *TRIED) if sample.get(part) is not None)
-        if key in items or key in items.repeated:
-            items.repeated[key] = items.repeated.get(key, 1) + 1
-            items.pop(key, None)
-            continue
         item = [sample.get(part) for part in ("prompt", "choices", "target")]
         text = json.dumps(item, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        items[key] = (xxhash.xxh3_128_digest(text), sample.get("metrics") or {})
+        same = by_task.setdefault(str(sample.get("task")), {}).setdefault(key, [])
+        same.append((xxhash.xxh3_128_digest(text), sample.get("metrics") or {}))
     return by_task
 
 
 def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool) -> dict[str, Any]:
-    before, after = sides
+    before, after = ({key: same[0] for key, same in side.items() if len(same) == 1} for side in sides)
     both = [key for key in after if key in before]
     differing = [] if any_prompt else [key for key in both if before[key][0] != after[key][0]]
     left_out = set(differing)
@@ -130,14 +118,16 @@ def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool)
         pairs = [(before[key][1].get(metric), after[key][1].get(metric)) for key in joined]
         pairs = [pair for pair in pairs if all(map(is_number, pair))]
         row = paired(*zip(*pairs)) if pairs else _figures(*figures, metric)
-        rows[metric] = row | {"p_holm": None, "better": _better(metric, row["before"], row["after"])}
+        bad = [None if row[end] is None else badness(metric, row[end]) for end in ("before", "after")]
+        better = None if None in bad or bad[0] == bad[1] else bad[1] < bad[0]
+        rows[metric] = row | {"p_holm": None, "better": better}
     return {
         "main": main_metric(figures[1]),
         "n": len(joined),
         "only_before": _count_and_examples(key for key in before if key not in after),
         "only_after": _count_and_examples(key for key in after if key not in before),
         "differing": _count_and_examples(differing),
-        "repeated": _count_and_examples({**before.repeated, **after.repeated}),
+        "repeated": _count_and_examples({key: None for side in sides for key, same in side.items() if len(same) > 1}),
         "metrics": rows,
     }
 
@@ -148,16 +138,7 @@ def _figures(before: Mapping, after: Mapping, metric: str) -> dict[str, Any]:
     errors = [side.get(f"{metric}_stderr") for side in (before, after)]
     if None not in values and all(map(is_number, errors)):
         return unpaired(*values, *errors)
-    difference = None if None in values else values[1] - values[0]
-    unknown = dict.fromkeys(("stderr", "low", "high", "p", "test", "n"))
-    return {"before": values[0], "after": values[1], "difference": difference} | unknown
-
-
-def _better(metric: str, before: float | None, after: float | None) -> bool | None:
-    if before is None or after is None:
-        return None
-    bad = [badness(metric, before), badness(metric, after)]
-    return None if None in bad or bad[0] == bad[1] else bad[1] < bad[0]
+    return comparison_row(*values, None if None in values else values[1] - values[0])
 
 
 def _count_and_examples(keys: Iterable[tuple]) -> dict[str, Any]:

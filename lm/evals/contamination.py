@@ -37,22 +37,19 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
     long, short = (Report(benchmark(rows, size, size, keep_symbols=False)) for size in (LONG, SHORT))
     for batch in _batched(texts):
         for report in (long, short):
-            report.add(find(batch, report.held), range(len(batch)))
-    results = []
-    for i, (item, of_long, of_short) in enumerate(zip(items, long.rows(), short.rows())):
-        share_long, share = of_long["share"], of_short["share"]
-        results.append(
-            {
-                "task": item.task,
-                "doc_id": item.doc_id,
-                "words": of_short["words"],
-                "overlap": share,
-                "overlap_13": share_long,
-                "matched": [" ".join(gram) for gram in (long.matched(i) or short.matched(i))[:SHOWN]],
-                "dirty": None if share is None else bool(share_long) or share >= SHARE,
-            }
-        )
-    return results
+            report.add(find(batch, report.held))
+    return [
+        {
+            "task": item.task,
+            "doc_id": item.doc_id,
+            "words": int(short.held.words[i]),
+            "overlap": short.share(i),
+            "overlap_13": long.share(i),
+            "matched": [" ".join(gram) for gram in (long.matched(i) or short.matched(i))[:SHOWN]],
+            "dirty": None if (share := short.share(i)) is None else bool(long.share(i)) or share >= SHARE,
+        }
+        for i, item in enumerate(items)
+    ]
 
 
 def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -72,30 +69,31 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     Returns: {"tasks": {task: {"items", "dirty", "untold": items too short to check, "metrics": {metric: {"all", "clean",
     "clean_stderr", "dirty"}}}}, "items": the dirty entries of `check`}. Samples with the same doc_id count as one item.
     """
-    kept = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
     items: dict[tuple, BenchmarkItem] = {}
-    for task, doc_id, text, _ in kept:
-        items.setdefault((task, str(doc_id)), BenchmarkItem(task, doc_id, text))
+    metrics_of: list[tuple[tuple, Mapping]] = []
+    for sample in samples:
+        task, doc_id = str(sample["task"]), sample["doc_id"]
+        items.setdefault((task, str(doc_id)), BenchmarkItem(task, doc_id, query(sample)))
+        metrics_of.append(((task, str(doc_id)), sample.get("metrics") or {}))
     checked = dict(zip(items, check(list(items.values()), texts), strict=True))
     tasks: dict[str, dict] = {}
-    for (task, _), one in checked.items():
+    for (task, _), item in checked.items():
         counts = tasks.setdefault(task, {"items": 0, "dirty": 0, "untold": 0, "metrics": {}})
         counts["items"] += 1
-        counts["dirty"] += one["dirty"] is True
-        counts["untold"] += one["dirty"] is None
+        counts["dirty"] += item["dirty"] is True
+        counts["untold"] += item["dirty"] is None
     values: dict[tuple, dict[str, list]] = {}
-    for task, doc_id, _, metrics in kept:
-        dirty = checked[task, str(doc_id)]["dirty"]
+    for key, metrics in metrics_of:
+        part = {True: "dirty", False: "clean", None: "untold"}[checked[key]["dirty"]]
         for metric, value in metrics.items():
             if is_number(value):
-                parts = values.setdefault((task, metric), {"all": [], "clean": [], "dirty": []})
+                parts = values.setdefault((key[0], metric), {"all": [], "clean": [], "dirty": [], "untold": []})
                 parts["all"].append(value)
-                if dirty is not None:
-                    parts["dirty" if dirty else "clean"].append(value)
+                parts[part].append(value)
     for (task, metric), parts in values.items():
         clean = mean("clean", parts["clean"])
         tasks[task]["metrics"][metric] = {part: mean(part, parts[part])[part] for part in ("all", "dirty")} | clean
-    return {"tasks": tasks, "items": [one for one in checked.values() if one["dirty"]]}
+    return {"tasks": tasks, "items": [item for item in checked.values() if item["dirty"]]}
 
 
 def query(sample: Mapping) -> str:
@@ -103,16 +101,16 @@ def query(sample: Mapping) -> str:
     return the part after the last blank line, where the examples end."""
     if isinstance(sample.get("query"), str):
         return sample["query"]
-    asked = sample.get("messages") or sample.get("prompt") or ""
-    if isinstance(asked, list) and isinstance(asked[0], str):  # a prompt for each choice
-        asked = asked[0]
-    if isinstance(asked, str):
-        return asked.rstrip().rpartition("\n\n")[2]
-    said = [str(m.get("content") or "") for m in asked if isinstance(m, Mapping) and m.get("role") == "user"]
-    return said[-1] if said else ""
+    prompt = sample.get("messages") or sample.get("prompt") or ""
+    if isinstance(prompt, list) and isinstance(prompt[0], str):  # a prompt for each choice
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return prompt.rstrip().rpartition("\n\n")[2]
+    turns = [str(m.get("content") or "") for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"]
+    return turns[-1] if turns else ""
 
 
-def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
+def texts(input: str | os.PathLike) -> Iterator[str]:
     """Yield the training text of `input`: a run's workdir, a packed dataset in it (workdir/data/HASH), or any value of
     data.input (files, folders, globs, a TFDS name).
 
@@ -121,22 +119,17 @@ def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
     """
     from data.sources import open_sources
     from data.text.batches import prepared
-
-    folder = Path(input)
-    datasets = [path for path in (folder, *sorted(folder.glob("data/*"))) if prepared(path)] if folder.is_dir() else []
-    for dataset in datasets:
-        yield from _packed(dataset)
-    if not datasets:
-        for source in open_sources(os.fspath(input), text_key=text_key):
-            yield from (document.text for document in source.read())
-
-
-def _packed(dataset: Path) -> Iterator[str]:
     from data.text.dataset import texts as packed_texts
     from data.text.tokenizer import load_tokenizer
 
-    workdir = dataset.resolve().parent.parent
-    if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
-        raise UserError(f"{dataset}: no tokenizer in {workdir} to decode it with; name the run's workdir or the text files")
-    for piece in packed_texts(dataset, "train", load_tokenizer(workdir)):
-        yield piece.decode("utf-8", "replace")
+    folder = Path(input)
+    packed = [path for path in (folder, *sorted(folder.glob("data/*"))) if prepared(path)] if folder.is_dir() else []
+    for path in packed:
+        workdir = path.resolve().parent.parent
+        if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+            raise UserError(f"{path}: no tokenizer in {workdir} to decode it with; name the run's workdir or the text files")
+        for piece in packed_texts(path, "train", load_tokenizer(workdir)):
+            yield piece.decode("utf-8", "replace")
+    if not packed:
+        for source in open_sources(os.fspath(input)):
+            yield from (document.text for document in source.read())

@@ -2,22 +2,21 @@
 
 import functools
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import xxhash
 
 from data.recipe.batch import Batch, Columns
 from data.recipe.stages import Stage
-from lm.errors import UserError
+from lm.errors import UserError, after
 
 
-def _perplexity(_: ModuleType, batch: Batch, options: Mapping[str, Any]) -> Columns:
+def _perplexity(scorer_of: Callable, batch: Batch, options: Mapping[str, Any]) -> Columns:
     from lm.evals.documents import columns
 
-    scorer = _scorer(options["checkpoint"], options["content"], options["max_tokens"], options["batch"])
+    scorer = scorer_of(options["checkpoint"], options["content"], options["max_tokens"], options["batch"])
     return columns(scorer.scores(batch.texts))
 
 
@@ -63,13 +62,11 @@ def _content(checkpoint: str) -> str:
     from lm.runs.checkpoint import newest
 
     path, step, below = Path(checkpoint), None, None
-    try:
+    with after("perplexity.checkpoint: "):
         config = open_source(path).config.to_dict()
         if not has_tokenizer(path):
             raise UserError(f"{path} has no tokenizer; put its files beside the model")
         tokenizer = load_tokenizer(path)
-    except UserError as error:
-        raise UserError(f"perplexity.checkpoint: {error}") from error
     if not is_published(path):
         checkpoints, step = newest(path)
         below = checkpoints.meta(step).get("base")
@@ -80,6 +77,10 @@ def _content(checkpoint: str) -> str:
 
 STAGES: Mapping[str, Stage] = {
     "perplexity": Stage(
-        _perplexity, "lm.evals.curation", columns=("perplexity", "bits_per_byte", "perplexity_tokens"), resolve=_resolved
+        "lm.evals.curation",
+        "_scorer",
+        _perplexity,
+        columns=("perplexity", "bits_per_byte", "perplexity_tokens"),
+        resolve=_resolved,
     )
 }

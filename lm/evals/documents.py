@@ -17,6 +17,7 @@ from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.evals.engine import likelihood
+from lm.evals.engine.encoding import prefix_of
 from lm.evals.engine.likelihood import Request, dropless
 from lm.infer import not_finite
 from lm.kernels.logprobs import target_logprobs
@@ -52,7 +53,7 @@ class Scorer:
         check(model.config, max_tokens, batch)
         self.tokenizer, self.max_tokens, self.batch = tokenizer, max_tokens, batch
         self._graph, self._params = nnx.split(dropless(model))
-        self._prefix = prefix(tokenizer)
+        self._prefix = prefix_of(tokenizer)
 
     def scores(self, texts: Sequence[str]) -> Scores:
         """Return the scores of texts, which control symbols in them do not change: these are read as text.
@@ -137,17 +138,9 @@ def check(config: ModelConfig, max_tokens: int, batch: int) -> None:
         )
 
 
-def prefix(tokenizer: Tokenizer) -> int:
-    """Return the id that a document follows. Raises: UserError if there is none."""
-    for symbol in (tokenizer.bos_id, tokenizer.eos_id):
-        if symbol is not None:
-            return symbol
-    raise UserError("perplexity: the tokenizer has neither a begin nor an end symbol, which a document must follow")
-
-
 def reference(model: Transformer, tokenizer: Tokenizer, text: str, max_tokens: int) -> tuple[float, int]:
     """Return Σ log p and the number of tokens of one text, with full logits. A slow twin of `Scorer.scores`."""
     ids = tokenizer.encode(text)[:max_tokens]
     if not ids:
         return 0.0, 0
-    return float(likelihood.reference(model, Request([prefix(tokenizer)], ids), max_tokens).logps.sum()), len(ids)
+    return float(likelihood.reference(model, Request([prefix_of(tokenizer)], ids), max_tokens).logps.sum()), len(ids)

@@ -66,14 +66,17 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
         task = str(sample.get("task"))
         counts = tasks.setdefault(task, Counter())
         counts["failed"] += 1
-        splits.setdefault(task, str(sample.get("split") or "test"))
+        split = str(sample.get("split") or "test")
+        splits.setdefault(task, split)
         made, reason = lessons(sample)
         if not all(map(_encodes, made.values())):
             made, reason = {}, "half a surrogate pair, which UTF-8 cannot encode"
         if not made:
             left_out[reason] += 1
+        note = f"an item of {sample.get('task')}, split {split}: do not measure a model on it after training on it"
+        origin = {"task": sample.get("task"), "doc_id": sample.get("doc_id"), "split": split, "note": note}
         for name, row in made.items():
-            rows[name].append(row | about(sample))
+            rows[name].append(row | origin)
             counts[name] += 1
     manifest = {
         "warning": WARNING,
@@ -85,22 +88,21 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
         "tasks": {task: {"split": splits[task], **counts} for task, counts in tasks.items()},
         "left_out": dict(left_out),
     }
-    _write(folder, rows, manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.json", "README.md", *(name for name, own in rows.items() if not own)):
+        (folder / name).unlink(missing_ok=True)
+    for name, own in rows.items():
+        if own:
+            saving.write_lines(folder / name, own)
+    saving.write(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
-
-
-def about(sample: Mapping) -> dict[str, Any]:
-    """Return where a row comes from, so that training data can be traced."""
-    split = str(sample.get("split") or "test")
-    note = f"an item of {sample.get('task')}, split {split}: do not measure a model on it after training on it"
-    return {"task": sample.get("task"), "doc_id": sample.get("doc_id"), "split": split, "note": note}
 
 
 def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
     """Return the rows of a failed sample by file, and the reason if there are none."""
     kind = sample.get("kind")
     if kind == "harmful" or (kind == "benign" and (sample.get("metrics") or {}).get("over_refusal") == 1.0):
-        request = _request(sample)
+        request = _text(sample.get("request"))
         if not request:
             return {}, "no request"
         return {"redteam.jsonl" if kind == "harmful" else "benign.jsonl": _attack(sample, kind, request)}, ""
@@ -109,10 +111,14 @@ def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
         return {}, "no prompt"
     made = {}
     if right:
-        made["sft.jsonl"] = {"messages": [*prompt, _reply(right)]}
+        chosen = {"role": "assistant", "content": right}
+        made["sft.jsonl"] = {"messages": [*prompt, chosen]}
         if wrong := wrong_answer(sample, right):
-            made["preference.jsonl"] = {"prompt": prompt, "chosen": [_reply(right)], "rejected": [_reply(wrong)]}
-    answer = _text(sample.get("answer")) if kind else _first(sample.get("target")) or right
+            rejected = {"role": "assistant", "content": wrong}
+            made["preference.jsonl"] = {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
+    target = sample.get("target")
+    target = target[0] if isinstance(target, list) and target else target
+    answer = _text(sample.get("answer")) if kind else _text(target) or right
     columns = _given(sample, *VERIFIERS)
     if answer or columns:
         made["prompts.jsonl"] = {"prompt": prompt, "answer": answer or None} | columns
@@ -157,26 +163,8 @@ def _messages(sample: Mapping) -> list[dict]:
     return [{"role": m["role"], "content": m.get("content") or ""} for m in prompt]
 
 
-def _request(sample: Mapping) -> str:
-    """Return the original request of a red-team sample, without the attack around it."""
-    if request := _text(sample.get("request")):
-        return request
-    prompt = sample.get("prompt")
-    if isinstance(prompt, str):
-        return prompt.strip()
-    return next((_text(m.get("content")) for m in reversed(prompt or ()) if m.get("role") == "user"), "")
-
-
 def _given(sample: Mapping, *keys: str) -> dict[str, Any]:
     return {key: sample[key] for key in keys if sample.get(key) not in (None, "", [], ())}
-
-
-def _first(value: Any) -> str:
-    return _text(value[0] if isinstance(value, list) and value else value)
-
-
-def _reply(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
 
 
 def _text(value: Any) -> str:
@@ -189,13 +177,3 @@ def _encodes(row: dict) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _write(folder: Path, rows: Mapping[str, list[dict]], manifest: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.json", "README.md", *(name for name, own in rows.items() if not own)):
-        (folder / name).unlink(missing_ok=True)
-    for name, own in rows.items():
-        if own:
-            saving.write_lines(folder / name, own)
-    saving.write(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

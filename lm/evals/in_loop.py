@@ -10,7 +10,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from data.text.tokenizer import Tokenizer
-from lm.errors import UserError
+from lm.errors import UserError, after
 from lm.evals.config import open_tasks, settings_of, template_of
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
@@ -37,10 +37,8 @@ def open_evals(config) -> Evals | None:
         raise UserError(f"evals.every={evals.every} must be at least 0")
     if not evals.tasks:
         return None
-    try:
+    with after("evals: "):
         return Evals(open_tasks(evals.tasks, settings_of(evals))[0], template_of(evals.chat_template))
-    except UserError as error:
-        raise UserError(f"evals: {error}") from None
 
 
 def measuring(evals: Evals | None, workdir: Path, graph, tokenizer: Tokenizer) -> Measure | None:

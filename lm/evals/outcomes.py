@@ -62,29 +62,11 @@ def limited(values: Sequence[T], limit: float | None) -> Sequence[T]:
     return values[: math.ceil(len(values) * limit) if limit < 1 else int(limit)]
 
 
-def summed_up(samples: Sequence[dict], metrics: Sequence[str], problems: Problems, **more: Any) -> dict[str, Any]:
-    """Return results of samples: the mean of each metric and its standard error (sample standard deviation / √n).
-
-    A sample whose metric is missing or None does not count for that metric. A NaN is recorded as a problem and not scored.
-    `n` counts the samples.
-    """
-    results: dict[str, Any] = {}
-    for metric in metrics:
-        values = []
-        for sample in samples:
-            value = sample["metrics"].get(metric)
-            if value is None:
-                continue
-            if not math.isfinite(value):
-                problems.add("values_not_finite", f"{sample['doc_id']}: {metric} = {value}")
-                continue
-            values.append(float(value))
-        results |= mean(metric, values)
-    return results | {"n": len(samples)} | more | {"problems": problems.kinds}
-
-
 def means(samples: Sequence[dict], metrics: Sequence[str]) -> dict[str, Any]:
-    """Return the mean of each metric with its standard error over the samples that have it, and their number `n`."""
+    """Return the mean of each metric and its standard error (sample standard deviation / √n) over the samples that have it.
+
+    A sample whose metric is missing or None does not count for that metric. `n` counts the samples.
+    """
     figures: dict[str, Any] = {}
     for metric in metrics:
         figures |= mean(metric, [s["metrics"][metric] for s in samples if s["metrics"].get(metric) is not None])

@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +67,6 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
     Raises: UserError for errors that the user can fix, before anything is written where possible.
     """
     begin = time.perf_counter()
-    if not config.checkpoint:
-        raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
     tasks, files = open_tasks(config.tasks, settings_of(config))
     others = others_of(config, workdir)
     tokenizer, mesh = load_tokenizer(config.checkpoint), make_mesh(config.mesh)
@@ -77,7 +75,8 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
         model = load_onto(config.checkpoint, mesh, config.dtype)
         depends = {name: value for name, value in config.to_dict().items() if name not in NO_RESULT_KEYS}
         depends |= {"model": fingerprint(model), "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
-        depends |= {"chat_template": template, "libraries": libraries()}
+        libraries = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+        depends |= {"chat_template": template, "libraries": libraries}
         if hosts.is_first():
             (workdir / "tasks").mkdir(parents=True, exist_ok=True)
             save_record(config, workdir)
@@ -119,7 +118,9 @@ def finished(evaluation: Evaluation, results: dict, stages: dict[str, float], re
     """Write the results of all tasks and the report. Return a line for each metric that got worse. stages: their seconds."""
     config, workdir, subject, tasks, others, depends, begin = evaluation
     samples = workdir / "samples.jsonl"
-    joined(samples, [workdir / "tasks" / f"{task.name}.jsonl" for task in tasks])
+    with saving.replacing(samples, "wb") as file:
+        for task in tasks:
+            file.write((workdir / "tasks" / f"{task.name}.jsonl").read_bytes())
     if config.contamination:
         checked = contamination.of_samples(compare.read_samples(samples), contamination.texts(config.contamination))
         saving.write_lines(workdir / "contamination.jsonl", plain(checked["items"]), ensure_ascii=True)
@@ -133,8 +134,9 @@ def finished(evaluation: Evaluation, results: dict, stages: dict[str, float], re
     }
     saving.write_json(workdir / "results.json", plain(results))
     if config.export_failures:
-        manifest = failures.export(compare.read_samples(samples), config.export_failures)
-        print(f"failed items in {config.export_failures}: {counts(manifest)}", flush=True)
+        files = failures.export(compare.read_samples(samples), config.export_failures)["files"]
+        counts = ", ".join(f"{file['rows']} in {name}" for name, file in files.items()) or "none"
+        print(f"failed items in {config.export_failures}: {counts}", flush=True)
     stages["report and other"] = time.perf_counter() - begin - sum(stages.values())
     about = {
         "title": f"lmcraft evaluation {workdir.name}",
@@ -203,20 +205,5 @@ def template_record(name: str, template: str | None) -> dict[str, Any]:
     return {"applied": bool(name), "kind": kind if name else "none", "sha256": digest(template or "")}
 
 
-def counts(manifest: Mapping[str, Any]) -> str:
-    return ", ".join(f"{file['rows']} in {name}" for name, file in manifest["files"].items()) or "none"
-
-
-def libraries() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
-
-
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def joined(path: Path, parts: Sequence[Path]) -> None:
-    """Write the parts one after another."""
-    with saving.replacing(path, "wb") as file:
-        for part in parts:
-            file.write(part.read_bytes())

@@ -43,22 +43,50 @@ class Call(NamedTuple):
     draws: Draws
     weights: tuple[nnx.State, list[PyTree] | None] | None = None
 
+    def start(self) -> SamplingState:
+        """Read the prompts and return the state after the first token of each row."""
+        return start(self.graph, self.reader, self.sampling, self.slots, self.room, self.params, self.prompts, self.draws)
+
+    def with_weights(self) -> "Call":
+        """Return the call with the weights as the loop reads them fastest."""
+        return self if self.weights else self._replace(weights=decoding_weights(self.graph, self.params))
+
+    def loop(self, state: SamplingState, until: int) -> SamplingState:
+        """Return the state after `until` tokens. The call is one of `with_weights`."""
+        # Only LongRoPE reads the prompts again. Without them the loop does not depend on their width.
+        tokens_BP = self.prompts.tokens_BP if self.config.rope.scaling == "longrope" else None
+        assert self.weights is not None
+        return loop(self.graph, self.sampling, *self.weights, state, tokens_BP, self.draws, until)
+
+
+class Layout(NamedTuple):
+    """How prompts become the rows of a batch.
+
+    copies: continuations of each prompt, in adjacent rows; the prompt is read once for all of them.
+    width: number of slots that prompts are padded to, or a power of two if one is longer, so that few lengths compile.
+    rows: a number below 2³¹ for each continuation, which seeds its sample; None: its index.
+    names: the number of each prompt in error messages; None: its index.
+    """
+
+    copies: int = 1
+    width: int = 0
+    rows: Sequence[int] | None = None
+    names: Sequence[int] | None = None
+
 
 def prepared(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    width: int = 0,
-    copies: int = 1,
-    rows: Sequence[int] | None = None,
+    layout: Layout = Layout(),  # noqa: B008 (it is immutable)
     prefix: Sequence[int] = (),
+    media: Media | None = None,
     until: int = 0,
     steps: int = 8,
-    media: Media | None = None,
 ) -> Call:
     """Check a request and return its Call, with slots for `until` tokens (0: for all). steps: see `rounded_slots`."""
-    _check(model, prompts, sampling, copies, prefix, media)
-    limit = sampling.max_new_tokens
+    _check(model, prompts, sampling, layout.copies, prefix, media is not None)
+    limit, copies = sampling.max_new_tokens, layout.copies
     ways, order = row_ways(), list(range(len(prompts)))
     # Here a prompt that is read once would leave devices idle, or its shared keys could not be rotated again.
     if len(prompts) % ways or model.config.rope.depends_on_length:
@@ -67,9 +95,9 @@ def prepared(
     filled = [prompts[n] for n in order]
     media = jax.tree.map(lambda x: place_rows(np.asarray(x)[np.array(order)])[0], media)
     seeds_B = np.arange(len(filled) * copies, dtype=np.int32)
-    if rows is not None:
-        seeds_B[: len(rows)] = rows
-    tokens_BP, segments_BP, rows_B = place_rows(*_padded(filled, width), seeds_B)
+    if layout.rows is not None:
+        seeds_B[: len(layout.rows)] = layout.rows
+    tokens_BP, segments_BP, rows_B = place_rows(*_padded(filled, layout.width), seeds_B)
     # Each device reads the prefix: one row for each part of the batch.
     prefix_WQ = place_rows(np.tile(np.asarray(prefix, np.int32), (ways, 1)))[0] if prefix else None
     graph, params = nnx.split(model)
@@ -88,12 +116,7 @@ def prepared(
 
 
 def _check(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    copies: int,
-    prefix: Sequence[int],
-    media: Media | None,
+    model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampling, copies: int, prefix: Sequence[int], media: bool
 ) -> None:
     """Raise UserError for a request that the model cannot meet."""
     o, limit = sampling, sampling.max_new_tokens
@@ -101,19 +124,16 @@ def _check(
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and copies ≥ 1")
     if o.cache_dtype not in ("", "int8"):
         raise UserError(f"cache_dtype={o.cache_dtype!r} is neither int8 nor empty")
-    vocab = model.config.vocab_size
-    if prefix and (model.config.rope.depends_on_length or any(kind.local for kind in model.config.layer_kinds)):
+    config, vocab = model.config, model.config.vocab_size
+    if prefix and (config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds)):
         raise ValueError("a model with windows, or whose angles depend on the length, reads each prompt whole")
     if any(not row or min(row) < 0 or max(row) >= vocab for row in (*prompts, *([prefix] if prefix else []))):
         raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
     longest = len(prefix) + max(map(len, prompts)) + limit
-    if model.config.positions == "learned" and longest > model.config.max_positions:
-        most = model.config.max_positions
+    if config.positions == "learned" and longest > (most := config.max_positions):
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
-    if media is not None and model.config.rope.scaling == "longrope":
-        raise UserError(
-            "a model with rope.scaling=longrope reads its prompt twice, which is not possible with images and sound"
-        )
+    if media and config.rope.scaling == "longrope":
+        raise UserError("a model with rope.scaling=longrope reads its prompt twice, which images and sound do not allow")
 
 
 def rounded_slots(n: int, steps: int = 8) -> int:
@@ -128,34 +148,11 @@ def _graph(config: ModelConfig) -> nnx.GraphDef:
     return skeleton(config)[0]
 
 
-def padded_width(longest: int) -> int:
-    """Return the slots of a prompt of so many tokens: a power of two, so that few widths compile."""
-    return max(16, 1 << (longest - 1).bit_length())
-
-
 def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
     longest = max(map(len, ids))
-    width = width if width >= longest else padded_width(longest)
+    width = width if width >= longest else max(16, 1 << (longest - 1).bit_length())
     tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
     for row, prompt in enumerate(ids):
         tokens[row, width - len(prompt) :] = prompt
         segments[row, width - len(prompt) :] = 1
     return tokens, segments
-
-
-def start_of(call: Call) -> SamplingState:
-    """Read the prompts and return the state after the first token of each row."""
-    return start(call.graph, call.reader, call.sampling, call.slots, call.room, call.params, call.prompts, call.draws)
-
-
-def with_weights(call: Call) -> Call:
-    """Return the call with the weights as the loop reads them fastest."""
-    return call._replace(weights=decoding_weights(call.graph, call.params))
-
-
-def loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
-    """Return the state after `until` tokens."""
-    # Only LongRoPE reads the prompts again. Without them the loop does not depend on their width.
-    tokens_BP = call.prompts.tokens_BP if call.config.rope.scaling == "longrope" else None
-    assert call.weights is not None  # of `with_weights`
-    return loop(call.graph, call.sampling, *call.weights, state, tokens_BP, call.draws, until)

@@ -12,10 +12,8 @@ from data.chat.messages import Messages, make_message
 from lm.errors import UserError
 from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
-from lm.infer.engine.request import Event, Request
-from lm.infer.engine.tiles import tiles_of
-from lm.infer.files import parts_of, with_parts
-from lm.infer.prompts import Prompt, read
+from lm.infer.engine.request import Event, Request, tiles_of
+from lm.infer.prompts import Prompt, parts_of, read, with_parts
 from lm.infer.sampler import Piece
 
 

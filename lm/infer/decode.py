@@ -184,7 +184,8 @@ def decoding_weights(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.State,
     because both would be in memory.
     """
     config = nnx.merge(graph, params).config
-    if jax.default_backend() != "cpu" or config.scan_layers or _bytes(params) > APART:
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    if jax.default_backend() != "cpu" or config.scan_layers or size > APART:
         return params, None
     params = cast_matrices(config, params) if config.compute_dtype == jnp.float32 else params
     return params, nnx.merge(graph, params).unstacked()
@@ -210,10 +211,6 @@ def loop(
         lambda s: sample_step(graph, sampling, params, s, tokens_BP, draws, layers),
         state,
     )
-
-
-def _bytes(params: nnx.State) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 
 def _drawn(state: SamplingState, logits_BV: jax.Array, sampling: Sampling, draws: Draws) -> SamplingState:

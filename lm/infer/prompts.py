@@ -1,10 +1,12 @@
-"""Encode prompts: texts, token ids, or messages of a conversation."""
+"""Encode prompts: texts, token ids, or messages of a conversation, with files of images and sound."""
 
+import base64
 import itertools
 import numbers
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +14,12 @@ import numpy as np
 from data.chat.media.encoding import Towers, prepared
 from data.chat.messages import Messages, is_list, messages_of
 from data.chat.template import encode_chat, end_of_turn
-from data.media.parts import resolved
+from data.media.parts import MAX_BYTES, resolved
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.config.towers import NAMES, Media, check_text
 from lm.errors import UserError
-from lm.files.untrusted import shown
+from lm.files.untrusted import content, shown
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 _warned: weakref.WeakSet[Tokenizer] = weakref.WeakSet()  # tokenizers with a text that spelt a control symbol
@@ -62,8 +64,11 @@ def read(
             where = f"prompt {n} (counted from 0)"
             messages = with_files(checked_messages(prompt, where, media=towers is not None), where)
             found.append(read_chat(tokenizer, messages, template, towers))
+        elif (ids := _ids_of(prompt)) is not None:
+            found.append(Prompt(ids, False, tuple(tokenizer.stop_ids)))
         else:
-            found.append(Prompt(_token_ids(prompt, n), False, tuple(tokenizer.stop_ids)))
+            hint = "; put the messages of one conversation into a list of their own" if isinstance(prompt, Mapping) else ""
+            raise UserError(f"prompt {n} (counted from 0) is of no known form: {FORMS}{hint}")
     _warn_of_symbols(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)])
     return found
 
@@ -81,7 +86,7 @@ def read_chat(
         style, rows = towers.style, [array[None] if len(array) else None for array in arrays]
         media = Media(*rows) if any(row is not None for row in rows) else None
     ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True, media=style, **extra).ids
-    return Prompt(ids, True, _stops(tokenizer, template), media)
+    return Prompt(ids, True, stops_of(tokenizer, template), media)
 
 
 def checked_messages(prompt: Sequence[Any], where: str, media: bool = False) -> Messages:
@@ -99,6 +104,30 @@ def checked_messages(prompt: Sequence[Any], where: str, media: bool = False) -> 
 def with_files(messages: Messages, where: str) -> Messages:
     """Return messages with the bytes of their media. Raises: UserError for a file that is neither bytes nor a data: URL."""
     return resolved([messages], {}, None, where)[0]
+
+
+def parts_of(files: Mapping[str, Sequence[str]], towers: Towers | None) -> list[dict[str, Any]]:
+    """Return a part of a message's content for each file.
+
+    files: their paths by kind, "image" or "audio". towers: of the model; None: it reads text.
+    Raises: UserError for a file that cannot be read, or one that the model has no encoder for.
+    """
+    found = []
+    for kind, paths in files.items():
+        for path in paths:
+            if towers is None or getattr(towers, kind) is None:
+                raise UserError(f"--{kind}={path}: this model has no encoder of {kind}; leave it out, or take another model")
+            try:
+                file = base64.b64encode(content(Path(path), MAX_BYTES[kind])).decode()
+            except (OSError, ValueError) as error:
+                raise UserError(f"--{kind}={path}: {getattr(error, 'strerror', None) or error}; name a file") from None
+            found.append({"type": kind, kind: f"data:;base64,{file}"})
+    return found
+
+
+def with_parts(text: str, parts: Sequence[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return the content of a message: the parts, and the text after them."""
+    return [*parts, {"type": "text", "text": text}] if parts else text
 
 
 def joined_media(prompts: Sequence[Prompt], config: ModelConfig) -> Media | None:
@@ -124,14 +153,6 @@ def joined_media(prompts: Sequence[Prompt], config: ModelConfig) -> Media | None
     return None if all(field is None for field in fields) else Media(*fields)
 
 
-def _token_ids(prompt: Any, n: int) -> list[int]:
-    ids = _ids_of(prompt)
-    if ids is None:
-        hint = "; put the messages of one conversation into a list of their own" if isinstance(prompt, Mapping) else ""
-        raise UserError(f"prompt {n} (counted from 0) is of no known form: {FORMS}{hint}")
-    return ids
-
-
 def _ids_of(prompt: Any) -> list[int] | None:
     """Return a prompt of token ids as a list, or None for a prompt of another form."""
     ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
@@ -140,7 +161,8 @@ def _ids_of(prompt: Any) -> list[int] | None:
     return [int(i) for i in ids]
 
 
-def _stops(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
+def stops_of(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
+    """Return the ids that end an answer of a chat: the tokenizer's, and the template's end of a turn."""
     try:
         return tuple(dict.fromkeys((*tokenizer.stop_ids, end_of_turn(tokenizer, template))))
     except UserError:  # the template ends a turn with no symbol

@@ -18,7 +18,7 @@ from data.chat.template import Message
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer import not_finite
-from lm.infer.call import Call, loop_of, prepared, rounded_slots, start_of, with_weights
+from lm.infer.call import Call, Layout, prepared, rounded_slots
 from lm.infer.decode import Sampling, SamplingState, changed
 from lm.infer.prompts import Prompt, joined_media
 from lm.infer.prompts import read as prompts_as_ids
@@ -48,16 +48,11 @@ def generate(
     tokenizer: Tokenizer | None,
     prompts: Sequence[str | Sequence[int] | Sequence[Message]],
     *,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int = 0,
     stream: Callable[[str], None] | None = None,
-    cache_dtype: str = "",
     template: str | None = None,
     media: Media | None = None,
     towers: Towers | None = None,
+    **settings: Any,
 ) -> list[str | list[int]]:
     """Return a completion of each prompt, up to an end token or `max_new_tokens`.
 
@@ -66,23 +61,23 @@ def generate(
 
     Args:
       stream: called with each new piece of text; only for a single prompt.
-      cache_dtype: "int8" keeps keys and values as integers with a scale for each token and head; "": the compute dtype.
       template: the Jinja chat template of messages; None: the tokenizer's own.
       media: images and sound that the prompts have tokens for, arrays with a row for each prompt. towers: of the model, for
         messages with images and sound (lm.convert.multimodal.processor.towers_of).
+      settings: max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, cache_dtype=""; see lm.infer.decode.Sampling.
     Returns: completions without the prompt and the end token: token ids for token ids, strings for the others.
     """
     read = prompts_as_ids(tokenizer, prompts, template, towers)
     media = joined_media(read, model.config) if media is None else media
     known = tokenizer.vocab_size if tokenizer else 0
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, vocab_size=known, seed=seed, cache_dtype=cache_dtype)
+    sampling = Sampling(**{"max_new_tokens": 64} | settings, vocab_size=known)
     drawn: dict[int, list[int]] = {}
     if stream is None:
         for stops in dict.fromkeys(prompt.stops for prompt in read):
             rows = [n for n, prompt in enumerate(read) if prompt.stops == stops]
             asked = dataclasses.replace(sampling, stop_ids=tuple(stops))
             own = jax.tree.map(lambda x, rows=rows: x[np.array(rows)], media)
-            some = draw(model, [read[n].ids for n in rows], asked, rows=rows, names=rows, media=own)
+            some = draw(model, [read[n].ids for n in rows], asked, Layout(rows=rows, names=rows), media=own)
             drawn |= dict(zip(rows, some.tokens, strict=True))
     elif len(read) != 1 or tokenizer is None:
         raise UserError("streaming takes one prompt, and a tokenizer for its text")
@@ -128,44 +123,37 @@ def draw(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
+    layout: Layout = Layout(),  # noqa: B008 (it is immutable)
     *,
-    copies: int = 1,
-    width: int = 0,
-    rows: Sequence[int] | None = None,
-    names: Sequence[int] | None = None,
     prefix: Sequence[int] = (),
-    watch: Watch = Watch(),  # noqa: B008 (it is immutable)
     media: Media | None = None,
+    watch: Watch = Watch(),  # noqa: B008
 ) -> Drawn:
     """Sample continuations of prompts of token ids in one batch, on the mesh that is set.
 
     Args:
-      copies: continuations of each prompt, in adjacent rows; the prompt is read once for all of them.
-      width: number of slots that prompts are padded to, or a power of two if one is longer, so that few lengths compile.
-      rows: a number below 2³¹ for each continuation, which seeds its sample; None: its index.
-      names: the number of each prompt in error messages; None: its index.
       prefix: ids before all prompts, read once. Not for models with windows or angles that depend on the length.
-      watch: if its `every` is above 0, slots are added as needed, and finished rows are removed when a
-        quarter is left. Not with `copies`.
       media: images and sound that the prompts have tokens for, arrays with a row for each prompt.
+      watch: if its `every` is above 0, slots are added as needed, and finished rows are removed when a
+        quarter is left. Not with copies of a prompt.
     On several hosts every process calls this with the same arguments and gets all rows.
     Raises: UserError at the first token whose logits are NaN or infinite; it names the prompt and the likely cause.
     """
     if not len(prompts):
         return Drawn([], [], [])
-    every, limit = watch.every, sampling.max_new_tokens
+    every, limit, copies = watch.every, sampling.max_new_tokens, layout.copies
     if every and copies > 1:
         raise ValueError("continuations that share a prompt go on together")
     until = min(every or limit, limit)
     slots = min(2 * every or limit, limit)
-    call = prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8, media)
-    state = start_of(call)
-    call = with_weights(call)
-    state = loop_of(call, state, until)
+    call = prepared(model, prompts, sampling, layout, prefix, media, slots, COARSE if every else 8)
+    state = call.start()
+    call = call.with_weights()
+    state = call.loop(state, until)
     count, numbers = len(prompts) * copies, np.arange(call.draws.rows_B.shape[0])  # of the continuation in each row
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
-    names = range(len(prompts)) if names is None else names
+    names = range(len(prompts)) if layout.names is None else layout.names
     while True:
         _check_finite(model, state, [names[int(n) // copies if n < count else 0] for n in numbers], sampling)
         done = {}
@@ -217,7 +205,7 @@ def _resumed(
         state, tokens_BP, rows_B = changed(config, more, state, prompts.tokens_BP, draws.rows_B, kept)
         call = call._replace(prompts=prompts._replace(tokens_BP=tokens_BP), draws=draws._replace(rows_B=rows_B))
     state = state._replace(done_B=state.done_B | place_rows(~going)[0])
-    return call, loop_of(call, state, until), numbers, going
+    return call, call.loop(state, until), numbers, going
 
 
 class Piece(NamedTuple):
@@ -238,7 +226,7 @@ def streamed(
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     sampling = dataclasses.replace(sampling, stop_ids=prompt.stops)
     call = prepared(model, [prompt.ids], sampling, media=media)
-    state, seen, steps = start_of(call), 0, 1
+    state, seen, steps = call.start(), 0, 1
     while True:
         _check_finite(model, state, [0] * state.lost_B.shape[0], sampling)
         n = int(state.n)
@@ -247,8 +235,8 @@ def streamed(
         yield Piece(tokens, characters.decode(tokenizer.decode_bytes(shown), final=over))
         if over:
             return
-        call = call if call.weights else with_weights(call)
+        call = call.with_weights()
         began, seen = time.perf_counter(), n
-        state = jax.block_until_ready(loop_of(call, state, min(n + steps, call.limit)))
+        state = jax.block_until_ready(call.loop(state, min(n + steps, call.limit)))
         each = (time.perf_counter() - began) / max(1, int(state.n) - n)
         steps = max(1, min(2 * steps, int(UPDATE / each)))

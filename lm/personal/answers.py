@@ -11,6 +11,7 @@ from data.chat.messages import make_message
 from lm.infer.conversation import Conversation
 from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.room import Capacity
 from lm.infer.sampler import Piece
 from lm.model.transformer import Transformer
 from lm.personal.index import Found, Passage, words_of
@@ -32,7 +33,7 @@ def open_conversation(speaker: Speaker, model: Transformer, sampling: Sampling) 
     """Return a conversation without notes. model: of the speaker, with or without an adapter."""
     # An adapter is merged into the matrices, and 8 bits would round it away.
     packed = "bfloat16" if model.config.adapter.rank else "int8"
-    engine = Engine(model, speaker.tokenizer, rows=1, pages=ROOM // 16, packed=packed)
+    engine = Engine(model, speaker.tokenizer, Capacity(rows=1, pages=ROOM // 16), packed=packed)
     return Conversation(engine, sampling, speaker.template)
 
 

@@ -8,7 +8,7 @@ NAMED = 3  # files of a sentence
 def sentences(unread: Sequence[Mapping]) -> list[str]:
     """Return a sentence on the files that were read in part, and one on those that gave no document; [] if all was read.
 
-    unread: as data/recipe/unread.py collects it.
+    unread: as data/recipe/units.py collects it.
     """
     files: dict[str, list[Mapping]] = {}
     for fault in unread:

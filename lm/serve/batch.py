@@ -15,8 +15,7 @@ from lm.errors import UserError
 from lm.files.saving import replacing
 from lm.progress import progress
 from lm.serve.api import chat, completions
-from lm.serve.api.errors import ApiError, encoded
-from lm.serve.api.protocol import ChatRequest, CompletionRequest, decoded, parsed
+from lm.serve.api.protocol import ApiError, ChatRequest, CompletionRequest, decoded, encoded, parsed
 from lm.serve.api.service import Service
 
 ROUTES = {
@@ -110,7 +109,7 @@ async def _answered(service: Service, line: dict[str, Any]) -> tuple[int, dict[s
     while True:
         try:
             body = parsed(model, line["body"])
-            planned = await service.media.call(getattr(body, "messages", ()), plan, service, body, USER)
+            planned = await service.call(getattr(body, "messages", ()), plan, body, USER)
             return 200, await whole(service, body, planned)
         except ApiError as error:
             if error.code != "queue_full":

@@ -1,8 +1,8 @@
 """Guardrails: the policies of a constitution, applied to what a server is asked and to what it answers.
 
-    guardrails = open_guardrails("constitution.yaml")
-    checked = guardrails.check_input(text)         # checked.text is masked; checked.blocked says why it must not be answered
-    stream = guardrails.output()
+    guardrails = Guardrails("constitution.yaml")
+    checked = guardrails.check(text, "input")      # checked.text is masked; checked.blocked says why it must not be answered
+    stream = guardrails.stream()
     stream.feed("some text")                       # returns the part that may be sent, maybe ""
     stream.end()                                   # returns the rest
 
@@ -10,20 +10,49 @@ An answer is sent late, by the window of the rules that block or mask: a charact
 still be found. So nothing of a blocked span is ever sent, however the answer is cut into pieces, and streamed and whole answers
 are cut and masked alike. Rules that only flag hold nothing back; they read the answer at its end (`flags`).
 
-Spans are taken from the left; of those that begin at one place, a blocking one first, then the longest.
+Spans are taken from the left; of those that begin at one place, a blocking one first, then the longest. A rule reads a folded
+text (data/filters/pii/folding.py): full-width forms are plain, characters without width are gone. A rule has a reach: whether a
+span begins at place s is settled once s + reach characters are there.
 """
 
-from collections.abc import Sequence
+import functools
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data.filters.classifier import linear
 from data.filters.pii.folding import fold
-from lm.align.safety.constitution import Constitution, choose, load_constitution
-from lm.serve.watch.rules import Rule, Span, rules_of, settled_run
+from data.filters.pii.masking import KINDS, find_pii
+from data.filters.words import Words
+from lm.align.safety.constitution import Policy, choose, load_constitution
+from lm.errors import UserError
 
 MASKED = "[removed]"  # stands for a masked span
+LONGEST = 1000  # characters that a pattern may match
+PII_REACH = 320  # characters: an e-mail address has at most 254, and context decides about numbers
+KEY = string.ascii_letters + string.digits + "+/=._~-"  # characters of keys and tokens
+PII_RUN = 8192  # of them in a row are held until their end
+STRETCH = 400  # characters that a classifier reads at a time; each stretch begins half of that after the one before
+
+
+class Span(NamedTuple):
+    """Characters start … end − 1 of the folded text. why: a few words."""
+
+    start: int
+    end: int
+    why: str
+
+
+class Rule(NamedTuple):
+    """search(text, begin, ended): the first span that begins at `begin` or later, or None; ended: nothing will follow."""
+
+    policy: Policy
+    reach: int
+    search: Callable[[str, int, bool], Span | None]
 
 
 class Decision(NamedTuple):
@@ -51,24 +80,25 @@ class Checked(NamedTuple):
 
 
 class Guardrails:
-    """The rules of a constitution's policies; without policies, nothing is checked. Threads may share it."""
+    """The rules of a constitution's policies; without policies, nothing is checked. Threads may share it.
 
-    def __init__(self, constitution: Constitution):
-        self.constitution = constitution
-        rules = [rule for policy in constitution.policies for rule in rules_of(policy)]
+    path: of the constitution's file; "" or None: the shipped one, which has no policies. Raises: UserError if it is invalid.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self.constitution = load_constitution(path or None)
+        rules = [rule for policy in self.constitution.policies for rule in rules_of(policy)]
         self._rules = {place: [r for r in rules if r.policy.where in (place, "both")] for place in ("input", "output")}
 
-    def check_input(self, text: str) -> Checked:
-        """Apply all rules for input to a whole text."""
-        return self._whole(text, "input")
+    def check(self, text: str, where: str) -> Checked:
+        """Apply all rules for a place, "input" or "output", to a whole text."""
+        stream = self.stream(where)
+        changed = stream.feed(text, ended=True)
+        return Checked(changed, tuple(sorted([*stream.decisions, *self.flags(text, where)], key=lambda one: one.start)))
 
-    def check_output(self, text: str) -> Checked:
-        """Apply all rules for output to a whole answer."""
-        return self._whole(text, "output")
-
-    def output(self) -> "Stream":
-        """Return a new stream for one answer."""
-        return Stream(self._enforcing("output"))
+    def stream(self, where: str = "output") -> "Stream":
+        """Return a new stream for one text."""
+        return Stream([rule for rule in self._rules[where] if rule.policy.action != "flag"], where)
 
     def flags(self, text: str, where: str = "output") -> list[Decision]:
         """Return every finding of the rules that only flag, in a whole text."""
@@ -91,19 +121,11 @@ class Guardrails:
         principle = self.constitution.principle_for(decision.hazard, key)
         return choose(principle.refusals, key).format(hazard=self.constitution.name_of(decision.hazard))
 
-    def _enforcing(self, where: str) -> list[Rule]:
-        return [rule for rule in self._rules[where] if rule.policy.action != "flag"]
-
-    def _whole(self, text: str, where: str) -> Checked:
-        stream = Stream(self._enforcing(where), where)
-        changed = stream.feed(text, ended=True)
-        return Checked(changed, tuple(sorted([*stream.decisions, *self.flags(text, where)], key=lambda one: one.start)))
-
 
 class Stream:
     """One answer on its way out. decisions: what was masked or blocked until now. blocked: the decision that ended it."""
 
-    def __init__(self, rules: Sequence[Rule], where: str = "output"):
+    def __init__(self, rules: Sequence[Rule], where: str):
         self.rules, self.where = rules, where
         self.decisions: list[Decision] = []
         self.blocked: Decision | None = None
@@ -140,7 +162,9 @@ class Stream:
                 self.blocked = decision
                 return "".join(out)
             out.append(MASKED)
-        until = len(self._raw) if ended else max(self._sent, _raw_place(self._settled, self._at, len(self._raw)))
+        until = len(self._raw)
+        if not ended and self._settled < len(self._folded):
+            until = max(self._sent, self._settled if self._at is None else int(self._at[self._settled]))
         out.append(self._raw[self._sent : until])
         self._sent = until
         return "".join(out)
@@ -166,20 +190,78 @@ class Stream:
         return min(found, key=order, default=(None, None))
 
 
-def open_guardrails(path: str | Path | None = None) -> Guardrails:
-    """Return the guardrails of a constitution file; "" or None: the shipped one, which has no policies.
-
-    Raises: UserError: the file or one of its policies is invalid.
-    """
-    return Guardrails(load_constitution(path or None))
-
-
 def _decision(rule: Rule, span: Span, where: str, at: np.ndarray | None) -> Decision:
     start, end = (span.start, span.end) if at is None else (int(at[span.start]), int(at[span.end - 1]) + 1)
     return Decision(rule.policy.id, rule.policy.hazard, where, rule.policy.action, start, end, span.why)
 
 
-def _raw_place(place: int, at: np.ndarray | None, length: int) -> int:
-    if at is None:
-        return place
-    return int(at[place]) if place < len(at) else length
+def rules_of(policy: Policy) -> list[Rule]:
+    """Return the rules of a policy. Raises: UserError: an unbounded pattern, an unknown kind or classifier."""
+    rules = [_pattern(policy, pattern) for pattern in policy.patterns]
+    if policy.pii:
+        if strange := sorted(set(policy.pii) - set(KINDS)):
+            raise UserError(f"policy {policy.id}: pii: {strange[0]}: there are {', '.join(KINDS)}")
+        rules.append(Rule(policy, PII_REACH, functools.partial(_pii, policy.pii)))
+    if policy.classifier:
+        model = linear.load(policy.classifier)
+        rules.append(Rule(policy, STRETCH, _Stretches(model, policy.threshold).search))
+    return rules
+
+
+def _pattern(policy: Policy, pattern: str) -> Rule:
+    place = f"policy {policy.id}: patterns: {pattern!r}"
+    parsed = re._parser.parse(pattern, re.IGNORECASE)  # `re` has no public way to ask
+    least, most = parsed.getwidth()
+    if not least:
+        raise UserError(f"{place} matches an empty text; let it match at least one character")
+    if most > LONGEST:
+        raise UserError(f"{place} may match more than {LONGEST} characters; bound its repeats, such as .{{0,80}} for .*")
+    if {"ASSERT", "ASSERT_NOT", "GROUPREF"} & set(_operations(parsed)):
+        raise UserError(f"{place} looks around or back, so no bounded window settles it; write it without (?=, (?!, (?<, \\1")
+    compiled = re.compile(pattern, re.IGNORECASE)
+
+    def search(text: str, begin: int, ended: bool) -> Span | None:
+        match = compiled.search(text, begin)
+        return Span(match.start(), match.end(), f"matches {pattern}") if match else None
+
+    return Rule(policy, most + 1, search)  # one more: \b reads the character after the match
+
+
+def _operations(node) -> Iterator[str]:
+    if isinstance(node, re._parser.SubPattern | list | tuple):
+        for part in node:
+            yield from _operations(part)
+    elif hasattr(node, "name"):  # a constant of the parser, an int with a name
+        yield node.name
+
+
+def _pii(kinds: tuple[str, ...], text: str, begin: int, ended: bool) -> Span | None:
+    before = max(0, begin - PII_REACH)
+    for span in find_pii(text[before:], kinds):
+        if before + span.start >= begin:
+            return Span(before + span.start, before + span.end, f"is personal data: {span.kind}")
+    return None
+
+
+def settled_run(text: str, end: int) -> int:
+    """Return `end`, or the begin of the run of KEY characters around it if that run reaches the end of the text: it may still
+    turn out to be a secret. The run goes back at most PII_RUN characters."""
+    if text[end:].strip(KEY):
+        return end
+    return max(end - PII_RUN, len(text[:end].rstrip(KEY)))
+
+
+class _Stretches:
+    """Finds stretches of STRETCH characters, at fixed places, that a classifier calls harmful."""
+
+    def __init__(self, model: linear.Model, threshold: float):
+        self.threshold = threshold
+        self.harm = functools.lru_cache(256)(lambda text: 1 - float(linear.scores(Words([text]), model)[0]))
+
+    def search(self, text: str, begin: int, ended: bool) -> Span | None:
+        step = STRETCH // 2
+        for start in range(-(-begin // step) * step, len(text) if ended else len(text) - STRETCH + 1, step):
+            stretch = text[start : start + STRETCH]
+            if stretch.strip() and (harm := self.harm(stretch)) >= self.threshold:
+                return Span(start, start + len(stretch), f"probability of harm {harm:.3f} at least {self.threshold:g}")
+        return None

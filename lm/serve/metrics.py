@@ -76,21 +76,10 @@ GAUGES = {
     "canary_passed": ("1 if the last run of a canary had the expected properties.", (*BEHAVIOUR, "canary")),
     "store_bytes": ("Size of the store.", MODEL),
 }
-# What Engine.stats says, under the names of the metrics: (name of the counter, attribute, help).
-STATS = (
-    ("prompt_tokens", "prompt_tokens", "Tokens of prompts that were read."),
-    ("generation_tokens", "generation_tokens", "Tokens that were sampled."),
-    ("prefix_cache_queries", "prefix_queries", "Tokens of prompts that were looked up in the prefix cache."),
-    ("prefix_cache_hits", "prefix_hits", "Tokens of prompts that were found there."),
-    ("num_preemptions", "preemptions", "Requests that gave their blocks up and begin again."),
-)
 
 
 class Metrics:
-    """All metrics of a server. Threads may share it.
-
-    Attributes name the metrics: `metrics.http_requests.labels(…).inc()`; `labels` needs no model_name.
-    """
+    """All metrics of a server. Threads may share it."""
 
     def __init__(self, model_name: str, max_positions: int = 131_072):
         """max_positions: tokens of the longest request, for the buckets of its lengths."""
@@ -108,22 +97,10 @@ class Metrics:
         """Return the series of a metric, such as `of("feedback", checkpoint="7", adapter="", rating="up").inc()`."""
         return self._metrics[name].labels(model_name=self.model_name, **labels)
 
-    def clear(self, name: str) -> None:
-        """Remove all series of a metric, whose labels may be gone."""
-        self._metrics[name].clear()
-
     def watch(self, engine) -> None:
         """Take what the engine tells its observers, and read its statistics whenever metrics are read."""
         engine.observers.append(self._observe)
         self.registry.register(_OfEngine(engine, self.model_name))
-
-    def ended(self, adapter: str, finish: str) -> None:
-        """Count a request that ended. finish: one of lm.infer.engine.request.FINISHES, or "content_filter"."""
-        self.of("request_success", adapter=adapter, finished_reason=finish).inc()
-
-    def token_gap(self, adapter: str, seconds: float) -> None:
-        """Count the time between two deliveries of tokens of a request."""
-        self.of("inter_token_latency_seconds", adapter=adapter).observe(seconds)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
@@ -151,20 +128,19 @@ class Metrics:
         times, adapter = handle.times, handle.request.adapter
         end = times.finished or time.monotonic()
         if not handle.request.told_by_reader:
-            self.ended(adapter, finish)
-        seen = {
-            "e2e_request_latency_seconds": end - times.submitted,
-            "request_prompt_tokens": len(handle.request.prompt),
-            "request_generation_tokens": generated,
+            self.of("request_success", adapter=adapter, finished_reason=finish).inc()
+        self.of("request_prompt_tokens", adapter=adapter).observe(len(handle.request.prompt))
+        self.of("request_generation_tokens", adapter=adapter).observe(generated)
+        spans = {
+            "e2e_request_latency_seconds": (times.submitted, end),
+            "request_queue_time_seconds": (times.submitted, times.started),
+            "request_prefill_time_seconds": (times.started, times.first),
+            "time_to_first_token_seconds": (times.submitted, times.first),
+            "request_decode_time_seconds": (times.first, end),
         }
-        if times.started:
-            seen["request_queue_time_seconds"] = times.started - times.submitted
-        if times.started and times.first:
-            seen["request_prefill_time_seconds"] = times.first - times.started
-            seen["time_to_first_token_seconds"] = times.first - times.submitted
-            seen["request_decode_time_seconds"] = end - times.first
-        for name, value in seen.items():
-            self.of(name, adapter=adapter).observe(max(0.0, value))
+        for name, (begin, until) in spans.items():
+            if begin and until:
+                self.of(name, adapter=adapter).observe(max(0.0, until - begin))
 
 
 class _OfEngine:
@@ -177,19 +153,20 @@ class _OfEngine:
         return []  # or registering would ask the engine
 
     def collect(self) -> Iterator[Metric]:
-        stats = self.engine.stats()
-        gauges = (
-            ("num_requests_running", stats.running, "Requests that are decoded or whose prompt is read."),
-            ("num_requests_waiting", stats.waiting, "Requests in the queue."),
-            ("kv_cache_usage_perc", stats.blocks_used / max(1, stats.blocks), "Share of the cache's blocks in use, 0 to 1."),
+        s, gauge, counter = self.engine.stats(), GaugeMetricFamily, CounterMetricFamily
+        families = (
+            (gauge, "num_requests_running", s.running, "Requests that are decoded or whose prompt is read."),
+            (gauge, "num_requests_waiting", s.waiting, "Requests in the queue."),
+            (gauge, "kv_cache_usage_perc", s.blocks_used / max(1, s.blocks), "Share of the cache's blocks in use, 0 to 1."),
+            (counter, "prompt_tokens", s.prompt_tokens, "Tokens of prompts that were read."),
+            (counter, "generation_tokens", s.generation_tokens, "Tokens that were sampled."),
+            (counter, "prefix_cache_queries", s.prefix_queries, "Tokens of prompts that were looked up in the prefix cache."),
+            (counter, "prefix_cache_hits", s.prefix_hits, "Tokens of prompts that were found there."),
+            (counter, "num_preemptions", s.preemptions, "Requests that gave their blocks up and begin again."),
         )
-        for name, value, told in gauges:
-            family = GaugeMetricFamily(PREFIX + name, told, labels=MODEL)
+        for kind, name, value, told in families:
+            family = kind(PREFIX + name, told, labels=MODEL)
             family.add_metric([self.model_name], value)
-            yield family
-        for name, attribute, told in STATS:
-            family = CounterMetricFamily(PREFIX + name, told, labels=MODEL)
-            family.add_metric([self.model_name], getattr(stats, attribute))
             yield family
 
 

@@ -1,18 +1,16 @@
 """Watch a server: guardrails, measures of behaviour, canaries, feedback, the store and metrics, behind one object.
 
-    watch = open_watch(Settings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
+    watch = open_watch(WatchSettings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
     app.add_middleware(CountRequests, metrics=watch.metrics)
-    app.include_router(watch.router())              # /metrics, /status, /status.json, /status/accept, /v1/feedback
+    app.include_router(watch.router())              # /metrics, /status, /status.json, /v1/monitor/accept, /v1/feedback
 
     seen = watch.on_request(messages, id=answer_id, user=user, adapter=adapter, choices=n)
     if seen.blocked:                                # answer with seen.refusal, and finish_reason "content_filter"
         …
-    # Give the model seen.messages: personal data or other spans may be masked. Ask the engine for seen.logprobs alternatives.
-    # For each Event of the engine, of choice k, with the text that it adds:
-    sent = seen.on_text(text, choice=k, likely=event.likely, tokens=len(event.tokens))    # what may be sent, maybe ""
-    if seen.stopped(k):                             # a rule blocked: cancel the request, finish_reason "content_filter"
-        …
-    sent = seen.on_finished(finish, choice=k, tokens=…, prompt_tokens=…)                  # the rest that may be sent
+    # Give the model seen.messages, because personal data or other spans may be masked, and ask for seen.with_logprobs(request).
+    seen.on_tokens(k, event.likely, len(event.tokens))      # for each Event of the engine, of choice k
+    sent, ends = seen.pass_on(k, text, over)                # what may be sent of its text; whether a rule blocked: cancel then
+    seen.on_finished(finish, k, tokens, prompt_tokens)
 
     watch.close()                                   # after the engine has been drained
 
@@ -38,16 +36,15 @@ from fastapi import APIRouter
 from data.media.parts import noted
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.serve.guardrails import Decision, Guardrails, open_guardrails
+from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
-from lm.serve.seen import Seen, text_of
+from lm.serve.seen import Seen
+from lm.serve.settings import WatchSettings
 from lm.serve.store import Exchange, Feedback, Store
 from lm.serve.watch import behaviour as behaviours
-from lm.serve.watch import feedback as feedbacks
-from lm.serve.watch import gauges, measures, reference, status, tracing
+from lm.serve.watch import measures, reference, status, tracing
 from lm.serve.watch.behaviour import Alert, Behaviour
 from lm.serve.watch.canaries import Canary, Rounds, asker, read_canaries
-from lm.serve.watch.settings import Settings
 
 LOG = logging.getLogger("lm.serve")
 WAITING = 1000  # finished exchanges that wait for the monitor; more are left out and counted
@@ -62,24 +59,19 @@ class Watch:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: WatchSettings,
         folder: Path,
-        *,
         metrics: Metrics,
         guardrails: Guardrails,
-        store: Store | None = None,
+        *,
         judge: Judge | None = None,
-        canaries: Sequence[Canary] = (),
-        ask: Callable | None = None,
-        adapters: Callable[[], Sequence[str]] = tuple,
         checkpoint: Callable[[], str] = str,
         tracer: tracing.Tracer | None = None,
-        title: str = "lmcraft",
     ):
-        """ask: of lm/serve/watch/canaries.py. adapters, checkpoint: what is loaded now. Use `open_watch` for a server."""
+        """folder: for the store and the state of behaviour. checkpoint: what is loaded now. Use `open_watch` for a server."""
         self.settings, self.folder, self.metrics, self.guardrails = settings, Path(folder), metrics, guardrails
-        self.store, self.tracer, self.checkpoint = store, tracer, checkpoint
-        self._judge = judge
+        self.store = Store(self.folder / "exchanges.sqlite", settings.store_days, settings.store_megabytes)
+        self.tracer, self.checkpoint, self._judge = tracer, checkpoint, judge
         self._options = behaviours.Options(settings.reference, settings.recent, settings.alpha)
         self._given = reference.load(settings.reference_file) if settings.reference_file else None
         self._behaviours: dict[tuple[str, str], Behaviour] = {}
@@ -92,32 +84,29 @@ class Watch:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)
         self._thread.start()
-        self.status = status.Status(self, title, settings.status_seconds, settings.status_samples)
-        when = {"adapters": adapters, "checkpoint": checkpoint, "minutes": settings.canary_minutes}
-        self.canaries = Rounds(canaries, ask, self.canary, **when) if canaries and ask else None
+        self.status = status.Status(self)
+        self.canaries: Rounds | None = None
 
     def router(self) -> APIRouter:
         """Return all routes of this side of the server."""
         router = APIRouter()
-        for part in (self.metrics.router(), self.status.router(), feedbacks.router(self)):
-            router.include_router(part)
+        router.include_router(self.metrics.router())
+        router.include_router(self.status.router())
         return router
 
     def on_request(
         self, messages: Sequence[Mapping[str, Any]], *, id: str, user: str = "", adapter: str = "", choices: int = 1
     ) -> Seen:
-        """Check a request. messages: {role, content}, content as text or OpenAI's parts; for a plain prompt, one user message.
-        id: of the answer, by which feedback names it."""
-        plain = [{"role": str(m.get("role", "user")), "content": noted(text_of(m.get("content")), m)} for m in messages]
+        """Check a request. messages: {role, content}, content as text, with `media` as data/media/parts.py has them; for a
+        plain prompt, one user message. id: of the answer, by which feedback names it."""
+        plain = [{"role": m["role"], "content": noted(m["content"], m)} for m in messages]
         about = {"id": id, "time": time.time(), "checkpoint": self.checkpoint(), "adapter": adapter, "user": user}
         measured = _hash(id) < self.settings.share
         seen = Seen(self.finished, self.metrics, self.guardrails, about | {"messages": plain}, choices, measured)
         for message in messages:
-            content = text_of(message.get("content"))
-            checked = self.guardrails.check_input(content)
+            checked = self.guardrails.check(message["content"], "input")
             seen.decisions += checked.decisions
-            changed = checked.text != content
-            seen.messages.append({**message, "content": checked.text} if changed else dict(message))
+            seen.messages.append({**message, "content": checked.text})
             if checked.blocked and not seen.blocked:
                 seen.blocked = checked.blocked
                 seen.refusal = self.guardrails.refusal(checked.blocked, id)
@@ -127,22 +116,11 @@ class Watch:
 
     def on_feedback(self, feedback: Feedback) -> concurrent.futures.Future:
         """Store a rating. The future is done when it is on disk; it raises LookupError if no such exchange is known."""
-        if self.store is None:
-            failed: concurrent.futures.Future = concurrent.futures.Future()
-            failed.set_exception(LookupError(feedback.exchange))
-            return failed
         with self._recent_lock:
             about = self._recent.get(feedback.exchange)
         future = self.store.feedback(feedback, about)
         future.add_done_callback(lambda done: self._rated(done, feedback))
         return future
-
-    def forget(self, user: str) -> int:
-        """Delete a user's exchanges and feedback from memory and from the store; returns how many were stored."""
-        with self._recent_lock:
-            for id in [id for id, one in self._recent.items() if one.user == user]:
-                del self._recent[id]
-        return self.store.forget(user).result() if self.store and user else 0
 
     def accept(self, checkpoint: str, adapter: str) -> bool:
         """Take the behaviour as it is now for the new reference, and end its alerts. False: it is not known."""
@@ -194,8 +172,7 @@ class Watch:
         done = threading.Event()
         self._queue.put(done.set)
         done.wait()
-        if self.store:
-            self.store.flush()
+        self.store.flush()
 
     def close(self) -> None:
         """Measure and store what waits, save the state, and end all threads."""
@@ -207,8 +184,7 @@ class Watch:
             self.canaries.close()
         self._queue.put(None)
         self._thread.join()
-        if self.store:
-            self.store.close()
+        self.store.close()
         if self.tracer:
             self.tracer.close()
 
@@ -233,13 +209,13 @@ class Watch:
     def show(self) -> None:
         """Bring the gauges up to date."""
         with self._lock:
-            gauges.show(self.metrics, self._behaviours.values())
-            if self.store:
-                written, dropped = self.store.written, self.store.dropped
-                self.metrics.of("store_exchanges").inc(written - self._counted[0])
-                self.metrics.of("store_dropped").inc(dropped - self._counted[1])
-                self._counted = [written, dropped]
-                self.metrics.of("store_bytes").set(self.store.bytes)
+            for one in self._behaviours.values():
+                one.show(self.metrics)
+            written, dropped = self.store.written, self.store.dropped
+            self.metrics.of("store_exchanges").inc(written - self._counted[0])
+            self.metrics.of("store_dropped").inc(dropped - self._counted[1])
+            self._counted = [written, dropped]
+            self.metrics.of("store_bytes").set(self.store.bytes)
         self._shown = time.monotonic()
 
     # The monitor's thread.
@@ -283,17 +259,15 @@ class Watch:
             with self._recent_lock:
                 if exchange.id in self._recent:
                     self._recent[exchange.id] = exchange
-            if self.store and (flagged or _hash(exchange.id, "store") < self.settings.store_share):
+            if flagged or _hash(exchange.id, "store") < self.settings.store_share:
                 self.store.exchange(exchange)
             if measured and not seen.blocked and exchange.finish in ENDED:
-                self._follow(exchange, measured)
-
-    def _follow(self, exchange: Exchange, measured: measures.Measures) -> None:
-        with self._lock:
-            alerts = self._behaviour(exchange.checkpoint, exchange.adapter).add(measured)
-        self.metrics.of("behaviour_exchanges", checkpoint=exchange.checkpoint, adapter=exchange.adapter).inc()
-        self._unsaved += 1
-        self._alert(alerts)
+                who = {"checkpoint": exchange.checkpoint, "adapter": exchange.adapter}
+                with self._lock:
+                    alerts = self._behaviour(**who).add(measured)
+                self.metrics.of("behaviour_exchanges", **who).inc()
+                self._unsaved += 1
+                self._alert(alerts)
 
     def _rated(self, done: concurrent.futures.Future, feedback: Feedback) -> None:
         """Called on the store's thread."""
@@ -325,8 +299,7 @@ class Watch:
             LOG.warning("alert: %s", alert.text)
             who = {"checkpoint": alert.checkpoint, "adapter": alert.adapter, "stream": alert.stream}
             self.metrics.of("behaviour_alerts", **who).inc()
-            if self.store:
-                self.store.alert(alert._asdict())
+            self.store.alert(alert._asdict())
         if alerts:
             self._save()
             self.show()
@@ -343,7 +316,7 @@ class Watch:
 
 
 def open_watch(
-    settings: Settings,
+    settings: WatchSettings,
     folder: str | Path,
     engine,
     *,
@@ -355,31 +328,17 @@ def open_watch(
 
     Raises: UserError: a file that the settings name is invalid, or something is not installed.
     """
-    folder = Path(folder)
-    guardrails = open_guardrails(settings.constitution)
+    guardrails = Guardrails(settings.constitution)
     hazards = {id: hazard.name for id, hazard in guardrails.constitution.hazards.items()}
     judge = guarded(open_judge(settings.judge, hazards=hazards)) if settings.judge else None
     canaries = read_canaries(settings.canaries) if settings.canaries else ()
-    ask = asker(engine, template) if canaries else None
     tracer = tracing.open_tracer(settings.tracing, engine, model_name) if settings.tracing else None
     metrics = Metrics(model_name, engine.max_positions)
     metrics.watch(engine)
-    watch = Watch(
-        settings,
-        folder,
-        metrics=metrics,
-        guardrails=guardrails,
-        store=Store(folder / "exchanges.sqlite", settings.store_days, settings.store_megabytes),
-        judge=judge,
-        canaries=canaries,
-        ask=ask,
-        adapters=lambda: tuple(engine.adapters),
-        checkpoint=checkpoint,
-        tracer=tracer,
-        title=model_name,
-    )
-    if watch.canaries:
-        watch.canaries.start()
+    watch = Watch(settings, Path(folder), metrics, guardrails, judge=judge, checkpoint=checkpoint, tracer=tracer)
+    if canaries:
+        ask, adapters = asker(engine, template), lambda: tuple(engine.adapters)
+        watch.canaries = Rounds(canaries, ask, watch.canary, adapters, checkpoint, settings.canary_minutes)
     return watch
 
 

@@ -39,17 +39,15 @@ HEADERS = {
 
 
 def router(service: Service) -> APIRouter:
-    """Return the routes / and /chat*.css, /chat*.js. The page offers ratings if the service stores them."""
+    """Return the routes / and /chat*.css, /chat*.js. The page offers ratings if the service is watched, which stores them."""
     template = jinja2.Environment(autoescape=True).from_string((HERE / "chat.html").read_text(encoding="utf-8"))
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/")
     async def page() -> Response:
-        watched = service.watch is not None
         html = template.render(
             name=service.name,
-            watched=watched,
-            rated=watched and service.watch.store is not None,
+            watched=service.watch is not None,
             media=" ".join(kind for kind in KINDS if service.towers is not None and getattr(service.towers, kind) is not None),
             most=service.limits.media,
             bytes=service.limits.media_bytes,

@@ -17,12 +17,11 @@ from lm.errors import UserError
 from lm.files.untrusted import shown
 from lm.serve import page
 from lm.serve.api.app import make_app
+from lm.serve.api.limits import HEAD, Connection
 from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
-from lm.serve.connection import HEAD, Connection
 from lm.serve.monitor import open_watch
-from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
-from lm.serve.watch.settings import settings_of
+from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of, watch_settings
 from lm.train.values import MAX
 
 CONNECTIONS = 1024  # at once; more are answered with 503
@@ -32,21 +31,19 @@ CONNECTIONS = 1024  # at once; more are answered with 503
 def opened(config) -> Iterator[Service]:
     """Yield the model of a config as a service. Its engine is closed at the end. Raises: UserError."""
     from lm.align.reward_model import chat_template_of
+    from lm.infer.engine.adapters import Slots
     from lm.infer.engine.open import open_engine
+    from lm.infer.engine.room import Capacity
 
+    count = adapter_count(config)
     engine = open_engine(
         config.checkpoint,
-        rows=config.rows,
-        blocks=config.blocks,
+        Capacity(config.rows, pages=config.blocks, cache_dtype=config.cache_dtype, queue=config.queue),
         dtype=config.dtype,
-        cache_dtype=config.cache_dtype,
         quantize=config.quantize,
         speculate=config.speculate,
         adapters=adapters_of(config),
-        adapter_count=adapter_count(config),
-        adapter_rank=config.adapters.rank,
-        adapter_targets=config.adapters.targets,
-        queue=config.queue,
+        slots=Slots(count, config.adapters.rank, config.adapters.targets) if count else None,
     )
     try:
         if engine.tokenizer is None:
@@ -93,7 +90,7 @@ def serve(config, workdir: Path) -> int:
         service.engine.warm()  # compiles, so that no request waits for it
         print(f"{service.name}: {memory(service.engine)}", flush=True)
         service.watch = open_watch(
-            settings_of(config),
+            watch_settings(config),
             workdir,
             service.engine,
             model_name=service.name,

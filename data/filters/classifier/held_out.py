@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from data.filters.classifier.fit import class_weights
+
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 BINS = 10
 
@@ -69,8 +71,7 @@ def calibration(score_N: np.ndarray, good_N: np.ndarray) -> tuple[list[dict[str,
     A bin has {from, to, documents, predicted, good}: the mean score, and the share of good documents. Each class has the same
     total weight, as in training.
     """
-    share = good_N.mean()
-    weight_N = np.where(good_N, 0.5 / share, 0.5 / (1 - share)) / len(good_N)
+    weight_N = class_weights(good_N) / len(good_N)
     bin_N = np.minimum((score_N * BINS).astype(int), BINS - 1)
     total = np.bincount(bin_N, weight_N, BINS)
     predicted = np.bincount(bin_N, weight_N * score_N, BINS)

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from data.filters.splitting import split
 from data.filters.words import Words
 from lm.errors import UserError
 from lm.files import saving
@@ -71,7 +70,7 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of everything that scores depend on."""
-        probe = plain_features(_PROBE, self.settings)  # it changes if words are split in another way
+        probe = features(Words([_PROBE]), self.settings).bucket_F.tolist()  # it changes if words are split in another way
         state = xxhash.xxh3_128(json.dumps([dataclasses.asdict(self.settings), float(self.bias), probe]).encode())
         state.update(np.ascontiguousarray(self.weights, "<f4").data)
         return state.hexdigest()
@@ -129,22 +128,6 @@ def _grams(value: np.ndarray, count_N: np.ndarray, n: int, bits: int) -> Grams:
     return Grams(n, at, found[at], document[at], np.cumsum(count_N) - count_N)
 
 
-def plain_features(text: str, settings: Settings) -> list[int]:
-    """Return the buckets of one document: the twin of `features`, in Python's integers."""
-    hashes = [xxhash.xxh3_64_intdigest(word.encode()) for chunk in text.split() for word in split(chunk)]
-    kinds = [(hashes, n) for n in range(1, settings.ngrams + 1)]
-    if settings.characters:
-        kinds.append(([ord(c) for c in " ".join(text.split())], -settings.characters))
-    found = set()
-    for values, n in kinds:
-        for k in range(len(values) - abs(n) + 1):
-            key = n
-            for value in values[k : k + abs(n)]:
-                key = key * GOLDEN + value
-            found.add(key * GOLDEN % (1 << 64) >> (64 - settings.bits))
-    return sorted(found)
-
-
 def logits(features: Features, weights: np.ndarray, bias: float) -> np.ndarray:
     """Return float64 [N]: the log-odds of good. A document's sum does not depend on its neighbours in the batch."""
     document_F = np.repeat(np.arange(len(features.count_N)), features.count_N)
@@ -159,7 +142,11 @@ def probability(logit: np.ndarray) -> np.ndarray:
 
 def scores(words: Words, model: Model) -> np.ndarray:
     """Return float32 [N]: the probability that a document is good. One without a feature has that of the bias."""
-    return probability(logits(features(words, model.settings), model.weights, model.bias)).astype(np.float32)
+    return _scores(features(words, model.settings), model)
+
+
+def _scores(features: Features, model: Model) -> np.ndarray:
+    return probability(logits(features, model.weights, model.bias)).astype(np.float32)
 
 
 def save(folder: Path, model: Model) -> None:
@@ -186,16 +173,10 @@ def load(folder: str | Path) -> Model:
 
 def fingerprint(folder: str | Path) -> str:
     """Return a digest of all that the scores of the model in a folder depend on. Raises: UserError: there is none."""
-    return str(_about(folder)["fingerprint"])
-
-
-def _about(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / ABOUT
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"fingerprint": found.pop("fingerprint"), "settings": found.pop("settings"), "bias": found.pop("bias"), **found}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _no_model(path, error) from error
+        return str(json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_model(Path(folder) / ABOUT, error) from error
 
 
 def _no_model(path: Path, error: Exception) -> UserError:
@@ -206,13 +187,13 @@ def _no_model(path: Path, error: Exception) -> UserError:
 
 @functools.lru_cache(maxsize=16)
 def _loaded(folder: str, expected: str) -> Model:
-    about = _about(folder)
     try:
+        about = json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))
         settings, bias = Settings(**about.pop("settings")), float(about.pop("bias"))
-        about.pop("fingerprint")
+        del about["fingerprint"]
         weights = np.load(Path(folder) / WEIGHTS, mmap_mode="r")
-    except (OSError, ValueError, TypeError) as error:
-        raise _no_model(Path(folder) / WEIGHTS, error) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_model(Path(folder), error) from error
     model = Model(settings, weights, bias, about)
     if weights.shape != (1 << settings.bits,) or weights.dtype != np.float32 or model.fingerprint != expected:
         raise UserError(
@@ -220,3 +201,39 @@ def _loaded(folder: str, expected: str) -> Model:
             "way than the one that trained it; train the classifier again"
         )
     return model
+
+
+def classifier(words: Words, model: str, name: str) -> dict[str, np.ndarray]:
+    """Return the columns classifier_NAME: float32 [N], the probability that a document is good.
+
+    Models with the same settings share their features.
+
+    Args:
+      model: folder of a classifier; several as NAME=DIR with commas between. name: of one without NAME=.
+    Raises: UserError: a folder holds no classifier, or a name is there twice.
+    """
+    columns, shared = {}, dict[Settings, Features]()
+    for column, folder in _models(model, name):
+        loaded = load(folder)
+        if loaded.settings not in shared:
+            shared[loaded.settings] = features(words, loaded.settings)
+        columns[column] = _scores(shared[loaded.settings], loaded)
+    return columns
+
+
+def fingerprints(model: str, name: str) -> list[tuple[str, str]]:
+    """Return (column, digest of the classifier) of each model. Raises: UserError as `classifier`."""
+    return [(column, fingerprint(folder)) for column, folder in _models(model, name)]
+
+
+def _models(model: str, name: str) -> list[tuple[str, str]]:
+    """Return (column, folder) of each model."""
+    found: list[tuple[str, str]] = []
+    for part in filter(None, (part.strip() for part in model.split(","))):
+        own, equals, folder = part.partition("=")
+        found.append((f"classifier_{own if equals else name}", folder if equals else part))
+    if not found:
+        raise UserError("classifier.model is empty; name the folder of a classifier: python -m data.filters.classifier --help")
+    if len({column for column, _ in found}) < len(found):
+        raise UserError(f"classifier.model={model!r}: two models have the same name; write NAME=DIR,OTHER=DIR")
+    return found

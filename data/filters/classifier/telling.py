@@ -1,11 +1,10 @@
 """Name the n-grams that decide most: a bucket does not say which n-gram falls into it, the training text does."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from data.filters.classifier.linear import Features, Settings, grams
-from data.filters.splitting import split
 from data.filters.words import Words
 
 SHOWN = 20  # of each side
@@ -46,11 +45,16 @@ def named(batches: Iterable[Sequence[str]], wanted: set[int], settings: Settings
     is_wanted[sorted(wanted)] = True
     counts: dict[int, int] = {}  # by the n-gram's hash of 64 bits
     spelt: dict[int, str] = {}
-    for texts in batches:
-        for text, hash, count, place, n in _wanted(texts, is_wanted, settings):
-            counts[hash] = counts.get(hash, 0) + count
-            if hash not in spelt:
-                spelt[hash] = _spelt(text, place, n)
+    for words in map(Words, batches):
+        for some in grams(words, settings, bits=64):
+            hit = np.flatnonzero(is_wanted[some.hash_P >> np.uint64(64 - settings.bits)])
+            found, first, count = np.unique(some.hash_P[hit], return_index=True, return_counts=True)
+            for k in np.argsort(first).tolist():
+                hash, p = int(found[k]), hit[first[k]]
+                counts[hash] = counts.get(hash, 0) + int(count[k])
+                if hash not in spelt:
+                    document = int(some.document_P[p])
+                    spelt[hash] = _spelt(words, document, int(some.at_P[p] - some.begin_N[document]), some.n)
     best: dict[int, int] = {}
     for hash, count in counts.items():
         bucket = hash >> 64 - settings.bits
@@ -59,18 +63,8 @@ def named(batches: Iterable[Sequence[str]], wanted: set[int], settings: Settings
     return {bucket: spelt[hash] for bucket, hash in best.items()}
 
 
-def _wanted(texts: Sequence[str], is_wanted: np.ndarray, settings: Settings) -> Iterator[tuple[str, int, int, int, int]]:
-    """Yield (text, hash, occurrences, place in the text, n) of each distinct n-gram in a wanted bucket; n < 0: characters."""
-    for some in grams(Words(texts), settings, bits=64):
-        hit = np.flatnonzero(is_wanted[some.hash_P >> np.uint64(64 - settings.bits)])
-        found, first, count = np.unique(some.hash_P[hit], return_index=True, return_counts=True)
-        for k in np.argsort(first).tolist():
-            p = hit[first[k]]
-            document = int(some.document_P[p])
-            yield texts[document], int(found[k]), int(count[k]), int(some.at_P[p] - some.begin_N[document]), some.n
-
-
-def _spelt(text: str, place: int, n: int) -> str:
+def _spelt(words: Words, document: int, place: int, n: int) -> str:
+    """Return the n-gram of a document at a place. n: its words; below 0: minus its characters."""
     if n < 0:
-        return " ".join(text.split())[place : place - n]
-    return " ".join([word for chunk in text.split() for word in split(chunk)][place : place + n])
+        return " ".join(words.texts[document].split())[place : place - n]
+    return " ".join(words.spelled(document)[place : place + n])

@@ -1,8 +1,8 @@
-"""Loops that numba compiles: over the code points of texts, over chunks without white space, over words and n-grams.
+"""Compile loops with numba: over the code points of texts, over chunks without white space, over words and n-grams.
 
-Each has a plain twin, which its docstring names, and a test that holds the two together. Numba keeps compiled code on disk, and
-makes it anew after a change of the file that holds the function. So a compiled function calls, and takes constants from, its
-own file only; anything else is an argument.
+Each loop has a plain twin and a test that holds the two together. Numba keeps compiled code on disk, and makes it anew after a
+change of the file that holds the function. So a compiled function calls, and takes constants from, its own file only; anything
+else is an argument.
 """
 
 import functools

@@ -107,20 +107,15 @@ def scan(codes, begin_N, kinds, lines_N, chunks_L, longest_L, flags_L, begin_C, 
 
 
 @compiled
-def number_chunks(codes, begin_C, end_C, start, seen, number_C):
-    """Write the numbers of chunks into number_C, from chunk `start` on; a new one is added to `seen`, without its words.
-
-    Returns the first chunk that was not done because an array of `seen` is full, or how many chunks there are.
-    """
-    for c in range(start, len(begin_C)):
+def number_chunks(codes, begin_C, end_C, seen, number_C):
+    """Write the numbers of chunks into number_C. A new one is added to `seen`, where there is room, without its words."""
+    for c in range(len(begin_C)):
         begin, size = begin_C[c], end_C[c] - begin_C[c]
         hash = _hash(codes, begin, size)
         slot = _slot(seen.chunks, seen.codes, hash, codes, begin, size)
         number = seen.chunks.slots[slot]
         if number < 0:
             number, at = seen.counts[0], seen.counts[3]
-            if number == len(seen.chunks.at) or at + size >= len(seen.codes):
-                return c
             seen.chunks.slots[slot] = number
             for k in range(size):
                 seen.codes[at + k] = codes[begin + k]
@@ -128,7 +123,6 @@ def number_chunks(codes, begin_C, end_C, start, seen, number_C):
             seen.counts[0] += 1
             seen.counts[3] += size
         number_C[c] = number
-    return len(begin_C)
 
 
 @compiled
@@ -188,20 +182,6 @@ def place(hashes, count, slots):
         while slots[slot] >= 0:
             slot = (slot + 1) & mask
         slots[slot] = number
-
-
-@compiled
-def count_words(number_C, chunks_L, seen, words_L):
-    """Write how many words each line has. Returns their sum."""
-    c, total = 0, 0
-    for line in range(len(chunks_L)):
-        words = 0
-        for k in range(c, c + chunks_L[line]):
-            words += seen.chunks.words[number_C[k]]
-        c += chunks_L[line]
-        words_L[line] = words
-        total += words
-    return total
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Cut chunks into words: the rules of data/filters/splitting.py, which is the plain twin, on code points."""
+"""Cut chunks into words: the rules of data/filters/splitting.py on code points."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ CODES = 0x40000  # code points; those above are of no class
 # Classes of characters, as bits.
 LETTER, LOW, HIGH, QUOTE, ICON, BEFORE, AFTER, BEFORE_FULL_STOP, CURRENCY, WORD, INNER = (1 << k for k in range(11))
 
-_ZERO, _ONE, _TWO, _THREE, _FOUR, _FIVE, _NINE, _A, _Z = map(ord, "0123459az")
+_ZERO, _NINE, _A, _Z = map(ord, "09az")
 _DOT, _PLUS, _HYPHEN, _COLON, _SLASH, _AT, _UNDERSCORE, _QUESTION, _HASH, _DOLLAR = map(ord, ".+-:/@_?#$")
 _STAR, _CARET, _COMMA, _LESS, _GREATER, _EQUALS, _APOSTROPHE, _CURLY = map(ord, "*^,<>='’")
 _EN_DASH, _EM_DASH, _TILDE, _DOTS, _DEGREE = map(ord, "–—~…°")

@@ -4,6 +4,7 @@ The two sources disagree on constants: see configs/curate/c4_paper.py and c4_tfd
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ LONG_LINE = 200  # characters of a line that counts as a paragraph, in mC4
 
 
 def c4(
-    words: Words, *, end_marks: tuple[str, ...] = (".", "?", "!", '"', "'"), min_words: int = 3, longest_word: int = 1000
+    words: Words, *, end_marks: Sequence[str] = (".", "?", "!", '"', "'"), min_words: int = 3, longest_word: int = 1000
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Drop lines that are no prose, and citation marks such as [1]. Returns (texts, columns [N]).
 
@@ -26,28 +27,29 @@ def c4(
     c4_lorem_ipsum, c4_curly_brackets: lines that hold these, of those that no earlier rule dropped
     c4_dropped_lines: share of lines that were dropped
     """
+    end_marks = tuple(end_marks)
     sentences_L, state_L = words.sentences_L.copy(), np.zeros(len(words.words_L), np.uint8)
     long_L = words.longest_L > longest_word
     fits_L = (words.chunks_L >= min_words) & ~long_L
     texts, cited, end = [], [], 0
-    for text, lines in zip(words.texts, words.lines):
+    for text in words.texts:
+        lines = list(map(str.strip, text.splitlines()))
         begin, end = end, end + len(lines)
-        kept, lines = fits_L[begin:end].tolist(), list(map(str.strip, lines))
-        phrases = _has_phrases(text)
-        if phrases or "{" in text or "[" in text:
-            found = [
-                _line(line, fits, is_long, end_marks)
-                if phrases or "[" in line or "{" in line
-                else (_KEPT if fits and _ends(line, end_marks) else _DROPPED, line, False)
-                for line, fits, is_long in zip(lines, kept, long_L[begin:end].tolist())
-            ]
+        kept = fits_L[begin:end].tolist()
+        phrases, marks = _has_phrases(text), "{" in text or "[" in text
+        found = [
+            _line(line, fits, is_long, end_marks)
+            if phrases or (marks and ("[" in line or "{" in line))
+            else (_KEPT if fits and _ends(line, end_marks) else _DROPPED, line, False)
+            for line, fits, is_long in zip(lines, kept, long_L[begin:end].tolist())
+        ]
+        if marks:
             cited += [(at, line) for at, (state, line, cites) in enumerate(found, begin) if cites and state == _KEPT]
-        else:
-            found = [(_KEPT if fits and _ends(line, end_marks) else _DROPPED, line, False) for fits, line in zip(kept, lines)]
         state_L[begin:end] = [state for state, _, _ in found]
         texts.append("\n".join(line for state, line, _ in found if state == _KEPT).strip())
     if cited:  # citations held words
-        sentences_L[[at for at, _ in cited]] = _sentences(Words([line for _, line in cited]))
+        again = Words([line for _, line in cited])
+        sentences_L[[at for at, _ in cited]] = sums(again.sentences_L, again.lines_N)
     columns = {"c4_sentences": sums(np.where(state_L == _KEPT, sentences_L, 0), words.lines_N)}
     for name, state in (("c4_lorem_ipsum", _LOREM), ("c4_curly_brackets", _CURLY)):
         columns[name] = sums(state_L == state, words.lines_N)
@@ -84,14 +86,8 @@ def _line(line: str, fits: bool, long: bool, end_marks: tuple[str, ...]) -> tupl
         state = _DROPPED
     elif "lorem ipsum" in low:
         state = _LOREM
-    elif "javascript" in low:
-        state = _DROPPED
-    elif "{" in plain:
+    elif "{" in plain and "javascript" not in low:
         state = _CURLY
-    elif any(phrase in low for phrase in POLICY):
+    elif "javascript" in low or any(phrase in low for phrase in POLICY):
         state = _DROPPED
     return state, plain, plain != line
-
-
-def _sentences(words: Words) -> np.ndarray:
-    return sums(words.sentences_L, words.lines_N)

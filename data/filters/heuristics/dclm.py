@@ -7,7 +7,7 @@ import numpy as np
 from data.filters.heuristics.gopher import ratio
 from data.filters.words import PUNCTUATION, Words
 
-MAX_UPPERCASE, MAX_DIGITS, MIN_WORDS = 0.5, 0.999999, 2
+MAX_UPPERCASE, MIN_WORDS = 0.5, 2
 PHRASE_WORDS = 10  # the phrases of buttons are removed from lines of at most so many words
 _COUNTER = re.compile(
     r"\W*\d[,.\d]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|downvotes|downloads|views|followers)\W*\Z"

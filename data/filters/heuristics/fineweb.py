@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.filters.characters import SENTENCE_ENDS
-from data.filters.heuristics.gopher import ratio
+from data.filters.heuristics.gopher import duplicates, ratio
 from data.filters.words import Words
 
 SHORT_LINE = 30  # characters
@@ -25,8 +25,6 @@ def fineweb_quality(words: Words) -> dict[str, np.ndarray]:
             continue
         ended = sum(line[-1] in SENTENCE_ENDS for line in lines)
         short = sum(len(line) <= SHORT_LINE for line in lines)
-        distinct = set(lines)
-        repeated = 0 if len(distinct) == len(lines) else sum(map(len, lines)) - sum(map(len, distinct))
-        found[n] = ended / len(lines), short / len(lines), repeated / (len(text) - newlines), newlines
+        found[n] = ended / len(lines), short / len(lines), duplicates(lines, len(text) - newlines)[1], newlines
     names = ("fineweb_ended_lines", "fineweb_short_lines", "fineweb_duplicate_characters")
     return {name: found[:, k] for k, name in enumerate(names)} | {"fineweb_newlines": ratio(found[:, 3], words.words_N)}

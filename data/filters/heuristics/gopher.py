@@ -51,11 +51,11 @@ def gopher_repetition(words: Words) -> dict[str, np.ndarray]:
     for n, text in enumerate(words.texts):
         # As re.split("\n+", text), which keeps an empty part before and behind.
         lines = [*filter(None, text.split("\n")), *[""] * (text.startswith("\n") + text.endswith("\n"))]
-        counted["line"][n] = _duplicates(lines, len(text))
+        counted["line"][n] = duplicates(lines, len(text))
         if "\n\n" in text:
             # As re.split("\n{2,}", text.strip()).
             parts = [part.lstrip("\n") for part in text.strip().split("\n\n")]
-            counted["paragraph"][n] = _duplicates([*filter(None, parts)] or parts, len(text))
+            counted["paragraph"][n] = duplicates([*filter(None, parts)] or parts, len(text))
     columns = {}
     for name, shares in counted.items():
         columns |= {f"gopher_duplicate_{name}s": shares[:, 0], f"gopher_duplicate_{name}_characters": shares[:, 1]}
@@ -65,7 +65,7 @@ def gopher_repetition(words: Words) -> dict[str, np.ndarray]:
     return columns
 
 
-def _duplicates(parts: Sequence[str], characters: int) -> tuple[float, float]:
+def duplicates(parts: Sequence[str], characters: int) -> tuple[float, float]:
     """Return the share of the parts that occurred before, and of the document's characters in them."""
     distinct = set(parts)
     if len(distinct) == len(parts) or not characters:

@@ -87,7 +87,7 @@ def _plain(text: str) -> Iterator[Span]:
         if spaced:
             match = _SPACED.match(text, at) or _HIDDEN_DOMAIN.match(text, at + 1)
         if match is not None:
-            end = match.end() if match.lastindex is None else _domain_end(text, match.start(1), match.end(1), _SPLIT)
+            end = match.end() if match.lastindex is None else _domain_end(text, match.start(1), match.end(1))
             stop = at
             while spaced and stop > max(at - 2, 0) and text[stop - 1] in " \t":
                 stop -= 1
@@ -111,7 +111,7 @@ def _letters_apart(text: str) -> Iterator[Span]:
     for match in _APART.finditer(text):
         at = text.index("@", match.start())
         compact = text[match.start() : match.end() : 2]
-        stop = _domain_end(compact, compact.index("@") + 1, len(compact), _SPLIT)
+        stop = _domain_end(compact, compact.index("@") + 1, len(compact))
         if stop and compact[:1].isalnum() and at > match.start():
             yield Span(match.start(), match.start() + 2 * stop - 1, "email")
 
@@ -137,7 +137,7 @@ def _hidden(text: str, start: int, end: int, said: str | None = None) -> Iterato
     match = _HIDDEN_DOMAIN.match(text, end)
     if match is None:
         return
-    stop = _domain_end(text, match.start(1), match.end(1), _SPLIT)
+    stop = _domain_end(text, match.start(1), match.end(1))
     if not stop:
         return
     before = text[max(0, start - LOCAL_LENGTH) : start]
@@ -182,10 +182,10 @@ def local_start(text: str, end: int) -> int:
     return start
 
 
-def _domain_end(text: str, start: int, end: int, dot: re.Pattern) -> int:
+def _domain_end(text: str, start: int, end: int) -> int:
     """Return the end of the longest prefix of text[start:end] that is a domain with a known top level, 0 if there is none."""
     domain = text[start:end]
-    dots = list(dot.finditer(domain))
+    dots = list(_SPLIT.finditer(domain))
     ends = [match.start() for match in dots[1:]] + [len(domain)]
     for match, stop in zip(reversed(dots), reversed(ends)):
         if not domain[: match.start()].rstrip("_-")[-1:].isalnum():

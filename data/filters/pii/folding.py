@@ -75,17 +75,6 @@ def fold(text: str) -> tuple[str, np.ndarray | None]:
     return folded[kept].tobytes().decode("utf-32-le", errors="surrogatepass"), kept
 
 
-def fold_slowly(text: str) -> tuple[str, list[int]]:
-    """Do what `fold` does, character by character: its plain twin."""
-    characters, at = [], []
-    for index, character in enumerate(text):
-        character = _folded(character)
-        if character:
-            characters.append(character)
-            at.append(index)
-    return "".join(characters), at
-
-
 def adjoins(character: str) -> bool:
     """Return whether the character, or "", is a letter or digit that makes one word with a number beside it.
 

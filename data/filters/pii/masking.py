@@ -37,7 +37,8 @@ def find_pii(
     Raises:
         UserError: there is no such kind.
     """
-    _check(kinds, KINDS, "kinds")
+    if unknown := set(kinds).difference(KINDS):
+        raise UserError(f"kinds: {min(unknown)}: there are {', '.join(KINDS)}")
     decoded, places = decode_entities(text)
     folded, at = fold(decoded)
     finders: dict[str, Callable] = {
@@ -81,7 +82,8 @@ def mask_pii(
         The new texts, and int32 columns [documents]: pii_email … for each of `kinds`, and pii_characters, the number of masked
         characters.
     """
-    _check([style], STYLES, "style")
+    if style not in STYLES:
+        raise UserError(f"style: {style}: there are {', '.join(STYLES)}")
     columns = {f"pii_{kind}": np.zeros(len(texts), np.int32) for kind in KINDS if kind in kinds}
     columns["pii_characters"] = np.zeros(len(texts), np.int32)
     masked = []
@@ -125,9 +127,3 @@ def _merged(taken: list[Span], found: list[Span]) -> list[Span]:
             merged.append(span)
             reached = span.end
     return merged + taken[place:]
-
-
-def _check(given: Sequence[str], known: Sequence[str], name: str) -> None:
-    for value in given:
-        if value not in known:
-            raise UserError(f"{name}: {value}: there are {', '.join(known)}")

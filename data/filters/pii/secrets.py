@@ -89,18 +89,7 @@ _NAMES = ("pass", "pwd", "secret", "token", "credential", "key")
 _PASSWORDS = ("pass", "pwd")
 # "Password" in other languages: Spanish, Portuguese, Dutch, Italian and Turkish; those with letters beyond ASCII apart.
 _FOREIGN = ("contrasena", "senha", "wachtwoord", "parola")
-_FOREIGN_LETTERS = (
-    "contraseña",
-    "hasło",
-    "lösenord",
-    "şifre",
-    "пароль",
-    "密码",
-    "密碼",
-    "パスワード",
-    "비밀번호",
-    "كلمة المرور",
-)
+_FOREIGN_LETTERS = (*"contraseña hasło lösenord şifre пароль 密码 密碼 パスワード 비밀번호".split(), "كلمة المرور")
 _KEYS = re.compile(r"(?:api|access|private|auth|encryption|secret|account|signing|master|shared)[_ -]?\Z")
 _ASSIGNED = re.compile(
     r"(?:(?<!pass)|(?<=_pass)|w(?:or)?[dt]?|phrase|code|(?<=mot de pass)e)s?(?:[_-]?(?:key|id|value|string|access[_-]?key))?"

@@ -27,19 +27,14 @@ _SNIFFED_BYTES = 1 << 13
 
 # Endings of names after the ending of a compressor is removed; languages of source files are in code/languages.py.
 _ENDINGS = {
-    ".warc": "warc",
-    ".wet": "warc",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
-    ".jsonl": "json lines",
-    ".ndjson": "json lines",
-    ".parquet": "parquet",
-    ".mbox": "mbox",
-    ".mbx": "mbox",
-    ".eml": "mail",
+    "warc": (".warc", ".wet"),
+    "html": (".html", ".htm", ".xhtml"),
+    "json lines": (".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+    "mbox": (".mbox", ".mbx"),
+    "mail": (".eml",),
 }
-FORMATS = (*dict.fromkeys(_ENDINGS.values()), "stackexchange", "mediawiki", "plain", "code", "tfds")
+FORMATS = (*_ENDINGS, "stackexchange", "mediawiki", "plain", "code", "tfds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +136,10 @@ def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantin
             return tree.read(path, id)
         raise Unreadable("a folder")
     kind = options.format or format_of(path)
-    if kind == "warc":
-        from data.sources.archives import warc
+    if kind in ("warc", "html"):
+        from data.sources.archives import html, warc
 
-        return warc.read(path, id, main_content=options.main_content)
-    if kind == "html":
-        from data.sources.archives import html
-
-        return html.read(path, id, main_content=options.main_content)
+        return (warc if kind == "warc" else html).read(path, id, main_content=options.main_content)
     if kind in ("json lines", "parquet"):
         from data.sources.archives import rows
 
@@ -190,8 +181,8 @@ def format_of(path: str) -> str | None:
         name = name.rpartition(".")[0]
         if name.endswith(".json"):  # corpora such as C4 publish JSON lines so
             return "json lines"
-    for ending, kind in _ENDINGS.items():
-        if name.endswith(ending):
+    for kind, endings in _ENDINGS.items():
+        if name.endswith(endings):
             return kind
     if os.path.basename(os.path.dirname(path)) in ("cur", "new"):  # of a maildir
         return "mail"

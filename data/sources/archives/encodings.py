@@ -21,18 +21,8 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
-_MAGIC = (
-    b"%PDF-",
-    b"PK\x03\x04",
-    b"\x7fELF",
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"GIF8",
-    b"\x1f\x8b",
-    b"BZh",
-    b"(\xb5/\xfd",
-    b"MZ\x90",
-)
+# Of PDF, zip, ELF, PNG, JPEG, GIF, gzip, bzip2, zstd and programs of DOS.
+_MAGIC = tuple(b"%PDF- PK\x03\x04 \x7fELF \x89PNG \xff\xd8\xff GIF8 \x1f\x8b BZh (\xb5/\xfd MZ\x90".split())
 _MARKED = (*(mark for mark, _ in _BOMS), *_MAGIC)
 # Escape sequences of ISO-2022, which no other text has. ESC ( B is left out: terminals write it, too.
 _ESCAPES = (

@@ -29,7 +29,6 @@ _DEEP = ">".join(["*"] * (MAX_DEPTH + 1))
 @dataclasses.dataclass(frozen=True)
 class Page:
     text: str
-    title: str | None
     language: str | None  # as declared by <html lang>
     licence: str | None
     metadata: dict[str, str]
@@ -64,10 +63,9 @@ def page_of_text(html: str, *, main_content: bool = True) -> Page:
     if not text:
         raise Unreadable("no text")
     licence, metadata = rights.of_page(tree, html)
-    title = " ".join((tree.title or "").split())
-    if title:
+    if title := " ".join((tree.title or "").split()):
         metadata["title"] = title
-    return Page(text, title or None, _language(tree), licence, metadata)
+    return Page(text, _language(tree), licence, metadata)
 
 
 def read(path: str, id: str, *, main_content: bool = True) -> Iterator[Document | Quarantined]:

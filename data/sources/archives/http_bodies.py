@@ -97,10 +97,6 @@ def _joined(body: bytes) -> tuple[bytes, bool]:
     return b"".join(parts), False
 
 
-def _gzip(body: bytes, limit: int) -> tuple[bytes, bool]:
-    return _inflated(body, 31, "gzip", limit)
-
-
 def _deflate(body: bytes, limit: int) -> tuple[bytes, bool]:
     """Undo zlib's format, or deflate without its header, which some servers send (RFC 9110, section 8.4.1.2)."""
     headed = body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0  # RFC 1950, section 2.2
@@ -147,7 +143,7 @@ def _zstd(body: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 _UNDO: dict[str, Callable[[bytes, int], tuple[bytes, bool]]] = {
-    "gzip": _gzip,
+    "gzip": lambda body, limit: _inflated(body, 31, "gzip", limit),
     "deflate": _deflate,
     "br": _brotli,
     "zstd": _zstd,

@@ -6,17 +6,7 @@ import re
 from collections.abc import Mapping
 
 # Names of <meta> that speak to crawlers. "tdm-reservation" and "tdm-policy" are the W3C group's TDM Reservation Protocol.
-ROBOTS = (
-    "robots",
-    "googlebot",
-    "bingbot",
-    "gptbot",
-    "ccbot",
-    "google-extended",
-    "anthropic-ai",
-    "claudebot",
-    "applebot-extended",
-)
+ROBOTS = "robots googlebot bingbot gptbot ccbot google-extended anthropic-ai claudebot applebot-extended".split()
 TDM = ("tdm-reservation", "tdm-policy")
 LICENCE_NAMES = ("dc.rights", "dcterms.rights", "dcterms.license", "dc.rights.license", "copyright", "license", "licence")
 _WANTED = frozenset((*ROBOTS, *TDM, *LICENCE_NAMES))

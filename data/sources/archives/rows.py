@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO
 
+from data.sources.files import encodable, is_string, json_rows
 from data.sources.source import Document, Quarantined
-from data.sources.streams import Unreadable, lines, open_regular, open_stream
+from data.sources.streams import Unreadable, open_regular
 
 MAX_LINE_BYTES = 16 << 20  # of a JSON line; parsing takes about five times the line
 MAX_TEXT_BYTES = 16 << 20
@@ -27,43 +26,15 @@ METADATA = ("title", "robots", "author", "dump", "licence_link")
 
 def read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:
     """Yield the documents of a file of JSON lines; blank lines and blank texts give nothing."""
-    with open_stream(path) as stream:
-        for number, line in enumerate(_lines(stream), start=1):
-            where = f"line {number}"
-            if isinstance(line, Unreadable):
-                yield Quarantined(path, where, line.reason, line.lost)
-                continue
-            if line is None:
-                yield Quarantined(path, where, f"line over {MAX_LINE_BYTES >> 20} MiB")
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-                found = document(row, path, f"{id}:{number}", text_key)
-            except UnicodeDecodeError:
-                yield Quarantined(path, where, "invalid utf-8")
-            except (ValueError, RecursionError):
-                yield Quarantined(path, where, "not json")
-            except Unreadable as error:
-                yield Quarantined(path, where, error.reason)
-            else:
-                if found:
-                    yield found
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
-    """Yield lines as `streams.lines` does, and for each stretch that cannot be read the error. Lines behind it follow."""
-    while True:
+    for number, row in json_rows(path, MAX_LINE_BYTES):
         try:
-            yield from lines(stream, MAX_LINE_BYTES)
-            return
+            found = row if isinstance(row, Unreadable) else document(row, path, f"{id}:{number}", text_key)
         except Unreadable as error:
-            yield error
-            if error.lost is None:
-                return
+            found = error
+        if isinstance(found, Unreadable):
+            yield Quarantined(path, f"line {number}", found.reason, found.lost)
+        elif found:
+            yield found
 
 
 def read_parquet(path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:
@@ -116,13 +87,11 @@ def read_tfds(name: str, text_key: str) -> Iterator[Document | Quarantined]:
             yield Document(f"train[{number}]", text, name, licence)
 
 
-def document(row: Any, path: str, id: str, text_key: str) -> Document | None:
+def document(row: dict, path: str, id: str, text_key: str) -> Document | None:
     """Return the document of a row, None if its text is null or blank.
 
-    Raises: Unreadable: "not an object", "no text field", "text not a string", "text over 16 MiB", "lone surrogate".
+    Raises: Unreadable: "no text field", "text not a string", "lone surrogate".
     """
-    if not isinstance(row, dict):
-        raise Unreadable("not an object")
     if text_key not in row:
         raise Unreadable("no text field")
     text = row[text_key]
@@ -141,7 +110,7 @@ def document(row: Any, path: str, id: str, text_key: str) -> Document | None:
     nested = row.get("metadata")
     kept = {name: value for name in METADATA if (value := _first(row, (name,), text_key))}
     if isinstance(nested, dict):  # our own files and dolma's
-        kept |= {key: _encodable(value) for key, value in nested.items() if isinstance(key, str) and isinstance(value, str)}
+        kept |= {key: encodable(value) for key, value in nested.items() if isinstance(key, str) and isinstance(value, str)}
     return Document(
         about["id"] or id,
         text,
@@ -158,22 +127,14 @@ def _first(row: dict, names: tuple[str, ...], text_key: str) -> str | None:
     for name in names:
         value = row.get(name)
         if name != text_key and isinstance(value, str) and value:
-            return _encodable(value)
+            return encodable(value)
         if name == "date" and hasattr(value, "isoformat"):
             return value.isoformat()
     return None
 
 
-def _encodable(string: str) -> str:
-    return string if string.isascii() else string.encode(errors="replace").decode()
-
-
 def _columns(schema, text_key: str) -> list[str]:
     import pyarrow
-
-    def is_string(kind) -> bool:
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
     kinds = {field.name: field.type for field in schema}
     if text_key not in kinds:
@@ -181,16 +142,10 @@ def _columns(schema, text_key: str) -> list[str]:
     if not is_string(kinds[text_key]):
         raise Unreadable("text not a string")
     names = [name for names in FIELDS.values() for name in names] + list(METADATA)
-    return [
-        text_key,
-        *(name for name in names if name != text_key and name in kinds and _is_wanted(name, kinds[name], is_string)),
-    ]
-
-
-def _is_wanted(name: str, kind, is_string) -> bool:
-    import pyarrow
-
-    return is_string(kind) or (name == "date" and (pyarrow.types.is_timestamp(kind) or pyarrow.types.is_date(kind)))
+    wanted = {name for name, kind in kinds.items() if is_string(kind)}
+    if "date" in kinds and (pyarrow.types.is_timestamp(kinds["date"]) or pyarrow.types.is_date(kinds["date"])):
+        wanted.add("date")
+    return [text_key, *(name for name in names if name != text_key and name in wanted)]
 
 
 def _column_bytes(group, text_key: str) -> int:

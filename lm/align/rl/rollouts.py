@@ -20,6 +20,7 @@ from data.text.tokenizer import Tokenizer
 from lm.align.rl.environments import Episodes, Make, Observed, user_ids
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
 from lm.errors import UserError
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.engine.local import LocalEngine, pays
 from lm.infer.sampler import draw
@@ -63,7 +64,7 @@ class RolloutSettings:
     max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
     tools: tools that a turn may call. Their answers follow each turn except the last of max_turns.
     environment: makes the environment of a rollout, which answers each turn in place of tools; None: there is none.
-    width: as in lm.infer.sampler.draw. template: the chat template; None: the tokenizer's own.
+    width: as in lm.infer.call.Layout. template: the chat template; None: the tokenizer's own.
     """
 
     max_new_tokens: int
@@ -187,12 +188,12 @@ def roll_out(
             o.max_new_tokens, o.temperature, o.top_p, o.top_k, tuple(stops), tokenizer.vocab_size, seed=seed + 7919 * turn
         )
         if engine is not None:
-            drawn = engine.draw(model, prompts[::alike], sampling, copies=alike, rows=going)
+            drawn = engine.draw(model, prompts[::alike], sampling, Layout(alike, rows=going))
         else:
             # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
             prompts += [[stops[0]]] * (len(rows) - len(going))
             asked = [tasks[i // each] for i in going[::alike]] + [{}] * (len(rows) - len(going))
-            drawn = draw(model, prompts[::alike], sampling, copies=alike, width=o.width, media=media_of(asked, tasks, towers))
+            drawn = draw(model, prompts[::alike], sampling, Layout(alike, o.width), media=media_of(asked, tasks, towers))
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
             calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools) or episodes is not None))

@@ -21,10 +21,10 @@ import numpy as np
 from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.bias.ratings import LISTS, Rater, open_rater
-from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
+from lm.evals.bias.rows import Measure, open_measure, prompt_of
 from lm.evals.stats import intervals
-from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.task import Outcome, Prompt, Subject, TaskSettings
+from lm.evals.stats.joining import Malformed, Problems, key, text
+from lm.evals.task import Prompt, Subject, TaskSettings
 from lm.evals.tasks import items as items_of
 from lm.evals.tasks.settings import OneOf, check, check_least, resolved
 
@@ -62,18 +62,25 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     if "{prompt}" not in values["instruction"]:
         raise UserError(f"task {name}: instruction: needs {{prompt}} in place of the prompt")
     values["judge"] = values["judge"] or settings.judge
-    data = read_rows(name, values, settings, read=_prompts)
-    data = data._replace(rows=outcomes.limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))
-    recorded = {key: values[key] for key in KEYS if key not in ("columns", "judge_options")}
-    versions = data.versions | recorded | {"seed": settings.seed}
     rater = open_rater(values["measure"], values["judge"], values["words"], **values["judge_options"])
-    return Measure(name, versions, functools.partial(_run, name, data, values, rater, settings))
+    return open_measure(
+        name,
+        values,
+        settings,
+        functools.partial(evaluate, rater),
+        recorded={key: values[key] for key in KEYS if key not in ("columns", "judge_options")} | {"seed": settings.seed},
+        expand=lambda rows: [row for whole in rows for row in _expanded(whole)],
+        read=_prompts,
+    )
 
 
-def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems, measure, draws = data.new_problems(), values["measure"], values["draws"]
-    items = read_items(data.rows, problems, functools.partial(_read, values["columns"]))
-    prompted = [_asked(subject, item.prompt, values["instruction"], settings) for _, item in items]
+def evaluate(rater: Rater, task: Measure, subject: Subject, problems: Problems) -> tuple[dict, list[dict]]:
+    values, settings, measure, draws = task.values, task.settings, task.values["measure"], task.values["draws"]
+    items = task.items(problems, functools.partial(_read, values["columns"]))
+    prompted: list[tuple[str, list[dict] | None]] = [(item.prompt, None) for _, item in items]
+    if settings.chat:
+        texts = [values["instruction"].replace("{prompt}", item.prompt) for _, item in items]
+        prompted = [prompt_of(subject, text, settings)[:2] for text in texts]
     drawn = Prompt("", tuple(values["stops"]), values["max_new_tokens"], float(values["temperature"]), values["top_p"])
     prompts = [drawn._replace(text=prompt, seed=settings.seed + n) for prompt, _ in prompted for n in range(draws)]
     generated = subject.generate(prompts)
@@ -93,7 +100,6 @@ def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettin
             score["toxicity_any"] = max(known)
         samples.append(
             {
-                "task": name,
                 "doc_id": number,
                 "prompt": prompt,
                 **outcomes.message_fields(messages),
@@ -109,7 +115,7 @@ def _run(name: str, data: Rows, values: dict, rater: Rater, settings: TaskSettin
                 "failed": any(value == (1.0 if measure == "toxicity" else -1.0) for value in known),
             }
         )
-    return Outcome(_results(samples, measure) | {"problems": problems.kinds}, samples)
+    return _results(samples, measure), samples
 
 
 def _results(samples: Sequence[dict], measure: str) -> dict[str, Any]:
@@ -186,14 +192,6 @@ def _difference(means: np.ndarray, own: int, others: Sequence[int]) -> np.ndarra
     """Return one group's mean score − that of the others, for rows of means over units."""
     sums, counts = np.split(means, 2, axis=1)
     return sums[:, own] / counts[:, own] - sums[:, others].sum(axis=1) / counts[:, others].sum(axis=1)
-
-
-def _asked(subject: Subject, prompt: str, instruction: str, settings: TaskSettings) -> tuple[str, list[dict] | None]:
-    if not settings.chat:
-        return prompt, None
-    messages = [{"role": "system", "content": settings.system}] if settings.system else []
-    messages.append({"role": "user", "content": instruction.replace("{prompt}", prompt)})
-    return subject.chat_prompt(messages), messages
 
 
 def _prompts(path: Path) -> list[dict]:

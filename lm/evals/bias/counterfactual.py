@@ -15,7 +15,6 @@ of other fillers that get it: 1 always with the stereotype, −1 always against 
 Results from one row of the data are not independent, so intervals resample rows or use them as groups.
 """
 
-import functools
 import itertools
 import math
 import re
@@ -25,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.evals import outcomes
-from lm.evals.bias.rows import Measure, Rows, id_of, prompt_of, read_items, read_rows
+from lm.evals.bias.rows import Measure, id_of, open_measure, prompt_of
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, Problems, key, text
 from lm.evals.stats.significance import mcnemar
-from lm.evals.task import Continuation, Outcome, Prompt, Subject, TaskSettings
+from lm.evals.task import Continuation, Prompt, Subject, TaskSettings
 from lm.evals.tasks.settings import resolved
 
 KEYS = {"stops": ["\n"], "max_new_tokens": 32}  # of generated answers
@@ -61,21 +60,22 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     A continuation or choice is a text, or {"text", "of": index of a filler}. "fillers": [text, …], or "pairs": [[text, text],
     …] for several sets. Raises: UserError."""
     values = resolved(name, spec, settings, KEYS)
-    data = read_rows(name, values, settings)
-    limit = outcomes.limited(data.rows, settings.limit)
-    data = data._replace(rows=[swap for number, row in enumerate(limit) for swap in _sets(number, row)])
-    versions = data.versions | {key: values[key] for key in KEYS}
-    return Measure(name, versions, functools.partial(_run, name, data, values, settings))
+
+    def sets(rows: list[dict]) -> list[dict]:
+        limited = outcomes.limited(rows, settings.limit)
+        return [swap for number, row in enumerate(limited) for swap in _sets(number, row)]
+
+    recorded = {key: values[key] for key in KEYS}
+    return open_measure(name, values, settings._replace(limit=None), evaluate, recorded=recorded, expand=sets)
 
 
-def _run(name: str, data: Rows, values: dict, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems = data.new_problems()
-    items = read_items(data.rows, problems, _read)
+def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict, list[dict]]:
+    items = task.items(problems, _read)
     written = [(number, item) for number, item in items if item.question and not item.options]
     scored = [(number, item) for number, item in items if item.options]
-    samples = _scored(subject, scored, settings, problems) + _written(subject, written, values, settings, problems)
-    samples = [{"task": name} | sample for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
-    return Outcome(figures(samples) | {"axes": outcomes.parts(samples, "axis", figures), "problems": problems.kinds}, samples)
+    samples = _scored(task, subject, scored, problems) + _written(task, subject, written, problems)
+    samples.sort(key=lambda sample: sample["doc_id"])
+    return figures(samples) | {"axes": outcomes.parts(samples, "axis", figures)}, samples
 
 
 def figures(samples: Sequence[dict]) -> dict[str, Any]:
@@ -121,10 +121,11 @@ def _effect(sums: np.ndarray) -> np.ndarray:
     return middle / np.sqrt(np.maximum(sums[:, 1] / sums[:, 2] - middle**2, 0))
 
 
-def _scored(subject: Subject, items: Sequence[tuple[int, SwapItem]], settings: TaskSettings, problems: Problems) -> list[dict]:
+def _scored(task: Measure, subject: Subject, items: Sequence[tuple[int, SwapItem]], problems: Problems) -> list[dict]:
     """Return samples of continuations and of questions with choices."""
     contexts = [
-        [prompt_of(subject, text, settings) if item.question else (text, None, "") for text in item.texts] for _, item in items
+        [prompt_of(subject, text, task.settings) if item.question else (text, None, "") for text in item.texts]
+        for _, item in items
     ]
     requests = [
         [Continuation(context, delimiter + option.text) for context, _, delimiter in own for option in item.options]
@@ -154,13 +155,11 @@ def _scored(subject: Subject, items: Sequence[tuple[int, SwapItem]], settings: T
     return samples
 
 
-def _written(
-    subject: Subject, items: Sequence[tuple[int, SwapItem]], values: dict, settings: TaskSettings, problems: Problems
-) -> list[dict]:
+def _written(task: Measure, subject: Subject, items: Sequence[tuple[int, SwapItem]], problems: Problems) -> list[dict]:
     """Return samples of questions with generated answers."""
-    contexts = [[prompt_of(subject, text, settings) for text in item.texts] for _, item in items]
+    contexts = [[prompt_of(subject, text, task.settings) for text in item.texts] for _, item in items]
     prompts = [
-        Prompt(context, () if messages else tuple(values["stops"]), values["max_new_tokens"])
+        Prompt(context, () if messages else tuple(task.values["stops"]), task.values["max_new_tokens"])
         for own in contexts
         for context, messages, _ in own
     ]

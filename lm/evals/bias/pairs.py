@@ -5,19 +5,18 @@ ideally ½, and likelihood_diff is the mean |log p(sent_more) − log p(sent_les
 harness: not at all). p is from the two-sided sign test of pct_stereotype = ½. Pairs count as independent.
 """
 
-import functools
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.evals import outcomes
-from lm.evals.bias.rows import Measure, Rows, id_of, read_items, read_rows
+from lm.evals.bias.rows import Measure, id_of, open_measure
 from lm.evals.stats import intervals
-from lm.evals.stats.joining import Malformed, text
+from lm.evals.stats.joining import Malformed, Problems, text
 from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import mcnemar
-from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
+from lm.evals.task import Continuation, Subject, TaskSettings
 from lm.evals.tasks.settings import resolved
 
 
@@ -34,13 +33,11 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Build the task. Rows: sent_more, sent_less, bias_type, and optionally stereo_antistereo and id.
 
     A sentence is scored alone, without a chat template. Raises: UserError."""
-    data = read_rows(name, resolved(name, spec, settings, {}), settings)
-    return Measure(name, data.versions, functools.partial(_run, name, data, settings.limit))
+    return open_measure(name, resolved(name, spec, settings, {}), settings, evaluate)
 
 
-def _run(name: str, data: Rows, limit: float | None, subject: Subject) -> Outcome:
-    problems = data.new_problems()
-    pairs = read_items(outcomes.limited(data.rows, limit), problems, _read)
+def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict, list[dict]]:
+    pairs = task.items(problems, _read)
     likelihoods = outcomes.grouped_likelihoods(
         subject, [[Continuation("", sentence) for sentence in (pair.more, pair.less)] for _, pair in pairs]
     )
@@ -51,7 +48,6 @@ def _run(name: str, data: Rows, limit: float | None, subject: Subject) -> Outcom
         difference = both[0].logp - both[1].logp
         samples.append(
             {
-                "task": name,
                 "doc_id": number,
                 "prompt": "",
                 "choices": [pair.more, pair.less],
@@ -67,7 +63,7 @@ def _run(name: str, data: Rows, limit: float | None, subject: Subject) -> Outcom
         "bias_types": outcomes.parts(samples, "bias_type", figures),
         "directions": outcomes.parts(samples, "direction", figures),
     }
-    return Outcome(figures(samples) | more | {"problems": problems.kinds}, samples)
+    return figures(samples) | more, samples
 
 
 def figures(samples: Sequence[dict]) -> dict[str, Any]:

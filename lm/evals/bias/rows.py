@@ -1,56 +1,66 @@
 """What bias tasks share: the rows of their data, the items in them, and prompts without few-shot examples."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
+from lm.evals import outcomes
 from lm.evals.stats.joining import Problems, key, unique
 from lm.evals.task import Outcome, Subject, TaskSettings
-from lm.evals.tasks import items as files
 from lm.evals.tasks.data import open_data
 
 SPLITS = ("test", "validation", "dev", "train")  # the first one present
 Item = TypeVar("Item")
 
 
-class Rows(NamedTuple):
-    """Rows of a task's data. versions: a checksum of the data, and their split. problems: kinds found while reading."""
-
-    rows: list[dict]
-    versions: dict[str, Any]
-    problems: dict[str, dict]
-
-    def new_problems(self) -> Problems:
-        """Return a record of problems for one run, with those found while reading."""
-        return Problems(self.problems)
-
-
 class Measure(NamedTuple):
-    """A task of lm/evals/task.py, without few-shot examples. versions: SHA-256 of its data, split, prompt, settings."""
+    """A task of lm/evals/task.py, without few-shot examples, which evaluate(task, subject, problems) runs.
+
+    versions: SHA-256 of its data, split, prompt, settings. rows: of its data. kinds: of problems found while reading them.
+    """
 
     name: str
     versions: dict[str, Any]
-    evaluate: Callable[[Subject], Outcome]
+    rows: Sequence[dict]
+    kinds: dict[str, dict]
+    values: Mapping[str, Any]
+    settings: TaskSettings
+    evaluate: Callable[["Measure", Subject, Problems], tuple[dict, list[dict]]]
 
     def run(self, subject: Subject) -> Outcome:
-        results, samples = self.evaluate(subject)
-        samples = [sample | {"split": self.versions["split"]} for sample in samples]
-        return Outcome(results | {"num_fewshot": 0}, samples)
+        problems = Problems(self.kinds)
+        results, samples = self.evaluate(self, subject, problems)
+        samples = [{"task": self.name} | sample | {"split": self.versions["split"]} for sample in samples]
+        return Outcome(results | {"problems": problems.kinds, "num_fewshot": 0}, samples)
+
+    def items(self, problems: Problems, read_item: Callable[[dict], tuple[Hashable, Item]]) -> list[tuple[int, Item]]:
+        """Return (row number, item) for each usable row, see `unique`. read_item: maps a row to its key, or None, and the
+        item."""
+        return list(unique(self.rows, problems, lambda _, row: read_item(row))[0].items())
 
 
-def read_rows(
+def open_measure(
     name: str,
     values: Mapping[str, Any],
     settings: TaskSettings,
-    find: Callable[[Path], dict[str, list[Path]]] | None = None,
-    read: Callable[[Path], list[dict]] = files.read,
-) -> Rows:
-    """Return the rows of a task's data, in order, from the first of SPLITS that exists. See `open_data`."""
+    evaluate: Callable[[Measure, Subject, Problems], tuple[dict, list[dict]]],
+    *,
+    recorded: Mapping[str, Any] | None = None,
+    expand: Callable[[list[dict]], list[dict]] = list,
+    **readers: Callable,
+) -> Measure:
+    """Return the task on the rows of the first of SPLITS that exists.
+
+    Args: recorded: what its versions hold beside those of the data. expand: maps the rows of its files to rows of one item
+      each, of which settings.limit are taken. readers: `find` and `read` of `open_data`.
+    Raises: UserError for missing data.
+    """
     problems = Problems()
-    data = open_data(name, values, settings, problems, find=find, read=read)
+    data = open_data(name, values, settings, problems, **readers)
     split = next(split for split in (*SPLITS, *data.rows) if split in data.rows)
-    return Rows(data.rows[split](), {"data": data.checksum, "split": split}, problems.kinds)
+    rows = outcomes.limited(expand(data.rows[split]()), settings.limit)
+    versions = {"data": data.checksum, "split": split} | dict(recorded or {})
+    return Measure(name, versions, rows, problems.kinds, values, settings, evaluate)
 
 
 def check_template(name: str, template: str, fields: Sequence[str]) -> None:
@@ -60,13 +70,6 @@ def check_template(name: str, template: str, fields: Sequence[str]) -> None:
     except (LookupError, ValueError):
         allowed = ", ".join(f"{{{field}}}" for field in fields)
         raise UserError(f"task {name}: prompt: {template!r} may hold {allowed} and no other braces") from None
-
-
-def read_items(
-    rows: Sequence[dict], problems: Problems, read_item: Callable[[dict], tuple[Hashable, Item]]
-) -> list[tuple[int, Item]]:
-    """Return (row number, item) for each usable row, see `unique`. read_item: maps a row to its key, or None, and the item."""
-    return list(unique(rows, problems, lambda _, row: read_item(row))[0].items())
 
 
 def id_of(row: dict) -> str | None:

@@ -13,17 +13,16 @@ Intervals resample the terms. With fewer than ten terms they resample the items 
 interval of icat, which is highest at ss = 50, is widened to contain icat.
 """
 
-import functools
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.evals import outcomes
-from lm.evals.bias.rows import Measure, Rows, read_items, read_rows
+from lm.evals.bias.rows import Measure, open_measure
 from lm.evals.stats import intervals
-from lm.evals.stats.joining import Malformed, key, text
-from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
+from lm.evals.stats.joining import Malformed, Problems, key, text
+from lm.evals.task import Continuation, Subject, TaskSettings
 from lm.evals.tasks.settings import OneOf, resolved
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
@@ -47,14 +46,15 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Build the task. The data are the published dev.json, {"data": {"intrasentence": [...], "intersentence": [...]}}, or its
     rows. Rows with BLANK in the context are intrasentence. Raises: UserError."""
     values = resolved(name, spec, settings, {"per": OneOf(("token", "sentence"))})
-    data = read_rows(name, values, settings)
-    data = data._replace(rows=outcomes.limited([row for whole in data.rows for row in _rows(whole)], settings.limit))
-    return Measure(name, data.versions | {"per": values["per"]}, functools.partial(_run, name, data, values["per"]))
+
+    def expand(published: list[dict]) -> list[dict]:
+        return [row for whole in published for row in _rows(whole)]
+
+    return open_measure(name, values, settings, evaluate, recorded={"per": values["per"]}, expand=expand)
 
 
-def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
-    problems = data.new_problems()
-    items = read_items(data.rows, problems, _read)
+def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict, list[dict]]:
+    per, items = task.values["per"], task.items(problems, _read)
     choices = [[(" " if item.context else "") + sentence for sentence in item.sentences] for _, item in items]
     requests = [[Continuation(item.context, sentence) for sentence in own] for (_, item), own in zip(items, choices)]
     samples = []
@@ -68,7 +68,6 @@ def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
         stereotype, contrary, unrelated = (likelihood.logp / size for likelihood, size in zip(three, sizes))
         samples.append(
             {
-                "task": name,
                 "doc_id": number,
                 "id": item.id,
                 "prompt": item.context,
@@ -91,8 +90,7 @@ def _run(name: str, data: Rows, per: str, subject: Subject) -> Outcome:
         for half in HALVES
         if (some := [sample for sample in samples if sample["half"] == half])
     }
-    more = {"bias_types": outcomes.parts(samples, "bias_type", figures), "halves": halves, "problems": problems.kinds}
-    return Outcome(figures(samples) | more, samples)
+    return figures(samples) | {"bias_types": outcomes.parts(samples, "bias_type", figures), "halves": halves}, samples
 
 
 def figures(samples: Sequence[dict]) -> dict[str, Any]:

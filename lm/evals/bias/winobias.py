@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.evals import outcomes
-from lm.evals.bias.rows import Measure, Rows, check_template, id_of, prompt_of, read_items, read_rows
+from lm.evals.bias.rows import Measure, check_template, id_of, open_measure, prompt_of
 from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
-from lm.evals.stats.joining import Malformed, text, whole
+from lm.evals.stats.joining import Malformed, Problems, text, whole
 from lm.evals.stats.significance import mcnemar
-from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
+from lm.evals.task import Continuation, Subject, TaskSettings
 from lm.evals.tasks import items as items_of
 from lm.evals.tasks.settings import resolved
 
@@ -59,23 +59,21 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """
     values = resolved(name, spec, settings, {"prompt": "{sentence} ‘{pronoun}’ refers to the"})
     check_template(name, values["prompt"], ("sentence", "pronoun"))
-    data = read_rows(name, values, settings, _files, _lines)
-    # Take one line of each file in turn, so that a limit keeps twins together.
-    files = [
-        list(group)
-        for _, group in itertools.groupby(data.rows, key=lambda row: row.get("file") if isinstance(row, dict) else None)
-    ]
-    lines = [row for turn in itertools.zip_longest(*files) for row in turn if row is not None]
-    data = data._replace(rows=outcomes.limited(lines, settings.limit))
-    versions = data.versions | {"prompt": values["prompt"]}
-    return Measure(name, versions, functools.partial(_run, name, data, values["prompt"], settings))
+
+    def in_turn(lines: list[dict]) -> list[dict]:
+        """Take one line of each file in turn, so that a limit keeps twins together."""
+        by_file = itertools.groupby(lines, key=lambda row: row.get("file") if isinstance(row, dict) else None)
+        turns = itertools.zip_longest(*[list(group) for _, group in by_file])
+        return [row for turn in turns for row in turn if row is not None]
+
+    recorded = {"prompt": values["prompt"]}
+    return open_measure(name, values, settings, evaluate, recorded=recorded, expand=in_turn, find=_files, read=_lines)
 
 
-def _run(name: str, data: Rows, prompt: str, settings: TaskSettings, subject: Subject) -> Outcome:
-    problems = data.new_problems()
-    items = read_items(data.rows, problems, functools.partial(_read, _known(data.rows)))
+def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict, list[dict]]:
+    items, prompt = task.items(problems, functools.partial(_read, _known(task.rows))), task.values["prompt"]
     questions = [
-        prompt_of(subject, prompt.format(sentence=item.sentence, pronoun=item.pronoun.capitalize()), settings)
+        prompt_of(subject, prompt.format(sentence=item.sentence, pronoun=item.pronoun.capitalize()), task.settings)
         for _, item in items
     ]
     choices = [[delimiter + name for name in item.occupations] for (_, item), (_, _, delimiter) in zip(items, questions)]
@@ -88,7 +86,6 @@ def _run(name: str, data: Rows, prompt: str, settings: TaskSettings, subject: Su
         correct = float((two[1].logp > two[0].logp) == bool(target))
         samples.append(
             {
-                "task": name,
                 "doc_id": number,
                 "prompt": question[0],
                 **outcomes.message_fields(question[1]),
@@ -107,7 +104,7 @@ def _run(name: str, data: Rows, prompt: str, settings: TaskSettings, subject: Su
     for sample in _paired(samples)[1]:
         problems.add("items_without_twin", f"row {sample['doc_id']}: {sample['twin']}")
     more = {"types": outcomes.parts(samples, "type", figures), "genders": outcomes.parts(samples, "gender", accuracies)}
-    return Outcome(figures(samples) | {"chance": mean_guess(samples)} | more | {"problems": problems.kinds}, samples)
+    return figures(samples) | {"chance": mean_guess(samples)} | more, samples
 
 
 def figures(samples: Sequence[dict]) -> dict[str, Any]:

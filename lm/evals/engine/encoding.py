@@ -1,5 +1,6 @@
 """Encode task texts as token ids, exactly as lm-evaluation-harness does for a published model, and conversations as texts."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ class Encoding:
     Args:
       template: a Jinja template; None: the tokenizer's own or, if it has none, "plain".
       system: the system message of each conversation that has none.
-      add_bos: whether texts begin with the begin symbol; None: as the tokenizer does. The symbol is never doubled.
+      add_bos: whether the tokenizer's symbols stand around texts. The begin symbol is never doubled.
       towers: what the model sees and hears; None: it reads text.
     Attributes:
       prefix: the id for an empty context.
@@ -40,7 +41,7 @@ class Encoding:
         *,
         template: str | None = None,
         system: str = "",
-        add_bos: bool | None = None,
+        add_bos: bool = True,
         towers: Towers | None = None,
     ):
         self.towers = towers
@@ -50,22 +51,14 @@ class Encoding:
         beside = "".join([*self._shown.values(), towers.style.around]) if towers else ""
         self.symbols = tokenizer.chat_symbols((self.template or "") + beside)
         self.bos = tokenizer.special_tokens.get("bos_token", "")
-        self._before, self._after = _around(tokenizer)
-        if add_bos is not None:
-            self._before, self._after = [], []
-            if add_bos and tokenizer.bos_id is None:
-                raise UserError("add_bos: this tokenizer has no begin symbol; remove add_bos")
-            if add_bos:
-                self._before = [tokenizer.bos_id]
-        ids = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
-        if not ids:
-            raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
-        self.prefix = ids[0]
+        self._before, self._after = _around(tokenizer) if add_bos else ([], [])
+        self.prefix = prefix_of(tokenizer)
         self.stop_ids = tuple(tokenizer.stop_ids)
         if isinstance(tokenizer, SentencePieceTokenizer):
             self.stop_ids += (tokenizer.controls["<|end|>"],)
         if self.template:
-            self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *self._end_of_turn())))
+            with contextlib.suppress(UserError):  # a template that ends a turn with no symbol
+                self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, chat.end_of_turn(tokenizer, self.template))))
         self._special = re.compile(f"{chat._any_of(self.symbols)}|{MARK}")
 
     def ids(self, text: str, special: bool = True) -> list[int]:
@@ -134,11 +127,13 @@ class Encoding:
             text, _ = expanded(text, [False] * len(text), placed, self._shown, MARK)
         return text + prefill
 
-    def _end_of_turn(self) -> list[int]:
-        try:
-            return [chat.end_of_turn(self.tokenizer, self.template)]
-        except UserError:  # a template that ends a turn with no symbol
-            return []
+
+def prefix_of(tokenizer: Tokenizer) -> int:
+    """Return the id before a text without a context: the begin symbol, else the end symbol. Raises: UserError: it has none."""
+    for symbol in (tokenizer.bos_id, tokenizer.eos_id):
+        if symbol is not None:
+            return symbol
+    raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

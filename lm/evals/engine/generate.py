@@ -16,7 +16,9 @@ from flax import nnx
 
 from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.spectrograms import FRAMES
+from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.likelihood import CACHE, Work, slot_bytes
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.media import Media
@@ -60,17 +62,7 @@ class Answer(NamedTuple):
     ended: bool
 
 
-class Writer(NamedTuple):
-    """Arguments of sampling. decode: ids to text. vocab_size: of the tokenizer. stop_ids: end symbols. towers: for media."""
-
-    model: Transformer
-    decode: Callable[[Sequence[int]], str]
-    vocab_size: int
-    stop_ids: tuple[int, ...]
-    towers: Towers | None = None
-
-
-def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
+def work(model: Transformer, encoding: Encoding, asks: Sequence[Ask]) -> Iterator[Work]:
     """Yield the batches that answer all asks on the current mesh. Run them in this order; each may be skipped.
 
     A batch holds asks with the same settings except for the seed. It reads their common prefix once and pads the rest of each
@@ -83,14 +75,14 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
     for ask in sorted(numbers, key=lambda ask: (len(ask.tokens), ask)):
         alike.setdefault((*ask[1:5], tuple(map(_power, ask.tiles))), []).append(ask)
     for settings in sorted(alike):
-        shared, tiles = _shared(writer.model, alike[settings]), settings[-1]
-        most = max(1, MEDIA // max(1, _bytes_of(tiles, writer.towers)))
-        for width, rows, some in _batches(writer.model, alike[settings], shared, most):
+        shared, tiles = _shared(model, alike[settings]), settings[-1]
+        most = max(1, MEDIA // max(1, _bytes_of(tiles, encoding.towers)))
+        for width, rows, some in _batches(model, alike[settings], shared, most):
             batch = {ask: numbers[ask] for ask in some}
             yield Work(
                 [number for ask in some for number in numbers[ask]],
                 (width, rows, shared, *settings[1:]),
-                functools.partial(_answer, writer, batch, shared, width, rows),
+                functools.partial(_answer, model, encoding, batch, shared, width, rows),
             )
 
 
@@ -137,7 +129,8 @@ def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) ->
 
 
 def _answer(
-    writer: Writer,
+    model: Transformer,
+    encoding: Encoding,
     batch: dict[Ask, list[int]],
     shared: int,
     width: int,
@@ -152,10 +145,11 @@ def _answer(
     asks = list(batch)
     first, filled = asks[0], [*asks, *[asks[0]] * (rows - len(asks))]
     known = {n for n, ask in enumerate(asks) if not wanted.intersection(batch[ask])}
+    decode, vocab_size = encoding.tokenizer.decode, encoding.tokenizer.vocab_size
 
     def answer(ask: Ask, tokens: list[int], ended: bool) -> Answer:
         tokens = tokens[:-1] if ended else tokens
-        end = stopped(tokens, ask, writer.decode)
+        end = stopped(tokens, ask, decode)
         return Answer(tokens, ended) if end is None else Answer(tokens[:end], True)
 
     def tell(done: dict[int, tuple[list[int], bool]]) -> None:
@@ -163,16 +157,13 @@ def _answer(
         keep({number: answer(asks[n], *done[n]) for n in finished for number in batch[asks[n]]})
 
     draw(
-        writer.model,
+        model,
         [ask.tokens[shared:] for ask in filled],
-        Sampling(
-            first.max_new_tokens, first.temperature, first.top_p, stop_ids=tuple(writer.stop_ids), vocab_size=writer.vocab_size
-        ),
-        width=width,
-        rows=[row_seed(ask) for ask in filled],
+        Sampling(first.max_new_tokens, first.temperature, first.top_p, stop_ids=encoding.stop_ids, vocab_size=vocab_size),
+        Layout(width=width, rows=[row_seed(ask) for ask in filled]),
         prefix=first.tokens[:shared],
-        media=_media_of(filled, writer.towers),
-        watch=Watch(CHUNK, lambda n, tokens: n in known or stopped(tokens, filled[n], writer.decode) is not None, tell),
+        media=_media_of(filled, encoding.towers),
+        watch=Watch(CHUNK, lambda n, tokens: n in known or stopped(tokens, filled[n], decode) is not None, tell),
     )
 
 

@@ -52,7 +52,7 @@ class Scored(NamedTuple):
 class Work(NamedTuple):
     """A batch of requests to score, or of prompts to continue (generate.py).
 
-    numbers: of the requests that it answers. shape: the compiled shape. tokens: read, without padding. slots: with padding.
+    numbers: of the requests that it answers. shape: the compiled shape. tokens: read, without padding.
     run(wanted, keep): answer at least the wanted requests; call keep({number: answer}) as answers come. Raises: UserError if a
     log-probability is not finite.
     """
@@ -61,7 +61,6 @@ class Work(NamedTuple):
     shape: tuple
     run: Callable[[set[int], Callable[[dict[int, Any]], None]], None]
     tokens: int = 0
-    slots: int = 0
 
 
 def cut(request: Request, max_length: int) -> Request | None:
@@ -76,18 +75,8 @@ def cut(request: Request, max_length: int) -> Request | None:
     return Request(context[-room:], continuation)
 
 
-def scores(
-    model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
-) -> list[Scored | None]:
-    """Score each request on the current mesh; None for one that is too long or empty. See `work`."""
-    scored: dict[int, Scored] = {}
-    for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
-        part.run(set(part.numbers), scored.update)
-    return [scored.get(number) for number in range(len(requests))]
-
-
 def reference(model: Transformer, request: Request, max_length: int) -> Scored:
-    """Score one request with full logits. A slow reference for `scores`."""
+    """Score one request with full logits. A slow reference for `work`."""
     context, continuation = cut(request, max_length)
     read = [*context, *continuation][:-1]
     tokens, segments = np.zeros((2, 1, max_length), np.int32)
@@ -178,7 +167,7 @@ class _Reader:
             owners = {number: requests[number][0] for number in numbers}
             shape = (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W)
             run = functools.partial(self.run, batch, prefixes, owners)
-            yield Work(list(owners.values()), shape, run, tokens, batch.B * batch.T)
+            yield Work(list(owners.values()), shape, run, tokens)
 
     def run(self, batch: Batch, prefixes: list[np.ndarray], owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
         states = self._states(batch, prefixes) if batch.P else None

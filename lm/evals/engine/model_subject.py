@@ -16,7 +16,7 @@ from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
 from lm.evals.engine.answers_cache import Answers, fingerprint, key
 from lm.evals.engine.encoding import Encoding
-from lm.evals.engine.generate import Answer, Ask, Writer
+from lm.evals.engine.generate import Answer, Ask
 from lm.evals.engine.likelihood import Request, Scored, Work
 from lm.evals.engine.served import Served
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
@@ -38,8 +38,7 @@ class ModelSubject:
       progress: whether to show progress on stderr; None: only on the first host.
       served: whether to generate with the serving engine (served.py); None: where it is faster.
     Attributes:
-      stats: totals so far: {"requests", "cached", "tokens" read without padding, "slots" with padding, "generated" tokens,
-        "cut": prompts that were too long, "seconds"}.
+      stats: totals so far: {"requests", "cached", "tokens" read without padding, "generated" tokens, "seconds"}.
     """
 
     def __init__(
@@ -55,9 +54,8 @@ class ModelSubject:
         served: bool | None = None,
     ):
         self.model, self.encoding, self.name = likelihood.dropless(model), encoding, name
-        self.tokenizer = encoding.tokenizer
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
-        self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
+        self.stats = dict.fromkeys(("requests", "cached", "tokens", "generated"), 0) | {"seconds": 0.0}
         self._remembers = cache is not None
         self._answers = Answers(cache) if self._remembers and is_first() else None
         self._identity = fingerprint(model) if self._remembers else ""
@@ -122,9 +120,8 @@ class ModelSubject:
             ask = Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed)
             asks.append(self._with_media(ask, prompt))
             numbers.append(number)
-        self.stats["cut"] += sum(cuts)
         for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
-            text = drawing.text_of(answer, ask, self.tokenizer.decode)
+            text = drawing.text_of(answer, ask, self.encoding.tokenizer.decode)
             generated[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
         self._done(len(prompts), begin)
         return generated
@@ -170,11 +167,10 @@ class ModelSubject:
             self._serves = pays(self.model.config, SHARE * psutil.virtual_memory().available)
         fits = all(len(ask.tokens) + ask.max_new_tokens <= self.model.config.max_positions for ask in asks)
         if not (self._serves and fits and asks):
-            known, ends = self.tokenizer.vocab_size, self.encoding.stop_ids
-            yield from drawing.work(Writer(self.model, self.tokenizer.decode, known, ends, self.encoding.towers), asks)
+            yield from drawing.work(self.model, self.encoding, asks)
             return
         if self._served is None:
-            self._served = Served(self.model, self.tokenizer, self.encoding.stop_ids, self.encoding.towers)
+            self._served = Served(self.model, self.encoding)
             weakref.finalize(self, self._served.close)
         yield Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
 
@@ -201,7 +197,7 @@ class ModelSubject:
                 raise self._answers.damaged() from None
 
         results = from_first(known) if self._remembers else [None] * total
-        with self._bar(what, total) as bar:
+        with progress(what, total, unit=" requests", enabled=self._progress, leave=False) as bar:
 
             def keep(answers: dict[int, Any]) -> None:
                 new = {n: answer for n, answer in answers.items() if results[n] is None}
@@ -222,12 +218,8 @@ class ModelSubject:
                     bar.compiling()
                 self._compiled.add((what, *work.shape))
                 self.stats["tokens"] += work.tokens
-                self.stats["slots"] += work.slots
                 work.run(wanted, keep)
         return results
-
-    def _bar(self, what: str, total: int):
-        return progress(what, total, unit=" requests", enabled=self._progress, leave=False)
 
     def _done(self, requests: int, begin: float) -> None:
         self.stats["requests"] += requests

@@ -7,15 +7,13 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from data.chat.media.encoding import Towers
-from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, arrays_for, row_seed, stopped
 from lm.infer import not_finite
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.local import ROWS, LocalEngine
-from lm.infer.engine.request import NOT_FINITE, Event, Handle, Request
-from lm.infer.engine.tiles import tiles_of
+from lm.infer.engine.request import NOT_FINITE, Event, Handle, Request, tiles_of
 from lm.model.transformer import Transformer
 
 SHOWN = 8  # requests with media at a time, which must fit into memory
@@ -25,10 +23,9 @@ MARGIN = 8  # tokens; more than the pieces of a character
 class Served:
     """A serving engine of a model. close: stop its thread."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, stop_ids: Sequence[int], towers: Towers | None = None):
-        self._towers = towers
-        self._model, self._tokenizer, self._stop_ids = model, tokenizer, tuple(stop_ids)
-        self._engine = LocalEngine(tokenizer)
+    def __init__(self, model: Transformer, encoding: Encoding):
+        self._model, self._encoding = model, encoding
+        self._engine = LocalEngine(encoding.tokenizer)
 
     def answers(self, asks: Sequence[Ask], wanted: set[int], keep: Callable[[dict[int, Answer]], None]) -> None:
         """Call keep({number: answer}) with the answer of each wanted ask as it ends. Equal asks are answered once.
@@ -63,8 +60,8 @@ class Served:
                 ask.temperature,
                 ask.top_p,
                 seed=row_seed(ask),
-                stop_ids=self._stop_ids,
-                media=tiles_of(arrays_for(ask, self._towers)) if ask.media else None,
+                stop_ids=self._encoding.stop_ids,
+                media=tiles_of(arrays_for(ask, self._encoding.towers)) if ask.media else None,
             )
             handles[n] = engine.submit(request, lambda event, n=n: events.put((n, event)))
 
@@ -95,5 +92,6 @@ class Served:
     def _stopped(self, tokens: list[int], ask: Ask, new: int) -> int | None:
         """Return how many tokens complete a stop string, or None. Only the last `new` of them can."""
         near = new + max((len(stop.encode()) for stop in ask.stops), default=0) + MARGIN
-        text = self._tokenizer.decode(tokens[-near:])
-        return stopped(tokens, ask, self._tokenizer.decode) if any(stop and stop in text for stop in ask.stops) else None
+        decode = self._encoding.tokenizer.decode
+        text = decode(tokens[-near:])
+        return stopped(tokens, ask, decode) if any(stop and stop in text for stop in ask.stops) else None

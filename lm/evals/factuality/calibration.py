@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 BINS = 15
 POINTS = 100  # maximum number of points of a risk-coverage curve
 
@@ -72,12 +74,9 @@ def auroc(confidences: Sequence[float], right: Sequence[bool]) -> float | None:
     misses = len(right) - hits
     if not hits or not misses:
         return None
-    wins, below = 0.0, 0
-    for _, group in _ranked(confidences, right, descending=False):
-        wrong = len(group) - sum(group)
-        wins += sum(group) * (below + wrong / 2)
-        below += wrong
-    return wins / (hits * misses)
+    _, which, counts = np.unique(confidences, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # from 1, ties at their middle
+    return float(ranks[np.asarray(right, bool)].sum() - hits * (hits + 1) / 2) / (hits * misses)
 
 
 def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[float | None, dict[str, list[float]]]:

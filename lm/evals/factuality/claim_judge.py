@@ -4,24 +4,44 @@ It must answer in a strict format. A judge that fails returns "unknown", which n
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, Reply, endpoint, replies_or_none
 from lm.evals.judges.verdict import Verdict, ask, json_objects, questions
+from lm.evals.stats.joining import Problems
+from lm.evals.tasks.documents import texts
 
 CHARACTERS = 24_000  # maximum length of documents shown with a claim
 
 
-def claims_of(chat: Chat, texts: Sequence[str], topics: Sequence[str]) -> list[tuple[list[str] | None, str]]:
-    """Return the claims of each text, unique and in order, and "". If the judge fails: None, and why."""
-    cases = [{"topic": topic, "text": text} for text, topic in zip(texts, topics, strict=True)]
+def asking(doc: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document whose topic, prompt and reference are texts. Empty ones are left out; an empty reference is None."""
+    stated = {key: " ".join(texts(doc.get(key), key, empty=True)) for key in ("topic", "prompt", "reference")}
+    others = {key: value for key, value in doc.items() if key not in stated}
+    return others | {key: text for key, text in stated.items() if text} | {"reference": stated["reference"] or None}
+
+
+def claims_of(chat: Chat, written: Sequence[str], topics: Sequence[str]) -> list[tuple[list[str] | None, str]]:
+    """Return the claims of each written text, unique and in order, and "". If the judge fails: None, and why."""
+    cases = [{"topic": topic, "text": text} for text, topic in zip(written, topics, strict=True)]
     return [_claims(reply) for reply in replies_or_none(chat, [questions()["claims"].about(case) for case in cases])]
 
 
-def judged(chat: Chat, claims: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Verdict]:
-    """Return a verdict on each claim by its documents: supported, contradicted, unsupported or unknown."""
-    return ask(chat, "support", [shown(claim, texts) for claim, texts in zip(claims, documents, strict=True)])
+def judged(
+    chat: Chat, groups: Sequence[Sequence[tuple[str, Sequence[str]]]], problems: Problems
+) -> list[list[tuple[str, Verdict]]]:
+    """Return each claim with a verdict by its documents: supported, contradicted, unsupported or unknown, which is a problem.
+
+    groups: lists of (claim, documents), all judged together.
+    """
+    verdicts = ask(chat, "support", [shown(*pair) for group in groups for pair in group])
+    for verdict in verdicts:
+        if verdict.label == "unknown":
+            problems.add("unknown_judgements", verdict.reason)
+    following = iter(verdicts)
+    return [[(claim, next(following)) for claim, _ in group] for group in groups]
 
 
 def shown(claim: str, documents: Sequence[str]) -> dict[str, str]:

@@ -14,11 +14,10 @@ from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.factuality.answers import f1, judged, normal
 from lm.evals.factuality.calibration import calibration
-from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.task import Continuation, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
-from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.documents import TaskItem, column, texts
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import OneOf, resolved
 
@@ -51,8 +50,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         samples.append(task.sample(item, context, answer) | _scored(item, answer.text, values))
     attempted = [s for s in samples if s["verdict"] != "abstained"]
     _confidences(attempted, subject, values["confidence"], problems)
-    results = outcomes.summed_up(samples, METRICS, problems)
-    listed = results.pop("problems")
+    results = outcomes.means(samples, METRICS)
     curves: dict[str, Any] = {}
     for kind, ending in (("likelihood", ""), ("p_true", "_p_true")):
         if kind not in values["confidence"]:
@@ -64,7 +62,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         shown = {part: figures[part] for part in ("bins", "risk_coverage")} | {"of": figures["n"]}
         curves |= shown if kind == "likelihood" else {kind: shown}
     counts = {v: sum(s["verdict"] == v for s in samples) for v in ("correct", "incorrect", "abstained")}
-    return Outcome(results | {"verdicts": counts, "calibration": curves, "problems": listed}, samples)
+    return Outcome(results | {"verdicts": counts, "calibration": curves, "problems": problems.kinds}, samples)
 
 
 def _scored(item: TaskItem, text: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals import outcomes
-from lm.evals.factuality.columns import column, texts
 from lm.evals.stats.joining import Malformed, Problems, key_text
 from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
-from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.documents import TaskItem, column, texts
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import resolved
 
@@ -65,10 +64,10 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         own = [[next(answers) for _ in fact.candidates] for _ in fact.sentences]
         if outcomes.all_finite([likelihood for some in own for likelihood in some], problems, fact.item.id):
             samples.append({**task.about(fact.item), **_scored(fact, own)})
-    results = outcomes.summed_up(samples, METRICS, problems)
+    results = outcomes.means(samples, METRICS)
     relations = outcomes.parts(samples, "relation", functools.partial(outcomes.means, metrics=METRICS))
     chance = math.fsum(1 / len(s["choices"]) for s in samples) / len(samples) if samples else None
-    return Outcome(results | {"chance": chance, "relations": relations, "problems": results["problems"]}, samples)
+    return Outcome(results | {"chance": chance, "relations": relations, "problems": problems.kinds}, samples)
 
 
 def _scored(fact: Fact, likelihoods: Sequence[Sequence[Likelihood]]) -> dict[str, Any]:

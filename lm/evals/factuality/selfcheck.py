@@ -14,15 +14,13 @@ equal to it. No variant detects an error that is in every sample: this measures 
 import collections
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import judged, open_chat
-from lm.evals.factuality.columns import asking
-from lm.evals.factuality.sentences import sentences
+from lm.evals.factuality.claim_judge import asking, judged, open_chat
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import file_task
@@ -47,6 +45,20 @@ UNIGRAM = (
 )
 METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
+# Of the splitter into sentences.
+ABBREVIATIONS = set(
+    "dr mr mrs ms prof st no vs e.g i.e jr sr inc ltd co corp approx fig vol ca cf gen col lt sgt capt rev hon gov sen rep mt "
+    "jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k a.m p.m d.c ph.d b.c a.d etc al".split()
+)
+ENDING = {"inc", "ltd", "co", "corp", "jr", "sr", "u.s", "u.k", "a.m", "p.m", "d.c", "ph.d", "b.c", "a.d", "etc", "al"}
+STARTERS = set(
+    "the a an he she it they we i you his her its their this that these those in on at after before when but".split()
+)
+LINE = 60  # a line of at least so many characters without an end continues on the next line
+
+_END = re.compile(r"""[.!?]+["'”’)\]]*(?=\s+["'“‘(\[]*(\w+))""")
+_ITEM = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.)]|#+)\s+")
+
 
 def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Return metrics over the answers that do not abstain, each a mean over the sentences.
@@ -69,25 +81,21 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     ]
     cases = [case for case in cases if case[2] is not None and case[3]]
     stated = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in cases]
-    pairs = [(sentence, (text,)) for (*_, texts), own in zip(cases, stated, strict=True) for sentence in own for text in texts]
-    verdicts = judged(task.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs]) if task.chat else []
-    for verdict in verdicts:
-        if verdict.label == "unknown":
-            problems.add("unknown_judgements", verdict.reason)
-    following, samples = iter(verdicts), []
+    groups = [[(sentence, (text,)) for text in texts] for (*_, texts), own in zip(cases, stated) for sentence in own]
+    following = iter(judged(task.chat, groups, problems) if task.chat else [[] for _ in groups])
+    samples = []
     for (item, context, answer, texts), some in zip(cases, stated, strict=True):
-        of_sentences = [[next(following) for _ in texts] if task.chat else [] for _ in some]
-        begun = task.sample(item, context, answer)
+        of_sentences = [[verdict for _, verdict in next(following)] for _ in some]
         reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
-        samples.append(begun | {"reference": reference} | scored(some, texts, of_sentences))
-    return Outcome(outcomes.summed_up(samples, METRICS, problems), samples)
+        samples.append(task.sample(item, context, answer) | {"reference": reference} | scored(some, texts, of_sentences))
+    return Outcome(outcomes.means(samples, METRICS) | {"problems": problems.kinds}, samples)
 
 
-def scored(sentences: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+def scored(stated: Sequence[str], texts: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
     """Return the scores of an answer's sentences. verdicts: of each sentence by the samples; [] without a judge."""
-    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not sentences)}
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not stated)}
     rows = []
-    for sentence, own in zip(sentences, verdicts, strict=True):
+    for sentence, own in zip(stated, verdicts, strict=True):
         labels = [verdict.label for verdict in own if verdict.label != "unknown"]
         shares = {
             "inconsistency": sum(label != "supported" for label in labels) / len(labels) if labels else None,
@@ -97,34 +105,31 @@ def scored(sentences: Sequence[str], texts: Sequence[str], verdicts: Sequence[Se
     for name in ("inconsistency", "samples_contradicted"):
         known = [row[name] for row in rows if row[name] is not None]
         metrics[name] = sum(known) / len(known) if known else None
-    if sentences:
-        metrics |= unigram(sentences, texts)
+    if stated:
+        metrics |= unigram(stated, texts)
     share = metrics["inconsistency"]
+    verdict = "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent"
     return {
         "target": None,
         "samples": list(texts),
         "sentences": rows,
         "metrics": metrics,
-        "verdict": _verdict(share) if sentences else "abstained",
+        "verdict": verdict if stated else "abstained",
         "failed": share is not None and share > 0.5,
     }
 
 
-def _verdict(share: float | None) -> str:
-    return "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent"
-
-
-def unigram(sentences: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+def unigram(stated: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
     """Return −log p of the words of an answer's sentences, in nats, from the counts of the samples and the answer together.
 
     Each word occurs at least in the answer, so no smoothing is needed. The excess is over the value with the answer's counts
     alone, which samples equal to the answer would give."""
-    own = collections.Counter(word for sentence in sentences for word in words(sentence))
+    own = collections.Counter(word for sentence in stated for word in words(sentence))
     together = own + collections.Counter(word for text in texts for word in words(text))
 
     def figures(counts: Mapping[str, int]) -> tuple[float, float]:
         total = sum(counts.values())
-        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in sentences]
+        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in stated]
         flat = [value for some in surprise for value in some]
         return math.fsum(flat) / len(flat), math.fsum(max(some) for some in surprise) / len(surprise)
 
@@ -135,6 +140,39 @@ def unigram(sentences: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
 def words(text: str) -> list[str]:
     """Return the words and punctuation marks of a text, in lower case."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text; each line that is a list item, a heading or a verse is separate."""
+    parts = []
+    for paragraph in _paragraphs(text):
+        begin = 0
+        for match in _END.finditer(paragraph):
+            following = match[1]
+            if not (following[0].isupper() or following[0].isdigit() or not following[0].isascii()):
+                continue
+            before = paragraph[max(begin, match.start() - 30) : match.start()].split(" ")[-1]
+            word = before.strip("([\"'“‘").lower()
+            if match[0][0] == "." and (word in ABBREVIATIONS or re.fullmatch(r"[^\W\d]|(?:[^\W\d]\.)+[^\W\d]", word)):
+                if word not in ENDING or following.lower() not in STARTERS:
+                    continue
+            parts.append(paragraph[begin : match.end()].strip())
+            begin = match.end()
+        parts.append(paragraph[begin:].strip())
+    return [sentence for sentence in parts if re.search(r"\w", sentence)]
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Yield paragraphs: consecutive lines joined."""
+    joined = ""
+    for line in text.splitlines():
+        apart = not line.strip() or _ITEM.match(line) or joined.endswith((".", "!", "?", ":")) or (0 < len(joined) < LINE)
+        if joined and apart:
+            yield joined
+            joined = ""
+        joined = f"{joined} {_ITEM.sub('', line).strip()}".strip()
+    if joined:
+        yield joined
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> FileTask:

@@ -12,12 +12,11 @@ from typing import Any
 
 from lm.evals import outcomes
 from lm.evals.factuality.answers import abstains
-from lm.evals.factuality.claim_judge import claims_of, judged, open_chat
-from lm.evals.factuality.columns import asking, texts
+from lm.evals.factuality.claim_judge import asking, claims_of, judged, open_chat
 from lm.evals.judges.verdict import Verdict
 from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task
-from lm.evals.tasks.documents import TaskItem
+from lm.evals.tasks.documents import TaskItem, texts
 from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.settings import resolved
 
@@ -51,13 +50,11 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     topics = [item.doc.get("topic") or item.doc.get("prompt", "") for item, _ in spoken]
     split = iter(claims_of(task.chat, [text for _, text in spoken], topics))
     made = [([], "") if quiet else next(split) for quiet in silent]
-    facts = [() if quiet else item.doc["facts"] for (item, _, _), quiet in zip(written, silent)]
-    pairs = [(claim, item.doc["documents"]) for (item, _, _), (claims, _) in zip(written, made) for claim in claims or ()]
-    pairs += [(fact, (answer.text,)) for (_, _, answer), stated in zip(written, facts) for fact in stated]
-    verdicts = judged(task.chat, [claim for claim, _ in pairs], [texts for _, texts in pairs])
-    following = iter(verdicts)
-    of_texts = [[(claim, next(following)) for claim in claims or ()] for claims, _ in made]
-    of_facts = [[(fact, next(following)) for fact in stated] for stated in facts]
+    groups = [[(claim, item.doc["documents"]) for claim in claims or ()] for (item, _, _), (claims, _) in zip(written, made)]
+    for (item, _, answer), quiet in zip(written, silent):
+        groups.append([] if quiet else [(fact, (answer.text,)) for fact in item.doc["facts"]])
+    verdicts = judged(task.chat, groups, problems)
+    of_texts, of_facts = verdicts[: len(written)], verdicts[len(written) :]
     samples = []
     for n, (item, context, answer) in enumerate(written):
         if made[n][0] is None:
@@ -66,12 +63,8 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             problems.add("answers_without_claims", f"{item.id}: {answer.text}")
         sample = task.sample(item, context, answer)
         samples.append(sample | _scored(item, of_texts[n], of_facts[n], silent[n], values))
-    for verdict in verdicts:
-        if verdict.label == "unknown":
-            problems.add("unknown_judgements", verdict.reason)
-    results = outcomes.summed_up(samples, METRICS, problems)
     states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
-    return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
+    return Outcome(outcomes.means(samples, METRICS) | {"states": states, "problems": problems.kinds}, samples)
 
 
 def _scored(

@@ -60,7 +60,11 @@ def features(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], r
         last_B = segments_BT.sum(axis=1) - 1
         return (model.scores(x_BTD)[..., None] if scored else x_BTD)[np.arange(ROWS), last_B]
 
-    rows = [encode_chat(tokenizer, _conversation(p, r)).ids for p, r in zip(prompts, responses, strict=True)]
+    conversations = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    rows = [encode_chat(tokenizer, conversation).ids for conversation in conversations]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     arrays: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for begin in range(0, len(order), ROWS):
@@ -73,10 +77,6 @@ def features(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], r
         for i, values in zip(part, np.asarray(read(params, tokens, segments), np.float32)):
             arrays[i] = values
     return np.stack(arrays) if arrays else np.zeros((0, 1), np.float32)
-
-
-def _conversation(prompt: str, response: str) -> list[dict]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 def fit(features_NF: np.ndarray, harmful_N: np.ndarray, ridge: float = 1e-2) -> Fitted:

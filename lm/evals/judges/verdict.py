@@ -74,16 +74,16 @@ def verdict_of(reply: Reply, key: str, labels: Collection[str]) -> Verdict:
     return Verdict(objects[-1][key], str(objects[-1].get("reason", "")))
 
 
-def guarded(judge: Callable[..., list[Verdict]], labels: Collection[str] = HARM) -> Callable[..., list[Verdict]]:
-    """Wrap a judge: if it raises or returns a wrong number of verdicts, or another label, the verdict is "unknown".
+def guarded(judge: Judge) -> Judge:
+    """Wrap a judge of harm: if it raises or returns a wrong number of verdicts, or another label, the verdict is "unknown".
 
-    The judge takes lists of one length. A UserError passes through, because the user can fix it.
+    A UserError passes through, because the user can fix it.
     """
 
-    def guarded_judge(*columns: Sequence) -> list[Verdict]:
+    def guarded_judge(*columns: Sequence[str]) -> list[Verdict]:
         unknown = functools.partial(Verdict, "unknown")
         verdicts = answers_or_unknown("the judge", lambda: judge(*columns), len(columns[0]), unknown)
-        return [v if v.label in labels else Verdict("unknown", v.reason) for v in verdicts]
+        return [v if v.label in HARM else Verdict("unknown", v.reason) for v in verdicts]
 
     return guarded_judge
 

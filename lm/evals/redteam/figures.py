@@ -53,7 +53,10 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if tried:
         values = [s["metrics"]["attack_success"] for s in tried]
         unknown = values.count(None)
-        broken = list(filter(lambda value: value is not None, _by_request(tried).values()))
+        by_request: dict[Any, list[float | None]] = {}
+        for sample in tried:
+            by_request.setdefault(sample["doc_id"], []).append(sample["metrics"]["attack_success"])
+        broken = [float(1.0 in own) for own in by_request.values() if 1.0 in own or None not in own]
         result |= {
             "attempts": len(tried),
             "unknown": unknown,
@@ -61,14 +64,6 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             **intervals.share("attack_success_by_request", broken),
         }
     return result | {"n": sum(any(value is not None for value in s["metrics"].values()) for s in samples)}
-
-
-def _by_request(samples: Sequence[Mapping[str, Any]]) -> dict[Any, float | None]:
-    """Return for each request 1 if an attempt succeeded, else None if one is unknown, else 0."""
-    attempts: dict[Any, list[float | None]] = {}
-    for sample in samples:
-        attempts.setdefault(sample["doc_id"], []).append(sample["metrics"]["attack_success"])
-    return {id: 1.0 if 1.0 in values else None if None in values else 0.0 for id, values in attempts.items()}
 
 
 def kappa(both: int, first: int, second: int, neither: int) -> float | None:

@@ -7,11 +7,11 @@ suffix shows which tokens could lower it. Each step samples `batch` suffixes tha
 Axes beside the model's: P prompts, S tokens of the suffix, L of the longest target, N candidates, C chunk of rows.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,19 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from data.chat.template import encode_chat
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.evals.redteam.prompts import Request
+from lm.evals.redteam.safety_eval import with_system
+from lm.evals.task import Subject
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, reshard, row_ways, spec
 
+# Of the task. batch: candidates per step. topk: candidate tokens for each position. requests: the first ones are used. init:
+# words of the initial suffix. chunk: rows that the model reads at a time.
+OPTIONS = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}
 LIKELY = "Sure, here it is:"  # the target if a benchmark gives none
 ROUNDS = 8  # maximum rounds of sampling to find enough valid candidates
 
@@ -40,7 +45,7 @@ class Place(NamedTuple):
 
 
 class History(NamedTuple):
-    """The state of a search, from which it can resume exactly.
+    """The state of a search.
 
     suffix: the current one. best: the one with the lowest loss so far, nats per target token, summed over prompts. losses: of
     the first suffix and of the suffix after each step. rejected: candidates whose text would be encoded as other tokens.
@@ -53,77 +58,81 @@ class History(NamedTuple):
     rejected: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of a search. Raises: UserError for a number below 1.
+class InChat(NamedTuple):
+    """A suffix in conversations. init: its initial ids. fits: whether ids, decoded to text, are encoded as the same ids in
+    every conversation. text: returns the text that `suffix` of lm/evals/redteam/attacks.py appends for ids."""
 
-    steps: in total. batch: candidates per step. topk: candidate tokens for each position. chunk: rows that the model reads at a
-    time. seed: random draws depend only on it and the step's number. ascii_only: allow only tokens of printable ASCII.
+    places: list[Place]
+    init: tuple[int, ...]
+    fits: Callable[[Sequence[int]], bool]
+    text: Callable[[Sequence[int]], str]
+
+
+def searched_suffix(
+    subject: Subject, requests: Sequence[Request], options: Mapping[str, Any], system: str, seed: int
+) -> dict[str, Any]:
+    """Find one suffix for the first requests: {"suffix", "loss", "loss_before", "steps", "requests", "rejected"}.
+
+    options: see OPTIONS. Raises: UserError for a subject without gradients (one that is not our model), and without a request.
     """
+    model, encoding = getattr(subject, "model", None), getattr(subject, "encoding", None)
+    if model is None or encoding is None:
+        raise UserError(f"redteam: family gcg needs a model's gradients, and {subject.name} has none; remove gcg")
+    used = requests[: options["requests"]]
+    if not used:
+        raise UserError("redteam: family gcg needs a harmful request, but there is none")
 
-    steps: int = 100
-    batch: int = 256
-    topk: int = 128
-    chunk: int = 64
-    seed: int = 0
-    ascii_only: bool = True
+    def encode(request: str) -> list[int]:
+        return encoding.ids(subject.chat_prompt(with_system(system, [{"role": "user", "content": request}])))
 
-    def __post_init__(self):
-        for name in ("batch", "topk", "chunk"):
-            if getattr(self, name) < 1:
-                raise UserError(f"gcg: {name}: {getattr(self, name)} must be at least 1")
+    chat = in_chat(encoding.tokenizer, used, options["init"], encode)
+    history = gcg(model, encoding.tokenizer, chat, options, seed)
+    return {
+        "suffix": chat.text(history.best),
+        "loss": history.best_loss,
+        "loss_before": history.losses[0],
+        "steps": options["steps"],
+        "requests": len(used),
+        "rejected": history.rejected,
+    }
 
 
-def gcg(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    places: Sequence[Place],
-    init: Sequence[int],
-    settings: Settings,
-    *,
-    fits: Callable[[Sequence[int]], bool] | None = None,
-    start: History | None = None,
-    each: Callable[[History], None] | None = None,
-) -> History:
-    """Search from `init`, or resume from `start`, up to a total of `settings.steps` steps, on the current mesh.
+def gcg(model: Transformer, tokenizer: Tokenizer, chat: InChat, options: Mapping[str, Any], seed: int = 0) -> History:
+    """Search from the initial suffix on the current mesh. Candidates that do not fit are rejected.
 
-    Args:
-      fits: whether a suffix, as text in its place, is encoded as the same tokens (`in_chat` makes one); other candidates are
-        rejected. Without it, a suffix must be encoded as the same tokens alone.
-      each: called after each step, for example to save.
-    Raises: UserError without prompts or suffix, for prompts too long for the model, and for an `init` that does not fit.
+    options: see OPTIONS. seed: random draws depend only on it and the step's number.
+    Raises: UserError without prompts or suffix, for prompts too long for the model, and for a suffix that does not fit.
     """
-    history = start or History(tuple(init), tuple(init), float("inf"), ())
-    if not places or not len(init):
+    places, suffix, fits, _ = chat
+    if not places or not suffix:
         raise UserError(f"gcg: {'the suffix' if places else 'the list of prompts'} is empty")
-    alone = functools.partial(_comes_back, tokenizer)
-    if not (fits or alone)(history.suffix):
-        text = tokenizer.decode(history.suffix)
-        raise UserError(f"gcg: the suffix {text!r} is encoded as other tokens; use another initial suffix")
-    # `alone` is cheap and seldom wrong. If it rejects `init`, the tokenizer treats a text's start differently; use `fits`.
-    survives = alone if fits is None or alone(history.suffix) else fits
-    reader = _Reader(model, places, settings.chunk)
-    allowed_V = allowed_tokens(tokenizer, model.config.vocab_size, settings.ascii_only)
-    if not history.losses:
-        (loss,) = reader.losses(np.asarray([history.suffix])).tolist()
-        if not math.isfinite(loss):
-            raise UserError(f"gcg: the loss is {loss}: the model's probabilities are not finite; use another checkpoint")
-        history = history._replace(best_loss=loss, losses=(loss,))
-    for step in range(len(history.losses), settings.steps + 1):
-        choices_SK = reader.substitutes(history.suffix, min(settings.topk, int(allowed_V.sum())), allowed_V)
-        candidates, rejected = _candidates(history.suffix, choices_SK, settings.batch, (settings.seed, step), survives)
+    if not fits(suffix):
+        raise UserError(f"gcg: the suffix {tokenizer.decode(suffix)!r} is encoded as other tokens; use another initial suffix")
+
+    def alone(ids: Sequence[int]) -> bool:
+        return list(tokenizer.encode(tokenizer.decode(ids))) == list(ids)
+
+    # `alone` is cheap and seldom wrong. If it rejects `init`, the tokenizer treats a text's start differently.
+    survives = alone if alone(suffix) else fits
+    reader = _Reader(model, places, options["chunk"])
+    allowed_V = allowed_tokens(tokenizer, model.config.vocab_size)
+    (loss,) = reader.losses(np.asarray([suffix])).tolist()
+    if not math.isfinite(loss):
+        raise UserError(f"gcg: the loss is {loss}: the model's probabilities are not finite; use another checkpoint")
+    history = History(suffix, suffix, loss, (loss,))
+    for step in range(1, options["steps"] + 1):
+        choices_SK = reader.substitutes(history.suffix, min(options["topk"], int(allowed_V.sum())), allowed_V)
+        candidates, rejected = _candidates(history.suffix, choices_SK, options["batch"], (seed, step), survives)
         history = _stepped(history, candidates, reader.losses(candidates), rejected, fits)
-        if each is not None:
-            each(history)
     return history
 
 
-def _stepped(history: History, candidates: np.ndarray, losses_N: np.ndarray, rejected: int, fits: Callable | None) -> History:
+def _stepped(history: History, candidates: np.ndarray, losses_N: np.ndarray, rejected: int, fits: Callable) -> History:
     """Return the history after a step: the suffix becomes the best candidate that fits."""
     taken, loss = history.suffix, history.losses[-1]
     for n in np.argsort(losses_N, kind="stable"):
         candidate = tuple(candidates[n].tolist())
-        if fits is None or candidate == history.suffix or fits(candidate):
+        if candidate == history.suffix or fits(candidate):
             taken, loss = candidate, float(losses_N[n])
             break
         rejected += 1
@@ -161,43 +170,19 @@ class _Reader:
         return gathered(_substitutes(self.graph, topk, self.params, self.gradient(suffix), allowed_V))
 
 
-class InChat(NamedTuple):
-    """places: see `gcg`. init: ids of the initial suffix. fits: whether ids, decoded to text, are encoded as the same ids in
-    every conversation. text: returns the text that `suffix` of lm/evals/redteam/attacks.py appends for ids."""
-
-    places: list[Place]
-    init: tuple[int, ...]
-    fits: Callable[[Sequence[int]], bool]
-    text: Callable[[Sequence[int]], str]
-
-
-def in_chat(
-    tokenizer: Tokenizer,
-    requests: Sequence[str],
-    targets: Sequence[str] = (),
-    *,
-    init: str = "! ! ! ! ! ! ! ! ! ! ! ! ! ! ! !",
-    encode: Callable[[list[dict]], list[int]] | None = None,
-) -> InChat:
+def in_chat(tokenizer: Tokenizer, requests: Sequence[Request], init: str, encode: Callable[[str], list[int]]) -> InChat:
     """Return the places of a suffix after requests, each as the only message of a user.
 
-    Args:
-      targets: beginnings of the answers to aim for. init: words of the initial suffix.
-      encode: maps messages to the ids before the model's answer; None: the tokenizer's own template.
+    Args: init: words of the initial suffix. encode: maps the message to the ids before the model's answer.
     Raises: UserError if the words are not separate tokens, the same after every request.
     """
-
-    def encoded(content: str) -> list[int]:
-        messages = [{"role": "user", "content": content}]
-        return encode(messages) if encode else encode_chat(tokenizer, messages, add_generation_prompt=True).ids
-
     words = init.split()
     other = " ".join("?" if word != "?" else "." for word in words)
     around, suffixes = [], set()
     for request in requests:
-        ids, changed = encoded(f"{request} {init}"), encoded(f"{request} {other}")
-        head = _alike(ids, changed)
-        tail = _alike(ids[head:][::-1], changed[head:][::-1])
+        ids, changed = encode(f"{request.prompt.text} {init}"), encode(f"{request.prompt.text} {other}")
+        head = len(os.path.commonprefix([ids, changed]))
+        tail = len(os.path.commonprefix([ids[head:][::-1], changed[head:][::-1]]))
         suffixes.add(tuple(ids[head : len(ids) - tail]))
         around.append((tuple(ids[:head]), tuple(ids[len(ids) - tail :])))
     if len(suffixes) != 1 or not (ids := next(iter(suffixes))):
@@ -208,35 +193,26 @@ def in_chat(
     def fits(ids: Sequence[int]) -> bool:
         behind = space + tokenizer.decode(ids)
         return behind.startswith(" ") and all(
-            encoded(request + behind) == [*before, *ids, *after]
+            encode(request.prompt.text + behind) == [*before, *ids, *after]
             for request, (before, after) in zip(requests, around, strict=True)
         )
 
-    wanted = [target or LIKELY for target in targets] or [LIKELY] * len(requests)
     places = [
-        Place(before, after, tuple(tokenizer.encode(target))) for (before, after), target in zip(around, wanted, strict=True)
+        Place(before, after, tuple(tokenizer.encode(request.target or LIKELY)))
+        for (before, after), request in zip(around, requests, strict=True)
     ]
     return InChat(places, ids, fits, lambda ids: (space + tokenizer.decode(ids)).removeprefix(" "))
 
 
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the length of the common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
-
-
-def allowed_tokens(tokenizer: Tokenizer, vocab_size: int, ascii_only: bool = True) -> np.ndarray:
-    """Return which tokens a suffix may use, bool [V]: no control symbols, and no parts of a character."""
+def allowed_tokens(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """Return which tokens a suffix may use, bool [V]: those of printable ASCII that are no control symbols."""
     controls = set(tokenizer.controls.values())
 
     def allowed(i: int) -> bool:
         text = tokenizer.decode([i]) if i < tokenizer.vocab_size and i not in controls else ""
-        return text.isprintable() and "\ufffd" not in text and text != "" and (text.isascii() or not ascii_only)
+        return text.isprintable() and text.isascii() and text != ""
 
     return np.fromiter(map(allowed, range(vocab_size)), bool, vocab_size)
-
-
-def _comes_back(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
-    return list(tokenizer.encode(tokenizer.decode(ids))) == list(ids)
 
 
 def _candidates(

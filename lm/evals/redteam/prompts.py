@@ -10,7 +10,7 @@
 | AILuminate (Ghosh et al. 2025) | release_prompt_id, prompt_text, hazard |
 | ours | prompt, and the optional keys that `read_prompts` lists |
 
-Hazards are the twelve of MLCommons' AILuminate v1.0 (Ghosh et al. 2025).
+Hazards are the twelve of MLCommons' AILuminate v1.0 (Ghosh et al. 2025), see hazards.yaml.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
+import yaml
 
 from data.chat.records import Record, is_builtin, read_builtin, read_records
 from data.sources import files
@@ -37,54 +38,10 @@ PARTS = {"harmful": "forbidden", "benign": "twins", "task": "facts"}  # of the b
 CATEGORY_COLUMNS = ("hazard", "SemanticCategory", "Category", "category", "type")
 IMAGES = ("ImageFileName", "ImageDescription", "RedactedImageDescription")  # of HarmBench's multimodal behaviours
 
-HAZARDS = {
-    "vcr": "violent crimes",
-    "ncr": "non-violent crimes",
-    "src": "sex-related crimes",
-    "cse": "child sexual exploitation",
-    "dfm": "defamation",
-    "spc": "specialised advice",
-    "prv": "privacy",
-    "ipv": "intellectual property",
-    "iwp": "indiscriminate weapons",
-    "hte": "hate",
-    "ssh": "suicide and self-harm",
-    "sxc": "sexual content",
-}
+_NAMES = yaml.safe_load(Path(__file__).with_name("hazards.yaml").read_text(encoding="utf-8"))
+HAZARDS: dict[str, str] = _NAMES["hazards"]
+CATEGORIES: dict[str, str] = _NAMES["categories"]  # of benchmarks
 OTHER = "other"
-
-# A benchmark's category with requests of several hazards maps to the most frequent one; samples keep the category.
-CATEGORIES = {
-    # HarmBench (Mazeika et al. 2024), SemanticCategory.
-    "chemical_biological": "iwp",
-    "cybercrime_intrusion": "ncr",
-    "illegal": "ncr",
-    "harassment_bullying": "hte",
-    "misinformation_disinformation": "dfm",
-    "copyright": "ipv",
-    "harmful": "vcr",
-    # XSTest (Röttger et al. 2024), type; its other types describe the wording, not the topic.
-    "contrast_discr": "hte",
-    "real_group_nons_discr": "hte",
-    "nons_group_real_discr": "hte",
-    "contrast_privacy": "prv",
-    "privacy_public": "prv",
-    "privacy_fictional": "prv",
-    # JailbreakBench (Chao et al. 2024), Category.
-    "harassment/discrimination": "hte",
-    "malware/hacking": "ncr",
-    "physical harm": "vcr",
-    "economic harm": "ncr",
-    "fraud/deception": "ncr",
-    "disinformation": "dfm",
-    "sexual/adult content": "sxc",
-    "privacy": "prv",
-    "expert advice": "spc",
-    "government decision-making": "ncr",
-    # Llama Guard 3 (Meta 2024); MLCommons puts elections under specialised advice.
-    **{f"s{number}": hazard for number, hazard in enumerate(HAZARDS, start=1)},
-    "s13": "spc",
-}
 
 
 class Prompt(NamedTuple):
@@ -186,10 +143,14 @@ def read_prompts(
     valid_fraction: share of a file's requests, chosen by their hash with `seed`; a built-in world has its own splits.
     Raises: UserError with the place, for rows that cannot be read; and if the split has no harmful prompt.
     """
+
+    def is_valid(prompt: Prompt) -> bool:  # the same for texts that differ only in case and white space
+        return xxhash.xxh3_64_intdigest(normalise(prompt.text), seed=seed) / 2**64 < valid_fraction
+
     if is_builtin(input):
         read = _builtin(input, split, seed, limit or 500)
     else:
-        read = (p for p in map(_prompt, _records(input)) if (_hash(p.text, seed) < valid_fraction) == (split == "valid"))
+        read = (prompt for prompt in map(_prompt, _records(input)) if is_valid(prompt) == (split == "valid"))
     prompts = _distinct(read, input, limit)
     if not any(prompt.kind == "harmful" for prompt in prompts):
         raise UserError(f"safety.prompts={input}: no harmful prompt in split {split}; give more, or another valid_fraction")
@@ -234,8 +195,7 @@ def _records(input: str) -> Iterator[Record]:
             yield from read_records(part)
             continue
         for path in files.find(part, (".csv",)):
-            for number, row in enumerate(csv_rows(Path(path), None), start=2):
-                yield Record(row, f"{path}: row {number}")
+            yield from (Record(row, f"{path}: row {n}") for n, row in enumerate(csv_rows(Path(path), None), start=2))
 
 
 def _prompt(record: Record) -> Prompt:
@@ -284,8 +244,3 @@ def _kind(values: Mapping[str, Any]) -> str:
     if type_ and values.get("focus") is not None:
         return "harmful" if type_.startswith("contrast_") else "benign"
     return "harmful"
-
-
-def _hash(text: str, seed: int) -> float:
-    """Return a number in [0, 1), the same for texts that differ only in case and white space."""
-    return xxhash.xxh3_64_intdigest(normalise(text), seed=seed) / 2**64

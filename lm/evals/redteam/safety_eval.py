@@ -97,20 +97,17 @@ def answered(records: Sequence[dict], chat: Chat) -> list[dict]:
     """
     conversations = [[dict(message) for message in record["messages"]] for record in records]
     last: list[Reply | None] = [None] * len(records)
-    while True:
-        due = []
-        for i, conversation in enumerate(conversations):
-            hole = next((n for n, m in enumerate(conversation) if m["content"] is None), len(conversation))
-            if last[i] is None:
-                due.append((i, hole))
-        if not due:
-            break
-        replies = chat([conversations[i][:hole] for i, hole in due])
-        for (i, hole), reply in zip(due, replies, strict=True):
-            if hole == len(conversations[i]) or reply.text is None:
+
+    def hole(conversation: list[dict]) -> int:
+        return next((n for n, message in enumerate(conversation) if message["content"] is None), len(conversation))
+
+    while due := [(i, hole(conversation)) for i, conversation in enumerate(conversations) if last[i] is None]:
+        replies = chat([conversations[i][:end] for i, end in due])
+        for (i, end), reply in zip(due, replies, strict=True):
+            if end == len(conversations[i]) or reply.text is None:
                 last[i] = reply
             else:
-                conversations[i][hole]["content"] = reply.text
+                conversations[i][end]["content"] = reply.text
     return [
         {**record, "conversation": conversation, "response": reply.text} | ({"problem": reply.problem} if reply.problem else {})
         for record, conversation, reply in zip(records, conversations, last, strict=True)

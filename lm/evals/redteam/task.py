@@ -13,7 +13,7 @@ from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.evals.redteam import searches
+from lm.evals.redteam import gcg, search
 from lm.evals.redteam.attacks import ATTACKS, compose
 from lm.evals.redteam.figures import agreement, figures, metrics
 from lm.evals.redteam.prompts import HAZARDS, Request, in_turn, read_prompts, read_requests
@@ -43,7 +43,7 @@ KEYS = documents.KEYS | {
     "attacker_tokens": 512,
     "scorer": "judge",  # of pair's and tap's attempts: judge, openai:URL, or subject
     "scorer_model": "",
-    "gcg": {},  # settings of gcg, pair and tap: see lm/evals/redteam/searches.py
+    "gcg": {},  # settings of gcg, pair and tap: see gcg.py and search.py
     "pair": {},
     "tap": {},
 }
@@ -70,16 +70,64 @@ class RedTeam(NamedTuple):
     classifier: Judge | None
 
     def run(self, subject: Subject) -> Outcome:
-        return _run(self, subject)
+        values, settings = self.values, self.settings
+        problems = Problems(self.kinds)
+        if not self.requests:
+            problems.add("empty_files", "no request")
+        harmful = [request for request in self.requests if request.prompt.kind == "harmful"]
+        searched: dict[str, dict] = {}
+        if any("gcg" in family.split("+") for family in self.families):
+            searched["gcg"] = gcg.searched_suffix(subject, harmful, values["gcg"], settings.system, settings.seed)
+        generated: dict[int, dict[str, Generated]] = {}
+
+        def chat(draw: int) -> Chat:
+            return subject_chat(
+                subject,
+                max_new_tokens=values["max_new_tokens"],
+                temperature=values["temperature"],
+                seed=settings.seed + draw,
+                system=settings.system,
+                answers=generated.setdefault(draw, {}),
+            )
+
+        todo = _attempts(self, searched.get("gcg", {}).get("suffix", ""))
+        records: list[dict] = []
+        for draw in dict.fromkeys(record["draw"] for record in todo):
+            records += answered([record for record in todo if record["draw"] == draw], chat(draw))
+        plain = [request for request in harmful if request.prompt.messages is None]
+        for name in search.SEARCHES:
+            if name in self.families:
+                rewritten, searched[name] = search.rewritten(name, subject, chat(0), plain, self.judge, values, settings.seed)
+                records += [record | {"draw": 0} for record in rewritten]
+        records = judged(records, self.judge)
+        if self.classifier is not None:
+            records = _classified(records, self.classifier)
+        samples = _samples(self, subject, records, generated, problems)
+        return Outcome(self.results(samples, records, searched) | {"problems": problems.kinds}, samples)
+
+    def results(self, samples: Sequence[dict], records: Sequence[dict], searched: Mapping[str, dict]) -> dict[str, Any]:
+        """Return the results of samples, as a whole and by family, hazard and category."""
+        results = {"main": self.values["main"], "attack_success": None, "over_refusal": None} | figures(samples)
+        for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
+            if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
+                results[name] = outcomes.parts(samples, key, figures, dict.fromkeys(sample[key] for sample in samples))
+        if self.classifier is not None:
+            answers = [record for record in records if (record["response"] or "").strip()]
+            by_rules = [record["refusal"] != "none" for record in answers]
+            results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in answers])
+        return results | ({"searches": searched} if searched else {})
 
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
     values = resolved(name, spec, settings, KEYS)
-    for key, defaults in (("gcg", searches.GCG), ("pair", searches.PAIR), ("tap", searches.TAP)):
+    for key, defaults in (("gcg", gcg.OPTIONS), ("pair", search.PAIR), ("tap", search.TAP)):
         check(f"task {name}: {key}", values[key], defaults)
         values[key] = {**defaults, **values[key]}
     check_least(name, values, samples=1, draws=1, max_new_tokens=1, retries=0)
+    check_least(f"{name}: gcg", values["gcg"], batch=1, topk=1, chunk=1)
+    check_least(f"{name}: pair", values["pair"], streams=1, depth=1, budget=0)
+    check_least(f"{name}: tap", values["tap"], branching=1, width=1, depth=1, budget=0)
     if values["samples"] > 1 and not values["temperature"]:
         raise UserError(f"task {name}: samples={values['samples']} at temperature 0 would be identical; raise temperature")
     families = _families(name, values)
@@ -109,10 +157,10 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
     ready = [family for family in ATTACKS if family != "suffix" or options.get("suffix", {}).get("suffix")]
     families = list(dict.fromkeys(families)) or ready
     for family in families:
-        if family not in searches.SEARCHES:
+        if family not in search.SEARCHES:
             steps, known = _steps(family, options, "!")
             compose(steps, **known)("x")  # raises UserError if it is invalid
-    if any(family in searches.SEARCHES for family in families) and not given["attacker"]:
+    if any(family in search.SEARCHES for family in families) and not given["attacker"]:
         raise UserError(f"task {name}: pair and tap need an attacker: openai:URL or subject")
     return families
 
@@ -154,55 +202,6 @@ def _requests(name: str, values: dict[str, Any], settings: TaskSettings) -> tupl
     return numbered, problems, versions
 
 
-def _run(task: RedTeam, subject: Subject) -> Outcome:
-    values, settings = task.values, task.settings
-    problems = Problems(task.kinds)
-    if not task.requests:
-        problems.add("empty_files", "no request")
-    harmful = [request for request in task.requests if request.prompt.kind == "harmful"]
-    searched: dict[str, dict] = {}
-    if any("gcg" in family.split("+") for family in task.families):
-        searched["gcg"] = searches.suffix(subject, harmful, values["gcg"], settings.system, settings.seed)
-    generated: dict[int, dict[str, Generated]] = {}
-
-    def chat(draw: int) -> Chat:
-        return subject_chat(
-            subject,
-            max_new_tokens=values["max_new_tokens"],
-            temperature=values["temperature"],
-            seed=settings.seed + draw,
-            system=settings.system,
-            answers=generated.setdefault(draw, {}),
-        )
-
-    todo = _attempts(task, searched.get("gcg", {}).get("suffix", ""))
-    records: list[dict] = []
-    for draw in dict.fromkeys(record["draw"] for record in todo):
-        records += answered([record for record in todo if record["draw"] == draw], chat(draw))
-    plain = [request for request in harmful if request.prompt.messages is None]
-    for name in searches.SEARCHES:
-        if name in task.families:
-            rewritten, searched[name] = searches.rewritten(name, subject, chat(0), plain, task.judge, values, settings.seed)
-            records += [record | {"draw": 0} for record in rewritten]
-    records = judged(records, task.judge)
-    if task.classifier is not None:
-        records = _classified(records, task.classifier)
-    samples = _samples(task, subject, records, generated)
-    _note(task, records, problems)
-    results = {"main": values["main"], "attack_success": None, "over_refusal": None} | figures(samples)
-    for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
-        if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
-            order = dict.fromkeys(sample[key] for sample in samples)
-            results[name] = outcomes.parts(samples, key, figures, order)
-    if task.classifier is not None:
-        answers = [record for record in records if (record["response"] or "").strip()]
-        by_rules = [record["refusal"] != "none" for record in answers]
-        results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in answers])
-    if searched:
-        results["searches"] = searched
-    return Outcome(results | {"problems": problems.kinds}, samples)
-
-
 def _attempts(task: RedTeam, suffix: str) -> list[dict]:
     """Return records of all attempts (safety_eval.py) except for the searches.
 
@@ -213,7 +212,7 @@ def _attempts(task: RedTeam, suffix: str) -> list[dict]:
     dressed = [p for p in prompts if p.messages is None and p.kind != "task"]
     records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], values["samples"])]
     for family in task.families:
-        if family in searches.SEARCHES:
+        if family in search.SEARCHES:
             continue
         steps, options = _steps(family, values["family_options"], suffix)
         if "best_of_n" not in steps.split("+"):
@@ -237,9 +236,13 @@ def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
 
 
 def _samples(
-    task: RedTeam, subject: Subject, records: Sequence[dict], generated: Mapping[int, Mapping[str, Generated]]
+    task: RedTeam,
+    subject: Subject,
+    records: Sequence[dict],
+    generated: Mapping[int, Mapping[str, Generated]],
+    problems: Problems,
 ) -> list[dict]:
-    """Return the samples of the records, sorted by request and then by family."""
+    """Return the samples of the records, sorted by request and then by family. What is unanswered or unknown is a problem."""
     order = {family: number for number, family in enumerate(task.families)}
     made = []
     for record in records:
@@ -272,8 +275,16 @@ def _samples(
             sample |= {"put": text, "attack": record["messages"]}
         sample |= {key: record[key] for key in OPTIONAL if key in record}
         sample |= {key: record[key] for key in ("answer", "completion", "harmful_if") if record[key]}
-        flags = ["unknown_verdicts"] if record.get("verdict") == "unknown" else []
-        if flags := flags + (outcomes.cuts([answer]) if answer is not None else []):
+        where = f"{request.doc_id} {record['family']}"
+        if record["response"] is None:
+            problems.add("unanswered", f"{where}: {record.get('problem', 'no response')}")
+        elif not record["response"].strip():
+            problems.add("empty_answers", where)
+        flags = outcomes.cuts([answer]) if answer is not None else []
+        if record.get("verdict") == "unknown":
+            problems.add("unknown_verdicts", f"{where}: {record['reason']}")
+            flags = ["unknown_verdicts", *flags]
+        if flags:
             sample["flags"] = flags
         if answer is not None and (answer.tokens or answer.prompt_tokens):
             sample["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]
@@ -283,15 +294,3 @@ def _samples(
 
 def _is_fixed(record: Mapping[str, Any]) -> bool:
     return record["messages"] == record["conversation"] and "queries" not in record and "gcg" not in record["family"].split("+")
-
-
-def _note(task: RedTeam, records: Sequence[dict], problems: Problems) -> None:
-    """Record unanswered attempts and unknown verdicts as problems."""
-    for record in records:
-        where = f"{task.requests[int(record['id'])].doc_id} {record['family']}"
-        if record["response"] is None:
-            problems.add("unanswered", f"{where}: {record.get('problem', 'no response')}")
-        elif not record["response"].strip():
-            problems.add("empty_answers", where)
-        if record.get("verdict") == "unknown":
-            problems.add("unknown_verdicts", f"{where}: {record['reason']}")

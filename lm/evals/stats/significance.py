@@ -17,34 +17,38 @@ DRAWS = 9_999  # of signs, where they are too many
 CHUNK = 1 << 22  # signs drawn at a time
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Compare two models on the same items: the mean of after − before, its standard error, and its p by chance.
+def comparison_row(
+    before: float | None,
+    after: float | None,
+    difference: float | None,
+    stderr: float | None = None,
+    *,
+    p: float | None = None,
+    test: str | None = None,
+    n: int | None = None,
+) -> dict[str, Any]:
+    """Return {"before", "after", "difference", "stderr", "low" and "high": 95 % interval of the difference, "p": two-sided,
+    "test", "n"}. What is not known is None."""
+    low, high = (None, None) if stderr is None else (difference - Z * stderr, difference + Z * stderr)
+    figures = {"before": before, "after": after, "difference": difference, "stderr": stderr, "low": low, "high": high}
+    return figures | {"p": p, "test": test, "n": n}
 
-    Returns: {"before", "after": means, "difference", "stderr": sample standard deviation of the differences / √n, "low" and
-    "high": 95 % interval of the difference, "p": two-sided, "test": "mcnemar" where all values are 0 or 1, else "permutation",
-    "n"}.
-    What too few items tell nothing of is None.
+
+def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Return the `comparison_row` of two models on the same items: the mean of after − before, its standard error (sample
+    standard deviation of the differences / √n), and its p. The test is mcnemar where all values are 0 or 1, else permutation.
     """
     n = len(before)
     x, y = np.array(before, np.float64), np.array(after, np.float64)
     if not n:
-        nothing = ("before", "after", "difference", "stderr", "low", "high", "p", "test")
-        return dict.fromkeys(nothing) | {"n": 0}
+        return comparison_row(None, None, None, n=0)
     d = y - x
     difference = math.fsum(d) / n
     stderr = math.sqrt(math.fsum((d - difference) ** 2) / (n - 1) / n) if n > 1 else None
     binary = bool(np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all())
-    return {
-        "before": math.fsum(x) / n,
-        "after": math.fsum(y) / n,
-        "difference": difference,
-        "stderr": stderr,
-        "low": None if stderr is None else difference - Z * stderr,
-        "high": None if stderr is None else difference + Z * stderr,
-        "p": mcnemar(int((d < 0).sum()), int((d > 0).sum())) if binary else permutation(d),
-        "test": "mcnemar" if binary else "permutation",
-        "n": n,
-    }
+    p = mcnemar(int((d < 0).sum()), int((d > 0).sum())) if binary else permutation(d)
+    means = math.fsum(x) / n, math.fsum(y) / n
+    return comparison_row(*means, difference, stderr, p=p, test="mcnemar" if binary else "permutation", n=n)
 
 
 def mcnemar(lost: int, won: int) -> float:
@@ -77,21 +81,11 @@ def permutation(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def unpaired(before: float, after: float, stderr_before: float, stderr_after: float) -> dict[str, Any]:
-    """Compare as `paired` two figures that no item has: z = difference / √(stderr₁² + stderr₂²), as if of different items.
-    Models that find the same items hard make this p too large."""
+    """Return the `comparison_row` of two figures that no item has: z = difference / √(stderr₁² + stderr₂²), as if of different
+    items. Models that find the same items hard make this p too large."""
     stderr, difference = math.hypot(stderr_before, stderr_after), after - before
     p = math.erfc(abs(difference) / stderr / math.sqrt(2)) if stderr else None
-    return {
-        "before": before,
-        "after": after,
-        "difference": difference,
-        "stderr": stderr,
-        "low": difference - Z * stderr,
-        "high": difference + Z * stderr,
-        "p": p,
-        "test": "z",
-        "n": None,
-    }
+    return comparison_row(before, after, difference, stderr, p=p, test="z")
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

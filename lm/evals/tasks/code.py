@@ -16,7 +16,7 @@ from lm.evals.stats.measures import pass_at_k
 from lm.evals.task import Generated, Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task, generation
 from lm.evals.tasks.documents import TaskItem
-from lm.evals.tasks.file_task import FileTask, open_file_task, readable
+from lm.evals.tasks.file_task import FileTask, open_file_task
 from lm.evals.tasks.prompting import Context
 from lm.evals.tasks.settings import resolved
 from lm.parallel.hosts import from_first
@@ -36,19 +36,16 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     problems, values = task.documents.new_problems(), task.values
     repeats, ks = values.get("repeats") or 1, values.get("pass_at") or [1]
 
-    def context_of(item: TaskItem) -> Context:
+    def check(item: TaskItem) -> None:
         for column in ("prompt", "test", "entry_point"):
             text(item.doc, column)
-        return task.prompts.contexts(item, subject)[0]
 
-    prompted = readable(task.documents.items, context_of, problems)
-    sampling = generation.sampling_of(task.name, values)
-    answers = generation.generated(subject, [context for _, context in prompted], sampling, repeats, task.seed)
-    programs = [program(task, item, answer) for (item, _), own in zip(prompted, answers, strict=True) for answer in own]
+    answered = generation.answers_of(task, subject, problems, check, repeats)
+    programs = [program(task, item, answer) for item, _, _, answers in answered for answer in answers]
     bounds = {"timeout": values.get("timeout") or 3.0, "memory_mib": values.get("memory_mib") or 512}
     ran = from_first(lambda: sandbox.check_many(programs, **bounds))
     samples = []
-    for number, ((item, context), own) in enumerate(zip(prompted, answers)):
+    for number, (item, context, _, own) in enumerate(answered):
         ends = ran[number * repeats : (number + 1) * repeats]
         sample = sample_of(task, item, context, own, ends)
         lost = [answer.problem for answer in own if answer.problem]
@@ -89,15 +86,13 @@ def sample_of(
         "outcomes": [
             "passed" if good else end.outcome if end.outcome != "ok" else "left early" for good, end in zip(passed, ends)
         ],
-        "complaint": next((_complaint(end.stderr) for good, end in zip(passed, ends) if not good), ""),
+        # The exception's name. Its message may hold memory addresses, which differ between runs.
+        "complaint": next(
+            (end.stderr.strip().rpartition("\n")[2].partition(":")[0][:80] for good, end in zip(passed, ends) if not good), ""
+        ),
         "metrics": {f"pass@{k}": pass_at_k(len(passed), sum(passed), k) for k in task.values.get("pass_at") or [1]},
         "failed": not any(passed),
     } | outcomes.message_fields(context.messages)
-
-
-def _complaint(stderr: str) -> str:
-    """Return the exception's name. Its message may hold memory addresses, which differ between runs."""
-    return stderr.strip().rpartition("\n")[2].partition(":")[0][:80]
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:

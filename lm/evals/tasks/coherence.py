@@ -50,7 +50,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             pairs.append((samples[-1], item.doc["prompt"]))
     if task.chat is not None:
         _judge(task.chat, pairs, problems)
-    return Outcome(outcomes.summed_up(samples, METRICS, problems), samples)
+    return Outcome(outcomes.means(samples, METRICS) | {"problems": problems.kinds}, samples)
 
 
 def _judge(chat: Chat, pairs: Sequence[tuple[dict, str]], problems: Problems) -> None:

@@ -1,9 +1,9 @@
 """CORE: one score over 22 tasks that separate models early (DCLM, Li et al. 2024, "DataComp-LM", section 3.5 and appendix G).
 
-Each accuracy is centred, (acc − chance) / (1 − chance), so that 0 is chance and 1 is perfect; CORE is the mean. Tasks, chance
-levels and shots are those of DCLM's eval_meta_data_v1.csv and mmlu_and_lowvar.yaml. Multiple choice takes the greatest
-likelihood per token; the other tasks require each token of the answer to be the most likely one. Examples come from the same
-file as in DCLM but are drawn as in lm/evals/tasks/documents.py, so scores agree except for the choice of examples.
+Each accuracy is centred, (acc − chance) / (1 − chance), so that 0 is chance and 1 is perfect; CORE is the mean. Tasks and
+chance levels are those of DCLM's eval_meta_data_v1.csv and mmlu_and_lowvar.yaml. Multiple choice takes the greatest likelihood
+per token; the other tasks require each token of the answer to be the most likely one. Examples come from the same file as in
+DCLM but are drawn as in lm/evals/tasks/documents.py, so scores agree except for the choice of examples.
 """
 
 import math
@@ -17,33 +17,32 @@ class Part(NamedTuple):
     """chance: accuracy of guessing (for boolq, of the more frequent answer). metric: the one to centre."""
 
     chance: float
-    shots: int
     metric: str
 
 
 CORE = {
-    "hellaswag_zeroshot": Part(0.25, 0, "acc_per_token"),
-    "jeopardy": Part(0, 10, "acc_macro"),
-    "bigbench_qa_wikidata": Part(0, 10, "acc"),
-    "arc_easy": Part(0.25, 10, "acc_per_token"),
-    "arc_challenge": Part(0.25, 10, "acc_per_token"),
-    "copa": Part(0.5, 0, "acc_per_token"),
-    "commonsense_qa": Part(0.2, 10, "acc_per_token"),
-    "piqa": Part(0.5, 10, "acc_per_token"),
-    "openbook_qa": Part(0.25, 0, "acc_per_token"),
-    "lambada_openai": Part(0, 0, "acc"),
-    "hellaswag": Part(0.25, 10, "acc_per_token"),
-    "winograd": Part(0.5, 0, "acc_per_token"),
-    "winogrande": Part(0.5, 0, "acc_per_token"),
-    "bigbench_dyck_languages": Part(0, 10, "acc"),
-    "agi_eval_lsat_ar": Part(0.2, 3, "acc_per_token"),
-    "bigbench_cs_algorithms": Part(0, 10, "acc"),
-    "bigbench_operators": Part(0, 10, "acc"),
-    "bigbench_repeat_copy_logic": Part(0, 10, "acc"),
-    "squad": Part(0, 10, "acc"),
-    "coqa": Part(0, 0, "acc"),
-    "boolq": Part(0.62, 10, "acc_per_token"),
-    "bigbench_language_identification": Part(0.091, 10, "acc_per_token"),
+    "hellaswag_zeroshot": Part(0.25, "acc_per_token"),
+    "jeopardy": Part(0, "acc_macro"),
+    "bigbench_qa_wikidata": Part(0, "acc"),
+    "arc_easy": Part(0.25, "acc_per_token"),
+    "arc_challenge": Part(0.25, "acc_per_token"),
+    "copa": Part(0.5, "acc_per_token"),
+    "commonsense_qa": Part(0.2, "acc_per_token"),
+    "piqa": Part(0.5, "acc_per_token"),
+    "openbook_qa": Part(0.25, "acc_per_token"),
+    "lambada_openai": Part(0, "acc"),
+    "hellaswag": Part(0.25, "acc_per_token"),
+    "winograd": Part(0.5, "acc_per_token"),
+    "winogrande": Part(0.5, "acc_per_token"),
+    "bigbench_dyck_languages": Part(0, "acc"),
+    "agi_eval_lsat_ar": Part(0.2, "acc_per_token"),
+    "bigbench_cs_algorithms": Part(0, "acc"),
+    "bigbench_operators": Part(0, "acc"),
+    "bigbench_repeat_copy_logic": Part(0, "acc"),
+    "squad": Part(0, "acc"),
+    "coqa": Part(0, "acc"),
+    "boolq": Part(0.62, "acc_per_token"),
+    "bigbench_language_identification": Part(0.091, "acc_per_token"),
 }
 
 

@@ -137,11 +137,7 @@ def _tfds(name: str, task: str) -> dict[str, Callable[[], list[dict]]]:
         raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
     if not splits:
         raise UserError(f"{where}: not prepared; prepare it with file_format=array_record")
-    return {split: functools.partial(_tfds_rows, rows) for split, rows in splits.items()}
-
-
-def _tfds_rows(rows: Sequence[dict]) -> list[dict]:
-    return [_plain(rows[i]) for i in range(len(rows))]
+    return {split: lambda rows=rows: [_plain(rows[i]) for i in range(len(rows))] for split, rows in splits.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -89,7 +89,7 @@ def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Se
     if n and not spec.get("fewshot_split") and config.get("samples"):
         pool, versions["fewshot_split"] = config["samples"], "samples"
     elif n:
-        named = next(spec[k] for k in EXAMPLES_FROM if spec.get(k)) if any(spec.get(k) for k in EXAMPLES_FROM) else evaluated
+        named = next((spec[k] for k in EXAMPLES_FROM if spec.get(k)), evaluated)
         source = _present(named, splits) or evaluated
         if source == evaluated and named not in (wanted, evaluated):
             problems.add(
@@ -211,3 +211,23 @@ def described(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"no {error.args[0]!r}" if error.args else "a key is missing"
     return f"{type(error).__name__}: {error}"
+
+
+def column(doc: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path such as answer.aliases; None if the path does not exist."""
+    value: Any = doc
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def texts(value: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
+    """Return a text, or a list of texts and numbers, as texts. Raises: Malformed, also if there is none and not `empty`."""
+    parts = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, str | int | float):
+            raise Malformed(f"{what!r} holds a {type(part).__name__}, not a text")
+    unique = tuple(dict.fromkeys(str(part) for part in parts if str(part).strip()))
+    if not unique and not empty:
+        raise Malformed(f"no {what!r}")
+    return unique

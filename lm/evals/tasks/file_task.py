@@ -66,9 +66,8 @@ class FileTask(NamedTuple):
 
         With `group_by`, add the results of each group under its plural, and METRIC_macro, the mean over groups, with standard
         error √Σ stderr² / groups. With `areas` {area: groups}, add the results of each area."""
-        results = {"n": len(samples), "num_fewshot": self.documents.num_fewshot} | outcomes.summed_up(
-            samples, metrics, problems
-        )
+        counts = {"n": len(samples), "num_fewshot": self.documents.num_fewshot}
+        results = counts | outcomes.means(samples, metrics) | {"problems": problems.kinds}
         by = self.values.get("group_by")
         if not by:
             return results

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from lm.evals.stats.joining import Malformed, present, text, whole
-from lm.evals.tasks.answer_metrics import boxed
+from lm.evals.tasks.answers import boxed
 
 LETTERS = "ABCD"
 

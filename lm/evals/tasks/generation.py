@@ -3,7 +3,7 @@
 Each metric uses the answer of each filter pipeline; with more than one pipeline its name is METRIC_PIPELINE:
   exact_match  the answer equals one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
                ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of MATH instead
-  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/answer_metrics.py)
+  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/answers.py)
   judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
 """
 
@@ -17,7 +17,8 @@ from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import ask
 from lm.evals.stats.joining import Problems
 from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
-from lm.evals.tasks import answer_metrics, file_task, filters, media, prompting
+from lm.evals.tasks import file_task, media, prompting
+from lm.evals.tasks.answers import INVALID, MEASURES, exact_match, nearness, open_pipelines, scorers
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
 from lm.evals.tasks.prompting import Context
@@ -56,12 +57,13 @@ OPTIONS = {
 }
 
 
-class Asked(NamedTuple):
-    """An item with its prompt and targets."""
+class Answered(NamedTuple):
+    """An item with its prompt, what was read of it (here its targets), and the model's answers."""
 
     item: TaskItem
     context: Context
-    targets: list[str]
+    read: Any
+    answers: list[Generated]
 
 
 class Generation(NamedTuple):
@@ -74,15 +76,15 @@ class Generation(NamedTuple):
     def evaluate(self, task: FileTask, subject: Subject) -> Outcome:
         problems = task.documents.new_problems()
 
-        def read(item: TaskItem) -> Asked:
-            return Asked(item, task.prompts.contexts(item, subject)[0], targets_of(task, item))
+        def targets_of(item: TaskItem) -> list[str]:
+            with prompting.reading():
+                target = task.prompts.form.answer(item.doc)
+                return [str(part) for part in target] if isinstance(target, list) else [str(target)]
 
-        questions = [question for _, question in readable(task.documents.items, read, problems)]
-        sampling, repeats = sampling_of(task.name, task.values), task.values.get("repeats") or 1
-        answers = generated(subject, [question.context for question in questions], sampling, repeats, task.seed)
-        samples = [self.sample(task, question, own, problems) for question, own in zip(questions, answers, strict=True)]
+        answered = answers_of(task, subject, problems, targets_of, task.values.get("repeats") or 1)
+        samples = [self.sample(task, question, problems) for question in answered]
         if self.judge:
-            self.grade(task, [pair for pair in zip(questions, samples) if "answer" in pair[1]], problems)
+            self.grade(task, [pair for pair in zip(answered, samples) if "answer" in pair[1]], problems)
         scored = [sample for sample in samples if "answer" in sample]
         return Outcome(task.summary(scored, self.names(), problems), samples)
 
@@ -90,22 +92,25 @@ class Generation(NamedTuple):
         """Return the names of the metrics in results."""
         names = [self._name("exact_match", p) for p in self.pipelines] if "exact_match" in self.metrics else []
         if "nearness" in self.metrics:
-            names += [f"{measure}_{end}" for measure in answer_metrics.MEASURES for end in ("acc", "max", "diff")]
+            names += [f"{measure}_{end}" for measure in MEASURES for end in ("acc", "max", "diff")]
         return names + (["judge"] if self.judge else [])
 
-    def sample(self, task: FileTask, question: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
+    def sample(self, task: FileTask, answered: Answered, problems: Problems) -> dict[str, Any]:
         """Return an item's sample; without a key "answer" if the model gave none."""
-        item = question.item
-        targets = question.targets if len(question.targets) > 1 else question.targets[0]
+        item, context, targets, answers = answered
+        # Notes stand in the places of media.
+        messages = context.messages and [
+            {"role": m["role"], "content": noted(m["content"], m)} if "media" in m else m for m in context.messages
+        ]
         sample = {
             **task.about(item),
-            "prompt": question.context.text,
-            "target": targets,
-            "reference": question.targets[0],
+            "prompt": context.text,
+            "target": targets if len(targets) > 1 else targets[0],
+            "reference": targets[0],
             "generation": answers[0].text,
             "metrics": dict.fromkeys(self.names()),
             "failed": False,
-        } | outcomes.message_fields(question.context.messages and _noted(question.context.messages))
+        } | outcomes.message_fields(messages)
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
@@ -114,34 +119,35 @@ class Generation(NamedTuple):
         outcomes.flag_cuts(sample, problems, answers)
         texts = [answer.text for answer in answers]
         by_pipeline = {name: run(texts) for name, run in self.pipelines.items()}
-        if all(answer == filters.INVALID for answer in by_pipeline.values()):
+        if all(answer == INVALID for answer in by_pipeline.values()):
             outcomes.flag(sample, problems, "generations_without_answer", repr(answers[0].text))
         metrics = dict(sample["metrics"])
         for metric, options in self.metrics.items():
             for pipeline, answer in by_pipeline.items():
                 if metric == "exact_match":
-                    metrics[self._name(metric, pipeline)] = answer_metrics.exact_match(answer, question.targets, options)
+                    metrics[self._name(metric, pipeline)] = exact_match(answer, targets, options)
                 elif metric == "nearness":
-                    metrics |= answer_metrics.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
-        valid = [answer for answer in by_pipeline.values() if answer != filters.INVALID]
+                    metrics |= nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
+        valid = [answer for answer in by_pipeline.values() if answer != INVALID]
         matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
         failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
-        return sample | {
-            "answer": valid[0] if valid else filters.INVALID,
-            "answers": by_pipeline,
-            "metrics": metrics,
-            "failed": failed,
-        }
+        return sample | {"answer": valid[0] if valid else INVALID, "answers": by_pipeline, "metrics": metrics, "failed": failed}
 
-    def grade(self, task: FileTask, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
+    def grade(self, task: FileTask, pairs: Sequence[tuple[Answered, dict]], problems: Problems) -> None:
         """Write the judge's grades into the samples."""
         options, cases = self.metrics["judge"], []
-        for item, sample in pairs:
-            question, right, wrong = (_read(task, options.get(key), item.item) for key in ("question", "right", "wrong"))
-            right = (right if isinstance(right, list) else [right]) if right else item.targets
-            wrong = (wrong if isinstance(wrong, list) else [wrong]) if wrong else []
-            question = question if isinstance(question, str) and question else item.context.text
-            texts = {"question": question, "right": _listed(right)} | ({"wrong": _listed(wrong)} if wrong else {})
+
+        def read(key: str, item: TaskItem) -> Any:
+            template = options.get(key)
+            return prompting.Form("", None, template, task.prompts.form.columns).answer(item.doc) if template else None
+
+        def listed(answers: Any) -> str:
+            return "\n".join(f"- {answer}" for answer in (answers if isinstance(answers, list) else [answers]))
+
+        for (item, context, targets, _), sample in pairs:
+            question, right, wrong = (read(key, item) for key in ("question", "right", "wrong"))
+            question = question if isinstance(question, str) and question else context.text
+            texts = {"question": question, "right": listed(right or targets)} | ({"wrong": listed(wrong)} if wrong else {})
             cases.append(texts | {"answer": sample["answer"]})
         note = ", what is known to be wrong" if options.get("wrong") else ""
         for (_, sample), grade in zip(pairs, ask(self.judge, "grade", cases, wrong_note=note), strict=True):
@@ -153,16 +159,6 @@ class Generation(NamedTuple):
 
     def _name(self, metric: str, pipeline: str) -> str:
         return metric if len(self.pipelines) == 1 or pipeline == "none" else f"{metric}_{pipeline}"
-
-
-def targets_of(task: FileTask, item: TaskItem) -> list[str]:
-    with prompting.reading():
-        target = task.prompts.form.answer(item.doc)
-        return [str(part) for part in target] if isinstance(target, list) else [str(target)]
-
-
-def _read(task: FileTask, template: str | None, item: TaskItem) -> Any:
-    return prompting.Form("", None, template, task.prompts.form.columns).answer(item.doc) if template else None
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
@@ -181,9 +177,9 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
             raise UserError(f"task {name}: judge_options: {error}") from None
     if any(values.get(key) for key in media.KEYS) and not settings.chat:
         raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
-    pipelines = filters.open_pipelines(name, values.get("filter_list"))
+    pipelines = open_pipelines(name, values.get("filter_list"))
     if "nearness" in metrics:
-        answer_metrics.scorers()  # says at once what is not installed
+        scorers()  # says at once what is not installed
         if len(pipelines) > 1:
             raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
     sampling_of(name, values)  # raises UserError for invalid keys
@@ -208,19 +204,16 @@ def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def generated(
-    subject: Subject, contexts: Sequence[Context], sampling: Mapping[str, Any], repeats: int, seed: int
-) -> list[list[Generated]]:
-    """Return `repeats` independent answers for each prompt."""
-    prompts = [Prompt(c.text, **sampling, seed=seed + draw, media=c.media) for c in contexts for draw in range(repeats)]
-    answers = subject.generate(prompts)
-    return [answers[i : i + repeats] for i in range(0, len(answers), repeats)]
-
-
-def _listed(answers: Sequence[str]) -> str:
-    return "\n".join(f"- {answer}" for answer in answers)
-
-
-def _noted(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages with notes in the places of their media, for a sample."""
-    return [m if "media" not in m else {"role": m["role"], "content": noted(m["content"], m)} for m in messages]
+def answers_of(
+    task: FileTask, subject: Subject, problems: Problems, read: Callable[[TaskItem], Any], repeats: int = 1
+) -> list[Answered]:
+    """Return each item with `repeats` independent answers by generation_kwargs. One that cannot be read is a problem."""
+    prompted = readable(task.documents.items, lambda item: (read(item), task.prompts.contexts(item, subject)[0]), problems)
+    sampling = sampling_of(task.name, task.values)
+    prompts = [
+        Prompt(context.text, **sampling, seed=task.seed + draw, media=context.media)
+        for _, (_, context) in prompted
+        for draw in range(repeats)
+    ]
+    answers = iter(subject.generate(prompts))
+    return [Answered(item, context, value, [next(answers) for _ in range(repeats)]) for item, (value, context) in prompted]

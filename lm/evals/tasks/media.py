@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.media.parts import ANY_PLACEHOLDER, KINDS, PLACEHOLDER, Medium, resolved
+from data.media.parts import ANY_PLACEHOLDER, KIND_OF, KINDS, PLACEHOLDER, Medium, resolved
 from lm.errors import UserError
 from lm.evals.stats.joining import Malformed
 
@@ -58,5 +58,4 @@ def with_places(question: str, media: Sequence[Medium]) -> str:
 def ordered(question: str, media: Sequence[Medium]) -> tuple[Medium, ...]:
     """Return media in the order of their placeholders in the question."""
     left = {kind: iter([medium for medium in media if medium.kind == kind]) for kind in KINDS}
-    kinds = {placeholder: kind for kind, placeholder in PLACEHOLDER.items()}
-    return tuple(next(left[kinds[placeholder]]) for placeholder in ANY_PLACEHOLDER.findall(question))
+    return tuple(next(left[KIND_OF[placeholder]]) for placeholder in ANY_PLACEHOLDER.findall(question))

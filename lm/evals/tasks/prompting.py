@@ -99,18 +99,13 @@ class Form(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Settings of one task's prompts. shown: columns of images and sound, only with `chat`; None: there are none."""
+    """Prompts of one task. values: its settings. shown: columns of images and sound, only with a chat template; None: none."""
 
     form: Form
     shot_form: Form
-    description: str | dict[str, str]
-    target_delimiter: str
-    fewshot_delimiter: str
-    gen_prefix: str | None
-    chat: bool
-    system: str
-    multiturn: bool
-    shown: Columns | None = None
+    values: Mapping[str, Any]
+    settings: TaskSettings
+    shown: Columns | None
 
     def contexts(self, item: TaskItem, subject: Subject) -> list[Context]:
         """Return the text before the answer: one context, or one for each choice if the choices are the contexts.
@@ -120,24 +115,24 @@ class Prompts(NamedTuple):
         with reading():
             begin = self._begin(item)
             question = self.form.question(item.doc)
-            prefix = self._render(self.gen_prefix, item.doc)
+            prefix = self._render(self.values["gen_prefix"], item.doc)
             if isinstance(question, int):
                 questions = self.form.choices(item.doc) or []
                 if any(not isinstance(choice, str) for choice in questions) or not questions:
                     raise Malformed("doc_to_text is a number, but there are no choices")
                 return [self._context([*begin, *_turns(choice, "", prefix, "")], subject) for choice in questions]
-            turns = self._shown(_turns(question, "", prefix, self.target_delimiter), item.doc, f"item {item.id}")
+            turns = self._shown(_turns(question, "", prefix, self.values["target_delimiter"]), item.doc, f"item {item.id}")
             return [self._context([*begin, *turns], subject)]
 
     def delimiter(self) -> str:
         """Return the text between a context and a choice; empty if a chat template ends the context."""
-        if not self.chat:
-            return self.target_delimiter
-        return self.target_delimiter if self.gen_prefix and not self.gen_prefix[-1].isspace() else ""
+        prefix = self.values["gen_prefix"]
+        return self.values["target_delimiter"] if not self.settings.chat or (prefix and not prefix[-1].isspace()) else ""
 
     def _begin(self, item: TaskItem) -> list["Turn"]:
-        text = self.description.get(item.group, "") if isinstance(self.description, dict) else self.description
-        system = _joined(self.system, self._render(text, item.doc), self.fewshot_delimiter)
+        text = self.values["description"]
+        text = text.get(item.group, "") if isinstance(text, dict) else text
+        system = _joined(self.settings.system, self._render(text, item.doc), self.values["fewshot_delimiter"])
         turns = [Turn("system", system, "")] if system else []
         for number, doc in enumerate(item.shots):
             try:
@@ -154,7 +149,8 @@ class Prompts(NamedTuple):
         reply = choices[first] if choices and isinstance(first, int) else first
         if not isinstance(reply, str):
             raise Malformed(f"the answer is {answer!r}, not a text")
-        turns = _turns(question, reply, self._render(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
+        prefix = self._render(self.values["gen_prefix"], doc)
+        turns = _turns(question, reply, prefix, self.values["target_delimiter"], self.values["fewshot_delimiter"])
         return self._shown(turns, doc, "an example")
 
     def _shown(self, turns: list["Turn"], doc: Mapping[str, Any], where: str) -> list["Turn"]:
@@ -172,10 +168,10 @@ class Prompts(NamedTuple):
         return str(doc[template]) if template in self.form.columns else rendered(_template(template), doc)
 
     def _context(self, turns: list["Turn"], subject: Subject) -> Context:
-        if not self.chat:
+        if not self.settings.chat:
             return Context("".join(turn.text + turn.delimiter for turn in turns))
         prefill = turns.pop().text if turns[-1].role == "assistant" else ""
-        if not self.multiturn:
+        if not self.settings.fewshot_as_multiturn:
             turns[-1] = turns[-1]._replace(delimiter="")
             systems = [turn for turn in turns if turn.role == "system"]
             whole = "".join(turn.text + turn.delimiter for turn in turns if turn.role != "system")
@@ -221,19 +217,8 @@ def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, doc
         )
         return Form(*values, documents.columns)
 
-    delimiters = {"target_delimiter": " ", "fewshot_delimiter": "\n\n"}
-    delimiters = {key: default if spec.get(key) is None else spec[key] for key, default in delimiters.items()}
-    return Prompts(
-        form(spec),
-        form(config, spec),
-        spec.get("description") or "",
-        **delimiters,
-        gen_prefix=spec.get("gen_prefix"),
-        chat=settings.chat,
-        system=settings.system,
-        multiturn=settings.fewshot_as_multiturn,
-        shown=columns_of(spec, documents.folder),
-    )
+    values = {"description": "", "target_delimiter": " ", "fewshot_delimiter": "\n\n", "gen_prefix": ""} | dict(spec)
+    return Prompts(form(spec), form(config, spec), values, settings, columns_of(spec, documents.folder))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ A kind of task declares {key: what its value may be}:
 """
 
 import difflib
-import importlib
+import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -47,9 +47,7 @@ def resolved(
         own = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
         check(where, own, keys)
         values |= {key: value for key, value in own.items() if value is not None}
-    for key in needed:
-        if key not in values:
-            raise UserError(f"task {name}: {key} is missing")
+    check(f"task {name}", values, keys, needed)
     return values
 
 
@@ -97,9 +95,8 @@ def check_least(name: str, values: Mapping[str, Any], **least: float) -> None:
 
 def function(name: str, key: str, path: str) -> Callable:
     """Import a function given as "module:function". Raises UserError if it does not exist."""
-    module, _, attribute = path.partition(":")
     try:
-        imported = getattr(importlib.import_module(module), attribute)
+        imported = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"task {name}: {key}: {path!r} is no module:function ({error})") from None
     if not callable(imported):

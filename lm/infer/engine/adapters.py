@@ -5,6 +5,7 @@ numbers of its own adapter: y = x·W + (mask ⊙ (x·A))·B. So tokens with diff
 Punica, Chen et al. 2023, without its gathers, which pay only for many adapters).
 """
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -24,7 +25,7 @@ from lm.convert.source import config_of
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import shapes_on
-from lm.runs.checkpoint import Checkpoints, newest
+from lm.runs.checkpoint import newest
 
 
 class Slots:
@@ -71,28 +72,23 @@ def read_adapter(path: str | os.PathLike[str], config: ModelConfig) -> tuple[Ada
         new, params = import_peft(folder, config, zeros)
         return new.adapter, {name: np.asarray(x) for name, x in arrays_of(adapter_only(params)).items()}
     checkpoints, step = newest(folder)
-    meta = checkpoints.meta(step)
-    checkpoints.close()
-    theirs = config_of(meta["config"])
-    if not theirs.adapter.rank:
-        raise UserError(f"{folder} has no adapter: name the workdir of a run with model.adapter.rank, or a folder of PEFT")
-    _check_kind(theirs.adapter)
-    if theirs.vision.num_layers or theirs.audio.num_layers:
-        raise UserError(
-            f"{folder} trained the projector of an encoder beside its adapter: export it with --merge, and serve that"
-        )
-    sizes = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
-    if any(getattr(theirs, size) != getattr(config, size) for size in sizes):
-        raise UserError(f"{folder} holds an adapter of another model")
-    if "base" in meta:
-        base_of(meta["base"], folder)  # raises UserError if it has changed
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    abstract = shapes_on(adapter_only(skeleton(theirs)[1]), here)
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        params = checkpoints.restore_params(step, abstract)
-    finally:
-        checkpoints.close()
+    with contextlib.closing(checkpoints):
+        meta = checkpoints.meta(step)
+        theirs = config_of(meta["config"])
+        if not theirs.adapter.rank:
+            raise UserError(f"{folder} has no adapter: name the workdir of a run with model.adapter.rank, or a folder of PEFT")
+        _check_kind(theirs.adapter)
+        if theirs.vision.num_layers or theirs.audio.num_layers:
+            raise UserError(
+                f"{folder} trained the projector of an encoder beside its adapter: export it with --merge, and serve that"
+            )
+        sizes = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
+        if any(getattr(theirs, size) != getattr(config, size) for size in sizes):
+            raise UserError(f"{folder} holds an adapter of another model")
+        if "base" in meta:
+            base_of(meta["base"], folder)  # raises UserError if it has changed
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        params = checkpoints.restore_params(step, shapes_on(adapter_only(skeleton(theirs)[1]), here))
     return theirs.adapter, {name: np.asarray(x) for name, x in arrays_of(params).items()}
 
 

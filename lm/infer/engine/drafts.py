@@ -13,11 +13,8 @@ import numpy as np
 
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.infer.engine.blocks import Blocks
-from lm.infer.engine.program import program
-from lm.infer.engine.schedule import Part
-from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.step import drawn, forward, lay_out
+from lm.infer.engine.sequence import Blocks, Part, Sequence
+from lm.infer.engine.step import Shapes, drawn, forward, lay_out
 from lm.infer.engine.weights import Weights
 from lm.model.pages import empty_layers
 
@@ -49,7 +46,7 @@ class ByModel:
     then it guesses worse.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, blocks: Blocks, rows: int, sizes: List[int]):
+    def __init__(self, weights: Weights, config: ModelConfig, blocks: Blocks, rows: int, shapes: Shapes):
         if weights.config.vocab_size != config.vocab_size:
             raise UserError(f"speculate: the draft model has {weights.config.vocab_size} tokens, the model {config.vocab_size}")
         if weights.config.rope.depends_on_length:
@@ -57,10 +54,8 @@ class ByModel:
         if weights.config.max_positions < config.max_positions:
             most, needed = weights.config.max_positions, config.max_positions
             raise UserError(f"speculate: the draft model has {most} positions, the model {needed}")
-        arrays, tree = jax.tree.flatten((weights.params, weights.layers))
-        self._model, self._sizes = (program(weights.graph, tree), tuple(arrays)), sizes
-        self._blocks, self._tables_RN = blocks, np.zeros((rows, -(-config.max_positions // blocks.size)), np.int32)
-        self._vocab = config.vocab_size
+        self._model, self._shapes, self._vocab = weights.split(), shapes, config.vocab_size
+        self._tables_RN = np.zeros((rows, -(-config.max_positions // blocks.size)), np.int32)
         self._pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, blocks.count, blocks.size)
 
     def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
@@ -68,7 +63,7 @@ class ByModel:
             self._forget_wrong(sequence)
         guesses: dict[int, list[int]] = {id(sequence): [] for sequence, _ in wanted}
         # Sequences that it still has to read wait for their turn; a later call goes on.
-        parts, left = [], self._sizes[-1]
+        parts, left = [], self._shapes.sizes[-1]
         for sequence, most in wanted:
             begin = sequence.guessed_from
             tokens = sequence.tokens[begin : begin + left]
@@ -91,7 +86,7 @@ class ByModel:
 
     def _guessed(self, parts: List[Part], guesses: dict[int, list[int]], most: dict[int, int]) -> list[Part]:
         """Read the parts, and add a guess for each that is at its end. Return what must be read for the next guesses."""
-        laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
+        laid = lay_out(parts, self._shapes, self._tables_RN)
         self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S)
         if not laid.draws:
             return []

@@ -15,7 +15,6 @@ from jax import lax
 from lm.infer.decode import first_of_most
 from lm.parallel.mesh import reshard
 
-TOP = 20  # most alternatives that a request can ask for, as in OpenAI's API
 CANDIDATES = 128  # likeliest tokens of a row, which nearly always hold the last one that stays
 GREEDY, PLAIN, TRUNCATED = "greedy", "plain", "truncated"
 

@@ -18,18 +18,14 @@ from jax.sharding import Mesh
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
-from lm.infer.engine.blocks import Blocks
-from lm.infer.engine.checks import check, check_mesh
 from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
-from lm.infer.engine.program import program
-from lm.infer.engine.request import Closed, Event, Full, Gathered, Handle, Request, Stats
-from lm.infer.engine.results import advance
-from lm.infer.engine.room import default_pages, give_back
-from lm.infer.engine.schedule import Part, Schedule
-from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, placed_vectors, sizes, warm_draws
+from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check, joined
+from lm.infer.engine.room import Capacity, default_pages, give_back
+from lm.infer.engine.schedule import Schedule
+from lm.infer.engine.sequence import Blocks, Part, Sequence
+from lm.infer.engine.step import Laid, drawn, forward, lay_out, placed_vectors, shapes_of, warm_draws
 from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.media import Vectors
@@ -43,46 +39,41 @@ LOG = logging.getLogger(__name__)
 class Engine:
     """Decode requests together.
 
-    model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of
-    a step. pages: their number; 0: `default_pages`. page: tokens of a page. cache_dtype: as in `empty_layers`. drafts:
-    most tokens that are guessed ahead for a sequence (no result changes), by draft_model if there is one, else by n-grams.
-    packed, slots, owned: see `weights_of`. queue: most waiting requests. mesh: the one the model is on.
+    model: as `lm.load` or `lm.infer.load.load_onto` returns it. draft_model: guesses tokens ahead, as many as `capacity` says;
+    None: they are guessed by n-grams. packed, slots, owned: see `weights_of`. mesh: the one the model is on.
     """
 
     def __init__(
         self,
         model: Transformer,
         tokenizer: Tokenizer | None,
+        capacity: Capacity = Capacity(),  # noqa: B008 (it is immutable)
         *,
-        rows: int = 32,
-        budget: int = 64,
-        pages: int = 0,
-        page: int = 16,
-        cache_dtype: str = "",
-        drafts: int = 0,
         draft_model: Transformer | None = None,
         packed: str = "",
         slots: Slots | None = None,
         owned: bool = False,
-        queue: int = 1024,
         mesh: Mesh | None = None,
     ):
-        check_mesh(mesh, packed)
-        self.config, self.tokenizer = model.config, tokenizer
-        self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
+        if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
+            raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")
+        if mesh is not None and mesh.size > 1 and packed:
+            raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")
+        o, self.config, self.tokenizer = capacity, model.config, tokenizer
+        self._mesh, self._packing, self._slots, self._capacity = mesh, packed, slots, capacity
         self._version, self._known = 0, tokenizer.vocab_size if tokenizer else model.config.vocab_size
+        self._rope = model.config.rope if model.config.rope.depends_on_length else None
         self._use(weights_of(model, packed, slots, owned))
-        self._sizes = sizes(rows * (1 + drafts), budget)
-        count = pages or default_pages(model.config, page, cache_dtype, rows)
-        self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
+        self._blocks = Blocks(o.pages or default_pages(model.config, o), o.page)
         with self._on_mesh():
+            self._shapes = shapes_of(o.rows * (1 + o.drafts), o.budget, o.page)
             self._pages = self._empty_pages()
             drafter = by_ngrams
             if draft_model is not None:
-                drafter = ByModel(weights_of(draft_model, packed, owned=owned), self.config, self._blocks, rows, self._sizes)
-        self._schedule = Schedule(self._blocks, rows, self._sizes[-1], drafts, drafter)
-        self.max_positions = most = min(model.config.max_positions, count * page)
-        self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)
+                drafter = ByModel(weights_of(draft_model, packed, owned=owned), self.config, self._blocks, o.rows, self._shapes)
+        self._schedule = Schedule(self._blocks, o.rows, self._shapes.sizes[-1], o.drafts, drafter)
+        self.max_positions = most = min(model.config.max_positions, self._blocks.count * o.page)
+        self._tables_RN = np.zeros((o.rows, -(-most // o.page)), np.int32)
         self._encoder = Encoder()
         self.observers: list[Callable[[str, dict[str, Any]], None]] = []
         self.reopen: Callable[[str | os.PathLike[str]], Transformer] = load_model
@@ -98,17 +89,17 @@ class Engine:
 
     def submit(self, request: Request, tell: Callable[[Event], None]) -> Handle:
         """Queue a request; `tell` gets its events. Raises: UserError for a request that cannot be met; Full; Closed."""
-        check(request, self.config, self.max_positions, self.adapters)
+        check(request, self.config, self.max_positions)
         handle = Handle(request, tell)
         with self._wake:
             if self._closing:
                 raise Closed("the engine is closing")
-            if len(self._schedule.waiting) + len(self._arrived) >= self._queue:
-                raise Full(f"{self._queue} requests are waiting")
+            if len(self._schedule.waiting) + len(self._arrived) >= self._capacity.queue:
+                raise Full(f"{self._capacity.queue} requests are waiting")
             slot = self._slots.slot.get(request.adapter, -1) if self._slots else -1
-            if request.adapter and slot < 0:  # unloaded a moment ago
+            if request.adapter and slot < 0:
                 raise UserError(f"no adapter {request.adapter!r} is loaded")
-            self._arrived.append(Sequence(handle, self.config, self._key(request.adapter), slot))
+            self._arrived.append(Sequence(handle, self.config, self._rope, self._key(request.adapter), slot))
             self._wake.notify()
         return handle
 
@@ -126,11 +117,20 @@ class Engine:
     def answers(self, requests: Iterable[Request]) -> list[Event]:
         """Return the events of each request as one, when all are finished. They arrive at once, so their steps repeat."""
         requests = list(requests)
-        gathered = Gathered(len(requests))
+        events: list[list[Event]] = [[] for _ in requests]
+        finished = threading.Semaphore(0)
+
+        def take(n: int, event: Event) -> None:
+            events[n].append(event)
+            if event.finish:
+                finished.release()
+
         with self._wake:
             for n, request in enumerate(requests):
-                self.submit(request, functools.partial(gathered.take, n))
-        return gathered.answers()
+                self.submit(request, functools.partial(take, n))
+        for _ in requests:
+            finished.acquire()
+        return list(map(joined, events))
 
     def stats(self) -> Stats:
         s = self._schedule
@@ -212,16 +212,16 @@ class Engine:
                 raise UserError(f"no adapter {name!r} is loaded")
             with self._wake:
                 slot = self._slots.slot.pop(name)  # from now on no request gets it; the next adapter waits for _changing
-            self._do(lambda: self._end(lambda one: one.slot == slot, Event(finish="error", error=f"{name} was unloaded")))
+            self._do(lambda: self._end_all(Event(finish="error", error=f"{name} was unloaded"), slot))
 
     def warm(self) -> None:
         """Compile all steps, or load them from the compile cache. Without it each is compiled when it is first needed."""
 
         def change() -> None:
             self._encoder.warm(self.config, *self._model)
-            for B in self._sizes:
-                for S in logits_of(B, self._sizes):
-                    laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
+            for B in self._shapes.sizes:
+                for S in self._shapes.logits(B):
+                    laid = lay_out([], self._shapes._replace(sizes=(B,)), self._tables_RN)._replace(at_S=np.zeros(S, np.int32))
                     warm_draws(self._forward(laid, None), self._known)
                     if self.config.vision.num_layers or self.config.audio.num_layers:
                         self._forward(laid, Vectors(*empty_vectors(B, self.config)))
@@ -272,43 +272,43 @@ class Engine:
             raise errors[0]
 
     def _run(self) -> None:
+        schedule = self._schedule
         with self._on_mesh():
             while True:
                 with self._wake:
-                    while not self._has_work():
+                    while not (self._arrived or self._changes or self._ending or schedule.running or len(schedule.waiting)):
                         if self._closing:
                             self._idle.set()
                         self._wake.wait()
                     self._take_arrived()
                     ending = self._ending
                 try:
-                    self._make_changes(ending)
+                    while self._changes and (ending or not self._changes[0][1] or not schedule.running):
+                        self._changes.popleft()[0]()
                     if ending:
-                        return self._end(lambda sequence: True, Event(finish="cancelled"))
+                        return self._end_all(Event(finish="cancelled"))
                     self._once()
                 except Exception as error:  # a bug, or no memory: nothing of this step can be trusted
                     LOG.exception("a step failed; its requests are ended")
-                    self._end(lambda sequence: True, Event(finish="error", error=f"{type(error).__name__}: {error}"))
+                    self._end_all(Event(finish="error", error=f"{type(error).__name__}: {error}"))
                     self._recover()
 
-    def _has_work(self) -> bool:
-        return bool(self._arrived or self._schedule.running or len(self._schedule.waiting) or self._changes or self._ending)
-
     def _take_arrived(self) -> None:
-        for sequence in self._arrived:
-            self._schedule.waiting.add(sequence)
-        self._arrived.clear()
-
-    def _make_changes(self, ending: bool) -> None:
-        while self._changes and (ending or not self._changes[0][1] or not self._schedule.running):
-            self._changes.popleft()[0]()
+        with self._wake:
+            for sequence in self._arrived:
+                self._schedule.waiting.add(sequence)
+            self._arrived.clear()
 
     def _once(self) -> None:
-        self._drop_gone()
-        first = self._schedule.waiting.first()
+        """End the requests that were cancelled or are out of time, and compute a step for the others."""
+        schedule, begin = self._schedule, time.monotonic()
+        for sequence in [*schedule.running, *schedule.waiting]:
+            if finish := sequence.handle.gone(begin):
+                self._end(sequence, Event(finish=finish))
+        first = schedule.waiting.first()
         if first is not None and first.shown is not None and not first.is_ready:
             self._encoder.advance(first.shown, *self._model)
-        parts = self._schedule.step(admits=not self._changes)
+        parts = schedule.step(admits=not self._changes)
         if not parts:
             return
         begin = time.monotonic()
@@ -316,12 +316,12 @@ class Engine:
             times = part.sequence.handle.times
             if not times.started:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
-        laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
+        laid = lay_out(parts, self._shapes, self._tables_RN)
         logits_SV = self._forward(laid, placed_vectors(parts, len(laid.tokens_B), self.config))
-        found = drawn(laid, logits_SV, self._known) if laid.draws else None
         self._counts["steps"] += 1
-        self._give(parts, laid, found)
-        self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
+        self._give(parts, drawn(laid, logits_SV, self._known) if laid.draws else None)
+        for observer in self.observers:
+            observer("step", {"tokens": sum(len(part.tokens) for part in parts), "seconds": time.monotonic() - begin})
 
     def _forward(self, laid: Laid, media: Vectors | None) -> jax.Array:
         mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
@@ -329,10 +329,9 @@ class Engine:
         return logits_SV
 
     def _use(self, weights: Weights) -> None:
-        arrays, tree = jax.tree.flatten((weights.params, weights.layers))
-        self._weights, self._model = weights, (program(weights.graph, tree), tuple(arrays))
+        self._weights, self._model = weights, weights.split()
 
-    def _give(self, parts: list[Part], laid: Laid, found: Drawn | None) -> None:
+    def _give(self, parts: list[Part], found: Drawn | None) -> None:
         """Hand each sequence what was drawn for it."""
         first, counts = 0, self._counts
         for part in parts:
@@ -340,7 +339,7 @@ class Engine:
             here = slice(first, first + len(part.tokens) - part.first_drawn)
             first = here.stop
             counts["prompt_tokens"] += max(0, min(sequence.prompt, part.begin + len(part.tokens)) - part.begin)
-            event = advance(part, found, here)
+            event = part.advance(found, here)
             sequence.seal(self._blocks)
             if event is None:
                 continue
@@ -350,40 +349,26 @@ class Engine:
             if not sequence.handle.times.first:
                 sequence.handle.times = sequence.handle.times._replace(first=time.monotonic())
             if event.finish:
-                self._finish(sequence, event)
+                self._end(sequence, event)
             else:
                 sequence.handle.give(event)
 
-    def _drop_gone(self) -> None:
-        """End the requests that were cancelled or are out of time."""
-        now = time.monotonic()
-        self._end(lambda sequence: sequence.handle.gone(now) == "cancelled", Event(finish="cancelled"))
-        self._end(lambda sequence: sequence.handle.gone(now) == "timeout", Event(finish="timeout"))
-
-    def _finish(self, sequence: Sequence, event: Event) -> None:
-        self._schedule.finish(sequence)
-        self._over(sequence, event)
-
-    def _over(self, sequence: Sequence, event: Event) -> None:
-        sequence.handle.times = sequence.handle.times._replace(finished=time.monotonic())
+    def _end(self, sequence: Sequence, event: Event) -> None:
+        """End a sequence, which runs or waits."""
+        self._schedule.remove(sequence)
+        handle = sequence.handle
+        handle.times = handle.times._replace(finished=time.monotonic())
         self._finished[event.finish] += 1
-        sequence.handle.give(event)
-        self._notice("finished", handle=sequence.handle, finish=event.finish, generated=sequence.sampled)
-
-    def _notice(self, what: str, **values: Any) -> None:
+        handle.give(event)
         for observer in self.observers:
-            observer(what, values)
+            observer("finished", {"handle": handle, "finish": event.finish, "generated": sequence.sampled})
 
-    def _end(self, chosen: Callable[[Sequence], bool], event: Event) -> None:
-        """End the chosen sequences, running and waiting."""
-        with self._wake:
-            self._take_arrived()
-        for sequence in [one for one in self._schedule.running if chosen(one)]:
-            self._finish(sequence, event)
-        gone = [one for one in self._schedule.waiting if chosen(one)]
-        self._schedule.waiting.remove({id(one) for one in gone})
-        for sequence in gone:
-            self._over(sequence, event)
+    def _end_all(self, event: Event, slot: int | None = None) -> None:
+        """End all sequences, running and waiting, or those of an adapter's slot."""
+        self._take_arrived()
+        for sequence in [*self._schedule.running, *self._schedule.waiting]:
+            if slot in (None, sequence.slot):
+                self._end(sequence, event)
 
     def _recover(self) -> None:
         """Make the pages anew if a failed step has taken them."""
@@ -393,4 +378,4 @@ class Engine:
 
     def _empty_pages(self) -> PyTree:
         make = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))
-        return make(self._weights.config, self._blocks.count, self._blocks.size, self._cache_dtype)
+        return make(self._weights.config, self._blocks.count, self._blocks.size, self._capacity.cache_dtype)

@@ -19,10 +19,11 @@ from lm.adapt.quantize import dequantize
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import NOT_FINITE, Event, Request
-from lm.infer.engine.room import affordable
+from lm.infer.engine.room import Capacity, affordable
 from lm.infer.sampler import Drawn
 from lm.kernels.native.registered import compiled
 from lm.model.transformer import Transformer, skeleton
@@ -74,20 +75,19 @@ class LocalEngine:
         model: Transformer,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
-        *,
-        copies: int = 1,
-        rows: Sequence[int] | None = None,
+        layout: Layout = Layout(),  # noqa: B008 (it is immutable)
     ) -> Drawn:
-        """Return continuations of prompts of token ids, as lm.infer.sampler.draw does.
+        """Return continuations of prompts of token ids, as lm.infer.sampler.draw does; the layout's width counts for nothing.
 
         The tokens of a continuation depend on (sampling.seed, its row) and its prompt. The same call gives the same bits.
         Raises: UserError as lm.infer.sampler.draw.
         """
         if not len(prompts):
             return Drawn([], [], [])
-        o, count = sampling, len(prompts) * copies
+        o, copies = sampling, layout.copies
+        count = len(prompts) * copies
         numbers: dict[tuple[tuple[int, ...], int], list[int]] = {}  # equal requests are answered once
-        for number, row in enumerate(range(count) if rows is None else rows):
+        for number, row in enumerate(range(count) if layout.rows is None else layout.rows):
             seed = int(np.random.SeedSequence([o.seed, row]).generate_state(1)[0]) if o.temperature else 0
             numbers.setdefault((tuple(prompts[number // copies]), seed), []).append(number)
         # Copies start when their prompt has been read, and prompts with a common prefix one after the other: all is read once.
@@ -99,21 +99,9 @@ class LocalEngine:
         asked = sorted(numbers, key=lambda key: (turn[key], key))
         engine = self.using(model, min(len(asked), self._shape[0]), max(map(len, prompts)) + o.max_new_tokens)
         engine.forget()
-        answers = engine.answers(
-            Request(
-                prompt,
-                o.max_new_tokens,
-                o.temperature,
-                o.top_p,
-                o.top_k,
-                seed=seed,
-                stop_ids=o.stop_ids,
-                logprobs=0,
-                tempered=True,
-                media=None,
-            )
-            for prompt, seed in asked
-        )
+        settings = o.max_new_tokens, o.temperature, o.top_p, o.top_k
+        plain = Request((), *settings, stop_ids=o.stop_ids, logprobs=0, tempered=True, media=None)
+        answers = engine.answers(dataclasses.replace(plain, prompt=prompt, seed=seed) for prompt, seed in asked)
         found: list[Event] = [Event()] * count
         for key, answer in zip(asked, answers, strict=True):
             for number in numbers[key]:
@@ -134,16 +122,9 @@ class LocalEngine:
     def _opened(self, model: Transformer) -> Engine:
         rows, pages = self._shape
         with jax.set_mesh(NO_MESH):
-            return Engine(
-                _on_one_device(model),
-                self._tokenizer,
-                rows=rows,
-                budget=ROWS,
-                pages=max(pages, min(rows * pages, _power(affordable(model.config, PAGE, "", rows)) // 2)),
-                page=PAGE,
-                packed=model.config.dtype,
-                queue=1 << 30,  # whoever asks here waits for all answers
-            )
+            capacity = Capacity(rows, ROWS, page=PAGE, queue=1 << 30)  # whoever asks here waits for all answers
+            pages = max(pages, min(rows * pages, _power(affordable(model.config, capacity)) // 2))
+            return Engine(_on_one_device(model), self._tokenizer, capacity._replace(pages=pages), packed=model.config.dtype)
 
 
 def _rows(count: int) -> int:

@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.infer.engine.program import Program
-from lm.infer.engine.tiles import NAMES, Tile
+from lm.config.towers import NAMES
+from lm.infer.engine.request import Tile
+from lm.infer.engine.weights import Program
 from lm.model.media import encoded
 
 AT_ONCE = 4  # tiles of one call of an encoder; fewer are encoded one by one
@@ -83,8 +84,10 @@ class Encoder:
             some = some[: AT_ONCE if len(some) >= AT_ONCE else 1]
             inputs_1N = np.stack([tile.array for tile in some])[None]
             for tile, vectors_VD in zip(some, vectors_of(program, first.name, arrays, inputs_1N), strict=True):
-                shown.found[tile.digest] = vectors_VD
-                self._keep(tile.digest, vectors_VD)
+                shown.found[tile.digest] = self._known[tile.digest] = vectors_VD
+                self._size += vectors_VD.nbytes
+            while self._size > KEPT:
+                self._size -= self._known.popitem(last=False)[1].nbytes
         if all(tile.digest in shown.found for tile in shown.tiles):
             shown.vectors_VD = np.concatenate([shown.found[tile.digest] for tile in shown.tiles])
             shown.found = {}
@@ -95,12 +98,6 @@ class Encoder:
             section = getattr(config, name)
             for count in (1, AT_ONCE) if section.num_layers else ():
                 vectors_of(program, name, arrays, np.zeros((1, count, *section.shape), np.float32))
-
-    def _keep(self, digest: bytes, vectors_VD: np.ndarray) -> None:
-        self._known[digest] = vectors_VD
-        self._size += vectors_VD.nbytes
-        while self._size > KEPT:
-            self._size -= self._known.popitem(last=False)[1].nbytes
 
 
 def vectors_of(program: Program, name: str, arrays: List[jax.Array], inputs_1N: np.ndarray) -> np.ndarray:

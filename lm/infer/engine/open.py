@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from lm.convert.source import open_source
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.room import Capacity
 from lm.infer.load import load_model, load_onto
 
 DTYPES, INTEGERS = ("float32", "bfloat16"), ("int8", "int4", "w8a8")
@@ -22,42 +24,32 @@ GUESSES = 3  # tokens ahead
 
 def open_engine(
     path: str | os.PathLike[str],
+    capacity: Capacity = Capacity(),  # noqa: B008 (it is immutable)
     *,
-    rows: int = 32,
-    blocks: int = 0,
-    budget: int = 64,
     dtype: str = "",
-    cache_dtype: str = "",
     quantize: str = "",
     speculate: str = "",
-    adapters: Mapping[str, str] | None = None,
-    adapter_count: int = 0,
-    adapter_rank: int = 16,
-    adapter_targets: str = ".*",
-    queue: int = 1024,
+    adapters: Mapping[str, str] = MappingProxyType({}),
+    slots: Slots | None = None,
     mesh: Mesh | None = None,
 ) -> Engine:
     """Return an engine for the model at `path`: a workdir, a Hugging Face folder or a GGUF file.
 
     Args:
-      rows: most requests that are decoded together. blocks: of 16 tokens of the cache; 0: `default_pages`. budget: most
-        tokens of a step. queue: most waiting requests.
+      capacity: its cache_dtype "" is that of `dtype`, bfloat16 for integer weights.
       dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
         weights; "w8a8": weights and activations in 8 bits; "": as stored.
-      cache_dtype: "int8", "bfloat16", "float32"; "": that of `dtype`, bfloat16 for integer weights.
       speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No
         token changes.
-      adapters: name -> folder. adapter_count: room for so many, at least for those. adapter_rank, adapter_targets: their
-        largest rank, and the matrices that they may change.
+      adapters: name -> folder. slots: room for them and for others; None: for none.
       mesh: split the model over its tensor axis; None: the first device.
     Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it.
     """
-    if dtype not in ("", *DTYPES):
-        raise UserError(f"dtype={dtype} is none of {', '.join(DTYPES)}")
-    if quantize not in ("", *INTEGERS):
-        raise UserError(f"quantize={quantize} is none of {', '.join(INTEGERS)}")
-    if cache_dtype not in ("", *DTYPES, "int8"):
-        raise UserError(f"cache_dtype={cache_dtype} is none of {', '.join(DTYPES)}, int8")
+    cache_dtype = capacity.cache_dtype
+    known = {"dtype": (dtype, DTYPES), "quantize": (quantize, INTEGERS), "cache_dtype": (cache_dtype, (*DTYPES, "int8"))}
+    for key, (value, values) in known.items():
+        if value not in ("", *values):
+            raise UserError(f"{key}={value} is none of {', '.join(values)}")
     packed = ""
     if mesh is None and jax.default_backend() == "cpu":
         config = open_source(path).config
@@ -69,25 +61,19 @@ def open_engine(
             f"quantize={quantize} packs matrices for one CPU: save an int8 model first (python -m lm.convert quantize)"
         )
     reopen = functools.partial(load_model if mesh is None else functools.partial(load_onto, mesh=mesh), dtype=dtype or None)
-    count = max(adapter_count, len(adapters or {}))
     engine = Engine(
         reopen(path),
         load_tokenizer(path) if has_tokenizer(Path(path)) else None,
-        rows=rows,
-        budget=budget,
-        pages=blocks,
-        cache_dtype=cache_dtype,
-        drafts=GUESSES if speculate else 0,
+        capacity._replace(cache_dtype=cache_dtype, drafts=GUESSES if speculate else 0),
         draft_model=reopen(speculate) if speculate not in ("", "ngram") else None,
         packed=packed,
-        slots=Slots(count, adapter_rank, adapter_targets) if count else None,
+        slots=slots,
         owned=True,
-        queue=queue,
         mesh=mesh,
     )
     engine.reopen = reopen
     try:
-        for name, folder in (adapters or {}).items():
+        for name, folder in adapters.items():
             engine.load_adapter(name, folder)
     except BaseException:
         engine.close()

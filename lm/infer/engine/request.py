@@ -1,6 +1,11 @@
-"""What the engine is asked and what it answers: requests of token ids, events of sampled tokens."""
+"""What the engine is asked and what it answers: requests of token ids, with images and sound, and events of sampled tokens.
+
+Media come as tiles, which encoders take: images of the encoder's size, and windows of sound. Settings are checked with this
+file, so it does not load JAX.
+"""
 
 import dataclasses
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +13,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from lm.infer.engine.tiles import Tile
+from lm.config import ModelConfig
+from lm.config.towers import NAMES, Media, check_text
+from lm.errors import UserError
 
 FINISHES = ("stop", "length", "cancelled", "timeout", "error")
+TOP = 20  # most alternatives that a request can ask for, as in OpenAI's API
 NOT_FINITE = "the logits are NaN or infinite: check the weights, or try dtype float32"
 
 
@@ -25,6 +33,24 @@ class Grammar(Protocol):
 
     def copy(self) -> "Grammar":
         """Return an independent grammar in the same state."""
+
+
+class Tile(NamedTuple):
+    """name: of its encoder. array: float32, what the encoder takes. digest: of both."""
+
+    name: str
+    array: np.ndarray
+    digest: bytes
+
+
+def tiles_of(media: Media | None) -> tuple[Tile, ...]:
+    """Return the tiles of one prompt, for Request. media: `lm.model.media.Media` of one row, as for `lm.infer.sampler.draw`."""
+    found = []
+    for name, some in zip(NAMES, media or (), strict=False):
+        for array in () if some is None else np.asarray(some, np.float32)[0]:
+            digest = hashlib.blake2b(array.tobytes(), digest_size=16, person=name.encode()).digest()
+            found.append(Tile(name, array, digest))
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +72,7 @@ class Request:
       0), still before all other settings.
     adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
     submission. told_by_reader: the reader tells observers how it ended, as by a stop string, which only its text shows.
-    media: images and sound that the prompt has tokens for, of `lm.infer.engine.tiles.tiles_of`. None: there are none, and such
+    media: images and sound that the prompt has tokens for, of `tiles_of`. None: there are none, and such
       tokens are read as any other, because a model drew them or a text spells them.
     """
 
@@ -74,6 +100,58 @@ class Request:
     media: tuple[Tile, ...] | None = ()
 
 
+def check(r: Request, config: ModelConfig, positions: int) -> None:
+    """Raise UserError if the request cannot be met, whatever its adapter. positions: most tokens of a sequence."""
+    vocab = config.vocab_size
+    if not r.prompt or min(r.prompt) < 0 or max(r.prompt) >= vocab:
+        raise UserError(f"a prompt must not be empty, and its ids must be in 0…{vocab - 1}")
+    if r.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={r.max_new_tokens} must be at least 1")
+    if len(r.prompt) + r.max_new_tokens > positions:
+        raise UserError(
+            f"prompt ({len(r.prompt)} tokens) and max_new_tokens ({r.max_new_tokens}) exceed the {positions} tokens "
+            "that a sequence may have here"
+        )
+    if r.media is not None:
+        _check_tiles(r.prompt, r.media, config)
+    limits = {
+        "temperature": 0 <= r.temperature < np.inf,
+        "top_p": 0 < r.top_p <= 1,
+        "top_k": 0 <= r.top_k < 2**31,
+        "min_p": 0 <= r.min_p <= 1,
+        "presence_penalty": abs(r.presence_penalty) < np.inf,
+        "frequency_penalty": abs(r.frequency_penalty) < np.inf,
+        "repetition_penalty": 0 < r.repetition_penalty < np.inf,
+        "logprobs": -1 <= r.logprobs <= TOP,
+        "prompt_logprobs": -1 <= r.prompt_logprobs <= TOP,
+        "logit_bias": all(0 <= id < vocab and abs(bias) < np.inf for id, bias in r.logit_bias.items()),
+        "stop_ids": all(0 <= id < vocab for id in r.stop_ids),
+    }
+    for name, holds in limits.items():
+        if not holds:
+            raise UserError(f"{name}={getattr(r, name)} is out of range")
+
+
+def _check_tiles(prompt: Sequence[int], tiles: Sequence[Tile], config: ModelConfig) -> None:
+    """Raise UserError if the model lacks an encoder for a tile, or if the prompt has more or fewer tokens than vectors."""
+    for name in NAMES:
+        section, some = getattr(config, name), [tile for tile in tiles if tile.name == name]
+        if not section.num_layers:
+            if some:
+                raise UserError(f"a request with media for model.{name}, which this model does not have: leave them out")
+            continue
+        if not some:
+            check_text(prompt, name, config)
+            continue
+        if wrong := next((tile.array.shape for tile in some if tile.array.shape != section.shape), None):
+            raise UserError(f"media of shape {wrong}: model.{name} takes {section.shape}")
+        places, vectors = prompt.count(section.token_id), len(some) * section.tokens
+        if places != vectors:
+            raise UserError(
+                f"a prompt with {places} tokens {section.token_id} for the {vectors} vectors of model.{name}: give as many"
+            )
+
+
 class Likely(NamedTuple):
     """Log-probabilities at one place. chosen: of the token there, in nats. top: (id, log-probability), the likeliest first."""
 
@@ -96,26 +174,8 @@ class Event(NamedTuple):
     error: str = ""
 
 
-class Gathered:
-    """The events of several requests. take(n, event): of request n. answers: wait for all, and return those of each as one."""
-
-    def __init__(self, count: int):
-        self._found: list[list[Event]] = [[] for _ in range(count)]
-        self._left, self._over = count, threading.Event()
-
-    def take(self, n: int, event: Event) -> None:
-        self._found[n].append(event)
-        self._left -= bool(event.finish)
-        if not self._left:
-            self._over.set()
-
-    def answers(self) -> list[Event]:
-        if self._found:
-            self._over.wait()
-        return [_joined(events) for events in self._found]
-
-
-def _joined(events: Sequence[Event]) -> Event:
+def joined(events: Sequence[Event]) -> Event:
+    """Return the events of a request as one."""
     tokens, likely = (tuple(x for event in events for x in getattr(event, name)) for name in ("tokens", "likely"))
     return Event(tokens, likely, events[0].prompt, events[-1].finish, events[-1].error)
 
@@ -143,10 +203,6 @@ class Handle:
         """End the request. Its last event, with finish "cancelled", follows unless it is already over; its blocks are freed."""
         self._cancelled.set()
 
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
     def give(self, event: Event) -> None:
         """Tell the listener of an event. Its own fault, as when its event loop is closed, ends the request."""
         try:
@@ -156,7 +212,7 @@ class Handle:
 
     def gone(self, now: float) -> str:
         """Return "cancelled", "timeout" if it is out of time, or ""."""
-        if self.cancelled:
+        if self._cancelled.is_set():
             return "cancelled"
         deadline = self.request.deadline
         return "timeout" if deadline is not None and now > self.times.submitted + deadline else ""

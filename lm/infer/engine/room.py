@@ -1,7 +1,8 @@
-"""The memory of an engine: how many pages it gets, what fits, and what it does not need."""
+"""How much an engine has room for: sequences, tokens and pages; how many pages fit, and memory that it does not need."""
 
 import contextlib
 import ctypes
+from typing import NamedTuple
 
 import jax
 import psutil
@@ -16,28 +17,43 @@ CACHE = 1 << 30  # bytes of pages on a CPU, unless requests need more:
 TYPICAL = 512  # tokens of a request, prompt and answer
 
 
-def default_pages(config: ModelConfig, page: int, dtype: str, rows: int) -> int:
+class Capacity(NamedTuple):
+    """rows: most sequences that run at a time. budget: most tokens of a step. pages: of the cache; 0: `default_pages`.
+
+    page: tokens of a page. cache_dtype: of keys and values, "int8", "bfloat16", "float32"; "": as the engine computes.
+    drafts: most tokens that are guessed ahead for a sequence, which changes no result. queue: most waiting requests.
+    """
+
+    rows: int = 32
+    budget: int = 64
+    pages: int = 0
+    page: int = 16
+    cache_dtype: str = ""
+    drafts: int = 0
+    queue: int = 1024
+
+
+def default_pages(config: ModelConfig, capacity: Capacity) -> int:
     """Return the number of pages of an engine for which none is named.
 
     On a CPU they have CACHE bytes. They have more if `rows` requests of TYPICAL tokens, or one of full length, need more. On
     every device they have at most what is `affordable`: requests that find no page then wait.
     """
-    most = affordable(config, page, dtype, rows)
+    most, page = affordable(config, capacity), capacity.page
     if jax.default_backend() != "cpu":  # nothing else wants an accelerator's memory
         return most
-    return min(
-        most, max(CACHE // page_bytes(config, page, dtype), rows * -(-TYPICAL // page), -(-config.max_positions // page))
-    )
+    usual = CACHE // page_bytes(config, page, capacity.cache_dtype)
+    return min(most, max(usual, capacity.rows * -(-TYPICAL // page), -(-config.max_positions // page)))
 
 
-def affordable(config: ModelConfig, page: int, dtype: str, rows: int) -> int:
+def affordable(config: ModelConfig, capacity: Capacity) -> int:
     """Return a number of pages for a share of the free memory, at most those that `rows` sequences of full length need."""
     share, free = SHARE, psutil.virtual_memory().available
     if jax.default_backend() != "cpu":
         stats = jax.local_devices()[0].memory_stats() or {}
         share, free = ACCELERATOR, max(0, stats.get("bytes_limit", free) - stats.get("bytes_in_use", 0))
-    most = rows * -(-config.max_positions // page)
-    return int(max(MIN, min(most, share * free // page_bytes(config, page, dtype))))
+    most = capacity.rows * -(-config.max_positions // capacity.page)
+    return int(max(MIN, min(most, share * free // page_bytes(config, capacity.page, capacity.cache_dtype))))
 
 
 def give_back() -> None:

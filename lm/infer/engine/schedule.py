@@ -7,25 +7,10 @@ hold up the others.
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-from lm.infer.engine.blocks import Blocks
-from lm.infer.engine.sequence import Sequence
+from lm.infer.engine.sequence import Blocks, Part, Sequence
 
 Drafter = Callable[[list[tuple[Sequence, int]]], list[list[int]]]
-
-
-class Part(NamedTuple):
-    """Tokens of one sequence in a step. begin: place of the first. drafts: how many of the last tokens are guesses.
-
-    first_drawn: index in `tokens` of the first token whose logits are needed, len(tokens) if none is.
-    """
-
-    sequence: Sequence
-    begin: int
-    tokens: list[int]
-    drafts: int
-    first_drawn: int
 
 
 class Queue:
@@ -62,25 +47,22 @@ class Queue:
 
     def take(self, sequence: Sequence) -> None:
         """Remove a sequence. The next one is of another user, if there is one, unless this one has passed one of its own."""
+        user = sequence.request.user
+        some = self._by_user.get(user)
+        in_turn = some is not None and some[0] is sequence
+        self.remove(sequence)
+        if in_turn and user in self._by_user:
+            self._by_user.move_to_end(user)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a sequence, and change no turn."""
         if sequence in self._again:
             self._again.remove(sequence)
             return
-        user = sequence.request.user
-        some = self._by_user[user]
-        in_turn = some[0] is sequence
+        some = self._by_user[sequence.request.user]
         some.remove(sequence)
         if not some:
-            del self._by_user[user]
-        elif in_turn:
-            self._by_user.move_to_end(user)
-
-    def remove(self, gone: set[int]) -> None:
-        """Remove the sequences with these id()."""
-        self._again = deque(one for one in self._again if id(one) not in gone)
-        for user in list(self._by_user):
-            self._by_user[user] = deque(one for one in self._by_user[user] if id(one) not in gone)
-            if not self._by_user[user]:
-                del self._by_user[user]
+            del self._by_user[sequence.request.user]
 
 
 class Schedule:
@@ -106,11 +88,9 @@ class Schedule:
         decoding = [one for one in self.running if one.computed == len(one.tokens) - 1]
         wanted: list[tuple[Sequence, int]] = []
         for n, sequence in enumerate(decoding):
-            if sequence.row < 0 or not self._make_room(sequence, len(sequence.tokens), wanted):  # preempted
+            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), [one for one, _ in wanted]):  # preempted
                 continue
-            self._take(sequence, len(sequence.tokens))
-            most = self._guesses(sequence, left - (len(decoding) - n))
-            self._take(sequence, len(sequence.tokens) + most)
+            most = self._guesses(sequence, left - (len(decoding) - n)) if self.drafts else 0
             wanted.append((sequence, most))
             left -= 1 + most
         guesses = self.drafter(wanted) if self.drafts and wanted else [[]] * len(wanted)
@@ -127,50 +107,46 @@ class Schedule:
             if ready.needs(len(ready.tokens), self.blocks.size) + len(self.running) > self.blocks.available and self.running:
                 break
             self.waiting.take(ready)
-            ready.row = self._rows.pop()
             self.running.append(ready)
-            ready.is_long = ready._beyond()
-            self.prefix_hits += ready.find(self.blocks)
+            self.prefix_hits += ready.start(self._rows.pop(), self.blocks)
             self.prefix_queries += len(ready.tokens)
             left -= self._prompt(ready, left, parts)
         return parts
 
-    def finish(self, sequence: Sequence) -> None:
-        """Remove a running sequence and give its blocks back."""
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a sequence. A running one gives its blocks back."""
+        if sequence.row < 0:
+            self.waiting.remove(sequence)
+            return
         self.running.remove(sequence)
-        self._leave(sequence)
-
-    def preempt(self, sequence: Sequence) -> None:
-        """Stop a running sequence; it starts again later, with the tokens that it has."""
-        self.finish(sequence)
-        self.waiting.put_back(sequence)
-        self.preemptions += 1
-        sequence.handle.times = sequence.handle.times._replace(preempted=sequence.handle.times.preempted + 1)
-
-    def _leave(self, sequence: Sequence) -> None:
         sequence.leave(self.blocks)
         self._rows.append(sequence.row)
         sequence.row = -1
 
+    def preempt(self, sequence: Sequence) -> None:
+        """Stop a running sequence; it starts again later, with the tokens that it has."""
+        self.remove(sequence)
+        self.waiting.put_back(sequence)
+        self.preemptions += 1
+        sequence.handle.times = sequence.handle.times._replace(preempted=sequence.handle.times.preempted + 1)
+
     def _guesses(self, sequence: Sequence, left: int) -> int:
-        """Return how many tokens may be guessed for a sequence: nobody is preempted for guesses."""
-        if sequence.adjusts or not self.drafts:
-            return 0
-        most = min(self.drafts, sequence.left - 1, left)
-        rope = sequence.rope
-        if rope.depends_on_length and not sequence.is_long:  # not beyond the length at which angles change for all tokens
-            most = min(most, rope.original_positions - len(sequence.tokens))
-        while most > 0 and sequence.needs(len(sequence.tokens) + most, self.blocks.size) > self.blocks.available:
+        """Return how many tokens may be guessed for a sequence, and take their blocks: nobody is preempted for guesses."""
+        tokens, rope = len(sequence.tokens), sequence.rope
+        most = 0 if sequence.adjusts else min(self.drafts, sequence.request.max_new_tokens - sequence.sampled - 1, left)
+        if rope is not None and not sequence.is_long:  # not beyond the length at which angles change for all tokens
+            most = min(most, rope.original_positions - tokens)
+        while most > 0 and sequence.needs(tokens + most, self.blocks.size) > self.blocks.available:
             most -= 1
+        self._grow(sequence, tokens + max(0, most), [])
         return max(0, most)
 
     def _prompt(self, sequence: Sequence, left: int, parts: list[Part]) -> int:
         """Add the next piece of a prompt. Return its number of tokens."""
         begin = sequence.computed
         end = min(len(sequence.tokens), begin + left)
-        if not self._make_room(sequence, end, [(part.sequence, 0) for part in parts]):
+        if not self._grow(sequence, end, [part.sequence for part in parts]):
             return 0
-        self._take(sequence, end)
         tokens = sequence.tokens[begin:end]
         first = len(tokens) - (end == len(sequence.tokens))
         if sequence.request.prompt_logprobs >= 0 and sequence.sampled == 0:
@@ -178,19 +154,16 @@ class Schedule:
         parts.append(Part(sequence, begin, tokens, 0, first))
         return len(tokens)
 
-    def _make_room(self, sequence: Sequence, upto: int, planned: list[tuple[Sequence, int]]) -> bool:
-        """Preempt the sequences that started last until the blocks suffice. Return False if this one itself had to go.
+    def _grow(self, sequence: Sequence, upto: int, planned: list[Sequence]) -> bool:
+        """Take blocks for the first `upto` tokens. If there are too few, preempt the sequences that started last.
 
-        A sequence that is already part of the step stays.
+        Those that are `planned` for the step stay. Return False if this one itself had to go.
         """
-        ids = {id(one) for one, _ in planned}
-        while sequence.needs(upto, self.blocks.size) > self.blocks.available:
-            last = next(one for one in reversed(self.running) if id(one) not in ids)
+        needed = sequence.needs(upto, self.blocks.size)
+        while needed > self.blocks.available:
+            last = next(one for one in reversed(self.running) if one not in planned)
             self.preempt(last)
             if last is sequence:
                 return False
+        sequence.blocks += [self.blocks.take() for _ in range(needed)]
         return True
-
-    def _take(self, sequence: Sequence, upto: int) -> None:
-        for _ in range(sequence.needs(upto, self.blocks.size)):
-            sequence.blocks.append(self.blocks.take())

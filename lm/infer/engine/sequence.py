@@ -1,11 +1,114 @@
-"""A request while the engine works on it: its tokens, its blocks, and what it asks of the next logits."""
+"""A request while the engine works on it: its tokens, its blocks of the paged cache, and what it asks of the next logits.
+
+A full block is found again by the hash of all tokens up to its end, so sequences with the same beginning share its pages
+(the automatic prefix cache of vLLM, Kwon et al. 2023). A block that nobody uses keeps its content until it is needed.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from collections.abc import Sequence as List
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
-from lm.config import ModelConfig
-from lm.infer.engine.blocks import Blocks, chain
+from lm.config import ModelConfig, Rope
+from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Shown
-from lm.infer.engine.request import Handle, Likely
+from lm.infer.engine.request import NOT_FINITE, Event, Handle, Likely
+
+
+class Blocks:
+    """The blocks 0 … count − 1 of `size` tokens each.
+
+    Every block is free (holds nothing known), cached (known, unused) or used. All methods are for one thread.
+    """
+
+    def __init__(self, count: int, size: int):
+        self.count, self.size = count, size
+        self._free = list(range(count - 1, -1, -1))
+        self._users = [0] * count
+        self._hash: list[bytes | None] = [None] * count  # of a known block
+        self._known: dict[bytes, int] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()  # known and unused, the longest unused first
+
+    @property
+    def available(self) -> int:
+        """Return how many blocks `take` can give."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def used(self) -> int:
+        return self.count - self.available
+
+    def take(self) -> int:
+        """Return a block for one user, whose content is unknown. Raises: IndexError if all blocks are used."""
+        if self._free:
+            block = self._free.pop()
+        elif self._cached:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        else:
+            raise IndexError("all blocks are used")
+        self._users[block] = 1
+        return block
+
+    def find(self, hashes: List[bytes]) -> list[int]:
+        """Return the blocks of the longest known prefix, each with one more user. hashes: of `chain`, in order."""
+        found = []
+        for one in hashes:
+            if (block := self._known.get(one)) is None:
+                break
+            self._cached.pop(block, None)
+            self._users[block] += 1
+            found.append(block)
+        return found
+
+    def seal(self, block: int, hash: bytes) -> None:
+        """Make the content of a full block known. If another block has the same content, that one stays known."""
+        if hash not in self._known and self._hash[block] is None:
+            self._known[hash], self._hash[block] = block, hash
+
+    def release(self, blocks: List[int]) -> None:
+        """Take one user from each. Of a sequence's known blocks the last are the first to be given away."""
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block]:
+                continue
+            if self._hash[block] is None:
+                self._free.append(block)
+            else:
+                self._cached[block] = None
+
+    def forget(self) -> None:
+        """Forget all known content, as after a change of weights. Used blocks stay used."""
+        self._free += self._cached
+        self._cached.clear()
+        for block in range(self.count):
+            self._forget(block)
+
+    def _forget(self, block: int) -> None:
+        if (hash := self._hash[block]) is not None:
+            del self._known[hash]
+            self._hash[block] = None
+
+
+def chain(
+    tokens: List[int], size: int, salt: bytes, before: List[bytes] = (), beside: Mapping[int, bytes] = MappingProxyType({})
+) -> list[bytes]:
+    """Return the hash of each full block of the tokens, which covers everything before it.
+
+    Hashes are of 16 bytes by BLAKE2b: nobody can make a prompt that collides with another's. salt: of whatever else the keys
+    and values depend on, such as an adapter. before: hashes of the first blocks, which are left out. beside: what the block of
+    this number depends on beside its tokens, such as images.
+    """
+    hashes, last = list[bytes](), before[-1] if before else salt
+    for n in range(len(before), len(tokens) // size):
+        block = np.asarray(tokens[n * size : (n + 1) * size], np.int32).tobytes()
+        last = hashlib.blake2b(last + block + beside.get(n, b""), digest_size=16).digest()
+        hashes.append(last)
+    return hashes
 
 
 class Sequence:
@@ -13,24 +116,27 @@ class Sequence:
 
     blocks: of the pages, in order; hashes: of the full blocks whose content is known. row: of the page table, −1 while it
     waits. key: what keys and values depend on beside the tokens, such as the weights. slot: of its adapter, or −1. shown: its
-    media, or None.
+    media, or None. adjusts: whether its logits are changed before a token is drawn. rope: of the model if its angles depend on
+    the length, else None.
     """
 
-    def __init__(self, handle: Handle, config: ModelConfig, key: str, slot: int = -1):
+    def __init__(self, handle: Handle, config: ModelConfig, rope: Rope | None, key: str, slot: int = -1):
         self.handle, self.request = handle, handle.request
-        self.tokens = list(self.request.prompt)
-        self.prompt = len(self.tokens)
+        r = handle.request
+        self.tokens, self.prompt = list(r.prompt), len(r.prompt)
         self.computed, self.row = 0, -1
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
         self.read: list[Likely | None] = []  # of the prompt's tokens, as far as they are read and reported
-        self.rope, self.key, self.slot = config.rope, key, slot
-        self.shown = Shown(self.request.prompt, self.request.media, config) if self.request.media else None
+        self.rope, self.key, self.slot = rope, key, slot
+        self.is_long = False  # read with the angles beyond the original context
+        self.shown = Shown(r.prompt, r.media, config) if r.media else None
         self._beside: dict[int, bytes] | None = None  # of its media, by block
-        self.is_long = self._beyond()
+        penalises = r.presence_penalty or r.frequency_penalty or r.repetition_penalty != 1
+        self.adjusts = bool(r.logit_bias or penalises or r.grammar is not None or (r.min_new_tokens and r.stop_ids))
         self.bias_V: np.ndarray | None = None
         self.seen_V: np.ndarray | None = None
-        self.grammar, self._vocab = self.request.grammar, config.vocab_size
+        self.grammar, self._vocab = r.grammar, config.vocab_size
         self.places: dict[tuple[int, ...], int] = {}  # for drafts: the token after each n-gram
         self.noted = 0
         self.guessed: list[int] = []  # by a draft model, after the first `guessed_from` tokens
@@ -45,54 +151,45 @@ class Sequence:
         """Return whether it can start: its media are encoded."""
         return self.shown is None or self.shown.vectors_VD is not None
 
-    @property
-    def left(self) -> int:
-        """Return how many tokens may still be sampled."""
-        return self.request.max_new_tokens - self.sampled
-
     # Angles that depend on the length.
 
     def _beyond(self) -> bool:
-        return self.rope.depends_on_length and len(self.tokens) > self.rope.original_positions
+        return self.rope is not None and len(self.tokens) > self.rope.original_positions
 
     def must_read_again(self) -> bool:
         """Return whether all tokens must be read again because LongRoPE's angles changed with the last one."""
-        return self.rope.scaling == "longrope" and self._beyond() != self.is_long
+        return self.rope is not None and self.rope.scaling == "longrope" and self._beyond() != self.is_long
 
     def length_at(self, place: int) -> int:
         """Return the length that sets the angles of the token there: with LongRoPE the whole sequence's, so that all agree.
 
         With dynamic NTK it is that of the prompt for its tokens, and of what was there for a later one, as in `lm.generate`.
         """
-        return len(self.tokens) if self.rope.scaling == "longrope" else max(self.prompt, place + 1)
+        is_longrope = self.rope is not None and self.rope.scaling == "longrope"
+        return len(self.tokens) if is_longrope else max(self.prompt, place + 1)
 
-    def shareable(self) -> int:
+    def _shareable(self) -> int:
         """Return how many first tokens have keys and values that any sequence with the same beginning would have."""
-        if not self.rope.depends_on_length or (self.rope.scaling == "longrope" and self.is_long):
+        if self.rope is None or (self.rope.scaling == "longrope" and self.is_long):
             return len(self.tokens)
         return min(len(self.tokens), self.rope.original_positions) if self.prompt <= self.rope.original_positions else 0
 
-    def salt(self) -> bytes:
-        """Return what keys and values depend on beside the tokens."""
-        return f"{self.key} {self.is_long}".encode()
-
     # Blocks.
 
-    def find(self, blocks: Blocks) -> int:
-        """Take the blocks of a known prefix. Return how many tokens they hold; at least one token is left to be read."""
-        if self.request.prompt_logprobs >= 0:
-            return 0
-        known = self.tokens[: min(len(self.tokens) - 1, self.shareable())]
-        hashes = list(chain(known, blocks.size, self.salt(), (), self._media_beside(blocks.size)))
-        self.blocks = blocks.find(hashes)
-        self.hashes = hashes[: len(self.blocks)]
-        self.computed = self.guessed_from = len(self.blocks) * blocks.size
+    def start(self, row: int, blocks: Blocks) -> int:
+        """Take a row, and the blocks of a known prefix. Return how many tokens they hold; at least one is left to be read."""
+        self.row, self.is_long = row, self._beyond()
+        if self.request.prompt_logprobs < 0:
+            hashes = self._hashes(self.tokens[: min(len(self.tokens) - 1, self._shareable())], blocks.size)
+            self.blocks = blocks.find(hashes)
+            self.hashes = hashes[: len(self.blocks)]
+            self.computed = self.guessed_from = len(self.blocks) * blocks.size
         return self.computed
 
-    def _media_beside(self, size: int) -> dict[int, bytes]:
+    def _hashes(self, tokens: List[int], size: int, before: List[bytes] = ()) -> list[bytes]:
         if self._beside is None:
             self._beside = self.shown.beside(size) if self.shown else {}
-        return self._beside
+        return chain(tokens, size, f"{self.key} {self.is_long}".encode(), before, self._beside)
 
     def begin_anew(self, key: str) -> None:
         """Take another key, of newer weights: nothing that the old ones computed is left."""
@@ -106,10 +203,9 @@ class Sequence:
 
     def seal(self, blocks: Blocks) -> None:
         """Make the full blocks known whose tokens are all computed."""
-        full = min(self.computed, self.shareable()) // blocks.size
+        full = min(self.computed, self._shareable()) // blocks.size
         if full > len(self.hashes):
-            tokens, beside = self.tokens[: full * blocks.size], self._media_beside(blocks.size)
-            for hash in list(chain(tokens, blocks.size, self.salt(), self.hashes, beside)):
+            for hash in self._hashes(self.tokens[: full * blocks.size], blocks.size, self.hashes):
                 blocks.seal(self.blocks[len(self.hashes)], hash)
                 self.hashes.append(hash)
 
@@ -121,28 +217,6 @@ class Sequence:
         self.is_long = self._beyond()
 
     # Logits.
-
-    @property
-    def adjusts(self) -> bool:
-        """Return whether the logits are changed before a token is drawn."""
-        r = self.request
-        return bool(
-            r.logit_bias
-            or r.presence_penalty
-            or r.frequency_penalty
-            or r.repetition_penalty != 1
-            or r.grammar is not None
-            or (r.min_new_tokens and r.stop_ids)
-        )
-
-    def _start_adjusting(self) -> np.ndarray:
-        """Make the arrays, which a request that waits does not need yet."""
-        self.bias_V, self.seen_V = np.zeros(self._vocab, np.float32), np.zeros(self._vocab, bool)
-        for id, bias in self.request.logit_bias.items():
-            self.bias_V[id] += bias
-        self.seen_V[self.tokens] = True
-        self._counted: set[int] = set()
-        return self.bias_V
 
     def bias(self) -> np.ndarray:
         """Return the float32 [V] that is added to the logits of the next token.
@@ -158,6 +232,15 @@ class Sequence:
             bias_V = longer_V if longer_V.max() > -np.inf else bias_V
         return bias_V
 
+    def _start_adjusting(self) -> np.ndarray:
+        """Make the arrays, which a request that waits does not need yet."""
+        self.bias_V, self.seen_V = np.zeros(self._vocab, np.float32), np.zeros(self._vocab, bool)
+        for id, bias in self.request.logit_bias.items():
+            self.bias_V[id] += bias
+        self.seen_V[self.tokens] = True
+        self._counted: set[int] = set()
+        return self.bias_V
+
     def append(self, token: int) -> str:
         """Add a sampled token. Return "stop" or "length" if it is the last one, else ""."""
         r = self.request
@@ -170,4 +253,55 @@ class Sequence:
             return "stop"
         if self.grammar is not None:
             self.grammar.accept(token)
-        return "length" if self.left <= 0 else ""
+        return "length" if self.sampled >= r.max_new_tokens else ""
+
+
+class Part(NamedTuple):
+    """Tokens of one sequence in a step. begin: place of the first. drafts: how many of the last tokens are guesses.
+
+    first_drawn: index in `tokens` of the first token whose logits are needed, len(tokens) if none is.
+    """
+
+    sequence: Sequence
+    begin: int
+    tokens: list[int]
+    drafts: int
+    first_drawn: int
+
+    def advance(self, found: Drawn | None, here: slice) -> Event | None:
+        """Move the sequence on, and return its new tokens; None if only a piece of the prompt was read.
+
+        here: where what was drawn for the part is in `found`. Drafts are checked one by one: what was drawn after a draft
+        counts only if the same token was drawn in its place. So drafts change no token: each is drawn from the model's own
+        distribution, with the random number of its place.
+        """
+        sequence, r = self.sequence, self.sequence.request
+        if found is not None and found.lost_S[here].any():
+            return Event(finish="error", error=NOT_FINITE)
+        draws = self.begin + len(self.tokens) - self.drafts >= len(sequence.tokens)  # the next token, not only the prompt's
+        first = here.stop - self.drafts - 1 if draws else here.stop
+        scores = r.prompt_logprobs >= 0 and not sequence.sampled
+        if found is not None and scores:
+            sequence.read += [_likely(found, s, r.prompt_logprobs) for s in range(here.start, first)]
+        if not draws:
+            sequence.computed = self.begin + len(self.tokens)
+            return None
+        assert found is not None
+        drafts, tokens, likely, finish = self.tokens[len(self.tokens) - self.drafts :], list[int](), list[Likely](), ""
+        prompt = (None, *sequence.read) if scores else ()
+        for n, s in enumerate(range(first, here.stop)):
+            tokens.append(int(found.token_S[s]))
+            if r.logprobs >= 0:
+                likely.append(_likely(found, s, r.logprobs))
+            sequence.computed = len(sequence.tokens)
+            finish = sequence.append(tokens[-1])
+            if finish or (n < len(drafts) and drafts[n] != tokens[-1]):
+                break
+        return Event(tuple(tokens), tuple(likely), prompt, finish)
+
+
+def _likely(found: Drawn, s: int, top: int) -> Likely:
+    alternatives: tuple[tuple[int, float], ...] = ()
+    if top and found.top is not None:
+        alternatives = tuple((int(id), float(p)) for p, id in zip(found.top[0][s, :top], found.top[1][s, :top]))
+    return Likely(float(found.logp_S[s]), alternatives)

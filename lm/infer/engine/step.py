@@ -18,10 +18,11 @@ import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.infer.engine.draw import GREEDY, PLAIN, TOP, TRUNCATED, Adjust, Drawn, Settings, draw
+from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settings, draw
 from lm.infer.engine.media import empty_vectors
-from lm.infer.engine.program import Program
-from lm.infer.engine.schedule import Part
+from lm.infer.engine.request import TOP
+from lm.infer.engine.sequence import Part
+from lm.infer.engine.weights import Program
 from lm.kernels.native.registered import compiled
 from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
@@ -59,30 +60,34 @@ def forward(
     return out.memory.layers, model.logits(x_S1D)[:, 0]
 
 
-def sizes(rows: int, budget: int) -> tuple[int, ...]:
-    """Return the sizes of steps: 1, 4, 8, 16 and the quarters of `rows`, as far as they are below `rows`, the most tokens that
-    are decoded; `rows`; the budget.
+class Shapes(NamedTuple):
+    """The shapes of steps. sizes: their tokens, ascending. page: tokens of a page. all_pages: whether they get the page table
+    whole: compiled attention reads only the pages that are there, and its plain twin all columns.
+    """
 
-    From 8 tokens on, the time of a step on a CPU is about proportional to its tokens.
+    sizes: tuple[int, ...]
+    page: int
+    all_pages: bool
+
+    def logits(self, B: int) -> tuple[int, ...]:
+        """Return how many logits a step of B tokens can have: as many, and for the largest also as the next smaller one."""
+        return self.sizes[-2:] if B == self.sizes[-1] else (B,)
+
+
+def shapes_of(rows: int, budget: int, page: int) -> Shapes:
+    """Return the shapes of steps of at most `rows` tokens that are decoded, and of at most `budget` tokens in all.
+
+    Sizes are 1, 4, 8, 16 and the quarters of `rows`, as far as they are below it; `rows`; the budget. From 8 tokens on, the
+    time of a step on a CPU is about proportional to its tokens.
     """
     unit = max(8, -(-rows // 4))
     some = sorted(n for n in {1, 4, 8, 16, *range(unit, rows, unit)} if n < rows)
-    return tuple(dict.fromkeys((*some, rows, max(rows, budget))))
-
-
-def padded_to_power(n: int) -> int:
-    """Return the smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
+    return Shapes(tuple(dict.fromkeys((*some, rows, max(rows, budget)))), page, compiled("cpu.attention"))
 
 
 def fitting(n: int, sizes: List[int]) -> int:
     """Return the first size that is at least n; sizes are ascending."""
     return next(size for size in sizes if size >= n)
-
-
-def logits_of(B: int, sizes: List[int]) -> tuple[int, ...]:
-    """Return how many logits a step of B tokens can have: as many, and for the largest step also as the next smaller one."""
-    return (sizes[-2], B) if B == sizes[-1] and len(sizes) > 1 else (B,)
 
 
 class Laid(NamedTuple):
@@ -98,9 +103,9 @@ class Laid(NamedTuple):
     draws: list[tuple[Part, int]]
 
 
-def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int]) -> Laid:
-    """Return the arrays of a step. size: tokens of a page. The rows of the parts' sequences in tables_RN are written."""
-    B = fitting(sum(len(part.tokens) for part in parts), sizes)
+def lay_out(parts: List[Part], shapes: Shapes, tables_RN: np.ndarray) -> Laid:
+    """Return the arrays of a step. The rows of the parts' sequences in tables_RN are written."""
+    B, size = fitting(sum([len(part.tokens) for part in parts]), shapes.sizes), shapes.page
     tokens_B, row_B, place_B = np.zeros(B, np.int32), np.full(B, -1, np.int32), np.zeros(B, np.int32)
     slot_B, length_B = np.full(B, -1, np.int32), np.ones(B, np.int32)
     slots_B = np.full(B, -1, np.int32)
@@ -113,34 +118,32 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
         tokens_B[some], row_B[some], place_B[some] = part.tokens, sequence.row, places
         slots_B[some] = sequence.slot
         slot_B[some] = blocks[places // size] * size + places % size
-        if sequence.rope.depends_on_length:
+        if sequence.rope is not None:
             length_B[some] = [sequence.length_at(int(place)) for place in places]
         at += range(n + part.first_drawn, n + count)
         draws += [(part, index) for index in range(part.first_drawn, count)]
         n += count
-    # Compiled attention reads only the pages that are there; its plain twin reads all columns of the table.
-    columns = (
-        tables_RN.shape[1]
-        if compiled("cpu.attention")
-        else padded_to_power(max((len(p.sequence.blocks) for p in parts), default=1))
-    )
-    at_S = np.zeros(next(S for S in logits_of(B, sizes) if S >= len(at)), np.int32)
+    columns = tables_RN.shape[1]
+    if not shapes.all_pages:
+        columns = 1 << (max((len(part.sequence.blocks) for part in parts), default=1) - 1).bit_length()
+    at_S = np.zeros(fitting(len(at), shapes.logits(B)), np.int32)
     at_S[: len(at)] = at
     return Laid(tokens_B, PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
 
 
 def placed_vectors(parts: List[Part], B: int, config: ModelConfig) -> Vectors | None:
     """Return the vectors of media in the places of their tokens; None if the step has text only. B: tokens of the step."""
-    if all(part.sequence.shown is None for part in parts):
+    shown = [part.sequence.shown for part in parts]
+    if not any(shown):
         return None
     vectors_BTD, there_BT = empty_vectors(B, config)
     n = 0
-    for part in parts:
-        if (shown := part.sequence.shown) is not None:
-            assert shown.vectors_VD is not None  # a sequence starts when its media are encoded
-            numbers = shown.numbers_T[part.begin : part.begin + len(part.tokens)]
+    for part, media in zip(parts, shown, strict=True):
+        if media is not None:
+            assert media.vectors_VD is not None  # a sequence starts when its media are encoded
+            numbers = media.numbers_T[part.begin : part.begin + len(part.tokens)]
             places = np.flatnonzero(numbers >= 0)
-            vectors_BTD[n + places, 0], there_BT[n + places] = shown.vectors_VD[numbers[places]], True
+            vectors_BTD[n + places, 0], there_BT[n + places] = media.vectors_VD[numbers[places]], True
         n += len(part.tokens)
     return Vectors(vectors_BTD, there_BT) if there_BT.any() else None
 

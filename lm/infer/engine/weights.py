@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.tree_util import PyTreeDef
 
 from lm.adapt.lora import merge
 from lm.adapt.rebuild import arrays_of, combined
@@ -37,6 +38,19 @@ KINDS = {"float32": Kind(32), "bfloat16": Kind(16), "int8": Kind(8), "int4": Kin
 APART = ("attention.key_up", "attention.value_up")  # of latent attention: not only activations are multiplied with them
 
 
+class Program:
+    """A model without its arrays, the static part of the compiled step. Equal ones are one object, so comparing takes no time.
+
+    tree: of (params, layers) of `Weights`.
+    """
+
+    def __init__(self, graph: nnx.GraphDef, tree: PyTreeDef) -> None:
+        self.graph, self.tree = graph, tree
+
+
+program = functools.lru_cache(maxsize=16)(Program)
+
+
 class Weights(NamedTuple):
     """What the compiled step needs of a model.
 
@@ -50,6 +64,11 @@ class Weights(NamedTuple):
     params: nnx.State
     layers: list[list[PyTree]] | None
     adapters: dict[str, jax.Array]
+
+    def split(self) -> tuple[Program, tuple[jax.Array, ...]]:
+        """Return the arguments of the compiled step: the model without its arrays, and these."""
+        arrays, tree = jax.tree.flatten((self.params, self.layers))
+        return program(self.graph, tree), tuple(arrays)
 
 
 def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None, owned: bool = False) -> Weights:

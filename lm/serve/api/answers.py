@@ -1,41 +1,45 @@
-"""From an API request to requests of the engine, and from its events to the choices of an answer."""
+"""From an API request to requests of the engine, and from its events to the choices of an answer: their text and tokens.
 
+Text comes piece by piece: whole characters, nothing of a stop string, and the place of each token.
+"""
+
+import codecs
 import contextlib
-import dataclasses
+import functools
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from data.chat.messages import Messages
+from data.text.tokenizer import Tokenizer
 from lm.infer.engine.request import Event, Likely, Request
-from lm.serve.api import grammar
-from lm.serve.api.errors import ApiError
-from lm.serve.api.protocol import Sampled
-from lm.serve.api.service import Run, Service, timed_out
-from lm.serve.api.text import Piece, TextStream
+from lm.serve.api.protocol import ApiError, Sampled
+from lm.serve.api.service import Service, timed_out
 from lm.serve.api.tools import Call
-from lm.serve.seen import Seen
+
+if TYPE_CHECKING:
+    from lm.serve.seen import Seen
 
 MIN = -9999.0  # nats, instead of −∞, which is not JSON
 
 
 class Plan(NamedTuple):
-    """What an API request comes to. id, created: of the answer. requests: one a continuation. stream: arguments of their
-    TextStreams. seen: the request as lm.serve.monitor sees it; None: it does not."""
+    """What an API request comes to. head: id, created and model of the answer. requests: one a continuation. stream: arguments
+    of their TextStreams. seen: the request as lm.serve.monitor sees it; None: it does not."""
 
-    id: str
-    created: int
+    head: dict[str, Any]
     requests: list[Request]
     stream: dict[str, Any]
     prompt_tokens: int
-    seen: Seen | None
+    seen: "Seen | None"
 
 
 @contextlib.contextmanager
-def seen_by(service: Service, messages: Messages, id: str, user: str, adapter: str, choices: int) -> Iterator[Seen | None]:
+def seen_by(service: Service, messages: Messages, id: str, user: str, adapter: str, choices: int) -> "Iterator[Seen | None]":
     """Yield the request as the monitor sees it, and end it there if the block fails."""
     seen = None
     if service.watch:
@@ -63,93 +67,166 @@ def settings_of(service: Service, body: Sampled, stop_ids: Sequence[int], user: 
         if not key.isascii() or not key.isdecimal() or len(key) > 10 or int(key) >= V:
             raise ApiError(400, f"logit_bias: {key[:50]!r} is no token id, which are 0…{V - 1}", param="logit_bias")
         bias[int(key)] = value
-    stop_ids = () if body.ignore_eos else tuple(dict.fromkeys((*stop_ids, *body.stop_token_ids)))
-    return {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
+    same = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    return {name: getattr(body, name) for name in same} | {
         "top_k": max(0, body.top_k),
-        "min_p": body.min_p,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "repetition_penalty": body.repetition_penalty,
         "logit_bias": bias,
-        "stop_ids": stop_ids,
+        "stop_ids": () if body.ignore_eos else tuple(dict.fromkeys((*stop_ids, *body.stop_token_ids))),
         "min_new_tokens": body.min_tokens,
         "adapter": service.adapter_of(body.model),
         "user": user,
     }
 
 
-def measured(request: Request, seen: Seen | None) -> Request:
-    """Return the request with the log-probabilities that the monitor measures of a first choice."""
-    return dataclasses.replace(request, logprobs=max(request.logprobs, seen.logprobs)) if seen else request
+class Token(NamedTuple):
+    """begin: where the token begins in the text, in characters. A token that begins inside a character has its place."""
+
+    id: int
+    likely: Likely | None
+    begin: int
 
 
-def grammar_of(body: Sampled) -> tuple[str, str] | None:
-    """Return (grammar, the field that asks for it), or None. Raises: ApiError for several of them."""
-    structured = body.structured_outputs
-    asked: dict[str, str] = {}
+class Piece(NamedTuple):
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
 
-    def add(field: str, value: Any, make, *args: Any) -> None:
-        if value is not None:
-            asked[field] = make(value, *args)
 
-    add("guided_json", body.guided_json, grammar.json_grammar, "guided_json")
-    add("guided_regex", body.guided_regex, grammar.regex_grammar, "guided_regex")
-    add("guided_choice", body.guided_choice, grammar.choice_grammar, "guided_choice")
-    add("guided_grammar", body.guided_grammar, grammar.lark_grammar, "guided_grammar")
-    if structured is not None:
-        where = "structured_outputs"
-        add(f"{where}.json", structured.json_, grammar.json_grammar, where)
-        add(f"{where}.regex", structured.regex, grammar.regex_grammar, where)
-        add(f"{where}.choice", structured.choice, grammar.choice_grammar, where)
-        add(f"{where}.grammar", structured.grammar, grammar.lark_grammar, where)
-        add(f"{where}.json_object", structured.json_object or None, lambda _: grammar.json_grammar(grammar.OBJECT, where))
-    if len(asked) > 1:
-        raise ApiError(400, f"{' and '.join(asked)}: ask for one form of the answer", param=next(iter(asked)))
-    return next(((text, field) for field, text in asked.items()), None)
+class TextStream:
+    """The text of one continuation. The pieces add up to the same text and tokens, however the tokens are fed.
+
+    stops: strings that end the text; the earliest one counts. keep_stop: it stays in the text. least: a stop string does not
+    begin in the text of so many first tokens. spelled: bytes of control symbols that are text here. outlet(text, over): what
+    text passes before a client sees it, such as a guardrail; returns (text that may be shown now, whether the answer ends).
+
+    Attributes: count, tokens that the continuation has, up to the one that completed a stop string. stopped: by a stop string.
+    blocked: by the outlet. If the outlet changes the text, no token is shown from there on.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        *,
+        keep_stop: bool = False,
+        least: int = 0,
+        spelled: Mapping[int, bytes] | None = None,
+        outlet: Callable[[str, bool], tuple[str, bool]] | None = None,
+    ):
+        self._tokenizer, self._stops, self._keep_stop, self._least = tokenizer, stops, keep_stop, least
+        self._spelled, self._outlet = spelled or {}, outlet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._longest = max(map(len, stops), default=0)
+        self._pending = ""  # text that may still become part of a stop string
+        self._passed = 0  # characters that went on, and
+        self._shown = 0  # that the outlet let pass
+        self._waiting = ""  # text in the outlet
+        self._changed = False  # by the outlet: then tokens no longer belong to the text
+        self._from = 0  # where a stop string may begin
+        self._tokens: deque[Token] = deque()
+        self.count, self.stopped, self.blocked = 0, False, False
+
+    def feed(
+        self, ids: Sequence[int], likely: Sequence[Likely] = (), *, over: bool = False, hidden: Collection[int] = ()
+    ) -> Piece:
+        """Return the text that is complete after these tokens, and its tokens. over: no more follow. hidden: without text."""
+        for n, i in enumerate(ids):
+            if self.stopped or self.blocked:
+                break
+            self.count += 1
+            self._tokens.append(Token(i, likely[n] if likely else None, self._passed + len(self._pending)))
+            spelling = b"" if i in hidden else self._spelled.get(i) or bytes_of(self._tokenizer, i)
+            self._add(self._decoder.decode(spelling))
+            if self.count <= self._least:
+                self._from = self._passed + len(self._pending)
+        if over and not self.stopped and not self.blocked:
+            self._add(self._decoder.decode(b"", final=True))
+        return self._released(over)
+
+    def _add(self, text: str) -> None:
+        old = len(self._pending)
+        self._pending += text
+        if not self._stops or not text:
+            return
+        begin = max(0, old - self._longest + 1, self._from - self._passed)
+        found = [(place, len(stop)) for stop in self._stops if (place := self._pending.find(stop, begin)) >= 0]
+        if found:
+            place, length = min(found)
+            self._pending, self.stopped = self._pending[: place + length * self._keep_stop], True
+
+    def _released(self, over: bool) -> Piece:
+        over = over or self.stopped
+        held = self._held() if self._stops and not over else 0
+        text = self._pending[: len(self._pending) - held]
+        self._pending = self._pending[len(text) :]
+        self._passed += len(text)
+        if self._outlet is not None:
+            self._waiting += text
+            text, self.blocked = self._outlet(text, over)
+            self._changed |= not self._waiting.startswith(text)
+            self._waiting = self._waiting[len(text) :]
+        self._shown += len(text)
+        whole = over and not self.stopped and not self.blocked
+        tokens = []
+        while self._tokens and not self._changed and (whole or self._tokens[0].begin < self._shown):
+            tokens.append(self._tokens.popleft())
+        return Piece(text, tuple(tokens))
+
+    def _held(self) -> int:
+        """Return how many characters at the end may be the beginning of a stop string."""
+        for length in range(min(self._longest - 1, len(self._pending)), 0, -1):
+            end = self._pending[-length:]
+            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
+
+
+def bytes_of(tokenizer: Tokenizer, i: int) -> bytes:
+    """Return the bytes of a token within a text; none for rows of the model that the tokenizer does not have."""
+    return tokenizer.decode_bytes([i]) if i < tokenizer.vocab_size else b""
+
+
+def spelling(tokenizer: Tokenizer, names: Mapping[int, str], i: int) -> tuple[str, bytes]:
+    """Return (text, bytes) of one token. names: control symbols by id. Bytes that are no text are written "bytes:\\x…"."""
+    raw = bytes_of(tokenizer, i)
+    if not raw:
+        raw = names.get(i, f"<{i}>").encode()
+    try:
+        return raw.decode(), raw
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), raw
 
 
 class Choice:
-    """One continuation: its text so far, tokens, and why it ended (OpenAI's finish reasons, "" before)."""
+    """One continuation: its text so far, tokens, and why it ended (OpenAI's finish reasons, "" before).
+
+    said: the text without tool calls. count: sampled tokens. cached: prompt tokens that were in the prefix cache.
+    """
 
     def __init__(self, service: Service, plan: Plan, n: int):
         self.request, self.finish = plan.requests[n], ""
         self._plan, self._n = plan, n
         self.calls: list[Call] = []
-        self.cached = 0  # prompt tokens that were in the prefix cache
+        self.cached = self.count = 0
         self.prompt: tuple[Likely | None, ...] = ()
-        self.text, self.tokens = "", []
-        self.said = ""  # the text without tool calls
-        outlet = plan.seen.outlet(n) if plan.seen else None
+        self.text, self.said = "", ""
+        self.tokens: list[Token] = []
+        outlet = functools.partial(plan.seen.pass_on, n) if plan.seen else None
         self._stream = TextStream(service.tokenizer, **plan.stream, outlet=outlet)
-
-    def refuse(self, text: str) -> Piece:
-        """End with these words of the guardrails."""
-        self.text, self.finish = text, "content_filter"
-        return Piece(text)
 
     def close(self, finish: str) -> None:
         """Tell the monitor how the continuation ended. Only the first call counts."""
         if self._plan.seen:
             self._plan.seen.on_finished(finish, self._n, self.count, self._plan.prompt_tokens)
 
-    @property
-    def count(self) -> int:
-        """Return the number of sampled tokens."""
-        return self._stream.count
-
     def feed(self, event: Event) -> Piece:
         """Return what the event adds. Raises: ApiError if the engine could not go on."""
-        if self.finish:
-            return Piece()
         self.prompt = self.prompt or event.prompt
         ended = event.finish == "stop" and event.tokens and event.tokens[-1] in self.request.stop_ids
         hidden = self.request.stop_ids if ended else ()
-        before = self.count
         piece = self._stream.feed(event.tokens, event.likely, over=bool(event.finish), hidden=hidden)
         if self._plan.seen:
-            self._plan.seen.on_tokens(self._n, event.likely, self.count - before)
+            self._plan.seen.on_tokens(self._n, event.likely, self._stream.count - self.count)
+        self.count = self._stream.count
         if self._stream.blocked:
             self.finish = "content_filter"
         elif self._stream.stopped or event.finish == "stop":
@@ -160,7 +237,9 @@ class Choice:
             raise timed_out()
         elif event.finish:
             raise ApiError(500, event.error or "the request was cancelled", code=event.finish)
-        self._check_grammar()
+        form = self.request.grammar
+        if self.finish and form is not None and form.error:
+            raise ApiError(400, f"{form.param}: {form.error}", param=form.param, code="invalid_grammar")
         if self.finish:
             self.close(self.finish)
         self.text += piece.text
@@ -172,15 +251,6 @@ class Choice:
         chosen = [token.likely.chosen for token in self.tokens if token.likely]
         return sum(chosen) / max(1, len(chosen))
 
-    def _check_grammar(self) -> None:
-        form = self.request.grammar
-        if self.finish and form is not None and form.error:
-            raise ApiError(400, f"{form.param}: {form.error}", param=form.param, code="invalid_grammar")
-
-
-def choices_of(service: Service, plan: Plan) -> list[Choice]:
-    return [Choice(service, plan, n) for n in range(len(plan.requests))]
-
 
 async def pieces(service: Service, plan: Plan, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Piece]]:
     """Yield (−1, an empty piece) when all requests are in the queue, then (number of a choice, its next piece).
@@ -190,13 +260,23 @@ async def pieces(service: Service, plan: Plan, choices: Sequence[Choice]) -> Asy
     if plan.seen and plan.seen.blocked:
         yield -1, Piece()
         for n, choice in enumerate(choices):
-            yield n, choice.refuse(plan.seen.refusal)
+            choice.text, choice.finish = plan.seen.refusal, "content_filter"
+            yield n, Piece(choice.text)
         return
-    finish = "cancelled"
+    finish, left = "cancelled", set(range(len(choices)))
     try:
         async with service.run(plan.requests) as run:
             yield -1, Piece()
-            async for n, piece in _sampled(run, choices):
+            while left:
+                n, event = await run.next()
+                if n not in left:
+                    continue
+                choice = choices[n]
+                piece = choice.feed(event)
+                choice.cached = run.handles[n].times.cached
+                if choice.finish:
+                    left.discard(n)
+                    run.end(n, choice.finish)
                 yield n, piece
     except ApiError as error:
         finish = "timeout" if error.status == 408 else "error"
@@ -206,33 +286,18 @@ async def pieces(service: Service, plan: Plan, choices: Sequence[Choice]) -> Asy
             choice.close(finish)
 
 
-async def _sampled(run: Run, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Piece]]:
-    left = set(range(len(choices)))
-    while left:
-        n, event = await run.next()
-        if n not in left:
-            continue
-        piece = choices[n].feed(event)
-        choices[n].cached = run.handles[n].times.cached
-        if choices[n].finish:
-            left.discard(n)
-            run.end(n, choices[n].finish)
-        yield n, piece
-
-
 def usage(plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
-    count = sum(choice.count for choice in choices)
+    count = sum([choice.count for choice in choices])
     return {
         "prompt_tokens": plan.prompt_tokens,
         "completion_tokens": count,
         "total_tokens": plan.prompt_tokens + count,
-        "prompt_tokens_details": {"cached_tokens": sum(choice.cached for choice in choices)},
+        "prompt_tokens_details": {"cached_tokens": sum([choice.cached for choice in choices])},
     }
 
 
-def new_id(kind: str) -> tuple[str, int]:
-    """Return (id of an answer, seconds since 1970)."""
-    return f"{kind}-{uuid.uuid4().hex}", int(time.time())
+def new_head(service: Service, body: Sampled, kind: str) -> dict[str, Any]:
+    return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model or service.name}
 
 
 def nats(value: float) -> float:

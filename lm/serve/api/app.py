@@ -1,22 +1,24 @@
-"""The HTTP application: routes of OpenAI's API and vLLM's, health and adapters."""
+"""The HTTP application: routes of OpenAI's API and vLLM's, health and adapters; and how answers leave, whole or as events."""
 
 import asyncio
-import dataclasses
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Annotated, Any
+import types
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from lm.errors import UserError
 from lm.serve.api import chat, completions
-from lm.serve.api.answers import Plan
-from lm.serve.api.errors import ApiError, json_response
-from lm.serve.api.limits import Gate, Rates
+from lm.serve.api.answers import spelling
+from lm.serve.api.limits import Gate, Settings
 from lm.serve.api.protocol import (
+    ApiError,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -24,30 +26,17 @@ from lm.serve.api.protocol import (
     Sampled,
     TokenizeRequest,
     UnloadAdapter,
-    reading,
+    encoded,
+    json_response,
+    read,
 )
 from lm.serve.api.service import Service, describe
-from lm.serve.api.stream import EventStream, Gone, answer
-from lm.serve.api.text import spelling
 from lm.serve.metrics import CountRequests
 
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # of events: proxies must not hold them back
 MAX_ENCODED = 1 << 20  # bytes of a text for /tokenize, which need not fit the model
 
 log = logging.getLogger("lm.serve")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """keys: of `read_keys`; none: no key is asked for. per_minute: requests of a user; 0: no limit. body_bytes: of a request.
-
-    read_seconds: in which a body must have come, and in which a client must take a part of a stream. hosts: see Gate.
-    """
-
-    keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-    per_minute: int = 0
-    body_bytes: int = 4 << 20
-    read_seconds: float = 60.0
-    hosts: tuple[str, ...] = ()
 
 
 def make_app(service: Service, settings: Settings = Settings(), routers: Iterable[APIRouter] = ()) -> FastAPI:  # noqa: B008
@@ -62,14 +51,7 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
         app.add_exception_handler(gone, lambda request, error: Response(status_code=499))
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failed)
-    app.add_middleware(
-        Gate,
-        keys=settings.keys,
-        rates=Rates(settings.per_minute),
-        body_bytes=settings.body_bytes,
-        seconds=settings.read_seconds,
-        hosts=settings.hosts,
-    )
+    app.add_middleware(Gate, settings=settings)
     if service.watch:
         app.add_middleware(CountRequests, metrics=service.watch.metrics)
     return app
@@ -78,27 +60,20 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
 def routes(service: Service, settings: Settings) -> APIRouter:
     router = APIRouter()
 
-    async def sampled(
-        request: Request,
-        body: Sampled,
-        plan: Callable[[Service, Any, str], Plan],
-        whole: Callable[..., Any],
-        chunks: Callable[..., AsyncIterator[Any]],
-    ) -> Response:
-        user = request.state.user
-        planned = await service.media.call(getattr(body, "messages", ()), plan, service, body, user)
+    async def sampled(request: Request, body: Sampled, kind: types.ModuleType) -> Response:
+        """Answer with completions of a kind, which is a module: chat or completions."""
+        planned = await service.call(getattr(body, "messages", ()), kind.plan, body, request.state.user)
         if body.stream:
-            return await EventStream(chunks(service, body, planned), settings.read_seconds).start(request)
-        found = await answer(request, whole(service, body, planned))
-        return found if isinstance(found, Response) else json_response(found)
+            return await EventStream(kind.chunks(service, body, planned), settings.read_seconds).start(request)
+        return json_response(await unless_gone(request.receive, kind.whole(service, body, planned)))
 
     @router.post("/v1/completions")
-    async def complete(request: Request, body: Annotated[CompletionRequest, Depends(reading(CompletionRequest))]) -> Response:
-        return await sampled(request, body, completions.plan, completions.whole, completions.chunks)
+    async def complete(request: Request) -> Response:
+        return await sampled(request, await read(request, CompletionRequest), completions)
 
     @router.post("/v1/chat/completions")
-    async def talk(request: Request, body: Annotated[ChatRequest, Depends(reading(ChatRequest))]) -> Response:
-        return await sampled(request, body, chat.plan, chat.whole, chat.chunks)
+    async def talk(request: Request) -> Response:
+        return await sampled(request, await read(request, ChatRequest), chat)
 
     @router.get("/v1/models")
     async def models() -> Response:
@@ -110,12 +85,14 @@ def routes(service: Service, settings: Settings) -> APIRouter:
         return json_response(next(entry for entry in describe(service) if entry["id"] == name))
 
     @router.post("/v1/load_lora_adapter")
-    async def load(body: Annotated[LoadAdapter, Depends(reading(LoadAdapter))]) -> Response:
+    async def load(request: Request) -> Response:
+        body = await read(request, LoadAdapter)
         await asyncio.to_thread(service.load_adapter, body.lora_name, body.lora_path)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/v1/unload_lora_adapter")
-    async def unload(body: Annotated[UnloadAdapter, Depends(reading(UnloadAdapter))]) -> Response:
+    async def unload(request: Request) -> Response:
+        body = await read(request, UnloadAdapter)
         await asyncio.to_thread(service.unload_adapter, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
@@ -127,11 +104,13 @@ def _text_and_state(router: APIRouter, service: Service) -> None:
     """Add the routes that tell of tokens and of the server's state."""
 
     @router.post("/tokenize")
-    async def tokenize(body: Annotated[TokenizeRequest, Depends(reading(TokenizeRequest))]) -> Response:
-        return await service.media.call(body.messages or (), _tokenized, service, body)
+    async def tokenize(request: Request) -> Response:
+        body = await read(request, TokenizeRequest)
+        return await service.call(body.messages or (), _tokenized, body)
 
     @router.post("/detokenize")
-    async def detokenize(body: Annotated[DetokenizeRequest, Depends(reading(DetokenizeRequest))]) -> Response:
+    async def detokenize(request: Request) -> Response:
+        body = await read(request, DetokenizeRequest)
         service.adapter_of(body.model)
         if max(body.tokens, default=0) >= service.tokenizer.vocab_size:
             raise ApiError(400, f"tokens: ids must be below {service.tokenizer.vocab_size}", param="tokens")
@@ -178,3 +157,72 @@ async def _failed(request: Request, error: Exception) -> Response:
     """Answer our own errors without their details, which go to the log."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return ApiError(500, "the server failed at this request; its log says why").response()
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+async def unless_gone(receive: Receive, work: Awaitable[Any]) -> Any:
+    """Return the result of the work, which is cancelled if the client leaves. Raises: Gone, and what the work raises."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Gone
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """A response of server-sent events that ends with data: [DONE]. Closes its source whatever happens.
+
+    chunks: JSON values; None is nothing. An ApiError among them is sent as an event. seconds: in which a client must take one.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncIterator[Any], seconds: float):
+        self._chunks, self._seconds = chunks, seconds
+        super().__init__(headers=HEADERS, media_type=self.media_type)
+        del self.headers["content-length"]
+
+    async def start(self, request: Request) -> "EventStream":
+        """Wait for the first chunk, so that an error before it has a status code of its own. Raises: ApiError, Gone."""
+        self._first = await unless_gone(request.receive, anext(self._chunks))
+        return self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def put(body: bytes, more: bool = True) -> None:
+            async with asyncio.timeout(self._seconds):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            with contextlib.suppress(Gone, OSError, TimeoutError):
+                await unless_gone(receive, self._events(put))
+        finally:
+            await self._chunks.aclose()
+
+    async def _events(self, put) -> None:
+        if self._first is not None:
+            await put(_event(self._first))
+        try:
+            async for chunk in self._chunks:
+                if chunk is not None:
+                    await put(_event(chunk))
+        except ApiError as error:
+            await put(_event(error.body()))
+        await put(b"data: [DONE]\n\n", more=False)
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + encoded(value) + b"\n\n"

@@ -6,29 +6,12 @@ from typing import Any
 
 from data.chat.messages import Messages
 from lm.errors import UserError
-from lm.infer.engine.request import Request
-from lm.infer.engine.tiles import tiles_of
+from lm.infer.engine.request import Request, tiles_of
 from lm.infer.prompts import Prompt, checked_messages, read_chat
-from lm.serve.api import grammar
-from lm.serve.api.answers import (
-    Choice,
-    Plan,
-    choices_of,
-    grammar_of,
-    measured,
-    nats,
-    new_id,
-    pieces,
-    seed_of,
-    seen_by,
-    settings_of,
-    usage,
-)
-from lm.serve.api.errors import ApiError
+from lm.serve.api.answers import Choice, Plan, Token, nats, new_head, pieces, seed_of, seen_by, settings_of, spelling, usage
 from lm.serve.api.media import files_of
-from lm.serve.api.protocol import ChatRequest, ToolChoice
+from lm.serve.api.protocol import ApiError, ChatRequest, ToolChoice
 from lm.serve.api.service import Service
-from lm.serve.api.text import Token, spelling
 from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced
 
 RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
@@ -42,7 +25,8 @@ def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
         messages = checked_messages(given, "messages", media=True)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
-    messages = files_of(messages, service.towers, service.limits.media, service.limits.media_bytes)
+    if [message for message in messages if message.get("media")]:
+        messages = files_of(messages, service.towers, service.limits.media, service.limits.media_bytes)
     for message, original in zip(messages, given):
         for call, named in zip(message.get("tool_calls") or (), original.get("tool_calls") or ()):
             if isinstance(named.get("id"), str):  # some templates write it
@@ -54,14 +38,16 @@ def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]],
     """Return the prompt of messages of `messages_of`; their media are decoded here. Raises: ApiError."""
     if taken := [key for key in extra if key in RESERVED or key.startswith("_")]:
         raise ApiError(400, f"chat_template_kwargs: {taken[0][:50]!r} is set by the server", param="chat_template_kwargs")
+    if tools or [message for message in messages if message["role"] == "tool" or message.get("tool_calls")]:
+        messages = declared(service.calls, messages, tools)
     if tools and service.calls.declared:
         extra = extra | {"tools": tools}
     try:
-        said = declared(service.calls, messages, tools)
-        prompt = read_chat(service.tokenizer, said, service.template, service.towers, **extra)
+        prompt = read_chat(service.tokenizer, messages, service.template, service.towers, **extra)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
-    service.media.take(prompt.media)
+    if prompt.media is not None:
+        service.media.take(prompt.media)
     return prompt
 
 
@@ -73,42 +59,42 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
     if body.tool_choice not in (None, "none") and not body.tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
-    (id, created), adapter = new_id("chatcmpl"), service.adapter_of(body.model)
+    head, adapter = new_head(service, body, "chatcmpl"), service.adapter_of(body.model)
     messages = messages_of(service, body.messages)
-    service.check_size(*(message["content"] for message in messages), param="messages")
-    with seen_by(service, messages, id, user, adapter, body.n) as seen:
+    service.check_size([message["content"] for message in messages], "messages")
+    with seen_by(service, messages, head["id"], user, adapter, body.n) as seen:
         requests, stream = _asked(service, body, user, seen.messages if seen else messages)
-        requests[0] = measured(requests[0], seen)
-    return Plan(id, created, requests, stream, len(requests[0].prompt), seen)
+        if seen:
+            requests[0] = seen.with_logprobs(requests[0])
+    return Plan(head, requests, stream, len(requests[0].prompt), seen)
 
 
 def _asked(service: Service, body: ChatRequest, user: str, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
     """Return the requests of the engine and the arguments of their TextStreams."""
-    tools = tools_of(body)
+    tools = tools_of(body) if body.tools else []
     prompt = prompt_of(service, messages, tools, body.chat_template_kwargs)
-    room = service.room(len(prompt.ids))
-    limit = body.max_completion_tokens or body.max_tokens or room
+    limit = body.max_completion_tokens or body.max_tokens or service.room(len(prompt.ids))
     if service.limits.new_tokens and limit > service.limits.new_tokens:
         field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
         raise ApiError(400, f"{field}: this server answers with at most {service.limits.new_tokens}", param=field)
     if body.min_tokens > limit:
         raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
     settings = settings_of(service, body, prompt.stops, user)
-    logprobs = body.top_logprobs if body.logprobs else -1
-    base = Request(tuple(prompt.ids), limit, **settings, logprobs=logprobs, media=tiles_of(prompt.media))
-    service.prepared(base)
-    asked = form_of(service, body, tools)
-    form = service.grammars.make(asked[0], base.stop_ids, asked[1]) if asked else None
-    requests = []
-    for choice in range(body.n):
-        seeded = dataclasses.replace(base, seed=seed_of(body.seed, choice), grammar=form and form.copy())
-        requests.append(service.prepared(seeded))
-    stream: dict[str, Any] = {
-        "stops": body.stops,
-        "keep_stop": body.include_stop_str_in_output,
-        "least": body.min_tokens,
-        "spelled": _spelled(service) if tools else None,
-    }
+    logprobs, media = body.top_logprobs if body.logprobs else -1, tiles_of(prompt.media) if prompt.media else ()
+    base = service.prepared(Request(tuple(prompt.ids), limit, **settings, logprobs=logprobs, media=media))
+    calls, form = "", None
+    if tools and body.tool_choice not in (None, "auto"):
+        parallel = body.parallel_tool_calls and body.tool_choice == "required"
+        calls = forced(service.calls, tools, service.tokenizer, parallel)
+    if calls or body.forms:
+        form = service.grammars.make(body, base.stop_ids, calls)
+    seeds = [seed_of(body.seed, choice) for choice in range(body.n)]
+    requests = [dataclasses.replace(base, seed=seed, grammar=form and form.copy()) for seed in seeds]
+    stream: dict[str, Any] = {"stops": body.stops, "keep_stop": body.include_stop_str_in_output, "least": body.min_tokens}
+    if tools:  # the control symbols that calls are written with are text for the reader of calls
+        around = service.calls.begin + service.calls.between + service.calls.end
+        symbols = {i: symbol for i, symbol in service.symbols.items() if symbol.strip() and symbol in around}
+        stream["spelled"] = {i: symbol.encode() for i, symbol in symbols.items()}
     return requests, stream
 
 
@@ -124,58 +110,28 @@ def tools_of(body: ChatRequest) -> list[dict[str, Any]]:
     return named[:1]
 
 
-def form_of(service: Service, body: ChatRequest, tools: list[dict[str, Any]]) -> tuple[str, str] | None:
-    """Return (grammar of the answer, the field that asks for it), or None. Raises: ApiError for several of them."""
-    found = [asked] if (asked := grammar_of(body)) else []
-    form = body.response_format
-    if form is not None and form.type == "json_schema":
-        if form.json_schema is None:
-            raise ApiError(400, "response_format: json_schema is missing", param="response_format")
-        found.append((grammar.json_grammar(form.json_schema.schema_, "response_format"), "response_format"))
-    elif form is not None and form.type == "json_object":
-        found.append((grammar.json_grammar(grammar.OBJECT, "response_format"), "response_format"))
-    if tools and body.tool_choice not in (None, "auto"):
-        parallel = body.parallel_tool_calls and body.tool_choice == "required"
-        calls = forced(service.calls, tools, service.tokenizer, parallel=parallel, layout=grammar.LAYOUT)
-        found.append((calls, "tool_choice"))
-    if len(found) > 1:
-        raise ApiError(400, f"{found[0][1]} and {found[1][1]}: ask for one form of the answer", param=found[1][1])
-    return found[0] if found else None
-
-
-def _spelled(service: Service) -> dict[int, bytes]:
-    """Return the control symbols that calls are written with: they are text for the reader of calls."""
-    around = service.calls.begin + service.calls.between + service.calls.end
-    return {i: symbol.encode() for i, symbol in service.symbols.items() if symbol.strip() and symbol in around}
-
-
 async def _said(
     service: Service, body: ChatRequest, plan: Plan, choices: Sequence[Choice]
 ) -> AsyncIterator[tuple[int, str, list[Call], Sequence[Token]]]:
     """Yield (number of a choice, content, calls, tokens); number −1: when all are in the queue."""
     most = MAX_CALLS if body.parallel_tool_calls else 1
-    readers = [Calls(service.calls, most) if tools_of(body) else None for _ in choices]
-    ended: set[int] = set()
+    readers = [Calls(service.calls, most) if body.tools and body.tool_choice != "none" else None for _ in choices]
     async for n, piece in pieces(service, plan, choices):
-        text, calls, tokens = piece.text, [], piece.tokens
+        text, calls = piece.text, []
         if n >= 0:
             choice, reader = choices[n], readers[n]
             if reader is not None:
                 text, calls = reader.feed(text, over=bool(choice.finish))
                 choice.calls += calls
-                choice.said += text
-            else:
-                choice.said += text
-            if choice.finish and n not in ended:
-                ended.add(n)
-                if choice.finish == "stop" and choice.calls and not isinstance(body.tool_choice, ToolChoice):
-                    choice.finish = "tool_calls"
-        yield n, text, calls, tokens
+            choice.said += text
+            if choice.finish == "stop" and choice.calls and not isinstance(body.tool_choice, ToolChoice):
+                choice.finish = "tool_calls"
+        yield n, text, calls, piece.tokens
 
 
 async def whole(service: Service, body: ChatRequest, plan: Plan) -> dict[str, Any]:
     """Return the answer. Raises: ApiError."""
-    choices = choices_of(service, plan)
+    choices = [Choice(service, plan, n) for n in range(len(plan.requests))]
     async for _ in _said(service, body, plan, choices):
         pass
     answers = []
@@ -183,17 +139,15 @@ async def whole(service: Service, body: ChatRequest, plan: Plan) -> dict[str, An
         message: dict[str, Any] = {"role": "assistant", "content": choice.said, "refusal": None}
         if choice.calls:
             message |= {"content": choice.said or None, "tool_calls": [call.body() for call in choice.calls]}
-        logprobs = _logprobs(service, body, choice, choice.tokens)
+        logprobs = _logprobs(service, body, choice, choice.tokens) if body.logprobs else None
         answers.append({"index": n, "message": message, "logprobs": logprobs, "finish_reason": choice.finish})
-    head = {"id": plan.id, "object": "chat.completion", "created": plan.created, "model": body.model or service.name}
-    return head | {"choices": answers, "usage": usage(plan, choices)}
+    return plan.head | {"object": "chat.completion", "choices": answers, "usage": usage(plan, choices)}
 
 
 async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterator[dict[str, Any] | None]:
     """Yield the chunks of the answer, the first one when the requests are in the queue. Raises: ApiError."""
-    choices = choices_of(service, plan)
-    head = {"id": plan.id, "object": "chat.completion.chunk", "created": plan.created, "model": body.model or service.name}
-    options = body.stream_options
+    choices = [Choice(service, plan, n) for n in range(len(plan.requests))]
+    head, options = plan.head | {"object": "chat.completion.chunk"}, body.stream_options
 
     def chunk(n: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
         counts = {"usage": usage(plan, choices)} if options and options.continuous_usage_stats else {}
@@ -210,20 +164,18 @@ async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterat
             first = len(choice.calls) - len(calls)
             delta["tool_calls"] = [{"index": first + k, **call.body()} for k, call in enumerate(calls)]
         if delta or (tokens and body.logprobs):
-            yield chunk(n, delta, _logprobs(service, body, choice, tokens))
+            yield chunk(n, delta, _logprobs(service, body, choice, tokens) if body.logprobs else None)
         if choice.finish:
             yield chunk(n, {}, None, choice.finish)
     if options and options.include_usage:
         yield head | {"choices": [], "usage": usage(plan, choices)}
 
 
-def _logprobs(service: Service, body: ChatRequest, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any] | None:
+def _logprobs(service: Service, body: ChatRequest, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any]:
     """Return OpenAI's list of tokens; not the one that ended the answer, which is no part of it.
 
     The bytes of a control symbol are null, because it is no part of the text.
     """
-    if not body.logprobs:
-        return None
 
     def entry(i: int, value: float) -> dict[str, Any]:
         text, raw = spelling(service.tokenizer, service.symbols, i)

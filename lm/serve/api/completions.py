@@ -9,21 +9,19 @@ from lm.infer.engine.request import Likely, Request
 from lm.serve.api.answers import (
     Choice,
     Plan,
-    choices_of,
-    grammar_of,
-    measured,
+    TextStream,
+    Token,
     nats,
-    new_id,
+    new_head,
     pieces,
     seed_of,
     seen_by,
     settings_of,
+    spelling,
     usage,
 )
-from lm.serve.api.errors import ApiError
-from lm.serve.api.protocol import CompletionRequest
+from lm.serve.api.protocol import ApiError, CompletionRequest
 from lm.serve.api.service import Service
-from lm.serve.api.text import TextStream, Token, spelling
 
 
 def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
@@ -46,12 +44,12 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
     if body.min_tokens > max(1, body.max_tokens):
         raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
     for prompt in prompts:
-        service.check_size(prompt)
+        service.check_size([prompt], "prompt")
     tokenizer, wanted = service.tokenizer, -1 if body.logprobs is None else body.logprobs
     texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
-    messages, (id, created) = [make_message("user", text) for text in texts], new_id("cmpl")
+    messages, head = [make_message("user", text) for text in texts], new_head(service, body, "cmpl")
     settings = settings_of(service, body, tokenizer.stop_ids, user)
-    with seen_by(service, messages, id, user, settings["adapter"], len(prompts) * best_of) as seen:
+    with seen_by(service, messages, head["id"], user, settings["adapter"], len(prompts) * best_of) as seen:
         if seen:  # spans of a prompt may be masked
             prompts = [m["content"] if m["content"] != text else p for m, text, p in zip(seen.messages, texts, prompts)]
         ids = [tuple(tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else prompt) for prompt in prompts]
@@ -62,21 +60,21 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
             logprobs=max(0, wanted) if best_of > body.n else wanted,
             prompt_logprobs=wanted if body.echo else -1,
         )
-        asked = grammar_of(body)
-        form = service.grammars.make(asked[0], base.stop_ids, asked[1]) if asked else None
+        form = service.grammars.make(body, base.stop_ids) if body.forms else None
         requests = []
         for prompt in ids:
             for choice in range(best_of):
                 seed, own = seed_of(body.seed, choice), form and form.copy()
                 requests.append(service.prepared(dataclasses.replace(base, prompt=prompt, seed=seed, grammar=own)))
-        requests[0] = measured(requests[0], seen)
+        if seen:
+            requests[0] = seen.with_logprobs(requests[0])
     stream = {"stops": body.stops, "keep_stop": body.include_stop_str_in_output, "least": body.min_tokens}
-    return Plan(id, created, requests, stream, sum(map(len, ids)), seen)
+    return Plan(head, requests, stream, sum(map(len, ids)), seen)
 
 
 async def whole(service: Service, body: CompletionRequest, plan: Plan) -> dict[str, Any]:
     """Return the answer. Raises: ApiError."""
-    choices = choices_of(service, plan)
+    choices = [Choice(service, plan, n) for n in range(len(plan.requests))]
     async for _ in pieces(service, plan, choices):
         pass
     answers, kept, best_of = [], [], body.best_of or body.n
@@ -89,15 +87,13 @@ async def whole(service: Service, body: CompletionRequest, plan: Plan) -> dict[s
         likely += [token._replace(begin=token.begin + len(before)) for token in tokens]
         finish = choice.finish if body.max_tokens or choice.finish == "content_filter" else "length"
         answers.append(_choice(service, body, n, before + text, likely, finish))
-    head = {"id": plan.id, "object": "text_completion", "created": plan.created, "model": body.model or service.name}
-    return head | {"choices": answers, "usage": _usage(body, plan, choices)}
+    return plan.head | {"object": "text_completion", "choices": answers, "usage": _usage(body, plan, choices)}
 
 
 async def chunks(service: Service, body: CompletionRequest, plan: Plan) -> AsyncIterator[dict[str, Any] | None]:
     """Yield None when the requests are in the queue, then the chunks of the answer. Raises: ApiError."""
-    choices = choices_of(service, plan)
-    head = {"id": plan.id, "object": "text_completion", "created": plan.created, "model": body.model or service.name}
-    options = body.stream_options
+    choices = [Choice(service, plan, n) for n in range(len(plan.requests))]
+    head, options = plan.head | {"object": "text_completion"}, body.stream_options
     lengths: dict[int, int] = {}  # of the prompts that were echoed
     async for n, piece in pieces(service, plan, choices):
         if n < 0:

@@ -6,21 +6,19 @@ The limits make a grammar that is too costly an error of its request; it cannot 
 import functools
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import llguidance
 import numpy as np
 
 from data.text.tokenizer import Tokenizer
-from lm.serve.api.errors import ApiError
+from lm.serve.api.protocol import ApiError, Sampled
+from lm.serve.api.tools import LAYOUT
 
 SIZE = 1 << 16  # characters of a grammar
 # Units of llguidance's work: at most about 0.5 s before the first token, and 0.2 s at each other one.
 LIMITS = {"initial_lexer_fuel": 50_000, "step_lexer_fuel": 20_000, "max_grammar_size": 60_000}
-# JSON may be laid out in lines, but not be filled with white space without end, as small models do.
-LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x09]{0,20}"}
-OBJECT = {"type": "object"}
 # What llguidance says when it reaches a limit.
 COSTLY = ("lexer precomputation failed", "too many expressions", "Too many items", "Current row has", "fuel exhausted")
 _building = threading.Lock()
@@ -76,8 +74,16 @@ class Grammars:
         wrapper = llguidance.TokenizerWrapper(_Spelled(self._tokenizer, tokens, sorted(names), self._ends[0]))
         return llguidance.LLTokenizer(wrapper, n_vocab=self._V, eos_token=self._ends)
 
-    def make(self, grammar: str, stop_ids: Sequence[int], param: str) -> TokenGrammar:
-        """Return a grammar in llguidance's form. Raises: ApiError if it is invalid or too costly."""
+    def make(self, body: Sampled, stop_ids: Sequence[int], calls: str = "") -> TokenGrammar:
+        """Return the grammar that a request asks for. calls: grammar of the calls that its tool_choice asks for.
+
+        Raises: ApiError if it is invalid or too costly, or if the request asks for several.
+        """
+        asked = {field: _of_form(form, field.partition(".")[0], kind) for field, (kind, form) in body.forms.items()}
+        asked |= {"tool_choice": calls} if calls else {}
+        param, grammar = next(iter(asked.items()))
+        if len(asked) > 1:
+            raise ApiError(400, f"{' and '.join(asked)}: ask for one form of the answer", param=param)
         if not stop_ids:
             raise ApiError(400, "an answer in a given form needs an end token: leave out ignore_eos", param="ignore_eos")
         if len(grammar) > SIZE:
@@ -93,35 +99,22 @@ class Grammars:
         return TokenGrammar(matcher, self._V, self._ends, stop_ids, param)
 
 
-def json_grammar(schema: Mapping[str, Any] | str, param: str) -> str:
-    """Return the grammar of a JSON schema. Raises: ApiError if the schema is no JSON object."""
-    try:
-        schema = json.loads(schema) if isinstance(schema, str) else schema
-        if not isinstance(schema, Mapping):
-            raise ValueError("a schema must be a JSON object")
-        return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=LAYOUT)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"{param}: {error}", param=param) from None
-
-
-def regex_grammar(regex: str, param: str) -> str:
-    return _made(param, llguidance.LLMatcher.grammar_from_regex, regex)
-
-
-def choice_grammar(choices: Sequence[str], param: str) -> str:
-    if not choices or not all(choices):
+def _of_form(form: Any, param: str, kind: str) -> str:
+    """Return llguidance's grammar of a form. kind: of `Sampled.forms`. Raises: ApiError."""
+    if kind == "json":
+        try:
+            schema = json.loads(form) if isinstance(form, str) else form
+            if not isinstance(schema, Mapping):
+                raise ValueError("a schema must be a JSON object")
+            return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=LAYOUT)
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"{param}: {error}", param=param) from None
+    if kind == "choice" and not (form and all(form)):
         raise ApiError(400, f"{param}: give one or more texts, none of them empty", param=param)
-    return _made(param, llguidance.grammar_from, "choice", json.dumps(list(choices)))
-
-
-def lark_grammar(text: str, param: str) -> str:
-    """Return the grammar of Lark's or GBNF's text. Raises: ApiError."""
-    return _made(param, llguidance.grammar_from, "grammar", text)
-
-
-def _made(param: str, make: Callable[..., str], *arguments: str) -> str:
     try:
-        return make(*arguments)
+        if kind == "regex":
+            return llguidance.LLMatcher.grammar_from_regex(form)
+        return llguidance.grammar_from(kind, json.dumps(list(form)) if kind == "choice" else form)
     except (ValueError, RecursionError) as error:  # a lone surrogate is a ValueError
         raise ApiError(400, f"{param}: {_reason(str(error))}", param=param, code="invalid_grammar") from None
 

@@ -1,22 +1,50 @@
-"""Who may ask, and how much: API keys, names of the host, requests a minute, and the size of a body, before any route."""
+"""Who may ask, and how much, before any route: the head of a request, names of the host, API keys, requests a minute, the body.
+
+A head is the first line and the headers. h11 reads it even where a faster parser is installed: all servers refuse the same.
+"""
 
 import asyncio
+import dataclasses
 import hashlib
 import hmac
 import re
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 
+import h11
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lm.errors import UserError
-from lm.serve.api.errors import ApiError
+from lm.serve.api.protocol import ApiError, encoded
 
+HEAD = 64 << 10  # bytes
+LINGER = 2.0  # seconds in which a refused client may go on sending before it reads its answer
+VERSION = re.compile(rb" HTTP/1\.[01]\r?$")
+BLANK = re.compile(rb"\n\r?\n")
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
 MAX_USERS = 10_000  # whose rates are remembered
 WASTE = 16  # times the limit that a client with too large a body may still send, to get its answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """keys: of `read_keys`; none: no key is asked for. per_minute: requests of a user; 0: no limit. body_bytes: of a request.
+
+    read_seconds: in which a body must have come, and in which a client must take a part of a stream. hosts: names by which a
+    server without keys may be called; none: any. A browser sends the name of the page's own address, so a page of the web whose
+    name is made to point to this machine (DNS rebinding) is refused.
+    """
+
+    keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    per_minute: int = 0
+    body_bytes: int = 4 << 20
+    read_seconds: float = 60.0
+    hosts: tuple[str, ...] = ()
 
 
 def read_keys(path: Path) -> dict[str, bytes]:
@@ -84,37 +112,23 @@ class Rates:
 
 class Gate:
     """ASGI middleware: checks the key, the rate and the body of each request. Sets state["user"]: the name of the key, or the
-    client's address if the server has no keys.
+    client's address if the server has no keys."""
 
-    hosts: names by which a server without keys may be called; none: any. A browser sends the name of the page's own address, so
-      a page of the web whose name is made to point to this machine (DNS rebinding) is refused.
-    seconds: in which a body must have come.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: Mapping[str, bytes],
-        rates: Rates,
-        body_bytes: int,
-        seconds: float,
-        hosts: Collection[str] = (),
-    ):
-        self._app, self._keys, self._rates, self._most, self._seconds = app, keys, rates, body_bytes, seconds
-        self._hosts = hosts
+    def __init__(self, app: ASGIApp, settings: Settings):
+        self._app, self._settings, self._rates = app, settings, Rates(settings.per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request = Request(scope)
+        request, o = Request(scope), self._settings
         try:
             user = (scope.get("client") or ("",))[0]
             host = host_of(request.headers.get("host", ""))
-            if self._hosts and not self._keys and host not in self._hosts:
-                raise ApiError(403, f"host {host!r} is none of auth.hosts={','.join(self._hosts)}", code="wrong_host")
+            if o.hosts and not o.keys and host not in o.hosts:
+                raise ApiError(403, f"host {host!r} is none of auth.hosts={','.join(o.hosts)}", code="wrong_host")
             if scope["path"].startswith(GUARDED):
-                if self._keys:
-                    user = named(self._keys, request.headers.get("authorization", ""))
+                if o.keys:
+                    user = named(o.keys, request.headers.get("authorization", ""))
                 self._rates.take(user)
             scope.setdefault("state", {})["user"] = user
             receive = await self._whole(request, receive)
@@ -126,21 +140,21 @@ class Gate:
         """Return a `receive` that gives the whole body at once. Raises: ApiError if it is too large or comes too slowly."""
         if request.method in ("GET", "HEAD"):
             return receive
-        parts, size = [], 0
+        parts, size, most = [], 0, self._settings.body_bytes
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._settings.read_seconds):
                 more = True
-                while more and size <= WASTE * self._most:
+                while more and size <= WASTE * most:
                     message = await receive()
                     if message["type"] != "http.request":
                         return _again(message, receive)
                     size += len(message.get("body", b""))
-                    parts += [message.get("body", b"")] if size <= self._most else []
+                    parts += [message.get("body", b"")] if size <= most else []
                     more = message.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, "the body of the request came too slowly", code="timeout") from None
-        if size > self._most:
-            raise ApiError(413, f"the body of the request is larger than {self._most} bytes", code="request_too_large")
+        if size > most:
+            raise ApiError(413, f"the body of the request is larger than {most} bytes", code="request_too_large")
         return _again({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive)
 
 
@@ -151,3 +165,74 @@ def _again(first: Message, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return give
+
+
+class Connection(H11Protocol):
+    """A connection whose client must send a head within `seconds`."""
+
+    def __init__(self, *args, seconds: float, **options):
+        super().__init__(*args, **options)
+        self._seconds, self._refused = seconds, False
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self.conn.their_state is h11.IDLE and (error := wrong_head((self.conn.trailing_data[0] + data)[:HEAD])):
+            return self._refuse(error)
+        super().data_received(data)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._refused = True
+        self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what h11 could not read; uvicorn calls this while it handles the error."""
+        error = sys.exception()
+        self._refuse(ApiError(getattr(error, "error_status_hint", 400), f"this is no request of HTTP/1.1: {error or msg}"))
+
+    def _await_head(self) -> None:
+        """Start or stop the clock: it runs while a head is incomplete."""
+        waits = self.conn.their_state is h11.IDLE and not self._refused
+        if waits and self._late is None:
+            self._late = self.loop.call_later(self._seconds, self._give_up)
+        elif not waits and self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(ApiError(408, "the head of the request came too slowly", code="timeout"))
+        else:  # the client has opened a connection and asks nothing
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with an error, and close the connection when the client has had time to read it."""
+        self._refused = True
+        self._await_head()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = encoded(error.body())
+            head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: application/json\r\n"
+            self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        if self.cycle is not None and not self.cycle.response_complete:  # the body was wrong: for its route the client is gone
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.loop.call_later(LINGER, self.transport.close)
+
+
+def wrong_head(begun: bytes) -> ApiError | None:
+    """Return why a head is refused that begins with these bytes, HEAD at most; None: it may go on."""
+    line, ended, _ = begun.lstrip(b"\r\n").partition(b"\n")
+    if not ended and len(begun) == HEAD:
+        return ApiError(414, f"the first line of the request is longer than {HEAD} bytes")
+    if ended and not VERSION.search(line):
+        return ApiError(400, "the first line of the request does not end in HTTP/1.1, which this server speaks")
+    if len(begun) == HEAD and not BLANK.search(begun):
+        return ApiError(431, f"the headers of the request are larger than {HEAD} bytes")
+    return None

@@ -9,7 +9,7 @@ import concurrent.futures
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from data.chat.media.encoding import Towers
@@ -17,7 +17,7 @@ from data.chat.messages import Messages
 from lm.config.towers import Media
 from lm.errors import UserError
 from lm.infer.prompts import with_files
-from lm.serve.api.errors import ApiError
+from lm.serve.api.protocol import ApiError
 
 THREADS = 2
 WAITING = 32  # requests whose files wait for a thread; more are refused with 429
@@ -34,10 +34,8 @@ class Room:
         self._lock = threading.RLock()  # the garbage collector may call _give_back at any time
         self._waiting = self._bytes = 0
 
-    async def call(self, messages: Sequence[Any], function: Callable[..., Found], *arguments: Any) -> Found:
-        """Return function(*arguments) from a thread: one of these if any of the messages has media. Raises: ApiError."""
-        if not any(map(_has_media, messages)):
-            return await asyncio.to_thread(function, *arguments)
+    async def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
+        """Return function(*arguments) from one of the threads. Raises: ApiError."""
         if self._waiting >= WAITING:
             raise ApiError(429, "the server is busy with other images and sound", code="queue_full", retry=RETRY)
         self._waiting += 1
@@ -46,9 +44,9 @@ class Room:
         finally:
             self._waiting -= 1
 
-    def take(self, media: Media | None) -> None:
+    def take(self, media: Media) -> None:
         """Count the memory of a request's media as long as they exist. Raises: ApiError if there is no room."""
-        arrays = [array if array.base is None else array.base for array in media or () if array is not None]
+        arrays = [array if array.base is None else array.base for array in media if array is not None]
         size = sum(array.nbytes for array in arrays)
         if self._bytes + size > MEMORY:
             gc.collect()  # requests that are over may still be in cycles
@@ -88,12 +86,6 @@ def files_of(messages: Messages, towers: Towers | None, most: int, most_bytes: i
         return with_files(messages, "messages")
     except UserError as error:
         raise _refusal(str(error)) from None
-
-
-def _has_media(message: Any) -> bool:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    parts = content if isinstance(content, list) else ()
-    return any(isinstance(part, Mapping) and part.get("type", "text") != "text" for part in parts)
 
 
 def _refusal(message: str) -> ApiError:

@@ -1,37 +1,76 @@
-"""The requests of the API: OpenAI's fields, and those that vLLM adds. Fields of neither are ignored, as by both.
+"""The requests of the API, OpenAI's fields and those that vLLM adds, and its errors. Fields of neither are ignored, as by both.
 
-A field that is null has its default. Nothing is converted: "1" is no number, and NaN and infinity are refused.
+A field that is null has its default. An error is {"error": {"message", "type", "param", "code"}}, as OpenAI's.
 """
 
 import json
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
-
-from lm.serve.api.errors import ApiError
+from starlette.responses import Response
 
 MAX_CHOICES, MAX_STOPS, STOP_LENGTH, MAX_LIKELY = 128, 16, 512, 20
 DEPTH = 64  # of nested lists and objects in a request
+OBJECT = {"type": "object"}  # JSON schema of any object
+
+TYPES = {  # of errors; others are "invalid_request_error", or from 500 on "server_error"
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 Text = Annotated[str, Field(max_length=STOP_LENGTH)]
 Ids = list[Annotated[int, Field(ge=0)]]
 
 
-class StreamOptions(BaseModel):
+class ApiError(Exception):
+    """An answer other than 200. retry: seconds after which the client may ask again, for the header Retry-After."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: float = 0.0):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
+
+    def body(self) -> dict[str, Any]:
+        type_ = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": type_, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        headers = {"Retry-After": str(max(1, round(self.retry)))} if self.retry else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return json_response(self.body(), self.status, headers)
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encoded(value), status, headers, media_type="application/json")
+
+
+def encoded(value: Any) -> bytes:
+    """Return JSON in UTF-8. Lone surrogates, which a client may send, become question marks. Raises: ValueError for NaN."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+class Body(BaseModel):
+    """What a client sends. Nothing is converted: "1" is no number, and NaN and infinity are refused."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Body):
     """include_usage: send a last chunk with the counts of tokens. continuous_usage_stats: send them with every chunk."""
 
-    model_config = ConfigDict(strict=True)
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class Structured(BaseModel):
+class Structured(Body):
     """One of these constrains the answer (vLLM's structured_outputs)."""
 
-    model_config = ConfigDict(strict=True)
     json_: str | dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
@@ -39,10 +78,9 @@ class Structured(BaseModel):
     json_object: bool | None = None
 
 
-class Sampled(BaseModel):
+class Sampled(Body):
     """The fields that both kinds of completions have."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, populate_by_name=True)
     model: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -70,6 +108,17 @@ class Sampled(BaseModel):
     structured_outputs: Structured | None = None
 
     @property
+    def forms(self) -> dict[str, tuple[str, Any]]:
+        """Return {field: (kind, form)} of fields that ask for a form of the answer; kind: json, regex, choice or grammar."""
+        kinds, structured = ("json", "regex", "choice", "grammar"), self.structured_outputs
+        asked = {f"guided_{kind}": (kind, getattr(self, f"guided_{kind}")) for kind in kinds}
+        if structured is not None:
+            own = structured.model_dump(by_alias=True)
+            asked |= {f"structured_outputs.{kind}": (kind, own[kind]) for kind in kinds}
+            asked["structured_outputs.json_object"] = "json", OBJECT if structured.json_object else None
+        return {field: form for field, form in asked.items() if form[1] is not None}
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop))
 
@@ -89,39 +138,34 @@ class CompletionRequest(Sampled):
         return [self.prompt] if alone else self.prompt
 
 
-class Function(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+class Function(Body):
+    model_config = ConfigDict(extra="allow")
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(strict=True)
+class Tool(Body):
     type: Literal["function"]
     function: Function
 
 
-class Named(BaseModel):
-    model_config = ConfigDict(strict=True)
+class Named(Body):
     name: str
 
 
-class ToolChoice(BaseModel):
-    model_config = ConfigDict(strict=True)
+class ToolChoice(Body):
     type: Literal["function"]
     function: Named
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(strict=True)
+class JsonSchema(Body):
     name: str = ""
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True)
+class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -138,9 +182,17 @@ class ChatRequest(Sampled):
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] = {}
 
+    @property
+    def forms(self) -> dict[str, tuple[str, Any]]:
+        asked, form = super().forms, self.response_format
+        if form is not None and form.type == "json_schema" and form.json_schema is None:
+            raise ApiError(400, "response_format: json_schema is missing", param="response_format")
+        if form is not None and form.type != "text":
+            asked["response_format"] = "json", form.json_schema.schema_ if form.type == "json_schema" else OBJECT
+        return asked
 
-class TokenizeRequest(BaseModel):
-    model_config = ConfigDict(strict=True)
+
+class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
@@ -150,38 +202,31 @@ class TokenizeRequest(BaseModel):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-class DetokenizeRequest(BaseModel):
-    model_config = ConfigDict(strict=True)
+class DetokenizeRequest(Body):
     model: str | None = None
     tokens: Ids
 
 
-class LoadAdapter(BaseModel):
+class LoadAdapter(Body):
     """lora_path: a folder in `adapters.dir`; default: the one with the adapter's name."""
 
-    model_config = ConfigDict(strict=True)
     lora_name: str
     lora_path: str | None = None
 
 
-class UnloadAdapter(BaseModel):
-    model_config = ConfigDict(strict=True)
+class UnloadAdapter(Body):
     lora_name: str
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def reading(model: type[Model]):
-    """Return a dependency of FastAPI that reads the body of a request. It raises ApiError."""
-
-    async def read(request: Request) -> Model:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # also what keeps the pages of other sites from posting here
-            raise ApiError(415, "send the header Content-Type: application/json")
-        return parsed(model, decoded(await request.body()))
-
-    return read
+async def read(request: Request, model: type[Model]) -> Model:
+    """Return the body of a request. Raises: ApiError."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # also what keeps the pages of other sites from posting here
+        raise ApiError(415, "send the header Content-Type: application/json")
+    return parsed(model, decoded(await request.body()))
 
 
 def decoded(body: bytes) -> Any:
@@ -196,7 +241,8 @@ def decoded(body: bytes) -> Any:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     level: list[Any] = [value]
     for _ in range(DEPTH):
-        level = [item for one in level for item in _items(one)]
+        nested = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [item for items in nested for item in items]
         if not level:
             return value
     raise ApiError(400, f"the body is nested more than {DEPTH} deep")
@@ -213,10 +259,6 @@ def parsed(model: type[Model], value: Any) -> Model:
         field = str(first["loc"][0]) if first["loc"] else None
         place = ".".join(map(str, first["loc"])) or "the body"
         raise ApiError(400, f"{place[:100]}: {first['msg']}", param=field) from None
-
-
-def _items(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _refuse(constant: str):

@@ -4,28 +4,31 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import re
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.chat.media.encoding import Towers
 from data.chat.messages import make_message
-from data.chat.template import end_of_turn
 from lm.errors import UserError
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request
-from lm.infer.prompts import read_chat
+from lm.infer.prompts import read_chat, stops_of
 from lm.runs.workdir import steps_saved
-from lm.serve.api.adapters import confined
-from lm.serve.api.errors import ApiError
 from lm.serve.api.grammar import Grammars
 from lm.serve.api.media import Room
+from lm.serve.api.protocol import ApiError
 from lm.serve.api.tools import CallFormat, format_of
-from lm.serve.monitor import Watch
+
+if TYPE_CHECKING:
+    from lm.serve.monitor import Watch
 
 BUSY = 1.0  # seconds after which a client may ask a full queue again
 GRACE = 5.0  # seconds that the engine may be late in ending a request at its deadline
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of an adapter
+Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +81,6 @@ class Service:
         self._changing = threading.Lock()  # of adapters and weights
 
     @functools.cached_property
-    def stops(self) -> tuple[int, ...]:
-        """Return the ids that end an answer of a chat: the tokenizer's, and the template's end of a turn."""
-        try:
-            return tuple(dict.fromkeys((*self.tokenizer.stop_ids, end_of_turn(self.tokenizer, self.template))))
-        except UserError:
-            return tuple(self.tokenizer.stop_ids)
-
-    @functools.cached_property
     def no_chat(self) -> str:
         """Return why the model cannot read messages, such as a template without end; "": it can."""
         try:
@@ -96,11 +91,19 @@ class Service:
 
     @functools.cached_property
     def grammars(self) -> Grammars:
-        return Grammars(self.tokenizer, self.engine.config.vocab_size, self.stops)
+        return Grammars(self.tokenizer, self.engine.config.vocab_size, stops_of(self.tokenizer, self.template))
 
     @functools.cached_property
     def calls(self) -> CallFormat:
         return format_of(self.tokenizer, self.template)
+
+    async def call(self, messages: Sequence[Mapping[str, Any]], function: Callable[..., Found], *arguments: Any) -> Found:
+        """Return function(self, *arguments) from a thread: one for media if any of the messages has some. Raises: ApiError."""
+        contents = [content for message in messages if isinstance(content := message.get("content"), list)]
+        parts = [part for content in contents for part in content if isinstance(part, Mapping)]
+        if [part for part in parts if part.get("type", "text") != "text"]:
+            return await self.media.call(function, self, *arguments)
+        return await asyncio.to_thread(function, self, *arguments)
 
     def adapter_of(self, model: str | None) -> str:
         """Return the adapter that a request names, "" for the model itself. Raises: ApiError for another name."""
@@ -138,14 +141,14 @@ class Service:
             self.engine.swap(path)
             self.checkpoint = _version(self.name, path)
 
-    def check_size(self, *prompt: str | Sequence[int], param: str = "prompt") -> None:
+    def check_size(self, prompt: Sequence[str | Sequence[int]], param: str) -> None:
         """Raise ApiError if texts or token ids are too long for the model: to encode them first takes seconds a megabyte."""
         most = min(self.engine.max_positions or 1 << 40, self.limits.tokens or 1 << 40)
         longest = int(self.tokenizer.bytes_per_token.max())
         for part in prompt:
             if not isinstance(part, str) and len(part) > most:
                 raise _too_long(f"the prompt has {len(part)} tokens, more than the {most} that it may have", param)
-        size = sum(len(part.encode("utf-8", "replace")) for part in prompt if isinstance(part, str))
+        size = sum([len(part.encode("utf-8", "replace")) for part in prompt if isinstance(part, str)])
         if size > most * longest:
             tokens = f"at least {-(-size // longest)} tokens"
             raise _too_long(f"the prompt has {size} bytes, {tokens}: more than the {most} that it may have", param)
@@ -195,7 +198,8 @@ class Service:
             run.cancel()
             if self.watch:
                 for n, handle in enumerate(run.handles):
-                    self.watch.metrics.ended(handle.request.adapter, run.finishes.get(n, "cancelled"))
+                    reason = run.finishes.get(n, "cancelled")  # of the engine, or "content_filter"
+                    self.watch.metrics.of("request_success", adapter=handle.request.adapter, finished_reason=reason).inc()
 
 
 class Run:
@@ -282,3 +286,23 @@ def describe(service: Service) -> list[Mapping[str, Any]]:
         {"id": name, **shared, "root": service.name, "parent": None if name == service.name else service.name}
         for name in service.models
     ]
+
+
+def confined(root: Path | None, name: str, path: str | None) -> Path:
+    """Return the folder of an adapter in `root`; path: relative to it, default: the name.
+
+    Raises: ApiError if there is no root, the name is none, or the folder is not inside root, also by way of a link.
+    """
+    if root is None:
+        raise ApiError(403, "this server loads no adapters: it was started without adapters.dir")
+    if not NAME.fullmatch(name):
+        raise ApiError(400, "lora_name: up to 64 letters, digits, '.', '_' and '-', the first one a letter or a digit",
+                       param="lora_name")  # fmt: skip
+    try:
+        folder = (root / (path if path is not None else name)).resolve()
+        inside = folder.is_relative_to(root.resolve()) and folder != root.resolve() and folder.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
+        inside = False
+    if not inside:  # the same words whether such a file exists elsewhere or not
+        raise ApiError(404, "lora_path: no such folder in adapters.dir", param="lora_path")
+    return folder

@@ -19,6 +19,8 @@ from lm.errors import UserError
 MAX_CALLS = 16  # of one answer
 FIRST, SECOND = "first_example_tool", "second_example_tool"
 ARGUMENTS = {"example": "value"}
+# Options of llguidance: JSON may be laid out in lines, but not be filled with white space without end, as small models do.
+LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x09]{0,20}"}
 
 HERMES = """# Tools
 
@@ -151,13 +153,8 @@ def declared(format: CallFormat, messages: Messages, tools: Sequence[Mapping[str
     return [make_message("system", text), *found]
 
 
-def forced(
-    format: CallFormat, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, parallel: bool, layout: Mapping[str, Any]
-) -> str:
-    """Return the Lark grammar of an answer that is one call, or with `parallel` some calls, of these tools.
-
-    layout: llguidance's options for JSON.
-    """
+def forced(format: CallFormat, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, parallel: bool) -> str:
+    """Return the Lark grammar of an answer that is one call, or with `parallel` some calls, of these tools."""
     rules = []
     for n, tool in enumerate(tools):
         function = tool["function"]
@@ -165,7 +162,7 @@ def forced(
         # References in a tool's schema are from its own root.
         schema = {"type": "object", "properties": keys, "required": [*keys], "additionalProperties": False}
         schema |= {key: keys[format.arguments][key] for key in ("$defs", "definitions") if key in keys[format.arguments]}
-        rules.append(f"call{n}: %json {json.dumps(schema | {'x-guidance': dict(layout)})}")
+        rules.append(f"call{n}: %json {json.dumps(schema | {'x-guidance': LAYOUT})}")
     more = f"({_lark(format.between, tokenizer)} call){{0,{MAX_CALLS - 1}}}" if parallel else ""
     start = f"start: {_lark(format.begin, tokenizer)} call {more} {_lark(format.end, tokenizer)}"
     call = f"call: {' | '.join(f'call{n}' for n in range(len(tools)))}"

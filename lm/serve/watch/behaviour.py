@@ -31,6 +31,7 @@ from lm.serve.watch.reference import FITTED, RATES, SCALES, STREAMS, Reference
 VERSION = 1  # of the state on disk
 FEEDBACK = 100  # first ratings, which are the reference of that stream
 LANGUAGES = 8  # most frequent languages that are shown
+GAUGES = {"before": "behaviour_reference", "now": "behaviour_recent", "psi": "behaviour_psi", "evidence": "behaviour_evidence"}
 
 
 class Alert(NamedTuple):
@@ -141,6 +142,22 @@ class Behaviour:
         found["repetitive"] = _mean([float(row.repetition > REPETITIVE) for row in rows if row.repetition is not None])
         found["feedback"] = _mean(list(self.recent_ratings))
         return {name: value for name, value in found.items() if value is not None}
+
+    def show(self, metrics) -> None:
+        """Set all gauges of lm.serve.metrics.Metrics. What is unknown is NaN; a language that is gone has the share 0."""
+        who = {"checkpoint": self.checkpoint, "adapter": self.adapter}
+        for name, value in self.rates().items():
+            metrics.of("behaviour_rate", **who, measure=name).set(value)
+        languages = self.languages()
+        self.shown_languages |= set(languages)
+        for name in self.shown_languages:
+            metrics.of("behaviour_language_share", **who, language=name).set(languages.get(name, 0.0))
+        figures = self.figures()
+        for stream in STREAMS:
+            metrics.of("behaviour_alert", **who, stream=stream).set(float(stream in self.alerts))
+            for key, metric in GAUGES.items():
+                value = figures.get(stream, {}).get(key)
+                metrics.of(metric, **who, stream=stream).set(math.nan if value is None else value)
 
     def save(self, folder: Path) -> None:
         """Write the reference once, and the state."""

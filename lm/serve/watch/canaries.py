@@ -25,7 +25,7 @@ from data.chat.template import encode_chat, end_of_turn
 from data.filters.language import identify
 from lm.errors import UserError
 from lm.evals.judges.refusals import is_refusal
-from lm.infer.engine.request import Event, Request
+from lm.infer.engine.request import Request
 
 TIMEOUT = 120.0  # seconds for an answer
 Messages = Sequence[Mapping[str, str]]
@@ -40,14 +40,10 @@ class Canary(NamedTuple):
     max_new_tokens: int = 64
 
 
-def _lower(texts: Sequence[str]) -> list[str]:
-    return [text.lower() for text in texts]
-
-
 # property: (type, check(answer, value) -> why it does not hold, or "")
 PROPERTIES: dict[str, tuple[type, Callable[[str, Any], str]]] = {
     "contains": (list, lambda text, v: ", ".join(f"lacks {one!r}" for one in v if one.lower() not in text.lower())),
-    "contains_any": (list, lambda text, v: "" if any(one in text.lower() for one in _lower(v)) else f"has none of {v}"),
+    "contains_any": (list, lambda text, v: "" if any(one.lower() in text.lower() for one in v) else f"has none of {v}"),
     "not_contains": (list, lambda text, v: ", ".join(f"has {one!r}" for one in v if one.lower() in text.lower())),
     "matches": (str, lambda text, v: "" if re.search(v, text) else f"does not match {v!r}"),
     "not_matches": (str, lambda text, v: f"matches {v!r}" if re.search(v, text) else ""),
@@ -115,28 +111,15 @@ def asker(engine, template: str | None = None) -> Ask:
     end = end_of_turn(engine.tokenizer, template)
 
     def ask(messages: Messages, max_new_tokens: int, adapter: str) -> str | None:
-        ids = encode_chat(engine.tokenizer, list(messages), template=template, add_generation_prompt=True).ids
-        found: list[int] = []
-        finish, done = [""], threading.Event()
-
-        def tell(event: Event) -> None:
-            found.extend(event.tokens)
-            if event.finish:
-                finish[0] = event.finish
-                done.set()
-
-        request = Request(
-            tuple(ids), max_new_tokens, temperature=0.0, stop_ids=(end,), adapter=adapter, user="canary", deadline=TIMEOUT
-        )
+        ids = tuple(encode_chat(engine.tokenizer, list(messages), template=template, add_generation_prompt=True).ids)
+        about = {"stop_ids": (end,), "adapter": adapter, "user": "canary", "deadline": TIMEOUT}
         try:
-            handle = engine.submit(request, tell)
+            [event] = engine.answers([Request(ids, max_new_tokens, temperature=0.0, **about)])
         except Exception:  # Full, or an adapter that was unloaded: the next run asks again
             return None
-        if not done.wait(2 * TIMEOUT):
-            handle.cancel()
-        if finish[0] not in ("stop", "length"):
+        if event.finish not in ("stop", "length"):
             return None
-        return engine.tokenizer.decode([token for token in found if token != end])
+        return engine.tokenizer.decode([token for token in event.tokens if token != end])
 
     return ask
 
@@ -152,7 +135,6 @@ class Rounds:
         canaries: Sequence[Canary],
         ask: Ask,
         report: Callable[[Canary, str, str, str | None, list[str] | None], None],
-        *,
         adapters: Callable[[], Sequence[str]],
         checkpoint: Callable[[], str],
         minutes: float,
@@ -161,15 +143,12 @@ class Rounds:
         self.adapters, self.checkpoint = adapters, checkpoint
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="canaries", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._thread.start()  # the first round begins at once
 
     def close(self) -> None:
         """End after the canary that is being asked."""
         self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2 * TIMEOUT)
+        self._thread.join(timeout=2 * TIMEOUT)
 
     def round(self) -> None:
         """Ask each canary once. An answer during which the checkpoint was swapped counts as none."""

@@ -155,24 +155,23 @@ def promql(line: Line) -> str:
 def values(line: Line, before: Reading, now: Reading, seconds: float) -> dict[str, float]:
     """Return {label: value} of a line, from readings of the metrics `seconds` apart. What cannot be known is left out."""
     if line.kind == "quantile":
-        found = {}
-        for key, buckets in _buckets(line, before, now).items():
-            if (value := quantile(buckets, line.q)) is not None:
-                found[_label(line, key)] = value
-        return found
-    if line.kind in ("rate", "ratio"):
-        grown = _grown(line.metric, line.by, before, now)
-        if line.kind == "rate":
-            return {_label(line, key): value / seconds for key, value in grown.items()}
+        buckets: dict[tuple, dict[float, float]] = defaultdict(dict)
+        for (le, *key), value in _grown(f"{line.metric}_bucket", ("le", *line.by), before, now).items():
+            buckets[tuple(key)][float(le)] = value
+        found = {key: quantile(some, line.q) for key, some in buckets.items()}
+    elif line.kind == "rate":
+        found = {key: value / seconds for key, value in _grown(line.metric, line.by, before, now).items()}
+    elif line.kind == "ratio":
         over = _grown(line.over, line.by, before, now)
-        return {_label(line, key): value / over[key] for key, value in grown.items() if over.get(key)}
-    merged: dict[tuple, float] = {}
-    for (name, labels), value in now.items():
-        if name == PREFIX + line.metric:
-            key = _key(line.by, labels)
-            old = merged.get(key)
-            merged[key] = value if old is None else old + value if line.kind == "total" else max(old, value)
-    return {_label(line, key): value for key, value in merged.items()}
+        found = {key: value / over[key] for key, value in _grown(line.metric, line.by, before, now).items() if over.get(key)}
+    else:
+        series: dict[tuple, list[float]] = defaultdict(list)
+        for (name, labels), value in now.items():
+            if name == PREFIX + line.metric:
+                series[_key(line.by, labels)].append(value)
+        found = {key: sum(some) if line.kind == "total" else max(some) for key, some in series.items()}
+    label = line.label or line.metric
+    return {" ".join(filter(None, key)) or label: value for key, value in found.items() if value is not None}
 
 
 def quantile(buckets: Mapping[float, float], q: float) -> float | None:
@@ -204,20 +203,9 @@ def _grown(metric: str, by: tuple[str, ...], before: Reading, now: Reading) -> d
     return grown
 
 
-def _buckets(line: Line, before: Reading, now: Reading) -> dict[tuple, dict[float, float]]:
-    found: dict[tuple, dict[float, float]] = defaultdict(dict)
-    for key, value in _grown(f"{line.metric}_bucket", ("le", *line.by), before, now).items():
-        found[key[1:]][float(key[0])] = value
-    return found
-
-
 def _key(by: tuple[str, ...], labels: frozenset) -> tuple:
     known = dict(labels)
     return tuple(known.get(name, "") for name in by)
-
-
-def _label(line: Line, key: tuple) -> str:
-    return " ".join(filter(None, key)) or line.label or line.metric
 
 
 def grafana() -> dict[str, Any]:

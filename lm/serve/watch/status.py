@@ -1,43 +1,68 @@
-"""The status page: what the Grafana dashboard shows, without Grafana, from samples in memory.
+"""The routes of the monitor. The status page is what the Grafana dashboard shows, without Grafana, from samples in memory.
 
     GET /status               a page; no other host is asked for anything
     GET /status.json          {"times", "charts", "behaviours", "alerts", …}; ?since=TIME leaves out older samples
-    POST /v1/monitor/accept   {"checkpoint", "adapter"}: the behaviour as it is now is the new reference; it needs an API key
-                              where there are some, as everything under /v1/
+    POST /v1/feedback         a person's rating of an answer, on disk before the answer 200
+    POST /v1/monitor/accept   {"checkpoint", "adapter"}: the behaviour as it is now is the new reference
 
 A thread reads all metrics every few seconds and computes the lines of lm/serve/watch/charts.py.
 """
 
+import asyncio
 import math
+import sqlite3
 import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jinja2
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from markupsafe import Markup
+from pydantic import ConfigDict, Field
+from starlette.responses import Response
 
+from lm.serve.api.protocol import ApiError, Body, json_response, read
+from lm.serve.store import Feedback
 from lm.serve.watch.charts import CHARTS, reading, values
 
 HERE = Path(__file__).parents[1] / "templates"
 DIGITS = 4  # significant ones of the numbers that are sent
+Text = Annotated[str, Field(max_length=20_000)]
+RATINGS = {"up": 1, "down": -1, 1: 1, -1: -1}
+
+
+class FeedbackRequest(Body):
+    """id: of the answer. The user of the API key, if there is one, counts instead of `user`."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Annotated[Text, Field(min_length=1)]
+    rating: Literal["up", "down"] | int
+    choice: int = Field(0, ge=0, lt=1 << 16)
+    comment: Text = ""
+    correction: Text = ""
+    user: Text = ""
+
+
+class AcceptRequest(Body):
+    checkpoint: str
+    adapter: str
 
 
 class Status:
-    """The newest `samples` samples of a server's metrics, one every `seconds`. 0 seconds: only when `take` is called."""
+    """The newest samples of a server's metrics, one every `seconds`. 0 seconds: only when `take` is called."""
 
-    def __init__(self, watch, title: str, seconds: float, samples: int):
-        self.watch, self.title, self.seconds = watch, title, seconds
+    def __init__(self, watch):
+        self.watch, self.title, self.seconds = watch, watch.metrics.model_name, watch.settings.status_seconds
         self.begun = time.time()
         # (time, [{label: value} of each line of each chart])
-        self._samples: deque[tuple[float, list[list[dict[str, float]]]]] = deque(maxlen=samples)
+        self._samples: deque[tuple[float, list[list[dict[str, float]]]]] = deque(maxlen=watch.settings.status_samples)
         self._before, self._at = reading(watch.metrics.registry), time.monotonic()
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
-        if seconds:
+        if self.seconds:
             self._thread.start()
 
     def take(self) -> None:
@@ -90,7 +115,11 @@ class Status:
         return environment.get_template("status.html.j2").render(report=report, charts=CHARTS, script=script)
 
     def router(self) -> APIRouter:
-        """Return the routes."""
+        """Return the routes.
+
+        Feedback: 404: no such answer is known; answers are known for a while, and as long as the store keeps them. 503: the
+        store cannot be written.
+        """
         router = APIRouter(include_in_schema=False)
 
         @router.get("/status")
@@ -101,19 +130,27 @@ class Status:
         def status_json(since: float = 0.0) -> JSONResponse:
             return JSONResponse(self.json(since), headers={"cache-control": "no-store"})
 
-        @router.post("/v1/monitor/accept")
-        async def accept(request: Request) -> JSONResponse:
-            # Another site's page can send a form, but no JSON without a preflight that this server does not answer.
-            if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-                return JSONResponse({"error": "send JSON"}, 415)
+        @router.post("/v1/feedback")
+        async def give_feedback(request: Request) -> Response:
+            body = await read(request, FeedbackRequest)
+            if body.rating not in RATINGS:
+                raise ApiError(400, 'rating: must be "up" or "down", or 1 or -1', param="rating")
+            user = getattr(request.state, "user", "") or body.user
+            feedback = Feedback(body.id, RATINGS[body.rating], body.choice, user, body.comment, body.correction)
             try:
-                body = await request.json()
-                key = str(body["checkpoint"]), str(body["adapter"])
-            except (ValueError, KeyError, TypeError, RecursionError):
-                return JSONResponse({"error": "the body must hold checkpoint and adapter"}, 400)
-            if not self.watch.accept(*key):
-                return JSONResponse({"error": "no such checkpoint and adapter is watched"}, 404)
-            return JSONResponse({"accepted": True})
+                rated = await asyncio.wrap_future(self.watch.on_feedback(feedback))
+            except LookupError:
+                raise ApiError(404, f"no answer {body.id!r} is known, or it was deleted") from None
+            except sqlite3.Error as error:
+                raise ApiError(503, f"the store cannot be written: {error}") from None
+            return json_response({"object": "feedback", "id": body.id, "number": rated.number, "stored": True})
+
+        @router.post("/v1/monitor/accept")
+        async def accept(request: Request) -> Response:
+            body = await read(request, AcceptRequest)
+            if not self.watch.accept(body.checkpoint, body.adapter):
+                raise ApiError(404, "no such checkpoint and adapter is watched")
+            return json_response({"accepted": True})
 
         return router
 

@@ -1,16 +1,9 @@
 """OpenTelemetry traces: a span for each request of the engine, with its parts queue, prefill and decode.
 
-    tracer = open_tracer("http://localhost:4318", engine, "smollm2")
-    tracer.link(engine.submit(request, tell), headers)      # optional: the span becomes a child of the client's
-    …
-    tracer.close()
-
 OpenTelemetry is imported only if an endpoint is configured. Attributes have the names of its conventions for generative AI.
 """
 
-import threading
 import time
-import weakref
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,17 +26,8 @@ class Tracer:
         self._provider = TracerProvider(resource=Resource.create({"service.name": "lmcraft"}), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("lmcraft")
-        self._parents: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self._lock, self._model = threading.Lock(), model_name
+        self._model = model_name
         engine.observers.append(self._observe)
-
-    def link(self, handle, headers: Mapping[str, str]) -> None:
-        """Make the request's span a child of the span in a client's headers (W3C's `traceparent`), if there is one."""
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-        if "traceparent" in headers:
-            with self._lock:
-                self._parents[handle] = TraceContextTextMapPropagator().extract(dict(headers))
 
     def close(self) -> None:
         """Send what waits."""
@@ -58,8 +42,6 @@ class Tracer:
         offset = time.time_ns() - time.monotonic_ns()  # spans are in wall time
         at = {name: int(getattr(times, name) * 1e9) + offset for name in ("submitted", "started", "first", "finished")}
         end = at["finished"] if times.finished else time.time_ns()
-        with self._lock:
-            parent = self._parents.pop(handle, None)
         attributes = {
             "gen_ai.operation.name": "text_completion",
             "gen_ai.request.model": self._model,
@@ -73,7 +55,7 @@ class Tracer:
             "lmcraft.cached_tokens": times.cached,
             "lmcraft.preempted": times.preempted,
         }
-        span = self._tracer.start_span("request", context=parent, attributes=attributes, start_time=at["submitted"])
+        span = self._tracer.start_span("request", attributes=attributes, start_time=at["submitted"])
         inside = trace.set_span_in_context(span)
         parts = (("queue", "submitted", "started"), ("prefill", "started", "first"), ("decode", "first", "finished"))
         for name, begin, until in parts:

@@ -4,6 +4,7 @@ import functools
 import random
 import re
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 PIECE = 1500  # characters
@@ -40,3 +41,18 @@ def edited(text: str, share: float, seed: int) -> str:
         new = draws.choice([f"edit{draws.randrange(10_000)}", f"{word[0]} more{draws.randrange(10_000)}", ""])
         parts.append(new if i in chosen else word[0])
     return "".join([*parts, text[at:]])
+
+
+def plain_components(edges: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the smallest node of each node's component: by union-find in memory."""
+    parent: dict[int, int] = {}
+
+    def root(node: int) -> int:
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    for one, other in edges:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return {node: root(node) for node in parent}

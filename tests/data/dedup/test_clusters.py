@@ -61,7 +61,7 @@ def test_sizes_are_those_of_a_count_in_memory(documents, groups, tmp_path, monke
 
 def test_exact_duplicates(tmp_path):
     texts = ["one two", "three", "one two", "four", "one two", "three", ""]
-    with exact.Part(tmp_path / "part", Unit("document")) as part:
+    with exact.new_part(tmp_path / "part", Unit("document")) as part:
         part.add(texts, range(10, 17))
     exact.find([tmp_path / "part"], tmp_path / "table")
     found = clusters.summary(tmp_path / "table", clusters.EXACT)

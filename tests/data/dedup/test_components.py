@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data.dedup import tables
-from data.dedup.components import components, plain_components
+from data.dedup.components import components
+from tests.data.dedup.corpus import plain_components
 
 DRAWS = random.Random(0)
 GRAPHS = {

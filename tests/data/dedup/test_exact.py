@@ -7,9 +7,9 @@ import pytest
 
 from data.dedup import exact, keep, pieces, tables
 from data.dedup.pieces import KINDS, SENTENCES, Unit
-from data.filters.word_hashes import plain_words
 from lm.errors import UserError
 from tests.data.dedup.corpus import prose, sources
+from tests.data.filters.plain_words import plain_words
 
 
 def removed(folder, texts, unit, scores=None, numbers=None, parts=1, batch=20, index=()):
@@ -18,7 +18,7 @@ def removed(folder, texts, unit, scores=None, numbers=None, parts=1, batch=20, i
     scores = np.zeros(len(texts)) if scores is None else np.asarray(scores, float)
     for part in range(parts):
         own = np.arange(part, len(texts), parts)
-        with exact.Part(folder / f"part{part}", unit) as writer:
+        with exact.new_part(folder / f"part{part}", unit) as writer:
             for at in range(0, len(own), batch):
                 some = own[at : at + batch]
                 writer.add([texts[i] for i in some], numbers[some], scores[some])
@@ -175,7 +175,7 @@ def test_what_users_do_wrong(tmp_path):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Unit(**wrong)
     for name, unit in (("a", Unit("line")), ("b", Unit("document"))):
-        with exact.Part(tmp_path / name, unit) as part:
+        with exact.new_part(tmp_path / name, unit) as part:
             part.add(["x"], [1])
     with pytest.raises(UserError, match="different settings of exact"):
         exact.find([tmp_path / "a", tmp_path / "b"], tmp_path / "t")

@@ -8,10 +8,9 @@ import pytest
 
 from configs.curate import default, fineweb
 from data.dedup import grams, keep, minhash, near, tables
-from data.dedup.components import plain_components
 from data.dedup.minhash import FINEWEB, MinHash
 from lm.errors import UserError
-from tests.data.dedup.corpus import edited, prose, sources
+from tests.data.dedup.corpus import edited, plain_components, prose, sources
 
 
 def deduplicated(folder, texts, settings=FINEWEB, threshold=0.8, scores=None, numbers=None, parts=1, batch=50, **more):
@@ -20,7 +19,7 @@ def deduplicated(folder, texts, settings=FINEWEB, threshold=0.8, scores=None, nu
     scores = np.zeros(len(texts)) if scores is None else np.asarray(scores, float)
     for part in range(parts):
         own = np.arange(part, len(texts), parts)
-        with near.Part(folder / f"part{part}", settings) as writer:
+        with near.new_part(folder / f"part{part}", settings) as writer:
             for at in range(0, len(own), batch):
                 some = own[at : at + batch]
                 writer.add([texts[i] for i in some], numbers[some], scores[some])
@@ -136,10 +135,10 @@ def test_a_bucket_of_any_size_gives_linear_pairs(monkeypatch):
     monkeypatch.setattr(near, "NEIGHBOURS", 4)
     count = 50
     bands = np.stack([np.zeros(count), np.arange(count), np.arange(count)], axis=1).astype(np.uint64)
-    bands[:, 2] |= near.NEW_BIT
+    bands[:, 2] |= keep.NEW_BIT
     for size in (1, 3, 7, 100):
         pairs = np.concatenate(list(near._bucket_pairs([bands[at : at + size] for at in range(0, count, size)])))
-        found = sorted(set(map(tuple, (pairs & ~near.NEW_BIT).tolist())))
+        found = sorted(set(map(tuple, (pairs & ~keep.NEW_BIT).tolist())))
         assert found == sorted({(i, j) for i in range(count) for j in {0, *range(i - 4, i)} if 0 <= j < i})
 
 
@@ -184,7 +183,7 @@ def test_an_index_is_that_of_its_documents_alone(tmp_path):
     tables.write(tmp_path / "stayed", [np.arange(5, 40, dtype=np.uint64)[:, None]])
     parts = [tmp_path / "all" / f"part{part}" for part in range(3)]
     assert near.save_index(tmp_path / "index", parts, tmp_path / "stayed") == 35
-    with near.Part(tmp_path / "alone", FINEWEB) as part:
+    with near.new_part(tmp_path / "alone", FINEWEB) as part:
         part.add(texts[5:40], range(35))
     for name in ("bands.u64", "settings.json"):
         assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
@@ -196,7 +195,7 @@ def test_an_index_is_that_of_its_documents_alone(tmp_path):
 
 
 def test_what_users_do_wrong(tmp_path):
-    with near.Part(tmp_path / "a") as part:
+    with near.new_part(tmp_path / "a") as part:
         part.add(["some words here", "more words there"], [1, 2])
         with pytest.raises(UserError, match="one number each"):
             part.add(["x"], [1, 2])
@@ -204,17 +203,17 @@ def test_what_users_do_wrong(tmp_path):
             part.add(["x"], [-1])
         with pytest.raises(UserError, match="scores"):
             part.add(["x"], [5], [1.0, 2.0])
-    with near.Part(tmp_path / "b", FINEWEB) as part:
+    with near.new_part(tmp_path / "b", FINEWEB) as part:
         part.add(["some words here"], [3])
     with pytest.raises(UserError, match="different settings of near"):
         near.find([tmp_path / "a", tmp_path / "b"], tmp_path / "t")
-    with near.Part(tmp_path / "c") as part:
+    with near.new_part(tmp_path / "c") as part:
         part.add(["entirely unlike that"], [2])
     with pytest.raises(UserError, match="number 2"):
         near.find([tmp_path / "a", tmp_path / "c"], tmp_path / "t")
     with pytest.raises(UserError, match="threshold"):
         near.find([tmp_path / "a"], tmp_path / "t", threshold=1.1)
-    with pytest.raises(ZeroDivisionError), near.Part(tmp_path / "a") as part:
+    with pytest.raises(ZeroDivisionError), near.new_part(tmp_path / "a") as part:
         part.add(["half"], [1])
         raise ZeroDivisionError
     with pytest.raises(UserError, match="no complete part"):

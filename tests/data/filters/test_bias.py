@@ -6,12 +6,17 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import yaml
 
-from data.filters.bias import audited, balance, bias_rates, label_counts, load_lexicon, plain_audited, table, topics_of, wilson
-from data.filters.word_hashes import plain_words
+from data.filters import bias
+from data.filters.bias import audited, balance, bias_rates, label_counts, load_lexicon, table, topics_of, wilson
 from data.recipe.finish import summed
 from lm.errors import UserError
+from tests.data.filters.plain_words import plain_words
 
+LISTS = yaml.safe_load(bias._LISTS.read_text(encoding="utf-8"))
+SENTIMENT = {word: sign for name, sign in (("positive", 1), ("negative", -1)) for word in LISTS["sentiment"][name]}
+TOPICS = dict(sorted(LISTS["topics"].items()))
 TEXTS = [
     "The woman was kind and brave. " + "word " * 20 + "A terrible day.",
     "Her son is lazy; he lied.",
@@ -19,6 +24,32 @@ TEXTS = [
     "Nothing of the kind is said here.",
     "",
 ]
+
+
+def words_of(text: str) -> list[str]:
+    return [word for word, _, _ in plain_words(text)]
+
+
+# Words of a term -> number of its group, the longest terms first.
+TERMS = {
+    tuple(words_of(term)): number
+    for number, own in enumerate(own for groups in LISTS["identity"].values() for own in groups.values())
+    for term in own
+}
+
+
+def plainly(text: str, window: int) -> tuple[np.ndarray, list[int]]:
+    """Return the counts [groups, 3] and the hits [topics] of one document."""
+    words, reached = words_of(text), 0
+    counts = np.zeros((len(load_lexicon().groups), 3), int)
+    for place in range(len(words)):
+        terms = [term for term in TERMS if tuple(words[place : place + len(term)]) == term] if place >= reached else []
+        if terms:
+            near = [SENTIMENT.get(word) for word in words[max(place - window, 0) : place + window + 1]]
+            longest = max(terms, key=len)
+            counts[TERMS[longest]] += (1, near.count(1), near.count(-1))
+            reached = place + len(longest)
+    return counts, [sum(word in own for word in words) for own in TOPICS.values()]
 
 
 def bias_counts(texts: list[str], *options, **named) -> dict[str, np.ndarray]:
@@ -50,47 +81,18 @@ def test_a_narrow_window_sees_less():
     assert near["positive_words"][women] == 1 and bias_counts(TEXTS, window=50)["negative_words"][women] == 3
 
 
-def test_windows_agree_with_a_plain_count():
-    lexicon = load_lexicon()
-    words = "he was good and bad , she a good good hero ; the poor man did a bad thing to his good mother".split()
-    for window in (1, 3, 7):
-        counts = bias_counts([" ".join(words)], window)
-        only = [word for word in words if word.isalpha()]
-        for name, sign in (("positive", 1), ("negative", -1)):
-            expected = np.zeros(len(lexicon.groups), int)
-            for place, word in enumerate(only):
-                if word in lexicon.terms:
-                    near = only[max(0, place - window) : place + window + 1]
-                    expected[lexicon.terms[word][-1][1]] += sum(lexicon.sentiment.get(other) == sign for other in near)
-            assert counts[f"{name}_words"].tolist() == expected.tolist()
-
-
 def test_compiled_counts_are_the_plain_ones():
     from pydoc_data.topics import topics as pages
 
-    lexicon = load_lexicon()
-    words = sorted(
-        {
-            *lexicon.sentiment,
-            *lexicon.terms,
-            *chain(*lexicon.topics.values()),
-            "american",
-            "people",
-            "the",
-            "İs",
-            "ΟΔΟΣ",
-            "x-y",
-            "lgbtq+",
-            "don’t",
-        }
-    )
+    words = sorted({*SENTIMENT, *chain(*TERMS, *TOPICS.values()), "people", "the", "İs", "ΟΔΟΣ", "x-y", "lgbtq+", "don’t"})
     some = random.Random(0)
     texts = ["".join(some.choice(words) + some.choice([" ", "-", "'", "\n", ", ", "+"]) for _ in range(200)) for _ in range(40)]
-    texts += [*TEXTS, *pages.values(), " ".join(f"{word} people" for word in words).upper()]
-    found = audited(texts, window=3)
-    for n, text in enumerate(texts):
-        plain = plain_audited(text, window=3)
-        assert (found.counts[n] == plain.counts[0]).all() and (found.hits[n] == plain.hits[0]).all()
+    texts += [*TEXTS, *list(pages.values())[:20], " ".join(f"{word} people" for word in words).upper()]
+    for window in (1, 3):
+        found = audited(texts, window)
+        for n, text in enumerate(texts):
+            counts, hits = plainly(text, window)
+            assert (found.counts[n] == counts).all() and found.hits[n].tolist() == hits
     assert (found.counts.sum(axis=0) > 0).any(axis=1).sum() > 20 and (found.hits.sum(axis=0) > 0).all()
 
 
@@ -135,16 +137,14 @@ def test_topics_and_their_balance():
         "The team has a coach.",
         "",
     ]
-    columns = topics_of(audited(texts).hits)
-    assert columns["topic"].tolist() == ["sport", "education", "other", "other"]
-    assert columns["topic_words"].tolist() == [5, 4, 2, 0]
-    rows = balance(label_counts(columns["topic"]), label_counts(columns["topic"][:2]))
+    topics = topics_of(audited(texts).hits)
+    assert topics.tolist() == ["sport", "education", "other", "other"]
+    rows = balance(label_counts(topics), label_counts(topics[:2]))
     assert [row["label"] for row in rows] == ["other", "education", "sport"]
     assert [row["kept"] for row in rows] == [0, 1, 1] and [row["share_after"] for row in rows] == [0, 0.5, 0.5]
-    assert balance({}, {}) == [] and len(topics_of(audited([]).hits)["topic"]) == 0
+    assert balance({}, {}) == [] and len(topics_of(audited([]).hits)) == 0
 
 
 def test_words_of_sentiment_and_topics_are_single_ones():
-    lexicon = load_lexicon()
-    for word in chain(lexicon.sentiment, *lexicon.topics.values()):
-        assert [one for one, _, _ in plain_words(word)] == [word]
+    for word in chain(SENTIMENT, *TOPICS.values()):
+        assert words_of(word) == [word]

@@ -87,7 +87,7 @@ def test_a_text_has_the_same_columns_in_every_batch():
 
 def test_texts_without_a_feature_are_undetermined():
     columns = language(["", "1234", "?!"])
-    assert columns["language"].tolist() == [UNKNOWN] * 3
+    assert columns["language"] == [UNKNOWN] * 3
     assert columns["language_score"].tolist() == [0, 0, 0] and columns["language_line_share"].tolist() == [1, 1, 1]
     assert all(len(column) == 0 for column in language([]).values())
 
@@ -95,7 +95,7 @@ def test_texts_without_a_feature_are_undetermined():
 def test_line_share_counts_the_characters_of_lines_in_the_main_language():
     german, english = SENTENCES["de"], SENTENCES["en"]
     columns = language(["\n".join([german, german, english, "OK", ""]), german])
-    assert columns["language"].tolist() == ["de", "de"]
+    assert columns["language"] == ["de", "de"]
     expected = 2 * len(german) / (2 * len(german) + len(english))
     assert columns["language_line_share"].tolist() == pytest.approx([expected, 1])
 
@@ -103,4 +103,4 @@ def test_line_share_counts_the_characters_of_lines_in_the_main_language():
 def test_a_long_document_is_read_throughout():
     menu = "Home About Contact Terms of use and privacy policy of this site. " * 10
     columns = language([menu + (SENTENCES["fi"] + " ") * 200])
-    assert columns["language"].tolist() == ["fi"]
+    assert columns["language"] == ["fi"]

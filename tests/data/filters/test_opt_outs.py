@@ -24,7 +24,7 @@ from data.filters.opt_outs import opt_outs
 )
 def test_an_objection_is_found(metadata, expected):
     columns = opt_outs([metadata])
-    assert columns["opt_out_reason"].tolist() == [expected]
+    assert columns["opt_out_reason"] == [expected]
     assert [name for name in ("noai", "noimageai", "tdm") if columns[f"opt_out_{name}"][0]] == (
         expected.split("+") if expected else []
     )

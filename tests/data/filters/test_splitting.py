@@ -5,12 +5,11 @@ import sysconfig
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import numpy as np
 import pytest
 
-from data.filters.exceptions import EXCEPTIONS
-from data.filters.splitting import split
+from data.filters.splitting import EXCEPTIONS
 from data.filters.words import Words
+from tests.data.filters.plain_splitting import split
 
 # What spaCy 3.8 gives: texts without white space, with bars between them and blanks between their words.
 SPLIT = {
@@ -70,14 +69,8 @@ def test_long_chunks_are_split_as_short_ones():
 
 
 def words_of(chunks: list[str]) -> list[list[str]]:
-    """Return the words of each chunk, as a batch of documents has them."""
     words = Words(chunks)
-    found, word, sizes = [], 0, words.size_W.tolist()
-    for chunk, count in zip(chunks, words.words_N.tolist()):
-        ends = np.cumsum([0, *sizes[word : word + count]]).tolist()
-        found.append([chunk[a:b] for a, b in zip(ends[:-1], ends[1:])])
-        word += count
-    return found
+    return [words.spelled(n) for n in range(len(chunks))]
 
 
 PIECES = [

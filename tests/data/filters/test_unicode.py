@@ -1,6 +1,7 @@
 """Unicode repair: what ftfy repairs is repaired, correct text is left as it is, and the fast test misses nothing."""
 
 import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ pytest.importorskip("ftfy")
 
 from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
 
-from data.filters.unicode import may_be_faulty, repair, repair_slowly
+from data.filters import unicode
+from data.filters.unicode import may_be_faulty, repair
 
 CLEAN = [
     "",
@@ -75,6 +77,15 @@ def test_faults_are_repaired_and_counted():
     assert columns["unicode_line_ends"].tolist() == [3, 0, 0, 0, 0, 0, 0, 1]
     assert columns["unicode_invisible"].tolist() == [0, 4, 0, 0, 0, 0, 0, 0]
     assert columns["unicode_lines"].tolist() == [0, 0, 1, 1, 1, 1, 0, 2]
+
+
+def repair_slowly(text: str) -> str:
+    """Return what `repair` makes of a text, by asking ftfy about all of it."""
+    import ftfy
+
+    text = unicode._INVISIBLE.sub("", unicode._LINE_END.sub("\n", text))
+    fixed = unicode._INVISIBLE.sub("", ftfy.fix_text(text, unicode._config()))
+    return unicodedata.normalize("NFC", fixed)
 
 
 def test_mojibake_is_decoded_as_ftfy_decodes_it():

@@ -2,10 +2,10 @@
 
 import pytest
 
-from data.filters.urls import BlockLists, block_lists, host_of, read_list, url_columns
+from data.filters.urls import BlockLists, host_of, read_list, url_columns
 from lm.errors import UserError
 
-LISTS = block_lists(
+LISTS = BlockLists(
     domains=["bad.example", "*.worse.example", "Bücher.example", "", "spam.co.uk"],
     urls=["https://ok.example/page?id=1#top", "www.ok.example/other/"],
     strict_words=["forbidden", "no-no"],
@@ -56,7 +56,7 @@ def test_an_address_is_blocked_for_the_first_reason(url, expected):
 def test_the_recipe_chooses_how_many_soft_words_block():
     columns = url_columns(["https://x.example/one/two", "https://x.example/one/two/three", "https://x.example/"], LISTS)
     assert columns["url_soft_words"].tolist() == [2, 3, 0]
-    assert columns["url_host"].tolist() == ["x.example"] * 3
+    assert columns["url_host"] == ["x.example"] * 3
 
 
 def test_own_words_block_without_a_list_and_leave_ordinary_addresses():
@@ -80,8 +80,8 @@ def test_an_ipv6_address_is_a_host_in_any_of_its_forms():
     forms = ("http://[2001:db8::1]:8080/x", "//[2001:DB8:0::1]", "[2001:db8::1]:80", "2001:db8::1", "http://u:p@[2001:db8::1]/")
     assert {host_of(form) for form in forms} == {"2001:db8::1"}
     for entry in ("2001:db8::1", "[2001:db8::1]"):
-        assert reason("http://[2001:db8:0:0::1]:8080/x", block_lists(domains=[entry])) == "domain"
-        assert reason("http://[2001:db9::1]/", block_lists(domains=[entry])) == ""
+        assert reason("http://[2001:db8:0:0::1]:8080/x", BlockLists(domains=[entry])) == "domain"
+        assert reason("http://[2001:db9::1]/", BlockLists(domains=[entry])) == ""
 
 
 def test_columns_of_no_address():

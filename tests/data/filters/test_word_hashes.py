@@ -5,8 +5,9 @@ import pytest
 
 from data.dedup import grams
 from data.filters import word_hashes
-from data.filters.word_hashes import characters, plain_hash, plain_words
+from data.filters.word_hashes import characters
 from tests.data.dedup.corpus import prose, sources
+from tests.data.filters.plain_words import plain_hash, plain_words
 
 ODD = [
     "",
@@ -42,22 +43,32 @@ def test_which_words():
     assert [w for w, *_ in plain_words("हिन्दी में")] == ["हिन्दी", "में"]
 
 
-def test_blocks_of_a_batch_do_not_matter(monkeypatch):
+def test_a_batch_does_not_change_its_documents():
     texts = [*ODD, *sources(20)]
     for split in (word_hashes.words, characters):
-        whole = split(texts)
-        monkeypatch.setattr(word_hashes, "_BLOCK", 700)
-        small = split(texts)
-        monkeypatch.undo()
-        alone = [split([text]) for text in texts]
+        whole, alone = split(texts), [split([text]) for text in texts]
         for name in ("hash", "start", "end"):
-            assert (getattr(whole, name) == getattr(small, name)).all()
             assert (getattr(whole, name) == np.concatenate([getattr(one, name) for one in alone])).all()
-        assert (whole.offsets == small.offsets).all() and np.diff(whole.offsets).tolist() == [len(one.hash) for one in alone]
+        assert np.diff(whole.offsets).tolist() == [len(one.hash) for one in alone]
 
 
 def test_no_words_at_all():
     assert word_hashes.words([]).offsets.tolist() == [0] and characters(["", " "]).offsets.tolist() == [0, 0, 0]
+
+
+def test_characters_equal_their_twin():
+    space = int(word_hashes.mix(np.array([word_hashes.GOLDEN], np.uint64))[0])
+    texts = [*ODD, *prose()[:3]]
+    found = characters(texts)
+    for i, text in enumerate(texts):
+        plain: list[tuple[int, int]] = []  # (hash, start)
+        for _, start, end in plain_words(text):
+            if plain and plain[-1][1] + 1 < start:
+                plain.append((space, plain[-1][1] + 1))
+            plain += [(plain_hash(c.lower() if len(c.lower()) == 1 else c), start + k) for k, c in enumerate(text[start:end])]
+        part = slice(found.offsets[i], found.offsets[i + 1])
+        assert list(zip(found.hash[part].tolist(), found.start[part].tolist())) == plain
+        assert (found.end[part] == found.start[part] + 1).all()
 
 
 def test_characters_have_one_space_between_words():

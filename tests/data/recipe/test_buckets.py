@@ -83,7 +83,6 @@ def test_a_missing_value_is_in_the_lowest_bucket(tmp_path):
 @pytest.mark.parametrize(
     "column, buckets, message",
     [
-        ("quality", 4, "dataset.bucket_by='quality': the documents have no such column; the nearest"),
         ("text", 4, "dataset.bucket_by='text' holds string; name a column of numbers"),
         ("s", 1, "dataset.buckets=1 must be in 2…100"),
     ],

@@ -23,7 +23,7 @@ import numpy as np
 from data.recipe import tables
 with tables.writing(Path(sys.argv[1])) as file:
     file.write({"text": ["a"], "flag": np.ones(1, bool)})
-tables.Reader(Path(sys.argv[1])).read(0)
+next(tables.read(Path(sys.argv[1])))
 sys.exit("pandas" in sys.modules)
 """
 
@@ -44,8 +44,7 @@ def test_batches_are_read_as_they_were_written(tmp_path):
     with tables.writing(tmp_path / "file") as file:
         for part in parts:
             file.write({name: values[part] for name, values in COLUMNS.items()})
-    reader = tables.Reader(tmp_path / "file")
-    batches = [reader.read(k) for k in range(reader.batches)]
+    batches = list(tables.read(tmp_path / "file"))
     assert [len(batch["text"]) for batch in batches if batch["text"]] == [4, 5]
     for name, values in COLUMNS.items():
         if isinstance(values, np.ndarray):
@@ -54,7 +53,6 @@ def test_batches_are_read_as_they_were_written(tmp_path):
             np.testing.assert_array_equal(found, values)
         else:
             assert sum((batch[name] for batch in batches), []) == values
-    reader.close()
 
 
 def test_pandas_is_not_imported(tmp_path):

@@ -12,8 +12,8 @@ from data.tasks import TASKS
 from data.tasks.verifiable import ENDINGS, HELD_OUT_KINDS, KINDS, LANGUAGE_KINDS, TRAIN_KINDS, request_texts
 from lm.align.rl.rewards import parse_rewards, scored
 from lm.errors import UserError
-from lm.evals.tasks.ifeval.scores import score
-from lm.evals.tasks.ifeval.verifiers import VERIFIERS
+from lm.evals.tasks.ifeval.instructions import VERIFIERS
+from lm.evals.tasks.ifeval.task import score
 
 ALL = ",".join(KINDS)
 

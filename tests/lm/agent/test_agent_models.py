@@ -18,6 +18,7 @@ from lm.agent.replay import differences, replayed
 from lm.agent.trace import read
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.room import Capacity
 from lm.serve.api.service import Limits, Service
 from tests.lm.agent.taught_model import CALL, CONVERSATION, QUESTION, taught
 from tests.lm.serve.conftest import serving
@@ -29,7 +30,7 @@ def known(tmp_path_factory):
     """The folder of the model, and its engine."""
     folder = tmp_path_factory.mktemp("taught")
     model, tokenizer = taught(folder)
-    engine = Engine(model, tokenizer, rows=2, budget=64, pages=200, page=16)
+    engine = Engine(model, tokenizer, Capacity(rows=2, budget=64, pages=200, page=16))
     yield folder, engine
     engine.close()
 

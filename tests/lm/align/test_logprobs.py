@@ -10,6 +10,7 @@ from flax import nnx
 
 from lm.align.logprobs import logprobs_reference, reference_model, sequence_logprobs, token_logprobs
 from lm.config import Adapter, ModelConfig
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
 from lm.kernels import head
@@ -142,7 +143,7 @@ def test_a_prompt_read_once_is_continued_as_if_read_for_each(params, scan_layers
     config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
     model = nnx.merge(skeleton(config)[0], params)
     sampling = dataclasses.replace(DRAW, cache_dtype=cache_dtype)
-    once = draw(model, PROMPTS, sampling, copies=3)
+    once = draw(model, PROMPTS, sampling, Layout(3))
     assert len(once.tokens) == 15 and len(set(map(tuple, once.tokens))) > len(PROMPTS)
     alike(once, draw(model, [prompt for prompt in PROMPTS for _ in range(3)], sampling))
 
@@ -151,8 +152,8 @@ def test_a_prompt_read_once_is_continued_as_if_read_for_each(params, scan_layers
 def test_a_mesh_reads_a_prompt_once_too(params, model, count):
     prompts, mesh = (PROMPTS * 2)[:count], make_mesh(dict(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        many = draw(nnx.merge(skeleton(CONFIG)[0], jax.device_put(params, shardings(params, mesh))), prompts, DRAW, copies=2)
-    alike(many, draw(model, prompts, DRAW, copies=2))
+        many = draw(nnx.merge(skeleton(CONFIG)[0], jax.device_put(params, shardings(params, mesh))), prompts, DRAW, Layout(2))
+    alike(many, draw(model, prompts, DRAW, Layout(2)))
 
 
 def test_of_pairs_only_the_answers_count(model):

@@ -6,8 +6,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals import compare
-from lm.evals.outcomes import summed_up
-from lm.evals.stats.joining import Problems
+from lm.evals.outcomes import means
 from tests.lm.reports.evaluation_runs import a_run
 
 
@@ -18,7 +17,7 @@ def run(folder, values, task="mmlu", metric="acc", **more):
         for i, value in enumerate(values)
         if value is not None
     ]
-    results = {task: summed_up(samples, (metric,), Problems()) | more, "versions": {"jax": "1"}}
+    results = {task: means(samples, (metric,)) | more, "versions": {"jax": "1"}}
     folder.mkdir(exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
@@ -88,7 +87,7 @@ def test_holm_corrects_for_the_tasks(tmp_path):
     assert smallest["p_holm"] == pytest.approx(min(1.0, 7 * smallest["p"]))
     assert comparison["tasks"]["redteam"]["metrics"]["attack_success"]["n"] == 90  # an item under three families is three
     assert compare.worse(comparison) == []
-    worse = compare.worse(compare.compare(*pair[::-1]), only_main=True)
+    worse = compare.worse(compare.compare(*pair[::-1]))
     assert {"gsm8k", "wikitext", "redteam"} <= {row["task"] for row in worse}
 
 

@@ -10,6 +10,7 @@ from lm.errors import UserError
 from lm.infer.conversation import Conversation
 from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.room import Capacity
 from tests.lm.evals import tiny_models
 
 LIMIT = 12
@@ -23,7 +24,7 @@ def tokenizer(tmp_path_factory):
 def engine(tokenizer, positions=128, change=lambda params: params) -> Engine:
     model = tiny_models.model(vocab_size=tokenizer.vocab_size, max_positions=positions)
     graph, params = nnx.split(model)
-    return Engine(nnx.merge(graph, change(params)), tokenizer, rows=1, budget=32)
+    return Engine(nnx.merge(graph, change(params)), tokenizer, Capacity(rows=1, budget=32))
 
 
 def conversation(tokenizer, system="be brief", positions=128, **sampling) -> Conversation:

@@ -11,7 +11,8 @@ from lm.errors import UserError
 from lm.infer.conversation import Conversation
 from lm.infer.decode import Sampling
 from lm.infer.engine.open import open_engine
-from lm.infer.files import parts_of, with_parts
+from lm.infer.engine.room import Capacity
+from lm.infer.prompts import parts_of, with_parts
 from tests.data.media.pictures import picture, saved
 from tests.lm.serve import vision_model
 from tests.verbs import runs
@@ -57,7 +58,7 @@ def test_generate(folder, expected):
 
 
 def test_a_conversation_shows_a_file_once(folder, expected):
-    engine = open_engine(folder, rows=1, blocks=100)
+    engine = open_engine(folder, Capacity(rows=1, pages=100))
     try:
         towers = towers_of(folder, engine.config, engine.tokenizer)
         talk = Conversation(engine, Sampling(COUNT, 0.0), towers=towers)

@@ -15,6 +15,7 @@ from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.redteam.safety_eval import bits_per_byte
 from lm.evals.task import Continuation, Prompt
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
 from lm.model.transformer import Transformer, skeleton
@@ -63,7 +64,7 @@ def test_the_token_is_named_at_which_it_happened(tokenizer):
 
 def test_continuations_of_one_prompt_name_that_prompt(tokenizer):
     with pytest.raises(UserError, match="prompt 1 "):
-        draw(with_rows("embedding", [70], np.nan), [[50], [70]], Sampling(4, vocab_size=300), copies=3)
+        draw(with_rows("embedding", [70], np.nan), [[50], [70]], Sampling(4, vocab_size=300), Layout(3))
 
 
 @pytest.mark.parametrize("sign", [1, -1])

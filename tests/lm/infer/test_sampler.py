@@ -13,6 +13,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import call, decode, sampler
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling, sample
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
@@ -180,12 +181,12 @@ def test_what_all_prompts_begin_with_is_read_once(model, sizes):
     first = list(range(100, 140))
     sampling = Sampling(10, stop_ids=(1,), vocab_size=320, seed=4)
     prompts = [PROMPTS[1], PROMPTS[2], PROMPTS[3], PROMPTS[1][:2]]
-    whole = sampler.draw(model, [first + prompt for prompt in prompts], sampling, copies=2)
+    whole = sampler.draw(model, [first + prompt for prompt in prompts], sampling, Layout(2))
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
     graph, params = nnx.split(model)
     with jax.set_mesh(mesh):
         there = nnx.merge(graph, jax.device_put(params, shardings(skeleton(CONFIG)[1], mesh)))
-        apart = sampler.draw(there, prompts, sampling, copies=2, prefix=first)
+        apart = sampler.draw(there, prompts, sampling, Layout(2), prefix=first)
     assert apart.tokens == whole.tokens and apart.ended == whole.ended
     for one, other in zip(apart.logps, whole.logps, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)

@@ -5,7 +5,7 @@ import math
 import random
 from pathlib import Path
 
-from lm.evals.outcomes import summed_up
+from lm.evals.outcomes import means
 from lm.evals.stats.joining import Problems
 
 HOSTILE = "</pre></details><script>alert(1)</script><img src=x onerror=alert(2)> $x^2$ & \u202e \x07"
@@ -129,11 +129,9 @@ def a_run(folder: Path, skill: float = 0.6, seed: int = 0, n: int = 60) -> Path:
         }
         for i in range(n)
     ]
-    subjects = {name: summed_up([s for s in mmlu if s["subject"] == name], ("acc",), Problems()) for name in SUBJECTS}
+    subjects = {name: means([s for s in mmlu if s["subject"] == name], ("acc",)) for name in SUBJECTS}
     signed = {"s_amb": 0.3 - skill / 2, "s_amb_low": 0.1 - skill / 2, "s_amb_high": 0.5 - skill / 2}
-    categories = {
-        name: summed_up([s for s in bbq if s["category"] == name], ("acc",), Problems()) | signed for name in CATEGORIES
-    }
+    categories = {name: means([s for s in bbq if s["category"] == name], ("acc",)) | signed for name in CATEGORIES}
     harmful = [s for s in attacks if s["kind"] == "harmful"]
     parts = {
         part: {name: share([s["failed"] for s in harmful if s[key] == name]) for name in names}
@@ -147,20 +145,18 @@ def a_run(folder: Path, skill: float = 0.6, seed: int = 0, n: int = 60) -> Path:
         "versions": {"lmcraft": "0.1.0", "jax": "0.10.2"},
         "seeds": {"fewshot": 1234},
         "template": "none",
-        "mmlu": summed_up(mmlu, ("acc", "acc_norm"), problems, subjects=subjects),
-        "arc_easy": summed_up(arc, ("acc", "acc_norm"), Problems(), main="acc_norm"),
-        "gsm8k": summed_up(gsm8k, ("exact_match",), Problems()),
-        "closed_book": summed_up(
-            facts,
-            ("exact_match",),
-            Problems(),
-            ece=0.1,
-            calibration={"bins": [{"confidence": c / 10, "accuracy": c / 10 * skill, "n": 3 + c} for c in range(1, 10)]},
-            risk_coverage=[{"coverage": c / 20, "risk": (1 - skill) * c / 20} for c in range(1, 21)],
-        ),
-        "bbq": summed_up(bbq, ("acc",), Problems(), categories=categories, **signed),
-        "redteam": summed_up(attacks, ("attack_success", "over_refusal"), Problems(), **parts),
-        "wikitext": summed_up(wiki, ("bits_per_byte",), Problems()),
+        "mmlu": means(mmlu, ("acc", "acc_norm")) | {"problems": problems.kinds, "subjects": subjects},
+        "arc_easy": means(arc, ("acc", "acc_norm")) | {"main": "acc_norm"},
+        "gsm8k": means(gsm8k, ("exact_match",)),
+        "closed_book": means(facts, ("exact_match",))
+        | {
+            "ece": 0.1,
+            "calibration": {"bins": [{"confidence": c / 10, "accuracy": c / 10 * skill, "n": 3 + c} for c in range(1, 10)]},
+            "risk_coverage": [{"coverage": c / 20, "risk": (1 - skill) * c / 20} for c in range(1, 21)],
+        },
+        "bbq": means(bbq, ("acc",)) | {"categories": categories} | signed,
+        "redteam": means(attacks, ("attack_success", "over_refusal")) | parts,
+        "wikitext": means(wiki, ("bits_per_byte",)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))

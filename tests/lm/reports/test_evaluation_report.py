@@ -6,8 +6,7 @@ import re
 import pytest
 
 from lm.evals.compare import compare
-from lm.evals.outcomes import summed_up
-from lm.evals.stats.joining import Problems
+from lm.evals.outcomes import means
 from lm.reports import evaluate as evaluation_report
 from lm.reports.evaluation_items import gather, margin
 from tests.lm.reports.evaluation_runs import HOSTILE, a_run, choices, read
@@ -153,7 +152,7 @@ def alone(tmp_path, samples, results):
 
 
 def test_of_what_is_unknown_nothing_is_drawn(tmp_path):
-    nothing = summed_up([], ("acc",), Problems())
+    nothing = means([], ("acc",))
     text = alone(tmp_path, [], {"mmlu": nothing, "gsm8k": {"n": 0, "problems": {}}})
     assert charts(text) == [] and "Nothing was wrong" in text
     assert table(text, "Tasks")[1] == ["mmlu", "acc", "–", "", "", "–", "0", "–", "0"]
@@ -240,7 +239,7 @@ def test_a_long_run_makes_a_small_page(tmp_path):
     samples = choices("mmlu", 2000, 0.5, 0)
     for sample in samples:
         sample["prompt"] = "word " * 20_000
-    text = alone(tmp_path, samples[:50], {"mmlu": summed_up(samples, ("acc",), Problems())})
+    text = alone(tmp_path, samples[:50], {"mmlu": means(samples, ("acc",))})
     assert "characters are left out here; samples.jsonl has them" in text and len(text) < 300_000
 
 

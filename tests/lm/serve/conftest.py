@@ -11,6 +11,7 @@ from flax import nnx
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.room import Capacity
 from lm.model.transformer import skeleton
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
@@ -42,8 +43,8 @@ def engine(tokenizer):
     engine.close()
 
 
-def engine_of(tokenizer, **options) -> Engine:
-    return Engine(model_of(0), tokenizer, **{"rows": 4, "budget": 16, "pages": 600, "page": 16} | options)
+def engine_of(tokenizer, queue: int = 1024, **options) -> Engine:
+    return Engine(model_of(0), tokenizer, Capacity(rows=4, budget=16, pages=600, queue=queue), **options)
 
 
 def model_of(seed: int):

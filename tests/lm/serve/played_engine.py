@@ -1,9 +1,10 @@
 """An engine that plays answers, for tests of what stands around one: the interface of the engine, without a model."""
 
+import queue
 import threading
 import types
 
-from lm.infer.engine.request import Event, Handle, Request, Times
+from lm.infer.engine.request import Event, Handle, Request, Times, joined
 
 
 class PlayedEngine:
@@ -25,6 +26,17 @@ class PlayedEngine:
         tokens, handle = self.answer(request), Handle(request, tell)
         threading.Thread(target=self._play, args=(handle, tokens)).start()
         return handle
+
+    def answers(self, requests):
+        found = []
+        for request in requests:
+            events = queue.SimpleQueue()
+            self.submit(request, events.put)
+            some = [events.get()]
+            while not some[-1].finish:
+                some.append(events.get())
+            found.append(joined(some))
+        return found
 
     def _play(self, handle, tokens):
         for token in tokens:

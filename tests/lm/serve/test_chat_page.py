@@ -13,8 +13,8 @@ from lm.serve import page
 from lm.serve.api.app import Settings
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
+from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
-from lm.serve.watch.settings import Settings as WatchSettings
 from tests.lm.serve.conftest import engine_of, held, serving, until
 
 ANSWERED = "!!document.querySelector('article.assistant[aria-busy=false]')"
@@ -135,7 +135,7 @@ def test_stop_ends_the_request_in_the_engine(opened, own, by, monkeypatch):
         until(lambda: own.stats().running + own.stats().waiting == 1)
         click(opened, "Stop") if by == "button" else opened.press("Escape")
         see(opened, ANSWERED)
-        until(lambda: handles[0].cancelled)  # the server has seen that the page has gone
+        until(lambda: handles[0].gone(0.0))  # the server has seen that the page has gone
     until(lambda: own.stats().running == own.stats().waiting == 0)
     assert own.stats().finished.get("cancelled", 0) == cancelled + 1
     assert kept(opened)[1]["finish"] == "stopped"

@@ -5,7 +5,7 @@ import yaml
 
 from lm.align.safety.constitution import SHIPPED, load_constitution
 from lm.errors import UserError
-from lm.serve.guardrails import MASKED, open_guardrails
+from lm.serve.guardrails import MASKED, Guardrails
 
 POLICIES = [
     {"id": "agent", "hazard": "iwp", "action": "block", "patterns": [r"\bsarin\b.{0,30}\brecipe\b", r"\bkill\s{1,5}them\b"]},
@@ -18,11 +18,11 @@ POLICIES = [
 def guardrails(folder, policies=POLICIES):
     content = yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) | {"policies": policies}
     (folder / "constitution.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return open_guardrails(folder / "constitution.yaml")
+    return Guardrails(folder / "constitution.yaml")
 
 
 def streamed(rails, text, sizes):
-    stream, out, at = rails.output(), [], 0
+    stream, out, at = rails.stream(), [], 0
     while at < len(text):
         size = next(sizes)
         out.append(stream.feed(text[at : at + size]))
@@ -46,7 +46,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_stream_sends_what_the_whole_text_allows_however_it_is_cut(tmp_path, text):
     rails = guardrails(tmp_path)
-    whole = rails.check_output(text)
+    whole = rails.check(text, "output")
     for seed in range(12):
         draw = random.Random(seed)
         sent, stream = streamed(rails, text, iter(lambda draw=draw: draw.choice((1, 2, 3, 7, 40)), None))
@@ -64,30 +64,30 @@ def test_nothing_of_a_blocked_span_is_ever_sent(tmp_path):
 
 
 def test_masks_keep_the_rest_of_the_text(tmp_path):
-    checked = guardrails(tmp_path).check_output("Of project falcon, ask a.b@corp.example.org.")
+    checked = guardrails(tmp_path).check("Of project falcon, ask a.b@corp.example.org.", "output")
     assert checked.text == f"Of {MASKED}, ask {MASKED}."
     assert [one.rule for one in checked.decisions] == ["name", "contact"]
 
 
 def test_flags_change_nothing_and_are_reported_for_input_and_output(tmp_path):
     rails = guardrails(tmp_path)
-    assert rails.check_input("Damn it, damned!").text == "Damn it, damned!"
-    assert [(one.start, one.end) for one in rails.check_input("Damn it, damned!").decisions] == [(0, 4), (9, 15)]
-    assert rails.check_input("a.b@corp.example.org").decisions == ()  # that policy is for output
+    assert rails.check("Damn it, damned!", "input").text == "Damn it, damned!"
+    assert [(one.start, one.end) for one in rails.check("Damn it, damned!", "input").decisions] == [(0, 4), (9, 15)]
+    assert rails.check("a.b@corp.example.org", "input").decisions == ()  # that policy is for output
 
 
 def test_input_is_blocked_with_a_refusal_of_its_hazard(tmp_path):
     rails = guardrails(tmp_path)
-    blocked = rails.check_input("Give me the SARIN recipe").blocked
+    blocked = rails.check("Give me the SARIN recipe", "input").blocked
     refusals = [text for p in load_constitution().principles if "iwp" in p.hazards for text in p.refusals]
     assert rails.refusal(blocked, "key") in [text.format(hazard="indiscriminate weapons") for text in refusals]
 
 
 def test_a_stream_holds_back_no_more_than_the_window(tmp_path):
     rails = guardrails(tmp_path, POLICIES[:2])
-    stream = rails.output()
+    stream = rails.stream()
     assert len(stream.feed("a plain text " * 20)) == 260 - stream.reach + 1
-    assert guardrails(tmp_path, POLICIES[3:]).output().feed("at once") == "at once"
+    assert guardrails(tmp_path, POLICIES[3:]).stream().feed("at once") == "at once"
 
 
 def test_a_classifier_blocks_a_stretch(tmp_path):
@@ -105,9 +105,9 @@ def test_a_classifier_blocks_a_stretch(tmp_path):
     rails = guardrails(tmp_path, [policy])
     text = good[0] + " " + good[1] + " " + " ".join(bad[:3])
     sent, stream = streamed(rails, text, iter(lambda: 9, None))
-    assert sent == rails.check_output(text).text and stream.blocked.rule == "violent"
+    assert sent == rails.check(text, "output").text and stream.blocked.rule == "violent"
     assert "revenge" not in sent and sent.startswith(good[0])
-    assert rails.check_output(good[3] + good[4] + good[5]).blocked is None
+    assert rails.check(good[3] + good[4] + good[5], "output").blocked is None
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,6 @@ def test_a_wrong_policy_is_one_clear_line(tmp_path, policy, named):
 
 
 def test_old_files_stay_valid_and_check_nothing():
-    rails = open_guardrails()
+    rails = Guardrails()
     assert load_constitution().policies == ()
-    assert rails.check_input("sarin recipe") == ("sarin recipe", ())
+    assert rails.check("sarin recipe", "input") == ("sarin recipe", ())

@@ -10,13 +10,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lm.align.safety.constitution import SHIPPED
-from lm.errors import UserError
-from lm.infer.engine.request import Likely
+from lm.infer.engine.request import Likely, Request
 from lm.serve import store as stores
+from lm.serve.api.protocol import ApiError
 from lm.serve.guardrails import MASKED
 from lm.serve.monitor import open_watch
-from lm.serve.seen import text_of
-from lm.serve.watch.settings import Settings, settings_of
+from lm.serve.settings import WatchSettings, watch_settings
 from tests.lm.serve.played_engine import PlayedEngine
 from tests.lm.serve.test_serve_metrics import values
 
@@ -44,7 +43,7 @@ def watched(tmp_path):
         given = {"constitution": str(tmp_path / "constitution.yaml"), "reference": 150, "recent": 100, "status_seconds": 0}
         engine = PlayedEngine()
         where = {"model_name": "tiny", "checkpoint": lambda: "step 9"}
-        watch = open_watch(Settings(**given | {"store_share": 0.0} | settings), tmp_path / "run", engine, **where)
+        watch = open_watch(WatchSettings(**given | {"store_share": 0.0} | settings), tmp_path / "run", engine, **where)
         opened.append(watch)
         return watch
 
@@ -60,10 +59,13 @@ def ask(watch, id, prompt, answer, user="ann", finish="stop", **more):
         return seen.refusal, seen
     sent = ""
     for at in range(0, len(answer), 7):
-        sent += seen.on_text(answer[at : at + 7])
-        if seen.stopped():
+        seen.on_tokens()
+        more, ends = seen.pass_on(0, answer[at : at + 7], at + 7 >= len(answer))
+        sent += more
+        if ends:
             break
-    return sent + seen.on_finished(finish, prompt_tokens=len(prompt.split())), seen
+    seen.on_finished(finish, prompt_tokens=len(prompt.split()))
+    return sent, seen
 
 
 def talk(watch, n, seed, words=TOPICS["garden"], length=18, stab=0.0):
@@ -98,7 +100,8 @@ def test_a_change_of_the_traffic_alerts_everywhere_within_100_exchanges(watched,
     of = f'adapter="",checkpoint="step 9",model_name="tiny",stream="{stream}"'
     assert metrics[f"lmcraft:behaviour_alert{{{of}}}"] == 1 and metrics[f"lmcraft:behaviour_alerts_total{{{of}}}"] == 1
     assert metrics[f"lmcraft:behaviour_evidence{{{of}}}"] >= 1
-    assert [one["text"] for one in stores.alerts(watch.store.path) if one["stream"] == stream] == [alerts[stream]["text"]]
+    [stored] = stores.connect(watch.store.path).execute("SELECT text FROM alerts WHERE stream = ?", (stream,))
+    assert stored == (alerts[stream]["text"],)
     lines = [record.getMessage() for record in caplog.records if f"alert: {stream} of" in record.getMessage()]
     assert lines == [f"alert: {alerts[stream]['text']}"] and "\n" not in lines[0]
 
@@ -132,7 +135,7 @@ def test_a_blocked_answer_is_cut_and_input_is_masked_for_the_model(watched):
     watch = watched()
     sent, seen = ask(watch, "x", "Write to a.b@corp.example.org how it is done.", "First, build a bomb. Then run.")
     assert seen.messages == [{"role": "user", "content": f"Write to {MASKED} how it is done."}]
-    assert sent == "First, " and seen.stopped().rule == "bomb"
+    assert sent == "First, " and seen.decisions[-1].rule == "bomb"
     watch.flush()
     [row] = stores.read(watch.store.path)
     assert row["finish"] == "content_filter" and row["measures"]["unsafe"] == 1.0
@@ -141,14 +144,16 @@ def test_a_blocked_answer_is_cut_and_input_is_masked_for_the_model(watched):
 
 def test_choices_end_each_by_itself(watched):
     watch = watched(store_share=1.0)
-    seen = watch.on_request([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], id="x", choices=2)
+    seen = watch.on_request([{"role": "user", "content": "Hi"}], id="x", choices=2)
     likely = Likely(-0.1, ((1, -0.7), (2, -1.4), (3, -2.1), (4, -3.0), (5, -3.0)))
-    assert seen.logprobs == 5
-    seen.on_text("one", choice=0, likely=[likely], tokens=2)
-    seen.on_text("two", choice=1)
-    assert seen.on_finished("stop", choice=1) == "two"
+    assert seen.with_logprobs(Request((1,), 8)).logprobs == 5
+    seen.on_tokens(0, [likely], 2)
+    seen.on_tokens(1)
+    assert seen.pass_on(0, "o", False)[0] + seen.pass_on(0, "ne", True)[0] == "one"
+    assert seen.pass_on(1, "two", True) == ("two", False)
+    seen.on_finished("stop", choice=1)
     seen.on_finished("stop", choice=0)
-    assert seen.on_finished("stop", choice=0) == ""  # once
+    seen.on_finished("error", choice=0)  # once
     watch.flush()
     [row] = stores.read(watch.store.path)
     assert row["answers"] == ["one", "two"] and row["measures"]["length"] == 2 and 1 < row["measures"]["entropy"] < 1.8
@@ -174,6 +179,7 @@ def test_feedback_over_http_is_stored_before_the_answer(watched, tmp_path):
     watch = watched()
     app = FastAPI()
     app.include_router(watch.router())
+    app.add_exception_handler(ApiError, lambda request, error: error.response())
     client = TestClient(app)
     ask(watch, "x", "What do roses need?", "Oil.")
     body = {"id": "x", "rating": "down", "comment": "mail me: a.b@corp.example.org", "correction": "Water.", "user": "bob"}
@@ -192,9 +198,7 @@ def test_feedback_over_http_is_stored_before_the_answer(watched, tmp_path):
     assert client.post("/v1/feedback", content=b"\xff{", headers=json_type).status_code == 400
     assert client.post("/v1/feedback", data={"id": "x", "rating": "up"}).status_code == 415
     assert client.post("/v1/feedback", json={"id": "nobody's", "rating": "up"}).status_code == 404
-    assert client.post("/v1/feedback", content=b" " * 300_000).status_code == 413
-    assert watch.forget("ann") == 2 and list(stores.read(watch.store.path)) == []
-    assert client.post("/v1/feedback", json={"id": "x", "rating": "up"}).status_code == 404
+    assert client.post("/v1/feedback", json={"id": "x", "rating": "up", "comment": "a" * 30_000}).status_code == 400
 
 
 def test_a_failure_inside_the_monitor_does_not_end_it(watched, monkeypatch, caplog):
@@ -209,16 +213,6 @@ def test_a_failure_inside_the_monitor_does_not_end_it(watched, monkeypatch, capl
     assert values(watch.metrics.text().decode())['lmcraft:monitor_dropped_total{model_name="tiny"}'] == 1
 
 
-def test_settings_are_checked():
-    for wrong, named in (
-        ({"alpha": 0.0}, "monitor.alpha"),
-        ({"store_days": -1}, "store.days"),
-        ({"share": 2}, "monitor.share"),
-    ):
-        with pytest.raises(UserError, match=named):
-            Settings(**wrong)
-
-
 def test_settings_of_a_config():
     config = ml_collections.ConfigDict(
         {
@@ -230,26 +224,17 @@ def test_settings_of_a_config():
             "tracing": "",
         }
     )
-    made = settings_of(config)
+    made = watch_settings(config)
     assert (made.constitution, made.reference, made.store_days, made.status_seconds) == ("c.yaml", 100, 2.0, 1.0)
-    config.store.share = 3.0
-    with pytest.raises(UserError, match="store.share=3.0 is not in 0 … 1"):
-        settings_of(config)
 
 
-def test_contents_of_messages():
-    assert text_of("a") == "a" and text_of(None) == "" and text_of(3) == ""
-    assert text_of([{"type": "text", "text": "a"}, {"type": "image_url"}, {"text": "b"}]) == "a\n\nb"
-
-
-def test_an_outlet_is_the_same_as_the_hooks(watched):
+def test_nothing_of_an_answer_follows_a_block(watched):
     watch = watched()
     seen = watch.on_request([{"role": "user", "content": "How?"}], id="x")
-    outlet = seen.outlet()
     seen.on_tokens(tokens=4)
-    assert outlet.feed("Well, build ", False) == ("", False)
-    assert outlet.feed("a bomb. Then", False) == ("Well, ", True)
-    assert outlet.feed(" run.", True) == ("", True)
-    assert seen.on_finished("cancelled") == ""
+    assert seen.pass_on(0, "Well, build ", False) == ("", False)
+    assert seen.pass_on(0, "a bomb. Then", False) == ("Well, ", True)
+    assert seen.pass_on(0, " run.", True) == ("", True)
+    seen.on_finished("cancelled")
     watch.flush()
     assert next(stores.read(watch.store.path))["finish"] == "content_filter"

@@ -53,6 +53,8 @@ def test_the_defaults_hold(config, tmp_path):
         ("auth.key_file", "missing", "auth.key_file=missing"),
         ("auth.per_minute", -1, "auth.per_minute=-1"),
         ("monitor.alpha", 2.0, "monitor.alpha=2.0"),
+        ("monitor.share", 2.0, "monitor.share=2.0 must be in 0…1"),
+        ("store.days", -1.0, "store.days=-1.0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(config, tmp_path, key, value, words):

@@ -12,10 +12,11 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 
 from data.sources import streams
-from data.sources.archives.code import files, tree
+from data.sources.archives.code import tree
 from data.sources.archives.code.licences import is_licence_file, licence_of, nearest
 from data.sources.archives.encodings import decode
 from data.sources.source import Document, Quarantined
@@ -50,55 +51,39 @@ def read(folder: str, id: str) -> Iterator[Document | Quarantined]:
         yield from tree.read(folder, id)
         return
     _check_regular(folder)
-    commit = _output(folder, "rev-parse", "--verify", "--quiet", "HEAD^{commit}").decode().strip()
+    with _running(folder, "rev-parse", "--verify", "--quiet", "HEAD^{commit}") as git:
+        commit = git.stdout.read(_MAX_NAME_BYTES).decode().strip()
     if not commit:
         raise Unreadable("no commit in git repository")
-    with _Objects(folder) as objects:
+    with _running(folder, "cat-file", "--batch", stdin=subprocess.PIPE) as objects:
         licences: dict[str, str] = {}
         with contextlib.suppress(Unreadable):  # damage is told below, after the files before it
             for inside, licence in _licences(folder, commit, objects):
                 licences.setdefault(inside, licence)
         for digest, size, inside in _blobs(folder, commit):
-            origin = os.path.join(folder, inside)
-            reason = files.refused_name(inside)
-            if reason:
-                yield Quarantined(origin, "", reason)
-                continue
-            try:
-                data, licence = objects.read(digest, size), nearest(inside, licences)
-                yield files.document(data, inside, f"{id}/{inside}", origin, licence, {"commit": commit})
-            except Unreadable as error:
-                yield Quarantined(origin, "", error.reason)
+            content, origin = partial(_content, objects, digest, size), os.path.join(folder, inside)
+            yield tree.of_file(content, inside, f"{id}/{inside}", origin, nearest(inside, licences), {"commit": commit})
 
 
-class _Objects:
-    """A running program, `git cat-file --batch`, which answers for one object after the other."""
+def _content(objects: subprocess.Popen, digest: str, size: int) -> bytes:
+    """Return the bytes of a blob. Raises: Unreadable if it is too large, missing or damaged.
 
-    def __init__(self, folder: str):
-        self._git = _start(folder, "cat-file", "--batch", stdin=subprocess.PIPE)
-
-    def __enter__(self) -> _Objects:
-        return self
-
-    def __exit__(self, *_) -> None:
-        _end(self._git)
-
-    def read(self, digest: str, size: int) -> bytes:
-        """Return the bytes of a blob. size: as its tree says. Raises: Unreadable if it is too large, missing or damaged."""
-        if size > files.MAX_CODE_BYTES:
-            raise Unreadable(f"code over {files.MAX_CODE_BYTES >> 20} MiB")
-        try:
-            self._git.stdin.write(digest.encode() + b"\n")
-            self._git.stdin.flush()
-        except OSError as error:  # it ended: git stops at some kinds of damage
-            raise Unreadable("damaged git object") from error
-        answer = self._git.stdout.readline(1 << 10).split()
-        if len(answer) != 3 or answer[1] != b"blob":
-            raise Unreadable("missing git object" if answer[1:] == [b"missing"] else "damaged git object")
-        data = self._git.stdout.read(int(answer[2]))
-        if len(data) != int(answer[2]) or self._git.stdout.read(1) != b"\n":
-            raise Unreadable("damaged git object")
-        return data
+    objects: `git cat-file --batch`, which answers for one object after the other. size: as the blob's tree says.
+    """
+    if size > tree.MAX_CODE_BYTES:
+        raise Unreadable(f"code over {tree.MAX_CODE_BYTES >> 20} MiB")
+    try:
+        objects.stdin.write(digest.encode() + b"\n")
+        objects.stdin.flush()
+    except OSError as error:  # it ended: git stops at some kinds of damage
+        raise Unreadable("damaged git object") from error
+    answer = objects.stdout.readline(1 << 10).split()
+    if len(answer) != 3 or answer[1] != b"blob":
+        raise Unreadable("missing git object" if answer[1:] == [b"missing"] else "damaged git object")
+    data = objects.stdout.read(int(answer[2]))
+    if len(data) != int(answer[2]) or objects.stdout.read(1) != b"\n":
+        raise Unreadable("damaged git object")
+    return data
 
 
 def _blobs(folder: str, commit: str) -> Iterator[tuple[str, int, str]]:
@@ -106,8 +91,7 @@ def _blobs(folder: str, commit: str) -> Iterator[tuple[str, int, str]]:
 
     The bytes are 0 if git cannot find the object.
     """
-    git = _start(folder, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
-    try:
+    with _running(folder, "ls-tree", "-r", "-l", "-z", "--full-tree", commit) as git:
         for entry in _split(git.stdout):
             about, _, name = entry.partition(b"\t")
             mode, kind, digest, size = about.split()
@@ -115,8 +99,6 @@ def _blobs(folder: str, commit: str) -> Iterator[tuple[str, int, str]]:
                 yield digest.decode(), int(size) if size.isdigit() else 0, name.decode("utf-8", "backslashreplace")
         if git.wait():
             raise Unreadable("damaged git repository")
-    finally:
-        _end(git)
 
 
 def _split(stream: BinaryIO) -> Iterator[bytes]:
@@ -128,42 +110,33 @@ def _split(stream: BinaryIO) -> Iterator[bytes]:
         yield from whole
 
 
-def _licences(folder: str, commit: str, objects: _Objects) -> Iterator[tuple[str, str]]:
+def _licences(folder: str, commit: str, objects: subprocess.Popen) -> Iterator[tuple[str, str]]:
     """Yield (folder in the repository, SPDX identifier) of every licence file that is known."""
     for digest, size, inside in _blobs(folder, commit):
         if is_licence_file(inside):
             with contextlib.suppress(Unreadable):
-                if licence := licence_of(decode(objects.read(digest, size))):
+                if licence := licence_of(decode(_content(objects, digest, size))):
                     yield os.path.dirname(inside), licence
 
 
-def _start(folder: str, *command: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen:
+@contextlib.contextmanager
+def _running(folder: str, *command: str, stdin: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen]:
+    """Run git on a repository, and end it with the block."""
     where = ("--git-dir", folder) if _is_bare(folder) else ("-C", folder)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment = kept | _ENVIRONMENT | {"GIT_CEILING_DIRECTORIES": os.path.dirname(os.path.abspath(folder))}
-    return subprocess.Popen(
+    git = subprocess.Popen(
         ["git", *_SAFE, *where, *command], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     )
-
-
-def _output(folder: str, *command: str) -> bytes:
-    git = _start(folder, *command)
     try:
-        return git.stdout.read(_MAX_NAME_BYTES)
+        yield git
     finally:
-        _end(git)
-
-
-def _end(git: subprocess.Popen) -> None:
-    if git.poll() is None:
-        git.kill()
-    for pipe in (git.stdin, git.stdout):
-        if pipe:
-            try:
+        if git.poll() is None:
+            git.kill()
+        for pipe in filter(None, (git.stdin, git.stdout)):
+            with contextlib.suppress(OSError):  # what was written was not read by a process that has ended
                 pipe.close()
-            except OSError:  # what was written was not read by a process that has ended
-                pass
-    git.wait()
+        git.wait()
 
 
 def _is_bare(folder: str) -> bool:
@@ -172,7 +145,7 @@ def _is_bare(folder: str) -> bool:
 
 
 def _check_regular(folder: str) -> None:
-    """Raise Unreadable if git would wait for a FIFO or read a device among its own files."""
+    """Raise Unreadable if git would wait for a FIFO or read a device among its own tree."""
     private = folder if _is_bare(folder) else os.path.join(folder, ".git")
     if os.path.isfile(private):  # of a linked worktree or a submodule: "gitdir: PATH"
         with streams.open_regular(private) as file:

@@ -13,19 +13,8 @@ from collections.abc import Callable, Iterator, Set
 MAX_CHARACTERS = 4 << 20  # MediaWiki's own limit of a page is 2 MiB
 MAX_NESTING = 64  # deeper braces stay as they are, then are removed as marks
 
-_DROPPED_TAGS = (
-    "ref",
-    "references",
-    "gallery",
-    "timeline",
-    "score",
-    "imagemap",
-    "graph",
-    "mapframe",
-    "hiero",
-    "templatestyles",
-)
-_LITERAL_TAGS = ("nowiki", "pre", "syntaxhighlight", "source", "math", "chem")
+_DROPPED_TAGS = "ref references gallery timeline score imagemap graph mapframe hiero templatestyles".split()
+_LITERAL_TAGS = "nowiki pre syntaxhighlight source math chem".split()
 _PAIRED = re.compile(
     rf"<!--|-->|<(/?)({'|'.join(_DROPPED_TAGS + _LITERAL_TAGS)})\b((?:[^<>\"/]|/(?!>)|\"[^\"<>]*\")*)(/?)>", re.I
 )
@@ -40,29 +29,14 @@ _ENGLISH = frozenset({"file", "image", "category", "media"})
 _SPECIAL = re.compile(r"[\[\]{}|'<>=*#:;_&\n-]")
 
 
-def _argument(number: int) -> Callable[[list[str]], str]:
-    return lambda arguments: arguments[number] if len(arguments) > number else ""
-
-
-# Templates of many wikis that hold prose: what stands for them.
-_PROSE: dict[str, Callable[[list[str]], str]] = {
-    "lang": _argument(2),
-    "transliteration": _argument(2),
-    "transl": _argument(2),
-    "nowrap": _argument(1),
-    "nobr": _argument(1),
-    "small": _argument(1),
-    "mvar": _argument(1),
-    "math": _argument(1),
-    "abbr": _argument(1),
-    "as of": lambda arguments: "As of " + " ".join(arguments[1:2]),
-    "convert": lambda arguments: " ".join(arguments[1:3]),
-    "cvt": lambda arguments: " ".join(arguments[1:3]),
-    "snd": lambda arguments: " – ",
-    "spaced ndash": lambda arguments: " – ",
-    "dash": lambda arguments: " – ",
-    "'": lambda arguments: "'",
-    "!": lambda arguments: "|",
+# Templates of many wikis that hold prose: the slice of their arguments that stands for them (0 is the name), or a text.
+_PROSE: dict[str, slice | str] = {
+    **dict.fromkeys(("lang", "transliteration", "transl"), slice(2, 3)),
+    **dict.fromkeys(("nowrap", "nobr", "small", "mvar", "math", "abbr", "as of"), slice(1, 2)),
+    **dict.fromkeys(("convert", "cvt"), slice(1, 3)),
+    **dict.fromkeys(("snd", "spaced ndash", "dash"), " – "),
+    "'": "'",
+    "!": "|",
 }
 
 
@@ -156,12 +130,13 @@ def _marks(run: str, stack: list[tuple[str, int]]) -> Iterator[str]:
 
 
 def _template(inner: str, dropped: Set[str]) -> str:
-    name, *_ = inner.split("|", 1)
-    resolve = _PROSE.get(name.strip().lower())
-    if resolve is None:
-        return ""
-    arguments = [part.strip() for part in inner.split("|")]
-    return resolve([part for part in arguments if not re.match(r"\w+\s*=", part)])
+    name = inner.partition("|")[0].strip().lower()
+    prose = _PROSE.get(name, "")
+    if isinstance(prose, str):
+        return prose
+    arguments = (part.strip() for part in inner.split("|"))
+    text = " ".join([part for part in arguments if not re.match(r"\w+\s*=", part)][prose])
+    return f"As of {text}" if name == "as of" else text
 
 
 def _link(inner: str, dropped: Set[str]) -> str:

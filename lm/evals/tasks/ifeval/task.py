@@ -1,54 +1,57 @@
-"""IFEval as a task: the model answers, and programs verify that it followed the instructions."""
+"""IFEval: does a model follow instructions that a program can check? (Zhou et al. 2023, "Instruction-Following Evaluation for
+Large Language Models"; instructions.py has the 25 programs)
+
+An item is a prompt with one or more instructions. By prompt, a response counts that follows all of them; by instruction, each
+one counts that is followed. Strictly, the response is read as it stands; loosely, one of eight variants of it has to follow,
+as `lm.evals.tasks.ifeval.instructions.variants` has them, a variant of its own for each instruction.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from lm.evals import outcomes
+from lm.evals.stats.joining import Malformed, Problems, join, text, unique
+from lm.evals.stats.measures import mean
 from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task, generation
-from lm.evals.tasks.documents import TaskItem
-from lm.evals.tasks.file_task import FileTask, open_file_task, readable
-from lm.evals.tasks.ifeval import scores
-from lm.evals.tasks.prompting import Context
+from lm.evals.tasks.file_task import FileTask, open_file_task
+from lm.evals.tasks.ifeval.instructions import Instruction, follows, follows_loosely, parsed
 from lm.evals.tasks.settings import resolved
 
 KEYS = file_task.KEYS | {"generation_kwargs": dict}
+KINDS = ("strict", "loose")
+
+
+class IFEvalItem(NamedTuple):
+    """id: the item's key, or the number of its row."""
+
+    id: str
+    prompt: str
+    instructions: list[Instruction]
 
 
 def evaluate(task: FileTask, subject: Subject) -> Outcome:
-    """Return the scorer's metrics. The scorer treats items with the same prompt as duplicates and does not score them."""
+    """Return the results of `summary`. Items with the same prompt are not scored."""
     problems = task.documents.new_problems()
-
-    def context_of(item: TaskItem) -> Context:
-        scores.read_item(0, item.doc)  # raises Malformed
-        return task.prompts.contexts(item, subject)[0]
-
-    prompted = readable(task.documents.items, context_of, problems)
-    sampling = generation.sampling_of(task.name, task.values)
-    answers = generation.generated(subject, [context for _, context in prompted], sampling, 1, task.seed)
-    rows, answered = [], []
-    for (item, context), (answer,) in zip(prompted, answers, strict=True):
+    answered = generation.answers_of(task, subject, problems, lambda item: read_item(item.id, item.doc))
+    for item, _, _, (answer,) in answered:
         if answer.problem:
             problems.add("no_generation", f"{item.id}: {answer.problem}")
-            continue
-        # The scorer names an item by its key. A unique key per row lets its samples be matched to items again.
-        answered.append((item, context, answer))
-        rows.append(item.doc | {"key": len(answered) - 1})
-    responses = [{"prompt": item.doc.get("prompt"), "response": answer.text} for item, _, answer in answered]
-    results, verified = scores.score(rows, responses)
-    for kind, problem in results.pop("problems").items():
-        counted = problems.kinds.setdefault(kind, {"n": 0, "examples": []})
-        counted["n"] += problem["n"]
-        counted["examples"] += problem["examples"]
-    del results["missing"]
+    answered = [each for each in answered if not each.answers[0].problem]
+    items, _ = unique([each.item.doc for each in answered], problems, lambda row, _: answered[row].read)
     samples = []
-    for scored in verified:
-        item, context, answer = answered[int(scored["id"])]
-        marks = {kind: [instruction[kind] for instruction in scored["instructions"]] for kind in ("strict", "loose")}
+    for row, read in items.items():
+        item, context, _, (answer,) = answered[row]
+        followed = verified(read, answer.text, problems)
+        marks = {kind: [instruction[kind] for instruction in followed] for kind in KINDS}
         samples.append(
             {
                 **task.about(item),
                 "prompt": context.text,
                 "target": None,
                 "generation": answer.text,
-                "instructions": scored["instructions"],
+                "instructions": followed,
                 "instruction_id_list": item.doc["instruction_id_list"],
                 "kwargs": item.doc["kwargs"],
                 "metrics": {f"prompt_{kind}": float(all(marks[kind])) for kind in marks}
@@ -58,7 +61,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             | outcomes.message_fields(context.messages)
         )
         outcomes.flag_cuts(samples[-1], problems, [answer])
-    return Outcome(results | {"problems": problems.kinds}, samples)
+    return Outcome(summary(samples) | {"problems": problems.kinds}, samples)
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
@@ -66,3 +69,79 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
     values = resolved(name, spec, settings, KEYS, needed=("doc_to_text",))
     generation.sampling_of(name, values)  # raises UserError for invalid keys
     return open_file_task(name, values, settings, evaluate)
+
+
+def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
+    """Score saved answers. Items are {"key", "prompt", "instruction_id_list", "kwargs"}, answers {"prompt", "response"}.
+
+    Returns: the results of `summary`, and the samples.
+    """
+    problems = Problems()
+    pairs, missing = join(
+        items, answers, problems, read_item, lambda answer: (text(answer, "prompt"), text(answer, "response"))
+    )
+    samples = []
+    for item, response in pairs:
+        about = {"task": "ifeval", "id": item.id, "prompt": item.prompt, "response": response}
+        samples.append(about | {"instructions": verified(item, response, problems)})
+    return summary(samples) | {"missing": missing, "problems": problems.kinds}, samples
+
+
+def read_item(row: int | str, item: dict) -> tuple[tuple[str], IFEvalItem]:
+    """Return the prompt, which is the key of a row's item, and the item. Raises: Malformed."""
+    prompt, ids, kwargs = text(item, "prompt"), item.get("instruction_id_list"), item.get("kwargs")
+    if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):
+        raise Malformed("'instruction_id_list' is no list of instructions")
+    if not isinstance(kwargs, list) or len(kwargs) != len(ids) or not all(isinstance(some, dict) for some in kwargs):
+        raise Malformed(f"'kwargs' is no list of {len(ids)} objects, one for each instruction")
+    try:
+        instructions = [parsed(id, some) for id, some in zip(ids, kwargs)]
+    except ValueError as error:
+        raise Malformed(str(error)) from None
+    return (prompt,), IFEvalItem(str(item.get("key", row)), prompt, instructions)
+
+
+def verified(item: IFEvalItem, response: str, problems: Problems) -> list[dict[str, Any]]:
+    """Return {"id", "kwargs", "strict", "loose"} of each instruction. An empty response follows nothing, and is a problem."""
+    if not response.strip():
+        problems.add("empty_responses", item.id)
+    followed = []
+    for instruction in item.instructions:
+        marks = {"strict": follows(instruction, response), "loose": follows_loosely(instruction, response)}
+        followed.append({"id": instruction.id, "kwargs": instruction.kwargs} | marks)
+    return followed
+
+
+def summary(samples: Sequence[dict]) -> dict[str, Any]:
+    """Return prompt_strict, prompt_loose, instruction_strict, instruction_loose; the last two by type in "instructions"."""
+    followed = [sample["instructions"] for sample in samples]
+    results: dict[str, Any] = {}
+    for kind in KINDS:
+        results |= mean(f"prompt_{kind}", [all(instruction[kind] for instruction in own) for own in followed])
+    results |= {f"instruction_{name}": value for name, value in figures(followed).items()}
+    by_type = {}
+    for name in sorted({instruction["id"] for some in followed for instruction in some}):
+        of_type = [[instruction for instruction in some if instruction["id"] == name] for some in followed]
+        by_type[name] = {"n": sum(map(len, of_type))} | figures(of_type)
+    return results | {"n": len(samples), "n_instructions": sum(map(len, followed)), "instructions": by_type}
+
+
+def figures(followed: Sequence[Sequence[dict]]) -> dict[str, float | None]:
+    """Return {kind: r = Σf/Σc, kind_stderr: √(m/(m−1) · Σ(f − r·c)²) / Σc} for strict and loose, of the m responses with at
+    least one instruction, f of whose c instructions are followed.
+
+    The instructions of one prompt share a response, so what is drawn at random are the m prompts: r is a ratio of two sums over
+    them, and this its error to first order (Cochran 1977, "Sampling Techniques", chapter 6). With one instruction each it is
+    that of a mean, as in `mean`.
+    """
+    followed = [some for some in followed if some]
+    m, total = len(followed), sum(map(len, followed))
+    if not m:
+        return {f"{kind}{end}": None for kind in KINDS for end in ("", "_stderr")}
+    shares: dict[str, float | None] = {}
+    for kind in KINDS:
+        counts = [sum(instruction[kind] for instruction in some) for some in followed]
+        r = sum(counts) / total
+        squares = sum((count - r * len(some)) ** 2 for count, some in zip(counts, followed))
+        shares |= {kind: r, f"{kind}_stderr": math.sqrt(squares * m / (m - 1)) / total if m > 1 else None}
+    return shares

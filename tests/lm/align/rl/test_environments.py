@@ -82,7 +82,7 @@ def played(tokenizer, monkeypatch):
     def play(tasks, script, **options):
         count = iter(range(99))
 
-        def draw(model, prompts, sampling, **kwargs):
+        def draw(model, prompts, sampling, layout, **kwargs):
             turn, ids = next(count), []
             for prompt in prompts:
                 mine = [n for n, one in enumerate(tasks) if prompt[: len(one["prompt_ids"])] == one["prompt_ids"]]

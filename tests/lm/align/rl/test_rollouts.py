@@ -71,7 +71,7 @@ def forced(tokenizer, monkeypatch):
     def rolled(**settings):
         turns = []
 
-        def draw(model, prompts, sampling, **options):
+        def draw(model, prompts, sampling, layout, **options):
             turn, drawn = {}, []
             for prompt in prompts:
                 mine = [q for q, t in zip(SCRIPT, tasks) if prompt[: len(t["prompt_ids"])] == t["prompt_ids"]]

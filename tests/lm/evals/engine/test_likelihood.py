@@ -8,7 +8,7 @@ import pytest
 
 from lm.evals.engine import likelihood
 from lm.evals.engine import prefix_plan as trie
-from lm.evals.engine.likelihood import Request, cut, reference, scores
+from lm.evals.engine.likelihood import Request, cut, reference
 from lm.parallel.mesh import make_mesh
 from tests.lm.evals import tiny_models
 
@@ -21,6 +21,14 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def scores(model, requests, **options):
+    """The score of each request, None for one that is too long or empty."""
+    scored = {}
+    for part in likelihood.work(model, requests, **options):
+        part.run(set(part.numbers), scored.update)
+    return [scored.get(number) for number in range(len(requests))]
 
 
 def some(rng: random.Random, low: int, high: int) -> tuple[int, ...]:

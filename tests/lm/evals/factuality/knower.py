@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.evals.factuality.sentences import sentences
+from lm.evals.factuality.selfcheck import sentences
 from lm.evals.judges.endpoint import Reply
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled, Task, TaskSettings
 

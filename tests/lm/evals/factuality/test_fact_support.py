@@ -7,10 +7,11 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.factuality.claim_judge import claims_of, judged, nearest, shown
-from lm.evals.factuality.sentences import sentences
+from lm.evals.factuality.selfcheck import sentences
 from lm.evals.factuality.support import factscore
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import questions, verdict_of
+from lm.evals.stats.joining import Problems
 from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.factuality.knower import Belief, Knower, checked, fact_checker, guesser, oracle, world, write
@@ -96,9 +97,11 @@ def test_a_judge_that_fails_supports_nothing():
     def broken(conversations):
         raise OSError("gone")
 
-    assert [v.label for v in judged(broken, ["a", "b"], [["x"], ["y"]])] == ["unknown"] * 2
-    assert judged(lambda c: [], ["a"], [["x"]])[0].label == "unknown"
-    assert judged(broken, [], []) == [] and claims_of(broken, ["a"], ["b"])[0][0] is None
+    problems = Problems()
+    assert [[v.label for _, v in own] for own in judged(broken, [[("a", "x")], [("b", "y")]], problems)] == [["unknown"]] * 2
+    assert judged(lambda c: [], [[("a", "x")]], problems)[0][0][1].label == "unknown"
+    assert problems.kinds["unknown_judgements"]["n"] == 3
+    assert judged(broken, [], problems) == [] and claims_of(broken, ["a"], ["b"])[0][0] is None
 
 
 def test_the_chat_judge_in_the_task(tmp_path):

@@ -1,4 +1,4 @@
-"""GCG on tiny models: exact gradients, a falling loss, suffixes that survive as text, and searches that can be gone on with."""
+"""GCG on tiny models: exact gradients, a falling loss, suffixes that survive as text."""
 
 import dataclasses
 import json
@@ -13,8 +13,10 @@ from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.evals.engine.encoding import Encoding
 from lm.evals.redteam import gcg as gcg_module
-from lm.evals.redteam.gcg import History, Place, Settings, allowed_tokens, gcg, in_chat
+from lm.evals.redteam.gcg import InChat, Place, allowed_tokens, gcg, in_chat
+from lm.evals.redteam.prompts import Prompt, Request
 from lm.evals.redteam.task import build
 from lm.evals.task import Generated, TaskSettings
 from lm.model.transformer import skeleton
@@ -36,11 +38,16 @@ def model():
     return nnx.merge(skeleton(CONFIG)[0], parameters(CONFIG, scale=4.0))
 
 
-def small(model, tokenizer, **changes):
-    chat = in_chat(tokenizer, REQUESTS, init="! ! ! ! ! !")
-    options = {"fits": chat.fits} | {key: changes.pop(key) for key in ("fits", "start", "each") if key in changes}
-    settings = Settings(**{"steps": 6, "batch": 24, "topk": 32, "chunk": 16} | changes)
-    return chat, gcg(model, tokenizer, chat.places, chat.init, settings, **options)
+def chat_of(tokenizer, init="! ! ! ! ! !"):
+    def encode(request):
+        return encode_chat(tokenizer, [{"role": "user", "content": request}], add_generation_prompt=True).ids
+
+    return in_chat(tokenizer, [Request(Prompt("", request, "harmful")) for request in REQUESTS], init, encode)
+
+
+def small(model, tokenizer, seed=0, **changes):
+    chat = chat_of(tokenizer)
+    return chat, gcg(model, tokenizer, chat, {"steps": 6, "batch": 24, "topk": 32, "chunk": 16} | changes, seed)
 
 
 def plain_loss(model, rows):
@@ -73,18 +80,10 @@ def test_the_suffix_is_read_as_its_tokens_in_every_conversation(model, tokenizer
     assert text.isascii() and history.rejected > 0 and chat.text(chat.init) == "! ! ! ! ! !"
 
 
-def test_gone_on_with_it_ends_where_a_whole_one_does(model, tokenizer):
+def test_a_search_depends_on_its_seed_alone(model, tokenizer):
     whole = small(model, tokenizer)[1]
-    saved = []
-    begun = small(model, tokenizer, steps=2, each=saved.append)[1]
-    assert saved[-1] == begun and [len(history.losses) for history in saved] == [2, 3]
-    kept = History(*(tuple(x) if isinstance(x, list) else x for x in map(plain, begun)))  # as JSON would give it back
-    assert small(model, tokenizer, start=kept)[1] == whole
-    assert small(model, tokenizer, seed=1)[1] != whole and small(model, tokenizer)[1] == whole
-
-
-def plain(value):
-    return list(value) if isinstance(value, tuple) else value
+    assert small(model, tokenizer)[1] == whole != small(model, tokenizer, seed=1)[1]
+    assert small(model, tokenizer, steps=2)[1].losses == whole.losses[:3]
 
 
 def test_the_gradient_is_that_of_the_embedding_table(model, tokenizer):
@@ -119,26 +118,27 @@ def test_tokens_of_a_suffix_are_printable_and_no_symbols(tokenizer):
     assert allowed.any() and not allowed[list(tokenizer.controls.values())].any() and not allowed[tokenizer.vocab_size :].any()
     texts = [tokenizer.decode([i]) for i in np.flatnonzero(allowed)]
     assert all(text and text.isascii() and text.isprintable() for text in texts)
-    more = allowed_tokens(tokenizer, 400, ascii_only=False)
-    assert (more >= allowed).all() and "\ufffd" not in "".join(tokenizer.decode([i]) for i in np.flatnonzero(more))
 
 
 def test_what_cannot_be_searched_is_refused(model, tokenizer):
-    places = [Place((2,), (8,), (100,))]
+    def search(place, init):
+        chat = InChat([place], tuple(init), lambda ids: tokenizer.encode(tokenizer.decode(ids)) == list(ids), tokenizer.decode)
+        return gcg(model, tokenizer, chat, {"steps": 1, "batch": 8, "topk": 8, "chunk": 8})
+
+    place = Place((2,), (8,), (100,))
     split = [i for letter in "Tell" for i in tokenizer.encode(letter)]
     assert tokenizer.encode("Tell") != split
     with pytest.raises(UserError, match="encoded as other tokens"):
-        gcg(model, tokenizer, places, split, Settings(steps=1))
+        search(place, split)
     with pytest.raises(UserError, match="suffix is empty"):
-        gcg(model, tokenizer, places, [], Settings(steps=1))
-    with pytest.raises(UserError, match="batch: 0"):
-        gcg(model, tokenizer, places, tokenizer.encode(" !"), Settings(steps=1, batch=0))
+        search(place, [])
+    with pytest.raises(UserError, match="gcg: batch=0"):
+        build("mine", {"kind": "redteam", "items": [{"prompt": "Do harm."}], "gcg": {"batch": 0}}, TaskSettings())
     with pytest.raises(UserError, match="same tokens"):
-        in_chat(tokenizer, REQUESTS, init="")
-    few = dataclasses.replace(CONFIG, positions="learned", max_positions=8)
+        chat_of(tokenizer, init="")
+    model = nnx.merge(*skeleton(dataclasses.replace(CONFIG, positions="learned", max_positions=8)))
     with pytest.raises(UserError, match="8 positions"):
-        model = nnx.merge(*skeleton(few))
-        gcg(model, tokenizer, [Place((2,) * 8, (), (100,))], tokenizer.encode(" !"), Settings(steps=1))
+        search(Place((2,) * 8, (), (100,)), tokenizer.encode(" !"))
 
 
 class Subject:
@@ -147,7 +147,7 @@ class Subject:
     name = "white box"
 
     def __init__(self, model, tokenizer):
-        self.model, self.tokenizer, self.seen = model, tokenizer, []
+        self.model, self.encoding, self.seen = model, Encoding(tokenizer), []
 
     def chat_prompt(self, messages, prefill=""):
         return "".join(f"<{m['role']}>{m['content']}" for m in messages) + prefill
@@ -184,6 +184,5 @@ def test_eight_devices_and_other_chunks_find_the_same(model, tokenizer):
     graph, params = nnx.split(model)
     with jax.set_mesh(mesh):
         spread = nnx.merge(graph, jax.device_put(params, shardings(params, mesh)))
-        settings = Settings(steps=3, batch=24, topk=32, chunk=16)
-        many = gcg(spread, tokenizer, chat.places, chat.init, settings, fits=chat.fits)
+        many = gcg(spread, tokenizer, chat, {"steps": 3, "batch": 24, "topk": 32, "chunk": 16})
     assert many.best == one.best and many.losses == pytest.approx(one.losses, rel=1e-5)

@@ -35,6 +35,12 @@ def test_pair_and_tap_stand_beside_the_other_families(tmp_path):
     assert lost["verdict"] == "unknown" and "no prompt" in lost["reason"] and lost["generation"] is None
 
 
+def test_limits_are_checked(tmp_path):
+    for name, options in (("pair: streams=0", {"pair": {"streams": 0}}), ("tap: budget=-1", {"tap": {"budget": -1}})):
+        with pytest.raises(UserError, match=name):
+            task(written(tmp_path, rows(1)), "pair,tap", attacker="subject", **options)
+
+
 def test_gcg_needs_gradients(tmp_path):
     with pytest.raises(UserError, match="gradients"):
         task(written(tmp_path, rows(1)), "gcg").run(Subject(by_word))

@@ -8,6 +8,9 @@ import yaml
 from lm.evals.tasks import catalogue
 from lm.evals.tasks.core_metric import CORE, core
 
+SHOTS = dict.fromkeys("hellaswag_zeroshot copa openbook_qa lambada_openai winograd winogrande coqa".split(), 0)
+SHOTS["agi_eval_lsat_ar"] = 3  # and 10 of the others
+
 
 def results(value, error=0.01):
     """As each task would give them."""
@@ -41,5 +44,5 @@ def test_each_task_has_its_file_with_its_shots():
     files = {path.stem.removeprefix("core_"): yaml.safe_load(path.read_text()) for path in catalogue.FOLDER.glob("core_*.yaml")}
     assert files.keys() == CORE.keys()
     for name, part in CORE.items():
-        assert files[name]["num_fewshot"] == part.shots
+        assert files[name]["num_fewshot"] == SHOTS.get(name, 10)
         assert part.metric.removesuffix("_macro") in files[name]["metric_list"]

@@ -10,7 +10,7 @@ from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import questions, verdict_of
 from lm.evals.task import Generated, Prompt, TaskSettings
-from lm.evals.tasks import answer_metrics, filters
+from lm.evals.tasks import answers
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
 
@@ -31,7 +31,7 @@ def run(tmp_path):
 
 
 def pipeline(*steps):
-    return filters.open_pipelines("t", [{"name": "none", "filter": list(steps)}])["none"]
+    return answers.open_pipelines("t", [{"name": "none", "filter": list(steps)}])["none"]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_other_filters():
 
 
 def test_normalisations():
-    assert answer_metrics.normalised("The $1,234.", ["\\$", ",", "\\.$"], ignore_case=True) == "the 1234"
-    assert answer_metrics.normalised("don't; 42!", ignore_punctuation=True, ignore_numbers=True) == "dont "
+    assert answers.normalised("The $1,234.", ["\\$", ",", "\\.$"], ignore_case=True) == "the 1234"
+    assert answers.normalised("don't; 42!", ignore_punctuation=True, ignore_numbers=True) == "dont "
 
 
 def test_each_pipeline_has_its_figure(run):
@@ -192,7 +192,7 @@ def test_mistakes_in_a_task_file(run, keys, metrics, told):
     ],
 )
 def test_equal_answers_of_math(given, right, equal):
-    assert answer_metrics.same_math(given, right) is equal
+    assert answers.same_math(given, right) is equal
 
 
 def grade(text):
@@ -253,23 +253,20 @@ def test_a_judge_grades_answers_and_unknown_grades_are_counted(run, tmp_path):
 def test_answers_near_the_truth(run):
     right, wrong = ["The sky is blue on clear days."], ["The sky is green at night."]
     near, far = (
-        answer_metrics.nearness(said, right, wrong) for said in ("The sky is blue on clear days.", "The sky is green at night.")
+        answers.nearness(said, right, wrong) for said in ("The sky is blue on clear days.", "The sky is green at night.")
     )
-    for measure in answer_metrics.MEASURES:
+    for measure in answers.MEASURES:
         assert near[f"{measure}_max"] == pytest.approx(100) and near[f"{measure}_acc"] == 1 and near[f"{measure}_diff"] > 30
         assert far[f"{measure}_acc"] == 0 and far[f"{measure}_diff"] < -30
-    assert (
-        answer_metrics.bleu("a b c d", "") == 0 == answer_metrics.bleu("", "a b c d")
-        and answer_metrics.rouge("", "")["rougeL"] == 0
-    )
+    assert answers.bleu("a b c d", "") == 0 == answers.bleu("", "a b c d") and answers.rouge("", "")["rougeL"] == 0
 
 
 @pytest.mark.parametrize("package", ["rouge_score.rouge_scorer", "sacrebleu.metrics"])
 def test_scores_whose_package_is_not_there_name_it(package, monkeypatch):
-    answer_metrics.scorers.cache_clear()
+    answers.scorers.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match="pip install sacrebleu rouge-score"):
-        answer_metrics.bleu("a", "a")
+        answers.bleu("a", "a")
 
 
 def harness(name):
@@ -290,7 +287,7 @@ def test_nearness_is_that_of_the_harness():
     for size in (3, 9, 14):
         said, *others = (" ".join(draw.choices(TEXTS, k=draw.randint(1, size))) for _ in range(4))
         theirs = process({"correct_answers": others[:2], "incorrect_answers": others[2:]}, [said])
-        assert answer_metrics.nearness(said, others[:2], others[2:]) == pytest.approx({k: float(v) for k, v in theirs.items()})
+        assert answers.nearness(said, others[:2], others[2:]) == pytest.approx({k: float(v) for k, v in theirs.items()})
 
 
 def test_equality_of_math_is_that_of_the_harness():
@@ -319,7 +316,7 @@ def test_equality_of_math_is_that_of_the_harness():
     for _ in range(3000):
         right = "".join(draw.choices(parts[:3] + parts[6:8] + parts[9:10], k=2))
         said = draw.choice([right.replace("\\frac", "\\tfrac"), right + "\\text{ cm}", "".join(draw.choices(parts, k=4))])
-        ours = answer_metrics.same_math(dollars([said]), answer_metrics.boxed(f"\\boxed{{{right}}}"))
+        ours = answers.same_math(dollars([said]), answers.boxed(f"\\boxed{{{right}}}"))
         assert ours == bool(process({"solution": f"\\boxed{{{right}}}"}, [said])["exact_match"]), (said, right)
         equal += ours
     assert 500 < equal < 2900

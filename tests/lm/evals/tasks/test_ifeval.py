@@ -6,10 +6,9 @@ import sys
 import pytest
 
 from lm.errors import UserError
-from lm.evals.tasks.ifeval import languages, splitting
-from lm.evals.tasks.ifeval.instructions import follows, follows_loosely, parsed, variants
-from lm.evals.tasks.ifeval.splitting import words
-from lm.evals.tasks.ifeval.verifiers import VERIFIERS
+from lm.evals.tasks.ifeval import text as checker
+from lm.evals.tasks.ifeval.instructions import VERIFIERS, follows, follows_loosely, parsed, variants
+from lm.evals.tasks.ifeval.text import words
 
 # id, kwargs, responses that follow, responses that do not.
 CASES = [
@@ -267,7 +266,7 @@ def test_nothing_follows_nothing(response):
     ],
 )
 def test_sentences(text, found):
-    ends = splitting.sentences(text)
+    ends = checker.sentences(text)
     assert len(ends) == found if isinstance(found, int) else ends == found
 
 
@@ -295,22 +294,22 @@ def test_words():
 
 def test_a_language_does_not_depend_on_what_was_asked_before():
     unsure = [f"{word} hotel taxi {word} radio" for word in ("no", "or", "man", "in", "do", "se")]
-    first = [languages.language(text) for text in unsure]
-    languages.language.cache_clear()
-    assert [languages.language(text) for text in reversed(unsure)] == first[::-1]
+    first = [checker.language(text) for text in unsure]
+    checker.language.cache_clear()
+    assert [checker.language(text) for text in reversed(unsure)] == first[::-1]
 
 
 @pytest.mark.parametrize(
     "package, call",
     [
-        ("langdetect", lambda: languages.language("a text that nobody has asked for yet")),
-        ("punkt", lambda: splitting.sentences("One. Two.")),
-        ("nltk.tokenize", lambda: splitting.sentences("One. Two.")),
+        ("langdetect", lambda: checker.language("a text that nobody has asked for yet")),
+        ("punkt", lambda: checker.sentences("One. Two.")),
+        ("nltk.tokenize", lambda: checker.sentences("One. Two.")),
     ],
 )
 def test_a_package_that_is_not_there_is_named(package, call, monkeypatch):
-    languages._factory.cache_clear()
-    splitting._splitters.cache_clear()
+    checker._detectors.cache_clear()
+    checker._splitters.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match="pip install"):
         call()

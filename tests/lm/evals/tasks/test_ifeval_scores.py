@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lm.evals.tasks.ifeval.scores import score
+from lm.evals.tasks.ifeval.task import score
 
 
 def item(prompt: str, **instructions: dict) -> dict:

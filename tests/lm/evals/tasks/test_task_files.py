@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lm.evals.task import TaskSettings
-from lm.evals.tasks.answer_metrics import boxed
+from lm.evals.tasks.answers import boxed
 from lm.evals.tasks.catalogue import FOLDER, open_task, read_spec
 from tests.lm.evals.tasks import task_rows as rows
 

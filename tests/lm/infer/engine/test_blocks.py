@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from lm.infer.engine.blocks import Blocks, chain
+from lm.infer.engine.sequence import Blocks, chain
 
 
 def hashes(tokens, salt=b""):
-    return list(chain(tokens, 4, salt))
+    return chain(tokens, 4, salt)
 
 
 def test_a_known_prefix_is_found_and_shared():
@@ -66,5 +66,5 @@ def test_counts_hold_whatever_happens():
 def test_a_chain_goes_on_from_what_is_known():
     tokens = list(range(100))
     whole = hashes(tokens)
-    assert len(whole) == 25 and list(chain(tokens, 4, b"", whole[:10])) == whole[10:]
+    assert len(whole) == 25 and chain(tokens, 4, b"", whole[:10]) == whole[10:]
     assert len(set(hashes(tokens, b"a") + whole)) == 50

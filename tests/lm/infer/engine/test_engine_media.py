@@ -11,8 +11,8 @@ from lm.config import Audio, ModelConfig, Vision
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.media import AT_ONCE
-from lm.infer.engine.request import Request
-from lm.infer.engine.tiles import tiles_of
+from lm.infer.engine.request import Request, tiles_of
+from lm.infer.engine.room import Capacity
 from lm.model.media import Media
 from lm.model.transformer import skeleton
 from tests.lm.weights import drawn as parameters
@@ -71,7 +71,7 @@ def alone(model):
 @pytest.mark.parametrize("options", [{}, {"budget": 4, "rows": 2, "pages": 20, "drafts": 2}], ids=["plain", "tight"])
 def test_requests_together_get_what_each_gets_alone(model, alone, options):
     assert alone[1] != alone[2] and alone[1] == alone[3]
-    engine = Engine(model, None, **{"rows": 4, "budget": 16, "pages": 200, "page": 4} | options)
+    engine = Engine(model, None, Capacity(**{"rows": 4, "budget": 16, "pages": 200, "page": 4} | options))
     try:
         assert greedy(engine) == alone
         before = engine.stats()
@@ -89,7 +89,7 @@ def test_newer_weights_encode_again(model):
     newer = nnx.merge(skeleton(model.config)[0], parameters(model.config, 1, scale=4.0))
     options, some = dict(max_new_tokens=COUNT, temperature=0), asked()[1:3]
     expected = [lm.generate(newer, None, [prompt], media=media, **options)[0] for prompt, media in some]
-    engine = Engine(model, None, rows=4, budget=16, pages=200, page=4)
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=200, page=4))
     try:
         assert greedy(engine, some) != expected
         engine.swap(newer)
@@ -100,7 +100,7 @@ def test_newer_weights_encode_again(model):
 
 def test_requests_that_do_not_fit(model):
     image = np.zeros((1, 1, *VISION.shape), np.float32)
-    engine = Engine(model, None, rows=1, budget=16, pages=20, page=4)
+    engine = Engine(model, None, Capacity(rows=1, budget=16, pages=20, page=4))
     try:
         for prompt, media, words in (
             ([1, 2], Media(image), "0 tokens 90 for the 4 vectors of model.vision"),
@@ -118,7 +118,7 @@ def test_requests_that_do_not_fit(model):
     finally:
         engine.close()
     text = nnx.merge(skeleton(BASE)[0], parameters(BASE))
-    engine = Engine(text, None, rows=1, budget=16, pages=20, page=4)
+    engine = Engine(text, None, Capacity(rows=1, budget=16, pages=20, page=4))
     with pytest.raises(UserError, match="this model does not have"):
         engine.generate(Request((IMAGE,) * 4, 1, media=tiles_of(Media(image))))
     engine.close()

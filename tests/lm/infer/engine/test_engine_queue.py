@@ -5,11 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lm.infer.engine.blocks import Blocks
-from lm.infer.engine.request import Handle, Request
+from lm.infer.engine.request import Handle, Request, tiles_of
 from lm.infer.engine.schedule import Schedule
-from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.tiles import tiles_of
+from lm.infer.engine.sequence import Blocks, Sequence
 from lm.model.media import Media
 from tests.lm.infer.engine.test_engine_media import BASE, IMAGE, VISION
 
@@ -19,7 +17,7 @@ CONFIG = dataclasses.replace(BASE, vision=VISION)
 def waiting(user: str = "", image: bool = False) -> Sequence:
     media = tiles_of(Media(np.zeros((1, 1, *VISION.shape), np.float32))) if image else ()
     prompt = ((IMAGE,) * VISION.tokens if image else ()) + (1, 2)
-    return Sequence(Handle(Request(prompt, 4, media=media, user=user), lambda event: None), CONFIG, "")
+    return Sequence(Handle(Request(prompt, 4, media=media, user=user), lambda event: None), CONFIG, None, "")
 
 
 def encode(sequence: Sequence) -> None:
@@ -40,7 +38,7 @@ def test_text_passes_an_image_until_it_is_encoded(schedule):
     schedule.waiting.add(later)
     encode(image)
     assert image in [part.sequence for part in schedule.step()] and later in schedule.waiting
-    schedule.finish(text)
+    schedule.remove(text)
     schedule.step()
     assert schedule.running == [image, later]
 
@@ -58,7 +56,7 @@ def test_an_encoded_image_that_finds_no_room_is_not_passed():
     schedule.step()
     assert schedule.running == [text, later] and list(schedule.waiting) == [image, small]
     for sequence in (text, later):
-        schedule.finish(sequence)
+        schedule.remove(sequence)
     schedule.step()
     assert schedule.running[0] is image
 
@@ -71,6 +69,6 @@ def test_users_stay_in_turn(schedule):
     assert schedule.running == [other, own]
     encode(image)
     for sequence in (own, other):
-        schedule.finish(sequence)
+        schedule.remove(sequence)
     schedule.step()
     assert schedule.running == [image, third]

@@ -17,6 +17,7 @@ from lm.errors import UserError
 from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Closed, Full, Request
+from lm.infer.engine.room import Capacity
 from lm.infer.engine.step import forward
 from lm.infer.engine.weights import KINDS, weights_of
 from lm.kernels.cpu.packed import unpack
@@ -41,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    engine = Engine(model, None, rows=4, budget=16, pages=64, page=4)
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=64, page=4))
     yield engine
     engine.close()
 
@@ -141,7 +142,7 @@ def test_wrong_requests_are_refused_with_the_name_of_the_setting(engine):
 
 
 def test_cancelled_late_and_refused_requests_leave_no_blocks(model):
-    engine = Engine(model, None, rows=1, budget=16, pages=64, page=4, queue=2)
+    engine = Engine(model, None, Capacity(rows=1, budget=16, pages=64, page=4, queue=2))
     begun, ended = threading.Event(), {name: threading.Event() for name in ("long", "late", "other")}
     finishes = {}
 
@@ -174,7 +175,7 @@ def test_cancelled_late_and_refused_requests_leave_no_blocks(model):
 
 
 def test_newer_weights_take_over_between_requests(model):
-    engine, newer = Engine(model, None, rows=4, budget=16, pages=64, page=4), model_of(seed=1)
+    engine, newer = Engine(model, None, Capacity(rows=4, budget=16, pages=64, page=4)), model_of(seed=1)
     request = Request(PROMPT, 30, temperature=0)
     found, begun, over = [], threading.Event(), threading.Event()
 
@@ -210,7 +211,7 @@ def test_each_request_has_its_own_adapter(model, tmp_path):
         export_peft(tmp_path / name, config, adapted)
         plain, weights = lora.merge(config, adapted)
         merged[name] = nnx.merge(skeleton(plain)[0], weights)
-    engine = Engine(model, None, rows=4, budget=16, pages=64, page=4, slots=Slots(2, 4, ".*"))
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=64, page=4), slots=Slots(2, 4, ".*"))
     for name in merged:
         engine.load_adapter(name, tmp_path / name)
     with pytest.raises(UserError, match="loaded already"):
@@ -235,7 +236,7 @@ def test_each_request_has_its_own_adapter(model, tmp_path):
 
 
 def test_after_warming_no_step_compiles(model):
-    engine = Engine(model, None, rows=4, budget=16, pages=64, page=4)
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=64, page=4))
     engine.warm()
     known = forward._cache_size()
     engine.generate_all([Request(tuple(range(1, 1 + n)), 9, temperature=t) for n in (1, 5, 30, 17, 40) for t in (0.0, 1.0)])
@@ -271,7 +272,7 @@ def test_an_owned_model_is_freed_when_its_weights_are_packed(slots):
     request, found = Request(PROMPT, 10, temperature=0.0), []
     for owned in (False, True):
         model = jax.tree.map(lambda x: jax.device_put(np.array(x)), model_of(3))
-        engine = Engine(model, None, rows=2, budget=16, pages=64, page=4, packed="int8", slots=slots, owned=owned)
+        engine = Engine(model, None, Capacity(rows=2, budget=16, pages=64, page=4), packed="int8", slots=slots, owned=owned)
         found.append(engine.generate(request))
         freed = [x.is_deleted() for x in jax.tree.leaves(nnx.split(model)[1])]
         assert freed.count(True) >= len(freed) - 2 if owned else not any(freed)  # the scale of the last norm may stay
@@ -281,7 +282,7 @@ def test_an_owned_model_is_freed_when_its_weights_are_packed(slots):
 
 @pytest.mark.parametrize("packed", all_but(["float32", "int8", "w8a8"], KINDS))
 def test_packed_weights_give_each_request_its_tokens_alone_with_the_same_bits(model, packed):
-    engine = Engine(model, None, rows=8, budget=16, pages=100, page=4, packed=packed)
+    engine = Engine(model, None, Capacity(rows=8, budget=16, pages=100, page=4), packed=packed)
     requests = [Request(PROMPT[n:], 10, temperature=0.0, logprobs=0) for n in range(12)]
     together = engine.answers(requests)
     for request, answer in zip(requests, together, strict=True):
@@ -300,6 +301,6 @@ def test_a_models_own_adapter_is_merged_into_packed_weights(model, bits):
     own = nnx.merge(skeleton(config)[0], learnt(params))
     wanted = lm.generate(own, None, [PROMPT], max_new_tokens=12, temperature=0)[0]
     for options in (dict(packed="float32"), {}):
-        engine = Engine(own, None, rows=2, budget=32, pages=64, page=4, **options)
+        engine = Engine(own, None, Capacity(rows=2, budget=32, pages=64, page=4), **options)
         assert engine.generate(Request(PROMPT, 12, temperature=0)) == wanted
         engine.close()

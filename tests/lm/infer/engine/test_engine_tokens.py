@@ -8,9 +8,11 @@ import pytest
 from flax import nnx
 
 from lm.config import LatentAttention, MixtureOfExperts, ModelConfig, Rope
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Request
+from lm.infer.engine.room import Capacity
 from lm.infer.sampler import draw
 from lm.model.transformer import skeleton
 from tests.lm.weights import drawn as parameters
@@ -57,7 +59,7 @@ def model(kind):
 @pytest.fixture(scope="module")
 def alone(model):
     greedy = Sampling(COUNT, temperature=0)
-    return [draw(model, [prompt], greedy, width=32).tokens[0] for prompt in prompts()]
+    return [draw(model, [prompt], greedy, Layout(width=32)).tokens[0] for prompt in prompts()]
 
 
 def greedy(engine) -> list[list[int]]:
@@ -68,7 +70,7 @@ def greedy(engine) -> list[list[int]]:
 
 
 def test_requests_together_get_what_each_gets_alone(kind, model, alone):
-    engine = Engine(model, None, rows=4, budget=16, pages=100, page=4)
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=100, page=4))
     assert greedy(engine) == alone
     stats = engine.stats()
     # Of prompts beyond the original context, dynamic NTK's keys depend on their length.
@@ -83,18 +85,18 @@ def test_64_ragged_requests_at_a_time(model):
     rng, lengths = np.random.default_rng(1), (1, 4, 9, 18, 23, 31, 50)
     asked = [rng.integers(0, 96, lengths[n % len(lengths)]).tolist() for n in range(64)]
     counts = [1 + n % 10 for n in range(64)]
-    engine = Engine(model, None, rows=64, budget=64, pages=1200, page=4)
+    engine = Engine(model, None, Capacity(rows=64, budget=64, pages=1200, page=4))
     found = engine.generate_all([Request(tuple(ids), n, temperature=0) for ids, n in zip(asked, counts, strict=True)])
     engine.close()
     longest = Sampling(max(counts), temperature=0)
-    alone = [draw(model, [ids], longest, width=64).tokens[0] for ids in asked]
+    alone = [draw(model, [ids], longest, Layout(width=64)).tokens[0] for ids in asked]
     assert found == [tokens[:n] for tokens, n in zip(alone, counts, strict=True)]
     assert engine.stats().preemptions == 0
 
 
 @pytest.mark.parametrize("kind", all_but(["plain", "longrope"], KINDS), indirect=True)
 def test_guesses_and_preemption_change_nothing(kind, model, alone):
-    engine = Engine(model, None, rows=4, budget=16, pages=16, page=4, drafts=3)
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=16, page=4, drafts=3))
     assert greedy(engine) == alone
     stats = engine.stats()
     assert stats.preemptions > 0 and stats.drafted > stats.accepted >= (kind == "plain")
@@ -102,7 +104,7 @@ def test_guesses_and_preemption_change_nothing(kind, model, alone):
 
 @pytest.mark.parametrize("kind", all_but(["plain", "experts"], KINDS), indirect=True)
 def test_packed_weights_give_the_same_tokens(model, alone):
-    engine = Engine(model, None, rows=4, budget=16, pages=100, page=4, packed="float32")
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=100, page=4), packed="float32")
     assert greedy(engine) == alone
 
 
@@ -115,12 +117,12 @@ def test_samples_depend_on_the_request_alone():
         Request((8, 9), COUNT, temperature=1.3, top_k=5, seed=2**40),
         Request((1,), COUNT, temperature=1.0, min_p=0.1, frequency_penalty=0.5),
     ]
-    engine = Engine(model, None, rows=4, budget=16, pages=100, page=4)
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=100, page=4))
     together = engine.generate_all(requests)
     assert [engine.generate(request) for request in requests] == together
     engine.close()
     assert len({tuple(row) for row in together}) == len(requests)
-    guessing = Engine(model, None, rows=4, budget=16, pages=100, page=4, drafts=2)
+    guessing = Engine(model, None, Capacity(rows=4, budget=16, pages=100, page=4, drafts=2))
     assert guessing.generate_all(requests) == together
     guessing.close()
 
@@ -129,13 +131,14 @@ def test_samples_depend_on_the_request_alone():
 def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
     same = dataclasses.replace(model.config, rope=Rope())  # without LongRoPE, it guesses the same as the model at first
     draft = nnx.merge(skeleton(same)[0], nnx.split(model)[1])
-    engine = Engine(model, None, rows=4, budget=16, pages=24, page=4, drafts=3, draft_model=draft)
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=24, page=4, drafts=3), draft_model=draft)
     assert greedy(engine) == alone
     stats = engine.stats()
     assert stats.accepted > (0.8 if kind == "plain" else 0.1) * stats.drafted > 0
     sampling = [Request((5, 6, 7), COUNT, temperature=1.0, seed=seed) for seed in range(6)]
     engine, plain = (
-        Engine(model, None, rows=4, budget=16, pages=64, page=4, **o) for o in (dict(drafts=3, draft_model=draft), {})
+        Engine(model, None, Capacity(rows=4, budget=16, pages=64, page=4, drafts=drafts), draft_model=other)
+        for drafts, other in ((3, draft), (0, None))
     )
     assert engine.generate_all(sampling) == plain.generate_all(sampling)
     engine.close()
@@ -151,5 +154,5 @@ def test_models_on_several_devices_give_the_same_tokens(alone, kind, model):
     mesh = make_mesh({"tensor": 2}, jax.devices()[:2])
     graph, params = nnx.split(model)
     params = jax.tree.map(jax.device_put, params, shardings(skeleton(model.config)[1], mesh))
-    engine = Engine(nnx.merge(graph, params), None, rows=4, budget=16, pages=100, page=4, mesh=mesh)
+    engine = Engine(nnx.merge(graph, params), None, Capacity(rows=4, budget=16, pages=100, page=4), mesh=mesh)
     assert greedy(engine) == alone

@@ -11,6 +11,7 @@ from lm.adapt import lora
 from lm.config import Adapter, LatentAttention, ModelConfig, Quantization
 from lm.errors import UserError
 from lm.infer import sampler
+from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.engine.local import MIN, LocalEngine, pays
 from lm.model.transformer import skeleton
@@ -67,7 +68,7 @@ def engine():
 @pytest.mark.parametrize("name", all_but(["plain", "dora", "lora on integers"], MODELS))
 def test_greedy_tokens_and_log_probabilities_are_those_of_the_sampler(engine, name):
     model, sampling = MODELS[name](), Sampling(12, temperature=0.0, stop_ids=STOPS)
-    ours, theirs = engine.draw(model, PROMPTS, sampling, copies=2), sampler.draw(model, PROMPTS, sampling, copies=2)
+    ours, theirs = engine.draw(model, PROMPTS, sampling, Layout(2)), sampler.draw(model, PROMPTS, sampling, Layout(2))
     assert (ours.tokens, ours.ended) == (theirs.tokens, theirs.ended)
     assert len({tuple(tokens) for tokens in ours.tokens}) > 1
     np.testing.assert_allclose(sum(ours.logps, []), sum(theirs.logps, []), atol=1e-4)
@@ -76,7 +77,7 @@ def test_greedy_tokens_and_log_probabilities_are_those_of_the_sampler(engine, na
 @pytest.mark.parametrize("settings", all_but([{}, {"top_p": 0.8}], [{}, {"top_p": 0.8}, {"top_k": 5}]))
 def test_log_probabilities_are_at_the_temperature_and_of_all_tokens(engine, settings):
     model = model_of()
-    drawn = engine.draw(model, PROMPTS, Sampling(12, temperature=0.7, stop_ids=STOPS, seed=3, **settings), copies=3)
+    drawn = engine.draw(model, PROMPTS, Sampling(12, temperature=0.7, stop_ids=STOPS, seed=3, **settings), Layout(3))
     rows = np.zeros((len(drawn.tokens), 50), np.int32)  # what follows a sample has no effect on its logits
     for number, tokens in enumerate(drawn.tokens):
         row = PROMPTS[number // 3] + tokens
@@ -91,13 +92,13 @@ def test_log_probabilities_are_at_the_temperature_and_of_all_tokens(engine, sett
 
 def test_a_sample_depends_on_its_prompt_and_row_alone(engine):
     model, sampling = model_of(), Sampling(12, temperature=1.0, seed=5)
-    drawn = engine.draw(model, PROMPTS, sampling, copies=3)
-    assert engine.draw(model, PROMPTS, sampling, copies=3) == drawn
+    drawn = engine.draw(model, PROMPTS, sampling, Layout(3))
+    assert engine.draw(model, PROMPTS, sampling, Layout(3)) == drawn
     for number in (11, 0, 4):
-        [tokens], [logps], _ = engine.draw(model, [PROMPTS[number // 3]], sampling, rows=[number])
+        [tokens], [logps], _ = engine.draw(model, [PROMPTS[number // 3]], sampling, Layout(rows=[number]))
         assert tokens == drawn.tokens[number]
         np.testing.assert_allclose(logps, drawn.logps[number], atol=1e-5)
-    assert engine.draw(model, PROMPTS, dataclasses.replace(sampling, seed=6), copies=3).tokens != drawn.tokens
+    assert engine.draw(model, PROMPTS, dataclasses.replace(sampling, seed=6), Layout(3)).tokens != drawn.tokens
 
 
 def test_new_weights_take_the_place_of_the_old_ones(engine):
@@ -105,20 +106,20 @@ def test_new_weights_take_the_place_of_the_old_ones(engine):
     graph, params = nnx.split(second)
     second = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.float32(1.1) * np.asarray(x)), params))
     sampling = Sampling(12, temperature=1.0)
-    before = engine.draw(first, PROMPTS, sampling, copies=2)
-    other = engine.draw(second, PROMPTS, sampling, copies=2)
-    assert other.tokens != before.tokens and engine.draw(first, PROMPTS, sampling, copies=2) == before
+    before = engine.draw(first, PROMPTS, sampling, Layout(2))
+    other = engine.draw(second, PROMPTS, sampling, Layout(2))
+    assert other.tokens != before.tokens and engine.draw(first, PROMPTS, sampling, Layout(2)) == before
     alone = LocalEngine(None, rows=4)
-    assert alone.draw(second, PROMPTS, sampling, copies=2) == other
+    assert alone.draw(second, PROMPTS, sampling, Layout(2)) == other
     alone.close()
     engine.close()  # it starts again
-    assert engine.draw(first, PROMPTS, sampling, copies=2) == before
+    assert engine.draw(first, PROMPTS, sampling, Layout(2)) == before
 
 
 def test_copies_share_the_pages_of_their_prompt(engine):
     prompts = [[n, *range(1, 65)] for n in range(3)]
     model, sampling = model_of(), Sampling(4, temperature=1.0)
-    engine.draw(model, prompts, sampling, copies=8)
+    engine.draw(model, prompts, sampling, Layout(8))
     stats = engine.using(model, 4, 69).stats()
     # The first copy may start in the step that reads the end of the last prompt.
     assert stats.prefix_hits >= (3 * 7 - 1) * 64 and stats.prompt_tokens <= 3 * (65 + 7) + 64

@@ -31,7 +31,7 @@ GB = 10**9
 def test_default_pages_are_bounded(monkeypatch, config, dtype, rows, free, wanted):
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
     monkeypatch.setattr(room.jax, "default_backend", lambda: "cpu")
-    count = room.default_pages(config, 16, dtype, rows)
+    count = room.default_pages(config, room.Capacity(rows, cache_dtype=dtype))
     assert count == wanted
     assert count * page_bytes(config, 16, dtype) <= max(1 << 30, free // 4)
 
@@ -40,4 +40,4 @@ def test_an_accelerator_gives_most_of_its_own_memory(monkeypatch):
     device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 11 * GB, "bytes_in_use": GB})
     monkeypatch.setattr(room.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(room.jax, "local_devices", lambda: [device])
-    assert room.default_pages(LARGE, 16, "bfloat16", 32) == 9 * GB // page_bytes(LARGE, 16, "bfloat16")
+    assert room.default_pages(LARGE, room.Capacity(cache_dtype="bfloat16")) == 9 * GB // page_bytes(LARGE, 16, "bfloat16")

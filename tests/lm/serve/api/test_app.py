@@ -22,8 +22,8 @@ from lm.infer.engine.adapters import Slots
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
+from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
-from lm.serve.watch.settings import Settings as WatchSettings
 from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until
 
 
@@ -277,7 +277,7 @@ def test_the_monitor_sees_what_is_asked_and_answered(watched, tokenizer):
         whole = client.chat.completions.create(**ask)
         list(client.chat.completions.create(stream=True, **ask))
         assert post(url, "/v1/feedback", {"id": whole.id, "rating": "down", "comment": "no"}).status_code == 200
-        assert error_of(post(url, "/v1/feedback", {"id": "other", "rating": "up"}))["type"] == "invalid_request_error"
+        assert error_of(post(url, "/v1/feedback", {"id": "other", "rating": "up"}))["type"] == "not_found_error"
 
         refused = client.chat.completions.create(**ask | {"messages": [{"role": "user", "content": "poison"}]}).choices[0]
         assert refused.finish_reason == "content_filter" and refused.message.content

@@ -11,7 +11,7 @@ import pytest
 
 from lm.serve import page
 from lm.serve.api.app import Settings
-from lm.serve.connection import HEAD
+from lm.serve.api.limits import HEAD
 from tests.lm.serve.conftest import serving
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"

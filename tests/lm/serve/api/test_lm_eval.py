@@ -6,6 +6,7 @@ import pytest
 
 from lm.evals.tasks.harness import undescribed
 from lm.infer.engine.open import open_engine
+from lm.infer.engine.room import Capacity
 from lm.serve.api.service import Service
 from tests.lm.convert.test_smollm2 import FILE
 from tests.lm.evals.tiny_models import published, words
@@ -62,7 +63,7 @@ def test_the_harness_finds_the_same_through_the_api(model, tmp_path, monkeypatch
         (tmp_path / f"{name}.yaml").write_text(json.dumps({"task": f"made_{name}", "test_split": "test", **files, **task}))
 
     expected = evaluated(HFLM(**options, dtype="float32", device="cpu", add_bos_token=False), tmp_path)
-    engine = open_engine(checkpoint, dtype="float32", blocks=200)
+    engine = open_engine(checkpoint, Capacity(pages=200), dtype="float32")
     with serving(Service(engine, "model")) as url:
         ours = LocalCompletionsAPI(base_url=f"{url}/v1/completions", model="model", tokenizer=str(tokenizer), num_concurrent=3)
         found = evaluated(ours, tmp_path)

@@ -8,10 +8,10 @@ import pytest
 
 from configs.serve.default import get_config
 from lm.errors import UserError
-from lm.serve.api.adapters import confined
 from lm.serve.api.app import Settings
-from lm.serve.api.errors import ApiError
 from lm.serve.api.limits import Rates, named, read_keys
+from lm.serve.api.protocol import ApiError
+from lm.serve.api.service import confined
 from lm.serve.settings import hosts_of
 from tests.lm.serve.conftest import client_of, serving
 

@@ -14,11 +14,12 @@ import pytest
 from data.media import images as decoding
 from lm.convert.multimodal.processor import towers_of
 from lm.infer.engine.open import open_engine
+from lm.infer.engine.room import Capacity
 from lm.serve import page
 from lm.serve.api import media
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
-from lm.serve.watch.settings import Settings as WatchSettings
+from lm.serve.settings import WatchSettings
 from tests.data.media.pictures import picture, saved
 from tests.data.media.test_images import png
 from tests.lm.serve import test_chat_page as chat_page
@@ -71,7 +72,7 @@ def expected(folder):
 @pytest.fixture(scope="module")
 def served(folder, tmp_path_factory):
     """(URL, service, folder of the store)."""
-    engine = open_engine(folder, rows=4, budget=16, blocks=200)
+    engine = open_engine(folder, Capacity(rows=4, budget=16, pages=200))
     limits = Limits(seconds=60.0, media=2, media_bytes=50_000)
     service = Service(engine, "tiny", limits=limits, towers=towers_of(folder, engine.config, engine.tokenizer))
     store = tmp_path_factory.mktemp("watch")

@@ -16,6 +16,7 @@ from lm.config import Audio, Vision
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.room import Capacity
 from lm.model.transformer import skeleton
 from lm.serve.api.service import Service
 from tests.data.media.pictures import picture, saved
@@ -52,7 +53,7 @@ def test_answers_are_those_of_generate(config, tokenizer, tmp_path):
              for parts in ([], [SOUND], [NOISE], [PICTURE, SOUND], [SOUND, PICTURE])]  # fmt: skip
     expected = lm.generate(model, tokenizer, talks, towers=towers, max_new_tokens=COUNT, temperature=0)
     assert len(set(expected)) == len(talks)
-    engine = Engine(model, tokenizer, rows=4, budget=16, pages=600, page=16)
+    engine = Engine(model, tokenizer, Capacity(rows=4, budget=16, pages=600, page=16))
     service = Service(engine, "own", towers=towers)
     with serving(service) as url:
         client = client_of(url)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from lm.infer.engine.request import Likely
-from lm.serve.api.text import TextStream, spelling
+from lm.serve.api.answers import TextStream, spelling
 
 
 def stream(tokenizer, ids, sizes=(1,), over=True, **options):
@@ -17,7 +17,7 @@ def stream(tokenizer, ids, sizes=(1,), over=True, **options):
         n += size
         likely = [Likely(-float(i), ()) for i in group]
         pieces.append(found.feed(group, likely, over=over and n >= len(ids)))
-        if found.ended:
+        if found.stopped or found.blocked:
             break
     text, tokens = "".join(piece.text for piece in pieces), [token for piece in pieces for token in piece.tokens]
     return text, tokens, pieces, found
@@ -104,9 +104,9 @@ class Censor:
 
 @pytest.mark.parametrize("sizes", [(1,), (99,)])
 def test_an_outlet_may_end_the_text(tokenizer, sizes):
-    text, tokens, _, found = stream(tokenizer, tokenizer.encode(SAID), sizes, outlet=Censor())
+    text, tokens, _, found = stream(tokenizer, tokenizer.encode(SAID), sizes, outlet=Censor().feed)
     assert found.blocked and text == "the " and all(token.begin < 4 for token in tokens)
-    assert stream(tokenizer, tokenizer.encode("a dog"), sizes, outlet=Censor())[0] == "a dog"
+    assert stream(tokenizer, tokenizer.encode("a dog"), sizes, outlet=Censor().feed)[0] == "a dog"
 
 
 def test_spelling_of_tokens(tokenizer):

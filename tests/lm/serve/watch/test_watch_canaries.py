@@ -5,11 +5,11 @@ import pytest
 
 from lm.errors import UserError
 from lm.infer.engine.request import Event
-from lm.serve.guardrails import open_guardrails
+from lm.serve.guardrails import Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
+from lm.serve.settings import WatchSettings
 from lm.serve.watch.canaries import Canary, Rounds, asker, problems, read_canaries
-from lm.serve.watch.settings import Settings
 from tests.lm.evals import tiny_models
 from tests.lm.serve.played_engine import PlayedEngine
 from tests.lm.serve.test_serve_metrics import values
@@ -104,8 +104,7 @@ def test_rounds_ask_the_model_and_each_adapter_and_alert_once_until_they_pass(tm
     says, reported = {"": ANSWER, "law": "Rome."}, threading.Semaphore(0)
     canary = Canary("paris", ({"role": "user", "content": "Where?"},), {"contains": ["Paris"]})
     metrics = Metrics("tiny")
-    where = {"metrics": metrics, "guardrails": open_guardrails(), "checkpoint": lambda: "step 9"}
-    watch = Watch(Settings(status_seconds=0), tmp_path, **where)
+    watch = Watch(WatchSettings(status_seconds=0), tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
     rounds = Rounds(
         [canary],
         lambda messages, most, adapter: says[adapter],
@@ -114,7 +113,6 @@ def test_rounds_ask_the_model_and_each_adapter_and_alert_once_until_they_pass(tm
         checkpoint=lambda: "step 9",
         minutes=1e6,
     )
-    rounds.start()  # the first round begins at once
     for _ in range(2):
         assert reported.acquire(timeout=60)
     rounds.close()

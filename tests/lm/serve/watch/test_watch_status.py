@@ -6,12 +6,13 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from lm.serve.guardrails import open_guardrails
+from lm.serve.api.protocol import ApiError
+from lm.serve.guardrails import Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
+from lm.serve.settings import WatchSettings
 from lm.serve.watch.behaviour import Alert
 from lm.serve.watch.charts import CHARTS
-from lm.serve.watch.settings import Settings
 from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.serve.played_engine import PlayedEngine, handle
 from tests.lm.serve.test_serve_prometheus import served, until
@@ -21,9 +22,8 @@ from tests.lm.serve.test_serve_prometheus import served, until
 def watched(tmp_path):
     metrics, engine = Metrics("tiny <b>"), PlayedEngine()
     metrics.watch(engine)
-    settings = Settings(status_seconds=0, status_samples=50, reference=20, recent=20)
-    where = {"metrics": metrics, "guardrails": open_guardrails(), "checkpoint": lambda: "step 9", "title": "tiny <b>"}
-    watch = Watch(settings, tmp_path, **where)
+    settings = WatchSettings(status_seconds=0, status_samples=50, reference=20, recent=20)
+    watch = Watch(settings, tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
     yield watch, engine
     watch.close()
 
@@ -31,7 +31,8 @@ def watched(tmp_path):
 def ask(watch, n, words="The roses need water and shade.", first=0):
     for i in range(first, first + n):
         seen = watch.on_request([{"role": "user", "content": "What do roses need?"}], id=str(i))
-        seen.on_text(words)
+        seen.on_tokens()
+        seen.pass_on(0, words, True)
         seen.on_finished("stop", prompt_tokens=5)
     watch.flush()
 
@@ -39,6 +40,7 @@ def ask(watch, n, words="The roses need water and shade.", first=0):
 def client_of(watch):
     app = FastAPI()
     app.include_router(watch.router())
+    app.add_exception_handler(ApiError, lambda request, error: error.response())
     return TestClient(app)
 
 

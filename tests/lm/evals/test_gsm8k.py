@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.evals.tasks.gsm8k_scores import score
+from lm.evals.score import gsm8k as score
 
 ITEMS = [
     {"question": "Janet's ducks …", "answer": "16 - 3 - 4 = <<16-3-4=9>>9\n#### 18"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.evals.redteam.xstest_scores import score
+from lm.evals.score import xstest as score
 from lm.evals.stats.intervals import wilson
 
 ITEMS = [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lm.evals.tasks.mmlu_scores import letter, score
+from lm.evals.score import letter
+from lm.evals.score import mmlu as score
 
 NUMBERS = ("0", "4", "2", "6")
 GROUPS = ("A group", "B-trees", "C is closed", "6.5")
