@@ -14,7 +14,7 @@ config.json, the tokenizer, checkpoints/, data/, metrics.jsonl, samples.jsonl, t
 from pathlib import Path
 
 from lm import cli
-from lm.inputs import check_alignment
+from lm.align.checks import check_alignment
 from lm.parallel.join import join
 from lm.runs.lock import locked
 

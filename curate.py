@@ -22,9 +22,9 @@ def main(config, workdir: Path) -> None:
     from data.recipe import tokenized
     from data.recipe.run import prepare, run
     from lm.evals.curation import STAGES
-    from lm.inputs import check_apart
     from lm.reports.curate import totals, write
     from lm.reports.next_steps import show
+    from lm.train.checks import check_apart
 
     check_record(config, workdir)
     check_apart("input", config.input, workdir)

@@ -15,7 +15,7 @@ the exit code is 1 if a task became worse.
 from pathlib import Path
 
 from lm import cli
-from lm.inputs import check_evaluation
+from lm.evals.checks import check_evaluation
 from lm.parallel.join import join
 from lm.runs.lock import locked
 

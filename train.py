@@ -23,11 +23,12 @@ from absl import flags
 
 from lm import cli
 from lm.cli import config_files
-from lm.inputs import check_training
+from lm.evals.checks import check_evals
 from lm.parallel.join import join
 from lm.runs.lock import locked
 from lm.runs.workdir import finished, save_record
 from lm.train import dial
+from lm.train.checks import check_training
 from lm.train.values import check_values
 
 
@@ -49,7 +50,12 @@ def main(config, workdir: Path | None) -> None:
 
         run(config, flags.FLAGS.plan, flags.FLAGS.plan_tries, workdir)
         return
-    join(lambda: check_training(config, workdir))  # then JAX loads
+
+    def check() -> None:
+        check_training(config, workdir)
+        check_evals(config.evals)
+
+    join(check)  # then JAX loads
     with locked(workdir):
         train(config, workdir)
 

@@ -172,7 +172,7 @@ def timed(answer, asked) -> float:
 
 
 def ours(options, dtype: str, cores: int):
-    from lm import compile_cache
+    from lm.files import compile_cache
 
     compile_cache.switch_on()  # before JAX is imported
     from lm.infer.engine.open import open_engine

@@ -54,8 +54,8 @@ def write_checkpoint(folder: Path, hf: dict, shards: int) -> int:
     (folder / "config.json").write_text(json.dumps(hf))
     family = families.family_of(hf)
     shapes = {place.row.theirs: place.row.theirs_shape for place in places(family, family.from_hf(hf))}
-    planned = [files.Planned(name, np.dtype(ml_dtypes.bfloat16), shape) for name, shape in shapes.items()]
-    size = sum(tensor.nbytes for tensor in planned)
+    planned = {name: (np.dtype(ml_dtypes.bfloat16), shape) for name, shape in shapes.items()}
+    size = sum(files.nbytes_of(*tensor) for tensor in planned.values())
     rng = np.random.default_rng(0)
     for place in files.lay_out(folder, planned, -(-size // shards)).values():
         # Any sign and mantissa, and an exponent that keeps it finite and small.

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.train import demo
-from lm import sizing
+from lm.model import sizing
 from lm.train import dial
 from lm.train.values import model_of
 

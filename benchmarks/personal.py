@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--forget", type=int, default=2, help="recall: facts that are forgotten")
     options = parser.parse_args()
     os.environ["LMCRAFT_PASSPHRASE"] = PASSPHRASE
-    from lm import compile_cache
+    from lm.files import compile_cache
 
     compile_cache.switch_on()
     from lm.personal.adapter import peak_bytes

@@ -31,11 +31,11 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, compile_cache
+from lm import cli
 from lm.errors import UserError
-from lm.files import saving
+from lm.files import compile_cache, saving
 from lm.files.untrusted import shown
-from lm.inputs import check_speaker
+from lm.train.checks import check_speaker
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS

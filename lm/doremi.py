@@ -19,11 +19,11 @@ from lm import cli
 from lm.cli import config_files
 from lm.errors import UserError
 from lm.files.saving import write_json
-from lm.inputs import check_training
 from lm.parallel.join import join
 from lm.runs.lock import locked
 from lm.runs.workdir import check_result, save_record
 from lm.train import dial
+from lm.train.checks import check_training
 
 
 def main(config, workdir: Path) -> None:

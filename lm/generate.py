@@ -13,10 +13,10 @@ from absl import flags
 
 import lm
 from data.chat.messages import make_message
-from lm import cli, compile_cache
-from lm.commands import runnable
-from lm.errors import UserError
-from lm.inputs import check_writer
+from lm import cli
+from lm.errors import UserError, runnable
+from lm.files import compile_cache
+from lm.train.checks import check_writer
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, compile_cache
+from lm import cli
 from lm.bucket.copies import local
 from lm.errors import UserError, no_model
+from lm.files import compile_cache
 
 FLAGS = flags.FLAGS
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")

@@ -1,6 +1,6 @@
 """JAX's compilation cache of the tests, kept between runs in a folder of the user's cache, beside that of the verbs.
 
-Programs for several devices are not cached (lm/compile_cache.py has the reason).
+Programs for several devices are not cached (lm/files/compile_cache.py has the reason).
 
 JAX_ENABLE_COMPILATION_CACHE=false compiles everything anew; JAX_COMPILATION_CACHE_DIR=FOLDER takes another folder.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import zstandard
 
-from lm import compile_cache
+from lm.files import compile_cache
 
 MAX = 2 << 30  # bytes of all entries; the tests write about a fifth of it
 

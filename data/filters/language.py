@@ -19,8 +19,7 @@ import numpy as np
 import xxhash
 
 from data.filters.compiled import compiled
-from lm import compile_cache
-from lm.files import saving
+from lm.files import compile_cache, saving
 
 SAMPLE = 4096  # characters of a document that are read: enough, since accuracy is flat above about 1,000
 SLICES = 8  # evenly spaced pieces of a longer document, so that a menu at its top does not decide

@@ -1,13 +1,20 @@
-"""Build the parameters of one model config from those of another: copy shared arrays, compute the others."""
+"""Build the parameters of one model config from those of another: copy shared arrays, compute or initialise the others.
 
-from collections.abc import Callable, Iterator
+So a model gets a score head, encoders, or a larger vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import lax
+from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from lm.config import ModelConfig
-from lm.model.transformer import STACKED, skeleton
+from lm.config import Audio, ModelConfig, Vision
+from lm.model.transformer import STACKED, build, skeleton
 from lm.parallel.mesh import shardings
 from lm.runs.checkpoint import named, nested, plain, unplain
 
@@ -50,3 +57,59 @@ def each_layer(name: str, f: Callable, x):
         return lax.map(f, x)
     graph, params = nnx.split(x)
     return lax.map(lambda params: f(nnx.merge(graph, params)), params)
+
+
+def with_score_head(config: ModelConfig, params: nnx.State, kind: str, seed: int = 0) -> tuple[ModelConfig, nnx.State]:
+    """Return the model with a fresh head of this kind (model.score_head), replacing its own; "none" removes the head."""
+    new = dataclasses.replace(config, score_head=kind)
+    if kind == "none":
+        return new, combined(new, arrays_of(params))
+    return new, rebuilt(new, params, lambda _: {"score": arrays_of(build(new, seed))["score"]})
+
+
+def with_towers(
+    config: ModelConfig, params: nnx.State, towers: dict[str, Vision | Audio], seed: int = 0
+) -> tuple[ModelConfig, nnx.State]:
+    """Return the model with new encoders and projectors of random weights; its logits for text stay bitwise the same.
+
+    towers: sections of the config by name, "vision" and "audio". lm/convert/towers.py attaches published encoders.
+    """
+    new = dataclasses.replace(config, **towers)
+    begin = tuple(f"{name}." for name in towers)
+
+    def fresh(_):
+        return {name: x for name, x in arrays_of(build(new, seed)).items() if name.startswith(begin)}
+
+    return new, rebuilt(new, params, fresh)
+
+
+def with_pieces(
+    config: ModelConfig, params: nnx.State, old_pieces: Sequence[Sequence[int]], first: int, rows: int
+) -> tuple[ModelConfig, nnx.State]:
+    """Return the model with a larger vocabulary: `rows` rows in the embedding and in a head of its own.
+
+    Row first + n is of a new piece: the mean of the rows old_pieces[n], of the old pieces that it joins. Rows without a piece
+    are zero.
+
+    Args: first: the first new id. It is below config.vocab_size if the model has rows that no piece has; these are used first.
+    """
+    new = dataclasses.replace(config, vocab_size=rows)
+    most = max(map(len, old_pieces), default=1)
+    parts_NP = np.zeros((len(old_pieces), most), np.int32)
+    weights_NP = np.zeros((len(old_pieces), most), np.float32)
+    for n, parts in enumerate(old_pieces):
+        parts_NP[n, : len(parts)] = parts
+        weights_NP[n, : len(parts)] = 1 / len(parts)
+
+    def grown(params: nnx.State) -> dict[str, jax.Array]:
+        found = {}
+        for name in ("embedding",) if config.tie_embeddings else ("embedding", "head"):
+            old_VD = arrays_of(params)[name]
+            if not jax.sharding.get_abstract_mesh().empty:
+                old_VD = jax.sharding.reshard(old_VD, P(None, None))
+            means_ND = jnp.einsum("np,npd->nd", weights_NP, old_VD[parts_NP].astype(jnp.float32))
+            old_VD = jnp.pad(old_VD, ((0, rows - len(old_VD)), (0, 0)))
+            found[name] = old_VD.at[first : first + len(old_pieces)].set(means_ND.astype(old_VD.dtype))
+        return found
+
+    return new, rebuilt(new, params, grown)

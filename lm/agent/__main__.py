@@ -18,11 +18,12 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli, compile_cache
+from lm import cli
 from lm.agent.consent import Consent, parse_grant, parse_risks
 from lm.agent.loop import Budget, Rules, run
 from lm.agent.trace import append
 from lm.errors import UserError
+from lm.files import compile_cache
 from lm.files.untrusted import shown
 from lm.train.values import SEEDS
 

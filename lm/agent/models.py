@@ -43,7 +43,7 @@ class Model(Protocol):
 
 def open_model(checkpoint: str, **settings: Any) -> Model:
     """Return the model of --checkpoint, with the settings of `local_model`. Raises: UserError if it cannot read messages."""
-    from lm.inputs import check_speaker
+    from lm.train.checks import check_speaker
 
     check_speaker("--checkpoint", checkpoint)
     from lm.align.reward_model import chat_template_of

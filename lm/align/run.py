@@ -11,13 +11,13 @@ import jax
 
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
-from lm import sizing
 from lm.align import distill, preference, reinforce, reward, senses, settings, sft
 from lm.align.data import RunData, Setup, Tasks, data_summary, own_tokenizer
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
 from lm.align.validation import Samples, Validation, first_validation
 from lm.evals import in_loop
+from lm.model import sizing
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh

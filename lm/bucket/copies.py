@@ -5,14 +5,17 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import filelock
 
-from lm.bucket.places import copy_of
+from lm.bucket.places import copy_of, urls_in
 from lm.bucket.steps import newest_whole, place_of
 from lm.bucket.store import Refused, Store, is_url
+from lm.errors import UserError
 from lm.files import saving
 
+MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
 # Of a run's folder, what no reader of its model needs; and weights in formats that are not read.
 _UNREAD = re.compile(r"(metrics|ids|samples)\.jsonl|.*\.(html|sqlite|bin|pt|pth|h5|msgpack|onnx|ot)|report\.json")
 _PART = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
@@ -26,6 +29,25 @@ def local(path: str | os.PathLike) -> str | os.PathLike:
 def dataset(url: str) -> Path:
     """Return the same for a folder of which every object is needed."""
     return _fetched(url.rstrip("/"), True)
+
+
+def fetch(config: Any, workdir: str | None) -> None:
+    """Fetch what a config names by URLs, and put the paths of the copies in their place.
+
+    Raises: UserError: something cannot be fetched, or lies in the workdir, if that is a URL.
+    """
+    for key, values, last in urls_in(config):
+        url = values[last]
+        if is_url(workdir) and f"{url}/".startswith(f"{str(workdir).rstrip('/')}/"):
+            raise UserError(f"{key}={url} lies in --workdir={workdir}, which the run writes: use another --workdir")
+        values[last] = local(url)
+
+
+def fetch_models(flags: Any) -> None:
+    """Do the same for the flags of a command without a config; flags: absl's FLAGS, parsed. Raises: UserError as `fetch`."""
+    for name in MODELS:
+        if name in flags and flags[name].value:
+            flags[name].value = local(flags[name].value)
 
 
 @functools.cache

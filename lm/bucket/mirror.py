@@ -13,6 +13,7 @@ it wrote, process 0 everything else.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -24,18 +25,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from lm.bucket.owner import LOCK, Owner
 from lm.bucket.places import mirror_of
 from lm.bucket.steps import HEALTHY, ITEMS, LAST, makes_whole, newest_whole, number, place_of, places, there_are
-from lm.bucket.store import Entry, Refused, Store
+from lm.bucket.store import Entry, Refused, Store, is_url
 from lm.errors import UserError
 from lm.files import saving
 from lm.files.checksums import NAME as SUMS
 
 WRITER = ".writer"  # the id of the mirror that wrote last
+WRITERS = ("train", "align", "evaluate")  # verbs whose workdir may be in a bucket
 EVERY = 2.0  # seconds between two looks at the folder; a new checkpoint is uploaded at once
 LOGS = 30.0  # seconds between two uploads of files that grow
 PATIENCE = 300.0  # seconds in which the last upload of a run is tried again
@@ -55,16 +58,23 @@ class Mirror:
 
     def __init__(self, url: str, lost: Callable[[str], None], *, keep_last: int = 2, keep_every: int = 0):
         self.url, self.folder = url.rstrip("/"), mirror_of(url)
-        self._store, self._end, self._keep = Store(self.url), lost, (keep_last, keep_every)
+        self._end, self._keep = lost, (keep_last, keep_every)
         self._record = self.folder.with_name(f"{self.folder.name}@record")
         self._process, self._processes = 0, 1
         self._sent: dict[str, list[int]] = {}  # size and time of each file when it was uploaded or fetched
-        self._elsewhere: set[str] = set()  # objects of the bucket that were not fetched, and stay there
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._owner: Owner | None = None
         self._local = filelock.FileLock(self.folder.with_name(f"{self.folder.name}@lock"), timeout=0)
         self._is_lost = False
+
+    @functools.cached_property
+    def _store(self) -> Store:
+        return Store(self.url)
+
+    @property
+    def is_open(self) -> bool:
+        return self._thread is not None
 
     def open(self) -> str:
         """Lock the workdir, fill the folder, and start to upload. Return the id of the folder, for `join`."""
@@ -161,13 +171,11 @@ class Mirror:
         listing = {name: entry for name, entry in listing.items() if name not in half}
         if writer == self._id.encode() and set(record["objects"]) <= listing.keys() and self._is_complete(record["sent"]):
             self._sent = {name: then for name, then in record["sent"].items() if name in listing}
-            self._elsewhere = listing.keys() & record["elsewhere"]
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         newest = set(newest_whole(self._store, listing).values())
         wanted = [name for name in listing if _is_wanted(name, listing, newest)]
-        self._elsewhere = {name for name in listing if place_of(name) and name not in wanted}
         if wanted:
             size = sum(listing[name].size for name in wanted)
             print(f"{self.url}: fetching {len(wanted)} files, {size / 1e6:,.1f} MB, to {str(self.folder)!r}", flush=True)
@@ -245,18 +253,18 @@ class Mirror:
         if not (self.folder / "config.json").is_file():  # someone has emptied the folder
             return
         deleted = {name for name in self._sent if name not in files and not name.endswith(AT_END)}
-        old = set(map(place_of, deleted)) - set(map(place_of, files)) - {None}
+        here = set(map(place_of, files))
+        old = set(map(place_of, deleted)) - here - {None}
         (keep_last, keep_every), healthy = self._keep, None
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
             healthy = json.loads((self.folder / HEALTHY).read_text())["step"]
         for steps in places(listing).values():
             for place in steps[keep_last:]:
                 stays = number(place) == healthy or (keep_every and number(place) % keep_every == 0)
-                if not stays and f"{place}/state/{SUMS}" in self._elsewhere:
+                if not stays and place not in here and f"{place}/state/{SUMS}" in listing:
                     old.add(place)
         gone = [name for name in listing if name in deleted or place_of(name) in old]
         self._sent = {name: then for name, then in self._sent.items() if name not in deleted}
-        self._elsewhere.difference_update(gone)
         for name in gone:
             del listing[name]
         self._write_record(listing)
@@ -292,8 +300,7 @@ class Mirror:
             return {}
 
     def _write_record(self, listing: dict[str, Entry]) -> None:
-        about = {"id": self._id, "objects": sorted(listing), "sent": self._sent, "elsewhere": sorted(self._elsewhere)}
-        saving.write(self._record, json.dumps(about))
+        saving.write(self._record, json.dumps({"id": self._id, "objects": sorted(listing), "sent": self._sent}))
 
 
 def _is_wanted(name: str, listing: dict[str, Entry], newest: set[str]) -> bool:
@@ -315,47 +322,42 @@ def _order(name: str) -> tuple:
     return (1, -number(place), place) if place else (0, name.rpartition("/")[2] in MARKERS, "")
 
 
-# The one workdir of this process.
-
-_planned: tuple[str, Callable[[str], None], dict[str, int]] | None = None
-_open: Mirror | None = None
+_mirror: Mirror | None = None  # of this process's workdir
 
 
-def plan(url: str, lost: Callable[[str], None], **keep: int) -> Path:
-    """Note the workdir that `open_planned` opens. Return its folder."""
-    global _planned
-    _planned = (url, lost, keep)
-    return mirror_of(url)
+def workdir_of(path: str, config: Any, verb: str, lost: Callable[[str], None]) -> Path:
+    """Return the folder of a workdir: the path itself, or the mirror of a URL, which `open_planned` opens.
+
+    lost: called with a line if another job has taken the workdir over.
+    Raises: UserError if this verb cannot write into a bucket.
+    """
+    global _mirror
+    if not is_url(path):
+        return Path(path)
+    if verb not in WRITERS:
+        raise UserError(f"--workdir={path}: only {', '.join(WRITERS)} write into a bucket; name a local folder")
+    keep = {name: config[name] for name in ("keep_last", "keep_every") if name in config}
+    if config.get("keep_hours") or config.get("keep_best"):
+        keep["keep_every"] = 1  # only the run knows which it keeps, so the mirror removes nothing that it did not fetch
+    _mirror = Mirror(path, lost, **keep)
+    return _mirror.folder
 
 
 def open_planned() -> str | None:
     """Open the mirror of the workdir, if it is in a bucket, in a job of one process or on process 0. Return its id."""
-    global _open
-    if _planned is None:
-        return None
-    url, lost, keep = _planned
-    mirror = Mirror(url, lost, **keep)
-    id = mirror.open()
-    _open = mirror
-    return id
+    return _mirror.open() if _mirror else None
 
 
 def share(id: str | None, process: int, processes: int) -> None:
     """Give each process of a job its share of the uploads. id: what `open_planned` returned on process 0."""
-    global _open
-    if id is None:
-        return
-    if process == 0:
-        _open.shares(processes)
-        return
-    url, lost, _ = _planned
-    mirror = Mirror(url, lost)
-    mirror.join(id, process, processes)
-    _open = mirror
+    if id is not None and process == 0:
+        _mirror.shares(processes)
+    elif id is not None:
+        _mirror.join(id, process, processes)
 
 
 def finish() -> str | None:
     """Finish the mirror if one is open. Return a line if the bucket does not hold all of it."""
-    global _open
-    mirror, _open = _open, None
-    return mirror.finish() if mirror else None
+    global _mirror
+    mirror, _mirror = _mirror, None
+    return mirror.finish() if mirror and mirror.is_open else None

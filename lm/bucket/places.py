@@ -7,15 +7,16 @@
 In memory a config holds local paths; in files, messages and reports it holds URLs, so that another machine can go on.
 """
 
+import copy
 import json
 import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from lm import compile_cache
 from lm.bucket.store import is_url
 from lm.errors import UserError
+from lm.files import compile_cache
 
 KEYS = ("init_from", "checkpoint", "tokenizer", "chat_template", "distill.teacher")  # config keys that a copy stands in for
 LONGEST = 240  # characters of a folder's name
@@ -52,15 +53,22 @@ def with_urls(value: Any) -> Any:
     return json.loads(as_urls(json.dumps(value)))
 
 
-def with_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded config with the paths of copies in place of the URLs of KEYS. Nothing is fetched."""
-    config = dict(config)
+def urls_in(config: Any) -> list[tuple[str, Any, str]]:
+    """Return (key, its section, the key in it) for each of KEYS that holds a URL. config: a ConfigDict or a dict."""
+    urls = []
     for key in KEYS:
         section, _, last = key.rpartition(".")
         values = config.get(section) if section else config
-        if isinstance(values, dict) and isinstance(values.get(last), str) and is_url(values[last]):
-            changed = {**values, last: str(copy_of(values[last]))}
-            config = {**config, section: changed} if section else changed
+        if hasattr(values, "get") and is_url(values.get(last)):
+            urls.append((key, values, last))
+    return urls
+
+
+def with_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded config with the paths of copies in place of the URLs of KEYS. Nothing is fetched."""
+    config = copy.deepcopy(config)
+    for _, values, last in urls_in(config):
+        values[last] = str(copy_of(values[last]))
     return config
 
 

@@ -5,11 +5,12 @@ Amazon do: `gcloud auth application-default login`, ~/.aws, AWS_PROFILE, AWS_END
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from lm.errors import UserError
 
@@ -19,7 +20,7 @@ WHOLE = 64 << 20  # bytes; a smaller file is read before it is sent, so it may g
 PAUSES = (1, 3, 9)  # seconds before a read is tried again
 CONNECT, ANSWER = 30, 60  # seconds for a connection to Google, and until the next bytes of an answer, before another try
 
-T = TypeVar("T")
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -82,16 +83,21 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Return call(). A UserError that is not Refused is followed by another try, up to len(PAUSES) times."""
-    for pause in PAUSES:
-        try:
-            return call()
-        except Refused:
-            raise
-        except UserError:
-            time.sleep(pause)
-    return call()
+def patient(call: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function: a UserError that is not Refused is followed by another try, up to len(PAUSES) times."""
+
+    @functools.wraps(call)
+    def patiently(*args: P.args, **options: P.kwargs) -> T:
+        for pause in PAUSES:
+            try:
+                return call(*args, **options)
+            except Refused:
+                raise
+            except UserError:
+                time.sleep(pause)
+        return call(*args, **options)
+
+    return patiently
 
 
 class Store:
@@ -101,20 +107,17 @@ class Store:
         self.url = url.rstrip("/")
         self._system, self._root = open_system(self.url)
 
+    @patient
     def list(self) -> dict[str, Entry]:
         """Return all objects, sorted by name. If the URL is itself an object, its name is ""."""
-
-        def found() -> dict[str, Entry]:
-            with plainly(self.url):
-                listed = self._system.find(self._root, detail=True)
-            entries = {}
-            for path, about in sorted(listed.items()):
-                if about.get("type", "file") == "file" and not path.endswith("/") and "/../" not in f"/{path}/":
-                    tag = next((about[key] for key in ("generation", "ETag", "etag", "mtime") if about.get(key)), "")
-                    entries[path[len(self._root) :].lstrip("/")] = Entry(int(about.get("size") or 0), str(tag))
-            return entries
-
-        return patiently(found)
+        with plainly(self.url):
+            listed = self._system.find(self._root, detail=True)
+        entries = {}
+        for path, about in sorted(listed.items()):
+            if about.get("type", "file") == "file" and not path.endswith("/") and "/../" not in f"/{path}/":
+                tag = next((about[key] for key in ("generation", "ETag", "etag", "mtime") if about.get(key)), "")
+                entries[path[len(self._root) :].lstrip("/")] = Entry(int(about.get("size") or 0), str(tag))
+        return entries
 
     def fetch(self, places: Mapping[str, Path]) -> None:
         """Write objects to files, several at a time. A file appears under its name when it is whole."""
@@ -123,18 +126,18 @@ class Store:
             path = places[name]
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.new")
-
-            def get() -> None:
-                with plainly(self._url(name)):
-                    self._system.get_file(self._path(name), str(part))
-
             try:
-                patiently(get)
+                self._get(name, part)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
 
         self._each(one, places)
+
+    @patient
+    def _get(self, name: str, path: Path) -> None:
+        with plainly(self._url(name)):
+            self._system.get_file(self._path(name), str(path))
 
     def put(self, names: Iterable[str], folder: Path) -> None:
         """Upload files of a folder, several at a time. An object is replaced as a whole. A file that is gone is left out."""
@@ -158,30 +161,24 @@ class Store:
 
         self._each(one, names)
 
+    @patient
     def read(self, name: str) -> bytes | None:
         """Return an object's content, or None if there is none."""
+        with plainly(self._url(name)):
+            try:
+                return self._system.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
 
-        def content() -> bytes | None:
-            with plainly(self._url(name)):
-                try:
-                    return self._system.cat_file(self._path(name))
-                except FileNotFoundError:
-                    return None
-
-        return patiently(content)
-
+    @patient
     def write(self, name: str, content: bytes, *, new: bool = False) -> bool:
         """Write an object. new: only if there is none yet; return whether it was written."""
-
-        def written() -> bool:
-            with plainly(self._url(name)):
-                try:
-                    self._system.pipe_file(self._path(name), content, **({"mode": "create"} if new else {}))
-                except FileExistsError:
-                    return False
-            return True
-
-        return patiently(written)
+        with plainly(self._url(name)):
+            try:
+                self._system.pipe_file(self._path(name), content, **({"mode": "create"} if new else {}))
+            except FileExistsError:
+                return False
+        return True
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects one after another; those that are gone are left out."""
@@ -191,13 +188,7 @@ class Store:
 
     def _each(self, do: Callable[[str], None], names: Iterable[str]) -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            jobs = [pool.submit(do, name) for name in names]
-            try:
-                for job in jobs:
-                    job.result()
-            finally:
-                for job in jobs:
-                    job.cancel()
+            list(pool.map(do, names))  # the first error cancels those that have not begun
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

@@ -12,8 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from lm.commands import runnable
-from lm.errors import UserError, windows_hint
+from lm.errors import UserError, runnable, windows_hint
 
 HOME = Path(__file__).parents[2]  # the clone: verbs and configs/
 USUAL = {

@@ -21,12 +21,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from lm import compile_cache
-from lm.bucket import flags as bucket_flags
-from lm.bucket import mirror
+from lm.bucket import copies, mirror
 from lm.bucket.places import as_urls
 from lm.cli import config_files, mistakes
 from lm.errors import Ended, Stopped, UserError, out_of_memory, windows_hint
+from lm.files import compile_cache
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSALS = [getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EROFS ENOTDIR EISDIR EEXIST ELOOP EIO".split()]
@@ -115,7 +114,7 @@ def parse(
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/mine")
-    workdir = bucket_flags.workdir_of(flags.FLAGS.workdir, flags.FLAGS.config, verb, lambda line: fail(line, 2))
+    workdir = mirror.workdir_of(flags.FLAGS.workdir, flags.FLAGS.config, verb, lambda line: fail(line, 2))
     check_folder(workdir, "workdir")
     return flags.FLAGS.config, workdir
 
@@ -144,7 +143,7 @@ def parse_flags(argv: list[str], takes_arguments: bool = False) -> list[str]:
         raise UserError(mistakes.missing_value(error)) from None
     if len(rest) > 1 and not takes_arguments:
         raise UserError(mistakes.stray(rest[1:]))
-    bucket_flags.fetch_models(flags.FLAGS)
+    copies.fetch_models(flags.FLAGS)
     return rest
 
 
@@ -161,7 +160,7 @@ def run(
             print(help_text(usage, sys.argv))
             return
         config, workdir = parse(sys.argv, needs_workdir, unless)
-        bucket_flags.fetch(config, flags.FLAGS.workdir)
+        copies.fetch(config, flags.FLAGS.workdir)
         compile_cache.switch_on()
         main(config, workdir)
 

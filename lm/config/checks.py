@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lm.config.towers import check_towers
@@ -30,6 +29,10 @@ class Checked(NamedTuple):
         """Raises: UserError."""
         raise UserError(f"model.{key}={short(self.value(key))} {why}")
 
+    def at_least(self, key: str, least: int) -> None:
+        if self.value(key) < least:
+            self.refuse(key, f"must be at least {least}")
+
     def one_of(self, key: str, *values: object) -> None:
         value = self.value(key)
         for item in value if isinstance(value, tuple) else (value,):
@@ -42,107 +45,108 @@ def check(config: Any) -> None:
     _check_kinds(config)
     checked = Checked(config)
     for key, least in MIN.items():
-        if checked.value(key) < least:
-            checked.refuse(key, f"must be at least {least}")
+        checked.at_least(key, least)
     for part in (_check_layers, _check_choices, _check_rope, _check_latent, _check_experts, _check_training):
-        part(config, checked.refuse, checked.one_of)
-    check_towers(config, checked.refuse, checked.one_of)
+        part(config, checked)
+    check_towers(config, checked)
 
 
-def _check_layers(config: Any, refuse: Callable, one_of: Callable) -> None:
+def _check_layers(config: Any, checked: Checked) -> None:
     if config.head_dim < 0:
-        refuse("head_dim", "must be at least 2, or 0 for embed_dim / num_heads")
+        checked.refuse("head_dim", "must be at least 2, or 0 for embed_dim / num_heads")
     if config.head_dim == 0:
-        refuse("num_heads", f"does not divide model.embed_dim={config.embed_dim}: set model.head_dim")
+        checked.refuse("num_heads", f"does not divide model.embed_dim={config.embed_dim}: set model.head_dim")
     if config.num_heads % config.num_kv_heads:
-        refuse("num_kv_heads", f"does not divide model.num_heads={config.num_heads}")
-    one_of("attention_pattern", "global", "local")
-    one_of("mlp_pattern", "dense", "moe")
+        checked.refuse("num_kv_heads", f"does not divide model.num_heads={config.num_heads}")
+    checked.one_of("attention_pattern", "global", "local")
+    checked.one_of("mlp_pattern", "dense", "moe")
     for key in ("attention_pattern", "mlp_pattern"):
         if not getattr(config, key):
-            refuse(key, "must name a kind of layer at least")
+            checked.refuse(key, "must name a kind of layer at least")
     if any(kind.local for kind in config.layer_kinds) and config.window < 1:
-        refuse("window", "must be at least 1, since model.attention_pattern has local layers")
+        checked.refuse("window", "must be at least 1, since model.attention_pattern has local layers")
 
 
-def _check_choices(config: Any, refuse: Callable, one_of: Callable) -> None:
-    one_of("qk_norm", "none", "head", "full")
-    one_of("positions", "rotary", "learned", "none")
-    one_of("norm", "rms", "layer")
-    one_of("norm_position", "pre", "post", "sandwich")
-    one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
-    one_of("score_head", "none", "reward", "value")
-    one_of("remat", *REMAT)
+def _check_choices(config: Any, checked: Checked) -> None:
+    checked.one_of("qk_norm", "none", "head", "full")
+    checked.one_of("positions", "rotary", "learned", "none")
+    checked.one_of("norm", "rms", "layer")
+    checked.one_of("norm_position", "pre", "post", "sandwich")
+    checked.one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
+    checked.one_of("score_head", "none", "reward", "value")
+    checked.one_of("remat", *REMAT)
     if config.offload and config.remat == "none":
-        refuse("offload", "moves what model.remat keeps, and model.remat='none' keeps all: set model.remat=matmuls")
-    one_of("context_attention", *ACROSS)
-    one_of("quantized_training", *LOW_PRECISION)
+        checked.refuse("offload", "moves what model.remat keeps, and model.remat='none' keeps all: set model.remat=matmuls")
+    checked.one_of("context_attention", *ACROSS)
+    checked.one_of("quantized_training", *LOW_PRECISION)
     if config.dtype not in ("bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
 
 
-def _check_rope(config: Any, refuse: Callable, one_of: Callable) -> None:
+def _check_rope(config: Any, checked: Checked) -> None:
     rope = config.rope
-    one_of("rope.scaling", "none", "linear", "ntk", "yarn", "llama3", "longrope")
+    checked.one_of("rope.scaling", "none", "linear", "ntk", "yarn", "llama3", "longrope")
     if not 0 < rope.fraction <= 1:
-        refuse("rope.fraction", "must be above 0 and at most 1")
+        checked.refuse("rope.fraction", "must be above 0 and at most 1")
     if config.positions == "rotary" and config.rope_head_dim % 2:
         key = "mla.rope_head_dim" if config.mla.kv_rank else "head_dim"
-        refuse(key, f"gives {config.rope_head_dim} dimensions to rotary positions, which turn pairs: make it even")
+        checked.refuse(key, f"gives {config.rope_head_dim} dimensions to rotary positions, which turn pairs: make it even")
     if rope.scaling in ("ntk", "yarn", "llama3", "longrope") and rope.original_positions < 1:
-        refuse("rope.original_positions", f"must be given for rope.scaling={rope.scaling}")
+        checked.refuse("rope.original_positions", f"must be given for rope.scaling={rope.scaling}")
     if rope.scaling == "longrope":
         for key in ("short_factor", "long_factor"):
             if len(getattr(rope, key)) != config.rope_head_dim // 2:
-                refuse(f"rope.{key}", f"must hold {config.rope_head_dim // 2} numbers, one a frequency")
+                checked.refuse(f"rope.{key}", f"must hold {config.rope_head_dim // 2} numbers, one a frequency")
 
 
-def _check_latent(config: Any, refuse: Callable, one_of: Callable) -> None:
+def _check_latent(config: Any, checked: Checked) -> None:
     if config.mla.kv_rank:
         for key in ("qk_norm", "attention_sinks", "qkv_bias", "output_bias"):
             if getattr(config, key) not in ("none", False):
-                refuse(key, "does not go with model.mla")
+                checked.refuse(key, "does not go with model.mla")
         if config.num_kv_heads != config.num_heads:
-            refuse("num_kv_heads", f"must equal model.num_heads={config.num_heads} with model.mla, whose heads share a latent")
+            checked.refuse(
+                "num_kv_heads", f"must equal model.num_heads={config.num_heads} with model.mla, whose heads share a latent"
+            )
 
 
-def _check_experts(config: Any, refuse: Callable, one_of: Callable) -> None:
+def _check_experts(config: Any, checked: Checked) -> None:
     moe = config.moe
     if any(kind.moe for kind in config.layer_kinds):
-        one_of("moe.scores", "softmax", "sigmoid")
-        one_of("moe.group_score", "max", "top2")
+        checked.one_of("moe.scores", "softmax", "sigmoid")
+        checked.one_of("moe.group_score", "max", "top2")
         if not 1 <= moe.num_experts <= MAX_EXPERTS:
-            refuse("moe.num_experts", f"must be in 1…{MAX_EXPERTS}, since model.mlp_pattern has moe layers")
+            checked.refuse("moe.num_experts", f"must be in 1…{MAX_EXPERTS}, since model.mlp_pattern has moe layers")
         if moe.num_groups < 1 or moe.num_experts % moe.num_groups:
-            refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
+            checked.refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
         if not 1 <= moe.top_groups <= moe.num_groups:
-            refuse("moe.top_groups", f"must be in 1…{moe.num_groups} (model.moe.num_groups)")
+            checked.refuse("moe.top_groups", f"must be in 1…{moe.num_groups} (model.moe.num_groups)")
         if not 1 <= moe.top_k <= moe.num_experts // moe.num_groups * moe.top_groups:
-            refuse("moe.top_k", "must be at least 1, and at most the experts that may be chosen from")
+            checked.refuse("moe.top_k", "must be at least 1, and at most the experts that may be chosen from")
         if moe.group_score == "top2" and moe.num_groups > 1 and moe.num_experts // moe.num_groups < 2:
-            refuse("moe.group_score", "needs groups of two experts at least")
+            checked.refuse("moe.group_score", "needs groups of two experts at least")
     elif moe.num_experts:
-        refuse("moe.num_experts", "has no effect: model.mlp_pattern names no moe layer; add ('moe',)")
+        checked.refuse("moe.num_experts", "has no effect: model.mlp_pattern names no moe layer; add ('moe',)")
 
 
-def _check_training(config: Any, refuse: Callable, one_of: Callable) -> None:
+def _check_training(config: Any, checked: Checked) -> None:
     for key in ("adapter.targets", "quantization.targets", "frozen"):
         try:
-            check_pattern(Checked(config).value(key))
+            check_pattern(checked.value(key))
         except ValueError as error:
-            refuse(key, f"is no regular expression that can be used: {error}")
+            checked.refuse(key, f"is no regular expression that can be used: {error}")
     if config.quantization.bits not in (0, 4, 8):
-        refuse("quantization.bits", "is none of 0 (off), 4, 8")
+        checked.refuse("quantization.bits", "is none of 0 (off), 4, 8")
     if config.quantization.bits and config.quantized_training != "none":
         bits = config.quantization.bits
-        refuse("quantized_training", f"needs float weights: set it to none, or model.quantization.bits={bits} to 0")
+        checked.refuse("quantized_training", f"needs float weights: set it to none, or model.quantization.bits={bits} to 0")
     if config.pipeline.microbatches < 0:
-        refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
+        checked.refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
     if not 0 <= config.mtp_depth <= MAX_MTP:
-        refuse("mtp_depth", f"must be in 0…{MAX_MTP}")
+        checked.refuse("mtp_depth", f"must be in 0…{MAX_MTP}")
     for key in ("norm_eps", "rope.theta", "rope.factor"):
-        if not 0 < Checked(config).value(key):
-            refuse(key, "must be above 0")
+        if not 0 < checked.value(key):
+            checked.refuse(key, "must be above 0")
 
 
 def _check_kinds(section, prefix: str = "model.") -> None:

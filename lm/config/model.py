@@ -243,22 +243,13 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
-SECTIONS = {
-    "mla": LatentAttention,
-    "rope": Rope,
-    "moe": MixtureOfExperts,
-    "adapter": Adapter,
-    "quantization": Quantization,
-    "pipeline": Pipeline,
-    "vision": Vision,
-    "audio": Audio,
-}
+SECTIONS = {field.name: field.type for field in dataclasses.fields(ModelConfig) if dataclasses.is_dataclass(field.type)}
 
 
 def model_keys(**values) -> dict:
     """Return every key of `config.model` with its default, updated by `values`. `dtype` is a top-level key of a config."""
     keys = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "dtype"}
-    keys.update({name: dataclasses.asdict(kind()) for name, kind in SECTIONS.items()})
+    keys |= {name: dataclasses.asdict(kind()) for name, kind in SECTIONS.items()}
     for name, value in values.items():
         keys[name] = {**keys[name], **value} if isinstance(value, Mapping) else value
     return keys

@@ -3,7 +3,7 @@ these encoders take. Configs and requests are checked without JAX, so this file 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
@@ -122,8 +122,8 @@ def check_text(prompt: Sequence[int], name: str, config) -> None:
         )
 
 
-def check_towers(config, refuse: Callable, one_of: Callable) -> None:
-    """Call refuse(key, why) for an encoder that cannot be built, and one_of(key, *values) for each of its choices.
+def check_towers(config, checked) -> None:
+    """Raise UserError for an encoder that cannot be built. checked: a lm.config.checks.Checked.
 
     config: a ModelConfig; it is not imported here, because it holds these sections.
     """
@@ -133,29 +133,30 @@ def check_towers(config, refuse: Callable, one_of: Callable) -> None:
         at_least_1 = ("num_layers", "embed_dim", "num_heads", "mlp_dim")
         at_least_1 += ("image_size", "patch_size", "shuffle") if name == "vision" else ("num_mels", "num_frames", "stack")
         for key in at_least_1:
-            if getattr(tower, key) < 1:
-                refuse(f"{name}.{key}", "must be at least 1")
+            checked.at_least(f"{name}.{key}", 1)
         if tower.embed_dim % tower.num_heads:
-            refuse(f"{name}.num_heads", f"does not divide model.{name}.embed_dim={tower.embed_dim}")
-        one_of(f"{name}.activation", *ACTIVATIONS)
-        one_of(f"{name}.projector_activation", *ACTIVATIONS)
-        one_of(f"{name}.projector", *PROJECTORS)
+            checked.refuse(f"{name}.num_heads", f"does not divide model.{name}.embed_dim={tower.embed_dim}")
+        checked.one_of(f"{name}.activation", *ACTIVATIONS)
+        checked.one_of(f"{name}.projector_activation", *ACTIVATIONS)
+        checked.one_of(f"{name}.projector", *PROJECTORS)
         if not tower.norm_eps > 0:
-            refuse(f"{name}.norm_eps", "must be above 0")
+            checked.refuse(f"{name}.norm_eps", "must be above 0")
         if not 0 <= tower.token_id < config.vocab_size:
-            refuse(f"{name}.token_id", f"must be the id of a token that nothing else uses, in 0…{config.vocab_size - 1}")
+            checked.refuse(
+                f"{name}.token_id", f"must be the id of a token that nothing else uses, in 0…{config.vocab_size - 1}"
+            )
         for key, off in (("mup_base_dim", 0), ("mtp_depth", 0)):
             if getattr(config, key) != off:
-                refuse(key, f"does not go with model.{name}: set it to {off}")
+                checked.refuse(key, f"does not go with model.{name}: set it to {off}")
     vision, audio = config.vision, config.audio
     if vision.num_layers:
         if vision.patch_size > vision.image_size:
-            refuse("vision.patch_size", f"is more than model.vision.image_size={vision.image_size}")
+            checked.refuse("vision.patch_size", f"is more than model.vision.image_size={vision.image_size}")
         if vision.patches % vision.shuffle:
-            refuse("vision.shuffle", f"does not divide the {vision.patches} patches on each side of an image")
+            checked.refuse("vision.shuffle", f"does not divide the {vision.patches} patches on each side of an image")
         if not -vision.num_layers <= vision.feature_layer <= 0:
-            refuse("vision.feature_layer", f"must be in -{vision.num_layers}…0")
+            checked.refuse("vision.feature_layer", f"must be in -{vision.num_layers}…0")
     if audio.num_layers and audio.num_frames % (2 * audio.stack):
-        refuse("audio.num_frames", f"must be a multiple of 2 × model.audio.stack = {2 * audio.stack}")
+        checked.refuse("audio.num_frames", f"must be a multiple of 2 × model.audio.stack = {2 * audio.stack}")
     if vision.num_layers and audio.num_layers and vision.token_id == audio.token_id:
-        refuse("audio.token_id", "must not be model.vision.token_id")
+        checked.refuse("audio.token_id", "must not be model.vision.token_id")

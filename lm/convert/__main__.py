@@ -11,33 +11,25 @@
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
-"import" reads a folder with config.json and safetensors, in one file or many. It writes a workdir like that of train.py at step
-0: config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The model must fit the devices; the host
-holds one tensor at a time. To try a checkpoint without an import, use its folder: lm.load(HF_DIR), or
+"import" reads a folder with config.json and safetensors, or a GGUF file, whose quantised weights become float32. It writes a
+workdir like that of train.py at step 0: config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The
+model must fit the devices; the host holds one tensor at a time. A folder can also be used as it is: lm.load(HF_DIR), or
 python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
-A GGUF file is imported like a folder: its settings become the config and the tokenizer, and quantised weights become float32.
-export --to=NAME.gguf writes one for llama.cpp, Ollama and LM Studio, with a Modelfile beside it.
+"export" writes the newest checkpoint of a workdir, trained or imported: for transformers and vLLM; with --to=NAME.gguf for
+llama.cpp, Ollama and LM Studio, with a Modelfile beside it; with --to=NAME.stablehlo as programs for runtimes that do not have
+this code. An imported model exports bit for bit as it was. A reward model is imported from, and exported as, a sequence
+classifier with one label; a policy is exported without its value head.
 
-"export" reads the newest checkpoint of a workdir, trained or imported. It writes config.json, safetensors with their index,
-generation_config.json and the tokenizer, for transformers and vLLM. An imported model exports bit for bit as it was. A reward
-model is imported from, and exported as, a sequence classifier with one label; a policy is exported without its value head.
+A PEFT adapter is imported together with its base. export --adapter writes the adapter alone, for
+PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; export --merge merges it. --vision_tower attaches SigLIP's or CLIP's encoder
+to a language model, --audio_tower Whisper's, each with a new projector to be trained. export --tower writes an encoder alone.
 
-A PEFT adapter (adapter_config.json and adapter_model.safetensors) is imported together with its base. The workdir then works
-with lm.load, lm.generate and --config.init_from, and export --merge merges the adapter. export --adapter writes the adapter
-alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM.
-
---vision_tower attaches SigLIP's or CLIP's encoder to a language model, --audio_tower Whisper's, each with a new projector to be
-trained. export --tower writes an encoder alone.
-
-export --to=NAME.stablehlo reads any model. It writes a folder with two programs, prefill and decode, as StableHLO for cpu, tpu
-and cuda, their weights, and a manifest: for runtimes that do not have this code (docs/convert.md).
-
-"quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). It works
-like any other model here. To give it to llama.cpp, export the model itself with --dtype=q8_0 instead.
+"quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). To give
+it to llama.cpp, export the model itself with --dtype=q8_0 instead.
 
 A tensor that is missing, unknown or of another shape stops a command with one line that lists it. Output is written
-completely or not at all, and never over other files. The same export again leaves what it wrote as it is.
+completely or not at all, and never over other files. The same export again leaves what it wrote as it is. See docs/convert.md.
 """
 
 import difflib
@@ -48,11 +40,11 @@ from pathlib import Path
 from absl import flags
 
 from data.text.hf_tokenizer import has_tokenizer
-from lm import cli, compile_cache
+from lm import cli
 from lm.cli import check_folder
-from lm.commands import runnable
 from lm.convert.folders import check_free, check_target
-from lm.errors import UserError, no_model
+from lm.errors import UserError, no_model, runnable
+from lm.files import compile_cache
 from lm.files.gguf import SUFFIX
 from lm.runs.workdir import kind_of, read_config, steps_saved
 
@@ -162,15 +154,23 @@ def main() -> None:
 
 
 def _check_target(command: str, to: Path, flag: str) -> None:
-    """Raise UserError for a place that cannot be written, or is not free."""
+    """Raise UserError for a place that cannot be written or is not free, or a format or dtype that is not written."""
     if command != "export":
         check_folder(to, flag)
         check_free(to, flag)
         return
-    _check_dtype(to)
-    _check_ending(to)
-    check_folder(to.parent if to.suffix == SUFFIX else to, flag)
-    if to.suffix != SUFFIX:
+    gguf = to.suffix == SUFFIX
+    if gguf and FLAGS.adapter:
+        raise UserError("--adapter writes a folder in PEFT's format: for a GGUF file give --merge instead")
+    if gguf and FLAGS["max_shard_gb"].present:
+        raise UserError("--max_shard_gb means nothing to a GGUF file, which is one file")
+    what, known = ("a GGUF file", GGUF_DTYPES) if gguf else ("a folder", HF_DTYPES)
+    if FLAGS.dtype not in known:
+        raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
+    if to.suffix in OTHER_FORMATS:
+        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder, NAME{SUFFIX} or NAME{STABLEHLO}")
+    check_folder(to.parent if gguf else to, flag)
+    if not gguf:
         check_target(to)
 
 
@@ -252,23 +252,6 @@ def _swap(command: str) -> None:
     if command == "export" and FLAGS[other].present and not FLAGS[wanted].present:
         FLAGS[wanted].value, FLAGS[wanted].present = FLAGS[other].value, 1
         FLAGS[other].value, FLAGS[other].present = None, 0
-
-
-def _check_ending(to: Path) -> None:
-    """Raise UserError if --to has the ending of a format that is not written."""
-    if to.suffix in OTHER_FORMATS:
-        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder, NAME{SUFFIX} or NAME{STABLEHLO}")
-
-
-def _check_dtype(to: Path) -> None:
-    gguf = to.suffix == SUFFIX
-    if gguf and FLAGS.adapter:
-        raise UserError("--adapter writes a folder in PEFT's format: for a GGUF file give --merge instead")
-    if gguf and FLAGS["max_shard_gb"].present:
-        raise UserError("--max_shard_gb means nothing to a GGUF file, which is one file")
-    if FLAGS.dtype not in (GGUF_DTYPES if gguf else HF_DTYPES):
-        what, known = ("a GGUF file", GGUF_DTYPES) if gguf else ("a folder", HF_DTYPES)
-        raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
 
 
 if __name__ == "__main__":

@@ -8,36 +8,24 @@ import dataclasses
 from collections.abc import Mapping
 
 from lm.config import LayerKind, ModelConfig
-from lm.convert.llama import decoder, described, experts, feed_forward, pre_norms, refuse, repeating
-from lm.convert.llama import ends as llama_ends
-from lm.convert.llama import ignored as llama_ignored
+from lm.convert import llama
+from lm.convert.llama import LLAMA, decoder, described, experts, feed_forward, pre_norms, refuse, repeating
 from lm.convert.rotary import rope_of
-from lm.convert.rows import Row, linear, same, table
+from lm.convert.rows import Family, Row, linear, same, table
 from lm.errors import UserError
 
-MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
-# A multi-token prediction module holds copies of the model's embedding and head.
-ignored = (*llama_ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
-
 SHARED_DEFAULTS = {
+    **llama.DEFAULTS,
     "q_lora_rank": 1536,
     "kv_lora_rank": 512,
     "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 128,
     "v_head_dim": 128,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
     "moe_layer_freq": 1,
 }
 V2_DEFAULTS = {
     **SHARED_DEFAULTS,
     "vocab_size": 102400,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
     "first_k_dense_replace": 0,
     "n_shared_experts": 2,
     "moe_intermediate_size": 1407,
@@ -189,7 +177,7 @@ def _feed_forward(config: ModelConfig, kind: LayerKind, at: str) -> list[Row]:
 
 
 def ends(config: ModelConfig) -> list[Row]:
-    D, found = config.embed_dim, llama_ends(config)
+    D, found = config.embed_dim, LLAMA.ends(config)
     for k in range(config.mtp_depth):
         ours, at = f"mtp.{k}.", f"model.layers.{config.num_layers + k}."
         found += [
@@ -204,6 +192,7 @@ def ends(config: ModelConfig) -> list[Row]:
 
 
 def copies(config: ModelConfig) -> list[Row]:
+    """Return the rows of the model's embedding and head that each multi-token prediction module holds again."""
     V, D, head = config.vocab_size, config.embed_dim, "embedding" if config.tie_embeddings else "head"
     layers = range(config.num_layers, config.num_layers + config.mtp_depth)
     return [
@@ -211,3 +200,7 @@ def copies(config: ModelConfig) -> list[Row]:
         for i in layers
         for ours, theirs in (("embedding", "embed_tokens"), (head, "shared_head.head"))
     ]
+
+
+IGNORED = (*LLAMA.ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
+DEEPSEEK = Family(("deepseek_v2", "deepseek_v3"), from_hf, to_hf, rows, ends, ignored=IGNORED, copies=copies, gguf="deepseek2")

@@ -1,35 +1,29 @@
 """What a model computes, apart from how: the settings that a published config must be able to hold."""
 
 import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any
 
 from lm.config import Audio, LatentAttention, MixtureOfExperts, ModelConfig, Rope, Vision
+from lm.convert.rotary import SCALINGS
+from lm.convert.rows import Family
+
+# How the model is compiled, trained and stored, and the score head, which any family can have.
+LEFT_OUT = {
+    *("scan_layers", "remat", "remat_matmuls_last", "offload", "context_attention", "pipeline", "quantized_training"),
+    *("frozen", "dtype", "adapter", "quantization", "mup_base_dim", "score_head"),
+}
 
 
 def essence(config: ModelConfig) -> dict:
     """Return the settings that determine the model's function; settings without effect have their defaults.
 
-    Nested keys are dotted. Settings of compilation, training and storage are left out, and the score head, which any family
-    can have.
+    Nested keys are dotted. LEFT_OUT are left out.
     """
     kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
     local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
-    found = dataclasses.asdict(config)
-    own = (
-        "scan_layers",
-        "remat",
-        "offload",
-        "context_attention",
-        "pipeline",
-        "quantized_training",
-        "frozen",
-        "dtype",
-        "adapter",
-        "quantization",
-        "mup_base_dim",
-        "score_head",
-    )
-    for key in own:
-        del found[key]
+    found = {key: value for key, value in dataclasses.asdict(config).items() if key not in LEFT_OUT}
     found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
     found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)
     if not local:
@@ -50,29 +44,21 @@ def essence(config: ModelConfig) -> dict:
     return found
 
 
-ROPE_KEYS = {
-    "none": (),
-    "linear": ("factor",),
-    "ntk": ("factor", "original_positions"),
-    "yarn": (
-        "factor",
-        "original_positions",
-        "beta_fast",
-        "beta_slow",
-        "truncate",
-        "attention_factor",
-        "mscale",
-        "mscale_all_dim",
-    ),
-    "llama3": ("factor", "original_positions", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("factor", "original_positions", "attention_factor", "short_factor", "long_factor"),
-}
+def differences(config: ModelConfig, other: ModelConfig, same: Callable[[Any, Any], bool] = operator.eq) -> list[str]:
+    """Return the settings in which another model computes something else, as model.KEY=VALUE of `config`."""
+    wanted, read = essence(config), essence(other)
+    return [f"model.{key}={wanted[key]!r}" for key in sorted(wanted) if not same(read[key], wanted[key])]
+
+
+def lacks(family: Family, config: ModelConfig) -> list[str]:
+    """Return the settings of this model that the family's config.json cannot hold. Raises UserError if it has none at all."""
+    return differences(config, family.from_hf(family.to_hf(config)))
 
 
 def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
     if positions != "rotary":
         return Rope()
-    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *ROPE_KEYS[rope.scaling])
+    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *SCALINGS[rope.scaling].keys)
     return Rope(**{key: getattr(rope, key) for key in keys})
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,13 @@ MAX_AXES = 16
 BLOCK = 1 << 24  # bytes compared at a time
 
 
+Shape = tuple[np.dtype, tuple[int, ...]]  # of a tensor to write
+
+
+def nbytes_of(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
 class Tensor(NamedTuple):
     """A tensor in a file: the file, and the offset of its first byte."""
 
@@ -57,24 +64,12 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return nbytes_of(self.dtype, self.shape)
 
     def read(self) -> np.ndarray:
         """Read the tensor into its own memory."""
         flat = np.fromfile(self.file, np.uint8, self.nbytes, offset=self.begin)
         return flat.view(self.dtype).reshape(self.shape)
-
-
-class Planned(NamedTuple):
-    """A tensor to write."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -138,19 +133,19 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
         return all(a.read(size) == b.read(size) for size in sizes)
 
 
-def lay_out(folder: Path, tensors: Iterable[Planned], shard_bytes: int) -> dict[str, Tensor]:
+def lay_out(folder: Path, tensors: Mapping[str, Shape], shard_bytes: int) -> dict[str, Tensor]:
     """Create the files of a model with space for every tensor. Return the place of each.
 
     Tensors fill shards in the given order; a new shard begins when a shard would exceed `shard_bytes`.
     """
-    shards: list[list[Planned]] = [[]]
+    shards: list[dict[str, Shape]] = [{}]
     filled = 0
-    for tensor in tensors:
-        if shards[-1] and filled + tensor.nbytes > shard_bytes:
-            shards.append([])
+    for name, shape in tensors.items():
+        if shards[-1] and filled + nbytes_of(*shape) > shard_bytes:
+            shards.append({})
             filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.nbytes
+        shards[-1][name] = shape
+        filled += nbytes_of(*shape)
     if len(shards) == 1:
         return make_file(folder / SINGLE, shards[0])
     places = {}
@@ -183,14 +178,13 @@ def read_json(file: Path, most: int = strangers.SETTINGS) -> dict:
     return value
 
 
-def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
+def make_file(file: Path, tensors: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """Create a file with space for every tensor. Return the place of each."""
+    header, begins, end = {"__metadata__": {"format": "pt"}}, {}, 0
     # Widest dtype first, so that each tensor is aligned to its item size.
-    ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    header, ends, end = {"__metadata__": {"format": "pt"}}, {}, 0
-    for tensor in ordered:
-        begin, end = end, end + tensor.nbytes
-        header[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        ends[tensor.name] = begin
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
+        begins[name], end = end, end + nbytes_of(dtype, shape)
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begins[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
@@ -201,7 +195,7 @@ def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
             os.posix_fallocate(out.fileno(), 0, start + end)
         else:
             out.truncate(start + end)
-    return {tensor.name: Tensor(file, start + ends[tensor.name], tensor.dtype, tensor.shape) for tensor in tensors}
+    return {name: Tensor(file, start + begins[name], *tensors[name]) for name in tensors}
 
 
 def tensors_of_file(file: Path) -> dict[str, Tensor]:

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert.llama import ACTIVATION_NAMES, activation, decoder, refuse
-from lm.convert.rows import Row, same, table
-
-MODEL_TYPES = ("gpt2",)
-ignored = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
+from lm.convert.rows import Family, Row, layer_norm, same, table
 
 DEFAULTS = {
     "vocab_size": 50257,
@@ -78,7 +75,7 @@ def canonical(name: str) -> str:
 def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
     D, F, H, K, at = config.embed_dim, config.mlp_dim, config.num_heads, config.head_dim, "transformer.h.{layer}."
     weight, bias = f"{at}attn.c_attn.weight", f"{at}attn.c_attn.bias"
-    found = [*_norm("attention_norm", f"{at}ln_1", D), *_norm("feed_forward_norm", f"{at}ln_2", D)]
+    found = [*layer_norm("attention_norm", f"{at}ln_1", D), *layer_norm("feed_forward_norm", f"{at}ln_2", D)]
     for i, ours in enumerate(("query", "key", "value")):
         begin, end = i * H, (i + 1) * H
         found.append(Row(f"attention.{ours}.weight", weight, (D, 3 * H * K), (D, 3 * H, K), (0, 1, 2), (1, begin, end)))
@@ -99,10 +96,10 @@ def ends(config: ModelConfig) -> list[Row]:
     found = [
         table("embedding", "transformer.wte.weight", V, D),
         table("position_embedding", "transformer.wpe.weight", P, D),
-        *_norm("norm", "transformer.ln_f", D),
+        *layer_norm("norm", "transformer.ln_f", D),
     ]
     return found if config.tie_embeddings else [*found, table("head", "lm_head.weight", V, D)]
 
 
-def _norm(ours: str, theirs: str, D: int) -> list[Row]:
-    return [same(f"{ours}.scale", f"{theirs}.weight", D), same(f"{ours}.bias", f"{theirs}.bias", D)]
+IGNORED = r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"
+GPT2 = Family(("gpt2",), from_hf, to_hf, rows, ends, ignored=(IGNORED,), canonical=canonical, gguf="gpt2")

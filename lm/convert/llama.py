@@ -1,14 +1,11 @@
 """Llama 2 and 3: the plain decoder, and functions shared with the families derived from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert.rotary import keys_for, rope_of
-from lm.convert.rows import Row, linear, same, table
+from lm.convert.rows import Family, Row, dense, linear, same, table
 from lm.errors import UserError
-
-MODEL_TYPES = ("llama",)
-ignored = (r".*rotary_emb\.inv_freq",)
 
 DEFAULTS = {
     "vocab_size": 32000,
@@ -37,20 +34,6 @@ ACTIVATIONS = {
     "relu2": "relu2",
 }
 ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
-
-
-def from_hf(hf: Mapping) -> ModelConfig:
-    hf = {**DEFAULTS, **hf}
-    bias = bool(hf["attention_bias"])
-    return decoder(hf, qkv_bias=bias, output_bias=bias, mlp_bias=bool(hf["mlp_bias"]))
-
-
-def to_hf(config: ModelConfig) -> dict:
-    return {**described(config, "llama", "LlamaForCausalLM"), "attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-
-
-def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
-    return [*attention(config), *pre_norms(config), *feed_forward(config)]
 
 
 def decoder(hf: Mapping, **more) -> ModelConfig:
@@ -156,12 +139,8 @@ def attention(config: ModelConfig, at: str = "model.layers.{layer}.self_attn.") 
     D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
     found = []
     for ours, theirs, heads in (("query", "q_proj", H), ("key", "k_proj", G), ("value", "v_proj", G)):
-        found.append(linear(f"attention.{ours}.weight", f"{at}{theirs}.weight", (D,), (heads, K)))
-        if config.qkv_bias:
-            found.append(same(f"attention.{ours}.bias", f"{at}{theirs}.bias", heads, K))
-    found.append(linear("attention.output.weight", f"{at}o_proj.weight", (H, K), (D,)))
-    if config.output_bias:
-        found.append(same("attention.output.bias", f"{at}o_proj.bias", D))
+        found += dense(f"attention.{ours}", f"{at}{theirs}", (D,), (heads, K), config.qkv_bias)
+    found += dense("attention.output", f"{at}o_proj", (H, K), (D,), config.output_bias)
     if config.qk_norm != "none":
         for ours, theirs, heads in (("query_norm", "q_norm", H), ("key_norm", "k_norm", G)):
             shape = (K,) if config.qk_norm == "head" else (heads, K)
@@ -184,9 +163,7 @@ def feed_forward(
     D, F = config.embed_dim, dim or config.mlp_dim
     found = []
     for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
-        found.append(linear(f"{ours}.{name}.weight", f"{at}{name}_proj.weight", (inputs,), (outputs,)))
-        if config.mlp_bias:
-            found.append(same(f"{ours}.{name}.bias", f"{at}{name}_proj.bias", outputs))
+        found += dense(f"{ours}.{name}", f"{at}{name}_proj", (inputs,), (outputs,), config.mlp_bias)
     return found
 
 
@@ -206,3 +183,50 @@ def ends(config: ModelConfig) -> list[Row]:
     D, V = config.embed_dim, config.vocab_size
     found = [table("embedding", "model.embed_tokens.weight", V, D), same("norm.scale", "model.norm.weight", D)]
     return found if config.tie_embeddings else [*found, table("head", "lm_head.weight", V, D)]
+
+
+def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
+    return [*attention(config), *pre_norms(config), *feed_forward(config)]
+
+
+def derived(
+    model_type: str,
+    architecture: str,
+    defaults: Mapping,
+    *,
+    read: Callable[[Mapping], dict],
+    write: Callable[[ModelConfig], dict],
+    **other,
+) -> Family:
+    """Return a family whose config.json is that of Llama but for some keys.
+
+    Args:
+      defaults: of keys of config.json, where they are not Llama's.
+      read: returns keys of ModelConfig from config.json's content with all defaults. write: returns keys of config.json.
+      other: fields of Family that are not Llama's, such as `rows`.
+    """
+
+    def from_hf(hf: Mapping) -> ModelConfig:
+        hf = {**DEFAULTS, **defaults, **hf}
+        return decoder(hf, **read(hf))
+
+    def to_hf(config: ModelConfig) -> dict:
+        return {**described(config, model_type, architecture), **write(config)}
+
+    llamas = {"rows": rows, "ends": ends, "ignored": (r".*rotary_emb\.inv_freq",), "gguf": "llama"}
+    return Family((model_type,), from_hf, to_hf, **(llamas | other))
+
+
+def biases(hf: Mapping) -> dict:
+    """Return the biases of attention, which a config has on all four matrices or on none."""
+    bias = bool(hf["attention_bias"])
+    return {"qkv_bias": bias, "output_bias": bias}
+
+
+LLAMA = derived(
+    "llama",
+    "LlamaForCausalLM",
+    {},
+    read=lambda hf: {**biases(hf), "mlp_bias": bool(hf["mlp_bias"])},
+    write=lambda config: {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias},
+)

@@ -22,16 +22,15 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from lm.adapt.lora import adapter_only, with_adapter
-from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
-from lm.adapt.score import with_score_head
+from lm.adapt.rebuild import arrays_of, combined, each_layer, modules, with_score_head
 from lm.config import Adapter, ModelConfig
-from lm.convert.families import ALL, canonical, family_for, family_of
+from lm.convert.families import ALL, family_for, family_of
 from lm.convert.files import ADAPTER_SETTINGS as SETTINGS
 from lm.convert.files import ADAPTER_WEIGHTS as WEIGHTS
-from lm.convert.files import Planned, make_file, read_json, tensors_of_file, write
+from lm.convert.files import make_file, read_json, tensors_of_file, write
 from lm.convert.folders import check_target, written_whole
 from lm.convert.published import is_published
-from lm.convert.rows import Place, Row, places
+from lm.convert.rows import Place, Row, by_tensor, ours_of, places, theirs_of
 from lm.errors import UserError
 from lm.files.untrusted import check_inside, check_pattern, short
 from lm.model.linear import Linear
@@ -40,31 +39,13 @@ PREFIX = "base_model.model."
 SCORE = f"{PREFIX}score.weight"
 A, B, MAGNITUDE = KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
-# Keys of a config that are used; then keys without effect here: the tensors imply them, or they act only in training.
-USED = {"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights"}
-SAID = {
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "fan_in_fan_out",
-    "task_type",
-    "auto_mapping",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "lora_dropout",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "megatron_config",
-    "megatron_core",
-    "qalora_group_size",
-    "runtime_config",
-    "ensure_weight_tying",
+# Keys of a config that are used, and keys without effect here: the tensors imply them, or they act only in training.
+KNOWN = {
+    *("peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "fan_in_fan_out"),
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core"),
+    *("qalora_group_size", "runtime_config", "ensure_weight_tying"),
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
@@ -172,10 +153,13 @@ def export_peft(
         if config.score_head == "reward":
             settings |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         settings["base_model_name_or_path"] = None if base is None else str(base)
-        settings["fan_in_fan_out"] = any(_is_conv(rows[0].row, loras[name][A].shape[1]) for name, rows in adapted.items())
+        settings["fan_in_fan_out"] = any(
+            0 in _axes(rows[0].row, loras[name][A].shape[1])[0]  # a matrix is [inputs, outputs], as in GPT-2
+            for name, rows in adapted.items()
+        )
         with written_whole(folder) as staging:
-            planned = [Planned(name, x.dtype, x.shape) for name, x in out.items()]
-            for name, place in make_file(staging / WEIGHTS, planned).items():
+            shapes = {name: (x.dtype, x.shape) for name, x in out.items()}
+            for name, place in make_file(staging / WEIGHTS, shapes).items():
                 write(place, out[name])
             (staging / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -183,10 +167,8 @@ def export_peft(
 def _check_settings(file: Path, settings: dict) -> None:
     """Raise UserError for a value of the wrong kind, or a pattern whose search might not end."""
     patterns = settings.get("alpha_pattern") or {}
-    alphas = {
-        "lora_alpha": settings.get("lora_alpha"),
-        **(patterns if isinstance(patterns, dict) else {"alpha_pattern": patterns}),
-    }
+    alphas = patterns if isinstance(patterns, dict) else {"alpha_pattern": patterns}
+    alphas = {"lora_alpha": settings.get("lora_alpha"), **alphas}
     for key, value in alphas.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:
             raise UserError(f"{file}: {short(key)}={short(value)} must be a number")
@@ -206,7 +188,7 @@ def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarr
         raise UserError(f"{folder / SETTINGS}: bias={short(settings['bias'])} cannot be read, only 'none' can")
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
         raise UserError(f"{folder / SETTINGS}: init_lora_weights={start!r} changes the base: have PEFT save a plain LoRA")
-    for key in sorted(settings.keys() - USED - SAID):
+    for key in sorted(settings.keys() - KNOWN):
         # PEFT names both for every classifier, and saves only the one that exists.
         heads = settings[key] if key == "modules_to_save" and isinstance(settings[key], list) else [None]
         if settings[key] and not all(head in ("score", "classifier") for head in heads):
@@ -247,7 +229,7 @@ def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place
         table = _by_module(family, config)
         found, unknown = [], []
         for name, lora in loras.items():
-            rows = table.get(canonical(family, f"{name}.weight").removesuffix(".weight"), [])
+            rows = table.get(family.canonical(f"{name}.weight").removesuffix(".weight"), [])
             sizes = (lora[B].shape[0], lora[A].shape[1])
             linear = all(place.path.endswith(".weight") for place in rows)  # embedding, head and experts have no adapters
             if not rows or not linear or rows[0].row.theirs_shape not in (sizes, sizes[::-1]):
@@ -263,11 +245,8 @@ def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place
 
 def _by_module(family, config: ModelConfig) -> dict[str, list[Place]]:
     """Return our parameters by transformers' module. Its models have no multi-token prediction modules."""
-    found: dict[str, list[Place]] = {}
-    for place in places(family, config):
-        if place.row.theirs.endswith(".weight") and not place.path.startswith("mtp."):
-            found.setdefault(place.row.theirs.removesuffix(".weight"), []).append(place)
-    return found
+    found = by_tensor(place for place in places(family, config) if not place.path.startswith("mtp."))
+    return {name.removesuffix(".weight"): rows for name, rows in found.items() if name.endswith(".weight")}
 
 
 def _linear(place: Place) -> str:
@@ -303,31 +282,23 @@ def _axes(row: Row, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return row.order[:split], row.order[split:]
 
 
-def _is_conv(row: Row, inputs: int) -> bool:
-    """Return whether a matrix is [inputs, outputs], as in GPT-2."""
-    return 0 in _axes(row, inputs)[0]
+def _part(row: Row, axes: tuple[int, ...], rank: int) -> Row:
+    """Return the row of [n, rank], where n runs over these axes of their matrix; ours is [*axes, rank]."""
+    ordered = sorted(axes)
+    view = (*(row.view[axis] for axis in ordered), rank)
+    order = (*(ordered.index(axis) for axis in axes), len(axes))
+    take = (ordered.index(row.take[0]), *row.take[1:]) if row.take and row.take[0] in axes else None
+    return Row(row.ours, row.theirs, (math.prod(view[:-1]), rank), view, order, take)
 
 
 def _ours(row: Row, axes: tuple[int, ...], x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return our part of x [n, rank], as [*shape, rank]; n runs over these axes of their matrix."""
-    ordered = sorted(axes)
-    x = x.reshape(*(row.view[axis] for axis in ordered), -1)
-    return x[_taken(row, ordered)].transpose(*(ordered.index(axis) for axis in axes), len(axes)).reshape(*shape, -1)
+    return ours_of(_part(row, axes, x.shape[-1]), x).reshape(*shape, -1)
 
 
 def _theirs_part(row: Row, axes: tuple[int, ...], x: np.ndarray) -> np.ndarray:
     """Return the inverse of `_ours`, [n, rank], zero outside our part."""
-    ordered = sorted(axes)
-    whole = np.zeros((*(row.view[axis] for axis in ordered), x.shape[-1]), x.dtype)
-    x = x.reshape(*(row.taken_shape[axis] for axis in axes), -1)
-    whole[_taken(row, ordered)] = x.transpose(*(axes.index(axis) for axis in ordered), len(axes))
-    return whole.reshape(-1, x.shape[-1])
-
-
-def _taken(row: Row, axes: list[int]) -> tuple[slice, ...]:
-    if row.take is None:
-        return ()
-    return tuple(slice(*row.take[1:]) if axis == row.take[0] else slice(None) for axis in axes)
+    return theirs_of([_part(row, axes, x.shape[-1])], [x])
 
 
 def _theirs(rows: list[Place], arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -359,7 +330,7 @@ def _theirs(rows: list[Place], arrays: dict[str, np.ndarray], norms: dict[str, n
 def _settings(adapter: Adapter, ranks: dict[str, int], known: Iterable[str]) -> dict:
     """Return adapter_config.json's content. Modules with a higher rank get a higher alpha, so that all have the same scale."""
     other, power = {name: rank for name, rank in ranks.items() if rank != adapter.rank}, 0.5 if adapter.rank_stabilized else 1
-    alphas = {name: adapter.alpha * (rank / adapter.rank) ** power for name, rank in other.items()}
+    alphas = {name: _whole(adapter.alpha * (rank / adapter.rank) ** power) for name, rank in other.items()}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -367,7 +338,7 @@ def _settings(adapter: Adapter, ranks: dict[str, int], known: Iterable[str]) -> 
         "lora_alpha": _whole(adapter.alpha),
         "target_modules": _endings(ranks, known),
         "rank_pattern": other,
-        "alpha_pattern": {name: _whole(alpha) for name, alpha in alphas.items()},
+        "alpha_pattern": alphas,
         "use_dora": adapter.dora,
         "use_rslora": adapter.rank_stabilized,
         "lora_dropout": 0.0,

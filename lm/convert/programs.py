@@ -8,7 +8,7 @@ Axes: B rows, P prompt slots, S cache slots, V vocabulary, L layers.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,21 +106,26 @@ def _weights(config: ModelConfig) -> dict[str, Weight]:
     return dict(sorted(found.items()))
 
 
-def _model(config: ModelConfig, params: Arrays) -> tuple[Transformer, list]:
+def _model(config: ModelConfig, params: Arrays) -> tuple[Transformer, tuple]:
     """Return the model, whose stacks are left abstract, and the `layers` for `Transformer.hidden`."""
     graph, abstract = skeleton(config)
     leaves = named(plain(abstract))
     model = nnx.merge(graph, unplain(abstract, nested({path: params.get(path, x) for path, x in leaves.items()})))
+
+    def layer(i: int, s: int, p: int) -> nnx.State:
+        of_stack = nnx.split(model.stacks[s][p])[1]
+        return unplain(of_stack, nested({name: params[f"layers.{i}.{name}"] for name in named(plain(of_stack))}))
+
+    return model, _stacked(config, layer)
+
+
+def _stacked(config: ModelConfig, layer: Callable[[int, int, int], Any]) -> tuple:
+    """Return layer(number, stack, position in its block) of each layer, by stack, repeat and position."""
     numbers = {place: i for i, place in enumerate(_places(config))}
-
-    def layer(s: int, p: int, n: int) -> nnx.State:
-        of_stack, start = nnx.split(model.stacks[s][p])[1], f"layers.{numbers[s, p, n]}."
-        return unplain(of_stack, nested({name: params[start + name] for name in named(plain(of_stack))}))
-
-    return model, [
-        [tuple(layer(s, p, n) for p in range(len(block))) for n in range(repeats)]
+    return tuple(
+        tuple(tuple(layer(numbers[s, p, n], s, p) for p in range(len(block))) for n in range(repeats))
         for s, (block, repeats) in enumerate(config.stacks)
-    ]
+    )
 
 
 def _by_name(config: ModelConfig, state: DecodeState) -> Arrays:
@@ -133,13 +138,10 @@ def _by_name(config: ModelConfig, state: DecodeState) -> Arrays:
 
 def _state(config: ModelConfig, cache: Arrays) -> DecodeState:
     """Return the decode state of arrays by name; the inverse of `_by_name`."""
-    numbers = {place: i for i, place in enumerate(_places(config))}
 
-    def kept(i: int) -> Cache:
+    def layer(i: int, s: int, p: int) -> Cache:
         return Cache({name: cache[f"layers.{i}.{name}"] for name in cache_shapes(config)}, {})
 
-    layers = tuple(
-        tuple(tuple(kept(numbers[s, p, n]) for n in range(repeats)) for p in range(len(block)))
-        for s, (block, repeats) in enumerate(config.stacks)
-    )
+    # A decode state has the positions of a block outside, and the repeats inside.
+    layers = tuple(tuple(zip(*stack, strict=True)) for stack in _stacked(config, layer))
     return DecodeState(layers, cache["segments"], cache["slot"])

@@ -1,7 +1,7 @@
 """A published checkpoint, a Hugging Face folder or a GGUF file: its tensors under the names of our parameters."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -10,11 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.convert.rows import Place, ours_of
-from lm.files.gguf import find_gguf
+from lm.convert.families import family_of, is_ignored, model_config
+from lm.convert.files import same_bytes, tensors_of
+from lm.convert.gguf.rope import FACTORS
+from lm.convert.gguf.settings import config_json_of
+from lm.convert.gguf.tensors import layouts, parts_of
+from lm.convert.rows import Place, by_parameter, ours_of, places
+from lm.errors import UserError
+from lm.files.gguf import find_gguf, open_gguf
 from lm.runs.workdir import read_config
 
 SHOWN = 3  # names listed in an error
+AHEAD = "nextn"  # part of the names of tensors in a GGUF file that predict further tokens, which are left out
 
 
 class PublishedTensor(Protocol):
@@ -31,7 +38,7 @@ class Published(NamedTuple):
     """A complete checkpoint.
 
     folder: its folder or GGUF file. places: of each of our parameters, by path. tensors: by the name in their row.
-    twice: whether it holds its family's duplicate parameters (`copies` in lm/convert/families.py).
+    twice: whether it holds its family's duplicate parameters (`Family.copies`).
     """
 
     folder: Path
@@ -79,12 +86,100 @@ def is_published(path: Path) -> bool:
     return (path / "config.json").is_file() and bool({"model_type", "architectures"} & read_config(path).keys())
 
 
-def complaint(**faults: list[str]) -> str:
-    """Return a text such as "4 missing (a, b, c, …); 1 left over (d)", or "" if no list has names."""
-    return "; ".join(_listed(fault.replace("_", " "), names) for fault, names in faults.items() if names)
+def model_type_of(path: Path) -> str | None:
+    """Return the model_type of a published checkpoint; reads no tensors."""
+    file = find_gguf(path)
+    return (config_json_of(open_gguf(file)) if file else read_config(path)).get("model_type")
 
 
-def _listed(fault: str, names: list[str]) -> str:
-    """Return a text such as "4 missing (a, b, c, …)"."""
-    more = ", …" if len(names) > SHOWN else ""
-    return f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{more})"
+def open_published(path: Path) -> Published:
+    """Open a Hugging Face folder or a GGUF file; reads only the config, the files' headers, and rotary factors of GGUF.
+
+    Quantised weights of GGUF become float32 when they are read.
+    Raises: UserError if there is no whole checkpoint, no family reads it, or a weight is missing, unknown or of another shape.
+    """
+    file = find_gguf(path)
+    return _open_gguf(file) if file else _open_folder(path)
+
+
+def _open_folder(folder: Path) -> Published:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no Hugging Face checkpoint: it has no config.json")
+    hf = read_config(folder)
+    try:
+        family, stored = family_of(hf), tensors_of(folder)
+        config = model_config(hf, stored)
+        experts = config.moe.num_experts * sum(kind.moe for kind in config.layer_kinds)
+        layers = config.num_layers + config.vision.num_layers + config.audio.num_layers
+        if layers + experts > len(stored) + 1:  # before a list of them is made
+            raise UserError(f"config.json describes {layers} layers and {experts} experts, and there are {len(stored)} tensors")
+        found = places(family, config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}" if str(folder) not in str(error) else str(error)) from None
+    tensors = {family.canonical(name): tensor for name, tensor in stored.items()}
+    shapes = {place.row.theirs: place.row.theirs_shape for place in found}
+    extra = tensors.keys() - shapes.keys()
+    text = mismatch(shapes, tensors, left_over=(name for name in extra if not is_ignored(family, config, name)))
+    if text:
+        raise UserError(f"{folder}: its tensors are not those of the {hf['model_type']} that its config.json describes: {text}")
+    parameters = by_parameter(found)
+    embedding = parameters["embedding"][0].row.theirs
+    for name in extra:
+        tied = config.tie_embeddings and config.score_head == "none"  # a classifier's head is not used
+        if name.endswith("lm_head.weight") and tied and not same_bytes(tensors[name], tensors[embedding]):
+            raise UserError(
+                f"{folder}: {name} differs from {embedding}, but config.json ties them: set tie_word_embeddings to false there"
+            )
+    second = {row.theirs: parameters[row.ours][0].row.theirs for row in family.copies(config) if row.theirs in extra}
+    for name, first in second.items():
+        if not same_bytes(tensors[name], tensors[first]):
+            raise UserError(f"{folder}: {name} differs from {first}, but must be a copy: the model holds it only once")
+    return Published(folder, hf["model_type"], config, parameters, tensors, bool(second))
+
+
+def _open_gguf(path: Path) -> Published:
+    file = open_gguf(path)
+    hf = config_json_of(file)
+    try:
+        family, config = family_of(hf), model_config(hf, ())
+        found = places(family, config)
+        shapes = {place.row.theirs: place.row.theirs_shape for place in found}
+        whole_kv = "blk.0.attn_kv_b.weight" in file.tensors
+        wanted = layouts(config, family.gguf, shapes, whole_kv)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).replace('config.json', 'its settings')}") from None
+    expected = {name: shape for layout in wanted for name, shape in zip(layout.gguf, layout.shapes, strict=True)}
+    extra = file.tensors.keys() - expected.keys() - set(FACTORS)
+    text = mismatch(expected, file.tensors, left_over=(name for name in extra if AHEAD not in name))
+    if text:
+        raise UserError(f"{path}: its tensors are not those of the {hf['model_type']} that its settings describe: {text}")
+    tensors = {}
+    for layout in wanted:
+        tensors |= parts_of(layout, file.tensors, shapes)
+    return Published(path, hf["model_type"], config, by_parameter(found), tensors, False)
+
+
+def mismatch(expected: Mapping[str, tuple[int, ...]], tensors: Mapping, left_over: Iterable[str] = ()) -> str:
+    """Return in what tensors differ from the expected shapes, such as "4 missing (a, b, c, …); 1 left over (d)", or ""."""
+    there = {name: tensors[name] for name in expected if name in tensors}
+    faults = {
+        "missing": [name for name in expected if name not in there],
+        "left over": sorted(left_over),
+        "of another shape": [
+            f"{name} {list(x.shape)} instead of {list(expected[name])}"
+            for name, x in there.items()
+            if x.shape != expected[name]
+        ],
+        "of no float type": [
+            f"{name} {getattr(x, 'type', x.dtype)}" for name, x in there.items() if not _is_float(np.dtype(x.dtype))
+        ],
+    }
+    more = {fault: ", …" if len(names) > SHOWN else "" for fault, names in faults.items()}
+    return "; ".join(
+        f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{more[fault]})" for fault, names in faults.items() if names
+    )
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    """Return whether devices support it as a dtype of weights."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4

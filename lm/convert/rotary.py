@@ -5,12 +5,31 @@ New: `rope_parameters` with `rope_type`, `rope_theta` and the keys of the type. 
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from lm.config import Rope
 from lm.errors import UserError
 
-METHODS = {"default": "none", "linear": "linear", "dynamic": "ntk", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope"}
-TYPES = {method: name for name, method in METHODS.items()}
+
+class Scaling(NamedTuple):
+    """A method of `Rope.scaling`: its rope_type in config.json, and the keys of Rope that it uses besides theta."""
+
+    rope_type: str
+    keys: tuple[str, ...]
+
+
+YARN_KEYS = ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor")
+SCALINGS = {
+    "none": Scaling("default", ()),
+    "linear": Scaling("linear", ("factor",)),
+    "ntk": Scaling("dynamic", ("factor", "original_positions")),
+    "yarn": Scaling("yarn", ("factor", "original_positions", *YARN_KEYS)),
+    "llama3": Scaling("llama3", ("factor", "original_positions", "low_freq_factor", "high_freq_factor")),
+    "longrope": Scaling("longrope", ("factor", "original_positions", "short_factor", "long_factor", "attention_factor")),
+}
+METHODS = {scaling.rope_type: method for method, scaling in SCALINGS.items()}
+# Keys that config.json may leave out, with their defaults.
+DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0, "attention_factor": 0.0}
 
 
 def parameters_of(hf: Mapping) -> dict:
@@ -56,46 +75,28 @@ def scaled(parameters: Mapping, hf: Mapping, **more) -> Rope:
     # The dynamic method scales from the context in the config; the others name the context before scaling.
     outer, inner = hf.get("original_max_position_embeddings"), parameters.get("original_max_position_embeddings")
     original = longest if method == "ntk" else _first(outer, inner, longest)
-    if method == "linear":
-        return Rope(scaling=method, factor=number("factor"), **more)
-    more |= {"scaling": method, "original_positions": original}
-    if method == "ntk":
-        return Rope(factor=number("factor"), **more)
-    if method == "llama3":
-        keys = ("factor", "low_freq_factor", "high_freq_factor")
-        return Rope(**{key: number(key) for key in keys}, **more)
-    more |= {"factor": number("factor", longest / original), "attention_factor": number("attention_factor", 0.0)}
-    if method == "longrope":
-        return Rope(**{key: _numbers(parameters, key) for key in ("short_factor", "long_factor")}, **more)
-    return Rope(
-        beta_fast=number("beta_fast", 32.0) or 32.0,
-        beta_slow=number("beta_slow", 1.0) or 1.0,
-        truncate=bool(parameters.get("truncate", True)),
-        mscale=number("mscale", 0.0),
-        mscale_all_dim=number("mscale_all_dim", 0.0),
-        **more,
-    )
+    values = {"original_positions": original, "truncate": bool(parameters.get("truncate", True))}
+    for key in SCALINGS[method].keys:
+        if key in ("short_factor", "long_factor"):
+            values[key] = _numbers(parameters, key)
+        elif key == "factor":
+            values[key] = number(key, longest / original if method in ("yarn", "longrope") else None)
+        elif key not in values:
+            values[key] = number(key, DEFAULTS.get(key)) or DEFAULTS.get(key, 0.0)
+    return Rope(scaling=method, **{key: values[key] for key in SCALINGS[method].keys}, **more)
 
 
 def parameters_for(rope: Rope) -> dict:
     """Return `rope_parameters` of transformers 5, with only required keys and those that differ from its defaults."""
-    found = {"rope_type": TYPES[rope.scaling], "rope_theta": rope.theta}
+    found = {"rope_type": SCALINGS[rope.scaling].rope_type, "rope_theta": rope.theta}
     if rope.fraction != 1:
         found["partial_rotary_factor"] = rope.fraction
-    if rope.scaling == "none":
-        return found
-    found["factor"] = rope.factor
-    if rope.scaling in ("yarn", "llama3", "longrope"):
-        found["original_max_position_embeddings"] = rope.original_positions
-    if rope.scaling == "llama3":
-        found |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
-    if rope.scaling == "longrope":
-        found |= {"short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)}
-    if rope.scaling == "yarn":
-        found |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
-        found |= {key: getattr(rope, key) for key in ("mscale", "mscale_all_dim") if getattr(rope, key)}
-    if rope.scaling in ("yarn", "longrope") and rope.attention_factor:
-        found["attention_factor"] = rope.attention_factor
+    for key in SCALINGS[rope.scaling].keys:
+        value = getattr(rope, key)
+        if key == "original_positions" and rope.scaling != "ntk":
+            found["original_max_position_embeddings"] = value
+        elif key != "original_positions" and (value or DEFAULTS.get(key) != 0.0):
+            found[key] = list(value) if isinstance(value, tuple) else value
     return found
 
 

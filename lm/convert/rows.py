@@ -7,12 +7,12 @@ bit-exact in both directions.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lm.config import ModelConfig
+from lm.config import LayerKind, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ def ours_of(row: Row, theirs: np.ndarray) -> np.ndarray:
 
 
 def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
-    """Return their tensor from all of its rows and the parameter of each; the inverse of `ours_of`."""
-    whole = np.empty(rows[0].view, ours[0].dtype)
+    """Return their tensor from its rows and the parameter of each, zero where it has none; the inverse of `ours_of`."""
+    whole = np.zeros(rows[0].view, ours[0].dtype)
     for row, x in zip(rows, ours, strict=True):
         axis, begin, end = row.take or (0, 0, row.view[0])
         whole[(slice(None),) * axis + (slice(begin, end),)] = x.reshape(row.ours_shape).transpose(np.argsort(row.order))
@@ -87,6 +87,37 @@ def linear(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, 
     return Row(ours, theirs, (math.prod(outputs), math.prod(inputs)), view, order, take)
 
 
+def dense(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, ...], bias: bool = False) -> list[Row]:
+    """Return the rows of the weight of a torch.nn.Linear, and of its bias, if any."""
+    weight = linear(f"{ours}.weight", f"{theirs}.weight", inputs, outputs)
+    return [weight, same(f"{ours}.bias", f"{theirs}.bias", *outputs)] if bias else [weight]
+
+
+def layer_norm(ours: str, theirs: str, D: int) -> list[Row]:
+    """Return the rows of a norm with a bias."""
+    return [same(f"{ours}.scale", f"{theirs}.weight", D), same(f"{ours}.bias", f"{theirs}.bias", D)]
+
+
+class Family(NamedTuple):
+    """A model family that can be imported and exported: its config.json and its tensors in terms of ours."""
+
+    model_types: tuple[str, ...]  # of the configs that it reads; errors and GGUF call it by the last one
+    from_hf: Callable[[Mapping], ModelConfig]  # of config.json's content; missing keys get the defaults of transformers' class
+    to_hf: Callable[[ModelConfig], dict]  # the inverse
+    rows: Callable[[ModelConfig, LayerKind], list[Row]]  # of one layer of a kind
+    ends: Callable[[ModelConfig], list[Row]]  # of the rest of the model
+    ignored: tuple[str, ...]  # regular expressions of tensors that are not imported
+    canonical: Callable[[str], str] = lambda name: name  # the row's name of a tensor that is published under several names
+    copies: Callable[[ModelConfig], list[Row]] = lambda config: []  # of parameters held twice: written, but not read
+    encoder_layers: Callable[[ModelConfig], dict[str, list[Row]]] = lambda config: {}  # of a layer, by section of the config
+    classifier: str = ""  # the class of its sequence classifiers, if it is not named like its language models
+    gguf: str = ""  # the architecture in GGUF, a program of llama.cpp that may compute several families; "": none
+
+    @property
+    def name(self) -> str:
+        return self.model_types[-1]
+
+
 class Place(NamedTuple):
     """One row of a concrete model: `row.theirs` is the tensor's full name, ours is the parameter `path` at `index`."""
 
@@ -95,7 +126,7 @@ class Place(NamedTuple):
     row: Row
 
 
-def places(family, config: ModelConfig) -> list[Place]:
+def places(family: Family, config: ModelConfig) -> list[Place]:
     """Return every row of a model in the order of the layers; they cover all published tensors and all our parameters.
 
     A reward model is published as a sequence classifier, with a score and no head.
@@ -113,11 +144,34 @@ def places(family, config: ModelConfig) -> list[Place]:
                 named = dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(first + i)))
                 found += _experts(config, f"stacks.{s}.{p}.{row.ours}", (r,), named)
         first += repeats * len(block)
-    for name, table_of_layer in getattr(family, "encoder_tables", lambda config: ())(config):
-        for i in range(getattr(config, name).num_layers):
-            rows = (dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(i))) for row in table_of_layer)
-            found += [Place(f"{name}.layers.{row.ours}", (i,), row) for row in rows]
+    for section, rows in family.encoder_layers(config).items():
+        found += encoder_places(section, getattr(config, section).num_layers, rows)
     return found
+
+
+def encoder_places(section: str, layers: int, rows: Sequence[Row]) -> list[Place]:
+    """Return the rows of the layers of an encoder; rows: of one of its layers."""
+    return [
+        Place(f"{section}.layers.{row.ours}", (i,), dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(i))))
+        for i in range(layers)
+        for row in rows
+    ]
+
+
+def by_parameter(found: Iterable[Place]) -> dict[str, list[Place]]:
+    """Return the places of each of our parameters, by path."""
+    grouped: dict[str, list[Place]] = {}
+    for place in found:
+        grouped.setdefault(place.path, []).append(place)
+    return grouped
+
+
+def by_tensor(found: Iterable[Place]) -> dict[str, list[Place]]:
+    """Return the places in each of their tensors, by its name; a fused tensor has several."""
+    grouped: dict[str, list[Place]] = {}
+    for place in found:
+        grouped.setdefault(place.row.theirs, []).append(place)
+    return grouped
 
 
 def _experts(config: ModelConfig, path: str, index: tuple[int, ...], row: Row) -> list[Place]:

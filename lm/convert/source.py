@@ -15,17 +15,12 @@ from lm.adapt.rebuild import arrays_of
 from lm.config import ModelConfig
 from lm.convert import base, stream
 from lm.convert.files import is_adapter
-from lm.convert.gguf.read import open_model
-from lm.convert.gguf.settings import config_json_of
-from lm.convert.hf_folder import open_folder
-from lm.convert.published import Published, is_published
+from lm.convert.published import Published, is_published, open_published
 from lm.errors import UserError, no_base, no_model
-from lm.files.gguf import find_gguf, open_gguf
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import shapes_on, shardings
 from lm.runs.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
-from lm.runs.workdir import read_config
 
 
 class Source(NamedTuple):
@@ -49,18 +44,6 @@ class Source(NamedTuple):
             return stream.load(published, abstract)
 
         return Source(published.config, stored, load)
-
-
-def open_published(path: Path) -> Published:
-    """Open a Hugging Face folder or a GGUF file. Raises UserError if it is no complete checkpoint."""
-    file = find_gguf(path)
-    return open_model(file) if file else open_folder(path)
-
-
-def model_type_of(path: Path) -> str | None:
-    """Return the model_type of a published checkpoint; reads no tensors."""
-    file = find_gguf(path)
-    return (config_json_of(open_gguf(file)) if file else read_config(path)).get("model_type")
 
 
 def open_source(path: str | os.PathLike, step: int | None = None) -> Source:

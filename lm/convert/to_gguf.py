@@ -1,6 +1,5 @@
 """Export a workdir as a GGUF file for llama.cpp, Ollama and LM Studio."""
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +10,18 @@ import numpy as np
 from data.text.gguf_tokenizer import tokenizer_settings
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import load_tokenizer
+from lm.convert.families import family_for
 from lm.convert.folders import check_unchanged
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
 from lm.convert.multimodal.text import check_text_only
-from lm.convert.rows import Place, places, theirs_of
-from lm.convert.to_published import AS_IS, Arrays, family_that_holds, to_export
+from lm.convert.rows import Place, by_tensor, places, theirs_of
+from lm.convert.to_published import AS_IS, Arrays, opened
 from lm.errors import UserError
 from lm.files.gguf import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
 from lm.files.saving import write as save
 from lm.progress import progress
-from lm.runs.checkpoint import newest
 
 # --dtype -> the type of matrices, and general.file_type (llama.cpp's llama_ftype)
 TYPES = {
@@ -51,21 +50,16 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
     """
     if to.exists() and not (to.is_file() and to.open("rb").read(len(MAGIC)) == MAGIC):
         raise UserError(f"--to={to} exists and is no GGUF file: name a new file, since files are never overwritten")
-    checkpoints, step = newest(workdir)
-    with contextlib.closing(checkpoints):
-        saved = checkpoints.meta(step)["config"]
-        arrays = without_mtp(to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS))
+    with opened(workdir, merge, before=dtype == AS_IS) as (saved, arrays):
+        arrays = without_mtp(arrays)
         config = arrays.config
         check_text_only(config, workdir, "our GGUF")
         if config.score_head == "reward":
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
-        chosen = family_that_holds(config, family, saved.get("published", {}).get("model_type"))
-        model_type = chosen.MODEL_TYPES[-1]
-        settings, factors = settings_of(config, model_type)
-        by_name: dict[str, list[Place]] = {}
-        for place in places(chosen, config):
-            by_name.setdefault(place.row.theirs, []).append(place)
-        found = layouts(config, model_type, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
+        chosen = family_for(config, family, saved.get("published", {}).get("model_type"))
+        settings, factors = settings_of(config, chosen.gguf)
+        by_name = by_tensor(places(chosen, config))
+        found = layouts(config, chosen.gguf, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
         found = _by_parameter(found, by_name)
         matrices = STORED.get(str(arrays.dtypes["embedding"]), "bf16") if dtype == AS_IS else dtype
         types = {name: ("F32", x.shape) for name, x in factors.items()}
@@ -75,7 +69,7 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         tokenizer = load_tokenizer(workdir) if has_tokenizer(workdir) else None
         if tokenizer is not None:
             settings |= tokenizer_settings(tokenizer, config.vocab_size)
-        check_same(config, model_type, _as_read(to, settings, types, factors))
+        check_same(config, chosen.gguf, _as_read(to, settings, types, factors))
         to.parent.mkdir(parents=True, exist_ok=True)
         partial, beside = to.with_name(f".{to.name}.unfinished"), to.with_name("Modelfile")
         content = modelfile(to.name, tokenizer)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,25 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data.text.hf_tokenizer import has_tokenizer
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
 from lm.config import ModelConfig
-from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
-from lm.convert.files import Planned, lay_out, read_json, write
+from lm.convert.families import config_json, family_for
+from lm.convert.files import lay_out, read_json, write
 from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import export_peft
-from lm.convert.published import is_published
-from lm.convert.rows import Place, places, theirs_of
-from lm.convert.source import Source, config_of, model_type_of, on_first_device, open_source
+from lm.convert.published import is_published, model_type_of
+from lm.convert.rows import Place, by_tensor, places, theirs_of
+from lm.convert.source import Source, config_of, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
 from lm.files.saving import write_json
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.progress import progress
-from lm.runs.checkpoint import Checkpoints, named, nested, newest, plain, unplain
+from lm.runs.checkpoint import named, nested, newest, plain, unplain
 from lm.runs.workdir import read_config
 
 AS_IS = "as-is"
@@ -61,18 +62,14 @@ def to_published(
     Raises: UserError if `to` holds anything but this export, there is no checkpoint, or no family can hold the model.
     """
     check_target(to)
-    checkpoints, step = newest(workdir)
-    with contextlib.closing(checkpoints):
-        saved = checkpoints.meta(step)["config"]
-        arrays = to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS)
-        family = family_that_holds(arrays.config, family, saved.get("published", {}).get("model_type"))
-        tensors: dict[str, list[Place]] = {}
+    with opened(workdir, merge, before=dtype == AS_IS) as (saved, arrays):
+        origin = saved.get("published", {})
+        family = family_for(arrays.config, family, origin.get("model_type"))
         # An imported model is exported with the duplicates that it had, other models with those of their family.
-        twice = copies(family, arrays.config) if saved.get("published", {}).get("twice", True) else []
-        for place in [*places(family, arrays.config), *(Place(row.ours, (), row) for row in twice)]:
-            tensors.setdefault(place.row.theirs, []).append(place)
+        twice = family.copies(arrays.config) if origin.get("twice", True) else []
+        tensors = by_tensor([*places(family, arrays.config), *(Place(row.ours, (), row) for row in twice)])
         if odd := arrays.dtypes.keys() ^ {place.path for rows in tensors.values() for place in rows}:
-            raise UserError(f"{workdir}: {family.MODEL_TYPES[-1]} and this checkpoint differ in {', '.join(sorted(odd)[:3])}")
+            raise UserError(f"{workdir}: {family.name} and this checkpoint differ in {', '.join(sorted(odd)[:3])}")
         with written_whole(to) as staging:
             generation = _tokenizer_files(workdir, staging, arrays.config)
             dtypes = {name: _dtype(rows, arrays.dtypes, dtype) for name, rows in tensors.items()}
@@ -111,7 +108,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
             base = str(Path(base).absolute())
             origin = model_type_of(Path(base)) if is_published(Path(base)) else origin
         plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=config.tie_embeddings and not config.mup_base_dim)
-        chosen = family_that_holds(plainer, family, origin)
+        chosen = family_for(plainer, family, origin)
         if config.adapter.dora:  # its magnitudes need the weights
             params = on_first_device(open_source(workdir))
         else:
@@ -145,12 +142,11 @@ def write_tensors(
     folder: Path, arrays: Arrays, tensors: dict[str, list[Place]], dtypes: dict[str, np.dtype], shard_bytes: int
 ) -> None:
     """Write the tensors, each from its rows, into the files of a folder. Our parameters are read one by one."""
-    planned = [Planned(name, dtypes[name], rows[0].row.theirs_shape) for name, rows in tensors.items()]
-    at = lay_out(folder, planned, shard_bytes)
+    at = lay_out(folder, {name: (dtypes[name], rows[0].row.theirs_shape) for name, rows in tensors.items()}, shard_bytes)
     together: dict[tuple[str, ...], list[str]] = {}  # our parameters -> their tensors; a fused tensor needs several parameters
     for name, rows in tensors.items():
         together.setdefault(tuple(sorted({place.path for place in rows})), []).append(name)
-    with progress("write", sum(t.nbytes for t in planned), unit="B", scaled=True, soon=False) as bar:
+    with progress("write", sum(place.nbytes for place in at.values()), unit="B", scaled=True, soon=False) as bar:
         for paths, names in together.items():
             ours = arrays.read(paths)
             for name in names:
@@ -160,26 +156,29 @@ def write_tensors(
             del ours, parts  # free memory before the next read
 
 
-def to_export(workdir: Path, checkpoints: Checkpoints, step: int, merge: bool, before: bool) -> Arrays:
-    """Return the arrays of a checkpoint as they are published, with adapters merged if `merge`.
+@contextlib.contextmanager
+def opened(workdir: Path, merge: bool = False, before: bool = True) -> Iterator[tuple[dict, Arrays]]:
+    """Yield the config of the newest checkpoint as it was saved, and its arrays as they are published, read lazily.
 
-    before: whether merged arrays have the dtypes of the model that the run started from.
+    merge: merge adapters, and dequantize weights. before: then the dtypes are those of the model that the run started from.
+    Raises: UserError if there is no checkpoint, or without `merge` adapters or quantised weights.
     """
-    config = config_of(checkpoints.meta(step)["config"])
-    arrays = merged(workdir, before) if merge else unmerged(workdir, config, checkpoints, step)
-    return without_other_heads(without_mup(arrays))
-
-
-def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step: int) -> Arrays:
-    """Return the arrays of a checkpoint, read lazily. Raises UserError if there are adapters or quantised weights."""
-    if config.adapter.rank:
-        how = "--merge adds it to the weights, --adapter exports it alone"
-        raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
-    if config.quantization.bits:
-        raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into floats")
-    stored = checkpoints.stored_params(step)
-    dtypes = {name: np.dtype(x.dtype) for name, x in stored.items()}
-    return Arrays(config, dtypes, lambda names: checkpoints.read_params(step, {name: stored[name] for name in names}))
+    checkpoints, step = newest(workdir)
+    with contextlib.closing(checkpoints):
+        saved = checkpoints.meta(step)["config"]
+        config = config_of(saved)
+        if merge:
+            arrays = merged(workdir, before)
+        elif config.adapter.rank:
+            how = "--merge adds it to the weights, --adapter exports it alone"
+            raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
+        elif config.quantization.bits:
+            raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into floats")
+        else:
+            stored = checkpoints.stored_params(step)
+            dtypes = {name: np.dtype(x.dtype) for name, x in stored.items()}
+            arrays = Arrays(config, dtypes, lambda names: checkpoints.read_params(step, {name: stored[name] for name in names}))
+        yield saved, without_other_heads(without_mup(arrays))
 
 
 def merged(workdir: Path, before: bool) -> Arrays:
@@ -252,31 +251,8 @@ def padding(ids: dict) -> int | None:
     So the id should not end texts: without a pad token it is the begin symbol. The end symbol is the last resort; then the
     token before it is scored.
     """
-    named = (ids.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
-    return next((i for i in named if i is not None), None)
-
-
-def family_that_holds(config: ModelConfig, asked: str | None, origin: str | None):
-    """Return the family asked for; else the family of the import, if it still fits; else the first that can hold the model."""
-    if asked is not None and asked not in FAMILIES:
-        raise UserError(f"--family={asked} is none of {', '.join(FAMILIES)}")
-    if asked is None and origin in FAMILIES and not _lost(FAMILIES[origin], config):
-        return FAMILIES[origin]
-    if asked is None:
-        return family_for(config)
-    if lost := _lost(FAMILIES[asked], config):
-        raise UserError(f"--family={asked} cannot hold this model: it lacks {', '.join(lost)}")
-    return FAMILIES[asked]
-
-
-def _lost(family, config: ModelConfig) -> list[str]:
-    """Return the settings of this model that the family's config.json cannot express."""
-    wanted = essence(config)
-    try:
-        kept = essence(family.from_hf(family.to_hf(config)))
-    except UserError as error:
-        return [str(error)]
-    return [f"model.{key}={value!r}" for key, value in wanted.items() if kept[key] != value]
+    order = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return next((ids[key] for key in order if ids.get(key) is not None), None)
 
 
 def _dtype(rows: list[Place], stored: dict[str, np.dtype], asked: str) -> np.dtype:
@@ -288,7 +264,7 @@ def _dtype(rows: list[Place], stored: dict[str, np.dtype], asked: str) -> np.dty
 
 def _tokenizer_files(workdir: Path, to: Path, config: ModelConfig) -> dict:
     """Write the tokenizer's files. Return generation_config.json: that of the import, or all ids that end a completion."""
-    if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+    if not has_tokenizer(workdir):
         file = workdir / "generation_config.json"
         return read_json(file) if file.exists() else {}
     tokenizer = load_tokenizer(workdir)

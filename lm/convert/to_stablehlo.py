@@ -28,7 +28,7 @@ from data.chat.template import end_of_turn
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.config import ModelConfig
-from lm.convert.files import Planned, lay_out, write
+from lm.convert.files import lay_out, write
 from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal.text import check_text_only
 from lm.convert.programs import Programs, for_decoding, programs
@@ -82,8 +82,8 @@ def to_stablehlo(
         config = dataclasses.replace(config, adapter=merged.adapter, quantization=merged.quantization)
     found = programs(config, params, batch, prompt, length)
     with written_whole(to) as staging:
-        planned = [Planned(name, np.dtype(x.dtype), x.shape) for name, x in found.prefill_arguments[0].items()]
-        places = lay_out(staging, planned, int(max_shard_gb * 1e9))  # reserves the disk
+        shapes = {name: (np.dtype(x.dtype), x.shape) for name, x in found.prefill_arguments[0].items()}
+        places = lay_out(staging, shapes, int(max_shard_gb * 1e9))  # reserves the disk
         manifest = {
             "format": 1,
             "platforms": PLATFORMS,
@@ -194,9 +194,7 @@ def _write_weights(places: dict, found: Programs, params: nnx.State) -> None:
     arrays = named(plain(params))
     total = sum(place.nbytes for place in places.values())
     with progress("write", total, unit="B", scaled=True, soon=False) as bar:
-        for path in dict.fromkeys(weight.path for weight in found.weights.values()):
-            x = np.asarray(arrays[path])
-            for name, weight in found.weights.items():
-                if weight.path == path:
-                    write(places[name], (x if weight.repeat is None else x[weight.repeat]).astype(places[name].dtype))
-                    bar.update(places[name].nbytes)
+        for name, weight in found.weights.items():
+            x = np.asarray(arrays[weight.path])  # JAX keeps it for the other repeats
+            write(places[name], (x if weight.repeat is None else x[weight.repeat]).astype(places[name].dtype))
+            bar.update(places[name].nbytes)

@@ -18,12 +18,13 @@ from lm.adapt import lora
 from lm.adapt.merging import Recipe, check, merge
 from lm.adapt.quantize import check_targets, memory, quantize
 from lm.config import ModelConfig, Quantization
+from lm.convert.essence import essence
 from lm.convert.files import ADAPTER_SETTINGS, read_json
 from lm.convert.folders import check_free, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import find_peft, import_peft
-from lm.convert.published import Published, is_published
-from lm.convert.source import Source, as_stored, model_type_of, open_published, open_source
+from lm.convert.published import is_published, model_type_of, open_published
+from lm.convert.source import Source, as_stored, open_source
 from lm.convert.tokenizer_files import import_tokenizer
 from lm.convert.towers import with_tower
 from lm.errors import UserError
@@ -31,14 +32,8 @@ from lm.files.saving import write_json
 from lm.files.untrusted import short
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shapes_on
-from lm.runs.checkpoint import Checkpoints, named
+from lm.runs.checkpoint import Checkpoints
 from lm.runs.workdir import read_config
-
-# Keys of a model's config that do not say what it computes.
-NOT_OF_THE_NETWORK = {
-    *("adapter", "quantization", "quantized_training", "frozen", "dtype", "max_positions"),
-    *("pipeline", "scan_layers", "remat", "remat_matmuls_last", "offload", "context_attention"),
-}
 
 
 def to_workdir(folder: Path, workdir: Path, mesh: Mesh, towers: Mapping[str, tuple[Path, int]] = MappingProxyType({})) -> None:
@@ -49,22 +44,17 @@ def to_workdir(folder: Path, workdir: Path, mesh: Mesh, towers: Mapping[str, tup
     Raises: UserError if the workdir exists and is not empty, or a checkpoint cannot be read.
     """
     check_free(workdir, "workdir")
-    if is_published(folder):
-        published = open_published(folder)
-        source, origin = Source.of(published), _origin(published)
-    else:
-        source, origin = open_source(folder), read_config(folder).get("published", {})
+    source, origin = _opened(folder)
     if towers and source.config.adapter.rank:
         raise UserError(f"--from={folder} has an adapter: export it with --merge first, and name that")
     for name, (tower, token_id) in towers.items():
         source = with_tower(source, tower, name, token_id)
-    check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
+    _check_fit(mesh, source.config)
     with written_whole(workdir) as staging:
         import_tokenizer(folder, staging)  # first, because it may fail and is fast
         for place in (folder, *(tower for tower, _ in towers.values())):
             copy_processor(place, staging)
         write_workdir(staging, source.config, _load(source, mesh), published=origin)
-        _record_tokenizer(staging)
 
 
 def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh) -> None:
@@ -77,14 +67,10 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
     """
     check_free(workdir, "workdir")
     root = Path(base or _named_base(folder)).absolute()
-    if is_published(root):
-        published = open_published(root)
-        source, origin = Source.of(published), _origin(published)
-    else:
-        source, origin = open_source(root), read_config(root).get("published", {})
+    source, origin = _opened(root)
     if source.config.adapter.rank:
         raise UserError(f"--base={root} has an adapter itself: export it with --merge, and name that")
-    check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
+    _check_fit(mesh, source.config)
     find_peft(folder, source.config)  # before the slow reading of the model
     with written_whole(workdir) as staging:
         _tokenizer(folder, root, staging)
@@ -92,7 +78,6 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
         with jax.set_mesh(mesh):
             config, params = import_peft(folder, source.config, params)
         write_workdir(staging, config, params, published=origin, init_from=str(root))
-        _record_tokenizer(staging)
 
 
 def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, mesh: Mesh) -> tuple[int, int]:
@@ -106,7 +91,7 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
     source = open_source(path)
     if source.config.adapter.rank:
         raise UserError(f"--from={path} has an adapter: export it with --merge first, and name that")
-    check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
+    _check_fit(mesh, source.config)
     check_targets(dataclasses.replace(source.config, quantization=quantization))
     with written_whole(workdir) as staging:
         import_tokenizer(path, staging)
@@ -114,7 +99,6 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
         with jax.set_mesh(mesh):
             config, after = quantize(source.config, params, quantization)
         write_workdir(staging, config, after, published=_origin_of(path), init_from=str(path))
-        _record_tokenizer(staging)
     return memory(params), memory(after)
 
 
@@ -132,7 +116,7 @@ def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, r
     sources = [open_source(path) for path in places]
     for path, source in zip(places[1:], sources[1:], strict=True):
         _check_alike(places[0], sources[0].config, path, source.config)
-    check_fit(mesh, sources[0].config, math.prod(mesh.shape.values()), 1)
+    _check_fit(mesh, sources[0].config)
     with written_whole(workdir) as staging:
         import_tokenizer(places[0], staging)
         with jax.set_mesh(mesh):
@@ -140,15 +124,14 @@ def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, r
             merged = merge(configs[0], recipe, models[1:] if base else models, models[0] if base else None)
         about = {"base": str(base) if base else None, "models": list(map(str, paths)), **dataclasses.asdict(recipe)}
         write_workdir(staging, configs[0], merged, published=_origin_of(places[0]), merge=about)
-        _record_tokenizer(staging)
 
 
 def _check_alike(first: Path, config: ModelConfig, path: Path, other: ModelConfig) -> None:
-    """Raise UserError if two models cannot be merged."""
-    one, two = (named({k: v for k, v in x.to_dict().items() if k not in NOT_OF_THE_NETWORK}) for x in (config, other))
-    for key in sorted(one.keys() | two.keys()):
-        if one.get(key) != two.get(key):
-            raise UserError(f"{first} and {path} are no models of one shape: model.{key} is {one.get(key)} and {two.get(key)}")
+    """Raise UserError if two models cannot be merged. Their longest contexts may differ, unless positions are learned."""
+    one, two = (essence(x) | {"mup_base_dim": x.mup_base_dim, "score_head": x.score_head} for x in (config, other))
+    for key in sorted(one, key=lambda key: (isinstance(one[key], tuple), key)):  # patterns last: they have all layers
+        if one[key] != two[key] and not (key == "max_positions" and config.positions != "learned"):
+            raise UserError(f"{first} and {path} are no models of one shape: model.{key} is {one[key]} and {two[key]}")
     if has_tokenizer(first) and has_tokenizer(path) and load_tokenizer(first).fingerprint != load_tokenizer(path).fingerprint:
         raise UserError(f"{first} and {path} have different tokenizers, so their tokens do not mean the same")
 
@@ -174,19 +157,23 @@ def _tokenizer(folder: Path, base: Path, to: Path) -> None:
     import_tokenizer(folder, to)
 
 
-def _record_tokenizer(workdir: Path) -> None:
-    """Record the tokenizer in config.json. Call it last: the fingerprint depends on the other files of the folder."""
-    if has_tokenizer(workdir):
-        record_tokenizer(workdir, load_tokenizer(workdir).fingerprint)
-
-
-def _origin(published: Published) -> dict:
-    return {"from": str(published.folder), "model_type": published.model_type, "twice": published.twice}
+def _opened(path: Path) -> tuple[Source, dict]:
+    """Return the source of a model, and the `published` entry of its workdir: the folder that its tensors are those of."""
+    if not is_published(path):
+        return open_source(path), read_config(path).get("published", {})
+    published = open_published(path)
+    origin = {"from": str(published.folder), "model_type": published.model_type, "twice": published.twice}
+    return Source.of(published), origin
 
 
 def _origin_of(path: Path) -> dict:
     """Return the same of any model, for an export whose tensors are no longer those of the folder."""
     return {"model_type": model_type_of(path)} if is_published(path) else read_config(path).get("published", {})
+
+
+def _check_fit(mesh: Mesh, config: ModelConfig) -> None:
+    """Raise UserError if the mesh does not split this model."""
+    check_fit(mesh, config, math.prod(mesh.shape.values()), 1)
 
 
 def _load(source: Source, mesh: Mesh) -> nnx.State:
@@ -195,7 +182,7 @@ def _load(source: Source, mesh: Mesh) -> nnx.State:
 
 
 def write_workdir(workdir: Path, config: ModelConfig, params: nnx.State, **more) -> None:
-    """Write a workdir at step 0, without the tokenizer. more: other keys of its config, such as init_from."""
+    """Write a workdir at step 0; its tokenizer, if any, is there already. more: other keys of its config, such as init_from."""
     model = config.to_dict()
     saved = {"dtype": model.pop("dtype"), "model": model, **more}
     checkpoints = Checkpoints(workdir, compress=False)
@@ -203,3 +190,5 @@ def write_workdir(workdir: Path, config: ModelConfig, params: nnx.State, **more)
     checkpoints.wait()
     checkpoints.close()
     write_json(workdir / "config.json", saved)
+    if has_tokenizer(workdir):  # at the end, because the fingerprint depends on the other files of the folder
+        record_tokenizer(workdir, load_tokenizer(workdir).fingerprint)

@@ -10,23 +10,14 @@ data/text/sentencepiece_tokenizer.py.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
-from data.text.hf_tokenizer import HFTokenizer, copy_files, files_at, has_tokenizer, special_ids
+from data.text.hf_tokenizer import HFTokenizer, copy_files, has_tokenizer
 from data.text.sentencepiece_tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, SentencePieceTokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.files import saving
-
-
-class SpecialIds(NamedTuple):
-    """The special ids for generation; None or () if the checkpoint does not name them."""
-
-    bos_id: int | None
-    stop_ids: tuple[int, ...]
-    pad_id: int | None
 
 
 def export_tokenizer(tokenizer: Tokenizer, to: Path, *, max_length: int | None = None) -> None:
@@ -57,19 +48,14 @@ def export_tokenizer(tokenizer: Tokenizer, to: Path, *, max_length: int | None =
         saving.write(to / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def import_tokenizer(hf_dir: Path, workdir: Path) -> SpecialIds:
+def import_tokenizer(hf_dir: Path, workdir: Path) -> None:
     """Copy the tokenizer's files of the checkpoint `hf_dir`, if any, into `workdir`, where `load_tokenizer` finds them.
 
-    Raises: UserError if there is a tokenizer that cannot be read.
+    Raises: UserError if there is a tokenizer that cannot be read; then nothing is written.
     """
     if has_tokenizer(hf_dir):
-        tokenizer = load_tokenizer(hf_dir)
-        ids = SpecialIds(tokenizer.bos_id, tokenizer.stop_ids, tokenizer.pad_id)
-    else:
-        named, stop_ids = special_ids(files_at(hf_dir), lambda token: None)
-        ids = SpecialIds(named["bos"], tuple(stop_ids), named["pad"])
+        load_tokenizer(hf_dir)
     copy_files(hf_dir, workdir)
-    return ids
 
 
 def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:

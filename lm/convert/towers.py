@@ -4,7 +4,6 @@ Read: SigLIP's and CLIP's models (of images alone, or with their text models), W
 SiglipVisionModel, CLIPVisionModel, and VoxtralEncoder, which is Whisper's encoder by the names of its tensors.
 """
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -18,16 +17,16 @@ from lm.config import Audio, ModelConfig, Vision
 from lm.convert import stream
 from lm.convert.files import tensors_of
 from lm.convert.folders import check_target, written_whole
-from lm.convert.multimodal import encoders, voxtral
-from lm.convert.published import Published, complaint
-from lm.convert.rows import Place, Row
+from lm.convert.multimodal import encoders
+from lm.convert.published import Published, mismatch
+from lm.convert.rows import Place, by_parameter, encoder_places
 from lm.convert.source import Source
-from lm.convert.to_published import to_export, write_tensors
+from lm.convert.to_published import opened, write_tensors
 from lm.errors import UserError
 from lm.files.saving import write_json
 from lm.files.untrusted import short
 from lm.model.encoder import Projector, in_dtype
-from lm.runs.checkpoint import named, nested, newest, plain, unplain
+from lm.runs.checkpoint import named, nested, plain, unplain
 from lm.runs.workdir import read_config
 
 SEES = {"siglip": encoders.SIGLIP, encoders.SIGLIP: encoders.SIGLIP, "clip": encoders.CLIP, encoders.CLIP: encoders.CLIP}
@@ -69,7 +68,7 @@ def section_of(hf: Mapping, folder: Path, name: str, token_id: int) -> Vision | 
         raise UserError(f"--{name}_tower={folder}: model_type={short(kind)} in config.json is none of {', '.join(known)}")
     try:
         if name == "audio":
-            settings = {**encoders.WHISPER_DEFAULTS, **hf} if kind == encoders.WHISPER else voxtral.with_whispers_names(hf)
+            settings = {**encoders.WHISPER_DEFAULTS, **hf} if kind == encoders.WHISPER else encoders.with_whispers_names(hf)
             stack = max(1, settings["encoder_ffn_dim"] // settings["d_model"])
             return encoders.audio_of(settings, stack=stack, projector="mlp", projector_bias=False, token_id=token_id)
         settings = hf.get("vision_config", hf) if kind in ("siglip", "clip") else hf
@@ -87,9 +86,7 @@ def to_tower(workdir: Path, to: Path, name: str) -> None:
     Raises: UserError if `to` holds anything but this export, or there is no checkpoint or no such encoder.
     """
     check_target(to)
-    checkpoints, step = newest(workdir)
-    with contextlib.closing(checkpoints):
-        arrays = to_export(workdir, checkpoints, step, merge=False, before=True)
+    with opened(workdir) as (_, arrays):
         section = getattr(arrays.config, name)
         if not section.num_layers:
             raise UserError(f"{workdir} has no encoder in model.{name}")
@@ -104,25 +101,17 @@ def to_tower(workdir: Path, to: Path, name: str) -> None:
 
 def _described(section: Vision | Audio) -> dict:
     if isinstance(section, Audio):
-        names = {voxtral.WHISPERS.get(key, key): value for key, value in encoders.audio_described(section).items()}
-        return {"architectures": ["VoxtralEncoder"], "model_type": "voxtral_encoder", **names}
+        return {"architectures": ["VoxtralEncoder"], **encoders.voxtral_described(section)}
     name = {encoders.SIGLIP: "SiglipVisionModel", encoders.CLIP: "CLIPVisionModel"}[encoders.kind_of(section)]
     return {"architectures": [name], **encoders.vision_described(section)}
 
 
-def _rows(section: Vision | Audio, name: str, at: str) -> tuple[list[Row], list[Row]]:
-    if name == "vision":
-        return encoders.vision_ends(section, at), encoders.vision_layer(section, at)
-    return encoders.audio_ends(section, at), encoders.audio_layer(section, at)
-
-
 def _places(section: Vision | Audio, name: str, at: str) -> list[Place]:
-    ends, layer = _rows(section, name, at)
-    found = [Place(row.ours, (), row) for row in ends]
-    for i in range(section.num_layers):
-        rows = (dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(i))) for row in layer)
-        found += [Place(f"{name}.layers.{row.ours}", (i,), row) for row in rows]
-    return found
+    if name == "vision":
+        ends, layer = encoders.vision_ends(section, at), encoders.vision_layer(section, at)
+    else:
+        ends, layer = encoders.audio_ends(section, at), encoders.audio_layer(section, at)
+    return [*(Place(row.ours, (), row) for row in ends), *encoder_places(name, section.num_layers, layer)]
 
 
 def _open(folder: Path, config: ModelConfig, name: str) -> Published:
@@ -131,18 +120,12 @@ def _open(folder: Path, config: ModelConfig, name: str) -> Published:
     section = getattr(config, name)
     if section.num_layers > len(tensors):  # before a list of them is made
         raise UserError(f"{folder}: config.json describes {section.num_layers} layers, and there are {len(tensors)} tensors")
-    by_path: dict[str, list[Place]] = {}
-    for place in _places(section, name, ""):
-        by_path.setdefault(place.path, []).append(place)
-    shapes = {place.row.theirs: place.row.theirs_shape for found in by_path.values() for place in found}
-    wrong = [key for key, shape in shapes.items() if key in tensors and tensors[key].shape != shape]
-    text = complaint(
-        missing=[key for key in shapes if key not in tensors],
-        of_another_shape=[f"{key} {list(tensors[key].shape)} instead of {list(shapes[key])}" for key in wrong],
-    )
+    parameters = by_parameter(_places(section, name, ""))
+    shapes = {place.row.theirs: place.row.theirs_shape for found in parameters.values() for place in found}
+    text = mismatch(shapes, tensors)
     if text:
         raise UserError(f"{folder}: its tensors are not those of the encoder that its config.json describes: {text}")
-    return Published(folder, read_config(folder)["model_type"], config, by_path, tensors, False)
+    return Published(folder, read_config(folder)["model_type"], config, parameters, tensors, False)
 
 
 def _new_projector(config: ModelConfig, name: str, abstract: nnx.State) -> nnx.State:

@@ -38,8 +38,7 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
-from lm.commands import runnable
-from lm.errors import UserError
+from lm.errors import UserError, runnable
 from lm.files import saving
 from lm.files.untrusted import HIDDEN, shown
 from lm.personal import items as reading
@@ -264,7 +263,7 @@ COMMANDS: dict[str, tuple[bool, Callable]] = {
 
 def _speaker(store: Store):
     """Return the model that --model or the store names, and let the store remember it."""
-    from lm import compile_cache
+    from lm.files import compile_cache
 
     compile_cache.switch_on()
     from lm.personal.speaker import open_speaker

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.bucket.places import as_urls
-from lm.commands import runnable
+from lm.errors import runnable
 from lm.runs.workdir import KEPT, kind_of
 
 Steps = list[tuple[str, str]]  # what to do, and its command

@@ -16,6 +16,7 @@ from data.text.dataset import texts
 from data.text.tokenizer import Tokenizer
 from lm.files.saving import plain, write_json
 from lm.infer.sampler import generate
+from lm.model.sizing import parameters
 from lm.model.transformer import skeleton
 from lm.progress import progress
 from lm.reports.curves import curves
@@ -24,7 +25,6 @@ from lm.reports.next_steps import next_steps
 from lm.reports.page import render, save
 from lm.reports.provenance import accounts, signed, with_stopped
 from lm.runs.workdir import kept_json
-from lm.sizing import parameters
 from lm.train import ngram
 from lm.train.history import load_metrics
 from lm.train.speed import mfu_formula

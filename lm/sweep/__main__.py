@@ -23,6 +23,7 @@ Writes to the workdir: sweep.json, study.db (Optuna), trials/, sweep.html. Needs
 
 import importlib.util
 import json
+import re
 import signal
 import sys
 import time
@@ -31,16 +32,18 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
+from lm.align.checks import check_alignment
 from lm.cli import config_files
 from lm.errors import UserError
+from lm.evals.checks import check_evals
 from lm.files.saving import write_json
-from lm.inputs import check_alignment, check_training
 from lm.runs.lock import locked
 from lm.sweep.space import Key, ends, grid, parse_key, set_value
 from lm.train import dial
+from lm.train.checks import check_training
 
 METHODS, PRUNERS = ("grid", "random", "tpe"), ("median", "halving", "none")
-RECORD, PAGE = "sweep.json", "sweep.html"
+PAGE = "sweep.html"
 POLL = 0.25  # seconds between looks at the trials
 HOPELESS = 3  # failures before any success after which a sweep ends
 
@@ -62,24 +65,17 @@ def define_flags() -> None:
 
 def split(argv: list[str]) -> tuple[str, list[str], list[str]]:
     """Return (method, arguments of its keys, the other arguments). Raises UserError without exactly one method."""
-    method, specs, others = "", [], []
-    taking = False
-    for argument in argv:
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name in METHODS:
-            if method not in ("", name):
-                raise UserError(f"--{method} and --{name}: give one of them")
-            method, taking = name, True
-            specs += [value] if equals else []
-        elif taking and not argument.startswith("-"):
-            specs.append(argument)
-        else:
-            taking = False
-            others.append(argument)
-    if not method or not specs:
-        missing = f"--{method} names no key" if method else "which keys? give --grid, --random or --tpe"
-        raise UserError(f"{missing}: --tpe 'optimizer.learning_rate=1e-4..1e-2:log' --trials=20; --help tells more")
-    return method, specs, others
+    parser = cli.ArgumentParser(add_help=False, allow_abbrev=False)
+    methods = parser.add_mutually_exclusive_group()
+    for name in METHODS:
+        methods.add_argument(f"--{name}", nargs="+", action="extend", metavar="KEY=VALUES")
+    joined = tuple(f"--{name}=" for name in METHODS)  # --tpe=KEY=VALUES, which more keys may follow
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith(joined) else [arg])]
+    options, others = parser.parse_known_args(argv)
+    for method, specs in vars(options).items():
+        if specs:
+            return method, specs, others
+    raise UserError("which keys? give --grid, --random or --tpe: --tpe 'optimizer.learning_rate=1e-4..1e-2:log' --trials=20")
 
 
 def parse(argv: list[str]):
@@ -95,8 +91,8 @@ def parse(argv: list[str]):
             raise UserError(f"--{method} has {name} twice: give it once")
         if name == "workdir" or name.startswith("config."):
             raise UserError(f"{name}: write the key alone, such as {name.removeprefix('config.')}=1e-4..1e-2:log")
-    # The verb's parser tells of unknown keys.
-    probes = [f"--config.{spec.partition('=')[0]}={_first(spec)}" for spec in specs]
+    # The verb's parser tells of unknown keys: it gets each key with the first of its values.
+    probes = [f"--config.{re.split(r',|[.][.]', spec)[0]}" if "=" in spec else f"--config.{spec}=" for spec in specs]
     before = sys.argv[:]
     sys.argv[:] = [f"{verb}.py", *others, *probes]
     try:
@@ -108,10 +104,6 @@ def parse(argv: list[str]):
         raise UserError(f"--workdir={flags.FLAGS.workdir}: a sweep needs a folder, not a bucket")
     keys = [parse_key(spec, config, method == "grid") for spec in specs]
     return config, workdir, method, keys, _of_the_verb(arguments)
-
-
-def _first(spec: str) -> str:
-    return spec.partition("=")[2].partition(",")[0].partition("..")[0]
 
 
 def _of_the_verb(arguments: list[str]) -> list[str]:
@@ -146,14 +138,17 @@ def check(config, workdir: Path, keys: list[Key]) -> None:
             trial = config.copy_and_resolve_references()
             trial.unlock()
             set_value(trial, key.name, value)
-            if options.verb == "train":
-                dial.shape(trial, config_files.given_keys() | {key.name})
-            (check_training if options.verb == "train" else check_alignment)(trial, probe)
+            if options.verb == "align":
+                check_alignment(trial, probe)
+                continue
+            dial.shape(trial, config_files.given_keys() | {key.name})
+            check_training(trial, probe)
+            check_evals(trial.evals)
 
 
 def check_record(workdir: Path, record: dict) -> None:
     """Write sweep.json. Raises UserError if the workdir holds another sweep."""
-    path = workdir / RECORD
+    path = workdir / "sweep.json"
     if not path.exists():
         if (workdir / "config.json").exists():
             raise UserError(f"--workdir={workdir} is that of a run: name a new folder for the sweep")
@@ -190,22 +185,12 @@ def main() -> None:
         check_record(workdir, record)
         from lm.sweep.study import open_study
 
-        study = open_study(
-            workdir,
-            options.storage,
-            method,
-            keys,
-            seed=options.sweep_seed,
-            maximize=options.maximize,
-            pruner=options.pruner,
-            jobs=options.jobs,
-        )
+        study = open_study(workdir, method, keys, options)
         sweep(study, workdir, arguments, total, config.steps)
 
 
 def sweep(study, workdir: Path, arguments: list[str], total: int, steps: int) -> None:
     """Run trials until there are `total`. Prints a line for each, and draws the page after each."""
-    from lm.sweep.study import rows
     from lm.sweep.trials import Running, argument
 
     options, running, failed = flags.FLAGS, [], 0
@@ -258,18 +243,16 @@ def sweep(study, workdir: Path, arguments: list[str], total: int, steps: int) ->
             run.stop()
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    draw(study, workdir, arguments)
-    show(rows(study), workdir)
+    show(draw(study, workdir, arguments), workdir)
 
 
-def draw(study, workdir: Path, arguments: list[str]) -> None:
-    """Write sweep.html."""
+def draw(study, workdir: Path, arguments: list[str]) -> list:
+    """Write sweep.html. Return the rows of its table."""
     from lm.reports.sweep import write
     from lm.sweep.study import rows
     from lm.sweep.trials import argument
 
-    options, best = flags.FLAGS, study.best()
-    command = None
+    options, best, trials, command = flags.FLAGS, study.best(), rows(study), None
     if best is not None:
         values = [argument(key.name, best.params[key.name]) for key in study.keys]
         command = ["python", f"{options.verb}.py", *arguments, *values, "--workdir=DIR"]
@@ -279,11 +262,12 @@ def draw(study, workdir: Path, arguments: list[str]) -> None:
             "title": f"Sweep: {workdir.name}",
             "metric": options.metric,
             "maximize": options.maximize,
-            "trials": rows(study),
+            "trials": trials,
             "importance": study.importance(),
             "command": command,
         },
     )
+    return trials
 
 
 def show(trials: list, workdir: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from lm.cli import config_files
 from lm.errors import UserError
 
 FORM = "KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A,B,C"
@@ -86,19 +87,13 @@ def ends(key: Key) -> list[Any]:
 
 def set_value(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
     """Set a dotted key to a value, or to what a text means for its type."""
-    section, _, last = name.rpartition(".")
-    inner = config
-    for part in filter(None, section.split(".")):
-        inner = inner[part]
-    inner[last] = _value(value, _type(config, name), f"{name}={value}") if isinstance(value, str) else value
+    value = _value(value, _type(config, name), f"{name}={value}") if isinstance(value, str) else value
+    config.update_from_flattened_dict({name: value})
 
 
 def _type(config: ml_collections.ConfigDict, name: str) -> type:
-    inner = config
-    *sections, last = name.split(".")
-    for part in sections:
-        inner = inner[part]
-    type_ = inner.get_ref(last).get_type()
+    section, _, last = name.rpartition(".")
+    type_ = (config_files.value(config, section) if section else config).get_ref(last).get_type()
     if type_ not in (int, float, bool, str):
         raise UserError(f"{name} is of type {type_.__name__}: only numbers, texts and true or false can be swept")
     return type_

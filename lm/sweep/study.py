@@ -17,6 +17,12 @@ from lm.errors import UserError
 from lm.sweep.space import Key, grid
 
 NAME = "sweep"  # of the study in the workdir's own storage
+PRUNERS = {
+    "median": optuna.pruners.MedianPruner,
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+    "none": optuna.pruners.NopPruner,
+}
+BEGUN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 WAITING_SECONDS = 60  # that a storage in a file waits for another process
 
 
@@ -28,21 +34,22 @@ class Study:
         self.workdir = str(workdir.resolve())
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Return the trials that have begun, or those of some states, by number."""
-        known = states or (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        return [t for t in self.study.get_trials(deepcopy=False, states=known) if t.state.is_finished() or self._has_owner(t)]
+        """Return the trials of these states by number; none: those that have begun."""
+        return self.study.get_trials(deepcopy=False, states=states or BEGUN)
 
     def interrupted(self) -> list[Trial]:
         """Return the trials that this workdir has begun and not told."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        mine = [t for t in running if t.user_attrs.get("workdir", self.workdir if self._alone else None) == self.workdir]
-        return [self._owned(Trial(self.study, t._trial_id)) for t in mine]
+        usual = self.workdir if self.study.study_name == NAME else None  # of a trial whose sweep was killed before it took it
+        running = self.trials(TrialState.RUNNING)
+        return [Trial(self.study, t._trial_id) for t in running if t.user_attrs.get("workdir", usual) == self.workdir]
 
     def next(self) -> Trial | None:
         """Begin a trial; None if a grid has no more."""
-        if self.method == "grid" and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if self.method == "grid" and not self.trials(TrialState.WAITING):
             return None
-        return self._owned(self.study.ask())
+        trial = self.study.ask()
+        trial.set_user_attr("workdir", self.workdir)
+        return trial
 
     def params(self, trial: Trial) -> dict[str, Any]:
         """Return the values of a trial by key, and choose those that it does not have yet.
@@ -75,17 +82,6 @@ class Study:
         values = {trial.value for trial in self.trials(TrialState.COMPLETE)}
         return dict(optuna.importance.get_param_importances(self.study)) if len(values) >= 4 else {}
 
-    @property
-    def _alone(self) -> bool:
-        return self.study.study_name == NAME
-
-    def _has_owner(self, trial: FrozenTrial) -> bool:
-        return self._alone or "workdir" in trial.user_attrs
-
-    def _owned(self, trial: Trial) -> Trial:
-        trial.set_user_attr("workdir", self.workdir)
-        return trial
-
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         if self.method == "tpe":
@@ -94,34 +90,28 @@ class Study:
         return optuna.samplers.RandomSampler(seed=seed)
 
 
-def open_study(
-    workdir: Path, storage: str | None, method: str, keys: Sequence[Key], *, seed: int, maximize: bool, pruner: str, jobs: int
-) -> Study:
+def open_study(workdir: Path, method: str, keys: Sequence[Key], options: Any) -> Study:
     """Open or create the study. Raises UserError for a bad storage.
 
-    storage: an URL of Optuna; None: study.db in the workdir. The name of a study in a shared storage is that of the workdir.
+    options: storage, an URL of Optuna, or None for study.db in the workdir; sweep_seed, maximize, pruner, jobs. The name of a
+      study in a shared storage is that of the workdir.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    url = storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
-    pruners = {
-        "median": optuna.pruners.MedianPruner(),
-        "halving": optuna.pruners.SuccessiveHalvingPruner(),
-        "none": optuna.pruners.NopPruner(),
-    }
+    url = options.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
     waiting = {"connect_args": {"timeout": WAITING_SECONDS}} if url.startswith("sqlite") else {}
     try:
         opened = optuna.create_study(
             storage=optuna.storages.RDBStorage(url, engine_kwargs=waiting),
-            study_name=workdir.name if storage else NAME,
-            direction="maximize" if maximize else "minimize",
-            pruner=pruners[pruner],
+            study_name=workdir.name if options.storage else NAME,
+            direction="maximize" if options.maximize else "minimize",
+            pruner=PRUNERS[options.pruner](),
             load_if_exists=True,
         )
     except Exception as error:  # of the driver of any database
         why = " ".join(str(error).split())[:200]
         raise UserError(f"--storage={url} cannot be opened: {type(error).__name__}: {why}; name an URL of SQLAlchemy") from None
-    wrapped = Study(opened, method, keys, seed, workdir, jobs)
+    wrapped = Study(opened, method, keys, options.sweep_seed, workdir, options.jobs)
     if method == "grid":
         wrapped.fill_grid()
     return wrapped
@@ -130,20 +120,17 @@ def open_study(
 def rows(study: Study) -> list[Mapping[str, Any]]:
     """Return the trials for the report: number, state, value, steps, params, seconds, why, best."""
     best = study.best()
-    table = []
-    for trial in study.trials():
-        last = trial.last_step
-        table.append(
-            {
-                "number": trial.number,
-                "state": trial.state.name.lower(),
-                "value": trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values.get(last),
-                "step": last,
-                "params": {key.name: trial.params.get(key.name) for key in study.keys},
-                "seconds": trial.duration.total_seconds() if trial.duration else None,
-                "why": trial.user_attrs.get("why", ""),
-                "folder": trial.user_attrs.get("folder", ""),
-                "best": best is not None and trial.number == best.number,
-            }
-        )
-    return table
+    return [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values.get(trial.last_step),
+            "step": trial.last_step,
+            "params": {key.name: trial.params.get(key.name) for key in study.keys},
+            "seconds": trial.duration.total_seconds() if trial.duration else None,
+            "why": trial.user_attrs.get("why", ""),
+            "folder": trial.user_attrs.get("folder", ""),
+            "best": best is not None and trial.number == best.number,
+        }
+        for trial in study.trials()
+    ]

@@ -1,7 +1,7 @@
 """Estimate what a training run needs: `train.py --describe`.
 
-Parameters and model FLOPs come from the model's skeleton (lm/sizing.py). Hardware FLOPs and activation memory come from the
-traced program: the step that train.py runs, traced for the mesh of the config. The devices need not exist.
+Parameters and model FLOPs come from the model's skeleton (lm/model/sizing.py). Hardware FLOPs and activation memory come from
+the traced program: the step that train.py runs, traced for the mesh of the config. The devices need not exist.
 """
 
 import math
@@ -18,11 +18,11 @@ from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from data.text.batches import parse_sizes
-from lm import sizing
 from lm.config import Audio, Vision
 from lm.errors import UserError
 from lm.kernels.amx.flops import flops
 from lm.kernels.experts import places
+from lm.model import sizing
 from lm.model.linear import trainable
 from lm.model.media import MEDIA
 from lm.model.transformer import skeleton

@@ -50,7 +50,7 @@ def horizon(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
     """Set batch, steps, warm-up, learning rate and weight decay from the model, and print all that the dial chose and why."""
     if not config.dial.depth:
         return
-    from lm import sizing
+    from lm.model import sizing
     from lm.parallel.hosts import is_first
     from lm.train.rates import learning_rate
 

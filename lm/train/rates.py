@@ -13,8 +13,8 @@ With N active parameters:
 
 import ml_collections
 
-from lm import sizing
 from lm.config import ModelConfig
+from lm.model import sizing
 from lm.parallel.hosts import is_first
 from lm.train.values import model_of
 

@@ -16,9 +16,7 @@ from data.text.grow import old_pieces
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.adapt import lora, quantize
-from lm.adapt.score import with_score_head
-from lm.adapt.towers import with_towers
-from lm.adapt.vocabulary import with_pieces
+from lm.adapt.rebuild import with_pieces, with_score_head, with_towers
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.source import config_of, open_source
 from lm.errors import UserError

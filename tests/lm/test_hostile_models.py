@@ -5,8 +5,8 @@ import pytest
 
 from data.text.tokenizer import load_tokenizer
 from lm.convert.families import model_config
-from lm.convert.hf_folder import open_folder
 from lm.convert.peft import find_peft
+from lm.convert.published import open_published
 from lm.errors import UserError
 from tests.lm import hostile_models as hostile
 from tests.lm.convert.handmade import HF
@@ -37,21 +37,21 @@ def refused(call) -> str:
 def test_safetensors(name, tmp_path):
     folder = hostile.model(tmp_path / "model")
     hostile.SAFETENSORS[name](folder)
-    assert str(folder) in refused(lambda: open_folder(folder))
+    assert str(folder) in refused(lambda: open_published(folder))
 
 
 @pytest.mark.parametrize("name", hostile.SHARDS)
 def test_an_index_of_shards(name, tmp_path):
     folder = hostile.model(tmp_path / "model", shards=2)
     hostile.SHARDS[name](folder)
-    assert str(folder) in refused(lambda: open_folder(folder))
+    assert str(folder) in refused(lambda: open_published(folder))
 
 
 @pytest.mark.parametrize("name", hostile.CONFIG)
 def test_a_config(name, tmp_path):
     folder = hostile.model(tmp_path / "model")
     hostile.CONFIG[name](folder)
-    message = refused(lambda: open_folder(folder))
+    message = refused(lambda: open_published(folder))
     assert str(folder) in message and len(message) < 2000
 
 
@@ -71,7 +71,7 @@ def test_an_adapter(name, tmp_path):
 
 def test_what_the_hostile_ones_are_made_from_is_read(tmp_path):
     for shards in (1, 2):
-        assert open_folder(hostile.model(tmp_path / f"{shards}", shards)).config.num_layers == 3
+        assert open_published(hostile.model(tmp_path / f"{shards}", shards)).config.num_layers == 3
     assert load_tokenizer(tmp_path / "1").encode("ab") == [2]
     assert find_peft(adapter(tmp_path / "adapter"), model_config(HF, ())).adapter.rank == 2
     assert jax.device_count()  # the limit on memory leaves room for JAX

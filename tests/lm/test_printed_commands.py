@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.commands import ROOT, runnable
+from lm.errors import ROOT, runnable
 from lm.reports.next_steps import show
 
 
@@ -53,7 +53,7 @@ def test_the_lines_at_the_end_of_a_run_start_what_they_name(capsys, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.defpath)  # no environment is active
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    commands = ("python -m lm.commands", "python align.py --help")
+    commands = ("python -m lm.errors", "python align.py --help")
     report = {"verdict": "Good.", "next": [{"what": "Go on", "command": command} for command in commands]}
     Path("report.json").write_text(json.dumps(report))
     show(tmp_path)

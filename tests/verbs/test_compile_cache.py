@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import compile_cache
+from lm.files import compile_cache
 from tests.lm.evals import tiny_models
 from tests.verbs import runs
 

@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 from configs.align import dpo
 from configs.train import default, tiny
 from lm.align import losses, settings
+from lm.align.checks import check_alignment
 from lm.errors import UserError
 from lm.evals.config import settings_of
 from lm.evals.run import task_results
 from lm.evals.task import Outcome
-from lm.inputs import check_alignment, check_training
 from lm.kernels import divergence
 from lm.parallel.mesh import make_mesh
+from lm.train.checks import check_training
 from lm.train.fit import check_memory
 from lm.train.start import adopt
 from tests.verbs import runs

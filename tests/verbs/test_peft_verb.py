@@ -13,8 +13,8 @@ import pytest
 import lm
 from lm.adapt.quantize import quantize
 from lm.config import Adapter, Quantization
-from lm.convert import phi3
 from lm.convert.peft import SETTINGS, WEIGHTS
+from lm.convert.relatives import PHI3
 from lm.convert.source import open_source
 from lm.convert.to_published import started_from, to_adapter, to_published
 from lm.convert.to_workdir import adapter_to_workdir, write_workdir
@@ -143,7 +143,7 @@ def test_a_workdir_is_a_base_too(finished, base, alone, imported, tmp_path):
 @pytest.mark.slow
 def test_modules_are_fused_as_those_of_the_start(tmp_path):
     """Also where the base is but a name, of a DoRA too, which comes back beside weights that are integers."""
-    plain = dataclasses.replace(phi3.from_hf(SMALL), dtype="float32")
+    plain = dataclasses.replace(PHI3.from_hf(SMALL), dtype="float32")
     origin = {"model_type": "phi3", "from": "there"}
     config, params = adapted_model(plain, Adapter(rank=2, targets=".*", dora=True))
     write_workdir(tmp_path / "run", config, shaken(params), published=origin)

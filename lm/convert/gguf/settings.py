@@ -10,29 +10,13 @@ from typing import Any
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.convert.families import essence, model_config
+from lm.convert.essence import differences
+from lm.convert.families import TEXT, model_config
 from lm.convert.gguf.rope import scaling_of, scaling_settings
 from lm.convert.gguf.values import Settings
 from lm.errors import UserError
 from lm.files.gguf import GGUFFile, StoredTensor
 
-# model_type -> architecture. DeepSeek V2 and V3 share one, and so do Llama, Mistral (without windows) and Mixtral.
-ARCHITECTURES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "mixtral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3",
-    "gemma3_text": "gemma3",
-    "phi3": "phi3",
-    "olmo2": "olmo2",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "gpt2": "gpt2",
-}
 GATES = {"softmax": 1, "sigmoid": 2}  # expert_gating_func
 LITE = (26, 27)  # layers of DeepSeek-V2-Lite and its like, by which llama.cpp knows that queries are not compressed
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose queries llama.cpp scales by the model's width
@@ -44,9 +28,9 @@ def config_json_of(file: GGUFFile) -> dict:
     Raises: UserError if no family reads its architecture, or a setting is missing or of the wrong kind.
     """
     s, tensors = Settings(file), file.tensors
-    if s.architecture not in ARCHITECTURES.values():
-        names = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
-        raise UserError(f"{file.path}: general.architecture={s.architecture!r} is none of {names}")
+    known = dict.fromkeys(family.gguf for family in TEXT)
+    if s.architecture not in known:
+        raise UserError(f"{file.path}: general.architecture={s.architecture!r} is none of {', '.join(known)}")
     if len(getattr(tensors.get("token_embd.weight"), "shape", ())) != 2:
         raise UserError(f"{file.path} holds no language model: it has no matrix token_embd.weight")
     _check_counts(s, tensors)
@@ -189,14 +173,12 @@ def _gpt2(s: Settings, hf: dict) -> dict:
     }
 
 
-def settings_of(config: ModelConfig, model_type: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the settings of a model, and its rotary factors: tensors by name, float32.
+def settings_of(config: ModelConfig, arch: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the settings of a model of this architecture, and its rotary factors: tensors by name, float32.
 
     The reverse of `config_json_of`; check the result with `check_same`.
     """
-    if model_type not in ARCHITECTURES:
-        raise UserError(f"{model_type} has no architecture in GGUF; --family selects one of {', '.join(ARCHITECTURES)}")
-    arch, rope, moe, mla = ARCHITECTURES[model_type], config.rope, config.moe, config.mla
+    rope, moe, mla = config.rope, config.moe, config.mla
     K, heads, sparse = config.head_dim, config.num_heads, any(kind.moe for kind in config.layer_kinds)
     found: dict[str, Any] = {
         "block_count": config.num_layers,
@@ -266,12 +248,11 @@ def _named(arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in settings.items()}
 
 
-def check_same(config: ModelConfig, model_type: str, file: GGUFFile) -> None:
+def check_same(config: ModelConfig, arch: str, file: GGUFFile) -> None:
     """Raise UserError if llama.cpp would compute another function: if the file, read back, is not this model."""
-    wanted, kept = essence(config), essence(model_config(config_json_of(file), ()))
-    lost = [f"model.{key}={value!r}" for key, value in wanted.items() if not _same(kept[key], value)]
+    lost = differences(config, model_config(config_json_of(file), ()), _same)
     if lost:
-        raise UserError(f"GGUF's architecture {ARCHITECTURES[model_type]} cannot hold this model: it lacks {', '.join(lost)}")
+        raise UserError(f"GGUF's architecture {arch} cannot hold this model: it lacks {', '.join(lost)}")
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.convert.gguf.settings import ARCHITECTURES
 from lm.errors import UserError
 from lm.files.gguf import StoredTensor
 
@@ -48,9 +47,7 @@ class Part(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
-def layouts(
-    config: ModelConfig, model_type: str, shapes: Mapping[str, tuple[int, ...]], whole_kv: bool = False
-) -> list[Layout]:
+def layouts(config: ModelConfig, arch: str, shapes: Mapping[str, tuple[int, ...]], whole_kv: bool = False) -> list[Layout]:
     """Return the layouts of all tensors of a model.
 
     Args:
@@ -59,7 +56,6 @@ def layouts(
     """
     import gguf
 
-    arch = ARCHITECTURES[model_type]
     names = gguf.get_tensor_name_map(_architectures()[arch], config.num_layers)
     experts: dict[str, list[str]] = {}
     found = []

@@ -7,6 +7,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.files.gguf import GGUFFile
+from lm.files.untrusted import short
 
 REQUIRED = object()
 
@@ -31,8 +32,9 @@ class Settings:
             value = value[0].item()
         fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and kind is not bool):
-            differs = " (it differs from layer to layer)" if isinstance(value, np.ndarray) and value.size > 1 else ""
-            raise UserError(f"{self.path}: {name}={_shown(value)} must be of type {kind.__name__}{differs}")
+            value = value.tolist() if isinstance(value, np.ndarray) else value
+            differs = " (it differs from layer to layer)" if isinstance(value, list) and len(value) > 1 else ""
+            raise UserError(f"{self.path}: {name}={short(value)} must be of type {kind.__name__}{differs}")
         if kind is int and not 0 <= value < 1 << 31:
             raise UserError(f"{self.path}: {name}={value} must be in 0…{(1 << 31) - 1}")
         if kind is float and not 0 <= value < math.inf:
@@ -43,8 +45,3 @@ class Settings:
 def decimal(value: float) -> float:
     """Return the shortest decimal number with this float32 value: 1e-05 for 9.999999747378752e-06."""
     return float(str(np.float32(value)))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
-    return text if len(text) < 40 else f"{text[:40]}…"

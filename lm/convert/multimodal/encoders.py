@@ -4,34 +4,17 @@ from collections.abc import Mapping
 
 from lm.config import Audio, Vision
 from lm.convert.llama import ACTIVATION_NAMES, ACTIVATIONS, refuse
-from lm.convert.rows import Row, linear, same, table
+from lm.convert.rows import Row, dense, layer_norm, same, table
 from lm.errors import UserError
 
 SIGLIP, CLIP, WHISPER = "siglip_vision_model", "clip_vision_model", "whisper"
 NAMES = {**ACTIVATION_NAMES, "quick_gelu": "quick_gelu"}
 
 # The defaults of transformers' classes.
+BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
 DEFAULTS = {
-    SIGLIP: dict(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=16,
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-6,
-    ),
-    CLIP: dict(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=32,
-        hidden_act="quick_gelu",
-        layer_norm_eps=1e-5,
-    ),
+    SIGLIP: {**BASE, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    CLIP: {**BASE, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
 }
 WHISPER_DEFAULTS = dict(
     d_model=384,
@@ -42,6 +25,15 @@ WHISPER_DEFAULTS = dict(
     max_source_positions=1500,
     activation_function="gelu",
 )
+# The defaults of VoxtralEncoder, whose config has other names for four of Whisper's settings.
+VOXTRAL_DEFAULTS = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+VOXTRAL_DEFAULTS |= {"num_mel_bins": 128, "max_source_positions": 1500, "activation_function": "gelu"}
+VOXTRAL_NAMES = {
+    "d_model": "hidden_size",
+    "encoder_layers": "num_hidden_layers",
+    "encoder_attention_heads": "num_attention_heads",
+    "encoder_ffn_dim": "intermediate_size",
+}
 # SigLIP's pooling and buffers of positions: they do not act on the states.
 IGNORED = r"(head\..*|embeddings\.position_ids)"
 
@@ -109,8 +101,8 @@ def vision_ends(vision: Vision, at: str) -> list[Row]:
     positions = vision.patches**2 + vision.class_token
     found.append(table("vision.positions", f"{at}embeddings.position_embedding.weight", positions, D))
     if vision.pre_norm:
-        found += _norm("vision.pre_norm", f"{at}pre_layrnorm", D)
-    return [*found, *_norm("vision.norm", f"{at}post_layernorm", D)]
+        found += layer_norm("vision.pre_norm", f"{at}pre_layrnorm", D)
+    return [*found, *layer_norm("vision.norm", f"{at}post_layernorm", D)]
 
 
 def vision_layer(vision: Vision, at: str) -> list[Row]:
@@ -149,6 +141,18 @@ def audio_described(audio: Audio) -> dict:
     }
 
 
+def with_whispers_names(audio: Mapping) -> dict:
+    """Return the settings of VoxtralEncoder by the names of Whisper's config, with the defaults of transformers' class."""
+    settings = {**VOXTRAL_DEFAULTS, **{VOXTRAL_NAMES.get(key, key): value for key, value in audio.items()}}
+    return settings | {whispers: settings[name] for whispers, name in VOXTRAL_NAMES.items()}
+
+
+def voxtral_described(audio: Audio) -> dict:
+    """Return the config of a VoxtralEncoder."""
+    settings = audio_described(audio)
+    return {"model_type": "voxtral_encoder"} | {VOXTRAL_NAMES.get(key, key): value for key, value in settings.items()}
+
+
 def audio_ends(audio: Audio, at: str) -> list[Row]:
     """Return the rows of Whisper's encoder outside of its layers."""
     D, found = audio.embed_dim, []
@@ -157,7 +161,7 @@ def audio_ends(audio: Audio, at: str) -> list[Row]:
         found.append(Row(f"audio.{ours}.weight", f"{at}{theirs}.weight", shape, shape, (2, 1, 0)))
         found.append(same(f"audio.{ours}.bias", f"{at}{theirs}.bias", D))
     found.append(table("audio.positions", f"{at}embed_positions.weight", audio.positions, D))
-    return [*found, *_norm("audio.norm", f"{at}layer_norm", D)]
+    return [*found, *layer_norm("audio.norm", f"{at}layer_norm", D)]
 
 
 def audio_layer(audio: Audio, at: str) -> list[Row]:
@@ -170,26 +174,16 @@ def projector(tower: Vision | Audio, name: str, D: int, at: str) -> list[Row]:
     """Return the rows of a projector of two layers to width D, as LLaVA and Voxtral name them."""
     found = []
     for ours, theirs, inputs in (("first", "linear_1", tower.projector_inputs), ("second", "linear_2", D)):
-        found.append(linear(f"{name}.projector.{ours}.weight", f"{at}{theirs}.weight", (inputs,), (D,)))
-        if tower.projector_bias:
-            found.append(same(f"{name}.projector.{ours}.bias", f"{at}{theirs}.bias", D))
+        found += dense(f"{name}.projector.{ours}", f"{at}{theirs}", (inputs,), (D,), tower.projector_bias)
     return found
 
 
 def _layer(tower: Vision | Audio, at: str, norms: tuple[str, str], feed_forward: str, key_bias: bool) -> list[Row]:
     D, H, F = tower.embed_dim, tower.num_heads, tower.mlp_dim
-    found = [*_norm("attention_norm", f"{at}{norms[0]}", D), *_norm("feed_forward_norm", f"{at}{norms[1]}", D)]
+    found = [*layer_norm("attention_norm", f"{at}{norms[0]}", D), *layer_norm("feed_forward_norm", f"{at}{norms[1]}", D)]
     for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-        found.append(linear(f"{ours}.weight", f"{at}self_attn.{theirs}.weight", (D,), (H, D // H)))
-        if ours != "key" or key_bias:
-            found.append(same(f"{ours}.bias", f"{at}self_attn.{theirs}.bias", H, D // H))
-    found.append(linear("output.weight", f"{at}self_attn.out_proj.weight", (H, D // H), (D,)))
-    found.append(same("output.bias", f"{at}self_attn.out_proj.bias", D))
+        found += dense(ours, f"{at}self_attn.{theirs}", (D,), (H, D // H), key_bias or ours != "key")
+    found += dense("output", f"{at}self_attn.out_proj", (H, D // H), (D,), bias=True)
     for ours, theirs, inputs, outputs in (("up", "fc1", D, F), ("down", "fc2", F, D)):
-        found.append(linear(f"{ours}.weight", f"{at}{feed_forward}{theirs}.weight", (inputs,), (outputs,)))
-        found.append(same(f"{ours}.bias", f"{at}{feed_forward}{theirs}.bias", outputs))
+        found += dense(ours, f"{at}{feed_forward}{theirs}", (inputs,), (outputs,), bias=True)
     return found
-
-
-def _norm(ours: str, theirs: str, D: int) -> list[Row]:
-    return [same(f"{ours}.scale", f"{theirs}.weight", D), same(f"{ours}.bias", f"{theirs}.bias", D)]

@@ -1,18 +1,19 @@
 """The language model inside of a published model that sees or hears: a `text_config`, and tensors with a prefix."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from lm.config import Audio, LayerKind, ModelConfig, Vision
-from lm.convert import llama, mistral, qwen2, qwen3
-from lm.convert.essence import essence
-from lm.convert.rows import Row
+from lm.convert.essence import lacks
+from lm.convert.llama import LLAMA
+from lm.convert.relatives import MISTRAL, QWEN2, QWEN3
+from lm.convert.rows import Family, Row
 from lm.errors import UserError
 from lm.files.untrusted import short
 
-TEXT = (llama, mistral, qwen2, qwen3)  # their names of tensors differ from one another in nothing
-BY_TYPE = {family.MODEL_TYPES[0]: family for family in TEXT}
+BY_TYPE = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}  # whose tensors have the same names
 OUTER = ("dtype", "torch_dtype", "quantization_config")  # keys that stand at the top level, for all parts
 
 
@@ -32,15 +33,12 @@ def alone(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, vision=Vision(), audio=Audio())
 
 
-def family_of_text(config: ModelConfig):
-    """Return the first family of TEXT that can hold the language model of a config."""
-    config = alone(config)
-    for family in TEXT:
-        try:
-            if essence(family.from_hf(family.to_hf(config))) == essence(config):
+def family_of_text(config: ModelConfig) -> Family:
+    """Return the first of these families that can hold the language model of a config."""
+    for family in BY_TYPE.values():
+        with contextlib.suppress(UserError):
+            if not lacks(family, alone(config)):
                 return family
-        except UserError:
-            continue
     raise UserError(f"the language model is none of those that models with encoders are exported with: {', '.join(BY_TYPE)}")
 
 

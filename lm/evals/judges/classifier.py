@@ -21,11 +21,11 @@ from scipy.optimize import minimize
 from data.chat.conversations import read_examples
 from data.chat.template import encode_chat
 from data.text.tokenizer import Tokenizer, load_tokenizer
-from lm import cli, compile_cache
+from lm import cli
 from lm.errors import UserError
 from lm.evals.judges.verdict import Judge, Verdict
 from lm.evals.stats.intervals import wilson
-from lm.files import saving
+from lm.files import compile_cache, saving
 from lm.infer.load import load_model
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer

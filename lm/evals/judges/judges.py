@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lm.commands import runnable
-from lm.errors import UserError
+from lm.errors import UserError, runnable
 from lm.evals.judges.endpoint import Chat, Reply, endpoint
 from lm.evals.judges.refusals import is_refusal
 from lm.evals.judges.verdict import HARM, Judge, Verdict, json_objects, questions, verdict_of

@@ -28,10 +28,10 @@ import jax
 import ml_collections
 import psutil
 
-from lm import sizing
 from lm.files import saving
 from lm.files.untrusted import content
 from lm.kernels import ops
+from lm.model import sizing
 from lm.parallel import memory
 from lm.parallel.hosts import is_first
 from lm.parallel.pipeline import schedule

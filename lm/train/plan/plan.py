@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from lm import sizing
+from lm.model import sizing
 from lm.train.describe import memories
 from lm.train.plan.chips import chip_of
 from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from lm import sizing
 from lm.config import REMAT
 from lm.errors import UserError
+from lm.model import sizing
 from lm.parallel.mesh import check_fit
 from lm.progress import shown
 from lm.train.describe import abstract_mesh, memories, step_flops

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lm.adapt import lora
-from lm.adapt.rebuild import arrays_of
-from lm.adapt.towers import with_towers
+from lm.adapt.rebuild import arrays_of, with_towers
 from lm.config import Adapter, Audio, Vision
 from lm.convert.peft import export_peft
 from lm.errors import UserError

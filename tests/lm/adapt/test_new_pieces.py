@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.adapt.rebuild import arrays_of
-from lm.adapt.vocabulary import with_pieces
+from lm.adapt.rebuild import arrays_of, with_pieces
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.adapt.models import TINY, TOKENS, logits
 from tests.lm.examples import parameters

@@ -17,8 +17,9 @@ from flax import nnx
 
 import lm
 from lm.config import ModelConfig
-from lm.convert.families import canonical, essence, family_for, family_of, is_ignored, model_config
-from lm.convert.rows import ours_of, places, theirs_of
+from lm.convert.essence import essence
+from lm.convert.families import family_for, family_of, is_ignored, model_config
+from lm.convert.rows import Family, ours_of, places, theirs_of
 from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from tests.lm.convert import peers
@@ -39,7 +40,7 @@ class Case(NamedTuple):
 
     model: object
     tensors: dict[str, np.ndarray]
-    family: types.ModuleType
+    family: Family
     config: ModelConfig
     arrays: dict[str, np.ndarray]  # our parameters by path
 
@@ -75,7 +76,7 @@ def arrays_of(family, config: ModelConfig, tensors: dict[str, np.ndarray]) -> di
 
 def known(family, config: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What is ours of a checkpoint, by the names of the rows."""
-    named = {canonical(family, name): x for name, x in tensors.items()}
+    named = {family.canonical(name): x for name, x in tensors.items()}
     return {name: x for name, x in named.items() if not is_ignored(family, config, name)}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lm.convert import to_published
 from lm.convert.folders import written_whole
-from lm.convert.source import open_published
+from lm.convert.published import open_published
 from lm.errors import UserError
 from tests.lm.convert.handmade import EMBEDDING, HEAD, HF, D, F, L, V, as_contents, contents, imported, llama, written
 

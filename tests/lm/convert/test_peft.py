@@ -11,7 +11,8 @@ import pytest
 from lm.adapt import lora
 from lm.adapt.rebuild import arrays_of
 from lm.config import Adapter
-from lm.convert import deepseek, gpt2, llama, phi3
+from lm.convert import families
+from lm.convert.families import LLAMA, PHI3
 from lm.convert.files import tensors_of_file
 from lm.convert.peft import SETTINGS, WEIGHTS, export_peft, import_peft
 from lm.convert.rows import places, theirs_of
@@ -53,7 +54,12 @@ LATENT = {
     "num_nextn_predict_layers": 1,
 }
 GPT2 = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
-FAMILIES = {"llama": (llama, SMALL), "phi3": (phi3, SMALL), "gpt2": (gpt2, GPT2), "deepseek": (deepseek, LATENT)}
+FAMILIES = {
+    "llama": (LLAMA, SMALL),
+    "phi3": (PHI3, SMALL),
+    "gpt2": (families.GPT2, GPT2),
+    "deepseek": (families.DEEPSEEK, LATENT),
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,7 +73,7 @@ def published(tmp_path, family, hf):
     """A folder that says which family a model is of, as export needs it."""
     folder = tmp_path / "base"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": family.MODEL_TYPES[0], **hf}))
+    (folder / "config.json").write_text(json.dumps({"model_type": family.model_types[0], **hf}))
     return folder
 
 
@@ -125,9 +131,9 @@ def test_what_is_exported_is_the_change_of_the_merged_weights(name, targets, tmp
 
 def test_a_fused_adapter_leaves_as_it_came(tmp_path):
     """Parts that still share their A are one adapter of the same rank."""
-    plain = dataclasses.replace(phi3.from_hf(SMALL), dtype="float32")
+    plain = dataclasses.replace(PHI3.from_hf(SMALL), dtype="float32")
     config, params = adapted_model(plain, Adapter(rank=2, alpha=4.0, targets=r"attention\..*"))
-    base = published(tmp_path, phi3, SMALL)
+    base = published(tmp_path, PHI3, SMALL)
     export_peft(tmp_path / "one", config, shaken(params), base)
     export_peft(tmp_path / "two", *import_peft(tmp_path / "one", plain, parameters(plain)), base)
     one, two = (tensors_of_file(tmp_path / name / WEIGHTS) for name in ("one", "two"))
@@ -138,7 +144,7 @@ def test_a_fused_adapter_leaves_as_it_came(tmp_path):
 
 
 def test_import_lies_on_the_mesh(tmp_path):
-    plain = dataclasses.replace(llama.from_hf(SMALL), dtype="float32")
+    plain = dataclasses.replace(LLAMA.from_hf(SMALL), dtype="float32")
     config, params = adapted_model(plain, Adapter(rank=2, targets=".*", dora=True))
     params = shaken(params)
     export_peft(tmp_path / "adapter", config, params)
@@ -170,15 +176,15 @@ def test_import_lies_on_the_mesh(tmp_path):
 )
 def test_what_ours_cannot_express_is_refused_by_its_key(key, value, tmp_path):
     (tmp_path / SETTINGS).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, key: value}))
-    plain = llama.from_hf(SMALL)
+    plain = LLAMA.from_hf(SMALL)
     with pytest.raises(UserError, match=f"{key}="):
         import_peft(tmp_path, plain, parameters(plain))
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):
-    config, params = adapted_model(phi3.from_hf(SMALL), Adapter(rank=2))
-    export_peft(tmp_path / "adapter", config, params, published(tmp_path, phi3, SMALL))
-    other = llama.from_hf({**SMALL, "hidden_size": 8})
+    config, params = adapted_model(PHI3.from_hf(SMALL), Adapter(rank=2))
+    export_peft(tmp_path / "adapter", config, params, published(tmp_path, PHI3, SMALL))
+    other = LLAMA.from_hf({**SMALL, "hidden_size": 8})
     with pytest.raises(UserError, match=r"no matrix for model.layers.0.self_attn.(qkv|o)_proj \[\d+, \d+\]"):
         import_peft(tmp_path / "adapter", other, parameters(other))
     with pytest.raises(UserError, match="has no adapter to export"):

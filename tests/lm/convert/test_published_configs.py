@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from lm.config import ModelConfig
-from lm.convert.families import FAMILIES, canonical, essence, family_for, family_of, is_ignored, model_config
+from lm.convert.essence import essence
+from lm.convert.families import FAMILIES, family_for, family_of, is_ignored, model_config
 from lm.errors import UserError
 from tests.lm.convert import multimodal_configs
 
@@ -342,6 +343,7 @@ PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_
     [
         ({}, "LlamaForCausalLM"),
         ({"tie_embeddings": True, "head_dim": 16, "window": 8, "remat": "full", "dtype": "float32"}, "LlamaForCausalLM"),
+        ({"remat_matmuls_last": 1}, "LlamaForCausalLM"),
         ({"rope": {"scaling": "yarn", "factor": 2.0, "original_positions": 64}}, "LlamaForCausalLM"),
         ({"attention_pattern": ("local",), "window": 8}, "MistralForCausalLM"),
         ({"attention_pattern": ("global", "local"), "window": 8, "qkv_bias": True}, "Qwen2ForCausalLM"),
@@ -388,10 +390,10 @@ def test_what_keeps_a_model_from_leaving_is_named(changes, named):
 
 def test_forms_of_published_names():
     gpt2, gemma = FAMILIES["gpt2"], FAMILIES["gemma3"]
-    assert canonical(gpt2, "wte.weight") == canonical(gpt2, "transformer.wte.weight") == "transformer.wte.weight"
-    assert canonical(FAMILIES["llama"], "model.norm.weight") == "model.norm.weight"
+    assert gpt2.canonical("wte.weight") == gpt2.canonical("transformer.wte.weight") == "transformer.wte.weight"
+    assert FAMILIES["llama"].canonical("model.norm.weight") == "model.norm.weight"
     for name in ("language_model.model.norm.weight", "model.language_model.norm.weight", "model.norm.weight"):
-        assert canonical(gemma, name) == "model.norm.weight"
+        assert gemma.canonical(name) == "model.norm.weight"
     text, masks = read(OLDER["gemma-3-4b"]), read(OLDER["gpt2"])
     for name in ("vision_tower.a.weight", "model.vision_tower.a.weight", "multi_modal_projector.a", "lm_head.weight"):
         assert is_ignored(gemma, text, name)

@@ -11,8 +11,8 @@ from flax import nnx
 
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert import files, stream, to_published
-from lm.convert.published import is_published
-from lm.convert.source import load_params, open_published, open_source
+from lm.convert.published import is_published, open_published
+from lm.convert.source import load_params, open_source
 from lm.errors import UserError
 from lm.infer.load import load_model
 from lm.model.transformer import build, skeleton

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.convert.families import FAMILIES, copies
+from lm.convert.families import FAMILIES
 from lm.convert.rows import linear, ours_of, places, theirs_of
 from lm.model.transformer import skeleton
 
@@ -84,6 +84,6 @@ def test_copies_are_of_parameters_that_are_read_elsewhere():
     family = FAMILIES["deepseek_v3"]
     config = family.from_hf({"model_type": "deepseek_v3", **CONFIGS["deepseek_v3"]})
     names = {row.theirs for _, _, row in places(family, config)}
-    assert {row.ours for row in copies(family, config)} == {"embedding", "head"}
-    assert not names & {row.theirs for row in copies(family, config)}
-    assert copies(FAMILIES["llama"], config) == []
+    assert {row.ours for row in family.copies(config)} == {"embedding", "head"}
+    assert not names & {row.theirs for row in family.copies(config)}
+    assert FAMILIES["llama"].copies(config) == []

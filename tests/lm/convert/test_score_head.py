@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm import sizing
 from lm.adapt.lora import with_adapter
-from lm.adapt.rebuild import arrays_of, combined
-from lm.adapt.score import with_score_head
+from lm.adapt.rebuild import arrays_of, combined, with_score_head
 from lm.config import Adapter, ModelConfig
 from lm.convert.files import tensors_of
 from lm.convert.peft import SETTINGS
-from lm.convert.source import open_published
+from lm.convert.published import open_published
 from lm.convert.to_published import padding, to_adapter, to_published
 from lm.convert.to_workdir import adapter_to_workdir, write_workdir
 from lm.errors import UserError
 from lm.infer.load import load_model
+from lm.model import sizing
 from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh

@@ -13,7 +13,7 @@ from data.chat.template import CHAT_TEMPLATE, encode_chat, render
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import CONTROLS, ROLES, SPACE, SentencePieceTokenizer, train
 from data.text.tokenizer import load_tokenizer
-from lm.convert.tokenizer_files import SpecialIds, export_tokenizer, import_tokenizer
+from lm.convert.tokenizer_files import export_tokenizer, import_tokenizer
 from lm.errors import UserError
 from tests.data.chat import hf_examples
 from tests.data.text.test_sentencepiece_tokenizer import AWKWARD, corpus, strings
@@ -171,8 +171,9 @@ def test_a_published_tokenizer_comes_in_and_leaves_as_it_was(tmp_path):
     }
     hf = hf_examples.folder(tmp_path / "hf", hf_examples.gpt2(), **files)
     (hf / "chat_template.jinja").write_text("{{ y }}\n")
-    assert import_tokenizer(hf, tmp_path / "run") == SpecialIds(0, (2, 0), 2)
+    import_tokenizer(hf, tmp_path / "run")
     tokenizer = load_tokenizer(tmp_path / "run")
+    assert (tokenizer.bos_id, tokenizer.stop_ids, tokenizer.pad_id) == (0, (2, 0), 2)
     assert tokenizer.fingerprint == load_tokenizer(hf).fingerprint and tokenizer.chat_template == "{{ y }}\n"
     export_tokenizer(tokenizer, tmp_path / "out")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
@@ -185,15 +186,16 @@ def test_a_published_tokenizer_comes_in_and_leaves_as_it_was(tmp_path):
 def test_our_own_export_comes_in_again(pair, tmp_path):
     ours, _ = pair("words")
     export_tokenizer(ours, tmp_path / "out")
-    assert import_tokenizer(tmp_path / "out", tmp_path / "run") == SpecialIds(2, (1,), 0)
+    import_tokenizer(tmp_path / "out", tmp_path / "run")
     assert load_tokenizer(tmp_path / "run").fingerprint == ours.fingerprint
 
 
-def test_a_checkpoint_without_a_tokenizer_gives_the_ids_of_its_model(tmp_path):
+def test_a_checkpoint_without_a_tokenizer_leaves_the_ids_of_its_model(tmp_path):
     (tmp_path / "hf").mkdir()
-    assert import_tokenizer(tmp_path / "hf", tmp_path / "run") == SpecialIds(None, (), None)
     (tmp_path / "hf" / "config.json").write_text('{"bos_token_id": 7, "eos_token_id": 8, "pad_token_id": null}')
-    assert import_tokenizer(tmp_path / "hf", tmp_path / "run") == SpecialIds(7, (8,), None)
+    import_tokenizer(tmp_path / "hf", tmp_path / "run")
+    ids = json.loads((tmp_path / "run" / "generation_config.json").read_text())
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == (7, 8)
     (tmp_path / "hf" / "tokenizer.model").write_bytes(b"something else")
     with pytest.raises(UserError, match="tokenizer.json"):
         import_tokenizer(tmp_path / "hf", tmp_path / "other")

@@ -61,11 +61,12 @@ def test_a_grid_needs_the_number_of_values():
 def test_the_keys_follow_the_method():
     line = ["--config=a.py", "--tpe", "x=1..2", "y=a,b", "--trials=3", "--config.z", "4"]
     assert command.split(line) == ("tpe", ["x=1..2", "y=a,b"], ["--config=a.py", "--trials=3", "--config.z", "4"])
-    assert command.split(["--grid=x=1,2", "--grid=y=3,4"]) == ("grid", ["x=1,2", "y=3,4"], [])
+    for line in (["--grid=x=1,2", "--grid=y=3,4"], ["--grid=x=1,2", "y=3,4"]):
+        assert command.split(line) == ("grid", ["x=1,2", "y=3,4"], [])
     for line, message in (
         (["--trials=3"], "which keys"),
-        (["--tpe"], "--tpe names no key"),
-        (["--tpe", "a=1,2", "--grid", "b=1,2"], "--tpe and --grid: give one"),
+        (["--tpe"], "--tpe: expected at least one argument"),
+        (["--tpe", "a=1,2", "--grid", "b=1,2"], "--grid: not allowed with argument --tpe"),
     ):
         with pytest.raises(UserError, match=message):
             command.split(line)

@@ -1,6 +1,7 @@
 """The study of a sweep: what is drawn does not depend on how often it was started, and no trial is lost or counted twice."""
 
 import math
+import types
 
 import pytest
 from optuna.trial import TrialState
@@ -14,9 +15,8 @@ KEYS = [Key("rate", low=1e-4, high=1.0, log=True), Key("layers", low=1, high=6, 
 
 def opened(workdir, method="tpe", keys=KEYS, storage=None, **settings):
     workdir.mkdir(exist_ok=True)
-    return open_study(
-        workdir, storage, method, keys, **{"seed": 0, "maximize": False, "pruner": "median", "jobs": 1} | settings
-    )
+    options = {"storage": storage, "sweep_seed": 0, "maximize": False, "pruner": "median", "jobs": 1} | settings
+    return open_study(workdir, method, keys, types.SimpleNamespace(**options))
 
 
 def value(params) -> float:

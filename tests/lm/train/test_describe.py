@@ -6,8 +6,8 @@ import json
 import jax
 import pytest
 
-from lm import sizing
 from lm.errors import UserError
+from lm.model import sizing
 from lm.train import describe
 from lm.train.plan.compiled import compile_step
 from lm.train.step import model_config_of

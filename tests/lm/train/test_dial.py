@@ -3,8 +3,8 @@
 import pytest
 
 from configs.train import dial as file
-from lm import sizing
 from lm.errors import UserError
+from lm.model import sizing
 from lm.train import dial
 from lm.train.values import model_of
 

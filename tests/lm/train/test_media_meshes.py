@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from configs.align import sft as sft_config
-from lm import sizing
 from lm.align import sft
 from lm.errors import UserError
+from lm.model import sizing
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, make_mesh, shardings
 from lm.train.describe import memories

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs.train import ladder
-from lm import sizing
 from lm.adapt.rebuild import arrays_of
 from lm.config import ModelConfig
+from lm.model import sizing
 from lm.model.transformer import build, skeleton
 from lm.train.step import model_config_of
 

@@ -1,6 +1,6 @@
-"""Check a config's values and paths without JAX, which takes seconds to load.
+"""Check what a run of train.py starts from and reads, without JAX, which takes seconds to load.
 
-The verbs call this first. Checks that need devices, a model or the data come later.
+The other verbs check models and inputs with these functions too. Checks that need devices, a model or the data come later.
 """
 
 import contextlib
@@ -9,76 +9,33 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+import ml_collections
+
 from data.chat import records
-from data.chat.records import is_builtin
 from data.sources import files, open_sources
 from data.text.fingerprints import ready_dataset
 from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
-from lm.align import settings
 from lm.bucket.places import as_urls
-from lm.commands import runnable
 from lm.convert.files import check_weights, is_adapter
-from lm.errors import UserError, after, hub_hint, naming, no_base, no_model
-from lm.evals.judges.judges import check_answers, check_name
+from lm.errors import UserError, after, hub_hint, naming, no_base, no_model, runnable
 from lm.files.gguf import find_gguf, open_gguf
 from lm.runs.workdir import VERBS, check_record, kind_of, read_config, steps_saved
-from lm.train.values import MAX, SEEDS, check_length, check_values, model_of
+from lm.train.values import check_length, check_values, model_of
 
 
-def check_training(config, workdir: Path) -> None:
+def check_training(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Raise UserError for an invalid config of train.py, or one that differs from the run in the workdir."""
     check_values(config)
     if not config.init_from and not steps_saved(workdir):
         check_length(model_of(config), config.sequence_length)
     check_model("init_from", config.init_from, workdir)
-    if not _stands(workdir) and config.data.input is not None and ready_dataset(config.data.input) is None:
+    if not has_data(workdir) and config.data.input is not None and ready_dataset(config.data.input) is None:
         check_apart("data.input", config.data.input, workdir)
         check_files("data.input", config.data.input, config.data.text_key)
-    _check_tokenizer(config)
+    check_tokenizer(config)
     parse_weights(config.data.weights)
-    _check_evals(config.evals)
     check_record(config, workdir, adopted=False)
-
-
-def check_alignment(config, workdir: Path) -> None:
-    """Raise UserError for an invalid config of align.py, or one that differs from the run in the workdir."""
-    check_values(config)
-    settings.check(config)
-    check_model("init_from", config.init_from, workdir)
-    if config.method == "distill":
-        check_model("distill.teacher", config.distill.teacher, None)
-    if config.method == "safety":
-        _check_safety(config.safety)
-    elif not _stands(workdir):
-        check_records("data.input", config.data.input, config.seed, settings.example_kind(config))
-        check_apart("data.input", config.data.input, workdir)
-    _check_template(config.chat_template)
-    _check_tokenizer(config)
-    _check_rewards(config, workdir)
-    _check_evals(config.evals)
-    check_record(config, workdir, adopted=False)
-
-
-def check_evaluation(config, workdir: Path) -> None:
-    """Raise UserError for an invalid config of evaluate.py, or one that differs from the evaluation in the workdir."""
-    from lm.evals.config import check_tasks, others_of, settings_of, template_of
-
-    if not config.checkpoint:
-        raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
-    if not 0 <= config.seed <= SEEDS:
-        raise UserError(f"seed={config.seed} must be in 0…{SEEDS}")
-    for key in ("max_length", "batch_tokens"):
-        if config[key] is not None and not 1 <= config[key] <= MAX:
-            raise UserError(f"{key}={config[key]} must be in 1…{MAX}")
-    settings = settings_of(config)
-    others_of(config, workdir)
-    template_of(config.chat_template)
-    check_writer("checkpoint", config.checkpoint)
-    check_name(config.judge)
-    check_answers(config.judge)
-    check_tasks(config.tasks, settings)
-    check_record(config, workdir)
 
 
 def check_model(key: str, path: str | None, workdir: Path | None) -> None:
@@ -206,12 +163,13 @@ def check_apart(key: str, input: str, workdir: Path) -> None:
             )
 
 
-def _stands(workdir: Path) -> bool:
+def has_data(workdir: Path) -> bool:
     """Return whether the run has prepared its data; then the input files are no longer needed."""
     return any(any(workdir.glob(f"data/*/{name}")) for name in ("dataset.json", "counts.json"))
 
 
-def _check_tokenizer(config) -> None:
+def check_tokenizer(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError if the config names a tokenizer that is not there, or one that cannot be read."""
     if not config.tokenizer:
         return
     if not Path(config.tokenizer).exists():
@@ -219,67 +177,3 @@ def _check_tokenizer(config) -> None:
         raise UserError(f"tokenizer={config.tokenizer}: no such file or folder; {cure}{hub_hint(config.tokenizer)}")
     if not config.init_from:
         load_tokenizer(config.tokenizer)
-
-
-def _check_template(path: str | None) -> None:
-    if not path:
-        return
-    if not Path(path).is_file():
-        raise UserError(f"chat_template={path}: no such file; name a Jinja file, or leave it out for the model's own template")
-    from data.chat.template import check_syntax
-
-    with after(f"chat_template={path}: "):
-        check_syntax(Path(path).read_text(encoding="utf-8"))
-
-
-def _check_file(key: str, path: str | None) -> None:
-    if path and not Path(path).is_file():
-        raise UserError(f"{key}={path}: no such file")
-
-
-def _check_evals(evals) -> None:
-    from lm.evals.config import check_tasks, settings_of, template_of
-
-    if not evals.tasks:
-        return
-    try:
-        settings = settings_of(evals)
-        template_of(evals.chat_template)
-        check_tasks(evals.tasks, settings)
-    except UserError as error:
-        raise UserError(f"evals: {error}".replace("data_dir", "evals.data_dir")) from None
-
-
-def _check_rewards(config, workdir: Path) -> None:
-    """Check names, options and weights of rewards, and the columns that they read from the first record.
-
-    The user's own files are read, not run, and reward models are opened later.
-    """
-    from data.chat.conversations import examples_of
-    from lm.align.rl.rewards import check_columns, check_file_reward, parse_rewards
-
-    own = []
-    for part in filter(None, map(str.strip, config.rewards.split(","))):
-        spec = part.rpartition("=")[0] or part
-        if spec.startswith("reward_model:"):
-            check_model("rewards", spec.removeprefix("reward_model:").partition("?")[0], None)
-        elif ".py" in spec:
-            check_file_reward(spec)
-        else:
-            own.append(part)
-    if not own:
-        return
-    rewards = parse_rewards(",".join(own))
-    if config.method in ("rl", "best_of") and not _stands(workdir):
-        for task in examples_of(records.first_records(config.data.input), "task", Counter()):
-            check_columns(rewards, task.prompt, task.columns)
-
-
-def _check_safety(s) -> None:
-    _check_file("safety.constitution", s.constitution)
-    for key in ("prompts", "failures", "text", "keep"):
-        if s[key] and not is_builtin(s[key]) and files.is_path(s[key]):
-            with naming(f"safety.{key}"):
-                files.first_files(s[key], (*files.EXTENSIONS, ".json", ".csv", ".tsv", ".csv.gz", ".tsv.gz"))
-    check_name(s.judge)
-    check_answers(s.judge)

@@ -121,7 +121,7 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
     """
     costs = dict.fromkeys((*PARTS, "attention_products"), Cost(0.0, 0.0))
 
-    def add(part, forward, trained=True):
+    def add(part: str, forward: float, trained: bool = True) -> None:
         before = costs[part]
         costs[part] = Cost(before.forward + forward, before.backward + forward * (2 if trained else 1))
 
