@@ -20,7 +20,6 @@ def progress(
     total: float | None = None,
     *,
     unit: str = "",
-    scaled: bool = False,
     done: float = 0,
     soon: bool = True,
     enabled: bool = True,
@@ -31,19 +30,19 @@ def progress(
     """Return a progress display for `what`. Call update(n) for n more items and close() at the end, or use it in `with`.
 
     Args:
-      total: number of items, if known. unit: unit of the count. scaled: print counts with a prefix, as in 1.2M.
+      total: number of items, if known. unit: of the count; bytes, "B", are printed with a prefix, as in 1.2MB.
       done: items finished before. soon: print a line at once; if False, work of less than SECONDS prints nothing.
       enabled: False prints nothing. file: None: stderr. clock: returns seconds. bar: extra tqdm options, on a terminal.
     """
     file = sys.stderr if file is None else file
     if enabled and not file.isatty():
-        return Lines(what, total, unit, scaled, done, soon, file, clock)
+        return Lines(what, total, unit, done, soon, file, clock)
     return Bar(
         total=total,
         initial=done,
         desc=what,
         unit=unit,
-        unit_scale=scaled,
+        unit_scale=unit == "B",
         file=file,
         dynamic_ncols=True,
         mininterval=0.5,
@@ -74,9 +73,9 @@ class Bar(tqdm):
 class Lines:
     """The used part of tqdm's interface; prints lines such as "train 12/200, loss 3.1, 1.9/s, 01:39 left"."""
 
-    def __init__(self, what, total, unit, scaled, done, soon, file, clock):
+    def __init__(self, what, total, unit, done, soon, file, clock):
         self.n, self._begin = done, done
-        self._what, self._total, self._unit, self._scaled, self._file, self._clock = what, total, unit, scaled, file, clock
+        self._what, self._total, self._unit, self._file, self._clock = what, total, unit, file, clock
         self._postfix, self._started = "", clock()
         self._next, self._silent, self._written = self._started + (0 if soon else SECONDS), not soon, None
 
@@ -109,7 +108,7 @@ class Lines:
     def _write(self, note: str = "") -> None:
         now = self._clock()
         seconds, more = now - self._started, self.n - self._begin
-        number = (lambda x: tqdm.format_sizeof(x)) if self._scaled else (lambda x: f"{x:g}" if x < 1e6 else f"{x:.0f}")
+        number = tqdm.format_sizeof if self._unit == "B" else (lambda x: f"{x:g}" if x < 1e6 else f"{x:.0f}")
         count = number(self.n) + (f"/{number(self._total)}" if self._total is not None else "") + self._unit
         parts = [f"{self._what}: {count}", note or self._postfix]
         if more and seconds > 0 and not note:

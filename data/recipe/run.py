@@ -114,7 +114,7 @@ def _shown(job: Job, results: Iterable[dict], found: Sequence[Unit]) -> Iterator
     """Yield the results of a pass over the units, and show its progress."""
     what = " + ".join(stage.name for stage in job.stages[-3:])
     begin, documents, characters = time.perf_counter(), 0, 0
-    with progress(what if len(job.stages) < 4 else f"… + {what}", sum(u.bytes for u in found), unit="B", scaled=True) as bar:
+    with progress(what if len(job.stages) < 4 else f"… + {what}", sum(u.bytes for u in found), unit="B") as bar:
         for unit, one in zip(found, results, strict=True):
             documents, characters = documents + one["documents"], characters + one["characters"]
             seconds = max(time.perf_counter() - begin, 1e-9)

@@ -66,7 +66,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
         bounds = buckets.bounds(list(map(Path, corpus.files(workdir))), column, settings["buckets"])
     with naming("input"):
         sources = _sources(workdir, column, bounds)
-        with progress("survey", unit="B", scaled=True) as bar:
+        with progress("survey", unit="B") as bar:
             kept = survey(
                 sources,
                 valid_fraction=settings["valid_fraction"],
@@ -74,7 +74,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
                 max_valid_bytes=settings["max_valid_bytes"],
                 progress=_advance(bar),
             )
-        with progress("dataset", unit="B", scaled=True) as bar:
+        with progress("dataset", unit="B") as bar:
             statistics = prepare(
                 fresh,
                 sources,

@@ -215,7 +215,7 @@ def _folder(config, tokenizer: Tokenizer, workdir: Path) -> Path:
 def _stage(name: str, seconds: dict[str, float] | None = None) -> Iterator[Callable[[str, int], None]]:
     """Yield a function that shows the progress of a stage, in bytes per source. seconds: gets the time of the stage."""
     begin, seen = time.perf_counter(), {}
-    with progress(name, unit="B", scaled=True) as bar:
+    with progress(name, unit="B") as bar:
 
         def show(source: str, total: int) -> None:
             if source not in seen:

@@ -31,7 +31,7 @@ def load(published: Published, abstract: nnx.State) -> nnx.State:
     targets = named(plain(abstract))
     check_room(targets, published.folder)
     total = sum(math.prod(x.shape) * published.dtype(path).itemsize for path, x in targets.items())
-    with progress("read", total, unit="B", scaled=True, soon=False) as bar:
+    with progress("read", total, unit="B", soon=False) as bar:
         return unplain(abstract, nested({path: _parameter(published, path, x, bar.update) for path, x in targets.items()}))
 
 

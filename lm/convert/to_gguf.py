@@ -124,7 +124,7 @@ def _as_read(path: Path, settings: Mapping[str, Any], types: Mapping, factors: M
 
 def _write(path: Path, settings, types, factors, found: list[Layout], by_name: Mapping[str, list[Place]], arrays: Arrays):
     total = sum(nbytes_of(*kind) for kind in types.values())
-    with progress("write", total, unit="B", scaled=True, soon=False) as bar, writing(path, settings, types) as write:
+    with progress("write", total, unit="B", soon=False) as bar, writing(path, settings, types) as write:
         for x in factors.values():
             write(x)
         held: dict[str, np.ndarray] = {}

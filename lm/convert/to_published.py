@@ -146,7 +146,7 @@ def write_tensors(
     together: dict[tuple[str, ...], list[str]] = {}  # our parameters -> their tensors; a fused tensor needs several parameters
     for name, rows in tensors.items():
         together.setdefault(tuple(sorted({place.path for place in rows})), []).append(name)
-    with progress("write", sum(place.nbytes for place in at.values()), unit="B", scaled=True, soon=False) as bar:
+    with progress("write", sum(place.nbytes for place in at.values()), unit="B", soon=False) as bar:
         for paths, names in together.items():
             ours = arrays.read(paths)
             for name in names:

@@ -193,7 +193,7 @@ def _tokenizer(path: Path, folder: Path, config: ModelConfig) -> dict[str, Any]:
 def _write_weights(places: dict, found: Programs, params: nnx.State) -> None:
     arrays = named(plain(params))
     total = sum(place.nbytes for place in places.values())
-    with progress("write", total, unit="B", scaled=True, soon=False) as bar:
+    with progress("write", total, unit="B", soon=False) as bar:
         for name, weight in found.weights.items():
             x = np.asarray(arrays[weight.path])  # JAX keeps it for the other repeats
             write(places[name], (x if weight.repeat is None else x[weight.repeat]).astype(places[name].dtype))

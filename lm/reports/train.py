@@ -122,7 +122,7 @@ def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, f
     if (values := kept_json(path)) is not None:
         return values
     total = sum(source["train"]["bytes"] for source in counts["sources"].values())
-    with progress("n-gram baselines", min(total, BASELINE_BYTES), unit="B", scaled=True) as bar:
+    with progress("n-gram baselines", min(total, BASELINE_BYTES), unit="B") as bar:
         values = ngram.baselines(
             texts(dataset, "train", tokenizer, BASELINE_BYTES), texts(dataset, "valid", tokenizer), progress=bar.update
         )

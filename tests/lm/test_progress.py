@@ -59,7 +59,7 @@ def test_compiling_is_said_before_it_is_done():
 def test_short_work_that_need_not_be_told_is_silent():
     file, clock = io.StringIO(), Clock()
     for seconds in (1, 30):
-        with progress("read", 2e9, unit="B", scaled=True, soon=False, file=file, clock=clock) as bar:
+        with progress("read", 2e9, unit="B", soon=False, file=file, clock=clock) as bar:
             clock.now += seconds
             bar.update(1.5e9)
     assert lines(file) == ["read: 1.50G/2.00GB, 50.0MB/s, 00:10 left"]
