@@ -48,4 +48,5 @@ def align(config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    with cli.command(__doc__) as arguments:
+        main(*arguments)

@@ -36,4 +36,5 @@ def main(config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    with cli.command(__doc__) as arguments:
+        main(*arguments)

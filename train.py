@@ -135,4 +135,5 @@ if __name__ == "__main__":
         "plan", None, "Compile the step for a TPU topology that is not attached, and say if it fits and how fast."
     )
     flags.DEFINE_integer("plan_tries", 3, "How many combinations --plan=auto:TOPOLOGY compiles.")
-    cli.run(main, __doc__, unless=("describe", "plan"))
+    with cli.command(__doc__, unless=("describe", "plan")) as arguments:
+        main(*arguments)

@@ -11,7 +11,6 @@ Writes to the workdir: weights.json, report.html, report.json, reference/ and pr
 """
 
 import functools
-import sys
 import time
 from pathlib import Path
 
@@ -116,4 +115,5 @@ def batches(config, dataset: Path, growth) -> tuple:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, __doc__))
+    with cli.command(__doc__) as arguments:
+        main(*arguments)

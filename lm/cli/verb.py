@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -147,22 +147,21 @@ def parse_flags(argv: list[str], takes_arguments: bool = False) -> list[str]:
     return rest
 
 
-def run(
-    main: Callable[[ml_collections.ConfigDict, Path | None], None],
-    usage: str,
-    needs_workdir: bool = True,
-    unless: tuple[str, ...] = (),
-) -> None:
-    """Parse the flags and call main(config, workdir); print errors as one line and exit. --help prints `usage`."""
+@contextlib.contextmanager
+def command(usage: str, unless: tuple[str, ...] = ()) -> Iterator[tuple[ml_collections.ConfigDict, Path | None]]:
+    """Parse the flags and yield (config, workdir); print errors of the block as one line and exit. --help prints `usage`.
+
+    unless: flags with which no --workdir is needed.
+    """
     define_flags()
     with guard():
         if wants_help(sys.argv):
             print(help_text(usage, sys.argv))
-            return
-        config, workdir = parse(sys.argv, needs_workdir, unless)
+            sys.exit()
+        config, workdir = parse(sys.argv, unless=unless)
         copies.fetch(config, flags.FLAGS.workdir)
         compile_cache.switch_on()
-        main(config, workdir)
+        yield config, workdir
 
 
 @contextlib.contextmanager

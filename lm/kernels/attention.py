@@ -176,7 +176,7 @@ def _blocked(
 
 
 def _blocks(visible: Visible, window: int) -> Iterator[tuple[int, int, int, jax.Array]]:
-    """Yield (first key, first query, end of both, `bias`) for each block.
+    """Yield (first key, first query, end of both, mask) for each block.
 
     Without a window there are at most 8 blocks. With a window a block is about as long as the window, so that work grows with
     T and not with T². There are at most 32 blocks, because more make a long sequence take minutes to compile.
@@ -189,8 +189,7 @@ def _blocks(visible: Visible, window: int) -> Iterator[tuple[int, int, int, jax.
     firsts = [max(0, begin - near + 1) // BLOCK * BLOCK if near else 0 for begin in begins]
     for first, begin in zip(firsts, begins, strict=True):
         end = min(begin + size, T)
-        mask = visible.mask(window, slice(begin, end), slice(first, end))[:, None, None]
-        yield first, begin, end, mask_bias(mask)
+        yield first, begin, end, visible.mask(window, slice(begin, end), slice(first, end))[:, None, None]
 
 
 def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, scoring: Scoring) -> jax.Array:
@@ -204,8 +203,8 @@ def _forward(
     q, k, v = by_head(q_BTHK, G), jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGV, 1, 2)
     sinks = None if sinks_H is None else by_group(sinks_H, G)
     outs, logzs = [], []
-    for first, begin, end, bias in _blocks(visible, scoring.window):
-        scores = _scores(q[:, :, :, begin:end], k[:, :, first:end], scoring) + bias
+    for first, begin, end, mask in _blocks(visible, scoring.window):
+        scores = _scores(q[:, :, :, begin:end], k[:, :, first:end], scoring) + mask_bias(mask)
         p, z, top = exponentials(scores, sinks)
         outs.append((product("bgrts,bgsv->bgrtv", p.astype(q.dtype), v[:, :, first:end]) / z).astype(q.dtype))
         logzs.append(top + jnp.log(z))
@@ -225,10 +224,10 @@ def _backward(
     # rowsum(dO·O), [B, G, R, T, 1]
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     firsts, dqs, dks, dvs = [], [], [], []
-    for first, begin, end, bias in _blocks(visible, scoring.window):
+    for first, begin, end, mask in _blocks(visible, scoring.window):
         some, seen = (slice(None),) * 3 + (slice(begin, end),), (slice(None),) * 2 + (slice(first, end),)
         scores = _scores(q[some], k[seen], scoring)
-        p = jnp.exp(scores + bias - logz[some])
+        p = jnp.exp(scores + mask_bias(mask) - logz[some])
         dp = product("bgrtv,bgsv->bgrts", dout[some], v[seen])
         ds = p * (dp - delta[some]) * scoring.scale
         if scoring.softcap:

@@ -28,6 +28,7 @@ from lm.parallel.pipeline import layer_of, pipelined, schedule
 
 Policy: TypeAlias = Callable[..., bool]  # of jax.checkpoint: whether to keep a value
 Compute: TypeAlias = Callable[[jax.Array, jax.Array | None, PyTree], tuple[jax.Array, PyTree]]  # of `repeated`
+Passed: TypeAlias = tuple[jax.Array, PyTree, PyTree]  # x, caches and reports, see `through`
 
 KEPT: dict[str, tuple[str, ...]] = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
 
@@ -77,18 +78,19 @@ def _keeping(names: tuple[str, ...], config: ModelConfig) -> Policy:
 def repeated(
     config: ModelConfig,
     compute: Compute,
-    x_BTD: jax.Array,
     params: PyTree,
     caches: PyTree,
     repeats: int,
-    layers: list[PyTree] | None = None,
-) -> tuple[jax.Array, PyTree, PyTree]:
+    layers: list[PyTree] | None,
+    x_BTD: jax.Array,
+) -> Passed:
     """Return x after the layers, and the caches and the reports of each position of the block, stacked over the repeats.
 
     Args:
       compute: compute(x, x_bits, (params, number, caches)) -> (x, (caches, reports)) of one repeat.
       params: stacked over the repeats. None: compute gets None, and finds those of its number.
-      caches: stacked, or None. layers: the parameters of each repeat, from `unstacked`, which spares an unrolled stack a split.
+      caches: stacked, or None.
+      layers: the parameters of each repeat, from `unstacked`, which spares an unrolled stack a split; or None.
     """
 
     def under(policy: Policy | None) -> Compute:
@@ -146,13 +148,14 @@ def of_rows(rows: tuple[Any, ...]) -> dict[bool, Step]:
 def through(
     config: ModelConfig,
     stack: tuple[Sequence[nnx.Module], tuple[LayerKind, ...], int],
-    x_BTD: jax.Array,
+    rows: int,
     steps: dict[bool, Step],
     caches: tuple[PyTree, ...] | None = None,
     layers: list[PyTree] | None = None,
-) -> tuple[jax.Array, tuple[PyTree, ...], tuple[PyTree, ...]]:
-    """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats.
+) -> Callable[[jax.Array], Passed]:
+    """Return the function of x [rows, T, D] that sends it through a stack.
 
+    It returns x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats.
     A stack that is split over the stages of the mesh is a pipeline. With a cache, or if the pipeline's repeats do not
     divide it, it is not: then each layer's parameters are sent to all devices before they are used.
 
@@ -178,18 +181,21 @@ def through(
             stats.append(router)
         return x, (tuple(new), tuple(stats))
 
-    plan = schedule(config.pipeline, len(x_BTD)) if on_stages and caches is None else None
+    plan = schedule(config.pipeline, rows) if on_stages and caches is None else None
     if plan is None or repeats % (plan.stages * plan.repeats):
         compute = functools.partial(compute_block, steps)
-        return repeated(config, compute, x_BTD, None if on_stages else params, caches, repeats, layers)
+        return functools.partial(repeated, config, compute, None if on_stages else params, caches, repeats, layers)
 
     def stage(params: PyTree, x: jax.Array, rows: PyTree) -> tuple[jax.Array, PyTree]:
         compute, here = functools.partial(compute_block, of_rows(rows)), repeats // (plan.stages * plan.repeats)
-        x, _, stats = repeated(config, compute, x, params, None, here)
+        x, _, stats = repeated(config, compute, params, None, here, None, x)
         return x, stats
 
-    x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan, tick_policy(config))
-    return x_BTD, (None,) * len(block), stats
+    def in_stages(x_BTD: jax.Array) -> Passed:
+        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan, tick_policy(config))
+        return x_BTD, (None,) * len(block), stats
+
+    return in_stages
 
 
 def through_encoder(config: ModelConfig, layers: nnx.Module, x_RPD: jax.Array, num_layers: int) -> jax.Array:
@@ -206,4 +212,4 @@ def through_encoder(config: ModelConfig, layers: nnx.Module, x_RPD: jax.Array, n
         x, (of_layer, n, _) = from_bits(x_bits, x), layer
         return nnx.merge(graph, layer_of(params, n) if of_layer is None else of_layer)(x), ((), ())
 
-    return repeated(config, compute, x_RPD, None if on_stages else params, None, num_layers)[0]
+    return repeated(config, compute, None if on_stages else params, None, num_layers, None, x_RPD)[0]

@@ -175,7 +175,8 @@ class Transformer(nnx.Module):
         for s, (block, repeats) in enumerate(self.config.stacks):
             of_stack = None if memory is None else memory.layers[s]
             stack = (self.stacks[s], block, repeats)
-            x_BTD, new, routers = through(self.config, stack, x_BTD, steps, of_stack, layers and layers[s])
+            layers_of_stack = through(self.config, stack, len(x_BTD), steps, of_stack, layers and layers[s])
+            x_BTD, new, routers = layers_of_stack(x_BTD)
             caches.append(new)
             stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
         memory = None if memory is None else memory.after(tuple(caches), T)
