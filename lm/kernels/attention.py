@@ -143,7 +143,7 @@ def attention(
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
     mesh, rows = jax.sharding.get_abstract_mesh(), B
     if platform() == "cpu" and (mesh.empty or mesh.size == 1):
-        rows = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or 4 * n * H * T * T <= SCORES))
+        rows = max([n for n in range(1, B + 1) if B % n == 0 and (n == 1 or 4 * n * H * T * T <= SCORES)])
     if rows == B:
         return _blocked(scoring, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
 
@@ -192,10 +192,6 @@ def _blocks(visible: Visible, window: int) -> Iterator[tuple[int, int, int, jax.
         yield first, begin, end, visible.mask(window, slice(begin, end), slice(first, end))[:, None, None]
 
 
-def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, scoring: Scoring) -> jax.Array:
-    return softcapped(scoring.scale * product("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK), scoring.softcap)
-
-
 def _forward(
     scoring: Scoring, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, visible: Visible, sinks_H: jax.Array | None
 ) -> tuple[jax.Array, Residuals]:
@@ -204,8 +200,8 @@ def _forward(
     sinks = None if sinks_H is None else by_group(sinks_H, G)
     outs, logzs = [], []
     for first, begin, end, mask in _blocks(visible, scoring.window):
-        scores = _scores(q[:, :, :, begin:end], k[:, :, first:end], scoring) + mask_bias(mask)
-        p, z, top = exponentials(scores, sinks)
+        scores = scoring.scale * product("bgrtk,bgsk->bgrts", q[:, :, :, begin:end], k[:, :, first:end])
+        p, z, top = exponentials(softcapped(scores, scoring.softcap) + mask_bias(mask), sinks)
         outs.append((product("bgrts,bgsv->bgrtv", p.astype(q.dtype), v[:, :, first:end]) / z).astype(q.dtype))
         logzs.append(top + jnp.log(z))
     out = by_token(jnp.concatenate(outs, axis=3))
@@ -226,7 +222,7 @@ def _backward(
     firsts, dqs, dks, dvs = [], [], [], []
     for first, begin, end, mask in _blocks(visible, scoring.window):
         some, seen = (slice(None),) * 3 + (slice(begin, end),), (slice(None),) * 2 + (slice(first, end),)
-        scores = _scores(q[some], k[seen], scoring)
+        scores = softcapped(scoring.scale * product("bgrtk,bgsk->bgrts", q[some], k[seen]), scoring.softcap)
         p = jnp.exp(scores + mask_bias(mask) - logz[some])
         dp = product("bgrtv,bgsv->bgrts", dout[some], v[seen])
         ds = p * (dp - delta[some]) * scoring.scale

@@ -99,12 +99,14 @@ def product_of_rows(
 def product_over_rows(
     equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
 ) -> jax.Array:
-    """Compute lm.kernels.ops.product_over_rows with the operands swapped, so that the smaller one is transposed.
+    """Compute lm.kernels.ops.product_over_rows by XLA.
 
-    Then the result, which is smaller still, is transposed. Without the barrier XLA would turn both around again.
+    A CPU transposes the operand of the leading result axes first. If that is the larger one, the operands are swapped, and the
+    result, which is smaller still, is transposed. Without the barrier XLA would turn both around again.
     """
-    inputs, y_axes = equation.split("->")
-    a_axes, b_axes = inputs.split(",")
+    if platform() != "cpu" or a.size <= b.size:
+        return ops.product(equation, a, b, out_spec, dtype=dtype)
+    (a_axes, b_axes), y_axes = _terms(equation)
     both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
     turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
     where = out_spec and PartitionSpec(*(out_spec[y_axes.index(axis)] for axis in turned))

@@ -19,13 +19,15 @@ INPUT = "layer input"  # the name of what a layer begins with
 
 def saved(x: jax.Array, *, wide: bool = False) -> jax.Array:
     """Return x, named for the remat policies."""
-    x_bits, name = bits(x), WIDE if wide else NAME
-    return checkpoint_name(x, name) if x_bits is None else from_bits(checkpoint_name(x_bits, name), x)
+    name = WIDE if wide else NAME
+    if x.dtype != jnp.bfloat16 or platform() != "cpu":
+        return checkpoint_name(x, name)
+    return _from_bits(checkpoint_name(bits(x), name), x)
 
 
 def layer_input(x: jax.Array, as_bits: bool = True) -> tuple[jax.Array, jax.Array | None]:
-    """Return (x, its `bits`, or None without `as_bits`), of which the one that is kept has the name INPUT."""
-    return kept_input(x, bits(x) if as_bits else None)
+    """Return (x, its `bits` or None, also without `as_bits`), of which the one that is kept has the name INPUT."""
+    return kept_input(x, bits(x) if as_bits and x.dtype == jnp.bfloat16 and platform() == "cpu" else None)
 
 
 def kept_input(x: jax.Array, x_bits: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
@@ -33,10 +35,9 @@ def kept_input(x: jax.Array, x_bits: jax.Array | None) -> tuple[jax.Array, jax.A
     return (checkpoint_name(x, INPUT), None) if x_bits is None else (x, checkpoint_name(x_bits, INPUT))
 
 
-def bits(x: jax.Array) -> jax.Array | None:
-    """Return the bits of a bfloat16 array as uint16 on a CPU, else None. They have no gradient."""
-    has_bits = x.dtype == jnp.bfloat16 and platform() == "cpu"
-    return lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16) if has_bits else None
+def bits(x: jax.Array) -> jax.Array:
+    """Return the bits of a bfloat16 array as uint16. They have no gradient."""
+    return lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16)
 
 
 def from_bits(bits: jax.Array | None, x: jax.Array) -> jax.Array:
