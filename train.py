@@ -23,7 +23,6 @@ from absl import flags
 
 from lm import cli
 from lm.cli import config_files
-from lm.evals.checks import check_evals
 from lm.parallel.join import join
 from lm.runs.lock import locked
 from lm.runs.workdir import finished, save_record
@@ -53,7 +52,10 @@ def main(config, workdir: Path | None) -> None:
 
     def check() -> None:
         check_training(config, workdir)
-        check_evals(config.evals)
+        if config.evals.tasks:
+            from lm.evals.checks import check_evals
+
+            check_evals(config.evals)
 
     join(check)  # then JAX loads
     with locked(workdir):

@@ -1,24 +1,23 @@
 """Run evaluation tasks during training, every config.evals.every steps and at the end.
 
-Metrics are logged beside validation's as valid_TASK/METRIC. evals/step-NNNNNN.json holds the full results.
+Metrics are logged beside validation's as valid_TASK/METRIC. evals/step-NNNNNN.json holds the full results. Tasks and what
+runs them are imported where there are some.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flax import nnx
 
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError, after
-from lm.evals.config import open_tasks, settings_of, template_of
-from lm.evals.engine.encoding import Encoding
-from lm.evals.engine.model_subject import ModelSubject
-from lm.evals.stats.measures import is_number, metrics
-from lm.evals.task import Task
 from lm.files import saving
 from lm.files.saving import plain
 from lm.parallel import hosts
+
+if TYPE_CHECKING:
+    from lm.evals.task import Task
 
 Measure = Callable[[int, nnx.State], dict[str, float]]
 
@@ -26,7 +25,7 @@ Measure = Callable[[int, nnx.State], dict[str, float]]
 class Evals(NamedTuple):
     """Opened tasks of config.evals, and the chat template as Encoding takes it."""
 
-    tasks: list[Task]
+    tasks: "list[Task]"
     template: str | None
 
 
@@ -37,6 +36,8 @@ def open_evals(config) -> Evals | None:
         raise UserError(f"evals.every={evals.every} must be at least 0")
     if not evals.tasks:
         return None
+    from lm.evals.config import open_tasks, settings_of, template_of
+
     with after("evals: "):
         return Evals(open_tasks(evals.tasks, settings_of(evals))[0], template_of(evals.chat_template))
 
@@ -45,6 +46,9 @@ def measuring(evals: Evals | None, workdir: Path, graph, tokenizer: Tokenizer) -
     """Return measure(step, params) -> {"TASK/METRIC": value}, which runs on the current mesh; None without tasks."""
     if evals is None:
         return None
+    from lm.evals.engine.encoding import Encoding
+    from lm.evals.engine.model_subject import ModelSubject
+    from lm.evals.stats.measures import is_number, metrics
 
     def measure(step: int, params: nnx.State) -> dict[str, float]:
         encoding = Encoding(tokenizer, template=evals.template)

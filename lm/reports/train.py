@@ -15,7 +15,6 @@ from data.text.batches import TextBatches, prepared
 from data.text.dataset import texts
 from data.text.tokenizer import Tokenizer
 from lm.files.saving import plain, write_json
-from lm.infer.sampler import generate
 from lm.model.sizing import parameters
 from lm.model.transformer import skeleton
 from lm.progress import progress
@@ -111,6 +110,8 @@ def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str
     prompts = list(config.samples)
     if not prompts:
         return []
+    from lm.infer.sampler import generate
+
     model = nnx.merge(skeleton(model_config_of(config))[0], params)
     texts = generate(model, tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=config.seed)
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]

@@ -1,4 +1,7 @@
-"""What a run starts from: a checked config, its length, and weights: random, or those of init_from."""
+"""What a run starts from: a checked config, its length, and weights: random, or those of init_from.
+
+What opens and changes other models is imported by the runs that start from one.
+"""
 
 import dataclasses
 import math
@@ -12,13 +15,10 @@ from jax.sharding import Mesh
 
 from data.media.prompts import IDEFICS3, OWN, VOXTRAL
 from data.text.batches import Sizes, constant
-from data.text.grow import old_pieces
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.adapt import lora, quantize
-from lm.adapt.rebuild import with_pieces, with_score_head, with_towers
 from lm.config import Adapter, ModelConfig, Quantization
-from lm.convert.source import config_of, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import from_first, is_first
@@ -40,6 +40,8 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
     """
     if not config.init_from:
         return
+    from lm.convert.source import config_of, open_source
+
     saved = from_first(lambda: record(workdir)[0]) if workdir else None  # process 0 may be writing it
     if saved:
         model = config_of(saved).to_dict()
@@ -145,6 +147,10 @@ def initial_params(config: ml_collections.ConfigDict, mesh: Mesh, tokenizer: Tok
     """
     if not config.init_from:
         return None
+    from data.text.grow import old_pieces
+    from lm.adapt.rebuild import with_pieces, with_score_head, with_towers
+    from lm.convert.source import open_source
+
     source, wanted = open_source(config.init_from), model_config_of(config)
     same = ["dtype", *COMPILED] + ([] if wanted.positions == "learned" else ["max_positions"])
     base = dataclasses.replace(source.config, **{name: getattr(wanted, name) for name in same})

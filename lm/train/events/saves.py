@@ -16,8 +16,6 @@ from jax.experimental import multihost_utils
 
 from lm.bucket.places import with_urls
 from lm.bucket.steps import HEALTHY
-from lm.convert.base import reference
-from lm.convert.source import open_source
 from lm.errors import Stopped
 from lm.files.saving import write_json
 from lm.parallel.hosts import is_first
@@ -59,6 +57,8 @@ class Saves(Event):
             state = self._read(run, begin)
         else:
             if config.init_from and config.model.adapter.rank:
+                from lm.convert.base import reference
+
                 self.base = reference(config.init_from, run.workdir)
             shardings = state_shardings(run.trainer, run.mesh)
             state = jax.jit(run.trainer.init, out_shardings=shardings, donate_argnums=0)(run.initial())
@@ -76,6 +76,8 @@ class Saves(Event):
         guard = abstract.guard if self.checkpoints.fits(begin, "guard", abstract.guard) else ()
         fields = self.checkpoints.restore(begin, self._fields(run, abstract._replace(average=average, guard=guard)))
         if self.base:
+            from lm.convert.source import open_source
+
             fields["params"] = open_source(run.workdir, begin).load(abstract.params)
         state = unstored(fields, run.trainer.learns, bool(run.config.ema))
         self.guard_is_new = begin > 0 and not state.guard
