@@ -137,7 +137,7 @@ def spec(*logical: str | None, mesh: Mesh | AbstractMesh | None = None) -> Parti
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if mesh.empty:
         return None
-    left_out, partition = getattr(mesh, "manual_axes", ()) + (() if mesh.shape["context"] > 1 else ("context",)), []
+    left_out, partition = getattr(mesh, "manual_axes", ()) + (() if mesh.shape.get("context", 1) > 1 else ("context",)), []
     for name in logical:
         axes = tuple([axis for axis in RULES[name] if axis not in left_out]) if name else ()
         partition.append(axes if len(axes) > 1 or name in ("batch", "rows") else axes[0] if axes else None)

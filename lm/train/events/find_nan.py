@@ -31,7 +31,7 @@ from lm.train.update import TrainState
 
 INLINE = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 KINDS = {"NaN": jnp.isnan, "infinity": jnp.isinf}
-STACK = "_scanned"  # the function of lm/model/execution.py that scans the layers
+STACK = "(repeated)"  # the function of lm/model/execution.py that scans the layers
 
 
 class FindNan(Event):
