@@ -1,7 +1,7 @@
 """Count what is entered of this repository: while steps of a run are computed, and while a request is answered.
 
 python -m tests.docs.walk train.py --config=… --workdir=…    or    python -m tests.docs.walk request FOLDER
-Prints {"files": [...], "functions": n, "deep": n} as the last line.
+Prints {"files": [...], "functions": n, "deep": n, "imported": n} as the last line.
 """
 
 import collections
@@ -16,10 +16,13 @@ COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>")
 
 
 class Counter:
-    """Counts calls of functions of lm/ and data/ on all threads that are started after it was made."""
+    """Counts calls of functions of lm/ and data/, while `on`, on this thread and those that are started after `watch`."""
 
     def __init__(self):
         self.on, self.entered, self.deep = False, collections.Counter(), 0
+
+    def watch(self) -> None:
+        """Be told of all calls from now on, which makes them slow."""
         threading.setprofile(self.see)
         sys.setprofile(self.see)
 
@@ -45,7 +48,9 @@ class Counter:
 
     def result(self) -> str:
         files = sorted({str(Path(path).relative_to(ROOT)) for path, _ in self.entered})
-        return json.dumps({"files": files, "functions": len(self.entered), "deep": self.deep})
+        modules = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+        imported = [path for path in modules if path.startswith((f"{ROOT}/lm/", f"{ROOT}/data/"))]
+        return json.dumps({"files": files, "functions": len(self.entered), "deep": self.deep, "imported": len(imported)})
 
 
 def train(argv: list[str]) -> str:
@@ -55,8 +60,12 @@ def train(argv: list[str]) -> str:
     counter, usual = Counter(), events.usual
 
     class First(loop.Event):
+        def restore(self, run):
+            counter.watch()
+
         def end(self, run):
             counter.on = False
+            sys.setprofile(None)
 
     class Last(loop.Event):
         def start(self, run):
@@ -78,6 +87,7 @@ def request(folder: Path) -> str:
     from tests.lm.serve.conftest import engine_of, serving
 
     counter = Counter()
+    counter.watch()
     engine = engine_of(load_tokenizer(folder / "tokenizer.model"))
     with serving(Service(engine, "tiny")) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
