@@ -176,6 +176,7 @@ def fill(folder: Path, leave: int) -> Path:
     return filler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [pytest.param("16k", marks=pytest.mark.slow), "160k"])
 def test_a_full_disk_while_preparing(size, text, tmp_path):
     with small_disk(tmp_path / "disk", size) as disk:

@@ -100,6 +100,7 @@ def test_one_job_at_a_time_and_a_signal_uploads_before_the_end(s3, tmp_path):
     assert len(whole_steps(s3, "busy")) == 1 and ".lock" not in s3.names("busy")
 
 
+@pytest.mark.slow
 def test_models_of_a_bucket_are_tuned_evaluated_and_asked(s3, gs, finished, tmp_path):
     """Another tool has copied the base model into S3; the adapter goes to Google, and is read where its base has not been."""
     for path in filter(Path.is_file, finished.rglob("*")):

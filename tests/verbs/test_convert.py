@@ -137,6 +137,7 @@ def test_a_run_leaves_as_a_gguf_file_and_comes_back(finished, tmp_path):
     assert {name: t.read().tobytes() for name, t in one.items()} == {name: t.read().tobytes() for name, t in other.items()}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_gguf_file(finished, text, tmp_path):
     """init_from of a verb: the model, its tokenizer and its weights."""
     convert("export", workdir=finished, to=tmp_path / "ours.gguf")
@@ -146,6 +147,7 @@ def test_a_run_goes_on_from_a_gguf_file(finished, text, tmp_path):
     refused(missing, "train.py: ", "init_from=Qwen/Qwen3-0.6B: no such folder", "hf download Qwen/Qwen3-0.6B --local-dir=DIR")
 
 
+@pytest.mark.slow
 def test_a_model_is_quantised_and_read_like_any_other(finished, tmp_path):
     done = runs.run(line("quantize", **{"from": finished, "workdir": tmp_path / "int8", "bits": 8}))
     assert done.returncode == 0 and "MB became" in done.stdout, done.stderr

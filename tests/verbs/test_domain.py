@@ -52,6 +52,7 @@ def test_the_report_shows_gain_and_forgetting(grown):
     assert json.loads((grown / "report.json").read_text())["validation"]["bits_per_byte/domain"] == after["domain"]
 
 
+@pytest.mark.slow
 def test_new_pieces_start_as_means_and_resume(finished, grown, both, tmp_path):
     old, new = load_tokenizer(finished), load_tokenizer(grown)
     assert old.vocab_size < new.vocab_size <= old.vocab_size + 40

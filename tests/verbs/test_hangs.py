@@ -13,6 +13,7 @@ def slow(command: list[str], code: str) -> list[str]:
     return [command[0], "-m", "tests.verbs.slow_batches", code, *command[2:]]
 
 
+@pytest.mark.slow
 def test_a_hung_step_of_one_process(fresh, finished, text):
     command = runs.line(fresh, data__input=text, watchdog__timeout=10)
     done = runs.run(slow(command, "n == 50 and time.sleep(1e6)"))

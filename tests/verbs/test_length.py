@@ -41,6 +41,7 @@ def test_both_lengths_are_one_too_many(text, tmp_path):
     assert done.returncode == 2 and "give one of them" in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_continued_training_shows_where_it_began_and_what_was_cut(trained, text, tmp_path):
     start, _ = trained
     settings = {"data__input": text, "steps": 2, "init_from": start, "data__max_bytes": 20_000}

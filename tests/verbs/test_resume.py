@@ -39,6 +39,7 @@ def test_kill_minus_9(fresh, text, finished, kills):
     assert not runs.saving(fresh)  # what killed saves left was swept away
 
 
+@pytest.mark.slow
 def test_kills_while_the_data_are_prepared(text, finished, tmp_path):
     """At every stage the same line goes on, and what it makes is what the undisturbed run made."""
     workdir = tmp_path / "run"
@@ -71,6 +72,7 @@ def test_a_signal_saves_and_stops(fresh, text, finished, signum):
     runs.assert_same_run(fresh, finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before, after",
     [({"tensor": 2}, {"data": 1, "fsdp": 2})]

@@ -36,6 +36,7 @@ def swept(line) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_in_the_trial_that_it_left(text, tmp_path):
     workdir = tmp_path / "sweep"
     steps = 160  # the trial must still be under way when it hears that its sweep was killed

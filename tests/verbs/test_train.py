@@ -156,6 +156,7 @@ def test_divergence(fresh, text, clip_norm):
     assert lines[-1]["tokens"] == lines[-5]["tokens"]  # a skipped step trains on nothing
 
 
+@pytest.mark.slow
 def test_parameters_of_no_use_are_not_saved(finished, text, tmp_path):
     """A learning rate of 1e38 on a trained model: the next loss and gradient norm are finite, the parameters are not."""
     workdir = tmp_path / "run"

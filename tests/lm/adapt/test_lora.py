@@ -138,6 +138,7 @@ def test_a_seed_makes_the_same_base_with_and_without_adapters():
         np.testing.assert_array_equal(x, adapted[name])
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_numbers():
     config, params = adapted_model(TINY, KINDS["dora"])
     params = shaken(params)

@@ -23,7 +23,7 @@ LATENT = dict(
     mla=dict(kv_rank=12, query_rank=8, rope_head_dim=4, value_head_dim=6),
     rope=dict(interleaved=True, scaling="yarn", factor=4.0, original_positions=8, mscale=1.0, mscale_all_dim=0.7),
 )
-OFTEN = ("gemma", "one key head, sinks", "latent, experts")
+OFTEN = ("gemma", "latent, experts")
 KINDS = {
     "llama": {},
     "gemma": dict(

@@ -91,6 +91,7 @@ def exact(name):
 NEAR = [("adamw", "bfloat16", 0.002), ("adamw", "int8", 0.02), ("muon", "int8", 0.02)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, dtype, most", all_but(NEAR[1:2], NEAR))
 def test_losses_beside_those_with_float32(name, dtype, most):
     """Over 50 steps of a loss that falls by more than 1."""

@@ -80,6 +80,7 @@ def one_device():
     return run({}, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", all_but(QUICK, RUNS))
 def test_as_on_one_device(one_device, name):
     loss, gradient = run(*RUNS[name])

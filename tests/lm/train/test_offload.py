@@ -97,6 +97,7 @@ def test_layers_on_the_host(name, remat, dtype):
     np.testing.assert_allclose(run(configs[1], sizes)[1], here, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, dtype", all_but([("adamw", "float32")], OPTIMIZERS))
 def test_moments_on_the_host(name, dtype, tmp_path):
     """Bit for bit, also if moments move to the other memory at a checkpoint, in either direction."""

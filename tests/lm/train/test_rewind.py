@@ -156,6 +156,7 @@ def test_a_lost_record_is_that_of_the_checkpoint(rewound, tmp_path):
     assert stream.read == [44, 45]
 
 
+@pytest.mark.slow
 def test_spikes_rewind_too_and_then_the_level_is_accepted(tmp_path):
     """Every batch from 28 on is of another kind: after the last rewind the run takes its loss for the new level.
 
@@ -207,6 +208,7 @@ def test_rewinds_come_to_an_end(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_guard_is_resumed(tmp_path, capsys):
     """As one of an older version; and one of another window. It is said that the guard is new."""
     config = config_of(on=False)

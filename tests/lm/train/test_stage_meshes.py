@@ -135,6 +135,7 @@ def state_on(sizes, config, devices=8):
 STAGED, FLAT = ({"stage": 2, "fsdp": 4}, {"data": 8}), ({"tensor": 2, "data": 4}, {"stage": 4, "data": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before, after", all_but([STAGED], [STAGED, FLAT]))
 def test_a_checkpoint_is_restored_on_any_number_of_stages(tmp_path, before, after):
     config = tiny_config(num_layers=4)

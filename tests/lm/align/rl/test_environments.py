@@ -201,6 +201,7 @@ class Ending:
         return "go on", 0.5, self.turn == 2, False, {}
 
 
+@pytest.mark.slow
 def test_ppo_raises_the_reward_of_an_environment(tokenizer):
     config = agent.get_config("ppo")
     config.batch_size, config.sequence_length, config.steps = 16, 64, 8

@@ -136,6 +136,7 @@ def test_bfloat16_is_near_float32():
     assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes, accumulate", all_but([(FOUR, 2)], [(FOUR, 2), (EIGHT, 1), ({}, 2)]))
 def test_devices_and_slices_equal_one(sizes, accumulate):
     def updated(sizes, accumulate):

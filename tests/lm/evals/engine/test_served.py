@@ -45,6 +45,7 @@ def engines(ours) -> list[ModelSubject]:
     ]
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_the_sampler(both):
     serving, sampled = both
     asked = [Prompt(words(n % 23 + 1, seed=n), max_new_tokens=4 + n % 9) for n in range(2 * served.ROWS + 3)]

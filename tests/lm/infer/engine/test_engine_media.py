@@ -16,6 +16,7 @@ from lm.infer.engine.room import Capacity
 from lm.model.media import Media
 from lm.model.transformer import skeleton
 from tests.lm.weights import drawn as parameters
+from tests.slow import all_but
 
 pytestmark = pytest.mark.usefixtures("quick")
 IMAGE, SOUND, COUNT = 90, 91, 10
@@ -68,8 +69,12 @@ def alone(model):
     return [lm.generate(model, None, [prompt], media=media, **options)[0] for prompt, media in asked()]
 
 
-@pytest.mark.parametrize("options", [{}, {"budget": 4, "rows": 2, "pages": 20, "drafts": 2}], ids=["plain", "tight"])
-def test_requests_together_get_what_each_gets_alone(model, alone, options):
+WAYS = {"plain": {}, "tight": {"budget": 4, "rows": 2, "pages": 20, "drafts": 2}}
+
+
+@pytest.mark.parametrize("way", all_but(["tight"], WAYS))
+def test_requests_together_get_what_each_gets_alone(model, alone, way):
+    options = WAYS[way]
     assert alone[1] != alone[2] and alone[1] == alone[3]
     engine = Engine(model, None, Capacity(**{"rows": 4, "budget": 16, "pages": 200, "page": 4} | options))
     try:

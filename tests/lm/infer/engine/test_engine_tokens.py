@@ -108,6 +108,7 @@ def test_packed_weights_give_the_same_tokens(model, alone):
     assert greedy(engine) == alone
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_request_alone():
     model = model_of("plain")
     requests = [
