@@ -86,6 +86,7 @@ def test_a_machine_is_lost_and_another_one_goes_on(s3, text, tmp_path):
     assert json.loads(report)["config"]["data"]["input"] == "s3://bucket/text" and str(tmp_path) not in report
 
 
+@pytest.mark.slow
 def test_one_job_at_a_time_and_a_signal_uploads_before_the_end(s3, tmp_path):
     command = runs.line("s3://bucket/busy", data__input="s3://bucket/text/0*.txt", steps=1_000_000, checkpoint_every=0)
     process = started(slow(command, "time.sleep(0.1)"), tmp_path / "one", s3)  # which leaves the cores to the other job

@@ -102,6 +102,7 @@ def test_what_cannot_grow_is_refused(settings, says, finished, both, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_the_domain(finished, both, tmp_path):
     command = domain(tmp_path / "run", finished, both, steps=30)
     done = runs.run([arg.replace("domain.py", "domain.py:adapter") for arg in command])

@@ -119,6 +119,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, finished, dat
     same(killed, whole)
 
 
+@pytest.mark.slow
 def test_neither_batches_nor_devices_nor_order_change_a_score(whole, finished, data, tmp_path):
     two = runs.fake_devices(2)
     evaluated(tmp_path / "other", finished, data, "perplexity,xstest,mmlu,gsm8k", variables=two, batch_tokens=512, cache=False)

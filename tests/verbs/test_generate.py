@@ -78,6 +78,7 @@ def test_parameters_that_are_not_finite_end_the_verbs_with_one_line(finished, tm
     assert not (tmp_path / "evals" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_chat_on_the_terminal(finished):
     flags = (f"--checkpoint={finished}", "--max_new_tokens=8", "--temperature=0")
     done = generate(*flags, "--prompt=ab cd", "--chat", "--system=be <|end|> brief")

@@ -64,6 +64,7 @@ def test_each_stage_reads_its_sources_and_the_report_says_so(staged, dataset):
     assert json.loads((workdir / "config.json").read_text())["data"]["weights"] == "0.0: many=3.0,few=1.0; 0.5: few=1.0"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_its_stage(staged, dataset, tmp_path):
     workdir, _ = staged
     settings = dict(data__input=dataset, data__weights=WEIGHTS, steps=40, checkpoint_every=0)

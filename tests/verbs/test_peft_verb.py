@@ -81,6 +81,7 @@ def wanted(adapted) -> list[int]:
     return said(*lm.load(adapted))
 
 
+@pytest.mark.slow
 def test_peft_puts_it_onto_the_exported_base(base, adapted, alone, wanted):
     torch, peft, transformers = (pytest.importorskip(name) for name in ("torch", "peft", "transformers"))
     model, tokenizer = lm.load(adapted)

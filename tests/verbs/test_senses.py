@@ -60,6 +60,7 @@ def seeing(finished, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_model_of_text_gets_an_encoder(seeing):
     model, tokenizer = lm.load(seeing)
     assert model.config.vision.num_layers == 1

@@ -21,6 +21,7 @@ from tests.lm.adapt.models import LATENT, TINY
 from tests.lm.convert import peers
 from tests.lm.convert.handmade import HF, written
 from tests.lm.examples import parameters
+from tests.slow import all_but
 
 RECIPES = {
     "linear": (Recipe("linear", (0.7, 0.5)), {"normalize": True}),
@@ -32,6 +33,7 @@ RECIPES = {
     "dare_ties": (Recipe("dare_ties", (0.7, 0.5)), {}),  # all stays, because random numbers differ
     "dare_linear": (Recipe("dare_linear", (0.7, 0.5)), {}),
 }
+OFTEN = ("linear-sum", "slerp", "task_arithmetic", "ties-sum", "dare_ties")  # which have all settings
 
 
 GOLDEN = Path(__file__).with_name("mergekit.npz")
@@ -108,7 +110,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_allclose(found[tensor], value, rtol=1e-5, atol=1e-6, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", all_but(OFTEN, RECIPES))
 def test_the_tensors_are_those_that_mergekit_gave(name, tiny, tmp_path):
     assert_same(ours(name, tiny, tmp_path, make_mesh({}, jax.devices()[:1])), golden.stored(GOLDEN, name))
 

@@ -16,9 +16,10 @@ from lm.bucket.store import Store
 from lm.errors import UserError
 from lm.files import checksums
 from tests import emulators
+from tests.slow import all_but
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
+@pytest.fixture(scope="module", params=all_but(["s3"], ["s3", "gs"]))
 def server(request):
     with getattr(emulators, request.param)() as bucket:
         yield bucket

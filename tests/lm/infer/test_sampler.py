@@ -192,6 +192,7 @@ def test_what_all_prompts_begin_with_is_read_once(model, sizes):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "unrolled"), all_but([({}, 48)], [({}, 48), ({}, 0), (EIGHT, 48)]), ids=["one", "scanned", "eight"]
 )

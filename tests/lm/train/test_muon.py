@@ -106,6 +106,7 @@ SHARES = {("fsdp 8", "eight layers"): 8, ("fsdp 4, tensor 2", "two layers"): 3}
 SHARES[("expert 2, fsdp 2, tensor 2", "latent attention and experts")] = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh, model", all_but(list(SHARES)[-1:], SHARES))
 def test_as_on_one_device_and_shared_out(mesh, model):
     """No device multiplies everything: with 8 layers on 8 devices an eighth each, else a third at most."""

@@ -259,6 +259,7 @@ def flipped(workdir, flips):
         return loop.train(config, trainer._replace(step=spoiling_step()), mesh, stream, workdir, events.usual(config))
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_saved_rewinds(tmp_path):
     result = flipped(tmp_path, {23})
     (rewind,) = result["rewinds"]
