@@ -36,6 +36,7 @@ def uses(cache) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.glob("lmcraft/xla-*/*-atime")}
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing_anew(tmp_path):
     checkpoint = tiny_models.published(tmp_path)[1]
     first = complete(checkpoint, tmp_path)

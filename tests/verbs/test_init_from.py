@@ -61,6 +61,7 @@ def read(workdir, step=None):
     return {name: np.asarray(x) for name, x in named(plain(on_first_device(open_source(workdir, step)))).items()}
 
 
+@pytest.mark.slow
 def test_only_adapters_learn_and_the_run_resumes(adapted, finished):
     workdir, settings = adapted
     first = read(workdir, 6)

@@ -98,6 +98,7 @@ def test_peft_puts_it_onto_the_exported_base(base, adapted, alone, wanted):
     assert ids[: len(wanted)] == wanted and ids[len(wanted) :] in ([], [tokenizer.eos_id])
 
 
+@pytest.mark.slow
 def test_it_leaves_alone_and_comes_back(base, adapted, alone, imported, wanted, tmp_path):
     assert {path.name for path in alone.iterdir()} == {SETTINGS, WEIGHTS}
     assert json.loads((alone / SETTINGS).read_text())["base_model_name_or_path"] == str(base)

@@ -13,6 +13,7 @@ from lm.errors import UserError
 from lm.evals.documents import MIN_WIDTH, Scorer, Scores, columns, reference, widths
 from lm.model.transformer import skeleton
 from tests.lm.evals.tiny_models import model, tokenizer, words
+from tests.slow import all_but
 
 TEXTS = [words(n, n) for n in (1, 2, 9, 10, 15, 25, 40, 41, 90)] + ["", "día 🙂 <|end|> ▁", words(5, 3)]
 
@@ -22,9 +23,10 @@ def own(tmp_path_factory):
     return tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "capacity_factor": 1.0}}], ids=["dense", "experts"]
-)
+EXPERTS = {"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "capacity_factor": 1.0}}
+
+
+@pytest.mark.parametrize("config", all_but([EXPERTS], [{}, EXPERTS]), ids=["dense", "experts"])
 def test_scores_are_those_of_full_logits_and_of_a_document_alone(own, config):
     one = model(vocab_size=own.vocab_size, **config)
     found = [Scorer(one, own, max_tokens=100, batch=batch).scores(TEXTS) for batch in (1, 3)]

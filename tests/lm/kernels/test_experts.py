@@ -83,6 +83,7 @@ def test_any_routing_gives_what_the_loop_over_experts_gives(sizes):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_few_tokens_need_one_round():
     """As in decoding, where a device may hold one token."""
     x, weight, weights, r = arrays(length=1)

@@ -101,6 +101,7 @@ def equation_of_gradient(equation):
     return f"{x_axes},{output}->{w_axes}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equation", all_but(["btf,btd->fd"], ["btd,btf->df", "btf,btd->fd"]))
 def test_around_a_ring_as_on_one_device(equation, monkeypatch):
     """As on a TPU's torus: slices of values and of scales go together."""

@@ -151,6 +151,7 @@ def searched():
     return config, proxy, state.params, step, states
 
 
+@pytest.mark.slow
 def test_what_can_be_learnt_gets_the_most_weight():
     *_, states = searched()
     found = dict(zip(NAMES, average(states[-1].sources).tolist()))

@@ -72,6 +72,7 @@ def alone(model):
 WAYS = {"plain": {}, "tight": {"budget": 4, "rows": 2, "pages": 20, "drafts": 2}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", all_but(["tight"], WAYS))
 def test_requests_together_get_what_each_gets_alone(model, alone, way):
     options = WAYS[way]
