@@ -41,6 +41,7 @@ def tensors(folder: Path) -> dict[str, tuple]:
     return {name: (t.dtype, t.shape, t.read().tobytes()) for name, t in files.tensors_of(folder).items()}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_and_comes_back(finished, exported, tmp_path):
     names = {path.name for path in exported.iterdir()}
     assert names > {"config.json", "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"}

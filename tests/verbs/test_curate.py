@@ -73,6 +73,7 @@ def test_from_files_to_a_report(pages, tmp_path):
     assert f"{len(kept) + len(dropped)} of {len(kept) + len(dropped)} documents" in browsed and "browse.html#id=" in page
 
 
+@pytest.mark.slow
 def test_tokens_for_training(pages, finished, tmp_path):
     """JAX is not loaded: its threads would forbid to fork workers, which then would load everything anew for each pass."""
     keys = [

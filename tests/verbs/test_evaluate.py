@@ -186,6 +186,7 @@ def test_what_became_worse_fails_and_is_named(whole, finished, data, tmp_path):
     assert "Against better" in (tmp_path / "same" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_failures_are_learnt_from_as_they_are(whole, finished, data, tmp_path):
     failed = tmp_path / "failed"
     evaluated(whole, finished, data, export_failures=failed)

@@ -73,6 +73,7 @@ def test_only_adapters_learn_and_the_run_resumes(adapted, finished):
     np.testing.assert_array_equal(first["embedding"], params(finished, runs.STEPS)["['params']['embedding']"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_what_learns(adapted, finished):
     """Adapters, their moments and counters; the base stays where it is."""
     held, learnt = runs.arrays(adapted[0], 6), params(adapted[0], 6)

@@ -126,6 +126,7 @@ def test_it_is_trained_on(base, alone, imported, text, tmp_path):
     assert again == first  # the base is the same, though the run started from a workdir
 
 
+@pytest.mark.slow
 def test_a_workdir_is_a_base_too(finished, base, alone, imported, tmp_path):
     """And an adapter's own tokenizer goes with it."""
     folder = tmp_path / "adapter"

@@ -139,6 +139,7 @@ def version_1():
     return PackedText
 
 
+@pytest.mark.slow
 def test_a_dataset_of_version_1_is_still_read(tmp_path, tokenizer):
     statistics = prepare(tmp_path / "set", [source("code", 100)], tokenizer, sequence_length=T, survey=Survey())
     rows = {}

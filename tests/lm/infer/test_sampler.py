@@ -160,6 +160,7 @@ def test_a_seed_is_a_text(model, tokenizer):
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_rows_draw_alike_whoever_is_beside_them(model, tokenizer):
     options = dict(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=3)
     together = lm.generate(model, tokenizer, PROMPTS, **options)

@@ -307,6 +307,7 @@ def test_eight_devices_give_what_one_gives(without_mesh, name, sizes):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_device_has_its_own_places():
     config = config_of(top_k=2, capacity_factor=0.7)
     (_, (y, stats)), _ = outputs_and_gradients(config, {"data": 2, "expert": 4})

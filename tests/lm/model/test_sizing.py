@@ -56,6 +56,7 @@ def test_the_ladder_is_named_by_its_sizes_and_trains_on_twenty_tokens_a_paramete
     assert config.steps * config.batch_size * config.sequence_length == pytest.approx(20 * parameters, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_skeleton_is_that_of_what_is_built():
     """Though it draws no random numbers."""
     config = ModelConfig(**SIZES | MOE | MLA | dict(mtp_depth=1, score_head="reward", adapter={"rank": 2, "dora": True}))

@@ -63,6 +63,7 @@ def step_flops(config) -> int:
     return KNOWN[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, remat", all_but(OFTEN, itertools.product(MODELS, ("matmuls", "full"))))
 def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
     config = training(**MODELS[model], remat=remat)

@@ -161,6 +161,7 @@ def test_what_can_be_learnt_gets_the_most_weight():
     np.testing.assert_allclose(list(found.values()), mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_are_part_of_the_checkpoint(tmp_path):
     config, proxy, reference, step, states = searched()
     checkpoints = Checkpoints(tmp_path)

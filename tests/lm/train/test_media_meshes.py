@@ -89,6 +89,7 @@ def test_as_on_one_device(one_device, name):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max() + 1e-9)
 
 
+@pytest.mark.slow
 def test_encoders_learn(one_device):
     """All but the positions of sound, which are fixed."""
     for name in ("vision", "audio"):
@@ -118,6 +119,7 @@ def by_path(tree):
         yield "".join(f".{key.key}" for key in path[:-1]), x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretraining", "sft"])
 def test_packed_is_the_sum_of_examples_alone(kind):
     config, objective = config_of(), None

@@ -63,6 +63,7 @@ def test_samples_depend_on_the_prompt_and_its_seed(both):
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_a_stop_string_and_an_end_symbol_end_an_answer(both, ours):
     serving, sampled = both
     [whole] = serving.generate([Prompt("ab", (NO_END,), 24)])
