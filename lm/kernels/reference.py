@@ -21,23 +21,10 @@ from lm.kernels.cpu.packed import embedding as packed_embedding
 from lm.kernels.cpu.packed import matmul as packed_matmul
 from lm.kernels.cpu.pages import Pages, Places
 from lm.kernels.head import CrossEntropy, softcapped
+from lm.kernels.matmul import product as product  # an einsum is plain already
 from lm.kernels.quantize import Integers, dequantize, dequantize_rows, quantize_rows
 from lm.parallel.arrays import AnyArray
 from lm.parallel.mesh import reshard, spec, spec_of
-
-
-def product(
-    equation: str,
-    a: jax.Array,
-    b: jax.Array,
-    out_spec: PartitionSpec | None = None,
-    *,
-    dtype: DTypeLike | None = None,
-    result: DTypeLike = jnp.float32,
-) -> jax.Array:
-    """The einsum, added up in float32."""
-    a, b = (a, b) if dtype is None else (a.astype(dtype), b.astype(dtype))
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
 
 
 def product_over_rows(
