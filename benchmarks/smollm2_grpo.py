@@ -130,9 +130,9 @@ def words(text: str) -> float:
 
 
 def repetition(text: str) -> float:
-    from lm.align.rl import rewards
+    from lm.align.rl import reward_functions
 
-    return -rewards.repetition([], [text])[0]
+    return -reward_functions.repetition([], [text])[0]
 
 
 def bits_per_byte(samples: Sequence[dict]) -> float:

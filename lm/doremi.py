@@ -17,6 +17,7 @@ from pathlib import Path
 from lm import cli
 from lm.cli import config_files
 from lm.errors import UserError
+from lm.evals.checks import check_evals
 from lm.files.saving import write_json
 from lm.parallel.join import join
 from lm.runs.lock import locked
@@ -27,7 +28,12 @@ from lm.train.checks import check_training
 
 def main(config, workdir: Path) -> None:
     dial.shape(config, config_files.given_keys())
-    join(lambda: check_training(config, workdir / "reference"))  # then JAX loads
+
+    def check() -> None:
+        check_training(config, workdir / "reference")
+        check_evals(config.evals)
+
+    join(check)  # then JAX loads
     with locked(workdir):
         search(config, workdir)
 

@@ -108,7 +108,7 @@ def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, r
     Adapters are merged into their weights first, and quantised weights become float32. The tokenizer is that of the base, or of
     the first model.
     Raises: UserError if the workdir exists and is not empty, a model cannot be read, the recipe does not fit, or the models
-    differ in what their config says of the network, or in their tokenizers.
+    differ in what they compute by their configs, or in their tokenizers.
     """
     check_free(workdir, "workdir")
     check(recipe, len(paths), base is not None)

@@ -70,7 +70,7 @@ def generate(
     read = prompts_as_ids(tokenizer, prompts, template, towers)
     media = joined_media(read, model.config) if media is None else media
     known = tokenizer.vocab_size if tokenizer else 0
-    sampling = Sampling(**{"max_new_tokens": 64} | settings, vocab_size=known)
+    sampling = Sampling(**{"max_new_tokens": 64} | settings, stop_ids=(), vocab_size=known)  # those of each prompt follow
     drawn: dict[int, list[int]] = {}
     if stream is None:
         for stops in dict.fromkeys(prompt.stops for prompt in read):

@@ -190,13 +190,24 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
         for way in dict.fromkeys(way for by_way in calibrations.values() for way in by_way):
             name, title = f"curve{len(charts)}-", f"{task}{f', {way}' if way else ''}"
             known = {run: by_way[way] for run, by_way in calibrations.items() if way in by_way}
-            bins = {run: curve["bins"]["equal_width"] for run, curve in known.items() if curve["bins"]["equal_width"]}
-            risks = {run: curve["risk_coverage"] for run, curve in known.items() if curve["risk_coverage"]["coverage"]}
+            bins = {run: some for run, curve in known.items() if (some := _bins(curve))}
+            risks = {run: curve["risk_coverage"] for run, curve in known.items() if _has_points(curve.get("risk_coverage"))}
             if bins:
                 charts.append(calibration(f"{name}c-", f"{title}: calibration", bins))
             if risks:
                 charts.append(risk_coverage(f"{name}r-", f"{title}: risk and coverage", risks))
     return charts
+
+
+def _bins(curve: Mapping) -> list[Mapping]:
+    """Return the bins of equal width with numbers, as far as another program's results.json has them."""
+    bins = curve["bins"].get("equal_width") if isinstance(curve["bins"], Mapping) else None
+    return [one for one in bins or () if all(is_number(one.get(key)) for key in ("confidence", "accuracy", "n"))]
+
+
+def _has_points(curve: object) -> bool:
+    columns = [curve.get(key) or () for key in ("coverage", "risk")] if isinstance(curve, Mapping) else [()]
+    return bool(columns[0]) and len(columns[0]) == len(columns[1]) and all(is_number(x) for column in columns for x in column)
 
 
 def _calibrations(result: Mapping) -> dict[str, Mapping]:

@@ -120,7 +120,7 @@ def settings(results: Mapping[str, Any]) -> dict[str, str]:
         facts["model"] = f"{model.get('name')}, fingerprint {model.get('fingerprint')}"
         if model.get("dtype"):
             facts["dtype of matrix products"] = str(model["dtype"])
-    if isinstance(template, Mapping):
+    if isinstance(template, Mapping) and "kind" in template:
         facts["chat template"] = TEMPLATES.get(template["kind"], template["kind"])
     versions = (results.get("versions") or {}).get("tasks") or {}
     shots: dict[int, list[str]] = {}

@@ -85,8 +85,9 @@ class Checkpoints:
         self._manager.verified = self._verified
 
     def steps(self) -> list[int]:
-        """Return the steps of the checkpoints, ascending, with one that is being saved."""
-        return sorted(self._manager.all_steps())
+        """Return the steps of the checkpoints, ascending, with one that is being saved, but not if it was damaged by then."""
+        steps = sorted(self._manager.all_steps())
+        return steps[:-1] if self._wrong else steps
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, which may be damaged (see `whole`)."""

@@ -332,13 +332,15 @@ def open_watch(
     hazards = {id: hazard.name for id, hazard in guardrails.constitution.hazards.items()}
     judge = guarded(open_judge(settings.judge, hazards=hazards)) if settings.judge else None
     canaries = read_canaries(settings.canaries) if settings.canaries else ()
+    ask = asker(engine, template) if canaries else None  # before anything is opened: it may refuse the template
     tracer = tracing.open_tracer(settings.tracing, engine, model_name) if settings.tracing else None
     metrics = Metrics(model_name, engine.max_positions)
     metrics.watch(engine)
     watch = Watch(settings, Path(folder), metrics, guardrails, judge=judge, checkpoint=checkpoint, tracer=tracer)
-    if canaries:
-        ask, adapters = asker(engine, template), lambda: tuple(engine.adapters)
-        watch.canaries = Rounds(canaries, ask, watch.canary, adapters, checkpoint, settings.canary_minutes)
+    if ask is not None:
+        watch.canaries = Rounds(
+            canaries, ask, watch.canary, lambda: tuple(engine.adapters), checkpoint, settings.canary_minutes
+        )
     return watch
 
 

@@ -64,18 +64,29 @@ def define_flags() -> None:
 
 
 def split(argv: list[str]) -> tuple[str, list[str], list[str]]:
-    """Return (method, arguments of its keys, the other arguments). Raises UserError without exactly one method."""
-    parser = cli.ArgumentParser(add_help=False, allow_abbrev=False)
-    methods = parser.add_mutually_exclusive_group()
-    for name in METHODS:
-        methods.add_argument(f"--{name}", nargs="+", action="extend", metavar="KEY=VALUES")
-    joined = tuple(f"--{name}=" for name in METHODS)  # --tpe=KEY=VALUES, which more keys may follow
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith(joined) else [arg])]
-    options, others = parser.parse_known_args(argv)
-    for method, specs in vars(options).items():
-        if specs:
-            return method, specs, others
-    raise UserError("which keys? give --grid, --random or --tpe: --tpe 'optimizer.learning_rate=1e-4..1e-2:log' --trials=20")
+    """Return (method, arguments of its keys, the other arguments). Raises UserError without exactly one method.
+
+    The keys of a method are the arguments after it, up to the next one that begins with a dash. argparse takes one of these
+    too if it has a space, such as the path of a file.
+    """
+    method, specs, others = "", [], []
+    is_key = False
+    for argument in argv:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name in METHODS:
+            if method not in ("", name):
+                raise UserError(f"--{method} and --{name}: give one of them")
+            method, is_key = name, True
+            specs += [value] if equals else []
+        elif is_key and not argument.startswith("-"):
+            specs.append(argument)
+        else:
+            is_key = False
+            others.append(argument)
+    if not method or not specs:
+        missing = f"--{method} names no key" if method else "which keys? give --grid, --random or --tpe"
+        raise UserError(f"{missing}: --tpe 'optimizer.learning_rate=1e-4..1e-2:log' --trials=20; --help tells more")
+    return method, specs, others
 
 
 def parse(argv: list[str]):

@@ -34,8 +34,14 @@ class Study:
         self.workdir = str(workdir.resolve())
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Return the trials of these states by number; none: those that have begun."""
-        return self.study.get_trials(deepcopy=False, states=states or BEGUN)
+        """Return the trials of these states by number; none: those that have begun.
+
+        In a storage that sweeps share, a trial without a workdir never ends: its sweep was killed before it took it.
+        """
+        trials = self.study.get_trials(deepcopy=False, states=states or BEGUN)
+        if self.study.study_name == NAME:
+            return trials
+        return [t for t in trials if t.state != TrialState.RUNNING or "workdir" in t.user_attrs]
 
     def interrupted(self) -> list[Trial]:
         """Return the trials that this workdir has begun and not told."""

@@ -84,7 +84,7 @@ class Event:
     def done(self, run: "Run", done: Done) -> None:
         """A step is done. The next one is already dispatched, unless something waits for this one.
 
-        This and `after` may raise Rewound or Diverged.
+        It may raise Rewound or Diverged, and so may every method that reads a step or saves.
         """
 
     def end(self, run: "Run") -> None:

@@ -137,7 +137,7 @@ class Sampler:
         self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature: float | None = None, rows: int = 0
     ) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
-        model, filled = nnx.merge(self.graph, params), [*tasks, *[tasks[0]] * (rows - len(tasks))]
+        model, filled = nnx.merge(self.graph, params), [*tasks, *list(tasks[:1]) * (rows - len(tasks))]
         options = {"seed": seed, "each": each, "engine": self.engine, "towers": self.towers}
         return roll_out(model, self.tokenizer, filled, settings, **options)[: each * len(tasks)]
 

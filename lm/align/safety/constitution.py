@@ -94,6 +94,8 @@ def load_constitution(path: str | Path | None = None) -> Constitution:
     hazards = {}
     for id, values in _items(content["hazards"], Mapping, f"{path}: hazards"):
         where = f"{path}: hazard {id}"
+        if isinstance(values, Mapping) and "id" in values:
+            raise UserError(f"{where}: unknown key 'id'; the id is the key of the hazard")
         hazards[id] = _record(Hazard, {"id": id, **values} if isinstance(values, Mapping) else values, where)
     principles = []
     for number, values in _items(content["principles"], list, f"{path}: principles"):

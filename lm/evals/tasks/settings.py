@@ -95,6 +95,8 @@ def check_least(name: str, values: Mapping[str, Any], **least: float) -> None:
 
 def function(name: str, key: str, path: str) -> Callable:
     """Import a function given as "module:function". Raises UserError if it does not exist."""
+    if ":" not in path:
+        raise UserError(f"task {name}: {key}: {path!r} is no module:function")
     try:
         imported = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:

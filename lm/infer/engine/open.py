@@ -36,7 +36,7 @@ def open_engine(
     """Return an engine for the model at `path`: a workdir, a Hugging Face folder or a GGUF file.
 
     Args:
-      capacity: its cache_dtype "" is that of `dtype`, bfloat16 for integer weights.
+      capacity: its cache_dtype "" is that of `dtype`, bfloat16 for integer weights. Its drafts follow from `speculate`.
       dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
         weights; "w8a8": weights and activations in 8 bits; "": as stored.
       speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No

@@ -124,7 +124,9 @@ def check(r: Request, config: ModelConfig, positions: int) -> None:
         "repetition_penalty": 0 < r.repetition_penalty < np.inf,
         "logprobs": -1 <= r.logprobs <= TOP,
         "prompt_logprobs": -1 <= r.prompt_logprobs <= TOP,
-        "logit_bias": all(0 <= id < vocab and abs(bias) < np.inf for id, bias in r.logit_bias.items()),
+        "logit_bias": all(
+            0 <= id < vocab and isinstance(bias, int | float) and abs(bias) < np.inf for id, bias in r.logit_bias.items()
+        ),
         "stop_ids": all(0 <= id < vocab for id in r.stop_ids),
     }
     for name, holds in limits.items():

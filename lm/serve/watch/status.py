@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jinja2
 from fastapi import APIRouter, Request
@@ -39,7 +39,7 @@ class FeedbackRequest(Body):
 
     model_config = ConfigDict(extra="forbid")
     id: Annotated[Text, Field(min_length=1)]
-    rating: Literal["up", "down"] | int
+    rating: Text | int | float
     choice: int = Field(0, ge=0, lt=1 << 16)
     comment: Text = ""
     correction: Text = ""

@@ -61,12 +61,14 @@ def test_a_grid_needs_the_number_of_values():
 def test_the_keys_follow_the_method():
     line = ["--config=a.py", "--tpe", "x=1..2", "y=a,b", "--trials=3", "--config.z", "4"]
     assert command.split(line) == ("tpe", ["x=1..2", "y=a,b"], ["--config=a.py", "--trials=3", "--config.z", "4"])
+    path = "--config.data.input=my files/x.txt"
+    assert command.split(["-grid", "x=1,2", path]) == ("grid", ["x=1,2"], [path])
     for line in (["--grid=x=1,2", "--grid=y=3,4"], ["--grid=x=1,2", "y=3,4"]):
         assert command.split(line) == ("grid", ["x=1,2", "y=3,4"], [])
     for line, message in (
         (["--trials=3"], "which keys"),
-        (["--tpe"], "--tpe: expected at least one argument"),
-        (["--tpe", "a=1,2", "--grid", "b=1,2"], "--grid: not allowed with argument --tpe"),
+        (["--tpe"], "--tpe names no key"),
+        (["--tpe", "a=1,2", "--grid", "b=1,2"], "--tpe and --grid: give one of them"),
     ):
         with pytest.raises(UserError, match=message):
             command.split(line)
