@@ -9,6 +9,7 @@ import pytest
 from lm.errors import UserError
 from lm.reports import align as align_report
 from lm.reports import samples as report_samples
+from lm.reports.alignment_verdict import alignment_verdict
 from tests.lm.reports.test_report import Page
 
 HOSTILE = "4 </pre><script>alert(1)</script>"
@@ -145,14 +146,14 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Where the time goes",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
-    assert "Right answers (accuracy) rose from 0.125 to 0.875: better." in text
+    assert "Right answers (accuracy) rose from 0.125 to 0.875." in text
     assert "5,000 examples to train on and 200 held out." in text
     for cell in ("0.125 → 0.875", "+0.75", "14.01M", "(120k trained)", "75 %", "5,000", "dropped too long", "rl.beta"):
         assert cell in text, cell
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html", "report.json", "samples.jsonl"]
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved.pop("rollout_share") == 0.75 and saved.pop("alarms") == []
-    assert saved == FULL | {"verdict": "Right answers (accuracy) rose from 0.125 to 0.875: better."}
+    assert saved == FULL | {"verdict": "Right answers (accuracy) rose from 0.125 to 0.875."}
 
 
 def test_a_run_on_pairs_has_its_own_charts(tmp_path):
@@ -285,17 +286,47 @@ def test_lines_of_a_resumed_run_count_once(tmp_path):
         ({}, {"accuracy": 0.5}, "accuracy is 0.5."),
         ({"accuracy": 0.5}, {"accuracy": 0.5}, "accuracy stayed at 0.5."),
         ({"accuracy": 0.50001}, {"accuracy": 0.5}, "accuracy stayed at 0.5."),
-        ({"accuracy": 0.5}, {"accuracy": 0.25, "loss": 1}, "accuracy fell from 0.5 to 0.25: worse."),
+        ({"accuracy": 0.5}, {"accuracy": 0.25, "loss": 1}, "accuracy fell from 0.5 to 0.25."),
         (
             {"loss": 2, "reward": 0},
             {"loss": 1, "reward": 0.5},
-            "Mean reward of the model's answers to held-out prompts (reward) rose from 0 to 0.5: better.",
+            "Mean reward of the model's answers to held-out prompts (reward) rose from 0 to 0.5.",
         ),
-        ({"attack_success": 0.5}, {"attack_success": 0.1}, "attack_success fell from 0.5 to 0.1: better."),
     ],
 )
-def test_the_verdict_is_honest(before, after, sentence):
-    assert align_report.verdict(before, after, {}) == sentence
+def test_nothing_is_called_better_without_its_held_out_examples(before, after, sentence):
+    assert alignment_verdict({"before": before, "after": after}) == sentence
+
+
+@pytest.mark.parametrize(
+    "before, after, end",
+    [
+        ([2.0] * 3, [1.0, 1.1, 0.9], ": too few to tell (n = 3 held out)."),  # p = 2 / 2³
+        ([2.0] * 8, [1.0, 1.1, 0.9, 1.0] * 2, ": better (95 % interval of the change -1.05 to -0.948, n = 8)."),
+        ([1.0, 1.1, 0.9, 1.0] * 2, [2.0] * 8, ": worse (95 % interval of the change 0.948 to 1.05, n = 8)."),
+        ([2.0] * 100, [1.9, 2.11] * 50, ": no more than chance (p = 0.64, n = 100)."),
+    ],
+)
+def test_the_verdict_says_n_and_an_interval(before, after, end, tmp_path):
+    sides = {"before": {"loss": [(x, 5.0) for x in before]}, "after": {"loss": [(x, 5.0) for x in after]}}
+    (tmp_path / "held_out.json").write_text(json.dumps(sides))
+    means = {side: {"loss": sum(x for x, _ in values["loss"]) / len(values["loss"])} for side, values in sides.items()}
+    assert alignment_verdict(means | {"method": "sft"}, tmp_path).endswith(end)
+
+
+@pytest.mark.parametrize(
+    "hits, n, end",
+    [
+        (4, 4, "is 100 % of 4 pairs (95 % interval 51 % to 100 %), where chance is 50 %: too few to tell."),
+        (9, 10, "is 90 % of 10 pairs (95 % interval 60 % to 98 %), where chance is 50 %: better than chance."),
+    ],
+)
+def test_a_share_of_pairs_is_held_against_chance_since_0_before_is_by_construction(hits, n, end, tmp_path):
+    name = "rewards/accuracies"
+    values = [(1.0, 1.0)] * hits + [(0.0, 1.0)] * (n - hits)
+    (tmp_path / "held_out.json").write_text(json.dumps({"before": {name: [(0.0, 1.0)] * n}, "after": {name: values}}))
+    report = {"method": "dpo", "before": {name: 0.0}, "after": {name: hits / n}}
+    assert alignment_verdict(report, tmp_path).endswith(end)
 
 
 def test_a_page_is_drawn_anew_from_its_workdir(tmp_path, capsys):
