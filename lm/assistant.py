@@ -3,8 +3,8 @@
 python -m lm.assistant --chats=chats.jsonl [--model=MODEL --workdir=runs/assistant]
 
 chats.jsonl has one conversation a line: {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
-or any other form that align.py reads. Ten conversations, a quarter at most, are held out. Length, batch and rate follow from the
-data. The same command again resumes what was interrupted, or shows the answers once more.
+or any other form that align.py reads. Ten conversations, a quarter at most, are held out. Length, batch and rate follow from
+the data. The same command again resumes what was interrupted, or shows the answers once more.
 """
 
 import math
@@ -147,7 +147,7 @@ def show_next() -> None:
     workdir = FLAGS.workdir
     commands = {
         "talk to it": ["-m", "lm.chat", f"--checkpoint={workdir}"],
-        "a page with both models, which the list at its top selects": [
+        f"a page where both models answer, at http://127.0.0.1:8000/?beside={Path(workdir).name}": [
             "serve.py",
             "--config=configs/serve/default.py",
             f"--workdir={workdir}-serve",
