@@ -12,6 +12,7 @@ import jax
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
 from lm.align import distill, length, preference, reinforce, reward, senses, settings, sft
+from lm.align.quiz import write_quiz
 from lm.align.data import RunData, Setup, Tasks, data_summary, own_tokenizer
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
@@ -101,6 +102,7 @@ def _record(data: RunData) -> None:
         tokenizer.save(workdir)
     record_tokenizer(workdir, tokenizer.fingerprint)
     data.record()
+    write_quiz(config, workdir, settings.example_kind(config))
     save_record(config, workdir)
 
 

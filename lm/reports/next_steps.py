@@ -81,13 +81,12 @@ def _after_training(run: str) -> Steps:
     return [
         ("Let it write", shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", "--prompt=Once upon a time"])),
         ("Teach it to chat", _verb("align", "align/sft", f"{run}-sft", chats)),
-        _measure(run),
     ]
 
 
 def _after_alignment(run: str) -> Steps:
     serve = _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})
-    return [_talk(run), _measure(run), ("Serve it behind OpenAI's API", serve)]
+    return [_talk(run), *_measure(run), ("Serve it behind OpenAI's API", serve)]
 
 
 def _after_safety(config: Mapping[str, Any], run: str) -> Steps:
@@ -95,7 +94,7 @@ def _after_safety(config: Mapping[str, Any], run: str) -> Steps:
     if prompts := (config.get("safety") or {}).get("prompts"):
         failures["safety.prompts"] = prompts
     again = _verb("align", "align/safety", f"{run}-again", failures)
-    return [_talk(run), _measure(run), ("Train on what still fails", again)]
+    return [_talk(run), *_measure(run), ("Train on what still fails", again)]
 
 
 def _after_reward_model(config: Mapping[str, Any], run: str) -> Steps:
@@ -131,9 +130,13 @@ def _talk(run: str) -> tuple[str, str]:
     return "Talk to it", shlex.join(["python", "-m", "lm.chat", f"--checkpoint={run}"])
 
 
-def _measure(run: str) -> tuple[str, str]:
-    keys = {"checkpoint": run, "tasks": "hellaswag,mmlu", "data_dir": "DIR"}
-    return "Measure it", _verb("evaluate", "evaluate/default", f"{run}-eval", keys)
+def _measure(run: str) -> Steps:
+    """Return the step that asks the quiz of the run's held-out examples (lm/align/quiz.py), if there is one."""
+    quiz = os.path.join(run, "quiz.yaml")
+    if not os.path.exists(quiz):
+        return []
+    keys = {"checkpoint": run, "tasks": quiz, "chat_template": "own"}
+    return [("Ask it the questions that were held out", _verb("evaluate", "evaluate/default", f"{run}-eval", keys))]
 
 
 def _verb(verb: str, config: str, workdir: str, keys: Mapping[str, Any]) -> str:
