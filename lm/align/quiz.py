@@ -1,6 +1,6 @@
 """A quiz of held-out examples, which evaluate.py asks this model and others: --config.tasks=WORKDIR/quiz.yaml.
 
-A question is the first message of a conversation. Its choices are its answer and those to other questions, or the two answers of
+A question is the first message of a conversation. Its choices are its answer and those to other questions, or both answers of
 a pair.
 """
 

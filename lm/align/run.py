@@ -12,8 +12,8 @@ import jax
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
 from lm.align import distill, length, preference, reinforce, reward, senses, settings, sft
-from lm.align.quiz import write_quiz
 from lm.align.data import RunData, Setup, Tasks, data_summary, own_tokenizer
+from lm.align.quiz import write_quiz
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
 from lm.align.validation import HeldOut, Samples, Validation, first_validation
