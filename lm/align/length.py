@@ -21,7 +21,7 @@ TASK_STEPS, TASK_ROWS = 200, 32
 WARMUP, WARMUP_SHARE = 10, 0.1  # steps, and their largest share of a run
 MAX_ROWS = {"conversation": 32, "pair": 16, "labelled": 16, "steps": 16}  # of a batch, by kind of example
 UNITS = 32  # held-out batches
-MANY_EPOCHS = 10  # more than the usual 1 to 5: the model begins to recite the examples
+MANY_EPOCHS = 20  # more than the usual 1 to 5: the model begins to recite the examples
 
 
 def adopt_length(config: ml_collections.ConfigDict, saved: dict[str, Any] | None) -> None:
