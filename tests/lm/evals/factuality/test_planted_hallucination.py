@@ -5,7 +5,7 @@ import pytest
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.factuality.knower import PEOPLE, Belief, Knower, checked, invented, life, oracle, world
 
-TASKS = ("closed_book_qa", "fact_support", "selfcheck", "cloze_facts")
+TASKS = ("closed_book_qa", "fact_support", "selfcheck")
 # What is the better the higher, the better the lower, and neither.
 HIGHER = {
     "accuracy",
@@ -20,12 +20,6 @@ HIGHER = {
     "factscore_at_least",
     "supported",
     "fact_recall",
-    "precision_at_1",
-    "precision_at_1_bytes",
-    "mrr",
-    "margin",
-    "consistency",
-    "consistently_right",
 }
 LOWER = {
     "hallucination_rate",
@@ -47,7 +41,7 @@ LOWER = {
     "inconsistency_unigram_avg_nll_excess",
     "inconsistency_unigram_max_nll_excess",
 }
-NEITHER = {"abstention_rate", "abstained", "chance"}
+NEITHER = {"abstention_rate", "abstained"}
 
 
 def truthful(name, salt):
@@ -70,7 +64,7 @@ def mildly_wrong(name, salt):
 
 
 def hallucinating(name, salt):
-    """Sure of what it invents, and inventing anew at each draw and in each wording."""
+    """Sure of what it invents, and inventing anew at each draw."""
     if name in PEOPLE[:2]:
         return Belief(life(name), 0.6)
     return Belief(invented(name, salt), 0.97)
@@ -106,7 +100,7 @@ def test_the_planted_model_is_the_worst(figures, measure):
     assert sign * figures["hallucinating"][measure] < min(good.values()) - 0.02, (measure, figures)
 
 
-@pytest.mark.parametrize("measure", sorted((HIGHER | LOWER) - {"margin", "auroc", "auroc_p_true"}))
+@pytest.mark.parametrize("measure", sorted((HIGHER | LOWER) - {"auroc", "auroc_p_true"}))
 def test_the_oracle_is_perfect(figures, measure):
     value = figures["oracle"][measure]
     if "nll" in measure and "excess" not in measure:
