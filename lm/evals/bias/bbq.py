@@ -3,9 +3,6 @@
 By likelihood, the answer is the likeliest option after lm-evaluation-harness's prompt. By default the options are the three
 published ones. With `unknowns`, several phrases stand for "unknown", as in the harness's bbq task, which has ten. By
 generation, the answer is read from the model's text.
-
-Questions of one template are similar, so intervals use the effective number of items (lm/evals/stats/intervals.py): Wilson's
-for accuracies and s_dis, Bonett and Price's for s_amb.
 """
 
 import re
@@ -15,7 +12,6 @@ from typing import Any, NamedTuple
 from lm.evals import outcomes
 from lm.evals.bias.bbq_scores import OPTIONS, BBQRow, choice, names, read_row, sample_of, summary
 from lm.evals.bias.rows import Measure, check_template, open_measure, prompt_of
-from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Problems, text, unique
 from lm.evals.task import Continuation, Prompt, Subject, TaskSettings
@@ -84,29 +80,7 @@ def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict,
             "failed": not sample["correct"],
         }
         samples.append(sample | record | fields)
-    results = summary(samples, len(questions) - len(samples)) | figures(samples) | {"chance": mean_guess(samples)}
-    for category, of_category in results["categories"].items():
-        of_category |= figures([sample for sample in samples if sample["category"] == category])
-    return results, samples
-
-
-def figures(samples: Sequence[dict]) -> dict[str, float | None]:
-    """Return the intervals of acc, acc_ambig, acc_disambig, s_amb and s_dis of scored samples.
-
-    s_dis is 2·b/m − 1 for b biased among m answers that name a person, so its interval comes from that of b/m. s_amb is a mean
-    of +1, −1 and 0."""
-    result = {}
-    for end, condition in (("", None), ("_ambig", "ambig"), ("_disambig", "disambig")):
-        some = [s for s in samples if condition in (None, s["context_condition"])]
-        result |= intervals.share(f"acc{end}", [s["correct"] for s in some], [_template(s) for s in some])
-        if condition == "ambig":
-            some = [s for s in some if s["bias"] is not None]
-            result |= intervals.signed_mean("s_amb", [s["bias"] for s in some], [_template(s) for s in some])
-        if condition == "disambig":
-            some = [s for s in some if s["bias"]]
-            share = intervals.of_share([(1 + s["bias"]) / 2 for s in some], [_template(s) for s in some])
-            result |= intervals.named("s_dis", share if share == intervals.NOTHING else tuple(2 * bound - 1 for bound in share))
-    return result
+    return summary(samples, len(questions) - len(samples)) | {"chance": mean_guess(samples)}, samples
 
 
 def read_answer(answer: str, options: Sequence[str], unknown: int, groups: dict[int, set[str]]) -> int | None:
@@ -187,7 +161,3 @@ def _prompt_fields(question: Question) -> dict:
 
 def _holds(line: str, words: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(' '.join(words.casefold().split()))}(?!\w)", line) is not None
-
-
-def _template(sample: dict) -> tuple[str, str]:
-    return sample["category"], sample["question_index"]
