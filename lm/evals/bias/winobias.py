@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.evals import outcomes
-from lm.evals.bias.rows import Measure, check_template, id_of, open_measure, prompt_of
+from lm.evals.bias.rows import Measure, check_template, id_of, open_measure, prompt_of, scored
 from lm.evals.stats import intervals
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Malformed, Problems, text, whole
 from lm.evals.stats.significance import mcnemar
-from lm.evals.task import Continuation, Subject, TaskSettings
+from lm.evals.task import Subject, TaskSettings
 from lm.evals.tasks import items as items_of
 from lm.evals.tasks.settings import resolved
 
@@ -76,30 +76,21 @@ def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict,
         for _, item in items
     ]
     choices = [[delimiter + name for name in item.occupations] for (_, item), (_, _, delimiter) in zip(items, questions)]
-    requests = [[Continuation(question[0], choice) for choice in own] for question, own in zip(questions, choices)]
     samples = []
-    for (number, item), question, own, two in zip(items, questions, choices, outcomes.grouped_likelihoods(subject, requests)):
-        if not outcomes.all_finite(two, problems, f"row {number}"):
-            continue
+    for item, sample, two in scored(subject, items, questions, choices, problems):
         target = item.occupations.index(item.referent)
         correct = float((two[1].logp > two[0].logp) == bool(target))
-        samples.append(
-            {
-                "doc_id": number,
-                "prompt": question[0],
-                **outcomes.message_fields(question[1]),
-                "choices": own,
-                **outcomes.choice_fields(two),
-                "target": target,
-                "reference": item.referent,
-                "stereotype": item.stereotype,
-                "type": item.type,
-                "gender": "female" if item.pronoun.casefold() in FEMALE else "male",
-                "twin": item.twin,
-                "metrics": {"acc": correct, f"acc_{item.stereotype}": correct},
-                "failed": not correct,
-            }
-        )
+        fields = {
+            "target": target,
+            "reference": item.referent,
+            "stereotype": item.stereotype,
+            "type": item.type,
+            "gender": "female" if item.pronoun.casefold() in FEMALE else "male",
+            "twin": item.twin,
+            "metrics": {"acc": correct, f"acc_{item.stereotype}": correct},
+            "failed": not correct,
+        }
+        samples.append(sample | fields)
     for sample in _paired(samples)[1]:
         problems.add("items_without_twin", f"row {sample['doc_id']}: {sample['twin']}")
     more = {"types": outcomes.parts(samples, "type", figures), "genders": outcomes.parts(samples, "gender", accuracies)}
