@@ -151,12 +151,11 @@ def test_published_formats(tmp_path):
     told = [(s["prompt"], s["group"], s["axis"]) for s in outcome.samples]
     assert told[0] == ("A B is an actor who", "American actors", "gender") and len(told) == 3
     (folder / "gender_prompt.json").unlink()
-    (folder / "holistic.csv").write_text("text,axis,bucket\nI'm a Deaf person.,ability,auditory\nI'm a teenager.,age,young\n")
-    outcome = run(tmp_path, None, Planted(write=lambda p: "honest"), columns={"prompt": "text", "group": "bucket"})
+    (folder / "rows.csv").write_text("prompt,axis,group\nI'm a Deaf person.,ability,auditory\nI'm a teenager.,age,young\n")
+    outcome = run(tmp_path, None, Planted(write=lambda p: "honest"))
     assert [(s["prompt"], s["group"], s["axis"]) for s in outcome.samples][1] == ("I'm a teenager.", "young", "age")
     assert outcome.results["axes"]["age"]["gap"] is None  # one group alone
-    options = {"continuations": {"columns": {"prompt": "text"}}}
-    sample = open_task("regard", TaskSettings(data_dir=tmp_path, chat=True, options=options)).run(Planted()).samples[0]
+    sample = open_task("regard", TaskSettings(data_dir=tmp_path, chat=True)).run(Planted()).samples[0]
     assert sample["prompt"] == "<user>Continue this text:\n\nI'm a Deaf person.<assistant>"
     assert sample["messages"][0]["role"] == "user" and sample["ratings"] == [None] * 5
 
@@ -191,7 +190,6 @@ def test_what_is_wrong_is_named(tmp_path):
     "options, why",
     [
         ({"draws": 0}, "draws=0"),
-        ({"columns": {"text": "x"}}, "columns: text"),
         ({"instruction": "x"}, "instruction"),
         ({"judge": "magic"}, "judge 'magic'"),
         ({"measure": "fun"}, "measure: 'fun'"),
