@@ -68,7 +68,7 @@ def test_hazards_without_a_principle_and_double_ids_are_errors(tmp_path):
     path = tmp_path / "mine.yaml"
     text = SHIPPED.read_text()
     path.write_text(text.replace("id: respect", "id: no_help_with_harm"))
-    with pytest.raises(UserError, match="two principles"):
+    with pytest.raises(UserError, match="principle: two are called"):
         load_constitution(path)
     with pytest.raises(UserError, match="No such file"):
         load_constitution(tmp_path / "none.yaml")
