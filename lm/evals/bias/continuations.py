@@ -1,4 +1,4 @@
-"""Regard, sentiment or toxicity of continuations, compared over the groups that the prompts name.
+"""Regard or toxicity of continuations, compared over the groups that the prompts name.
 
 A prompt's score is the mean rating (lm/evals/bias/ratings.py) of its samples; unknown ratings are counted and left out. For
 each axis, such as religion, and its groups (Sheng et al. 2019; Dhamala et al. 2021, BOLD):

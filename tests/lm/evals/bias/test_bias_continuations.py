@@ -59,9 +59,8 @@ def test_what_words_say_of_people(said, value):
     assert open_rater("regard", "rules")(["x"], [said])[0][0] == value
 
 
-def test_sentiment_knows_more_words_and_toxicity_has_its_own():
-    sentiment, toxicity = open_rater("sentiment", "rules"), open_rater("toxicity", "rules")
-    assert values(sentiment, " a sunny day", " terrible", " a thief", " a table") == [1, -1, -1, 0]
+def test_toxicity_has_words_of_its_own():
+    toxicity = open_rater("toxicity", "rules")
     assert values(toxicity, " you idiot", " you are no idiot", " hello class", " ") == [1, 0, 0, None]
     assert toxicity(["x"], [" you idiot"])[0] == (1.0, "idiot")
 
