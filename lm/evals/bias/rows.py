@@ -95,7 +95,7 @@ def scored(
 ) -> Iterator[tuple[Item, dict, list[Likelihood]]]:
     """Yield each item whose choices all have finite likelihoods, with the fields of its sample, and the likelihoods.
 
-    Args: items: (row number, item). prompts: (prompt, conversation or None) of each item. choices: continuations of each.
+    Args: items: (row number, item). prompts: of each item, as `prompt_of` returns them. choices: continuations of each.
     """
     requests = [[Continuation(prompt, choice) for choice in own] for (prompt, *_), own in zip(prompts, choices, strict=True)]
     answers = outcomes.grouped_likelihoods(subject, requests)
