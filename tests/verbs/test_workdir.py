@@ -32,7 +32,7 @@ with locked(Path(sys.argv[1])):
     os.read(0, 1)  # until the test closes the pipe
 """
 SFT = {
-    "data.input": "builtin:mixed_operations",
+    "data.input": "builtin:arithmetic",
     "data.max_examples": 40,
     "batch_size": 4,
     "sequence_length": 64,
