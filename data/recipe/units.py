@@ -91,7 +91,7 @@ def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
             row += len(batch)
             for stage, reader, writer in zip(job.stages[1:], readers[1:], writers[1:]):
                 if writer:
-                    more = {"numbers": numbers, "table": job.table(stage), "against": stage.against} if stage.compares else {}
+                    more = {"numbers": numbers, "table": job.table(stage)} if stage.compares else {}
                     columns = dict(stage.stage.run(batch, stage.options | more))
                     changed = [None if new == old else new for new, old in zip(columns.get("text", ()), batch.texts)]
                     writer.write(columns | ({"text": changed} if "text" in columns else {}))
