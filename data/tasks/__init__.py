@@ -52,9 +52,8 @@ def task(
     if name not in among:
         raise UserError(f"builtin:{name}: no such task; {_nearest(name, among)}")
     parameters = inspect.signature(among[name]).parameters.items()
-    defaults = {key: one.default for key, one in parameters if one.default is not one.empty}
-    settings = defaults.get("options")  # a task of many options has them in one object
-    known, values = settings._asdict() if settings else defaults, {}
+    known = {key: one.default for key, one in parameters if one.default is not one.empty}
+    values = {}
     for key, value in (options or {}).items():
         if key not in known:
             raise UserError(f"builtin:{name}: no option {key!r}; {_nearest(key, known)}")
@@ -63,7 +62,7 @@ def task(
             values[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise UserError(f"builtin:{name}: {key}={value!r} must be of type {kind.__name__}, as {known[key]!r} is") from None
-    return among[name](split, seed, settings._replace(**values)) if settings else among[name](split, seed, **values)
+    return among[name](split, seed, **values)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
