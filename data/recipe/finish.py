@@ -58,7 +58,7 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
         if figures["files"] == _described(paths):
             return figures
     parts, row = [], unit.number << 32
-    with tables.writing(paths["dropped"]) as dropped, tables.writing(paths["documents"]) as documents:
+    with tables.writing(paths["dropped"]) as write_dropped, tables.writing(paths["documents"]) as write_kept:
         for batch, first in batches(output.job, unit):
             why = reasons(output.job.rules, batch.columns, len(batch))
             names = np.array([rule.column for rule in output.job.rules] + [EMPTY, KEPT], object)
@@ -67,8 +67,8 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
             why = names[np.where((why < 0) & empty, len(names) - 2, why)]
             stays = np.flatnonzero(why == KEPT)
             goes = np.flatnonzero(why != KEPT)
-            documents.write(_rows(batch.columns, stays))
-            dropped.write(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
+            write_kept(_rows(batch.columns, stays))
+            write_dropped(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
             parts.append(_figures(output, batch, first, why, row))
             row += len(batch)
     figures = merged(parts) | {"chosen": lowest([part["chosen"] for part in parts], output.choose)}
