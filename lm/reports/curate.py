@@ -139,8 +139,7 @@ def duplicates(job: Job, units: Sequence[Unit]) -> list[dict[str, Any]]:
     """Return a row for each stage that compares all documents: {"stage", "counts": what it counted, "dropped": whether a rule
     drops what it does not keep}, and, if it finds clusters, what data.dedup.clusters.summary returns.
 
-    A kept document is {"id", "source", "url", "text": its beginning, as read}, or None if an older corpus has it; "removed" are
-    ids.
+    A kept document is {"id", "source", "url", "text": its beginning, as read}; "removed" are ids.
     """
     rows = []
     for stage in (stage for stage in job.stages if stage.compares):

@@ -43,7 +43,7 @@ def test_an_input_that_nobody_can_read_is_refused(tmp_path):
     (tmp_path / "in" / "b.jsonl").write_bytes(b"")
     config, out = default.get_config(), tmp_path / "run"
     config.input, config.stages, config.rules, config.processes = str(tmp_path / "in"), "", {}, 1
-    prepared = prepare(config.to_dict(), out)
+    prepared = prepare(config.to_dict())
     found = run(config.to_dict(), out, prepared)
     with pytest.raises(
         UserError, match="nothing could be read: damaged gzip, no documents; docs/curate.md .*report.html lists"
