@@ -90,12 +90,7 @@ def serve(config, workdir: Path) -> int:
         service.engine.warm()  # compiles, so that no request waits for it
         print(f"{service.name}: {memory(service.engine)}", flush=True)
         service.watch = open_watch(
-            watch_settings(config),
-            workdir,
-            service.engine,
-            model_name=service.name,
-            checkpoint=lambda: service.checkpoint,
-            template=service.template,
+            watch_settings(config), workdir, service.engine, model_name=service.name, checkpoint=lambda: service.checkpoint
         )
         try:
             settings = app_settings(config)

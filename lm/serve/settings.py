@@ -26,7 +26,7 @@ RANGES = {  # of numbers; a number alone is the least one
     "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0, "body_bytes": 1,
     "unread_tokens": 1, "auth.per_minute": 0, "adapters.count": 0, "adapters.rank": 1,
     "monitor.share": (0, 1), "monitor.reference": (20, 100_000), "monitor.recent": (20, 100_000), "monitor.alpha": (1e-9, 0.5),
-    "monitor.canary_minutes": (0.01, 1e6), "store.share": (0, 1), "store.days": (0, 1e6), "store.megabytes": (0, 1e9),
+    "store.share": (0, 1), "store.days": (0, 1e6), "store.megabytes": (0, 1e9),
     "status.seconds": (0, 3600), "status.samples": (1, 100_000),
 }  # fmt: skip
 
@@ -144,9 +144,8 @@ class WatchSettings:
     share: of requests that are measured. reference, recent, alpha: see lm/serve/watch/behaviour.py. reference_file: a window of
       an earlier run for all checkpoints and adapters; "": each collects its own.
     judge: what calls answers unsafe beside the guardrails: classifier:FOLDER, openai:URL, or "".
-    canaries: file of canaries, or "". canary_minutes: between their runs.
     store_share: of exchanges that are stored; those that are flagged or rated always are. store_days, store_megabytes: limits,
-      0: none. status_seconds, status_samples: of the status page. tracing: OTLP endpoint, or "".
+      0: none. status_seconds, status_samples: of the status page.
     """
 
     constitution: str = ""
@@ -156,21 +155,18 @@ class WatchSettings:
     recent: int = 300
     alpha: float = 0.001
     judge: str = ""
-    canaries: str = ""
-    canary_minutes: float = 10.0
     store_share: float = 0.05
     store_days: float = 30.0
     store_megabytes: float = 1000.0
     status_seconds: float = 5.0
     status_samples: int = 720
-    tracing: str = ""
 
 
 def watch_settings(config) -> WatchSettings:
-    """Return the settings of the sections guardrails, monitor, store and status, and of the key tracing."""
+    """Return the settings of the sections guardrails, monitor, store and status."""
     sections = {"": config.monitor, "store_": config.store, "status_": config.status}
     values = {prefix + key: section[key] for prefix, section in sections.items() for key in section}
-    return WatchSettings(constitution=config.guardrails.constitution, tracing=config.tracing, **values)
+    return WatchSettings(constitution=config.guardrails.constitution, **values)
 
 
 def hosts_of(config) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ GAUGES = {"before": "behaviour_reference", "now": "behaviour_recent", "psi": "be
 
 
 class Alert(NamedTuple):
-    """time: seconds since 1970. stream: one of STREAMS, or "canary". text: one line. detail: figures, as JSON."""
+    """time: seconds since 1970. stream: one of STREAMS. text: one line. detail: figures, as JSON."""
 
     time: float
     checkpoint: str

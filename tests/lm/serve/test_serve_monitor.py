@@ -217,11 +217,9 @@ def test_settings_of_a_config():
     config = ml_collections.ConfigDict(
         {
             "guardrails": {"constitution": "c.yaml"},
-            "monitor": {"share": 0.5, "reference": 100, "reference_file": "", "recent": 50, "alpha": 0.01, "judge": ""}
-            | {"canaries": "", "canary_minutes": 3.0},
+            "monitor": {"share": 0.5, "reference": 100, "reference_file": "", "recent": 50, "alpha": 0.01, "judge": ""},
             "store": {"share": 0.1, "days": 2.0, "megabytes": 5.0},
             "status": {"seconds": 1.0, "samples": 10},
-            "tracing": "",
         }
     )
     made = watch_settings(config)

@@ -100,7 +100,7 @@ def test_in_a_browser(watched, tmp_path):
     ask(watch, 60)
     hostile = '<img src=x onerror="alert(1)">'
     alert = Alert(time.time(), hostile, "", "length", f"length of {hostile} changed", {})
-    watch._failing["a", "b", "c"] = alert
+    watch._behaviour(hostile, "").alerts["length"] = alert
     for n in range(40):
         for _ in range(n % 5):
             engine.finish(handle(adapter="law"), "stop", 3)
@@ -119,7 +119,7 @@ def test_in_a_browser(watched, tmp_path):
             browser.picture(tmp_path / f"status-{width}.png")
         asked = {address.split("/")[2] for address in browser.asked if address.startswith("http")}
         assert asked == {f"127.0.0.1:{port}"} and browser.said == []
-        watch._failing.clear()
+        watch._behaviours.clear()
         watch.status.take()
         browser.run("load()")  # it brings only the new sample
         assert until(lambda: browser.run("document.querySelector('#alerts').hidden"))
