@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter
 from lm.align.alarms import is_validation
 from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
 from lm.reports.metric_groups import GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group, group_of, matches
-from lm.reports.thinning import thin, trend
+from lm.reports.run_metrics import thin, trend
 from lm.train.history import Curve, column
 
 

@@ -1,33 +1,26 @@
 """The report of an evaluation: one self-contained HTML page with all tasks, intervals, parts and worst items, and comparisons
 with other runs. All items are on a second page (lm/reports/items.py).
 
-    python -m lm.reports.evaluate WORKDIR [OTHER …]     # redraw the page from the workdir
-
-See lm/reports/page.py for how pages are made. All metrics come from results.json; only differences between runs are computed
-here (lm/evals/compare.py).
+All metrics come from results.json; only differences between runs are computed here (lm/evals/compare.py).
 """
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.errors import UserError
-from lm.evals.compare import compare_runs, read_results, read_samples
+from lm.evals.compare import compare_runs, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files.saving import plain
 from lm.reports.charts import calibration, risk_coverage
-from lm.reports.differences import arrow, rows
 from lm.reports.evaluation_items import gather
-from lm.reports.evaluation_verdict import settings, verdict
+from lm.reports.evaluation_verdict import arrow, rows, settings, verdict
 from lm.reports.items import Items, address
 from lm.reports.metric_groups import COLOURS
 from lm.reports.next_steps import next_steps
 from lm.reports.page import flatten, render, save
 from lm.reports.provenance import signed
-from lm.runs.workdir import kept_json
 
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}  # of scales
 MANY = 12  # parts of a task
@@ -256,20 +249,3 @@ def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, d
 
 def _cell(figures: Mapping, name: str) -> tuple[float | None, tuple | None]:
     return (figures[name] if is_number(figures.get(name)) else None), interval(figures, name)
-
-
-def main(workdirs: Sequence[str]) -> None:
-    if not workdirs:
-        raise UserError("name the folder of an evaluation, and optionally others to compare it with")
-    workdir, path = Path(workdirs[0]), Path(workdirs[0]) / "report.json"
-    about = (kept_json(path) if path.exists() else None) or {}
-    others = [(Path(other).resolve().name, read_results(other), Path(other) / "samples.jsonl") for other in workdirs[1:]]
-    write(workdir, read_results(workdir), workdir / "samples.jsonl", others, about=about)
-    print(workdir / "report.html")
-
-
-if __name__ == "__main__":
-    from lm import cli
-
-    with cli.guard():
-        main(sys.argv[1:])

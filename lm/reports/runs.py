@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from lm.errors import UserError
 from lm.files import saving
-from lm.reports.differences import arrow
+from lm.reports.evaluation_verdict import arrow
 from lm.reports.page import count, encoded, flatten, render
 from lm.reports.run_alerts import alerts, full_disks, needs_people
 from lm.reports.run_folders import Run, at, read_runs, related, start, tree

@@ -172,8 +172,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     validation at step 0.
     """
     workdir, report = Path(workdir), plain(report)
-    metrics = workdir / "metrics.jsonl"
-    train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
+    train, valid = load_metrics(workdir / "metrics.jsonl")
     if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
         before = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
         report["before"] = plain(before)

@@ -36,13 +36,7 @@ ANOTHER = "What motto is above the door of the Harbour Library?"
 def test_corrections_become_an_adapter_that_knows_better(tmp_path):
     adapters = tmp_path / "adapters"
     adapters.mkdir()
-    settings = {
-        "checkpoint": FILE,
-        "name": "smol",
-        "port": 0,
-        "quantize": "int8",
-        "adapters.dir": adapters,
-    }
+    settings = {"checkpoint": FILE, "name": "smol", "port": 0, "quantize": "int8", "adapters.dir": adapters}
     server = subprocess.Popen(
         command("serve.py", "configs/serve/default.py", tmp_path / "serving", settings),
         cwd=runs.REPOSITORY,

@@ -138,11 +138,6 @@ def test_a_run_of_the_same_name_is_not_lost(tmp_path, runs):
     assert list(told["comparison"]) == ["run-2 2"] and "Against run-2 2: better" in (tmp_path / "report.html").read_text()
 
 
-def test_redrawn_from_the_folder(runs, page, capsys):
-    evaluation_report.main([str(runs["good"]), str(runs["weak"])])
-    assert (runs["good"] / "report.html").read_text(encoding="utf-8") == page
-
-
 def alone(tmp_path, samples, results):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     evaluation_report.write(tmp_path, results, tmp_path / "samples.jsonl")
