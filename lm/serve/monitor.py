@@ -1,6 +1,6 @@
 """Watch a server: guardrails, measures of behaviour, feedback, the store and metrics, behind one object.
 
-    watch = open_watch(WatchSettings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
+    watch = Watch(WatchSettings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
     app.add_middleware(CountRequests, metrics=watch.metrics)
     app.include_router(watch.router())              # /metrics, /status, /status.json, /v1/monitor/accept, /v1/feedback
 
@@ -35,7 +35,7 @@ from fastapi import APIRouter
 
 from data.media.parts import noted
 from lm.evals.judges.judges import open_judge
-from lm.evals.judges.verdict import Judge, guarded
+from lm.evals.judges.verdict import guarded
 from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.seen import Seen
@@ -57,21 +57,20 @@ class Watch:
     """All that watches one server. Close it, or what waits is lost."""
 
     def __init__(
-        self,
-        settings: WatchSettings,
-        folder: Path,
-        metrics: Metrics,
-        guardrails: Guardrails,
-        *,
-        judge: Judge | None = None,
-        checkpoint: Callable[[], str] = str,
+        self, settings: WatchSettings, folder: str | Path, engine, *, model_name: str, checkpoint: Callable[[], str] = str
     ):
-        """folder: for the store and the state of behaviour. checkpoint: what is loaded now. Use `open_watch` for a server."""
-        self.settings, self.folder, self.metrics, self.guardrails = settings, Path(folder), metrics, guardrails
-        self.store = Store(self.folder / "exchanges.sqlite", settings.store_days, settings.store_megabytes)
-        self.checkpoint, self._judge = checkpoint, judge
-        self._options = behaviours.Options(settings.reference, settings.recent, settings.alpha)
+        """folder: for the store and the state of behaviour. checkpoint: what is loaded now, in words.
+
+        Raises: UserError: a file that the settings name is invalid.
+        """
+        self.settings, self.folder, self.checkpoint = settings, Path(folder), checkpoint
+        self.guardrails = Guardrails(settings.constitution)
+        hazards = {id: hazard.name for id, hazard in self.guardrails.constitution.hazards.items()}
+        self._judge = guarded(open_judge(settings.judge, hazards=hazards)) if settings.judge else None
         self._given = reference.load(settings.reference_file) if settings.reference_file else None
+        self.metrics = Metrics(model_name, engine.max_positions)
+        self.metrics.watch(engine)
+        self.store = Store(self.folder / "exchanges.sqlite", settings.store_days, settings.store_megabytes)
         self._behaviours: dict[tuple[str, str], Behaviour] = {}
         self._lock = threading.Lock()  # of them
         self._recent: OrderedDict[str, Exchange] = OrderedDict()
@@ -168,7 +167,7 @@ class Watch:
                     "adapter": one.adapter,
                     "exchanges": one.exchanges,
                     "collected": None if one.reference else len(one.rows),
-                    "reference": one.options.reference,
+                    "reference": self.settings.reference,
                     "streams": one.figures(),
                 }
                 for one in self._behaviours.values()
@@ -261,7 +260,7 @@ class Watch:
         key = checkpoint, adapter
         if key not in self._behaviours:
             place = self.folder / "behaviour"
-            self._behaviours[key] = behaviours.load(place, checkpoint, adapter, self._options, self._given)
+            self._behaviours[key] = behaviours.load(place, checkpoint, adapter, self.settings, self._given)
         return self._behaviours[key]
 
     def _alert(self, alerts: Sequence[Alert]) -> None:
@@ -283,19 +282,6 @@ class Watch:
     def _decided(self, one: Decision, adapter: str) -> None:
         labels = {key: getattr(one, key) for key in ("rule", "hazard", "where", "action")}
         self.metrics.of("guardrail_decisions", adapter=adapter, **labels).inc()
-
-
-def open_watch(settings: WatchSettings, folder: str | Path, engine, *, model_name: str, checkpoint: Callable[[], str]) -> Watch:
-    """Return the watch of a server. folder: for its store and the state of behaviour.
-
-    Raises: UserError: a file that the settings name is invalid.
-    """
-    guardrails = Guardrails(settings.constitution)
-    hazards = {id: hazard.name for id, hazard in guardrails.constitution.hazards.items()}
-    judge = guarded(open_judge(settings.judge, hazards=hazards)) if settings.judge else None
-    metrics = Metrics(model_name, engine.max_positions)
-    metrics.watch(engine)
-    return Watch(settings, Path(folder), metrics, guardrails, judge=judge, checkpoint=checkpoint)
 
 
 def _hash(id: str, key: str = "") -> float:

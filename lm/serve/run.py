@@ -20,7 +20,7 @@ from lm.serve.api.app import make_app
 from lm.serve.api.limits import HEAD, Connection
 from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of, watch_settings
 from lm.train.values import MAX
 
@@ -89,9 +89,8 @@ def serve(config, workdir: Path) -> int:
             print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
         service.engine.warm()  # compiles, so that no request waits for it
         print(f"{service.name}: {memory(service.engine)}", flush=True)
-        service.watch = open_watch(
-            watch_settings(config), workdir, service.engine, model_name=service.name, checkpoint=lambda: service.checkpoint
-        )
+        engine, settings = service.engine, watch_settings(config)
+        service.watch = Watch(settings, workdir, engine, model_name=service.name, checkpoint=lambda: service.checkpoint)
         try:
             settings = app_settings(config)
             if service.towers is not None:  # their base64 has four characters for three bytes

@@ -12,7 +12,7 @@ from data.chat.messages import Conversation
 from lm.serve import page
 from lm.serve.api.app import Settings
 from lm.serve.api.service import Limits, Service
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
 from tests.lm.serve.conftest import engine_of, held, serving, until
@@ -34,7 +34,7 @@ def served(own, tmp_path_factory):
     """(URL, folder of the store)."""
     service, folder = Service(own, "tiny", limits=Limits(seconds=60.0)), tmp_path_factory.mktemp("watch")
     settings = WatchSettings(status_seconds=0)
-    service.watch = open_watch(settings, folder, own, model_name="tiny", checkpoint=lambda: "step 1")
+    service.watch = Watch(settings, folder, own, model_name="tiny", checkpoint=lambda: "step 1")
     with serving(service, routers=[page.router(service)]) as url:
         yield url, folder
     service.watch.close()

@@ -14,7 +14,7 @@ from lm.infer.engine.request import Likely, Request
 from lm.serve import store as stores
 from lm.serve.api.protocol import ApiError
 from lm.serve.guardrails import MASKED
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings, watch_settings
 from tests.lm.serve.played_engine import PlayedEngine
 from tests.lm.serve.test_serve_metrics import values
@@ -43,7 +43,7 @@ def watched(tmp_path):
         given = {"constitution": str(tmp_path / "constitution.yaml"), "reference": 150, "recent": 100, "status_seconds": 0}
         engine = PlayedEngine()
         where = {"model_name": "tiny", "checkpoint": lambda: "step 9"}
-        watch = open_watch(WatchSettings(**given | {"store_share": 0.0} | settings), tmp_path / "run", engine, **where)
+        watch = Watch(WatchSettings(**given | {"store_share": 0.0} | settings), tmp_path / "run", engine, **where)
         opened.append(watch)
         return watch
 

@@ -21,7 +21,7 @@ from lm.convert.peft import export_peft
 from lm.infer.engine.adapters import Slots
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
 from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until
@@ -262,7 +262,7 @@ def watched(own, tmp_path):
     (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     settings = WatchSettings(constitution=str(tmp_path / "constitution.yaml"), store_share=1.0, status_seconds=0)
     service = Service(own, "tiny")
-    service.watch = open_watch(settings, tmp_path / "run", own, model_name="tiny", checkpoint=lambda: service.checkpoint)
+    service.watch = Watch(settings, tmp_path / "run", own, model_name="tiny", checkpoint=lambda: service.checkpoint)
     yield service
     service.watch.close()
 

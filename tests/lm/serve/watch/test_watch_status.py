@@ -7,8 +7,6 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lm.serve.api.protocol import ApiError
-from lm.serve.guardrails import Guardrails
-from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.watch.behaviour import Alert
@@ -20,10 +18,9 @@ from tests.lm.serve.test_serve_prometheus import served, until
 
 @pytest.fixture
 def watched(tmp_path):
-    metrics, engine = Metrics("tiny <b>"), PlayedEngine()
-    metrics.watch(engine)
+    engine = PlayedEngine()
     settings = WatchSettings(status_seconds=0, status_samples=50, reference=20, recent=20)
-    watch = Watch(settings, tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
+    watch = Watch(settings, tmp_path, engine, model_name="tiny <b>", checkpoint=lambda: "step 9")
     yield watch, engine
     watch.close()
 
