@@ -220,7 +220,7 @@ class Watch:
                 for one in flags:
                     self._decided(one, seen.about["adapter"])
         kept = [seen for seen in batch if seen.measured]
-        found = dict(zip(map(id, kept), measures.measure([seen.summary() for seen in kept], self._judge) if kept else ()))
+        found = dict(zip(map(id, kept), measures.measure(kept, self._judge) if kept else ()))
         for seen in batch:
             measured = found.get(id(seen))
             flagged = bool(seen.decisions) or bool(measured and measured.unsafe)

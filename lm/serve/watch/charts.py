@@ -1,6 +1,6 @@
 """The charts of the status page, each computed from two readings of a server's metrics as Prometheus would.
 
-lm/serve/dashboards/grafana.json has the same charts for Grafana.
+lm/serve/dashboards/grafana.json has these charts and more for Grafana.
 """
 
 import math
@@ -65,15 +65,6 @@ CHARTS = (
     Chart("Latency of a request", "From submission to the last token.", "s", _quantiles("e2e_request_latency_seconds")),
     Chart("Time in the queue", "Before the prompt is read.", "s", _quantiles("request_queue_time_seconds")),
     Chart(
-        "Time of prefill and decoding",
-        "Median.",
-        "s",
-        (
-            Line("quantile", "request_prefill_time_seconds", "prefill", q=0.5),
-            Line("quantile", "request_decode_time_seconds", "decoding", q=0.5),
-        ),
-    ),
-    Chart(
         "Lengths",
         "Tokens of prompts and answers, median.",
         "short",
@@ -82,7 +73,6 @@ CHARTS = (
             Line("quantile", "request_generation_tokens", "answer", q=0.5),
         ),
     ),
-    Chart("Tokens of a step", "Of the engine.", "short", _quantiles("iteration_tokens_total")),
     Chart(
         "Finished requests",
         "A second, by reason.",
@@ -90,7 +80,6 @@ CHARTS = (
         (Line("rate", "request_success_total", by=("finished_reason",)), Line("rate", "num_preemptions_total", "pre-empted")),
     ),
     Chart("HTTP answers", "A second, by status.", "reqps", (Line("rate", "http_requests_total", by=("status",)),)),
-    Chart("HTTP latency", "All routes.", "s", _quantiles("http_request_duration_seconds")),
     Chart("Guardrails", "Decisions a second.", "reqps", (Line("rate", "guardrail_decisions_total", by=("action",)),)),
     Chart("Behaviour", "Shares of recent exchanges.", "percentunit", (Line("gauge", "behaviour_rate", by=(*WHO, "measure")),)),
     Chart(
@@ -105,13 +94,6 @@ CHARTS = (
         "short",
         (Line("gauge", "behaviour_evidence", by=(*WHO, "stream")),),
     ),
-    Chart(
-        "Drift",
-        "Population stability index against the reference; over 0.25 is a large change.",
-        "short",
-        (Line("gauge", "behaviour_psi", by=(*WHO, "stream")),),
-    ),
-    Chart("Alerts", "1 until the behaviour is accepted.", "short", (Line("gauge", "behaviour_alert", by=(*WHO, "stream")),)),
     Chart("Feedback", "Ratings a second.", "reqps", (Line("rate", "feedback_total", by=("rating",)),)),
     Chart(
         "Monitor and store",

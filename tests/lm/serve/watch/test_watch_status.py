@@ -110,7 +110,7 @@ def test_in_a_browser(watched, tmp_path):
             seen = until(lambda: drawn(browser))
             assert len(seen["plots"]) == len(CHARTS) and seen["scroll"] <= 0
             assert all(plot["shown"] and plot["width"] > 250 and plot["right"] <= width for plot in seen["plots"])
-            assert sum(plot["ink"] > 0 for plot in seen["plots"]) >= 15
+            assert sum(plot["ink"] > 0 for plot in seen["plots"]) >= 12
             assert browser.run("document.querySelectorAll('img').length") == 0
             assert hostile in browser.run("document.querySelector('#alerts').textContent")
             browser.picture(tmp_path / f"status-{width}.png")
