@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.evals.stats.chance import value_text, words
-from lm.evals.stats.measures import badness, ideal, interval, is_number, main_metric, scale, tasks
+from lm.evals.stats.measures import badness, ideal, is_number, main_metric, scale, tasks
 from lm.reports.page import count
 
 ALPHA = 0.05
-WIDE = 0.05  # half of an interval of a share: wider ones are called wide
 NAMED = 4  # most tasks that a sentence names
 TEMPLATES = {"none": "none: plain prompts", "own": "the model's own", "plain": "plain: “User: …”, “Assistant: …”"}
 
 
 def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparison: Mapping[str, Mapping]) -> list[str]:
-    """Return sentences: what was evaluated, how it compares with chance and with the other runs, what a limit costs.
+    """Return sentences: what was evaluated, how it compares with chance and with the other runs.
 
     Args: runs: results by name, this run first. judged: "tasks" of report.json. comparison: result of compare_runs by name.
     """
@@ -27,7 +26,7 @@ def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparis
     sentences += against_chance(results, judged)
     for other, theirs in others:
         sentences += [against(other, comparison[other]), *differing(theirs, results, other)]
-    return sentences + wide(results)
+    return sentences
 
 
 def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]:
@@ -83,21 +82,6 @@ def differing(theirs: Mapping, results: Mapping, other: str) -> list[str]:
         if key not in ("model", "seed") and before.get(key) not in (None, value)
     ]
     return [f"Its settings differ from those of {other}: {'; '.join(differences)}."] if differences else []
-
-
-def wide(results: Mapping) -> list[str]:
-    """Return a sentence about wide intervals of the main metrics and their cure, if a limit left items out."""
-    limit, halves = results.get("limit"), {}
-    for task, result in tasks(results).items() if limit is not None else ():
-        metric = main_metric(result)
-        pair = None if metric is None else interval(result, metric)
-        if pair is not None and scale(metric, result[metric]) == "share" and (limit < 1 or result["n"] >= limit):
-            halves[task] = (pair[1] - pair[0]) / 2
-    widest = max(halves, key=halves.__getitem__, default=None)
-    if widest is None or halves[widest] <= WIDE:
-        return []
-    points = f"up to ±{100 * halves[widest]:.0f} points ({widest})"
-    return [f"The limit of {limited(limit)} makes intervals wide, {points}: four times the items would halve them."]
 
 
 def limited(limit: float | None) -> str:

@@ -141,7 +141,6 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Gradient norm",
         "Throughput",
         "val/explained",
-        "Where the time goes",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
     assert "Right answers (accuracy) rose from 0.125 to 0.875: better." in text
