@@ -14,7 +14,6 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lm.reports.metric_groups import COLOURS
@@ -71,7 +70,8 @@ def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *,
             ax.set_ylabel(unit)
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
-        if steps and not _is_below(ax.get_legend()):
+        names = ax.get_legend().get_texts() if ax.get_legend() else ()
+        if steps and len(names) <= INSIDE:
             figure.subplots_adjust(*_fitted(ax))  # where Matplotlib measures every text, it takes twice as long
         else:
             figure.set_layout_engine("constrained")
@@ -95,10 +95,6 @@ def _fitted(ax: Axes) -> tuple[float, float, float, float]:
     left = pad + digit * digits + line * bool(ax.get_ylabel())
     top = 2 * line if ax.child_axes else pad
     return left / width, 2 * line / height, 1 - 3 * pad / width, 1 - top / height
-
-
-def _is_below(legend: Legend | None) -> bool:
-    return legend is not None and len(legend.get_texts()) > INSIDE
 
 
 def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:

@@ -185,14 +185,15 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
     """Return the page, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
     validation, before = report.get("validation") or {}, report.get("before") or {}
-    rows = text_sources(report)
+    rows, grams = text_sources(report), baselines(validation)
+    models = {"before this run": before.get("bits_per_byte"), "this model": validation.get("bits_per_byte")}
     return render(
         "train.html.j2",
         report,
         verdict=_verdict(report),
-        bars=_bars(validation, before),
+        bars=[(name, value) for name, value in (grams | models).items() if value is not None],  # of the headline
         by_source=by_source(validation, before),
-        curves=curves([*train, *valid], method="pretraining", baselines=baselines(validation)),
+        curves=curves([*train, *valid], method="pretraining", baselines=grams),
         rows=rows,
         epochs=epochs_text(rows),
         data_notes=text_notes(report),
@@ -234,10 +235,3 @@ def by_source(validation: Mapping, before: Mapping = {}) -> list[tuple[str, floa
     """Return (source, bits per byte before the run, and after it) if the validation text is of several sources."""
     names = [key.partition("/")[2] for key in validation if key.startswith("bits_per_byte/")]
     return [(name, before.get(f"bits_per_byte/{name}"), validation[f"bits_per_byte/{name}"]) for name in names]
-
-
-def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
-    """Return the bars of the headline: the baselines, the model before the run, and the model."""
-    bars = [*baselines(validation).items()]
-    bars += [("before this run", before.get("bits_per_byte")), ("this model", validation.get("bits_per_byte"))]
-    return [(name, value) for name, value in bars if value is not None]

@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
             name=service.name,
             watched=service.watch is not None,
             media=" ".join(kind for kind in KINDS if service.towers is not None and getattr(service.towers, kind) is not None),
-            most=service.limits.media,
+            most=service.limits.max_media,
             bytes=service.limits.media_bytes,
         )
         return Response(html, headers=HEADERS, media_type="text/html")

@@ -18,10 +18,10 @@ from lm.files.untrusted import shown
 from lm.serve import page
 from lm.serve.api.app import make_app
 from lm.serve.api.limits import HEAD, Connection
-from lm.serve.api.service import Service, newest_step
+from lm.serve.api.service import Limits, Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import Watch
-from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of, watch_settings
+from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, name_of, watch_settings
 from lm.train.values import MAX
 
 CONNECTIONS = 1024  # at once; more are answered with 503
@@ -53,7 +53,7 @@ def opened(config) -> Iterator[Service]:
             engine,
             name_of(config),
             template=Path(file).read_text(encoding="utf-8") if file else chat_template_of(config.checkpoint),
-            limits=limits_of(config),
+            limits=Limits(**{field.name: config[field.name] for field in dataclasses.fields(Limits)}),
             adapter_dir=Path(config.adapters.dir) if config.adapters.dir else None,
             origin=config.checkpoint,
             towers=_towers(config, engine),

@@ -14,7 +14,7 @@ from lm.errors import UserError
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
 from lm.serve.api.limits import Settings, read_keys
-from lm.serve.api.service import NAME, Limits
+from lm.serve.api.service import NAME
 from lm.train.checks import check_model, check_writer
 from lm.train.values import MAX
 
@@ -108,18 +108,6 @@ def adapter_count(config) -> int:
     return max(count, config.adapters.count or count + (MORE if config.adapters.dir else 0))
 
 
-def limits_of(config) -> Limits:
-    return Limits(
-        tokens=config.max_prompt_tokens,
-        new_tokens=config.max_new_tokens,
-        choices=config.max_choices,
-        seconds=config.timeout,
-        unread=config.unread_tokens,
-        media=config.max_media,
-        media_bytes=config.media_bytes,
-    )
-
-
 def app_settings(config) -> Settings:
     """Return the settings of the HTTP application. Raises: UserError if other machines reach a server without keys."""
     loopback = is_loopback(config.host)
@@ -140,13 +128,7 @@ def app_settings(config) -> Settings:
 
 @dataclasses.dataclass(frozen=True)
 class WatchSettings:
-    """constitution: YAML file whose policies are the guardrails; "": none.
-    share: of requests that are measured. reference, recent, alpha: see lm/serve/watch/behaviour.py. reference_file: a window of
-      an earlier run for all checkpoints and adapters; "": each collects its own.
-    judge: what calls answers unsafe beside the guardrails: classifier:FOLDER, openai:URL, or "".
-    store_share: of exchanges that are stored; those that are flagged or rated always are. store_days, store_megabytes: limits,
-      0: none. status_seconds, status_samples: of the status page.
-    """
+    """Keys of the sections guardrails, monitor, store (store_…) and status (status_…): see configs/serve/default.py."""
 
     constitution: str = ""
     share: float = 1.0

@@ -146,7 +146,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten(own):
 def test_a_slow_reader_is_cancelled(tokenizer):
     """The client reads nothing of some megabytes: neither the engine nor the memory of the server waits for it."""
     own = engine_of(tokenizer)
-    with serving(Service(own, "tiny", limits=Limits(unread=5)), Settings(read_seconds=1.0)) as url:
+    with serving(Service(own, "tiny", limits=Limits(unread_tokens=5)), Settings(read_seconds=1.0)) as url:
         port = int(url.rpartition(":")[2])
         fields = {
             "prompt": [5] * 900,
@@ -171,7 +171,7 @@ def test_a_slow_reader_is_cancelled(tokenizer):
 
 def test_a_full_queue_is_429_and_a_late_answer_408(own, monkeypatch):
     monkeypatch.setattr("lm.serve.api.service.GRACE", 0.5)
-    with serving(Service(own, "tiny", limits=Limits(seconds=0.5))) as url, held(own):
+    with serving(Service(own, "tiny", limits=Limits(timeout=0.5))) as url, held(own):
         answers = []
         threads = [
             threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", {"prompt": "a", "max_tokens": 5})))

@@ -73,7 +73,7 @@ def expected(folder):
 def served(folder, tmp_path_factory):
     """(URL, service, folder of the store)."""
     engine = open_engine(folder, Capacity(rows=4, budget=16, pages=200))
-    limits = Limits(seconds=60.0, media=2, media_bytes=50_000)
+    limits = Limits(timeout=60.0, max_media=2, media_bytes=50_000)
     service = Service(engine, "tiny", limits=limits, towers=towers_of(folder, engine.config, engine.tokenizer))
     store = tmp_path_factory.mktemp("watch")
     settings = WatchSettings(status_seconds=0, store_share=1.0)
