@@ -14,7 +14,7 @@ from lm.align.alarms import alarms, is_better
 from lm.files.saving import plain
 from lm.reports.curves import curves
 from lm.reports.data_used import alignment_epochs, example_notes
-from lm.reports.measures import judged, meaning, own_measure
+from lm.reports.metric_groups import judged, meaning, own_measure
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, save
 from lm.reports.provenance import accounts, signed, with_stopped
@@ -48,8 +48,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             measures {measure: its description}, data ({split: {label: count or {reason: count}}}, and the same for `tasks`),
             notes (list of str), training {steps, tokens, skipped}, stages {name: seconds}.
 
-    The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`), profile
-    (see `traced`), goodput (lm/train/goodput.py) and best_of, the statistics of a run that answered each prompt several times.
+    The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`), profile and
+    goodput (see `accounts`), and best_of, the statistics of a run that answered each prompt several times.
     """
     workdir, report = Path(workdir), plain(report)
     train, valid = load_metrics(workdir / "metrics.jsonl")

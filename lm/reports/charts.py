@@ -34,13 +34,10 @@ INSIDE = 3  # maximum names of a legend inside its chart
 
 
 def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, steps: bool = True, unit: str = "") -> Markup:
-    """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
+    """Draw one chart over steps as SVG with the page's font and theme. unit: of the y axis.
 
-    Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space.
-
-    Args:
-      steps: False for a chart over something else; `draw` then sets its ticks.
-      unit: of the y axis.
+    Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space. tokens: token counts by
+    step, for the top axis. steps: False for a chart over something else; `draw` then sets its ticks.
     """
     style = {
         "svg.fonttype": "none",

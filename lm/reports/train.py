@@ -153,22 +153,11 @@ def _all_stages(workdir: Path, stages: dict[str, float]) -> dict[str, float]:
 def write(workdir: str | os.PathLike, report: dict) -> None:
     """Write `report.json` and `report.html` into `workdir`, each atomically; curves come from its `metrics.jsonl`.
 
-    Args:
-        workdir: an existing directory.
-        report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak, `tflops` 1e12 FLOP per second.
-            title, finished (bool), config (nested), machine (lm.runs.provenance.machine),
-            provenance (lm/reports/provenance.py), parameters (count),
-            before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from),
-            parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
-            data {sources: {name: {documents, exact_duplicates, near_copies, train_documents, valid_documents, bytes,
-            train_bytes, valid_bytes, tokens_in, tokens_packed, tokens_padded, rows}}, notes (how they were counted: list)},
-            mixture (see `mixture`),
-            validation {loss, bits_per_byte, bits_per_byte/SOURCE, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
-            samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
-            stages {name: seconds}, training {steps, tokens, skipped, rewinds}.
+    report: what `write_report` makes; every part may be missing. Loss is in nats per token; `mfu` is a fraction of the peak,
+    `tflops` 1e12 FLOP per second.
 
     Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `verdict`, `next`
-    (see `next_steps`), `profile` (see `traced`), `goodput` (lm/train/goodput.py), and `before` if metrics.jsonl has a
+    (see `next_steps`), `profile` and `goodput` (see `accounts`), and `before` if metrics.jsonl has a
     validation at step 0.
     """
     workdir, report = Path(workdir), plain(report)

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from data.media.parts import KINDS
+from lm.serve.api import limits
 from lm.serve.api.service import Service
 
 HERE = Path(__file__).parent / "templates"
@@ -29,13 +30,7 @@ POLICY = (
     "require-trusted-types-for 'script'",
     "trusted-types 'none'",
 )
-HEADERS = {
-    "Content-Security-Policy": "; ".join(POLICY),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
+HEADERS = limits.HEADERS | {"Content-Security-Policy": "; ".join(POLICY)}
 
 
 def router(service: Service) -> APIRouter:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from lm.serve.api.limits import HEAD, Connection
 from lm.serve.api.service import Limits, Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import Watch
-from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, name_of, watch_settings
+from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, name_of, run_until_signal, watch_settings
 from lm.train.values import MAX
 
 CONNECTIONS = 1024  # at once; more are answered with 503
@@ -119,14 +118,10 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     if config.watch:
         threading.Thread(target=watch, args=(service, config.checkpoint, config.watch, end), daemon=True).start()
     server = Server(app, service, config.drain, config.read_seconds)
-    # uvicorn raises the signal again when it is done; the exit code is then 0.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server.run([sock])
+        run_until_signal(server, sock)
     finally:
         end.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
         service.engine.close(config.drain)
 
 

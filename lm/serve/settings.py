@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import ipaddress
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -165,6 +166,17 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         raise UserError(f"host={host}: no such address; name one of this machine, such as 127.0.0.1 or 0.0.0.0") from None
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+def run_until_signal(server, sock: socket.socket) -> None:
+    """Run a uvicorn.Server on a listening socket until SIGTERM or Ctrl-C."""
+    # uvicorn raises the signal again when it is done; the exit code is then 0.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run([sock])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bound(host: str, port: int) -> socket.socket:

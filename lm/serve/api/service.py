@@ -49,10 +49,7 @@ class Service:
 
     engine: of lm.infer.engine. name: of the model in requests. template: Jinja for chats; None: the tokenizer's own.
     adapter_dir: folder of adapters that clients may load; None: they may load none. origin: path of the checkpoint.
-    towers: what the model sees and hears; None: it reads text.
-
-    checkpoint: the weights that new requests get, in words.
-
+    towers: what the model sees and hears; None: it reads text. checkpoint: the weights that new requests get, in words.
     watch: lm.serve.monitor.Watch, which may check and change what is asked and answered; None: nobody does.
     """
 
