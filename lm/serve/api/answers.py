@@ -155,7 +155,7 @@ class TextStream:
 
     def _released(self, over: bool) -> Piece:
         over = over or self.stopped
-        held = 0 if over else overlap(self._pending, self._stops)
+        held = overlap(self._pending, self._stops) if self._stops and not over else 0
         text = self._pending[: len(self._pending) - held]
         self._pending = self._pending[len(text) :]
         self._passed += len(text)
