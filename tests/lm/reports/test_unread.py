@@ -7,8 +7,7 @@ import pytest
 from configs.curate import default
 from data.recipe.run import prepare, run
 from lm.errors import UserError
-from lm.reports.curate import verdict, write
-from lm.reports.unread import sentences
+from lm.reports.curate import sentences, verdict, write
 
 
 def row(path: str, documents: int = 0, where: str = "", reason: str = "damaged gzip", place=None, count: int = 1) -> dict:
