@@ -2,8 +2,8 @@
 
 python -m lm.compare runs/adamw-0 runs/adamw-1 runs/adamw-2 runs/muon-0 runs/muon-1 runs/muon-2 [--measure=bits_per_byte]
 
-Runs whose configs differ only in `seed` are one arm, and the first run belongs to the first arm. Each other arm is compared with
-it by a paired t test over the seeds that both have. The curves of all runs are written to --out.
+Runs whose configs differ only in `seed` are one arm, and the first run belongs to the first arm. Each other arm is compared
+with it by a paired t test over the seeds that both have. The curves of all runs are written to --out.
 """
 
 import math

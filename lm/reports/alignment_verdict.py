@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.align.alarms import is_better
 from lm.evals.stats.intervals import wilson
 from lm.evals.stats.significance import mcnemar, paired
-from lm.reports.measures import is_better, meaning, own_measure
+from lm.reports.metric_groups import meaning, own_measure
 from lm.reports.page import number
 from lm.runs.workdir import kept_json
 

@@ -45,7 +45,7 @@ def config_of(corpus: Path, checkpoint: Path | str, rules=None, **keys) -> dict:
 
 
 def curate(workdir: Path, config: dict) -> dict:
-    return run(config, workdir, prepare(config, workdir, STAGES))
+    return run(config, workdir, prepare(config, STAGES))
 
 
 def test_a_recipe_filters_by_perplexity(corpus, models, tmp_path):
@@ -82,7 +82,7 @@ def test_workers_change_nothing(corpus, models, tmp_path, monkeypatch):
 
 def test_results_depend_on_the_content_of_a_checkpoint(corpus, models, tmp_path):
     def key(path: Path) -> str:
-        return prepare(config_of(corpus, path), None, STAGES)[0][1].key
+        return prepare(config_of(corpus, path), STAGES)[0][1].key
 
     copy = shutil.copytree(models[1], tmp_path / "model")
     before = key(copy)
@@ -95,7 +95,7 @@ def test_results_depend_on_the_content_of_a_checkpoint(corpus, models, tmp_path)
     assert key(copy) != before
     # A checkpoint that changes during a run is refused.
     config = config_of(corpus, copy)
-    prepared = prepare(config, None, STAGES)
+    prepared = prepare(config, STAGES)
     weights[-3] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     with pytest.raises(UserError, match="has changed since the run began"):
@@ -122,4 +122,4 @@ def test_a_model_without_a_tokenizer(corpus, models, tmp_path):
     for path in copy.glob("token*"):
         path.unlink()
     with pytest.raises(UserError, match="perplexity.checkpoint: .*has no tokenizer"):
-        prepare(config_of(corpus, copy), None, STAGES)
+        prepare(config_of(corpus, copy), STAGES)

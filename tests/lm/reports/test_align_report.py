@@ -6,10 +6,9 @@ import re
 
 import pytest
 
-from lm.errors import UserError
 from lm.reports import align as align_report
-from lm.reports import samples as report_samples
 from lm.reports.alignment_verdict import alignment_verdict
+from lm.train import history
 from tests.lm.reports.test_report import Page
 
 HOSTILE = "4 </pre><script>alert(1)</script>"
@@ -30,7 +29,7 @@ FULL = {
     "next": [],
     "stages": {"data": 1.5, "training": 300.0},
 }
-HEADINGS = ["Data", "Before and after", "Curves", "Samples", "Wall time", "Machine", "Config"]
+HEADINGS = ["Answers before and after", "Data", "Before and after", "Curves", "Wall time", "Machine", "Config"]
 
 
 def rl_lines(steps=60):
@@ -139,11 +138,10 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Clipped ratios",
         "Completion length",
         "Cut and idle",
-        "Learning rate",
+        "val/explained",
+        "Learning rate",  # these are folded
         "Gradient norm",
         "Throughput",
-        "val/explained",
-        "Where the time goes",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
     assert "Right answers (accuracy) rose from 0.125 to 0.875." in text
@@ -165,17 +163,18 @@ def test_a_run_on_pairs_has_its_own_charts(tmp_path):
     assert "win_rate is 0.7." in text
 
 
-def test_samples_are_by_prompt_newest_first_and_differences_are_marked(tmp_path):
+def test_the_first_and_the_newest_answer_stand_side_by_side_and_differences_are_marked(tmp_path):
     text = (a_run(tmp_path) / "report.html").read_text(encoding="utf-8")
+    assert text.index("Answers before and after") < text.index('class="tiles"')
     articles = text.split("<article>")[1:]
     assert len(articles) == 2
     assert "&lt;b&gt;3 + 3?&lt;/b&gt;" in articles[1]
     for article in articles:
-        newest, earlier = article.split("<details>")
-        assert "step 40, reward 0.1 (answer 0, format 0.5), 7 tokens" in newest and "<ins>" not in newest
-        assert [int(step) for step in re.findall(r"step (\d+)", earlier)] == [0, 20, 40]
-        assert re.findall(r"<ins>(.*?)</ins>", earlier) == [" 20", " 40"]
-        assert earlier.count("cut by the limit") == 1
+        sides, between = article.split("<details>")[:2]
+        assert [int(step) for step in re.findall(r"step (\d+)", sides)] == [0, 40]
+        assert "step 40, reward 0.1 (answer 0, format 0.5), 7 tokens" in sides and "<ins>" not in sides
+        assert [int(step) for step in re.findall(r"step (\d+)", between.split("</details>")[0])] == [20, 40]
+        assert re.findall(r"<ins>(.*?)</ins>", between) == [" 20", " 40"]
         assert article.count("&lt;script&gt;") == 4
 
 
@@ -185,16 +184,16 @@ def test_a_long_run_shows_some_samples_and_stays_small(tmp_path):
             yield {"step": step, "prompt": "tell", "completion": f"{step} " + "word " * 1000}
 
     text = (a_run(tmp_path, FULL, lambda: rl_lines(2000), many) / "report.html").read_text(encoding="utf-8")
-    assert [int(step.replace(",", "")) for step in re.findall(r"step ([\d,]+)</p>", text)] == [999, 0, 250, 500, 749, 999]
+    assert [int(step.replace(",", "")) for step in re.findall(r"step ([\d,]+)</p>", text)] == [0, 999, 250, 500, 749, 999]
     assert "more characters)" in text
     assert len(text) < 1_500_000
 
 
 def test_marked_words_are_those_that_were_not_there():
-    assert report_samples.marked(None, "a <b>") == "a &lt;b&gt;"
-    assert report_samples.marked("a b c", "a x c d") == "a<ins> x</ins> c<ins> d</ins>"
-    assert report_samples.marked("same", "same") == "same"
-    assert report_samples.marked("", "new\n") == "<ins>new\n</ins>"
+    assert align_report.marked(None, "a <b>") == "a &lt;b&gt;"
+    assert align_report.marked("a b c", "a x c d") == "a<ins> x</ins> c<ins> d</ins>"
+    assert align_report.marked("same", "same") == "same"
+    assert align_report.marked("", "new\n") == "<ins>new\n</ins>"
 
 
 def test_what_was_dropped_is_counted_by_reason(tmp_path):
@@ -217,13 +216,13 @@ def test_a_conversation_with_tools_is_shown_turn_by_turn(tmp_path):
         {"role": "tool", "content": "42"},
         {"role": "assistant", "content": "It is 42."},
     ]
-    (shown,) = report_samples.shown_samples([{"step": 1, "prompt": "6 * 7?", "completion": "It is 42.", "messages": turns}])
+    (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6 * 7?", "completion": "It is 42.", "messages": turns}])
     assert shown["newest"]["text"].split("\n") == [
         '[assistant] {"name": "calculator", "arguments": {"expression": "6 * 7"}}',
         "[tool] 42",
         "[assistant] It is 42.",
     ]
-    (shown,) = report_samples.shown_samples([{"step": 1, "prompt": "6?", "completion": "six", "messages": turns[2:]}])
+    (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6?", "completion": "six", "messages": turns[2:]}])
     assert shown["newest"]["text"] == "six"
 
 
@@ -243,7 +242,7 @@ def test_alarms_are_on_the_page_and_in_the_json(tmp_path):
             yield {**line, "completions/clipped_ratio": 0.9} if "loss" in line else line
 
     text = (a_run(tmp_path, FULL, broken) / "report.html").read_text(encoding="utf-8")
-    assert Page(text).headings == ["Data", "Alarms", *HEADINGS[1:]]
+    assert Page(text).headings == [*HEADINGS[:2], "Alarms", *HEADINGS[2:]]
     (alarm,) = json.loads((tmp_path / "report.json").read_text())["alarms"]
     assert alarm["kind"] == "clipped" and alarm["step"] == 5
     assert alarm["text"] in text
@@ -274,8 +273,7 @@ def test_lines_of_a_resumed_run_count_once(tmp_path):
         [{"step": 2, "loss": 2.0}, {"step": 1, "loss": 3.0}, {"step": 2, "valid_loss": 1.0}, {"step": 2, "loss": 1.5}],
     )
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5}, {"step": 2, "valid_loss": 1.0}]
-    assert align_report.load_lines(tmp_path / "m") == lines
-    assert align_report.load_lines(tmp_path / "absent") == []
+    assert history.load_metrics(tmp_path / "m") == (lines[:2], lines[2:])
 
 
 @pytest.mark.parametrize(
@@ -327,15 +325,3 @@ def test_a_share_of_pairs_is_held_against_chance_since_0_before_is_by_constructi
     (tmp_path / "held_out.json").write_text(json.dumps({"before": {name: [(0.0, 1.0)] * n}, "after": {name: values}}))
     report = {"method": "dpo", "before": {name: 0.0}, "after": {name: hits / n}}
     assert alignment_verdict(report, tmp_path).endswith(end)
-
-
-def test_a_page_is_drawn_anew_from_its_workdir(tmp_path, capsys):
-    a_run(tmp_path)
-    before = (tmp_path / "report.html").read_text()
-    (tmp_path / "report.html").unlink()
-    align_report.main([str(tmp_path)])
-    assert (tmp_path / "report.html").read_text() == before
-    with pytest.raises(UserError, match="name a workdir"):
-        align_report.main([str(tmp_path / "nowhere")])
-    with pytest.raises(UserError, match="name one workdir"):
-        align_report.main([str(tmp_path)] * 2)
