@@ -12,12 +12,12 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from lm.align.settings import example_kind
+from lm.align.settings import TASK_ROWS, example_kind
 from lm.parallel import hosts
 from lm.parallel.mesh import row_ways
 
 EPOCHS, PASS_STEPS = 3.0, 16
-TASK_STEPS, TASK_ROWS = 200, 32
+TASK_STEPS = 200
 WARMUP, WARMUP_SHARE = 10, 0.1  # steps, and their largest share of a run
 MAX_ROWS = {"conversation": 32, "pair": 16, "labelled": 16, "steps": 16}  # of a batch, by kind of example
 UNITS = 32  # held-out batches
