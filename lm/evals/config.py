@@ -9,7 +9,7 @@ from lm.errors import UserError, after
 from lm.evals import compare
 from lm.evals.task import Task, TaskSettings
 from lm.evals.tasks.catalogue import open_task, path_of, read_spec, spelt, text_of
-from lm.evals.tasks.data import check_folder
+from lm.evals.tasks.items import check_folder
 
 
 def settings_of(config) -> TaskSettings:

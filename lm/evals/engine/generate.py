@@ -18,6 +18,7 @@ from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.spectrograms import FRAMES
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.likelihood import CACHE, Work, slot_bytes
+from lm.evals.engine.prefix_plan import divided
 from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
@@ -226,18 +227,11 @@ def _batches(model: Transformer, asks: list[Ask], shared: int, most: int) -> Ite
         fetched = 1 + rows * (width + new / 2) * slot_bytes(config) / weights
         return shape + batches * (rows * width + new * STEP[kind] * fetched)
 
-    best: list[tuple[float, list[int]]] = [(0.0, [])]  # for the asks up to each end: the cost, and where groups end
-    for k, end in enumerate(ends):
-        begins = [0, *ends[:k]]
-        options = [(best[j][0] + cost(begin, end), [*best[j][1], end]) for j, begin in enumerate(begins)]
-        best.append(min(options))
-    begin = 0
-    for end in best[-1][1]:
+    for begin, end in divided([0, *ends], len(asks), cost):
         width = lengths[end - 1]
         _, rows = _split(model, end - begin, shared + width, new, most)
         for at in range(begin, end, rows):
             yield width, rows, asks[at : min(at + rows, end)]
-        begin = end
 
 
 def _width(length: int) -> int:

@@ -144,12 +144,12 @@ def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
 
 
 class _Reader:
-    """A model that reads batches, and the cached states of the current wave's prefixes."""
+    """A model that reads batches, and the cached states of the current prefixes."""
 
     def __init__(self, model: Transformer):
         self.config = model.config
         self.graph, self.params = nnx.split(dropless(model))
-        self.wave, self.states = -1, None
+        self.prefixes, self.states = None, None
 
     def is_alone(self, length: int) -> bool:
         """Return whether rotary angles depend on the length of such a row, so that it must not share a row or be padded."""
@@ -158,20 +158,17 @@ class _Reader:
 
     def works(self, requests: list[tuple[int, Request]], costs: Costs, exact: int = 0) -> Iterator[Work]:
         """Yield the batches of requests. exact: row length that must not be padded; 0: any."""
-        planned = plan([r.context for _, r in requests], [r.continuation for _, r in requests], costs)
-        for batch in planned.batches:
+        for batch in plan([r.context for _, r in requests], [r.continuation for _, r in requests], costs):
             batch = batch._replace(T=exact) if exact else batch
             numbers = sorted({number for row in batch.rows for trie in row.tries for number in trie.answers})
             tokens = sum(len(trie.tokens) for row in batch.rows for trie in row.tries)
-            prefixes = planned.waves[batch.wave] if batch.P else []
             owners = {number: requests[number][0] for number in numbers}
             shape = (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W)
-            run = functools.partial(self.run, batch, prefixes, owners)
-            yield Work(list(owners.values()), shape, run, tokens)
+            yield Work(list(owners.values()), shape, functools.partial(self.run, batch, owners), tokens)
 
-    def run(self, batch: Batch, prefixes: list[np.ndarray], owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
-        states = self._states(batch, prefixes) if batch.P else None
-        rows, where = _laid_out(batch, prefixes)
+    def run(self, batch: Batch, owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
+        states = self._states(batch) if batch.P else None
+        rows, where = _laid_out(batch)
         logps_BNK, best_BN = _scored(self.graph, self.params, states, _Rows(*place_rows(*rows)))
         logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
         scored = {}
@@ -183,14 +180,14 @@ class _Reader:
             scored[owner] = Scored(logps, best_BN[b, n] == rows.targets_BNK[b, n, k])
         keep(scored)
 
-    def _states(self, batch: Batch, prefixes: list[np.ndarray]):
-        """Return the states of the wave's prefixes, replicated on every device."""
-        if self.wave != batch.wave:
+    def _states(self, batch: Batch):
+        """Return the states of the batch's prefixes, replicated on every device."""
+        if self.prefixes is not batch.prefixes:
             self.states = None
             tokens, segments = np.zeros((2, batch.W, batch.P), np.int32)
-            for w, prefix in enumerate(prefixes):
+            for w, prefix in enumerate(batch.prefixes):
                 tokens[w, : len(prefix)], segments[w, : len(prefix)] = prefix, 1
-            self.wave, self.states = batch.wave, _prefixes(self.graph, self.params, *place_rows(tokens, segments))
+            self.prefixes, self.states = batch.prefixes, _prefixes(self.graph, self.params, *place_rows(tokens, segments))
         return self.states
 
 
@@ -208,7 +205,7 @@ class _Rows(NamedTuple):
     targets_BNK: np.ndarray
 
 
-def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[_Rows, dict[int, Any]]:
+def _laid_out(batch: Batch) -> tuple[_Rows, dict[int, Any]]:
     """Return the arrays of a batch, and {request number: (row, its scored slots, its targets in them)}."""
     B, T, P, N, K = batch.B, batch.T, batch.P, batch.N, batch.K
     tokens_BT, positions_BT, valid_BT = np.zeros((3, B, T), np.int32)
@@ -217,7 +214,7 @@ def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[_Rows, dict[int
     which_B, read_B, where = np.zeros(B, np.int32), np.zeros(B, np.int32), {}
     for b, row in enumerate(batch.rows):
         if P:
-            which_B[b], read_B[b] = row.prefix, len(prefixes[row.prefix])
+            which_B[b], read_B[b] = row.prefix, len(batch.prefixes[row.prefix])
         begin, n = 0, 0
         for trie in row.tries:
             here = slice(begin, begin + len(trie.tokens))

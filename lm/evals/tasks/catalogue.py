@@ -46,7 +46,7 @@ def open_task(name: str, settings: TaskSettings) -> Task:
     if name.startswith("harness:"):
         from lm.evals.tasks import harness
 
-        return harness.build(name, {}, settings)
+        return harness.build(name, settings)
     path = path_of(name)
     spec = read_spec(path, name)
     return importlib.import_module(KINDS[spec["kind"]]).build(path.stem, spec, settings)
