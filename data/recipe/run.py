@@ -25,7 +25,6 @@ from data.recipe import units as work
 from data.recipe.finish import Output
 from data.recipe.inputs import Unit, digest, inputs, units
 from data.recipe.plan import Planned, plan
-from data.recipe.stages import Stage
 from data.recipe.units import Job
 from data.text.workers import ordered
 from lm.errors import UserError
@@ -37,12 +36,10 @@ MANIFEST = "manifest.json"
 Map = Callable[[Callable, Any, Iterable[Any]], Iterable[Any]]
 
 
-def prepare(
-    config: Mapping[str, Any], workdir: Path | None = None, more: Mapping[str, Stage] | None = None
-) -> tuple[list[Planned], list[Unit]]:
+def prepare(config: Mapping[str, Any], workdir: Path | None = None) -> tuple[list[Planned], list[Unit]]:
     """Return the stages and the units of a run, and write nothing.
 
-    config: as in configs/curate/default.py. workdir: of the run. more: stages beside those of data/recipe/stages.py, by name.
+    config: as in configs/curate/default.py. workdir: of the run.
     Raises: UserError: no input, an earlier corpus that cannot be compared with, or a fault of the config.
     """
     _spread(config, Path())
@@ -51,7 +48,7 @@ def prepare(
             raise UserError(f"browse.{name}={value}; use 0 or more")
     against = index.find(config["against"], workdir)
     found = units(inputs(config["input"], config["read"]), config["read"]["max_bytes"])
-    return plan(config, found, against, more or {}), found
+    return plan(config, found, against), found
 
 
 def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned], list[Unit]] | None = None) -> dict[str, Any]:
