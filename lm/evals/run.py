@@ -25,13 +25,14 @@ from lm.bucket.places import as_urls
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures
-from lm.evals.config import open_tasks, others_of, settings_of, template_of
+from lm.evals.checks import others_of, settings_of, template_of
 from lm.evals.engine.answers_cache import fingerprint
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import main_metric
 from lm.evals.task import Outcome, Subject, Task
+from lm.evals.tasks.catalogue import open_tasks
 from lm.evals.tasks.core_metric import core
 from lm.files import saving
 from lm.files.saving import plain

@@ -118,17 +118,12 @@ def open_pipelines(name: str, filter_list: Sequence[Mapping[str, Any]] | None) -
                 steps.append(FILTERS[called](**options))
             except (TypeError, re.error) as error:
                 raise UserError(f"task {name}: filter_list: {called}: {error}") from None
-        pipelines[entry["name"]] = _pipeline(steps)
+        pipelines[entry["name"]] = functools.partial(_run, steps)
     return pipelines
 
 
-def _pipeline(steps: Sequence[Filter]) -> Callable[[Sequence[str]], str]:
-    def run(texts: Sequence[str]) -> str:
-        for step in steps:
-            texts = step(texts)
-        return texts[0]
-
-    return run
+def _run(steps: Sequence[Filter], texts: Sequence[str]) -> str:
+    return functools.reduce(lambda texts, step: step(texts), steps, texts)[0]
 
 
 def exact_match(answer: str, targets: Sequence[str], options: Mapping[str, Any]) -> float:

@@ -13,6 +13,7 @@ import yaml
 
 from lm.errors import UserError
 from lm.evals.task import Task, TaskSettings
+from lm.evals.tasks.items import check_folder
 
 FOLDER = Path(__file__).parent / "specs"
 
@@ -38,6 +39,18 @@ KINDS = {
 }
 
 
+def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str, str]]:
+    """Open a comma-separated list of tasks. Return the tasks and {task name: its file's text}. Raises UserError."""
+    wanted = names_of(names)
+    tasks = [open_task(name, settings) for name in wanted]
+    called: dict[str, str] = {}
+    for name, task in zip(wanted, tasks, strict=True):
+        if task.name in called:
+            raise UserError(f"tasks: {called[task.name]} and {name} are both named {task.name}; rename one of the files")
+        called[task.name] = name
+    return tasks, {name: text_of(spelling) for name, spelling in called.items()}
+
+
 def open_task(name: str, settings: TaskSettings) -> Task:
     """Open a task by its name or the path of a .yaml file. harness:NAME and harness:FILE.yaml open lm-evaluation-harness's.
 
@@ -50,6 +63,23 @@ def open_task(name: str, settings: TaskSettings) -> Task:
     path = path_of(name)
     spec = read_spec(path, name)
     return importlib.import_module(KINDS[spec["kind"]]).build(path.stem, spec, settings)
+
+
+def names_of(names: str) -> list[str]:
+    """Return the unique names of a comma-separated list. Raises UserError if there is none."""
+    parts = names.split(",") if ".y" in names else names.replace(",", " ").split()  # the path of a task may have spaces
+    wanted = list(dict.fromkeys(spelt(name.strip()) for name in parts if name.strip()))
+    if not wanted:
+        raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks/specs has them all")
+    return wanted
+
+
+def check_tasks(names: str, settings: TaskSettings) -> None:
+    """Raise UserError for a task that does not exist, has an invalid file, or lacks its data. Reads no data."""
+    for name in names_of(names):
+        if not name.startswith("harness:"):
+            path = path_of(name)
+            check_folder(path.stem, read_spec(path, name), settings)
 
 
 def spelt(name: str) -> str:

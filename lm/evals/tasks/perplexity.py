@@ -23,12 +23,6 @@ from lm.evals.tasks.settings import resolved
 KEYS = documents.KEYS | {"doc_to_target": str, "counted": str}
 
 
-class EmptyDocument(Malformed):
-    """A document without text."""
-
-    kind = "empty_documents"
-
-
 def evaluate(task: FileTask, subject: Subject) -> Outcome:
     """Score doc_to_target. Bytes and words are those of `counted`, if given (WikiText counts the text before clean-up)."""
     problems, columns = task.documents.new_problems(), task.documents.columns
@@ -39,7 +33,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         with prompting.reading():
             text, counted = (str(form.answer(item.doc)) for form in forms)
         if not text.strip() or not counted.strip():
-            raise EmptyDocument("no text")
+            raise Malformed("no text", "empty_documents")
         return text, counted
 
     texts = readable(task.documents.items, texts_of, problems)

@@ -8,9 +8,10 @@ import pytest
 
 from lm.evals.engine import likelihood
 from lm.evals.engine import prefix_plan as trie
-from lm.evals.engine.likelihood import Request, cut, reference
+from lm.evals.engine.likelihood import Request, cut
 from lm.parallel.mesh import make_mesh
 from tests.lm.evals import tiny_models
+from tests.lm.evals.engine.full_logits import reference
 
 LENGTH = 96
 
