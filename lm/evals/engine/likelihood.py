@@ -87,12 +87,14 @@ def work(
       max_length: positions of the model that may be used.
       batch_tokens: slots of a batch; None: the value in BATCH.
     """
-    reader, costs = _Reader(model), _costs(model, batch_tokens)
+    reader, costs, rope = _Reader(model), _costs(model, batch_tokens), model.config.rope
+    # Rotary angles of longer rows depend on the length, so such a request must not share a row or be padded.
+    varying = model.config.positions == "rotary" and rope.depends_on_length
     together, alone = [], []
     for n, request in enumerate(requests):
         if (fitting := cut(request, max_length)) is not None:
             read = len(fitting.context) + len(fitting.continuation) - 1
-            (alone if reader.is_alone(read) else together).append((read, n, fitting))
+            (alone if varying and read > rope.original_positions else together).append((read, n, fitting))
     yield from reader.works([(n, fitting) for _, n, fitting in together], costs)
     for read, n, fitting in sorted(alone, key=lambda entry: entry[:2]):
         yield from reader.works([(n, fitting)], costs._replace(batch=read * costs.ways), exact=read)
@@ -130,14 +132,8 @@ class _Reader:
     """A model that reads batches, and the cached states of the current prefixes."""
 
     def __init__(self, model: Transformer):
-        self.config = model.config
         self.graph, self.params = nnx.split(dropless(model))
         self.prefixes, self.states = None, None
-
-    def is_alone(self, length: int) -> bool:
-        """Return whether rotary angles depend on the length of such a row, so that it must not share a row or be padded."""
-        rope = self.config.rope
-        return self.config.positions == "rotary" and rope.depends_on_length and length > rope.original_positions
 
     def works(self, requests: list[tuple[int, Request]], costs: Costs, exact: int = 0) -> Iterator[Work]:
         """Yield the batches of requests. exact: row length that must not be padded; 0: any."""
