@@ -127,7 +127,8 @@ def test_other_forms_of_boolq_truthfulqa_math_and_bbh(tmp_path):
     mc1, mc2 = (outcome(tmp_path, f"truthfulqa_mc{n}").samples[0] for n in (1, 2))
     assert mc1["choices"] == [" Yes it is", " No", " Never."] and mc1["target"] == 0
     assert mc2["choices"] == [" Yes it is", " Aye", " No", " Never."] and mc2["target"] == [0, 1]
-    assert outcome(tmp_path, "truthfulqa_gen").samples[0]["reference"] == "Yes it is."
+    task = open_task("truthfulqa_gen", TaskSettings(data_dir=tmp_path, judge="openai:http://localhost"))
+    assert task.documents.items[0].doc["correct_answers"][0] == "Yes it is."
     (tmp_path / "math" / "test" / "geometry").mkdir(parents=True)
     for n in (7, 12):
         row = rows.math(n, "test") | {"type": "Counting & Probability"}
