@@ -1,9 +1,9 @@
 """Generated answers: the model writes, filters extract the answer, and metrics compare it with the targets.
 
-  exact_match  the answer of a filter pipeline equals one of the targets, after lm-evaluation-harness's normalisations of both
-               (ignore_case, ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of
-               MATH instead. With more than one pipeline its name is exact_match_PIPELINE
-  judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
+exact_match  the answer of a filter pipeline equals one of the targets, after lm-evaluation-harness's normalisations of both
+             (ignore_case, ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of
+             MATH instead. With more than one pipeline its name is exact_match_PIPELINE
+judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
 """
 
 from collections.abc import Callable, Mapping, Sequence
