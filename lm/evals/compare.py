@@ -69,11 +69,9 @@ def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0) -
     rows = []
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
-            if row["after"] is None and row["before"] is not None:
-                rows.append({"task": task, "metric": metric, **row})
-            if row["better"] is not False or row["p_holm"] is None or row["p_holm"] >= alpha:
-                continue
-            if badness(metric, row["after"]) - badness(metric, row["before"]) > tolerance:
+            lost = row["after"] is None and row["before"] is not None
+            significant = row["better"] is False and row["p_holm"] is not None and row["p_holm"] < alpha
+            if lost or (significant and badness(metric, row["after"]) - badness(metric, row["before"]) > tolerance):
                 rows.append({"task": task, "metric": metric, **row})
     return rows
 

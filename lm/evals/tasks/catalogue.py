@@ -40,7 +40,10 @@ KINDS = {
 
 
 def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str, str]]:
-    """Open a comma-separated list of tasks. Return the tasks and {task name: its file's text}. Raises UserError."""
+    """Open a comma-separated list of tasks. Return them and {task name: its file's text, or the name of a harness task}.
+
+    Raises: UserError.
+    """
     wanted = names_of(names)
     tasks = [open_task(name, settings) for name in wanted]
     called: dict[str, str] = {}
@@ -48,7 +51,9 @@ def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str
         if task.name in called:
             raise UserError(f"tasks: {called[task.name]} and {name} are both named {task.name}; rename one of the files")
         called[task.name] = name
-    return tasks, {name: text_of(spelling) for name, spelling in called.items()}
+    paths = {name: path_of(spelling) for name, spelling in called.items()}
+    texts = {name: path.read_text(encoding="utf-8") if path.is_file() else called[name] for name, path in paths.items()}
+    return tasks, texts
 
 
 def open_task(name: str, settings: TaskSettings) -> Task:
@@ -91,12 +96,6 @@ def spelt(name: str) -> str:
 def path_of(name: str) -> Path:
     name = name.removeprefix("harness:")
     return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-
-
-def text_of(name: str) -> str:
-    """Return the text of the task's file; for a harness task without one, its name."""
-    path = path_of(name)
-    return path.read_text(encoding="utf-8") if path.is_file() else name
 
 
 def read_spec(path: Path, name: str) -> dict[str, Any]:

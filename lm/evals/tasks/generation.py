@@ -16,7 +16,7 @@ from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import ask
 from lm.evals.stats.joining import Problems
 from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
-from lm.evals.tasks import file_task, media, prompting
+from lm.evals.tasks import file_task, prompting
 from lm.evals.tasks.answers import INVALID, exact_match, open_pipelines
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
@@ -25,7 +25,7 @@ from lm.evals.tasks.settings import check, resolved
 
 KEYS = (
     file_task.KEYS
-    | media.KEYS
+    | prompting.MEDIA_KEYS
     | {"metric_list": list, "areas": dict, "generation_kwargs": dict, "filter_list": list, "repeats": int, "judge_model": str}
 )
 GENERATION_KEYS = {
@@ -155,7 +155,7 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
         chat = endpoint(settings.judge.removeprefix("openai:"), values.get("judge_model") or "")
     elif "exact_match" not in metrics:
         raise UserError(f"task {name}: a model grades its answers; set --config.judge=openai:URL")
-    if any(values.get(key) for key in media.KEYS) and not settings.chat:
+    if any(values.get(key) for key in prompting.MEDIA_KEYS) and not settings.chat:
         raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
     pipelines = open_pipelines(name, values.get("filter_list"))
     sampling_of(name, values)  # raises UserError for invalid keys
