@@ -48,7 +48,7 @@ def build(name: str, settings: TaskSettings) -> "HarnessTask":
         try:
             loaded = manager.load([title])
         except Exception as error:  # data sets are loaded by code of all kinds
-            raise UserError(f"{name}: {type(error).__name__}: {_line(error)}") from error
+            raise UserError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     for attribute, why in (
         ("UNSAFE_CODE", "runs the model's code without a sandbox; use humaneval instead"),
         ("MULTIMODAL", "asks about images or sound: write a task file of ours for it, with doc_to_image or doc_to_audio"),
@@ -75,7 +75,7 @@ def _of_file(path: Path) -> tuple[Any, str]:
     entry = next((entry for entry in manager.task_index.values() if entry.yaml_path == path), None)
     if entry is None:
         raise UserError(f"harness:{path}: the harness reads neither a task nor a group of it; write YAML with a key `task`")
-    inside = entry.cfg["task"]
+    inside = entry.cfg.get("task")
     if isinstance(inside, list) and not all(name in manager.all_tasks for name in inside):
         manager = TaskManager(include_path=str(path.parent))
     return manager, entry.name
@@ -289,7 +289,3 @@ def _seeded(seed: int) -> Iterator[None]:
         os.environ.pop(ALONE)
         if alone is not None:
             os.environ[ALONE] = alone
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
