@@ -28,7 +28,7 @@ def main(config, workdir: Path) -> None:
     check_record(config, workdir)
     check_apart("input", config.input, workdir)
     tokenized.check(config.to_dict())
-    prepared = prepare(config.to_dict(), workdir)
+    prepared = prepare(config.to_dict())
     with locked(workdir):
         save_record(config, workdir)
         figures = run(config.to_dict(), workdir, prepared)

@@ -16,8 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     # builtin:python is the code, docstrings and docs of this Python installation.
     config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
     config.stages = ""  # with commas between, in order; see data/recipe/stages.py
-    config.against = ""  # workdirs of finished runs with commas between; their documents' duplicates are dropped, see docs
-    config.index = True  # write WORKDIR/index, so that later runs can name this one; disk: docs/curate.md, "Later crawls"
     config.runner = "local"  # processes of this machine; or beam: Apache Beam
     config.processes = 0  # of this machine; 0: one on each core
     config.beam_options = ""  # such as "--runner=FlinkRunner --flink_master=HOST:8081"; default: Beam's runner on this machine

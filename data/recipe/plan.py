@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from data.recipe import buckets
 from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import CORPUS
-from data.recipe.index import Index, check
 from data.recipe.inputs import Unit, digest
 from data.recipe.rules import Rule, parse
 from data.recipe.stages import STAGES
@@ -31,7 +30,7 @@ READER, FORMAT = "data.sources.archives", 1  # FORMAT: of the files of stages; a
 class Planned(NamedTuple):
     """A stage of a recipe. key: names its results. rules: those on its columns.
 
-    stage: None for the one that reads the files; a Stage, or one of CORPUS. against: earlier corpora, of a stage that compares.
+    stage: None for the one that reads the files; a Stage, or one of CORPUS.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Planned(NamedTuple):
     options: dict[str, Any]
     key: str
     rules: tuple[Rule, ...]
-    against: tuple[Index, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -50,18 +48,11 @@ class Planned(NamedTuple):
         """Whether the stage compares all documents of the corpus."""
         return self.name in CORPUS
 
-    @property
-    def old(self) -> list[Path]:
-        """Return the folders of what the stage compares with, in the indexes of earlier corpora."""
-        return [index.folder / self.name for index in self.against]
 
-
-def plan(config: Mapping[str, Any], found: Sequence[Unit], against: Sequence[Index] = ()) -> list[Planned]:
+def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
     """Return the stages of a recipe, first the one that reads. Each rule goes to the stage that measures its column.
 
-    against: indexes of earlier corpora.
-    Raises: UserError for an unknown or doubled stage, a rule or `dataset.bucket_by` on a column that no stage measures, or an
-    index of other settings.
+    Raises: UserError for an unknown or doubled stage, or a rule or `dataset.bucket_by` on a column that no stage measures.
     """
     stages = {**STAGES, **CORPUS}
     with naming("rules"):
@@ -84,17 +75,15 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit], against: Sequence[Ind
                 raise UserError(
                     f"{name}.keep={options['keep']!r}: no stage before it measures this column; use first, or a column"
                 )
-            check(against, name, stage.settings(options))
+            stage.settings(options)  # which checks them
             depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
-            depends.append([index.key for index in against])
             columns = stage.columns
         else:
             depends.append(stage.depends(options) if stage.depends else None)
             # A document of one word tells which columns there will be.
             columns = tuple(column for column in stage.run(batch, options) if column != "text")
-        compared = tuple(against) if name in CORPUS else ()
         own = tuple(rules[column] for column in columns if column in rules)
-        planned.append(Planned(name, stage, options, digest(depends), own, compared))
+        planned.append(Planned(name, stage, options, digest(depends), own))
         known.update(columns)
         text = planned[-1].key if stage.rewrites else text
     measured = {rule.column for one in planned for rule in one.rules}
@@ -105,8 +94,6 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit], against: Sequence[Ind
             raise UserError(f"rules.{rule.column}: no stage of the recipe measures it; add its stage, or set the rule to ()")
     if config["tokenizer"]:
         buckets.check(config["dataset"], known)
-    if against and not any(one.compares for one in planned):
-        raise UserError(f"against: no stage of the recipe compares documents; add one of {', '.join(CORPUS)} to stages")
     return planned
 
 

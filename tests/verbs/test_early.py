@@ -25,7 +25,7 @@ from tests.verbs import runs
 from tests.verbs.test_bad_input import refused
 
 TRAIN = ["train.py", "--config=configs/train/tiny.py"]
-ALIGN = ["align.py", "--config=configs/align/sft.py", "--config.init_from={run}", "--config.data.input=builtin:instructions"]
+ALIGN = ["align.py", "--config=configs/align/sft.py", "--config.init_from={run}", "--config.data.input=builtin:arithmetic"]
 EVALUATE = ["evaluate.py", "--config=configs/evaluate/default.py", "--config.checkpoint={run}", "--config.tasks=mmlu"]
 
 

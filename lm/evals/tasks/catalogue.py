@@ -30,11 +30,9 @@ KINDS = {
     "stereoset": "lm.evals.bias.stereoset",
     "winobias": "lm.evals.bias.winobias",
     "continuations": "lm.evals.bias.continuations",
-    "counterfactual": "lm.evals.bias.counterfactual",
     "closed_book": "lm.evals.factuality.closed_book",
     "support": "lm.evals.factuality.support",
     "selfcheck": "lm.evals.factuality.selfcheck",
-    "cloze": "lm.evals.factuality.cloze",
     "redteam": "lm.evals.redteam.task",
 }
 
