@@ -47,11 +47,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.classifier.model = ""  # folder of python -m data.filters.classifier; several: NAME=DIR,NAME=DIR
     config.classifier.name = "quality"  # of a model without NAME=; the column is classifier_NAME
 
-    config.perplexity = ml_collections.ConfigDict()
-    config.perplexity.checkpoint = ""  # a workdir, Hugging Face folder or GGUF file, with its tokenizer
-    config.perplexity.max_tokens = 1024  # first tokens of a document that are read
-    config.perplexity.batch = 1  # documents at a time; more is faster on an accelerator
-
     config.exact_duplicates = ml_collections.ConfigDict()
     config.exact_duplicates.normalise = "whitespace"  # what equal texts may differ in: none, whitespace, case, ccnet
     config.exact_duplicates.keep = "first"  # which of several equal documents stays: the first, or a column's highest
