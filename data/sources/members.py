@@ -53,30 +53,25 @@ class _Format(NamedTuple):
 
 
 class _Damage(Exception):
-    """good: bytes before the damage. used: compressed bytes that they take, of those given last; negative: of earlier ones."""
-
-    def __init__(self, reason: str, detail: str, good: bytes = b"", used: int = 0):
-        super().__init__(detail)
-        self.reason, self.detail, self.good, self.used = reason, detail, good, used
+    """A member cannot be decompressed further. args: (reason, detail), as of `Gap`."""
 
 
-def plain_pieces(file: BinaryIO, start: int = 0) -> Iterator[Piece]:
+def plain_pieces(file: BinaryIO) -> Iterator[Piece]:
     """Yield the bytes of an uncompressed file as one member."""
-    file.seek(start)
+    start = file.seek(0)
     while data := file.read(BLOCK_BYTES // 8):
         yield Piece(data, start, start + len(data), 0)
         start += len(data)
 
 
-def pieces(file: BinaryIO, ending: str, start: int = 0, begins: bytes = b"") -> Iterator[Piece | Gap]:
+def pieces(file: BinaryIO, ending: str, begins: bytes = b"") -> Iterator[Piece | Gap]:
     """Yield the content of a compressed file, and its gaps; reading goes on with the next member behind a gap.
 
     Args:
         ending: one of `FORMATS`.
-        start: where a member begins.
         begins: how the content of each member begins, to recognise one behind a gap.
     """
-    format, source, again = FORMATS[ending], _Source(file, start), SEARCHED_AGAIN
+    format, source, again = FORMATS[ending], _Source(file), SEARCHED_AGAIN
     while source.skip_padding():  # between members, as gzip and xz allow
         first = source.at
         try:
@@ -87,9 +82,10 @@ def pieces(file: BinaryIO, ending: str, start: int = 0, begins: bytes = b"") -> 
             source.go(first + 1 if again > 0 else max(damaged, first + 1))
             again -= damaged - first
             _find(source, format, begins)
-            reason = error.reason if source.at >= damaged else f"damaged {format.name}"
+            reason, detail = error.args
+            reason = reason if source.at >= damaged else f"damaged {format.name}"
             known = source.at > damaged or (source.at == damaged and reason.startswith("truncated"))
-            yield Gap(damaged if known else first, source.at, first, reason, error.detail)
+            yield Gap(damaged if known else first, source.at, first, reason, detail)
 
 
 def _member(source: _Source, format: _Format) -> Iterator[Piece]:
@@ -101,12 +97,7 @@ def _member(source: _Source, format: _Format) -> Iterator[Piece]:
             first, data = source.at, source.take(format.step)
         try:
             block = member.decompress(data, BLOCK_BYTES)
-        except _Damage as error:
-            source.go(source.at - len(data) + error.used)
-            if error.good:
-                yield Piece(error.good, first, source.at, start)
-            raise
-        except (lzma.LZMAError, OSError, *_zstd_errors()) as error:  # OSError: bz2's name for damage
+        except _errors() as error:
             source.go(first)
             big = "limit" in str(error)
             reason = f"xz needs over {XZ_MEMORY >> 20} MiB" if big else f"damaged {format.name}"
@@ -144,7 +135,7 @@ def _is_member(data: bytes, format: _Format, begins: bytes) -> bool:
     for at in range(0, len(data), STEP):
         try:
             content += member.decompress(data[at : at + STEP], BLOCK_BYTES)
-        except (_Damage, lzma.LZMAError, OSError, *_zstd_errors()):
+        except _errors():
             return False
         if member.eof or len(content) >= max(len(begins), 1):
             break
@@ -153,12 +144,11 @@ def _is_member(data: bytes, format: _Format, begins: bytes) -> bool:
 
 
 class _Source:
-    """The bytes of a file from a place on."""
+    """The bytes of a file."""
 
-    def __init__(self, file: BinaryIO, start: int):
-        self._file, self._data, self._from = file, b"", start
-        self.at = start  # of the next byte
-        file.seek(start)
+    def __init__(self, file: BinaryIO):
+        self._file, self._data, self._from = file, b"", file.seek(0)
+        self.at = 0  # of the next byte
 
     def take(self, size: int) -> bytes:
         """Return at most `size` bytes, b"" only at the end."""
@@ -195,30 +185,18 @@ class _Gzip:
     needs_input = property(lambda self: not self._left)
 
     def decompress(self, data: bytes, limit: int) -> bytes:
-        data = self._left + data
-        before = self._inflate.copy() if data and not self._inflate.eof else self._inflate
+        data, before = self._left + data, self._inflate.copy()
         try:
             block = self._inflate.decompress(data, limit)
-        except zlib.error as error:
-            good, used = _good(before, data)
-            raise _Damage("damaged gzip", str(error), good, used - len(self._left)) from error
-        self._left = self._inflate.unconsumed_tail
+            self._left = self._inflate.unconsumed_tail
+        except zlib.error:
+            if len(data) < 2:
+                raise
+            half = len(data) // 2
+            self._inflate, self._left = before, b""
+            block = self.decompress(data[:half], limit)
+            self._left += data[half:]
         return block
-
-
-def _good(inflate: Any, data: bytes) -> tuple[bytes, int]:
-    """Return what can be decompressed of data with an error in it, and how many bytes of it that takes."""
-    good, used = [], 0
-    for size in (1 << 12, 1 << 6, 1):
-        while used < len(data):
-            trial = inflate.copy()
-            try:
-                block = trial.decompress(data[used : used + size])
-            except zlib.error:
-                break
-            good.append(block)
-            inflate, used = trial, used + size
-    return b"".join(good), used
 
 
 class _Zstd:
@@ -239,10 +217,11 @@ class _Zstd:
     unused_data = property(lambda self: self._frame.unused_data)
 
 
-def _zstd_errors() -> tuple[type[Exception], ...]:
+def _errors() -> tuple[type[Exception], ...]:
+    """Return what decompressors raise at damage."""
     import zstandard
 
-    return (zstandard.ZstdError,)
+    return (zlib.error, lzma.LZMAError, OSError, zstandard.ZstdError)  # OSError: that of bz2
 
 
 FORMATS = {
