@@ -198,7 +198,7 @@ def _sniffed(head: bytes, name: str) -> str | None:
 
 
 def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
-    from data.sources import files, not_found
+    from data.sources import files
 
     if not os.path.lexists(part) and not any(mark in part for mark in "*?["):
         from data.sources import tfds_source
@@ -208,7 +208,7 @@ def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
             return
     matches = [part] if os.path.lexists(part) else walk.matches(part)
     if not matches:
-        raise not_found.missing(part)
+        raise files.missing(part)
     base = files.fixed_folder(part)
     for match in matches:
         if not os.path.isdir(match) or source_tree.is_repository(match) or options.format == "code":

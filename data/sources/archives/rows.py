@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data.sources.files import encodable, is_string, json_rows
+from data.sources.reading import encodable, is_string, json_rows
 from data.sources.source import Document, Quarantined
 from data.sources.streams import Unreadable, open_regular
 
