@@ -133,7 +133,9 @@ def _size(path: str) -> int | None:
 
 def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantined]:
     if path.startswith(TFDS):
-        return _capped(lambda: rows.read_tfds(path.removeprefix(TFDS), options.text_key), options.max_bytes)
+        from data.sources import tfds_source
+
+        return _capped(lambda: tfds_source.read(path.removeprefix(TFDS), options.text_key), options.max_bytes)
     if path.startswith(INSTALLATION):
         return _capped(_installation()[path.rpartition("/")[2]].read, options.max_bytes)
     if "://" not in path and os.path.isdir(path):

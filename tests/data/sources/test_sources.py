@@ -384,7 +384,7 @@ def test_mistakes_with_tfds_names(read_tfds):
     )
     expected = [
         ["no text feature 'titel'", "data.text_key", "'body' 'title'", "nearest: 'title'"],
-        ["byte 0 of train[0] is not valid UTF-8"],
+        ["train[0] is not valid UTF-8"],
         ["tiny_text:9.9.9", "cannot be opened"],
         ["no split 'train', only 'test'"],
         ["could not be prepared", "no route to host", "file_format=array_record"],
