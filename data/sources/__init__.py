@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data.sources.source import Document, Quarantined, Source
@@ -36,7 +36,7 @@ def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | 
     else:
         sources = _open_named(input.strip(), text_key)
     if max_bytes is not None:
-        sources = [Source(source.name, until(source.read, max_bytes)) for source in sources]
+        sources = [capped(source, max_bytes) for source in sources]
     return sources
 
 
@@ -64,21 +64,19 @@ def _open_named(input: str, text_key: str) -> list[Source]:
     )
 
 
-def until(
-    read: Callable[[], Iterator[Document | Quarantined]], max_bytes: int
-) -> Callable[[], Iterator[Document | Quarantined]]:
-    """Return a reader that ends with the document that reaches this many UTF-8 bytes."""
+def capped(source: Source, max_bytes: int) -> Source:
+    """Return a source that ends with the document that reaches this many UTF-8 bytes."""
+    return Source(source.name, lambda: until(source.read(), max_bytes))
 
-    def capped() -> Iterator[Document | Quarantined]:
-        left = max_bytes
-        for document in read():
-            if left <= 0:
-                return
-            if isinstance(document, Document):  # what could not be read has no text
-                left -= len(document.text.encode())
-            yield document
 
-    return capped
+def until(documents: Iterable[Document | Quarantined], max_bytes: int) -> Iterator[Document | Quarantined]:
+    """Yield what is read up to the document that reaches this many UTF-8 bytes."""
+    for document in documents:
+        if max_bytes <= 0:
+            return
+        if isinstance(document, Document):  # what could not be read has no text
+            max_bytes -= len(document.text.encode())
+        yield document
 
 
 def spooled(source: Source, folder: Path) -> Source:

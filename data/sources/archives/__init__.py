@@ -135,9 +135,9 @@ def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantin
     if path.startswith(TFDS):
         from data.sources import tfds_source
 
-        return _capped(lambda: tfds_source.read(path.removeprefix(TFDS), options.text_key), options.max_bytes)
+        return _capped(tfds_source.read(path.removeprefix(TFDS), options.text_key), options)
     if path.startswith(INSTALLATION):
-        return _capped(_installation()[path.rpartition("/")[2]].read, options.max_bytes)
+        return _capped(_installation()[path.rpartition("/")[2]].read(), options)
     if "://" not in path and os.path.isdir(path):
         if options.format == "code" or source_tree.is_repository(path):
             return source_tree.read(path, id)
@@ -154,8 +154,8 @@ def _installation() -> dict[str, Source]:
     return {source.name: source for source in python_installation.open_installation()}
 
 
-def _capped(read: Callable[[], Iterator], max_bytes: int | None) -> Iterator:
-    return (read if max_bytes is None else until(read, max_bytes))()
+def _capped(documents: Iterator[Document | Quarantined], options: Options) -> Iterator[Document | Quarantined]:
+    return documents if options.max_bytes is None else until(documents, options.max_bytes)
 
 
 def format_of(path: str) -> str | None:
