@@ -83,7 +83,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.bad_words = ml_collections.ConfigDict()
     config.bad_words.lists = ""  # a folder with a file of offensive words for each language, such as those of LDNOOBW
-    config.bad_words.keep_fraction = 0.0  # of the documents with such words, those that stay
 
     config.decontaminate = ml_collections.ConfigDict()
     config.decontaminate.benchmarks = ""  # files of benchmark items: JSONL, Parquet, CSV
