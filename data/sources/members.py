@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -71,62 +72,73 @@ def pieces(file: BinaryIO, ending: str, begins: bytes = b"") -> Iterator[Piece |
         ending: one of `FORMATS`.
         begins: how the content of each member begins, to recognise one behind a gap.
     """
-    format, source, again = FORMATS[ending], _Source(file), SEARCHED_AGAIN
-    while source.skip_padding():  # between members, as gzip and xz allow
-        first = source.at
+    format, again = FORMATS[ending], SEARCHED_AGAIN
+    file.seek(0)
+    while _skip_padding(file):  # between members, as gzip and xz allow
+        first = file.tell()
         try:
-            yield from _member(source, format)
+            yield from _member(file, format)
         except _Damage as error:
-            damaged = source.at
+            damaged = file.tell()
             # The decompressor may have read over the beginning of the next member, if bytes are missing.
-            source.go(first + 1 if again > 0 else max(damaged, first + 1))
+            file.seek(first + 1 if again > 0 else max(damaged, first + 1))
             again -= damaged - first
-            _find(source, format, begins)
+            end = _find(file, format, begins)
             reason, detail = error.args
-            reason = reason if source.at >= damaged else f"damaged {format.name}"
-            known = source.at > damaged or (source.at == damaged and reason.startswith("truncated"))
-            yield Gap(damaged if known else first, source.at, first, reason, detail)
+            reason = reason if end >= damaged else f"damaged {format.name}"
+            known = end > damaged or (end == damaged and reason.startswith("truncated"))
+            yield Gap(damaged if known else first, end, first, reason, detail)
 
 
-def _member(source: _Source, format: _Format) -> Iterator[Piece]:
-    """Yield one member. Raises: _Damage; `source` is then where the damage begins."""
-    member, start, first = format.new(), source.at, source.at
+def _skip_padding(file: BinaryIO) -> bool:
+    """Skip bytes that are zero. Return whether others follow."""
+    while data := file.read(STEP):
+        if left := len(data.lstrip(b"\0")):
+            file.seek(-left, os.SEEK_CUR)
+            return True
+    return False
+
+
+def _member(file: BinaryIO, format: _Format) -> Iterator[Piece]:
+    """Yield one member. Raises: _Damage; `file` is then where the damage begins."""
+    member, start = format.new(), file.tell()
+    first = end = start
     while not member.eof:
         data = b""
         if member.needs_input:
-            first, data = source.at, source.take(format.step)
+            first, data = end, file.read(format.step)
+            end += len(data)
         try:
             block = member.decompress(data, BLOCK_BYTES)
         except _errors() as error:
-            source.go(first)
+            file.seek(first)
             big = "limit" in str(error)
             reason = f"xz needs over {XZ_MEMORY >> 20} MiB" if big else f"damaged {format.name}"
             raise _Damage(reason, str(error)) from error
         if member.eof:
-            source.go(source.at - len(member.unused_data))
+            end = file.seek(end - len(member.unused_data))
         if not data and not block and member.needs_input and not member.eof:
             raise _Damage(f"truncated {format.name}", "the file ends in the middle")
-        yield Piece(block, first, source.at, start)
+        yield Piece(block, first, end, start)
 
 
-def _find(source: _Source, format: _Format, begins: bytes) -> None:
-    """Go to the next place where a member begins, or to the end of the file."""
-    start, data, at = source.at, b"", 0
+def _find(file: BinaryIO, format: _Format, begins: bytes) -> int:
+    """Go to the next place where a member begins, or to the end of the file. Return it."""
+    start, data, at = file.tell(), b"", 0
     while True:
-        block = source.take(BLOCK_BYTES // 8)
+        block = file.read(BLOCK_BYTES // 8)
         data += block
         for match in format.magic.finditer(data, at):
             at = match.start()
             if block and at + TRIAL_BYTES > len(data):
                 break  # try it when more is there
             if _is_member(data[at : at + TRIAL_BYTES], format, begins):
-                source.go(start + at)
-                return
+                return file.seek(start + at)
             at += 1
         else:
             at = max(at, len(data) - MAGIC_BYTES)
         if not block:
-            return
+            return file.tell()
         start, data, at = start + at, data[at:], 0
 
 
@@ -141,37 +153,6 @@ def _is_member(data: bytes, format: _Format, begins: bytes) -> bool:
             break
     # bz2 gives nothing before the end of a block of up to 900 KB. Its magic number is long enough.
     return content.startswith(begins) or (begins.startswith(content) and not member.eof)
-
-
-class _Source:
-    """The bytes of a file."""
-
-    def __init__(self, file: BinaryIO):
-        self._file, self._data, self._from = file, b"", file.seek(0)
-        self.at = 0  # of the next byte
-
-    def take(self, size: int) -> bytes:
-        """Return at most `size` bytes, b"" only at the end."""
-        if self.at >= self._from + len(self._data):
-            self._from, self._data = self.at, self._file.read(BLOCK_BYTES // 8)
-        inside = self.at - self._from
-        data = self._data[inside : inside + size]
-        self.at += len(data)
-        return data
-
-    def go(self, at: int) -> None:
-        self.at = at
-        if not self._from <= at <= self._from + len(self._data):
-            self._file.seek(at)
-            self._from, self._data = at, b""
-
-    def skip_padding(self) -> bool:
-        """Skip bytes that are zero. Return whether others follow."""
-        while data := self.take(BLOCK_BYTES // 8):
-            if left := len(data.lstrip(b"\0")):
-                self.go(self.at - left)
-                return True
-        return False
 
 
 class _Gzip:
