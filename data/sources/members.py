@@ -12,7 +12,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 BLOCK_BYTES = 1 << 20  # the most that one step of a decompressor may return
@@ -53,10 +53,6 @@ class _Format(NamedTuple):
     step: int = STEP
 
 
-class _Damage(Exception):
-    """A member cannot be decompressed further. args: (reason, detail), as of `Gap`."""
-
-
 def plain_pieces(file: BinaryIO) -> Iterator[Piece]:
     """Yield the bytes of an uncompressed file as one member."""
     start = file.seek(0)
@@ -76,18 +72,17 @@ def pieces(file: BinaryIO, ending: str, begins: bytes = b"") -> Iterator[Piece |
     file.seek(0)
     while _skip_padding(file):  # between members, as gzip and xz allow
         first = file.tell()
-        try:
-            yield from _member(file, format)
-        except _Damage as error:
-            damaged = file.tell()
-            # The decompressor may have read over the beginning of the next member, if bytes are missing.
-            file.seek(first + 1 if again > 0 else max(damaged, first + 1))
-            again -= damaged - first
-            end = _find(file, format, begins)
-            reason, detail = error.args
-            reason = reason if end >= damaged else f"damaged {format.name}"
-            known = end > damaged or (end == damaged and reason.startswith("truncated"))
-            yield Gap(damaged if known else first, end, first, reason, detail)
+        damage = yield from _member(file, format)
+        if damage is None:
+            continue
+        damaged, (reason, detail) = file.tell(), damage
+        # The decompressor may have read over the beginning of the next member, if bytes are missing.
+        file.seek(first + 1 if again > 0 else max(damaged, first + 1))
+        again -= damaged - first
+        end = _find(file, format, begins)
+        reason = reason if end >= damaged else f"damaged {format.name}"
+        known = end > damaged or (end == damaged and reason.startswith("truncated"))
+        yield Gap(damaged if known else first, end, first, reason, detail)
 
 
 def _skip_padding(file: BinaryIO) -> bool:
@@ -99,8 +94,8 @@ def _skip_padding(file: BinaryIO) -> bool:
     return False
 
 
-def _member(file: BinaryIO, format: _Format) -> Iterator[Piece]:
-    """Yield one member. Raises: _Damage; `file` is then where the damage begins."""
+def _member(file: BinaryIO, format: _Format) -> Generator[Piece, None, tuple[str, str] | None]:
+    """Yield one member. Return the (reason, detail) of damage, where `file` is then, or None."""
     member, start = format.new(), file.tell()
     first = end = start
     while not member.eof:
@@ -114,12 +109,13 @@ def _member(file: BinaryIO, format: _Format) -> Iterator[Piece]:
             file.seek(first)
             big = "limit" in str(error)
             reason = f"xz needs over {XZ_MEMORY >> 20} MiB" if big else f"damaged {format.name}"
-            raise _Damage(reason, str(error)) from error
+            return reason, str(error)
         if member.eof:
             end = file.seek(end - len(member.unused_data))
         if not data and not block and member.needs_input and not member.eof:
-            raise _Damage(f"truncated {format.name}", "the file ends in the middle")
+            return f"truncated {format.name}", "the file ends in the middle"
         yield Piece(block, first, end, start)
+    return None
 
 
 def _find(file: BinaryIO, format: _Format, begins: bytes) -> int:
