@@ -127,9 +127,11 @@ def json_rows(path: str, limit: int) -> Iterator[tuple[int, dict | Unreadable]]:
 
     limit: bytes of a line. Raises: Unreadable, OSError: the file cannot be opened.
     """
-    offset = 0
+    offset, over = 0, f"over {limit >> 20} MiB"
     with streams.open_stream(path) as stream:
-        for number, line in enumerate(_lines(stream, limit), start=1):
+        for number, line in enumerate(streams.lines(stream, limit), start=1):
+            if line is None:
+                line = BadLine(f"line {over}", f"the line has {over}; write one document a line, or leave the file out")
             if isinstance(line, Unreadable):
                 yield number, line
                 continue
@@ -148,20 +150,6 @@ def json_rows(path: str, limit: int) -> Iterator[tuple[int, dict | Unreadable]]:
             if not isinstance(row, dict | Unreadable):
                 row = BadLine("not an object", f"a JSON {type(row).__name__}, not an object; write one JSON object a line")
             yield number, row
-
-
-def _lines(stream: BinaryIO, limit: int) -> Iterator[bytes | Unreadable]:
-    """Yield lines, and the error for each that is too long and each stretch that cannot be read. Lines behind it follow."""
-    size = f"{limit >> 20} MiB"
-    long = BadLine(f"line over {size}", f"the line has over {size}; write one document a line, or leave the file out")
-    while True:
-        try:
-            yield from (long if line is None else line for line in streams.lines(stream, limit))
-            return
-        except Unreadable as error:
-            yield error
-            if error.lost is None:
-                return
 
 
 def unreadable(path: str, error: Unreadable) -> UserError:
