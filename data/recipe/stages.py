@@ -75,7 +75,7 @@ def _list_files(options: Options) -> list[list[str]]:
 
 def _bad_words(bad_words: Callable, batch: Batch, options: Options) -> Columns:
     languages = [language or "" for language in batch.columns["language"]]
-    return bad_words(batch.texts, languages, _word_lists(options["lists"]), options["keep_fraction"])
+    return bad_words(batch.texts, languages, _word_lists(options["lists"]))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from data.sources.files import json_lines
+from data.sources.reading import json_lines
 from lm import cli
 from lm.errors import UserError
 from lm.evals.stats.measures import badness, is_number, main_metric, metrics, tasks
