@@ -1,7 +1,7 @@
 """Read raw archives of any kind for curation. Bad data never raises: it is quarantined with a reason.
 
 Formats, by the name of a file, or else by its first bytes: WARC and WET, HTML, JSON lines, Parquet, plain text and Markdown,
-mail (mbox, messages, maildir), source files and source trees, git repositories among them. Files may be compressed with gzip,
+mail (mbox, messages, maildir), MediaWiki dumps, source files and source trees, git repositories among them. Files may be compressed with gzip,
 zstd, bzip2 or xz. TFDS datasets are read too, and builtin:python, the Python installation that runs this program.
 
 Memory is bounded for input of any size. Limits are constants in capitals in each reader. The largest needs are about 200 times
@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from data.sources import streams, until, walk
-from data.sources.archives import html, mail, plain, rows, source_tree, warc
+from data.sources.archives import html, mail, mediawiki, plain, rows, source_tree, warc, xml
 from data.sources.archives.programming_languages import PROSE, language_of
 from data.sources.source import Document, Quarantined, Source
 from data.sources.streams import Unreadable, open_stream
@@ -33,6 +33,7 @@ _READERS: dict[str, Callable[[str, str, Options], Iterator[Document | Quarantine
     "parquet": lambda path, id, options: rows.read_parquet(path, id, options.text_key),
     "mbox": lambda path, id, options: mail.read_mbox(path, id),
     "mail": lambda path, id, options: mail.read_message(path, id),
+    "mediawiki": lambda path, id, options: mediawiki.read(path, id),
     "plain": lambda path, id, options: plain.read(path, id),
     "code": lambda path, id, options: source_tree.read_file(path, id),
 }
@@ -191,7 +192,7 @@ def _sniffed(head: bytes, name: str) -> str | None:
     if re.match(rb"(?i)<!doctype html|<html\b", start):
         return "html"
     if start.startswith(b"<") or name.endswith(".xml"):
-        return None
+        return "mediawiki" if xml.root(head) == "mediawiki" else None
     if re.match(rb"(?i)(?:return-path|received|from|delivered-to|message-id|x-[\w-]+): ", start):
         return "mail"
     if name.endswith(".json"):
