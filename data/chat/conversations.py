@@ -32,7 +32,7 @@ from data.chat.messages import (
 )
 from data.chat.records import Record, is_builtin, read_builtin, read_records
 from data.media.parts import digest, media_keys, resolved
-from data.sources.files import listed
+from data.sources.reading import listed
 from data.text.near_copies import normalise
 from lm.errors import UserError
 

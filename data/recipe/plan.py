@@ -11,7 +11,6 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from data.recipe import buckets
@@ -19,10 +18,9 @@ from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import CORPUS
 from data.recipe.inputs import Unit, digest
 from data.recipe.rules import Rule, parse
-from data.recipe.stages import STAGES, Stage
+from data.recipe.stages import STAGES
 from lm.errors import UserError, naming
 
-_NONE: Mapping[str, Stage] = MappingProxyType({})
 _IMPORT = re.compile(r"^[ \t]*(?:from ([\w.]+) import (\([^)]*\)|[^\n]*)|import ([\w., ]+))", re.MULTILINE)
 _NAME = re.compile(r"[\w.]+")
 _ROOT = Path(__file__).parents[2]  # of the packages data and lm
@@ -51,13 +49,12 @@ class Planned(NamedTuple):
         return self.name in CORPUS
 
 
-def plan(config: Mapping[str, Any], found: Sequence[Unit], more: Mapping[str, Stage] = _NONE) -> list[Planned]:
+def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
     """Return the stages of a recipe, first the one that reads. Each rule goes to the stage that measures its column.
 
-    more: stages beside those of data/recipe/stages.py, by name.
     Raises: UserError for an unknown or doubled stage, or a rule or `dataset.bucket_by` on a column that no stage measures.
     """
-    stages = {**STAGES, **more, **CORPUS}
+    stages = {**STAGES, **CORPUS}
     with naming("rules"):
         rules = {rule.column: rule for rule in parse(config["rules"])}
     read = dict(config["read"])
@@ -72,8 +69,6 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit], more: Mapping[str, St
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
-        if name not in CORPUS and stage.resolve:
-            options = dict(stage.resolve(options))
         depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
             if options["keep"] != "first" and options["keep"] not in known:
@@ -86,7 +81,7 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit], more: Mapping[str, St
         else:
             depends.append(stage.depends(options) if stage.depends else None)
             # A document of one word tells which columns there will be.
-            columns = stage.columns or tuple(column for column in stage.run(batch, options) if column != "text")
+            columns = tuple(column for column in stage.run(batch, options) if column != "text")
         own = tuple(rules[column] for column in columns if column in rules)
         planned.append(Planned(name, stage, options, digest(depends), own))
         known.update(columns)
@@ -111,23 +106,20 @@ def _own_code(stage: Any) -> str:
 
 @functools.cache
 def code(module: str) -> str:
-    """Return a digest of the source of a module and of the modules that it imports, directly or not.
-
-    These are the modules of `data`, and for a module of `lm` those of `lm` too.
-    """
+    """Return a digest of the source of a module and of the modules of `data` that it imports, directly or not."""
     seen: dict[str, str] = {}
-    _collect(module, seen, ("data.", "lm.") if module.startswith("lm.") else ("data.",))
+    _collect(module, seen)
     return digest(sorted(seen.items()))
 
 
-def _collect(module: str, seen: dict[str, str], followed: tuple[str, ...]) -> None:
+def _collect(module: str, seen: dict[str, str]) -> None:
     if module in seen or (source := _source(module)) is None:
         return
     seen[module] = source
     for package, names, modules in _IMPORT.findall(source):
         for name in (package, *(f"{package}.{name}" for name in _NAME.findall(names)), *_NAME.findall(modules)):
-            if name.startswith(followed):
-                _collect(name, seen, followed)
+            if name.startswith("data."):
+                _collect(name, seen)
 
 
 @functools.cache

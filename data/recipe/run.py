@@ -24,7 +24,6 @@ from data.recipe import units as work
 from data.recipe.finish import Output
 from data.recipe.inputs import Unit, digest, inputs, units
 from data.recipe.plan import Planned, plan
-from data.recipe.stages import Stage
 from data.recipe.units import Job
 from data.text.workers import ordered
 from lm.errors import UserError
@@ -36,10 +35,10 @@ MANIFEST = "manifest.json"
 Map = Callable[[Callable, Any, Iterable[Any]], Iterable[Any]]
 
 
-def prepare(config: Mapping[str, Any], more: Mapping[str, Stage] | None = None) -> tuple[list[Planned], list[Unit]]:
+def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], list[Unit]]:
     """Return the stages and the units of a run, and write nothing.
 
-    config: as in configs/curate/default.py. more: stages beside those of data/recipe/stages.py, by name.
+    config: as in configs/curate/default.py.
     Raises: UserError: no input, or a fault of the config.
     """
     _spread(config, Path())
@@ -47,7 +46,7 @@ def prepare(config: Mapping[str, Any], more: Mapping[str, Stage] | None = None) 
         if value < 0:
             raise UserError(f"browse.{name}={value}; use 0 or more")
     found = units(inputs(config["input"], config["read"]), config["read"]["max_bytes"])
-    return plan(config, found, more or {}), found
+    return plan(config, found), found
 
 
 def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned], list[Unit]] | None = None) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import ml_collections
 
-from data.sources import open_sources
+from data.sources import open_sources, spooled
 from data.sources.source import Source
-from data.sources.spool import spooled
 from data.text import sentencepiece_tokenizer
 from data.text.batches import prepared
 from data.text.dataset import prepare

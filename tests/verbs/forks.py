@@ -33,7 +33,7 @@ WITH_JAX = (
     "gguf"
 )
 WITHOUT_JAX = (
-    "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation "
+    "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias "
     "lm.reports.curate lm.reports.data_used lm.reports.page lm.reports.next_steps lm.align.checks "
     "lm.parallel.join lm.cli numba pyarrow.pandas_compat"
 )

@@ -13,7 +13,7 @@ from configs.train import default, tiny
 from lm.align import losses, settings
 from lm.align.checks import check_alignment
 from lm.errors import UserError
-from lm.evals.config import settings_of
+from lm.evals.checks import settings_of
 from lm.evals.run import task_results
 from lm.evals.task import Outcome
 from lm.kernels import divergence

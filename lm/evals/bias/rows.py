@@ -7,7 +7,7 @@ from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.stats.joining import Problems, key, unique
 from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings
-from lm.evals.tasks.data import open_data
+from lm.evals.tasks.items import open_data
 
 SPLITS = ("test", "validation", "dev", "train")  # the first one present
 Item = TypeVar("Item")
