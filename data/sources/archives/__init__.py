@@ -1,8 +1,9 @@
 """Read raw archives of any kind for curation. Bad data never raises: it is quarantined with a reason.
 
 Formats, by the name of a file, or else by its first bytes: WARC and WET, HTML, JSON lines, Parquet, plain text and Markdown,
-mail (mbox, messages, maildir), MediaWiki dumps, source files and source trees, git repositories among them. Files may be compressed with gzip,
-zstd, bzip2 or xz. TFDS datasets are read too, and builtin:python, the Python installation that runs this program.
+mail (mbox, messages, maildir), MediaWiki dumps, source files and source trees, git repositories among them. Files may be
+compressed with gzip, zstd, bzip2 or xz. TFDS datasets are read too, and builtin:python, the Python installation that runs this
+program.
 
 Memory is bounded for input of any size. Limits are constants in capitals in each reader. The largest needs are about 200 times
 `html.MAX_HTML_BYTES` for a hostile HTML page, and the window of a zstd file, up to 2 GiB if it was packed so.
