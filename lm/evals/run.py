@@ -78,6 +78,8 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
             batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None,
         )
+        if hosts.is_first() and not config.chat_template and tokenizer.chat_template:
+            print("prompts are plain, as lm-evaluation-harness asks; chat_template=own uses the model's chat template", flush=True)
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:
             since = time.perf_counter()
