@@ -108,11 +108,6 @@ class Feed:
         return sorted({row for index in held if index is not None for row in range(rows)[index[0]]})
 
 
-def summed(sums: Callable[[dict[str, jax.Array]], PyTree], batches: Iterable[dict[str, jax.Array]]) -> PyTree:
-    """Return Σ sums(batch) over one or more batches: a tree of floats, added in float64."""
-    return jax.tree.map(lambda *values: sum(values), *of_each(sums, batches))
-
-
 def of_each(sums: Callable[[dict[str, jax.Array]], PyTree], batches: Iterable[dict[str, jax.Array]]) -> list[PyTree]:
     """Return sums(batch) of each batch: trees of floats.
 
