@@ -33,6 +33,8 @@ def adopt_length(config: ml_collections.ConfigDict, saved: dict[str, Any] | None
             config.steps, config.epochs = saved["steps"], saved.get("epochs")
         if config.batch_size is None:
             config.batch_size = saved["batch_size"]
+            if config.batch_size % config.accumulate:  # a chosen batch has fewer slices than the config says
+                config.accumulate = saved["accumulate"]
         if config.optimizer.warmup is None:
             config.optimizer.warmup = saved["optimizer"]["warmup"]
     elif new_length and with_tasks:

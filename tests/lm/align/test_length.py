@@ -71,10 +71,14 @@ def test_runs_on_tasks_have_steps():
 
 
 def test_a_run_goes_on_as_it_was_recorded_and_what_is_given_stays():
-    saved = {"steps": 200, "epochs": None, "batch_size": 32, "optimizer": {"warmup": 10}}
+    saved = {"steps": 200, "epochs": None, "batch_size": 32, "accumulate": 2, "optimizer": {"warmup": 10}}
     config = sft.get_config()
     length.adopt_length(config, saved)
     assert (config.steps, config.epochs, config.batch_size, config.optimizer.warmup) == (200, None, 32, 10)
+    config = sft.get_config()
+    config.accumulate = 8
+    length.adopt_length(config, saved | {"batch_size": 6})
+    assert (config.batch_size, config.accumulate) == (6, 2)
     config = sft.get_config()
     config.epochs, config.batch_size = 5.0, 4
     length.adopt_length(config, saved)
