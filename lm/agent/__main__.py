@@ -7,7 +7,7 @@ Each line of the standard input is a task, or --task is the only one. The model 
 answers or its budget ends. A tool that writes, runs or sends asks first, unless --allow or --grant permits it; without a
 terminal it is denied. docs/agent.md explains what is asked when, and the guard against instructions in what is read.
 
---traces keeps a record of every run, which `python -m lm.agent.records` shows, replays and turns into training data.
+--traces keeps a record of every run, which `python -m lm.agent.records` shows and turns into training data.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from absl import flags
 from lm import cli
 from lm.agent.consent import Consent, parse_grant, parse_risks
 from lm.agent.loop import Budget, Rules, run
-from lm.agent.trace import append
+from lm.agent.records import append
 from lm.errors import UserError
 from lm.files import compile_cache
 from lm.files.untrusted import shown

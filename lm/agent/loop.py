@@ -10,8 +10,8 @@ from data.chat.messages import Messages, make_message
 from lm.agent.consent import RUNS, Consent, permission
 from lm.agent.guard import Guard, marked
 from lm.agent.models import Model, Said
+from lm.agent.records import Trace
 from lm.agent.tools import AgentTool, check_tools
-from lm.agent.trace import Trace
 from lm.align.rl.tools import ERROR, Answer, mistake
 from lm.errors import UserError
 
