@@ -67,7 +67,6 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.0, "ask: sampling temperature; 0: greedy.", lower_bound=0.0)
     flags.DEFINE_integer("seed", 0, "Seed of sampling and of training.", lower_bound=0)
     flags.DEFINE_integer("epochs", 4, "train: how often each item is read.", lower_bound=1)
-    flags.DEFINE_integer("updates", 0, "train: stop after so many; train resumes. 0: make all.", lower_bound=0)
     flags.DEFINE_integer("batch", 8, "train: items of an update.", lower_bound=1)
     flags.DEFINE_integer("rank", 8, "train: rank of the adapter.", lower_bound=1)
     flags.DEFINE_float("learning_rate", 1e-3, "train: of Adam, after a warm-up of 5 updates.", lower_bound=0.0)
@@ -82,9 +81,6 @@ def define_flags() -> None:
         0.501,
         1.0,
     )
-    flags.DEFINE_float("memory_gb", 1.5, "train: memory that it may use; it stops if it needs more.", lower_bound=0.1)
-    flags.DEFINE_boolean("when_idle", False, "train: work only while the machine is idle.")
-    flags.DEFINE_boolean("retrain", True, "forget: train the adapter anew at once. Otherwise it is only deleted.")
     flags.DEFINE_boolean("yes", False, "wipe: do it.")
 
 
@@ -183,16 +179,16 @@ def _train(store: Store, _=None) -> None:
     speaker = _speaker(store)
     store.set(training=chosen)
     try:
-        print(_trained(speaker, store, chosen, FLAGS.updates))
+        print(_trained(speaker, store, chosen))
     except UserError:
         store.set(training=last)  # a mistake is not remembered
         raise
 
 
-def _trained(speaker, store: Store, settings: dict, stop_after: int = 0) -> str:
+def _trained(speaker, store: Store, settings: dict) -> str:
     from lm.personal.adapter import Settings, train
 
-    return train(speaker, store, Settings(**settings), FLAGS.memory_gb, FLAGS.when_idle, stop_after)
+    return train(speaker, store, Settings(**settings))
 
 
 def _forget(store: Store, names: list[str]) -> None:
@@ -205,8 +201,8 @@ def _forget(store: Store, names: list[str]) -> None:
     print(f"forgot {len(set(gone))} of {len(ids)} items")
     if not lost_adapter:
         return
-    if not FLAGS.retrain or not store.ids():
-        print("the adapter that was trained on them is deleted" + "; train makes a new one" * bool(store.ids()))
+    if not store.ids():
+        print("the adapter that was trained on them is deleted")
         return
     print("the adapter that was trained on them is deleted, and is trained anew without them; train resumes that", flush=True)
     print(_trained(_speaker(store), store, before["settings"]))

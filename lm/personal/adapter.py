@@ -15,9 +15,7 @@ import hashlib
 import io
 import json
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psutil
 from flax import nnx
 
 from lm.adapt import lora
@@ -41,9 +38,7 @@ from lm.personal.store import Gone, Store
 from lm.progress import progress
 from lm.train.step import token_loss
 
-SAVE_EVERY, LOOK_EVERY = 60.0, 30.0  # seconds between states on disk, and between looks at the machine
-BUSY = 25.0  # percent of all cores that other processes use
-LOOK, PAUSE = 1.0, 30.0  # seconds of a look, and between two while the machine is busy
+SAVE_EVERY = 60.0  # seconds between states on disk
 WARMUP = 5  # updates
 TOGETHER = 8  # items
 
@@ -76,13 +71,10 @@ class State(NamedTuple):
     update: int
 
 
-def train(
-    speaker: Speaker, store: Store, settings: Settings, memory_gb: float = 1.5, when_idle: bool = False, stop_after: int = 0
-) -> str:
+def train(speaker: Speaker, store: Store, settings: Settings) -> str:
     """Train on all items, or resume, and store the adapter. Return a line that says what was done.
 
-    stop_after: updates of this call; 0: all. Then the state is stored, and the next call goes on.
-    Raises: UserError if there is nothing to learn, an item is forgotten meanwhile, or the memory does not suffice.
+    Raises: UserError if there is nothing to learn, or an item is forgotten meanwhile.
     """
     begin = time.perf_counter()
     items = sorted(store.items(), key=lambda item: item.id)
@@ -101,44 +93,34 @@ def train(
         return f"the adapter is of these items and settings already: {made['said']}"
     state = _resumed(store, name, start(speaker, settings))
     about = {"settings": dataclasses.asdict(settings), "task": name, "of": len(updates)}
-    saved = looked = time.monotonic()
-    done = state.update
+
+    def save() -> None:
+        store.put("training", _packed(state), ids, about | {"updates": state.update})
+
+    saved = time.monotonic()
     try:
-        with progress("train", len(updates), done=done, unit=" updates") as bar:
+        with progress("train", len(updates), done=state.update, unit=" updates") as bar:
             while state.update < len(updates):
-                if when_idle and (time.monotonic() - looked > LOOK_EVERY or state.update == done):
-                    wait_until_idle()
-                    looked = time.monotonic()
                 chosen = [examples[n] for n in updates[state.update]]
                 noise = _noise_of(store, settings, ids, sigma, f"noise {name} {state.update}")
+                divisor = rate(ids, settings) * len(ids) if sigma else len(chosen)
                 with _uninterrupted():
-                    divisor = rate(ids, settings) * len(ids) if sigma else len(chosen)
                     state = updated(speaker, settings, state, chosen, noise, divisor)
                 bar.update(1)
-                _check_memory(memory_gb)
-                stops = stop_after and state.update - done >= stop_after
-                if stops or time.monotonic() - saved > SAVE_EVERY:
-                    store.put("training", _packed(state), ids, about | {"updates": state.update})
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
                     saved = time.monotonic()
-                if stops and state.update < len(updates):
-                    return f"stopped after {state.update} of {len(updates)} updates; train goes on"
-        privacy = _privacy(sigma, spent, settings, ids, len(updates))
-        said = f"{len(ids)} items, {len(updates)} updates, {privacy}"
-        store.put(
-            "adapter",
-            _npz(arrays_of(state.lora)),
-            ids,
-            about | {"said": said, "model": speaker.fingerprint, "sigma": sigma},
-            without="training",
-        )
+        said = f"{len(ids)} items, {len(updates)} updates, {_privacy(sigma, spent, settings, ids, len(updates))}"
+        more = {"said": said, "model": speaker.fingerprint, "sigma": sigma}
+        store.put("adapter", _npz(arrays_of(state.lora)), ids, about | more, without="training")
     except KeyboardInterrupt:
         with contextlib.suppress(Gone):
-            store.put("training", _packed(state), ids, about | {"updates": state.update})
+            save()
         raise
     except Gone:
         raise UserError("an item was forgotten during the training, whose result is discarded: run train again") from None
     store.count("trainings", spent)
-    return f"trained an adapter: {said}; {time.perf_counter() - begin:.0f} s, at most {peak_bytes() / 1e9:.2f} GB of memory"
+    return f"trained an adapter: {said}; {time.perf_counter() - begin:.0f} s"
 
 
 def _noise_of(store: Store, settings: Settings, ids: Sequence[str], sigma: float, name: str) -> Callable | None:
@@ -313,33 +295,3 @@ def _resumed(store: Store, name: str, fresh: State) -> State:
     structure = jax.tree.structure((fresh.lora, fresh.moments))
     adapter, moments = jax.tree.unflatten(structure, [jnp.asarray(arrays[key]) for key in sorted(arrays)])
     return State(adapter, moments, found[1]["updates"])
-
-
-def is_idle() -> bool:
-    """Return whether nobody needs the machine: other processes use little of it, and it is not on battery.
-
-    This process must not compute meanwhile: it sleeps for LOOK seconds.
-    """
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    return not (battery and not battery.power_plugged) and psutil.cpu_percent(interval=LOOK) < BUSY
-
-
-def wait_until_idle() -> None:
-    """Return once the machine is idle."""
-    while not is_idle():
-        time.sleep(PAUSE)
-
-
-def _check_memory(memory_gb: float) -> None:
-    if peak_bytes() > memory_gb * 1e9:
-        raise UserError(
-            f"training took {peak_bytes() / 1e9:.2f} GB, more than --memory_gb={memory_gb:g}: raise it, or use a smaller model"
-        )
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held so far, in bytes."""
-    if sys.platform == "linux":
-        with open("/proc/self/status") as file:  # ru_maxrss would count what the parent process held
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
