@@ -55,7 +55,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     """
     workdir, report = Path(workdir), plain(report)
     lines, samples = load_lines(workdir / "metrics.jsonl"), load_samples(workdir / "samples.jsonl")
-    report["alarms"] = [alarm._asdict() for alarm in alarms(lines, samples)]
+    report["alarms"] = [alarm._asdict() for alarm in alarms(lines)]
     report["rollout_share"] = rollout_share(lines)
     if (statistics := workdir / "best_of" / "statistics.json").is_file():
         report["best_of"] = read_object(statistics, MAKE)
