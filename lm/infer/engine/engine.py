@@ -271,7 +271,7 @@ class Engine:
         with self._on_mesh():
             while True:
                 with self._wake:
-                    while not (self._arrived or self._changes or self._ending or schedule.running or len(schedule.waiting)):
+                    while not (self._arrived or self._changes or self._ending or schedule.running or schedule.waiting):
                         if self._closing:
                             self._idle.set()
                         self._wake.wait()
@@ -290,8 +290,7 @@ class Engine:
 
     def _take_arrived(self) -> None:
         with self._wake:
-            for sequence in self._arrived:
-                self._schedule.waiting.add(sequence)
+            self._schedule.waiting.extend(self._arrived)
             self._arrived.clear()
 
     def _once(self) -> None:
@@ -300,7 +299,7 @@ class Engine:
         for sequence in [*schedule.running, *schedule.waiting]:
             if finish := sequence.handle.gone(begin):
                 self._end(sequence, Event(finish=finish))
-        first = schedule.waiting.first()
+        first = schedule.waiting[0] if schedule.waiting else None
         if first is not None and first.shown is not None and not first.is_ready:
             self._encoder.advance(first.shown, *self._model)
         parts = schedule.step(admits=not self._changes)

@@ -5,69 +5,15 @@ hold up the others. One step can also check tokens that were guessed (speculativ
 followed the last few tokens where these occurred before ("prompt lookup", Saxena 2023).
 """
 
-import itertools
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
 
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 
 NGRAM = 3  # tokens that a guess looks up; fewer if these did not occur before
 
 
-class Queue:
-    """Waiting sequences: those of users in turn, and first of all those that had been preempted.
-
-    Others pass a sequence while its media are encoded. It keeps its place, so nobody passes it afterwards.
-    """
-
-    def __init__(self) -> None:
-        self._again: deque[Sequence] = deque()
-        self._by_user: OrderedDict[str, deque[Sequence]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._again) + sum(map(len, self._by_user.values()))
-
-    def __iter__(self) -> Iterator[Sequence]:
-        yield from self._again
-        for some in self._by_user.values():
-            yield from some
-
-    def add(self, sequence: Sequence) -> None:
-        self._by_user.setdefault(sequence.request.user, deque()).append(sequence)
-
-    def put_back(self, sequence: Sequence) -> None:
-        self._again.appendleft(sequence)
-
-    def first(self) -> Sequence | None:
-        return self._again[0] if self._again else next((some[0] for some in self._by_user.values()), None)
-
-    def ready(self) -> Sequence | None:
-        """Return the first one that can start; those that pass others of their own user come last."""
-        heads = [*self._again, *(some[0] for some in self._by_user.values())]
-        return next((one for one in itertools.chain(heads, self) if one.is_ready), None)
-
-    def take(self, sequence: Sequence) -> None:
-        """Remove a sequence. The next one is of another user, if there is one, unless this one has passed one of its own."""
-        user = sequence.request.user
-        some = self._by_user.get(user)
-        in_turn = some is not None and some[0] is sequence
-        self.remove(sequence)
-        if in_turn and user in self._by_user:
-            self._by_user.move_to_end(user)
-
-    def remove(self, sequence: Sequence) -> None:
-        """Remove a sequence, and change no turn."""
-        if sequence in self._again:
-            self._again.remove(sequence)
-            return
-        some = self._by_user[sequence.request.user]
-        some.remove(sequence)
-        if not some:
-            del self._by_user[sequence.request.user]
-
-
 class Schedule:
-    """Running and waiting sequences, and their blocks.
+    """Running and waiting sequences, and their blocks. Others pass a waiting one while its media are encoded.
 
     rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a
     sequence.
@@ -76,7 +22,7 @@ class Schedule:
     def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
         self.blocks, self.budget, self.drafts = blocks, budget, drafts
         self.running: list[Sequence] = []  # in the order in which they started
-        self.waiting = Queue()
+        self.waiting = deque[Sequence]()  # the first that came first, after those that had been preempted
         self._rows = list(range(rows - 1, -1, -1))
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
@@ -100,11 +46,11 @@ class Schedule:
                 break
             if sequence.row >= 0 and sequence.computed < len(sequence.tokens) - 1:
                 left -= self._prompt(sequence, left, parts)
-        while admits and left > 0 and self._rows and (ready := self.waiting.ready()) is not None:
+        while admits and left > 0 and self._rows and (ready := self._ready()) is not None:
             # A block for each that runs, so that it need not be preempted at once.
             if ready.needs(len(ready.tokens), self.blocks.size) + len(self.running) > self.blocks.available and self.running:
                 break
-            self.waiting.take(ready)
+            self.waiting.remove(ready)
             self.running.append(ready)
             self.prefix_hits += ready.start(self._rows.pop(), self.blocks)
             self.prefix_queries += len(ready.tokens)
@@ -124,9 +70,13 @@ class Schedule:
     def preempt(self, sequence: Sequence) -> None:
         """Stop a running sequence; it starts again later, with the tokens that it has."""
         self.remove(sequence)
-        self.waiting.put_back(sequence)
+        self.waiting.appendleft(sequence)
         self.preemptions += 1
         sequence.handle.times = sequence.handle.times._replace(preempted=sequence.handle.times.preempted + 1)
+
+    def _ready(self) -> Sequence | None:
+        """Return the first waiting sequence that can start."""
+        return next((one for one in self.waiting if one.is_ready), None)
 
     def _guesses(self, sequence: Sequence, left: int) -> int:
         """Return how many tokens may be guessed for a sequence, and take their blocks: nobody is preempted for guesses."""
