@@ -90,13 +90,14 @@ def main() -> None:
 
 def _tools(stack: contextlib.ExitStack, risks: dict[str, str]) -> list:
     from lm.agent.builtin import check_private, open_tools
-    from lm.agent.mcp_servers import open_servers
+    from lm.agent.mcp_servers import open_server
     from lm.agent.tools import check_tools
 
     if FLAGS.url is not None and FLAGS.home:
         check_private(FLAGS.url)
     tools = open_tools([name for name in FLAGS.tools if name], FLAGS.folder, FLAGS.home, FLAGS.passphrase_file)
-    tools = stack.enter_context(open_servers(FLAGS.mcp, risks, tools))
+    for command in FLAGS.mcp:
+        tools += stack.enter_context(open_server(command, risks))
     if unknown := sorted(risks.keys() - {tool.name for tool in tools}):
         raise UserError(f"--risk: no tool {unknown[0]!r}; there are {', '.join(tool.name for tool in tools)}")
     check_tools(tools)

@@ -38,8 +38,7 @@ LOG = logging.getLogger(__name__)
 class Engine:
     """Decode requests together.
 
-    model: as `lm.load` or `lm.infer.load.load_onto` returns it. packed, slots, owned: see `weights_of`. mesh: the one the model
-    is on.
+    packed, slots, owned: see `weights_of`. mesh: the one that the model is on; None: the first device.
     """
 
     def __init__(

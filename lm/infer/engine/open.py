@@ -16,7 +16,7 @@ from lm.errors import UserError
 from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.room import Capacity
-from lm.infer.load import load_model, load_onto
+from lm.infer.load import load_model
 
 DTYPES, INTEGERS = ("float32", "bfloat16"), ("int8", "int4", "w8a8")
 GUESSES = 3  # tokens ahead
@@ -59,7 +59,7 @@ def open_engine(
         raise UserError(
             f"quantize={quantize} packs matrices for one CPU: save an int8 model first (python -m lm.convert quantize)"
         )
-    reopen = functools.partial(load_model if mesh is None else functools.partial(load_onto, mesh=mesh), dtype=dtype or None)
+    reopen = functools.partial(load_model, dtype=dtype or None, mesh=mesh)
     engine = Engine(
         reopen(path),
         load_tokenizer(path) if has_tokenizer(Path(path)) else None,
