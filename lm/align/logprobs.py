@@ -49,14 +49,6 @@ def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0
     return jnp.take_along_axis(logp_BTV, batch["targets"][..., None], axis=-1)[..., 0], entropy
 
 
-def sequence_logprobs(model: Transformer, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """Return Σ log p over targets of weight above 0, and their number, each float32 [B, 2]; the batch has arrays [B, 2, T]."""
-    logp_BT, _ = token_logprobs(model, rows(batch))
-    two = batch["tokens"].shape[1]
-    counted = (batch["weights"] > 0).astype(jnp.float32)
-    return jnp.sum(examples(logp_BT, two) * counted, axis=-1), jnp.sum(counted, axis=-1)
-
-
 def rows(batch: dict) -> dict:
     """Reshape arrays [B, 2, T] to rows [2·B, T]; drop arrays of other ranks."""
     return {

@@ -58,8 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "The model that answers; default: the one that the store used last.")
     flags.DEFINE_string("passphrase_file", "", "A file with the passphrase, such as one of a password manager.")
     flags.DEFINE_boolean("keyring", False, "add, for a new store: keep its key in the keyring of the desktop.")
-    flags.DEFINE_integer("passages", 3, "search, ask: passages at most.", lower_bound=0)
-    flags.DEFINE_boolean("memory", True, "ask: use the items. --nomemory shows what model and adapter know without them.")
+    flags.DEFINE_integer("passages", 3, "search, ask: passages at most; ask with 0: what the model knows alone.", lower_bound=0)
     flags.DEFINE_boolean("adapter", True, "ask: use the adapter, if one was trained.")
     flags.DEFINE_boolean("examples", True, "ask: show two worked examples first. A model trained to read notes needs none.")
     flags.DEFINE_boolean("keep", False, "ask: store the exchanges.")
@@ -146,7 +145,7 @@ def _ask(store: Store, words: list[str]) -> None:
     from lm.personal.vectors import embed, vectors_of
 
     model = adapted(speaker, store) if FLAGS.adapter else speaker.model()
-    index = Index(store.items(), vectors_of(speaker, store)) if FLAGS.memory and FLAGS.passages else None
+    index = Index(store.items(), vectors_of(speaker, store)) if FLAGS.passages else None
     sampling = Sampling(FLAGS.max_new_tokens, FLAGS.temperature, seed=FLAGS.seed)
     conversation = answers.open_conversation(speaker, model, sampling)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -86,7 +86,7 @@ class Store:
             return new
 
     def forget(self, ids: Collection[str]) -> bool:
-        """Remove items from their segments, from the vectors, and with them every blob that was made from one of them.
+        """Remove items from their segments, and with them every blob that was made from one of them, such as vectors.
 
         Returns: whether an adapter or the state of a training went with them.
         Raises: UserError if an id is not there; then nothing is removed.
@@ -101,7 +101,6 @@ class Store:
                     segments.append(segment)
                 elif left := [item for item in self._segment(segment) if item.id not in gone]:
                     segments.append(self._written(left))
-                    self._keep_vectors(manifest, segment, segments[-1], gone)
             stale = [name for name, blob in manifest["blobs"].items() if not gone.isdisjoint(blob["items"])]
             manifest["segments"] = segments
             manifest["blobs"] = {name: blob for name, blob in manifest["blobs"].items() if name not in stale}
@@ -174,22 +173,6 @@ class Store:
         """Write a segment, and return its entry of the manifest."""
         content = "".join(json.dumps(to_line(item)) + "\n" for item in items).encode()
         return {"file": self._file(content, "segment"), "items": [item.id for item in items], "bytes": len(content)}
-
-    def _keep_vectors(self, manifest: Manifest, old: Mapping, new: Mapping, gone: Collection[str]) -> None:
-        """Give a segment that lost items the vectors of those that are left."""
-        if (blob := manifest["blobs"].get(f"{VECTORS}{old['file']}")) is None:
-            return
-        content, about = self._read(blob["file"], f"blob {VECTORS}{old['file']}"), blob["about"]
-        kept, counts, begin = [], [], 0
-        for name, count in zip(old["items"], about["counts"], strict=True):
-            end = begin + count * about["bytes"]
-            if name not in gone:
-                kept.append(content[begin:end])
-                counts.append(count)
-            begin = end
-        name = f"{VECTORS}{new['file']}"
-        file = self._file(b"".join(kept), f"blob {name}")
-        manifest["blobs"][name] = {"file": file, "items": sorted(new["items"]), "about": about | {"counts": counts}}
 
     def _file(self, content: bytes, purpose: str) -> str:
         name = secrets.token_hex(16) + ".sealed"
