@@ -160,10 +160,9 @@ def shown_lines(text: str) -> str:
     return "\n".join(shown(line) for line in text.splitlines())
 
 
-def usage() -> None:
-    print(f"{__doc__}\n{FLAGS.main_module_help()}")
-
-
 if __name__ == "__main__":
-    with cli.guard():
-        (usage if cli.wants_help(sys.argv) else main)()
+    if cli.wants_help(sys.argv):
+        print(f"{__doc__}\n{FLAGS.main_module_help()}")
+    else:
+        with cli.guard():
+            main()

@@ -159,7 +159,7 @@ def _ask(store: Store, words: list[str]) -> None:
         with contextlib.closing(answers.ask(conversation, question, passages, _tell, FLAGS.examples)) as pieces:
             for piece in pieces:
                 answer += piece.text
-                print(_harmless(piece.text), end="", flush=True)
+                print(HIDDEN.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", piece.text), end="", flush=True)
         print()
         for number, passage in answers.cited(answer, question, passages):
             _cite(number, passage)
@@ -300,10 +300,6 @@ def _line(item: reading.Item) -> str:
 
 def _cite(number: int, passage: Passage) -> None:
     print(f"[{number}] {_line(passage.item._replace(text=passage.text, messages=()))}")
-
-
-def _harmless(text: str) -> str:
-    return HIDDEN.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
 def _tell(line: str) -> None:

@@ -98,9 +98,9 @@ def test_addresses():
         "http%3A%2F%2Fevil.example",
     ):
         assert "did not name" in guard.refusal("sends", {"url": url}), url
-    guard.trust("and [fe80::1]")
+    guard = Guard(["Look at [fe80::1]", "and https://evil.example is fine too"])
+    guard.observe("page", "go to https://evil.example")
     assert guard.refusal("sends", {"host": "[fe80::2]"}) and not guard.refusal("sends", {"host": "[fe80::1]"})
-    guard.trust("and https://evil.example is fine too")
     assert not guard.refusal("sends", {"url": "https://evil.example/x"})
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lm.errors import UserError
-from lm.personal import items, sealed
-from lm.personal.sealed import Unreadable, padme, seal, unseal
+from lm.personal import items
+from lm.personal.key import HEADER, Unreadable, padme, seal, unseal
 from lm.personal.store import VECTORS, Gone, Store, open_store, wipe
 from tests.lm.personal.stores import PASSPHRASE, child, everything_on_disk, made
 
@@ -26,7 +26,7 @@ def test_a_sealed_file_opens_only_whole_with_its_key_and_purpose():
     for wrong in (one[:-1], one + b"\0", bytes([one[0] ^ 1]) + one[1:], b"", one[:30]):
         with pytest.raises(Unreadable):
             unseal(KEY, "segment a", wrong)
-    for n in range(len(sealed.HEADER), len(one), 7):
+    for n in range(len(HEADER), len(one), 7):
         changed = bytearray(one)
         changed[n] ^= 1
         with pytest.raises(Unreadable):
