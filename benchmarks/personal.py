@@ -214,7 +214,7 @@ def losses_of(speaker, model, items) -> np.ndarray:
     import jax
     from flax import nnx
 
-    from lm.personal.rows import batches, rows_of
+    from lm.personal.adapter import batches, rows_of
     from lm.train.step import token_loss
 
     graph, params = nnx.split(model)

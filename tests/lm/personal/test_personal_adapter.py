@@ -13,9 +13,8 @@ from benchmarks.personal import losses_of
 from lm.adapt.rebuild import arrays_of
 from lm.errors import UserError
 from lm.personal import adapter, private
-from lm.personal.adapter import Settings, train
+from lm.personal.adapter import LONGEST, Settings, rows_of, train
 from lm.personal.items import exchange, note
-from lm.personal.rows import LONGEST, rows_of
 from lm.personal.speaker import open_speaker
 from tests.lm.evals import tiny_models
 from tests.lm.personal.stores import made
