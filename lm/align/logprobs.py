@@ -1,7 +1,4 @@
-"""What objectives compute from a model: log-probabilities of tokens without the logits of a whole batch, and router losses.
-
-Axes: B batch, T time, D model, V vocabulary.
-"""
+"""What objectives compute from a model: log-probabilities of tokens without the logits of a whole batch, and router losses."""
 
 import jax
 import jax.numpy as jnp

@@ -46,6 +46,7 @@ def open_engine(
     """
     cache_dtype = capacity.cache_dtype
     known = {"dtype": (dtype, DTYPES), "quantize": (quantize, INTEGERS), "cache_dtype": (cache_dtype, (*DTYPES, "int8"))}
+    known["speculate"] = speculate, ("ngram",)
     for key, (value, values) in known.items():
         if value not in ("", *values):
             raise UserError(f"{key}={value} is none of {', '.join(values)}")
