@@ -89,12 +89,13 @@ def main() -> None:
 
 
 def _tools(stack: contextlib.ExitStack, risks: dict[str, str]) -> list:
-    from lm.agent.builtin import check_private, open_tools
+    from lm.agent.builtin import open_tools
     from lm.agent.mcp_servers import open_server
+    from lm.agent.models import on_this_machine
     from lm.agent.tools import check_tools
 
-    if FLAGS.url is not None and FLAGS.home:
-        check_private(FLAGS.url)
+    if FLAGS.url is not None and FLAGS.home and not on_this_machine(FLAGS.url):
+        raise UserError(f"--url={FLAGS.url} would get your notes: serve the model on this machine, or give --checkpoint")
     tools = open_tools([name for name in FLAGS.tools if name], FLAGS.folder, FLAGS.home, FLAGS.passphrase_file)
     for command in FLAGS.mcp:
         tools += stack.enter_context(open_server(command, risks))

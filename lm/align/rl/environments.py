@@ -97,9 +97,6 @@ class Surroundings(NamedTuple):
         return [tool.schema for tool in self.tools] or getattr(self.environment, "tools", None)
 
 
-ALONE = Surroundings()
-
-
 def open_surroundings(rollout) -> Surroundings:
     """Return the tools and the environment of config.rollout. Raises: UserError for an unknown one."""
     return Surroundings(open_tools(rollout.tools), open_environment(rollout.environment))

@@ -16,7 +16,7 @@ from data.chat.media.encoding import Towers
 from data.chat.media.rows import NAMES, filled
 from data.media.parts import KINDS
 from data.text.tokenizer import Tokenizer
-from lm.align.rl.environments import ALONE, Episodes, Make, Observed, Surroundings
+from lm.align.rl.environments import Episodes, Make, Observed, Surroundings
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
 from lm.errors import UserError
 from lm.infer.call import Layout
@@ -151,7 +151,7 @@ def sampler_of(
     graph: nnx.GraphDef,
     tokenizer: Tokenizer,
     tasks: Sequence[dict],
-    surroundings: Surroundings = ALONE,
+    surroundings: Surroundings = Surroundings(),  # noqa: B008 (it is immutable)
     *,
     served: bool | None = None,
     towers: Towers | None = None,
