@@ -34,9 +34,7 @@ class Schedule:
             sequence.leave(self.blocks)
         decoding = [one for one in self.running if one.computed == len(one.tokens) - 1]
         for n, sequence in enumerate(decoding):
-            if sequence.row < 0 or not self._grow(
-                sequence, len(sequence.tokens), [part.sequence for part in parts]
-            ):  # preempted
+            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), parts):  # preempted
                 continue
             guess = guessed(sequence, self._guesses(sequence, left - (len(decoding) - n))) if self.drafts else []
             parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *guess], len(guess), 0))
@@ -46,7 +44,7 @@ class Schedule:
                 break
             if sequence.row >= 0 and sequence.computed < len(sequence.tokens) - 1:
                 left -= self._prompt(sequence, left, parts)
-        while admits and left > 0 and self._rows and (ready := self._ready()) is not None:
+        while admits and left > 0 and self._rows and (ready := next((one for one in self.waiting if one.is_ready), None)):
             # A block for each that runs, so that it need not be preempted at once.
             if ready.needs(len(ready.tokens), self.blocks.size) + len(self.running) > self.blocks.available and self.running:
                 break
@@ -74,10 +72,6 @@ class Schedule:
         self.preemptions += 1
         sequence.handle.times = sequence.handle.times._replace(preempted=sequence.handle.times.preempted + 1)
 
-    def _ready(self) -> Sequence | None:
-        """Return the first waiting sequence that can start."""
-        return next((one for one in self.waiting if one.is_ready), None)
-
     def _guesses(self, sequence: Sequence, left: int) -> int:
         """Return how many tokens may be guessed for a sequence, and take their blocks: nobody is preempted for guesses."""
         tokens, rope = len(sequence.tokens), sequence.rope
@@ -93,7 +87,7 @@ class Schedule:
         """Add the next piece of a prompt. Return its number of tokens."""
         begin = sequence.computed
         end = min(len(sequence.tokens), begin + left)
-        if not self._grow(sequence, end, [part.sequence for part in parts]):
+        if not self._grow(sequence, end, parts):
             return 0
         tokens = sequence.tokens[begin:end]
         first = len(tokens) - (end == len(sequence.tokens))
@@ -102,14 +96,14 @@ class Schedule:
         parts.append(Part(sequence, begin, tokens, 0, first))
         return len(tokens)
 
-    def _grow(self, sequence: Sequence, upto: int, planned: list[Sequence]) -> bool:
+    def _grow(self, sequence: Sequence, upto: int, parts: list[Part]) -> bool:
         """Take blocks for the first `upto` tokens. If there are too few, preempt the sequences that started last.
 
-        Those that are `planned` for the step stay. Return False if this one itself had to go.
+        Those that have `parts` of the step stay. Return False if this one itself had to go.
         """
         needed = sequence.needs(upto, self.blocks.size)
         while needed > self.blocks.available:
-            last = next(one for one in reversed(self.running) if one not in planned)
+            last = next(one for one in reversed(self.running) if all(part.sequence is not one for part in parts))
             self.preempt(last)
             if last is sequence:
                 return False
