@@ -274,13 +274,13 @@ def opened(worker: str, folder: Path):
         from lm.evals.engine.encoding import Encoding
         from lm.evals.engine.model_subject import ModelSubject
         from lm.evals.tasks.harness import as_lm
-        from lm.infer.load import load_onto
+        from lm.infer.load import load_model
         from lm.parallel.mesh import make_mesh
 
         mesh = make_mesh({"data": -1})
         jax.set_mesh(mesh)
         encoding = Encoding(load_tokenizer(folder / "workdir"))
-        return as_lm(ModelSubject(load_onto(folder / "workdir", mesh), encoding, name="lmcraft"))
+        return as_lm(ModelSubject(load_model(folder / "workdir", mesh=mesh), encoding, name="lmcraft"))
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=str(folder / "published"), device="cpu", batch_size=int(worker.removeprefix("hf")))

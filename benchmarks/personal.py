@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,6 @@ def main() -> None:
     from lm.files import compile_cache
 
     compile_cache.switch_on()
-    from lm.personal.adapter import peak_bytes
     from lm.personal.speaker import open_speaker
 
     parts, found = options.parts.split(","), {}
@@ -61,7 +61,7 @@ def main() -> None:
             begin = time.perf_counter()
             found[part] = PARTS[part](speaker, Path(folder) / part, options)
             print(f"{part}: {found[part]}, {time.perf_counter() - begin:.0f} s", flush=True)
-    print(json.dumps(found | {"peak_gb": round(peak_bytes() / 1e9, 2)}))
+    print(json.dumps(found | {"peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)}))
 
 
 def answers(speaker, home: Path, options) -> dict:
@@ -116,12 +116,12 @@ def recall(speaker, home: Path, options) -> dict:
 
     store, settings = stored(home, range(len(FACTS))), Settings(epochs=options.epochs)
     before = right()
-    print(f"  {train(speaker, store, settings, memory_gb=4)}", flush=True)
+    print(f"  {train(speaker, store, settings)}", flush=True)
     after, forgotten = right(), []
     for n in [n for n in range(len(FACTS)) if after[n] and not before[n]][: options.forget]:
         [gone] = [item for item in store.items() if item.text == FACTS[n][0]]
         store.forget([gone.id])
-        print(f"  {train(speaker, store, settings, memory_gb=4)}", flush=True)
+        print(f"  {train(speaker, store, settings)}", flush=True)
         now = right()
         forgotten.append({"fact": n, "right": now[n], "others right": sum(now) - now[n]})
     return {"facts": len(FACTS), "before": sum(before), "after": sum(after), "forgotten": forgotten}
@@ -204,7 +204,7 @@ def losses(speaker, store, settings, facts) -> list[float]:
     from lm.personal.adapter import adapted, train
     from lm.personal.items import note
 
-    print(f"  {train(speaker, store, settings, memory_gb=4)}", flush=True)
+    print(f"  {train(speaker, store, settings)}", flush=True)
     items = [note(fact) for fact in facts]
     return (losses_of(speaker, speaker.model(), items) - losses_of(speaker, adapted(speaker, store), items)).tolist()
 
@@ -214,7 +214,7 @@ def losses_of(speaker, model, items) -> np.ndarray:
     import jax
     from flax import nnx
 
-    from lm.personal.rows import batches, rows_of
+    from lm.personal.adapter import batches, rows_of
     from lm.train.step import token_loss
 
     graph, params = nnx.split(model)

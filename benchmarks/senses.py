@@ -31,7 +31,7 @@ from data.media import audio, images
 from data.text.tokenizer import load_tokenizer
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.rollouts import sampler_of
-from lm.align.senses import towers_of
+from lm.align.sft import towers_of
 from lm.files.saving import write_lines
 from lm.infer.load import load
 from lm.runs.workdir import read_config

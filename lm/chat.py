@@ -71,7 +71,8 @@ def main() -> None:
     if is_terminal:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start programs with Ctrl-C ignored
         print(f"{FLAGS.checkpoint}: /help lists the commands; {LEAVE}")
-    talk(conversation, typed(conversation) if is_terminal else piped(), is_terminal)
+    lines = (line.decode("utf-8", "replace") for line in sys.stdin.buffer)
+    talk(conversation, typed(conversation) if is_terminal else lines, is_terminal)
 
 
 def _conversation():
@@ -94,12 +95,6 @@ def _conversation():
         for file in FLAGS[kind].value:
             conversation.show(kind, file)
     return conversation
-
-
-def piped() -> Iterator[str]:
-    """Yield the lines of the standard input."""
-    for line in sys.stdin.buffer:
-        yield line.decode("utf-8", "replace")
 
 
 def typed(conversation) -> Iterator[str]:

@@ -7,7 +7,7 @@ Each line of the standard input is a task, or --task is the only one. The model 
 answers or its budget ends. A tool that writes, runs or sends asks first, unless --allow or --grant permits it; without a
 terminal it is denied. docs/agent.md explains what is asked when, and the guard against instructions in what is read.
 
---traces keeps a record of every run, which `python -m lm.agent.records` shows, replays and turns into training data.
+--traces keeps a record of every run, which `python -m lm.agent.records` shows and turns into training data.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from absl import flags
 from lm import cli
 from lm.agent.consent import Consent, parse_grant, parse_risks
 from lm.agent.loop import Budget, Rules, run
-from lm.agent.trace import append
+from lm.agent.records import append
 from lm.errors import UserError
 from lm.files import compile_cache
 from lm.files.untrusted import shown
@@ -89,14 +89,16 @@ def main() -> None:
 
 
 def _tools(stack: contextlib.ExitStack, risks: dict[str, str]) -> list:
-    from lm.agent.builtin import check_private, open_tools
-    from lm.agent.mcp_servers import open_servers
+    from lm.agent.builtin import open_tools
+    from lm.agent.mcp_servers import open_server
+    from lm.agent.models import on_this_machine
     from lm.agent.tools import check_tools
 
-    if FLAGS.url is not None and FLAGS.home:
-        check_private(FLAGS.url)
+    if FLAGS.url is not None and FLAGS.home and not on_this_machine(FLAGS.url):
+        raise UserError(f"--url={FLAGS.url} would get your notes: serve the model on this machine, or give --checkpoint")
     tools = open_tools([name for name in FLAGS.tools if name], FLAGS.folder, FLAGS.home, FLAGS.passphrase_file)
-    tools = stack.enter_context(open_servers(FLAGS.mcp, risks, tools))
+    for command in FLAGS.mcp:
+        tools += stack.enter_context(open_server(command, risks))
     if unknown := sorted(risks.keys() - {tool.name for tool in tools}):
         raise UserError(f"--risk: no tool {unknown[0]!r}; there are {', '.join(tool.name for tool in tools)}")
     check_tools(tools)
@@ -159,10 +161,9 @@ def shown_lines(text: str) -> str:
     return "\n".join(shown(line) for line in text.splitlines())
 
 
-def usage() -> None:
-    print(f"{__doc__}\n{FLAGS.main_module_help()}")
-
-
 if __name__ == "__main__":
-    with cli.guard():
-        (usage if cli.wants_help(sys.argv) else main)()
+    if cli.wants_help(sys.argv):
+        print(f"{__doc__}\n{FLAGS.main_module_help()}")
+    else:
+        with cli.guard():
+            main()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from data.tasks.arithmetic import CALCULATOR
 from lm.agent.files import LIST, READ, SEARCH, WRITE, file_tools
-from lm.agent.models import on_this_machine
 from lm.agent.tools import AgentTool, answering, schema
 from lm.align.rl.tools import PYTHON, TOOLS
 from lm.errors import UserError
@@ -82,12 +81,6 @@ def memory_tools(store: Store) -> list[AgentTool]:
         return "kept the note" if store.add([note(text)]) else "the note was there already"
 
     return [AgentTool(SEARCH_MEMORY, answering(search), "reads"), AgentTool(ADD_NOTE, answering(keep), "writes")]
-
-
-def check_private(url: str) -> None:
-    """Raise UserError if the model at `url` is not on this machine: it would get the passages that a search finds."""
-    if not on_this_machine(url):
-        raise UserError(f"--url={url} would get your notes from --home: serve the model on this machine, or give --checkpoint")
 
 
 def _told(passage: Passage) -> str:

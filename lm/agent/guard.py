@@ -48,10 +48,6 @@ class Guard:
         self._secrets: set[str] = set()
         self.read: list[str] = []  # tools whose untrusted answers were read, in order
 
-    def trust(self, text: str) -> None:
-        """Add words of the user."""
-        self._trusted += f"\n{text}"
-
     def observe(self, tool: str, text: str) -> None:
         """Take note of an untrusted answer, also of an error: a stranger may have written it."""
         self.read.append(tool)

@@ -10,8 +10,8 @@ from data.chat.messages import Messages, make_message
 from lm.agent.consent import RUNS, Consent, permission
 from lm.agent.guard import Guard, marked
 from lm.agent.models import Model, Said
+from lm.agent.records import Trace
 from lm.agent.tools import AgentTool, check_tools
-from lm.agent.trace import Trace
 from lm.align.rl.tools import ERROR, Answer, mistake
 from lm.errors import UserError
 
@@ -90,11 +90,9 @@ def run(
     tell: Callable[[str, str], None] = lambda kind, text: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trace:
-    """Let a model work on a task, and return the trace of all that happened.
+    """Let a model work on a task, and return the trace of all that happened, up to Ctrl-C ("interrupted").
 
-    Errors of calls and of tools are told to the model. A call that is not permitted is answered with the reason. Ctrl-C ends
-    the run and returns the trace so far, which says "interrupted".
-
+    Errors of calls and of tools are told to the model. A call that is not permitted is answered with the reason.
     name: of the model, for the trace. tell: gets each event as it happens: its kind (plan, thought, call, answer, blocked) and
     text. clock: as in Meter.
     Raises: UserError if two tools share a name, or if the model cannot be asked.

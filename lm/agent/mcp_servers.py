@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -27,26 +27,6 @@ START = 60.0  # seconds in which a server must have told its tools
 OTHER = "use another version of the server, or leave it out"
 MAX_PAGES, MAX_TOOLS = 100, 1000  # of a server's list
 NAME = re.compile(r"\S{1,128}")  # of a tool
-
-
-@contextlib.contextmanager
-def open_servers(commands: Sequence[str], risks: Mapping[str, str], tools: Sequence[AgentTool]) -> Iterator[list[AgentTool]]:
-    """Start servers and yield `tools` and those of the servers; the servers end with the block.
-
-    Raises: UserError as `open_server`, and if two tools have the same name.
-    """
-    places = {tool.name: f"--tools has one of {tool.name!r}" for tool in tools}
-    found = list(tools)
-    with contextlib.ExitStack() as stack:
-        for command in commands:
-            for tool in stack.enter_context(open_server(command, risks)):
-                if tool.name in places:
-                    raise UserError(
-                        f"--mcp={command!r} has a tool {tool.name!r}, and {places[tool.name]}: leave one of them out"
-                    )
-                places[tool.name] = f"so has --mcp={command!r}"
-                found.append(tool)
-        yield found
 
 
 @contextlib.contextmanager
@@ -92,7 +72,7 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
                     return Answer(f"{ERROR}{_reason(_innermost(error))}", True)
 
             risk = (risks or {}).get(described.name) or risk_of(described.annotations)
-            return AgentTool({"type": "function", "function": function}, run, risk)
+            return AgentTool({"type": "function", "function": function}, run, risk, origin=f"--mcp={command!r}")
 
         yield [tool(described) for described in listed]
 
@@ -130,9 +110,6 @@ async def _listed(client) -> list:
         if not cursor:
             break
         cursors.add(cursor)
-    names = [tool.name for tool in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"the server lists two tools named {short(twice)}; {OTHER}")
     for tool in found:
         _check(tool)
     return found

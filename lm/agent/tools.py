@@ -16,13 +16,14 @@ class AgentTool(NamedTuple):
 
     schema: its description in OpenAI's format. run: takes the arguments of a call and the seconds left, returns the answer; it
     raises nothing that a model's arguments cause. risk: one of RISKS. trusted: its answers depend on nothing but its arguments,
-    so no stranger can have written them.
+    so no stranger can have written them. origin: the flag that named it, for errors.
     """
 
     schema: Mapping[str, Any]
     run: Callable[[dict[str, Any], float], Answer]
     risk: str
     trusted: bool = False
+    origin: str = "--tools"
 
     @property
     def name(self) -> str:
@@ -41,11 +42,14 @@ def schema(name: str, description: str, required: Sequence[str] = (), **properti
 
 def check_tools(tools: Sequence[AgentTool]) -> None:
     """Raise UserError if two tools have the same name, or a tool has no risk of RISKS."""
-    names = [tool.name for tool in tools]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"two tools are named {twice!r}: leave one of them out")
-    if wrong := next((tool for tool in tools if tool.risk not in RISKS), None):
-        raise UserError(f"tool {wrong.name}: its risk {wrong.risk!r} is none of {', '.join(RISKS)}")
+    known: dict[str, AgentTool] = {}
+    for tool in tools:
+        if tool.name in known:
+            other = known[tool.name].origin
+            raise UserError(f"{tool.origin} has a tool {tool.name!r}, and so has {other}: leave one of them out")
+        if tool.risk not in RISKS:
+            raise UserError(f"tool {tool.name}: its risk {tool.risk!r} is none of {', '.join(RISKS)}")
+        known[tool.name] = tool
 
 
 def answering(run: Callable[..., str]) -> Callable[[dict[str, Any], float], Answer]:

@@ -4,7 +4,6 @@ An alarm is a reason to look, not a verdict: a solved task has low entropy too. 
 its end.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,6 +16,13 @@ WINDOW = 10  # lines in each of the two windows that a trend compares
 LEVEL = 5  # lines over which a level is averaged
 SURE = 4.0  # standard errors between two means that count as a trend
 GOALS = ("reward", "rewards/accuracies", "accuracy")  # logged metrics that the methods maximise
+# Rule about a level: its metric, and the text with its worst value.
+LEVELS = {
+    "kl": ("kl", "kl reached {:.3g} nats a token: the policy left its reference"),
+    "entropy": ("entropy", "entropy fell from {start:.3g} to {:.2g} nats a token: the policy explores no more{solved}"),
+    "no_signal": ("frac_reward_zero_std", "up to {:.0%} of the groups have equal rewards, and so no advantage{solved}"),
+    "clipped": ("completions/clipped_ratio", "up to {:.0%} of the completions are cut by the length limit: raise it"),
+}
 LOWER_IS_BETTER = {"loss", "bits", "perplexity", "nll", "kl", "attack", "over", "error", "errors", "toxicity"}
 
 
@@ -28,15 +34,14 @@ class Alarm(NamedTuple):
     text: str
 
 
-def alarms(lines: Sequence[dict], samples: Sequence[dict] = ()) -> list[Alarm]:
+def alarms(lines: Sequence[dict]) -> list[Alarm]:
     """Return the alarms of a run sorted by step, at most one per kind.
 
     A trend compares the mean of the last 10 training lines with the mean of the first 10: a curve rises or falls if they
     differ by 4 standard errors. A level is the mean of the last 5 lines. The rules, by kind:
 
-    length         completions/mean_length rises by at least 20 % and is correlated with reward. Either the correlation of their
-                   line-to-line changes, or that of tokens and reward in the samples (minus the means of step and prompt), is
-                   at least max(0.5, 3/√n). Or reward rises, the length doubles, and their correlation is above 0.98.
+    length         completions/mean_length rises by at least 20 %, and its line-to-line changes are correlated with those of
+                   reward: by at least max(0.5, 3/√n).
     rewards_apart  among several rewards/NAME/mean, one rises and another falls.
     held_out       reward (else rewards/accuracies, accuracy) rises, but a held-out one of these (or a held-out reward) was
                    below its earlier best in two consecutive validations: by at least 5 % of the best, and by half of its
@@ -50,14 +55,12 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = ()) -> list[Alarm]:
     no_training    loss and grad_norm are exactly 0 in 3 consecutive lines: every token is masked, or every example is beyond
                    the hinge. If all groups have equal rewards, only no_signal applies.
 
-    Args:
-      lines: lines of metrics.jsonl, training and validation, ascending by step. A rule whose metrics are missing is skipped.
-      samples: lines of samples.jsonl.
+    lines: of metrics.jsonl, training and validation, ascending by step. A rule whose metrics are missing is skipped.
     """
     train = [line for line in lines if not is_validation(line)]
     valid = [line for line in lines if is_validation(line)]
     found = [
-        *_length(train, samples),
+        *_length(train),
         *_rewards_apart(train),
         *_held_out(train, valid),
         *_overfitting(train, valid),
@@ -94,41 +97,22 @@ def in_a_row(holds: np.ndarray, n: int) -> np.ndarray:
     return (trailing_mean(holds, n) == 1) & (np.arange(len(holds)) >= n - 1)
 
 
-def _length(train: Sequence[dict], samples: Sequence[dict]) -> list[Alarm]:
+def _length(train: Sequence[dict]) -> list[Alarm]:
     steps, length, reward = _together(train, "completions/mean_length", "reward")
     if len(steps) < 2 * WINDOW:
         return []
-    n = np.arange(1, len(steps) + 1)
     means, first = trailing_mean(length, WINDOW), length[:WINDOW].mean()
-    grown = (_moved(length) > SURE) & (means > 1.2 * first)
-    changes = np.concatenate([[0.0], correlation(np.diff(length), np.diff(reward))])
-    together = changes >= np.maximum(0.5, 3 / np.sqrt(np.maximum(1, n - 1)))
-    levels = correlation(length, reward)
-    doubled = (_moved(reward) > SURE) & (means > 2 * first) & (levels > 0.98)
-    r, count = _sample_correlation(samples)
-    sampled = count >= 12 and r >= max(0.5, 3 / count**0.5)
-
-    def text(i: int) -> str:
-        how = f"r = {changes[i]:.2f} between their changes"
-        if not together[i]:
-            how = f"r = {r:.2f} in {count} samples" if sampled else f"r = {levels[i]:.2f} between their curves"
-        return f"completions grew from {first:.0f} to {means[i]:.0f} tokens, and reward goes with length: {how}"
-
-    return _alarm("length", steps, grown & (together | sampled | doubled), text)
-
-
-def _sample_correlation(samples: Sequence[dict]) -> tuple[float, int]:
-    """Return (correlation of tokens and reward, number of samples), after subtracting the means of each step and prompt."""
-    rows = [row for row in samples if all(isinstance(row.get(key), (int, float)) for key in ("step", "tokens", "reward"))]
-    groups = [[row["step"] for row in rows], [json.dumps(row.get("prompt")) for row in rows]]
-    x = np.array([[row["tokens"], row["reward"]] for row in rows], np.float64).reshape(-1, 2)
-    if len(x) < 2:
-        return 0.0, 0
-    for group in groups:
-        _, at = np.unique(group, return_inverse=True)
-        means = np.stack([np.bincount(at, column) for column in x.T], 1) / np.bincount(at)[:, None]
-        x = x - means[at]
-    return float(correlation(*x.T)[-1]), len(x)
+    r = np.concatenate([[0.0], correlation(np.diff(length), np.diff(reward))])
+    goes_with_reward = r >= np.maximum(0.5, 3 / np.sqrt(np.maximum(1, np.arange(len(steps)))))
+    return _alarm(
+        "length",
+        steps,
+        (_moved(length) > SURE) & (means > 1.2 * first) & goes_with_reward,
+        lambda i: (
+            f"completions grew from {first:.0f} to {means[i]:.0f} tokens, and reward goes with length: r = {r[i]:.2f} "
+            "between their changes"
+        ),
+    )
 
 
 def _rewards_apart(train: Sequence[dict]) -> list[Alarm]:
@@ -192,41 +176,27 @@ def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
 
 
 def _levels(train: Sequence[dict]) -> list[Alarm]:
-    def level(kind: str, key: str, holds: Callable, text: Callable[[float], str]) -> list[Alarm]:
-        steps, y = column(rewarded if kind in ("kl", "entropy") else train, key)
-        if len(y) < LEVEL:
-            return []
-        means = trailing_mean(y, LEVEL)
-        where = holds(means) & (np.arange(len(y)) >= LEVEL - 1)
-        worst = np.min if kind == "entropy" else np.max
-        return _alarm(kind, steps, where, lambda i: text(worst(means[where])))
-
     rewarded = [line for line in train if line.get("reward") is not None]
     first = column(rewarded, "entropy")[1][:LEVEL]
     start = first.mean() if len(first) else 0.0
     reward = column(rewarded, "reward")[1][-LEVEL:]
     solved = f"; mean reward {reward.mean():.3g}" if len(reward) else ""
-    return [
-        *level("kl", "kl", lambda y: y > 1.0, lambda y: f"kl reached {y:.3g} nats a token: the policy left its reference"),
-        *level(
-            "entropy",
-            "entropy",
-            lambda y: (y < 0.1 * start) & (y < 0.05),
-            lambda y: f"entropy fell from {start:.3g} to {y:.2g} nats a token: the policy explores no more{solved}",
-        ),
-        *level(
-            "no_signal",
-            "frac_reward_zero_std",
-            lambda y: y >= 0.9,
-            lambda y: f"up to {y:.0%} of the groups have equal rewards, and so no advantage{solved}",
-        ),
-        *level(
-            "clipped",
-            "completions/clipped_ratio",
-            lambda y: y > 0.5,
-            lambda y: f"up to {y:.0%} of the completions are cut by the length limit: raise it, or reward an end",
-        ),
-    ]
+    holds = {
+        "kl": lambda y: y > 1.0,
+        "entropy": lambda y: y < min(0.1 * start, 0.05),
+        "no_signal": lambda y: y >= 0.9,
+        "clipped": lambda y: y > 0.5,
+    }
+    found = []
+    for kind, (key, text) in LEVELS.items():
+        steps, y = column(rewarded if kind in ("kl", "entropy") else train, key)
+        means = trailing_mean(y, LEVEL)
+        where = holds[kind](means) & (np.arange(len(y)) >= LEVEL - 1)
+        if where.any():
+            worst = (np.min if kind == "entropy" else np.max)(means[where])
+            alarm = text.format(worst, start=start, solved=solved)
+            found += _alarm(kind, steps, where, lambda i, alarm=alarm: alarm)
+    return found
 
 
 def _no_training(train: Sequence[dict]) -> list[Alarm]:

@@ -77,9 +77,7 @@ def answered(
 ) -> dict[str, Any]:
     """Sample config.best_of.n answers to every task of the job and keep those that config.best_of selects.
 
-    Config: best_of.n: answers per prompt. best_of.rows: about how many are sampled at a time. best_of.keep: "best" (the best
-    answer to each prompt) or "all" (all different ones). best_of.threshold: least reward of a kept answer, or -inf; an answer
-    that reaches the threshold also counts as passed. Truncated answers are counted but never kept.
+    An answer that reaches best_of.threshold counts as passed. Truncated answers are counted but never kept.
 
     Args:
       start: returns the parameters; called only if answers are missing. tools: tool schemas for tasks without their own.

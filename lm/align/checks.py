@@ -46,28 +46,24 @@ def _check_template(path: str | None) -> None:
 
 
 def _check_rewards(config, workdir: Path) -> None:
-    """Check names, options and weights of rewards, and the columns that they read from the first record.
+    """Check names, options and weights of rewards, and the columns that ours read from the first record.
 
-    The user's own files are read, not run, and reward models are opened later.
+    Reward models are opened later.
     """
     from data.chat.conversations import examples_of
-    from lm.align.rl.rewards import check_columns, check_file_reward, parse_rewards
+    from lm.align.rl.rewards import check_columns, parse_rewards
 
-    own = []
-    for part in filter(None, map(str.strip, config.rewards.split(","))):
-        spec = part.rpartition("=")[0] or part
-        if spec.startswith("reward_model:"):
-            check_model("rewards", spec.removeprefix("reward_model:").partition("?")[0], None)
-        elif ".py" in spec:
-            check_file_reward(spec)
-        else:
-            own.append(part)
-    if not own:
+    parts = [part for part in map(str.strip, config.rewards.split(",")) if part]
+    models = [part for part in parts if part.startswith("reward_model:")]
+    for part in models:
+        check_model("rewards", (part.rpartition("=")[0] or part).removeprefix("reward_model:").partition("?")[0], None)
+    if functions := [part for part in parts if part not in models]:
+        parse_rewards(",".join(functions))
+    if config.method not in ("rl", "best_of") or has_data(workdir):
         return
-    rewards = parse_rewards(",".join(own))
-    if config.method in ("rl", "best_of") and not has_data(workdir):
+    if ours := [part for part in functions if ".py" not in part]:
         for task in examples_of(records.first_records(config.data.input), "task", Counter()):
-            check_columns(rewards, task.prompt, task.columns)
+            check_columns(parse_rewards(",".join(ours)), task.prompt, task.columns)
 
 
 def _check_safety(s) -> None:

@@ -44,8 +44,8 @@ Tasks = tuple[list[dict], list[dict], dict]  # to train on, held out, and counts
 class Setup(NamedTuple):
     """What the data of a run depend on.
 
-    new_senses: media whose encoder the run gives to the model (lm/align/senses.py). tasks: those to use in place of the tasks
-    of config.data.input; None: read these.
+    new_senses: media whose encoder the run gives to the model. tasks: those to use in place of the tasks of config.data.input;
+    None: read these.
     """
 
     config: Any

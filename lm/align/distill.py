@@ -14,7 +14,7 @@ from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align.data import RunData, Setup, from_examples, from_tasks
 from lm.convert.source import open_source
 from lm.errors import UserError, after
-from lm.infer.load import load_onto
+from lm.infer.load import load_model
 from lm.kernels.divergence import Distillation, divergence
 from lm.model.inputs import inputs_of
 from lm.parallel.mesh import check_fit, reshard
@@ -107,7 +107,7 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
         )
     with after(f"distill.teacher={path}: "):
         check_fit(mesh, teacher, config.batch_size, config.accumulate, config.sequence_length)
-    return nnx.split(load_onto(path, mesh, config.dtype))
+    return nnx.split(load_model(path, config.dtype, mesh))
 
 
 def check_tokenizer(ours: Tokenizer, theirs: Tokenizer, path) -> None:

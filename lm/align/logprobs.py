@@ -1,7 +1,4 @@
-"""What objectives compute from a model: log-probabilities of tokens without the logits of a whole batch, and router losses.
-
-Axes: B batch, T time, D model, V vocabulary.
-"""
+"""What objectives compute from a model: log-probabilities of tokens without the logits of a whole batch, and router losses."""
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +44,6 @@ def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0
     logp_BTV = jax.nn.log_softmax(logits / temperature, axis=-1)
     entropy = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
     return jnp.take_along_axis(logp_BTV, batch["targets"][..., None], axis=-1)[..., 0], entropy
-
-
-def sequence_logprobs(model: Transformer, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """Return Σ log p over targets of weight above 0, and their number, each float32 [B, 2]; the batch has arrays [B, 2, T]."""
-    logp_BT, _ = token_logprobs(model, rows(batch))
-    two = batch["tokens"].shape[1]
-    counted = (batch["weights"] > 0).astype(jnp.float32)
-    return jnp.sum(examples(logp_BT, two) * counted, axis=-1), jnp.sum(counted, axis=-1)
 
 
 def rows(batch: dict) -> dict:

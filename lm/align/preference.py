@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from data.chat.example_batches import ExampleBatches, Sides
 from data.chat.example_files import Examples
 from lm.align.data import RunData, Setup, batches, from_examples, is_split
-from lm.align.logprobs import examples, logprobs_of, routers, rows, sequence_logprobs
+from lm.align.logprobs import examples, logprobs_of, routers, rows
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference, starting_point
 from lm.config import ModelConfig
@@ -125,7 +125,7 @@ def unpaired_loss(settings, model: Transformer, batch: dict, frozen, *, train: b
 
     def measure(model):
         logp_B1, _, entropy, hidden = answers_under(model, own)
-        other_B1 = lax.stop_gradient(sequence_logprobs(model, other)[0])
+        other_B1 = lax.stop_gradient(answers_under(model, other)[0])
         auxiliary, loads = routers(model, hidden, own, n, train)
         return (logp_B1[:, 0], auxiliary), (other_B1[:, 0], entropy, loads)
 
@@ -168,9 +168,9 @@ def pays(model: ModelConfig, pairs: Iterable[Sides]) -> bool:
 
 
 def answers_under(model: Transformer, batch: dict):
-    """Return logp_BN and lengths_BN as `sequence_logprobs`, (Σ entropy, tokens) of the answers, and the Hidden of the layers.
+    """Return (Σ log p over the targets of weight above 0, their number, (Σ entropy, tokens) of these, Hidden of the layers).
 
-    N is the number of sequences per example.
+    The first two are float32 [B, N], where N is the number of sequences per example.
     """
     if "ends" in batch:
         return _joined_answers_under(model, batch)

@@ -32,11 +32,8 @@ def starting_point(config, mesh: Mesh) -> nnx.State:
 def compare_with_reference(measure: Measure, compare: Compare, model: Transformer, frozen: nnx.State) -> tuple[jax.Array, Any]:
     """Return compare(measure(model), measure(reference)), differentiable in the model's trainable parameters.
 
-    Args:
-      measure: measure(model) -> (arrays with a gradient, other arrays).
-      compare: compare(policy, reference) -> (scalar, other arrays). The reference and the other arrays are constants.
-        Both functions may use arrays that do not depend on the trainable parameters.
-      frozen: the trainable parameters of the reference.
+    measure(model) returns (arrays with a gradient, other arrays), and compare(policy, reference) (scalar, other arrays). The
+    reference and the other arrays are constants. frozen: the trainable parameters of the reference.
     A step costs one forward and backward pass of the policy and one forward pass of the reference.
     """
     graph, params = nnx.split(model)

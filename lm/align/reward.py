@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-from lm.align.data import RunData, Setup, from_examples
 from lm.align.logprobs import examples, routers, rows
 from lm.align.losses import bradley_terry
 from lm.align.preference import counted, number_of_examples
@@ -14,11 +13,6 @@ from lm.align.reward_model import at_last_token
 from lm.model.inputs import inputs_of
 from lm.model.transformer import Transformer
 from lm.train.step import Objective, Sums, Trainer, make_trainer
-
-
-def data(setup: Setup) -> RunData:
-    """Return pairs, or answers with labelled steps."""
-    return from_examples(setup)
 
 
 def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:

@@ -14,7 +14,7 @@ from data.chat.messages import Conversation
 from data.text.tokenizer import load_tokenizer
 from lm.convert.source import open_source
 from lm.errors import UserError
-from lm.infer.load import load_model, load_onto
+from lm.infer.load import load_model
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.parallel.context import slots
@@ -44,7 +44,7 @@ def reward_model(path: str) -> Callable[..., list[float]]:
     @functools.cache
     def model() -> tuple[Callable, nnx.State]:
         mesh = jax.sharding.get_mesh()
-        graph, params = nnx.split(load_model(path) if mesh.empty else load_onto(path, mesh))
+        graph, params = nnx.split(load_model(path, mesh=None if mesh.empty else mesh))
         return jax.jit(lambda params, *arrays: reward_scores(nnx.merge(graph, params), *arrays)), params
 
     def reward(prompts, completions, **columns) -> list[float]:

@@ -11,9 +11,10 @@ import jax
 
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
-from lm.align import distill, length, preference, reinforce, reward, senses, settings, sft
-from lm.align.data import RunData, Setup, Tasks, data_summary, own_tokenizer
+from lm.align import distill, length, preference, reward, settings, sft
+from lm.align.data import RunData, Setup, Tasks, data_summary, from_examples, from_tasks, own_tokenizer
 from lm.align.quiz import write_quiz
+from lm.align.rl import objective as reinforce
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
 from lm.align.validation import HeldOut, Samples, Validation, first_validation
@@ -29,8 +30,15 @@ from lm.train.rates import choose_rate
 from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of
 
-# config.method: the module with its `data` and `trainer`.
-METHODS = {"sft": sft, "preference": preference, "reward": reward, "rl": reinforce, "distill": distill}
+# config.method: functions of (setup) that return its data, and of (config, tokenizer, mesh) that return its trainer and what
+# its objective compares with.
+METHODS = {
+    "sft": (sft.data, sft.trainer),
+    "preference": (preference.data, preference.trainer),
+    "reward": (from_examples, reward.trainer),
+    "rl": (from_tasks, reinforce.trainer),
+    "distill": (distill.data, distill.trainer),
+}
 
 
 def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Tasks | None = None) -> dict[str, Any]:
@@ -54,7 +62,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
     surroundings = open_surroundings(config.rollout)
-    data = METHODS[config.method].data(Setup(config, workdir, tokenizer, mesh, surroundings, new_senses, tasks))
+    data = METHODS[config.method][0](Setup(config, workdir, tokenizer, mesh, surroundings, new_senses, tasks))
     if hosts.is_first():
         print(data_summary(data.counts, config), flush=True)
     data.choose_steps()
@@ -88,7 +96,7 @@ def _settle(config, workdir: Path) -> list[str]:
     length.adopt_length(config, hosts.from_first(lambda: record(workdir)[0]))
     if config.method == "distill":
         distill.check_teacher(config.distill)
-    new_senses = [name for name, section in senses.SECTIONS.items() if config.model[section].num_layers]
+    new_senses = [name for name, section in sft.SENSES.items() if config.model[section].num_layers]
     adopt(config, workdir)
     config.model.score_head = settings.score_head(config)
     return new_senses
@@ -110,7 +118,7 @@ def _train(data: RunData, evals) -> dict[str, Any]:
     """Train on the data, and return the result of lm.train.loop.train."""
     config, workdir, tokenizer, mesh, *_ = data.setup
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        trainer, frozen = METHODS[config.method].trainer(config, tokenizer, mesh)
+        trainer, frozen = METHODS[config.method][1](config, tokenizer, mesh)
         graph = skeleton(model_config_of(config))[0]
         sampler = data.sampler(graph)
         if sampler is not None:

@@ -7,17 +7,20 @@ from lm.errors import UserError
 METHODS = ("sft", "preference", "reward", "rl", "distill")  # run by lm/align/run.py
 LOOPS = ("best_of", "safety")  # methods that call lm/align/run.py once or several times
 CONFIGS = ("dpo", "kto", "orpo", "grpo", "ppo")  # names of methods that are configs, each a loss of a method
-SFT_LOSSES = ("nll", "dft")
-PREFERENCES = ("dpo", "robust", "hinge", "ipo", "apo_zero", "apo_down", "orpo", "simpo", "kto")
-REWARD_KINDS = ("outcome", "process")
-ALGORITHMS = ("grpo", "rloo", "ppo")
-LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")  # how token losses are averaged (lm/align/rl/objective.py)
-SCALES = ("group", "batch", "none")
-ESTIMATES = ("k1", "k2", "k3")
-CORRECTIONS = ("none", "token", "sequence")
-TEACHINGS = ("logits", "on_policy")
-DIVERGENCES = ("forward", "reverse", "jsd")
-KEEP = ("best", "all")
+# The values of a key. A section of the config has the name of the method that reads it.
+CHOICES = {
+    "sft.loss": ("nll", "dft"),
+    "preference.loss": ("dpo", "robust", "hinge", "ipo", "apo_zero", "apo_down", "orpo", "simpo", "kto"),
+    "reward.kind": ("outcome", "process"),
+    "rl.algorithm": ("grpo", "rloo", "ppo"),
+    "rl.loss": ("grpo", "bnpo", "dr_grpo", "dapo", "gspo"),  # how token losses are averaged (lm/align/rl/objective.py)
+    "rl.scale": ("group", "batch", "none"),
+    "rl.kl": ("k1", "k2", "k3"),
+    "rl.correction": ("none", "token", "sequence"),
+    "distill.kind": ("logits", "on_policy"),
+    "distill.divergence": ("forward", "reverse", "jsd"),
+    "best_of.keep": ("best", "all"),
+}
 TASK_ROWS = 32  # rollouts of a batch, where the config names no batch_size
 
 
@@ -35,17 +38,20 @@ def check(config) -> None:
     check_environment(config)
     if config.mesh.get("context", 1) != 1:
         check_split(config)
-    if config.method == "sft":
-        one_of("sft.loss", config.sft.loss, SFT_LOSSES)
-    if config.method == "preference":
-        one_of("preference.loss", config.preference.loss, PREFERENCES)
-    if config.method == "reward":
-        one_of("reward.kind", config.reward.kind, REWARD_KINDS)
+    check_method(config)
+
+
+def check_method(config) -> None:
+    """Raise UserError if the section of the method is invalid."""
+    for key, known in CHOICES.items():
+        section, name = key.split(".")
+        if section == config.method and (value := config[section][name]) not in known:
+            raise UserError(f"{key}={value!r} is none of {', '.join(known)}")
     if config.method == "rl":
         check_rl(config)
-    if config.method == "distill":
+    elif config.method == "distill":
         check_distill(config.distill)
-    if config.method == "best_of":
+    elif config.method == "best_of":
         check_best_of(config.best_of)
 
 
@@ -105,22 +111,9 @@ def score_head(config) -> str:
     return "value" if config.method == "rl" and config.rl.algorithm == "ppo" else "none"
 
 
-def one_of(key: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{key}={value!r} is none of {', '.join(known)}")
-
-
 def check_rl(config) -> None:
-    """Raise UserError for invalid settings of reinforcement learning."""
+    """Raise UserError for numbers of rollouts that make no groups, minibatches or slices."""
     rl, rows = config.rl, config.batch_size or TASK_ROWS
-    for key, known in (
-        ("algorithm", ALGORITHMS),
-        ("loss", LOSSES),
-        ("scale", SCALES),
-        ("kl", ESTIMATES),
-        ("correction", CORRECTIONS),
-    ):
-        one_of(f"rl.{key}", rl[key], known)
     if rl.group_size < 1 or (rl.algorithm != "ppo" and rl.group_size < 2):
         raise UserError(f"rl.group_size={rl.group_size} must be at least 2: answers to a prompt are compared with one another")
     if rows % rl.group_size:
@@ -134,8 +127,6 @@ def check_rl(config) -> None:
 
 def check_distill(distill) -> None:
     """Raise UserError if the section config.distill is invalid for any teacher."""
-    one_of("distill.kind", distill.kind, TEACHINGS)
-    one_of("distill.divergence", distill.divergence, DIVERGENCES)
     if not 0 <= distill.mix <= 1:
         raise UserError(f"distill.mix={distill.mix} must be between 0 (the targets alone) and 1 (the teacher alone)")
     if not distill.temperature > 0:
@@ -154,6 +145,5 @@ def check_best_of(best_of) -> None:
         raise UserError(f"best_of.n={best_of.n} must be at least 2: answers to a prompt are compared with one another")
     if best_of.rows < 1:
         raise UserError(f"best_of.rows={best_of.rows} must be positive")
-    one_of("best_of.keep", best_of.keep, KEEP)
     if math.isnan(best_of.threshold):
         raise UserError("best_of.threshold=nan must be a number, or -inf for none")

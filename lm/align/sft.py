@@ -1,19 +1,48 @@
 """Supervised fine-tuning: next-token prediction on the assistant's turns of packed conversations (kind "conversation")."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.align import senses
+from data.chat.media import rows
+from data.chat.media.encoding import Towers
+from data.text.tokenizer import Tokenizer
 from lm.align.data import RunData, Setup, from_examples
+from lm.config.towers import NAMES
+from lm.convert.multimodal import processor
+from lm.errors import UserError
 from lm.model.inputs import inputs_of
 from lm.train.step import Objective, Sums, Trainer, head_loss, make_trainer, training_loss
+from lm.train.values import model_of
+
+SENSES = dict(zip(rows.NAMES, NAMES))  # media of examples: the section of the model's config with their encoder
 
 
 def data(setup: Setup) -> RunData:
     """Return conversations, with images and audio for a model with encoders."""
-    towers = senses.towers_of(setup.config, setup.tokenizer, setup.workdir)
-    return from_examples(setup, towers=towers)
+    return from_examples(setup, towers=towers_of(setup.config, setup.tokenizer, setup.workdir))
+
+
+def towers_of(config, tokenizer: Tokenizer, workdir: Path) -> Towers | None:
+    """Return what the model of a run sees and hears; None for a model of text.
+
+    The settings of the processor are those in the workdir, or else in init_from (lm/convert/multimodal/processor.py).
+    Raises: UserError if encoders, processor, tokenizer and sequence_length do not go together.
+    """
+    model = model_of(config)
+    places = [Path(place) for place in (workdir, config.init_from) if place]
+    folder = next((place for place in places if processor.has_processor(place)), places[0])
+    towers = processor.towers_of(folder, model, tokenizer)
+    for what, section in (("image", "vision"), ("window of sound", "audio")):
+        tower = getattr(model, section)
+        if tower.num_layers and tower.tokens >= config.sequence_length:
+            raise UserError(
+                f"sequence_length={config.sequence_length} is too short for one {what} of model.{section}, which has "
+                f"{tower.tokens} tokens: raise it"
+            )
+    return towers
 
 
 def trainer(config, tokenizer, mesh) -> tuple[Trainer, None]:

@@ -115,7 +115,7 @@ class Samples:
         for task, rollout, record in zip(self.tasks, rollouts, records):
             lines.append({"step": step, "prompt": task["prompt"], "completion": rollout.completion, **record})
         write_lines(path, lines)
-        found = alarms(_lines(self.workdir / "metrics.jsonl"), lines)
+        found = alarms(_lines(self.workdir / "metrics.jsonl"))
         new = [alarm for alarm in found if alarm.kind not in self._reported]
         self._reported |= {alarm.kind for alarm in new}
         return [f"step {alarm.step}: {alarm.kind}: {alarm.text}" for alarm in new]

@@ -36,7 +36,7 @@ from lm.evals.tasks.catalogue import open_tasks
 from lm.evals.tasks.core_metric import core
 from lm.files import saving
 from lm.files.saving import plain
-from lm.infer.load import load_onto
+from lm.infer.load import load_model
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh
 from lm.runs.workdir import kept_json, save_record
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
     tokenizer, mesh = load_tokenizer(config.checkpoint), make_mesh(config.mesh)
     template = template_of(config.chat_template)
     with jax.set_mesh(mesh):
-        model = load_onto(config.checkpoint, mesh, config.dtype)
+        model = load_model(config.checkpoint, config.dtype, mesh)
         depends = {name: value for name, value in config.to_dict().items() if name not in NO_RESULT_KEYS}
         depends |= {"model": fingerprint(model), "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
         libraries = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -17,11 +17,6 @@ from lm.infer.prompts import Prompt, parts_of, read, with_parts
 from lm.infer.sampler import Piece
 
 
-def count(messages: Messages) -> int:
-    """Return the number of exchanges."""
-    return sum(message["role"] == "user" for message in messages)
-
-
 class Conversation:
     """Messages, and the engine that answers them.
 
@@ -72,7 +67,8 @@ class Conversation:
         messages, prompt, dropped = self._fitted([*self.messages, make_message("user", content)])
         if dropped:
             most, kept = self.engine.max_positions, ", but not the system message" if self.system else ""
-            tell(f"the model has {most} positions: dropped the oldest {dropped} of {dropped + count(messages)} exchanges{kept}")
+            exchanges = dropped + sum(message["role"] == "user" for message in messages)
+            tell(f"the model has {most} positions: dropped the oldest {dropped} of {exchanges} exchanges{kept}")
         self._asked += 1
         seed = int(np.random.SeedSequence((self.sampling.seed, self._asked)).generate_state(1)[0])
         limit = min(self.sampling.max_new_tokens, self.engine.max_positions - len(prompt.ids))

@@ -27,16 +27,9 @@ def load(path: str | os.PathLike[str], dtype: str | None = None) -> tuple[Transf
     return model, load_tokenizer(path) if has_tokenizer(Path(path)) else None
 
 
-def load_onto(path: str | os.PathLike[str], mesh: Mesh, dtype: str | None = None) -> Transformer:
-    """Return the model of `load`, sharded over a mesh by its logical axes."""
+def load_model(path: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None) -> Transformer:
+    """Return the model of `load` without its tokenizer, which need not exist. mesh: shard it over one by its logical axes."""
     source = open_source(Path(path))
-    config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
-    graph, abstract = skeleton(config)
-    return nnx.merge(graph, source.load(as_stored(source, shapes_on(abstract, mesh))))
-
-
-def load_model(path: str | os.PathLike[str], dtype: str | None = None) -> Transformer:
-    """Return the model of `load` without its tokenizer, which need not exist."""
-    source = open_source(Path(path))
-    config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
-    return nnx.merge(skeleton(config)[0], on_first_device(source))
+    graph, abstract = skeleton(dataclasses.replace(source.config, dtype=dtype or source.config.dtype))
+    params = on_first_device(source) if mesh is None else source.load(as_stored(source, shapes_on(abstract, mesh)))
+    return nnx.merge(graph, params)

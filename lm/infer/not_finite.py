@@ -10,12 +10,9 @@ from lm.runs.checkpoint import named, plain
 
 
 def error(model: Transformer, what: str, cause: str = "") -> UserError:
-    """Return the error to raise: what was not finite, and the likely cause.
+    """Return the error to raise. what: such as "the logits of prompt 3". cause: the likely one if all parameters are finite.
 
     On several hosts every process calls this, because it counts the non-finite values of sharded parameters.
-
-    Args:
-      what: such as "the logits of prompt 3". cause: what else may be wrong if the parameters are finite.
     """
     found = parameters(nnx.split(model)[1])
     if found:

@@ -58,8 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "The model that answers; default: the one that the store used last.")
     flags.DEFINE_string("passphrase_file", "", "A file with the passphrase, such as one of a password manager.")
     flags.DEFINE_boolean("keyring", False, "add, for a new store: keep its key in the keyring of the desktop.")
-    flags.DEFINE_integer("passages", 3, "search, ask: passages at most.", lower_bound=0)
-    flags.DEFINE_boolean("memory", True, "ask: use the items. --nomemory shows what model and adapter know without them.")
+    flags.DEFINE_integer("passages", 3, "search, ask: passages at most; ask with 0: what the model knows alone.", lower_bound=0)
     flags.DEFINE_boolean("adapter", True, "ask: use the adapter, if one was trained.")
     flags.DEFINE_boolean("examples", True, "ask: show two worked examples first. A model trained to read notes needs none.")
     flags.DEFINE_boolean("keep", False, "ask: store the exchanges.")
@@ -67,7 +66,6 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.0, "ask: sampling temperature; 0: greedy.", lower_bound=0.0)
     flags.DEFINE_integer("seed", 0, "Seed of sampling and of training.", lower_bound=0)
     flags.DEFINE_integer("epochs", 4, "train: how often each item is read.", lower_bound=1)
-    flags.DEFINE_integer("updates", 0, "train: stop after so many; train resumes. 0: make all.", lower_bound=0)
     flags.DEFINE_integer("batch", 8, "train: items of an update.", lower_bound=1)
     flags.DEFINE_integer("rank", 8, "train: rank of the adapter.", lower_bound=1)
     flags.DEFINE_float("learning_rate", 1e-3, "train: of Adam, after a warm-up of 5 updates.", lower_bound=0.0)
@@ -82,9 +80,6 @@ def define_flags() -> None:
         0.501,
         1.0,
     )
-    flags.DEFINE_float("memory_gb", 1.5, "train: memory that it may use; it stops if it needs more.", lower_bound=0.1)
-    flags.DEFINE_boolean("when_idle", False, "train: work only while the machine is idle.")
-    flags.DEFINE_boolean("retrain", True, "forget: train the adapter anew at once. Otherwise it is only deleted.")
     flags.DEFINE_boolean("yes", False, "wipe: do it.")
 
 
@@ -150,7 +145,7 @@ def _ask(store: Store, words: list[str]) -> None:
     from lm.personal.vectors import embed, vectors_of
 
     model = adapted(speaker, store) if FLAGS.adapter else speaker.model()
-    index = Index(store.items(), vectors_of(speaker, store)) if FLAGS.memory and FLAGS.passages else None
+    index = Index(store.items(), vectors_of(speaker, store)) if FLAGS.passages else None
     sampling = Sampling(FLAGS.max_new_tokens, FLAGS.temperature, seed=FLAGS.seed)
     conversation = answers.open_conversation(speaker, model, sampling)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -164,7 +159,7 @@ def _ask(store: Store, words: list[str]) -> None:
         with contextlib.closing(answers.ask(conversation, question, passages, _tell, FLAGS.examples)) as pieces:
             for piece in pieces:
                 answer += piece.text
-                print(_harmless(piece.text), end="", flush=True)
+                print(HIDDEN.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", piece.text), end="", flush=True)
         print()
         for number, passage in answers.cited(answer, question, passages):
             _cite(number, passage)
@@ -183,16 +178,16 @@ def _train(store: Store, _=None) -> None:
     speaker = _speaker(store)
     store.set(training=chosen)
     try:
-        print(_trained(speaker, store, chosen, FLAGS.updates))
+        print(_trained(speaker, store, chosen))
     except UserError:
         store.set(training=last)  # a mistake is not remembered
         raise
 
 
-def _trained(speaker, store: Store, settings: dict, stop_after: int = 0) -> str:
+def _trained(speaker, store: Store, settings: dict) -> str:
     from lm.personal.adapter import Settings, train
 
-    return train(speaker, store, Settings(**settings), FLAGS.memory_gb, FLAGS.when_idle, stop_after)
+    return train(speaker, store, Settings(**settings))
 
 
 def _forget(store: Store, names: list[str]) -> None:
@@ -205,8 +200,8 @@ def _forget(store: Store, names: list[str]) -> None:
     print(f"forgot {len(set(gone))} of {len(ids)} items")
     if not lost_adapter:
         return
-    if not FLAGS.retrain or not store.ids():
-        print("the adapter that was trained on them is deleted" + "; train makes a new one" * bool(store.ids()))
+    if not store.ids():
+        print("the adapter that was trained on them is deleted")
         return
     print("the adapter that was trained on them is deleted, and is trained anew without them; train resumes that", flush=True)
     print(_trained(_speaker(store), store, before["settings"]))
@@ -305,10 +300,6 @@ def _line(item: reading.Item) -> str:
 
 def _cite(number: int, passage: Passage) -> None:
     print(f"[{number}] {_line(passage.item._replace(text=passage.text, messages=()))}")
-
-
-def _harmless(text: str) -> str:
-    return HIDDEN.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
 def _tell(line: str) -> None:

@@ -4,6 +4,9 @@ Items are taken by their ids, which are digests of what they say, never by when 
 is trained after an item was forgotten is, bit for bit, the one of a store that never had it: on one machine with the same
 versions of JAX and NumPy. Without differential privacy it does not depend on the store either; with it, on the store's secret.
 
+A note or a file is read as text, an exchange by the chat template with loss on the assistant's turns. A long item makes several
+rows, whose gradients are added up before they are clipped, because the item is what is protected.
+
 The base stays in 8 bits; the gradient of one row of one item is in memory at a time. The adapter and the state from which a
 stopped training goes on are blobs of the store, so they are encrypted, and `forget` removes them if they know the item.
 """
@@ -15,9 +18,7 @@ import hashlib
 import io
 import json
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,26 +27,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psutil
 from flax import nnx
 
+from data.chat.example_encoding import Encoder
+from data.chat.messages import Conversation
 from lm.adapt import lora
 from lm.adapt.rebuild import arrays_of
 from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import Transformer, build, skeleton
 from lm.personal import private
-from lm.personal.rows import Row, batches, rows_of
+from lm.personal.items import Item
 from lm.personal.speaker import Speaker, with_adapter
 from lm.personal.store import Gone, Store
 from lm.progress import progress
 from lm.train.step import token_loss
 
-SAVE_EVERY, LOOK_EVERY = 60.0, 30.0  # seconds between states on disk, and between looks at the machine
-BUSY = 25.0  # percent of all cores that other processes use
-LOOK, PAUSE = 1.0, 30.0  # seconds of a look, and between two while the machine is busy
+SAVE_EVERY = 60.0  # seconds between states on disk
 WARMUP = 5  # updates
 TOGETHER = 8  # items
+LONGEST, SHORTEST = 256, 32  # tokens of a row
+TOKENS = 256  # of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,14 @@ class Settings:
         return Adapter(rank=self.rank, alpha=2.0 * self.rank, targets=self.targets)
 
 
+class Row(NamedTuple):
+    """tokens, targets: int32 [T]; weights: float32 [T], which add up to 1 over the rows of an item; 0: not learnt."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
 class State(NamedTuple):
     """lora: A and B. moments: of Adam. update: how many were made."""
 
@@ -76,13 +86,10 @@ class State(NamedTuple):
     update: int
 
 
-def train(
-    speaker: Speaker, store: Store, settings: Settings, memory_gb: float = 1.5, when_idle: bool = False, stop_after: int = 0
-) -> str:
+def train(speaker: Speaker, store: Store, settings: Settings) -> str:
     """Train on all items, or resume, and store the adapter. Return a line that says what was done.
 
-    stop_after: updates of this call; 0: all. Then the state is stored, and the next call goes on.
-    Raises: UserError if there is nothing to learn, an item is forgotten meanwhile, or the memory does not suffice.
+    Raises: UserError if there is nothing to learn, or an item is forgotten meanwhile.
     """
     begin = time.perf_counter()
     items = sorted(store.items(), key=lambda item: item.id)
@@ -101,44 +108,34 @@ def train(
         return f"the adapter is of these items and settings already: {made['said']}"
     state = _resumed(store, name, start(speaker, settings))
     about = {"settings": dataclasses.asdict(settings), "task": name, "of": len(updates)}
-    saved = looked = time.monotonic()
-    done = state.update
+
+    def save() -> None:
+        store.put("training", _packed(state), ids, about | {"updates": state.update})
+
+    saved = time.monotonic()
     try:
-        with progress("train", len(updates), done=done, unit=" updates") as bar:
+        with progress("train", len(updates), done=state.update, unit=" updates") as bar:
             while state.update < len(updates):
-                if when_idle and (time.monotonic() - looked > LOOK_EVERY or state.update == done):
-                    wait_until_idle()
-                    looked = time.monotonic()
                 chosen = [examples[n] for n in updates[state.update]]
                 noise = _noise_of(store, settings, ids, sigma, f"noise {name} {state.update}")
+                divisor = rate(ids, settings) * len(ids) if sigma else len(chosen)
                 with _uninterrupted():
-                    divisor = rate(ids, settings) * len(ids) if sigma else len(chosen)
                     state = updated(speaker, settings, state, chosen, noise, divisor)
                 bar.update(1)
-                _check_memory(memory_gb)
-                stops = stop_after and state.update - done >= stop_after
-                if stops or time.monotonic() - saved > SAVE_EVERY:
-                    store.put("training", _packed(state), ids, about | {"updates": state.update})
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
                     saved = time.monotonic()
-                if stops and state.update < len(updates):
-                    return f"stopped after {state.update} of {len(updates)} updates; train goes on"
-        privacy = _privacy(sigma, spent, settings, ids, len(updates))
-        said = f"{len(ids)} items, {len(updates)} updates, {privacy}"
-        store.put(
-            "adapter",
-            _npz(arrays_of(state.lora)),
-            ids,
-            about | {"said": said, "model": speaker.fingerprint, "sigma": sigma},
-            without="training",
-        )
+        said = f"{len(ids)} items, {len(updates)} updates, {_privacy(sigma, spent, settings, ids, len(updates))}"
+        more = {"said": said, "model": speaker.fingerprint, "sigma": sigma}
+        store.put("adapter", _npz(arrays_of(state.lora)), ids, about | more, without="training")
     except KeyboardInterrupt:
         with contextlib.suppress(Gone):
-            store.put("training", _packed(state), ids, about | {"updates": state.update})
+            save()
         raise
     except Gone:
         raise UserError("an item was forgotten during the training, whose result is discarded: run train again") from None
     store.count("trainings", spent)
-    return f"trained an adapter: {said}; {time.perf_counter() - begin:.0f} s, at most {peak_bytes() / 1e9:.2f} GB of memory"
+    return f"trained an adapter: {said}; {time.perf_counter() - begin:.0f} s"
 
 
 def _noise_of(store: Store, settings: Settings, ids: Sequence[str], sigma: float, name: str) -> Callable | None:
@@ -213,6 +210,51 @@ def _initial(config: ModelConfig, adapter: Adapter, seed: int) -> nnx.State:
     config = dataclasses.replace(config, adapter=adapter)
     lora.check_targets(config)
     return jax.tree.map(np.asarray, jax.jit(lambda: lora.adapter_only(build(config, seed)))())
+
+
+def rows_of(speaker: Speaker, item: Item) -> list[Row]:
+    """Return the rows of an item; at least one has a weight above 0. Raises UserError if the template refuses an exchange."""
+    tokenizer = speaker.tokenizer
+    if item.messages:
+        ids, learnt = Encoder(tokenizer, speaker.template).conversation(Conversation(list(item.messages)))
+        if not learnt.any():
+            learnt = np.ones(len(ids), bool)
+    else:
+        ids = np.asarray([*tokenizer.prompt_ids(item.text), *tokenizer.stop_ids[:1]], np.int32)
+        learnt = np.ones(len(ids), bool)
+    if len(ids) < 2:
+        raise UserError(f"item {item.id} has no tokens: forget it")
+    found = []
+    for begin in range(0, len(ids) - 1, LONGEST):
+        window = slice(begin + 1, begin + 1 + LONGEST)
+        targets = np.asarray(ids[window], np.int32)
+        weights = np.asarray(learnt[window], np.float32) / max(1, learnt[1:].sum())
+        found.append(Row(np.asarray(ids[begin : begin + len(targets)], np.int32), targets, weights.astype(np.float32)))
+    return [row for row in found if row.weights.any()]
+
+
+def batches(items: Sequence[Sequence[Row]]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Yield batches of at most TOKENS tokens in the form of lm/train/step.py, and for each row the number of its item.
+
+    Rows of like lengths share a batch. Widths are powers of two. Rows that only fill a batch have weights of 0.
+    """
+    rows = sorted(((row, n) for n, rows in enumerate(items) for row in rows), key=lambda pair: -len(pair[0].tokens))
+    while rows:
+        width = max(SHORTEST, 1 << (len(rows[0][0].tokens) - 1).bit_length())
+        some, rows = rows[: TOKENS // width], rows[TOKENS // width :]
+        shape = (TOKENS // width, width)
+        batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segment_ids")}
+        batch |= {
+            "weights": np.zeros(shape, np.float32),
+            "positions": np.tile(np.arange(width, dtype=np.int32), (len(batch["tokens"]), 1)),
+        }
+        owner = np.zeros(shape[0], np.int32)
+        for n, (row, of) in enumerate(some):
+            count, owner[n] = len(row.tokens), of
+            batch["segment_ids"][n, :count] = 1
+            for name in Row._fields:
+                batch[name][n, :count] = getattr(row, name)
+        yield batch, owner
 
 
 def updated(
@@ -313,33 +355,3 @@ def _resumed(store: Store, name: str, fresh: State) -> State:
     structure = jax.tree.structure((fresh.lora, fresh.moments))
     adapter, moments = jax.tree.unflatten(structure, [jnp.asarray(arrays[key]) for key in sorted(arrays)])
     return State(adapter, moments, found[1]["updates"])
-
-
-def is_idle() -> bool:
-    """Return whether nobody needs the machine: other processes use little of it, and it is not on battery.
-
-    This process must not compute meanwhile: it sleeps for LOOK seconds.
-    """
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    return not (battery and not battery.power_plugged) and psutil.cpu_percent(interval=LOOK) < BUSY
-
-
-def wait_until_idle() -> None:
-    """Return once the machine is idle."""
-    while not is_idle():
-        time.sleep(PAUSE)
-
-
-def _check_memory(memory_gb: float) -> None:
-    if peak_bytes() > memory_gb * 1e9:
-        raise UserError(
-            f"training took {peak_bytes() / 1e9:.2f} GB, more than --memory_gb={memory_gb:g}: raise it, or use a smaller model"
-        )
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held so far, in bytes."""
-    if sys.platform == "linux":
-        with open("/proc/self/status") as file:  # ru_maxrss would count what the parent process held
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -17,6 +17,7 @@ from lm.bucket.store import is_url
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert import base
 from lm.errors import UserError
+from lm.infer.engine.weights import free
 from lm.infer.load import load_model
 from lm.model.transformer import Transformer, skeleton
 
@@ -55,7 +56,7 @@ def open_speaker(path: str) -> Speaker:
     if not config.quantization.bits:
         whole = params
         config, params = quantize(config, params, BITS)
-        _free(whole, params)
+        free(whole, params)
     tokenizer = load_tokenizer(path)
     template = chat_template_of(path) if Path(path).is_dir() else None
     if (template or tokenizer.chat_template) is None:
@@ -68,11 +69,3 @@ def with_adapter(speaker: Speaker, adapter: Adapter, arrays: dict[str, jax.Array
     """Return the speaker's model with an adapter. arrays: A and B by dotted name."""
     config = dataclasses.replace(speaker.config, adapter=adapter)
     return nnx.merge(skeleton(config)[0], combined(config, arrays_of(speaker.params) | arrays))
-
-
-def _free(old: nnx.State, new: nnx.State) -> None:
-    """Free the arrays of `old` that `new` does not share."""
-    kept = {id(x) for x in jax.tree.leaves(new)}
-    for x in jax.tree.leaves(old):
-        if id(x) not in kept:
-            x.delete()

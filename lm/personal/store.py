@@ -1,4 +1,4 @@
-"""The store: a folder of sealed files (lm/personal/sealed.py), and a sealed manifest that names those that count.
+"""The store: a folder of sealed files (lm/personal/key.py), and a sealed manifest that names those that count.
 
     HOME/key.json        the key, encrypted (lm/personal/key.py)
     HOME/manifest        the ids of all items by segment, the blobs, and settings
@@ -24,12 +24,13 @@ from lm.errors import UserError
 from lm.files import saving
 from lm.personal import key as keys
 from lm.personal.items import Item, from_line, to_line
-from lm.personal.sealed import Unreadable, seal, unseal
+from lm.personal.key import Unreadable, seal, unseal
 
 MANIFEST, LOCK = "manifest", ".lock"
 SEGMENT, SMALL = 4 << 20, 1 << 20  # bytes of a full segment; below SMALL it may be joined with others
 MANY = 24  # small segments that are joined
 OURS = re.compile(r"[0-9a-f]{32}\.sealed|\.?([0-9a-f]{32}\.sealed|manifest|key\.json)(\.\d+)?\.new")
+LEFT_OVER = re.compile(r"manifest|\.lock|.*\.new")  # of a store whose making was killed: it has a manifest and no segments
 VECTORS = "vectors "  # a blob of this name and a segment's file belongs to that segment
 Manifest = dict[str, Any]
 
@@ -86,7 +87,7 @@ class Store:
             return new
 
     def forget(self, ids: Collection[str]) -> bool:
-        """Remove items from their segments, from the vectors, and with them every blob that was made from one of them.
+        """Remove items from their segments, and with them every blob that was made from one of them, such as vectors.
 
         Returns: whether an adapter or the state of a training went with them.
         Raises: UserError if an id is not there; then nothing is removed.
@@ -101,7 +102,6 @@ class Store:
                     segments.append(segment)
                 elif left := [item for item in self._segment(segment) if item.id not in gone]:
                     segments.append(self._written(left))
-                    self._keep_vectors(manifest, segment, segments[-1], gone)
             stale = [name for name, blob in manifest["blobs"].items() if not gone.isdisjoint(blob["items"])]
             manifest["segments"] = segments
             manifest["blobs"] = {name: blob for name, blob in manifest["blobs"].items() if name not in stale}
@@ -175,22 +175,6 @@ class Store:
         content = "".join(json.dumps(to_line(item)) + "\n" for item in items).encode()
         return {"file": self._file(content, "segment"), "items": [item.id for item in items], "bytes": len(content)}
 
-    def _keep_vectors(self, manifest: Manifest, old: Mapping, new: Mapping, gone: Collection[str]) -> None:
-        """Give a segment that lost items the vectors of those that are left."""
-        if (blob := manifest["blobs"].get(f"{VECTORS}{old['file']}")) is None:
-            return
-        content, about = self._read(blob["file"], f"blob {VECTORS}{old['file']}"), blob["about"]
-        kept, counts, begin = [], [], 0
-        for name, count in zip(old["items"], about["counts"], strict=True):
-            end = begin + count * about["bytes"]
-            if name not in gone:
-                kept.append(content[begin:end])
-                counts.append(count)
-            begin = end
-        name = f"{VECTORS}{new['file']}"
-        file = self._file(b"".join(kept), f"blob {name}")
-        manifest["blobs"][name] = {"file": file, "items": sorted(new["items"]), "about": about | {"counts": counts}}
-
     def _file(self, content: bytes, purpose: str) -> str:
         name = secrets.token_hex(16) + ".sealed"
         saving.write(self.home / name, seal(self._key, f"{purpose} {name}", content))
@@ -211,7 +195,7 @@ def open_store(home: Path, passphrase_file: str = "", *, create: bool = False, i
     Raises: UserError if there is none, or its key is wrong.
     """
     if not (home / keys.FILE).exists() and create:
-        if home.exists() and (not home.is_dir() or any(not _is_left_over(file) for file in home.iterdir())):
+        if home.exists() and (not home.is_dir() or any(not LEFT_OVER.fullmatch(file.name) for file in home.iterdir())):
             lost = home.is_dir() and any(OURS.fullmatch(file.name) for file in home.iterdir())
             cure = f"{keys.FILE} is missing: put it back" if lost else "no store: name a new folder, which only the store uses"
             raise UserError(f"{home}: {cure}")
@@ -260,11 +244,6 @@ def _ids(manifest: Manifest) -> set[str]:
 def _files(home: Path) -> list[Path]:
     """Return the segments and blobs, and what a killed process left."""
     return [file for file in home.iterdir() if OURS.fullmatch(file.name)]
-
-
-def _is_left_over(file: Path) -> bool:
-    """Return whether a file is of a store whose making was killed: it has a manifest and no segments."""
-    return file.name in (MANIFEST, LOCK) or file.name.endswith(".new")
 
 
 def _parts(items: list[Item]) -> Iterator[list[Item]]:

@@ -57,15 +57,14 @@ def vectors_of(speaker: Speaker, store: Store) -> np.ndarray:
     total = sum(len(passages_of(item)) for *_, items in missing for item in items)
     with progress("vectors", total, soon=False) as bar:
         for n, file, items in missing:
-            parts = [[passage.text for passage in passages_of(item)] for item in items]
-            texts = [text for part in parts for text in part]
+            texts = [passage.text for item in items for passage in passages_of(item)]
             made = [np.zeros((0, width), np.float32)]
             for begin in range(0, len(texts), 4 * ROWS):
                 made.append(embed(speaker, texts[begin : begin + 4 * ROWS]))
                 bar.update(len(made[-1]))
             rows = np.concatenate(made).astype(np.float16)
             found[n] = rows.astype(np.float32)
-            about = {"model": speaker.fingerprint, "bytes": 2 * width, "counts": list(map(len, parts))}
+            about = {"model": speaker.fingerprint}
             with contextlib.suppress(Gone):  # another process has changed the store meanwhile
                 store.put(f"{VECTORS}{file}", rows.tobytes(), [item.id for item in items], about)
     return np.concatenate([np.zeros((0, width), np.float32), *found])

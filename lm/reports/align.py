@@ -55,7 +55,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     workdir, report = Path(workdir), plain(report)
     train, valid = load_metrics(workdir / "metrics.jsonl")
     lines, samples = [*train, *valid], load_samples(workdir / "samples.jsonl")
-    report["alarms"] = [alarm._asdict() for alarm in alarms(lines, samples)]
+    report["alarms"] = [alarm._asdict() for alarm in alarms(lines)]
     report["rollout_share"] = rollout_share(lines)
     if (statistics := workdir / "best_of" / "statistics.json").is_file():
         report["best_of"] = read_object(statistics, "run the command of the run again to recreate it")

@@ -64,9 +64,8 @@ class Result(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A program and its test.
+    """A program, which is not trusted, and its test.
 
-    code: the program, which is not trusted. Its classes and functions stay in its own process.
     test: Python that calls `entry_point`, a name of the program, and raises an exception if an answer is wrong.
     setup: Python that the test needs, such as the beginning of the program that its author was given. Names that neither it nor
         the test defines are those of the standard library, and last those of the program.
@@ -81,14 +80,10 @@ class Check(NamedTuple):
 def run_many(
     codes: Sequence[str], *, timeout: float = 5.0, memory_mib: int = 256, without: Collection[str] = ()
 ) -> list[Result]:
-    """Run each of `codes` as a main program in its own process. Return results in order of codes.
+    """Run each of `codes` as a main program in its own process, one on each core at a time. Return results in order of codes.
 
-    One interpreter starts and forks for each code: a few milliseconds instead of tens. One code runs on each core at a time.
-
-    Args:
-        timeout: limit in seconds, for wall time and for processor time.
-        memory_mib: address space in addition to the interpreter's own.
-        without: layers of `strength` to leave out, for tests of the others.
+    timeout: limit in seconds, for wall time and for processor time. memory_mib: address space in addition to the interpreter's
+    own. without: layers of `strength` to leave out, for tests of the others.
     """
     return [result for result, _ in _run([Check(code, "") for code in codes], timeout, memory_mib, without)]
 

@@ -84,8 +84,8 @@ def test_a_run_that_stands_needs_neither_its_start_nor_its_text(finished, tmp_pa
 
 
 def test_names_of_settings_are_those_that_there_are():
-    assert settings.PREFERENCES == (*losses.LOSSES, "kto")
-    assert settings.DIVERGENCES == tuple(divergence.KINDS)
+    assert settings.CHOICES["preference.loss"] == (*losses.LOSSES, "kto")
+    assert settings.CHOICES["distill.divergence"] == tuple(divergence.KINDS)
     config = dpo.get_config()
     config.init_from, config.data.input, config.preference.loss = "somewhere", "builtin:preferred_style", "dop"
     with pytest.raises(UserError, match="preference.loss='dop' is none of dpo, "):

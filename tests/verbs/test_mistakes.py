@@ -99,7 +99,7 @@ MISTAKES = [
     Mistake("a chat with a base model", "-m lm.chat --checkpoint=W/run", ("base model", "python -m lm.generate", "align.py")),
     # Rewards, evaluations, exports, servers.
     Mistake("a reward of TRL", f"{GRPO} --config.rewards=accuracy", ("'accuracy'", "'answer'", "path/file.py:function")),
-    Mistake("a reward's syntax", f"{GRPO} --config.rewards=W/reward.py:good", ("W/reward.py", "line 1", "expected ':'")),
+    Mistake("a reward's syntax", f"{GRPO} --config.rewards=W/reward.py:good", ("W/reward.py", "expected ':'", "line 1")),
     Mistake("the folder of one task", f"{EVALUATE} --config.data_dir=W/bench/mmlu", ("set --config.data_dir=W/bench",)),
     Mistake(
         "no server of a judge",

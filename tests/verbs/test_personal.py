@@ -45,10 +45,10 @@ def test_a_life_of_a_store_without_a_network(model, tmp_path):
     ask = ("ask", home, f"--model={model}", "--max_new_tokens=4", "Where is the key of the cabin?")
     answer = said(*ask, "--keep", text="never read")
     assert answer and said("status", home).splitlines()[0].startswith(f"{tmp_path / 'home'}: 2 notes, 1 file, 2 exchanges")
-    train = ("--epochs=1", "--batch=2", "--rank=2", "--memory_gb=20")
+    train = ("--epochs=1", "--batch=2", "--rank=2")
     assert "trained an adapter: 5 items, 3 updates" in said("train", home, *train)
     assert "adapter: 5 items, 3 updates, no differential privacy" in said("status", home)
-    done = said("forget", home, listed[1].split()[0][:6], "--memory_gb=20")
+    done = said("forget", home, listed[1].split()[0][:6])
     assert "forgot 1 of 5 items" in done and "trained an adapter: 4 items, 2 updates" in done
     # The settings are those of the last training.
     assert said("train", home).startswith("the adapter is of these items and settings already: 4 items, 2 updates")

@@ -6,7 +6,7 @@ Axes here: B prompts or sequences, G answers to a prompt, T tokens.
 import jax.numpy as jnp
 from jax import lax
 
-from lm.align.settings import SCALES
+from lm.align.settings import CHOICES
 from lm.errors import UserError
 
 
@@ -25,7 +25,7 @@ def grpo(rewards_BG, scale="group"):
         return centered_BG / (jnp.std(centered_BG, axis=1, ddof=1, keepdims=True) + 1e-4)
     if scale == "batch":
         return centered_BG / (jnp.std(jnp.asarray(rewards_BG, jnp.float32), ddof=1) + 1e-4)
-    raise ValueError(f"scale={scale!r} is none of {', '.join(SCALES)}")
+    raise ValueError(f"scale={scale!r} is none of {', '.join(CHOICES['rl.scale'])}")
 
 
 def rloo(rewards_BG):

@@ -11,7 +11,6 @@ call becomes a message of the tool; that of a text becomes a message of the user
 rewards of its steps, which the reward `environment` reads. `tools`, if the class has it, lists the schemas of its calls.
 """
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,9 @@ from data.tasks.stockroom import look_up
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.calculator import calculate
 from lm.align.rl.tools import ERROR, MAX, Answer, Tool, open_tools
-from lm.align.rl.user_files import failing, imported
+from lm.align.rl.user_files import failing, from_file
 from lm.errors import UserError
 from lm.parallel.hosts import from_first
-
-GYMNASIUM = "gymnasium:"
 
 
 class Environment(Protocol):
@@ -100,9 +97,6 @@ class Surroundings(NamedTuple):
         return [tool.schema for tool in self.tools] or getattr(self.environment, "tools", None)
 
 
-ALONE = Surroundings()
-
-
 def open_surroundings(rollout) -> Surroundings:
     """Return the tools and the environment of config.rollout. Raises: UserError for an unknown one."""
     return Surroundings(open_tools(rollout.tools), open_environment(rollout.environment))
@@ -111,49 +105,19 @@ def open_surroundings(rollout) -> Surroundings:
 def open_environment(spec: str) -> Make | None:
     """Return a function that makes the environment of config.rollout.environment; None for "".
 
-    spec: a key of ENVIRONMENTS, FILE.py:CLASS, or gymnasium:ID, an environment that gymnasium has registered.
-    Raises: UserError that names what is wrong.
+    spec: a key of ENVIRONMENTS, or FILE.py:CLASS. Raises: UserError that names what is wrong.
     """
     if not spec:
         return None
-    path, colon, name = spec.rpartition(":")
-    if spec.startswith(GYMNASIUM):
-        return _of_gymnasium(spec.removeprefix(GYMNASIUM))
-    if colon and path.endswith(".py"):
-        return _of_file(Path(path), name)
+    path, _, name = spec.rpartition(":")
+    if path.endswith(".py"):
+        made = from_file(Path(path), name, "rollout.environment", "path/file.py:Class")
+        if not all(callable(getattr(made, method, None)) for method in ("reset", "step")):
+            raise UserError(f"rollout.environment: {name} of {path} lacks the methods reset and step")
+        return made
     if spec not in ENVIRONMENTS:
-        raise UserError(
-            f"rollout.environment={spec!r} is none of {', '.join(ENVIRONMENTS)}; or write path/file.py:Class, or gymnasium:ID"
-        )
+        raise UserError(f"rollout.environment={spec!r} is none of {', '.join(ENVIRONMENTS)}; or write path/file.py:Class")
     return ENVIRONMENTS[spec]
-
-
-def _of_gymnasium(name: str) -> Make:
-    try:
-        import gymnasium
-    except ImportError:
-        raise UserError(
-            f"rollout.environment={GYMNASIUM}{name} needs gymnasium: pip install -r requirements/agent.txt"
-        ) from None
-    try:
-        gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(
-            f"rollout.environment={GYMNASIUM}{name}: {' '.join(str(error).split())}; name a registered one"
-        ) from None
-    return lambda: gymnasium.make(name, disable_env_checker=True)
-
-
-def _of_file(path: Path, name: str) -> Make:
-    module = imported(path, "rollout.environment", "path/file.py:Class")
-    made = getattr(module, name, None)
-    if not callable(made) or not all(callable(getattr(made, method, None)) for method in ("reset", "step")):
-        known = [key for key, value in vars(module).items() if inspect.isclass(value) and hasattr(value, "step")]
-        raise UserError(
-            f"rollout.environment: {path} has no class {name!r} with the methods reset and step"
-            + (f"; it has {', '.join(known)}" if known else "")
-        )
-    return made
 
 
 class Episodes:

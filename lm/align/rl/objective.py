@@ -11,13 +11,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from lm.align.logprobs import logprobs_of, reference_model, routers
 from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
+from lm.align.reference import starting_point
 from lm.align.rl import advantages, shared_prompts
 from lm.model.transformer import Transformer
-from lm.train.step import Objective, Sums, Trainer, slices
+from lm.train.step import Objective, Sums, Trainer, make_trainer, slices
 from lm.train.update import TrainState
+
+
+def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
+    """Return the trainer, whose step may make several updates, and the parameters of the reference if rl.beta > 0."""
+    frozen = starting_point(config, mesh) if config.rl.beta > 0 else None
+    updates = config.rl.epochs * config.rl.minibatches
+    one_update = make_trainer(config, objective(config), updates)
+    if updates == 1:
+        return one_update, frozen
+    return one_update._replace(step=iteration(one_update, config.rl.epochs, config.rl.minibatches)), frozen
 
 
 def needs_preparation(config) -> bool:

@@ -9,11 +9,9 @@ With several processes the first one calls a reward, and all use its result or e
 process differently. All processes call a reward whose attribute `collective` is true, such as a reward model on the mesh.
 """
 
-import ast
 import functools
 import inspect
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +20,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from lm.align.rl.reward_functions import OTHER_NAMES, REWARDS, Reward, nearest
-from lm.align.rl.user_files import failing, imported
+from lm.align.rl.user_files import failing, from_file
 from lm.errors import UserError
 
 
@@ -73,7 +71,7 @@ def _reward(spec: str) -> tuple[str, Reward]:
         label, function = head, reward_model(tail)
     elif ".py" in name and tail:
         path, _, label = name.rpartition(":")
-        function = _from_file(Path(path), label)
+        function = from_file(Path(path), label, "rewards", "path/file.py:function")
     elif name in REWARDS:
         label, function = name, REWARDS[name]
     else:
@@ -126,38 +124,6 @@ def check_tasks(rewards: Rewards, tasks: Sequence[Mapping]) -> None:
             check_columns(rewards, tasks[0]["prompt"], columns)
     except UserError as error:
         raise UserError(f"{error}, or set rewards='', which measures none") from None
-
-
-def check_file_reward(spec: str) -> None:
-    """Raise UserError if the file of a reward FILE.py:FUNCTION is missing, is no Python, or has no such function.
-
-    The file is read, not run.
-    """
-    path, colon, name = spec.partition("?")[0].rpartition(":")
-    path, name = (path, name) if colon else (name, "")
-    if not Path(path).is_file():
-        raise UserError(f"rewards: no file {path}; give the path of a Python file, as path/file.py:function")
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError) as error:
-        why = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
-        raise UserError(f"rewards: {path} is no Python: {why}; correct the file") from None
-    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
-    if not name:
-        known = ", ".join(f"{path}:{function}" for function in functions or ("FUNCTION",))
-        raise UserError(f"rewards: {path} needs the name of a function: write {known}")
-    if not re.search(rf"\b{re.escape(name)}\b", text):
-        raise UserError(f"rewards: {path} has no function {name!r}{nearest(name, functions)}")
-
-
-def _from_file(path: Path, name: str) -> Reward:
-    module = imported(path, "rewards", "path/file.py:function")
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise UserError(f"rewards: {path} has no function {name!r}{nearest(name, functions)}")
-    return function
 
 
 def scored(

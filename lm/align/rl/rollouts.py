@@ -14,15 +14,15 @@ from flax import nnx
 from data.chat.examples import read_template
 from data.chat.media.encoding import Towers
 from data.chat.media.rows import NAMES, filled
-from data.chat.template import end_of_turn
 from data.media.parts import KINDS
 from data.text.tokenizer import Tokenizer
-from lm.align.rl.environments import ALONE, Episodes, Make, Observed, Surroundings
+from lm.align.rl.environments import Episodes, Make, Observed, Surroundings
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
 from lm.errors import UserError
 from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.engine.local import LocalEngine, pays
+from lm.infer.prompts import stops_of
 from lm.infer.sampler import draw
 from lm.model.media import Media
 from lm.model.transformer import Transformer
@@ -151,7 +151,7 @@ def sampler_of(
     graph: nnx.GraphDef,
     tokenizer: Tokenizer,
     tasks: Sequence[dict],
-    surroundings: Surroundings = ALONE,
+    surroundings: Surroundings = Surroundings(),  # noqa: B008 (it is immutable)
     *,
     served: bool | None = None,
     towers: Towers | None = None,
@@ -219,7 +219,7 @@ def roll_out(
     Raises: UserError if an environment fails; see lm/align/rl/environments.py.
     """
     o, tools = settings, settings.tools
-    stops = stop_ids(tokenizer, o.template)
+    stops = stops_of(tokenizer, o.template)
     rows = [Rollout.begun(task) for task in tasks for _ in range(each)]
     episodes = Episodes(o.environment, [task for task in tasks for _ in range(each)]) if o.environment else None
     going = list(range(len(rows)))
@@ -227,13 +227,13 @@ def roll_out(
         prompts = [rows[i].tokens for i in going]
         alike = each if turn == 0 else 1
         sampling = Sampling(
-            o.max_new_tokens, o.temperature, o.top_p, o.top_k, tuple(stops), tokenizer.vocab_size, seed=seed + 7919 * turn
+            o.max_new_tokens, o.temperature, o.top_p, o.top_k, stops, tokenizer.vocab_size, seed=seed + 7919 * turn
         )
         if engine is not None:
             drawn = engine.draw(model, prompts[::alike], sampling, Layout(alike, rows=going))
         else:
             # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
-            prompts += [[stops[0]]] * (len(rows) - len(going))
+            prompts += [[*stops[:1]] or [0]] * (len(rows) - len(going))
             asked = [tasks[i // each] for i in going[::alike]] + [{}] * (len(rows) - len(going))
             drawn = draw(model, prompts[::alike], sampling, Layout(alike, o.width), media=media_of(asked, tasks, towers))
         calls = []
@@ -277,11 +277,6 @@ def media_of(asked: Sequence[dict], tasks: Sequence[dict], towers: Towers | None
             most[name] = max(most[name], sum(kept.count for kept in task.get("prompt_media", ()) if kept.kind == kind))
     found = filled([task.get("prompt_media", ()) for task in asked], towers, most)
     return Media(*(found.get(name) for name in NAMES)) if found else None
-
-
-def stop_ids(tokenizer, template: str | None = None) -> tuple[int, ...]:
-    """Return the ids that end a turn: the template's end-of-turn id and the tokenizer's end-of-document ids."""
-    return tuple(dict.fromkeys((end_of_turn(tokenizer, template), *tokenizer.stop_ids)))
 
 
 def arrays(rollouts: Sequence[Rollout], sequence_length: int, pad_id: int) -> dict[str, np.ndarray]:

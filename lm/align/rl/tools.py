@@ -96,12 +96,10 @@ def open_tools(names: Sequence[str]) -> tuple[Tool, ...]:
 
 
 def run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] | str]]) -> list[list[Answer]]:
-    """Run the calls of many rollouts, batched by tool.
+    """Run the calls of many rollouts, batched by tool, and return their answers in the same structure.
 
-    Args:
-        calls: per rollout, its calls in order: {"name", "arguments"}, or the error text of `parse_turn`.
-    Returns: the answers in the same structure. All hosts get the answers of the first, because programs may not be
-    deterministic.
+    calls: per rollout, its calls in order: {"name", "arguments"}, or the error text of `parse_turn`. All hosts get the answers
+    of the first, because programs may not be deterministic.
     """
     if not any(calls):
         return [[] for _ in calls]

@@ -1,19 +1,18 @@
-"""Python files of the user: import one, and say on one line what went wrong in it."""
+"""Python files of the user: take a function or a class from one, and say on one line what went wrong in it."""
 
 import contextlib
 import importlib.util
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 from lm.errors import UserError
 
 
-def imported(path: Path, key: str, form: str) -> ModuleType:
-    """Return the module of a file. key: of the config, for errors. form: how to write its value.
+def from_file(path: Path, name: str, key: str, form: str) -> Callable:
+    """Return a function or a class of a file. key: of the config, for errors. form: how to write its value.
 
-    Raises: UserError if there is no such file, or its code fails.
+    Raises: UserError if there is no such file or name, or its code fails.
     """
     if not path.is_file():
         raise UserError(f"{key}: no file {path}; give the path of a Python file, as {form}")
@@ -21,7 +20,10 @@ def imported(path: Path, key: str, form: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     with failing(f"{key}: {path} cannot be imported"):
         spec.loader.exec_module(module)
-    return module
+    if not callable(found := getattr(module, name, None)):
+        own = [other for other, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise UserError(f"{key}: {path} has no {form.rpartition(':')[2].lower()} {name!r}, only {', '.join(own) or 'none'}")
+    return found
 
 
 @contextlib.contextmanager

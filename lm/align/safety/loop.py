@@ -39,7 +39,7 @@ from lm.evals.judges.judges import open_judge
 from lm.evals.redteam.prompts import Prompt, read_failures, read_prompts
 from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, subject_chat, summary
 from lm.files.saving import write_json, write_lines
-from lm.infer.load import load_onto
+from lm.infer.load import load_model
 from lm.model.transformer import Transformer
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh
@@ -260,7 +260,7 @@ class Loop:
         if self._opened is None or self._opened[0] != path:
             self._opened = None
             with jax.set_mesh(self.mesh):
-                self._opened = path, load_onto(path, self.mesh)
+                self._opened = path, load_model(path, mesh=self.mesh)
         return self._opened[1]
 
     def _bits_per_byte(self, model: Path) -> dict | None:

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
-from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check, joined
@@ -39,8 +38,7 @@ LOG = logging.getLogger(__name__)
 class Engine:
     """Decode requests together.
 
-    model: as `lm.load` or `lm.infer.load.load_onto` returns it. draft_model: guesses tokens ahead, as many as `capacity` says;
-    None: they are guessed by n-grams. packed, slots, owned: see `weights_of`. mesh: the one the model is on.
+    packed, slots, owned: see `weights_of`. mesh: the one that the model is on; None: the first device.
     """
 
     def __init__(
@@ -49,7 +47,6 @@ class Engine:
         tokenizer: Tokenizer | None,
         capacity: Capacity = Capacity(),  # noqa: B008 (it is immutable)
         *,
-        draft_model: Transformer | None = None,
         packed: str = "",
         slots: Slots | None = None,
         owned: bool = False,
@@ -68,10 +65,7 @@ class Engine:
         with self._on_mesh():
             self._shapes = shapes_of(o.rows * (1 + o.drafts), o.budget, o.page)
             self._pages = self._empty_pages()
-            drafter = by_ngrams
-            if draft_model is not None:
-                drafter = ByModel(weights_of(draft_model, packed, owned=owned), self.config, self._blocks, o.rows, self._shapes)
-        self._schedule = Schedule(self._blocks, o.rows, self._shapes.sizes[-1], o.drafts, drafter)
+        self._schedule = Schedule(self._blocks, o.rows, self._shapes.sizes[-1], o.drafts)
         self.max_positions = most = min(model.config.max_positions, self._blocks.count * o.page)
         self._tables_RN = np.zeros((o.rows, -(-most // o.page)), np.int32)
         self._encoder = Encoder()
@@ -276,7 +270,7 @@ class Engine:
         with self._on_mesh():
             while True:
                 with self._wake:
-                    while not (self._arrived or self._changes or self._ending or schedule.running or len(schedule.waiting)):
+                    while not (self._arrived or self._changes or self._ending or schedule.running or schedule.waiting):
                         if self._closing:
                             self._idle.set()
                         self._wake.wait()
@@ -295,8 +289,7 @@ class Engine:
 
     def _take_arrived(self) -> None:
         with self._wake:
-            for sequence in self._arrived:
-                self._schedule.waiting.add(sequence)
+            self._schedule.waiting.extend(self._arrived)
             self._arrived.clear()
 
     def _once(self) -> None:
@@ -305,7 +298,7 @@ class Engine:
         for sequence in [*schedule.running, *schedule.waiting]:
             if finish := sequence.handle.gone(begin):
                 self._end(sequence, Event(finish=finish))
-        first = schedule.waiting.first()
+        first = schedule.waiting[0] if schedule.waiting else None
         if first is not None and first.shown is not None and not first.is_ready:
             self._encoder.advance(first.shown, *self._model)
         parts = schedule.step(admits=not self._changes)

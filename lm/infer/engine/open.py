@@ -16,7 +16,7 @@ from lm.errors import UserError
 from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.room import Capacity
-from lm.infer.load import load_model, load_onto
+from lm.infer.load import load_model
 
 DTYPES, INTEGERS = ("float32", "bfloat16"), ("int8", "int4", "w8a8")
 GUESSES = 3  # tokens ahead
@@ -39,14 +39,14 @@ def open_engine(
       capacity: its cache_dtype "" is that of `dtype`, bfloat16 for integer weights. Its drafts follow from `speculate`.
       dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
         weights; "w8a8": weights and activations in 8 bits; "": as stored.
-      speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No
-        token changes.
+      speculate: "ngram": guess tokens that followed the same few tokens before. No token changes.
       adapters: name -> folder. slots: room for them and for others; None: for none.
       mesh: split the model over its tensor axis; None: the first device.
     Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it.
     """
     cache_dtype = capacity.cache_dtype
     known = {"dtype": (dtype, DTYPES), "quantize": (quantize, INTEGERS), "cache_dtype": (cache_dtype, (*DTYPES, "int8"))}
+    known["speculate"] = speculate, ("ngram",)
     for key, (value, values) in known.items():
         if value not in ("", *values):
             raise UserError(f"{key}={value} is none of {', '.join(values)}")
@@ -60,12 +60,11 @@ def open_engine(
         raise UserError(
             f"quantize={quantize} packs matrices for one CPU: save an int8 model first (python -m lm.convert quantize)"
         )
-    reopen = functools.partial(load_model if mesh is None else functools.partial(load_onto, mesh=mesh), dtype=dtype or None)
+    reopen = functools.partial(load_model, dtype=dtype or None, mesh=mesh)
     engine = Engine(
         reopen(path),
         load_tokenizer(path) if has_tokenizer(Path(path)) else None,
         capacity._replace(cache_dtype=cache_dtype, drafts=GUESSES if speculate else 0),
-        draft_model=reopen(speculate) if speculate not in ("", "ngram") else None,
         packed=packed,
         slots=slots,
         owned=True,

@@ -70,8 +70,8 @@ class Request:
       natural logarithms of the model's own distribution, before any setting.
     prompt_logprobs: the same for the prompt's tokens; the first has none. tempered: both are at the temperature (1 if that is
       0), still before all other settings.
-    adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
-    submission. told_by_reader: the reader tells observers how it ended, as by a stop string, which only its text shows.
+    adapter: name of a loaded adapter; "": none. deadline: seconds from submission. told_by_reader: the reader tells observers
+      how it ended, as by a stop string, which only its text shows.
     media: images and sound that the prompt has tokens for, of `tiles_of`. None: there are none, and such
       tokens are read as any other, because a model drew them or a text spells them.
     """
@@ -94,7 +94,6 @@ class Request:
     tempered: bool = False
     adapter: str = ""
     grammar: Grammar | None = None
-    user: str = ""
     deadline: float | None = None
     told_by_reader: bool = False
     media: tuple[Tile, ...] | None = ()

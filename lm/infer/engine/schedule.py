@@ -1,81 +1,28 @@
 """Choose what the next step computes: one token of every sequence that is decoded, then pieces of prompts.
 
 Prompts are read in pieces beside the decoding ("chunked prefill", Agrawal et al. 2024, Sarathi-Serve), so a long one does not
-hold up the others.
+hold up the others. One step can also check tokens that were guessed (speculative decoding, Leviathan et al. 2023): those that
+followed the last few tokens where these occurred before ("prompt lookup", Saxena 2023).
 """
 
-import itertools
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import deque
 
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 
-Drafter = Callable[[list[tuple[Sequence, int]]], list[list[int]]]
-
-
-class Queue:
-    """Waiting sequences: those of users in turn, and first of all those that had been preempted.
-
-    Others pass a sequence while its media are encoded. It keeps its place, so nobody passes it afterwards.
-    """
-
-    def __init__(self) -> None:
-        self._again: deque[Sequence] = deque()
-        self._by_user: OrderedDict[str, deque[Sequence]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._again) + sum(map(len, self._by_user.values()))
-
-    def __iter__(self) -> Iterator[Sequence]:
-        yield from self._again
-        for some in self._by_user.values():
-            yield from some
-
-    def add(self, sequence: Sequence) -> None:
-        self._by_user.setdefault(sequence.request.user, deque()).append(sequence)
-
-    def put_back(self, sequence: Sequence) -> None:
-        self._again.appendleft(sequence)
-
-    def first(self) -> Sequence | None:
-        return self._again[0] if self._again else next((some[0] for some in self._by_user.values()), None)
-
-    def ready(self) -> Sequence | None:
-        """Return the first one that can start; those that pass others of their own user come last."""
-        heads = [*self._again, *(some[0] for some in self._by_user.values())]
-        return next((one for one in itertools.chain(heads, self) if one.is_ready), None)
-
-    def take(self, sequence: Sequence) -> None:
-        """Remove a sequence. The next one is of another user, if there is one, unless this one has passed one of its own."""
-        user = sequence.request.user
-        some = self._by_user.get(user)
-        in_turn = some is not None and some[0] is sequence
-        self.remove(sequence)
-        if in_turn and user in self._by_user:
-            self._by_user.move_to_end(user)
-
-    def remove(self, sequence: Sequence) -> None:
-        """Remove a sequence, and change no turn."""
-        if sequence in self._again:
-            self._again.remove(sequence)
-            return
-        some = self._by_user[sequence.request.user]
-        some.remove(sequence)
-        if not some:
-            del self._by_user[sequence.request.user]
+NGRAM = 3  # tokens that a guess looks up; fewer if these did not occur before
 
 
 class Schedule:
-    """Running and waiting sequences, and their blocks.
+    """Running and waiting sequences, and their blocks. Others pass a waiting one while its media are encoded.
 
     rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a
-    sequence. drafter: returns for each sequence up to so many tokens that may follow (lm/infer/engine/drafts.py).
+    sequence.
     """
 
-    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int, drafter: Drafter):
-        self.blocks, self.budget, self.drafts, self.drafter = blocks, budget, drafts, drafter
+    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
+        self.blocks, self.budget, self.drafts = blocks, budget, drafts
         self.running: list[Sequence] = []  # in the order in which they started
-        self.waiting = Queue()
+        self.waiting = deque[Sequence]()  # the first that came first, after those that had been preempted
         self._rows = list(range(rows - 1, -1, -1))
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
@@ -86,27 +33,22 @@ class Schedule:
         for sequence in [one for one in self.running if one.must_read_again()]:
             sequence.leave(self.blocks)
         decoding = [one for one in self.running if one.computed == len(one.tokens) - 1]
-        wanted: list[tuple[Sequence, int]] = []
         for n, sequence in enumerate(decoding):
-            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), [one for one, _ in wanted]):  # preempted
+            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), parts):  # preempted
                 continue
-            most = self._guesses(sequence, left - (len(decoding) - n)) if self.drafts else 0
-            wanted.append((sequence, most))
-            left -= 1 + most
-        guesses = self.drafter(wanted) if self.drafts and wanted else [[]] * len(wanted)
-        for (sequence, most), guess in zip(wanted, guesses, strict=True):
-            guess = guess[:most]
+            guess = guessed(sequence, self._guesses(sequence, left - (len(decoding) - n))) if self.drafts else []
             parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *guess], len(guess), 0))
+            left -= 1 + len(guess)
         for sequence in list(self.running):
             if left <= 0:
                 break
             if sequence.row >= 0 and sequence.computed < len(sequence.tokens) - 1:
                 left -= self._prompt(sequence, left, parts)
-        while admits and left > 0 and self._rows and (ready := self.waiting.ready()) is not None:
+        while admits and left > 0 and self._rows and (ready := next((one for one in self.waiting if one.is_ready), None)):
             # A block for each that runs, so that it need not be preempted at once.
             if ready.needs(len(ready.tokens), self.blocks.size) + len(self.running) > self.blocks.available and self.running:
                 break
-            self.waiting.take(ready)
+            self.waiting.remove(ready)
             self.running.append(ready)
             self.prefix_hits += ready.start(self._rows.pop(), self.blocks)
             self.prefix_queries += len(ready.tokens)
@@ -126,7 +68,7 @@ class Schedule:
     def preempt(self, sequence: Sequence) -> None:
         """Stop a running sequence; it starts again later, with the tokens that it has."""
         self.remove(sequence)
-        self.waiting.put_back(sequence)
+        self.waiting.appendleft(sequence)
         self.preemptions += 1
         sequence.handle.times = sequence.handle.times._replace(preempted=sequence.handle.times.preempted + 1)
 
@@ -145,7 +87,7 @@ class Schedule:
         """Add the next piece of a prompt. Return its number of tokens."""
         begin = sequence.computed
         end = min(len(sequence.tokens), begin + left)
-        if not self._grow(sequence, end, [part.sequence for part in parts]):
+        if not self._grow(sequence, end, parts):
             return 0
         tokens = sequence.tokens[begin:end]
         first = len(tokens) - (end == len(sequence.tokens))
@@ -154,16 +96,29 @@ class Schedule:
         parts.append(Part(sequence, begin, tokens, 0, first))
         return len(tokens)
 
-    def _grow(self, sequence: Sequence, upto: int, planned: list[Sequence]) -> bool:
+    def _grow(self, sequence: Sequence, upto: int, parts: list[Part]) -> bool:
         """Take blocks for the first `upto` tokens. If there are too few, preempt the sequences that started last.
 
-        Those that are `planned` for the step stay. Return False if this one itself had to go.
+        Those that have `parts` of the step stay. Return False if this one itself had to go.
         """
         needed = sequence.needs(upto, self.blocks.size)
         while needed > self.blocks.available:
-            last = next(one for one in reversed(self.running) if one not in planned)
+            last = next(one for one in reversed(self.running) if all(part.sequence is not one for part in parts))
             self.preempt(last)
             if last is sequence:
                 return False
         sequence.blocks += [self.blocks.take() for _ in range(needed)]
         return True
+
+
+def guessed(sequence: Sequence, most: int) -> list[int]:
+    """Return at most `most` tokens that followed the last few tokens of a sequence where these occurred before."""
+    tokens, end = sequence.tokens, len(sequence.tokens)
+    for at in range(sequence.noted, end - 1):  # an n-gram is noted with the place of the token after it
+        for n in range(1, min(NGRAM, at + 1) + 1):
+            sequence.places[tuple(tokens[at + 1 - n : at + 1])] = at + 1
+    sequence.noted = max(sequence.noted, end - 1)
+    for n in range(min(NGRAM, end), 0, -1):
+        if (place := sequence.places.get(tuple(tokens[end - n :]))) is not None:
+            return tokens[place : place + most]
+    return []

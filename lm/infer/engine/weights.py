@@ -101,7 +101,7 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None,
         layers = _unstacked(graph, params)
     weights = Weights(config, graph, _without_layers(params), layers, arrays)
     if owned and packed:
-        _delete(model, weights)
+        free(nnx.split(model)[1], (weights.params, weights.layers, weights.adapters))
     return weights
 
 
@@ -126,10 +126,10 @@ def _unstacked(graph: nnx.GraphDef, params: nnx.State) -> list[list[PyTree]]:
     return nnx.merge(graph, params).unstacked()
 
 
-def _delete(model: Transformer, weights: Weights) -> None:
-    """Free the arrays of a model, but for those that are among its weights for steps."""
-    kept = {id(x) for x in jax.tree.leaves((weights.params, weights.layers, weights.adapters))}
-    for x in jax.tree.leaves(nnx.split(model)[1]):
+def free(old: PyTree, new: PyTree) -> None:
+    """Free the arrays of `old` that `new` does not share."""
+    kept = {id(x) for x in jax.tree.leaves(new)}
+    for x in jax.tree.leaves(old):
         if id(x) not in kept:
             x.delete()
 

@@ -59,7 +59,7 @@ def seed_of(seed: int | None, choice: int) -> int:
     return seed % 2**32 if choice == 0 else int(np.random.SeedSequence((seed % 2**64, choice)).generate_state(1)[0])
 
 
-def settings_of(service: Service, body: Sampled, stop_ids: Sequence[int], user: str) -> dict[str, Any]:
+def settings_of(service: Service, body: Sampled, stop_ids: Sequence[int]) -> dict[str, Any]:
     """Return the fields of Request that all kinds of completions share. Raises: ApiError."""
     V = service.engine.config.vocab_size
     bias = {}
@@ -74,7 +74,6 @@ def settings_of(service: Service, body: Sampled, stop_ids: Sequence[int], user: 
         "stop_ids": () if body.ignore_eos else tuple(dict.fromkeys((*stop_ids, *body.stop_token_ids))),
         "min_new_tokens": body.min_tokens,
         "adapter": service.adapter_of(body.model),
-        "user": user,
     }
 
 

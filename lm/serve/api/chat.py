@@ -63,13 +63,13 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
     messages = messages_of(service, body.messages)
     service.check_size([message["content"] for message in messages], "messages")
     with seen_by(service, messages, head["id"], user, adapter, body.n) as seen:
-        requests, stream = _asked(service, body, user, seen.messages if seen else messages)
+        requests, stream = _asked(service, body, seen.messages if seen else messages)
         if seen:
             requests[0] = seen.with_logprobs(requests[0])
     return Plan(head, requests, stream, len(requests[0].prompt), seen)
 
 
-def _asked(service: Service, body: ChatRequest, user: str, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
+def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
     """Return the requests of the engine and the arguments of their TextStreams."""
     tools = tools_of(body) if body.tools else []
     prompt = prompt_of(service, messages, tools, body.chat_template_kwargs)
@@ -79,7 +79,7 @@ def _asked(service: Service, body: ChatRequest, user: str, messages: Messages) -
         raise ApiError(400, f"{field}: this server answers with at most {service.limits.max_new_tokens}", param=field)
     if body.min_tokens > limit:
         raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
-    settings = settings_of(service, body, prompt.stops, user)
+    settings = settings_of(service, body, prompt.stops)
     logprobs, media = body.top_logprobs if body.logprobs else -1, tiles_of(prompt.media) if prompt.media else ()
     base = service.prepared(Request(tuple(prompt.ids), limit, **settings, logprobs=logprobs, media=media))
     calls, form = "", None

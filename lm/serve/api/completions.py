@@ -48,7 +48,7 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
     tokenizer, wanted = service.tokenizer, -1 if body.logprobs is None else body.logprobs
     texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
     messages, head = [make_message("user", text) for text in texts], new_head(service, body, "cmpl")
-    settings = settings_of(service, body, tokenizer.stop_ids, user)
+    settings = settings_of(service, body, tokenizer.stop_ids)
     with seen_by(service, messages, head["id"], user, settings["adapter"], len(prompts) * best_of) as seen:
         if seen:  # spans of a prompt may be masked
             prompts = [m["content"] if m["content"] != text else p for m, text, p in zip(seen.messages, texts, prompts)]

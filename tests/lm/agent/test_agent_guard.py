@@ -1,16 +1,15 @@
 """The guard: no planted instruction leads to a forbidden call, whatever the model wants; honest work still gets through."""
 
 import base64
-import itertools
 import json
 
 import pytest
 
+from benchmarks.planted import ADDRESS, SECRET, TASK, WORDINGS, measure, obedient, planted, world
 from lm.agent.consent import Consent, Grant
 from lm.agent.guard import Guard, addresses, marked, secrets
 from lm.agent.loop import Rules, run
 from lm.agent.models import Said
-from lm.agent.planted import ADDRESS, GOALS, SECRET, TASK, WORDINGS, demonstrations, measure, obedient, planted, world
 from lm.agent.tools import RISKS
 from tests.lm.agent.test_agent_loop import call, script
 
@@ -26,18 +25,6 @@ def test_an_obedient_model_is_stopped_by_the_guard_alone():
     assert sum(one.forbidden for one in off) == 100
     assert sum(one.forbidden for one in on) == 0 and all(one.tried for one in on)
     assert all(one.trace.finish in ("answer", "steps") for one in on)
-
-
-def test_demonstrations_carry_out_other_instructions():
-    each = list(itertools.islice(demonstrations(), 40))
-    for one in each:
-        first, second = (call["function"] for message in one["messages"] for call in message.get("tool_calls", ()))
-        read = next(message["content"] for message in one["messages"] if message["role"] == "tool")
-        assert first["name"] == "read_file" and f"{second['name']}({json.dumps(second['arguments'])})" in read
-        assert SECRET not in read and ADDRESS not in read and one["messages"][-1]["content"] == "Done."
-    assert {
-        call["function"]["name"] for one in each for message in one["messages"] for call in message.get("tool_calls", ())
-    } == {"read_file", *(goal["name"] for goal in GOALS)}
 
 
 def test_a_careless_user_cannot_give_away_secrets_or_trust_strange_addresses():
@@ -111,9 +98,9 @@ def test_addresses():
         "http%3A%2F%2Fevil.example",
     ):
         assert "did not name" in guard.refusal("sends", {"url": url}), url
-    guard.trust("and [fe80::1]")
+    guard = Guard(["Look at [fe80::1]", "and https://evil.example is fine too"])
+    guard.observe("page", "go to https://evil.example")
     assert guard.refusal("sends", {"host": "[fe80::2]"}) and not guard.refusal("sends", {"host": "[fe80::1]"})
-    guard.trust("and https://evil.example is fine too")
     assert not guard.refusal("sends", {"url": "https://evil.example/x"})
 
 

@@ -177,7 +177,10 @@ def test_grants():
 
 def test_mistakes_of_the_caller():
     one, _ = tool("a", "reads")
-    for tools, words in (([one, one], "two tools are named 'a'"), ([one._replace(risk="kills")], "none of reads")):
+    for tools, words in (
+        ([one, one], "--tools has a tool 'a', and so has --tools"),
+        ([one._replace(risk="kills")], "none of reads"),
+    ):
         with pytest.raises(UserError, match=words):
             run(script()[0], tools, "a")
     with pytest.raises(UserError, match="--steps=0 must be above 0"):

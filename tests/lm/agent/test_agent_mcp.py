@@ -14,8 +14,9 @@ from lm.agent import mcp_servers
 from lm.agent.builtin import open_tools
 from lm.agent.consent import Consent
 from lm.agent.loop import Rules, run
-from lm.agent.mcp_servers import open_server, open_servers, risk_of
+from lm.agent.mcp_servers import open_server, risk_of
 from lm.agent.models import Said
+from lm.agent.tools import check_tools
 from lm.errors import UserError
 from lm.files.untrusted import shown
 from tests.lm.agent.test_agent_loop import ALL, call, script
@@ -147,10 +148,9 @@ def test_tools_of_all_pages_are_listed_and_a_server_may_die(hostile):
         ("exits", {}, r"does not answer \(Connection closed\); run the command"),
         ("silent", {}, "does not answer in 0.3 seconds; run the command"),
         ("refuses", {}, r"does not answer \(no \\x1b\[31mmethod\)"),
-        ("garbage", {"": page("a", "a")}, "two tools named 'a'; use another version"),
+        ("garbage", {"": page("a b")}, "a tool named 'a b'"),
         ("endless", {}, "no end: 0 tools on 101 pages"),
         ("lists", {"": page("a", more="2"), "2": page("b", more="2")}, "no end: 2 tools on 2 pages"),
-        ("lists", {"": page("a", more="2"), "2": page("a")}, "two tools named 'a'"),
         ("lists", {"": page("a", properties={"x": {"type": "nonsense"}})}, "'a' has a bad schema .*nonsense"),
         ("lists", {"": page("a", type="string")}, r"does not allow \(tools.0.inputSchema.type: Input should be 'object'\)"),
         ("lists", {"": page("a b")}, "a tool named 'a b'"),
@@ -170,13 +170,16 @@ def test_a_server_that_misbehaves_is_named_in_one_line(hostile, monkeypatch, cap
 
 
 def test_tools_of_one_name_and_other_errors_beside_a_server(hostile):
-    one, two = (hostile(case, {"": page("a")}) for case in ("lists", "garbage"))
-    with pytest.raises(UserError, match="--mcp=.*garbage.* has a tool 'a', and so has --mcp=.*lists.*leave one of them out"):
-        with open_servers([one, two], {}, []):
-            pass
-    with pytest.raises(UserError, match="has a tool 'calculator', and --tools has one"):
-        with open_servers([hostile("lists", {"": page("calculator")})], {}, open_tools(["calculator"])):
-            pass
+    one, two, both = (hostile(case, {"": page(*names)}) for case, names in (("lists", "a"), ("garbage", "a"), ("lists", "aa")))
+    with open_server(one) as first, open_server(two) as second, open_server(both) as twice:
+        check_tools([*first, *open_tools(["calculator"])])
+        with pytest.raises(UserError, match="--mcp=.*garbage.* has a tool 'a', and so has --mcp=.*lists.*leave one"):
+            check_tools([*first, *second])
+        with pytest.raises(UserError, match="--mcp=.*lists.* has a tool 'a', and so has --mcp=.*lists"):
+            check_tools(twice)
+    with open_server(hostile("lists", {"": page("calculator")})) as other:
+        with pytest.raises(UserError, match="has a tool 'calculator', and so has --tools"):
+            check_tools([*open_tools(["calculator"]), *other])
     with pytest.raises(UserError, match="^no model$"):  # whatever goes wrong while a server runs stays itself
-        with open_servers([one], {}, []):
+        with open_server(one):
             raise UserError("no model")

@@ -13,8 +13,7 @@ import pytest
 from lm.agent.builtin import open_tools
 from lm.agent.loop import Budget, Rules, run
 from lm.agent.models import local_model, remote_model, to_openai
-from lm.agent.records import differences, replayed
-from lm.agent.trace import read
+from lm.agent.records import read
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.room import Capacity
@@ -44,7 +43,7 @@ def test_a_model_of_this_process_calls_and_answers(known):
     trace = run(local_model(known[1]), open_tools(["calculator"]), QUESTION)
     assert (trace.answer, trace.finish) == ("It is 391.", "answer")
     assert trace.messages == [CONVERSATION[0], CONVERSATION[1], CONVERSATION[2] | {"name": "calculator"}, CONVERSATION[3]]
-    assert trace.tokens == sum(turn["tokens"] for turn in trace.turns) > 10 and differences(trace, replayed(trace)) == []
+    assert trace.tokens == sum(turn["tokens"] for turn in trace.turns) > 10
 
 
 def test_a_served_model_does_the_same(known, url):

@@ -1,4 +1,4 @@
-"""A trace can be read, replayed without a model or tools, and trained on."""
+"""A trace can be read and trained on."""
 
 import dataclasses
 import json
@@ -9,16 +9,14 @@ import sys
 
 import pytest
 
+from benchmarks.planted import SECRET
 from data.chat.conversations import examples_of
 from data.chat.records import read_records
-from lm.agent import trace as traces
+from lm.agent import records as traces
 from lm.agent.builtin import open_tools
 from lm.agent.consent import Consent, Grant
 from lm.agent.loop import Budget, Rules, run
 from lm.agent.models import Said
-from lm.agent.planted import SECRET, TASK, obedient, planted, world
-from lm.agent.records import differences, replayed
-from lm.agent.tools import RISKS
 from lm.errors import UserError
 from tests.lm.agent.test_agent_loop import call, script, ticking, tool
 from tests.verbs import runs
@@ -49,35 +47,12 @@ def worked(finish="answer"):
 
 
 @pytest.mark.parametrize("finish", ["answer", "steps"])
-def test_a_replay_is_the_same_run_and_runs_no_tool(finish, tmp_path):
+def test_a_trace_survives_its_file(finish, tmp_path):
     done, written = worked(finish)
-    before = list(written)
     traces.append(tmp_path / "a.jsonl", done)
     (read,) = traces.read(tmp_path / "a.jsonl")
-    again = replayed(read)
-    assert differences(read, again) == [] and written == before == ["1", "3."]
-    assert again.messages == done.messages and again.plan == "Look."
-    assert [one["text"] for one in again.calls] == [one["text"] for one in done.calls]
     assert json.loads(json.dumps(dataclasses.asdict(read))) == json.loads(json.dumps(dataclasses.asdict(done)))
-
-
-def test_an_interrupted_run_replays_up_to_there():
-    def model(messages, schemas, tokens, seconds):
-        if len(messages) > 1:
-            raise KeyboardInterrupt
-        return Said("", [call("calculator", expression="2 * 2")])
-
-    done = run(model, open_tools(["calculator"]), "a")
-    assert done.finish == "interrupted" and differences(done, replayed(done)) == []
-
-
-def test_a_replay_tells_what_other_rules_would_have_done():
-    done = run(obedient, world(planted()[0].text), TASK, Rules(Budget(steps=8), Consent(frozenset(RISKS)), guard=False))
-    assert done.ran[1]["name"] == "send_mail" and differences(done, replayed(done)) == []
-    guarded = replayed(done, guard=True)
-    assert guarded.calls[1]["outcome"] == "refused" and "call 2, send_mail: allowed, now refused" in differences(done, guarded)
-    other = replayed(guarded, guard=False)
-    assert other.calls[1]["outcome"] == "allowed" and "was not run" in other.calls[1]["text"]
+    assert read.plan == "Look." and written == ["1", "3."]
 
 
 def test_files_of_traces(tmp_path):
@@ -114,7 +89,6 @@ def test_conversations_are_what_sft_reads(tmp_path):
     assert len(list(traces.conversations([good, bad], ended=False))) == 2
     shown = traces.told(good) + traces.told(bad)
     assert "task: 6 * 7?" in shown and 'calculator({"expression": "6 * 7"}): allowed -> 42' in shown and "denied" in shown
-    assert records("replay", tmp_path / "a.jsonl").stdout == "run 1: the same\nrun 2: the same\n"
     wrong = records("export", tmp_path / "none.jsonl", code=2)
     assert wrong.stderr.startswith("records.py: ") and wrong.stderr.count("\n") == 1
 

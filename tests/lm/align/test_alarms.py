@@ -35,8 +35,8 @@ def lines_of(curves: dict, held_out: dict | None = None, every: int = 20) -> lis
     return sorted(rows, key=lambda row: row["step"])
 
 
-def kinds(curves: dict, held_out: dict | None = None, samples=()) -> list[str]:
-    return [alarm.kind for alarm in alarms(lines_of(curves, held_out), samples)]
+def kinds(curves: dict, held_out: dict | None = None) -> list[str]:
+    return [alarm.kind for alarm in alarms(lines_of(curves, held_out))]
 
 
 HELD_OUT = {"reward": [0.2, 0.22, 0.35, 0.6, 0.78, 0.77], "loss": [0.9, 0.8, 0.7, 0.6, 0.59, 0.6]}
@@ -68,35 +68,6 @@ def test_length_that_reward_goes_with():
     (alarm,) = alarms(lines_of(curves))
     assert alarm.kind == "length" and 20 <= alarm.step <= 60
     assert "grew from 43 to 88 tokens" in alarm.text and "between their changes" in alarm.text
-
-
-def test_length_that_is_all_that_reward_rises_with():
-    curves = healthy()
-    curves["completions/mean_length"] = 40 + 160 * (curves["reward"].cumsum() / np.arange(1, STEPS + 1))
-    curves["reward"] = curves["completions/mean_length"] / 100 + 0.002 * np.random.default_rng(2).standard_normal(STEPS)
-    assert "length" in kinds(curves)
-
-
-def test_length_of_samples_that_are_rewarded_for_it():
-    curves = healthy()
-    curves["completions/mean_length"] = np.linspace(40, 90, STEPS)
-    rng = np.random.default_rng(3)
-    tokens = rng.integers(20, 100, (6, 4))
-
-    def samples(weight: float) -> list[dict]:
-        return [
-            {
-                "step": 20 * i,
-                "prompt": [{"role": "user", "content": str(k)}],
-                "tokens": int(tokens[i, k]),
-                "reward": weight * tokens[i, k] / 100 + rng.random(),
-            }
-            for i in range(6)
-            for k in range(4)
-        ]
-
-    assert kinds(curves, samples=samples(0.0)) == []
-    assert kinds(curves, samples=samples(5.0)) == ["length"]
 
 
 def test_one_reward_that_pays_for_another():
@@ -166,7 +137,7 @@ def test_numbers_that_are_missing_or_null_are_passed_over():
     for row in rows[::7]:
         for key in row.keys() - {"step"}:
             row[key] = None
-    assert alarms(rows, [{"step": 1, "tokens": None, "reward": None}, {}]) == []
+    assert alarms(rows) == []
 
 
 def test_correlation_of_every_prefix():

@@ -14,7 +14,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.best_of import Job, answered, best_and_worst, best_at_k, kept, statistics
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rollouts import sampler_of
-from lm.align.settings import check_best_of
+from lm.align.settings import check_method
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
 from lm.model.transformer import skeleton
@@ -91,7 +91,7 @@ def test_statistics_by_hand():
 def test_settings_that_cannot_work_are_named(settings, named):
     section = dict(n=2, rows=8, keep="best", threshold=1.0) | settings
     with pytest.raises(UserError, match=named):
-        check_best_of(ml_collections.ConfigDict(section))
+        check_method(ml_collections.ConfigDict({"method": "best_of", "best_of": section}))
 
 
 # A model that draws at random, whose answers often end by chance; a reward by the answer's length.

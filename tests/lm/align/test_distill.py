@@ -8,7 +8,7 @@ from flax import nnx
 
 from data.text.sentencepiece_tokenizer import train
 from lm.align.distill import check_teacher, check_tokenizer, objective, open_teacher
-from lm.align.settings import check_distill
+from lm.align.settings import check_method
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
 from lm.kernels.divergence import Distillation, divergence_reference
@@ -174,5 +174,5 @@ def test_a_tokenizer_that_is_the_same_but_in_name(tokenizers):
 )
 def test_settings_that_mean_nothing_are_named(settings, named):
     with pytest.raises(UserError, match=named):
-        check_distill(distilling(**settings).distill)
+        check_method(ml_collections.ConfigDict({"method": "distill", "distill": distilling(**settings).distill}))
         check_teacher(distilling(**settings).distill)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.align.logprobs import logprobs_reference, reference_model, sequence_logprobs, token_logprobs
+from lm.align.logprobs import logprobs_reference, reference_model, token_logprobs
+from lm.align.preference import answers_under
 from lm.config import Adapter, ModelConfig
 from lm.infer.call import Layout
 from lm.infer.decode import Sampling
@@ -161,7 +162,7 @@ def test_of_pairs_only_the_answers_count(model):
     weights = np.zeros((4, 6), np.float32)
     weights[:, 1:3] = 1
     pair = {name: x.reshape(2, 2, 6) for name, x in (flat | {"weights": weights}).items()}
-    both = jax.jit(lambda model: (sequence_logprobs(model, pair), token_logprobs(model, flat)))
+    both = jax.jit(lambda model: (answers_under(model, pair)[:2], token_logprobs(model, flat)))
     (logp, lengths), (token_logp, _) = both(model)
     np.testing.assert_allclose(logp, (token_logp * weights).sum(1).reshape(2, 2), rtol=1e-5)
     np.testing.assert_array_equal(lengths, 2)

@@ -80,7 +80,7 @@ def plain_steps(config, params):
 TWINS = {"outcome": (PAIRS, plain_pairs), "process": (step_batch(), plain_steps)}
 
 
-@pytest.mark.parametrize("kind", settings.REWARD_KINDS)
+@pytest.mark.parametrize("kind", settings.CHOICES["reward.kind"])
 def test_as_a_plain_twin(kind):
     objective, config, params = prepared(kind)
     batch, twin = TWINS[kind]
@@ -91,7 +91,7 @@ def test_as_a_plain_twin(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", settings.REWARD_KINDS)
+@pytest.mark.parametrize("kind", settings.CHOICES["reward.kind"])
 def test_gradients_as_of_a_plain_twin(kind):
     objective, config, params = prepared(kind)
     batch, twin = TWINS[kind]
@@ -116,7 +116,7 @@ def test_scores_are_those_that_are_trained():
     assert len(np.unique(found.round(3))) == 6
 
 
-@pytest.mark.parametrize("kind", settings.REWARD_KINDS)
+@pytest.mark.parametrize("kind", settings.CHOICES["reward.kind"])
 def test_what_does_not_count_has_no_say(kind):
     batch = {"outcome": PAIRS, "process": step_batch()}[kind]
     other = {name: x.copy() for name, x in batch.items()}

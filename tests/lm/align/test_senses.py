@@ -10,7 +10,7 @@ from configs.align import senses as senses_config
 from data.media import spectrograms, tiles
 from data.media.prompts import IDEFICS3, LLAVA, OWN, VOXTRAL
 from lm.adapt.rebuild import arrays_of
-from lm.align import senses
+from lm.align import sft
 from lm.align.data import check_text
 from lm.errors import UserError
 from lm.model.linear import trainable
@@ -43,19 +43,19 @@ def config_of(words="images,audio", **keys):
 
 
 def test_without_a_processor_the_encoders_give_the_sizes(tmp_path):
-    found = senses.towers_of(config_of(), OURS, tmp_path)
+    found = sft.towers_of(config_of(), OURS, tmp_path)
     assert (found.image, found.image_tokens, found.style) == (tiles.Tower(64), 16, OWN)
     assert (found.audio, found.audio_tokens) == (spectrograms.Tower(40, 1), 10)
-    assert senses.towers_of(config_of("images"), OURS, tmp_path).audio is None
+    assert sft.towers_of(config_of("images"), OURS, tmp_path).audio is None
 
 
 def test_a_processor_says_how_images_are_prepared(tmp_path):
     settings = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}, "image_mean": [0.4] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    assert senses.towers_of(config_of("images"), OURS, tmp_path).image.mean == (0.4, 0.4, 0.4)
-    assert senses.towers_of(config_of("images", init_from=str(tmp_path)), OURS, tmp_path / "run").image.mean[0] == 0.4
+    assert sft.towers_of(config_of("images"), OURS, tmp_path).image.mean == (0.4, 0.4, 0.4)
+    assert sft.towers_of(config_of("images", init_from=str(tmp_path)), OURS, tmp_path / "run").image.mean[0] == 0.4
     with pytest.raises(UserError, match="tiles of 64 pixels, and model.vision.image_size=32"):
-        senses.towers_of(config_of("images", vision__image_size=32), OURS, tmp_path)
+        sft.towers_of(config_of("images", vision__image_size=32), OURS, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_processor_says_how_images_are_prepared(tmp_path):
     ],
 )
 def test_the_style_is_that_of_the_tokens(symbols, words, style, tmp_path):
-    assert senses.towers_of(config_of(words), Symbols(*symbols), tmp_path).style == style
+    assert sft.towers_of(config_of(words), Symbols(*symbols), tmp_path).style == style
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_style_is_that_of_the_tokens(symbols, words, style, tmp_path):
 )
 def test_what_does_not_go_together_is_refused(words, keys, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint):
-        senses.towers_of(config_of(words, **keys), OURS, tmp_path)
+        sft.towers_of(config_of(words, **keys), OURS, tmp_path)
 
 
 @pytest.mark.parametrize("positions, tied", [("rotary", False), ("learned", True)])

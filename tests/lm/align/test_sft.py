@@ -67,7 +67,7 @@ def test_as_a_plain_twin(loss):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.max(jnp.abs(theirs))) + 1e-9)
 
 
-@pytest.mark.parametrize("loss", settings.SFT_LOSSES)
+@pytest.mark.parametrize("loss", settings.CHOICES["sft.loss"])
 def test_evaluation_as_a_plain_twin(loss):
     objective, config, params = prepared(loss)
     value, metrics, _ = measured(objective, config, params, conversations(), gradient=False)

@@ -13,16 +13,14 @@ from benchmarks.personal import losses_of
 from lm.adapt.rebuild import arrays_of
 from lm.errors import UserError
 from lm.personal import adapter, private
-from lm.personal.adapter import Settings, train
+from lm.personal.adapter import LONGEST, Settings, rows_of, train
 from lm.personal.items import exchange, note
-from lm.personal.rows import LONGEST, rows_of
 from lm.personal.speaker import open_speaker
 from tests.lm.evals import tiny_models
 from tests.lm.personal.stores import made
 from tests.slow import all_but
 
 SETTINGS = Settings(epochs=2, batch=3, rank=2)
-MEMORY = 100  # GB: other tests of this process have held some
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def items(count: int) -> list:
 
 
 def trained(speaker, store, settings: Settings = SETTINGS) -> bytes:
-    train(speaker, store, settings, MEMORY)
+    train(speaker, store, settings)
     return store.blob("adapter")[0]
 
 
@@ -65,43 +63,38 @@ def test_the_adapter_does_not_depend_on_the_store_or_on_when_items_came(speaker,
     assert trained(speaker, one, dataclasses.replace(SETTINGS, seed=1)) != trained(speaker, other)
 
 
+def stopped(speaker, store, monkeypatch) -> None:
+    """Train up to Ctrl-C in the first update, which is still made."""
+    with monkeypatch.context() as pressed:
+        real = adapter.updated
+        pressed.setattr(adapter, "updated", lambda *a: signal.raise_signal(signal.SIGINT) or real(*a))
+        with pytest.raises(KeyboardInterrupt):
+            train(speaker, store, SETTINGS)
+
+
 def test_a_stopped_training_resumes_to_the_same_bits(speaker, tmp_path, monkeypatch):
     store = made(tmp_path / "home", monkeypatch)
     store.add(items(7))
     whole = trained(speaker, store)
     store.put("other", b"", [], {}, without="adapter")
-    assert train(speaker, store, SETTINGS, MEMORY, stop_after=2) == "stopped after 2 of 6 updates; train goes on"
-    assert store.blob("adapter") is None and store.about("training")["updates"] == 2
+    stopped(speaker, store, monkeypatch)
+    assert store.about("training")["updates"] == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert store.blob("adapter") is None
     assert trained(speaker, store) == whole and store.blob("training") is None
-    train(speaker, store, SETTINGS, MEMORY, stop_after=2)
+    assert train(speaker, store, SETTINGS).startswith("the adapter is of these items and settings already")
+    store.put("other", b"", [], {}, without="adapter")
+    stopped(speaker, store, monkeypatch)
     store.forget(store.ids()[:1])
     assert store.blob("training") is None
-
-
-def test_ctrl_c_keeps_what_was_trained(speaker, tmp_path, monkeypatch):
-    store = made(tmp_path / "home", monkeypatch)
-    store.add(items(7))
-    whole = trained(speaker, store)
-    store.put("other", b"", [], {}, without="adapter")
-    with monkeypatch.context() as pressed:
-        real = adapter.updated
-        pressed.setattr(adapter, "updated", lambda *a: signal.raise_signal(signal.SIGINT) or real(*a))
-        with pytest.raises(KeyboardInterrupt):
-            train(speaker, store, SETTINGS, MEMORY)
-    assert store.about("training")["updates"] == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert trained(speaker, store) == whole
-    assert train(speaker, store, SETTINGS, MEMORY).startswith("the adapter is of these items and settings already")
 
 
 def test_what_is_forgotten_during_a_training_does_not_come_back(speaker, tmp_path, monkeypatch):
     store = made(tmp_path / "home", monkeypatch)
     store.add(items(3))
-    forgets = iter([None, None])
-    monkeypatch.setattr(
-        adapter, "wait_until_idle", lambda: next(forgets, None) or store.ids() and store.forget(store.ids()[:1])
-    )
+    real = adapter.updated
+    monkeypatch.setattr(adapter, "updated", lambda *a: store.ids() and store.forget(store.ids()[:1]) or real(*a))
     with pytest.raises(UserError, match="was forgotten during the training"):
-        train(speaker, store, SETTINGS, MEMORY, when_idle=True)
+        train(speaker, store, SETTINGS)
     assert store.blob("adapter") is None
 
 
@@ -177,7 +170,7 @@ def test_no_attack_on_membership_has_a_larger_area():
 def test_a_private_training_says_what_it_reveals(speaker, tmp_path, monkeypatch):
     store = made(tmp_path / "home", monkeypatch)
     store.add(items(5))
-    said = train(speaker, store, dataclasses.replace(SETTINGS, epsilon=8.0), MEMORY)
+    said = train(speaker, store, dataclasses.replace(SETTINGS, epsilon=8.0))
     [spent] = store.settings["trainings"]
     assert f"epsilon {spent:.2f} at delta 1e-05" in said and 0 < spent < 2
     assert "no attack on membership above an area of 0.55" in said
@@ -204,24 +197,13 @@ def test_draws_are_poisson_samples_with_privacy_and_epochs_without():
     assert len(drawn) == 2000 and abs(sizes.mean() - 5) < 0.2 and abs(sizes.var() - 4.5) < 0.6
 
 
-def test_it_waits_while_the_machine_is_busy(monkeypatch):
-    looks, slept = iter([False, False, True]), []
-    monkeypatch.setattr(adapter, "is_idle", lambda: next(looks))
-    monkeypatch.setattr(adapter.time, "sleep", slept.append)
-    adapter.wait_until_idle()
-    assert slept == [adapter.PAUSE] * 2
-
-
 def test_mistakes(speaker, tmp_path, monkeypatch):
     store = made(tmp_path / "home", monkeypatch)
     with pytest.raises(UserError, match="no items to train on"):
-        train(speaker, store, SETTINGS, MEMORY)
+        train(speaker, store, SETTINGS)
     store.add(items(3))
     with pytest.raises(UserError, match="--delta=0.5 must be below 1 / items"):
-        train(speaker, store, dataclasses.replace(SETTINGS, epsilon=1.0, delta=0.5), MEMORY)
-    with pytest.raises(UserError, match="more than --memory_gb=0.1"):
-        train(speaker, store, SETTINGS, 0.1)
-    assert store.blob("adapter") is None
+        train(speaker, store, dataclasses.replace(SETTINGS, epsilon=1.0, delta=0.5))
     trained(speaker, store)
     with pytest.raises(UserError, match="trained on another model"):
         adapter.adapted(speaker._replace(fingerprint="other"), store)

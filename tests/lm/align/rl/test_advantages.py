@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.align.rl import advantages
-from lm.align.settings import SCALES
+from lm.align.settings import CHOICES
 from lm.errors import UserError
 
 GROUP = np.array([[1.0, 0.0, 0.0, 1.0]])
@@ -19,7 +19,7 @@ def test_golden_values():
 
 def test_groups_and_their_twins():
     rewards = np.random.default_rng(0).normal(size=(5, 6)) * 3
-    for scale in SCALES:
+    for scale in CHOICES["rl.scale"]:
         wanted = np.empty_like(rewards)
         for b, g in np.ndindex(rewards.shape):
             by = {"group": rewards[b].std(ddof=1) + 1e-4, "batch": rewards.std(ddof=1) + 1e-4, "none": 1.0}[scale]
@@ -33,7 +33,7 @@ def test_groups_and_their_twins():
 def test_equal_rewards_teach_nothing(size):
     rewards = np.array([[0.0], [1.0], [0.1], [-1 / 3], [1e6], [1e-8]]) * np.ones(size)
     rewards = np.concatenate([rewards, np.arange(size)[None]])
-    for found in (*(advantages.grpo(rewards, scale) for scale in SCALES), advantages.rloo(rewards)):
+    for found in (*(advantages.grpo(rewards, scale) for scale in CHOICES["rl.scale"]), advantages.rloo(rewards)):
         assert (found[:-1] == 0).all() and (found[-1] != 0).any()
 
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_read_is_said_in_a_line(text, said):
 def test_a_file_that_cannot_be_used(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def good(prompts, completions, **columns): ...\n")
-    with pytest.raises(UserError, match="no function 'goood'; the nearest is 'good'"):
+    with pytest.raises(UserError, match="no function 'goood', only good"):
         parse_rewards(f"{file}:goood=1")
     file.write_text("import no_such_module\n")
     with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):

@@ -89,7 +89,7 @@ def prepared():
     return graph, now, batch, np.asarray(logp)
 
 
-@pytest.mark.parametrize("kind", settings.LOSSES)
+@pytest.mark.parametrize("kind", settings.CHOICES["rl.loss"])
 def test_losses_are_their_equations(kind):
     config = config_of(loss=kind, beta=0.1, epochs=2)
     graph, now, batch, logp = prepared()
@@ -202,4 +202,4 @@ def test_trainer_and_sampler_differ_where_tokens_were_drawn():
 )
 def test_settings_that_make_no_sense_are_named(keys):
     with pytest.raises(UserError, match=next(iter(keys))):
-        settings.check_rl(config_of(**keys))
+        settings.check_method(config_of(**keys))

@@ -14,10 +14,10 @@ from tests.lm.infer.engine.test_engine_media import BASE, IMAGE, VISION
 CONFIG = dataclasses.replace(BASE, vision=VISION)
 
 
-def waiting(user: str = "", image: bool = False) -> Sequence:
+def waiting(image: bool = False) -> Sequence:
     media = tiles_of(Media(np.zeros((1, 1, *VISION.shape), np.float32))) if image else ()
     prompt = ((IMAGE,) * VISION.tokens if image else ()) + (1, 2)
-    return Sequence(Handle(Request(prompt, 4, media=media, user=user), lambda event: None), CONFIG, None, "")
+    return Sequence(Handle(Request(prompt, 4, media=media), lambda event: None), CONFIG, None, "")
 
 
 def encode(sequence: Sequence) -> None:
@@ -26,16 +26,16 @@ def encode(sequence: Sequence) -> None:
 
 @pytest.fixture
 def schedule() -> Schedule:
-    return Schedule(Blocks(64, 4), rows=2, budget=16, drafts=0, drafter=lambda wanted: [])
+    return Schedule(Blocks(64, 4), rows=2, budget=16, drafts=0)
 
 
 def test_text_passes_an_image_until_it_is_encoded(schedule):
     image, text, later = waiting(image=True), waiting(), waiting()
     for sequence in (image, text):
-        schedule.waiting.add(sequence)
+        schedule.waiting.append(sequence)
     assert [part.sequence for part in schedule.step()] == [text]
-    assert schedule.waiting.first() is image  # so it is encoded next
-    schedule.waiting.add(later)
+    assert schedule.waiting[0] is image  # so it is encoded next
+    schedule.waiting.append(later)
     encode(image)
     assert image in [part.sequence for part in schedule.step()] and later in schedule.waiting
     schedule.remove(text)
@@ -44,31 +44,18 @@ def test_text_passes_an_image_until_it_is_encoded(schedule):
 
 
 def test_an_encoded_image_that_finds_no_room_is_not_passed():
-    schedule = Schedule(Blocks(3, 4), rows=3, budget=16, drafts=0, drafter=lambda wanted: [])
+    schedule = Schedule(Blocks(3, 4), rows=3, budget=16, drafts=0)
     image, text, later = waiting(image=True), waiting(), waiting()
     for sequence in (image, text, later):
-        schedule.waiting.add(sequence)
+        schedule.waiting.append(sequence)
     schedule.step()
     assert schedule.running == [text, later]
     encode(image)
     small = waiting()
-    schedule.waiting.add(small)
+    schedule.waiting.append(small)
     schedule.step()
     assert schedule.running == [text, later] and list(schedule.waiting) == [image, small]
     for sequence in (text, later):
         schedule.remove(sequence)
     schedule.step()
     assert schedule.running[0] is image
-
-
-def test_users_stay_in_turn(schedule):
-    image, own, other, third = waiting("a", image=True), waiting("a"), waiting("b"), waiting("a")
-    for sequence in (image, own, other, third):
-        schedule.waiting.add(sequence)
-    schedule.step()
-    assert schedule.running == [other, own]
-    encode(image)
-    for sequence in (own, other):
-        schedule.remove(sequence)
-    schedule.step()
-    assert schedule.running == [image, third]
