@@ -19,26 +19,24 @@ def load(path, dtype: str | None = None):
     return load(local(path), dtype)
 
 
-def generate(
-    model, tokenizer, prompts, *, max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, stream=None, **options
-):
+def generate(model, tokenizer, prompts, *, max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, **options):
     """Return completions of prompts, or answers to conversations.
 
-    temperature: 0 is greedy. top_p, top_k: sample from the likeliest tokens only; 1 and 0: from all. stream: called with each
-    piece of text of a single prompt. options: others of lm.infer.sampler.generate.
+    temperature: 0 is greedy. top_p, top_k: sample from the likeliest tokens only; 1 and 0: from all. options: others of
+    lm.infer.sampler.generate, such as stream, which is called with each piece of text of a single prompt.
     """
     from lm.infer.sampler import generate
 
     options |= dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    return generate(model, tokenizer, prompts, stream=stream, **options)
+    return generate(model, tokenizer, prompts, **options)
 
 
-def chat(model, tokenizer, messages, *, max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, stream=None, **options):
+def chat(model, tokenizer, messages, *, max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, **options):
     """Return the assistant's next message of a conversation. The options are those of `generate`."""
     from lm.infer.sampler import chat
 
     options |= dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    return chat(model, tokenizer, messages, stream=stream, **options)
+    return chat(model, tokenizer, messages, **options)
 
 
 def _import_data() -> None:

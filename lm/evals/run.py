@@ -79,9 +79,7 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
             cache=workdir / "answers.sqlite" if config.cache else None,
         )
         if hosts.is_first() and not config.chat_template and tokenizer.chat_template:
-            print(
-                "prompts are plain, as in lm-evaluation-harness; chat_template=own asks with the model's template", flush=True
-            )
+            print("prompts are plain, as in lm-evaluation-harness; chat_template=own uses the model's template", flush=True)
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:
             since = time.perf_counter()
