@@ -1,13 +1,11 @@
-"""Import and export Hugging Face checkpoints and GGUF files, quantize models, and export their programs as StableHLO.
+"""Import and export Hugging Face checkpoints and GGUF files, and quantize models.
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
     python -m lm.convert import --from=MODEL.gguf --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
-    python -m lm.convert export --from=MODEL --to=NAME.stablehlo [--batch=1 --length=1024 --prompt=512 --dtype=bfloat16 --merge]
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
     python -m lm.convert import --from=MODEL --vision_tower=HF_DIR --image_token=ID --workdir=DIR
-    python -m lm.convert export --workdir=DIR --to=HF_DIR --tower=vision
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
@@ -17,13 +15,12 @@ model must fit the devices; the host holds one tensor at a time. A folder can al
 python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
 "export" writes the newest checkpoint of a workdir, trained or imported: for transformers and vLLM; with --to=NAME.gguf for
-llama.cpp, Ollama and LM Studio, with a Modelfile beside it; with --to=NAME.stablehlo as programs for runtimes that do not have
-this code. An imported model exports bit for bit as it was. A reward model is imported from, and exported as, a sequence
-classifier with one label; a policy is exported without its value head.
+llama.cpp, Ollama and LM Studio, with a Modelfile beside it. An imported model exports bit for bit as it was. A reward model is
+imported from, and exported as, a sequence classifier with one label; a policy is exported without its value head.
 
 A PEFT adapter is imported together with its base. export --adapter writes the adapter alone, for
 PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; export --merge merges it. --vision_tower attaches SigLIP's or CLIP's encoder
-to a language model, --audio_tower Whisper's, each with a new projector to be trained. export --tower writes an encoder alone.
+to a language model, --audio_tower Whisper's, each with a new projector to be trained.
 
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). To give
 it to llama.cpp, export the model itself with --dtype=q8_0 instead.
@@ -55,17 +52,13 @@ flags.DEFINE_string("workdir", None, "A workdir: a new one for import and quanti
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize, and export to "
-    "StableHLO: any model.",
+    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize: any model.",
 )
 flags.DEFINE_string(
     "mesh", "fsdp=-1", "import, quantize: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices."
 )
 flags.DEFINE_string(
-    "to",
-    None,
-    "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, a new file NAME.gguf, or a new folder "
-    "NAME.stablehlo.",
+    "to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, or a new file NAME.gguf."
 )
 flags.DEFINE_bool("adapter", False, "export: only the adapter, in PEFT's format.")
 flags.DEFINE_string(
@@ -79,50 +72,30 @@ for name, what in (("vision", "image"), ("audio", "audio")):
     flags.DEFINE_integer(
         f"{what}_token", None, f"import with --{name}_tower: the id of a token that nothing else uses.", lower_bound=0
     )
-flags.DEFINE_enum("tower", None, ["vision", "audio"], "export: only this encoder.")
 HF_DTYPES = ("as-is", "float32", "bfloat16")
 GGUF_DTYPES = ("as-is", "f32", "bf16", "f16", "q8_0", "q4_1", "q4_0")
 flags.DEFINE_enum(
     "dtype",
     "as-is",
     list(dict.fromkeys([*HF_DTYPES, *GGUF_DTYPES])),
-    f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype. "
-    "To StableHLO: of products, matrices and cache; as-is: the model's.",
+    f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype.",
 )
 flags.DEFINE_float("max_shard_gb", 5.0, "export: maximum size of a file in 10⁹ bytes.", lower_bound=1e-6)
 flags.DEFINE_string("family", None, "export: the model_type; none: that of the import or the base, or the first that fits.")
 flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, and dequantize quantised weights.")
-flags.DEFINE_integer("batch", 1, "export to StableHLO: rows.", lower_bound=1, upper_bound=1 << 16)
-flags.DEFINE_integer("length", 1024, "export to StableHLO: cache slots of a row.", lower_bound=2, upper_bound=1 << 24)
-flags.DEFINE_integer(
-    "prompt", 0, "export to StableHLO: slots that prefill fills; 0: half of --length.", lower_bound=0, upper_bound=1 << 24
-)
 flags.DEFINE_enum("bits", "8", ["8", "4"], "quantize: bits of a weight.")
 flags.DEFINE_integer("group", 0, "quantize: inputs that share a scale; 0: all of an output's.", lower_bound=0)
 flags.DEFINE_string("targets", ".*", "quantize: the matrices, a regular expression of their names (docs/adapt.md).")
 COMMANDS = ("import", "quantize", "export")
-# What each takes. The first two are required: what is read, and what is written. `_case` tells the exports apart.
+# What each takes. The first two are required: what is read, and what is written.
 TAKES = {
     "import": ("from", "workdir", "base", "mesh", "vision_tower", "image_token", "audio_tower", "audio_token"),
     "quantize": ("from", "workdir", "mesh", "bits", "group", "targets"),
-    "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
-    "export --tower": ("workdir", "to", "tower"),
+    "export": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
     "export --adapter": ("workdir", "to", "family", "adapter", "base"),
-    "export to StableHLO": ("from", "to", "batch", "length", "prompt", "dtype", "max_shard_gb", "merge"),
 }
 ALL = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
-STABLEHLO = ".stablehlo"  # the ending of --to
-OTHER_FORMATS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".tflite")
-
-
-def _case(command: str) -> str:
-    if command != "export":
-        return command
-    if Path(FLAGS.to or "").suffix == STABLEHLO:
-        return "export to StableHLO"
-    if FLAGS.tower:
-        return "export --tower"
-    return "export --adapter" if FLAGS.adapter else "export without --adapter"
+OTHER_FORMATS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".tflite", ".stablehlo")
 
 
 def main() -> None:
@@ -133,8 +106,7 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"begin with one of {', '.join(COMMANDS)}"
         raise UserError(f"{what}: {hint}; --help shows examples")
     cli.parse_flags([sys.argv[0], *sys.argv[2:]])
-    _swap(command)
-    case = _case(command)
+    case = "export --adapter" if command == "export" and FLAGS.adapter else command
     named = TAKES[case]
     for name in ALL:
         if name not in named and FLAGS[name].present:
@@ -168,7 +140,7 @@ def _check_target(command: str, to: Path, flag: str) -> None:
     if FLAGS.dtype not in known:
         raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
     if to.suffix in OTHER_FORMATS:
-        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder, NAME{SUFFIX} or NAME{STABLEHLO}")
+        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder or NAME{SUFFIX}")
     check_folder(to.parent if gguf else to, flag)
     if not gguf:
         check_target(to)
@@ -206,22 +178,12 @@ def _quantize(read: Path, to: Path) -> None:
 
 
 def _export(read: Path, to: Path) -> None:
-    """Write a program, a GGUF file, an encoder, an adapter or a folder for transformers, as the flags say."""
-    if to.suffix == STABLEHLO:
-        from lm.convert.to_stablehlo import PLATFORMS, to_stablehlo
-
-        sizes = {"batch": FLAGS.batch, "length": FLAGS.length, "prompt": FLAGS.prompt}
-        to_stablehlo(read, to, **sizes, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, merge=FLAGS.merge)
-        print(f"{to} is written: prefill and decode for {', '.join(PLATFORMS)}; docs/convert.md shows a reader")
-    elif to.suffix == SUFFIX:
+    """Write a GGUF file, an adapter or a folder for transformers, as the flags say."""
+    if to.suffix == SUFFIX:
         from lm.convert.to_gguf import to_gguf
 
         beside = to_gguf(read, to, dtype=FLAGS.dtype, family=FLAGS.family, merge=FLAGS.merge)
         print(f"{to} is written. In Ollama: ollama create NAME -f {beside}; in llama.cpp: llama-cli -m {to}")
-    elif FLAGS.tower:
-        from lm.convert.towers import to_tower
-
-        to_tower(read, to, FLAGS.tower)
     elif FLAGS.adapter:
         from lm.convert.to_published import to_adapter
 
@@ -244,14 +206,6 @@ def _towers() -> dict[str, tuple[Path, int]]:
                 raise UserError(f"--{name}_tower={folder} is no Hugging Face checkpoint: it has no config.json")
             found[name] = Path(folder).absolute(), token_id
     return found
-
-
-def _swap(command: str) -> None:
-    """Take --from of an export for its --workdir, and the other way round for StableHLO, whose model need be no workdir."""
-    wanted, other = ("from", "workdir") if _case(command) == "export to StableHLO" else ("workdir", "from")
-    if command == "export" and FLAGS[other].present and not FLAGS[wanted].present:
-        FLAGS[wanted].value, FLAGS[wanted].present = FLAGS[other].value, 1
-        FLAGS[other].value, FLAGS[other].present = None, 0
 
 
 if __name__ == "__main__":

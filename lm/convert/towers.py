@@ -1,8 +1,4 @@
-"""Attach a published encoder to a language model, and write an encoder as a checkpoint of its own.
-
-Read: SigLIP's and CLIP's models (of images alone, or with their text models), Whisper's, and VoxtralEncoder. Written:
-SiglipVisionModel, CLIPVisionModel, and VoxtralEncoder, which is Whisper's encoder by the names of its tensors.
-"""
+"""Attach a published encoder to a language model: SigLIP's or CLIP's, with or without their text models, or Whisper's."""
 
 import dataclasses
 import re
@@ -10,27 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
+from flax.typing import PathParts
 
 from lm.config import Audio, ModelConfig, Vision
 from lm.convert import stream
 from lm.convert.files import tensors_of
-from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal import encoders
 from lm.convert.published import Published, mismatch
 from lm.convert.rows import Place, by_parameter, encoder_places
 from lm.convert.source import Source
-from lm.convert.to_published import opened, write_tensors
 from lm.errors import UserError
-from lm.files.saving import write_json
 from lm.files.untrusted import short
 from lm.model.encoder import Projector, in_dtype
+from lm.model.linear import is_projector
 from lm.runs.checkpoint import named, nested, plain, unplain
 from lm.runs.workdir import read_config
 
 SEES = {"siglip": encoders.SIGLIP, encoders.SIGLIP: encoders.SIGLIP, "clip": encoders.CLIP, encoders.CLIP: encoders.CLIP}
-HEARS = (encoders.WHISPER, "voxtral_encoder")
 PREFIXES = {"vision": r"^(model\.)?vision_model\.", "audio": r"^(model\.)?encoder\."}  # with or without
 
 
@@ -50,12 +43,11 @@ def with_tower(source: Source, folder: Path, name: str, token_id: int) -> Source
     stored = source.stored | {path: tower.stored(path) for path in tower.places}
 
     def load(abstract: nnx.State) -> nnx.State:
-        flat = list(nnx.to_flat_state(abstract))
-        ours = [(path, x) for path, x in flat if path[0] == name]
-        joint = nnx.from_flat_state([(path, x) for path, x in ours if path[1] == "projector"])
-        rest = nnx.from_flat_state([(path, x) for path, x in flat if path[0] != name])
-        encoder = nnx.from_flat_state([(path, x) for path, x in ours if path[1] != "projector"])
+        joint, encoder, rest = nnx.split_state(abstract, nnx.All(in_tower, is_projector), in_tower, ...)
         return nnx.merge_state(source.load(rest), stream.load(tower, encoder), _new_projector(config, name, joint))
+
+    def in_tower(path: PathParts, _: object) -> bool:
+        return path[0] == name
 
     return Source(config, stored, load)
 
@@ -63,12 +55,12 @@ def with_tower(source: Source, folder: Path, name: str, token_id: int) -> Source
 def section_of(hf: Mapping, folder: Path, name: str, token_id: int) -> Vision | Audio:
     """Return the settings of the encoder that config.json describes, with its usual projector."""
     kind = hf.get("model_type")
-    known = tuple(SEES) if name == "vision" else HEARS
+    known = tuple(SEES) if name == "vision" else (encoders.WHISPER,)
     if kind not in known:
         raise UserError(f"--{name}_tower={folder}: model_type={short(kind)} in config.json is none of {', '.join(known)}")
     try:
         if name == "audio":
-            settings = {**encoders.WHISPER_DEFAULTS, **hf} if kind == encoders.WHISPER else encoders.with_whispers_names(hf)
+            settings = {**encoders.WHISPER_DEFAULTS, **hf}
             stack = max(1, settings["encoder_ffn_dim"] // settings["d_model"])
             return encoders.audio_of(settings, stack=stack, projector="mlp", projector_bias=False, token_id=token_id)
         settings = hf.get("vision_config", hf) if kind in ("siglip", "clip") else hf
@@ -80,37 +72,11 @@ def section_of(hf: Mapping, folder: Path, name: str, token_id: int) -> Vision | 
         raise UserError(f"{folder}: config.json holds a value of the wrong kind: {type(error).__name__}: {error}") from None
 
 
-def to_tower(workdir: Path, to: Path, name: str) -> None:
-    """Write the encoder of the newest checkpoint: config.json and safetensors, without its projector.
-
-    Raises: UserError if `to` holds anything but this export, or there is no checkpoint or no such encoder.
-    """
-    check_target(to)
-    with opened(workdir) as (_, arrays):
-        section = getattr(arrays.config, name)
-        if not section.num_layers:
-            raise UserError(f"{workdir} has no encoder in model.{name}")
-        prefix = "vision_model." if name == "vision" else ""
-        tensors = {place.row.theirs: [place] for place in _places(section, name, prefix)}
-        dtypes = {theirs: np.dtype(arrays.dtypes[rows[0].path]) for theirs, rows in tensors.items()}
-        with written_whole(to) as staging:
-            write_tensors(staging, arrays, tensors, dtypes, 5_000_000_000)
-            first = next(iter(dtypes.values()))
-            write_json(staging / "config.json", {**_described(section), "dtype": str(first)})
-
-
-def _described(section: Vision | Audio) -> dict:
-    if isinstance(section, Audio):
-        return {"architectures": ["VoxtralEncoder"], **encoders.voxtral_described(section)}
-    name = {encoders.SIGLIP: "SiglipVisionModel", encoders.CLIP: "CLIPVisionModel"}[encoders.kind_of(section)]
-    return {"architectures": [name], **encoders.vision_described(section)}
-
-
-def _places(section: Vision | Audio, name: str, at: str) -> list[Place]:
+def _places(section: Vision | Audio, name: str) -> list[Place]:
     if name == "vision":
-        ends, layer = encoders.vision_ends(section, at), encoders.vision_layer(section, at)
+        ends, layer = encoders.vision_ends(section, ""), encoders.vision_layer(section, "")
     else:
-        ends, layer = encoders.audio_ends(section, at), encoders.audio_layer(section, at)
+        ends, layer = encoders.audio_ends(section, ""), encoders.audio_layer(section, "")
     return [*(Place(row.ours, (), row) for row in ends), *encoder_places(name, section.num_layers, layer)]
 
 
@@ -120,7 +86,7 @@ def _open(folder: Path, config: ModelConfig, name: str) -> Published:
     section = getattr(config, name)
     if section.num_layers > len(tensors):  # before a list of them is made
         raise UserError(f"{folder}: config.json describes {section.num_layers} layers, and there are {len(tensors)} tensors")
-    parameters = by_parameter(_places(section, name, ""))
+    parameters = by_parameter(_places(section, name))
     shapes = {place.row.theirs: place.row.theirs_shape for found in parameters.values() for place in found}
     text = mismatch(shapes, tensors)
     if text:
