@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from lm.adapt.quantize import quantize
 from lm.adapt.rebuild import arrays_of
 from lm.config import ModelConfig
-from lm.convert import base, stream
+from lm.convert import base
 from lm.convert.files import is_adapter
 from lm.convert.published import Published, is_published, open_published
 from lm.errors import UserError, no_base, no_model
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
         def load(abstract: nnx.State) -> nnx.State:
             check_shapes(plain(abstract), nested(stored), published.folder)
-            return stream.load(published, abstract)
+            return unplain(abstract, nested(published.load(named(plain(abstract)))))
 
         return Source(published.config, stored, load)
 

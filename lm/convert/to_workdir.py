@@ -26,7 +26,7 @@ from lm.convert.peft import find_peft, import_peft
 from lm.convert.published import is_published, model_type_of, open_published
 from lm.convert.source import Source, as_stored, open_source
 from lm.convert.tokenizer_files import import_tokenizer
-from lm.convert.towers import with_tower
+from lm.convert.towers import attached, open_tower
 from lm.errors import UserError
 from lm.files.saving import write_json
 from lm.files.untrusted import short
@@ -47,14 +47,20 @@ def to_workdir(folder: Path, workdir: Path, mesh: Mesh, towers: Mapping[str, tup
     source, origin = _opened(folder)
     if towers and source.config.adapter.rank:
         raise UserError(f"--from={folder} has an adapter: export it with --merge first, and name that")
+    config, opened = source.config, {}
     for name, (tower, token_id) in towers.items():
-        source = with_tower(source, tower, name, token_id)
-    _check_fit(mesh, source.config)
+        opened[name] = open_tower(config, tower, name, token_id)
+        config = opened[name].config
+    _check_fit(mesh, config)
     with written_whole(workdir) as staging:
         import_tokenizer(folder, staging)  # first, because it may fail and is fast
         for place in (folder, *(tower for tower, _ in towers.values())):
             copy_processor(place, staging)
-        write_workdir(staging, source.config, _load(source, mesh), published=origin)
+        params = _load(source, mesh)
+        if opened:
+            with jax.set_mesh(mesh):
+                params = attached(source.config, params, opened)[1]
+        write_workdir(staging, config, params, published=origin)
 
 
 def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh) -> None:

@@ -10,7 +10,7 @@ from lm.adapt.rebuild import arrays_of, with_towers
 from lm.config import Adapter, Audio, Vision
 from lm.convert.peft import export_peft
 from lm.errors import UserError
-from tests.lm.adapt.models import TINY, logits, shaken
+from tests.lm.adapt.models import TINY, logits
 from tests.lm.examples import parameters
 
 SIZES = dict(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from lm.config import Adapter, ModelConfig, Quantization
-from lm.convert import files, stream, to_published
+from lm.convert import files, to_published
 from lm.convert.published import is_published, open_published
 from lm.convert.source import load_params, open_source
 from lm.errors import UserError
@@ -179,8 +179,8 @@ def test_masters_of_any_mesh_from_any_source(mesh, tmp_path, monkeypatch):
     config, mesh = open_published(published).config, make_mesh(mesh)
     abstract = abstract_on(config, mesh, np.float32)
     wanted = {name: x.astype(np.float32) for name, x in ours(tensors, config).items()}
-    for source, small in ((published, stream.SMALL), (published, 0), (imported(published, tmp_path / "w"), 0)):
-        monkeypatch.setattr(stream, "SMALL", small)
+    for source, small in ((published, 1 << 24), (published, 0), (imported(published, tmp_path / "w"), 0)):
+        monkeypatch.setattr("lm.convert.published.SMALL", small)
         params = load_params(source, abstract)
         assert_bits(arrays(params), wanted)
         assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, abstract)
@@ -191,7 +191,7 @@ def test_masters_of_any_mesh_from_any_source(mesh, tmp_path, monkeypatch):
 
 
 def test_experts_lie_where_the_mesh_wants_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "SMALL", 0)
+    monkeypatch.setattr("lm.convert.published.SMALL", 0)
     E = 4
     hf = {**HF, "model_type": "mixtral", "num_local_experts": E, "num_experts_per_tok": 2, "sliding_window": None}
     tensors = {name: x for name, x in llama().items() if ".mlp." not in name}
