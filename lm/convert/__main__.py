@@ -39,10 +39,11 @@ from absl import flags
 from data.text.hf_tokenizer import has_tokenizer
 from lm import cli
 from lm.cli import check_folder
-from lm.convert.folders import check_free, check_target
+from lm.convert.files import check_target, is_adapter
 from lm.errors import UserError, no_model, runnable
 from lm.files import compile_cache
 from lm.files.gguf import SUFFIX
+from lm.files.saving import check_free
 from lm.runs.workdir import kind_of, read_config, steps_saved
 
 FLAGS = flags.FLAGS
@@ -152,7 +153,6 @@ def _import(read: Path, to: Path) -> None:
         raise UserError(
             f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
         )
-    from lm.convert.files import is_adapter
     from lm.convert.to_workdir import adapter_to_workdir, to_workdir
     from lm.parallel.mesh import make_mesh, mesh_sizes
 

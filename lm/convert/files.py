@@ -19,7 +19,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.files import untrusted as strangers
-from lm.files.saving import naming
+from lm.files.saving import check_free, naming
 from lm.files.untrusted import check_inside, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -98,6 +98,15 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
         check_inside(folder, folder / SINGLE)
         return tensors_of_file(folder / SINGLE)
     raise _no_weights(folder)
+
+
+def check_target(to: Path) -> None:
+    """Raise UserError if --to is a file, or a folder that is not empty and no export has written.
+
+    A folder with an export passes, because the same export may be asked for again: `written_whole` compares the two.
+    """
+    if not any((to / name).is_file() for name in ("config.json", ADAPTER_SETTINGS)):
+        check_free(to, "to")
 
 
 def check_weights(folder: Path) -> None:

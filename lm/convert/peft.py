@@ -27,11 +27,11 @@ from lm.config import Adapter, ModelConfig
 from lm.convert.families import ALL, family_for, family_of
 from lm.convert.files import ADAPTER_SETTINGS as SETTINGS
 from lm.convert.files import ADAPTER_WEIGHTS as WEIGHTS
-from lm.convert.files import make_file, read_json, tensors_of_file, write
-from lm.convert.folders import check_target, written_whole
+from lm.convert.files import check_target, make_file, read_json, tensors_of_file, write
 from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, by_tensor, ours_of, places, theirs_of
 from lm.errors import UserError
+from lm.files.saving import written_whole
 from lm.files.untrusted import check_inside, check_pattern, short
 from lm.model.linear import Linear
 

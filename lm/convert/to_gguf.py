@@ -11,7 +11,6 @@ from data.text.gguf_tokenizer import tokenizer_settings
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.convert.families import family_for
-from lm.convert.folders import check_unchanged
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
@@ -20,6 +19,7 @@ from lm.convert.rows import Place, by_tensor, places, theirs_of
 from lm.convert.to_published import AS_IS, Arrays, opened
 from lm.errors import UserError
 from lm.files.gguf import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
+from lm.files.saving import check_unchanged
 from lm.files.saving import write as save
 from lm.progress import progress
 

@@ -17,8 +17,7 @@ from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
 from lm.config import ModelConfig
 from lm.convert.families import config_json, family_for
-from lm.convert.files import lay_out, read_json, write
-from lm.convert.folders import check_target, written_whole
+from lm.convert.files import check_target, lay_out, read_json, write
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import export_peft
 from lm.convert.published import is_published, model_type_of
@@ -26,7 +25,7 @@ from lm.convert.rows import Place, by_tensor, places, theirs_of
 from lm.convert.source import Source, config_of, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
-from lm.files.saving import write_json
+from lm.files.saving import write_json, written_whole
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.progress import progress

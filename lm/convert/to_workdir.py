@@ -20,7 +20,6 @@ from lm.adapt.quantize import check_targets, memory, quantize
 from lm.config import ModelConfig, Quantization
 from lm.convert.essence import essence
 from lm.convert.files import ADAPTER_SETTINGS, read_json
-from lm.convert.folders import check_free, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import find_peft, import_peft
 from lm.convert.published import is_published, model_type_of, open_published
@@ -28,7 +27,7 @@ from lm.convert.source import Source, as_stored, open_source
 from lm.convert.tokenizer_files import import_tokenizer
 from lm.convert.towers import attached, open_tower
 from lm.errors import UserError
-from lm.files.saving import write_json
+from lm.files.saving import check_free, write_json, written_whole
 from lm.files.untrusted import short
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shapes_on
