@@ -92,7 +92,7 @@ COMMANDS = ("import", "quantize", "export")
 TAKES = {
     "import": ("from", "workdir", "base", "mesh", "vision_tower", "image_token", "audio_tower", "audio_token"),
     "quantize": ("from", "workdir", "mesh", "bits", "group", "targets"),
-    "export": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
+    "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
     "export --adapter": ("workdir", "to", "family", "adapter", "base"),
 }
 ALL = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
@@ -107,7 +107,7 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"begin with one of {', '.join(COMMANDS)}"
         raise UserError(f"{what}: {hint}; --help shows examples")
     cli.parse_flags([sys.argv[0], *sys.argv[2:]])
-    case = "export --adapter" if command == "export" and FLAGS.adapter else command
+    case = command if command != "export" else "export --adapter" if FLAGS.adapter else "export without --adapter"
     named = TAKES[case]
     for name in ALL:
         if name not in named and FLAGS[name].present:

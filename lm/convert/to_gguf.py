@@ -57,7 +57,7 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         if config.score_head == "reward":
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
         chosen = family_for(config, family, saved.get("published", {}).get("model_type"))
-        settings, factors = settings_of(config, chosen.gguf)
+        settings, factors = settings_of(config, chosen)
         by_name = by_tensor(places(chosen, config))
         found = layouts(config, chosen.gguf, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
         found = _by_parameter(found, by_name)

@@ -105,7 +105,7 @@ def test_mistakes(finished, exported, tmp_path):
         (line("export", workdir=finished, to=f"{new}.gguf", dtype="float32"), ["--dtype=float32", "for a GGUF file", "f32"]),
         ([*line("export", workdir=finished, to=f"{new}.gguf"), "--adapter"], ["--adapter", "--merge"]),
         (line("export", workdir=finished, to=f"{new}.gguf", max_shard_gb=1), ["--max_shard_gb", "GGUF"]),
-        (line("export", workdir=finished, to=new, bits=8), ["--bits means nothing to export", "--dtype"]),
+        (line("export", workdir=finished, to=new, bits=8), ["--bits means nothing to export without --adapter"]),
         (line("export", workdir=finished, to=f"{new}.stablehlo"), [".stablehlo is not written", "NAME.gguf"]),
         (line("import", **{"from": f"{new}.gguf", "workdir": new}), ["new.gguf: no such folder"]),
         (line("import", **{"from": exported / "config.json", "workdir": new}), ["config.json: a file, not a folder"]),
