@@ -14,7 +14,6 @@ from lm.convert.families import family_for
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
-from lm.convert.multimodal.text import check_text_only
 from lm.convert.rows import Place, by_tensor, places, theirs_of
 from lm.convert.to_published import AS_IS, Arrays, opened
 from lm.errors import UserError
@@ -53,7 +52,8 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
     with opened(workdir, merge, before=dtype == AS_IS) as (saved, arrays):
         arrays = without_mtp(arrays)
         config = arrays.config
-        check_text_only(config, workdir, "our GGUF")
+        if config.vision.num_layers or config.audio.num_layers:
+            raise UserError(f"{workdir} sees or hears (model.vision, model.audio), and GGUF holds text only: export a folder")
         if config.score_head == "reward":
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
         chosen = family_for(config, family, saved.get("published", {}).get("model_type"))

@@ -21,7 +21,6 @@ from lm.runs.workdir import read_config
 VISION_KINDS = {"siglip": encoders.SIGLIP, "clip": encoders.CLIP}  # of models that hold such an encoder
 VISION_KINDS |= {kind: kind for kind in VISION_KINDS.values()}
 PREFIXES = {"vision": r"^(model\.)?vision_model\.", "audio": r"^(model\.)?encoder\."}  # with or without
-ROWS = {"vision": (encoders.vision_ends, encoders.vision_layer), "audio": (encoders.audio_ends, encoders.audio_layer)}
 
 
 def open_tower(config: ModelConfig, folder: Path, name: str, token_id: int) -> Published:
@@ -38,7 +37,7 @@ def open_tower(config: ModelConfig, folder: Path, name: str, token_id: int) -> P
     tensors = {re.sub(PREFIXES[name], "", key): tensor for key, tensor in tensors_of(folder).items()}
     if section.num_layers > len(tensors):  # before a list of them is made
         raise UserError(f"{folder}: config.json describes {section.num_layers} layers, and there are {len(tensors)} tensors")
-    ends, layer = (rows(section, "") for rows in ROWS[name])
+    ends, layer = (rows(section, "") for rows in encoders.ROWS[name])
     places = [*(Place(row.ours, (), row) for row in ends), *encoder_places(name, section.num_layers, layer)]
     if text := mismatch({place.row.theirs: place.row.theirs_shape for place in places}, tensors):
         raise UserError(f"{folder}: its tensors are not those of the encoder that its config.json describes: {text}")

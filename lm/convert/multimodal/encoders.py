@@ -170,6 +170,10 @@ def audio_layer(audio: Audio, at: str) -> list[Row]:
     return _layer(audio, f"{at}layers.{{layer}}.", norms=norms, feed_forward="", key_bias=False)
 
 
+# By section of the config: the rows outside of the layers, and those of a layer.
+ROWS = {"vision": (vision_ends, vision_layer), "audio": (audio_ends, audio_layer)}
+
+
 def projector(tower: Vision | Audio, name: str, D: int, at: str) -> list[Row]:
     """Return the rows of a projector of two layers to width D, as LLaVA and Voxtral name them."""
     found = []
