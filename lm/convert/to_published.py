@@ -105,9 +105,6 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
         base = base or start
         if base and Path(base).exists():
             base = str(Path(base).absolute())
-            origin = model_type_of(Path(base)) if is_published(Path(base)) else origin
-        plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=config.tie_embeddings and not config.mup_base_dim)
-        chosen = family_for(plainer, family, origin)
         if config.adapter.dora:  # its magnitudes need the weights
             params = on_first_device(open_source(workdir))
         else:
@@ -115,7 +112,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
             stored = checkpoints.stored_params(step)
             arrays = checkpoints.read_params(step, {name: stored[name] for name in named(plain(few))})
             params = unplain(few, nested({name: jax.device_put(x) for name, x in arrays.items()}))
-        export_peft(to, config, params, base, chosen)
+        export_peft(to, config, params, base, family, origin)
 
 
 def started_from(saved: dict) -> tuple[str | None, str | None]:
