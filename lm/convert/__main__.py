@@ -5,7 +5,6 @@
     python -m lm.convert import --from=MODEL.gguf --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
-    python -m lm.convert import --from=MODEL --vision_tower=HF_DIR --image_token=ID --workdir=DIR
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
@@ -19,8 +18,7 @@ llama.cpp, Ollama and LM Studio, with a Modelfile beside it. An imported model e
 imported from, and exported as, a sequence classifier with one label; a policy is exported without its value head.
 
 A PEFT adapter is imported together with its base. export --adapter writes the adapter alone, for
-PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; export --merge merges it. --vision_tower attaches SigLIP's or CLIP's encoder
-to a language model, --audio_tower Whisper's, each with a new projector to be trained.
+PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; export --merge merges it.
 
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). To give
 it to llama.cpp, export the model itself with --dtype=q8_0 instead.
@@ -68,11 +66,6 @@ flags.DEFINE_string(
     "import of an adapter: its model, a Hugging Face folder, a GGUF file or a workdir; none: the one named in its config. "
     "export --adapter: the model to name in its config; none: the model that the run started from.",
 )
-for name, what in (("vision", "image"), ("audio", "audio")):
-    flags.DEFINE_string(f"{name}_tower", None, f"import: a Hugging Face folder whose {name} encoder is attached to the model.")
-    flags.DEFINE_integer(
-        f"{what}_token", None, f"import with --{name}_tower: the id of a token that nothing else uses.", lower_bound=0
-    )
 HF_DTYPES = ("as-is", "float32", "bfloat16")
 GGUF_DTYPES = ("as-is", "f32", "bf16", "f16", "q8_0", "q4_1", "q4_0")
 flags.DEFINE_enum(
@@ -90,7 +83,7 @@ flags.DEFINE_string("targets", ".*", "quantize: the matrices, a regular expressi
 COMMANDS = ("import", "quantize", "export")
 # What each takes. The first two are required: what is read, and what is written.
 TAKES = {
-    "import": ("from", "workdir", "base", "mesh", "vision_tower", "image_token", "audio_tower", "audio_token"),
+    "import": ("from", "workdir", "base", "mesh"),
     "quantize": ("from", "workdir", "mesh", "bits", "group", "targets"),
     "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
     "export --adapter": ("workdir", "to", "family", "adapter", "base"),
@@ -148,8 +141,7 @@ def _check_target(command: str, to: Path, flag: str) -> None:
 
 
 def _import(read: Path, to: Path) -> None:
-    towers = _towers()
-    if not towers and read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
+    if read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
         raise UserError(
             f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
         )
@@ -157,12 +149,10 @@ def _import(read: Path, to: Path) -> None:
     from lm.parallel.mesh import make_mesh, mesh_sizes
 
     mesh = make_mesh(mesh_sizes(FLAGS.mesh))
-    if towers and (FLAGS.base or is_adapter(read)):
-        raise UserError("--vision_tower and --audio_tower are for whole models: export the adapter with --merge first")
     if FLAGS.base or is_adapter(read):
         adapter_to_workdir(read, FLAGS.base, to, mesh)
     else:
-        to_workdir(read, to, mesh, towers)
+        to_workdir(read, to, mesh)
     if not has_tokenizer(to):
         print(f"{read} has no tokenizer: copy one into {to} before you generate text")
 
@@ -192,20 +182,6 @@ def _export(read: Path, to: Path) -> None:
         from lm.convert.to_published import to_published
 
         to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge)
-
-
-def _towers() -> dict[str, tuple[Path, int]]:
-    """Return (folder, token id) of the encoders that --vision_tower and --audio_tower name."""
-    found = {}
-    for name, token in (("vision", "image_token"), ("audio", "audio_token")):
-        folder, token_id = FLAGS[f"{name}_tower"].value, FLAGS[token].value
-        if (folder is None) != (token_id is None):
-            raise UserError(f"--{name}_tower needs --{token}, the id of a token that nothing else uses, and --{token} needs it")
-        if folder is not None:
-            if not (Path(folder) / "config.json").is_file():
-                raise UserError(f"--{name}_tower={folder} is no Hugging Face checkpoint: it has no config.json")
-            found[name] = Path(folder).absolute(), token_id
-    return found
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 from flax import nnx
@@ -25,7 +24,6 @@ from lm.convert.peft import find_peft, import_peft
 from lm.convert.published import is_published, model_type_of, open_published
 from lm.convert.source import Source, as_stored, open_source
 from lm.convert.tokenizer_files import import_tokenizer
-from lm.convert.towers import attached, open_tower
 from lm.errors import UserError
 from lm.files.saving import check_free, write_json, written_whole
 from lm.files.untrusted import short
@@ -35,31 +33,19 @@ from lm.runs.checkpoint import Checkpoints
 from lm.runs.workdir import read_config
 
 
-def to_workdir(folder: Path, workdir: Path, mesh: Mesh, towers: Mapping[str, tuple[Path, int]] = MappingProxyType({})) -> None:
+def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
     """Write config.json, checkpoints/0, and the files of the tokenizer and of the processor, if any.
 
     Every parameter keeps its stored dtype. The model is on the mesh; the host holds one tensor at a time.
-    Args: towers: encoders to attach, (folder, id of their token) by section of the config, "vision" or "audio".
     Raises: UserError if the workdir exists and is not empty, or a checkpoint cannot be read.
     """
     check_free(workdir, "workdir")
     source, origin = _opened(folder)
-    if towers and source.config.adapter.rank:
-        raise UserError(f"--from={folder} has an adapter: export it with --merge first, and name that")
-    config, opened = source.config, {}
-    for name, (tower, token_id) in towers.items():
-        opened[name] = open_tower(config, tower, name, token_id)
-        config = opened[name].config
-    _check_fit(mesh, config)
+    _check_fit(mesh, source.config)
     with written_whole(workdir) as staging:
         import_tokenizer(folder, staging)  # first, because it may fail and is fast
-        for place in (folder, *(tower for tower, _ in towers.values())):
-            copy_processor(place, staging)
-        params = _load(source, mesh)
-        if opened:
-            with jax.set_mesh(mesh):
-                params = attached(source.config, params, opened)[1]
-        write_workdir(staging, config, params, published=origin)
+        copy_processor(folder, staging)
+        write_workdir(staging, source.config, _load(source, mesh), published=origin)
 
 
 def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh) -> None:

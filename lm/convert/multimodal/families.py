@@ -242,8 +242,8 @@ VOXTRAL_TEXT |= {"rope_theta": 1e8}
 
 
 def voxtral_from_hf(hf: Mapping) -> ModelConfig:
-    settings = encoders.with_whispers_names(hf.get("audio_config") or {})
-    D, F = settings["d_model"], settings["encoder_ffn_dim"]
+    settings = {**encoders.VOXTRAL, **(hf.get("audio_config") or {})}
+    D, F = settings["hidden_size"], settings["intermediate_size"]
     if F % D:
         raise UserError(f"audio_config in config.json: hidden_size={D} does not divide intermediate_size={F}")
     audio = encoders.audio_of(
@@ -267,7 +267,7 @@ def voxtral_to_hf(config: ModelConfig) -> dict:
         **described(config, "voxtral", "VoxtralForConditionalGeneration"),
         "audio_token_id": audio.token_id,
         "projector_hidden_act": encoders.NAMES[audio.projector_activation],
-        "audio_config": encoders.voxtral_described(audio),
+        "audio_config": encoders.audio_described(audio),
     }
 
 
