@@ -1,7 +1,7 @@
 """Import and export Hugging Face checkpoints and GGUF files, and quantize models.
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
-    python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
+    python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --merge]
     python -m lm.convert import --from=MODEL.gguf --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
@@ -75,7 +75,6 @@ flags.DEFINE_enum(
     f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype.",
 )
 flags.DEFINE_float("max_shard_gb", 5.0, "export: maximum size of a file in 10⁹ bytes.", lower_bound=1e-6)
-flags.DEFINE_string("family", None, "export: the model_type; none: that of the import or the base, or the first that fits.")
 flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, and dequantize quantised weights.")
 flags.DEFINE_enum("bits", "8", ["8", "4"], "quantize: bits of a weight.")
 flags.DEFINE_integer("group", 0, "quantize: inputs that share a scale; 0: all of an output's.", lower_bound=0)
@@ -85,8 +84,8 @@ COMMANDS = ("import", "quantize", "export")
 TAKES = {
     "import": ("from", "workdir", "base", "mesh"),
     "quantize": ("from", "workdir", "mesh", "bits", "group", "targets"),
-    "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
-    "export --adapter": ("workdir", "to", "family", "adapter", "base"),
+    "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "merge", "adapter"),
+    "export --adapter": ("workdir", "to", "adapter", "base"),
 }
 ALL = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
 OTHER_FORMATS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".tflite", ".stablehlo")
@@ -172,16 +171,16 @@ def _export(read: Path, to: Path) -> None:
     if to.suffix == SUFFIX:
         from lm.convert.to_gguf import to_gguf
 
-        beside = to_gguf(read, to, dtype=FLAGS.dtype, family=FLAGS.family, merge=FLAGS.merge)
+        beside = to_gguf(read, to, dtype=FLAGS.dtype, merge=FLAGS.merge)
         print(f"{to} is written. In Ollama: ollama create NAME -f {beside}; in llama.cpp: llama-cli -m {to}")
     elif FLAGS.adapter:
         from lm.convert.to_published import to_adapter
 
-        to_adapter(read, to, base=FLAGS.base, family=FLAGS.family)
+        to_adapter(read, to, base=FLAGS.base)
     else:
         from lm.convert.to_published import to_published
 
-        to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge)
+        to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, merge=FLAGS.merge)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lm.config import Audio, LatentAttention, MixtureOfExperts, ModelConfig, Rope, Vision
-from lm.convert.rotary import SCALINGS
+from lm.convert.rotary import KEYS
 from lm.convert.rows import Family
 
 # How the model is compiled, trained and stored, and the score head, which any family can have.
@@ -58,7 +58,7 @@ def lacks(family: Family, config: ModelConfig) -> list[str]:
 def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
     if positions != "rotary":
         return Rope()
-    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *SCALINGS[rope.scaling].keys)
+    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *KEYS[rope.scaling])
     return Rope(**{key: getattr(rope, key) for key in keys})
 
 

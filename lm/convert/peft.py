@@ -128,14 +128,12 @@ def export_peft(
     config: ModelConfig,
     params: nnx.State,
     base: str | os.PathLike | None = None,
-    family: str | None = None,
     origin: str | None = None,
 ) -> None:
     """Write a model's adapter for PEFT and vLLM into a new folder. On several hosts every process calls this.
 
     base: the published base model, a folder or a hub name, for adapter_config.json.
-    family: the model_type by which modules are named and fused. None: that of the base, if it is here, else `origin`, else the
-      first that can hold the model.
+    origin: the model_type that names and fuses the modules, if the base is not here; None: the first that can hold the model.
     params: for LoRA the adapter's parameters are enough; DoRA also needs the weights.
     Raises: UserError if the folder is taken, the model has no adapter, or no family can hold it.
     """
@@ -149,7 +147,7 @@ def export_peft(
         origin = model_type_of(Path(base))
     tied = config.tie_embeddings and not config.mup_base_dim
     plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=tied)  # no matrix with an adapter has a μP multiplier
-    fused = _by_module(family_for(plainer, family, origin), config)
+    fused = _by_module(family_for(plainer, origin), config)
     arrays = {path: on_host(x) for path, x in arrays_of(adapter_only(params)).items()}
     adapted = {name: rows for name, rows in fused.items() if any(f"{_linear(place)}.lora_a" in arrays for place in rows)}
     norms = {}

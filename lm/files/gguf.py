@@ -17,6 +17,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -253,18 +254,12 @@ class _Header:
             raise ValueError(f"{short(name)} has the shape {list(shape)}")
         kind, offset = self.number("I"), self.number("Q")
         if kind not in iter(GGMLQuantizationType):
-            raise ValueError(f"{name} has the tensor type {kind}, which gguf {_version()} does not know")
+            raise ValueError(f"{name} has the tensor type {kind}, which gguf {version('gguf')} does not know")
         kind = GGMLQuantizationType(kind).name
         if not _can_read(kind):
-            raise ValueError(f"{name} is of type {kind}, which gguf {_version()} cannot dequantise")
+            raise ValueError(f"{name} is of type {kind}, which gguf {version('gguf')} cannot dequantise")
         nbytes_of(kind, shape)
         return name, (kind, shape, offset)
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version("gguf")
 
 
 @functools.cache

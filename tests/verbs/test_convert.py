@@ -94,7 +94,6 @@ def test_mistakes(finished, exported, tmp_path):
         (line("export", workdir=finished), ["--to is missing"]),
         (line("import", **{"from": exported, "workdir": new, "dtype": "float32"}), ["--dtype means nothing to import"]),
         (line("export", workdir=finished, to=new, dtype="int8"), ["dtype", "bfloat16"]),
-        (line("export", workdir=finished, to=new, family="lama"), ["--family=lama", "llama"]),
         (line("export", workdir=finished, to=exported), ["--to=", "not empty", "new folder"]),
         (line("export", workdir=tmp_path / "none", to=new), ["none: no such folder", "a Hugging Face folder or a GGUF file"]),
         (line("import", **{"from": tmp_path, "workdir": new}), [str(tmp_path), "no config.json"]),
