@@ -8,23 +8,17 @@
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
-"import" reads a folder with config.json and safetensors, or a GGUF file, whose quantised weights become float32. It writes a
-workdir like that of train.py at step 0: config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The
-model must fit the devices; the host holds one tensor at a time. A folder can also be used as it is: lm.load(HF_DIR), or
-python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
+"import" reads a folder with config.json and safetensors, or a GGUF file, and writes a workdir at step 0. A folder can also be
+used as it is: lm.load(HF_DIR), or python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
 "export" writes the newest checkpoint of a workdir, trained or imported: for transformers and vLLM; with --to=NAME.gguf for
-llama.cpp, Ollama and LM Studio, with a Modelfile beside it. An imported model exports bit for bit as it was. A reward model is
-imported from, and exported as, a sequence classifier with one label; a policy is exported without its value head.
-
-A PEFT adapter is imported together with its base. export --adapter writes the adapter alone, for
-PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; export --merge merges it.
+llama.cpp, Ollama and LM Studio, with a Modelfile beside it. A reward model is a sequence classifier with one label. --adapter
+writes the adapter alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; --merge merges it into the weights.
 
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). To give
 it to llama.cpp, export the model itself with --dtype=q8_0 instead.
 
-A tensor that is missing, unknown or of another shape stops a command with one line that lists it. Output is written
-completely or not at all, and never over other files. The same export again leaves what it wrote as it is. See docs/convert.md.
+Output is written completely or not at all, and never over other files. See docs/convert.md.
 """
 
 import difflib
@@ -45,7 +39,6 @@ from lm.files.saving import check_free
 from lm.runs.workdir import kind_of, read_config, steps_saved
 
 FLAGS = flags.FLAGS
-
 
 flags.DEFINE_string("workdir", None, "A workdir: a new one for import and quantize, that of a run for export.")
 flags.DEFINE_string(

@@ -54,7 +54,7 @@ def found(base: dict, workdir: Path) -> Path:
     why = "which does not exist: put it or a link back"
     if changed:
         why = f"and the weights in {changed} have changed since: put the original files back"
-    raise UserError(f"{workdir} holds an adapter of {what}, {why}, or set init_from in {record} to its path")
+    raise UserError(f"{workdir} holds an adapter of {what}, {why}, or set init_from in {record} to the path of a copy")
 
 
 def fingerprint(path: Path, step: int | None) -> str | None:

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from lm.config import ModelConfig
 from lm.convert.families import family_of, is_ignored, model_config
-from lm.convert.files import same_bytes, tensors_of
+from lm.convert.files import Tensor, same_bytes, tensors_of
 from lm.convert.gguf.rope import FACTORS
 from lm.convert.gguf.settings import config_json_of
-from lm.convert.gguf.tensors import layouts, parts_of
+from lm.convert.gguf.tensors import Part, layouts, parts_of
 from lm.convert.rows import Place, by_parameter, ours_of, places
 from lm.errors import UserError
 from lm.files.gguf import find_gguf, open_gguf
@@ -37,16 +37,6 @@ SMALL = 1 << 24  # bytes of a stack that the host puts together: sooner than two
 AHEAD = "nextn"  # part of the names of tensors in a GGUF file that predict further tokens, which are left out
 
 
-class PublishedTensor(Protocol):
-    """A tensor on disk. Implemented by lm.convert.files.Tensor and lm.convert.gguf.tensors.Part."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def read(self) -> np.ndarray:
-        """Read the tensor into memory of its own."""
-
-
 class Published(NamedTuple):
     """A complete checkpoint.
 
@@ -58,7 +48,7 @@ class Published(NamedTuple):
     model_type: str
     config: ModelConfig
     places: dict[str, list[Place]]
-    tensors: dict[str, PublishedTensor]
+    tensors: dict[str, Tensor] | dict[str, Part]
     twice: bool
 
     def dtype(self, path: str) -> np.dtype:
@@ -187,18 +177,14 @@ def _open_folder(folder: Path) -> Published:
     if text:
         raise UserError(f"{folder}: its tensors are not those of the {hf['model_type']} that its config.json describes: {text}")
     parameters = by_parameter(found)
-    embedding = parameters["embedding"][0].row.theirs
-    for name in extra:
-        tied = config.tie_embeddings and config.score_head == "none"  # a classifier's head is not used
-        if name.endswith("lm_head.weight") and tied and not same_bytes(tensors[name], tensors[embedding]):
-            raise UserError(
-                f"{folder}: {name} differs from {embedding}, but config.json ties them: set tie_word_embeddings to false there"
-            )
-    second = {row.theirs: parameters[row.ours][0].row.theirs for row in family.copies(config) if row.theirs in extra}
-    for name, first in second.items():
+    copies = {row.theirs: parameters[row.ours][0].row.theirs for row in family.copies(config) if row.theirs in extra}
+    heads = [name for name in extra if name.endswith("lm_head.weight")] if config.score_head == "none" else []
+    tied = dict.fromkeys(heads, parameters["embedding"][0].row.theirs)  # a classifier's head is not used
+    for name, first in (copies | tied).items():
         if not same_bytes(tensors[name], tensors[first]):
-            raise UserError(f"{folder}: {name} differs from {first}, but must be a copy: the model holds it only once")
-    return Published(folder, hf["model_type"], config, parameters, tensors, bool(second))
+            why = "config.json ties them: set tie_word_embeddings to false there" if name in tied else "must be a copy of it"
+            raise UserError(f"{folder}: {name} differs from {first}, but {why}")
+    return Published(folder, hf["model_type"], config, parameters, tensors, bool(copies))
 
 
 def _open_gguf(path: Path) -> Published:
@@ -238,9 +224,10 @@ def mismatch(expected: Mapping[str, tuple[int, ...]], tensors: Mapping, left_ove
             f"{name} {getattr(x, 'type', x.dtype)}" for name, x in there.items() if not _is_float(np.dtype(x.dtype))
         ],
     }
-    more = {fault: ", …" if len(names) > SHOWN else "" for fault, names in faults.items()}
     return "; ".join(
-        f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{more[fault]})" for fault, names in faults.items() if names
+        f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)})"
+        for fault, names in faults.items()
+        if names
     )
 
 

@@ -26,7 +26,8 @@ from lm.runs.checkpoint import Checkpoints, check_shapes, named, nested, newest,
 class Source(NamedTuple):
     """Parameters on disk: the model's config, the stored shape and dtype of each by dotted name, and a load function.
 
-    load(abstract): returns the parameters with the shardings and dtypes of a tree of ShapeDtypeStructs.
+    load(abstract): returns the parameters with the shardings and dtypes of a tree of ShapeDtypeStructs. One tensor at a time
+      passes through the host. On several hosts every process calls it. Raises UserError if shapes differ.
     before: for a checkpoint that holds only an adapter, `stored` of its base model.
     """
 
@@ -103,15 +104,6 @@ def with_adapter(model: Source, adapter: Source) -> Source:
         return unplain(abstract, nested(arrays))
 
     return Source(config, stored, load, model.before or model.stored)
-
-
-def load_params(path: str | os.PathLike, abstract: nnx.State) -> nnx.State:
-    """Load the parameters of a workdir or a Hugging Face checkpoint with the shardings and dtypes of `abstract`.
-
-    One tensor at a time passes through the host. On several hosts every process calls this.
-    Raises: UserError if there is no model, or if its shapes differ.
-    """
-    return open_source(path).load(abstract)
 
 
 def as_stored(source: Source, abstract: nnx.State) -> nnx.State:

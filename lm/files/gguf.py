@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from lm.errors import UserError
+from lm.files.saving import naming
 from lm.files.untrusted import check_inside, short
 
 SUFFIX = ".gguf"
@@ -347,10 +348,7 @@ def writing(path: Path, settings: Mapping[str, Any], tensors: Mapping[str, tuple
 
 def _reserve(file: IO[bytes], size: int) -> None:
     """Take the space of the data that follow the header: a full disk fails here, before the work begins."""
-    try:
+    with naming(Path(file.name)):
         file.flush()
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(file.fileno(), 0, -(-file.tell() // ALIGNMENT) * ALIGNMENT + size)
-    except OSError as error:
-        error.filename = error.filename or str(file.name)
-        raise

@@ -12,7 +12,7 @@ from flax import nnx
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert import files, to_published
 from lm.convert.published import is_published, open_published
-from lm.convert.source import load_params, open_source
+from lm.convert.source import open_source
 from lm.errors import UserError
 from lm.infer.load import load_model
 from lm.model.transformer import build, skeleton
@@ -181,13 +181,13 @@ def test_masters_of_any_mesh_from_any_source(mesh, tmp_path, monkeypatch):
     wanted = {name: x.astype(np.float32) for name, x in ours(tensors, config).items()}
     for source, small in ((published, 1 << 24), (published, 0), (imported(published, tmp_path / "w"), 0)):
         monkeypatch.setattr("lm.convert.published.SMALL", small)
-        params = load_params(source, abstract)
+        params = open_source(source).load(abstract)
         assert_bits(arrays(params), wanted)
         assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, abstract)
     wrong = abstract_on(dataclasses.replace(config, mlp_dim=48), mesh)
     for source in (published, tmp_path / "w"):
         with pytest.raises(UserError, match=r"feed_forward\.down\.weight is \(3, 40, 32\) there and \(3, 48, 32\)"):
-            load_params(source, wrong)
+            open_source(source).load(wrong)
 
 
 def test_experts_lie_where_the_mesh_wants_them(tmp_path, monkeypatch):
@@ -207,7 +207,8 @@ def test_experts_lie_where_the_mesh_wants_them(tmp_path, monkeypatch):
             tensors[name] = rng.standard_normal(shape, np.float32).astype(BF16)
     published = written(tmp_path / "a", tensors, hf, shards=3)
     workdir = imported(published, tmp_path / "w", expert=4, fsdp=2)
-    found = arrays(load_params(workdir, abstract_on(open_source(workdir).config, make_mesh({"expert": 2, "tensor": 4}), BF16)))
+    source = open_source(workdir)
+    found = arrays(source.load(abstract_on(source.config, make_mesh({"expert": 2, "tensor": 4}), BF16)))
     for ours_name, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
         x = np.stack(
             [
