@@ -37,8 +37,7 @@ def essence(config: ModelConfig) -> dict:
     found["mla"] = dataclasses.asdict(mla if mla.kv_rank else LatentAttention())
     found["rope"] = dataclasses.asdict(_rope_essence(rope, config.positions, bool(mla.kv_rank)))
     found["moe"] = dataclasses.asdict(_moe_essence(moe, config.mlp_dim) if sparse else MixtureOfExperts())
-    for section, tower in (("vision", config.vision), ("audio", config.audio)):
-        found[section] = dataclasses.asdict(_tower_essence(tower))
+    found |= {name: dataclasses.asdict(_tower_essence(getattr(config, name))) for name in ("vision", "audio")}
     for section in ("mla", "rope", "moe", "vision", "audio"):
         found |= {f"{section}.{key}": value for key, value in found.pop(section).items()}
     return found

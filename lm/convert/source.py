@@ -61,16 +61,12 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
     if not path.is_dir():
         raise UserError(no_model(path))
     checkpoints, step = newest(path, step)
-    meta = checkpoints.meta(step)
-    stored = checkpoints.stored_params(step)
-    checkpoints.close()
+    with contextlib.closing(checkpoints):
+        meta, stored = checkpoints.meta(step), checkpoints.stored_params(step)
 
     def load(abstract: nnx.State) -> nnx.State:
-        checkpoints = Checkpoints(path, read_only=True)
-        try:
+        with contextlib.closing(Checkpoints(path, read_only=True)) as checkpoints:
             return checkpoints.restore_params(step, abstract)
-        finally:
-            checkpoints.close()
 
     source = Source(config_of(meta.get("config")), stored, load)
     if meta.get("base") is None:
@@ -89,13 +85,13 @@ def with_adapter(model: Source, adapter: Source) -> Source:
     def load(abstract: nnx.State) -> nnx.State:
         targets, all_of_it = named(plain(abstract)), skeleton(model.config)[1]
         mesh = next((x.sharding.mesh for x in targets.values() if isinstance(x.sharding, NamedSharding)), None)
-        one = next(iter(targets.values())).sharding
-        placed = named(plain(shardings(all_of_it, mesh) if mesh else jax.tree.map(lambda _: one, all_of_it)))
-        asked = {
+        device = next(iter(targets.values())).sharding
+        placed = named(plain(shardings(all_of_it, mesh) if mesh else jax.tree.map(lambda _: device, all_of_it)))
+        of_model = {
             name: jax.ShapeDtypeStruct(x.shape, targets.get(name, x).dtype, sharding=placed[name])
             for name, x in named(plain(all_of_it)).items()
         }
-        params = model.load(unplain(all_of_it, nested(asked)))
+        params = model.load(unplain(all_of_it, nested(of_model)))
         if config.quantization != model.config.quantization:
             with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
                 params = quantize(model.config, params, config.quantization)[1]

@@ -65,6 +65,7 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
     find_peft(folder, source.config)  # before the slow reading of the model
     with written_whole(workdir) as staging:
         _tokenizer(folder, root, staging)
+        copy_processor(root, staging)
         params = _load(source, mesh)
         with jax.set_mesh(mesh):
             config, params = import_peft(folder, source.config, params)
@@ -86,6 +87,7 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
     check_targets(dataclasses.replace(source.config, quantization=quantization))
     with written_whole(workdir) as staging:
         import_tokenizer(path, staging)
+        copy_processor(path, staging)
         params = _load(source, mesh)
         with jax.set_mesh(mesh):
             config, after = quantize(source.config, params, quantization)
@@ -110,6 +112,7 @@ def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, r
     _check_fit(mesh, sources[0].config)
     with written_whole(workdir) as staging:
         import_tokenizer(places[0], staging)
+        copy_processor(places[0], staging)
         with jax.set_mesh(mesh):
             configs, models = zip(*(lora.merge(one.config, _load(one, mesh), dequantize=True) for one in sources))
             merged = merge(configs[0], recipe, models[1:] if base else models, models[0] if base else None)

@@ -174,8 +174,8 @@ class _Header:
         num_tensors, num_settings = self.number("Q"), self.number("Q")
         self.check_count(num_settings, 13, "settings")
         self.check_count(num_tensors, 24, "tensors")
-        settings = dict(self.once((self.setting() for _ in range(num_settings)), "the setting"))
-        entries = dict(self.once((self.entry() for _ in range(num_tensors)), "the tensor"))
+        settings = self.named((self.setting() for _ in range(num_settings)), "the setting")
+        entries = self.named((self.entry() for _ in range(num_tensors)), "the tensor")
         alignment = settings.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"general.alignment={alignment!r} is no power of two")
@@ -194,14 +194,14 @@ class _Header:
                 raise ValueError(f"{one} and {other} overlap")
         return GGUFFile(self.path, settings, tensors)
 
-    def once(self, items: Iterator[tuple[str, Any]], what: str) -> Iterator[tuple[str, Any]]:
-        """Yield the items. Raises ValueError for a name that was there before."""
-        seen = set()
+    def named(self, items: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
+        """Return the items by name. Raises ValueError for a name that is there twice."""
+        values: dict[str, Any] = {}
         for name, value in items:
-            if name in seen:
+            if name in values:
                 raise ValueError(f"it has {what} {name!r} twice")
-            seen.add(name)
-            yield name, value
+            values[name] = value
+        return values
 
     def check_count(self, count: int, least: int, what: str) -> None:
         """Raise UserError if the rest of the file has no room for `count` items of `least` bytes."""

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from lm.config import Quantization
 from lm.convert.to_published import to_published
-from lm.convert.to_workdir import to_workdir
+from lm.convert.to_workdir import quantized_to_workdir, to_workdir
 from lm.parallel.mesh import make_mesh
 from tests.lm.convert import multimodal_peers, peers
 from tests.slow import all_but
@@ -39,4 +40,6 @@ def test_a_folder_comes_back_from_a_workdir_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(again[key], x, strict=True)
     hf = json.loads((tmp_path / "again/config.json").read_text())
     assert hf["model_type"] == json.loads((folder / "config.json").read_text())["model_type"]
-    assert (tmp_path / "again/preprocessor_config.json").read_text() == '{"size": 1}'
+    quantized_to_workdir(tmp_path / "run", tmp_path / "int8", Quantization(bits=8), mesh_of(0))
+    for name in ("again", "int8"):
+        assert (tmp_path / name / "preprocessor_config.json").read_text() == '{"size": 1}'
