@@ -21,7 +21,6 @@ from lm.runs.workdir import check_record, save_record
 def main(config, workdir: Path) -> None:
     from data.recipe import tokenized
     from data.recipe.run import prepare, run
-    from lm.evals.curation import STAGES
     from lm.reports.curate import totals, write
     from lm.reports.next_steps import show
     from lm.train.checks import check_apart
@@ -29,7 +28,7 @@ def main(config, workdir: Path) -> None:
     check_record(config, workdir)
     check_apart("input", config.input, workdir)
     tokenized.check(config.to_dict())
-    prepared = prepare(config.to_dict(), workdir, STAGES)
+    prepared = prepare(config.to_dict())
     with locked(workdir):
         save_record(config, workdir)
         figures = run(config.to_dict(), workdir, prepared)

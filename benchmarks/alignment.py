@@ -3,9 +3,9 @@
 python -m benchmarks.alignment [--only=sft,dpo,reward,grpo,rloo,ppo,shuffled] [--seeds=0,1,2] [--out=runs/alignment]
     [--chosen_rates]     # the learning rates that configs without one get (lm/train/rates.py)
 
-A tiny model is pretrained on sentences about letters, things and people (data/tasks/text.py), and from it:
+A tiny model is pretrained on sentences about letters and things (benchmarks/letters.py), and from it:
 
-    sft       learns to do what it is told in the form it is told: builtin:instructions
+    sft       learns to do what it is told in the form it is told
     dpo       learns from pairs to prefer a style, after it was tuned on answers of all styles: builtin:preferred_style
     reward    a reward model learns the same preference
     grpo      after it was tuned on answers of all styles, learns the style that a verifier asks for: polite at both ends, no
@@ -19,8 +19,8 @@ one JSON object, which also goes to OUT/alignment.json.
 
 import argparse
 import hashlib
-import itertools
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import letters
 from lm.align.rl.reward_functions import style
 from lm.files import saving
 
@@ -89,7 +90,7 @@ def measured(method: str, seed: int, out: Path) -> dict:
     (dpo, reward). And: format, the share in the form asked for; wins, against the start; kl to it; gain = after − before."""
     workdir = out / f"{method}-{seed}"
     if method == "sft":
-        found = align("sft", workdir, instructions(seed, start(out)))
+        found = align("sft", workdir, instructions(seed, out))
         share = "rewards/answer"
         extra = {"format_before": found["before"]["rewards/format"], "format": found["after"]["rewards/format"]}
     elif method in ("dpo", "reward"):
@@ -111,12 +112,12 @@ def measured(method: str, seed: int, out: Path) -> dict:
 def start(out: Path) -> Path:
     """The pretrained model."""
     from configs.train import default
-    from data.tasks import CORPORA
     from train import train
 
     workdir = out / "base"
     if not (workdir / "report.json").exists():
-        saving.write_lines(out / "text" / "sentences.jsonl", itertools.islice(CORPORA["text"]("train", 0), 4000))
+        rng = random.Random(0)
+        saving.write_lines(out / "text" / "sentences.jsonl", (letters.document(rng) for _ in range(4000)))
         config = default.get_config()
         config.data.input, config.data.max_valid_bytes = str(out / "text"), 100_000
         config.steps, config.batch_size, config.sequence_length, config.dtype = 300, 32, 128, "float32"
@@ -144,8 +145,12 @@ def tuned(seed: int, begin: Path, task: str, **settings) -> dict:
     }
 
 
-def instructions(seed: int, begin: Path) -> dict:
-    return tuned(seed, begin, "builtin:instructions", rewards="answer=1,format=0")
+def instructions(seed: int, out: Path) -> dict:
+    """Held out are prompts: other operations on these letters, or other forms, are trained on."""
+    path, rng = out / "instructions.jsonl", random.Random(0)
+    if not path.exists():
+        saving.write_lines(path, (letters.instruction(rng) for _ in range(16_000)))
+    return tuned(seed, start(out), str(path), rewards="answer=1,format=0")
 
 
 def all_styles(out: Path) -> Path:

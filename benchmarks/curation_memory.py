@@ -22,7 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from data.sources.files import find, json_lines
+from data.sources.files import find
+from data.sources.reading import json_lines
 
 REPO = Path(__file__).parent.parent
 FILE_BYTES = 16 << 20

@@ -18,9 +18,8 @@ import numpy as np
 
 from data.dedup import near
 from data.dedup.minhash import MinHash
-from data.filters.classifier.examples import Labelled, distinct, split
-from data.filters.classifier.held_out import auc
-from data.filters.classifier.train import train
+from data.filters.classifier.figures import auc
+from data.filters.classifier.train import Labelled, distinct, split, train
 from data.sources import archives
 from data.sources.source import Document
 
@@ -74,7 +73,7 @@ def main() -> None:
         some = [distinct(side, 1 << 30, seed) for side in sides]
         about = train(*some, fractions=FRACTIONS, shown=False).about
         parts, _ = split(*some, FRACTIONS)
-        test = {name: about["test"][name] for name in ("good", "bad", "auc", "auc_error", "accuracy", "calibration_error")}
+        test = {name: about["test"][name] for name in ("good", "bad", "auc", "auc_error", "accuracy")}
         half = next(row for row in about["test"]["thresholds"] if row["threshold"] == 0.5)
         telling = {side: [one["ngram"] for one in about["telling"][side]] for side in ("good", "bad")}
         print(

@@ -44,7 +44,6 @@ def safety_keys() -> ml_collections.ConfigDict:
     safety.judge_model = ""  # model name for openai:URL
     safety.reviser = "template"  # texts of the constitution; model: the model criticises itself; or openai:URL
     safety.reviser_model = ""
-    safety.compare = False  # also ask the reviser which answer it prefers, and drop revisions that it does not prefer
     safety.key_variable = "OPENAI_API_KEY"  # environment variable with the API key of the endpoint
     safety.timeout = 60.0  # seconds per request to an endpoint
     safety.retries = 3

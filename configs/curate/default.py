@@ -16,8 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     # builtin:python is the code, docstrings and docs of this Python installation.
     config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
     config.stages = ""  # with commas between, in order; see data/recipe/stages.py
-    config.against = ""  # workdirs of finished runs with commas between; their documents' duplicates are dropped, see docs
-    config.index = True  # write WORKDIR/index, so that later runs can name this one; disk: docs/curate.md, "Later crawls"
     config.runner = "local"  # processes of this machine; or beam: Apache Beam
     config.processes = 0  # of this machine; 0: one on each core
     config.beam_options = ""  # such as "--runner=FlinkRunner --flink_master=HOST:8081"; default: Beam's runner on this machine
@@ -35,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text
     config.read.main_content = True  # of HTML pages: leave out menus, headers and footers
     config.read.max_bytes = placeholder(int)  # of text from each TFDS dataset and each source of builtin:python; none: all
-    config.read.format = placeholder(str)  # of all files, instead of looking at their names: warc, html, code, mediawiki, …
+    config.read.format = placeholder(str)  # of all files, instead of looking at their names: warc, html, code, mail, …
 
     config.c4 = ml_collections.ConfigDict()
     config.c4.end_marks = (".", "?", "!", '"', "'")  # a line must end in one of them; (): any end
@@ -48,11 +46,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.classifier = ml_collections.ConfigDict()
     config.classifier.model = ""  # folder of python -m data.filters.classifier; several: NAME=DIR,NAME=DIR
     config.classifier.name = "quality"  # of a model without NAME=; the column is classifier_NAME
-
-    config.perplexity = ml_collections.ConfigDict()
-    config.perplexity.checkpoint = ""  # a workdir, Hugging Face folder or GGUF file, with its tokenizer
-    config.perplexity.max_tokens = 1024  # first tokens of a document that are read
-    config.perplexity.batch = 1  # documents at a time; more is faster on an accelerator
 
     config.exact_duplicates = ml_collections.ConfigDict()
     config.exact_duplicates.normalise = "whitespace"  # what equal texts may differ in: none, whitespace, case, ccnet
@@ -83,7 +76,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.bad_words = ml_collections.ConfigDict()
     config.bad_words.lists = ""  # a folder with a file of offensive words for each language, such as those of LDNOOBW
-    config.bad_words.keep_fraction = 0.0  # of the documents with such words, those that stay
 
     config.decontaminate = ml_collections.ConfigDict()
     config.decontaminate.benchmarks = ""  # files of benchmark items: JSONL, Parquet, CSV

@@ -1,9 +1,9 @@
-"""Factuality: closed-book answers, self-consistency, cloze facts. With a judge (openai:URL) add fact_support."""
+"""Factuality: closed-book answers and self-consistency. With a judge (openai:URL) add fact_support."""
 
 from configs.evaluate import default
 
 
 def get_config():
     config = default.get_config()
-    config.tasks = "closed_book_qa,selfcheck,cloze_facts"
+    config.tasks = "closed_book_qa,selfcheck"
     return config

@@ -66,8 +66,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.monitor.recent = 300  # exchanges that the page describes
     config.monitor.alpha = 0.001  # probability that a checkpoint and adapter whose behaviour never changes ever alerts
     config.monitor.judge = ""  # what calls answers unsafe, beside the guardrails: classifier:FOLDER, openai:URL
-    config.monitor.canaries = ""  # file of prompts with expected properties, which are asked again and again
-    config.monitor.canary_minutes = 10.0  # between two rounds of the canaries
     config.store = ml_collections.ConfigDict()
     config.store.share = 0.05  # of exchanges that are kept; those that are flagged or rated always are
     config.store.days = 30.0  # that an exchange is kept; 0: no limit
@@ -75,5 +73,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.status = ml_collections.ConfigDict()
     config.status.seconds = 5.0  # between two points of the page's plots
     config.status.samples = 720  # points that are kept
-    config.tracing = ""  # endpoint of OpenTelemetry (OTLP over HTTP) for a span of each request
     return config

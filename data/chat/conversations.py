@@ -13,7 +13,6 @@ from typing import Any
 
 import xxhash
 
-from data.chat.message_trees import without_trees
 from data.chat.messages import (
     Conversation,
     Example,
@@ -33,7 +32,7 @@ from data.chat.messages import (
 )
 from data.chat.records import Record, is_builtin, read_builtin, read_records
 from data.media.parts import digest, media_keys, resolved
-from data.sources.files import listed
+from data.sources.reading import listed
 from data.text.near_copies import normalise
 from lm.errors import UserError
 
@@ -96,7 +95,7 @@ def split_number(example: Example, seed: int) -> float:
 
 def examples_of(records: Iterable[Record], kind: str, dropped: Counter) -> Iterator[Example]:
     """Yield the examples of records in any format (see `read_examples`)."""
-    for record in without_trees(records, kind, dropped):
+    for record in records:
         try:
             for example in KINDS[kind](record):
                 yield _with_media(example, record)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from data.sources import files, not_found, streams
+from data.sources import files, reading, streams
 from lm.errors import UserError, hub_hint
 
 BUILTIN = "builtin:"
@@ -94,7 +94,7 @@ def _tfds(input: str):
     if tfds_source.is_known(input):
         return tfds_source
     if "/" in input:
-        raise not_found.missing(input)
+        raise files.missing(input)
     from data.tasks import TASKS
 
     near = difflib.get_close_matches(input.lower(), TASKS, n=1)
@@ -108,10 +108,10 @@ def _read_file(path: str) -> Iterator[Record]:
     folder = None if "://" in path else os.path.dirname(path) or "."
     try:
         if path.endswith(files.PARQUET):
-            for number, row in files.parquet_rows(path):
+            for number, row in reading.parquet_rows(path):
                 yield Record(row, f"{path}: row {number}", folder)
         elif path.endswith(files.JSON_LINES) or _holds_lines(path):
-            for number, row in files.json_lines(path):
+            for number, row in reading.json_lines(path):
                 yield Record(row, f"{path}:{number}", folder)
         else:
             for number, row in enumerate(_objects(path), start=1):
@@ -119,7 +119,7 @@ def _read_file(path: str) -> Iterator[Record]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
     except streams.Unreadable as error:
-        raise files.unreadable(path, error) from error
+        raise reading.unreadable(path, error) from error
 
 
 def _holds_lines(path: str) -> bool:

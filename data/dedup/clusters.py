@@ -1,4 +1,4 @@
-"""Count clusters of duplicates from the table of a corpus that is larger than memory: how many, of which sizes, the largest."""
+"""Clusters of duplicates in a corpus that is larger than memory: connect pairs, choose the document that stays, count."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,10 +13,89 @@ EDGES = np.array([2, 3, *(1 << k for k in range(2, 63))], np.int64)
 EXACT, NEAR = 2, 1  # the column of the tables of data/dedup/exact.py and near.py that tells clusters apart
 
 
+def components(edges: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
+    """Yield uint64 [n, 2]: (node, smallest node of its component), sorted, for every node that is not the smallest of its own.
+
+    Alternates large-star and small-star (Kiveris et al. 2014). Both keep the components of the graph, and are repeated until
+    each component is a star around its smallest node, after O(log² n) rounds; a handful in practice.
+
+    Args:
+      edges: blocks of uint64 [n, 2], two different nodes each, in any order and direction.
+      folder: for temporary files of 32 bytes an edge.
+    Memory: that of a `Sorter`, whatever the size of the graph and of its components.
+    """
+    both = tables.Sorter(folder, 2)
+    for block in edges:
+        both.add(block)
+        both.add(block[:, ::-1])
+    while True:
+        with both, tables.Sorter(folder, 2) as smaller:
+            changed = _large_star(tables.distinct(both.sorted()), smaller)
+            both, stars = tables.Sorter(folder, 2), tables.Sorter(folder, 2)
+            changed += _small_star(tables.distinct(smaller.sorted()), both, stars)
+        if not changed:
+            both.close()
+            with stars:
+                yield from tables.distinct(stars.sorted())
+            return
+        stars.close()
+
+
+def _large_star(rows: Iterable[np.ndarray], into: tables.Sorter) -> int:
+    """Connect the larger neighbours of each node with its smallest neighbour, or itself. Returns how many edges changed.
+
+    rows: every edge in both directions, sorted. into: gets edges (larger, smaller).
+    """
+    changed, carried = 0, None
+    for block in rows:
+        node, neighbour = block.T
+        _, least = tables.first_of_groups(node, np.minimum(node, neighbour), carried)
+        carried = node[-1], least[-1]
+        larger = neighbour > node
+        into.add(np.stack([neighbour, least], axis=1)[larger])
+        changed += int((least < node)[larger].sum())
+    return changed
+
+
+def _small_star(rows: Iterable[np.ndarray], both: tables.Sorter, stars: tables.Sorter) -> int:
+    """Connect each node and its smaller neighbours with the smallest of them. Returns how many edges changed.
+
+    rows: edges (larger, smaller), sorted. both: gets edges in both directions; stars: gets them as (larger, smaller).
+    """
+    changed, carried = 0, None
+    for block in rows:
+        node, neighbour = block.T
+        begins, least = tables.first_of_groups(node, neighbour, carried)
+        carried = node[-1], least[-1]
+        edges = np.stack([np.where(begins, node, neighbour), least], axis=1)
+        both.add(edges)
+        both.add(edges[:, ::-1])
+        stars.add(edges)
+        changed += int((~begins).sum())
+    return changed
+
+
+def best_of_clusters(members: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
+    """Yield uint64 [n, 3]: (number, cluster, number of the kept document), sorted, for each member.
+
+    The best rank stays; of equal ranks, the lowest number.
+
+    members: blocks of uint64 [n, 3]: (cluster, rank, number); members may be repeated.
+    """
+    with tables.sorting(folder, 3, 3) as (by_cluster, by_number):
+        for block in members:
+            by_cluster.add(block)
+        carried = None
+        for block in tables.distinct(by_cluster.sorted()):
+            cluster, _, number = block.T
+            _, kept = tables.first_of_groups(cluster, number, carried)
+            carried = cluster[-1], kept[-1]
+            by_number.add(np.stack([number, cluster, kept], axis=1))
+        yield from by_number.sorted()
+
+
 def summary(table: Path, cluster: int, most: int = 10, members: int = 5) -> dict[str, Any]:
     """Return what a table of duplicates says about clusters. A cluster is a document that is kept and the others.
-
-    A document that is kept from an older corpus counts, other old ones do not.
 
     Args:
       table: uint64 [n, 3], (number, …, number of the document that is kept), sorted, as `exact.find` and `near.find` write it.

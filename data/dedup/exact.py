@@ -3,7 +3,6 @@
 1. `new_part` writes digests of the pieces of documents (data/dedup/pieces.py). Parts are independent.
 2. `find` sorts them and writes a table of the pieces to remove.
 3. `cut` removes them from texts. For whole documents, `columns` says which to keep.
-4. `save_index` makes a part of the pieces that stayed, against which later corpora are deduplicated (`find(old=…)`).
 
 With Unit("window") these are the repeated spans of Lee et al. (2021), "Deduplicating training data makes language models
 better": every run of at least `window` words that occurs again is covered by windows that occur again. They use suffix arrays;
@@ -11,7 +10,6 @@ sorted windows mark the same words, and their disk is bounded by 40 bytes a word
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dedup import tables
-from data.dedup.keep import OLD, SETTINGS, check_numbers, check_settings, kept_instead, old_bits, ranks, writing
+from data.dedup.parts import check_numbers, check_settings, kept_instead, ranks, writing
 from data.dedup.pieces import Unit, pieces
 from lm.errors import UserError
 
@@ -57,25 +55,26 @@ def new_part(folder: Path, unit: Unit) -> Iterator[Part]:
         tables.write(folder / _PIECES, rows.sorted())
 
 
-def find(parts: Sequence[Path], into: Path, *, old: Sequence[Path] = ()) -> dict[str, int]:
+def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
     """Write the pieces to remove: a table of uint64 [n, 3], sorted: (number, span, number of the document whose piece stays).
 
-    The piece that stays is that of the first old corpus that has it, else of the best score, else of the lowest number, else
-    the first one. Equal pieces of one document count too. Numbers of old documents are as in `keep.old_bits`.
+    The piece that stays is that of the best score, else of the lowest number, else the first one. Equal pieces of one document
+    count too.
 
-    Args:
-      parts: folders that `new_part` wrote, in any order. into: the table. Temporary files are made beside it.
-      old: indexes of earlier corpora (`save_index`), whose order numbers them.
-    Returns: counts: pieces (old ones too), removed (pieces).
+    Args: parts: folders that `new_part` wrote, in any order. into: the table. Temporary files are made beside it.
+    Returns: counts: pieces, removed (pieces).
     Raises: UserError: a part is missing or incomplete, or parts have different units.
     """
+    check_settings(parts, "exact")
     into, counts = Path(into), {"pieces": 0, "removed": 0}
     with tables.scratch(into) as temporary, tables.Sorter(temporary, 3) as removed:
-        for block, begins, kept in _groups(parts, old, temporary):
-            again = ~begins & (block[:, 2] != OLD)
-            removed.add(np.stack([block[:, 3], block[:, 4], kept], axis=1)[again])
+        carried = None
+        for block in tables.merged([Path(part) / _PIECES for part in parts], _WIDTH, temporary):
+            begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
+            carried = block[-1, :2], kept[-1]
+            removed.add(np.stack([block[:, 3], block[:, 4], kept], axis=1)[~begins])
             counts["pieces"] += len(block)
-            counts["removed"] += int(again.sum())
+            counts["removed"] += int((~begins).sum())
         tables.write(into, removed.sorted())
     return counts
 
@@ -110,37 +109,3 @@ def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
     numbers = check_numbers(numbers, len(numbers))
     kept = kept_instead(numbers, removed, 2)
     return {"duplicate_of": kept, "duplicate_keep": kept == numbers.astype(np.int64)}
-
-
-def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequence[Path] = ()) -> int:
-    """Write a part with the pieces that stayed, for `find(old=[folder])`. Returns their number.
-
-    A piece stayed if its document did and `cut` left it there. A whole document stayed even if `columns` would drop it.
-
-    Args:
-      stayed: a table of the documents' numbers, uint64 [n, 1]. In the index a document's number is its row there.
-      old: as in `find`; what these hold is not repeated.
-    Disk: 40 bytes a piece.
-    """
-    folder, table = Path(folder), tables.read(stayed, 1)
-    settings = json.loads((Path(parts[0]) / SETTINGS).read_text())
-    whole = settings["kind"] == "document"
-    with writing(folder, settings) as temporary, tables.Sorter(temporary, _WIDTH) as kept:
-        for block, begins, _ in _groups(parts, old, temporary):
-            own = block[(block[:, 2] != OLD) & (begins | whole)]
-            row, found = tables.find(table, own[:, 3])
-            nothing = np.zeros(found.sum(), np.uint64)
-            kept.add(np.column_stack([own[found, :2], nothing + OLD, row[found].astype(np.uint64), nothing]))
-        return tables.write(folder / _PIECES, kept.sorted())
-
-
-def _groups(parts: Sequence[Path], old: Sequence[Path], temporary: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield blocks of sorted rows, whether each is the first with its digest, and the number of the first one's document."""
-    check_settings([*parts, *old], "exact")
-    files = [Path(part) / _PIECES for part in parts]
-    files += [tables.Marked(Path(part) / _PIECES, 3, old_bits(i)) for i, part in enumerate(old)]
-    carried = None
-    for block in tables.merged(files, _WIDTH, temporary):
-        begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
-        carried = block[-1, :2], kept[-1]
-        yield block, begins, kept

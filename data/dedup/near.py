@@ -4,11 +4,9 @@
 2. `find` sorts the bands and pairs the documents of a bucket. It keeps the pairs whose sets of shingles have a Jaccard
    similarity of at least `threshold`, connects them, and writes one table of clusters.
 3. `columns` looks documents up in that table.
-4. `save_index` makes a part of the documents that stayed, against which later corpora are deduplicated (`find(old=…)`).
 """
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +15,11 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
-from data.dedup import grams, keep, minhash, tables
-from data.dedup.components import components
+from data.dedup import grams, minhash, tables
+from data.dedup.clusters import best_of_clusters, components
 from data.dedup.minhash import MinHash
+from data.dedup.parts import check_numbers, check_settings, kept_instead, ranks, writing
 from lm.errors import UserError
-from lm.files import saving
 
 # Each distinct set of a bucket is paired with the first of the bucket and with as many before it. So buckets of up to
 # NEIGHBOURS + 1 distinct sets give all their pairs, and a huge bucket of boilerplate gives a number that grows linearly.
@@ -47,7 +45,7 @@ class Part:
           numbers: unique in the whole corpus; in [0, 2^61).
           scores: the highest stays of a cluster; None: the lowest number stays.
         """
-        numbers, rank = keep.check_numbers(numbers, len(texts)), keep.ranks(scores, len(texts))
+        numbers, rank = check_numbers(numbers, len(texts)), ranks(scores, len(texts))
         shingles, offsets = grams.sets(*minhash.documents_shingles(texts, self._settings))
         full = np.flatnonzero(np.diff(offsets))
         begins, ends = offsets[full], offsets[full + 1]
@@ -67,29 +65,24 @@ def new_part(folder: Path, settings: MinHash = minhash.MinHash()) -> Iterator[Pa
 
     Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
     """
-    with keep.writing(folder, asdict(settings)) as temporary, (folder / _SETS).open("wb") as sets:
+    with writing(folder, asdict(settings)) as temporary, (folder / _SETS).open("wb") as sets:
         with tables.sorting(temporary, _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]) as (bands, documents):
             yield Part(settings, bands, documents, sets)
             tables.write(folder / _BANDS, bands.sorted())
             tables.write(folder / _DOCUMENTS, documents.sorted())
 
 
-def find(
-    parts: Sequence[Path], into: Path, *, threshold: float = THRESHOLD, old: Sequence[Path] = (), pairs: Path | None = None
-) -> dict[str, int]:
+def find(parts: Sequence[Path], into: Path, *, threshold: float = THRESHOLD, pairs: Path | None = None) -> dict[str, int]:
     """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` with a duplicate.
 
-    The columns are the document's number, its cluster (the lowest number in it, or of its old documents if it has some) and the
-    number of the document that is kept. A cluster may hold pairs below the threshold, which others connect. Numbers of old
-    documents are as in `keep.old_bits`.
+    The columns are the document's number, its cluster (the lowest number in it) and the number of the document that is kept. A
+    cluster may hold pairs below the threshold, which others connect.
 
     Args:
       parts: folders that `new_part` wrote, in any order. into: the table. Temporary files are made beside it.
       threshold: least Jaccard similarity of the sets of shingles of a pair, in [0, 1]. With 0 no pair is verified:
         documents that share a bucket are duplicates, as in datatrove.
-      old: indexes of earlier corpora (`save_index`), whose order numbers them. Their documents stay, so new ones with a
-        duplicate among them go.
-      pairs: also write the verified pairs to this table, uint64 [n, 2]: (higher number, lower number), the old before the new.
+      pairs: also write the verified pairs to this table, uint64 [n, 2]: (higher number, lower number).
     Returns:
       counts: documents, candidates (pairs), verified (pairs), clustered (documents), removed (documents).
     Memory: that of four Sorters and of _PAIR_SHINGLES shingles, about 0.3 GB, whatever the number of documents.
@@ -98,18 +91,15 @@ def find(
     """
     if not 0 <= threshold <= 1:
         raise UserError(f"near-duplicate threshold={threshold} is not in [0, 1]; 0 verifies no pair")
-    folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
-    keep.check_settings(folders, "near")
+    folders, into = [*map(Path, parts)], Path(into)
+    check_settings(folders, "near")
     with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
-        bits = [keep.old_bits(i) if i < len(old) else keep.NEW_BIT for i in range(len(folders))]
         for i, folder in enumerate(folders):
             for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
-                number, first, count, rank = block.T
-                documents.add(np.stack([number | bits[i], first, count, rank, np.full_like(rank, i)], axis=1))
+                documents.add(np.column_stack([block, np.full(len(block), i, np.uint64)]))
         counts = {"documents": tables.write(temporary / "documents", _unique(documents.sorted()))}
         table = tables.read(temporary / "documents", 5)
-        bands = [tables.Marked(folder / _BANDS, 2, bit) for folder, bit in zip(folders, bits)]
-        for block in _bucket_pairs(tables.merged(bands, _WIDTH[_BANDS], temporary)):
+        for block in _bucket_pairs(tables.merged([folder / _BANDS for folder in folders], _WIDTH[_BANDS], temporary)):
             candidates.add(block)
         sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
         counts["candidates"] = counts["verified"] = 0
@@ -121,9 +111,9 @@ def find(
         tables.write(temporary / "edges", verified.sorted())
         edges = tables.read(temporary / "edges", 2)
         members = _members(components(tables.blocks(edges), temporary), table)
-        tables.write(into, _count(keep.best_of_clusters(members, temporary), counts))
+        tables.write(into, _count(best_of_clusters(members, temporary), counts))
         if pairs is not None:
-            tables.write(Path(pairs), (block & ~keep.NEW_BIT for block in tables.blocks(edges)))
+            tables.write(Path(pairs), tables.blocks(edges))
     return counts
 
 
@@ -134,49 +124,13 @@ def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     near_duplicate_of: int64, the document that is kept in its place, which may be itself.
     near_duplicate_keep: bool.
     """
-    numbers = keep.check_numbers(numbers, len(numbers))
-    cluster, kept = (keep.kept_instead(numbers, clusters, column) for column in (1, 2))
+    numbers = check_numbers(numbers, len(numbers))
+    cluster, kept = (kept_instead(numbers, clusters, column) for column in (1, 2))
     return {
         "near_duplicate_cluster": cluster,
         "near_duplicate_of": kept,
         "near_duplicate_keep": kept == numbers.astype(np.int64),
     }
-
-
-def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
-    """Write a part with only the documents that stayed, for `find(old=[folder])`. Returns how many have a word.
-
-    stayed: a table of their numbers, uint64 [n, 1]. In the index a document's number is its row there.
-    Disk: as of a part. Memory: that of a merge.
-    """
-    folder, parts, table, count = Path(folder), [Path(part) for part in parts], tables.read(stayed, 1), 0
-    keep.check_settings(parts, "near")
-    settings = json.loads((parts[0] / keep.SETTINGS).read_text())
-    with keep.writing(folder, settings) as temporary:
-        bands = tables.merged([part / _BANDS for part in parts], _WIDTH[_BANDS], temporary)
-        tables.write(folder / _BANDS, (_stayed(block, 2, table) for block in bands))
-        with saving.replacing(folder / _SETS, "wb") as out, tables.Sorter(temporary, _WIDTH[_DOCUMENTS]) as documents:
-            shingles = 0
-            for part in parts:
-                sets = tables.read(part / _SETS, 1)[:, 0]
-                for block in tables.blocks(tables.read(part / _DOCUMENTS, _WIDTH[_DOCUMENTS]), 1 << 8):
-                    for row in (kept := _stayed(block, 0, table)):
-                        out.write(np.ascontiguousarray(sets[int(row[1]) : int(row[1] + row[2])]))
-                    first = shingles + np.cumsum(kept[:, 2]) - kept[:, 2]
-                    documents.add(
-                        np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), keep.OLD)])
-                    )
-                    shingles, count = shingles + int(kept[:, 2].sum()), count + len(kept)
-            tables.write(folder / _DOCUMENTS, documents.sorted())
-    return count
-
-
-def _stayed(rows: np.ndarray, column: int, table: np.ndarray) -> np.ndarray:
-    """Return the rows whose number, in this column, is in a sorted table, with its row there instead."""
-    row, found = tables.find(table, rows[:, column])
-    rows = np.array(rows[found])
-    rows[:, column] = row[found]
-    return rows
 
 
 def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray], least: float = 0.0) -> np.ndarray:
@@ -216,7 +170,7 @@ def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray]
 
 
 def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield pairs (higher number, lower number) of documents that share a bucket, repeated ones included; never two old ones.
+    """Yield pairs (higher number, lower number) of documents that share a bucket, repeated ones included.
 
     A document with the same set as the one before it is paired with the first document of that set. All other pairs are of
     such first documents.
@@ -247,8 +201,7 @@ def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _edges(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    pairs = np.stack([np.maximum(one, other), np.minimum(one, other)], axis=1)
-    return pairs[(pairs[:, 0] & keep.NEW_BIT) > 0]  # of two old documents none is new
+    return np.stack([np.maximum(one, other), np.minimum(one, other)], axis=1)
 
 
 def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndarray]:
@@ -265,17 +218,15 @@ def _unique(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         number = block[:, 0]
         begins, _ = tables.first_of_groups(number, number, carried)
         if not begins.all():
-            twice = number[~begins][0] & ~keep.NEW_BIT
-            raise UserError(f"two documents have the number {twice}; numbers must be unique over all parts")
+            raise UserError(f"two documents have the number {number[~begins][0]}; numbers must be unique over all parts")
         carried = number[-1], number[-1]
         yield block
 
 
 def _count(clusters: Iterable[np.ndarray], counts: dict[str, int]) -> Iterator[np.ndarray]:
-    """Yield the rows of new documents, with plain numbers, and count them."""
+    """Yield the rows, and count them."""
     counts["clustered"] = counts["removed"] = 0
     for block in clusters:
-        new = block[(block[:, 0] & keep.NEW_BIT) > 0]
-        counts["clustered"] += len(new)
-        counts["removed"] += int((new[:, 0] != new[:, 2]).sum())
-        yield new & ~keep.NEW_BIT
+        counts["clustered"] += len(block)
+        counts["removed"] += int((block[:, 0] != block[:, 2]).sum())
+        yield block

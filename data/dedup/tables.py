@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,14 +17,6 @@ from lm.files import saving
 BUFFER_ROWS = 1 << 20  # sorted in memory at a time; a run on disk has as many
 FAN_IN = 64  # runs merged at a time
 BLOCK_ROWS = 1 << 14  # read of each run at a time
-
-
-class Marked(NamedTuple):
-    """A sorted file that is read with `bits` set in a column. No row has one of them itself, so rows stay in order."""
-
-    path: Path
-    column: int
-    bits: np.uint64
 
 
 class Sorter:
@@ -59,7 +50,7 @@ class Sorter:
             if self._count == self._most:
                 self._write([self._buffered()])
 
-    def sorted(self, others: Sequence[Path | Marked] = ()) -> Iterator[np.ndarray]:
+    def sorted(self, others: Sequence[Path] = ()) -> Iterator[np.ndarray]:
         """Yield all rows in order, in blocks. Nothing may be added afterwards.
 
         others: sorted files that are merged with the rows and stay as they are.
@@ -93,7 +84,7 @@ class Sorter:
         self._runs.append(path)
 
 
-def merged(files: Sequence[Path | Marked], width: int, folder: Path) -> Iterator[np.ndarray]:
+def merged(files: Sequence[Path], width: int, folder: Path) -> Iterator[np.ndarray]:
     """Yield the rows of any number of sorted files in order, in blocks. folder: for temporary files."""
     with Sorter(folder, width) as nothing:
         yield from nothing.sorted(files)
@@ -111,35 +102,26 @@ def sort(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def merge(files: Sequence[Path | Marked], width: int) -> Iterator[np.ndarray]:
+def merge(files: Sequence[Path], width: int) -> Iterator[np.ndarray]:
     """Yield the rows of sorted files in order, in blocks.
 
     Of every file one block is looked at. Rows up to the smallest last row of these blocks are safe to give out, because no
     later row can be smaller.
     """
-    marks = [file if isinstance(file, Marked) else Marked(file, 0, np.uint64(0)) for file in files]
-    runs = [read(mark.path, width) for mark in marks]
+    runs = [read(file, width) for file in files]
     places = [0] * len(runs)
     while True:
         left = [i for i, run in enumerate(runs) if places[i] < len(run)]
-        runs, places, marks = [runs[i] for i in left], [places[i] for i in left], [marks[i] for i in left]
+        runs, places = [runs[i] for i in left], [places[i] for i in left]
         if not runs:
             return
-        blocks = [_marked(run[at : at + BLOCK_ROWS], mark) for run, at, mark in zip(runs, places, marks)]
+        blocks = [np.asarray(run[at : at + BLOCK_ROWS]) for run, at in zip(runs, places)]
         open_ended = [block[-1] for block, run, at in zip(blocks, runs, places) if at + BLOCK_ROWS < len(run)]
         if open_ended:
             limit = min(open_ended, key=tuple)
             blocks = [block[: _up_to(block, limit)] for block in blocks]
         places = [at + len(block) for block, at in zip(blocks, places)]
         yield sort(np.concatenate(blocks)) if len(blocks) > 1 else blocks[0]
-
-
-def _marked(rows: np.ndarray, mark: Marked) -> np.ndarray:
-    if not mark.bits:
-        return np.asarray(rows)
-    rows = np.array(rows)
-    rows[:, mark.column] |= mark.bits
-    return rows
 
 
 def _up_to(block: np.ndarray, limit: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Identify the language of documents and of their lines: py3langid's model, evaluated by a compiled loop.
+"""Identify the language of documents: py3langid's model, evaluated by a compiled loop.
 
 The model (Lui and Baldwin, "langid.py: An Off-the-shelf Language Identification Tool", 2012; retrained in py3langid 0.4) is
 naive Bayes over byte n-grams. An automaton reads the UTF-8 text and emits at most one n-gram per byte. With counts c_f:
@@ -23,9 +23,6 @@ from lm.files import compile_cache, saving
 
 SAMPLE = 4096  # characters of a document that are read: enough, since accuracy is flat above about 1,000
 SLICES = 8  # evenly spaced pieces of a longer document, so that a menu at its top does not decide
-LINE_BYTES = 30  # shorter lines are names, dates and buttons, for which the model guesses
-LINES = 16  # evenly spaced lines of a document that are read
-LINE_SAMPLE = 256  # characters of a line that are read
 FORMAT = 1  # of the tables in the user's cache
 UNKNOWN = "und"  # ISO 639-2 for undetermined
 
@@ -89,7 +86,7 @@ def decompressed() -> Model:
 
 
 def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, Any]:
-    """Return the columns language (ISO 639 code), language_score and language_line_share of documents.
+    """Return the columns language (ISO 639 code) and language_score of documents.
 
     Args:
         sample: number of characters of a document that are read, in evenly spaced slices if it is longer.
@@ -98,22 +95,9 @@ def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, Any]:
         language: list of str; "und" if no n-gram of the model occurs.
         language_score: float32 [documents], P(language | text), 0 for "und". FineWeb's threshold 0.65 was chosen for fastText,
             whose scores differ.
-        language_line_share: float32 [documents]: of the characters in up to 16 evenly spaced lines of at least 30 bytes, the
-            share in lines that have the document's language. 1 if there is no such line.
     """
-    found, score = identify([_sampled(text, sample) for text in texts])
-    lines, lengths, document = [], [], []
-    for number, text in enumerate(texts):
-        for line in _some_lines(text):
-            lines.append(line[:LINE_SAMPLE])
-            lengths.append(len(line))
-            document.append(number)
-    line_language, _ = identify(lines)
-    weight, document = np.array(lengths, np.float64), np.array(document, np.int64)
-    total = np.bincount(document, weight, len(texts))
-    same = np.bincount(document, weight * (line_language == found[document]), len(texts))
-    share = np.where(total > 0, same / np.maximum(total, 1), 1.0)
-    return {"language": found.tolist(), "language_score": score, "language_line_share": share.astype(np.float32)}
+    labels, score = identify([_sampled(text, sample) for text in texts])
+    return {"language": labels.tolist(), "language_score": score}
 
 
 def identify(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -211,14 +195,3 @@ def _sampled(text: str, sample: int) -> str:
         return text
     size, step = max(sample // SLICES, 1), len(text) / SLICES
     return "\n".join(text[int(i * step) : int(i * step) + size] for i in range(SLICES))
-
-
-def _some_lines(text: str) -> list[str]:
-    lines = text.split("\n")
-    if text.isascii():
-        lines = [line for line in lines if len(line) >= LINE_BYTES]
-    else:
-        lines = [line for line in lines if len(line) >= LINE_BYTES or len(line.encode(errors="replace")) >= LINE_BYTES]
-    if len(lines) <= LINES:
-        return lines
-    return [lines[i * len(lines) // LINES] for i in range(LINES)]

@@ -1,8 +1,7 @@
 """Count the entries of lists of offensive words. The lists come from files, since none is part of this code.
 
 A file has one entry a line, such as those of LDNOOBW ("List of Dirty, Naughty, Obscene, and Otherwise Bad Words"), and its name
-is a language. C4 drops a page with any of them (Raffel et al. 2020, section 2.2): `bad_words > 0`; mC4 keeps a part of such
-pages.
+is a language. C4 drops a page with any of them (Raffel et al. 2020, section 2.2): `bad_words > 0`.
 """
 
 import re
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from lm.errors import UserError
 
@@ -64,20 +62,16 @@ def read_word_lists(folder: str | Path) -> dict[str, WordList]:
     return lists
 
 
-def bad_words(
-    texts: Sequence[str], languages: Sequence[str], lists: Mapping[str, WordList], keep_fraction: float = 0.0
-) -> dict[str, np.ndarray]:
+def bad_words(texts: Sequence[str], languages: Sequence[str], lists: Mapping[str, WordList]) -> dict[str, np.ndarray]:
     """Return how many entries of its language's list each text has, in any case.
 
     Args:
         languages: of each text; the list of "pt" serves "pt-BR", too.
-        keep_fraction: of the documents with such words, those that stay, see `kept_fraction`.
 
     Returns:
         bad_words: int32 [documents], occurrences of entries. An occurrence inside a longer entry counts, too.
         bad_words_distinct: int32 [documents], different entries.
         bad_words_listed: bool [documents], whether there is a list for the language.
-        bad_words_drop: bool [documents], whether the document has such words and does not stay.
     """
     columns = {
         "bad_words": np.zeros(len(texts), np.int32),
@@ -92,7 +86,7 @@ def bad_words(
         columns["bad_words"][number] = sum(found.values())
         columns["bad_words_distinct"][number] = len(found)
         columns["bad_words_listed"][number] = True
-    return columns | {"bad_words_drop": (columns["bad_words"] > 0) & ~kept_fraction(texts, keep_fraction)}
+    return columns
 
 
 def occurrences(text: str, entries: WordList) -> dict[str, int]:
@@ -116,15 +110,3 @@ def occurrences(text: str, entries: WordList) -> dict[str, int]:
             if count:
                 found[entry] = count
     return found
-
-
-def kept_fraction(texts: Sequence[str], fraction: float) -> np.ndarray:
-    """Return bool [texts], true for about `fraction` of them, chosen by the hash of the text: xxh64(text) < fraction · 2^64.
-
-    mC4 keeps some of the pages with bad words by chance (datatrove 0.10.1: `keep_fraction`). With a hash, the choice does not
-    depend on the order.
-    """
-    if not 0 <= fraction <= 1:
-        raise UserError(f"fraction: {fraction}: must be from 0 to 1")
-    hashes = [xxhash.xxh64_intdigest(text.encode(errors="surrogatepass")) for text in texts]
-    return np.array([hash < fraction * 2**64 for hash in hashes], bool)

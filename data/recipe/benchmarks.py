@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 
 from data.dedup.decontaminate import Benchmark, benchmark
-from data.sources import files
+from data.sources import files, reading
 from lm.errors import UserError, naming
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet", ".csv")
@@ -53,12 +53,12 @@ def _items(path: str, fields: Sequence[str]) -> Iterator[dict[str, str]]:
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.endswith(".parquet"):
-        yield from files.parquet_rows(path)
+        yield from reading.parquet_rows(path)
     elif path.endswith(".csv"):  # with or without a line of names, which then counts as an item
         with open(path, encoding="utf-8", newline="") as file:
             yield from ((number, dict(enumerate(row))) for number, row in enumerate(csv.reader(file), start=1))
     else:
-        yield from files.json_lines(path)
+        yield from reading.json_lines(path)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ Values are compared as float32. Memory: 12 bytes a document.
 """
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,18 @@ def bounds(files: Sequence[Path], column: str, buckets: int) -> dict[str, np.nda
     Args: files: the documents of a recipe, which have the column.
     Raises: UserError: no numbers in the column, or fewer than 2 buckets.
     """
+    import pyarrow.compute as pc  # takes time to load, and most runs have no buckets
+
     check({"bucket_by": column, "buckets": buckets}, (column,))
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for source, values, sizes in _read(files, column):
-        parts.setdefault(source, []).append((values, sizes))
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["source", "text", column])
+                values, source = _compared(numbers(table, column)), table.column("source").to_numpy()
+                sizes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
+                for name in sorted(set(source)):
+                    parts.setdefault(name, []).append((values[source == name], sizes[source == name]))
     upper = {}
     for source, some in parts.items():
         values, sizes = map(np.concatenate, zip(*some))
@@ -69,22 +77,4 @@ def numbers(table: pa.Table, column: str) -> np.ndarray:
     kind = table.schema.field(column).type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"dataset.bucket_by={column!r} holds {kind}; name a column of numbers, such as classifier_quality")
-    cast = table.column(column).combine_chunks()
-    if pa.types.is_boolean(kind):
-        cast = cast.cast(pa.uint8())
-    return cast.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-
-
-def _read(files: Sequence[Path], column: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield (source, values, float32 [n], bytes of text, int64 [n]) of the documents of one source in a row group."""
-    import pyarrow.compute as pc  # takes time to load, and most runs have no buckets
-
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["source", "text", column])
-                values = _compared(numbers(table, column))
-                sizes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
-                source = table.column("source").to_numpy()
-                for name in sorted(set(source)):
-                    yield name, values[source == name], sizes[source == name]
+    return np.array(table.column(column).to_pylist(), np.float64)

@@ -1,5 +1,6 @@
 """Apply the thresholds to a unit: write the documents that stay, those that go with the reason, and what the report needs."""
 
+import hashlib
 import heapq
 import json
 import math
@@ -15,7 +16,6 @@ import xxhash
 
 from data.recipe import tables
 from data.recipe.batch import ORIGINS, Batch
-from data.recipe.index import saved_hash
 from data.recipe.inputs import Unit
 from data.recipe.rules import Rule, reasons
 from data.recipe.units import Job, batches, is_done, quarantined
@@ -42,10 +42,6 @@ class Output(NamedTuple):
         """Return the paths of the unit's documents that stay and of those that go."""
         return {name: self.job.workdir / name / f"{unit.number:05d}.parquet" for name in ("documents", "dropped")}
 
-    def stayed(self, unit: Unit) -> Path:
-        """Return the path of the numbers of the documents that stay, a table of data/dedup/tables.py with one column."""
-        return self.figures(unit).with_suffix(".stayed.u64")
-
     def figures(self, unit: Unit) -> Path:
         return self.job.workdir / "stages" / f"figures-{self.key}" / f"{unit.name}.json"
 
@@ -57,12 +53,12 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
     "files" is added to them: {"documents", "dropped": {"rows", "xxh3_128"}}.
     """
     paths, done = output.tables(unit), output.figures(unit)
-    if is_done(output.job, unit) and all(path.exists() for path in (done, output.stayed(unit), *paths.values())):
+    if is_done(output.job, unit) and all(path.exists() for path in (done, *paths.values())):
         figures = json.loads(done.read_text(encoding="utf-8"))
         if figures["files"] == _described(paths):
             return figures
-    parts, numbers, row = [], [], unit.number << 32
-    with tables.writing(paths["dropped"]) as dropped, tables.writing(paths["documents"]) as documents:
+    parts, row = [], unit.number << 32
+    with tables.writing(paths["dropped"]) as write_dropped, tables.writing(paths["documents"]) as write_kept:
         for batch, first in batches(output.job, unit):
             why = reasons(output.job.rules, batch.columns, len(batch))
             names = np.array([rule.column for rule in output.job.rules] + [EMPTY, KEPT], object)
@@ -71,13 +67,10 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
             why = names[np.where((why < 0) & empty, len(names) - 2, why)]
             stays = np.flatnonzero(why == KEPT)
             goes = np.flatnonzero(why != KEPT)
-            numbers.append((row + stays).astype(np.uint64))
-            documents.write(_rows(batch.columns, stays))
-            dropped.write(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
+            write_kept(_rows(batch.columns, stays))
+            write_dropped(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
             parts.append(_figures(output, batch, first, why, row))
             row += len(batch)
-    with saving.replacing(output.stayed(unit), "wb") as file:
-        np.concatenate(numbers).tofile(file)
     figures = merged(parts) | {"chosen": lowest([part["chosen"] for part in parts], output.choose)}
     figures = saving.plain(figures | {"quarantined": quarantined(output.job, unit), "files": _described(paths)})
     saving.write_json(done, figures)
@@ -86,7 +79,12 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
 
 def _described(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Return the rows and the hash of each file."""
-    return {name: {"rows": pq.read_metadata(path).num_rows, "xxh3_128": saved_hash(path)} for name, path in paths.items()}
+    described = {}
+    for name, path in paths.items():
+        with path.open("rb") as file:
+            hash = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+        described[name] = {"rows": pq.read_metadata(path).num_rows, "xxh3_128": hash}
+    return described
 
 
 def _rows(columns: Mapping[str, Any], at: np.ndarray) -> dict[str, Any]:

@@ -11,19 +11,16 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from data.recipe import buckets
 from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import CORPUS
-from data.recipe.index import Index, check
 from data.recipe.inputs import Unit, digest
 from data.recipe.rules import Rule, parse
-from data.recipe.stages import STAGES, Stage
+from data.recipe.stages import STAGES
 from lm.errors import UserError, naming
 
-_NONE: Mapping[str, Stage] = MappingProxyType({})
 _IMPORT = re.compile(r"^[ \t]*(?:from ([\w.]+) import (\([^)]*\)|[^\n]*)|import ([\w., ]+))", re.MULTILINE)
 _NAME = re.compile(r"[\w.]+")
 _ROOT = Path(__file__).parents[2]  # of the packages data and lm
@@ -33,7 +30,7 @@ READER, FORMAT = "data.sources.archives", 1  # FORMAT: of the files of stages; a
 class Planned(NamedTuple):
     """A stage of a recipe. key: names its results. rules: those on its columns.
 
-    stage: None for the one that reads the files; a Stage, or one of CORPUS. against: earlier corpora, of a stage that compares.
+    stage: None for the one that reads the files; a Stage, or one of CORPUS.
     """
 
     name: str
@@ -41,7 +38,6 @@ class Planned(NamedTuple):
     options: dict[str, Any]
     key: str
     rules: tuple[Rule, ...]
-    against: tuple[Index, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -52,22 +48,13 @@ class Planned(NamedTuple):
         """Whether the stage compares all documents of the corpus."""
         return self.name in CORPUS
 
-    @property
-    def old(self) -> list[Path]:
-        """Return the folders of what the stage compares with, in the indexes of earlier corpora."""
-        return [index.folder / self.name for index in self.against]
 
-
-def plan(
-    config: Mapping[str, Any], found: Sequence[Unit], against: Sequence[Index] = (), more: Mapping[str, Stage] = _NONE
-) -> list[Planned]:
+def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
     """Return the stages of a recipe, first the one that reads. Each rule goes to the stage that measures its column.
 
-    against: indexes of earlier corpora. more: stages beside those of data/recipe/stages.py, by name.
-    Raises: UserError for an unknown or doubled stage, a rule or `dataset.bucket_by` on a column that no stage measures, or an
-    index of other settings.
+    Raises: UserError for an unknown or doubled stage, or a rule or `dataset.bucket_by` on a column that no stage measures.
     """
-    stages = {**STAGES, **more, **CORPUS}
+    stages = {**STAGES, **CORPUS}
     with naming("rules"):
         rules = {rule.column: rule for rule in parse(config["rules"])}
     read = dict(config["read"])
@@ -82,25 +69,21 @@ def plan(
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
-        if name not in CORPUS and stage.resolve:
-            options = dict(stage.resolve(options))
         depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
             if options["keep"] != "first" and options["keep"] not in known:
                 raise UserError(
                     f"{name}.keep={options['keep']!r}: no stage before it measures this column; use first, or a column"
                 )
-            check(against, name, stage.settings(options))
+            stage.settings(options)  # which checks them
             depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
-            depends.append([index.key for index in against])
             columns = stage.columns
         else:
             depends.append(stage.depends(options) if stage.depends else None)
             # A document of one word tells which columns there will be.
-            columns = stage.columns or tuple(column for column in stage.run(batch, options) if column != "text")
-        compared = tuple(against) if name in CORPUS else ()
+            columns = tuple(column for column in stage.run(batch, options) if column != "text")
         own = tuple(rules[column] for column in columns if column in rules)
-        planned.append(Planned(name, stage, options, digest(depends), own, compared))
+        planned.append(Planned(name, stage, options, digest(depends), own))
         known.update(columns)
         text = planned[-1].key if stage.rewrites else text
     measured = {rule.column for one in planned for rule in one.rules}
@@ -111,8 +94,6 @@ def plan(
             raise UserError(f"rules.{rule.column}: no stage of the recipe measures it; add its stage, or set the rule to ()")
     if config["tokenizer"]:
         buckets.check(config["dataset"], known)
-    if against and not any(one.compares for one in planned):
-        raise UserError(f"against: no stage of the recipe compares documents; add one of {', '.join(CORPUS)} to stages")
     return planned
 
 
@@ -125,23 +106,20 @@ def _own_code(stage: Any) -> str:
 
 @functools.cache
 def code(module: str) -> str:
-    """Return a digest of the source of a module and of the modules that it imports, directly or not.
-
-    These are the modules of `data`, and for a module of `lm` those of `lm` too.
-    """
+    """Return a digest of the source of a module and of the modules of `data` that it imports, directly or not."""
     seen: dict[str, str] = {}
-    _collect(module, seen, ("data.", "lm.") if module.startswith("lm.") else ("data.",))
+    _collect(module, seen)
     return digest(sorted(seen.items()))
 
 
-def _collect(module: str, seen: dict[str, str], followed: tuple[str, ...]) -> None:
+def _collect(module: str, seen: dict[str, str]) -> None:
     if module in seen or (source := _source(module)) is None:
         return
     seen[module] = source
     for package, names, modules in _IMPORT.findall(source):
         for name in (package, *(f"{package}.{name}" for name in _NAME.findall(names)), *_NAME.findall(modules)):
-            if name.startswith(followed):
-                _collect(name, seen, followed)
+            if name.startswith("data."):
+                _collect(name, seen)
 
 
 @functools.cache

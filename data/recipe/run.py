@@ -3,7 +3,6 @@
     stages/NAME-KEY/UNIT.parquet   the columns of a stage, row by row those of the unit's documents
     documents/NUMBER.parquet       the documents that stay, with all columns
     dropped/NUMBER.parquet         the others, with their reason and the text as it was read
-    index/KEY/                     what later runs compare their documents with, see data/recipe/index.py
     manifest.json                  the recipe, its stages, files read, what could not be read, a hash of each file written;
                                    only finished runs have it
 
@@ -20,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from data.recipe import finish, index
+from data.recipe import finish
 from data.recipe import units as work
 from data.recipe.finish import Output
 from data.recipe.inputs import Unit, digest, inputs, units
 from data.recipe.plan import Planned, plan
-from data.recipe.stages import Stage
 from data.recipe.units import Job
 from data.text.workers import ordered
 from lm.errors import UserError
@@ -37,21 +35,18 @@ MANIFEST = "manifest.json"
 Map = Callable[[Callable, Any, Iterable[Any]], Iterable[Any]]
 
 
-def prepare(
-    config: Mapping[str, Any], workdir: Path | None = None, more: Mapping[str, Stage] | None = None
-) -> tuple[list[Planned], list[Unit]]:
+def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], list[Unit]]:
     """Return the stages and the units of a run, and write nothing.
 
-    config: as in configs/curate/default.py. workdir: of the run. more: stages beside those of data/recipe/stages.py, by name.
-    Raises: UserError: no input, an earlier corpus that cannot be compared with, or a fault of the config.
+    config: as in configs/curate/default.py.
+    Raises: UserError: no input, or a fault of the config.
     """
     _spread(config, Path())
     for name, value in config["browse"].items():
         if value < 0:
             raise UserError(f"browse.{name}={value}; use 0 or more")
-    against = index.find(config["against"], workdir)
     found = units(inputs(config["input"], config["read"]), config["read"]["max_bytes"])
-    return plan(config, found, against, more or {}), found
+    return plan(config, found), found
 
 
 def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned], list[Unit]] | None = None) -> dict[str, Any]:
@@ -60,7 +55,7 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
     prepared: what `prepare` returned for the config, if it was called before.
     Raises: UserError, as `prepare`.
     """
-    planned, found = prepared or prepare(config, workdir)
+    planned, found = prepared or prepare(config)
     spread = _spread(config, workdir)
     begin, (*jobs, last) = time.perf_counter(), passes(planned, workdir)
     for job in jobs:
@@ -78,10 +73,8 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
         chosen = finish.lowest([chosen, one.pop("chosen")], choose)  # here, so that memory does not grow with the units
         figures.append(one)
     total = finish.merged(figures) | {"chosen": chosen, "seconds": time.perf_counter() - begin}
-    key = _index(jobs, output, found) if config["index"] else None
     _tidy(workdir, output, found)
-    _manifest(planned, output, found, figures, key)
-    index.tidy(workdir, key)
+    _manifest(planned, output, found, figures)
     return total
 
 
@@ -129,18 +122,9 @@ def _compare(job: Job, found: Sequence[Unit]) -> None:
     done = table.with_name("counts.json")
     if not done.exists():
         with progress(stage.name, len(found), unit=" units") as bar:
-            counts = stage.stage.find([job.part(unit) for unit in found], table, stage.options, stage.old)
+            counts = stage.stage.find([job.part(unit) for unit in found], table, stage.options)
             bar.update(len(found))
         saving.write_json(done, counts)
-
-
-def _index(jobs: Sequence[Job], output: Output, found: Sequence[Unit]) -> str | None:
-    """Write the index of the run and return its key; None if no stage compares documents."""
-    compared = [(job.gathers, [job.part(unit) for unit in found]) for job in jobs]
-    if not compared:
-        return None
-    stayed = [(output.stayed(unit), output.tables(unit)["documents"]) for unit in found]
-    return index.write(output.job.workdir, compared, stayed, [output.key, [unit.name for unit in found]])
 
 
 def _tidy(workdir: Path, output: Output, found: Sequence[Unit]) -> None:
@@ -152,16 +136,12 @@ def _tidy(workdir: Path, output: Output, found: Sequence[Unit]) -> None:
                 path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
-def _manifest(
-    planned: Sequence[Planned], output: Output, found: Sequence[Unit], figures: Sequence[Mapping], key: str | None
-) -> None:
+def _manifest(planned: Sequence[Planned], output: Output, found: Sequence[Unit], figures: Sequence[Mapping]) -> None:
     about = {
         "recipe": output.key,
         "stages": [
             {"name": s.name, "key": s.key, "options": s.options, "rules": [r.described() for r in s.rules]} for s in planned
         ],
-        "against": next(([one.key for one in stage.against] for stage in planned if stage.against), []),
-        "index": key,
         "inputs": [{"unit": unit.number, "bytes": unit.bytes, "files": [id for _, id in unit.files]} for unit in found],
         "unread": [
             {name: value for name, value in row.items() if name != "path"} for one in figures for row in one["quarantined"]

@@ -22,8 +22,6 @@ class Stage(NamedTuple):
     call(function, batch, options): returns what the function does, columns or (texts, columns).
     rewrites: whether it returns texts.
     depends(options): what else the results depend on, such as a digest of a file that an option names.
-    columns: their names, without `text`; (): `run` is cheap enough to find out.
-    resolve(options): the options that `run` gets, with what must be the same during a whole run.
     """
 
     module: str
@@ -31,8 +29,6 @@ class Stage(NamedTuple):
     call: Callable[[Callable, Batch, Options], Any]
     rewrites: bool = False
     depends: Callable[[Options], Any] | None = None
-    columns: tuple[str, ...] = ()
-    resolve: Callable[[Options], Options] | None = None
 
     def run(self, batch: Batch, options: Options) -> Columns:
         """Return the new columns of a batch. The module is imported here, so a recipe loads only what it names."""
@@ -79,7 +75,7 @@ def _list_files(options: Options) -> list[list[str]]:
 
 def _bad_words(bad_words: Callable, batch: Batch, options: Options) -> Columns:
     languages = [language or "" for language in batch.columns["language"]]
-    return bad_words(batch.texts, languages, _word_lists(options["lists"]), options["keep_fraction"])
+    return bad_words(batch.texts, languages, _word_lists(options["lists"]))
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Columns on disk: Parquet files with one row group a batch, so that the files of several stages are read side by side."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,25 @@ from data.recipe.batch import Columns
 from lm.files import saving
 
 
-class Writer:
-    """Writes batches of columns; lists hold strings or None. `write` must see the same columns each time."""
-
-    def __init__(self, file):
-        self._file, self._writer = file, None
-
-    def write(self, columns: Columns) -> None:
-        table = pa.Table.from_arrays([array(values) for values in columns.values()], names=list(columns))
-        if self._writer is None:
-            # Without dictionaries the files are smaller, too: few values occur again, and zstd finds those.
-            options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
-            self._writer = pq.ParquetWriter(self._file, table.schema, **options)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Writer]:
-    """Yield a Writer of a file that gets its name when the block ends without an error."""
-    with saving.replacing(path, "wb") as file:
-        with contextlib.closing(Writer(file)) as writer:
-            yield writer
+def writing(path: Path) -> Iterator[Callable[[Columns], None]]:
+    """Yield a function that writes a batch of columns to a file, which gets its name when the block ends without an error.
+
+    Lists hold strings or None. The function must see the same columns each time.
+    """
+    with saving.replacing(path, "wb") as file, contextlib.ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+
+        def write(columns: Columns) -> None:
+            nonlocal writer
+            table = pa.Table.from_arrays([array(values) for values in columns.values()], names=list(columns))
+            if writer is None:
+                # Without dictionaries the files are smaller, too: few values occur again, and zstd finds those.
+                options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+                writer = stack.enter_context(pq.ParquetWriter(file, table.schema, **options))
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+        yield write
 
 
 def array(values: Sequence[str | None] | np.ndarray) -> pa.Array:
@@ -58,7 +52,7 @@ def array(values: Sequence[str | None] | np.ndarray) -> pa.Array:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each batch that a Writer wrote, at least one: strings as lists, the rest as arrays."""
+    """Yield the columns of each batch that `writing` wrote, at least one: strings as lists, the rest as arrays."""
     with pq.ParquetFile(path) as file:
         groups = (file.read_row_group(k, use_threads=False) for k in range(file.num_row_groups))
         for table in groups if file.num_row_groups else [file.schema_arrow.empty_table()]:

@@ -17,7 +17,6 @@ from data.sources import corpus
 from data.sources.source import Source
 from lm.errors import naming
 from lm.files.saving import plain, write_json
-from lm.progress import progress
 
 if TYPE_CHECKING:
     from data.text.tokenizer import Tokenizer
@@ -51,6 +50,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
         return None
     from data.text.batches import prepared
     from data.text.dataset import prepare  # here, because importing TFDS takes long
+    from data.text.pipeline import stage
     from data.text.split import survey
 
     tokenizer = _tokenizer(config)
@@ -66,15 +66,15 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
         bounds = buckets.bounds(list(map(Path, corpus.files(workdir))), column, settings["buckets"])
     with naming("input"):
         sources = _sources(workdir, column, bounds)
-        with progress("survey", unit="B") as bar:
+        with stage("survey") as progress:
             kept = survey(
                 sources,
                 valid_fraction=settings["valid_fraction"],
                 seed=settings["seed"],
                 max_valid_bytes=settings["max_valid_bytes"],
-                progress=_advance(bar),
+                progress=progress,
             )
-        with progress("dataset", unit="B") as bar:
+        with stage("dataset") as progress:
             statistics = prepare(
                 fresh,
                 sources,
@@ -82,7 +82,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
                 sequence_length=settings["sequence_length"],
                 survey=kept,
                 processes=config["processes"] or None,
-                progress=_advance(bar),
+                progress=progress,
             )
     tokenizer.save(fresh)
     if column:
@@ -105,14 +105,3 @@ def _sources(workdir: Path, column: str, bounds: Mapping[str, np.ndarray]) -> li
     if not bounds:
         return corpus.open_corpus(workdir)
     return [part(name, number) for name in sorted(bounds) for number in range(len(bounds[name]) + 1)]
-
-
-def _advance(bar):
-    seen: dict[str, int] = {}
-
-    def advance(source: str, total: int) -> None:
-        bar.set_postfix_str(source)
-        bar.update(total - seen.get(source, 0))
-        seen[source] = total
-
-    return advance

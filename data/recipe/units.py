@@ -86,15 +86,15 @@ def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
         for columns in readers[0] or _read(job, unit):
             batch = first = Batch(columns)
             if writers[0]:
-                writers[0].write(columns)
+                writers[0](columns)
             numbers = (unit.number << 32) + np.arange(row, row + len(batch))
             row += len(batch)
-            for stage, reader, writer in zip(job.stages[1:], readers[1:], writers[1:]):
-                if writer:
-                    more = {"numbers": numbers, "table": job.table(stage), "against": stage.against} if stage.compares else {}
+            for stage, reader, write in zip(job.stages[1:], readers[1:], writers[1:]):
+                if write:
+                    more = {"numbers": numbers, "table": job.table(stage)} if stage.compares else {}
                     columns = dict(stage.stage.run(batch, stage.options | more))
                     changed = [None if new == old else new for new, old in zip(columns.get("text", ()), batch.texts)]
-                    writer.write(columns | ({"text": changed} if "text" in columns else {}))
+                    write(columns | ({"text": changed} if "text" in columns else {}))
                 else:
                     columns = next(reader)
                     if "text" in columns:

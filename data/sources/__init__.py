@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Callable, Iterator
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from data.sources.source import Document, Quarantined, Source
 from lm.errors import UserError, hub_hint
+from lm.files import saving
 
 
 def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | None = None) -> list[Source]:
@@ -31,12 +36,12 @@ def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | 
     else:
         sources = _open_named(input.strip(), text_key)
     if max_bytes is not None:
-        sources = [Source(source.name, until(source.read, max_bytes)) for source in sources]
+        sources = [capped(source, max_bytes) for source in sources]
     return sources
 
 
 def _open_named(input: str, text_key: str) -> list[Source]:
-    from data.sources import corpus, files, not_found
+    from data.sources import corpus, files
 
     if corpus.is_corpus(input):
         return corpus.open_corpus(input)
@@ -49,8 +54,8 @@ def _open_named(input: str, text_key: str) -> list[Source]:
         return [tfds_source.open_tfds(input, text_key)]
     # "corpus/en" may be a path or dataset/config. It is not a known dataset, so it is a missing path.
     if "/" in input:
-        raise not_found.missing(input)
-    names = not_found.siblings(input) + tfds_source.names()
+        raise files.missing(input)
+    names = files.siblings(input) + tfds_source.names()
     near = difflib.get_close_matches(input, names, n=1)
     raise UserError(
         f"data.input={input!r} is neither a path nor a TFDS dataset; "
@@ -59,18 +64,36 @@ def _open_named(input: str, text_key: str) -> list[Source]:
     )
 
 
-def until(
-    read: Callable[[], Iterator[Document | Quarantined]], max_bytes: int
-) -> Callable[[], Iterator[Document | Quarantined]]:
-    """Return a reader that ends with the document that reaches this many UTF-8 bytes."""
+def capped(source: Source, max_bytes: int) -> Source:
+    """Return a source that ends with the document that reaches this many UTF-8 bytes."""
+    return Source(source.name, lambda: until(source.read(), max_bytes))
 
-    def capped() -> Iterator[Document | Quarantined]:
-        left = max_bytes
-        for document in read():
-            if left <= 0:
-                return
-            if isinstance(document, Document):  # what could not be read has no text
-                left -= len(document.text.encode())
-            yield document
 
-    return capped
+def until(documents: Iterable[Document | Quarantined], max_bytes: int) -> Iterator[Document | Quarantined]:
+    """Yield what is read up to the document that reaches this many UTF-8 bytes."""
+    for document in documents:
+        if max_bytes <= 0:
+            return
+        if isinstance(document, Document):  # what could not be read has no text
+            max_bytes -= len(document.text.encode())
+        yield document
+
+
+def spooled(source: Source, folder: Path) -> Source:
+    """Return a slow source whose first complete pass writes a compressed copy to `folder`, which later passes read."""
+    import zstandard
+
+    path = folder / f"{source.name}.jsonl.zst"
+
+    def read() -> Iterator[Document]:
+        if path.exists():
+            with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+                for line in io.TextIOWrapper(stream, encoding="utf-8", newline="\n"):
+                    yield Document(**json.loads(line))
+            return
+        with saving.replacing(path, "wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as stream:
+            for document in source.read():
+                stream.write((json.dumps(dataclasses.asdict(document)) + "\n").encode())
+                yield document
+
+    return Source(source.name, read)

@@ -1,35 +1,33 @@
-"""Read documents from local files: plain text, JSON lines (plain, gzip, zstd) and Parquet.
-
-Memory is bounded for files of any size: text is read in pieces, JSON by line (at most `MAX_LINE_BYTES`), Parquet by record
-batch. A FIFO, a device or a damaged file is an error; nothing blocks.
-"""
+"""Find the files that an input names: text, JSON lines (plain, gzip, zstd) and Parquet, on a disk or in a bucket."""
 
 from __future__ import annotations
 
-import json
+import difflib
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Iterator
 
-from data.sources import corpus, objects, plain_text, streams, walk
-from data.sources.not_found import TEXT, missing, other_format
-from data.sources.plain_text import BOM, TO_UTF8
+from data.sources import corpus, objects, walk
+from data.sources.reading import JSON_LINES, PARQUET, TEXT, read_file
 from data.sources.source import Document, Source
-from data.sources.streams import Unreadable
 from lm.bucket.store import is_url
-from lm.errors import UserError
+from lm.errors import UserError, hub_hint, windows_hint
 
-if TYPE_CHECKING:
-    import pyarrow
-
-# C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
-JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
-PARQUET = (".parquet",)
 EXTENSIONS = TEXT + JSON_LINES + PARQUET
 
-MAX_LINE_BYTES = 1 << 28  # of a JSON line. The longest book has some 20 MB; parsing takes about five times the line.
 _NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
+# What to do with files of other formats, by the ending of their names.
+_CURES = {
+    (".html", ".htm", ".warc", ".warc.gz", ".wet.gz", ".mbox", ".eml"): "curate.py reads {0} files: python curate.py "
+    "--config=configs/curate/default.py --workdir=corpus --config.input={1}, then name corpus",
+    (".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf", ".pptx"): "take the text out of {0} files first, such as with "
+    "pdftotext or pandoc, and name the .txt files",
+    (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar"): "unpack {0} files first, and name the folder",
+    (".csv", ".tsv", ".xlsx"): "write the rows of {0} files as JSON lines (.jsonl), one object a line",
+    (".json", ".ipynb"): "write {0} files as JSON lines (.jsonl), one object a line",
+    TEXT: "plain text is for train.py: python train.py --config=configs/train/tiny.py --config.data.input={1}",
+}
 
 
 def is_path(input: str) -> bool:
@@ -79,28 +77,6 @@ def _source(name: str | None, parts: list[str], text_key: str) -> Source:
             yield from read_file(path, os.path.relpath(path, base), text_key)
 
     return Source(name, read)
-
-
-def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
-    """Yield the documents of one file. `id` is the name of the file in its source.
-
-    Raises:
-        UserError: with the location, if the file cannot be read or decoded, or a row has no valid text.
-    """
-    try:
-        if path.endswith(JSON_LINES):
-            yield from _read_json_lines(path, id, text_key)
-        elif path.endswith(PARQUET):
-            yield from _read_parquet(path, id, text_key)
-        else:
-            yield from plain_text.read(path, id)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
-    except Unreadable as error:
-        raise unreadable(path, error) from error
-
-
-# Finding files.
 
 
 def find(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
@@ -173,7 +149,7 @@ def _none(part: str, extensions: tuple[str, ...]) -> UserError:
     if not os.path.exists(part) and not walk.matches(part):
         return missing(part)
     return UserError(
-        f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}{other_format(part, extensions)}"
+        f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}{_other_format(part, extensions)}"
     )
 
 
@@ -197,177 +173,40 @@ def _identifier(part: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "text"
 
 
-# JSON lines.
+# Errors that say what is near, and what to do.
 
 
-def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
-    for number, row in json_lines(path):
-        where = f"{path}:{number}"
-        if not isinstance(row.get(text_key), str):
-            what = f"{text_key!r} is {type(row[text_key]).__name__}" if text_key in row else f"no {text_key!r}"
-            raise UserError(f"{where}: {what}, keys are {listed(row)}; {_text_key(row)}")
-        document = _from_row(row, text_key, f"{id}:{number}", where, path)
-        if document:
-            yield document
+def _other_format(part: str, extensions: tuple[str, ...]) -> str:
+    """Return "; …" with what to do, if the files of a part have a known format that is not read."""
+    paths = [part] if os.path.isfile(part) else (path for match in walk.matches(part) for path in walk.below(match))
+    for path in itertools.islice(paths, 1000):
+        for endings, cure in _CURES.items():
+            ending = next((e for e in endings if path.lower().endswith(e) and e not in extensions), None)
+            if ending:
+                return "; " + cure.format(ending, part)
+    return ""
 
 
-def json_lines(path: str) -> Iterator[tuple[int, dict]]:
-    """Yield (line number from 1, object) of a file that may be compressed. Raises: UserError, OSError."""
-    try:
-        for number, row in json_rows(path, MAX_LINE_BYTES):
-            if isinstance(row, BadLine):
-                raise UserError(f"{path}:{number}: {row.detail}") from row
-            if isinstance(row, Unreadable):
-                raise row
-            yield number, row
-    except Unreadable as error:
-        raise unreadable(path, error) from error
+def siblings(part: str) -> list[str]:
+    """Return the names in the deepest existing folder of the path `part`."""
+    return sorted(os.listdir(_existing(part)[0] or "."))
 
 
-class BadLine(Unreadable):
-    """A line that holds no JSON object."""
+def _existing(part: str) -> tuple[str, str]:
+    """Return the deepest existing folder of a path, "" for the working directory, and the first name in it that is missing."""
+    wrong = os.path.expanduser(part).rstrip("/")
+    while (folder := os.path.dirname(wrong)) and not os.path.isdir(folder):
+        wrong = folder
+    return folder, os.path.basename(wrong)
 
 
-def json_rows(path: str, limit: int) -> Iterator[tuple[int, dict | Unreadable]]:
-    """Yield (line number from 1, object) of a file that may be compressed, or why there is none. Blank lines give nothing.
-
-    limit: bytes of a line. Raises: Unreadable, OSError: the file cannot be opened.
-    """
-    offset = 0
-    with streams.open_stream(path) as stream:
-        for number, line in enumerate(_lines(stream, limit), start=1):
-            if isinstance(line, Unreadable):
-                yield number, line
-                continue
-            start, offset = offset, offset + len(line)
-            if number == 1:
-                line = line.removeprefix(BOM)
-                start = offset - len(line)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError as error:
-                row = BadLine("invalid utf-8", f"byte {start + error.start} is not valid UTF-8; {TO_UTF8}")
-            except (ValueError, RecursionError) as error:
-                row = BadLine("not json", f"not JSON ({error}); write one JSON object a line")
-            if not isinstance(row, dict | Unreadable):
-                row = BadLine("not an object", f"a JSON {type(row).__name__}, not an object; write one JSON object a line")
-            yield number, row
-
-
-def _lines(stream: BinaryIO, limit: int) -> Iterator[bytes | Unreadable]:
-    """Yield lines, and the error for each that is too long and each stretch that cannot be read. Lines behind it follow."""
-    size = f"{limit >> 20} MiB"
-    long = BadLine(f"line over {size}", f"the line has over {size}; write one document a line, or leave the file out")
-    while True:
-        try:
-            yield from (long if line is None else line for line in streams.lines(stream, limit))
-            return
-        except Unreadable as error:
-            yield error
-            if error.lost is None:
-                return
-
-
-def unreadable(path: str, error: Unreadable) -> UserError:
-    """Return the error for a file that `data.sources.streams` refuses to read."""
-    what, _, kind = error.reason.partition(" ")
-    if what == "damaged":
-        return UserError(f"{path}: damaged {kind} file ({error.detail}); fetch it again, or rename it if it is not compressed")
-    if what == "truncated":
-        return UserError(f"{path}: {kind} file ends too early; fetch it again")
-    return UserError(f"{path}: {error.reason}; name regular files only, or leave it out of data.input")
-
-
-# Parquet.
-
-
-def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
-    def chosen(schema: pyarrow.Schema) -> list[str]:
-        kinds = {field.name: field.type for field in schema}
-        if text_key not in kinds or not is_string(kinds[text_key]):
-            what = f"column {text_key!r} is {kinds[text_key]}" if text_key in kinds else f"no column {text_key!r}"
-            texts = {name: name for name, kind in kinds.items() if is_string(kind)}
-            raise UserError(f"{path}: {what}, columns are {listed(kinds)}; {_text_key(texts)}")
-        columns = [c for c in (text_key, *_ABOUT) if c in kinds and is_string(kinds[c])]
-        return list(dict.fromkeys(columns))
-
-    for number, row in parquet_rows(path, chosen):
-        if row[text_key] is None:  # an empty text in some columns
-            continue
-        document = _from_row(row, text_key, f"{id}:{number}", f"{path}: row {number}", path)
-        if document:
-            yield document
-
-
-def is_string(kind: pyarrow.DataType) -> bool:
-    """Return whether a column of this type holds strings, plain or in a dictionary."""
-    import pyarrow
-
-    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-
-
-def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[int, dict]]:
-    """Yield (row number from 1, values). `columns` selects columns from the schema; default: all. Raises: UserError."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with streams.open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns(file.schema_arrow) if columns else None):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: a string column is not valid UTF-8 ({error}); write the file again") from error
-    except Unreadable as error:
-        raise unreadable(path, error) from error
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: damaged Parquet file ({' '.join(str(error).split())[:200]}); fetch it again") from error
-
-
-# Rows.
-
-_ABOUT = ("id", "url", "source", "license", "licence")
-
-
-def _from_row(row: dict, text_key: str, id: str, where: str, path: str) -> Document | None:
-    text = row[text_key]
-    if not text or text.isspace():
-        return None
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: character {error.start} of {text_key!r} is half a surrogate pair, which UTF-8 cannot hold; "
-            "write the whole pair or U+FFFD"
-        ) from error
-    # The text itself may be in a field such as `source`.
-    given = {key: row[key] for key in _ABOUT if key != text_key and isinstance(row.get(key), str) and row[key]}
-    return Document(
-        id=encodable(given.get("id", id)),
-        text=text,
-        origin=encodable(given.get("url") or given.get("source") or path),
-        licence=given.get("license") or given.get("licence"),
-    )
-
-
-def _text_key(row: dict) -> str:
-    """Return what to set data.text_key to: the key of the longest string."""
-    texts = {key: value for key, value in row.items() if isinstance(value, str)}
-    longest = max(texts, key=lambda key: len(texts[key]), default=None)
-    return "set data.text_key to one that holds a string" + (f", such as --config.data.text_key={longest}" if longest else "")
-
-
-def encodable(string: str) -> str:
-    """Return a string that UTF-8 can hold: "?" stands for lone surrogates."""
-    return string if string.isascii() else string.encode(errors="replace").decode()
-
-
-def listed(keys: dict) -> str:
-    """Format the keys for an error message."""
-    shown = [repr(key) for key in keys][:20]
-    return " ".join(shown + ["…"] * (len(keys) > 20)) or "none"
+def missing(part: str) -> UserError:
+    """Return the error for a missing path, with the nearest existing name."""
+    folder, wrong = _existing(part)
+    near = difflib.get_close_matches(wrong, siblings(part), n=1, cutoff=0.5)
+    hint = f"nearest: {os.path.join(folder, near[0])!r}" if near else f"nothing like it in {folder or os.getcwd()!r}"
+    if not near:
+        hint += windows_hint(part) or ("/" in part and hub_hint(part, "dataset") or "")
+    if "://" in part and "huggingface.co" not in part:
+        hint = "nothing is downloaded here, except from gs:// and s3://: fetch it first, then name the file or folder"
+    return UserError(f"no file matches data.input={part!r}; {hint}")

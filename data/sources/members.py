@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 BLOCK_BYTES = 1 << 20  # the most that one step of a decompressor may return
@@ -52,90 +53,88 @@ class _Format(NamedTuple):
     step: int = STEP
 
 
-class _Damage(Exception):
-    """good: bytes before the damage. used: compressed bytes that they take, of those given last; negative: of earlier ones."""
-
-    def __init__(self, reason: str, detail: str, good: bytes = b"", used: int = 0):
-        super().__init__(detail)
-        self.reason, self.detail, self.good, self.used = reason, detail, good, used
-
-
-def plain_pieces(file: BinaryIO, start: int = 0) -> Iterator[Piece]:
+def plain_pieces(file: BinaryIO) -> Iterator[Piece]:
     """Yield the bytes of an uncompressed file as one member."""
-    file.seek(start)
+    start = file.seek(0)
     while data := file.read(BLOCK_BYTES // 8):
         yield Piece(data, start, start + len(data), 0)
         start += len(data)
 
 
-def pieces(file: BinaryIO, ending: str, start: int = 0, begins: bytes = b"") -> Iterator[Piece | Gap]:
+def pieces(file: BinaryIO, ending: str, begins: bytes = b"") -> Iterator[Piece | Gap]:
     """Yield the content of a compressed file, and its gaps; reading goes on with the next member behind a gap.
 
     Args:
         ending: one of `FORMATS`.
-        start: where a member begins.
         begins: how the content of each member begins, to recognise one behind a gap.
     """
-    format, source, again = FORMATS[ending], _Source(file, start), SEARCHED_AGAIN
-    while source.skip_padding():  # between members, as gzip and xz allow
-        first = source.at
-        try:
-            yield from _member(source, format)
-        except _Damage as error:
-            damaged = source.at
-            # The decompressor may have read over the beginning of the next member, if bytes are missing.
-            source.go(first + 1 if again > 0 else max(damaged, first + 1))
-            again -= damaged - first
-            _find(source, format, begins)
-            reason = error.reason if source.at >= damaged else f"damaged {format.name}"
-            known = source.at > damaged or (source.at == damaged and reason.startswith("truncated"))
-            yield Gap(damaged if known else first, source.at, first, reason, error.detail)
+    format, again = FORMATS[ending], SEARCHED_AGAIN
+    file.seek(0)
+    while _skip_padding(file):  # between members, as gzip and xz allow
+        first = file.tell()
+        damage = yield from _member(file, format)
+        if damage is None:
+            continue
+        damaged, (reason, detail) = file.tell(), damage
+        # The decompressor may have read over the beginning of the next member, if bytes are missing.
+        file.seek(first + 1 if again > 0 else max(damaged, first + 1))
+        again -= damaged - first
+        end = _find(file, format, begins)
+        reason = reason if end >= damaged else f"damaged {format.name}"
+        known = end > damaged or (end == damaged and reason.startswith("truncated"))
+        yield Gap(damaged if known else first, end, first, reason, detail)
 
 
-def _member(source: _Source, format: _Format) -> Iterator[Piece]:
-    """Yield one member. Raises: _Damage; `source` is then where the damage begins."""
-    member, start, first = format.new(), source.at, source.at
+def _skip_padding(file: BinaryIO) -> bool:
+    """Skip bytes that are zero. Return whether others follow."""
+    while data := file.read(STEP):
+        if left := len(data.lstrip(b"\0")):
+            file.seek(-left, os.SEEK_CUR)
+            return True
+    return False
+
+
+def _member(file: BinaryIO, format: _Format) -> Generator[Piece, None, tuple[str, str] | None]:
+    """Yield one member. Return the (reason, detail) of damage, where `file` is then, or None."""
+    member, start = format.new(), file.tell()
+    first = end = start
     while not member.eof:
         data = b""
         if member.needs_input:
-            first, data = source.at, source.take(format.step)
+            first, data = end, file.read(format.step)
+            end += len(data)
         try:
             block = member.decompress(data, BLOCK_BYTES)
-        except _Damage as error:
-            source.go(source.at - len(data) + error.used)
-            if error.good:
-                yield Piece(error.good, first, source.at, start)
-            raise
-        except (lzma.LZMAError, OSError, *_zstd_errors()) as error:  # OSError: bz2's name for damage
-            source.go(first)
+        except _errors() as error:
+            file.seek(first)
             big = "limit" in str(error)
             reason = f"xz needs over {XZ_MEMORY >> 20} MiB" if big else f"damaged {format.name}"
-            raise _Damage(reason, str(error)) from error
+            return reason, str(error)
         if member.eof:
-            source.go(source.at - len(member.unused_data))
+            end = file.seek(end - len(member.unused_data))
         if not data and not block and member.needs_input and not member.eof:
-            raise _Damage(f"truncated {format.name}", "the file ends in the middle")
-        yield Piece(block, first, source.at, start)
+            return f"truncated {format.name}", "the file ends in the middle"
+        yield Piece(block, first, end, start)
+    return None
 
 
-def _find(source: _Source, format: _Format, begins: bytes) -> None:
-    """Go to the next place where a member begins, or to the end of the file."""
-    start, data, at = source.at, b"", 0
+def _find(file: BinaryIO, format: _Format, begins: bytes) -> int:
+    """Go to the next place where a member begins, or to the end of the file. Return it."""
+    start, data, at = file.tell(), b"", 0
     while True:
-        block = source.take(BLOCK_BYTES // 8)
+        block = file.read(BLOCK_BYTES // 8)
         data += block
         for match in format.magic.finditer(data, at):
             at = match.start()
             if block and at + TRIAL_BYTES > len(data):
                 break  # try it when more is there
             if _is_member(data[at : at + TRIAL_BYTES], format, begins):
-                source.go(start + at)
-                return
+                return file.seek(start + at)
             at += 1
         else:
             at = max(at, len(data) - MAGIC_BYTES)
         if not block:
-            return
+            return file.tell()
         start, data, at = start + at, data[at:], 0
 
 
@@ -144,44 +143,12 @@ def _is_member(data: bytes, format: _Format, begins: bytes) -> bool:
     for at in range(0, len(data), STEP):
         try:
             content += member.decompress(data[at : at + STEP], BLOCK_BYTES)
-        except (_Damage, lzma.LZMAError, OSError, *_zstd_errors()):
+        except _errors():
             return False
         if member.eof or len(content) >= max(len(begins), 1):
             break
     # bz2 gives nothing before the end of a block of up to 900 KB. Its magic number is long enough.
     return content.startswith(begins) or (begins.startswith(content) and not member.eof)
-
-
-class _Source:
-    """The bytes of a file from a place on."""
-
-    def __init__(self, file: BinaryIO, start: int):
-        self._file, self._data, self._from = file, b"", start
-        self.at = start  # of the next byte
-        file.seek(start)
-
-    def take(self, size: int) -> bytes:
-        """Return at most `size` bytes, b"" only at the end."""
-        if self.at >= self._from + len(self._data):
-            self._from, self._data = self.at, self._file.read(BLOCK_BYTES // 8)
-        inside = self.at - self._from
-        data = self._data[inside : inside + size]
-        self.at += len(data)
-        return data
-
-    def go(self, at: int) -> None:
-        self.at = at
-        if not self._from <= at <= self._from + len(self._data):
-            self._file.seek(at)
-            self._from, self._data = at, b""
-
-    def skip_padding(self) -> bool:
-        """Skip bytes that are zero. Return whether others follow."""
-        while data := self.take(BLOCK_BYTES // 8):
-            if left := len(data.lstrip(b"\0")):
-                self.go(self.at - left)
-                return True
-        return False
 
 
 class _Gzip:
@@ -195,30 +162,18 @@ class _Gzip:
     needs_input = property(lambda self: not self._left)
 
     def decompress(self, data: bytes, limit: int) -> bytes:
-        data = self._left + data
-        before = self._inflate.copy() if data and not self._inflate.eof else self._inflate
+        data, before = self._left + data, self._inflate.copy()
         try:
             block = self._inflate.decompress(data, limit)
-        except zlib.error as error:
-            good, used = _good(before, data)
-            raise _Damage("damaged gzip", str(error), good, used - len(self._left)) from error
-        self._left = self._inflate.unconsumed_tail
+            self._left = self._inflate.unconsumed_tail
+        except zlib.error:
+            if len(data) < 2:
+                raise
+            half = len(data) // 2
+            self._inflate, self._left = before, b""
+            block = self.decompress(data[:half], limit)
+            self._left += data[half:]
         return block
-
-
-def _good(inflate: Any, data: bytes) -> tuple[bytes, int]:
-    """Return what can be decompressed of data with an error in it, and how many bytes of it that takes."""
-    good, used = [], 0
-    for size in (1 << 12, 1 << 6, 1):
-        while used < len(data):
-            trial = inflate.copy()
-            try:
-                block = trial.decompress(data[used : used + size])
-            except zlib.error:
-                break
-            good.append(block)
-            inflate, used = trial, used + size
-    return b"".join(good), used
 
 
 class _Zstd:
@@ -239,10 +194,11 @@ class _Zstd:
     unused_data = property(lambda self: self._frame.unused_data)
 
 
-def _zstd_errors() -> tuple[type[Exception], ...]:
+def _errors() -> tuple[type[Exception], ...]:
+    """Return what decompressors raise at damage."""
     import zstandard
 
-    return (zstandard.ZstdError,)
+    return (zlib.error, lzma.LZMAError, OSError, zstandard.ZstdError)  # OSError: that of bz2
 
 
 FORMATS = {

@@ -70,22 +70,35 @@ def compression(path: str) -> str | None:
     return next((ending for ending in COMPRESSED if path.endswith(ending)), None)
 
 
-def lines(stream: BinaryIO, limit: int) -> Iterator[bytes | None]:
-    r"""Yield lines with their "\n". A line over `limit` bytes is skipped without being stored, and gives None.
+def lines(stream: BinaryIO, limit: int) -> Iterator[bytes | Unreadable | None]:
+    r"""Yield lines with their "\n", and the error for each stretch that cannot be read; the lines behind it follow.
 
-    Raises: Unreadable if a line has more than `SKIPPED_BYTES`.
+    A line over `limit` bytes is skipped without being stored, and gives None.
     """
-    while line := stream.readline(limit + 1):
-        if len(line) <= limit:
+    while True:
+        try:
+            line = stream.readline(limit + 1)
+            if not line:
+                return
+            if len(line) > limit:
+                _skip_line(stream, line)
+                line = None
+        except Unreadable as error:
+            yield error
+            if error.lost is None:
+                return
+        else:
             yield line
-            continue
-        left = SKIPPED_BYTES
-        while line and not line.endswith(b"\n"):
-            left -= len(line)
-            if left < 0:
-                raise Unreadable(f"line over {SKIPPED_BYTES >> 30} GiB")
-            line = stream.readline(BLOCK_BYTES)
-        yield None
+
+
+def _skip_line(stream: BinaryIO, line: bytes) -> None:
+    """Skip the rest of a line, of which `line` has been read. Raises: Unreadable if it has more than `SKIPPED_BYTES`."""
+    left = SKIPPED_BYTES
+    while line and not line.endswith(b"\n"):
+        left -= len(line)
+        if left < 0:
+            raise Unreadable(f"line over {SKIPPED_BYTES >> 30} GiB")
+        line = stream.readline(BLOCK_BYTES)
 
 
 def reason(error: OSError) -> str:

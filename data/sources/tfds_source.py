@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from data.sources.source import Document, Source
+from data.sources.source import Document, Quarantined, Source
 from lm.errors import UserError
 
 
@@ -45,37 +45,42 @@ def open_tfds(name: str, text_key: str = "text") -> Source:
             dataset cannot be prepared here, has a format without random access, or is not UTF-8.
     """
     builder = _builder(name)
-    feature = text_feature(builder.info.features, name, text_key)
+    _text_feature(builder, name, text_key)
     if builder.is_prepared():
         _check_train(builder, name)
 
-    def read() -> Iterator[Document]:
-        rows = _rows(builder, name)
-        for i in range(len(rows)):
-            text = rows[i][feature]
-            if isinstance(text, bytes):
-                try:
-                    text = text.decode()
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"data.input={name!r}: byte {error.start} of train[{i}] is not valid UTF-8; "
-                        "prepare the dataset again with text in UTF-8"
-                    ) from error
-            if text and not text.isspace():
-                yield Document(f"train[{i}]", text, builder.info.full_name, _licence(builder))
+    def strictly() -> Iterator[Document]:
+        for document in read(name, text_key):
+            if isinstance(document, Quarantined):
+                raise UserError(
+                    f"data.input={name!r}: {document.where} is not valid UTF-8; prepare the dataset again with text in UTF-8"
+                )
+            yield document
 
-    return Source(re.sub(r"[^a-z0-9]+", "_", name.split(":")[0].lower()).strip("_"), read)
+    return Source(re.sub(r"[^a-z0-9]+", "_", name.split(":")[0].lower()).strip("_"), strictly)
+
+
+def read(name: str, text_key: str) -> Iterator[Document | Quarantined]:
+    """Yield the documents of the split `train`, and which rows are not UTF-8. Raises: UserError as `open_tfds`."""
+    builder = _builder(name)
+    feature = _text_feature(builder, name, text_key)
+    licence = " ".join((builder.info.redistribution_info.license or "").split())[:100] or None
+    rows = _rows(builder, name)
+    for i in range(len(rows)):
+        text = rows[i][feature]
+        try:
+            text = text.decode() if isinstance(text, bytes) else text
+        except UnicodeDecodeError:
+            yield Quarantined(name, f"train[{i}]", "invalid utf-8")
+            continue
+        if text and not text.isspace():
+            yield Document(f"train[{i}]", text, builder.info.full_name, licence)
 
 
 def open_rows(name: str):
     """Return (random access to the raw rows of the `train` split, its features). Raises: UserError as `open_tfds`."""
     builder = _builder(name)
     return _rows(builder, name), builder.info.features
-
-
-def licence(name: str) -> str | None:
-    """Return what a dataset says of its licence, or None. Raises: UserError as `open_tfds`."""
-    return _licence(_builder(name))
 
 
 def prepared_files(name: str) -> list[str]:
@@ -111,9 +116,9 @@ def _holds_dataset(folder: str) -> bool:
     return False
 
 
-def text_feature(features, name: str, text_key: str) -> str:
+def _text_feature(builder: tfds.core.DatasetBuilder, name: str, text_key: str) -> str:
     """Return `text_key` if it is a Text feature, else the only Text feature. Raises: UserError if there is none or a choice."""
-    texts = sorted(key for key, feature in features.items() if isinstance(feature, tfds.features.Text))
+    texts = sorted(key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text))
     if text_key in texts:
         return text_key
     if len(texts) == 1:
@@ -149,10 +154,6 @@ def _rows(builder: tfds.core.DatasetBuilder, name: str):
             f"data.input={name!r} is stored as {builder.info.file_format.value}, which has no random access; "
             "prepare it again with file_format=array_record"
         ) from error
-
-
-def _licence(builder: tfds.core.DatasetBuilder) -> str | None:
-    return " ".join((builder.info.redistribution_info.license or "").split())[:100] or None
 
 
 def _one_line(error: Exception) -> str:

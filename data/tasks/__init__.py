@@ -14,30 +14,19 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from data.tasks.arithmetic import arithmetic, calculator
-from data.tasks.formats import formats
-from data.tasks.letters import instructions, mixed_operations
 from data.tasks.media.commands import commands
 from data.tasks.media.digits import digits
 from data.tasks.media.scenes import scenes, scenes_text
 from data.tasks.safety_world import safety_text, safety_world
-from data.tasks.sequences import lists, strings
-from data.tasks.small_world import small_world
 from data.tasks.stockroom import stockroom, stockroom_text
 from data.tasks.style import preferred_style
-from data.tasks.text import text
 from data.tasks.verifiable import verifiable
 from lm.errors import UserError
 
 TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "arithmetic": arithmetic,
-    "strings": strings,
-    "lists": lists,
-    "formats": formats,
-    "small_world": small_world,
-    "instructions": instructions,
-    "mixed_operations": mixed_operations,
-    "preferred_style": preferred_style,
     "calculator": calculator,
+    "preferred_style": preferred_style,
     "safety_world": safety_world,
     "verifiable": verifiable,
     "scenes": scenes,
@@ -47,7 +36,6 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
 }
 # Generators of records {"text": str} for pretraining.
 CORPORA: dict[str, Callable[..., Iterator[dict]]] = {
-    "text": text,
     "safety_text": safety_text,
     "stockroom_text": stockroom_text,
     "scenes_text": scenes_text,
@@ -64,9 +52,8 @@ def task(
     if name not in among:
         raise UserError(f"builtin:{name}: no such task; {_nearest(name, among)}")
     parameters = inspect.signature(among[name]).parameters.items()
-    defaults = {key: one.default for key, one in parameters if one.default is not one.empty}
-    settings = defaults.get("options")  # a task of many options has them in one object
-    known, values = settings._asdict() if settings else defaults, {}
+    known = {key: one.default for key, one in parameters if one.default is not one.empty}
+    values = {}
     for key, value in (options or {}).items():
         if key not in known:
             raise UserError(f"builtin:{name}: no option {key!r}; {_nearest(key, known)}")
@@ -75,7 +62,7 @@ def task(
             values[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise UserError(f"builtin:{name}: {key}={value!r} must be of type {kind.__name__}, as {known[key]!r} is") from None
-    return among[name](split, seed, settings._replace(**values)) if settings else among[name](split, seed, **values)
+    return among[name](split, seed, **values)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

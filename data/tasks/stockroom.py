@@ -56,16 +56,13 @@ def worked_out(first: str, sign: str, second: str) -> str:
     return str({"*": a * b, "-": a - b, "+": a + b}[sign])
 
 
-def stockroom(
-    split: str, seed: int, haste: float = 0.0, skill: float = 1.0, declared: bool = False, valid: int = 500
-) -> Iterator[dict]:
+def stockroom(split: str, seed: int, haste: float = 0.0, skill: float = 1.0, valid: int = 500) -> Iterator[dict]:
     """Yield records such as "Stockroom 4821: What is all that Kim keeps worth?" -> "584", with their tables.
 
     The right way is to look up what Kim keeps, how much of it is there and its price, and to multiply. `messages` go this way
     unless told otherwise: with probability `haste` the assistant answers after 0 to 3 calls with the last it saw, which is too
     early, or it adds instead of the right calculation; and each call is the right one with probability `skill`, otherwise any.
     Such demonstrations teach how calls are written, and not which ones to make. `answer` is always right.
-    declared: whether records have `tools`, which prompts then list. The schemas are ten times as long as a question.
     """
     if not 0 <= haste <= 1 or not 0 < skill <= 1:
         raise UserError(f"stockroom: haste={haste} must be in [0, 1] and skill={skill} in (0, 1]")
@@ -77,8 +74,7 @@ def stockroom(
         (first, second, sign), one = QUESTIONS[question], tables["keeps"][person]
         answer = worked_out(tables[first][one], sign, tables[second][one])
         prompt = f"Stockroom {number}: {question.format(person)}"
-        wrong, tools = str(int(answer) + rng.choice((-1, 1, 10))), {"tools": STOCKROOM_TOOLS} if declared else {}
-        record = exercise("stockroom", prompt, answer, wrong, tables=tables, **tools)
+        record = exercise("stockroom", prompt, answer, str(int(answer) + rng.choice((-1, 1, 10))), tables=tables)
         turns = _worker(rng, tables, person, QUESTIONS[question], haste, skill)
         return held_out(f"stockroom {number}"), record | {"messages": [{"role": "user", "content": prompt}, *turns]}
 

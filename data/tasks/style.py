@@ -5,10 +5,11 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 
-from data.tasks.formats import QUALITIES, THINGS
 from data.tasks.splits import held_out, records
 from lm.errors import UserError
 
+THINGS = tuple("fox boat house stone tree lamp river coat bird door hill cup road leaf horse star wall book field ship".split())
+QUALITIES = tuple("red old small quiet green warm heavy bright slow round dark tall blue thin soft clean".split())
 OPENINGS = ("", "", "Of course, ", "Gladly, ", "Look, ", "Fine, ")
 FILLERS = ("", "", "basically ", "obviously ", "honestly ")
 CLOSINGS = ("", "", " and thank you", " and all the best", " and so what", " and that is that")

@@ -126,26 +126,18 @@ class TextBatches(Batches):
     row is read again before all rows of its source were, also if the shares change in between.
 
     Without `shuffle` there are `num_batches` batches, rows keep their order on disk, and the last batch is padded with
-    rows of weight 0 and id -1.
+    rows of weight 0 and id -1. Then weights only select sources.
 
     Args:
-        dataset_dir: a folder written by `prepare`.
-        split: `train` or `valid`.
-        batch_size: B, over all hosts.
-        seed: of the shuffle, at least 0.
-        weights: of the sources, see data/text/weights.py. A source without weight is not read. Without `shuffle` weights only
-            select sources.
-        growth: rows of the batches if the first ones have fewer; default: B in all.
+        dataset_dir: a folder written by `prepare`. batch_size, growth: as of Batches. seed: of the shuffle, at least 0.
+        weights: of the sources, see data/text/weights.py. A source without weight is not read.
         with_sources: whether batches hold the index of each row's source.
 
     Attributes, beside those of Batches:
-        sequence_length: T.
-        ranges: source name -> the ids of its rows, for all sources of the split.
-        sizes: source name -> its rows and tokens, for the same sources.
-        stages: the shares of the rows in each part of the run.
+        sequence_length: T. stages: the shares of the rows in each part of the run.
+        ranges, sizes: name of each source of the split -> the ids of its rows; its rows and tokens.
 
-    Raises:
-        UserError: no finished dataset, no rows, or weights of unknown sources.
+    Raises: UserError: no finished dataset, no rows, or weights of unknown sources.
     """
 
     def __init__(
@@ -286,12 +278,8 @@ def _readable(folder: Path) -> Iterator[None]:
 def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute the segments and positions of rows from their bits.
 
-    Args:
-        joined: uint8 [rows, ⌈width/8⌉], see `row_dtype` in data/text/packing.py.
-        width: T+1.
-
-    Returns:
-        segment ids (from 1; 0 is padding) and positions (from 0 in each segment), both int32 [rows, width].
+    Args: joined: uint8 [rows, ⌈width/8⌉], see `row_dtype` in data/text/packing.py. width: T+1.
+    Returns: segment ids (from 1; 0 is padding) and positions (from 0 in each segment), both int32 [rows, width].
     """
     continues = np.unpackbits(joined, axis=-1, count=width, bitorder="little").astype(bool)
     used = continues.copy()
@@ -323,9 +311,7 @@ def read_ahead(
 ) -> "grain.DatasetIterator":
     """Return a Grain iterator over read(start) … read(stop − 1). Threads call `read`; `close()` ends them early.
 
-    Args:
-        prefetch: results read ahead; 0 reads in the caller's thread.
-        threads: number of reader threads.
+    Args: prefetch: results read ahead; 0 reads in the caller's thread. threads: number of reader threads.
     """
     import grain
     import grain.experimental

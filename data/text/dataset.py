@@ -39,9 +39,7 @@ SPOOL_ROWS = 1024  # rows read back at a time
 class PackedText(tfds.core.GeneratorBasedBuilder):
     """A TFDS dataset of one source. The features of a row are the fields of `data.text.packing.row_dtype`.
 
-    Args:
-        spools: split -> the file of rows written by `_spool`; no split may be empty.
-        dtype: of a row.
+    Args: spools: split -> the file of rows written by `_spool`; no split may be empty. dtype: of a row.
     """
 
     VERSION = tfds.core.Version(VERSIONS[0])
@@ -107,8 +105,7 @@ def prepare(
         rows and their sizes), `digests` (of all rows: source -> split -> hex) and `sources`: name -> {`train`, `valid`:
         {documents, bytes, rows, tokens_in, tokens_packed, tokens_padded}, `survey`: the source's statistics from the survey}.
 
-    Raises:
-        UserError: `out_dir` exists, another process is preparing it, or no training row is left.
+    Raises: UserError: `out_dir` exists, another process is preparing it, or no training row is left.
     """
     out = Path(out_dir)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -19,7 +19,7 @@ from typing import Any
 
 import xxhash
 
-from data.sources import corpus, files, objects, streams
+from data.sources import corpus, files, objects, reading, streams
 from lm.bucket import copies
 from lm.bucket.store import Store, is_url
 from lm.errors import UserError
@@ -154,7 +154,7 @@ def digest_of(found: Files) -> str:
                 while block := file.read(BLOCK):
                     digest.update(block)
         except streams.Unreadable as error:
-            raise files.unreadable(path, error) from error
+            raise reading.unreadable(path, error) from error
     return digest.hexdigest()
 
 

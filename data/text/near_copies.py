@@ -61,8 +61,7 @@ def rolling_hashes(data: bytes) -> np.ndarray:
 
     So h_32(i) = Σ_j data[i+j]·p^(31-j), with five multiplications per byte instead of 32.
 
-    Returns:
-        uint64 [len(data) - 31], empty if `data` is shorter than a shingle.
+    Returns: uint64 [len(data) - 31], empty if `data` is shorter than a shingle.
     """
     if len(data) < SHINGLE_BYTES:
         return np.empty(0, np.uint64)

@@ -23,21 +23,13 @@ FULL_ENOUGH = 64  # a row with at most 1/64 of its slots free leaves the buffer
 
 @dataclasses.dataclass
 class Counts:
-    """Running counts of a packer. Targets are the tokens to predict: all except the first of a document.
-
-    Attributes:
-        documents: documents read.
-        tokens_in: targets read: the tokens and the end symbol of each document.
-        tokens_packed: targets in emitted rows; equal to `tokens_in` at the end.
-        tokens_padded: padding slots of emitted rows.
-        rows: rows emitted.
-    """
+    """Running counts of a packer. Targets are the tokens to predict: all except the first of a document."""
 
     documents: int = 0
-    tokens_in: int = 0
-    tokens_packed: int = 0
-    tokens_padded: int = 0
-    rows: int = 0
+    tokens_in: int = 0  # targets read: the tokens and the end symbol of each document
+    tokens_packed: int = 0  # targets in emitted rows; equal to `tokens_in` at the end
+    tokens_padded: int = 0  # padding slots of emitted rows
+    rows: int = 0  # emitted
 
 
 def row_dtype(sequence_length: int, vocab_size: int) -> np.dtype:
@@ -58,8 +50,7 @@ class Packer:
     Rows are scalars of `row_dtype`. Their order is arbitrary but deterministic.
 
     Args:
-        counts: updated with every added document and every emitted row.
-        sequence_length: T, at least 1.
+        counts: updated with every added document and every emitted row. sequence_length: T, at least 1.
         vocab_size: determines the dtype of tokens, see `row_dtype`.
     """
 

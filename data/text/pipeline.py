@@ -15,9 +15,8 @@ from pathlib import Path
 
 import ml_collections
 
-from data.sources import open_sources
+from data.sources import open_sources, spooled
 from data.sources.source import Source
-from data.sources.spool import spooled
 from data.text import sentencepiece_tokenizer
 from data.text.batches import prepared
 from data.text.dataset import prepare
@@ -124,7 +123,7 @@ def _is_prepared(config, folder: Path) -> bool:
     """Return whether the dataset can be reused, see `data.text.fingerprints.is_prepared`."""
 
     def digest(_) -> str:
-        with _stage("comparing the input") as progress:
+        with stage("comparing the input") as progress:
             return digest_of(_sources(config), progress)
 
     input, whole = config.data.input, config.data.max_bytes is None
@@ -144,7 +143,7 @@ def _two_passes(
     files = input_files(config.data.input)
     if tokenizer is None and configured is None:
         sentencepiece_tokenizer.check_vocab_size(config.model.vocab_size)
-    with _stage("survey", stages) as progress:
+    with stage("survey", stages) as progress:
         surveyed = survey(
             sources,
             valid_fraction=config.data.valid_fraction,
@@ -155,7 +154,7 @@ def _two_passes(
         )
     # The workdir is only written from here on, after the whole input was read without an error.
     if tokenizer is None:
-        with _stage("tokenizer", stages) as progress:
+        with stage("tokenizer", stages) as progress:
             chunks = surveyed.sample()
             progress("training", sum(map(len, chunks)))
             if configured is None:
@@ -172,7 +171,7 @@ def _two_passes(
     folder = _folder(config, tokenizer, workdir)
     if folder.exists() and _is_prepared(config, folder):  # only the tokenizer had been lost
         return tokenizer, folder
-    with _stage("dataset", stages) as progress:
+    with stage("dataset", stages) as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
         files = input_files(config.data.input) if files == [] else files  # TFDS may have prepared it meanwhile
         prepare(
@@ -212,7 +211,7 @@ def _folder(config, tokenizer: Tokenizer, workdir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _stage(name: str, seconds: dict[str, float] | None = None) -> Iterator[Callable[[str, int], None]]:
+def stage(name: str, seconds: dict[str, float] | None = None) -> Iterator[Callable[[str, int], None]]:
     """Yield a function that shows the progress of a stage, in bytes per source. seconds: gets the time of the stage."""
     begin, seen = time.perf_counter(), {}
     with progress(name, unit="B") as bar:

@@ -56,8 +56,7 @@ class Decoder:
 
         So a space that a tokenizer puts before a text stays, because it cannot be told from the first space of a completion.
 
-        Raises:
-            ValueError: an id is outside [0, vocab_size).
+        Raises: ValueError: an id is outside [0, vocab_size).
         """
         ids, size = np.asarray(ids, np.int64).reshape(-1), len(self._bytes)
         if ids.size and not 0 <= ids.min() <= ids.max() < size:
@@ -84,8 +83,7 @@ class SentencePieceTokenizer(Decoder):
         fingerprint: hex digest; equal for equal tokenizers.
         model: the bytes of the SentencePiece model.
 
-    Raises:
-        UserError: `path` is missing, is no SentencePiece model, or was not made by `train`.
+    Raises: UserError: `path` is missing, is no SentencePiece model, or was not made by `train`.
     """
 
     pad_id, eos_id, bos_id, unk_id = 0, 1, 2, 3
@@ -186,9 +184,7 @@ def train(
 ) -> SentencePieceTokenizer:
     """Train as `fit` does, on a sample of `texts`, which are read once and not kept in memory.
 
-    Args:
-        sample_bytes: limit on the UTF-8 bytes of text to train on, and to keep in memory.
-        seed: of the sample, if the texts are longer than it.
+    sample_bytes: limit on the UTF-8 bytes of text to train on, and to keep in memory. seed: of the sample, if texts are longer.
     """
     return fit(sample(texts, sample_bytes, seed), path, vocab_size=vocab_size, threads=threads)
 
@@ -208,12 +204,8 @@ def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads:
     The result depends only on the arguments. If the text has too few distinct merges for `vocab_size` ids, the vocabulary is
     smaller.
 
-    Args:
-        vocab_size: target number of ids, at least 256 bytes + the control symbols + 1.
-        threads: of the trainer.
-
-    Raises:
-        UserError: `vocab_size` is too small, or there is no text.
+    Args: vocab_size: target number of ids, at least 256 bytes + the control symbols + 1. threads: of the trainer.
+    Raises: UserError: `vocab_size` is too small, or there is no text.
     """
     check_vocab_size(vocab_size)
     counts = collections.Counter()

@@ -58,9 +58,7 @@ def survey(
     would be no validation document, the smallest hash is taken.
 
     Args:
-        sources: must have distinct names.
-        valid_fraction: in [0, 1); 0 for no validation.
-        seed: of the hash, and of the sample.
+        sources: must have distinct names. valid_fraction: in [0, 1); 0 for no validation. seed: of the hash, and of the sample.
         max_valid_bytes: limit on the UTF-8 bytes of validation text, over all sources.
         sample_bytes: UTF-8 bytes of training text in `Survey.sample`.
         progress: called regularly with a source's name and the bytes read from it.
@@ -68,8 +66,7 @@ def survey(
     Memory: 17 bytes per document, 49 while the digests are merged, and one byte after this function returns;
     also the validation text with its fingerprints, and the sample.
 
-    Raises:
-        UserError: no document, too few to split, or `valid_fraction` out of range; also errors of reading.
+    Raises: UserError: no document, too few to split, or `valid_fraction` out of range; also errors of reading.
     """
     if not 0 <= valid_fraction < 1:
         raise UserError(f"data.valid_fraction={valid_fraction} is not in [0, 1); a common choice is 0.01")
@@ -160,8 +157,7 @@ class Survey:
     def documents(self, source: Source) -> Iterator[tuple[Document, str]]:
         """Read a source again and yield (document, split) of the kept documents, in order; split is "train" or "valid".
 
-        Raises:
-            UserError: the source changed since the survey.
+        Raises: UserError: the source changed since the survey.
         """
         for batch, training in self._again(source):
             datas = [data for data, _, _ in batch]

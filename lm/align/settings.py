@@ -28,7 +28,7 @@ def check(config) -> None:
     if not config.init_from:
         raise UserError("init_from is missing: name the model to start from, a workdir, a Hugging Face folder or a GGUF file")
     if not config.data.input and config.method != "safety":
-        raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
+        raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:arithmetic")
     if config.method in ("rl", "best_of") and not config.rewards:
         raise UserError("rewards is empty: name reward functions, such as --config.rewards=answer=1")
     check_environment(config)

@@ -15,7 +15,6 @@ machine read the runs.
     python -m lm.reports RUNS_DIR                          # the same page as one file, to keep or to send
 """
 
-import signal
 import sys
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def serve(folders: list[Path], values: flags.FlagValues) -> None:
     import uvicorn  # these take a second to import
 
     from lm.dashboard.app import Page, make_app
-    from lm.serve.settings import bound, is_loopback
+    from lm.serve.settings import bound, is_loopback, run_until_signal
 
     try:
         local = is_loopback(values.host)
@@ -58,16 +57,10 @@ def serve(folders: list[Path], values: flags.FlagValues) -> None:
     names = (host.lower(), "localhost", "127.0.0.1", "[::1]", *map(str.lower, values.hosts))
     app = make_app(Page(folders, values.runs, values.seconds), tuple(dict.fromkeys(names)) if local else ())
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=1))
-    # uvicorn raises the signal again when it is done; the exit code is then 0.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     sock.listen()
     address = f"http://{host}:{sock.getsockname()[1]}"
     print(f"{', '.join(map(shown, folders))}: {address} shows the runs; Ctrl-C ends it", flush=True)
-    try:
-        server.run([sock])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    run_until_signal(server, sock)
 
 
 def main(argv: list[str]) -> None:

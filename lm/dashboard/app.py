@@ -27,7 +27,7 @@ from lm.files.untrusted import content, shown
 from lm.reports.run_alerts import full_disks
 from lm.reports.run_folders import Cache, Run, read_runs
 from lm.reports.runs import SCRIPT_HASH, Live, html, matching
-from lm.serve.api.limits import host_of
+from lm.serve.api import limits
 
 SHARE = 0.1  # of the time that looking at the files may take
 MAX_RUNS = 2000
@@ -37,22 +37,14 @@ CLOSED = (
 )
 PAGE_POLICY = f"{CLOSED}; script-src '{SCRIPT_HASH}'; connect-src 'self'"
 REPORT_POLICY = f"sandbox; {CLOSED}"
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
+HEADERS = limits.HEADERS | {"Cross-Origin-Resource-Policy": "same-origin"}
 
 
 class Page:
     """The newest page over the runs in and below some folders.
 
-    Links that lead out of the folders are not followed.
-
-    Args: patterns: shell patterns of names; none: all runs. seconds: between two looks at the files, at least. share: of the
-      time that looking may take.
+    Links that lead out of them are not followed. patterns: shell patterns of names; none: all runs. seconds: between two looks
+    at the files, at least. share: of the time that looking may take.
     """
 
     def __init__(self, folders: Sequence[Path], patterns: Sequence[str] = (), seconds: float = 2.0, share: float = SHARE):
@@ -94,14 +86,10 @@ class Page:
 
 
 def make_app(page: Page, hosts: Collection[str] = ()) -> Starlette:
-    """Return the application. hosts: names by which a browser may call it; none: any.
-
-    A browser sends the name in the address of the page. So a page of the web whose name is made to point to this machine (DNS
-    rebinding) is refused.
-    """
+    """Return the application. hosts: names by which a browser may call it, against DNS rebinding; none: any."""
 
     def check(request: Request) -> None:
-        if hosts and (host := host_of(request.headers.get("host", ""))) not in hosts:
+        if hosts and (host := limits.host_of(request.headers.get("host", ""))) not in hosts:
             raise HTTPException(403, f"host {shown(host)[:100]!r} is none of {', '.join(hosts)}; --hosts names more")
 
     def newest(request: Request) -> Response:

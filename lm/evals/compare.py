@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from data.sources.files import json_lines
+from data.sources.reading import json_lines
 from lm import cli
 from lm.errors import UserError
 from lm.evals.stats.measures import badness, is_number, main_metric, metrics, tasks
@@ -28,22 +28,17 @@ TRIED = ("family", "attempt", "sample")  # keys beside doc_id that distinguish s
 _Items = dict[tuple, list[tuple[bytes, dict]]]  # {(doc_id, keys of TRIED): (hash of the item, its metrics) of its samples}
 
 
-def compare(before: str | os.PathLike, after: str | os.PathLike, *, any_prompt: bool = False) -> dict[str, Any]:
+def compare(before: str | os.PathLike, after: str | os.PathLike) -> dict[str, Any]:
     """Return the differences after − before of two folders with results.json and samples.jsonl; see `compare_runs`.
 
     Raises: UserError for a folder without these files, or if they cannot be read.
     """
     sides = [(read_results(folder), read_samples(Path(folder) / "samples.jsonl")) for folder in (before, after)]
-    return compare_runs(*sides[0], *sides[1], any_prompt=any_prompt)
+    return compare_runs(*sides[0], *sides[1])
 
 
 def compare_runs(
-    results_before: Mapping,
-    samples_before: Iterable[dict],
-    results_after: Mapping,
-    samples_after: Iterable[dict],
-    *,
-    any_prompt: bool = False,
+    results_before: Mapping, samples_before: Iterable[dict], results_after: Mapping, samples_after: Iterable[dict]
 ) -> dict[str, Any]:
     """Return the differences after − before.
 
@@ -52,8 +47,6 @@ def compare_runs(
     A row is the result of `significance.paired` over the items that have the metric in both runs. If no item has the metric,
     it is the result of `unpaired`, or the difference alone. A row adds "better" (True, False, or None: no direction or no
     change) and "p_holm": p corrected over the main metrics of all tasks, or over all other metrics.
-
-    Args: any_prompt: join by doc_id alone, for runs that use different prompts on purpose.
     """
     figures = [tasks(results_before), tasks(results_after)]
     items = [_by_task(samples_before), _by_task(samples_after)]
@@ -61,7 +54,7 @@ def compare_runs(
     for task in figures[1]:
         if task in figures[0]:
             sides = [side.get(task, {}) for side in items]
-            compared[task] = _task([figure[task] for figure in figures], sides, any_prompt)
+            compared[task] = _task([figure[task] for figure in figures], sides)
     for main in (True, False):
         rows = [row for t in compared.values() for name, row in t["metrics"].items() if (name == t["main"]) == main]
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
@@ -76,11 +69,9 @@ def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0) -
     rows = []
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
-            if row["after"] is None and row["before"] is not None:
-                rows.append({"task": task, "metric": metric, **row})
-            if row["better"] is not False or row["p_holm"] is None or row["p_holm"] >= alpha:
-                continue
-            if badness(metric, row["after"]) - badness(metric, row["before"]) > tolerance:
+            lost = row["after"] is None and row["before"] is not None
+            significant = row["better"] is False and row["p_holm"] is not None and row["p_holm"] < alpha
+            if lost or (significant and badness(metric, row["after"]) - badness(metric, row["before"]) > tolerance):
                 rows.append({"task": task, "metric": metric, **row})
     return rows
 
@@ -105,10 +96,10 @@ def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
     return by_task
 
 
-def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool) -> dict[str, Any]:
+def _task(figures: Sequence[Mapping], sides: Sequence[_Items]) -> dict[str, Any]:
     before, after = ({key: same[0] for key, same in side.items() if len(same) == 1} for side in sides)
     both = [key for key in after if key in before]
-    differing = [] if any_prompt else [key for key in both if before[key][0] != after[key][0]]
+    differing = [key for key in both if before[key][0] != after[key][0]]
     left_out = set(differing)
     joined = [key for key in both if key not in left_out]
     rows = {}
@@ -173,9 +164,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("after")
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--tolerance", type=float, default=0.0)
-    parser.add_argument("--any_prompt", action="store_true", help="join items whose prompts differ")
     options = parser.parse_args(arguments)
-    comparison = compare(options.before, options.after, any_prompt=options.any_prompt)
+    comparison = compare(options.before, options.after)
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
             if row["difference"] is not None:

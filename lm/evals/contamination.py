@@ -3,9 +3,7 @@
 An item is dirty if one 13-gram of its words occurs in the training text (GPT-3, Brown et al. 2020, appendix C; a strict rule),
 or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words are runs of letters and digits; case is ignored. In
 scripts without spaces a character is a word. An item of fewer than 8 words cannot be checked and is neither dirty nor clean.
-
-The items are held in memory and the text is streamed, so the items and the longest document bound the memory. Matches are
-compared word for word, so a hash collision makes no item dirty.
+The items are held in memory, and the text is streamed.
 """
 
 import os
@@ -69,12 +67,12 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
     Returns: {"tasks": {task: {"items", "dirty", "untold": items too short to check, "metrics": {metric: {"all", "clean",
     "clean_stderr", "dirty"}}}}, "items": the dirty entries of `check`}. Samples with the same doc_id count as one item.
     """
-    items: dict[tuple, BenchmarkItem] = {}
-    metrics_of: list[tuple[tuple, Mapping]] = []
+    items: dict[tuple[str, str], BenchmarkItem] = {}
+    metrics_of = []
     for sample in samples:
-        task, doc_id = str(sample["task"]), sample["doc_id"]
-        items.setdefault((task, str(doc_id)), BenchmarkItem(task, doc_id, query(sample)))
-        metrics_of.append(((task, str(doc_id)), sample.get("metrics") or {}))
+        key = str(sample["task"]), str(sample["doc_id"])
+        items.setdefault(key, BenchmarkItem(key[0], sample["doc_id"], query(sample)))
+        metrics_of.append((key, sample.get("metrics") or {}))
     checked = dict(zip(items, check(list(items.values()), texts), strict=True))
     tasks: dict[str, dict] = {}
     for (task, _), item in checked.items():
@@ -82,17 +80,14 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
         counts["items"] += 1
         counts["dirty"] += item["dirty"] is True
         counts["untold"] += item["dirty"] is None
-    values: dict[tuple, dict[str, list]] = {}
+    values: dict[tuple[str, str], list[tuple[float, bool | None]]] = {}
     for key, metrics in metrics_of:
-        part = {True: "dirty", False: "clean", None: "untold"}[checked[key]["dirty"]]
-        for metric, value in metrics.items():
-            if is_number(value):
-                parts = values.setdefault((key[0], metric), {"all": [], "clean": [], "dirty": [], "untold": []})
-                parts["all"].append(value)
-                parts[part].append(value)
-    for (task, metric), parts in values.items():
-        clean = mean("clean", parts["clean"])
-        tasks[task]["metrics"][metric] = {part: mean(part, parts[part])[part] for part in ("all", "dirty")} | clean
+        for metric in filter(lambda metric: is_number(metrics[metric]), metrics):
+            values.setdefault((key[0], metric), []).append((metrics[metric], checked[key]["dirty"]))
+    for (task, metric), pairs in values.items():
+        every, dirty = [value for value, _ in pairs], [value for value, is_dirty in pairs if is_dirty]
+        clean = mean("clean", [value for value, is_dirty in pairs if is_dirty is False])
+        tasks[task]["metrics"][metric] = {"all": mean("all", every)["all"], "dirty": mean("dirty", dirty)["dirty"]} | clean
     return {"tasks": tasks, "items": [item for item in checked.values() if item["dirty"]]}
 
 

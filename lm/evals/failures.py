@@ -57,17 +57,14 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
     if strangers:
         raise UserError(f"export_failures={folder}: holds {strangers[0]}, which is not part of an export; name an empty folder")
     rows: dict[str, list[dict]] = {name: [] for name in FILES}
-    tasks: dict[str, Counter] = {}
-    splits: dict[str, str] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     left_out: Counter = Counter()
     for sample in samples:
         if not sample.get("failed"):
             continue
-        task = str(sample.get("task"))
-        counts = tasks.setdefault(task, Counter())
-        counts["failed"] += 1
         split = str(sample.get("split") or "test")
-        splits.setdefault(task, split)
+        counts = tasks.setdefault(str(sample.get("task")), {"split": split, "failed": 0})
+        counts["failed"] += 1
         made, reason = lessons(sample)
         if not all(map(_encodes, made.values())):
             made, reason = {}, "half a surrogate pair, which UTF-8 cannot encode"
@@ -77,7 +74,7 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
         origin = {"task": sample.get("task"), "doc_id": sample.get("doc_id"), "split": split, "note": note}
         for name, row in made.items():
             rows[name].append(row | origin)
-            counts[name] += 1
+            counts[name] = counts.get(name, 0) + 1
     manifest = {
         "warning": WARNING,
         "files": {
@@ -85,7 +82,7 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
             for name, own in rows.items()
             if own
         },
-        "tasks": {task: {"split": splits[task], **counts} for task, counts in tasks.items()},
+        "tasks": tasks,
         "left_out": dict(left_out),
     }
     folder.mkdir(parents=True, exist_ok=True)

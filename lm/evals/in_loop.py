@@ -36,7 +36,8 @@ def open_evals(config) -> Evals | None:
         raise UserError(f"evals.every={evals.every} must be at least 0")
     if not evals.tasks:
         return None
-    from lm.evals.config import open_tasks, settings_of, template_of
+    from lm.evals.checks import settings_of, template_of
+    from lm.evals.tasks.catalogue import open_tasks
 
     with after("evals: "):
         return Evals(open_tasks(evals.tasks, settings_of(evals))[0], template_of(evals.chat_template))

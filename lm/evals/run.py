@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -25,13 +25,14 @@ from lm.bucket.places import as_urls
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures
-from lm.evals.config import open_tasks, others_of, settings_of, template_of
+from lm.evals.checks import others_of, settings_of, template_of
 from lm.evals.engine.answers_cache import fingerprint
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import main_metric
 from lm.evals.task import Outcome, Subject, Task
+from lm.evals.tasks.catalogue import open_tasks
 from lm.evals.tasks.core_metric import core
 from lm.files import saving
 from lm.files.saving import plain
@@ -45,18 +46,6 @@ LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 NO_RESULT_KEYS = tuple(
     "checkpoint tasks compare compare_alpha compare_tolerance contamination export_failures cache mesh batch_tokens".split()
 )
-
-
-class Evaluation(NamedTuple):
-    """An evaluation that runs. depends: what all results depend on. others: runs to compare with. begin: its time."""
-
-    config: ConfigDict
-    workdir: Path
-    subject: ModelSubject
-    tasks: list[Task]
-    others: list[tuple[str, dict, Path]]
-    depends: dict[str, Any]
-    begin: float
 
 
 def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[str]:
@@ -89,7 +78,6 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
             batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None,
         )
-        evaluation = Evaluation(config, workdir, subject, tasks, others, depends, begin)
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:
             since = time.perf_counter()
@@ -102,7 +90,27 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
         return []
     if figures := core(results):
         results["core"] = figures
-    return finished(evaluation, results, stages, report)
+    samples = join_samples(config, workdir, tasks, results)
+    results |= {
+        "model": {"name": subject.name, "fingerprint": depends["model"], "dtype": depends["dtype"]},
+        "versions": libraries | {"tasks": {task.name: task.versions for task in tasks}},
+        "chat_template": template_record(config.chat_template, subject.encoding.template),
+        "limit": config.limit,
+        "seed": config.seed,
+    }
+    saving.write_json(workdir / "results.json", plain(results))
+    if config.export_failures:
+        exported = failures.export(compare.read_samples(samples), config.export_failures)["files"]
+        counts = ", ".join(f"{file['rows']} in {name}" for name, file in exported.items()) or "none"
+        print(f"failed items in {config.export_failures}: {counts}", flush=True)
+    stages["report and other"] = time.perf_counter() - begin - sum(stages.values())
+    about = {"title": f"lmcraft evaluation {workdir.name}", "model": subject.name, "finished": True, "config": config.to_dict()}
+    about |= {"throughput": throughput(subject.stats), "stages": stages}
+    worse = []
+    for name, comparison in report(workdir, results, samples, others, about=about)["comparison"].items():
+        rows = compare.worse(comparison, alpha=config.compare_alpha, tolerance=config.compare_tolerance)
+        worse += [f"{compare.change_line(row)} against {name}" for row in rows]
+    return worse
 
 
 def towers_or_none(checkpoint: str, model, tokenizer):
@@ -114,9 +122,8 @@ def towers_or_none(checkpoint: str, model, tokenizer):
         return None
 
 
-def finished(evaluation: Evaluation, results: dict, stages: dict[str, float], report: Callable[..., dict]) -> list[str]:
-    """Write the results of all tasks and the report. Return a line for each metric that got worse. stages: their seconds."""
-    config, workdir, subject, tasks, others, depends, begin = evaluation
+def join_samples(config: ConfigDict, workdir: Path, tasks: list[Task], results: dict[str, Any]) -> Path:
+    """Write samples.jsonl of all tasks and return its path. config.contamination: add the contamination to the results."""
     samples = workdir / "samples.jsonl"
     with saving.replacing(samples, "wb") as file:
         for task in tasks:
@@ -125,32 +132,7 @@ def finished(evaluation: Evaluation, results: dict, stages: dict[str, float], re
         checked = contamination.of_samples(compare.read_samples(samples), contamination.texts(config.contamination))
         saving.write_lines(workdir / "contamination.jsonl", plain(checked["items"]), ensure_ascii=True)
         results["contamination"] = checked["tasks"]
-    results |= {
-        "model": {"name": subject.name, "fingerprint": depends["model"], "dtype": depends["dtype"]},
-        "versions": depends["libraries"] | {"tasks": {task.name: task.versions for task in tasks}},
-        "chat_template": template_record(config.chat_template, subject.encoding.template),
-        "limit": config.limit,
-        "seed": config.seed,
-    }
-    saving.write_json(workdir / "results.json", plain(results))
-    if config.export_failures:
-        files = failures.export(compare.read_samples(samples), config.export_failures)["files"]
-        counts = ", ".join(f"{file['rows']} in {name}" for name, file in files.items()) or "none"
-        print(f"failed items in {config.export_failures}: {counts}", flush=True)
-    stages["report and other"] = time.perf_counter() - begin - sum(stages.values())
-    about = {
-        "title": f"lmcraft evaluation {workdir.name}",
-        "model": subject.name,
-        "finished": True,
-        "config": config.to_dict(),
-        "throughput": throughput(subject.stats),
-        "stages": stages,
-    }
-    worse = []
-    for name, comparison in report(workdir, results, samples, others, about=about)["comparison"].items():
-        rows = compare.worse(comparison, alpha=config.compare_alpha, tolerance=config.compare_tolerance)
-        worse += [f"{compare.change_line(row)} against {name}" for row in rows]
-    return worse
+    return samples
 
 
 def throughput(stats: Mapping[str, float]) -> dict[str, float]:

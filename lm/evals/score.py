@@ -97,14 +97,11 @@ def xstest(items: Sequence[dict], answers: Sequence[dict]) -> Scores:
 
 
 def gsm8k(items: Sequence[dict], answers: Sequence[dict]) -> Scores:
-    """Score answers to GSM8K: grade-school maths whose answers are numbers (Cobbe et al. 2021, "Training verifiers to solve
-    math word problems").
+    """Score answers to GSM8K (Cobbe et al. 2021, "Training verifiers to solve math word problems"), whose answers are numbers.
 
-    Both figures are exact matches as lm-evaluation-harness has them in its task gsm8k, version 3: strict takes the number after
-    the first "#### ", flexible the last number of all. A saved response is taken as it stands; the harness cuts what a model
-    writes at "Question:" and at marks of the end. A response without a number is wrong, and a problem.
-
-    Returns: exact_match_strict, exact_match_flexible.
+    Returns: exact_match_strict, of the number after the first "#### ", and exact_match_flexible, of the last number, as in
+    lm-evaluation-harness's task gsm8k, version 3. A saved response is taken as it stands; the harness cuts what a model writes
+    at "Question:" and at marks of the end. A response without a number is wrong, and a problem.
     """
 
     def normal(number: str) -> str:
@@ -210,18 +207,17 @@ def main(argv: list[str]) -> None:
     for name in ("data", "responses", "out"):
         if name not in paths:
             raise UserError(f"--{name} is missing; --help shows an example")
-    for name in ("data", "responses"):
-        if not paths[name].exists():
+        if name != "out" and not paths[name].exists():
             raise UserError(f"--{name}={paths[name]}: no such file; --help says what it holds")
-    written = [paths[name] for name in ("out", "samples") if name in paths]
+    places = [path.absolute() for path in paths.values()]
     for name, path in paths.items():
-        if path in written and sum(path.absolute() == other.absolute() for other in paths.values()) > 1:
+        if places.count(path.absolute()) > 1:
             raise UserError(f"--{name}={path}: another option names the same file; give each its own")
     results, samples = run(options.task, paths["data"], paths["responses"])
-    for path in written:
-        path.parent.mkdir(parents=True, exist_ok=True)
     if "samples" in paths:
+        paths["samples"].parent.mkdir(parents=True, exist_ok=True)
         saving.write_lines(paths["samples"], samples, ensure_ascii=True)
+    paths["out"].parent.mkdir(parents=True, exist_ok=True)
     saving.write_json(paths["out"], results)
     scores = results[options.task]
     figures = {name: value for name, value in scores.items() if isinstance(value, float) and not name.endswith("_stderr")}

@@ -9,8 +9,6 @@ A run is the workdir of train.py, align.py, evaluate.py, curate.py, serve.py or 
 kind are drawn over one another. The page is one file, needs no network, and can be sent to others; its links lead to the
 runs' own reports. A run that is damaged or was interrupted is listed with what is wrong. Nothing but the page is written, so
 runs may go on meanwhile (`python -m lm.dashboard` shows the same page live). If there is no run, the exit code is 2.
-
-    python -m lm.reports.align RUN        # draws the page of one run again; also lm.reports.evaluate
 """
 
 import os

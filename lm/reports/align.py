@@ -1,29 +1,27 @@
-"""The report of an alignment run, as JSON and as one self-contained HTML page.
+"""The report of an alignment run, as JSON and as one self-contained HTML page: of every method, with all logged metrics."""
 
-    python -m lm.reports.align WORKDIR                  # redraw a run's page from its workdir; also of train.py
-
-It works for every method: it draws all metrics in metrics.jsonl. See lm/reports/page.py for how pages are made.
-"""
-
+import difflib
+import json
 import os
-import sys
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lm.align.alarms import alarms, is_better, is_validation
-from lm.errors import UserError
+import numpy as np
+from markupsafe import Markup, escape
+
+from lm.align.alarms import alarms, is_better
 from lm.files.saving import plain
 from lm.reports.curves import curves
 from lm.reports.data_used import alignment_epochs, example_notes
-from lm.reports.measures import judged, meaning, own_measure
+from lm.reports.metric_groups import judged, meaning, own_measure
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, save
 from lm.reports.provenance import accounts, signed, with_stopped
-from lm.reports.samples import same_prompt, shown_samples
 from lm.runs.workdir import read_object
-from lm.train.history import json_lines
+from lm.train.history import json_lines, load_metrics
 
-MAKE = "run the command of the run again to recreate it"
+SHOWN_PROMPTS, SHOWN_STEPS, SHOWN_CHARACTERS = 8, 5, 2000
 METHODS = {  # the short name of a method: its title
     "sft": "Supervised fine-tuning",
     "dpo": "Preference tuning (DPO)",
@@ -50,15 +48,16 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             measures {measure: its description}, data ({split: {label: count or {reason: count}}}, and the same for `tasks`),
             notes (list of str), training {steps, tokens, skipped}, stages {name: seconds}.
 
-    The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`), profile
-    (see `traced`), goodput (lm/train/goodput.py) and best_of, the statistics of a run that answered each prompt several times.
+    The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`), profile and
+    goodput (see `accounts`), and best_of, the statistics of a run that answered each prompt several times.
     """
     workdir, report = Path(workdir), plain(report)
-    lines, samples = load_lines(workdir / "metrics.jsonl"), load_samples(workdir / "samples.jsonl")
+    train, valid = load_metrics(workdir / "metrics.jsonl")
+    lines, samples = [*train, *valid], load_samples(workdir / "samples.jsonl")
     report["alarms"] = [alarm._asdict() for alarm in alarms(lines, samples)]
     report["rollout_share"] = rollout_share(lines)
     if (statistics := workdir / "best_of" / "statistics.json").is_file():
-        report["best_of"] = read_object(statistics, MAKE)
+        report["best_of"] = read_object(statistics, "run the command of the run again to recreate it")
     if (epochs := alignment_epochs(report)) is not None:
         report["training"]["epochs"] = epochs
     report["verdict"] = _verdict(report)
@@ -70,16 +69,9 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 def write_run(workdir: Path, report: dict) -> None:
     """Write the report of a run that ended on this machine (see `write`)."""
     method = report.get("method")
-    stages = with_stopped(report["stages"], load_lines(workdir / "metrics.jsonl"))
+    stages = with_stopped(report["stages"], load_metrics(workdir / "metrics.jsonl")[0])
     about = {"title": f"{METHODS.get(method, method)}: {workdir.name}", "stages": stages}
     write(workdir, report | about | signed(report["config"], stages))
-
-
-def load_lines(path: str | os.PathLike) -> list[dict]:
-    """Return the lines of a metrics.jsonl by step, validation after training. Of equal kind and step the last one is used."""
-    rows = json_lines(path) if Path(path).exists() else []
-    newest = {(row["step"], is_validation(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
-    return [newest[key] for key in sorted(newest)]
 
 
 def load_samples(path: str | os.PathLike) -> list[dict]:
@@ -90,7 +82,7 @@ def load_samples(path: str | os.PathLike) -> list[dict]:
 
 
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:
-    """Return the page, from plain values (`plain` of lm/files/saving.py) and the results of `load_lines` and `load_samples`."""
+    """Return the page, from plain values (`plain` of lm/files/saving.py) and the lines of `load_metrics` and `load_samples`."""
     before, after = report.get("before") or {}, report.get("after") or {}
     own, method = own_measure(after), str(report.get("method") or "")
     names = dict.fromkeys((*filter(None, [own]), *after, *before))
@@ -154,24 +146,66 @@ def _columns(data: dict) -> dict[str, dict]:
     return {split: counts for split, counts in columns.items() if any(counts.values())}
 
 
-def main(workdirs: list[str]) -> None:
-    if len(workdirs) > 1:
-        raise UserError("name one workdir; `python -m lm.reports RUN RUN` writes a page over several")
-    path = Path(workdirs[0] if workdirs else ".") / "report.json"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name a workdir with a report")
-    report = read_object(path, MAKE)
-    if "method" in report:
-        write(path.parent, report)
-    else:
-        from lm.reports import train
-
-        train.write(path.parent, report)
-    print(path.with_suffix(".html"))
+# Samples by prompt, with marks on the words that changed.
 
 
-if __name__ == "__main__":
-    from lm import cli
+def same_prompt(sample: dict) -> str:
+    """Return a key that samples of one prompt share."""
+    return json.dumps(sample.get("prompt"), sort_keys=True)
 
-    with cli.guard():
-        main(sys.argv[1:])
+
+def shown_samples(samples: Sequence[dict]) -> list[dict]:
+    """Return what the page shows for each prompt: {"prompt": messages, "newest": sample, "earlier": [samples]}.
+
+    A sample's `text` is its completion; `marked` also marks the words that the sample before did not have. Of many steps a few
+    are shown, evenly spread, including the first and the newest.
+    """
+    prompts: dict[str, list[dict]] = {}
+    for sample in samples:
+        prompts.setdefault(same_prompt(sample), []).append(sample)
+    shown = []
+    for of_prompt in list(prompts.values())[:SHOWN_PROMPTS]:
+        picked = sorted({round(i) for i in np.linspace(0, len(of_prompt) - 1, min(len(of_prompt), SHOWN_STEPS))})
+        entries, before = [], None
+        for sample in (of_prompt[i] for i in picked):
+            text = _cut(_completion(sample))
+            entries.append({**sample, "text": text, "marked": marked(before, text)})
+            before = text
+        shown.append({"prompt": _messages(of_prompt[-1].get("prompt")), "newest": entries[-1], "earlier": entries[:-1]})
+    return shown
+
+
+def marked(before: str | None, after: str) -> Markup:
+    """Return `after`, escaped, with <ins> around words that are not in `before`; no marks if `before` is None."""
+    if before is None:
+        return escape(after)
+    old, new = (re.findall(r"\s*\S+|\s+", text) for text in (before, after))
+    pieces = []
+    for kind, _, _, begin, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        text = escape("".join(new[begin:end]))
+        pieces.append(text if kind == "equal" or not text else Markup("<ins>{}</ins>").format(text))
+    return Markup("").join(pieces)
+
+
+def _cut(text: str) -> str:
+    more = len(text) - SHOWN_CHARACTERS
+    return f"{text[:SHOWN_CHARACTERS]} … ({more:,} more characters)" if more > 0 else text
+
+
+def _completion(sample: dict) -> str:
+    """Return the completion; with tool calls, all its turns."""
+    turns = [turn for turn in sample.get("messages") or () if isinstance(turn, dict)]
+    if len(turns) < 2:
+        return str(sample.get("completion") or "")
+    lines = []
+    for turn in turns:
+        calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls") or ()]
+        lines.append(f"[{turn.get('role', '')}] " + " → ".join(filter(None, [str(turn.get("content") or ""), *calls])))
+    return "\n".join(lines)
+
+
+def _messages(prompt) -> list[dict]:
+    """Return a prompt, given as messages or as a text, as [{role, content}]."""
+    messages = prompt if isinstance(prompt, list) else [{"role": "", "content": prompt}]
+    messages = [message for message in messages if isinstance(message, dict)]
+    return [{"role": m.get("role", ""), "content": _cut(str(m.get("content") or ""))} for m in messages]

@@ -37,10 +37,8 @@ def write(
     Without a document to show, an old page is removed. Memory: that of the page, or of `documents` times `characters`, whatever
     the size of the corpus.
 
-    Args:
-      chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
-      options: config.browse: documents, characters, megabytes.
-      total: documents that were read.
+    chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first. options: config.browse. total: documents that
+    were read.
     """
     size = int(options["megabytes"] * 1e6)
     reasons = stratified(chosen, min(options["documents"], size // MIN_BYTES))

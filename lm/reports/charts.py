@@ -14,7 +14,6 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lm.reports.metric_groups import COLOURS
@@ -35,13 +34,10 @@ INSIDE = 3  # maximum names of a legend inside its chart
 
 
 def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, steps: bool = True, unit: str = "") -> Markup:
-    """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
+    """Draw one chart over steps as SVG with the page's font and theme. unit: of the y axis.
 
-    Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space.
-
-    Args:
-      steps: False for a chart over something else; `draw` then sets its ticks.
-      unit: of the y axis.
+    Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space. tokens: token counts by
+    step, for the top axis. steps: False for a chart over something else; `draw` then sets its ticks.
     """
     style = {
         "svg.fonttype": "none",
@@ -71,7 +67,8 @@ def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *,
             ax.set_ylabel(unit)
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
-        if steps and not _is_below(ax.get_legend()):
+        names = ax.get_legend().get_texts() if ax.get_legend() else ()
+        if steps and len(names) <= INSIDE:
             figure.subplots_adjust(*_fitted(ax))  # where Matplotlib measures every text, it takes twice as long
         else:
             figure.set_layout_engine("constrained")
@@ -95,10 +92,6 @@ def _fitted(ax: Axes) -> tuple[float, float, float, float]:
     left = pad + digit * digits + line * bool(ax.get_ylabel())
     top = 2 * line if ax.child_axes else pad
     return left / width, 2 * line / height, 1 - 3 * pad / width, 1 - top / height
-
-
-def _is_below(legend: Legend | None) -> bool:
-    return legend is not None and len(legend.get_texts()) > INSIDE
 
 
 def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
@@ -139,12 +132,11 @@ def legend(ax: Axes, loc: str = "best") -> None:
         ax.legend(frameon=False, labelcolor=INK, fontsize=10, handlelength=2.6, **below)
 
 
-# Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
-
-
 def calibration(name: str, title: str, runs: Mapping[str, Sequence[Mapping]]) -> dict:
-    """Draw accuracy over confidence, with a dot for each bin {"confidence", "accuracy", "n"}, larger for more items. A
-    calibrated model lies on the diagonal."""
+    """Return {"title", "note", "svg"} of accuracy over confidence: a calibrated model lies on the diagonal.
+
+    runs: {name: bins {"confidence", "accuracy", "n"}}; a bin with more items has a larger dot.
+    """
 
     def draw(ax: Axes) -> None:
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -152,34 +144,16 @@ def calibration(name: str, title: str, runs: Mapping[str, Sequence[Mapping]]) ->
             x, y, n = ([b[key] for b in bins] for key in ("confidence", "accuracy", "n"))
             ax.plot(x, y, color=colour, linestyle=line, linewidth=1.6, label=clean(label))
             ax.scatter(x, y, [12 + 90 * size / max(n) for size in n], color=colour, alpha=0.6, linewidths=0)
-        _shares(ax, "confidence", "accuracy", len(runs))
-        ax.set_ylim(-0.02, 1.02)
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        if len(runs) > 1:
+            place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(3, len(runs))}
+            ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)
 
     note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
     return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
-
-
-def risk_coverage(name: str, title: str, runs: Mapping[str, Mapping[str, Sequence[float]]]) -> dict:
-    """Draw the share of wrong answers among the most confident ones over the share answered: {"coverage", "risk"}."""
-
-    def draw(ax: Axes) -> None:
-        for (label, curve), colour, line in zip(runs.items(), SERIES, LINES):
-            points = np.array(curve["coverage"]), np.array(curve["risk"])
-            ax.plot(*points, color=colour, linestyle=line, linewidth=1.8, label=clean(label), **dots(points))
-        _shares(ax, "share answered", "share of wrong answers", len(runs))
-        ax.set_ylim(bottom=-0.02)
-
-    return {"title": title, "note": "share of wrong answers among the most confident ones", "svg": svg(name, draw, steps=False)}
-
-
-def _shares(ax: Axes, x: str, y: str, runs: int) -> None:
-    ax.set(xlim=(-0.02, 1.02), xlabel=x, ylabel=y)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-    if runs > 1:
-        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(3, runs)}
-        ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)
 
 
 def clean(label: str) -> str:

@@ -1,6 +1,7 @@
 """The report of a curation run: funnel, histograms with thresholds, duplicates, samples, a page of documents."""
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -18,16 +19,16 @@ from lm.errors import UserError
 from lm.files import saving
 from lm.reports import browse
 from lm.reports.data_used import files_of
-from lm.reports.histograms import FRAME, histograms
 from lm.reports.next_steps import next_steps
-from lm.reports.page import render, save
+from lm.reports.page import count, render, save, short
 from lm.reports.provenance import signed
-from lm.reports.unread import by_reason, bytes_of, cure, place, sentences
 
 KEPT = "kept"
 CLUSTERS = {"exact_duplicates": clusters.EXACT, "near_duplicates": clusters.NEAR}
 SHOWN_CHARACTERS = 300  # of the kept document of a cluster
 SHOWN = 50  # files and records that could not be read
+NAMED = 3  # of these files, in a sentence
+FRAME = LEFT, TOP, RIGHT, BOTTOM = 44, 8, 366, 140  # of a histogram, in a picture of 389 × 173
 
 
 def write(
@@ -139,8 +140,7 @@ def duplicates(job: Job, units: Sequence[Unit]) -> list[dict[str, Any]]:
     """Return a row for each stage that compares all documents: {"stage", "counts": what it counted, "dropped": whether a rule
     drops what it does not keep}, and, if it finds clusters, what data.dedup.clusters.summary returns.
 
-    A kept document is {"id", "source", "url", "text": its beginning, as read}, or None if an older corpus has it; "removed" are
-    ids.
+    A kept document is {"id", "source", "url", "text": its beginning, as read}; "removed" are ids.
     """
     rows = []
     for stage in (stage for stage in job.stages if stage.compares):
@@ -214,3 +214,111 @@ def verdict(total: Mapping[str, Sequence[int]], funnel: Sequence[Mapping], unrea
 
 def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "0 %"
+
+
+# Histograms of measures with the thresholds of the rules. templates/curate.html.j2 draws them as SVG: Matplotlib would take
+# longer to import than all else in the report takes.
+
+
+def histograms(rules: Sequence[Mapping], figures: Mapping[str, Mapping]) -> list[dict]:
+    """Return {"title", "note"} and what `drawn` returns for the column of each rule.
+
+    rules: those of manifest.json. figures: column -> {"edges", "counts"}.
+    """
+    return [
+        {"title": rule["column"], "note": rule["told"], **drawn(figures[rule["column"]], rule["bounds"])}
+        for rule in rules
+        if rule["column"] in figures
+    ]
+
+
+def drawn(figure: Mapping, bounds: Sequence[float]) -> dict[str, Any]:
+    """Return {"area": the path of a histogram of documents, "across", "up": [(place, text)] of the ticks, "bounds": places}.
+
+    The height is the logarithm of 1 + the number of documents.
+    """
+    edges, counts = figure["edges"], figure["counts"]
+    is_share = edges[-1] <= 1
+    used = [i for i, count in enumerate(counts) if count]
+    last = len(counts) if is_share or not used else min(len(counts), used[-1] + 2)
+    # Bins of counts grow by powers, so they are drawn equally wide.
+    places = edges[: last + 1] if is_share else range(last + 1)
+    highest = math.log10(1 + max(counts, default=0)) or 1.0
+
+    def x(place: float) -> str:
+        return f"{LEFT + (RIGHT - LEFT) * place / places[-1]:.1f}"
+
+    def y(count: float) -> str:
+        return f"{BOTTOM - (BOTTOM - TOP) * math.log10(1 + count) / highest:.1f}"
+
+    powers = range(0, int(math.log10(max(1, *counts))) + 1, 1 + int(highest) // 5)
+    heights = [0, *(10**power for power in powers)] if used else [0]
+    ticks = [(place, round(place, 1)) for place in np.linspace(0, 1, 6)]
+    if not is_share:
+        ticks = [(i, round(edges[i])) for i in np.unique(np.linspace(0, last, 6).round().astype(int)).tolist()]
+    at = [bound if is_share else float(np.interp(bound, edges, range(len(edges)))) for bound in bounds]
+    return {
+        "area": f"M{x(0)} {y(0)}" + "".join(f"V{y(counts[i])}H{x(places[i + 1])}" for i in range(last)) + f"V{y(0)}Z",
+        "across": [(x(place), short(value)) for place, value in ticks],
+        "up": [(y(n), short(n)) for n in heights],
+        "bounds": [x(place) for place in at if place <= places[-1]],
+    }
+
+
+# What a run could not read.
+
+
+def sentences(unread: Sequence[Mapping]) -> list[str]:
+    """Return a sentence on the files that were read in part, and one on those that gave no document; [] if all was read.
+
+    unread: as data/recipe/units.py collects it.
+    """
+    files: dict[str, list[Mapping]] = {}
+    for fault in unread:
+        files.setdefault(fault["path"], []).append(fault)
+    part = [path for path, rows in files.items() if rows[0]["documents"]]
+    none = [f"{path} ({rows[0]['reason']})" for path, rows in files.items() if path not in part]
+    most = [f"{path}, {loss(files[path])}" for path in sorted(part, key=lambda path: -bytes_of(files[path]))]
+    was = "was" if len(part) == 1 else "were"
+    lines = [f"{count(len(part), 'file')} {was} read in part: {_named(most)}."] if part else []
+    return lines + ([f"{count(len(none), 'file')} gave no document: {_named(none)}."] if none else [])
+
+
+def loss(rows: Sequence[Mapping]) -> str:
+    """Return where most of a file's loss is, and why, with the number of its other faults."""
+    row = max(rows, key=lambda row: bytes_of([row]))
+    first = ", ".join(filter(None, (row["where"], place(row)))) + f" ({row['reason']})"
+    others = sum(row["count"] for row in rows) - 1
+    return first + (f" and {count(others, 'other fault')}" if others else "")
+
+
+def place(row: Mapping) -> str:
+    """Return the bytes of the file that hold what could not be read, "" if they are not known."""
+    if not row["place"]:
+        return ""
+    first, end = row["place"]
+    return f"bytes {first:,} to {end:,}" if first < end else f"byte {first:,}, where the file ends"
+
+
+def bytes_of(rows: Sequence[Mapping]) -> int:
+    """Return how many bytes of a file are known to hold what could not be read."""
+    return sum(row["place"][1] - row["place"][0] for row in rows if row["place"])
+
+
+def by_reason(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
+    """Return (reason, files or records), the commonest first."""
+    counts: Counter = Counter()
+    for fault in unread:
+        counts[fault["reason"]] += fault["count"]
+    return counts.most_common()
+
+
+def cure(unread: Sequence[Mapping]) -> str:
+    """Return why no document could be read, and what to do."""
+    why = ", ".join(reason + (f" ({n:,} times)" if n > 1 else "") for reason, n in by_reason(unread)[:3])
+    keys = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
+    return f"nothing could be read: {why or 'the files hold no text'}; {keys}"
+
+
+def _named(names: Sequence[str]) -> str:
+    return "; ".join(names[:NAMED]) + (f"; and {len(names) - NAMED:,} more" if len(names) > NAMED else "")

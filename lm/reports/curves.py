@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
-from lm.reports.charts import INK, LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
+from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
 from lm.reports.metric_groups import GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group, group_of, matches
-from lm.reports.thinning import thin, trend
+from lm.reports.run_metrics import thin, trend
 from lm.train.history import Curve, column
 
 
@@ -50,8 +49,6 @@ def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[
 
             picture = svg(f"chart{len(charts)}", draw, tokens, unit=unit)
             charts.append({"title": title, "note": note, "svg": picture})
-    if picture := _seconds(train, f"chart{len(charts)}"):
-        charts.append({"title": "Where the time goes", "note": "parts of a step, in the order of the legend", "svg": picture})
     return charts
 
 
@@ -109,27 +106,3 @@ def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[
     elif keys not in (["loss"], ["bits_per_byte"]):
         from_zero(ax)
     legend(ax)
-
-
-def _seconds(train: Sequence[dict], name: str) -> Markup | None:
-    """Return a stacked chart of the shares of each step's parts in its seconds; None without times."""
-    keys = sorted({key for line in train for key in line if key.startswith("seconds/")})
-    rows = [line for line in train if all(isinstance(line.get(key), (int, float)) for key in keys)]
-    values = np.array([[row[key] for row in rows] for key in keys], np.float64).reshape(len(keys), len(rows))
-    if not values.sum():
-        return None
-    every = np.array([row["step"] for row in rows], np.float64)
-    trends = [trend(every, row, 300) for row in values]
-    steps, values = trends[0][0], np.maximum([seconds for _, seconds in trends], 0.0)
-    shares = values / np.maximum(values.sum(0), 1e-12)
-
-    def draw(ax: Axes) -> None:
-        labels = [key.removeprefix("seconds/") for key in keys]
-        areas = ax.stackplot(steps, shares, colors=SERIES, labels=labels, alpha=0.7)
-        for area in areas:
-            area.set(edgecolor=INK, linewidth=0.8)
-        ax.set_ylim(0, 1)
-        # The order of the legend is that of the areas, so it needs no colours.
-        ax.legend(areas[::-1], labels[::-1], loc="lower left", fontsize=10, labelcolor=INK, frameon=False)
-
-    return svg(name, draw, unit="share of the seconds")

@@ -1,33 +1,26 @@
 """The report of an evaluation: one self-contained HTML page with all tasks, intervals, parts and worst items, and comparisons
 with other runs. All items are on a second page (lm/reports/items.py).
 
-    python -m lm.reports.evaluate WORKDIR [OTHER …]     # redraw the page from the workdir
-
-See lm/reports/page.py for how pages are made. All metrics come from results.json; only differences between runs are computed
-here (lm/evals/compare.py).
+All metrics come from results.json; only differences between runs are computed here (lm/evals/compare.py).
 """
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.errors import UserError
-from lm.evals.compare import compare_runs, read_results, read_samples
+from lm.evals.compare import compare_runs, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files.saving import plain
-from lm.reports.charts import calibration, risk_coverage
-from lm.reports.differences import arrow, rows
+from lm.reports.charts import calibration
 from lm.reports.evaluation_items import gather
-from lm.reports.evaluation_verdict import settings, verdict
+from lm.reports.evaluation_verdict import arrow, rows, settings, verdict
 from lm.reports.items import Items, address
 from lm.reports.metric_groups import COLOURS
 from lm.reports.next_steps import next_steps
 from lm.reports.page import flatten, render, save
 from lm.reports.provenance import signed
-from lm.runs.workdir import kept_json
 
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}  # of scales
 MANY = 12  # parts of a task
@@ -183,37 +176,26 @@ def intervals(task: str, runs: Mapping[str, Mapping], level: float | None) -> di
 
 
 def curves(runs: Mapping[str, Mapping]) -> list[dict]:
-    """Return charts of calibration and of risk and coverage for each task, by each measure of confidence."""
+    """Return a chart of calibration for each task and each measure of confidence."""
     runs, charts = dict(list(runs.items())[: len(COLOURS)]), []
     for task in tasks(next(iter(runs.values()))):
-        calibrations = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
-        for way in dict.fromkeys(way for by_way in calibrations.values() for way in by_way):
-            name, title = f"curve{len(charts)}-", f"{task}{f', {way}' if way else ''}"
-            known = {run: by_way[way] for run, by_way in calibrations.items() if way in by_way}
-            bins = {run: some for run, curve in known.items() if (some := _bins(curve))}
-            risks = {run: curve["risk_coverage"] for run, curve in known.items() if _has_points(curve.get("risk_coverage"))}
-            if bins:
-                charts.append(calibration(f"{name}c-", f"{title}: calibration", bins))
-            if risks:
-                charts.append(risk_coverage(f"{name}r-", f"{title}: risk and coverage", risks))
+        by_run = {run: _bins(tasks(results).get(task, {})) for run, results in runs.items()}
+        for way in dict.fromkeys(way for by_way in by_run.values() for way in by_way):
+            known = {run: by_way[way] for run, by_way in by_run.items() if way in by_way}
+            title = f"{task}{f', {way}' if way else ''}: calibration"
+            charts.append(calibration(f"curve{len(charts)}-", title, known))
     return charts
 
 
-def _bins(curve: Mapping) -> list[Mapping]:
-    """Return the bins of equal width with numbers, as far as another program's results.json has them."""
-    bins = curve["bins"].get("equal_width") if isinstance(curve["bins"], Mapping) else None
-    return [one for one in bins or () if all(is_number(one.get(key)) for key in ("confidence", "accuracy", "n"))]
-
-
-def _has_points(curve: object) -> bool:
-    columns = [curve.get(key) or () for key in ("coverage", "risk")] if isinstance(curve, Mapping) else [()]
-    return bool(columns[0]) and len(columns[0]) == len(columns[1]) and all(is_number(x) for column in columns for x in column)
-
-
-def _calibrations(result: Mapping) -> dict[str, Mapping]:
-    """Return {measure of confidence, "" for the first: what lm/evals/factuality/calibration.py found of it}."""
-    first = result.get("calibration") or {}
-    return {way: curve for way, curve in {"": first, **first}.items() if isinstance(curve, Mapping) and "bins" in curve}
+def _bins(result: Mapping) -> dict[str, list[Mapping]]:
+    """Return {measure of confidence, "" for the first: its bins of equal width}, as far as results.json has them as numbers
+    (lm/evals/factuality/calibration.py)."""
+    first, bins = result.get("calibration") or {}, {}
+    for way, curve in {"": first, **first}.items():
+        by_kind = curve.get("bins") if isinstance(curve, Mapping) else None
+        rows = by_kind.get("equal_width") if isinstance(by_kind, Mapping) else None
+        bins[way] = [row for row in rows or () if all(is_number(row.get(key)) for key in ("confidence", "accuracy", "n"))]
+    return {way: rows for way, rows in bins.items() if rows}
 
 
 def sections(results: Mapping) -> Iterator[dict]:
@@ -256,20 +238,3 @@ def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, d
 
 def _cell(figures: Mapping, name: str) -> tuple[float | None, tuple | None]:
     return (figures[name] if is_number(figures.get(name)) else None), interval(figures, name)
-
-
-def main(workdirs: Sequence[str]) -> None:
-    if not workdirs:
-        raise UserError("name the folder of an evaluation, and optionally others to compare it with")
-    workdir, path = Path(workdirs[0]), Path(workdirs[0]) / "report.json"
-    about = (kept_json(path) if path.exists() else None) or {}
-    others = [(Path(other).resolve().name, read_results(other), Path(other) / "samples.jsonl") for other in workdirs[1:]]
-    write(workdir, read_results(workdir), workdir / "samples.jsonl", others, about=about)
-    print(workdir / "report.html")
-
-
-if __name__ == "__main__":
-    from lm import cli
-
-    with cli.guard():
-        main(sys.argv[1:])

@@ -1,21 +1,19 @@
-"""The verdict of an evaluation in plain words, and the settings that its results depend on."""
+"""The verdict of an evaluation in plain words, the settings that its results depend on, and differences from another one."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lm.evals.stats.chance import value_text, words
-from lm.evals.stats.measures import interval, is_number, main_metric, scale, tasks
-from lm.reports.differences import rows
+from lm.evals.stats.measures import badness, ideal, is_number, main_metric, scale, tasks
 from lm.reports.page import count
 
 ALPHA = 0.05
-WIDE = 0.05  # half of an interval of a share: wider ones are called wide
 NAMED = 4  # most tasks that a sentence names
 TEMPLATES = {"none": "none: plain prompts", "own": "the model's own", "plain": "plain: “User: …”, “Assistant: …”"}
 
 
 def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparison: Mapping[str, Mapping]) -> list[str]:
-    """Return sentences: what was evaluated, how it compares with chance and with the other runs, what a limit costs.
+    """Return sentences: what was evaluated, how it compares with chance and with the other runs.
 
     Args: runs: results by name, this run first. judged: "tasks" of report.json. comparison: result of compare_runs by name.
     """
@@ -28,7 +26,7 @@ def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparis
     sentences += against_chance(results, judged)
     for other, theirs in others:
         sentences += [against(other, comparison[other]), *differing(theirs, results, other)]
-    return sentences + wide(results)
+    return sentences
 
 
 def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]:
@@ -86,21 +84,6 @@ def differing(theirs: Mapping, results: Mapping, other: str) -> list[str]:
     return [f"Its settings differ from those of {other}: {'; '.join(differences)}."] if differences else []
 
 
-def wide(results: Mapping) -> list[str]:
-    """Return a sentence about wide intervals of the main metrics and their cure, if a limit left items out."""
-    limit, halves = results.get("limit"), {}
-    for task, result in tasks(results).items() if limit is not None else ():
-        metric = main_metric(result)
-        pair = None if metric is None else interval(result, metric)
-        if pair is not None and scale(metric, result[metric]) == "share" and (limit < 1 or result["n"] >= limit):
-            halves[task] = (pair[1] - pair[0]) / 2
-    widest = max(halves, key=halves.__getitem__, default=None)
-    if widest is None or halves[widest] <= WIDE:
-        return []
-    points = f"up to ±{100 * halves[widest]:.0f} points ({widest})"
-    return [f"The limit of {limited(limit)} makes intervals wide, {points}: four times the items would halve them."]
-
-
 def limited(limit: float | None) -> str:
     """Return a limit in words.
 
@@ -138,3 +121,33 @@ def settings(results: Mapping[str, Any]) -> dict[str, str]:
     if "seed" in results:
         facts["seed"] = str(results["seed"])
     return facts
+
+
+def rows(comparison: Mapping) -> list[dict]:
+    """Return the rows of a comparison with their task and metric, the main metrics first.
+
+    "line", if the interval is known: low, difference and high in percent of the widest interval of the same scale; 50 is no
+    difference.
+    """
+    all_rows = [
+        {"task": task, "metric": metric, "main": metric == part["main"], **row}
+        for task, part in comparison["tasks"].items()
+        for metric, row in part["metrics"].items()
+    ]
+    widest: dict[str, float] = {}
+    drawn = [row for row in all_rows if None not in (row["low"], row["difference"], row["high"])]
+    for row in drawn:
+        row["scale"] = row["metric"] if scale(row["metric"], row["after"]) == "open" else "closed"
+        widest[row["scale"]] = max(widest.get(row["scale"], 0.0), abs(row["low"]), abs(row["high"]))
+    for row in drawn:
+        limit = widest[row["scale"]] or 1.0
+        row["line"] = [50 + 50 * row[key] / limit for key in ("low", "difference", "high")]
+    return sorted(all_rows, key=lambda row: not row["main"])
+
+
+def arrow(metric: str | None) -> str:
+    """Return a metric's suffix: ↓ if lower is better, → and its ideal if it has one."""
+    if not metric or (bad := badness(metric, 1.0)) is None:
+        return ""
+    middle = ideal(metric)
+    return f" → {middle:g}" if middle is not None else " ↓" if bad > 0 else ""

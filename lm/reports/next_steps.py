@@ -46,72 +46,45 @@ def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[di
 
 
 def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, run: str) -> Steps:
-    kind, method = kind_of(config), config.get("method")
+    kind, method, data = kind_of(config), config.get("method"), (config.get("data") or {}).get("input")
+    talk = ("Talk to it", shlex.join(["python", "-m", "lm.chat", f"--checkpoint={run}"]))
+    suite = {"checkpoint": run, "tasks": "hellaswag,mmlu", "data_dir": "DIR"}
+    measure = ("Measure it", _verb("evaluate", "evaluate/default", f"{run}-eval", suite))
     if kind == "curate":
-        return _after_curation(config, run)
+        rows = {"data.input": os.path.join(run, "dataset") if config.get("tokenizer") else run}
+        if config.get("tokenizer") and (length := (config.get("dataset") or {}).get("sequence_length")):
+            rows["sequence_length"] = length
+        return [("Train on it", _verb("train", "train/small", f"{run}-train", rows))]
     if kind == "evaluate":
         return _after_evaluation(config, run, command)
+    if kind == "train" and "sources" in report:  # lm.doremi
+        keys = {"data.input": data or "CORPUS/dataset", "data.weights": os.path.join(run, "weights.json")}
+        return [("Train with these weights", _verb("train", "train/small", f"{run}-train", keys))]
     if kind == "train":
-        return _after_weights(config, run) if "sources" in report else _after_training(run)
+        text = shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", "--prompt=Once upon a time"])
+        chats = {"init_from": run, "data.input": "CHATS.jsonl"}
+        return [("Let it write", text), ("Teach it to chat", _verb("align", "align/sft", f"{run}-sft", chats)), measure]
     if kind != "align":
         return []
     if method == "reward":
-        return _after_reward_model(config, run)
+        keys = {"init_from": config.get("init_from") or "MODEL", "rewards": f"reward_model:{run}"}
+        keys |= {"data.input": data or "PROMPTS.jsonl"}
+        return [("Use it as the reward", _verb("align", "align/grpo", f"{run}-grpo", keys))]
     if method == "safety":
-        return _after_safety(config, run)
-    return _after_best_of(run) if report.get("best_of") else _after_alignment(run)
-
-
-def _after_curation(config: Mapping[str, Any], run: str) -> Steps:
-    rows = {"data.input": run}
-    if config.get("tokenizer"):
-        length = (config.get("dataset") or {}).get("sequence_length")
-        rows = {"data.input": os.path.join(run, "dataset")} | ({"sequence_length": length} if length else {})
-    return [("Train on it", _verb("train", "train/small", f"{run}-train", rows))]
-
-
-def _after_weights(config: Mapping[str, Any], run: str) -> Steps:
-    keys = {"data.input": (config.get("data") or {}).get("input") or "CORPUS/dataset"}
-    keys |= {"data.weights": os.path.join(run, "weights.json")}
-    return [("Train with these weights", _verb("train", "train/small", f"{run}-train", keys))]
-
-
-def _after_training(run: str) -> Steps:
-    chats = {"init_from": run, "data.input": "CHATS.jsonl"}
-    return [
-        ("Let it write", shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", "--prompt=Once upon a time"])),
-        ("Teach it to chat", _verb("align", "align/sft", f"{run}-sft", chats)),
-        _measure(run),
-    ]
-
-
-def _after_alignment(run: str) -> Steps:
+        failures = {"init_from": run, "safety.failures": os.path.join(run, "failing.jsonl")}
+        if prompts := (config.get("safety") or {}).get("prompts"):
+            failures["safety.prompts"] = prompts
+        return [talk, measure, ("Train on what still fails", _verb("align", "align/safety", f"{run}-again", failures))]
+    if report.get("best_of"):
+        kept = {"init_from": "MODEL", "data.input": os.path.join(run, KEPT)}
+        pairs = {"init_from": run, "data.input": os.path.join(run, os.path.dirname(KEPT), "pairs.jsonl")}
+        return [
+            talk,
+            ("Fine-tune another model on the answers that were kept", _verb("align", "align/sft", f"{run}-sft", kept)),
+            ("Train it on pairs of its best and worst answers", _verb("align", "align/dpo", f"{run}-dpo", pairs)),
+        ]
     serve = _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})
-    return [_talk(run), _measure(run), ("Serve it behind OpenAI's API", serve)]
-
-
-def _after_safety(config: Mapping[str, Any], run: str) -> Steps:
-    failures = {"init_from": run, "safety.failures": os.path.join(run, "failing.jsonl")}
-    if prompts := (config.get("safety") or {}).get("prompts"):
-        failures["safety.prompts"] = prompts
-    again = _verb("align", "align/safety", f"{run}-again", failures)
-    return [_talk(run), _measure(run), ("Train on what still fails", again)]
-
-
-def _after_reward_model(config: Mapping[str, Any], run: str) -> Steps:
-    keys = {"init_from": config.get("init_from") or "MODEL", "rewards": f"reward_model:{run}"}
-    keys |= {"data.input": (config.get("data") or {}).get("input") or "PROMPTS.jsonl"}
-    return [("Use it as the reward", _verb("align", "align/grpo", f"{run}-grpo", keys))]
-
-
-def _after_best_of(run: str) -> Steps:
-    kept = {"init_from": "MODEL", "data.input": os.path.join(run, KEPT)}
-    pairs = {"init_from": run, "data.input": os.path.join(run, os.path.dirname(KEPT), "pairs.jsonl")}
-    return [
-        _talk(run),
-        ("Fine-tune another model on the answers that were kept", _verb("align", "align/sft", f"{run}-sft", kept)),
-        ("Train it on pairs of its best and worst answers", _verb("align", "align/dpo", f"{run}-dpo", pairs)),
-    ]
+    return [talk, measure, ("Serve it behind OpenAI's API", serve)]
 
 
 def _after_evaluation(config: Mapping[str, Any], run: str, command: str) -> Steps:
@@ -125,15 +98,6 @@ def _after_evaluation(config: Mapping[str, Any], run: str, command: str) -> Step
         ("Save what it got wrong, as data for align.py", shlex.join([*parts, f"--config.export_failures={run}-failures"])),
         ("Compare another model with it", shlex.join([*same, *(name + value for name, value in other.items())])),
     ]
-
-
-def _talk(run: str) -> tuple[str, str]:
-    return "Talk to it", shlex.join(["python", "-m", "lm.chat", f"--checkpoint={run}"])
-
-
-def _measure(run: str) -> tuple[str, str]:
-    keys = {"checkpoint": run, "tasks": "hellaswag,mmlu", "data_dir": "DIR"}
-    return "Measure it", _verb("evaluate", "evaluate/default", f"{run}-eval", keys)
 
 
 def _verb(verb: str, config: str, workdir: str, keys: Mapping[str, Any]) -> str:

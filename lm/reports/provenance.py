@@ -39,15 +39,12 @@ def signed(
     return {"machine": machine(devices), "provenance": provenance}
 
 
-def traced(workdir: Path) -> dict[str, Any] | None:
-    """Return {"steps": the traces of a run by their steps, "command": that opens them}, or None if it has none."""
-    steps = sorted(path.name.removeprefix("steps-") for path in workdir.glob("profile/plugins/profile/steps-*"))
-    return {"steps": steps, "command": shlex.join(["xprof", f"--logdir={workdir / 'profile'}"])} if steps else None
-
-
 def accounts(workdir: Path) -> dict[str, Any]:
-    """Return what a workdir holds of "profile" (see `traced`) and "goodput" (lm/train/goodput.py)."""
-    parts = {"profile": traced(workdir), "goodput": goodput.of(workdir)}
+    """Return what a workdir holds of "goodput" (lm/train/goodput.py), and of "profile": {"steps": the traces by their steps,
+    "command": that opens them}."""
+    steps = sorted(path.name.removeprefix("steps-") for path in workdir.glob("profile/plugins/profile/steps-*"))
+    command = shlex.join(["xprof", f"--logdir={workdir / 'profile'}"])
+    parts = {"profile": steps and {"steps": steps, "command": command}, "goodput": goodput.of(workdir)}
     return {name: part for name, part in parts.items() if part}
 
 

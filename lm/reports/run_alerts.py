@@ -38,7 +38,7 @@ class Alert(NamedTuple):
 def alerts(run: Run) -> list[Alert]:
     """Return the alerts of a run, the gravest first and then the newest."""
     order = (ERROR, WARNING, NOTE)
-    newest_first = [*_written(run), *_of_log(run), *_of_report(run)][::-1]
+    newest_first = [*_written(run), *_derived(run)][::-1]
     return sorted(newest_first, key=lambda alert: order.index(alert.level))
 
 
@@ -71,20 +71,17 @@ def _written(run: Run) -> Iterator[Alert]:
             continue
 
 
-def _of_log(run: Run) -> Iterator[Alert]:
-    metrics = run.metrics
-    if metrics.not_finite:
-        steps = "one step" if metrics.not_finite == 1 else f"{metrics.not_finite:,} steps"
+def _derived(run: Run) -> Iterator[Alert]:
+    """Yield the alerts that the run's log and report show."""
+    if bad := run.metrics.not_finite:
+        steps = "one step" if bad == 1 else f"{bad:,} steps"
         text = f"the loss or gradient norm of {steps} is not finite; such updates are left out"
         yield Alert(WARNING, "not finite", text, run.steps)
-    if is_number(skipped := metrics.last.get("skipped")) and skipped > 0:
-        spikes = metrics.last.get("spikes")
+    last, alarms = run.metrics.last, run.report.get("alarms")
+    if is_number(skipped := last.get("skipped")) and skipped > 0:
+        spikes = last.get("spikes")
         because = f", {spikes:,.0f} of them because of spikes" if is_number(spikes) and spikes > 0 else ""
         yield Alert(NOTE, "skipped", f"{skipped:,.0f} updates were left out so far{because}", run.steps)
-
-
-def _of_report(run: Run) -> Iterator[Alert]:
-    alarms = run.report.get("alarms")
     for alarm in alarms[:MAX_ALERTS] if isinstance(alarms, list) else ():
         if isinstance(alarm, Mapping):
             yield Alert(WARNING, "alarm", _text(f"{alarm.get('kind')}: {alarm.get('text')}"), _step(alarm))

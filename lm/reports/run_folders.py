@@ -326,10 +326,8 @@ def json_object(path: Path) -> tuple[dict[str, Any], str]:
         return (value, "") if isinstance(value, dict) else ({}, f"{path.name} is no JSON object")
     except FileNotFoundError:
         return {}, ""
-    except OSError as error:
-        return {}, f"{path.name} cannot be read: {error.strerror}"
-    except UserError:
-        return {}, f"{path.name} cannot be read: no regular file, or too large"
+    except (OSError, UserError) as error:
+        return {}, f"{path.name} cannot be read: {getattr(error, 'strerror', None) or 'no regular file, or too large'}"
     except ValueError as error:
         is_empty = path.is_file() and not path.stat().st_size
         return {}, f"{path.name} cannot be read as JSON: {'it is empty' if is_empty else error}"

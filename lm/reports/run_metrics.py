@@ -12,12 +12,12 @@ import numpy as np
 
 from lm.files.untrusted import shown
 from lm.reports.metric_groups import COLOURS, GROUPS, LOSSES, SCHEDULE, group_of, matches
-from lm.reports.thinning import thin, trend
-from lm.train.history import Curve
+from lm.train.history import Curve, by_step
 
 LONGEST_LINE = 1 << 20  # characters; a longer line is read as several
 LIMIT = 1e30  # larger numbers are taken as not finite, so that their squares are
-POINTS = 300  # most points of a curve on the page
+CURVE_POINTS = 600  # most points of a curve on the page of one run
+POINTS = 300  # and on that of many
 ALL_POINTS = 16_000  # most points of a chart, if its runs are many
 MIN_POINTS = 60
 LOGARITHMIC = "grad_norm"  # its axis is, if a chart spans more than a factor of 10
@@ -68,12 +68,6 @@ def row_of(line: str | bytes) -> dict[str, Any] | None:
         return None
 
 
-def check_regular(path: Path) -> None:
-    """Raise OSError if the path is no regular file: a pipe or a device could be read forever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "no regular file")
-
-
 def chart_of(metric: str) -> int | None:
     """Return the place of a metric's chart among the others; None if the page has no chart of it."""
     group = group_of(metric.removeprefix("valid_"))
@@ -97,38 +91,32 @@ def titled(metric: str, kind: str) -> tuple[str, str]:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Return what a metrics.jsonl holds. Lines that cannot be read are skipped and counted.
-
-    Of lines with the same step the last one is used (lm/train/history.py).
-    """
-    train, valid, metrics = {}, {}, Metrics()
+    """Return what a metrics.jsonl holds. Lines that cannot be read are skipped and counted."""
+    readable, metrics = [], Metrics()
     try:
-        check_regular(path)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "no regular file")  # a pipe or a device could be read forever
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in iter(lambda: file.readline(LONGEST_LINE), ""):
                 if (row := row_of(line)) is None:
                     metrics.is_cut = len(line) < LONGEST_LINE and not line.endswith("\n")
                     metrics.damaged += bool(line.strip()) and not metrics.is_cut
-                    continue
-                step = row["step"]
-                if "loss" in row:
-                    train[step] = row
-                elif any(key.startswith("valid_") for key in row):
-                    valid.setdefault(step, {}).update(row)
+                else:
+                    readable.append(row)
     except OSError as error:
         return Metrics(fault=f"{path.name} cannot be read: {error.strerror}")
+    train, valid = by_step(readable)
     for rows in (train, valid):
-        ordered = [rows[step] for step in sorted(rows)]
-        steps = np.array([row["step"] for row in ordered], np.float64)
-        for key in sorted(set().union(*ordered)):
+        steps = np.array([row["step"] for row in rows], np.float64)
+        for key in sorted(set().union(*rows)):
             if key == "tokens" or chart_of(key) is not None:
-                curve = _curve(steps, [row.get(key) for row in ordered])
+                curve = _curve(steps, [row.get(key) for row in rows])
                 if key == "tokens":
                     metrics.tokens = curve
                 elif len(curve[0]):
                     metrics.curves.setdefault(key, curve)
-        if rows is train and ordered:
-            _end(metrics, ordered)
+    if train:
+        _end(metrics, train)
     return metrics
 
 
@@ -207,3 +195,35 @@ def _data(curve: Curve, noisy: bool, points: int, steady: bool) -> dict[str, Any
 def _short(values: np.ndarray) -> list[float]:
     """Return numbers with five digits; whole ones in full."""
     return [int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.5g}") for value in values.tolist()]
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = CURVE_POINTS) -> Curve:
+    """Return at most `points` of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(x) <= points:
+        return x, y
+    keep = [0, len(x) - 1]
+    for stretch in np.array_split(np.arange(len(x)), points // 2 - 1):
+        keep += [stretch[y[stretch].argmin()], stretch[y[stretch].argmax()]]
+    keep = np.unique(keep)
+    return x[keep], y[keep]
+
+
+def trend(x: np.ndarray, y: np.ndarray, points: int = CURVE_POINTS) -> Curve:
+    """Return the trend of a noisy curve at no more than `points` positions: at each, a line fitted to its neighbours.
+
+    The fit is least squares over a fiftieth of the curve on either side (Cleveland 1979, with equal weights). For evenly spaced
+    points it is their mean. At both ends the window keeps its width and lies to one side; the line's slope prevents a lag. A
+    straight line is unchanged. x must ascend.
+    """
+    n = len(x)
+    half = min(max(1, n // 50), (n - 1) // 2)
+    at = np.unique(np.linspace(0, n - 1, min(n, points)).round().astype(int))
+    fitted = np.empty(len(at))
+    for k, i in enumerate(at):
+        begin = min(max(i - half, 0), n - 1 - 2 * half)
+        near = slice(begin, begin + 2 * half + 1)
+        mean_x, mean_y = x[near].mean(), y[near].mean()
+        away = x[near] - mean_x
+        spread = away @ away
+        fitted[k] = mean_y + (x[i] - mean_x) * (away @ (y[near] - mean_y)) / spread if spread else mean_y
+    return x[at], fitted

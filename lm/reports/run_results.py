@@ -7,7 +7,7 @@ import numpy as np
 
 from lm.align.alarms import GOALS, LOWER_IS_BETTER, words
 from lm.evals.stats.measures import badness, interval, main_metric, metrics, tasks
-from lm.reports.measures import NEUTRAL, own_measure
+from lm.reports.metric_groups import NEUTRAL, own_measure
 from lm.reports.run_folders import Run, at
 from lm.reports.run_metrics import is_number
 
@@ -27,19 +27,14 @@ class Figure(NamedTuple):
     main: bool = False
 
 
-def sound_figures(run: Run) -> list[Figure]:
-    """Return `figures`; none, and a fault of the run, if values of its report or results are not of the expected kind."""
+def figures(run: Run) -> list[Figure]:
+    """Return the results of a run, the main ones first. What cannot be read is a fault of the run, which then has none."""
+    of_kind = {"evaluation": of_evaluation, "curation": of_curation, "doremi": of_doremi, "train": of_training}
     try:
-        return list(figures(run))
+        return list(of_kind.get(run.kind, of_alignment)(run))
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         run.faults.append(f"its figures cannot be read: {type(error).__name__}: {error}")
         return []
-
-
-def figures(run: Run) -> Iterator[Figure]:
-    """Yield the results of a run, the main ones first."""
-    of_kind = {"evaluation": of_evaluation, "curation": of_curation, "doremi": of_doremi, "train": of_training}
-    yield from of_kind.get(run.kind, of_alignment)(run)
 
 
 def of_training(run: Run) -> Iterator[Figure]:

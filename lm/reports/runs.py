@@ -23,12 +23,12 @@ from markupsafe import Markup
 
 from lm.errors import UserError
 from lm.files import saving
-from lm.reports.differences import arrow
+from lm.reports.evaluation_verdict import arrow
 from lm.reports.page import count, encoded, flatten, render
 from lm.reports.run_alerts import alerts, full_disks, needs_people
 from lm.reports.run_folders import Run, at, read_runs, related, start, tree
 from lm.reports.run_metrics import charts, is_number, styles, tokens_by_step
-from lm.reports.run_results import Figure, result_rows, sound_figures
+from lm.reports.run_results import Figure, figures, result_rows
 
 CHOSEN = 8  # runs whose curves are drawn at first, the newest
 ORDER = ("train", "doremi", "sft", "best_of", "distill", "reward", "dpo", "orpo", "kto", "grpo", "ppo", "safety", "evaluation")
@@ -86,15 +86,11 @@ def html(
 ) -> str:
     """Return the page.
 
-    Args:
-      runs: the newest first.
-      where: the searched folders.
-      link: returns the address of a run's report.
-      notices: sentences above all runs.
-      live: None for a file.
+    runs: the newest first. where: the searched folders. link: returns the address of a run's report. notices: sentences above
+    all runs. live: None for a file.
     """
     starts, inputs = related(runs)
-    results = [sound_figures(run) for run in runs]
+    results = [figures(run) for run in runs]
     outside = {i: str(start(run)) for i, run in enumerate(runs) if start(run) and i not in starts}
     kinds = sorted({run.kind for run in runs}, key=lambda kind: (ORDER.index(kind) if kind in ORDER else len(ORDER), kind))
     groups = []

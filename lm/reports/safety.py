@@ -35,19 +35,13 @@ def samples(first: Sequence[Mapping], last: Sequence[Mapping]) -> list[dict]:
         if key(record) in before and record["kind"] != "task":
             groups.setdefault((record["kind"], record["family"]), []).append(record)
     picked = [group[i] for i in range(SHOWN) for group in groups.values() if i < len(group)][:SHOWN]
-    return [
-        {
-            "kind": record["kind"],
-            "family": record["family"],
-            "hazard": record["hazard"],
-            "prompt": record["prompt"],
-            "before": before[key(record)]["response"],
-            "said_before": outcome(before[key(record)]),
-            "after": record["response"],
-            "said_after": outcome(record),
-        }
-        for record in picked
-    ]
+    shown = []
+    for record in picked:
+        first_answer = before[key(record)]
+        answers = {"before": first_answer["response"], "after": record["response"]}
+        said = {"said_before": outcome(first_answer), "said_after": outcome(record)}
+        shown.append({name: record[name] for name in ("kind", "family", "hazard", "prompt")} | answers | said)
+    return shown
 
 
 def write(

@@ -153,27 +153,15 @@ def _all_stages(workdir: Path, stages: dict[str, float]) -> dict[str, float]:
 def write(workdir: str | os.PathLike, report: dict) -> None:
     """Write `report.json` and `report.html` into `workdir`, each atomically; curves come from its `metrics.jsonl`.
 
-    Args:
-        workdir: an existing directory.
-        report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak, `tflops` 1e12 FLOP per second.
-            title, finished (bool), config (nested), machine (lm.runs.provenance.machine),
-            provenance (lm/reports/provenance.py), parameters (count),
-            before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from),
-            parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
-            data {sources: {name: {documents, exact_duplicates, near_copies, train_documents, valid_documents, bytes,
-            train_bytes, valid_bytes, tokens_in, tokens_packed, tokens_padded, rows}}, notes (how they were counted: list)},
-            mixture (see `mixture`),
-            validation {loss, bits_per_byte, bits_per_byte/SOURCE, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
-            samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
-            stages {name: seconds}, training {steps, tokens, skipped, rewinds}.
+    report: what `write_report` makes; every part may be missing. Loss is in nats per token; `mfu` is a fraction of the peak,
+    `tflops` 1e12 FLOP per second.
 
     Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `verdict`, `next`
-    (see `next_steps`), `profile` (see `traced`), `goodput` (lm/train/goodput.py), and `before` if metrics.jsonl has a
+    (see `next_steps`), `profile` and `goodput` (see `accounts`), and `before` if metrics.jsonl has a
     validation at step 0.
     """
     workdir, report = Path(workdir), plain(report)
-    metrics = workdir / "metrics.jsonl"
-    train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
+    train, valid = load_metrics(workdir / "metrics.jsonl")
     if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
         before = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
         report["before"] = plain(before)
@@ -186,14 +174,15 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
     """Return the page, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
     validation, before = report.get("validation") or {}, report.get("before") or {}
-    rows = text_sources(report)
+    rows, grams = text_sources(report), baselines(validation)
+    models = {"before this run": before.get("bits_per_byte"), "this model": validation.get("bits_per_byte")}
     return render(
         "train.html.j2",
         report,
         verdict=_verdict(report),
-        bars=_bars(validation, before),
+        bars=[(name, value) for name, value in (grams | models).items() if value is not None],  # of the headline
         by_source=by_source(validation, before),
-        curves=curves([*train, *valid], method="pretraining", baselines=baselines(validation)),
+        curves=curves([*train, *valid], method="pretraining", baselines=grams),
         rows=rows,
         epochs=epochs_text(rows),
         data_notes=text_notes(report),
@@ -235,10 +224,3 @@ def by_source(validation: Mapping, before: Mapping = {}) -> list[tuple[str, floa
     """Return (source, bits per byte before the run, and after it) if the validation text is of several sources."""
     names = [key.partition("/")[2] for key in validation if key.startswith("bits_per_byte/")]
     return [(name, before.get(f"bits_per_byte/{name}"), validation[f"bits_per_byte/{name}"]) for name in names]
-
-
-def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
-    """Return the bars of the headline: the baselines, the model before the run, and the model."""
-    bars = [*baselines(validation).items()]
-    bars += [("before this run", before.get("bits_per_byte")), ("this model", validation.get("bits_per_byte"))]
-    return [(name, value) for name, value in bars if value is not None]

@@ -45,8 +45,8 @@ COMMANDS = {
 }
 TASK = """kind: generation
 about: >
-  Prompts of people who corrected a model's answer, and their corrections. exact_match is strict; add `nearness` to metric_list
-  for BLEU and ROUGE against the correction and the corrected answer, or `judge` for a model's grade.
+  Prompts of people who corrected a model's answer, and their corrections. exact_match is strict; add `judge` to metric_list
+  for a model's grade.
 id: id
 doc_to_text: "{{prompt}}"
 doc_to_target: "{{correct_answers[0]}}"

@@ -203,8 +203,7 @@ def rules_of(policy: Policy) -> list[Rule]:
             raise UserError(f"policy {policy.id}: pii: {strange[0]}: there are {', '.join(KINDS)}")
         rules.append(Rule(policy, PII_REACH, functools.partial(_pii, policy.pii)))
     if policy.classifier:
-        model = linear.load(policy.classifier)
-        rules.append(Rule(policy, STRETCH, _Stretches(model, policy.threshold).search))
+        rules.append(_stretches(policy))
     return rules
 
 
@@ -251,17 +250,17 @@ def settled_run(text: str, end: int) -> int:
     return max(end - PII_RUN, len(text[:end].rstrip(KEY)))
 
 
-class _Stretches:
-    """Finds stretches of STRETCH characters, at fixed places, that a classifier calls harmful."""
+def _stretches(policy: Policy) -> Rule:
+    """Return a rule that finds stretches of STRETCH characters, at fixed places, that a classifier calls harmful."""
+    model, step = linear.load(policy.classifier), STRETCH // 2
+    harm_of = functools.lru_cache(256)(lambda text: 1 - float(linear.scores(Words([text]), model)[0]))
 
-    def __init__(self, model: linear.Model, threshold: float):
-        self.threshold = threshold
-        self.harm = functools.lru_cache(256)(lambda text: 1 - float(linear.scores(Words([text]), model)[0]))
-
-    def search(self, text: str, begin: int, ended: bool) -> Span | None:
-        step = STRETCH // 2
+    def search(text: str, begin: int, ended: bool) -> Span | None:
         for start in range(-(-begin // step) * step, len(text) if ended else len(text) - STRETCH + 1, step):
             stretch = text[start : start + STRETCH]
-            if stretch.strip() and (harm := self.harm(stretch)) >= self.threshold:
-                return Span(start, start + len(stretch), f"probability of harm {harm:.3f} at least {self.threshold:g}")
+            if stretch.strip() and (harm := harm_of(stretch)) >= policy.threshold:
+                why = f"probability of harm {harm:.3f} at least {policy.threshold:g}"
+                return Span(start, start + len(stretch), why)
         return None
+
+    return Rule(policy, STRETCH, search)

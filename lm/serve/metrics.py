@@ -58,7 +58,6 @@ COUNTERS = {
     "behaviour_exchanges": ("Exchanges that the monitor measured.", BEHAVIOUR),
     "behaviour_alerts": ("Alerts of the monitor since the start.", (*BEHAVIOUR, "stream")),
     "monitor_dropped": ("Exchanges that the monitor left out, because it was busy.", MODEL),
-    "canary_runs": ("Runs of canary prompts, by result: passed, failed, unknown.", (*BEHAVIOUR, "canary", "result")),
     "store_exchanges": ("Exchanges written to the store.", MODEL),
     "store_dropped": ("Exchanges that the store left out, because it was busy.", MODEL),
 }
@@ -73,7 +72,6 @@ GAUGES = {
     "behaviour_psi": ("Population stability index of recent exchanges against the reference.", (*BEHAVIOUR, "stream")),
     "behaviour_evidence": ("Log evidence of a change over that of an alert: it alerts at 1.", (*BEHAVIOUR, "stream")),
     "behaviour_alert": ("1 from an alert until the behaviour is accepted.", (*BEHAVIOUR, "stream")),
-    "canary_passed": ("1 if the last run of a canary had the expected properties.", (*BEHAVIOUR, "canary")),
     "store_bytes": ("Size of the store.", MODEL),
 }
 

@@ -1,6 +1,6 @@
-"""Watch a server: guardrails, measures of behaviour, canaries, feedback, the store and metrics, behind one object.
+"""Watch a server: guardrails, measures of behaviour, feedback, the store and metrics, behind one object.
 
-    watch = open_watch(WatchSettings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
+    watch = Watch(WatchSettings(...), folder, engine, model_name="smollm2", checkpoint=lambda: "runs/chat, step 900")
     app.add_middleware(CountRequests, metrics=watch.metrics)
     app.include_router(watch.router())              # /metrics, /status, /status.json, /v1/monitor/accept, /v1/feedback
 
@@ -35,16 +35,15 @@ from fastapi import APIRouter
 
 from data.media.parts import noted
 from lm.evals.judges.judges import open_judge
-from lm.evals.judges.verdict import Judge, guarded
+from lm.evals.judges.verdict import guarded
 from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.seen import Seen
 from lm.serve.settings import WatchSettings
 from lm.serve.store import Exchange, Feedback, Store
 from lm.serve.watch import behaviour as behaviours
-from lm.serve.watch import measures, reference, status, tracing
+from lm.serve.watch import measures, reference, status
 from lm.serve.watch.behaviour import Alert, Behaviour
-from lm.serve.watch.canaries import Canary, Rounds, asker, read_canaries
 
 LOG = logging.getLogger("lm.serve")
 WAITING = 1000  # finished exchanges that wait for the monitor; more are left out and counted
@@ -58,25 +57,22 @@ class Watch:
     """All that watches one server. Close it, or what waits is lost."""
 
     def __init__(
-        self,
-        settings: WatchSettings,
-        folder: Path,
-        metrics: Metrics,
-        guardrails: Guardrails,
-        *,
-        judge: Judge | None = None,
-        checkpoint: Callable[[], str] = str,
-        tracer: tracing.Tracer | None = None,
+        self, settings: WatchSettings, folder: str | Path, engine, *, model_name: str, checkpoint: Callable[[], str] = str
     ):
-        """folder: for the store and the state of behaviour. checkpoint: what is loaded now. Use `open_watch` for a server."""
-        self.settings, self.folder, self.metrics, self.guardrails = settings, Path(folder), metrics, guardrails
-        self.store = Store(self.folder / "exchanges.sqlite", settings.store_days, settings.store_megabytes)
-        self.tracer, self.checkpoint, self._judge = tracer, checkpoint, judge
-        self._options = behaviours.Options(settings.reference, settings.recent, settings.alpha)
+        """folder: for the store and the state of behaviour. checkpoint: what is loaded now, in words.
+
+        Raises: UserError: a file that the settings name is invalid.
+        """
+        self.settings, self.folder, self.checkpoint = settings, Path(folder), checkpoint
+        self.guardrails = Guardrails(settings.constitution)
+        hazards = {id: hazard.name for id, hazard in self.guardrails.constitution.hazards.items()}
+        self._judge = guarded(open_judge(settings.judge, hazards=hazards)) if settings.judge else None
         self._given = reference.load(settings.reference_file) if settings.reference_file else None
+        self.metrics = Metrics(model_name, engine.max_positions)
+        self.metrics.watch(engine)
+        self.store = Store(self.folder / "exchanges.sqlite", settings.store_days, settings.store_megabytes)
         self._behaviours: dict[tuple[str, str], Behaviour] = {}
-        self._failing: dict[tuple[str, str, str], Alert] = {}  # canaries
-        self._lock = threading.Lock()  # of the two above
+        self._lock = threading.Lock()  # of them
         self._recent: OrderedDict[str, Exchange] = OrderedDict()
         self._recent_lock = threading.Lock()
         self._queue: queue.Queue[Callable[[], None] | Seen | None] = queue.Queue(WAITING)
@@ -85,7 +81,6 @@ class Watch:
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)
         self._thread.start()
         self.status = status.Status(self)
-        self.canaries: Rounds | None = None
 
     def router(self) -> APIRouter:
         """Return all routes of this side of the server."""
@@ -129,30 +124,9 @@ class Watch:
             if found is None:
                 return False
             found.accept()
-            self._failing = {key: alert for key, alert in self._failing.items() if key[:2] != (checkpoint, adapter)}
             found.save(self.folder / "behaviour")
         self.show()
         return True
-
-    def canary(self, canary: Canary, checkpoint: str, adapter: str, answer: str | None, wrong: Sequence[str] | None) -> None:
-        """Take the result of a canary. A failure alerts once, until the canary passes again."""
-        who = {"checkpoint": checkpoint, "adapter": adapter, "canary": canary.id}
-        self.metrics.of("canary_runs", **who, result="unknown" if wrong is None else "failed" if wrong else "passed").inc()
-        if wrong is None:
-            return
-        self.metrics.of("canary_passed", **who).set(0.0 if wrong else 1.0)
-        key = checkpoint, adapter, canary.id
-        text = f"canary {canary.id} of {checkpoint or 'the model'}{f' with {adapter}' if adapter else ''} failed: its answer "
-        detail = {"canary": canary.id, "answer": (answer or "")[:1000]}
-        alert = Alert(time.time(), checkpoint, adapter, "canary", text + "; ".join(wrong), detail)
-        with self._lock:
-            new = bool(wrong) and key not in self._failing
-            if new:
-                self._failing[key] = alert
-            elif not wrong:
-                self._failing.pop(key, None)
-        if new:
-            self._queue.put(lambda: self._alert([alert]))
 
     def finished(self, seen: Seen) -> None:
         """Take an exchange that is over; called by Seen."""
@@ -180,13 +154,9 @@ class Watch:
             return
         self._closed.set()
         self.status.close()
-        if self.canaries:
-            self.canaries.close()
         self._queue.put(None)
         self._thread.join()
         self.store.close()
-        if self.tracer:
-            self.tracer.close()
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the status page says of behaviour: {"behaviours": […], "alerts": […]}, as JSON."""
@@ -197,13 +167,12 @@ class Watch:
                     "adapter": one.adapter,
                     "exchanges": one.exchanges,
                     "collected": None if one.reference else len(one.rows),
-                    "reference": one.options.reference,
+                    "reference": self.settings.reference,
                     "streams": one.figures(),
                 }
                 for one in self._behaviours.values()
             ]
             alerts = [a._asdict() for one in self._behaviours.values() for a in one.alerts.values()]
-            alerts += [alert._asdict() for alert in self._failing.values()]
         return {"behaviours": found, "alerts": sorted(alerts, key=lambda one: one["time"]), "alpha": self.settings.alpha}
 
     def show(self) -> None:
@@ -251,7 +220,7 @@ class Watch:
                 for one in flags:
                     self._decided(one, seen.about["adapter"])
         kept = [seen for seen in batch if seen.measured]
-        found = dict(zip(map(id, kept), measures.measure([seen.summary() for seen in kept], self._judge) if kept else ()))
+        found = dict(zip(map(id, kept), measures.measure(kept, self._judge) if kept else ()))
         for seen in batch:
             measured = found.get(id(seen))
             flagged = bool(seen.decisions) or bool(measured and measured.unsafe)
@@ -291,7 +260,7 @@ class Watch:
         key = checkpoint, adapter
         if key not in self._behaviours:
             place = self.folder / "behaviour"
-            self._behaviours[key] = behaviours.load(place, checkpoint, adapter, self._options, self._given)
+            self._behaviours[key] = behaviours.load(place, checkpoint, adapter, self.settings, self._given)
         return self._behaviours[key]
 
     def _alert(self, alerts: Sequence[Alert]) -> None:
@@ -313,35 +282,6 @@ class Watch:
     def _decided(self, one: Decision, adapter: str) -> None:
         labels = {key: getattr(one, key) for key in ("rule", "hazard", "where", "action")}
         self.metrics.of("guardrail_decisions", adapter=adapter, **labels).inc()
-
-
-def open_watch(
-    settings: WatchSettings,
-    folder: str | Path,
-    engine,
-    *,
-    model_name: str,
-    checkpoint: Callable[[], str],
-    template: str | None = None,
-) -> Watch:
-    """Return the watch of a server. folder: for its store and the state of behaviour. template: of chats, for canaries.
-
-    Raises: UserError: a file that the settings name is invalid, or something is not installed.
-    """
-    guardrails = Guardrails(settings.constitution)
-    hazards = {id: hazard.name for id, hazard in guardrails.constitution.hazards.items()}
-    judge = guarded(open_judge(settings.judge, hazards=hazards)) if settings.judge else None
-    canaries = read_canaries(settings.canaries) if settings.canaries else ()
-    ask = asker(engine, template) if canaries else None  # before anything is opened: it may refuse the template
-    tracer = tracing.open_tracer(settings.tracing, engine, model_name) if settings.tracing else None
-    metrics = Metrics(model_name, engine.max_positions)
-    metrics.watch(engine)
-    watch = Watch(settings, Path(folder), metrics, guardrails, judge=judge, checkpoint=checkpoint, tracer=tracer)
-    if ask is not None:
-        watch.canaries = Rounds(
-            canaries, ask, watch.canary, lambda: tuple(engine.adapters), checkpoint, settings.canary_minutes
-        )
-    return watch
 
 
 def _hash(id: str, key: str = "") -> float:

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from data.media.parts import KINDS
+from lm.serve.api import limits
 from lm.serve.api.service import Service
 
 HERE = Path(__file__).parent / "templates"
@@ -29,13 +30,7 @@ POLICY = (
     "require-trusted-types-for 'script'",
     "trusted-types 'none'",
 )
-HEADERS = {
-    "Content-Security-Policy": "; ".join(POLICY),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
+HEADERS = limits.HEADERS | {"Content-Security-Policy": "; ".join(POLICY)}
 
 
 def router(service: Service) -> APIRouter:
@@ -49,7 +44,7 @@ def router(service: Service) -> APIRouter:
             name=service.name,
             watched=service.watch is not None,
             media=" ".join(kind for kind in KINDS if service.towers is not None and getattr(service.towers, kind) is not None),
-            most=service.limits.media,
+            most=service.limits.max_media,
             bytes=service.limits.media_bytes,
         )
         return Response(html, headers=HEADERS, media_type="text/html")

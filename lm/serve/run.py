@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from lm.files.untrusted import shown
 from lm.serve import page
 from lm.serve.api.app import make_app
 from lm.serve.api.limits import HEAD, Connection
-from lm.serve.api.service import Service, newest_step
+from lm.serve.api.service import Limits, Service, newest_step
 from lm.serve.batch import answer_file
-from lm.serve.monitor import open_watch
-from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of, watch_settings
+from lm.serve.monitor import Watch
+from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, name_of, run_until_signal, watch_settings
 from lm.train.values import MAX
 
 CONNECTIONS = 1024  # at once; more are answered with 503
@@ -53,7 +52,7 @@ def opened(config) -> Iterator[Service]:
             engine,
             name_of(config),
             template=Path(file).read_text(encoding="utf-8") if file else chat_template_of(config.checkpoint),
-            limits=limits_of(config),
+            limits=Limits(**{field.name: config[field.name] for field in dataclasses.fields(Limits)}),
             adapter_dir=Path(config.adapters.dir) if config.adapters.dir else None,
             origin=config.checkpoint,
             towers=_towers(config, engine),
@@ -89,14 +88,8 @@ def serve(config, workdir: Path) -> int:
             print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
         service.engine.warm()  # compiles, so that no request waits for it
         print(f"{service.name}: {memory(service.engine)}", flush=True)
-        service.watch = open_watch(
-            watch_settings(config),
-            workdir,
-            service.engine,
-            model_name=service.name,
-            checkpoint=lambda: service.checkpoint,
-            template=service.template,
-        )
+        engine, settings = service.engine, watch_settings(config)
+        service.watch = Watch(settings, workdir, engine, model_name=service.name, checkpoint=lambda: service.checkpoint)
         try:
             settings = app_settings(config)
             if service.towers is not None:  # their base64 has four characters for three bytes
@@ -125,14 +118,10 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     if config.watch:
         threading.Thread(target=watch, args=(service, config.checkpoint, config.watch, end), daemon=True).start()
     server = Server(app, service, config.drain, config.read_seconds)
-    # uvicorn raises the signal again when it is done; the exit code is then 0.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server.run([sock])
+        run_until_signal(server, sock)
     finally:
         end.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
         service.engine.close(config.drain)
 
 

@@ -38,7 +38,7 @@ class Seen:
         self._streams = [guardrails.stream() for _ in range(choices)]
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._kept, self._last = [0] * choices, [0.0] * choices
-        self._likely: list[Likely] = []  # of choice 0
+        self.likely: list[Likely] = []  # of choice 0
         self._finishes = [""] * choices
         self.tokens, self.prompt_tokens = [0] * choices, 0
 
@@ -56,7 +56,7 @@ class Seen:
             self._last[choice] = now
         self.tokens[choice] += tokens
         if choice == 0 and self.measured:
-            self._likely.extend(likely)
+            self.likely.extend(likely)
 
     def pass_on(self, choice: int, text: str, over: bool) -> tuple[str, bool]:
         """Take text of a choice. Return (text that may be sent now, whether the answer ends there). over: no more follows."""
@@ -94,11 +94,8 @@ class Seen:
         rest = {"measures": measured or {}, "decisions": [one._asdict() for one in self.decisions], "flagged": flagged}
         return Exchange(**self.about, answers=self.answers(), finish=self._finishes[0], **rest)
 
-    def summary(self) -> measures.Exchange:
-        """Return what is measured: choice 0, and the user's last message."""
+    @property
+    def prompt(self) -> str:
+        """The user's last message."""
         messages = self.about["messages"]
-        asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-        places = {one.where for one in self.decisions}
-        entropy = measures.entropy(self._likely)
-        flags = "input" in places, "output" in places
-        return measures.Exchange(asked, self.answers()[0], self.prompt_tokens, self.tokens[0], entropy, *flags)
+        return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")

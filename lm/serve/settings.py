@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import ipaddress
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from lm.errors import UserError
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record
 from lm.serve.api.limits import Settings, read_keys
-from lm.serve.api.service import NAME, Limits
+from lm.serve.api.service import NAME
 from lm.train.checks import check_model, check_writer
 from lm.train.values import MAX
 
@@ -26,7 +27,7 @@ RANGES = {  # of numbers; a number alone is the least one
     "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0, "body_bytes": 1,
     "unread_tokens": 1, "auth.per_minute": 0, "adapters.count": 0, "adapters.rank": 1,
     "monitor.share": (0, 1), "monitor.reference": (20, 100_000), "monitor.recent": (20, 100_000), "monitor.alpha": (1e-9, 0.5),
-    "monitor.canary_minutes": (0.01, 1e6), "store.share": (0, 1), "store.days": (0, 1e6), "store.megabytes": (0, 1e9),
+    "store.share": (0, 1), "store.days": (0, 1e6), "store.megabytes": (0, 1e9),
     "status.seconds": (0, 3600), "status.samples": (1, 100_000),
 }  # fmt: skip
 
@@ -108,18 +109,6 @@ def adapter_count(config) -> int:
     return max(count, config.adapters.count or count + (MORE if config.adapters.dir else 0))
 
 
-def limits_of(config) -> Limits:
-    return Limits(
-        tokens=config.max_prompt_tokens,
-        new_tokens=config.max_new_tokens,
-        choices=config.max_choices,
-        seconds=config.timeout,
-        unread=config.unread_tokens,
-        media=config.max_media,
-        media_bytes=config.media_bytes,
-    )
-
-
 def app_settings(config) -> Settings:
     """Return the settings of the HTTP application. Raises: UserError if other machines reach a server without keys."""
     loopback = is_loopback(config.host)
@@ -140,14 +129,7 @@ def app_settings(config) -> Settings:
 
 @dataclasses.dataclass(frozen=True)
 class WatchSettings:
-    """constitution: YAML file whose policies are the guardrails; "": none.
-    share: of requests that are measured. reference, recent, alpha: see lm/serve/watch/behaviour.py. reference_file: a window of
-      an earlier run for all checkpoints and adapters; "": each collects its own.
-    judge: what calls answers unsafe beside the guardrails: classifier:FOLDER, openai:URL, or "".
-    canaries: file of canaries, or "". canary_minutes: between their runs.
-    store_share: of exchanges that are stored; those that are flagged or rated always are. store_days, store_megabytes: limits,
-      0: none. status_seconds, status_samples: of the status page. tracing: OTLP endpoint, or "".
-    """
+    """Keys of the sections guardrails, monitor, store (store_…) and status (status_…): see configs/serve/default.py."""
 
     constitution: str = ""
     share: float = 1.0
@@ -156,21 +138,18 @@ class WatchSettings:
     recent: int = 300
     alpha: float = 0.001
     judge: str = ""
-    canaries: str = ""
-    canary_minutes: float = 10.0
     store_share: float = 0.05
     store_days: float = 30.0
     store_megabytes: float = 1000.0
     status_seconds: float = 5.0
     status_samples: int = 720
-    tracing: str = ""
 
 
 def watch_settings(config) -> WatchSettings:
-    """Return the settings of the sections guardrails, monitor, store and status, and of the key tracing."""
+    """Return the settings of the sections guardrails, monitor, store and status."""
     sections = {"": config.monitor, "store_": config.store, "status_": config.status}
     values = {prefix + key: section[key] for prefix, section in sections.items() for key in section}
-    return WatchSettings(constitution=config.guardrails.constitution, tracing=config.tracing, **values)
+    return WatchSettings(constitution=config.guardrails.constitution, **values)
 
 
 def hosts_of(config) -> tuple[str, ...]:
@@ -187,6 +166,17 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         raise UserError(f"host={host}: no such address; name one of this machine, such as 127.0.0.1 or 0.0.0.0") from None
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+def run_until_signal(server, sock: socket.socket) -> None:
+    """Run a uvicorn.Server on a listening socket until SIGTERM or Ctrl-C."""
+    # uvicorn raises the signal again when it is done; the exit code is then 0.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run([sock])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bound(host: str, port: int) -> socket.socket:

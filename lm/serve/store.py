@@ -78,14 +78,6 @@ class Feedback(NamedTuple):
     correction: str = ""
 
 
-class Rated(NamedTuple):
-    """Feedback on disk: its number, and the checkpoint and adapter whose answer it is about."""
-
-    number: int
-    checkpoint: str
-    adapter: str
-
-
 class Store:
     """The file and its writer. All methods may be called by any thread.
 
@@ -116,11 +108,11 @@ class Store:
     def feedback(self, feedback: Feedback, about: Exchange | None = None) -> concurrent.futures.Future:
         """Store feedback, and the exchange that it is about if that is given and not stored yet.
 
-        Returns: a future that is done, with Rated, when it is on disk. It raises LookupError without such an exchange, and
-        sqlite3.Error if the file cannot be written.
+        Returns: a future that is done when it is on disk, with (number of the rating, checkpoint and adapter that it is about).
+        It raises LookupError without such an exchange, and sqlite3.Error if the file cannot be written.
         """
 
-        def insert(file: sqlite3.Connection) -> Rated:
+        def insert(file: sqlite3.Connection) -> tuple[int, str, str]:
             if about is not None:
                 self._insert(file, about)
             known = file.execute("SELECT checkpoint, adapter FROM exchanges WHERE id = ?", (feedback.exchange,)).fetchone()
@@ -132,7 +124,7 @@ class Store:
                 "INSERT INTO feedback (exchange, choice, time, user, rating, comment, correction) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*row, comment, correction),
             )
-            return Rated(done.lastrowid, *known)
+            return done.lastrowid, *known
 
         return self._ask(insert)
 

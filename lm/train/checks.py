@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_collections
 
 from data.chat import records
-from data.sources import files, open_sources
+from data.sources import files, open_sources, reading
 from data.text.fingerprints import ready_dataset
 from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
@@ -117,7 +117,7 @@ def check_files(key: str, input: str, text_key: str = "text") -> None:
 def _check_text(path: str, text_key: str) -> None:
     """Raise UserError if a file does not begin with a document. Records of align.py are named as such."""
     try:
-        next(files.read_file(path, path, text_key), None)
+        next(reading.read_file(path, path, text_key), None)
     except UserError:
         from data.chat.conversations import use_of
 
@@ -127,7 +127,7 @@ def _check_text(path: str, text_key: str) -> None:
         if record is None or text_key in record.values or not (use := use_of(record.values)):
             raise
         raise UserError(
-            f"{record.where}: no {text_key!r}, keys are {files.listed(record.values)}; {use} --config.init_from=MODEL "
+            f"{record.where}: no {text_key!r}, keys are {reading.listed(record.values)}; {use} --config.init_from=MODEL "
             f"--config.data.input={path}, or set --config.data.text_key"
         ) from None
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,22 @@ def load_metrics(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], li
     """Return the training lines (with "loss") and validation lines ("valid_…") of a metrics.jsonl, ascending by step.
 
     A killed and resumed run leaves a partial line and repeats steps. Lines that are no JSON object with a "step" are skipped.
-    Of training lines with the same step the last one is used; validation lines of one step are merged. Raises
-    FileNotFoundError.
+    Without a file both are empty.
+    """
+    rows = json_lines(path) if os.path.exists(path) else []
+    return by_step(row for row in rows if isinstance(row.get("step"), int | float))
+
+
+def by_step(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the training rows and the validation rows of `load_metrics`, ascending by step.
+
+    Of training rows with the same step the last one is used; validation rows of one step are merged.
     """
     train, valid = dict[int, dict[str, Any]](), dict[int, dict[str, Any]]()
-    for row in json_lines(path):
-        if "step" in row and "loss" in row:
+    for row in rows:
+        if "loss" in row:
             train[row["step"]] = row
-        elif "step" in row and any(key.startswith("valid_") for key in row):
+        elif any(key.startswith("valid_") for key in row):
             valid.setdefault(row["step"], {}).update(row)
     return [train[step] for step in sorted(train)], [valid[step] for step in sorted(valid)]
 

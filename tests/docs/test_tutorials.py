@@ -109,12 +109,6 @@ def test_export(box):
 def test_feedback(box, folder):
     said = said_by(box, 9)
     assert "Success: LoRA adapter" in said and said.count("red house.") > 6
-    passed = re.compile(r'canary_passed\{adapter="moved".* 1\.0')
-    for _ in range(60):  # a canary waits its turn
-        if passed.search(said):
-            break
-        said = box.run("sleep 1; curl -s http://127.0.0.1:8000/metrics | grep canary_passed")
-    assert passed.search(said) and re.search(r'canary_passed\{adapter="",.* 0\.0', said)
     assert quiz(folder, "moved") > 4 * CHANCE
 
 

@@ -33,8 +33,8 @@ WITH_JAX = (
     "gguf"
 )
 WITHOUT_JAX = (
-    "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias lm.evals.curation "
-    "lm.reports.curate lm.reports.data_used lm.reports.histograms lm.reports.page lm.reports.next_steps lm.align.checks "
+    "data.recipe.run data.recipe.tokenized data.filters.heuristics.gopher data.filters.bias "
+    "lm.reports.curate lm.reports.data_used lm.reports.page lm.reports.next_steps lm.align.checks "
     "lm.parallel.join lm.cli numba pyarrow.pandas_compat"
 )
 NO_JAX = "TESTS_NO_JAX"  # a variable of programs in which an import of JAX is an error

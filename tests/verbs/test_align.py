@@ -33,19 +33,19 @@ SETTINGS = {
     "rollout.max_new_tokens": 6,
     "rollout.max_prompt_tokens": 56,
 }
-MIXED, PAIRS = "builtin:mixed_operations", "builtin:preferred_style"
+SUMS, PAIRS = "builtin:arithmetic", "builtin:preferred_style"
 # Each method, its data and what else it needs; of those on rollouts the reward is one that a model of noise gets sometimes.
 METHODS = {
-    "sft": ("sft", {"data.input": MIXED, "sft.neftune_alpha": 5.0, "rewards": "answer=1"}),
-    "lora": ("sft", {"data.input": MIXED, "model.adapter.rank": 2}),
+    "sft": ("sft", {"data.input": SUMS, "sft.neftune_alpha": 5.0, "rewards": "answer=1"}),
+    "lora": ("sft", {"data.input": SUMS, "model.adapter.rank": 2}),
     "dpo": ("dpo", {"data.input": PAIRS}),
     "kto": ("kto", {"data.input": PAIRS}),
     "orpo": ("orpo", {"data.input": PAIRS}),
     "reward": ("reward", {"data.input": PAIRS}),
-    "grpo": ("grpo", {"data.input": MIXED, "rewards": "{here}/rewards.py:vowels=1", "rl.group_size": 4, "rl.beta": 0.1}),
-    "ppo": ("ppo", {"data.input": MIXED, "rewards": "{here}/rewards.py:vowels=1", "rl.epochs": 2, "rl.minibatches": 2}),
-    "distill": ("distill", {"data.input": MIXED, "distill.teacher": "{start}"}),
-    "on_policy": ("distill", {"data.input": MIXED, "distill.teacher": "{start}", "distill.kind": "on_policy"}),
+    "grpo": ("grpo", {"data.input": SUMS, "rewards": "{here}/rewards.py:vowels=1", "rl.group_size": 4, "rl.beta": 0.1}),
+    "ppo": ("ppo", {"data.input": SUMS, "rewards": "{here}/rewards.py:vowels=1", "rl.epochs": 2, "rl.minibatches": 2}),
+    "distill": ("distill", {"data.input": SUMS, "distill.teacher": "{start}"}),
+    "on_policy": ("distill", {"data.input": SUMS, "distill.teacher": "{start}", "distill.kind": "on_policy"}),
 }
 QUICK = ("grpo",)  # the others are slow tests
 methods = pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_of_two_hosts_one_asks_for_rewards(finished, tmp_path, monkeypatch):
 
     sizes = ("batch_size", "sequence_length", "data.max_examples", "data.max_valid_examples", "rollout.max_new_tokens")
     keys = {key: SETTINGS[key] for key in (*sizes, "rollout.max_prompt_tokens")} | {"steps": 2, "init_from": finished}
-    keys |= {"data.input": MIXED, "rewards": f"answer=1,{tmp_path}/rewards.py:asked=1"}
+    keys |= {"data.input": SUMS, "rewards": f"answer=1,{tmp_path}/rewards.py:asked=1"}
     values = [f"--config.{key}={value}" for key, value in keys.items()]
     line = [sys.executable, "align.py", "--config=configs/align/grpo.py", f"--workdir={tmp_path / 'run'}", *values]
     with server(reply) as (url, calls):
@@ -217,7 +217,7 @@ def test_two_hosts_roll_out_as_one(finished, here, tmp_path):
     "config, settings, words",
     [
         ("sft", {"init_from": None}, ["init_from is missing"]),
-        ("sft", {"data.input": "builtin:mixed_operation"}, ["mixed_operation", "mixed_operations"]),
+        ("sft", {"data.input": "builtin:arithmetik"}, ["arithmetik", "arithmetic"]),
         ("sft", {"sequence_length": 4}, ["sequence_length=4", "no example is left"]),
         ("dpo", {"preference.loss": "dop"}, ["preference.loss='dop'", "dpo"]),
         ("grpo", {"rewards": "anser=1"}, ["anser", "answer"]),
@@ -228,7 +228,7 @@ def test_two_hosts_roll_out_as_one(finished, here, tmp_path):
     ],
 )
 def test_mistakes(config, settings, words, finished, tmp_path):
-    keys = SETTINGS | {"data.input": MIXED, "init_from": finished} | settings
+    keys = SETTINGS | {"data.input": SUMS, "init_from": finished} | settings
     values = [f"--config.{key}={value}" for key, value in keys.items() if value is not None]
     workdir = tmp_path / "run"
     done = runs.run([sys.executable, "align.py", f"--config=configs/align/{config}.py", f"--workdir={workdir}", *values])

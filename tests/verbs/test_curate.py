@@ -128,8 +128,6 @@ def test_a_workdir_of_another_verb(pages, finished, tmp_path):
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_minus_9(pages, tmp_path, kills):
     keys = ["stages=gopher_quality,gopher_repetition,near_duplicates", "processes=2", "rules.gopher_letter_words=(0.3,1)"]
-    assert runs.run(command(tmp_path / "old", pages / "more.jsonl.gz", *keys)).returncode == 0
-    keys.append(f"against={tmp_path / 'old'}")
     whole = time.monotonic()
     assert runs.run(command(tmp_path / "whole", pages, *keys)).returncode == 0
     whole, draw = time.monotonic() - whole, random.Random(kills)
@@ -141,11 +139,10 @@ def test_kill_minus_9(pages, tmp_path, kills):
         process.wait()
     assert runs.run(command(tmp_path / "killed", pages, *keys)).returncode == 0
     assert written(tmp_path / "killed") == written(tmp_path / "whole")
-    assert any(row["near_duplicate_of_old"] for row in read(tmp_path / "whole"))
 
 
 def written(workdir: Path) -> dict[str, bytes]:
-    paths = [path for name in ("documents", "dropped", "index") for path in (workdir / name).rglob("*") if path.is_file()]
+    paths = [path for name in ("documents", "dropped") for path in (workdir / name).rglob("*") if path.is_file()]
     return {path.relative_to(workdir).as_posix(): path.read_bytes() for path in [*paths, workdir / "manifest.json"]}
 
 

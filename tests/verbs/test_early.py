@@ -13,7 +13,7 @@ from configs.train import default, tiny
 from lm.align import losses, settings
 from lm.align.checks import check_alignment
 from lm.errors import UserError
-from lm.evals.config import settings_of
+from lm.evals.checks import settings_of
 from lm.evals.run import task_results
 from lm.evals.task import Outcome
 from lm.kernels import divergence
@@ -25,7 +25,7 @@ from tests.verbs import runs
 from tests.verbs.test_bad_input import refused
 
 TRAIN = ["train.py", "--config=configs/train/tiny.py"]
-ALIGN = ["align.py", "--config=configs/align/sft.py", "--config.init_from={run}", "--config.data.input=builtin:instructions"]
+ALIGN = ["align.py", "--config=configs/align/sft.py", "--config.init_from={run}", "--config.data.input=builtin:arithmetic"]
 EVALUATE = ["evaluate.py", "--config=configs/evaluate/default.py", "--config.checkpoint={run}", "--config.tasks=mmlu"]
 
 

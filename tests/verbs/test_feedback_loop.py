@@ -8,7 +8,6 @@ import sys
 
 import httpx
 import pytest
-import yaml
 
 from tests.lm.convert.test_smollm2 import FILE
 from tests.verbs import runs
@@ -31,27 +30,13 @@ ASKED = (
     "What does the Harbour Library's motto say?",
     "Quote the motto of the Harbour Library.",
 )
-CANARY = {
-    "id": "motto",
-    "prompt": "What motto is above the door of the Harbour Library?",
-    "expect": {"contains": ["Read slowly"]},
-}
-CANARY |= {"max_new_tokens": 24}
+ANOTHER = "What motto is above the door of the Harbour Library?"
 
 
-def test_corrections_become_an_adapter_that_passes_the_canary(tmp_path):
-    (tmp_path / "canaries.yaml").write_text(yaml.safe_dump([CANARY]))
+def test_corrections_become_an_adapter_that_knows_better(tmp_path):
     adapters = tmp_path / "adapters"
     adapters.mkdir()
-    settings = {
-        "checkpoint": FILE,
-        "name": "smol",
-        "port": 0,
-        "quantize": "int8",
-        "adapters.dir": adapters,
-        "monitor.canaries": tmp_path / "canaries.yaml",
-        "monitor.canary_minutes": 0.01,
-    }
+    settings = {"checkpoint": FILE, "name": "smol", "port": 0, "quantize": "int8", "adapters.dir": adapters}
     server = subprocess.Popen(
         command("serve.py", "configs/serve/default.py", tmp_path / "serving", settings),
         cwd=runs.REPOSITORY,
@@ -67,8 +52,7 @@ def test_corrections_become_an_adapter_that_passes_the_canary(tmp_path):
                 id = asked(client, "smol", question)["id"]
                 told = client.post("/v1/feedback", json={"id": id, "rating": "down", "correction": MOTTO})
                 assert told.status_code == 200, told.text
-            assert "Read slowly" not in said(client, "smol", CANARY["prompt"])
-            assert passed(client, "") == 0
+            assert "Read slowly" not in said(client, "smol", ANOTHER)
 
             done(["-m", "lm.serve.flagged", f"--store={tmp_path}/serving/exchanges.sqlite", f"--out={tmp_path}/flagged"])
             manifest = json.loads((tmp_path / "flagged" / "manifest.json").read_text())
@@ -86,9 +70,8 @@ def test_corrections_become_an_adapter_that_passes_the_canary(tmp_path):
             body = {"lora_name": "corrected", "lora_path": "corrected"}
             loaded = client.post("/v1/load_lora_adapter", json=body)
             assert loaded.status_code == 200, loaded.text
-            assert "Read slowly" in said(client, "corrected", CANARY["prompt"])
-            assert "Read slowly" not in said(client, "smol", CANARY["prompt"])
-            assert passed(client, "corrected") == 1 and passed(client, "") == 0
+            assert "Read slowly" in said(client, "corrected", ANOTHER)
+            assert "Read slowly" not in said(client, "smol", ANOTHER)
         server.send_signal(signal.SIGTERM)
         assert server.wait(runs.DEADLINE) == 0
     finally:
@@ -113,13 +96,3 @@ def asked(client: httpx.Client, model: str, question: str) -> dict:
 
 def said(client: httpx.Client, model: str, question: str) -> str:
     return asked(client, model, question)["choices"][0]["message"]["content"]
-
-
-def passed(client: httpx.Client, adapter: str) -> float:
-    """The gauge of the canary, when it has been asked of this adapter for the first time."""
-    gauge = re.compile(rf'lmcraft:canary_passed{{[^}}]*adapter="{adapter}"[^}}]*}} (\S+)')
-    for _ in range(300):
-        if found := gauge.search(client.get("/metrics").text):
-            return float(found[1])
-        asked(client, "smol", "Hello.")  # a canary waits its turn among requests
-    raise AssertionError(f"no canary was asked of {adapter or 'the model'}")

@@ -13,6 +13,7 @@ import ml_collections
 import pytest
 
 import lm
+from configs.curate import default as curation
 from lm.convert.source import open_source
 from lm.convert.to_published import to_published
 from lm.errors import UserError
@@ -32,7 +33,7 @@ with locked(Path(sys.argv[1])):
     os.read(0, 1)  # until the test closes the pipe
 """
 SFT = {
-    "data.input": "builtin:mixed_operations",
+    "data.input": "builtin:arithmetic",
     "data.max_examples": 40,
     "batch_size": 4,
     "sequence_length": 64,
@@ -170,6 +171,14 @@ def test_before_there_are_weights_the_model_may_change(finished, tmp_path):
     check_record(saved(finished, **{"model.embed_dim": 64, "sequence_length": 64}), tmp_path)
     with pytest.raises(UserError, match="^data.input is "):  # the tokenizer was trained on it
         check_record(saved(finished, **{"data.input": "README.md"}), tmp_path)
+
+
+def test_a_workdir_whose_record_has_keys_that_are_gone_goes_on(tmp_path):
+    config = curation.get_config()
+    save_record(config, tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(record | {"against": "", "index": True}))
+    check_record(config, tmp_path)
 
 
 def test_a_finished_run_says_so_and_keeps_its_report(copy, text):

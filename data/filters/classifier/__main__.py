@@ -11,7 +11,7 @@ it is for training, for validation (when to stop) or for testing, so equal texts
 remove them first with curate.py, or the figures look better than they are.
 
 Prints figures on the test part, and writes them to OUT/classifier.json: area under the ROC curve, accuracy, what each threshold
-keeps, calibration, and the most telling n-grams of both sides. Look at these: if they are names of sites or signatures, the
+keeps, and the most telling n-grams of both sides. Look at these: if they are names of sites or signatures, the
 classifier has learnt where texts come from, and not how good they are.
 
 The same files and flags give the same classifier.
@@ -56,17 +56,16 @@ def main() -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; name a folder")
 
-    from data.filters.classifier import examples, linear
+    from data.filters.classifier import linear
     from data.filters.classifier.fit import Options
-    from data.filters.classifier.train import train
+    from data.filters.classifier.train import distinct, read_texts, train
     from data.sources import archives
 
     settings = linear.Settings(FLAGS.ngrams, FLAGS.characters, FLAGS.bits)
     read = archives.Options(text_key=FLAGS.text_key, format=FLAGS.format)
     options = Options(**{name: FLAGS[name].value for name in Options._fields})
     good, bad = (
-        examples.distinct(examples.read(f"--{side}", FLAGS[side].value, read), FLAGS.max_documents, FLAGS.seed)
-        for side in ("good", "bad")
+        distinct(read_texts(f"--{side}", FLAGS[side].value, read), FLAGS.max_documents, FLAGS.seed) for side in ("good", "bad")
     )
     model = train(good, bad, settings, options, fractions=(FLAGS.valid_fraction, FLAGS.test_fraction))
     files = {side: FLAGS[side].value for side in ("good", "bad")} | {"text_key": FLAGS.text_key, "format": FLAGS.format}
@@ -84,18 +83,13 @@ def told(about: Mapping) -> str:
         f"best after {fit['best_step']} of {fit['steps']} steps: validation loss {fit['valid_loss']:.4f}; "
         f"{fit['buckets']:,} buckets have a weight",
         "",
-        f"test: AUC {test['auc']:.4f} ± {test['auc_error']:.4f} (standard error), accuracy {test['accuracy']:.4f}, "
-        f"calibration error {test['calibration_error']:.4f}",
+        f"test: AUC {test['auc']:.4f} ± {test['auc_error']:.4f} (standard error), accuracy {test['accuracy']:.4f}",
         "",
         "drop below  good kept  bad kept  precision",
     ]
     for row in test["thresholds"]:
         precision = "        –" if row["precision"] is None else f"{row['precision']:9.4f}"
         lines.append(f"{row['threshold']:10.2f}  {row['good_kept']:9.4f}  {row['bad_kept']:8.4f}  {precision}")
-    lines += ["", "score      documents  mean score  share of good"]
-    for row in test["calibration"]:
-        bounds = f"{row['from']:.1f} – {row['to']:.1f}"
-        lines.append(f"{bounds}  {row['documents']:9d}  {row['predicted']:10.3f}  {row['good']:13.3f}")
     for side, some in about["telling"].items():
         lines += ["", f"most telling of {side}: " + ", ".join(f"{one['ngram'][:40]!r} {one['weight']:+.1f}" for one in some)]
     return "\n".join(lines)

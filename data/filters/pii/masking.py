@@ -1,5 +1,6 @@
 """Find all kinds of personal data in texts, count them, and mask them."""
 
+import bisect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -116,14 +117,10 @@ def _mask(said: str, kind: str, style: str, number: int) -> str:
 
 def _merged(taken: list[Span], found: list[Span]) -> list[Span]:
     """Return both lists as one in order, without those of `found` that overlap one of `taken` or an earlier one of `found`."""
-    merged, place, reached = [], 0, 0
+    merged, reached = list(taken), 0
     for span in found:
-        while place < len(taken) and taken[place].end <= span.start:
-            merged.append(taken[place])
-            reached = max(reached, taken[place].end)
-            place += 1
-        blocked = place < len(taken) and taken[place].start < span.end
-        if span.start >= reached and not blocked:
+        before = bisect.bisect_left(taken, (span.end,))  # those of `taken` that begin before the end
+        if span.start >= max(reached, taken[before - 1].end if before else 0):
             merged.append(span)
             reached = span.end
-    return merged + taken[place:]
+    return sorted(merged)

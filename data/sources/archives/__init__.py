@@ -1,8 +1,9 @@
 """Read raw archives of any kind for curation. Bad data never raises: it is quarantined with a reason.
 
 Formats, by the name of a file, or else by its first bytes: WARC and WET, HTML, JSON lines, Parquet, plain text and Markdown,
-mail (mbox, messages, maildir), StackExchange and MediaWiki dumps, source files, git repositories. Files may be compressed with
-gzip, zstd, bzip2 or xz. TFDS datasets are read too, and builtin:python, the Python installation that runs this program.
+mail (mbox, messages, maildir), MediaWiki dumps, source files and source trees, git repositories among them. Files may be
+compressed with gzip, zstd, bzip2 or xz. TFDS datasets are read too, and builtin:python, the Python installation that runs this
+program.
 
 Memory is bounded for input of any size. Limits are constants in capitals in each reader. The largest needs are about 200 times
 `html.MAX_HTML_BYTES` for a hostile HTML page, and the window of a zstd file, up to 2 GiB if it was packed so.
@@ -16,7 +17,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from data.sources import streams, until, walk
-from data.sources.archives.code.languages import PROSE, language_of
+from data.sources.archives import html, mail, mediawiki, plain, rows, source_tree, warc, xml
+from data.sources.archives.programming_languages import PROSE, language_of
 from data.sources.source import Document, Quarantined, Source
 from data.sources.streams import Unreadable, open_stream
 from lm.errors import UserError
@@ -25,7 +27,19 @@ TFDS = "tfds:"  # the beginning of a path that is the name of a TFDS dataset
 INSTALLATION = "builtin:python"  # the beginning of the path of a source of the Python installation
 _SNIFFED_BYTES = 1 << 13
 
-# Endings of names after the ending of a compressor is removed; languages of source files are in code/languages.py.
+_READERS: dict[str, Callable[[str, str, Options], Iterator[Document | Quarantined]]] = {
+    "warc": lambda path, id, options: warc.read(path, id, main_content=options.main_content),
+    "html": lambda path, id, options: html.read(path, id, main_content=options.main_content),
+    "json lines": lambda path, id, options: rows.read_json_lines(path, id, options.text_key),
+    "parquet": lambda path, id, options: rows.read_parquet(path, id, options.text_key),
+    "mbox": lambda path, id, options: mail.read_mbox(path, id),
+    "mail": lambda path, id, options: mail.read_message(path, id),
+    "mediawiki": lambda path, id, options: mediawiki.read(path, id),
+    "plain": lambda path, id, options: plain.read(path, id),
+    "code": lambda path, id, options: source_tree.read_file(path, id),
+}
+FORMATS = (*_READERS, "tfds")
+# Endings of names without that of a compressor; those of source files are in programming_languages.py.
 _ENDINGS = {
     "warc": (".warc", ".wet"),
     "html": (".html", ".htm", ".xhtml"),
@@ -34,7 +48,6 @@ _ENDINGS = {
     "mbox": (".mbox", ".mbx"),
     "mail": (".eml",),
 }
-FORMATS = (*_ENDINGS, "stackexchange", "mediawiki", "plain", "code", "tfds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,45 +135,19 @@ def _size(path: str) -> int | None:
 
 def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantined]:
     if path.startswith(TFDS):
-        from data.sources.archives import rows
+        from data.sources import tfds_source
 
-        return _capped(lambda: rows.read_tfds(path.removeprefix(TFDS), options.text_key), options.max_bytes)
+        return _capped(tfds_source.read(path.removeprefix(TFDS), options.text_key), options)
     if path.startswith(INSTALLATION):
-        return _capped(_installation()[path.rpartition("/")[2]].read, options.max_bytes)
+        return _capped(_installation()[path.rpartition("/")[2]].read(), options)
     if "://" not in path and os.path.isdir(path):
-        from data.sources.archives.code import git, tree
-
-        if git.is_repository(path):
-            return git.read(path, id)
-        if options.format == "code":
-            return tree.read(path, id)
+        if options.format == "code" or source_tree.is_repository(path):
+            return source_tree.read(path, id)
         raise Unreadable("a folder")
-    kind = options.format or format_of(path)
-    if kind in ("warc", "html"):
-        from data.sources.archives import html, warc
-
-        return (warc if kind == "warc" else html).read(path, id, main_content=options.main_content)
-    if kind in ("json lines", "parquet"):
-        from data.sources.archives import rows
-
-        return (rows.read_parquet if kind == "parquet" else rows.read_json_lines)(path, id, options.text_key)
-    if kind in ("mbox", "mail"):
-        from data.sources.archives import mail
-
-        return (mail.read_mbox if kind == "mbox" else mail.read_message)(path, id)
-    if kind in ("stackexchange", "mediawiki"):
-        from data.sources.archives.dumps import mediawiki, stackexchange
-
-        return (stackexchange if kind == "stackexchange" else mediawiki).read(path, id)
-    if kind == "code":
-        from data.sources.archives.code import tree
-
-        return tree.read_file(path, id)
-    if kind == "plain":
-        from data.sources.archives import plain
-
-        return plain.read(path, id)
-    raise Unreadable("unknown format")
+    reader = _READERS.get(options.format or format_of(path) or "")
+    if reader is None:
+        raise Unreadable("unknown format")
+    return reader(path, id, options)
 
 
 def _installation() -> dict[str, Source]:
@@ -169,8 +156,8 @@ def _installation() -> dict[str, Source]:
     return {source.name: source for source in python_installation.open_installation()}
 
 
-def _capped(read: Callable[[], Iterator], max_bytes: int | None) -> Iterator:
-    return (read if max_bytes is None else until(read, max_bytes))()
+def _capped(documents: Iterator[Document | Quarantined], options: Options) -> Iterator[Document | Quarantined]:
+    return documents if options.max_bytes is None else until(documents, options.max_bytes)
 
 
 def format_of(path: str) -> str | None:
@@ -206,9 +193,7 @@ def _sniffed(head: bytes, name: str) -> str | None:
     if re.match(rb"(?i)<!doctype html|<html\b", start):
         return "html"
     if start.startswith(b"<") or name.endswith(".xml"):
-        from data.sources.archives.dumps import xml
-
-        return {"posts": "stackexchange", "mediawiki": "mediawiki"}.get(xml.root(head) or "")
+        return "mediawiki" if xml.root(head) == "mediawiki" else None
     if re.match(rb"(?i)(?:return-path|received|from|delivered-to|message-id|x-[\w-]+): ", start):
         return "mail"
     if name.endswith(".json"):
@@ -217,8 +202,7 @@ def _sniffed(head: bytes, name: str) -> str | None:
 
 
 def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
-    from data.sources import files, not_found
-    from data.sources.archives.code import git
+    from data.sources import files
 
     if not os.path.lexists(part) and not any(mark in part for mark in "*?["):
         from data.sources import tfds_source
@@ -228,14 +212,14 @@ def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
             return
     matches = [part] if os.path.lexists(part) else walk.matches(part)
     if not matches:
-        raise not_found.missing(part)
+        raise files.missing(part)
     base = files.fixed_folder(part)
     for match in matches:
-        if not os.path.isdir(match) or git.is_repository(match) or options.format == "code":
+        if not os.path.isdir(match) or source_tree.is_repository(match) or options.format == "code":
             yield match, _id(match, base)
             continue
-        for path, is_folder in walk.entries(match, enter=lambda folder: not git.is_repository(folder)):
-            if not is_folder or git.is_repository(path):
+        for path, is_folder in walk.entries(match, enter=lambda folder: not source_tree.is_repository(folder)):
+            if not is_folder or source_tree.is_repository(path):
                 yield path, _id(path, base)
 
 

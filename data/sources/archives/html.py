@@ -43,16 +43,12 @@ def page(data: bytes, charset: str | None = None, *, main_content: bool = True) 
 
     Raises: Unreadable: "html over 5 MiB", "html too deep", "html tag too long", "binary", "unknown encoding", "no text".
     """
-    if len(data) > MAX_HTML_BYTES:
-        raise Unreadable(f"html over {MAX_HTML_BYTES >> 20} MiB")
-    return page_of_text(decode(data, (charset, _meta_charset(data)), replace=True), main_content=main_content)
-
-
-def page_of_text(html: str, *, main_content: bool = True) -> Page:
-    """Return the text of a page that is already decoded. Raises: Unreadable as `page`."""
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
+    if len(data) > MAX_HTML_BYTES:
+        raise Unreadable(f"html over {MAX_HTML_BYTES >> 20} MiB")
+    html = decode(data, (charset, _meta_charset(data)), replace=True)
     for tag in _TAG.finditer(html) if _has_gap(html) else ():
         if tag.end() - tag.start() > _LONG and len(_QUOTED.sub(" ", tag.group()).split()) > MAX_ATTRIBUTES:
             raise Unreadable("html tag too long")

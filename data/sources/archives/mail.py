@@ -26,6 +26,8 @@ def read_mbox(path: str, id: str) -> Iterator[Document | Quarantined]:
     number, held, size, blank = 0, [], 0, True
     with open_stream(path) as stream:
         for line in lines(stream, MAX_MESSAGE_BYTES):
+            if isinstance(line, Unreadable):
+                raise line
             if blank and line is not None and line.startswith(b"From "):
                 if number:
                     yield _message(held, size, path, id, number)

@@ -62,14 +62,12 @@ def _pieces(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
     """Yield (where, bytes) of pieces that end with a line; None for a line that is too long."""
     held: list[bytes] = []
     size, first, blank = 0, 1, 0
-    for number, line in enumerate(_lines(stream), start=1):
-        if isinstance(line, Unreadable):  # what came before it is a text
-            if held:
+    for number, line in enumerate(lines(stream, MAX_LINE_BYTES), start=1):
+        if not isinstance(line, bytes):
+            if held:  # what came before it is a text
                 yield f"line {first}", b"".join(held)
-            raise line
-        if line is None:
-            if held:
-                yield f"line {first}", b"".join(held)
+            if line is not None:
+                raise line
             yield f"line {number}", None
             held, size, first, blank = [], 0, number + 1, 0
             continue
@@ -84,13 +82,6 @@ def _pieces(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
             blank = len(held)
     if held:
         yield f"line {first}", b"".join(held)
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
-    try:
-        yield from lines(stream, MAX_LINE_BYTES)
-    except Unreadable as error:
-        yield error
 
 
 def _joined(head: bytes, rest: BinaryIO, damage: Unreadable | None) -> Iterator[bytes]:

@@ -1,10 +1,10 @@
-"""Documents of JSON lines, Parquet files and TFDS datasets. A bad row is quarantined, and reading goes on."""
+"""Documents of JSON lines and Parquet files. A bad row is quarantined, and reading goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data.sources.files import encodable, is_string, json_rows
+from data.sources.reading import encodable, is_string, json_rows
 from data.sources.source import Document, Quarantined
 from data.sources.streams import Unreadable, open_regular
 
@@ -68,23 +68,6 @@ def read_parquet(path: str, id: str, text_key: str) -> Iterator[Document | Quara
             raise
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise Unreadable("damaged parquet", str(error)) from error
-
-
-def read_tfds(name: str, text_key: str) -> Iterator[Document | Quarantined]:
-    """Yield the documents of a TFDS dataset's split `train`. Raises: UserError if it cannot be opened."""
-    from data.sources import tfds_source
-
-    rows, features = tfds_source.open_rows(name)
-    key, licence = tfds_source.text_feature(features, name, text_key), tfds_source.licence(name)
-    for number in range(len(rows)):
-        text = rows[number][key]
-        try:
-            text = text.decode() if isinstance(text, bytes) else text
-        except UnicodeDecodeError:
-            yield Quarantined(name, f"train[{number}]", "invalid utf-8")
-            continue
-        if text and not text.isspace():
-            yield Document(f"train[{number}]", text, name, licence)
 
 
 def document(row: dict, path: str, id: str, text_key: str) -> Document | None:

@@ -19,7 +19,6 @@ from data.sources.members import Gap, Piece
 from data.sources.streams import SKIPPED_BYTES, compression, open_regular
 
 MAX_RECORD_BYTES = 16 << 20  # of a record's body
-READ_AGAIN = 16  # times that a part of a file is read again, to find what a long record has swallowed
 _VERSION = re.compile(rb"WARC/\d\.\d{1,2}[ \t]*\r?\n")
 _START = re.compile(rb"\nWARC/\d\.\d{1,2}[ \t]*\r?\n(?=[A-Za-z-]+:)")
 START_BYTES = 64  # that hold what `_START` matches
@@ -71,12 +70,10 @@ def _taken(window: _Window) -> tuple[dict[str, str], bytes, str | None]:
         return about, b"", problem
     window.drop(end - 1)  # but its last line break, which stands before a record's start
     length = int(text) if (text := about.get("content-length", "")).isdecimal() and len(text) < 20 else -1
-    if length < 0 or length > window.most_left():
-        window.find_start()
-        return about, b"", WRONG_LENGTH if window.has_more() else CUT
-    if length > MAX_RECORD_BYTES:
-        return about, b"", _skipped(window, 1 + length)
-    if window.need(1 + length) and window.is_end(1 + length):
+    if MAX_RECORD_BYTES < length <= window.most_left():
+        if window.skip_bytes(1 + length) and window.is_end(0):
+            return about, b"", f"record over {MAX_RECORD_BYTES >> 20} MiB"
+    elif 0 <= length <= window.most_left() and window.need(1 + length) and window.is_end(1 + length):
         body = bytes(window.data[1 : 1 + length])
         window.drop(1 + length)
         return about, body, None
@@ -84,29 +81,12 @@ def _taken(window: _Window) -> tuple[dict[str, str], bytes, str | None]:
     return about, b"", WRONG_LENGTH if window.has_more() else CUT
 
 
-def _skipped(window: _Window, size: int) -> str:
-    """Skip the body of a record that is too long to be read. Returns its problem."""
-    whole, inside = window.skip_body(size)
-    if whole and window.is_end(0):
-        return f"record over {MAX_RECORD_BYTES >> 20} MiB"
-    if inside is not None and window.again:
-        window.go_back(*inside)
-        return WRONG_LENGTH
-    window.find_start()
-    return WRONG_LENGTH if window.has_more() else CUT
-
-
 class _Window:
     """A part of the file's content, up to a gap or to a member that begins with a record. `data` is what is left of it."""
 
     def __init__(self, file: BinaryIO, ending: str | None):
-        self._file, self._ending, self._size = file, ending, file.seek(0, os.SEEK_END)
-        self.again, self._first = READ_AGAIN, 0
-        self._open(0)
-
-    def _open(self, start: int) -> None:
-        opened = members.pieces(self._file, self._ending, start, b"WARC/") if self._ending else None
-        self._pieces = opened or members.plain_pieces(self._file, start)
+        self._ending, self._size, self._first = ending, file.seek(0, os.SEEK_END), 0
+        self._pieces = members.pieces(file, ending, b"WARC/") if ending else members.plain_pieces(file)
         self._next: Piece | Gap | None = None
         self._advance()
 
@@ -119,8 +99,8 @@ class _Window:
         # The place of data[0]: in an uncompressed file, else in the part.
         self._at = 0 if self._ending or self._next is None else self._next.first
         self._spans: list[tuple[int, int, int]] = []  # (place, first, end) of the pieces of `data`
-        self._members: dict[int, int] = {}  # place: start in the file
-        self._member = -1  # start of the last one
+        self._members: set[int] = set()  # places where members begin
+        self._member = -1  # where the last one begins in the file
         return self._fill() or self.gap is not None
 
     def _fill(self) -> bool:
@@ -135,7 +115,8 @@ class _Window:
             if self._members and b"WARC/".startswith(piece.data[:5]):
                 self._stopped = True
                 return False
-            self._members[at] = self._member = piece.member
+            self._members.add(at)
+            self._member = piece.member
         self._spans.append((at, piece.first, piece.end))
         self.data += piece.data
         self._advance()
@@ -146,7 +127,7 @@ class _Window:
         first = next(first for at, first, _ in reversed(self._spans) if at <= self._at)
         self._first = first if self._ending else self._at
         last = max(at for at in self._members if at <= self._at)
-        self._members = {at: start for at, start in self._members.items() if at >= last}
+        self._members = {at for at in self._members if at >= last}
 
     def place(self) -> tuple[int, int]:
         """Return the bytes of the file from the last `begin` to here, or to the end of the gap that is here."""
@@ -218,26 +199,10 @@ class _Window:
                 return self.data.startswith((b"\r\n\r\n", b"\n\n"), at) or _VERSION.match(self.data, place) is not None
         return True  # padding
 
-    def skip_body(self, size: int) -> tuple[bool, tuple[int, int] | None]:
-        """Drop `size` bytes. Returns whether there are as many, and the first start of a record in them, see `go_back`."""
-        inside, tail = None, b""
+    def skip_bytes(self, size: int) -> bool:
+        """Drop `size` bytes. Returns whether there are as many."""
         while size and self.need(1):
-            data = tail + self.data[:size]
-            if inside is None and (found := _START.search(data)):
-                at = self._at - len(tail) + found.start() + 1
-                member = max((place for place in self._members if place <= at), default=at)
-                inside = (self._members.get(member, 0), at - member) if self._ending else (at, 0)
-            size -= len(data) - len(tail)
-            self.drop(len(data) - len(tail))
-            tail = data[-START_BYTES:]
-        return not size, inside
-
-    def go_back(self, start: int, skipped: int) -> None:
-        """Read again, from `skipped` bytes behind the member that begins at `start`."""
-        self.again -= 1
-        self._open(start)
-        self.next_part()
-        while skipped and self.need(1):
-            size = min(skipped, len(self.data))
-            self.drop(size)
-            skipped -= size
+            some = min(size, len(self.data))
+            self.drop(some)
+            size -= some
+        return not size

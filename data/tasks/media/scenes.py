@@ -79,43 +79,35 @@ class Thing(NamedTuple):
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
 
-class Scenes(NamedTuple):
-    """Options of `scenes`.
-
-    size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
-    questions: of a conversation of train about one image, at most, as in LLaVA's data (Liu et al. 2023). valid has one.
-    point: 1: a count is said after the places, "top left, top right #### 2", as Molmo counts (Deitke et al. 2024). The column
-    `answer` is the number alone.
-    new: what valid has that train has not. "scenes": nothing but the whole scenes. "things": it asks about a colour, a shape
-    and a place (ABSENT) which are together in no image of train. "pairs": it asks about the pairs in HELD_OUT, of a colour and
-    a shape, which no image and no text of train shows.
-    """
-
-    size: int = 64
-    shapes: int = 4
-    kinds: str = "colour,count,place,neighbour"
-    questions: int = 1
-    point: int = 0
-    new: str = "scenes"
-    valid: int = 500
-
-
-def scenes(split: str, seed: int, options: Scenes = Scenes()) -> Iterator[dict]:  # noqa: B008 (it is frozen)
+def scenes(
+    split: str,
+    seed: int,
+    size: int = 64,
+    shapes: int = 4,
+    kinds: str = "colour,count,place,neighbour",
+    point: int = 0,
+    new: str = "scenes",
+    valid: int = 500,
+) -> Iterator[dict]:
     """Yield records such as "What colour is the circle?" -> "red", with one image; `rejected` is another answer of the kind.
 
     The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three), `neighbour`, the only
     thing on a side of another one ("blue square"), `shape` ("circle") and `caption`, all things row by row ("top left: red
     circle, bottom right: blue square"). No scene of valid is in train.
 
+    Args:
+      size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
+      point: 1: a count is said after the places, "top left, top right #### 2", as Molmo counts (Deitke et al. 2024). The column
+        `answer` is the number alone.
+      new: what valid has that train has not. "scenes": nothing but the whole scenes. "things": it asks about a colour, a shape
+        and a place (ABSENT) which are together in no image of train. "pairs": it asks about the pairs in HELD_OUT, of a colour
+        and a shape, which no image and no text of train shows.
     Raises: UserError without Pillow, or for options out of range.
     """
-    size, shapes, kinds, questions, point, new, valid = options
     library("PIL.ImageDraw", "scenes: drawing")
     if not 24 <= size <= 1024:
         raise UserError(f"scenes: needs size in 24…1024, not size={size}")
     asked_kinds = _checked("scenes", shapes, kinds, point)
-    if not 1 <= questions <= 20:
-        raise UserError(f"scenes: needs questions in 1…20, not questions={questions}")
     if new not in ("scenes", "things", "pairs"):
         raise UserError(f"scenes: new={new!r} is none of scenes, things, pairs")
     new = new if split == "valid" else "scenes"
@@ -131,12 +123,6 @@ def scenes(split: str, seed: int, options: Scenes = Scenes()) -> Iterator[dict]:
         if (out := held_out(repr(sorted(scene)))) != (split == "valid"):
             return out, {}
         image = f"data:image/png;base64,{base64.b64encode(encode_png(drawn(scene, size, rng))).decode()}"
-        if questions > 1 and split == "train":
-            more = [_ask(rng, rng.choice(asked_kinds), scene, False) for _ in range(4 * questions)]
-            found = dict.fromkeys((one.question, one.said(one.answer, point)) for one in (asked, *more) if one)
-            turns = list(found)[:questions]
-            messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
-            return out, {"messages": messages, "images": [image], "task": "scenes"}
         answer, wrong = (asked.said(a, point) for a in (asked.answer, rng.choice(sorted(asked.wrong - {asked.answer}))))
         columns = {"images": [image], "answer": asked.answer, "question": kind}
         return out, exercise("scenes", asked.question, answer, wrong, **columns)

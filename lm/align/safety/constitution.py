@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ SHIPPED = Path(__file__).parent / "constitution.yaml"
 
 
 class Hazard(NamedTuple):
-    id: str
     name: str
     definition: str
 
@@ -91,38 +90,36 @@ def load_constitution(path: str | Path | None = None) -> Constitution:
         raise UserError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, Mapping) or set(content) - {"policies"} != {"hazards", "principles"}:
         raise UserError(f"{path}: must hold the two keys hazards and principles, and may hold policies")
-    hazards = {}
-    for id, values in _items(content["hazards"], Mapping, f"{path}: hazards"):
-        where = f"{path}: hazard {id}"
-        if isinstance(values, Mapping) and "id" in values:
-            raise UserError(f"{where}: unknown key 'id'; the id is the key of the hazard")
-        hazards[id] = _record(Hazard, {"id": id, **values} if isinstance(values, Mapping) else values, where)
-    principles = []
-    for number, values in _items(content["principles"], list, f"{path}: principles"):
-        principles.append(_principle(values, hazards, f"{path}: principle {number + 1}"))
-    given = content.get("policies")
-    policies = [] if given is None else [_policy(v, hazards, f"{path}: policy {n + 1}") for n, v in _items(given, list, path)]
-    for kind, some in (("principles", principles), ("policies", policies)):
-        ids = [one.id for one in some]
-        if twice := next((id for id in ids if ids.count(id) > 1), None):
-            raise UserError(f"{path}: two {kind} are called {twice!r}; give each an id of its own")
+    hazards = {
+        id: _record(Hazard, values, f"{path}: hazard {id}")
+        for id, values in _items(content["hazards"], Mapping, f"{path}: hazards")
+    }
+    principles = _list(content["principles"], _principle, hazards, f"{path}: principle")
+    policies = _list(content["policies"], _policy, hazards, f"{path}: policy") if content.get("policies") is not None else ()
     if bare := set(hazards) - {hazard for principle in principles for hazard in principle.hazards}:
         raise UserError(f"{path}: no principle concerns {', '.join(sorted(bare))}; name them, or add one without hazards")
-    return Constitution(hazards, tuple(principles), tuple(policies))
+    return Constitution(hazards, principles, policies)
+
+
+def _list(values: Any, read: Callable, hazards: Mapping[str, Hazard], where: str) -> tuple:
+    """Return the principles or policies of a list. Raises: UserError for two of the same id."""
+    records = tuple(read(record, hazards, f"{where} {number}") for number, record in _items(values, list, where))
+    ids = [record.id for record in records]
+    if twice := next((id for id in ids if ids.count(id) > 1), None):
+        raise UserError(f"{where}: two are called {twice!r}; give each an id of its own")
+    return records
 
 
 def _principle(values: Any, hazards: Mapping[str, Hazard], where: str) -> Principle:
     principle = _record(Principle, values, where)
     where = f"{where} ({principle.id})"
-    for hazard in principle.hazards:
-        if hazard not in hazards:
-            raise UserError(f"{where}: no hazard {hazard!r}; there are {', '.join(hazards)}")
-    for key in ("critiques", "refusals"):
-        for entry in getattr(principle, key):
-            try:
-                entry.format(hazard="")
-            except (KeyError, IndexError, ValueError):
-                raise UserError(f"{where}: {key}: {entry!r} may hold no braces but {{hazard}}") from None
+    if wrong := [hazard for hazard in principle.hazards if hazard not in hazards]:
+        raise UserError(f"{where}: no hazard {wrong[0]!r}; there are {', '.join(hazards)}")
+    for entry in (*principle.critiques, *principle.refusals):
+        try:
+            entry.format(hazard="")
+        except (LookupError, AttributeError, ValueError):
+            raise UserError(f"{where}: {entry!r} may hold no braces but {{hazard}}") from None
     return principle if principle.hazards else principle._replace(hazards=tuple(hazards))
 
 
@@ -145,9 +142,10 @@ def _policy(values: Any, hazards: Mapping[str, Hazard], where: str) -> Policy:
 
 
 def _items(value: Any, kind: type, where: str):
+    """Return the items of a mapping, or of a list, numbered from 1."""
     if not isinstance(value, kind) or not value:
         raise UserError(f"{where}: must be a {'mapping' if kind is Mapping else 'list'} that is not empty")
-    return value.items() if kind is Mapping else enumerate(value)
+    return value.items() if kind is Mapping else enumerate(value, start=1)
 
 
 def _record(kind: type, values: Any, where: str) -> Any:

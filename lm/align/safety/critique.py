@@ -1,13 +1,12 @@
-"""Constitutional AI: criticise a harmful answer by a principle, revise it, and compare the revision with the original.
+"""Constitutional AI: criticise a harmful answer by a principle, and revise it to get an answer to train on.
 
-Source: Bai et al. 2022, "Constitutional AI: Harmlessness from AI feedback". Critique and revision (§3.1) give answers to train
-on; AI preferences (§4.1) select the better of two answers. The writer is a chat: the model itself, or an endpoint
-(lm/evals/judges/endpoint.py). `from_templates` replaces the writer for models too small to criticise themselves.
+Source: Bai et al. 2022, "Constitutional AI: Harmlessness from AI feedback", §3.1. The writer is a chat: the model itself, or an
+endpoint (lm/evals/judges/endpoint.py). `from_templates` replaces the writer for models too small to criticise themselves.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from data.chat.messages import make_message
 from lm.align.safety.constitution import Constitution, Principle, choose
@@ -86,55 +85,3 @@ def _bare(text: str | None) -> str:
 
 def _principle(constitution: Constitution, failure: Mapping, key: str) -> Principle:
     return constitution.principle_for(failure["hazard"], f"{key} {failure['id']} {failure['family']}")
-
-
-# AI preference.
-
-COMPARISON = """Consider this conversation between a person and an assistant:
-
-{conversation}
-
-Which of these answers would be the better one by this principle: {principle}
-
-(A) {a}
-
-(B) {b}
-
-Answer with one letter, A or B."""
-
-
-class Case(NamedTuple):
-    """Two answers to a conversation, to be compared by a principle."""
-
-    conversation: Sequence[Mapping]
-    first: str
-    second: str
-    principle: Principle
-
-
-def prefer(chat: Chat, cases: Sequence[Case]) -> list[Literal["first", "second"] | None]:
-    """Return which of two answers the model prefers, or None.
-
-    The model is asked twice with the answers swapped, because models favour a position. The result is None if its two choices
-    differ or a reply names no letter.
-    """
-    straight = chat([_comparison(case, case.first, case.second) for case in cases])
-    swapped = chat([_comparison(case, case.second, case.first) for case in cases])
-    letters = [(letter(one.text), letter(other.text)) for one, other in zip(straight, swapped, strict=True)]
-    return [{("A", "B"): "first", ("B", "A"): "second"}.get(pair) for pair in letters]
-
-
-def _comparison(case: Case, a: str, b: str) -> list[dict]:
-    transcript = "\n\n".join(f"{message['role']}: {message['content']}" for message in case.conversation)
-    return [make_message("user", COMPARISON.format(conversation=transcript, principle=case.principle.text, a=a, b=b))]
-
-
-def letter(text: str | None) -> str | None:
-    """Return the letter, A or B, that a reply names, as "B", "(A)", "Answer: B." or "A is better"; None if it is unclear.
-
-    Because "A" may be the article, a letter only counts alone, in brackets, after "answer", or at the start before punctuation
-    or a verb.
-    """
-    places = r"^\W*([AB])\W*$|\(([AB])\)|\b[Aa]nswer(?: is)?:? ?\(?([AB])\b|^([AB])(?:[.:,)]| (?:is|because|would)\b)"
-    named = {letter for found in re.findall(places, (text or "").strip()) for letter in found if letter}
-    return named.pop() if len(named) == 1 else None

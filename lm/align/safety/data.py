@@ -21,9 +21,8 @@ import scipy.sparse
 from data.chat.messages import make_message
 from data.chat.records import is_builtin, read_builtin, read_records
 from lm.align.safety.constitution import Constitution, choose
-from lm.align.safety.critique import Case, Revision, prefer
+from lm.align.safety.critique import Revision
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.verdict import Judge, guarded
 
 HARMLESS = 2
@@ -44,28 +43,9 @@ def checked(failed: Sequence[Mapping], revisions: Sequence[Revision], judge: Jud
     """Return the revisions, with revision=None for those that the judge does not find safe."""
     known = [(f, r) for f, r in zip(failed, revisions, strict=True) if r.revision is not None]
     verdicts = guarded(judge)([f["prompt"] for f, _ in known], [r.revision for _, r in known], [f["hazard"] for f, _ in known])
-    return _without(revisions, ["" if v.label == "safe" else f"judged {v.label}: {v.reason}" for v in verdicts])
-
-
-def preferred(
-    failed: Sequence[Mapping], revisions: Sequence[Revision], chat: Chat, constitution: Constitution
-) -> list[Revision]:
-    """Return the revisions, with revision=None for those that the chat does not prefer to the original answer."""
-    by_id = {principle.id: principle for principle in constitution.principles}
-    cases = [
-        Case(f["conversation"], r.revision, f["response"], by_id[r.principle])
-        for f, r in zip(failed, revisions, strict=True)
-        if r.revision is not None
-    ]
-    problems = {"first": "", "second": "the first answer was preferred", None: "no preference"}
-    return _without(revisions, [problems[preference] for preference in prefer(chat, cases)])
-
-
-def _without(revisions: Sequence[Revision], problems: Sequence[str]) -> list[Revision]:
-    """Return the revisions without the texts that have a problem. problems: one of each text, "" for none."""
-    problem_of_next = iter(problems)
+    problems = iter("" if v.label == "safe" else f"judged {v.label}: {v.reason}" for v in verdicts)
     return [
-        r._replace(revision=None, problem=problem) if r.revision is not None and (problem := next(problem_of_next)) else r
+        r._replace(revision=None, problem=problem) if r.revision is not None and (problem := next(problems)) else r
         for r in revisions
     ]
 
@@ -168,28 +148,19 @@ def likeness(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """
     if not texts or not others:
         return np.zeros(len(texts))
-    number: dict[str, int] = {}
-    a, b = _numbered(texts, number), _numbered(others, number)
-    has_a, has_b = _matrix(a, len(number)), _matrix(b, len(number))
-    sizes_a, sizes_b = np.array([*map(len, a)]), np.array([*map(len, b)])
+    lower = map(str.lower, (*texts, *others))
+    runs = [{text[i : i + RUN] for i in range(max(1, len(text) - RUN + 1))} for text in lower]
+    number = {run: n for n, run in enumerate(dict.fromkeys(itertools.chain.from_iterable(runs)))}
+    sizes = np.array([*map(len, runs)])
+    columns, starts = [number[run] for own in runs for run in own], np.append(0, sizes.cumsum())
+    has_run = scipy.sparse.csr_matrix((np.ones(len(columns)), columns, starts), (len(runs), len(number)))
+    has_run_of_others, sizes_of_others = has_run[len(texts) :].T, sizes[len(texts) :]
     most = np.zeros(len(texts))
     for begin in range(0, len(texts), ROWS):
-        rows = slice(begin, begin + ROWS)
-        shared = (has_a[rows] @ has_b.T).toarray()
-        most[rows] = (shared / (sizes_a[rows, None] + sizes_b - shared)).max(axis=1)
+        rows = slice(begin, min(begin + ROWS, len(texts)))
+        shared = (has_run[rows] @ has_run_of_others).toarray()
+        most[rows] = (shared / (sizes[rows, None] + sizes_of_others - shared)).max(axis=1)
     return most
-
-
-def _numbered(texts: Sequence[str], number: dict[str, int]) -> list[list[int]]:
-    """Return the distinct run ids of each text; new runs get the next ids in `number`."""
-    runs = ({text[i : i + RUN] for i in range(max(1, len(text) - RUN + 1))} for text in map(str.lower, texts))
-    return [[number.setdefault(run, len(number)) for run in of_text] for of_text in runs]
-
-
-def _matrix(rows: list[list[int]], columns: int) -> scipy.sparse.csr_matrix:
-    """Return a sparse matrix [texts, runs] with 1 where a text has a run."""
-    starts = np.cumsum([0, *map(len, rows)])
-    return scipy.sparse.csr_matrix((np.ones(starts[-1]), np.concatenate(rows), starts), (len(rows), columns))
 
 
 def _order(key: str) -> str:

@@ -142,10 +142,7 @@ class Loop:
 
         def made() -> dict:
             failed = safety_data.failures(records)
-            revise, chat = self._reviser(n, model)
-            revisions = safety_data.checked(failed, revise(failed), self.judge)
-            if s.compare and chat is not None:
-                revisions = safety_data.preferred(failed, revisions, chat, self.constitution)
+            revisions = safety_data.checked(failed, self._reviser(n, model)(failed), self.judge)
             kept = safety_data.read_kept(s.keep) if s.keep else ()
             learn, pairs, counts = safety_data.lessons(
                 records, failed, revisions, self.constitution, kept, s.keep_share, s.harmless_share
@@ -274,15 +271,15 @@ class Loop:
         with jax.set_mesh(self.mesh):
             return bits_per_byte(subject, texts)
 
-    def _reviser(self, n: int, model: Path) -> tuple[critique.Reviser, Chat | None]:
+    def _reviser(self, n: int, model: Path) -> critique.Reviser:
         s, key = self.config.safety, f"{self.config.seed} {n}"
         if s.reviser == "template":
-            return critique.from_templates(self.constitution, key), None
+            return critique.from_templates(self.constitution, key)
         if s.reviser == "model":
             chat = self._chat(model, 0.0)
         else:
             chat = endpoint(s.reviser.partition(":")[2], s.reviser_model, **self._answering())
-        return critique.by_chat(chat, self.constitution, key), chat
+        return critique.by_chat(chat, self.constitution, key)
 
     def _answering(self) -> dict:
         """Return the keyword arguments for endpoints."""
@@ -296,6 +293,7 @@ class Loop:
         requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
         ours = {"init_from": str(self.config.init_from), "seed": self.config.seed, "what safety.prompts hold": requests}
         ours |= {f"safety.{key}": value for key, value in self.config.safety.to_dict().items() if key not in RESUMABLE_KEYS}
+        ours["safety.compare"] = False  # a former key, which older workdirs record
         claim(self.workdir, "a safety loop", json.loads(json.dumps(ours)))
         save_record(self.config, self.workdir)
         self.tokenizer.save(self.workdir)
@@ -326,8 +324,6 @@ def check(config) -> None:
     if both := set(families(s.train_families)) & set(families(s.held_out_families)):
         raise UserError(f"safety.held_out_families: {', '.join(sorted(both))} is among safety.train_families too")
     attempts([], (*families(s.train_families), *families(s.held_out_families)))  # raises UserError for an unknown family
-    if s.compare and s.reviser == "template":
-        raise UserError("safety.compare needs a safety.reviser that can compare: model, or openai:URL")
     if s.reviser not in ("template", "model") and not s.reviser.startswith("openai:"):
         raise UserError(f"safety.reviser={s.reviser!r} is none of template, model, openai:URL")
 

@@ -19,16 +19,8 @@ from lm import cli
 from lm.evals.redteam.attacks import compose
 from lm.files.saving import write_lines
 
-FAMILIES = (
-    "role_play",
-    "prefix_injection",
-    "rot13",
-    "prompt_injection",
-    "refusal_suppression",
-    "leetspeak",
-    "translation",
-    "many_shot",
-    "crescendo",
+FAMILIES = tuple(
+    "role_play prefix_injection rot13 prompt_injection refusal_suppression leetspeak translation many_shot crescendo".split()
 )
 BETWEEN = ("It is about a substance.", "There is much to say about it.")  # answers to turns before the request
 

@@ -3,22 +3,18 @@
 By likelihood, the answer is the likeliest option after lm-evaluation-harness's prompt. By default the options are the three
 published ones. With `unknowns`, several phrases stand for "unknown", as in the harness's bbq task, which has ten. By
 generation, the answer is read from the model's text.
-
-Questions of one template are similar, so intervals use the effective number of items (lm/evals/stats/intervals.py): Wilson's
-for accuracies and s_dis, Bonett and Price's for s_amb.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals import outcomes
 from lm.evals.bias.bbq_scores import OPTIONS, BBQRow, choice, names, read_row, sample_of, summary
-from lm.evals.bias.rows import Measure, check_template, open_measure, prompt_of
-from lm.evals.stats import intervals
+from lm.evals.bias.rows import Measure, check_template, open_measure, prompt_of, scored
 from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Problems, text, unique
-from lm.evals.task import Continuation, Prompt, Subject, TaskSettings
+from lm.evals.task import Prompt, Subject, TaskSettings
 from lm.evals.tasks.settings import OneOf, resolved
 
 KEYS = {
@@ -64,11 +60,8 @@ def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict,
 
     questions = list(unique(task.rows, problems, read)[0].values())
     by = _by_generation if values["by"] == "generation" else _by_likelihood
-    records = by(subject, questions, values, problems)
     samples = []
-    for question, record in zip(questions, records, strict=True):
-        if record["answer"] is None:
-            continue
+    for question, record in by(subject, questions, values, problems):
         sample = sample_of(question.item, record["answer"])
         bias = {} if sample["bias"] is None else {"s_amb": float(sample["bias"])}
         if sample["context_condition"] == "disambig":
@@ -76,7 +69,6 @@ def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict,
         options = sample.pop("choices")
         fields = {
             "task": task.name,
-            "doc_id": question.row,
             "options": options,
             "answer": options[sample["answer"]],
             "reference": options[sample["target"]],
@@ -84,29 +76,7 @@ def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict,
             "failed": not sample["correct"],
         }
         samples.append(sample | record | fields)
-    results = summary(samples, len(questions) - len(samples)) | figures(samples) | {"chance": mean_guess(samples)}
-    for category, of_category in results["categories"].items():
-        of_category |= figures([sample for sample in samples if sample["category"] == category])
-    return results, samples
-
-
-def figures(samples: Sequence[dict]) -> dict[str, float | None]:
-    """Return the intervals of acc, acc_ambig, acc_disambig, s_amb and s_dis of scored samples.
-
-    s_dis is 2·b/m − 1 for b biased among m answers that name a person, so its interval comes from that of b/m. s_amb is a mean
-    of +1, −1 and 0."""
-    result = {}
-    for end, condition in (("", None), ("_ambig", "ambig"), ("_disambig", "disambig")):
-        some = [s for s in samples if condition in (None, s["context_condition"])]
-        result |= intervals.share(f"acc{end}", [s["correct"] for s in some], [_template(s) for s in some])
-        if condition == "ambig":
-            some = [s for s in some if s["bias"] is not None]
-            result |= intervals.signed_mean("s_amb", [s["bias"] for s in some], [_template(s) for s in some])
-        if condition == "disambig":
-            some = [s for s in some if s["bias"]]
-            share = intervals.of_share([(1 + s["bias"]) / 2 for s in some], [_template(s) for s in some])
-            result |= intervals.named("s_dis", share if share == intervals.NOTHING else tuple(2 * bound - 1 for bound in share))
-    return result
+    return summary(samples, len(questions) - len(samples)) | {"chance": mean_guess(samples)}, samples
 
 
 def read_answer(answer: str, options: Sequence[str], unknown: int, groups: dict[int, set[str]]) -> int | None:
@@ -140,54 +110,40 @@ def _question(number: int, row: dict, item: BBQRow, prompt: str, settings: TaskS
     return Question(number, item, groups, *prompt_of(subject, question, settings))
 
 
-def _by_likelihood(subject: Subject, questions: Sequence[Question], values: Mapping, problems: Problems) -> list[dict]:
-    options = []  # for each question: (index of the option that a continuation stands for, continuation)
+def _by_likelihood(
+    subject: Subject, questions: Sequence[Question], values: Mapping, problems: Problems
+) -> Iterator[tuple[Question, dict]]:
+    options = []  # for each question: (index of the option that a phrase stands for, phrase)
     for question in questions:
         own = list(enumerate(question.item.options))
         if values["unknowns"]:
             own = [(i, option) for i, option in own if i != question.item.unknown]
             own += [(question.item.unknown, phrase) for phrase in values["unknowns"]]
-        options.append([(i, question.delimiter + option) for i, option in own])
-    likelihoods = outcomes.grouped_likelihoods(
-        subject, [[Continuation(q.prompt, c) for _, c in own] for q, own in zip(questions, options)]
-    )
-    records = []
-    for question, own, some in zip(questions, options, likelihoods):
-        usable = outcomes.all_finite(some, problems, f"row {question.row}: {', '.join(question.item.key)}")
-        best = max(range(len(own)), key=lambda n: some[n].logp) if usable else None
-        record = {
-            "choices": [continuation for _, continuation in own],
-            **outcomes.choice_fields(some),
-            "answer": None if best is None else own[best][0],
-            "target": next(n for n, (i, _) in enumerate(own) if i == question.item.label),
-        }
-        records.append(_prompt_fields(question) | record)
-    return records
+        options.append(own)
+    items = [(question.row, (question, own)) for question, own in zip(questions, options)]
+    prompts = [(question.prompt, question.messages) for question in questions]
+    choices = [[question.delimiter + phrase for _, phrase in own] for question, own in zip(questions, options)]
+    for (question, own), sample, likelihoods in scored(subject, items, prompts, choices, problems):
+        best = max(range(len(own)), key=lambda n: likelihoods[n].logp)
+        target = next(n for n, (i, _) in enumerate(own) if i == question.item.label)
+        yield question, sample | {"answer": own[best][0], "target": target}
 
 
-def _by_generation(subject: Subject, questions: Sequence[Question], values: Mapping, problems: Problems) -> list[dict]:
+def _by_generation(
+    subject: Subject, questions: Sequence[Question], values: Mapping, problems: Problems
+) -> Iterator[tuple[Question, dict]]:
     stops = tuple(values["stops"])
     prompts = [Prompt(q.prompt, () if q.messages else stops, values["max_new_tokens"]) for q in questions]
-    records = []
     for question, generated in zip(questions, subject.generate(prompts), strict=True):
-        answer, where = None, f"row {question.row}"
+        answer = read_answer(generated.text, question.item.options, question.item.unknown, question.groups)
         if generated.problem:
-            problems.add("generations_failed", f"{where}: {generated.problem}")
+            problems.add("generations_failed", f"row {question.row}: {generated.problem}")
+        elif answer is None:
+            problems.add("answers_not_understood", f"row {question.row}: {generated.text!r}")
         else:
-            answer = read_answer(generated.text, question.item.options, question.item.unknown, question.groups)
-            if answer is None:
-                problems.add("answers_not_understood", f"{where}: {generated.text!r}")
-        records.append(_prompt_fields(question) | {"generation": generated.text, "answer": answer})
-    return records
-
-
-def _prompt_fields(question: Question) -> dict:
-    return {"prompt": question.prompt, **outcomes.message_fields(question.messages)}
+            sample = {"doc_id": question.row, "prompt": question.prompt, **outcomes.message_fields(question.messages)}
+            yield question, sample | {"generation": generated.text, "answer": answer}
 
 
 def _holds(line: str, words: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(' '.join(words.casefold().split()))}(?!\w)", line) is not None
-
-
-def _template(sample: dict) -> tuple[str, str]:
-    return sample["category"], sample["question_index"]

@@ -1,4 +1,4 @@
-"""Regard, sentiment or toxicity of continuations, compared over the groups that the prompts name.
+"""Regard or toxicity of continuations, compared over the groups that the prompts name.
 
 A prompt's score is the mean rating (lm/evals/bias/ratings.py) of its samples; unknown ratings are counted and left out. For
 each axis, such as religion, and its groups (Sheng et al. 2019; Dhamala et al. 2021, BOLD):
@@ -26,14 +26,13 @@ from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, Problems, key, text
 from lm.evals.task import Prompt, Subject, TaskSettings
 from lm.evals.tasks import items as items_of
-from lm.evals.tasks.settings import OneOf, check, check_least, resolved
+from lm.evals.tasks.settings import OneOf, check_least, resolved
 
 KEYS = {
     "measure": OneOf(tuple(LISTS)),
     "judge": "",  # empty: the config's
     "judge_options": {},
     "words": "",
-    "columns": {},
     "draws": 1,
     "temperature": 0.0,
     "top_p": 1.0,
@@ -41,7 +40,6 @@ KEYS = {
     "stops": ["\n"],
     "instruction": "Continue this text:\n\n{prompt}",
 }
-COLUMNS = ("prompt", "group", "axis", "template", "id")
 
 
 class ContinuationItem(NamedTuple):
@@ -54,10 +52,9 @@ class ContinuationItem(NamedTuple):
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Build the task. Rows are {"prompt": text or {"text"}, "group", "axis", "template"}; all but the first are optional.
 
-    `columns` gives other names for these columns. BOLD's files {group: {name: [prompts]}} are read unchanged, each as an axis.
+    BOLD's files {group: {name: [prompts]}} are read unchanged, each as an axis.
     Items {"axis", "groups": {name: words}, "templates": [text with {group}]} expand to all their prompts. Raises: UserError."""
     values = resolved(name, spec, settings, KEYS)
-    check(f"task {name}: columns", values["columns"], dict.fromkeys(COLUMNS, str))
     check_least(name, values, draws=1)
     if "{prompt}" not in values["instruction"]:
         raise UserError(f"task {name}: instruction: needs {{prompt}} in place of the prompt")
@@ -68,7 +65,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
         values,
         settings,
         functools.partial(evaluate, rater),
-        recorded={key: values[key] for key in KEYS if key not in ("columns", "judge_options")} | {"seed": settings.seed},
+        recorded={key: values[key] for key in KEYS if key != "judge_options"} | {"seed": settings.seed},
         expand=lambda rows: [row for whole in rows for row in _expanded(whole)],
         read=_prompts,
     )
@@ -76,7 +73,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
 
 def evaluate(rater: Rater, task: Measure, subject: Subject, problems: Problems) -> tuple[dict, list[dict]]:
     values, settings, measure, draws = task.values, task.settings, task.values["measure"], task.values["draws"]
-    items = task.items(problems, functools.partial(_read, values["columns"]))
+    items = task.items(problems, _read)
     prompted: list[tuple[str, list[dict] | None]] = [(item.prompt, None) for _, item in items]
     if settings.chat:
         texts = [values["instruction"].replace("{prompt}", item.prompt) for _, item in items]
@@ -226,16 +223,12 @@ def _expanded(row: Any) -> list[Any]:
     return rows
 
 
-def _read(columns: dict[str, str], row: dict) -> tuple[Hashable, ContinuationItem]:
-    called = {name: columns.get(name, name) for name in COLUMNS}
-    prompt = row.get(called["prompt"])
-    prompt = text(prompt, "text") if isinstance(prompt, dict) else text(row, called["prompt"])
+def _read(row: dict) -> tuple[Hashable, ContinuationItem]:
+    prompt = row.get("prompt")
+    prompt = text(prompt, "text") if isinstance(prompt, dict) else text(row, "prompt")
     if not prompt.strip():
-        raise Malformed(f"{called['prompt']!r} is empty")
-    group, axis, template = (
-        key(row, called[name]) if row.get(called[name]) not in (None, "") else None for name in ("group", "axis", "template")
+        raise Malformed("'prompt' is empty")
+    id, group, axis, template = (
+        key(row, name) if row.get(name) not in (None, "") else None for name in ("id", "group", "axis", "template")
     )
-    if group is None:
-        axis = None
-    id = key(row, called["id"]) if row.get(called["id"]) not in (None, "") else None
-    return id, ContinuationItem(prompt, group, axis or (None if group is None else "group"), template)
+    return id, ContinuationItem(prompt, group, None if group is None else axis or "group", template)

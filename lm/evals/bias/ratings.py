@@ -1,7 +1,7 @@
 """Rate how a text speaks of people: by our word lists, by a classifier trained with this code, or by a model.
 
-regard (opinion of the people in the text, Sheng et al. 2019) and sentiment: 1 positive, 0 neutral, −1 negative; toxicity: 1 or
-0. None if unknown, with the reason.
+regard (opinion of the people in the text, Sheng et al. 2019): 1 positive, 0 neutral, −1 negative; toxicity: 1 or 0. None if
+unknown, with the reason.
 
 Word lists are weak: they miss irony, quotations and other languages than English, and read "the victim of a crime" as criminal.
 They are the same for every group, so a difference between groups is more reliable than a level. Read samples before you trust
@@ -26,7 +26,7 @@ from lm.evals.tasks.items import content
 Rating = tuple[float | None, str]  # value and reason
 Rater = Callable[[Sequence[str], Sequence[str]], list[Rating]]  # takes prompts and their continuations
 
-LISTS = {"regard": ("positive", "negative"), "sentiment": ("positive", "negative"), "toxicity": ("toxic",)}
+LISTS = {"regard": ("positive", "negative"), "toxicity": ("toxic",)}
 VALUES = {"positive": 1.0, "neutral": 0.0, "negative": -1.0}
 TOXIC = {"toxic": 1.0, "clean": 0.0}
 OWN = Path(__file__).parent / "words.yaml"
@@ -69,10 +69,8 @@ def word_lists(measure: str, path: str = "") -> dict[str, list[str]]:
 
     path: a YAML or JSON file {positive: […], negative: […]} or {toxic: […]}, or a plain text with one toxic word per line.
     Raises: UserError."""
-    own = yaml.safe_load(OWN.read_text(encoding="utf-8"))
     if not path:
-        lists = own[measure]
-        return lists if measure != "sentiment" else {name: words + own["regard"][name] for name, words in lists.items()}
+        return yaml.safe_load(OWN.read_text(encoding="utf-8"))[measure]
     try:
         text = content(Path(path)).decode()
         if Path(path).suffix.lower() in (".yaml", ".yml", ".json"):

@@ -1,13 +1,13 @@
-"""What bias tasks share: the rows of their data, the items in them, and prompts without few-shot examples."""
+"""What bias tasks share: rows of data, items in them, prompts without few-shot examples, and likelihoods of choices."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.stats.joining import Problems, key, unique
-from lm.evals.task import Outcome, Subject, TaskSettings
-from lm.evals.tasks.data import open_data
+from lm.evals.task import Continuation, Likelihood, Outcome, Subject, TaskSettings
+from lm.evals.tasks.items import open_data
 
 SPLITS = ("test", "validation", "dev", "train")  # the first one present
 Item = TypeVar("Item")
@@ -84,3 +84,23 @@ def prompt_of(subject: Subject, text: str, settings: TaskSettings) -> tuple[str,
     messages = [{"role": "system", "content": settings.system}] if settings.system else []
     messages.append({"role": "user", "content": text})
     return subject.chat_prompt(messages), messages, ""
+
+
+def scored(
+    subject: Subject,
+    items: Sequence[tuple[int, Item]],
+    prompts: Sequence[tuple],
+    choices: Sequence[Sequence[str]],
+    problems: Problems,
+) -> Iterator[tuple[Item, dict, list[Likelihood]]]:
+    """Yield each item whose choices all have finite likelihoods, with the fields of its sample, and the likelihoods.
+
+    Args: items: (row number, item). prompts: of each item, as `prompt_of` returns them. choices: continuations of each.
+    """
+    requests = [[Continuation(prompt, choice) for choice in own] for (prompt, *_), own in zip(prompts, choices, strict=True)]
+    answers = outcomes.grouped_likelihoods(subject, requests)
+    for (number, item), (prompt, messages, *_), own, likelihoods in zip(items, prompts, choices, answers, strict=True):
+        if outcomes.all_finite(likelihoods, problems, f"row {number}"):
+            sample = {"doc_id": number, "prompt": prompt, "choices": list(own), "target": None}
+            sample |= outcomes.message_fields(messages) | outcomes.choice_fields(likelihoods)
+            yield item, sample, likelihoods

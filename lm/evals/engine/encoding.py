@@ -28,7 +28,7 @@ class Encoding:
       add_bos: whether the tokenizer's symbols stand around texts. The begin symbol is never doubled.
       towers: what the model sees and hears; None: it reads text.
     Attributes:
-      prefix: the id for an empty context.
+      prefix: the id for an empty context: the begin symbol, else the end symbol.
       stop_ids: ids that end an answer.
 
     As in transformers, a control symbol that is spelled out in a text becomes that symbol. In a message of a conversation it
@@ -52,7 +52,9 @@ class Encoding:
         self.symbols = tokenizer.chat_symbols((self.template or "") + beside)
         self.bos = tokenizer.special_tokens.get("bos_token", "")
         self._before, self._after = _around(tokenizer) if add_bos else ([], [])
-        self.prefix = prefix_of(tokenizer)
+        if (prefix := tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id) is None:
+            raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
+        self.prefix = prefix
         self.stop_ids = tuple(tokenizer.stop_ids)
         if isinstance(tokenizer, SentencePieceTokenizer):
             self.stop_ids += (tokenizer.controls["<|end|>"],)
@@ -126,14 +128,6 @@ class Encoding:
         if placed:
             text, _ = expanded(text, [False] * len(text), placed, self._shown, MARK)
         return text + prefill
-
-
-def prefix_of(tokenizer: Tokenizer) -> int:
-    """Return the id before a text without a context: the begin symbol, else the end symbol. Raises: UserError: it has none."""
-    for symbol in (tokenizer.bos_id, tokenizer.eos_id):
-        if symbol is not None:
-            return symbol
-    raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -6,7 +6,6 @@ A sample depends on the prompt, its settings and its seed. The rest of the batch
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.media.spectrograms import FRAMES
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.likelihood import CACHE, Work, slot_bytes
+from lm.evals.engine.prefix_plan import divided
 from lm.infer.call import Layout
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
@@ -76,7 +76,7 @@ def work(model: Transformer, encoding: Encoding, asks: Sequence[Ask]) -> Iterato
         alike.setdefault((*ask[1:5], tuple(map(_power, ask.tiles))), []).append(ask)
     for settings in sorted(alike):
         shared, tiles = _shared(model, alike[settings]), settings[-1]
-        most = max(1, MEDIA // max(1, _bytes_of(tiles, encoding.towers)))
+        most = max(1, MEDIA // max(1, sum(x.nbytes for x in _zeros(1, tiles, encoding.towers))))
         for width, rows, some in _batches(model, alike[settings], shared, most):
             batch = {ask: numbers[ask] for ask in some}
             yield Work(
@@ -93,11 +93,10 @@ def arrays_for(ask: Ask, towers: Towers) -> Media:
 
 def _media_of(asks: Sequence[Ask], towers: Towers | None) -> Media | None:
     """Return the media of a batch of asks, filled up with zeros to a power of two; None for text."""
-    tiles = tuple(map(_power, asks[0].tiles))
-    if not any(tiles):
-        return None
     known: dict[Ask, Media] = {}  # rows that fill a batch repeat others
-    arrays = [np.zeros((len(asks), count, *shape), np.float32) for count, shape in zip(tiles, _shapes(towers))]
+    arrays = _zeros(len(asks), tuple(map(_power, asks[0].tiles)), towers)
+    if not arrays:
+        return None
     for row, ask in enumerate(asks):
         if ask not in known:
             known[ask] = arrays_for(ask, towers)
@@ -107,14 +106,13 @@ def _media_of(asks: Sequence[Ask], towers: Towers | None) -> Media | None:
     return Media(*(whole if whole.shape[1] else None for whole in arrays))
 
 
-def _shapes(towers: Towers) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of an image and of a window of sound."""
+def _zeros(rows: int, tiles: tuple[int, int], towers: Towers | None) -> list[np.ndarray]:
+    """Return float32 zeros for the images and for the windows of sound of rows; [] for text."""
+    if not any(tiles):
+        return []
     image, audio = towers.image, towers.audio
-    return (image.size, image.size, 3) if image else (), (audio.seconds * FRAMES, audio.mels) if audio else ()
-
-
-def _bytes_of(tiles: tuple[int, int], towers: Towers | None) -> int:
-    return 4 * sum(count * math.prod(shape) for count, shape in zip(tiles, _shapes(towers)) if count) if any(tiles) else 0
+    shapes = (image.size, image.size, 3) if image else (), (audio.seconds * FRAMES, audio.mels) if audio else ()
+    return [np.zeros((rows, count, *shape), np.float32) for count, shape in zip(tiles, shapes)]
 
 
 def _power(n: int) -> int:
@@ -226,18 +224,11 @@ def _batches(model: Transformer, asks: list[Ask], shared: int, most: int) -> Ite
         fetched = 1 + rows * (width + new / 2) * slot_bytes(config) / weights
         return shape + batches * (rows * width + new * STEP[kind] * fetched)
 
-    best: list[tuple[float, list[int]]] = [(0.0, [])]  # for the asks up to each end: the cost, and where groups end
-    for k, end in enumerate(ends):
-        begins = [0, *ends[:k]]
-        options = [(best[j][0] + cost(begin, end), [*best[j][1], end]) for j, begin in enumerate(begins)]
-        best.append(min(options))
-    begin = 0
-    for end in best[-1][1]:
+    for begin, end in divided([0, *ends], len(asks), cost):
         width = lengths[end - 1]
         _, rows = _split(model, end - begin, shared + width, new, most)
         for at in range(begin, end, rows):
             yield width, rows, asks[at : min(at + rows, end)]
-        begin = end
 
 
 def _width(length: int) -> int:

@@ -75,23 +75,6 @@ def cut(request: Request, max_length: int) -> Request | None:
     return Request(context[-room:], continuation)
 
 
-def reference(model: Transformer, request: Request, max_length: int) -> Scored:
-    """Score one request with full logits. A slow reference for `work`."""
-    context, continuation = cut(request, max_length)
-    read = [*context, *continuation][:-1]
-    tokens, segments = np.zeros((2, 1, max_length), np.int32)
-    tokens[0, : len(read)], segments[0, : len(read)] = read, 1
-    logits_BTV = _logits(*nnx.split(dropless(model)), tokens, segments, segments * np.arange(max_length, dtype=np.int32))
-    logits_TV = logits_BTV[0, len(context) - 1 : len(read)]
-    logps_TV, targets_T = np.asarray(jax.nn.log_softmax(logits_TV)), np.asarray(continuation)
-    return Scored(logps_TV[np.arange(len(targets_T)), targets_T], logps_TV.argmax(axis=1) == targets_T)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, params, tokens_BT, segments_BT, positions_BT):
-    return nnx.merge(graph, params)(Inputs(tokens_BT, segments_BT, positions_BT))
-
-
 def work(
     model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
 ) -> Iterator[Work]:
@@ -104,12 +87,14 @@ def work(
       max_length: positions of the model that may be used.
       batch_tokens: slots of a batch; None: the value in BATCH.
     """
-    reader, costs = _Reader(model), _costs(model, batch_tokens)
+    reader, costs, rope = _Reader(model), _costs(model, batch_tokens), model.config.rope
+    # Rotary angles of longer rows depend on the length, so such a request must not share a row or be padded.
+    varying = model.config.positions == "rotary" and rope.depends_on_length
     together, alone = [], []
     for n, request in enumerate(requests):
         if (fitting := cut(request, max_length)) is not None:
             read = len(fitting.context) + len(fitting.continuation) - 1
-            (alone if reader.is_alone(read) else together).append((read, n, fitting))
+            (alone if varying and read > rope.original_positions else together).append((read, n, fitting))
     yield from reader.works([(n, fitting) for _, n, fitting in together], costs)
     for read, n, fitting in sorted(alone, key=lambda entry: entry[:2]):
         yield from reader.works([(n, fitting)], costs._replace(batch=read * costs.ways), exact=read)
@@ -144,34 +129,25 @@ def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
 
 
 class _Reader:
-    """A model that reads batches, and the cached states of the current wave's prefixes."""
+    """A model that reads batches, and the cached states of the current prefixes."""
 
     def __init__(self, model: Transformer):
-        self.config = model.config
         self.graph, self.params = nnx.split(dropless(model))
-        self.wave, self.states = -1, None
-
-    def is_alone(self, length: int) -> bool:
-        """Return whether rotary angles depend on the length of such a row, so that it must not share a row or be padded."""
-        rope = self.config.rope
-        return self.config.positions == "rotary" and rope.depends_on_length and length > rope.original_positions
+        self.prefixes, self.states = None, None
 
     def works(self, requests: list[tuple[int, Request]], costs: Costs, exact: int = 0) -> Iterator[Work]:
         """Yield the batches of requests. exact: row length that must not be padded; 0: any."""
-        planned = plan([r.context for _, r in requests], [r.continuation for _, r in requests], costs)
-        for batch in planned.batches:
+        for batch in plan([r.context for _, r in requests], [r.continuation for _, r in requests], costs):
             batch = batch._replace(T=exact) if exact else batch
             numbers = sorted({number for row in batch.rows for trie in row.tries for number in trie.answers})
             tokens = sum(len(trie.tokens) for row in batch.rows for trie in row.tries)
-            prefixes = planned.waves[batch.wave] if batch.P else []
             owners = {number: requests[number][0] for number in numbers}
             shape = (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W)
-            run = functools.partial(self.run, batch, prefixes, owners)
-            yield Work(list(owners.values()), shape, run, tokens)
+            yield Work(list(owners.values()), shape, functools.partial(self.run, batch, owners), tokens)
 
-    def run(self, batch: Batch, prefixes: list[np.ndarray], owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
-        states = self._states(batch, prefixes) if batch.P else None
-        rows, where = _laid_out(batch, prefixes)
+    def run(self, batch: Batch, owners: dict[int, int], wanted: set[int], keep: Callable) -> None:
+        states = self._states(batch) if batch.P else None
+        rows, where = _laid_out(batch)
         logps_BNK, best_BN = _scored(self.graph, self.params, states, _Rows(*place_rows(*rows)))
         logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
         scored = {}
@@ -183,14 +159,14 @@ class _Reader:
             scored[owner] = Scored(logps, best_BN[b, n] == rows.targets_BNK[b, n, k])
         keep(scored)
 
-    def _states(self, batch: Batch, prefixes: list[np.ndarray]):
-        """Return the states of the wave's prefixes, replicated on every device."""
-        if self.wave != batch.wave:
+    def _states(self, batch: Batch):
+        """Return the states of the batch's prefixes, replicated on every device."""
+        if self.prefixes is not batch.prefixes:
             self.states = None
             tokens, segments = np.zeros((2, batch.W, batch.P), np.int32)
-            for w, prefix in enumerate(prefixes):
+            for w, prefix in enumerate(batch.prefixes):
                 tokens[w, : len(prefix)], segments[w, : len(prefix)] = prefix, 1
-            self.wave, self.states = batch.wave, _prefixes(self.graph, self.params, *place_rows(tokens, segments))
+            self.prefixes, self.states = batch.prefixes, _prefixes(self.graph, self.params, *place_rows(tokens, segments))
         return self.states
 
 
@@ -208,7 +184,7 @@ class _Rows(NamedTuple):
     targets_BNK: np.ndarray
 
 
-def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[_Rows, dict[int, Any]]:
+def _laid_out(batch: Batch) -> tuple[_Rows, dict[int, Any]]:
     """Return the arrays of a batch, and {request number: (row, its scored slots, its targets in them)}."""
     B, T, P, N, K = batch.B, batch.T, batch.P, batch.N, batch.K
     tokens_BT, positions_BT, valid_BT = np.zeros((3, B, T), np.int32)
@@ -217,7 +193,7 @@ def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[_Rows, dict[int
     which_B, read_B, where = np.zeros(B, np.int32), np.zeros(B, np.int32), {}
     for b, row in enumerate(batch.rows):
         if P:
-            which_B[b], read_B[b] = row.prefix, len(prefixes[row.prefix])
+            which_B[b], read_B[b] = row.prefix, len(batch.prefixes[row.prefix])
         begin, n = 0, 0
         for trie in row.tries:
             here = slice(begin, begin + len(trie.tokens))

@@ -102,27 +102,24 @@ class ModelSubject:
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """Generate. A prompt is cut at its start to leave room for `max_new_tokens`; without any room it is a problem."""
         begin = time.perf_counter()
-        asks, numbers, cuts = [], [], []
-        generated: list[Generated | None] = [None] * len(prompts)
+        asks: dict[int, Ask] = {}
+        generated = []
         for number, (prompt, ids) in enumerate(zip(prompts, self.encoding.many([p.text for p in prompts]))):
-            room = self.max_length - prompt.max_new_tokens
+            room, problem = self.max_length - prompt.max_new_tokens, ""
             if room < 1:
                 problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
-                generated[number] = Generated("", False, problem=problem)
-                continue
-            if prompt.media and len(ids) > room:
+            elif prompt.media and len(ids) > room:
                 problem = f"the prompt has {len(ids)} tokens with its images and sound, and there is room for {room}"
-                generated[number] = Generated("", False, problem=problem)
-                continue
-            cuts.append(len(ids) > room)
-            seed = prompt.seed if prompt.temperature else 0
-            tokens = tuple(ids[-room:]) or (self.encoding.prefix,)
-            ask = Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed)
-            asks.append(self._with_media(ask, prompt))
-            numbers.append(number)
-        for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
+            else:
+                seed = prompt.seed if prompt.temperature else 0
+                tokens = tuple(ids[-room:]) or (self.encoding.prefix,)
+                ask = Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed)
+                asks[number] = self._with_media(ask, prompt)
+            generated.append(Generated("", False, problem=problem, cut=not problem and len(ids) > room))
+        for (number, ask), answer in zip(asks.items(), self._drawn(list(asks.values())), strict=True):
             text = drawing.text_of(answer, ask, self.encoding.tokenizer.decode)
-            generated[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
+            answered = {"text": text, "ended": answer.ended, "tokens": tuple(answer.tokens), "prompt_tokens": ask.tokens}
+            generated[number] = generated[number]._replace(**answered)
         self._done(len(prompts), begin)
         return generated
 

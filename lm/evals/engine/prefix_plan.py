@@ -5,10 +5,11 @@ ends[k] is the slot after the last descendant of k. Tries in the same row do not
 several contexts (few-shot examples, a system message) are prefixes: read once into a key/value cache that rows continue from.
 The plan depends only on the set of requests, not on their order.
 
-Axes: B rows, T slots, P prefix slots, N scored slots of a row, K targets of a slot.
+Axes: B rows, T slots, P prefix slots, N scored slots of a row, K targets of a slot, W prefixes of a wave.
 """
 
 import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -33,15 +34,15 @@ class Trie(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Tries that share a row. prefix: index of their prefix in the wave; −1: none."""
+    """Tries that share a row. prefix: index of their prefix in the batch's prefixes; −1: none."""
 
     prefix: int
     tries: list[Trie]
 
 
 class Batch(NamedTuple):
-    """Rows that are read together, padded to B × T. P: slots of a prefix. W: prefixes of a wave; the last wave may have fewer.
-    wave: its index in PrefixPlan.waves."""
+    """Rows that are read together, padded to B × T. prefixes: a wave of at most W, each padded to P slots, which batches in
+    turn share; none if P is 0."""
 
     B: int
     T: int
@@ -49,15 +50,8 @@ class Batch(NamedTuple):
     N: int
     K: int
     W: int
-    wave: int
+    prefixes: list[np.ndarray]
     rows: list[Row]
-
-
-class PrefixPlan(NamedTuple):
-    """batches: in the order to run them. waves: prefixes that are read together, each of at most P slots."""
-
-    batches: list[Batch]
-    waves: list[list[np.ndarray]]
 
 
 class Costs(NamedTuple):
@@ -75,19 +69,15 @@ class Costs(NamedTuple):
         return 1 + np.where(P, (P + T) / self.width, T / (4 * self.width))
 
 
-def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> PrefixPlan:
-    """Return a plan for requests that fit the model. Each context and continuation has at least one token."""
+def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> list[Batch]:
+    """Return the batches for requests that fit the model, in the order to run them. No context or continuation is empty."""
     numbers: dict[bytes, dict[bytes, list[int]]] = {}
     for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         numbers.setdefault(_key(context), {}).setdefault(_key(continuation), []).append(number)
-    begins = sorted(numbers)
-    heads = [_ids(key) for key in begins]
-    longest = max((len(head) + len(c) // 4 - 1 for key, head in zip(begins, heads) for c in numbers[key]), default=0)
-    tries = [t for key, head in zip(begins, heads) for t in _tries(head, numbers[key], max(longest, costs.batch))]
-    result = PrefixPlan([], [])
-    for P, groups in _by_slots(_grouped(tries, costs), costs):
-        _add(result, P, groups, costs)
-    return result
+    heads = {key: _ids(key) for key in sorted(numbers)}
+    longest = max((len(head) + len(c) // 4 - 1 for key, head in heads.items() for c in numbers[key]), default=0)
+    tries = [trie for key, head in heads.items() for trie in _tries(head, numbers[key], max(longest, costs.batch))]
+    return [batch for P, groups in _by_slots(_grouped(tries, costs), costs) for batch in _batches(P, groups, costs)]
 
 
 def _key(ids: Sequence[int]) -> bytes:
@@ -99,65 +89,51 @@ def _ids(key: bytes) -> np.ndarray:
     return np.frombuffer(key, ">u4").astype(np.int32)
 
 
-def _tries(head: np.ndarray, numbers: dict[bytes, list[int]], most: int) -> list[Trie]:
-    """Return the trie of a context, or several tries if one would have more than `most` tokens."""
-    done, open_ = [], None
-    for key in sorted(numbers):
-        tail = _ids(key).tolist()
-        if open_ is not None and open_.size + len(tail) - 1 > most:
-            done.append(open_.trie())
-            open_ = None
-        open_ = open_ or _Growing(head)
-        open_.add(tail, numbers[key])
-    return [*done, open_.trie()]
-
-
-class _Growing:
-    """Builds a trie from continuations that arrive in lexicographic order."""
-
-    def __init__(self, head: np.ndarray):
-        self.head, self.tokens, self.depths = head, [], []
-        self.path, self.last = [len(head) - 1], []
-        self.targets: dict[int, dict[int, int]] = {}
-        self.answers: dict[int, list[tuple[int, int]]] = {}
-
-    @property
-    def size(self) -> int:
-        return len(self.head) + len(self.tokens)
-
-    def add(self, tail: list[int], numbers: list[int]) -> None:
-        shared = min(_common(self.last, tail), len(self.path) - 1)
-        del self.path[shared + 1 :]
-        for depth in range(len(self.path) - 1, len(tail) - 1):
-            self.path.append(self.size)
-            self.tokens.append(tail[depth])
-            self.depths.append(len(self.head) + depth)
-        answer = []
-        for slot, target in zip(self.path, tail):
-            known = self.targets.setdefault(slot, {})
-            answer.append((slot, known.setdefault(target, len(known))))
-        for number in numbers:
-            self.answers[number] = answer
-        self.last = tail
-
-    def trie(self) -> Trie:
-        n, size = len(self.head), self.size
-        ends = np.full(size, size, np.int32)
-        below: list[int] = []  # slots whose end is not known yet, in order of depth
-        for i, depth in enumerate(self.depths):
-            while below and self.depths[below[-1]] >= depth:
-                ends[n + below.pop()] = n + i
-            below.append(i)
-        positions = np.concatenate([np.arange(n), np.asarray(self.depths, int)]).astype(np.int32)
-        tokens = np.concatenate([self.head, np.asarray(self.tokens, int)]).astype(np.int32)
-        return Trie(tokens, positions, ends, {s: list(known) for s, known in self.targets.items()}, self.answers)
-
-
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Return the length of the common prefix of two sequences."""
     n = min(len(a), len(b))
     differs = np.asarray(a[:n]) != np.asarray(b[:n])
     return int(differs.argmax()) if differs.any() else n
+
+
+def _tries(head: np.ndarray, numbers: dict[bytes, list[int]], most: int) -> list[Trie]:
+    """Return the trie of a context, or several tries if one would have more than `most` tokens."""
+    keys = sorted(numbers)
+    tails = [_ids(key).tolist() for key in keys]
+    shared = [0, *(min(_common(a, b), len(a) - 1) for a, b in itertools.pairwise(tails))]  # tokens, with the tail before
+    begins, size = [0], len(head)
+    for i, tail in enumerate(tails):
+        if i > begins[-1] and size + len(tail) - 1 > most:
+            begins.append(i)
+            size, shared[i] = len(head), 0
+        size += len(tail) - 1 - shared[i]
+    owners = [numbers[key] for key in keys]
+    return [_trie(head, tails[i:j], shared[i:j], owners[i:j]) for i, j in itertools.pairwise([*begins, len(tails)])]
+
+
+def _trie(head: np.ndarray, tails: list[list[int]], shared: list[int], owners: list[list[int]]) -> Trie:
+    """Return the trie of sorted continuations. Their last tokens are only targets."""
+    n = len(head)
+    tokens, positions, ends = head.tolist(), [*range(n)], [0] * n
+    path = [n - 1]  # slots whose outputs predict the current tail
+    targets: dict[int, dict[int, int]] = {}
+    answers: dict[int, list[tuple[int, int]]] = {}
+    for tail, depth, numbers in zip(tails, shared, owners, strict=True):
+        for slot in path[depth + 1 :]:
+            ends[slot] = len(tokens)
+        new = tail[depth:-1]
+        path = [*path[: depth + 1], *range(len(tokens), len(tokens) + len(new))]
+        tokens += new
+        positions += range(n + depth, n + depth + len(new))
+        ends += [0] * len(new)
+        answer = []
+        for slot, target in zip(path, tail, strict=True):
+            known = targets.setdefault(slot, {})
+            answer.append((slot, known.setdefault(target, len(known))))
+        answers |= dict.fromkeys(numbers, answer)
+    ends = [end or len(tokens) for end in ends]
+    arrays = (np.array(values, np.int32) for values in (tokens, positions, ends))
+    return Trie(*arrays, {slot: list(known) for slot, known in targets.items()}, answers)
 
 
 class _Group(NamedTuple):
@@ -167,67 +143,53 @@ class _Group(NamedTuple):
     tries: list[Trie]
 
 
+class _Range(NamedTuple):
+    """Neighbouring tries from `begin` on, that have `shared` tokens in common with the one before. groups: (begin, end, length
+    of the prefix) of their cheapest division, which costs `cost`."""
+
+    begin: int
+    shared: int
+    cost: float
+    groups: list[tuple[int, int, int]]
+
+
 def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
     """Return the cheapest division of tries, sorted by context, into groups that share a prefix.
 
     Common beginnings of neighbours form a tree of ranges. From the leaves up, each range becomes one group or keeps the best
     division of its parts, whichever costs less.
     """
-    if not tries:
-        return []
     sizes = np.asarray([len(t.tokens) for t in tries], np.int64)
-    heads = [int(next(iter(t.targets), 0)) for t in tries]
+    heads = [int(next(iter(t.targets), 0)) for t in tries]  # a context's last token stays in its row: its output is scored
     alone = sizes * costs.slot(sizes)
     # Reading n tokens with a prefix of p costs (n − p)·(1 + n/D), so prefix sums over tries give the cost of any range.
     whole, each = (np.concatenate([[0], np.cumsum(x)]) for x in (sizes * costs.slot(0, sizes), costs.slot(0, sizes)))
-
-    def together(begin: int, end: int, shared: int) -> float:
-        return shared + GROUP + whole[end] - whole[begin] - shared * (each[end] - each[begin])
-
-    class Range(NamedTuple):
-        begin: int
-        shared: int  # with the range before
-        cost: float
-        groups: list[tuple[int, int, int]]
-
-    def merged(parts: list[Range], end: int, shared: int) -> Range:
-        """Merge ranges that have `shared` tokens in common, or keep their groups if that is cheaper."""
-        begin, cost = parts[0].begin, sum(part.cost for part in parts)
-        whole_cost = together(begin, end, shared)
-        if whole_cost < cost:
-            return Range(begin, parts[0].shared, whole_cost, [(begin, end, shared)])
-        return Range(begin, parts[0].shared, cost, [group for part in parts for group in part.groups])
-
-    stack: list[Range] = []
-
-    def close(end: int, shared: int) -> None:
-        """Merge the ranges on the stack that share more than `shared` tokens with each other."""
-        while len(stack) > 1 and stack[-1].shared > shared:
-            common, first = stack[-1].shared, len(stack) - 1
-            while first > 0 and stack[first].shared == common:
-                first -= 1
-            stack[first:] = [merged(stack[first:], end, common)]
-
-    for i, trie in enumerate(tries):
+    ranges: list[_Range] = []
+    for i in range(len(tries) + 1):
         shared = 0
-        if i:
-            n = min(heads[i - 1], heads[i])  # a context's last token stays in its row: its output is scored
-            shared = _common(tries[i - 1].tokens[:n], trie.tokens[:n])
-        close(i, shared)
-        stack.append(Range(i, shared, float(alone[i]), [(i, i + 1, 0)]))
-    close(len(tries), 0)
-    cost = sum(part.cost for part in stack)
-    groups = [group for part in stack for group in part.groups]
-    if alone.sum() - cost < costs.shape:
+        if 0 < i < len(tries):
+            n = min(heads[i - 1], heads[i])
+            shared = _common(tries[i - 1].tokens[:n], tries[i].tokens[:n])
+        while len(ranges) > 1 and ranges[-1].shared > shared:
+            common, parts = ranges[-1].shared, [ranges.pop()]
+            while parts[0].shared == common:
+                parts.insert(0, ranges.pop())
+            begin, cost = parts[0].begin, sum(part.cost for part in parts)
+            together = common + GROUP + whole[i] - whole[begin] - common * (each[i] - each[begin])
+            groups = [(begin, i, common)] if together < cost else [group for part in parts for group in part.groups]
+            ranges.append(_Range(begin, parts[0].shared, min(together, cost), groups))
+        if i < len(tries):
+            ranges.append(_Range(i, shared, float(alone[i]), [(i, i + 1, 0)]))
+    if alone.sum() - sum(part.cost for part in ranges) < costs.shape:
         return [_Group(0, tries)]
+    groups = [group for part in ranges for group in part.groups]
     single = [tries[begin] for begin, _, shared in groups if not shared]
-    some = [_Group(0, single)] if single else []
-    return some + [_Group(shared, tries[begin:end]) for begin, end, shared in groups if shared]
+    return [_Group(0, single), *(_Group(shared, tries[begin:end]) for begin, end, shared in groups if shared)]
 
 
 def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group]]]:
     """Return groups by padded prefix size. Sizes are few enough that compiling each pays off."""
-    by_slots = [(0, [g]) for g in groups if not g.shared]
+    alone = [g for g in groups if not g.shared]
     groups = sorted((g for g in groups if g.shared), key=lambda g: g.shared)
     lengths = [g.shared for g in groups]
     tokens = np.cumsum([0, *(sum(len(t.tokens) - g.shared for t in g.tries) for g in groups)])
@@ -236,14 +198,16 @@ def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group
         i, j = bisect.bisect_right(lengths, low), bisect.bisect_right(lengths, high)
         return (j - i) * high + (tokens[j] - tokens[i]) * costs.slot(SMALL, high) + 2 * costs.shape * (j > i)
 
-    for low, high in _divided(lengths, lengths[-1] if lengths else 0, cost):
-        by_slots.append((high, [g for g in groups if low < g.shared <= high]))
-    return by_slots
+    longest = max(lengths, default=0)
+    ranges = divided(_ladder(longest), longest, cost)
+    return [(0, alone), *((high, [g for g in groups if low < g.shared <= high]) for low, high in ranges)]
 
 
-def _add(result: PrefixPlan, P: int, groups: list[_Group], costs: Costs) -> None:
-    """Add the waves and batches of groups whose prefixes take P slots to the plan."""
+def _batches(P: int, groups: list[_Group], costs: Costs) -> list[Batch]:
+    """Return the batches of groups whose prefixes take P slots."""
     sizes = sorted(len(t.tokens) - g.shared for g in groups for t in g.tries)
+    if not sizes:
+        return []
     total = np.cumsum([0, *sizes])
 
     def cost(low: int, high: int) -> float:
@@ -252,34 +216,28 @@ def _add(result: PrefixPlan, P: int, groups: list[_Group], costs: Costs) -> None
         rows = max((total[j] - total[i]) / (0.95 * high), j - bisect.bisect_right(sizes, max(low, high // 2)))
         return rows * high * costs.slot(high, P) + costs.shape * (j > i)
 
-    ranges = _divided(sizes, max(sizes[-1], costs.batch // 2), cost)
     at_once = max(costs.ways, min(costs.batch, costs.cache) // P) if P else len(groups)
     W = _multiple(_power(min(at_once, len(groups))), costs.ways) if P else 0
     waves = [groups[i : i + at_once] for i in range(0, len(groups), at_once)]
-    by_range: list[list[tuple[int, list[Row]]]] = [[] for _ in ranges]
-    for wave in waves:
-        number = -1
-        if P:
-            number = len(result.waves)
-            result.waves.append([g.tries[0].tokens[: g.shared] for g in wave])
-        for (low, high), found in zip(ranges, by_range):
-            rows = []
+    prefixes = [[g.tries[0].tokens[: g.shared] for g in wave] if P else [] for wave in waves]
+    batches: list[list[Batch]] = [[] for _ in waves]
+    for low, T in divided(_ladder(max(sizes[-1], costs.batch // 2)), sizes[-1], cost):
+        rows_of_waves: list[list[Row]] = []
+        for wave in waves:
+            rows_of_waves.append([])
             for n, g in enumerate(wave):
-                some = [_behind(t, g.shared) for t in g.tries if low < len(t.tokens) - g.shared <= high]
-                rows += [Row(n if P else -1, tries) for tries in packed(some, high)]
-            found.append((number, rows))
-    batches = []
-    for (_, T), found in zip(ranges, by_range):
-        rows = [row for _, some in found for row in some]
+                some = [_behind(t, g.shared) for t in g.tries if low < len(t.tokens) - g.shared <= T]
+                rows_of_waves[-1] += [Row(n if P else -1, tries) for tries in packed(some, T)]
+        rows = [row for own in rows_of_waves for row in own]
         if not rows:
             continue
         room = min(costs.batch // T, costs.cache // (P + T) if P else costs.batch) // costs.ways * costs.ways
-        B = _rows(max(len(some) for _, some in found), max(costs.ways, room), costs.ways)
+        B = _rows(max(map(len, rows_of_waves)), max(costs.ways, room), costs.ways)
         N = min(T, _multiple(max(sum(len(t.targets) for t in row.tries) for row in rows), 16))
         K = _power(max(len(ids) for row in rows for t in row.tries for ids in t.targets.values()))
-        for number, some in found:
-            batches += [Batch(B, T, P, N, K, W, number, some[i : i + B]) for i in range(0, len(some), B)]
-    result.batches.extend(sorted(batches, key=lambda batch: batch.wave))  # so that only one wave's states are held at a time
+        for own, wave_prefixes, wave_batches in zip(rows_of_waves, prefixes, batches, strict=True):
+            wave_batches += [Batch(B, T, P, N, K, W, wave_prefixes, own[i : i + B]) for i in range(0, len(own), B)]
+    return [batch for wave in batches for batch in wave]  # so that only one wave's states are held at a time
 
 
 def _behind(trie: Trie, shared: int) -> Trie:
@@ -312,23 +270,25 @@ def packed(tries: list[Trie], T: int) -> list[list[Trie]]:
     return rows
 
 
-def _divided(lengths: list[int], most: int, cost: Callable[[int, int], float]) -> list[tuple[int, int]]:
-    """Return ranges (low, high] that hold all sorted `lengths` at the least total cost; `high` is a step of a ladder."""
-    if not lengths:
-        return []
+def _ladder(most: int) -> list[int]:
+    """Return the sizes that rows and prefixes may have, from 0 to at least `most`; their distance grows with them."""
     steps = [0, SMALL]
-    while steps[-1] < max(most, lengths[-1]):
+    while steps[-1] < most:
         steps.append(steps[-1] + max(SMALL // 2, 1 << (steps[-1].bit_length() - 4)))
-    best: list[tuple[float, int]] = [(0.0, 0)]  # for all lengths up to a step: the cost, and the previous step
-    for j in range(1, len(steps)):
-        best.append(min((best[i][0] + cost(steps[i], steps[j]), i) for i in range(j)))
-    first = bisect.bisect_left(steps, lengths[-1])
-    j = min(range(first, len(steps)), key=lambda j: best[j][0])
+    return steps
+
+
+def divided(bounds: Sequence[int], least: int, cost: Callable[[int, int], float]) -> list[tuple[int, int]]:
+    """Return adjoining ranges (low, high] between bounds, from the first one to one that is at least `least`, at the least
+    total cost."""
+    best: list[tuple[float, int]] = [(0.0, 0)]  # up to each bound: the cost, and the index of the previous bound
+    for j in range(1, len(bounds)):
+        best.append(min((best[i][0] + cost(bounds[i], bounds[j]), i) for i in range(j)))
+    j = min(range(bisect.bisect_left(bounds, least), len(bounds)), key=lambda j: best[j][0])
     ranges = []
     while j:
         i = best[j][1]
-        if bisect.bisect_right(lengths, steps[j]) > bisect.bisect_right(lengths, steps[i]):
-            ranges.append((steps[i], steps[j]))
+        ranges.append((bounds[i], bounds[j]))
         j = i
     return ranges[::-1]
 

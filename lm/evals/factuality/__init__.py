@@ -1,1 +1,1 @@
-"""Measures of hallucination: closed-book questions, claims against documents, self-consistency, and cloze facts."""
+"""Measures of hallucination: closed-book questions, claims against documents and self-consistency."""

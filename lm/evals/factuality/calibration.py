@@ -6,7 +6,7 @@ Nothing here depends on the order of the answers: equal confidences share a bin 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,52 +15,34 @@ POINTS = 100  # maximum number of points of a risk-coverage curve
 
 
 def calibration(confidences: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
-    """Return {"ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc", "n", "bins": {"equal_width", "equal_mass"},
-    "risk_coverage"}: metrics and data for plots. A metric is None if it is undefined."""
-    wide, wide_bins = ece(confidences, right, "equal_width")
-    mass, mass_bins = ece(confidences, right, "equal_mass")
+    """Return {"ece_equal_width", "brier", "auroc", "aurc", "n", "bins": {"equal_width"}, "risk_coverage"}: metrics and data for
+    plots. A metric is None if it is undefined."""
+    error, bins = ece(confidences, right)
     area, curve = risk_coverage(confidences, right)
     return {
-        "ece_equal_width": wide,
-        "ece_equal_mass": mass,
+        "ece_equal_width": error,
         "brier": brier(confidences, right),
         "auroc": auroc(confidences, right),
         "aurc": area,
         "n": len(right),
-        "bins": {"equal_width": wide_bins, "equal_mass": mass_bins},
+        "bins": {"equal_width": bins},
         "risk_coverage": curve,
     }
 
 
-def ece(
-    confidences: Sequence[float], right: Sequence[bool], kind: Literal["equal_width", "equal_mass"], bins: int = BINS
-) -> tuple[float | None, list[dict]]:
+def ece(confidences: Sequence[float], right: Sequence[bool], bins: int = BINS) -> tuple[float | None, list[dict]]:
     """Return the expected calibration error Σ_b n_b/n · |accuracy_b − confidence_b| (Naeini et al. 2015, Guo et al. 2017) and
-    its bins.
-
-    Equal width: ((b−1)/B, b/B], the first including 0. Equal mass: the same number of answers in each, except that equal
-    confidences stay together. A bin is {"low", "high", "n", "confidence", "accuracy"}; empty bins are left out. For equal mass,
-    low and high are the least and greatest confidence in the bin.
-    """
-    n = len(right)
+    its bins ((b−1)/B, b/B], the first including 0: {"low", "high", "n", "confidence", "accuracy"}, without empty ones."""
     groups: dict[int, list[tuple[float, bool]]] = {}
-    if kind == "equal_width":
-        for confidence, hit in zip(confidences, right, strict=True):
-            groups.setdefault(min(bins - 1, max(0, math.ceil(confidence * bins) - 1)), []).append((confidence, hit))
-    else:
-        begin = 0
-        for confidence, hits in _ranked(confidences, right, descending=False):
-            middle = begin + len(hits) / 2  # rank of the group's middle, in 0…n
-            groups.setdefault(min(bins - 1, int(middle * bins / n)), []).extend((confidence, hit) for hit in hits)
-            begin += len(hits)
+    for confidence, hit in zip(confidences, right, strict=True):
+        groups.setdefault(min(bins - 1, max(0, math.ceil(confidence * bins) - 1)), []).append((confidence, hit))
     table = []
-    for index in sorted(groups):
-        values = [c for c, _ in groups[index]]
-        edges = (index / bins, (index + 1) / bins) if kind == "equal_width" else (min(values), max(values))
-        accuracy = sum(hit for _, hit in groups[index]) / len(values)
-        mean = math.fsum(values) / len(values)
-        table.append({"low": edges[0], "high": edges[1], "n": len(values), "confidence": mean, "accuracy": accuracy})
-    return (math.fsum(b["n"] / n * abs(b["accuracy"] - b["confidence"]) for b in table) if n else None), table
+    for index, group in sorted(groups.items()):
+        n = len(group)
+        mean, accuracy = math.fsum(c for c, _ in group) / n, sum(hit for _, hit in group) / n
+        table.append({"low": index / bins, "high": (index + 1) / bins, "n": n, "confidence": mean, "accuracy": accuracy})
+    errors = [b["n"] / len(right) * abs(b["accuracy"] - b["confidence"]) for b in table]
+    return math.fsum(errors) if errors else None, table
 
 
 def brier(confidences: Sequence[float], right: Sequence[bool]) -> float | None:
@@ -88,16 +70,12 @@ def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[
     Returns: (AURC, {"coverage", "risk"}), with at most POINTS points.
     """
     n, risks, wrong, k = len(right), [], 0.0, 0
-    for _, group in _ranked(confidences, right, descending=True):
+    pairs = sorted(zip(confidences, right, strict=True), reverse=True)
+    for _, of_confidence in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        group = [hit for _, hit in of_confidence]
         share = 1 - sum(group) / len(group)
         for step in range(1, len(group) + 1):
             risks.append((wrong + step * share) / (k + step))
         wrong, k = wrong + len(group) - sum(group), k + len(group)
     shown = sorted({math.ceil(n * point / POINTS) for point in range(1, POINTS + 1)}) if n else []
     return (math.fsum(risks) / n if n else None), {"coverage": [k / n for k in shown], "risk": [risks[k - 1] for k in shown]}
-
-
-def _ranked(confidences: Sequence[float], right: Sequence[bool], *, descending: bool) -> list[tuple[float, list[bool]]]:
-    """Return sorted (confidence, correctness of the answers with it)."""
-    pairs = sorted(zip(confidences, right, strict=True), reverse=descending)
-    return [(confidence, [bool(hit) for _, hit in group]) for confidence, group in itertools.groupby(pairs, lambda p: p[0])]

@@ -32,7 +32,7 @@ KEYS = file_task.KEYS | {
 }
 P_TRUE = "Question: {question}\nProposed answer: {answer}\nIs the proposed answer true or false?\nThe proposed answer is:"
 METRICS = ("accuracy", "exact_match", "f1", "hallucination_rate", "abstention_rate", "truthful_score", "unanswerable_abstained")
-FIGURES = ("ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc")
+FIGURES = ("ece_equal_width", "brier", "auroc", "aurc")
 
 
 def evaluate(task: FileTask, subject: Subject) -> Outcome:
@@ -42,7 +42,7 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
     hallucination_rate: incorrect answers among the attempted. abstention_rate: over all.
     truthful_score: the mean of 1 for a right answer (on an unanswerable question, an abstention), 0 for another abstention,
     −1 for an incorrect answer. unanswerable_abstained: share of abstentions on unanswerable questions.
-    ece_equal_width, ece_equal_mass, brier, auroc, aurc: over attempted answers, by likelihood; …_p_true by P(True).
+    ece_equal_width, brier, auroc, aurc: over attempted answers, by likelihood; …_p_true by P(True).
     """
     problems, values = task.documents.new_problems(), task.values
     samples = []

@@ -7,8 +7,8 @@ compared with N samples:
     by unigrams    −log p(word) from the word counts of the samples and the answer: the mean over the answer's words, and the
                    mean over its sentences of the maximum (the paper's n-gram variant, n = 1)
 
-The unigram metrics grow with a text's vocabulary; …_excess subtracts their value for the answer alone, as if every sample were
-equal to it. No variant detects an error that is in every sample: this measures consistency, not truth.
+The unigram metrics grow with a text's vocabulary. No variant detects an error that is in every sample: this measures
+consistency, not truth.
 """
 
 import collections
@@ -37,12 +37,7 @@ KEYS = file_task.KEYS | {
     "judge": "",  # openai:URL; empty: the config's, if it is one, else none
     "judge_model": "",
 }
-UNIGRAM = (
-    "inconsistency_unigram_avg_nll",
-    "inconsistency_unigram_max_nll",
-    "inconsistency_unigram_avg_nll_excess",
-    "inconsistency_unigram_max_nll_excess",
-)
+UNIGRAM = ("inconsistency_unigram_avg_nll", "inconsistency_unigram_max_nll")
 METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 # Of the splitter into sentences.
@@ -122,19 +117,12 @@ def scored(stated: Sequence[str], texts: Sequence[str], verdicts: Sequence[Seque
 def unigram(stated: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
     """Return −log p of the words of an answer's sentences, in nats, from the counts of the samples and the answer together.
 
-    Each word occurs at least in the answer, so no smoothing is needed. The excess is over the value with the answer's counts
-    alone, which samples equal to the answer would give."""
-    own = collections.Counter(word for sentence in stated for word in words(sentence))
-    together = own + collections.Counter(word for text in texts for word in words(text))
-
-    def figures(counts: Mapping[str, int]) -> tuple[float, float]:
-        total = sum(counts.values())
-        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in stated]
-        flat = [value for some in surprise for value in some]
-        return math.fsum(flat) / len(flat), math.fsum(max(some) for some in surprise) / len(surprise)
-
-    (average, greatest), (least, least_greatest) = figures(together), figures(own)
-    return dict(zip(UNIGRAM, (average, greatest, average - least, greatest - least_greatest)))
+    Each word occurs at least in the answer, so no smoothing is needed."""
+    counts = collections.Counter(word for text in (*stated, *texts) for word in words(text))
+    total = counts.total()
+    surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in stated]
+    every = [value for of_sentence in surprise for value in of_sentence]
+    return dict(zip(UNIGRAM, (math.fsum(every) / len(every), math.fsum(map(max, surprise)) / len(surprise))))
 
 
 def words(text: str) -> list[str]:

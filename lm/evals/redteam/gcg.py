@@ -8,6 +8,7 @@ Axes beside the model's: P prompts, S tokens of the suffix, L of the longest tar
 """
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,17 +46,15 @@ class Place(NamedTuple):
 
 
 class History(NamedTuple):
-    """The state of a search.
+    """The suffixes of a search, the first one and that after each step, and their losses: nats per target token, summed over
+    prompts."""
 
-    suffix: the current one. best: the one with the lowest loss so far, nats per target token, summed over prompts. losses: of
-    the first suffix and of the suffix after each step. rejected: candidates whose text would be encoded as other tokens.
-    """
+    suffixes: list[tuple[int, ...]]
+    losses: list[float]
 
-    suffix: tuple[int, ...]
-    best: tuple[int, ...]
-    best_loss: float
-    losses: tuple[float, ...]
-    rejected: int = 0
+    @property
+    def best(self) -> tuple[int, ...]:
+        return self.suffixes[self.losses.index(min(self.losses))]
 
 
 class InChat(NamedTuple):
@@ -71,7 +70,7 @@ class InChat(NamedTuple):
 def searched_suffix(
     subject: Subject, requests: Sequence[Request], options: Mapping[str, Any], system: str, seed: int
 ) -> dict[str, Any]:
-    """Find one suffix for the first requests: {"suffix", "loss", "loss_before", "steps", "requests", "rejected"}.
+    """Find one suffix for the first requests: {"suffix", "loss", "loss_before", "steps", "requests"}.
 
     options: see OPTIONS. Raises: UserError for a subject without gradients (one that is not our model), and without a request.
     """
@@ -89,11 +88,10 @@ def searched_suffix(
     history = gcg(model, encoding.tokenizer, chat, options, seed)
     return {
         "suffix": chat.text(history.best),
-        "loss": history.best_loss,
+        "loss": min(history.losses),
         "loss_before": history.losses[0],
         "steps": options["steps"],
         "requests": len(used),
-        "rejected": history.rejected,
     }
 
 
@@ -119,25 +117,17 @@ def gcg(model: Transformer, tokenizer: Tokenizer, chat: InChat, options: Mapping
     (loss,) = reader.losses(np.asarray([suffix])).tolist()
     if not math.isfinite(loss):
         raise UserError(f"gcg: the loss is {loss}: the model's probabilities are not finite; use another checkpoint")
-    history = History(suffix, suffix, loss, (loss,))
+    history = History([suffix], [loss])
     for step in range(1, options["steps"] + 1):
-        choices_SK = reader.substitutes(history.suffix, min(options["topk"], int(allowed_V.sum())), allowed_V)
-        candidates, rejected = _candidates(history.suffix, choices_SK, options["batch"], (seed, step), survives)
-        history = _stepped(history, candidates, reader.losses(candidates), rejected, fits)
+        suffix, loss = history.suffixes[-1], history.losses[-1]
+        choices_SK = reader.substitutes(suffix, min(options["topk"], int(allowed_V.sum())), allowed_V)
+        candidates = _candidates(suffix, choices_SK, options["batch"], (seed, step), survives)
+        losses_N = reader.losses(np.asarray(candidates))
+        best_first = np.argsort(losses_N, kind="stable").tolist()
+        best = next((n for n in best_first if candidates[n] == suffix or fits(candidates[n])), None)
+        history.suffixes.append(suffix if best is None else candidates[best])
+        history.losses.append(loss if best is None else float(losses_N[best]))
     return history
-
-
-def _stepped(history: History, candidates: np.ndarray, losses_N: np.ndarray, rejected: int, fits: Callable) -> History:
-    """Return the history after a step: the suffix becomes the best candidate that fits."""
-    taken, loss = history.suffix, history.losses[-1]
-    for n in np.argsort(losses_N, kind="stable"):
-        candidate = tuple(candidates[n].tolist())
-        if candidate == history.suffix or fits(candidate):
-            taken, loss = candidate, float(losses_N[n])
-            break
-        rejected += 1
-    best = min((history.best_loss, history.best), (loss, taken), key=lambda pair: pair[0])
-    return History(taken, best[1], best[0], (*history.losses, loss), history.rejected + rejected)
 
 
 class _Reader:
@@ -217,23 +207,21 @@ def allowed_tokens(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
 
 def _candidates(
     suffix: tuple[int, ...], choices_SK: np.ndarray, batch: int, seed: tuple[int, int], survives: Callable
-) -> tuple[np.ndarray, int]:
-    """Return candidates int [N = batch, S] and the number rejected. A candidate is the suffix with one token replaced; missing
-    ones are filled with the suffix itself."""
+) -> list[tuple[int, ...]]:
+    """Return `batch` candidates: the suffix with one token replaced, and the suffix itself in place of missing ones."""
     rng = np.random.default_rng(seed)
     S, K = choices_SK.shape
-    candidates, rejected = [], 0
+    candidates: list[tuple[int, ...]] = []
     for _ in range(ROUNDS):
         places, choices = rng.integers(S, size=batch), rng.integers(K, size=batch)
-        for place, choice in zip(places.tolist(), choices.tolist()):
-            candidate = (*suffix[:place], int(choices_SK[place, choice]), *suffix[place + 1 :])
-            if len(candidates) == batch:
-                return np.asarray(candidates), rejected
-            if survives(candidate):
-                candidates.append(candidate)
-            else:
-                rejected += 1
-    return np.asarray(candidates + [suffix] * (batch - len(candidates))), rejected
+        replaced = (
+            (*suffix[:place], int(choices_SK[place, choice]), *suffix[place + 1 :])
+            for place, choice in zip(places.tolist(), choices.tolist())
+        )
+        candidates += itertools.islice(filter(survives, replaced), batch - len(candidates))
+        if len(candidates) == batch:
+            break
+    return candidates + [suffix] * (batch - len(candidates))
 
 
 def _laid(places: Sequence[Place], suffixes_NS: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -86,8 +86,6 @@ def read_request(doc_id: int | str, row: dict) -> Request:
     if any(row.get(name) for name in IMAGES):
         raise Malformed("needs an image")
     prompt = prompt_of(row)
-    if prompt.messages is not None:
-        _check_messages(prompt.messages)
     label = row.get("label")
     if row.get("type") and label not in (None, "") and str(label).lower() not in ("safe", "unsafe"):
         raise Malformed(f"label={label!r} is neither safe nor unsafe")
@@ -109,9 +107,9 @@ def read_requests(rows: Iterable[tuple[int | str, dict]], problems: Problems) ->
     return requests
 
 
-def _check_messages(messages: Sequence[Any]) -> None:
+def _check_messages(messages: Any) -> None:
     """Raise Malformed for messages that are not a recorded attack."""
-    for message in messages:
+    for message in messages if isinstance(messages, list | tuple) else [None]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         hole = content is None and role == "assistant"
         if role not in ("system", "user", "assistant") or not (isinstance(content, str) or hole):
@@ -212,6 +210,8 @@ def prompt_of(values: Mapping[str, Any]) -> Prompt:
         raise Malformed(f"no request; known keys are {', '.join(REQUESTS)}")
     harmful_if = values.get("harmful_if") or ()
     messages = values.get("messages")
+    if messages:
+        _check_messages(messages)
     if not isinstance(harmful_if, list | tuple):
         raise Malformed("harmful_if must be a list of regular expressions")
     for pattern in harmful_if:

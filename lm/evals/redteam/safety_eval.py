@@ -5,6 +5,7 @@ one a line, from which all figures are computed.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -136,14 +137,8 @@ def judged(records: Sequence[dict], judge: Judge) -> list[dict]:
 
 def holds(response: str, answer: str) -> bool:
     """Return whether the answer occurs in the response as whole words, in any case."""
-    at = response.casefold().find(answer.casefold())
-    while at >= 0:
-        end = at + len(answer)
-        around = response[at - 1 : at] + response[end : end + 1]
-        if not any(character.isalnum() for character in around):
-            return True
-        at = response.casefold().find(answer.casefold(), at + 1)
-    return False
+    letter = r"[^\W_]"
+    return re.search(rf"(?<!{letter}){re.escape(answer.casefold())}(?!{letter})", response.casefold()) is not None
 
 
 def summary(records: Sequence[dict], held_out: Sequence[str] = ()) -> dict:

@@ -49,52 +49,46 @@ Scorer = Callable[[Sequence[str], Sequence[str]], list[Score]]  # takes requests
 TopicCheck = Callable[[Sequence[str], Sequence[str]], list[bool | None]]  # takes requests and their prompts; None: unknown
 
 
-class SearchResult(NamedTuple):
-    """prompt: the one whose answer had the highest score (None: no answer), with `response` and `score` (None: no score).
-    queries: prompts sent to the model. counts: failures and pruned prompts by kind. nodes: all prompts that were sent,
-    {"depth", "prompt", "response", "score", "reason"}."""
+@dataclasses.dataclass(eq=False)
+class Node:
+    """A prompt for the model, with its answer and score; at the root, none of them.
 
-    request: str
-    prompt: str | None
-    response: str | None
-    score: int | None
-    queries: int
-    counts: dict[str, int]
-    nodes: list[dict]
+    conversation: with the attacker, up to its reply with the prompt; of a leaf, up to the request for a better one. reason: of
+    the score, or why there is no response.
+    """
 
-
-class Leaf(NamedTuple):
-    """A leaf of the tree: the conversation with the attacker that led to it, and the score of its prompt."""
-
+    tree: "Tree"
     conversation: tuple[dict, ...]
+    parent: "Node | None" = None
+    prompt: str | None = None
+    response: str | None = None
     score: int | None = None
+    reason: str = ""
 
 
 @dataclasses.dataclass(eq=False)
 class Tree:
-    """The search tree of one request."""
+    """The search tree of one request. nodes: all that were sent to the model, level by level; queries: their number. counts: of
+    failures and pruned prompts by kind."""
 
     request: str
-    target: str
-    leaves: list[Leaf]
+    target: str = ""
+    leaves: list[Node] = dataclasses.field(default_factory=list)
     done: bool = False
     queries: int = 0
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
-    nodes: list[dict] = dataclasses.field(default_factory=list)
+    nodes: list[Node] = dataclasses.field(default_factory=list)
     tried: set[str] = dataclasses.field(default_factory=set)
 
-
-class Proposal(NamedTuple):
-    """leaf: index of the parent leaf. conversation: up to the attacker's reply with the prompt."""
-
-    tree: Tree
-    leaf: int
-    conversation: tuple[dict, ...]
-    prompt: str
+    @property
+    def best(self) -> Node:
+        """The first node whose answer has the highest score; without an answer, an empty node."""
+        answered = [node for node in self.nodes if node.response is not None]
+        return max(answered, key=lambda node: node.score or 0, default=Node(self, ()))
 
 
 class Limits(NamedTuple):
-    """Limits of a search; the defaults are TAP's. `pair_limits` returns those of PAIR.
+    """Limits of a search; the defaults are TAP's. PAIR has as many roots as its width, and no branching.
 
     roots: initial leaves. branching: new prompts per leaf. width: leaves that stay. depth: levels. budget: maximum number of
     prompts sent to the model for one request; 0: width · depth.
@@ -107,11 +101,6 @@ class Limits(NamedTuple):
     budget: int = 0
 
 
-def pair_limits(streams: int = 5, depth: int = 3, budget: int = 0) -> Limits:
-    """Return the limits of PAIR: `streams` parallel conversations with the attacker, each of at most `depth` prompts."""
-    return Limits(roots=streams, branching=1, width=streams, depth=depth, budget=budget)
-
-
 def search(
     requests: Sequence[str],
     attacker: Chat,
@@ -120,72 +109,68 @@ def search(
     limits: Limits,
     topic: TopicCheck | None = None,
     targets: Sequence[str] = (),
-) -> list[SearchResult]:
+) -> list[Tree]:
     """Search for each request, level by level, with all requests of a level together.
 
     Args:
       attacker, target: chats (lm/evals/judges/endpoint.py) with the model that writes prompts and with the model under test.
       scorer: of requests and answers. topic: whether a prompt still asks for the same as its request; None: prune nothing.
       targets: ideal beginnings of the answers.
-    Returns: the result for each request; a search ends at the first score of 10.
+    Returns: the tree of each request; a search ends at the first score of 10.
     """
     limits = limits._replace(budget=limits.budget or limits.width * limits.depth)
-    first = Leaf((_message("user", TEXTS["first"]),))
-    trees = [
-        Tree(request, wanted, [first] * limits.roots)
-        for request, wanted in zip(requests, targets or [""] * len(requests), strict=True)
-    ]
+    trees = [Tree(*pair) for pair in zip(requests, targets or [""] * len(requests), strict=True)]
+    for tree in trees:
+        tree.leaves = [Node(tree, (_message("user", TEXTS["first"]),)) for _ in range(limits.roots)]
     for level in range(1, limits.depth + 1):
         growing = [tree for tree in trees if not tree.done]
         if not growing:
             break
-        proposals = _pruned(_proposals(growing, attacker, limits.branching, level), topic, limits)
-        replies = replies_or_none(target, [[_message("user", proposal.prompt)] for proposal in proposals])
-        _grow(proposals, replies, _scored(proposals, replies, scorer), level, limits.width)
+        nodes = _pruned(_proposals(growing, attacker, limits.branching, is_first=level == 1), topic, limits)
+        _answer(nodes, target, scorer)
         for tree in growing:
-            tree.done |= tree.queries >= limits.budget
-    return [_result(tree) for tree in trees]
+            _grow(tree, [node for node in nodes if node.tree is tree], limits)
+    return trees
 
 
-def _proposals(trees: Sequence[Tree], attacker: Chat, branching: int, level: int) -> list[Proposal]:
+def _proposals(trees: Sequence[Tree], attacker: Chat, branching: int, *, is_first: bool) -> list[Node]:
     """Return the attacker's proposals at the leaves. Within a tree, equal prompts count once."""
-    requests: list[tuple[Tree, int, tuple[dict, ...]]] = []
-    conversations = []
+    nodes, conversations = [], []
     for tree in trees:
         target = TEXTS["target"].format(target=tree.target) if tree.target else ""
         system = _message("system", TEXTS["system"].format(request=tree.request, target=target))
         # At the first level all leaves are equal, and a deterministic attacker would write the same prompt for each.
-        n = branching * (len(tree.leaves) if level == 1 else 1)
-        for i, (number, leaf) in enumerate((number, leaf) for number, leaf in enumerate(tree.leaves) for _ in range(branching)):
+        n = branching * (len(tree.leaves) if is_first else 1)
+        for i, leaf in enumerate(leaf for leaf in tree.leaves for _ in range(branching)):
             *before, last = leaf.conversation
             more = TEXTS["another"].format(n=n, i=i % n + 1) if n > 1 else ""
-            conversation = (*before, _message("user", last["content"] + more))
-            requests.append((tree, number, conversation))
-            conversations.append([system, *conversation[-2 * MEMORY - 1 :]])
+            nodes.append(Node(tree, (*before, _message("user", last["content"] + more)), leaf))
+            conversations.append([system, *nodes[-1].conversation[-2 * MEMORY - 1 :]])
     proposals = []
-    for (tree, number, conversation), reply in zip(requests, replies_or_none(attacker, conversations), strict=True):
-        prompt = None if reply.text is None else proposed(reply.text)
+    for node, reply in zip(nodes, replies_or_none(attacker, conversations), strict=True):
+        node.prompt = None if reply.text is None else proposed(reply.text)
         if reply.text is None:
-            tree.counts["attacker_failed"] += 1
-        elif prompt is None:
-            tree.counts["attacker_malformed"] += 1
-        elif prompt in tree.tried:
-            tree.counts["repeated"] += 1
+            node.tree.counts["attacker_failed"] += 1
+        elif node.prompt is None:
+            node.tree.counts["attacker_malformed"] += 1
+        elif node.prompt in node.tree.tried:
+            node.tree.counts["repeated"] += 1
         else:
-            tree.tried.add(prompt)
-            proposals.append(Proposal(tree, number, (*conversation, _message("assistant", reply.text)), prompt))
+            node.tree.tried.add(node.prompt)
+            node.conversation += (_message("assistant", reply.text),)
+            proposals.append(node)
     return proposals
 
 
-def _pruned(proposals: Sequence[Proposal], topic: TopicCheck | None, limits: Limits) -> list[Proposal]:
+def _pruned(proposals: Sequence[Node], topic: TopicCheck | None, limits: Limits) -> list[Node]:
     """Return the proposals on the topic, at most `width` per tree and within its budget, and deduct them from the budget."""
     verdicts: list[bool | None] = [True] * len(proposals)
     if topic is not None and proposals:
-        requests, prompts = [p.tree.request for p in proposals], [p.prompt for p in proposals]
+        requests, prompts = [node.tree.request for node in proposals], [node.prompt for node in proposals]
         verdicts = answers_or_unknown("the check", lambda: topic(requests, prompts), len(proposals), lambda why: None)
-    sent, taken = [], dict.fromkeys((p.tree for p in proposals), 0)
-    for proposal, verdict in zip(proposals, verdicts, strict=True):
-        tree = proposal.tree
+    sent, taken = [], Counter()
+    for node, verdict in zip(proposals, verdicts, strict=True):
+        tree = node.tree
         if verdict is None:
             tree.counts["topic_unknown"] += 1  # it stays, because it is not known to be off the topic
         if verdict is False:
@@ -197,47 +182,36 @@ def _pruned(proposals: Sequence[Proposal], topic: TopicCheck | None, limits: Lim
         else:
             tree.queries += 1
             taken[tree] += 1
-            sent.append(proposal)
+            sent.append(node)
     return sent
 
 
-def _scored(proposals: Sequence[Proposal], replies: Sequence[Reply], scorer: Scorer) -> list[Score]:
-    """Return a score for each answer; a missing answer has none."""
-    answered = [i for i, reply in enumerate(replies) if reply.text is not None]
-    scores = [Score(None, reply.problem) for reply in replies]
+def _answer(nodes: Sequence[Node], target: Chat, scorer: Scorer) -> None:
+    """Write responses and scores into the nodes; a missing answer has no score."""
+    replies = replies_or_none(target, [[_message("user", node.prompt)] for node in nodes])
+    for node, reply in zip(nodes, replies, strict=True):
+        node.response, node.reason = reply.text, reply.problem
+    answered = [node for node in nodes if node.response is not None]
     if answered:
-        requests, texts = [proposals[i].tree.request for i in answered], [replies[i].text for i in answered]
+        requests, responses = [node.tree.request for node in answered], [node.response for node in answered]
         unknown = functools.partial(Score, None)
-        of_answers = answers_or_unknown("the scorer", lambda: scorer(requests, texts), len(answered), unknown)
-        for i, score in zip(answered, of_answers, strict=True):
-            scores[i] = score
-    return scores
+        scores = answers_or_unknown("the scorer", lambda: scorer(requests, responses), len(answered), unknown)
+        for node, score in zip(answered, scores, strict=True):
+            node.score, node.reason = score
 
 
-def _grow(proposals: Sequence[Proposal], replies: Sequence[Reply], scores: Sequence[Score], level: int, width: int) -> None:
-    """Add the new leaves to the trees. A leaf without new ones stays, so that one failure does not end a search."""
-    grown: dict[Tree, dict[int, list[Leaf]]] = {}
-    for (tree, number, conversation, prompt), reply, (value, reason) in zip(proposals, replies, scores, strict=True):
-        tree.nodes.append({"depth": level, "prompt": prompt, "response": reply.text, "score": value, "reason": reason})
-        if reply.text is None:
-            tree.counts["target_failed"] += 1
-            continue
-        if value is None:
-            tree.counts["scorer_failed"] += 1
-        rating = "unknown" if value is None else f"{value} of {MAX_SCORE}"
-        leaf = Leaf((*conversation, _message("user", TEXTS["next"].format(response=reply.text, score=rating))), value)
-        grown.setdefault(tree, {}).setdefault(number, []).append(leaf)
-        tree.done |= value == MAX_SCORE
-    for tree, new in grown.items():
-        leaves = [leaf for number, old in enumerate(tree.leaves) for leaf in new.get(number, [old])]
-        tree.leaves = sorted(leaves, key=lambda leaf: -(leaf.score or 0))[:width]
-
-
-def _result(tree: Tree) -> SearchResult:
-    answered = [node for node in tree.nodes if node["response"] is not None]
-    best = max(answered, key=lambda node: node["score"] or 0, default={"prompt": None, "response": None, "score": None})
-    counts = dict(sorted(tree.counts.items()))
-    return SearchResult(tree.request, best["prompt"], best["response"], best["score"], tree.queries, counts, tree.nodes)
+def _grow(tree: Tree, nodes: Sequence[Node], limits: Limits) -> None:
+    """Replace leaves by the answered nodes. A leaf without one stays, so that one failure does not end a search."""
+    tree.nodes += nodes
+    answered = [node for node in nodes if node.response is not None]
+    for node in answered:
+        rating = "unknown" if node.score is None else f"{node.score} of {MAX_SCORE}"
+        node.conversation += (_message("user", TEXTS["next"].format(response=node.response, score=rating)),)
+    failures = {"target_failed": len(nodes) - len(answered), "scorer_failed": sum(node.score is None for node in answered)}
+    tree.counts += Counter(failures)
+    grown = [leaf for old in tree.leaves for leaf in [node for node in answered if node.parent is old] or [old]]
+    tree.leaves = sorted(grown, key=lambda leaf: -(leaf.score or 0))[: limits.width]
+    tree.done = tree.queries >= limits.budget or any(node.score == MAX_SCORE for node in answered)
 
 
 def proposed(text: str) -> str | None:
@@ -255,14 +229,20 @@ def _message(role: str, content: str) -> dict:
     return {"role": role, "content": content}
 
 
+def _asked(chat: Chat, question: str, name: str, requests: Sequence[str], texts: Sequence[str]) -> list[Reply]:
+    """Ask a question of questions.yaml about each request and a text, which it calls `name`."""
+    cases = zip(requests, texts, strict=True)
+    return chat([questions()[question].about({"wanted": request, name: text}) for request, text in cases])
+
+
 def rated(chat: Chat) -> Scorer:
     """Return a scorer that asks a model. A reply without exactly one rating in range gives no score."""
+    return lambda requests, responses: [rating(reply) for reply in _asked(chat, "rating", "answer", requests, responses)]
 
-    def scorer(requests: Sequence[str], responses: Sequence[str]) -> list[Score]:
-        cases = zip(requests, responses, strict=True)
-        return [rating(reply) for reply in chat([questions()["rating"].about({"wanted": r, "answer": a}) for r, a in cases])]
 
-    return scorer
+def on_topic(chat: Chat) -> TopicCheck:
+    """Return a check that asks a model. A reply without exactly one of yes and no is unknown."""
+    return lambda requests, prompts: [yes_or_no(reply) for reply in _asked(chat, "topic", "prompt", requests, prompts)]
 
 
 def rating(reply: Reply) -> Score:
@@ -284,17 +264,6 @@ def by_judge(judge: Judge, hazards: Mapping[str, str]) -> Scorer:
         return [Score({"harmful": MAX_SCORE, "safe": MIN_SCORE}.get(verdict.label), verdict.reason) for verdict in verdicts]
 
     return scorer
-
-
-def on_topic(chat: Chat) -> TopicCheck:
-    """Return a check that asks a model. A reply without exactly one of yes and no is unknown."""
-
-    def check(requests: Sequence[str], prompts: Sequence[str]) -> list[bool | None]:
-        cases = zip(requests, prompts, strict=True)
-        conversations = [questions()["topic"].about({"wanted": request, "prompt": prompt}) for request, prompt in cases]
-        return [yes_or_no(reply) for reply in chat(conversations)]
-
-    return check
 
 
 def yes_or_no(reply: Reply) -> bool | None:
@@ -322,23 +291,23 @@ def rewritten(
     else:
         rater = _helper("scorer", values, subject, options, **sampling | {"temperature": 0.0})
         scorer = rated(rater)
-    limits = pair_limits(**values["pair"]) if name == "pair" else Limits(**values["tap"])
+    limits = Limits(**values["tap"])
+    if name == "pair":
+        streams, depth, budget = (values["pair"][key] for key in PAIR)
+        limits = Limits(roots=streams, branching=1, width=streams, depth=depth, budget=budget)
     topic, targets = on_topic(rater) if name == "tap" else None, [r.target for r in requests]
-    results = search(texts, attacker, chat, scorer, limits, topic, targets)
-    return [_record(name, *both) for both in zip(requests, results, strict=True)], _summary(results)
+    trees = search(texts, attacker, chat, scorer, limits, topic, targets)
+    counts = sum((tree.counts for tree in trees), Counter())
+    queries, best = sum(tree.queries for tree in trees), sum(tree.best.score == MAX_SCORE for tree in trees)
+    summary = {"queries": queries, "found": best, **dict(sorted(counts.items()))}
+    return [_record(name, *both) for both in zip(requests, trees, strict=True)], summary
 
 
-def _record(name: str, request: Request, result: SearchResult) -> dict:
-    prompt = request.prompt.text if result.prompt is None else result.prompt
+def _record(name: str, request: Request, tree: Tree) -> dict:
+    prompt, response = tree.best.prompt or request.prompt.text, tree.best.response
     record = record_of(request.prompt, name, [{"role": "user", "content": prompt}])
-    record |= {"conversation": record["messages"], "response": result.response, "queries": result.queries}
-    return record if result.response is not None else record | {"problem": "the search found no prompt that was answered"}
-
-
-def _summary(results: Sequence[SearchResult]) -> dict[str, Any]:
-    counts = sum((Counter(result.counts) for result in results), Counter())
-    queries, best = sum(result.queries for result in results), sum(result.score == MAX_SCORE for result in results)
-    return {"queries": queries, "found": best, **dict(sorted(counts.items()))}
+    record |= {"conversation": record["messages"], "response": response, "queries": tree.queries}
+    return record if response is not None else record | {"problem": "the search found no prompt that was answered"}
 
 
 def _helper(key: str, values: dict[str, Any], subject: Subject, options: dict[str, Any], **sampling: Any) -> Chat:

@@ -1,8 +1,7 @@
 """95 % intervals of metrics over items that may come in groups, and a permutation test.
 
-Items that vary one template are not independent. Then n items count as n / deff. The design effect deff is the variance of the
-mean with whole groups as units, divided by the variance with items as units (Kish 1965).
-All random draws have a fixed seed and depend only on the values, not on their order.
+Items that vary one template are not independent: n of them count as n / deff, the design effect (Kish 1965), which is the
+variance of the mean with whole groups as units over that with items as units. Draws depend on the values, not on their order.
 """
 
 import math

@@ -15,7 +15,11 @@ Item, Answer = TypeVar("Item"), TypeVar("Answer")
 
 
 class Malformed(ValueError):
-    """An item or an answer that cannot be used; the message says why."""
+    """An item or an answer that cannot be used; the message says why. kind: of the problem that an item is then."""
+
+    def __init__(self, why: str, kind: str = "malformed_items"):
+        super().__init__(why)
+        self.kind = kind
 
 
 class Problems:

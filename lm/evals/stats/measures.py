@@ -130,3 +130,14 @@ def mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
     middle = sum(values) / n
     squares = sum((value - middle) ** 2 for value in values)
     return {name: middle, f"{name}_stderr": math.sqrt(squares / (n - 1) / n) if n > 1 else None}
+
+
+def ratio(values: Sequence[float], sizes: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return r = Σv/Σs of n random items and its standard error √(n/(n−1) · Σ(v − r·s)²) / Σs, to first order (Cochran 1977,
+    "Sampling Techniques", chapter 6); None if there are too few items."""
+    if not sizes:
+        return None, None
+    total, n = sum(sizes), len(sizes)
+    r = math.fsum(values) / total
+    squares = math.fsum((value - r * size) ** 2 for value, size in zip(values, sizes, strict=True))
+    return r, math.sqrt(squares * n / (n - 1)) / total if n > 1 else None

@@ -1,4 +1,4 @@
-"""Extract answers from generated texts, and compare them with right and wrong ones.
+"""Extract answers from generated texts, and compare them with right ones.
 
 Filters are those of lm-evaluation-harness, under the same names, and three of ours. A filter maps the texts of one item
 (`repeats` of them) to texts. A list of filters is a pipeline; its first output text is the answer.
@@ -6,10 +6,6 @@ Filters are those of lm-evaluation-harness, under the same names, and three of o
 MATH: Hendrycks et al. 2021, "Measuring mathematical problem solving with the MATH dataset", `is_equiv` of its authors. Both
 answers are LaTeX; spellings are normalised and the texts compared. 1/2 equals \\frac12, but 0.25 does not equal \\frac14.
 lm/align/rl/answers.py compares numbers.
-
-BLEU and ROUGE are 0 to 100. BLEU is that of one sentence by sacrebleu's tokenizer `intl` with exponential smoothing (Papineni
-et al. 2002; Chen and Cherry 2014), ROUGE the F measure of rouge_score without stemming (Lin 2004), as lm-evaluation-harness
-scores truthfulqa_gen by them.
 """
 
 import collections
@@ -24,7 +20,6 @@ from lm.evals.tasks.settings import check
 
 INVALID = "[invalid]"  # the result if nothing is found
 
-MEASURES = ("bleu", "rouge1", "rouge2", "rougeL")
 # Spellings of LaTeX, applied in this order.
 SPELLINGS = (
     ("\n", ""),
@@ -118,17 +113,12 @@ def open_pipelines(name: str, filter_list: Sequence[Mapping[str, Any]] | None) -
                 steps.append(FILTERS[called](**options))
             except (TypeError, re.error) as error:
                 raise UserError(f"task {name}: filter_list: {called}: {error}") from None
-        pipelines[entry["name"]] = _pipeline(steps)
+        pipelines[entry["name"]] = functools.partial(_run, steps)
     return pipelines
 
 
-def _pipeline(steps: Sequence[Filter]) -> Callable[[Sequence[str]], str]:
-    def run(texts: Sequence[str]) -> str:
-        for step in steps:
-            texts = step(texts)
-        return texts[0]
-
-    return run
+def _run(steps: Sequence[Filter], texts: Sequence[str]) -> str:
+    return functools.reduce(lambda texts, step: step(texts), steps, texts)[0]
 
 
 def exact_match(answer: str, targets: Sequence[str], options: Mapping[str, Any]) -> float:
@@ -217,36 +207,3 @@ def _fractions(answer: str) -> str:
         else:
             whole += f"\\frac{{{part[0]}}}{{{part[1]}}}{part[2:]}"
     return whole
-
-
-def nearness(answer: str, right: Sequence[str], wrong: Sequence[str]) -> dict[str, float]:
-    """Return of each measure m: m_max, the greatest with a right answer; m_diff, that less the greatest with a wrong one;
-    m_acc, whether that is above 0 (Lin et al. 2022, "TruthfulQA")."""
-    figures = {}
-    scores = {text: {"bleu": bleu(text, answer), **rouge(text, answer)} for text in (*right, *wrong)}
-    for measure in MEASURES:
-        most, least = (max(scores[text][measure] for text in texts) for texts in (right, wrong))
-        figures |= {f"{measure}_acc": float(most > least), f"{measure}_max": most, f"{measure}_diff": most - least}
-    return figures
-
-
-def bleu(reference: str, answer: str) -> float:
-    """Return BLEU of 1- to 4-grams; 0 for fewer than 4 tokens."""
-    return scorers()[0].corpus_score([answer], [[reference]]).score
-
-
-def rouge(reference: str, answer: str) -> dict[str, float]:
-    """Return rouge1, rouge2: of shared 1- and 2-grams; rougeL: of the longest common subsequences of their sentences."""
-    scores = scorers()[1].score(*(text.replace(" . ", ".\n") for text in (reference, answer)))
-    return {name.removesuffix("sum"): 100 * score.fmeasure for name, score in scores.items()}
-
-
-@functools.cache
-def scorers() -> tuple[Any, Any]:
-    """Return the scorers of BLEU and of ROUGE. Raises: UserError: their packages are not installed."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu.metrics import BLEU
-    except ImportError:
-        raise UserError("BLEU and ROUGE come from packages that are not installed: pip install sacrebleu rouge-score") from None
-    return BLEU(tokenize="intl"), RougeScorer(["rouge1", "rouge2", "rougeLsum"])

@@ -13,6 +13,7 @@ import yaml
 
 from lm.errors import UserError
 from lm.evals.task import Task, TaskSettings
+from lm.evals.tasks.items import check_folder
 
 FOLDER = Path(__file__).parent / "specs"
 
@@ -29,13 +30,28 @@ KINDS = {
     "stereoset": "lm.evals.bias.stereoset",
     "winobias": "lm.evals.bias.winobias",
     "continuations": "lm.evals.bias.continuations",
-    "counterfactual": "lm.evals.bias.counterfactual",
     "closed_book": "lm.evals.factuality.closed_book",
     "support": "lm.evals.factuality.support",
     "selfcheck": "lm.evals.factuality.selfcheck",
-    "cloze": "lm.evals.factuality.cloze",
     "redteam": "lm.evals.redteam.task",
 }
+
+
+def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str, str]]:
+    """Open a comma-separated list of tasks. Return them and {task name: its file's text, or the name of a harness task}.
+
+    Raises: UserError.
+    """
+    wanted = names_of(names)
+    tasks = [open_task(name, settings) for name in wanted]
+    called: dict[str, str] = {}
+    for name, task in zip(wanted, tasks, strict=True):
+        if task.name in called:
+            raise UserError(f"tasks: {called[task.name]} and {name} are both named {task.name}; rename one of the files")
+        called[task.name] = name
+    paths = {name: path_of(spelling) for name, spelling in called.items()}
+    texts = {name: path.read_text(encoding="utf-8") if path.is_file() else called[name] for name, path in paths.items()}
+    return tasks, texts
 
 
 def open_task(name: str, settings: TaskSettings) -> Task:
@@ -46,10 +62,27 @@ def open_task(name: str, settings: TaskSettings) -> Task:
     if name.startswith("harness:"):
         from lm.evals.tasks import harness
 
-        return harness.build(name, {}, settings)
+        return harness.build(name, settings)
     path = path_of(name)
     spec = read_spec(path, name)
     return importlib.import_module(KINDS[spec["kind"]]).build(path.stem, spec, settings)
+
+
+def names_of(names: str) -> list[str]:
+    """Return the unique names of a comma-separated list. Raises UserError if there is none."""
+    parts = names.split(",") if ".y" in names else names.replace(",", " ").split()  # the path of a task may have spaces
+    wanted = list(dict.fromkeys(spelt(name.strip()) for name in parts if name.strip()))
+    if not wanted:
+        raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks/specs has them all")
+    return wanted
+
+
+def check_tasks(names: str, settings: TaskSettings) -> None:
+    """Raise UserError for a task that does not exist, has an invalid file, or lacks its data. Reads no data."""
+    for name in names_of(names):
+        if not name.startswith("harness:"):
+            path = path_of(name)
+            check_folder(path.stem, read_spec(path, name), settings)
 
 
 def spelt(name: str) -> str:
@@ -61,12 +94,6 @@ def spelt(name: str) -> str:
 def path_of(name: str) -> Path:
     name = name.removeprefix("harness:")
     return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-
-
-def text_of(name: str) -> str:
-    """Return the text of the task's file; for a harness task without one, its name."""
-    path = path_of(name)
-    return path.read_text(encoding="utf-8") if path.is_file() else name
 
 
 def read_spec(path: Path, name: str) -> dict[str, Any]:

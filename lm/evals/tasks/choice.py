@@ -77,7 +77,7 @@ def evaluate(metrics: tuple[str, ...], task: FileTask, subject: Subject) -> Outc
 
 
 def question_of(task: FileTask, item: TaskItem, subject: Subject, metrics: Sequence[str]) -> Question:
-    """Return an item's question and requests. Raises: Malformed, or its subclass OutOfRange."""
+    """Return an item's question and requests. Raises: Malformed."""
     contexts = task.prompts.contexts(item, subject)
     with prompting.reading():
         choices, answer = task.prompts.form.choices(item.doc), task.prompts.form.answer(item.doc)
@@ -142,8 +142,7 @@ def sample_of(
 def summary(task: FileTask, samples: list[dict], metrics: Sequence[str], problems: Problems) -> dict[str, Any]:
     scored = [sample for sample in samples if None not in sample["metrics"].values()]
     if task.prompts.form.choice is not None:
-        shares = [_share(sample) for sample in scored]
-        chance = sum(shares) / len(shares) if shares else None
+        chance = mean("chance", [len({*_listed(s["target"])}) / len(s["choices"]) for s in scored])["chance"]
         counts = {"n": len(scored), "num_fewshot": task.documents.num_fewshot, "chance": chance}
         return counts | task.summary(scored, metrics, problems)
     mean_logp = mean("logp", [sample["metrics"]["logp"] for sample in scored])
@@ -167,27 +166,19 @@ def best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-class OutOfRange(Malformed):
-    """The target is not one of the choices."""
-
-    kind = "targets_out_of_range"
-
-
 def _right(answer: Any, choices: Sequence[str]) -> list[int]:
     numbers = []
-    for target in answer if isinstance(answer, list) else [answer]:
+    for target in _listed(answer):
         target = whole(target)
         if isinstance(target, str):
             target = choices.index(target) if target in choices else target
         if not isinstance(target, int) or not 0 <= target < len(choices):
-            raise OutOfRange(f"target {target!r} of {len(choices)} choices")
+            raise Malformed(f"target {target!r} of {len(choices)} choices", "targets_out_of_range")
         numbers.append(int(target))
     if not numbers:
         raise Malformed("no target")
     return numbers
 
 
-def _share(sample: dict) -> float:
-    """Return the chance accuracy of an item."""
-    target = sample["target"]
-    return (len(set(target)) if isinstance(target, list) else 1) / len(sample["choices"])
+def _listed(target: Any) -> list:
+    return target if isinstance(target, list) else [target]

@@ -8,41 +8,33 @@ DCLM but are drawn as in lm/evals/tasks/documents.py, so scores agree except for
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 PREFIX = "core_"  # of the task files' names
-
-
-class Part(NamedTuple):
-    """chance: accuracy of guessing (for boolq, of the more frequent answer). metric: the one to centre."""
-
-    chance: float
-    metric: str
-
-
+# {task: accuracy of guessing; for boolq, of the more frequent answer}
 CORE = {
-    "hellaswag_zeroshot": Part(0.25, "acc_per_token"),
-    "jeopardy": Part(0, "acc_macro"),
-    "bigbench_qa_wikidata": Part(0, "acc"),
-    "arc_easy": Part(0.25, "acc_per_token"),
-    "arc_challenge": Part(0.25, "acc_per_token"),
-    "copa": Part(0.5, "acc_per_token"),
-    "commonsense_qa": Part(0.2, "acc_per_token"),
-    "piqa": Part(0.5, "acc_per_token"),
-    "openbook_qa": Part(0.25, "acc_per_token"),
-    "lambada_openai": Part(0, "acc"),
-    "hellaswag": Part(0.25, "acc_per_token"),
-    "winograd": Part(0.5, "acc_per_token"),
-    "winogrande": Part(0.5, "acc_per_token"),
-    "bigbench_dyck_languages": Part(0, "acc"),
-    "agi_eval_lsat_ar": Part(0.2, "acc_per_token"),
-    "bigbench_cs_algorithms": Part(0, "acc"),
-    "bigbench_operators": Part(0, "acc"),
-    "bigbench_repeat_copy_logic": Part(0, "acc"),
-    "squad": Part(0, "acc"),
-    "coqa": Part(0, "acc"),
-    "boolq": Part(0.62, "acc_per_token"),
-    "bigbench_language_identification": Part(0.091, "acc_per_token"),
+    "hellaswag_zeroshot": 0.25,
+    "jeopardy": 0,
+    "bigbench_qa_wikidata": 0,
+    "arc_easy": 0.25,
+    "arc_challenge": 0.25,
+    "copa": 0.5,
+    "commonsense_qa": 0.2,
+    "piqa": 0.5,
+    "openbook_qa": 0.25,
+    "lambada_openai": 0,
+    "hellaswag": 0.25,
+    "winograd": 0.5,
+    "winogrande": 0.5,
+    "bigbench_dyck_languages": 0,
+    "agi_eval_lsat_ar": 0.2,
+    "bigbench_cs_algorithms": 0,
+    "bigbench_operators": 0,
+    "bigbench_repeat_copy_logic": 0,
+    "squad": 0,
+    "coqa": 0,
+    "boolq": 0.62,
+    "bigbench_language_identification": 0.091,
 }
 
 
@@ -53,15 +45,15 @@ def core(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     missing or have no score, "missing" lists them, and "core_partial" over the n others replaces "core". {} if all are missing.
     """
     centred, squares = {}, []
-    for name, part in CORE.items():
+    for name, chance in CORE.items():
         reported = results.get(PREFIX + name) or {}
-        # With only one category there is no mean over categories.
-        value = reported.get(part.metric, reported.get(part.metric.removesuffix("_macro")))
-        if value is None:
+        # Only jeopardy has acc_macro: the mean over its categories, if there are several.
+        metric = next((metric for metric in ("acc_per_token", "acc_macro", "acc") if metric in reported), "acc")
+        if (value := reported.get(metric)) is None:
             continue
-        centred[name] = (value - part.chance) / (1 - part.chance)
-        error = reported.get(f"{part.metric}_stderr", reported.get(f"{part.metric.removesuffix('_macro')}_stderr"))
-        squares.append(None if error is None else (error / (1 - part.chance)) ** 2)
+        centred[name] = (value - chance) / (1 - chance)
+        error = reported.get(f"{metric}_stderr")
+        squares.append(None if error is None else (error / (1 - chance)) ** 2)
     if not centred:
         return {}
     n, missing = len(centred), [name for name in CORE if name not in centred]

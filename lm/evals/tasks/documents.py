@@ -17,7 +17,6 @@ from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems, checked, key
 from lm.evals.task import TaskSettings
 from lm.evals.tasks import items as files
-from lm.evals.tasks.data import folder_of, open_data
 from lm.evals.tasks.settings import FILE_KEYS, function
 
 KEYS = FILE_KEYS | {
@@ -64,14 +63,14 @@ class Documents(NamedTuple):
 
 
 def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str] = files.ENDINGS) -> Documents:
-    """Load a task's documents from its data (lm/evals/tasks/data.py).
+    """Load a task's documents from its data (lm/evals/tasks/items.py).
 
     Unreadable rows and rows that share an id are listed in `problems` and left out. Raises: UserError for missing data, or if
     there are fewer examples than num_fewshot.
     """
     problems = Problems()
-    read = functools.partial(_read_file, name, spec, folder_of(name, spec, settings))
-    data = open_data(name, spec, settings, problems, endings=endings, read=read)
+    read = functools.partial(_read_file, name, spec, files.folder_of(name, spec, settings))
+    data = files.open_data(name, spec, settings, problems, endings=endings, read=read)
     splits = data.rows
     process = function(name, "process", spec["process"]) if spec.get("process") else None
     wanted = spec.get("test_split") or spec.get("validation_split") or "test"

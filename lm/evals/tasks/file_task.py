@@ -153,7 +153,7 @@ def readable(items: Iterable[TaskItem], read: Callable[[TaskItem], T], problems:
         try:
             pairs.append((item, read(item)))
         except Malformed as why:
-            problems.add(getattr(why, "kind", "malformed_items"), f"{item.id}: {why}")
+            problems.add(why.kind, f"{item.id}: {why}")
     return pairs
 
 

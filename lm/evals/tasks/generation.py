@@ -1,10 +1,9 @@
 """Generated answers: the model writes, filters extract the answer, and metrics compare it with the targets.
 
-Each metric uses the answer of each filter pipeline; with more than one pipeline its name is METRIC_PIPELINE:
-  exact_match  the answer equals one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
-               ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of MATH instead
-  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/answers.py)
-  judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
+exact_match  the answer of a filter pipeline equals one of the targets, after lm-evaluation-harness's normalisations of both
+             (ignore_case, ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of
+             MATH instead. With more than one pipeline its name is exact_match_PIPELINE
+judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,8 @@ from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.verdict import ask
 from lm.evals.stats.joining import Problems
 from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
-from lm.evals.tasks import file_task, media, prompting
-from lm.evals.tasks.answers import INVALID, MEASURES, exact_match, nearness, open_pipelines, scorers
+from lm.evals.tasks import file_task, prompting
+from lm.evals.tasks.answers import INVALID, exact_match, open_pipelines
 from lm.evals.tasks.documents import TaskItem
 from lm.evals.tasks.file_task import FileTask, metrics_of, open_file_task, readable
 from lm.evals.tasks.prompting import Context
@@ -26,16 +25,8 @@ from lm.evals.tasks.settings import check, resolved
 
 KEYS = (
     file_task.KEYS
-    | media.KEYS
-    | {
-        "metric_list": list,
-        "areas": dict,
-        "generation_kwargs": dict,
-        "filter_list": list,
-        "repeats": int,
-        "judge_model": str,
-        "judge_options": dict,
-    }
+    | prompting.MEDIA_KEYS
+    | {"metric_list": list, "areas": dict, "generation_kwargs": dict, "filter_list": list, "repeats": int, "judge_model": str}
 )
 GENERATION_KEYS = {
     "until": (list, str),
@@ -52,7 +43,6 @@ OPTIONS = {
         "regexes_to_ignore": list,
         "equal": str,
     },
-    "nearness": {},
     "judge": {"question": str, "right": str, "wrong": str},
 }
 
@@ -90,9 +80,7 @@ class Generation(NamedTuple):
 
     def names(self) -> list[str]:
         """Return the names of the metrics in results."""
-        names = [self._name("exact_match", p) for p in self.pipelines] if "exact_match" in self.metrics else []
-        if "nearness" in self.metrics:
-            names += [f"{measure}_{end}" for measure in MEASURES for end in ("acc", "max", "diff")]
+        names = [self._name(pipeline) for pipeline in self.pipelines] if "exact_match" in self.metrics else []
         return names + (["judge"] if self.judge else [])
 
     def sample(self, task: FileTask, answered: Answered, problems: Problems) -> dict[str, Any]:
@@ -121,17 +109,12 @@ class Generation(NamedTuple):
         by_pipeline = {name: run(texts) for name, run in self.pipelines.items()}
         if all(answer == INVALID for answer in by_pipeline.values()):
             outcomes.flag(sample, problems, "generations_without_answer", repr(answers[0].text))
-        metrics = dict(sample["metrics"])
-        for metric, options in self.metrics.items():
-            for pipeline, answer in by_pipeline.items():
-                if metric == "exact_match":
-                    metrics[self._name(metric, pipeline)] = exact_match(answer, targets, options)
-                elif metric == "nearness":
-                    metrics |= nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
-        valid = [answer for answer in by_pipeline.values() if answer != INVALID]
-        matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
-        failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
-        return sample | {"answer": valid[0] if valid else INVALID, "answers": by_pipeline, "metrics": metrics, "failed": failed}
+        matches = {}
+        if (options := self.metrics.get("exact_match")) is not None:
+            matches = {self._name(name): exact_match(answer, targets, options) for name, answer in by_pipeline.items()}
+        answer = next((answer for answer in by_pipeline.values() if answer != INVALID), INVALID)
+        results = {"metrics": sample["metrics"] | matches, "failed": bool(matches) and not any(matches.values())}
+        return sample | {"answer": answer, "answers": by_pipeline} | results
 
     def grade(self, task: FileTask, pairs: Sequence[tuple[Answered, dict]], problems: Problems) -> None:
         """Write the judge's grades into the samples."""
@@ -157,8 +140,8 @@ class Generation(NamedTuple):
             sample |= {"grade": grade.label, "reason": grade.reason}
             sample["failed"] = grade.label == "wrong" if grade.label != "unknown" else sample["failed"]
 
-    def _name(self, metric: str, pipeline: str) -> str:
-        return metric if len(self.pipelines) == 1 or pipeline == "none" else f"{metric}_{pipeline}"
+    def _name(self, pipeline: str) -> str:
+        return "exact_match" if len(self.pipelines) == 1 or pipeline == "none" else f"exact_match_{pipeline}"
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
@@ -169,19 +152,12 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
         raise UserError(f"task {name}: metric_list: exact_match: equal: {equal!r} is not math")
     chat = None
     if "judge" in metrics and settings.judge.startswith("openai:"):
-        try:
-            chat = endpoint(
-                settings.judge.removeprefix("openai:"), values.get("judge_model") or "", **(values.get("judge_options") or {})
-            )
-        except TypeError as error:
-            raise UserError(f"task {name}: judge_options: {error}") from None
-    if any(values.get(key) for key in media.KEYS) and not settings.chat:
+        chat = endpoint(settings.judge.removeprefix("openai:"), values.get("judge_model") or "")
+    elif "exact_match" not in metrics:
+        raise UserError(f"task {name}: a model grades its answers; set --config.judge=openai:URL")
+    if any(values.get(key) for key in prompting.MEDIA_KEYS) and not settings.chat:
         raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
     pipelines = open_pipelines(name, values.get("filter_list"))
-    if "nearness" in metrics:
-        scorers()  # says at once what is not installed
-        if len(pipelines) > 1:
-            raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
     sampling_of(name, values)  # raises UserError for invalid keys
     task = open_file_task(name, values, settings, Generation(metrics, pipelines, chat).evaluate)
     return task._replace(versions=task.versions | ({"judge": settings.judge} if chat else {}))

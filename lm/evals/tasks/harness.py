@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from lm.errors import UserError
 from lm.evals.stats.chance import mean_guess
@@ -31,27 +30,25 @@ RESAMPLED = 1000  # bootstrap resamples, for metrics whose standard error has no
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names that tasks use for the limit
 
 
-def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "HarnessTask":
-    """Load the task or group of `harness:NAME` or `harness:FILE.yaml` with its data. spec is ignored.
+def build(name: str, settings: TaskSettings) -> "HarnessTask":
+    """Load the task or group of `harness:NAME` or `harness:FILE.yaml` with its data.
 
     Raises: UserError if the harness is not installed, does not know the task, or cannot read it or its data.
     """
-    del spec
     called = name.removeprefix("harness:")
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(f"{name}: needs lm-evaluation-harness; pip install 'lm-eval>=0.4.13,<0.5'") from None
     path = Path(called) if called.endswith((".yaml", ".yml")) else None
-    title = _title(path) if path else called
     with _seeded(settings.seed):
-        manager = TaskManager(include_path=str(path.parent), include_defaults=_names_others(path)) if path else TaskManager()
+        manager, title = _of_file(path) if path else (TaskManager(), called)
         if title not in manager.all_tasks:
             raise UserError(f"{name}: the harness has no task or group {title!r}; lm-eval ls tasks lists them")
         try:
             loaded = manager.load([title])
         except Exception as error:  # data sets are loaded by code of all kinds
-            raise UserError(f"{name}: {type(error).__name__}: {_line(error)}") from error
+            raise UserError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     for attribute, why in (
         ("UNSAFE_CODE", "runs the model's code without a sandbox; use humaneval instead"),
         ("MULTIMODAL", "asks about images or sound: write a task file of ours for it, with doc_to_image or doc_to_audio"),
@@ -65,37 +62,23 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "Harnes
     return HarnessTask(path.stem if path else title, title, tops, manager, settings, versions)
 
 
-def _title(path: Path) -> str:
-    """Return the name of the task or group in a task file."""
-    content = _content(path)
-    title = content.get("group") or content.get("task")
-    if not isinstance(title, str):
-        raise UserError(f"harness:{path}: has neither a task nor a group; add a key `task`")
-    return title
+def _of_file(path: Path) -> tuple[Any, str]:
+    """Return the manager of the tasks in a file's folder, and the name of the file's task or group.
 
+    The harness's own tasks, which take some seconds to find, are only read for a group that names tasks outside its folder.
+    """
+    from lm_eval.tasks import TaskManager
 
-def _names_others(path: Path) -> bool:
-    """Return whether a group's file names tasks outside its folder. If not, skip the harness's own files (some seconds)."""
-    inside = _content(path).get("task")
-    beside = [_content(other).get(key) for other in path.parent.glob("*.yaml") for key in ("task", "group")]
-    return isinstance(inside, list) and not all(name in beside for name in inside)
-
-
-def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"harness:{path}: no such file")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Lenient)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"harness:{path}: {_line(error)}") from None
-    return content if isinstance(content, dict) else {}
-
-
-class _Lenient(yaml.SafeLoader):
-    """Loads YAML and reads values with the harness's own tags as plain values."""
-
-
-_Lenient.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
+    manager = TaskManager(include_path=str(path.parent), include_defaults=False)
+    entry = next((entry for entry in manager.task_index.values() if entry.yaml_path == path), None)
+    if entry is None:
+        raise UserError(f"harness:{path}: the harness reads neither a task nor a group of it; write YAML with a key `task`")
+    inside = entry.cfg.get("task")
+    if isinstance(inside, list) and not all(name in manager.all_tasks for name in inside):
+        manager = TaskManager(include_path=str(path.parent))
+    return manager, entry.name
 
 
 class HarnessTask(NamedTuple):
@@ -306,7 +289,3 @@ def _seeded(seed: int) -> Iterator[None]:
         os.environ.pop(ALONE)
         if alone is not None:
             os.environ[ALONE] = alone
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

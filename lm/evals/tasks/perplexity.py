@@ -3,8 +3,7 @@
 ℓ is the log-likelihood of a whole document after the begin symbol, in nats:
   bits_per_byte = −Σℓ / (Σ bytes · ln 2), byte_perplexity = exp(−Σℓ / Σ bytes), word_perplexity = exp(−Σℓ / Σ words).
 Bytes are UTF-8 and words are split at white space, as in lm-evaluation-harness. The metrics do not depend on the tokenizer.
-Their standard errors are those of a ratio of two sums over documents (Cochran 1977, chapter 6), to first order for the
-exponentials.
+Their standard errors are those of a `ratio` of two sums over documents, to first order for the exponentials.
 """
 
 import math
@@ -14,6 +13,7 @@ from typing import Any
 
 from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed
+from lm.evals.stats.measures import ratio
 from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import documents, items, prompting
 from lm.evals.tasks.documents import TaskItem
@@ -21,12 +21,6 @@ from lm.evals.tasks.file_task import FileTask, open_file_task, plural, readable
 from lm.evals.tasks.settings import resolved
 
 KEYS = documents.KEYS | {"doc_to_target": str, "counted": str}
-
-
-class EmptyDocument(Malformed):
-    """A document without text."""
-
-    kind = "empty_documents"
 
 
 def evaluate(task: FileTask, subject: Subject) -> Outcome:
@@ -39,13 +33,14 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
         with prompting.reading():
             text, counted = (str(form.answer(item.doc)) for form in forms)
         if not text.strip() or not counted.strip():
-            raise EmptyDocument("no text")
+            raise Malformed("no text", "empty_documents")
         return text, counted
 
     texts = readable(task.documents.items, texts_of, problems)
     samples = []
     for (item, (text, counted)), rolled in zip(texts, subject.rolled([text for _, (text, _) in texts]), strict=True):
         logp, size = math.fsum(rolled.logps), len(counted.encode("utf-8", "surrogatepass"))
+        known = math.isfinite(logp) and bool(rolled.logps)
         sample = {
             **task.about(item),
             "prompt": text,
@@ -54,12 +49,11 @@ def evaluate(task: FileTask, subject: Subject) -> Outcome:
             "loglikelihood": logp,
             "words": len(re.split(r"\s+", counted)),
             "bytes": size,
-            "metrics": {"bits_per_byte": -logp / size / math.log(2)},
+            "metrics": {"bits_per_byte": -logp / size / math.log(2) if known else None},
             "failed": False,
         }
-        if not math.isfinite(logp) or not rolled.logps:
+        if not known:
             problems.add("loglikelihoods_not_finite", f"{item.id}: {logp} of {len(rolled.logps)} tokens")
-            sample["metrics"] = {"bits_per_byte": None}
         samples.append(sample)
     scored = [sample for sample in samples if sample["metrics"]["bits_per_byte"] is not None]
     results = figures(scored)
@@ -76,9 +70,9 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
 
 def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the metrics of samples with loglikelihood, words, bytes. Without samples they are None."""
-    logps, sizes, words = ([sample[key] for sample in samples] for key in ("loglikelihood", "bytes", "words"))
-    by_byte, byte_error = _ratio(logps, sizes)
-    by_word, word_error = _ratio(logps, words)
+    nats, sizes, words = [-s["loglikelihood"] for s in samples], [s["bytes"] for s in samples], [s["words"] for s in samples]
+    by_byte, byte_error = ratio(nats, sizes)
+    by_word, word_error = ratio(nats, words)
     results: dict[str, Any] = {
         "bits_per_byte": by_byte and by_byte / math.log(2),
         "bits_per_byte_stderr": byte_error and byte_error / math.log(2),
@@ -87,13 +81,3 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         value = math.exp(rate) if rate is not None and rate < 700 else None
         results |= {name: value, f"{name}_stderr": value * error if value is not None and error is not None else None}
     return results | {"n": len(samples), "bytes": sum(sizes), "words": sum(words)}
-
-
-def _ratio(logps: Sequence[float], sizes: Sequence[int]) -> tuple[float | None, float | None]:
-    """Return r = −Σℓ/Σs and its standard error √(n/(n−1) · Σ(ℓ + r·s)²)/Σs."""
-    if not sizes:
-        return None, None
-    total, n = sum(sizes), len(sizes)
-    rate = -math.fsum(logps) / total
-    squares = math.fsum((logp + rate * size) ** 2 for logp, size in zip(logps, sizes))
-    return rate, math.sqrt(squares * n / (n - 1)) / total if n > 1 else None

@@ -3,25 +3,26 @@
 A template is Jinja over the keys of a document, or the name of a key; a template that is an identifier counts as a name.
 doc_to_text gives the question, doc_to_choice the choices if any, and doc_to_target the answer: a text, the index of a choice,
 or a list of either. An example is question, target_delimiter, answer, fewshot_delimiter. If doc_to_text is a number, the
-choices are the contexts: the number is the index of the right one, and doc_to_target is the continuation of each.
+choices are the contexts: the number is the index of the right one, and doc_to_target is the continuation of each. Images and
+sound stand at the <image>s and <audio>s of a question, or before it.
 """
 
 import ast
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 
 from data.chat.limited_jinja import LimitedEnvironment, rendered
-from data.media.parts import Medium
+from data.media.parts import ANY_PLACEHOLDER, KIND_OF, KINDS, PLACEHOLDER, Medium, resolved
 from lm.errors import UserError
 from lm.evals.stats.joining import Malformed
 from lm.evals.task import Subject, TaskSettings
 from lm.evals.tasks.documents import DATA_ERRORS, Documents, TaskItem, described
-from lm.evals.tasks.media import Columns, columns_of, ordered, with_places
 from lm.evals.tasks.settings import check
 
 KEYS = {
@@ -33,8 +34,10 @@ KEYS = {
     "fewshot_delimiter": str,
     "gen_prefix": str,
 }
+MEDIA_KEYS = {f"doc_to_{kind}": (str, list) for kind in KINDS}  # names of columns
 FEWSHOT_KEYS = {"sampler": str, "samples": list} | {k: KEYS[k] for k in ("doc_to_text", "doc_to_choice", "doc_to_target")}
 SAMPLERS = ("default", "first_n")
+MARKS = {"image": re.compile(r"<image(?: ?\d+)?>"), "audio": re.compile(r"<audio(?: ?\d+)?>")}  # as lm-eval's tasks write them
 
 _ENVIRONMENT = LimitedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 _ENVIRONMENT.add_filter("regex_replace", lambda text, pattern, repl, count=0: re.sub(pattern, repl, text, count=count))
@@ -98,8 +101,31 @@ class Form(NamedTuple):
         return doc[template]
 
 
+class Columns(NamedTuple):
+    """Columns of images and sound. names: by kind. folder: that of the task's files, where paths lead; None: there are none."""
+
+    names: Mapping[str, Sequence[str]]
+    folder: str | None
+
+    def media(self, doc: Mapping[str, Any], where: str) -> tuple[Medium, ...]:
+        """Return the media of a document, images first. Raises: Malformed if a file is missing."""
+        media = []
+        for kind, names in self.names.items():
+            for name in names:
+                value = doc.get(name)
+                for item in value if isinstance(value, list | tuple) else [value]:
+                    media += [Medium(kind, item, f"{where}, {name}")] if item is not None else []
+        if not media:
+            raise Malformed(f"{where}: no {' and no '.join(self.names)} in its columns")
+        try:
+            (message,) = resolved([[{"role": "user", "content": "", "media": media}]], {}, self.folder, where)[0]
+        except UserError as error:
+            raise Malformed(str(error)) from None
+        return tuple(message["media"])
+
+
 class Prompts(NamedTuple):
-    """Prompts of one task. values: its settings. shown: columns of images and sound, only with a chat template; None: none."""
+    """Prompts of one task. values: its settings. shown: its media, only with a chat template."""
 
     form: Form
     shot_form: Form
@@ -247,10 +273,33 @@ def _turns(question: str, answer: str, prefix: str, target_delimiter: str, fewsh
 
 def _joined(before: str, after: str, delimiter: str) -> str:
     """Join both texts with the delimiter, unless there is already a space between them."""
-    if not before or not after:
-        return before or after
-    return before + (delimiter if not (before[-1].isspace() or after[0].isspace()) else "") + after
+    return before + (delimiter if after and _apart(before, after) else "") + after
 
 
 def _apart(before: str, after: str) -> bool:
     return bool(before) and not (before[-1].isspace() or after[0].isspace())
+
+
+def columns_of(spec: Mapping[str, Any], folder: Path | None) -> Columns | None:
+    """Return the columns that a task file names, or None for a task of text."""
+    names = {kind: spec[key] for kind, key in zip(KINDS, MEDIA_KEYS) if spec.get(key)}
+    names = {kind: [value] if isinstance(value, str) else list(value) for kind, value in names.items()}
+    return Columns(names, str(folder) if folder else None) if names else None
+
+
+def with_places(question: str, media: Sequence[Medium]) -> str:
+    """Return a question with a placeholder for each medium: at its <image>s and <audio>s if it has as many, else before it."""
+    question, before = ANY_PLACEHOLDER.sub("\ufffd", question), ""
+    for kind in KINDS:
+        count = sum(medium.kind == kind for medium in media)
+        if count and len(MARKS[kind].findall(question)) == count:
+            question = MARKS[kind].sub(PLACEHOLDER[kind], question)
+        else:
+            before += PLACEHOLDER[kind] * count
+    return before + question
+
+
+def ordered(question: str, media: Sequence[Medium]) -> tuple[Medium, ...]:
+    """Return media in the order of their placeholders in the question."""
+    left = {kind: iter([medium for medium in media if medium.kind == kind]) for kind in KINDS}
+    return tuple(next(left[KIND_OF[placeholder]]) for placeholder in ANY_PLACEHOLDER.findall(question))

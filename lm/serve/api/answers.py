@@ -19,7 +19,7 @@ from data.text.tokenizer import Tokenizer
 from lm.infer.engine.request import Event, Likely, Request
 from lm.serve.api.protocol import ApiError, Sampled
 from lm.serve.api.service import Service, timed_out
-from lm.serve.api.tools import Call
+from lm.serve.api.tools import Call, overlap
 
 if TYPE_CHECKING:
     from lm.serve.seen import Seen
@@ -155,7 +155,7 @@ class TextStream:
 
     def _released(self, over: bool) -> Piece:
         over = over or self.stopped
-        held = self._held() if self._stops and not over else 0
+        held = overlap(self._pending, self._stops) if self._stops and not over else 0
         text = self._pending[: len(self._pending) - held]
         self._pending = self._pending[len(text) :]
         self._passed += len(text)
@@ -170,14 +170,6 @@ class TextStream:
         while self._tokens and not self._changed and (whole or self._tokens[0].begin < self._shown):
             tokens.append(self._tokens.popleft())
         return Piece(text, tuple(tokens))
-
-    def _held(self) -> int:
-        """Return how many characters at the end may be the beginning of a stop string."""
-        for length in range(min(self._longest - 1, len(self._pending)), 0, -1):
-            end = self._pending[-length:]
-            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
 
 
 def bytes_of(tokenizer: Tokenizer, i: int) -> bytes:

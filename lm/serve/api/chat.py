@@ -26,7 +26,7 @@ def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
     if [message for message in messages if message.get("media")]:
-        messages = files_of(messages, service.towers, service.limits.media, service.limits.media_bytes)
+        messages = files_of(messages, service.towers, service.limits.max_media, service.limits.media_bytes)
     for message, original in zip(messages, given):
         for call, named in zip(message.get("tool_calls") or (), original.get("tool_calls") or ()):
             if isinstance(named.get("id"), str):  # some templates write it
@@ -53,8 +53,8 @@ def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]],
 
 def plan(service: Service, body: ChatRequest, user: str) -> Plan:
     """Return what the engine is asked: n requests. Raises: ApiError."""
-    if body.n > service.limits.choices:
-        raise ApiError(400, f"n: this server answers with at most {service.limits.choices} choices", param="n")
+    if body.n > service.limits.max_choices:
+        raise ApiError(400, f"n: this server answers with at most {service.limits.max_choices} choices", param="n")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
     if body.tool_choice not in (None, "none") and not body.tools:
@@ -74,9 +74,9 @@ def _asked(service: Service, body: ChatRequest, user: str, messages: Messages) -
     tools = tools_of(body) if body.tools else []
     prompt = prompt_of(service, messages, tools, body.chat_template_kwargs)
     limit = body.max_completion_tokens or body.max_tokens or service.room(len(prompt.ids))
-    if service.limits.new_tokens and limit > service.limits.new_tokens:
+    if service.limits.max_new_tokens and limit > service.limits.max_new_tokens:
         field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
-        raise ApiError(400, f"{field}: this server answers with at most {service.limits.new_tokens}", param=field)
+        raise ApiError(400, f"{field}: this server answers with at most {service.limits.max_new_tokens}", param=field)
     if body.min_tokens > limit:
         raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
     settings = settings_of(service, body, prompt.stops, user)

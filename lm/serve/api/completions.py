@@ -31,14 +31,14 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
         raise ApiError(400, "suffix: this server continues a prompt, it does not fill in text before a suffix", param="suffix")
     if best_of < body.n or (body.stream and best_of > body.n):
         raise ApiError(400, "best_of must be at least n, and with stream equal to it", param="best_of")
-    if not prompts or len(prompts) * best_of > service.limits.choices:
-        most = service.limits.choices
+    if not prompts or len(prompts) * best_of > service.limits.max_choices:
+        most = service.limits.max_choices
         raise ApiError(
             400, f"{len(prompts)} prompts × {best_of} continuations: ask for 1…{most} in one request", param="prompt"
         )
     if not body.max_tokens and not body.echo:
         raise ApiError(400, "max_tokens: 0 only scores the prompt: set echo too, or ask for a token", param="max_tokens")
-    most = service.limits.new_tokens
+    most = service.limits.max_new_tokens
     if most and body.max_tokens > most:
         raise ApiError(400, f"max_tokens: this server answers with at most {most}", param="max_tokens")
     if body.min_tokens > max(1, body.max_tokens):

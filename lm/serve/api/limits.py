@@ -26,6 +26,12 @@ HEAD = 64 << 10  # bytes
 LINGER = 2.0  # seconds in which a refused client may go on sending before it reads its answer
 VERSION = re.compile(rb" HTTP/1\.[01]\r?$")
 BLANK = re.compile(rb"\n\r?\n")
+HEADERS = {  # of pages, beside their Content-Security-Policy
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
 MAX_USERS = 10_000  # whose rates are remembered
 WASTE = 16  # times the limit that a client with too large a body may still send, to get its answer

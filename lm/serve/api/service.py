@@ -33,18 +33,14 @@ Found = TypeVar("Found")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """0: none. tokens: of a prompt. new_tokens: of an answer. choices: continuations of one API request. seconds: of a request.
+    """Keys of the config of serve.py that have these names; configs/serve/default.py explains them."""
 
-    unread: tokens that wait for a slow reader before its request is cancelled. media, media_bytes: images and sounds of one
-    request, and bytes of all of them; here 0 is 0.
-    """
-
-    tokens: int = 0
-    new_tokens: int = 0
-    choices: int = 128
-    seconds: float = 0.0
-    unread: int = 4096
-    media: int = 16
+    max_prompt_tokens: int = 0
+    max_new_tokens: int = 0
+    max_choices: int = 128
+    timeout: float = 0.0
+    unread_tokens: int = 4096
+    max_media: int = 16
     media_bytes: int = 8 << 20
 
 
@@ -53,10 +49,7 @@ class Service:
 
     engine: of lm.infer.engine. name: of the model in requests. template: Jinja for chats; None: the tokenizer's own.
     adapter_dir: folder of adapters that clients may load; None: they may load none. origin: path of the checkpoint.
-    towers: what the model sees and hears; None: it reads text.
-
-    checkpoint: the weights that new requests get, in words.
-
+    towers: what the model sees and hears; None: it reads text. checkpoint: the weights that new requests get, in words.
     watch: lm.serve.monitor.Watch, which may check and change what is asked and answered; None: nobody does.
     """
 
@@ -143,7 +136,7 @@ class Service:
 
     def check_size(self, prompt: Sequence[str | Sequence[int]], param: str) -> None:
         """Raise ApiError if texts or token ids are too long for the model: to encode them first takes seconds a megabyte."""
-        most = min(self.engine.max_positions or 1 << 40, self.limits.tokens or 1 << 40)
+        most = min(self.engine.max_positions or 1 << 40, self.limits.max_prompt_tokens or 1 << 40)
         longest = int(self.tokenizer.bytes_per_token.max())
         for part in prompt:
             if not isinstance(part, str) and len(part) > most:
@@ -156,8 +149,8 @@ class Service:
     def prepared(self, request: Request) -> Request:
         """Return the request under the limits. Raises: ApiError if its prompt or its answer would be too long."""
         most = self.engine.max_positions
-        if self.limits.tokens and len(request.prompt) > self.limits.tokens:
-            raise _too_long(f"the prompt has {len(request.prompt)} tokens, this server takes {self.limits.tokens}")
+        if self.limits.max_prompt_tokens and len(request.prompt) > self.limits.max_prompt_tokens:
+            raise _too_long(f"the prompt has {len(request.prompt)} tokens, this server takes {self.limits.max_prompt_tokens}")
         if most and len(request.prompt) + request.max_new_tokens > most:
             raise _too_long(
                 f"the prompt has {len(request.prompt)} tokens, and {request.max_new_tokens} are asked for: together more than "
@@ -167,13 +160,13 @@ class Service:
             raise ApiError(400, f"token ids must be below {self.engine.config.vocab_size}", param="prompt")
         if not request.prompt:
             raise ApiError(400, "a prompt has no tokens", param="prompt")
-        return dataclasses.replace(request, deadline=self.limits.seconds or None, told_by_reader=True)
+        return dataclasses.replace(request, deadline=self.limits.timeout or None, told_by_reader=True)
 
     def room(self, prompt: int) -> int:
         """Return how many tokens an answer may have after a prompt of so many, at least 1."""
         most = self.engine.max_positions
         room = max(1, most - prompt) if most else 1 << 20
-        return min(room, self.limits.new_tokens or room)
+        return min(room, self.limits.max_new_tokens or room)
 
     @contextlib.asynccontextmanager
     async def run(self, requests: Sequence[Request]) -> AsyncIterator["Run"]:
@@ -224,7 +217,7 @@ class Run:
         if event.finish:
             self.finishes.setdefault(n, event.finish)
         self._unread += len(event.tokens)
-        if self._unread > self._limits.unread and not self._slow:
+        if self._unread > self._limits.unread_tokens and not self._slow:
             self._slow = True
             self.cancel()
         if not self._slow or event.finish:
@@ -235,8 +228,8 @@ class Run:
         if self._slow:
             raise ApiError(408, "the answer was read too slowly", code="slow_reader")
         left = None
-        if self._limits.seconds:
-            left = max(0.0, self._begun + self._limits.seconds + GRACE - time.monotonic())
+        if self._limits.timeout:
+            left = max(0.0, self._begun + self._limits.timeout + GRACE - time.monotonic())
         try:
             n, event = await asyncio.wait_for(self._events.get(), left)
         except TimeoutError:

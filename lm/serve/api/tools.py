@@ -196,21 +196,15 @@ class Calls:
             elif (place := self._text.find(mark)) >= 0:
                 content, self._text, self._inside = self._text[:place].rstrip(), self._text[place:], True
             if not self._inside:
-                keep = 0 if over else self._unsure(mark)
-                content, self._text = self._text[: len(self._text) - keep], self._text[len(self._text) - keep :]
+                content = self._text
+                if not over:  # white space may stand before a mark
+                    content = content[: len(content) - overlap(content, [mark])].rstrip()
+                self._text = self._text[len(content) :]
                 return content, []
         calls = self._parsed()
         if over and not self._done:
             content, self._text = content + self._text, ""
         return content, calls
-
-    def _unsure(self, mark: str) -> int:
-        """Return the length of the end that may belong to a mark: white space, or the mark's beginning."""
-        for length in range(min(len(mark) - 1, len(self._text)), 0, -1):
-            if mark.startswith(self._text[-length:]):
-                rest = self._text[:-length]
-                return length + len(rest) - len(rest.rstrip())
-        return len(self._text) - len(self._text.rstrip())
 
     def _parsed(self) -> list[Call]:
         calls = []
@@ -238,3 +232,11 @@ class Calls:
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             return None
         return Call(f"call_{uuid.uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))
+
+
+def overlap(text: str, marks: Sequence[str]) -> int:
+    """Return the length of the longest end of a text with which one of the marks may begin."""
+    for length in range(min(max(map(len, marks), default=0) - 1, len(text)), 0, -1):
+        if any(len(mark) > length and mark.startswith(text[-length:]) for mark in marks):
+            return length
+    return 0

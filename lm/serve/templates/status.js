@@ -115,7 +115,6 @@ function alerts(found) {
     ...found.alerts.map((alert) => {
       const when = new Date(1000 * alert.time).toLocaleString();
       const item = make("li", {}, make("b", {}, alert.stream.replaceAll("_", " ")), ` ${when}: ${alert.text} `);
-      if (alert.stream === "canary") return item;
       const button = make("button", { type: "button" }, "Accept as the new reference");
       button.addEventListener("click", () => accept(alert));
       item.append(button);

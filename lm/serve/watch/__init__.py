@@ -1,1 +1,1 @@
-"""What the monitor computes: measures of an exchange, references, change detection, canaries, rules."""
+"""What the monitor computes: measures of an exchange, references, change detection, and the status page."""

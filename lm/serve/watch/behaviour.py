@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.files import saving
+from lm.serve.settings import WatchSettings
 from lm.serve.watch import martingale
 from lm.serve.watch import reference as windows
 from lm.serve.watch.martingale import Detector
@@ -35,7 +36,7 @@ GAUGES = {"before": "behaviour_reference", "now": "behaviour_recent", "psi": "be
 
 
 class Alert(NamedTuple):
-    """time: seconds since 1970. stream: one of STREAMS, or "canary". text: one line. detail: figures, as JSON."""
+    """time: seconds since 1970. stream: one of STREAMS. text: one line. detail: figures, as JSON."""
 
     time: float
     checkpoint: str
@@ -45,21 +46,13 @@ class Alert(NamedTuple):
     detail: Mapping[str, Any]
 
 
-class Options(NamedTuple):
-    """reference: exchanges of the reference window. recent: exchanges of the live window that figures are about.
-    alpha: probability of any false alert, for each checkpoint and adapter."""
-
-    reference: int = 600
-    recent: int = 300
-    alpha: float = 0.001
-
-
 class Behaviour:
     """What is known of one checkpoint and adapter. Used by one thread at a time."""
 
-    def __init__(self, checkpoint: str, adapter: str, options: Options, given: Reference | None = None):
-        """given: a reference window of an earlier run; None collects one."""
-        self.checkpoint, self.adapter, self.options = checkpoint, adapter, options
+    def __init__(self, checkpoint: str, adapter: str, settings: WatchSettings, given: Reference | None = None):
+        """given: a reference window of an earlier run; None collects one. Of the settings `reference`, `recent` and `alpha`
+        are used: exchanges of both windows, and the probability of any false alert of this checkpoint and adapter."""
+        self.checkpoint, self.adapter, self.settings = checkpoint, adapter, settings
         self.exchanges = 0
         self.rows: list[Measures] = []  # of the reference, while it is collected
         self.reference: Reference | None = None
@@ -68,22 +61,22 @@ class Behaviour:
         self.alerts: dict[str, Alert] = {}
         self.ratings: list[float] = []
         self.shown_languages: set[str] = set()
-        self.recent: deque[tuple[Measures, dict[str, float]]] = deque(maxlen=options.recent)
-        self.recent_ratings: deque[float] = deque(maxlen=options.recent)
+        self.recent: deque[tuple[Measures, dict[str, float]]] = deque(maxlen=settings.recent)
+        self.recent_ratings: deque[float] = deque(maxlen=settings.recent)
         if given is not None:
             self._begin(given)
 
     @property
     def threshold(self) -> float:
         """The capital at which a stream alerts."""
-        return len(STREAMS) / self.options.alpha
+        return len(STREAMS) / self.settings.alpha
 
     def add(self, measures: Measures) -> list[Alert]:
         """Take the measures of an exchange and return new alerts."""
         self.exchanges += 1
         if self.reference is None:
             self.rows.append(measures)
-            if len(self.rows) >= self.options.reference:
+            if len(self.rows) >= self.settings.reference:
                 self._begin(windows.fit(self.rows))
             return []
         values = self.reference.values(measures)
@@ -104,7 +97,7 @@ class Behaviour:
 
     def accept(self) -> None:
         """Forget the reference and all alerts: what comes next is the new reference."""
-        self.__init__(self.checkpoint, self.adapter, self.options)
+        self.__init__(self.checkpoint, self.adapter, self.settings)
 
     def figures(self) -> dict[str, dict[str, float | None]]:
         """Return, by stream: before (mean of the reference), now (mean of the recent window), psi, evidence (log of the capital
@@ -206,20 +199,20 @@ class Behaviour:
             f"{name.replace('_', ' ')} of {self.checkpoint or 'the model'}{f' with {self.adapter}' if self.adapter else ''} "
             f"changed: {unit} {before} in the reference, {now} in the last {window}; evidence "
             f"{detector.capital:.3g} after {detector.seen} live values, alert at {self.threshold:.3g} "
-            f"(any false alert: probability at most {self.options.alpha:g})"
+            f"(any false alert: probability at most {self.settings.alpha:g})"
         )
         detail = figures | {"seen": detector.seen, "capital": detector.capital, "threshold": self.threshold}
         self.alerts[name] = Alert(time.time(), self.checkpoint, self.adapter, name, text, detail)
         return self.alerts[name]
 
 
-def load(folder: Path, checkpoint: str, adapter: str, options: Options, given: Reference | None = None) -> Behaviour:
+def load(folder: Path, checkpoint: str, adapter: str, settings: WatchSettings, given: Reference | None = None) -> Behaviour:
     """Return the behaviour that `save` left, or a new one. A state of another version counts as none.
 
     Raises: UserError: the reference file is damaged.
     """
     place = folder / slug(checkpoint, adapter)
-    behaviour = Behaviour(checkpoint, adapter, options, given)
+    behaviour = Behaviour(checkpoint, adapter, settings, given)
     try:
         state = json.loads((place / "state.json").read_text(encoding="utf-8"))
         if state["version"] != VERSION:

@@ -1,16 +1,12 @@
-"""The charts of a server: what the status page draws, and the Grafana dashboard of the same.
+"""The charts of the status page, each computed from two readings of a server's metrics as Prometheus would.
 
-    python -m lm.serve.watch.charts > lm/serve/dashboards/grafana.json
-
-A line of a chart is computed in two ways from the same definition: by Prometheus (`promql`), and here, from two readings of the
-metrics (`values`).
+lm/serve/dashboards/grafana.json has these charts and more for Grafana.
 """
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 PREFIX = "lmcraft:"
 Reading = Mapping[tuple[str, frozenset], float]  # (name of a sample, its labels) -> value
@@ -69,15 +65,6 @@ CHARTS = (
     Chart("Latency of a request", "From submission to the last token.", "s", _quantiles("e2e_request_latency_seconds")),
     Chart("Time in the queue", "Before the prompt is read.", "s", _quantiles("request_queue_time_seconds")),
     Chart(
-        "Time of prefill and decoding",
-        "Median.",
-        "s",
-        (
-            Line("quantile", "request_prefill_time_seconds", "prefill", q=0.5),
-            Line("quantile", "request_decode_time_seconds", "decoding", q=0.5),
-        ),
-    ),
-    Chart(
         "Lengths",
         "Tokens of prompts and answers, median.",
         "short",
@@ -86,7 +73,6 @@ CHARTS = (
             Line("quantile", "request_generation_tokens", "answer", q=0.5),
         ),
     ),
-    Chart("Tokens of a step", "Of the engine.", "short", _quantiles("iteration_tokens_total")),
     Chart(
         "Finished requests",
         "A second, by reason.",
@@ -94,7 +80,6 @@ CHARTS = (
         (Line("rate", "request_success_total", by=("finished_reason",)), Line("rate", "num_preemptions_total", "pre-empted")),
     ),
     Chart("HTTP answers", "A second, by status.", "reqps", (Line("rate", "http_requests_total", by=("status",)),)),
-    Chart("HTTP latency", "All routes.", "s", _quantiles("http_request_duration_seconds")),
     Chart("Guardrails", "Decisions a second.", "reqps", (Line("rate", "guardrail_decisions_total", by=("action",)),)),
     Chart("Behaviour", "Shares of recent exchanges.", "percentunit", (Line("gauge", "behaviour_rate", by=(*WHO, "measure")),)),
     Chart(
@@ -109,14 +94,6 @@ CHARTS = (
         "short",
         (Line("gauge", "behaviour_evidence", by=(*WHO, "stream")),),
     ),
-    Chart(
-        "Drift",
-        "Population stability index against the reference; over 0.25 is a large change.",
-        "short",
-        (Line("gauge", "behaviour_psi", by=(*WHO, "stream")),),
-    ),
-    Chart("Alerts", "1 until the behaviour is accepted.", "short", (Line("gauge", "behaviour_alert", by=(*WHO, "stream")),)),
-    Chart("Canaries", "1 passed, 0 failed.", "short", (Line("gauge", "canary_passed", by=(*WHO, "canary")),)),
     Chart("Feedback", "Ratings a second.", "reqps", (Line("rate", "feedback_total", by=("rating",)),)),
     Chart(
         "Monitor and store",
@@ -130,26 +107,6 @@ CHARTS = (
         ),
     ),
 )
-
-
-def promql(line: Line) -> str:
-    """Return the query of a line. $model_name and $__rate_interval are Grafana's variables."""
-
-    def series(metric: str) -> str:
-        return f'{PREFIX}{metric}{{model_name=~"$model_name"}}'
-
-    def grown(metric: str, by: Iterable[str]) -> str:
-        by = ", ".join(by)
-        return f"sum{f' by ({by})' if by else ''} (rate({series(metric)}[$__rate_interval]))"
-
-    if line.kind == "quantile":
-        return f"histogram_quantile({line.q:g}, {grown(f'{line.metric}_bucket', ('le', *line.by))})"
-    if line.kind == "rate":
-        return grown(line.metric, line.by)
-    if line.kind == "ratio":
-        return f"{grown(line.metric, line.by)} / {grown(line.over, line.by)}"
-    by = f" by ({', '.join(line.by)})" if line.by else ""
-    return f"{'sum' if line.kind == 'total' else 'max'}{by} ({series(line.metric)})"
 
 
 def values(line: Line, before: Reading, now: Reading, seconds: float) -> dict[str, float]:
@@ -206,56 +163,3 @@ def _grown(metric: str, by: tuple[str, ...], before: Reading, now: Reading) -> d
 def _key(by: tuple[str, ...], labels: frozenset) -> tuple:
     known = dict(labels)
     return tuple(known.get(name, "") for name in by)
-
-
-def grafana() -> dict[str, Any]:
-    """Return a dashboard of all charts, two in a row, as Grafana imports it."""
-    panels = []
-    for n, chart in enumerate(CHARTS):
-        targets = []
-        for at, line in enumerate(chart.lines):
-            legend = " ".join(f"{{{{{name}}}}}" for name in line.by) or line.label
-            targets.append({"refId": chr(ord("A") + at), "expr": promql(line), "legendFormat": legend, "datasource": SOURCE})
-        panels.append(
-            {
-                "id": n + 1,
-                "type": "timeseries",
-                "title": chart.title,
-                "description": chart.note,
-                "datasource": SOURCE,
-                "gridPos": {"h": 8, "w": 12, "x": 12 * (n % 2), "y": 8 * (n // 2)},
-                "fieldConfig": {"defaults": {"unit": chart.unit, "min": 0, "custom": {"fillOpacity": 8}}, "overrides": []},
-                "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
-                "targets": targets,
-            }
-        )
-    variables = [
-        {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"},
-        {
-            "name": "model_name",
-            "type": "query",
-            "label": "Model",
-            "datasource": SOURCE,
-            "query": f"label_values({PREFIX}num_requests_running, model_name)",
-            "includeAll": True,
-            "allValue": ".*",
-            "multi": True,
-            "refresh": 2,
-        },
-    ]
-    return {
-        "title": "lmcraft",
-        "uid": "lmcraft",
-        "schemaVersion": 39,
-        "tags": ["lmcraft"],
-        "time": {"from": "now-1h", "to": "now"},
-        "refresh": "10s",
-        "templating": {"list": variables},
-        "panels": panels,
-    }
-
-
-SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-
-if __name__ == "__main__":
-    print(json.dumps(grafana(), indent=1))

@@ -55,7 +55,7 @@ class Detector:
 
     def __init__(self, reference: Iterable[float], seed: int = 0):
         """reference: values in [0, 1], without a change. seed: of the θ."""
-        self.seed, self.seen, self.cash, self.peak = seed, 0, 1.0, 1.0
+        self.seed, self.seen, self.cash = seed, 0, 1.0
         self.accounts = np.zeros(BETS)
         self.bag = np.zeros(BINS, np.int64)  # all values until now
         for value in reference:
@@ -72,9 +72,7 @@ class Detector:
         share = weight(self.seen)
         self.cash -= share
         self.accounts = (self.accounts + share) * factors(p)
-        capital = self.capital
-        self.peak = max(self.peak, capital)
-        return capital
+        return self.capital
 
     @property
     def capital(self) -> float:
@@ -87,7 +85,6 @@ class Detector:
             "seed": self.seed,
             "seen": self.seen,
             "cash": self.cash,
-            "peak": self.peak,
             "accounts": self.accounts.tolist(),
             "bag": {int(place): int(self.bag[place]) for place in places},
         }
@@ -99,7 +96,7 @@ def restored(state: Mapping[str, Any]) -> Detector:
     Raises: KeyError, TypeError, ValueError: not a state of this version.
     """
     detector = Detector((), int(state["seed"]))
-    detector.seen, detector.cash, detector.peak = int(state["seen"]), float(state["cash"]), float(state["peak"])
+    detector.seen, detector.cash = int(state["seen"]), float(state["cash"])
     accounts = np.array(state["accounts"], np.float64)
     if accounts.shape != (BETS,):
         raise ValueError("another number of bets")

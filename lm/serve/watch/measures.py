@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
@@ -13,27 +13,15 @@ from lm.evals.judges.verdict import Judge
 from lm.evals.stats.repetition import repetition, split_words
 from lm.infer.engine.request import Likely
 
+if TYPE_CHECKING:
+    from lm.serve.seen import Seen
+
 TOP = 5  # likeliest tokens of which the entropy is computed
 READ = 8192  # characters of a prompt and of an answer that are measured
 BUCKETS = 1 << 13  # of hashed words
 # Share of 4-grams that occurred before, from which an answer counts as repetitive: Gopher's limit for duplicate 5-grams of a
 # page (Rae et al. 2021, table A1).
 REPETITIVE = 0.15
-
-
-class Exchange(NamedTuple):
-    """A finished answer. tokens: of the answer. entropy: mean over its tokens in nats, None if unknown.
-
-    in_flagged, out_flagged: whether a rule of the guardrails found something in the prompt, and in the answer.
-    """
-
-    prompt: str
-    answer: str
-    prompt_tokens: int
-    tokens: int
-    entropy: float | None = None
-    in_flagged: bool = False
-    out_flagged: bool = False
 
 
 class Measures(NamedTuple):
@@ -54,36 +42,35 @@ class Measures(NamedTuple):
     words: tuple[int, ...] | None = None
 
 
-def measure(exchanges: Sequence[Exchange], judge: Judge | None = None) -> list[Measures]:
-    """Return the measures of exchanges.
+def measure(exchanges: Sequence["Seen"], judge: Judge | None = None) -> list[Measures]:
+    """Return the measures of finished exchanges: of the user's last message, and of choice 0.
 
     An answer is unsafe if a rule flags it; or if `judge` calls it harmful; or, without a judge, if a rule flags the prompt and
     the answer neither refuses nor is empty but begins as one that complies. A verdict "unknown" is no flag.
     """
-    prompts, answers = [one.prompt[:READ] for one in exchanges], [one.answer[:READ] for one in exchanges]
+    prompts, answers = [one.prompt[:READ] for one in exchanges], [one.answers()[0][:READ] for one in exchanges]
     languages, _ = identify([*prompts, *answers])
     verdicts = judge(prompts, answers, [""] * len(exchanges)) if judge else [None] * len(exchanges)
-    found = []
-    for n, (one, verdict) in enumerate(zip(exchanges, verdicts, strict=True)):
-        refused = is_refusal(answers[n])
-        harmful = (
-            verdict.label == "harmful" if verdict else one.in_flagged and not refused and bool(GOES_ALONG.match(answers[n]))
-        )
-        words = split_words(answers[n])
-        found.append(
+    measured = []
+    for n, (one, prompt, answer, verdict) in enumerate(zip(exchanges, prompts, answers, verdicts, strict=True)):
+        flagged, words = {decision.where for decision in one.decisions}, split_words(answer)
+        refused = is_refusal(answer)
+        complies = "input" in flagged and not refused and bool(GOES_ALONG.match(answer))
+        harmful = verdict.label == "harmful" if verdict else complies
+        measured.append(
             Measures(
                 refusal=float(refused),
-                unsafe=float(one.out_flagged or harmful),
+                unsafe=float("output" in flagged or harmful),
                 repetition=repetition(words),
-                length=one.tokens,
+                length=one.tokens[0],
                 prompt_length=one.prompt_tokens,
-                entropy=one.entropy,
-                language=str(languages[len(exchanges) + n]) if answers[n].strip() else None,
-                prompt_language=str(languages[n]) if prompts[n].strip() else None,
-                words=buckets([*split_words(prompts[n]), *words]),
+                entropy=entropy(one.likely),
+                language=str(languages[len(exchanges) + n]) if answer.strip() else None,
+                prompt_language=str(languages[n]) if prompt.strip() else None,
+                words=buckets([*split_words(prompt), *words]),
             )
         )
-    return found
+    return measured
 
 
 def buckets(words: Sequence[str]) -> tuple[int, ...] | None:

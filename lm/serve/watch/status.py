@@ -24,6 +24,7 @@ from markupsafe import Markup
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from lm.files.saving import plain
 from lm.serve.api.protocol import ApiError, Body, json_response, read
 from lm.serve.store import Feedback
 from lm.serve.watch.charts import CHARTS, reading, values
@@ -99,7 +100,7 @@ class Status:
             "seconds": self.seconds,
             "times": [sample[0] for sample in samples],  # in full: a page asks for what is newer
             "charts": charts,
-            **_plain(self.watch.snapshot()),
+            **plain(self.watch.snapshot()),
         }
 
     def page(self) -> str:
@@ -115,11 +116,7 @@ class Status:
         return environment.get_template("status.html.j2").render(report=report, charts=CHARTS, script=script)
 
     def router(self) -> APIRouter:
-        """Return the routes.
-
-        Feedback: 404: no such answer is known; answers are known for a while, and as long as the store keeps them. 503: the
-        store cannot be written.
-        """
+        """Return the routes. Answers can be rated for a while, and as long as the store keeps them; later feedback gets 404."""
         router = APIRouter(include_in_schema=False)
 
         @router.get("/status")
@@ -138,12 +135,12 @@ class Status:
             user = getattr(request.state, "user", "") or body.user
             feedback = Feedback(body.id, RATINGS[body.rating], body.choice, user, body.comment, body.correction)
             try:
-                rated = await asyncio.wrap_future(self.watch.on_feedback(feedback))
+                number, _, _ = await asyncio.wrap_future(self.watch.on_feedback(feedback))
             except LookupError:
                 raise ApiError(404, f"no answer {body.id!r} is known, or it was deleted") from None
             except sqlite3.Error as error:
                 raise ApiError(503, f"the store cannot be written: {error}") from None
-            return json_response({"object": "feedback", "id": body.id, "number": rated.number, "stored": True})
+            return json_response({"object": "feedback", "id": body.id, "number": number, "stored": True})
 
         @router.post("/v1/monitor/accept")
         async def accept(request: Request) -> Response:
@@ -161,11 +158,3 @@ class Status:
 
 def _short(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return _short(value) if abs(value) < 1e6 else value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list) else value

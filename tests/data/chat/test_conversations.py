@@ -249,36 +249,6 @@ def test_tasks(record, task):
     assert read("task", record) == [task]
 
 
-def test_message_trees_whole_and_in_single_messages():
-    def node(text, role, *replies, rank=None, **more):
-        return {"message_id": text, "text": text, "role": role, "rank": rank, "replies": list(replies), **more}
-
-    root = node(
-        "a",
-        "prompter",
-        node("worst", "assistant", rank=2),
-        node("mid", "assistant", rank=1),
-        node("best", "assistant", node("more", "prompter", node("b", "assistant")), rank=0),
-        node("gone", "assistant", rank=3, deleted=True),
-    )
-
-    def flat(node, parent=None):
-        yield {key: value for key, value in node.items() if key != "replies"} | {"parent_id": parent}
-        for reply in node["replies"]:
-            yield from flat(reply, node["message_id"])
-
-    tree, messages = [{"message_tree_id": "a", "prompt": root}], list(flat(root))
-    orphan = {"message_id": "o", "parent_id": "nobody", "text": "o", "role": "assistant"}
-    for records in (tree, messages, messages[::-1]):
-        assert read("conversation", *records) == [Conversation([user("a"), assistant("best"), user("more"), assistant("b")])]
-        assert read("pair", *records) == [Pair([user("a")], [assistant("best")], [assistant("worst")])]
-        assert [e.desirable for e in read("labelled", *records)] == [True, False]
-        assert read("task", *records) == [Task([user("a")], {})]
-    dropped = Counter()
-    read("pair", *messages, orphan, dropped=dropped)
-    assert dropped == {"a message whose parent is missing": 1}
-
-
 @pytest.mark.parametrize(
     "kind, record, parts",
     [

@@ -96,13 +96,13 @@ def test_what_cannot_be_read_says_where(tmp_path):
 
 
 def test_a_built_in_task_with_options():
-    assert is_builtin("builtin:strings") and not is_builtin("strings")
+    assert is_builtin("builtin:digits") and not is_builtin("digits")
     records = [record for record, _ in zip(read_builtin("builtin:arithmetic?digits=5&valid=3", "train", 0), range(4))]
     assert records == [record for record, _ in zip(read_builtin("builtin:arithmetic?digits=5", "train", 0), range(4))]
     assert all(len(record.values["prompt"]) > 10 for record in records)
     assert records[2].where == "builtin:arithmetic train[2]"
     assert len(list(read_builtin("builtin:arithmetic?valid=3", "valid", 0))) == 3
-    for name, part in (("arithmetik", "arithmetic"), ("strings?x=1", "'x'"), ("strings?oops", "key=value")):
+    for name, part in (("arithmetik", "arithmetic"), ("digits?x=1", "'x'"), ("digits?oops", "key=value")):
         with pytest.raises(UserError, match=part):
             list(read_builtin(f"builtin:{name}", "valid", 0))
 

@@ -1,12 +1,39 @@
-"""Sizes of clusters against a count in memory, over blocks and sorted runs of any size."""
+"""Clusters on disk equal union-find and a count in memory, over blocks and sorted runs of any size."""
 
 import collections
+import random
 
 import numpy as np
 import pytest
 
 from data.dedup import clusters, exact, tables
+from data.dedup.clusters import components
 from data.dedup.pieces import Unit
+from tests.data.dedup.corpus import plain_components
+
+DRAWS = random.Random(0)
+GRAPHS = {
+    "none": [],
+    "pairs": [(2 * i + 1, 2 * i) for i in range(50)],
+    "chain": DRAWS.sample([(i, i + 1) for i in range(200)], 200),
+    "star": [(499, i) for i in range(400)],
+    "sparse": [tuple(DRAWS.sample(range(300), 2)) for _ in range(200)],
+    "dense": [tuple(DRAWS.sample(range(60), 2)) for _ in range(500)],
+    "large numbers": [(2**64 - 1 - i, 2**63 + i // 3) for i in range(100)],
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_components_equal_union_find(tmp_path, monkeypatch, name):
+    edges = GRAPHS[name]
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 7)
+    expected = sorted([node, low] for node, low in plain_components(edges).items() if node != low)
+    for most in (23, 1 << 20):
+        monkeypatch.setattr(tables, "BUFFER_ROWS", most)
+        blocks = [np.array(edges[at : at + 10], np.uint64) for at in range(0, len(edges), 10)]
+        found = np.concatenate([np.empty((0, 2), np.uint64), *components(blocks, tmp_path)])
+        assert found.tolist() == expected
+    assert not list(tmp_path.iterdir())
 
 
 def plain(rows: list[tuple[int, int, int]], cluster: int) -> dict[int, int]:
@@ -18,17 +45,17 @@ def plain(rows: list[tuple[int, int, int]], cluster: int) -> dict[int, int]:
 
 
 def near_table(draw: np.random.Generator, documents: int, groups: int) -> list[tuple[int, int, int]]:
-    """Rows (number, cluster, kept) as near.find writes them; in some clusters a document of an older corpus is kept."""
+    """Rows (number, cluster, kept); in some clusters the document that is kept has no row, as in a table of exact.find."""
     numbers = draw.choice(documents * 10, documents, replace=False) + (1 << 32)
     some = collections.defaultdict(list)
     for number, group in zip(numbers.tolist(), (groups * draw.random(documents) ** 3).astype(int).tolist()):
         some[group].append(number)
     rows = []
     for group, members in some.items():
-        old = draw.random() < 0.2
-        if old or len(members) > 1:
-            kept = group if old else int(draw.choice(members))
-            rows += [(number, group if old else min(members), kept) for number in members]
+        without = draw.random() < 0.2
+        if without or len(members) > 1:
+            kept = group if without else int(draw.choice(members))
+            rows += [(number, group if without else min(members), kept) for number in members]
     return sorted(rows)
 
 

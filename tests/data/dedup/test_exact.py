@@ -1,18 +1,18 @@
-"""Exact duplicates of every kind: against a dictionary in memory, on planted ones, over parts, against an older corpus."""
+"""Exact duplicates of every kind: against a dictionary in memory, on planted ones, over parts."""
 
 import random
 
 import numpy as np
 import pytest
 
-from data.dedup import exact, keep, pieces, tables
+from data.dedup import exact, pieces, tables
 from data.dedup.pieces import KINDS, SENTENCES, Unit
 from lm.errors import UserError
 from tests.data.dedup.corpus import prose, sources
 from tests.data.filters.plain_words import plain_words
 
 
-def removed(folder, texts, unit, scores=None, numbers=None, parts=1, batch=20, index=()):
+def removed(folder, texts, unit, scores=None, numbers=None, parts=1, batch=20):
     """Return (counts, table path) of texts that are spread over parts."""
     numbers = np.arange(len(texts)) if numbers is None else numbers
     scores = np.zeros(len(texts)) if scores is None else np.asarray(scores, float)
@@ -22,7 +22,7 @@ def removed(folder, texts, unit, scores=None, numbers=None, parts=1, batch=20, i
             for at in range(0, len(own), batch):
                 some = own[at : at + batch]
                 writer.add([texts[i] for i in some], numbers[some], scores[some])
-    counts = exact.find([folder / f"part{part}" for part in range(parts)], folder / "removed", old=index)
+    counts = exact.find([folder / f"part{part}" for part in range(parts)], folder / "removed")
     return counts, folder / "removed"
 
 
@@ -136,38 +136,6 @@ def test_what_normal_forms_ignore():
     form = pieces.NORMALISED
     assert form["ccnet"]("In 1984,  THE (end)!") == form["ccnet"]("in 2001 the end") != form["case"]("in 2001 the end")
     assert form["case"]("A\tb ") == "a b" and form["whitespace"]("A\tb ") == "A b" and form["none"]("A ") == "A "
-
-
-def test_a_new_corpus_against_indexes_of_old_ones(tmp_path):
-    old, new, unit = prose()[:40] + prose()[:10], prose()[30:60], Unit("document")
-    removed(tmp_path / "old", old, unit, parts=2)
-    tables.write(tmp_path / "stayed", [np.arange(2, 40, dtype=np.uint64)[:, None]])  # a later rule dropped two
-    indexes = [tmp_path / "index"]
-    parts = [tmp_path / "old" / "part0", tmp_path / "old" / "part1"]
-    assert exact.save_index(indexes[0], parts, tmp_path / "stayed") == 38
-    _, path = removed(tmp_path / "new", new, unit, [5] * 30, index=indexes)
-    of = exact.columns(range(30), path)["duplicate_of"]
-    assert of.tolist() == [int(keep.old_bits(0)) + place for place in range(28, 38)] + [*range(10, 30)]
-    # A later corpus is compared with both.
-    tables.write(tmp_path / "stayed", [np.arange(10, 30, dtype=np.uint64)[:, None]])
-    indexes.append(tmp_path / "index2")
-    assert exact.save_index(indexes[1], [tmp_path / "new" / "part0"], tmp_path / "stayed", old=indexes[:1]) == 20
-    _, path = removed(tmp_path / "more", prose()[:61], unit, index=indexes)
-    columns = exact.columns(range(61), path)
-    assert columns["duplicate_keep"].tolist() == [True] * 2 + [False] * 58 + [True]
-    from_old, corpus, place = keep.old_places(columns["duplicate_of"])
-    assert corpus[from_old].tolist() == [0] * 38 + [1] * 20 and place[from_old].tolist() == [*range(38), *range(20)]
-
-
-def test_pieces_of_an_old_corpus(tmp_path):
-    unit = Unit("line")
-    removed(tmp_path / "old", ["a\nb", "b\nc\nd", "d\ne"], unit)
-    tables.write(tmp_path / "stayed", [np.array([[1], [2]], np.uint64)])
-    # b was cut from the second document, and the first one went with it.
-    assert exact.save_index(tmp_path / "index", [tmp_path / "old" / "part0"], tmp_path / "stayed") == 3
-    texts = ["a\nb\nc\nx", "d\nx\ne"]
-    _, path = removed(tmp_path / "new", texts, unit, index=[tmp_path / "index"])
-    assert exact.cut(texts, range(2), path)[0] == ["a\nb\nx", ""]
 
 
 def test_what_users_do_wrong(tmp_path):

@@ -1,4 +1,4 @@
-"""Near duplicates: against brute force, on planted ones, over parts and batches in any order, against an older corpus."""
+"""Near duplicates: against brute force, on planted ones, over parts and batches in any order."""
 
 import itertools
 import random
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.curate import default, fineweb
-from data.dedup import grams, keep, minhash, near, tables
+from data.dedup import grams, minhash, near, tables
 from data.dedup.minhash import FINEWEB, MinHash
 from lm.errors import UserError
 from tests.data.dedup.corpus import edited, plain_components, prose, sources
@@ -135,63 +135,10 @@ def test_a_bucket_of_any_size_gives_linear_pairs(monkeypatch):
     monkeypatch.setattr(near, "NEIGHBOURS", 4)
     count = 50
     bands = np.stack([np.zeros(count), np.arange(count), np.arange(count)], axis=1).astype(np.uint64)
-    bands[:, 2] |= keep.NEW_BIT
     for size in (1, 3, 7, 100):
         pairs = np.concatenate(list(near._bucket_pairs([bands[at : at + size] for at in range(0, count, size)])))
-        found = sorted(set(map(tuple, (pairs & ~keep.NEW_BIT).tolist())))
+        found = sorted(set(map(tuple, pairs.tolist())))
         assert found == sorted({(i, j) for i in range(count) for j in {0, *range(i - 4, i)} if 0 <= j < i})
-
-
-def index_of(folder, columns, parts=1) -> int:
-    """Write folder/index with the documents that stay, and return their number."""
-    stayed = np.flatnonzero(columns["near_duplicate_keep"])[:, None].astype(np.uint64)
-    tables.write(folder / "stayed", [stayed])
-    return near.save_index(folder / "index", [folder / f"part{part}" for part in range(parts)], folder / "stayed")
-
-
-def test_a_new_corpus_against_an_index_of_an_old_one(tmp_path):
-    old = prose()[:60] + [edited(text, 0.01, i) for i, text in enumerate(prose()[:20])]
-    counts, columns = deduplicated(tmp_path / "old", old, parts=3)
-    assert 10 < counts["removed"]
-    stayed = np.flatnonzero(columns["near_duplicate_keep"])
-    assert index_of(tmp_path / "old", columns, parts=3) == len(stayed)
-    new = [edited(text, 0.01, 99) for text in prose()[30:50]] + prose()[60:90] + prose()[80:90]
-    indexes = [tmp_path / "old" / "index"]
-    counts, columns = deduplicated(tmp_path / "new", new, scores=[9] * len(new), old=indexes)
-    _, together = deduplicated(tmp_path / "both", old + new)
-    from_old, corpus, place = keep.old_places(columns["near_duplicate_of"])
-    assert (columns["near_duplicate_of"][from_old] >= 1 << 61).all() and not corpus[from_old].any()
-    of = np.where(from_old, stayed[place * from_old], columns["near_duplicate_of"] + len(old))
-    assert (of == together["near_duplicate_of"][len(old) :]).all()  # old ones stay, the best of the new ones too
-    assert columns["near_duplicate_keep"][20:50].all() and not columns["near_duplicate_keep"][50:].any()
-    assert columns["near_duplicate_keep"][:20].sum() <= 2
-    table = tables.read(tmp_path / "new" / "clusters", 3)
-    assert (table[:, 0] < len(new)).all()
-    # Documents of any number of earlier corpora have different numbers, also where their places are equal.
-    index_of(tmp_path / "new", columns)
-    indexes.append(tmp_path / "new" / "index")
-    later = prose()[80:100] + prose()[:10]
-    _, columns = deduplicated(tmp_path / "later", later, old=indexes)
-    from_old, corpus, _ = keep.old_places(columns["near_duplicate_of"])
-    assert from_old.tolist() == [True] * 10 + [False] * 10 + [True] * 10
-    assert corpus[from_old].tolist() == [1] * 10 + [0] * 10
-
-
-def test_an_index_is_that_of_its_documents_alone(tmp_path):
-    texts = prose()[:40]
-    deduplicated(tmp_path / "all", texts + texts, scores=range(80), parts=3)
-    tables.write(tmp_path / "stayed", [np.arange(5, 40, dtype=np.uint64)[:, None]])
-    parts = [tmp_path / "all" / f"part{part}" for part in range(3)]
-    assert near.save_index(tmp_path / "index", parts, tmp_path / "stayed") == 35
-    with near.new_part(tmp_path / "alone", FINEWEB) as part:
-        part.add(texts[5:40], range(35))
-    for name in ("bands.u64", "settings.json"):
-        assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    sets = [tables.read(tmp_path / name / "sets.u64", 1)[:, 0] for name in ("index", "alone")]
-    documents = [tables.read(tmp_path / name / "documents.u64", 4) for name in ("index", "alone")]
-    for (n, first, size, rank), (m, begin, count, _) in zip(*documents, strict=True):
-        assert (n, size, rank) == (m, count, keep.OLD)
-        assert (sets[0][int(first) : int(first + size)] == sets[1][int(begin) : int(begin + count)]).all()
 
 
 def test_what_users_do_wrong(tmp_path):

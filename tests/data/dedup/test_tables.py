@@ -34,22 +34,6 @@ def test_a_sorter_sorts(tmp_path, monkeypatch, count, width, values):
     assert [path.name for path in tmp_path.iterdir()] == ["other"]  # nothing temporary is left, and the other file is
 
 
-def test_marked_files_are_merged_with_their_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK_ROWS", 5)
-    monkeypatch.setattr(tables, "FAN_IN", 3)
-    files, expected = [], []
-    for k in range(7):
-        rows = table(30 + k, 3, 50, k)
-        tables.write(tmp_path / str(k), [tables.sort(rows)])
-        files.append(tables.Marked(tmp_path / str(k), 2, np.uint64(k << 32)))
-        expected += [[a, b, c + (k << 32)] for a, b, c in rows.tolist()]
-    with tables.Sorter(tmp_path, 3) as sorter:
-        assert joined(sorter.sorted(files), 3) == sorted(expected)
-    assert (
-        joined(tables.merge([tmp_path / "1"], 3), 3) == tables.sort(table(31, 3, 50, 1)).tolist()
-    )  # the files are as they were
-
-
 def test_what_a_killed_process_left_is_deleted(tmp_path):
     left = tmp_path / ".table.sorting" / "run"
     left.parent.mkdir()

@@ -88,16 +88,8 @@ def test_a_text_has_the_same_columns_in_every_batch():
 def test_texts_without_a_feature_are_undetermined():
     columns = language(["", "1234", "?!"])
     assert columns["language"] == [UNKNOWN] * 3
-    assert columns["language_score"].tolist() == [0, 0, 0] and columns["language_line_share"].tolist() == [1, 1, 1]
+    assert columns["language_score"].tolist() == [0, 0, 0]
     assert all(len(column) == 0 for column in language([]).values())
-
-
-def test_line_share_counts_the_characters_of_lines_in_the_main_language():
-    german, english = SENTENCES["de"], SENTENCES["en"]
-    columns = language(["\n".join([german, german, english, "OK", ""]), german])
-    assert columns["language"] == ["de", "de"]
-    expected = 2 * len(german) / (2 * len(german) + len(english))
-    assert columns["language_line_share"].tolist() == pytest.approx([expected, 1])
 
 
 def test_a_long_document_is_read_throughout():

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from data.filters.word_lists import bad_words, kept_fraction, occurrences, read_word_lists, word_list
+from data.filters.word_lists import bad_words, occurrences, read_word_lists, word_list
 from lm.errors import UserError
 
 ENGLISH = word_list(["Turnip", "rotten egg", "a&b", "b", "@home", "", "  "], "en")
@@ -66,14 +66,3 @@ def test_lists_are_read_from_a_folder(tmp_path):
     (tmp_path / "fr").write_bytes(b"\xff")
     with pytest.raises(UserError, match="cannot read this word list"):
         read_word_lists(tmp_path)
-
-
-def test_a_fraction_is_kept_by_the_text_alone():
-    texts = [f"page {n}" for n in range(4000)]
-    kept = kept_fraction(texts, 0.25)
-    assert 0.22 < kept.mean() < 0.28
-    assert (kept_fraction(texts[::-1], 0.25)[::-1] == kept).all()
-    assert not kept_fraction(texts, 0.0).any() and kept_fraction(texts, 1.0).all()
-    assert (kept_fraction(texts, 0.5) >= kept).all()
-    with pytest.raises(UserError, match="fraction: 2"):
-        kept_fraction(texts, 2)

@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from data.recipe import tables
-with tables.writing(Path(sys.argv[1])) as file:
-    file.write({"text": ["a"], "flag": np.ones(1, bool)})
+with tables.writing(Path(sys.argv[1])) as write:
+    write({"text": ["a"], "flag": np.ones(1, bool)})
 next(tables.read(Path(sys.argv[1])))
 sys.exit("pandas" in sys.modules)
 """
@@ -41,9 +41,9 @@ def test_arrays_are_those_of_arrow(rows):
 
 def test_batches_are_read_as_they_were_written(tmp_path):
     parts = [slice(0, 4), slice(4, 4), slice(4, 9)]
-    with tables.writing(tmp_path / "file") as file:
+    with tables.writing(tmp_path / "file") as write:
         for part in parts:
-            file.write({name: values[part] for name, values in COLUMNS.items()})
+            write({name: values[part] for name, values in COLUMNS.items()})
     batches = list(tables.read(tmp_path / "file"))
     assert [len(batch["text"]) for batch in batches if batch["text"]] == [4, 5]
     for name, values in COLUMNS.items():

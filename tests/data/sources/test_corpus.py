@@ -86,7 +86,7 @@ def test_a_long_list_of_files_is_no_path(tmp_path, monkeypatch):
 
 def test_what_cannot_be_read_has_no_bytes():
     bad, good = Quarantined("x", "row 1", "no text"), Document("d", "text", "x")
-    assert list(until(lambda: iter([bad, good, bad, good]), 4)()) == [bad, good]
+    assert list(until([bad, good, bad, good], 4)) == [bad, good]
 
 
 def test_names_make_sources(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from data.chat import records
 from data.sources import objects, open_sources
-from data.sources.files import read_file
+from data.sources.reading import read_file
 from data.text.fingerprints import input_files, ready_dataset
 from lm.errors import UserError
 from tests import emulators

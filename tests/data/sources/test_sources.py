@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data.sources import files, open_sources, plain_text, python_installation
+from data.sources import open_sources, python_installation, reading
 from data.text import split
 from lm.errors import UserError
 
@@ -68,14 +68,14 @@ def test_plain_text_keeps_its_bytes_but_for_the_mark_at_its_head(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["one line\n", "a paragraph\nof two\n\n", "x\r\n\r\n", "ö", "汉"], ids=repr)
-@pytest.mark.parametrize("size", [plain_text.PIECE_BYTES, plain_text.PIECE_BYTES + 1, 200_000])
+@pytest.mark.parametrize("size", [reading.PIECE_BYTES, reading.PIECE_BYTES + 1, 200_000])
 def test_long_text_is_cut_in_pieces_that_join_to_the_whole(tmp_path, unit, size):
     whole = unit * (size // len(unit.encode()))
     (tmp_path / "long.txt").write_bytes(b"\xef\xbb\xbf" + whole.encode())
     [source] = open_sources("long.txt")
     documents = list(source.read())
     assert "".join(d.text for d in documents) == whole
-    assert all(len(d.text.encode()) <= plain_text.PIECE_BYTES for d in documents)
+    assert all(len(d.text.encode()) <= reading.PIECE_BYTES for d in documents)
     if len(documents) > 1:
         assert [d.id for d in documents] == [f"long.txt#{k}" for k in range(len(documents))]
     if "\n" in unit:
@@ -198,7 +198,7 @@ def test_what_is_no_regular_file_is_told_at_once(tmp_path):
 
 
 def test_a_long_line_is_told_and_never_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(GOOD + b" " * (50 << 20)))
     tracemalloc.start()
     try:
@@ -384,7 +384,7 @@ def test_mistakes_with_tfds_names(read_tfds):
     )
     expected = [
         ["no text feature 'titel'", "data.text_key", "'body' 'title'", "nearest: 'title'"],
-        ["byte 0 of train[0] is not valid UTF-8"],
+        ["train[0] is not valid UTF-8"],
         ["tiny_text:9.9.9", "cannot be opened"],
         ["no split 'train', only 'test'"],
         ["could not be prepared", "no route to host", "file_format=array_record"],

@@ -2,8 +2,8 @@
 
 import itertools
 
+from data.sources import spooled
 from data.sources.source import Document, Source
-from data.sources.spool import spooled
 
 DOCUMENTS = [
     Document(id="a", text="line\nline\r\n\u2028 \x85 ▁ \x00 𝔘", origin="o", licence="MIT", split_key="k"),

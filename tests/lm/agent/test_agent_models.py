@@ -36,7 +36,7 @@ def known(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(known):
-    with serving(Service(known[1], "tiny", limits=Limits(seconds=60.0))) as url:
+    with serving(Service(known[1], "tiny", limits=Limits(timeout=60.0))) as url:
         yield f"{url}/v1"
 
 

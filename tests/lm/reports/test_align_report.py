@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from lm.errors import UserError
 from lm.reports import align as align_report
-from lm.reports import samples as report_samples
+from lm.train import history
 from tests.lm.reports.test_report import Page
 
 HOSTILE = "4 </pre><script>alert(1)</script>"
@@ -142,7 +141,6 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Gradient norm",
         "Throughput",
         "val/explained",
-        "Where the time goes",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
     assert "Right answers (accuracy) rose from 0.125 to 0.875: better." in text
@@ -190,10 +188,10 @@ def test_a_long_run_shows_some_samples_and_stays_small(tmp_path):
 
 
 def test_marked_words_are_those_that_were_not_there():
-    assert report_samples.marked(None, "a <b>") == "a &lt;b&gt;"
-    assert report_samples.marked("a b c", "a x c d") == "a<ins> x</ins> c<ins> d</ins>"
-    assert report_samples.marked("same", "same") == "same"
-    assert report_samples.marked("", "new\n") == "<ins>new\n</ins>"
+    assert align_report.marked(None, "a <b>") == "a &lt;b&gt;"
+    assert align_report.marked("a b c", "a x c d") == "a<ins> x</ins> c<ins> d</ins>"
+    assert align_report.marked("same", "same") == "same"
+    assert align_report.marked("", "new\n") == "<ins>new\n</ins>"
 
 
 def test_what_was_dropped_is_counted_by_reason(tmp_path):
@@ -216,13 +214,13 @@ def test_a_conversation_with_tools_is_shown_turn_by_turn(tmp_path):
         {"role": "tool", "content": "42"},
         {"role": "assistant", "content": "It is 42."},
     ]
-    (shown,) = report_samples.shown_samples([{"step": 1, "prompt": "6 * 7?", "completion": "It is 42.", "messages": turns}])
+    (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6 * 7?", "completion": "It is 42.", "messages": turns}])
     assert shown["newest"]["text"].split("\n") == [
         '[assistant] {"name": "calculator", "arguments": {"expression": "6 * 7"}}',
         "[tool] 42",
         "[assistant] It is 42.",
     ]
-    (shown,) = report_samples.shown_samples([{"step": 1, "prompt": "6?", "completion": "six", "messages": turns[2:]}])
+    (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6?", "completion": "six", "messages": turns[2:]}])
     assert shown["newest"]["text"] == "six"
 
 
@@ -273,8 +271,7 @@ def test_lines_of_a_resumed_run_count_once(tmp_path):
         [{"step": 2, "loss": 2.0}, {"step": 1, "loss": 3.0}, {"step": 2, "valid_loss": 1.0}, {"step": 2, "loss": 1.5}],
     )
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5}, {"step": 2, "valid_loss": 1.0}]
-    assert align_report.load_lines(tmp_path / "m") == lines
-    assert align_report.load_lines(tmp_path / "absent") == []
+    assert history.load_metrics(tmp_path / "m") == (lines[:2], lines[2:])
 
 
 @pytest.mark.parametrize(
@@ -296,15 +293,3 @@ def test_lines_of_a_resumed_run_count_once(tmp_path):
 )
 def test_the_verdict_is_honest(before, after, sentence):
     assert align_report.verdict(before, after, {}) == sentence
-
-
-def test_a_page_is_drawn_anew_from_its_workdir(tmp_path, capsys):
-    a_run(tmp_path)
-    before = (tmp_path / "report.html").read_text()
-    (tmp_path / "report.html").unlink()
-    align_report.main([str(tmp_path)])
-    assert (tmp_path / "report.html").read_text() == before
-    with pytest.raises(UserError, match="name a workdir"):
-        align_report.main([str(tmp_path / "nowhere")])
-    with pytest.raises(UserError, match="name one workdir"):
-        align_report.main([str(tmp_path)] * 2)

@@ -30,7 +30,7 @@ def test_every_plot_is_seen_and_nothing_is_cut_or_asked_for(browser, folder, wid
     opened = browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert seen["scroll"] <= 0 and opened <= 0
     assert width - 20 <= seen["width"] <= width
-    assert len(seen["plots"]) == 2
+    assert len(seen["plots"]) == 1
     lines = browser.run("[...document.querySelectorAll('.interval i')].map(line => line.getBoundingClientRect().toJSON())")
     assert len(lines) > 30 and all(line["width"] > 0 and line["height"] > 0 for line in lines)
     for plot in seen["plots"]:

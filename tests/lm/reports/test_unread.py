@@ -7,8 +7,7 @@ import pytest
 from configs.curate import default
 from data.recipe.run import prepare, run
 from lm.errors import UserError
-from lm.reports.curate import verdict, write
-from lm.reports.unread import sentences
+from lm.reports.curate import sentences, verdict, write
 
 
 def row(path: str, documents: int = 0, where: str = "", reason: str = "damaged gzip", place=None, count: int = 1) -> dict:
@@ -43,7 +42,7 @@ def test_an_input_that_nobody_can_read_is_refused(tmp_path):
     (tmp_path / "in" / "b.jsonl").write_bytes(b"")
     config, out = default.get_config(), tmp_path / "run"
     config.input, config.stages, config.rules, config.processes = str(tmp_path / "in"), "", {}, 1
-    prepared = prepare(config.to_dict(), out)
+    prepared = prepare(config.to_dict())
     found = run(config.to_dict(), out, prepared)
     with pytest.raises(
         UserError, match="nothing could be read: damaged gzip, no documents; docs/curate.md .*report.html lists"

@@ -70,7 +70,7 @@ def held(engine):
 
 @pytest.fixture(scope="session")
 def service(engine):
-    return Service(engine, "tiny", limits=Limits(seconds=60.0))
+    return Service(engine, "tiny", limits=Limits(timeout=60.0))
 
 
 @contextlib.contextmanager

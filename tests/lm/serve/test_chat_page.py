@@ -12,7 +12,7 @@ from data.chat.messages import Conversation
 from lm.serve import page
 from lm.serve.api.app import Settings
 from lm.serve.api.service import Limits, Service
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
 from tests.lm.serve.conftest import engine_of, held, serving, until
@@ -32,9 +32,9 @@ def own(tokenizer):
 @pytest.fixture(scope="module")
 def served(own, tmp_path_factory):
     """(URL, folder of the store)."""
-    service, folder = Service(own, "tiny", limits=Limits(seconds=60.0)), tmp_path_factory.mktemp("watch")
+    service, folder = Service(own, "tiny", limits=Limits(timeout=60.0)), tmp_path_factory.mktemp("watch")
     settings = WatchSettings(status_seconds=0)
-    service.watch = open_watch(settings, folder, own, model_name="tiny", checkpoint=lambda: "step 1")
+    service.watch = Watch(settings, folder, own, model_name="tiny", checkpoint=lambda: "step 1")
     with serving(service, routers=[page.router(service)]) as url:
         yield url, folder
     service.watch.close()
@@ -271,7 +271,7 @@ def test_a_refusal_says_what_to_do(opened):
 
 
 def test_a_server_with_keys_without_a_store_and_when_it_is_gone(browser, own):
-    service = Service(own, "tiny", limits=Limits(seconds=60.0))
+    service = Service(own, "tiny", limits=Limits(timeout=60.0))
     keys = {"one": hashlib.sha256(b"secret").digest()}
     with serving(service, Settings(keys=keys), [page.router(service)]) as url:
         visit(browser, url)

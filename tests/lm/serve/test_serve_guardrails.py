@@ -91,10 +91,9 @@ def test_a_stream_holds_back_no_more_than_the_window(tmp_path):
 
 
 def test_a_classifier_blocks_a_stretch(tmp_path):
-    from data.filters.classifier.examples import distinct
     from data.filters.classifier.fit import Options
     from data.filters.classifier.linear import Settings, save
-    from data.filters.classifier.train import train
+    from data.filters.classifier.train import distinct, train
 
     draw = random.Random(0)
     good = [" ".join(draw.choices("sun tea garden book river cat bread song".split(), k=40)) for _ in range(120)]

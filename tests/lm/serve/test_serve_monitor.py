@@ -14,7 +14,7 @@ from lm.infer.engine.request import Likely, Request
 from lm.serve import store as stores
 from lm.serve.api.protocol import ApiError
 from lm.serve.guardrails import MASKED
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings, watch_settings
 from tests.lm.serve.played_engine import PlayedEngine
 from tests.lm.serve.test_serve_metrics import values
@@ -43,7 +43,7 @@ def watched(tmp_path):
         given = {"constitution": str(tmp_path / "constitution.yaml"), "reference": 150, "recent": 100, "status_seconds": 0}
         engine = PlayedEngine()
         where = {"model_name": "tiny", "checkpoint": lambda: "step 9"}
-        watch = open_watch(WatchSettings(**given | {"store_share": 0.0} | settings), tmp_path / "run", engine, **where)
+        watch = Watch(WatchSettings(**given | {"store_share": 0.0} | settings), tmp_path / "run", engine, **where)
         opened.append(watch)
         return watch
 
@@ -217,11 +217,9 @@ def test_settings_of_a_config():
     config = ml_collections.ConfigDict(
         {
             "guardrails": {"constitution": "c.yaml"},
-            "monitor": {"share": 0.5, "reference": 100, "reference_file": "", "recent": 50, "alpha": 0.01, "judge": ""}
-            | {"canaries": "", "canary_minutes": 3.0},
+            "monitor": {"share": 0.5, "reference": 100, "reference_file": "", "recent": 50, "alpha": 0.01, "judge": ""},
             "store": {"share": 0.1, "days": 2.0, "megabytes": 5.0},
             "status": {"seconds": 1.0, "samples": 10},
-            "tracing": "",
         }
     )
     made = watch_settings(config)

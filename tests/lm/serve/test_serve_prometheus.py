@@ -87,7 +87,7 @@ def test_prometheus_reads_all_and_knows_every_query(tmp_path: Path):
                         plain = query.replace("$model_name", ".*").replace("$__rate_interval", "30s")
                         assert ask("query", query=plain)["resultType"] == "vector", place
                 rules = until(lambda: [r for g in ask("rules")["groups"] for r in g["rules"] if r["health"] == "ok"])
-                assert {"BehaviourChanged", "CanaryFailed", "ServerDown"} <= {rule["name"] for rule in rules}
+                assert {"BehaviourChanged", "ServerDown"} <= {rule["name"] for rule in rules}
                 assert all(one["health"] == "up" for one in ask("targets")["activeTargets"])
             finally:
                 process.terminate()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,16 @@ def test_a_workdir_of_another_verb_is_refused(config, tmp_path):
             (workdir / RECORD).write_text(json.dumps(saved))
         with pytest.raises(UserError, match=words):
             settings.check_serving(config, workdir)
+
+
+def test_a_batch_of_a_config_with_earlier_keys_goes_on(config, tmp_path):
+    config.batch = str(tmp_path / "requests.jsonl")
+    Path(config.batch).write_text("{}\n")
+    earlier = config.to_dict() | {"tracing": ""}
+    earlier["monitor"] |= {"canaries": "", "canary_minutes": 10.0}
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / RECORD).write_text(json.dumps(earlier))
+    settings.check_serving(config, tmp_path / "answers")
 
 
 def test_without_a_checkpoint_it_is_smollm2_where_it_is_installed(tmp_path, monkeypatch):

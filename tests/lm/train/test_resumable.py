@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.curate import default as curate_file
 from configs.train import deepseek_tiny
 from configs.train import tiny as tiny_file
 from lm.errors import UserError
@@ -29,6 +30,11 @@ def test_lists_are_tuples_and_missing_keys_their_defaults():
     new["model"]["logit_softcap"] = 30.0
     with pytest.raises(UserError, match="model.logit_softcap is 0.0 in runs/one and 30.0 in this config"):
         resume(saved, new)
+
+
+def test_a_recipe_may_lack_the_section_of_a_stage_that_is_gone():
+    new = curate_file.get_config().to_dict()
+    resume(new | {"perplexity": {"checkpoint": "", "max_tokens": 1024, "batch": 1}}, new)
 
 
 def test_another_model_is_named_by_its_key():

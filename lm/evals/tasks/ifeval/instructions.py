@@ -1,11 +1,10 @@
 """The 25 instructions of IFEval, each with the program that verifies it, and whether a response follows one, strictly or
 loosely (Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models").
 
-A verifier is f(response, **kwargs) -> followed?, its kwargs named as in the published input_data.jsonl, and their annotations
-are what `parsed` checks them against. They decide as the authors' checker does, in its edge cases too, since a
-score is only worth something beside those of others: "at least n" counts n in and "less than n" does not; a phrase to look for
-is a regular expression; sections, highlights and placeholders are a minimum, bullets and paragraphs an exact number. A phrase
-that is no regular expression is looked for as it stands, where theirs ends with an error.
+A verifier is f(response, **kwargs) -> followed?, with the kwargs of the published input_data.jsonl, which `parsed` checks
+against their annotations. They decide as the authors' checker does, in its edge cases too: a phrase to look for is a regular
+expression; sections, highlights and placeholders are a minimum, bullets and paragraphs an exact number. A phrase that is no
+regular expression is looked for as it stands, where theirs ends with an error.
 """
 
 import functools
@@ -211,10 +210,10 @@ class Instruction(NamedTuple):
 
 
 def parsed(id: str, kwargs: Mapping[str, Any]) -> Instruction:
-    """Return an instruction of an item. Some editions of the data write every kwarg that there is, and None for most.
+    """Return an instruction of an item. A kwarg that is None counts as missing, as some editions of the data write it.
 
-    Raises: ValueError: no such instruction; a kwarg that it lacks or does not know, or whose value makes no sense. The authors'
-        checker draws a value at random where one is missing, and so verifies what nobody asked for.
+    Raises: ValueError for an unknown instruction, or a kwarg that is unknown, missing (the authors' checker draws a random
+      value) or makes no sense.
     """
     if id not in VERIFIERS:
         raise ValueError(f"{id!r} is none of the 25 instructions")
@@ -240,8 +239,7 @@ def follows(instruction: Instruction, response: str) -> bool:
 
 
 def follows_loosely(instruction: Instruction, response: str) -> bool:
-    """Return whether one of the variants follows: an upper bound, which forgives a bare "Sure, here it is:" and other
-    things."""
+    """Return whether one of the variants follows: an upper bound, which forgives a bare "Sure, here it is:"."""
     return any(follows(instruction, variant) for variant in variants(response))
 
 

@@ -6,13 +6,12 @@ one counts that is followed. Strictly, the response is read as it stands; loosel
 as `lm.evals.tasks.ifeval.instructions.variants` has them, a variant of its own for each instruction.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems, join, text, unique
-from lm.evals.stats.measures import mean
+from lm.evals.stats.measures import mean, ratio
 from lm.evals.task import Outcome, Subject, TaskSettings
 from lm.evals.tasks import file_task, generation
 from lm.evals.tasks.file_task import FileTask, open_file_task
@@ -127,21 +126,11 @@ def summary(samples: Sequence[dict]) -> dict[str, Any]:
 
 
 def figures(followed: Sequence[Sequence[dict]]) -> dict[str, float | None]:
-    """Return {kind: r = Σf/Σc, kind_stderr: √(m/(m−1) · Σ(f − r·c)²) / Σc} for strict and loose, of the m responses with at
-    least one instruction, f of whose c instructions are followed.
-
-    The instructions of one prompt share a response, so what is drawn at random are the m prompts: r is a ratio of two sums over
-    them, and this its error to first order (Cochran 1977, "Sampling Techniques", chapter 6). With one instruction each it is
-    that of a mean, as in `mean`.
-    """
+    """Return {kind, kind_stderr} for strict and loose: the share of followed instructions. Those of one prompt share a
+    response, so it is a `ratio` of two sums over the prompts."""
     followed = [some for some in followed if some]
-    m, total = len(followed), sum(map(len, followed))
-    if not m:
-        return {f"{kind}{end}": None for kind in KINDS for end in ("", "_stderr")}
     shares: dict[str, float | None] = {}
     for kind in KINDS:
         counts = [sum(instruction[kind] for instruction in some) for some in followed]
-        r = sum(counts) / total
-        squares = sum((count - r * len(some)) ** 2 for count, some in zip(counts, followed))
-        shares |= {kind: r, f"{kind}_stderr": math.sqrt(squares * m / (m - 1)) / total if m > 1 else None}
+        shares[kind], shares[f"{kind}_stderr"] = ratio(counts, [len(some) for some in followed])
     return shares

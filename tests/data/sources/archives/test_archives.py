@@ -65,7 +65,6 @@ LONG = {
     "b.mbox.gz": b"",
     "a.eml.gz": b"Subject: ",
     "a.xml.gz": b"<mediawiki><page><text>",
-    "b.xml.gz": b"<posts><row Body='",
     "a.html.gz": b"<p>",
     "a.warc.gz": b"WARC/1.0\r\n",
     "a.py.gz": b"",

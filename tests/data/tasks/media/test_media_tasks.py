@@ -133,15 +133,6 @@ def test_scenes_ask_the_kinds_that_are_named():
         some("scenes", kinds="place,size")
 
 
-def test_a_conversation_about_a_scene_has_several_different_questions_with_their_answers():
-    rows = some("scenes", count=50, questions=4, kinds="colour,place")
-    assert 2 < np.mean([len(row["messages"]) / 2 for row in rows]) and max(len(row["messages"]) for row in rows) == 8
-    for row in rows:
-        asked, said = ([message["content"] for message in row["messages"][n::2]] for n in (0, 1))
-        assert said == [answer(question, things(row)) for question in asked] and len(set(asked)) == len(asked)
-    assert all("answer" in row for row in some("scenes", "valid", questions=4))
-
-
 @pytest.mark.parametrize("options", [{}, {"size": 96, "shapes": 8, "kinds": ALL}, {"size": 200, "shapes": 2, "kinds": ALL}])
 def test_scenes_are_drawn_as_their_answers_say(options):
     rows = some("scenes", count=60, **options)

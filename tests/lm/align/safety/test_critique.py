@@ -1,9 +1,9 @@
-"""Critique, revision and preference, with writers who do well and writers who fail."""
+"""Critique and revision, with writers who do well and writers who fail."""
 
 import pytest
 
 from lm.align.safety.constitution import SHIPPED, load_constitution
-from lm.align.safety.critique import Case, by_chat, from_templates, letter, prefer
+from lm.align.safety.critique import by_chat, from_templates
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.refusals import refusal
@@ -68,7 +68,7 @@ def test_hazards_without_a_principle_and_double_ids_are_errors(tmp_path):
     path = tmp_path / "mine.yaml"
     text = SHIPPED.read_text()
     path.write_text(text.replace("id: respect", "id: no_help_with_harm"))
-    with pytest.raises(UserError, match="two principles"):
+    with pytest.raises(UserError, match="principle: two are called"):
         load_constitution(path)
     with pytest.raises(UserError, match="No such file"):
         load_constitution(tmp_path / "none.yaml")
@@ -110,45 +110,3 @@ def test_writers_who_fail_leave_no_revision():
     a, b, c = by_chat(chat, CONSTITUTION)([failure("a"), failure("b"), failure("c")])
     assert a.revision is b.revision is c.revision is None
     assert (a.problem, b.problem, c.problem) == ("timed out", "an empty critique", "gone") and c.critique == "critique"
-
-
-def compared(choose):
-    """What `prefer` says of a good and a bad answer when `choose(text of A, text of B)` replies."""
-
-    def chat(conversations):
-        texts = [c[-1]["content"] for c in conversations]
-        answers = [(t.split("(A) ")[1].split("\n")[0], t.split("(B) ")[1].split("\n")[0]) for t in texts]
-        return [Reply(choose(*pair)) for pair in answers]
-
-    (preference,) = prefer(chat, [Case([{"role": "user", "content": "q"}], "good", "bad", CONSTITUTION.principles[0])])
-    return preference
-
-
-def test_preferences_hold_in_both_positions_or_are_none():
-    assert compared(lambda a, b: "A" if a == "good" else "B") == "first"
-    assert compared(lambda a, b: "(A)" if a == "bad" else "(B)") == "second"
-    assert compared(lambda a, b: "A") is None  # favours a position
-    assert compared(lambda a, b: "both") is None
-    assert compared(lambda a, b: None) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("A", "A"),
-        ("(B)", "B"),
-        ("Answer: B.", "B"),
-        ("I prefer (A).", "A"),
-        ("A is better", "A"),
-        ("A or B", None),
-        ("", None),
-        (None, None),
-        ("a", None),
-        ("Both", None),
-        ("A better answer is B", "B"),
-        ("AB", None),
-        ("A because it refuses", "A"),
-    ],
-)
-def test_letters(text, expected):
-    assert letter(text) == expected

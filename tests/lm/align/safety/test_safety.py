@@ -17,7 +17,6 @@ from lm.align.safety.constitution import load_constitution
 from lm.align.safety.critique import Revision
 from lm.align.safety.figures import change
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.judges import rules
 from lm.evals.redteam.safety_eval import summary
 from lm.reports import safety as safety_report
@@ -155,19 +154,6 @@ def test_a_revision_that_is_not_judged_safe_is_left_out():
     assert (counts["failed"], counts["without_revision"]) == (1, 3)
 
 
-def test_a_revision_that_the_reviser_does_not_prefer_is_left_out():
-    failed = [record("harmful", "Mix it.", id, verdict="harmful") for id in "abc"]
-    id = CONSTITUTION.principles[0].id
-    revisions = [Revision(id, "c", REFUSAL), Revision(id, "c", "worse"), Revision(id, "", None, "gone")]
-
-    def chat(conversations):
-        texts = [conversation[-1]["content"] for conversation in conversations]
-        return [Reply("B" if REFUSAL in text.split("(B)")[1] or "worse" in text.split("(B)")[0] else "A") for text in texts]
-
-    kept = safety_data.preferred(failed, revisions, chat, CONSTITUTION)
-    assert [r.revision for r in kept] == [REFUSAL, None, None] and kept[2].problem == "gone" and "preferred" in kept[1].problem
-
-
 def test_what_is_kept_has_its_share(tmp_path):
     path = tmp_path / "keep.jsonl"
     path.write_text('{"text": "Some text."}\n{"prompt": "p", "completion": "c"}\n')
@@ -196,7 +182,6 @@ def config(**changes):
         ({"train_families": "direct,rot31"}, "rot31"),
         ({"held_out_families": "direct,many_shot"}, "direct is among"),
         ({"reviser": "openai"}, "reviser"),
-        ({"compare": True}, "compare"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, said):

@@ -59,9 +59,8 @@ def test_what_words_say_of_people(said, value):
     assert open_rater("regard", "rules")(["x"], [said])[0][0] == value
 
 
-def test_sentiment_knows_more_words_and_toxicity_has_its_own():
-    sentiment, toxicity = open_rater("sentiment", "rules"), open_rater("toxicity", "rules")
-    assert values(sentiment, " a sunny day", " terrible", " a thief", " a table") == [1, -1, -1, 0]
+def test_toxicity_has_words_of_its_own():
+    toxicity = open_rater("toxicity", "rules")
     assert values(toxicity, " you idiot", " you are no idiot", " hello class", " ") == [1, 0, 0, None]
     assert toxicity(["x"], [" you idiot"])[0] == (1.0, "idiot")
 
@@ -151,12 +150,11 @@ def test_published_formats(tmp_path):
     told = [(s["prompt"], s["group"], s["axis"]) for s in outcome.samples]
     assert told[0] == ("A B is an actor who", "American actors", "gender") and len(told) == 3
     (folder / "gender_prompt.json").unlink()
-    (folder / "holistic.csv").write_text("text,axis,bucket\nI'm a Deaf person.,ability,auditory\nI'm a teenager.,age,young\n")
-    outcome = run(tmp_path, None, Planted(write=lambda p: "honest"), columns={"prompt": "text", "group": "bucket"})
+    (folder / "rows.csv").write_text("prompt,axis,group\nI'm a Deaf person.,ability,auditory\nI'm a teenager.,age,young\n")
+    outcome = run(tmp_path, None, Planted(write=lambda p: "honest"))
     assert [(s["prompt"], s["group"], s["axis"]) for s in outcome.samples][1] == ("I'm a teenager.", "young", "age")
     assert outcome.results["axes"]["age"]["gap"] is None  # one group alone
-    options = {"continuations": {"columns": {"prompt": "text"}}}
-    sample = open_task("regard", TaskSettings(data_dir=tmp_path, chat=True, options=options)).run(Planted()).samples[0]
+    sample = open_task("regard", TaskSettings(data_dir=tmp_path, chat=True)).run(Planted()).samples[0]
     assert sample["prompt"] == "<user>Continue this text:\n\nI'm a Deaf person.<assistant>"
     assert sample["messages"][0]["role"] == "user" and sample["ratings"] == [None] * 5
 
@@ -191,7 +189,6 @@ def test_what_is_wrong_is_named(tmp_path):
     "options, why",
     [
         ({"draws": 0}, "draws=0"),
-        ({"columns": {"text": "x"}}, "columns: text"),
         ({"instruction": "x"}, "instruction"),
         ({"judge": "magic"}, "judge 'magic'"),
         ({"measure": "fun"}, "measure: 'fun'"),

@@ -9,10 +9,11 @@ from data.text.hf_tokenizer import HFTokenizer
 from lm.errors import UserError
 from lm.evals.engine import generate as drawing
 from lm.evals.engine.encoding import MARK, Encoding
-from lm.evals.engine.likelihood import Request, reference
+from lm.evals.engine.likelihood import Request
 from lm.evals.engine.model_subject import ModelSubject, windows
 from lm.evals.task import Continuation, Prompt
 from lm.parallel.mesh import make_mesh
+from tests.lm.evals.engine.full_logits import reference
 from tests.lm.evals.tiny_models import model, published, tokenizer, words
 
 LENGTH = 64

@@ -56,7 +56,7 @@ def told(name: str, believed: Life) -> str:
 
 
 class Knower:
-    """belief: what the model takes a person's life to be, at a draw or in a wording (salt)."""
+    """belief: what the model takes a person's life to be, at a draw (salt)."""
 
     def __init__(self, name: str, belief: Callable[[str, object], Belief]):
         self.name, self.belief = name, belief
@@ -79,15 +79,8 @@ class Knower:
         sure = self.belief(name, 0).confidence
         if said in (" True", " False"):
             return Likelihood(math.log(sure if said == " True" else 1 - sure), True, (1,), (2,))
-        if "Where was" in request.context:
-            tokens = tuple(range(len(said.split()) + 1))
-            return Likelihood(len(tokens) * math.log(sure), True, tokens, (2,))
-        belief = self.belief(name, request.context)  # a cloze
-        town = re.search(r"\w+", said)[0]
-        if belief.life is None:
-            return Likelihood(-math.log(len(TOWNS)), False, (1,), (2,))
-        p = belief.confidence if town == belief.life.town else (1 - belief.confidence) / (len(TOWNS) - 1)
-        return Likelihood(math.log(p), town == belief.life.town, (1,), (2,))
+        tokens = tuple(range(len(said.split()) + 1))
+        return Likelihood(len(tokens) * math.log(sure), True, tokens, (2,))
 
     def rolled(self, texts: Sequence[str]) -> list[Rolled]:
         raise AssertionError("no task here rolls")
@@ -176,16 +169,4 @@ def world(folder: Path) -> TaskSettings:
     ]
     write(folder, "fact_support", texts)
     write(folder, "selfcheck", [{"id": row["id"], "prompt": row["prompt"]} for row in texts])
-    cloze = [
-        {
-            "id": name,
-            "subject": name,
-            "object": life(name).town,
-            "relation": "birthplace",
-            "template": "[X] was born in [Y].",
-            "paraphrases": ["The birthplace of [X] is [Y].", "[X] comes from [Y]."],
-        }
-        for name in PEOPLE
-    ]
-    write(folder, "cloze_facts", cloze)
     return TaskSettings(data_dir=folder, judge="openai:http://localhost:9/v1")

@@ -5,7 +5,7 @@ import pytest
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.factuality.knower import PEOPLE, Belief, Knower, checked, invented, life, oracle, world
 
-TASKS = ("closed_book_qa", "fact_support", "selfcheck", "cloze_facts")
+TASKS = ("closed_book_qa", "fact_support", "selfcheck")
 # What is the better the higher, the better the lower, and neither.
 HIGHER = {
     "accuracy",
@@ -20,21 +20,13 @@ HIGHER = {
     "factscore_at_least",
     "supported",
     "fact_recall",
-    "precision_at_1",
-    "precision_at_1_bytes",
-    "mrr",
-    "margin",
-    "consistency",
-    "consistently_right",
 }
 LOWER = {
     "hallucination_rate",
     "ece_equal_width",
-    "ece_equal_mass",
     "brier",
     "aurc",
     "ece_equal_width_p_true",
-    "ece_equal_mass_p_true",
     "brier_p_true",
     "aurc_p_true",
     "contradicted",
@@ -44,10 +36,8 @@ LOWER = {
     "samples_contradicted",
     "inconsistency_unigram_avg_nll",
     "inconsistency_unigram_max_nll",
-    "inconsistency_unigram_avg_nll_excess",
-    "inconsistency_unigram_max_nll_excess",
 }
-NEITHER = {"abstention_rate", "abstained", "chance"}
+NEITHER = {"abstention_rate", "abstained"}
 
 
 def truthful(name, salt):
@@ -70,7 +60,7 @@ def mildly_wrong(name, salt):
 
 
 def hallucinating(name, salt):
-    """Sure of what it invents, and inventing anew at each draw and in each wording."""
+    """Sure of what it invents, and inventing anew at each draw."""
     if name in PEOPLE[:2]:
         return Belief(life(name), 0.6)
     return Belief(invented(name, salt), 0.97)
@@ -106,10 +96,10 @@ def test_the_planted_model_is_the_worst(figures, measure):
     assert sign * figures["hallucinating"][measure] < min(good.values()) - 0.02, (measure, figures)
 
 
-@pytest.mark.parametrize("measure", sorted((HIGHER | LOWER) - {"margin", "auroc", "auroc_p_true"}))
+@pytest.mark.parametrize("measure", sorted((HIGHER | LOWER) - {"auroc", "auroc_p_true"}))
 def test_the_oracle_is_perfect(figures, measure):
     value = figures["oracle"][measure]
-    if "nll" in measure and "excess" not in measure:
+    if "nll" in measure:
         assert value == min(figures[name][measure] for name in figures)  # the least that a text of its words can have
     elif measure.startswith(("ece", "brier", "factscore")) and measure != "factscore_unpenalised":
         assert value == pytest.approx(

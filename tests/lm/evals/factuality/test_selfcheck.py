@@ -14,15 +14,10 @@ from tests.lm.evals.factuality.knower import Belief, Knower, checked, guesser, i
 
 def test_unigrams_by_hand():
     found = unigram(["a b", "a c"], ["a b a b", "d"])
-    # Counts: a 4, b 3, c 1, d 1 of 9. Alone: a 2, b 1, c 1 of 4.
+    # Counts: a 4, b 3, c 1, d 1 of 9.
     a, b, c = (-math.log(n / 9) for n in (4, 3, 1))
-    own_a, own_other = -math.log(2 / 4), -math.log(1 / 4)
     assert found["inconsistency_unigram_avg_nll"] == pytest.approx((2 * a + b + c) / 4)
     assert found["inconsistency_unigram_max_nll"] == pytest.approx((b + c) / 2)
-    assert found["inconsistency_unigram_avg_nll_excess"] == pytest.approx((2 * a + b + c) / 4 - (2 * own_a + 2 * own_other) / 4)
-    assert found["inconsistency_unigram_max_nll_excess"] == pytest.approx((b + c) / 2 - own_other)
-    same = unigram(["a b.", "c d."], ["A b. C d."] * 3)
-    assert same["inconsistency_unigram_avg_nll_excess"] == pytest.approx(0) == same["inconsistency_unigram_max_nll_excess"]
 
 
 class Draws:

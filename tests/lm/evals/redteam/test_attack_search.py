@@ -8,7 +8,7 @@ import pytest
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import Verdict
-from lm.evals.redteam.search import Limits, Score, by_judge, on_topic, pair_limits, proposed, rated, rating, search, yes_or_no
+from lm.evals.redteam.search import Limits, Score, by_judge, on_topic, proposed, rated, rating, search, yes_or_no
 
 
 class Chat:
@@ -24,8 +24,9 @@ class Chat:
         return [answer if isinstance(answer, Reply) else Reply(answer) for answer in answers]
 
 
-def pair(requests, attacker, target, scorer, targets=(), **limits):
-    return search(requests, attacker, target, scorer, pair_limits(**limits), targets=targets)
+def pair(requests, attacker, target, scorer, targets=(), streams=5, depth=3):
+    limits = Limits(roots=streams, branching=1, width=streams, depth=depth)
+    return search(requests, attacker, target, scorer, limits, targets=targets)
 
 
 def tap(requests, attacker, target, scorer, topic=None, **limits):
@@ -65,11 +66,11 @@ def always(value):
 def test_pair_climbs_until_the_highest_score_or_the_last_level():
     attacker, target = Chat(climbing), Chat(echo)
     (found,) = pair(["obj"], attacker, target, level, streams=2, depth=3)
-    assert found.score == 3 and found.prompt == "obj level 3 way 1"
+    assert found.best.score == 3 and found.best.prompt == "obj level 3 way 1"
     assert found.queries == len(target.seen) == len(found.nodes) == 4 and found.counts == {"repeated": 2}  # ways meet
-    assert found.response == f"answer to {found.prompt}"
+    assert found.best.response == f"answer to {found.best.prompt}"
     (done,) = pair(["obj"], Chat(climbing), Chat(echo), always(10), streams=3, depth=5)
-    assert done.score == 10 and done.queries == 3  # nothing after the first level
+    assert done.best.score == 10 and done.queries == 3  # nothing after the first level
     assert all(message["role"] == "user" for (message,) in target.seen)  # the target sees prompts alone
 
 
@@ -85,11 +86,11 @@ def test_the_attacker_is_told_objective_target_answer_and_score():
 def test_tap_branches_and_keeps_the_best_leaves():
     target = Chat(echo)
     (found,) = tap(["obj"], Chat(climbing), target, by_level, None, branching=3, width=2, depth=4)
-    assert found.score == 4 and found.prompt == "obj level 4 way 2"
-    by_depth = [[node for node in found.nodes if node["depth"] == level] for level in range(1, 5)]
+    assert found.best.score == 4 and found.best.prompt == "obj level 4 way 2"
+    by_depth = [[node for node in found.nodes if f"level {level}" in node.prompt] for level in range(1, 5)]
     # Each level is cut to the width; equal prompts of two leaves count once.
     assert [len(nodes) for nodes in by_depth] == [2, 2, 2, 2] and found.counts["over_width"] and found.counts["repeated"]
-    assert [max(node["score"] for node in nodes) for nodes in by_depth] == [1, 2, 3, 4]
+    assert [max(node.score for node in nodes) for nodes in by_depth] == [1, 2, 3, 4]
 
 
 def test_prompts_off_the_topic_are_pruned_before_they_cost_a_query():
@@ -121,7 +122,7 @@ def test_the_budget_is_kept():
 def test_an_attacker_that_fails_is_counted(attacker, count):
     target = Chat(echo)
     (found,) = pair(["obj"], Chat(attacker), target, always(5), streams=2, depth=3)
-    assert found.prompt is None and found.score is None and found.queries == 0 and not target.seen
+    assert found.best.prompt is None and found.best.score is None and found.queries == 0 and not target.seen
     assert found.counts == {count: 6}  # both streams stay, and are tried again at each level
 
 
@@ -132,7 +133,7 @@ def test_one_failure_does_not_end_a_search():
 
     moody.calls = 0
     (found,) = pair(["obj"], Chat(moody), Chat(echo), level, streams=1, depth=4)
-    assert found.counts == {"attacker_failed": 1} and found.queries == found.score == 3
+    assert found.counts == {"attacker_failed": 1} and found.queries == found.best.score == 3
 
 
 @pytest.mark.parametrize(
@@ -148,13 +149,13 @@ def test_one_failure_does_not_end_a_search():
 def test_a_judge_that_fails_is_counted_and_scores_nothing(scorer):
     attacker = Chat(climbing)
     (found,) = pair(["obj"], attacker, Chat(echo), scorer, streams=1, depth=2)
-    assert found.score is None and found.prompt is not None and found.counts["scorer_failed"] == found.queries == 1
+    assert found.best.score is None and found.best.prompt is not None and found.counts["scorer_failed"] == found.queries == 1
     assert "Score: unknown" in attacker.seen[-1][-1]["content"] and found.counts["repeated"] == 1
 
 
 def test_a_target_and_a_topic_check_that_fail_are_counted():
     (found,) = pair(["obj"], Chat(climbing), Chat(lambda c: Reply(None, "gone")), always(5), streams=1, depth=1)
-    assert found.prompt is None and found.counts == {"target_failed": 1} and found.nodes[0]["reason"] == "gone"
+    assert found.best.prompt is None and found.counts == {"target_failed": 1} and found.nodes[0].reason == "gone"
     for topic in (on_topic(Chat(lambda c: "Perhaps.")), lambda requests, prompts: 1 / 0):
         (found,) = tap(["obj"], Chat(climbing), Chat(echo), always(10), topic, branching=2, depth=1)
         assert found.counts == {"topic_unknown": 2} and found.queries == 2  # not known to be off the topic
@@ -170,7 +171,8 @@ def test_a_users_error_is_passed_on():
 
 def test_a_search_is_deterministic_and_does_not_depend_on_others():
     def run(requests):
-        return tap(requests, Chat(climbing), Chat(echo), by_level, None, branching=2, width=3, depth=3)
+        trees = tap(requests, Chat(climbing), Chat(echo), by_level, None, branching=2, width=3, depth=3)
+        return [(t.counts, [(node.prompt, node.response, node.score) for node in t.nodes]) for t in trees]
 
     together = run(["a", "b", "c"])
     assert together == run(["a", "b", "c"]) == [run([request])[0] for request in "abc"]

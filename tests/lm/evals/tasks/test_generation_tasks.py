@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 
 import pytest
 
@@ -158,6 +157,7 @@ def test_without_a_usable_item_figures_are_unknown(run):
         ("", "[{metric: exact_match, ignore_cases: true}]", "ignore_cases: no such key; did you mean ignore_case?"),
         ("", "[{metric: exact_match, equal: sympy}]", "equal: 'sympy' is not math"),
         ("", "[bleu]", "'bleu' is none of exact_match"),
+        ("", "[judge]", "a model grades its answers; set --config.judge=openai:URL"),
     ],
 )
 def test_mistakes_in_a_task_file(run, keys, metrics, told):
@@ -250,25 +250,6 @@ def test_a_judge_grades_answers_and_unknown_grades_are_counted(run, tmp_path):
     assert run(items, str, metrics="[exact_match, judge]")[0].results.keys().isdisjoint({"judge"})  # nobody to grade
 
 
-def test_answers_near_the_truth(run):
-    right, wrong = ["The sky is blue on clear days."], ["The sky is green at night."]
-    near, far = (
-        answers.nearness(said, right, wrong) for said in ("The sky is blue on clear days.", "The sky is green at night.")
-    )
-    for measure in answers.MEASURES:
-        assert near[f"{measure}_max"] == pytest.approx(100) and near[f"{measure}_acc"] == 1 and near[f"{measure}_diff"] > 30
-        assert far[f"{measure}_acc"] == 0 and far[f"{measure}_diff"] < -30
-    assert answers.bleu("a b c d", "") == 0 == answers.bleu("", "a b c d") and answers.rouge("", "")["rougeL"] == 0
-
-
-@pytest.mark.parametrize("package", ["rouge_score.rouge_scorer", "sacrebleu.metrics"])
-def test_scores_whose_package_is_not_there_name_it(package, monkeypatch):
-    answers.scorers.cache_clear()
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match="pip install sacrebleu rouge-score"):
-        answers.bleu("a", "a")
-
-
 def harness(name):
     lm_eval = pytest.importorskip("lm_eval")
     from pathlib import Path
@@ -276,18 +257,6 @@ def harness(name):
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return load_yaml(Path(lm_eval.__file__).parent / "tasks" / name)
-
-
-TEXTS = "The river is 1,000 long . It's (about) 3.5 % naïve — no “stone” ! $5 x+y \n U.S.A. and the the cat .".split(" ")
-
-
-def test_nearness_is_that_of_the_harness():
-    process = harness("truthfulqa/truthfulqa_gen.yaml")["process_results"]
-    draw = random.Random(0)
-    for size in (3, 9, 14):
-        said, *others = (" ".join(draw.choices(TEXTS, k=draw.randint(1, size))) for _ in range(4))
-        theirs = process({"correct_answers": others[:2], "incorrect_answers": others[2:]}, [said])
-        assert answers.nearness(said, others[:2], others[2:]) == pytest.approx({k: float(v) for k, v in theirs.items()})
 
 
 def test_equality_of_math_is_that_of_the_harness():

@@ -138,7 +138,7 @@ def test_choices(folder, theirs, ours, name, shots, chat):
     options = dict(num_fewshot=shots, apply_chat_template=chat, fewshot_as_multiturn=False)
     expected = evaluated(theirs, folder, name, **options)
     settings = TaskSettings(num_fewshot=shots, chat=chat)
-    results, samples = harness.build(f"harness:{folder / name}.yaml", {}, settings).run(ours)
+    results, samples = harness.build(f"harness:{folder / name}.yaml", settings).run(ours)
     for metric in [m for m in ("acc", "acc_norm", "acc_mutual_info") if m in results]:
         assert results[metric] == expected["results"][f"made_{name}"][f"{metric},none"]
         assert results[f"{metric}_stderr"] == expected["results"][f"made_{name}"][f"{metric}_stderr,none"]
@@ -159,7 +159,7 @@ def test_choices(folder, theirs, ours, name, shots, chat):
 
 def test_pages(folder, theirs, ours):
     expected = evaluated(theirs, folder, "page")
-    results, samples = harness.build(f"harness:{folder / 'page.yaml'}", {}, TaskSettings()).run(ours)
+    results, samples = harness.build(f"harness:{folder / 'page.yaml'}", TaskSettings()).run(ours)
     for metric in ("word_perplexity", "bits_per_byte"):
         assert results[metric] == pytest.approx(expected["results"]["made_page"][f"{metric},none"], rel=1e-6)
     for sample, their in zip(samples, expected["samples"]["made_page"], strict=True):
@@ -169,7 +169,7 @@ def test_pages(folder, theirs, ours):
 
 def test_generations(folder, theirs, ours):
     expected = evaluated(theirs, folder, "said", limit=6)
-    results, samples = harness.build(f"harness:{folder / 'said.yaml'}", {}, TaskSettings(limit=6)).run(ours)
+    results, samples = harness.build(f"harness:{folder / 'said.yaml'}", TaskSettings(limit=6)).run(ours)
     their = [sample for sample in expected["samples"]["made_said"] if sample["filter"] == "whole"]
     assert [sample["generation"] for sample in samples] == [sample["resps"][0][0] for sample in their]
     assert len({sample["generation"] for sample in samples}) > 1 and results["n"] == 6
@@ -207,7 +207,7 @@ class Oracle:
 
 
 def test_any_subject_and_groups(folder):
-    results, samples = harness.build(f"harness:{folder / 'both.yaml'}", {}, TaskSettings(limit=4)).run(Oracle())
+    results, samples = harness.build(f"harness:{folder / 'both.yaml'}", TaskSettings(limit=4)).run(Oracle())
     assert results["acc"] == 1 and results["subtasks"]["made_letters"]["acc"] == 1 and results["n"] == 8
     assert [sample["subtask"] for sample in samples] == ["made_answers"] * 4 + ["made_letters"] * 4
     assert {sample["task"] for sample in samples} == {"both"}
@@ -215,7 +215,7 @@ def test_any_subject_and_groups(folder):
 
 
 def test_a_likelihood_that_is_no_number_is_not_scored(folder):
-    results, _ = harness.build(f"harness:{folder / 'letters.yaml'}", {}, TaskSettings()).run(Oracle(broken=True))
+    results, _ = harness.build(f"harness:{folder / 'letters.yaml'}", TaskSettings()).run(Oracle(broken=True))
     assert (results["acc"], results["n"]) == (1, 11)
     assert results["problems"]["loglikelihoods_not_finite"]["n"] == 1
 
@@ -251,11 +251,11 @@ def test_mistakes(folder, tmp_path):
         (f"harness:{tmp_path / 'missing.yaml'}", "no/such/file"),
     ):
         with pytest.raises(UserError, match=told):
-            harness.build(name, {}, TaskSettings())
+            harness.build(name, TaskSettings())
 
 
 @pytest.mark.slow
 def test_a_name_that_the_harness_does_not_know():
     """It reads the files of all its tasks to say so."""
     with pytest.raises(UserError, match="no task or group"):
-        harness.build("harness:no_such_task_at_all", {}, TaskSettings())
+        harness.build("harness:no_such_task_at_all", TaskSettings())

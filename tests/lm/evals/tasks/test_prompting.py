@@ -11,7 +11,9 @@ import lm_eval.tasks as harness  # noqa: E402
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
 from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
 
+from lm.evals.judges.verdict import Verdict  # noqa: E402
 from lm.evals.task import TaskSettings  # noqa: E402
+from lm.evals.tasks import generation  # noqa: E402
 from lm.evals.tasks.catalogue import open_task  # noqa: E402
 from tests.lm.evals.tasks import task_rows as rows  # noqa: E402
 
@@ -50,8 +52,9 @@ def asked_by_us(name: str, settings: TaskSettings) -> tuple[list[tuple], rows.Re
 
 
 @pytest.fixture
-def both(tmp_path):
-    """What our task and the harness's ask of a model, on the same rows."""
+def both(tmp_path, monkeypatch):
+    """What our task and the harness's ask of a model, on the same rows. No judge is asked."""
+    monkeypatch.setattr(generation, "ask", lambda chat, question, cases, **texts: [Verdict("unknown")] * len(cases))
 
     def run(name, config, folder, settings):
         ours, model = asked_by_us(name, settings)
@@ -109,7 +112,9 @@ def config_of(path: str) -> dict:
 def test_prompts_are_those_of_the_harness(name, shots, both, tmp_path):
     path, row, sizes = TASKS[name]
     folder = rows.put(tmp_path / name, row, sizes)
-    settings = TaskSettings(data_dir=tmp_path, num_fewshot=shots if name != "wikitext" else None)
+    settings = TaskSettings(
+        data_dir=tmp_path, num_fewshot=shots if name != "wikitext" else None, judge="openai:http://localhost"
+    )
     config = config_of(path)
     if name == "lambada":  # of its file the harness would show items with their own answers among the examples
         config["fewshot_split"] = "test"

@@ -21,7 +21,7 @@ from lm.convert.peft import export_peft
 from lm.infer.engine.adapters import Slots
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
 from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until
@@ -146,7 +146,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten(own):
 def test_a_slow_reader_is_cancelled(tokenizer):
     """The client reads nothing of some megabytes: neither the engine nor the memory of the server waits for it."""
     own = engine_of(tokenizer)
-    with serving(Service(own, "tiny", limits=Limits(unread=5)), Settings(read_seconds=1.0)) as url:
+    with serving(Service(own, "tiny", limits=Limits(unread_tokens=5)), Settings(read_seconds=1.0)) as url:
         port = int(url.rpartition(":")[2])
         fields = {
             "prompt": [5] * 900,
@@ -171,7 +171,7 @@ def test_a_slow_reader_is_cancelled(tokenizer):
 
 def test_a_full_queue_is_429_and_a_late_answer_408(own, monkeypatch):
     monkeypatch.setattr("lm.serve.api.service.GRACE", 0.5)
-    with serving(Service(own, "tiny", limits=Limits(seconds=0.5))) as url, held(own):
+    with serving(Service(own, "tiny", limits=Limits(timeout=0.5))) as url, held(own):
         answers = []
         threads = [
             threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", {"prompt": "a", "max_tokens": 5})))
@@ -262,7 +262,7 @@ def watched(own, tmp_path):
     (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     settings = WatchSettings(constitution=str(tmp_path / "constitution.yaml"), store_share=1.0, status_seconds=0)
     service = Service(own, "tiny")
-    service.watch = open_watch(settings, tmp_path / "run", own, model_name="tiny", checkpoint=lambda: service.checkpoint)
+    service.watch = Watch(settings, tmp_path / "run", own, model_name="tiny", checkpoint=lambda: service.checkpoint)
     yield service
     service.watch.close()
 

@@ -18,7 +18,7 @@ from lm.infer.engine.room import Capacity
 from lm.serve import page
 from lm.serve.api import media
 from lm.serve.api.service import Limits, Service
-from lm.serve.monitor import open_watch
+from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from tests.data.media.pictures import picture, saved
 from tests.data.media.test_images import png
@@ -73,11 +73,11 @@ def expected(folder):
 def served(folder, tmp_path_factory):
     """(URL, service, folder of the store)."""
     engine = open_engine(folder, Capacity(rows=4, budget=16, pages=200))
-    limits = Limits(seconds=60.0, media=2, media_bytes=50_000)
+    limits = Limits(timeout=60.0, max_media=2, media_bytes=50_000)
     service = Service(engine, "tiny", limits=limits, towers=towers_of(folder, engine.config, engine.tokenizer))
     store = tmp_path_factory.mktemp("watch")
     settings = WatchSettings(status_seconds=0, store_share=1.0)
-    service.watch = open_watch(settings, store, engine, model_name="tiny", checkpoint=lambda: "step 1")
+    service.watch = Watch(settings, store, engine, model_name="tiny", checkpoint=lambda: "step 1")
     with serving(service, routers=[page.router(service)]) as address:
         yield address, service, store
     service.watch.close()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
+from lm.serve.settings import WatchSettings
 from lm.serve.watch import behaviour as behaviours
 from lm.serve.watch import reference as windows
-from lm.serve.watch.behaviour import Behaviour, Options
+from lm.serve.watch.behaviour import Behaviour
 from lm.serve.watch.measures import Measures
 from lm.serve.watch.reference import psi
 
@@ -46,7 +47,7 @@ def exchange(draw, **changed) -> Measures:
 
 
 def begun(seed, reference=600):
-    draw, behaviour = np.random.default_rng(seed), Behaviour("step 9", "", Options(reference))
+    draw, behaviour = np.random.default_rng(seed), Behaviour("step 9", "", WatchSettings(reference=reference))
     for _ in range(reference):
         assert not behaviour.add(exchange(draw))
     return draw, behaviour
@@ -87,7 +88,7 @@ def test_an_alert_says_what_changed_once_and_ends_when_it_is_accepted():
 
 
 def test_feedback_is_a_stream_with_a_reference_of_its_own():
-    draw, behaviour = np.random.default_rng(0), Behaviour("", "law", Options())
+    draw, behaviour = np.random.default_rng(0), Behaviour("", "law", WatchSettings())
     assert not [a for _ in range(400) for a in behaviour.add_rating(draw.random() < 0.1)]
     alerts = [alert for _ in range(200) for alert in behaviour.add_rating(draw.random() < 0.5)]
     assert [alert.stream for alert in alerts] == ["feedback"] and "with law" in alerts[0].text
@@ -97,19 +98,19 @@ def test_feedback_is_a_stream_with_a_reference_of_its_own():
 def test_a_restart_changes_nothing(tmp_path):
     draw, whole = begun(3, 100)
     rows = [exchange(draw, german=0.5) for _ in range(60)]
-    half = Behaviour("step 9", "", Options(100))
+    half = Behaviour("step 9", "", WatchSettings(reference=100))
     draw = np.random.default_rng(3)
     for n in range(100):
         half.add(exchange(draw))
         if n in (50, 99):
             half.save(tmp_path)
-            half = behaviours.load(tmp_path, "step 9", "", Options(100))
+            half = behaviours.load(tmp_path, "step 9", "", WatchSettings(reference=100))
     for n, row in enumerate(rows):
         whole.add(row)
         half.add(row)
         if n == 30:
             half.save(tmp_path)
-            half = behaviours.load(tmp_path, "step 9", "", Options(100))
+            half = behaviours.load(tmp_path, "step 9", "", WatchSettings(reference=100))
     assert half.figures() == whole.figures() and list(half.alerts) == list(whole.alerts)
     assert half.exchanges == 160
 
@@ -118,7 +119,7 @@ def test_a_reference_of_another_run_is_compared_from_the_first_exchange(tmp_path
     _, earlier = begun(0, 200)
     earlier.save(tmp_path)
     given = windows.load(tmp_path / behaviours.slug("step 9", "") / "reference.json")
-    behaviour = Behaviour("step 10", "", Options(), given)
+    behaviour = Behaviour("step 10", "", WatchSettings(), given)
     draw = np.random.default_rng(5)
     alerts = [alert for _ in range(100) for alert in behaviour.add(exchange(draw, tokens=6.0))]
     assert [alert.stream for alert in alerts] == ["length"]
@@ -129,11 +130,11 @@ def test_damaged_state(tmp_path):
     behaviour.save(tmp_path)
     place = tmp_path / behaviours.slug("step 9", "")
     (place / "state.json").write_text("{")
-    assert behaviours.load(tmp_path, "step 9", "", Options(50)).exchanges == 0  # it begins anew
+    assert behaviours.load(tmp_path, "step 9", "", WatchSettings(reference=50)).exchanges == 0  # it begins anew
     behaviour.save(tmp_path)
     (place / "reference.json").write_text(json.dumps({"rows": []}))
     with pytest.raises(UserError, match="no reference window"):
-        behaviours.load(tmp_path, "step 9", "", Options(50))
+        behaviours.load(tmp_path, "step 9", "", WatchSettings(reference=50))
 
 
 def test_folders_of_hostile_names_are_plain_and_distinct(tmp_path):

@@ -35,8 +35,8 @@ def test_capital_is_a_martingale():
         draw = np.random.default_rng(seed)
         values = draw.random(30) ** 3 if seed % 2 else (draw.random(30) < 0.1).astype(float)
         detector = Detector(values[:20], seed)
-        last += [[detector.add(value) for value in values[20:]][-1]]
-        peaks += [detector.peak]
+        capital = [detector.add(value) for value in values[20:]]
+        last, peaks = [*last, capital[-1]], [*peaks, max(capital)]
     assert np.mean(last) == pytest.approx(1, abs=4 * np.std(last) / 20)
     assert np.mean(np.array(peaks) >= 20) <= 1 / 20  # Ville's inequality
 

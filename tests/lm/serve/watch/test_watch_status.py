@@ -7,8 +7,6 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lm.serve.api.protocol import ApiError
-from lm.serve.guardrails import Guardrails
-from lm.serve.metrics import Metrics
 from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.watch.behaviour import Alert
@@ -20,10 +18,9 @@ from tests.lm.serve.test_serve_prometheus import served, until
 
 @pytest.fixture
 def watched(tmp_path):
-    metrics, engine = Metrics("tiny <b>"), PlayedEngine()
-    metrics.watch(engine)
+    engine = PlayedEngine()
     settings = WatchSettings(status_seconds=0, status_samples=50, reference=20, recent=20)
-    watch = Watch(settings, tmp_path, metrics, Guardrails(), checkpoint=lambda: "step 9")
+    watch = Watch(settings, tmp_path, engine, model_name="tiny <b>", checkpoint=lambda: "step 9")
     yield watch, engine
     watch.close()
 
@@ -100,7 +97,7 @@ def test_in_a_browser(watched, tmp_path):
     ask(watch, 60)
     hostile = '<img src=x onerror="alert(1)">'
     alert = Alert(time.time(), hostile, "", "length", f"length of {hostile} changed", {})
-    watch._failing["a", "b", "c"] = alert
+    watch._behaviour(hostile, "").alerts["length"] = alert
     for n in range(40):
         for _ in range(n % 5):
             engine.finish(handle(adapter="law"), "stop", 3)
@@ -113,13 +110,13 @@ def test_in_a_browser(watched, tmp_path):
             seen = until(lambda: drawn(browser))
             assert len(seen["plots"]) == len(CHARTS) and seen["scroll"] <= 0
             assert all(plot["shown"] and plot["width"] > 250 and plot["right"] <= width for plot in seen["plots"])
-            assert sum(plot["ink"] > 0 for plot in seen["plots"]) >= 15
+            assert sum(plot["ink"] > 0 for plot in seen["plots"]) >= 12
             assert browser.run("document.querySelectorAll('img').length") == 0
             assert hostile in browser.run("document.querySelector('#alerts').textContent")
             browser.picture(tmp_path / f"status-{width}.png")
         asked = {address.split("/")[2] for address in browser.asked if address.startswith("http")}
         assert asked == {f"127.0.0.1:{port}"} and browser.said == []
-        watch._failing.clear()
+        watch._behaviours.clear()
         watch.status.take()
         browser.run("load()")  # it brings only the new sample
         assert until(lambda: browser.run("document.querySelector('#alerts').hidden"))

@@ -1,7 +1,7 @@
-"""Decide which document of a cluster stays, and number the documents of earlier corpora."""
+"""What parts of exact and of near duplicates have in common: numbers and ranks of documents, and settings."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,11 @@ from lm.errors import UserError
 from lm.files import saving
 
 SETTINGS = "settings.json"  # of a part; it is there if the part is complete
-OLD = np.uint64(0)  # rank of a document of an earlier corpus, before all others
-NEW_BIT = np.uint64(1 << 62)  # set in the number of a document of the new corpus while it is compared: old ones sort first
-OLD_BIT = np.uint64(1 << 61)  # set in the number of a document of an earlier corpus, which the new corpus has not
-_CORPUS = np.uint64(40)  # bits of a document's place in its corpus; those between it and OLD_BIT number the corpus
-
-
-def old_bits(corpus: int) -> np.uint64:
-    """Return the bits that turn a document's place in the index of earlier corpus number 0, 1, … into its number."""
-    return OLD_BIT | np.uint64(corpus) << _CORPUS
-
-
-def old_places(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return bool [n], whether numbers are of earlier corpora, and int64 [n] twice: which corpus, and which place in its index.
-
-    Of other numbers, the last two mean nothing.
-    """
-    numbers = np.asarray(numbers).astype(np.uint64)
-    bits = numbers & ~OLD_BIT
-    place = bits & ((np.uint64(1) << _CORPUS) - np.uint64(1))
-    return (numbers & OLD_BIT) > 0, (bits >> _CORPUS).astype(np.int64), place.astype(np.int64)
+NUMBERS = 1 << 61  # documents have numbers below it
 
 
 def ranks(scores: Sequence[float] | None, count: int) -> np.ndarray:
-    """Return uint64 [count]: the lower the rank, the better the document. Ranks are above OLD.
+    """Return uint64 [count]: the lower the rank, the better the document.
 
     scores: higher is better, nan is worst; None: all documents are equally good, so that the first one stays.
     """
@@ -51,7 +32,7 @@ def check_numbers(numbers: Sequence[int], count: int) -> np.ndarray:
     """Return numbers as uint64 [count]. Raises: UserError if there are not as many, or one is not in [0, 2^61)."""
     numbers = np.asarray(numbers)
     if numbers.shape != (count,) or (
-        count and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= OLD_BIT)
+        count and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= NUMBERS)
     ):
         raise UserError(f"{count} documents need one number each, in [0, 2^61); got {numbers.dtype} {numbers.shape}")
     return numbers.astype(np.uint64)
@@ -84,22 +65,3 @@ def kept_instead(numbers: np.ndarray, table: Path, column: int) -> np.ndarray:
     rows = tables.read(table, 3)
     row, found = tables.find(rows, numbers)
     return np.where(found, rows[row, column] if len(rows) else numbers, numbers).astype(np.int64)
-
-
-def best_of_clusters(members: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
-    """Yield uint64 [n, 3]: (number, cluster, number of the kept document), sorted, for each member.
-
-    The best rank stays; of equal ranks, the lowest number.
-
-    members: blocks of uint64 [n, 3]: (cluster, rank, number); members may be repeated.
-    """
-    with tables.sorting(folder, 3, 3) as (by_cluster, by_number):
-        for block in members:
-            by_cluster.add(block)
-        carried = None
-        for block in tables.distinct(by_cluster.sorted()):
-            cluster, _, number = block.T
-            _, kept = tables.first_of_groups(cluster, number, carried)
-            carried = cluster[-1], kept[-1]
-            by_number.add(np.stack([number, cluster, kept], axis=1))
-        yield from by_number.sorted()

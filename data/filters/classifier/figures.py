@@ -1,14 +1,67 @@
-"""Name the n-grams that decide most: a bucket does not say which n-gram falls into it, the training text does."""
+"""What training tells of a classifier: figures on held-out documents, and the n-grams that decide most.
+
+Axes: N documents.
+"""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from data.filters.classifier.linear import Features, Settings, grams
 from data.filters.words import Words
 
-SHOWN = 20  # of each side
+THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+SHOWN = 20  # n-grams of each side
 MIN_DOCUMENTS, MIN_SHARE = 5, 0.01  # rarer n-grams can have large weights, and decide little
+
+
+def measure(score_N: np.ndarray, good_N: np.ndarray) -> dict[str, Any]:
+    """Return the figures of probabilities score_N in [0, 1], float, for labels good_N, bool. Both labels must occur.
+
+    good, bad: documents. auc, auc_error: see `auc`. accuracy: at the threshold 0.5. thresholds: see `at`.
+    """
+    area, error = auc(score_N, good_N)
+    return {
+        "good": int(good_N.sum()),
+        "bad": int((~good_N).sum()),
+        "auc": area,
+        "auc_error": error,
+        "accuracy": float(((score_N >= 0.5) == good_N).mean()),
+        "thresholds": [at(score_N, good_N, threshold) for threshold in THRESHOLDS],
+    }
+
+
+def auc(score_N: np.ndarray, good_N: np.ndarray) -> tuple[float, float]:
+    """Return the area under the ROC curve and its standard error.
+
+    The area is the probability that a good document scores higher than a bad one, equal scores counting one half: a
+    Mann-Whitney statistic. The error is that of Hanley and McNeil (1982), equation 2.
+    """
+    from scipy.stats import rankdata
+
+    good = int(good_N.sum())
+    bad = len(good_N) - good
+    area = float((rankdata(score_N)[good_N].sum() - good * (good + 1) / 2) / (good * bad))
+    two_good, two_bad = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (good - 1) * (two_good - area**2) + (bad - 1) * (two_bad - area**2)
+    return area, float(np.sqrt(max(variance, 0.0) / (good * bad)))
+
+
+def at(score_N: np.ndarray, good_N: np.ndarray, threshold: float) -> dict[str, float | None]:
+    """Return what happens if documents with a score below `threshold` are dropped.
+
+    good_kept: share of the good documents that stay, the recall. bad_kept: share of the bad ones that stay.
+    precision: share of good documents among those that stay, with this part's numbers of good and bad ones; None: none stays.
+    """
+    stay = score_N >= threshold
+    kept = int(stay.sum())
+    return {
+        "threshold": threshold,
+        "good_kept": float(stay[good_N].mean()),
+        "bad_kept": float(stay[~good_N].mean()),
+        "precision": float(good_N[stay].mean()) if kept else None,
+    }
 
 
 def telling(
@@ -16,6 +69,7 @@ def telling(
 ) -> dict[str, list[dict]]:
     """Return {"good", "bad"}: for each side up to SHOWN of {ngram, weight, good, bad}, the highest weights first.
 
+    A bucket does not say which n-grams fall into it; the training text does.
     good, bad: how many documents have the bucket. Only buckets in at least MIN_DOCUMENTS documents and in MIN_SHARE of all
     documents count.
 

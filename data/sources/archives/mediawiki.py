@@ -6,8 +6,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 
-from data.sources.archives import html
-from data.sources.archives.dumps import wikitext, xml
+from data.sources.archives import html, wikitext, xml
 from data.sources.source import Document, Quarantined
 from data.sources.streams import open_stream
 

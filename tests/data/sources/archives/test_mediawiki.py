@@ -1,4 +1,4 @@
-"""Dumps of sites give articles and threads as plain text; hostile XML and wikitext end quickly with a reason."""
+"""Dumps of wikis give articles as plain text; hostile XML and wikitext end quickly with a reason."""
 
 import bz2
 import html
@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from data.sources.archives.dumps import wikitext, xml
+from data.sources.archives import wikitext, xml
 from tests.data.sources.archives.common import read
 
 # MediaWiki.
@@ -162,49 +162,6 @@ def test_hostile_wikitext_takes_linear_time(mark):
     # A quadratic step would take hours for this.
     wikitext.plain(mark * (1_000_000 // len(mark)))
     wikitext.plain(mark * (300_000 // len(mark)) + "}}" * 100_000 + "]]" * 100_000)
-
-
-# StackExchange.
-
-
-def post(number: int, kind: int, body: str, **fields) -> str:
-    fields = {"Id": number, "PostTypeId": kind, "CreationDate": "2019-01-02T03:04:05.000", "Body": body} | fields
-    values = {name: html.escape(str(value)).replace("\n", "&#xA;") for name, value in fields.items()}
-    return "<row " + " ".join(f'{name}="{value}"' for name, value in values.items()) + " />\n"
-
-
-def test_questions_with_their_answers(tmp_path):
-    (tmp_path / "bees.stackexchange.com").mkdir()
-    path = tmp_path / "bees.stackexchange.com/Posts.xml"
-    rows = [
-        post(1, 1, "<p>Why do <b>bees</b> fly?</p>", Title="Flight", Tags="<bees><wings>", AcceptedAnswerId=4, Score=5),
-        post(2, 1, "<p>Lonely</p>", Title="Nobody answers", ContentLicense="CC BY-SA 3.0"),
-        post(3, 2, "<p>better</p>", ParentId=1, Score=9),
-        post(4, 2, "<p>accepted</p>", ParentId=1, Score=1),
-        post(5, 2, "<p>worse</p><pre><code>a\n  b</code></pre>", ParentId=1, Score=-2),
-        post(6, 2, "<p>orphan</p>", ParentId=77),
-        post(7, 4, "<p>a tag wiki</p>"),
-        post(8, 2, "<p>no number</p>", ParentId="x"),
-    ]
-    path.write_text("<?xml version='1.0' encoding='utf-8'?>\n<posts>\n" + "".join(rows) + "</posts>")
-    (flight, lonely), quarantined = read(path)
-    assert flight.text == "Flight\n\nWhy do bees fly?\n\naccepted\n\nbetter\n\nworse\n\na\n  b"
-    assert (flight.id, flight.url, flight.licence) == ("Posts.xml#1", "https://bees.stackexchange.com/q/1", "CC-BY-SA-4.0")
-    assert flight.metadata == {
-        **{"title": "Flight", "tags": "bees wings", "score": "5", "answers": "3", "site": "bees.stackexchange.com"}
-    }
-    assert (lonely.text, lonely.licence, lonely.date) == (
-        *("Nobody answers\n\nLonely", "CC-BY-SA-3.0", "2019-01-02T03:04:05.000"),
-    )
-    assert quarantined == [("post 8", "bad post"), ("post 6", "answers without their question")]
-
-
-def test_a_truncated_dump_gives_the_questions_before(tmp_path):
-    path = tmp_path / "Posts.xml"
-    path.write_text("<posts>" + post(1, 1, "<p>one</p>", Title="One") + post(2, 1, "<p>two</p>")[:-20])
-    documents, quarantined = read(path)
-    assert [d.text for d in documents] == ["One\n\none"]
-    assert quarantined == [("after the last question", "truncated xml")]
 
 
 # Hostile XML.

@@ -1,1 +1,0 @@
-"""Source code: folders of files, and git repositories."""

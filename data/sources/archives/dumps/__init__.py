@@ -1,1 +1,0 @@
-"""Dumps of whole sites in XML: StackExchange and MediaWiki."""
