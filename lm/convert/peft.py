@@ -113,12 +113,13 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
     matched = _matched(folder, config, loras)
     rank, scale = max(len(lora.a) for lora in loras.values()), matched[0][1].scale
     stabilized = bool(settings.get("use_rslora"))
+    names = {_linear(place).split(".", 3)[3] for place, _ in matched}  # such as attention.query
     adapter = Adapter(
         rank=rank,
         alpha=scale * (rank**0.5 if stabilized else rank),
         dora=bool(settings.get("use_dora")),
         rank_stabilized=stabilized,
-        targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
+        targets="|".join(sorted(map(re.escape, names))),
     )
     return Found(adapter, matched, score)
 
@@ -175,11 +176,8 @@ def export_peft(
 
 def _check_settings(file: Path, settings: dict) -> None:
     """Raise UserError unless this is a LoRA or DoRA that our adapters can express, with patterns whose search ends."""
-    for key, expected, value in (
-        ("peft_type", "LORA", settings.get("peft_type")),
-        ("bias", "none", settings.get("bias", "none")),
-    ):
-        if value != expected:
+    for key, expected in (("peft_type", "LORA"), ("bias", "none")):
+        if (value := {"bias": "none", **settings}.get(key)) != expected:
             raise UserError(f"{file}: {key}={short(value)} cannot be read, only {expected!r} can")
     start, patterns = settings.get("init_lora_weights"), settings.get("alpha_pattern") or {}
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
@@ -260,11 +258,6 @@ def _by_module(family, config: ModelConfig) -> dict[str, list[Place]]:
 def _linear(place: Place) -> str:
     """Return the dotted name of our linear layer, such as stacks.0.1.attention.query."""
     return place.path.removesuffix(".weight")
-
-
-def _name(place: Place) -> str:
-    """Return the name that the config's targets match, such as attention.query."""
-    return _linear(place).split(".", 3)[3]
 
 
 def _scale(settings: dict, name: str, rank: int) -> float:
