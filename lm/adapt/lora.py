@@ -1,23 +1,15 @@
-"""Low-rank adapters: add them to a model, merge them into its weights, save and load them alone.
-
-lm/model/linear.py defines what an adapter computes and how it is initialised.
-"""
+"""Low-rank adapters: add them to a model and merge them into its weights. lm/model/linear.py defines what they compute."""
 
 import dataclasses
-import os
 
-import jax
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
 
 from lm.adapt.quantize import dequantize as dequantized
-from lm.adapt.rebuild import arrays_of, combined, each_layer, modules, rebuilt
+from lm.adapt.rebuild import arrays_of, each_layer, modules, rebuilt
 from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
-from lm.model.linear import Linear, is_projector
+from lm.model.linear import Linear
 from lm.model.transformer import build, skeleton
-from lm.parallel.mesh import shapes_on
-from lm.runs.checkpoint import Checkpoints
 
 
 def with_adapter(config: ModelConfig, params: nnx.State, adapter: Adapter, seed: int = 0) -> tuple[ModelConfig, nnx.State]:
@@ -44,11 +36,6 @@ def adapter_only(params: nnx.State) -> nnx.State:
     return nnx.filter_state(params, nnx.LoRAParam)
 
 
-def adapter_and_projectors(params: nnx.State) -> nnx.State:
-    """Return the parameters that are trained beside a frozen base: the adapter's, and the projectors of encoders."""
-    return nnx.filter_state(params, (nnx.LoRAParam, is_projector))
-
-
 def merge(config: ModelConfig, params: nnx.State, *, dequantize: bool = False) -> tuple[ModelConfig, nnx.State]:
     """Return the model with the adapters merged: weights are c ⊙ (W + s·A·B), in the dtype of W.
 
@@ -69,29 +56,3 @@ def merge(config: ModelConfig, params: nnx.State, *, dequantize: bool = False) -
         return found
 
     return new, rebuilt(new, params, merged)
-
-
-def save(folder: str | os.PathLike, config: ModelConfig, params: nnx.State, step: int = 0) -> None:
-    """Save the adapter as a checkpoint in `folder`, with the config's adapter section and the projectors of encoders."""
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(step, {"params": adapter_and_projectors(params)}, {"adapter": dataclasses.asdict(config.adapter)})
-    checkpoints.wait()
-    checkpoints.close()
-
-
-def load(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
-    """Return the model with the newest adapter that `save` wrote to `folder`; it replaces the model's own adapter, if any.
-
-    Raises UserError if the folder holds no adapter, or one of another model.
-    """
-    checkpoints = Checkpoints(folder, read_only=True)
-    step = checkpoints.whole() if checkpoints.folder.is_dir() else None
-    if step is None or "adapter" not in checkpoints.meta(step):
-        raise UserError(f"{folder} holds no adapter: save one there first")
-    config = dataclasses.replace(config, adapter=Adapter(**checkpoints.meta(step)["adapter"]))
-    abstract = skeleton(config)[1]
-    mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
-    abstract = shapes_on(abstract, mesh or SingleDeviceSharding(jax.local_devices()[0]))
-    adapter = checkpoints.restore_params(step, adapter_and_projectors(abstract))
-    checkpoints.close()
-    return config, combined(config, arrays_of(params) | arrays_of(adapter))

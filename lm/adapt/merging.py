@@ -102,18 +102,15 @@ def _each(recipe: Recipe, axes: tuple[str, ...], key: Array, *tensors: Array) ->
     """Merge the tensors along the axes of layers and of experts one after another. One layer at a time is whole on a device."""
     if axes[0] == "layers":
         tensors = [reshard(x, None, *axes[1:]) for x in tensors]
-        return _along(functools.partial(_each, recipe, axes[1:]))(key, *tensors)
-    one = functools.partial(_merged, recipe)
+        return _along(functools.partial(_each, recipe, axes[1:]), key, tensors)
+    merge_tensor = functools.partial(_merged, recipe)
     whole = [reshard(x, *(None for _ in axes)) for x in tensors]
-    return reshard((_along(one) if axes[0] == "expert" else one)(key, *whole), *axes)
+    return reshard(_along(merge_tensor, key, whole) if axes[0] == "expert" else merge_tensor(key, *whole), *axes)
 
 
-def _along(one: Callable) -> Callable:
-    def all_of_them(key: Array, *tensors: Array) -> Array:
-        keys = jax.random.split(key, tensors[0].shape[0])
-        return lax.map(lambda x: one(*x), (keys, *tensors))
-
-    return all_of_them
+def _along(f: Callable[..., Array], key: Array, tensors: Sequence[Array]) -> Array:
+    """Return f(key, *tensors) of each index of the first axis, one after another, with a key for each."""
+    return lax.map(lambda x: f(*x), (jax.random.split(key, tensors[0].shape[0]), *tensors))
 
 
 def _merged(recipe: Recipe, key: Array, *tensors: Array) -> Array:

@@ -72,7 +72,7 @@ def with_towers(
 ) -> tuple[ModelConfig, nnx.State]:
     """Return the model with new encoders and projectors of random weights; its logits for text stay bitwise the same.
 
-    towers: sections of the config by name, "vision" and "audio". lm/convert/towers.py attaches published encoders.
+    towers: sections of the config by name, "vision" and "audio".
     """
     new = dataclasses.replace(config, **towers)
     begin = tuple(f"{name}." for name in towers)

@@ -1,35 +1,24 @@
-"""Import and export Hugging Face checkpoints and GGUF files, quantize models, and export their programs as StableHLO.
+"""Import and export Hugging Face checkpoints and GGUF files, and quantize models.
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
-    python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
+    python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --merge]
     python -m lm.convert import --from=MODEL.gguf --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
-    python -m lm.convert export --from=MODEL --to=NAME.stablehlo [--batch=1 --length=1024 --prompt=512 --dtype=bfloat16 --merge]
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
-    python -m lm.convert import --from=MODEL --vision_tower=HF_DIR --image_token=ID --workdir=DIR
-    python -m lm.convert export --workdir=DIR --to=HF_DIR --tower=vision
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
-"import" reads a folder with config.json and safetensors, or a GGUF file, whose quantised weights become float32. It writes a
-workdir like that of train.py at step 0: config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The
-model must fit the devices; the host holds one tensor at a time. A folder can also be used as it is: lm.load(HF_DIR), or
-python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
+"import" reads a folder with config.json and safetensors, or a GGUF file, and writes a workdir at step 0. A folder can also be
+used as it is: lm.load(HF_DIR), or python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
 "export" writes the newest checkpoint of a workdir, trained or imported: for transformers and vLLM; with --to=NAME.gguf for
-llama.cpp, Ollama and LM Studio, with a Modelfile beside it; with --to=NAME.stablehlo as programs for runtimes that do not have
-this code. An imported model exports bit for bit as it was. A reward model is imported from, and exported as, a sequence
-classifier with one label; a policy is exported without its value head.
-
-A PEFT adapter is imported together with its base. export --adapter writes the adapter alone, for
-PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; export --merge merges it. --vision_tower attaches SigLIP's or CLIP's encoder
-to a language model, --audio_tower Whisper's, each with a new projector to be trained. export --tower writes an encoder alone.
+llama.cpp, Ollama and LM Studio, with a Modelfile beside it. A reward model is a sequence classifier with one label. --adapter
+writes the adapter alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; --merge merges it into the weights.
 
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). To give
 it to llama.cpp, export the model itself with --dtype=q8_0 instead.
 
-A tensor that is missing, unknown or of another shape stops a command with one line that lists it. Output is written
-completely or not at all, and never over other files. The same export again leaves what it wrote as it is. See docs/convert.md.
+Output is written completely or not at all, and never over other files. See docs/convert.md.
 """
 
 import difflib
@@ -42,30 +31,26 @@ from absl import flags
 from data.text.hf_tokenizer import has_tokenizer
 from lm import cli
 from lm.cli import check_folder
-from lm.convert.folders import check_free, check_target
+from lm.convert.files import check_target, is_adapter
 from lm.errors import UserError, no_model, runnable
 from lm.files import compile_cache
 from lm.files.gguf import SUFFIX
+from lm.files.saving import check_free
 from lm.runs.workdir import kind_of, read_config, steps_saved
 
 FLAGS = flags.FLAGS
-
 
 flags.DEFINE_string("workdir", None, "A workdir: a new one for import and quantize, that of a run for export.")
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize, and export to "
-    "StableHLO: any model.",
+    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize: any model.",
 )
 flags.DEFINE_string(
     "mesh", "fsdp=-1", "import, quantize: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices."
 )
 flags.DEFINE_string(
-    "to",
-    None,
-    "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, a new file NAME.gguf, or a new folder "
-    "NAME.stablehlo.",
+    "to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, or a new file NAME.gguf."
 )
 flags.DEFINE_bool("adapter", False, "export: only the adapter, in PEFT's format.")
 flags.DEFINE_string(
@@ -74,55 +59,29 @@ flags.DEFINE_string(
     "import of an adapter: its model, a Hugging Face folder, a GGUF file or a workdir; none: the one named in its config. "
     "export --adapter: the model to name in its config; none: the model that the run started from.",
 )
-for name, what in (("vision", "image"), ("audio", "audio")):
-    flags.DEFINE_string(f"{name}_tower", None, f"import: a Hugging Face folder whose {name} encoder is attached to the model.")
-    flags.DEFINE_integer(
-        f"{what}_token", None, f"import with --{name}_tower: the id of a token that nothing else uses.", lower_bound=0
-    )
-flags.DEFINE_enum("tower", None, ["vision", "audio"], "export: only this encoder.")
 HF_DTYPES = ("as-is", "float32", "bfloat16")
 GGUF_DTYPES = ("as-is", "f32", "bf16", "f16", "q8_0", "q4_1", "q4_0")
 flags.DEFINE_enum(
     "dtype",
     "as-is",
     list(dict.fromkeys([*HF_DTYPES, *GGUF_DTYPES])),
-    f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype. "
-    "To StableHLO: of products, matrices and cache; as-is: the model's.",
+    f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype.",
 )
 flags.DEFINE_float("max_shard_gb", 5.0, "export: maximum size of a file in 10⁹ bytes.", lower_bound=1e-6)
-flags.DEFINE_string("family", None, "export: the model_type; none: that of the import or the base, or the first that fits.")
 flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, and dequantize quantised weights.")
-flags.DEFINE_integer("batch", 1, "export to StableHLO: rows.", lower_bound=1, upper_bound=1 << 16)
-flags.DEFINE_integer("length", 1024, "export to StableHLO: cache slots of a row.", lower_bound=2, upper_bound=1 << 24)
-flags.DEFINE_integer(
-    "prompt", 0, "export to StableHLO: slots that prefill fills; 0: half of --length.", lower_bound=0, upper_bound=1 << 24
-)
 flags.DEFINE_enum("bits", "8", ["8", "4"], "quantize: bits of a weight.")
 flags.DEFINE_integer("group", 0, "quantize: inputs that share a scale; 0: all of an output's.", lower_bound=0)
 flags.DEFINE_string("targets", ".*", "quantize: the matrices, a regular expression of their names (docs/adapt.md).")
 COMMANDS = ("import", "quantize", "export")
-# What each takes. The first two are required: what is read, and what is written. `_case` tells the exports apart.
+# What each takes. The first two are required: what is read, and what is written.
 TAKES = {
-    "import": ("from", "workdir", "base", "mesh", "vision_tower", "image_token", "audio_tower", "audio_token"),
+    "import": ("from", "workdir", "base", "mesh"),
     "quantize": ("from", "workdir", "mesh", "bits", "group", "targets"),
-    "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
-    "export --tower": ("workdir", "to", "tower"),
-    "export --adapter": ("workdir", "to", "family", "adapter", "base"),
-    "export to StableHLO": ("from", "to", "batch", "length", "prompt", "dtype", "max_shard_gb", "merge"),
+    "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "merge", "adapter"),
+    "export --adapter": ("workdir", "to", "adapter", "base"),
 }
 ALL = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
-STABLEHLO = ".stablehlo"  # the ending of --to
-OTHER_FORMATS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".tflite")
-
-
-def _case(command: str) -> str:
-    if command != "export":
-        return command
-    if Path(FLAGS.to or "").suffix == STABLEHLO:
-        return "export to StableHLO"
-    if FLAGS.tower:
-        return "export --tower"
-    return "export --adapter" if FLAGS.adapter else "export without --adapter"
+OTHER_FORMATS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".tflite", ".stablehlo")
 
 
 def main() -> None:
@@ -133,8 +92,7 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"begin with one of {', '.join(COMMANDS)}"
         raise UserError(f"{what}: {hint}; --help shows examples")
     cli.parse_flags([sys.argv[0], *sys.argv[2:]])
-    _swap(command)
-    case = _case(command)
+    case = command if command != "export" else "export --adapter" if FLAGS.adapter else "export without --adapter"
     named = TAKES[case]
     for name in ALL:
         if name not in named and FLAGS[name].present:
@@ -168,29 +126,25 @@ def _check_target(command: str, to: Path, flag: str) -> None:
     if FLAGS.dtype not in known:
         raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
     if to.suffix in OTHER_FORMATS:
-        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder, NAME{SUFFIX} or NAME{STABLEHLO}")
+        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder or NAME{SUFFIX}")
     check_folder(to.parent if gguf else to, flag)
     if not gguf:
         check_target(to)
 
 
 def _import(read: Path, to: Path) -> None:
-    towers = _towers()
-    if not towers and read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
+    if read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
         raise UserError(
             f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
         )
-    from lm.convert.files import is_adapter
     from lm.convert.to_workdir import adapter_to_workdir, to_workdir
     from lm.parallel.mesh import make_mesh, mesh_sizes
 
     mesh = make_mesh(mesh_sizes(FLAGS.mesh))
-    if towers and (FLAGS.base or is_adapter(read)):
-        raise UserError("--vision_tower and --audio_tower are for whole models: export the adapter with --merge first")
     if FLAGS.base or is_adapter(read):
         adapter_to_workdir(read, FLAGS.base, to, mesh)
     else:
-        to_workdir(read, to, mesh, towers)
+        to_workdir(read, to, mesh)
     if not has_tokenizer(to):
         print(f"{read} has no tokenizer: copy one into {to} before you generate text")
 
@@ -206,52 +160,20 @@ def _quantize(read: Path, to: Path) -> None:
 
 
 def _export(read: Path, to: Path) -> None:
-    """Write a program, a GGUF file, an encoder, an adapter or a folder for transformers, as the flags say."""
-    if to.suffix == STABLEHLO:
-        from lm.convert.to_stablehlo import PLATFORMS, to_stablehlo
-
-        sizes = {"batch": FLAGS.batch, "length": FLAGS.length, "prompt": FLAGS.prompt}
-        to_stablehlo(read, to, **sizes, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, merge=FLAGS.merge)
-        print(f"{to} is written: prefill and decode for {', '.join(PLATFORMS)}; docs/convert.md shows a reader")
-    elif to.suffix == SUFFIX:
+    """Write a GGUF file, an adapter or a folder for transformers, as the flags say."""
+    if to.suffix == SUFFIX:
         from lm.convert.to_gguf import to_gguf
 
-        beside = to_gguf(read, to, dtype=FLAGS.dtype, family=FLAGS.family, merge=FLAGS.merge)
+        beside = to_gguf(read, to, dtype=FLAGS.dtype, merge=FLAGS.merge)
         print(f"{to} is written. In Ollama: ollama create NAME -f {beside}; in llama.cpp: llama-cli -m {to}")
-    elif FLAGS.tower:
-        from lm.convert.towers import to_tower
-
-        to_tower(read, to, FLAGS.tower)
     elif FLAGS.adapter:
         from lm.convert.to_published import to_adapter
 
-        to_adapter(read, to, base=FLAGS.base, family=FLAGS.family)
+        to_adapter(read, to, base=FLAGS.base)
     else:
         from lm.convert.to_published import to_published
 
-        to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge)
-
-
-def _towers() -> dict[str, tuple[Path, int]]:
-    """Return (folder, token id) of the encoders that --vision_tower and --audio_tower name."""
-    found = {}
-    for name, token in (("vision", "image_token"), ("audio", "audio_token")):
-        folder, token_id = FLAGS[f"{name}_tower"].value, FLAGS[token].value
-        if (folder is None) != (token_id is None):
-            raise UserError(f"--{name}_tower needs --{token}, the id of a token that nothing else uses, and --{token} needs it")
-        if folder is not None:
-            if not (Path(folder) / "config.json").is_file():
-                raise UserError(f"--{name}_tower={folder} is no Hugging Face checkpoint: it has no config.json")
-            found[name] = Path(folder).absolute(), token_id
-    return found
-
-
-def _swap(command: str) -> None:
-    """Take --from of an export for its --workdir, and the other way round for StableHLO, whose model need be no workdir."""
-    wanted, other = ("from", "workdir") if _case(command) == "export to StableHLO" else ("workdir", "from")
-    if command == "export" and FLAGS[other].present and not FLAGS[wanted].present:
-        FLAGS[wanted].value, FLAGS[wanted].present = FLAGS[other].value, 1
-        FLAGS[other].value, FLAGS[other].present = None, 0
+        to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, merge=FLAGS.merge)
 
 
 if __name__ == "__main__":

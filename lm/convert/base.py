@@ -51,15 +51,10 @@ def found(base: dict, workdir: Path) -> Path:
             return path
         changed = changed or (there and path)
     what = base["path"] + ("" if base["step"] is None else f", step {base['step']}")
+    why = "which does not exist: put it or a link back"
     if changed:
-        raise UserError(
-            f"{workdir} holds an adapter of {what}, and the weights in {changed} have changed since: put the original "
-            f"files back, or set init_from in {record} to a copy of them"
-        )
-    raise UserError(
-        f"{workdir} holds an adapter of {what}, which does not exist: put it or a link back, or set init_from in "
-        f"{record} to its new path"
-    )
+        why = f"and the weights in {changed} have changed since: put the original files back"
+    raise UserError(f"{workdir} holds an adapter of {what}, {why}, or set init_from in {record} to the path of a copy")
 
 
 def fingerprint(path: Path, step: int | None) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lm.config import Audio, LatentAttention, MixtureOfExperts, ModelConfig, Rope, Vision
-from lm.convert.rotary import SCALINGS
+from lm.convert.rotary import KEYS
 from lm.convert.rows import Family
 
 # How the model is compiled, trained and stored, and the score head, which any family can have.
@@ -37,8 +37,7 @@ def essence(config: ModelConfig) -> dict:
     found["mla"] = dataclasses.asdict(mla if mla.kv_rank else LatentAttention())
     found["rope"] = dataclasses.asdict(_rope_essence(rope, config.positions, bool(mla.kv_rank)))
     found["moe"] = dataclasses.asdict(_moe_essence(moe, config.mlp_dim) if sparse else MixtureOfExperts())
-    for section, tower in (("vision", config.vision), ("audio", config.audio)):
-        found[section] = dataclasses.asdict(_tower_essence(tower))
+    found |= {name: dataclasses.asdict(_tower_essence(getattr(config, name))) for name in ("vision", "audio")}
     for section in ("mla", "rope", "moe", "vision", "audio"):
         found |= {f"{section}.{key}": value for key, value in found.pop(section).items()}
     return found
@@ -58,7 +57,7 @@ def lacks(family: Family, config: ModelConfig) -> list[str]:
 def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
     if positions != "rotary":
         return Rope()
-    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *SCALINGS[rope.scaling].keys)
+    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *KEYS[rope.scaling])
     return Rope(**{key: getattr(rope, key) for key in keys})
 
 

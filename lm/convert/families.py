@@ -97,23 +97,11 @@ def is_ignored(family: Family, config: ModelConfig, name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 
 
-def family_for(config: ModelConfig, asked: str | None = None, origin: str | None = None) -> Family:
+def family_for(config: ModelConfig, origin: str | None = None) -> Family:
     """Return the family that a model is exported as: its config.json, read back, gives the same model.
 
-    asked: a model_type; None: that of the import, if it still holds the model, else the first family that does.
-    origin: the model_type of the import.
-    Raises: UserError if `asked` does not hold the model, or no family does.
+    origin: the model_type of the import, which is tried first. Raises: UserError if no family holds the model.
     """
-    if asked is not None:
-        if asked not in FAMILIES:
-            raise UserError(f"--family={asked} is none of {', '.join(FAMILIES)}")
-        try:
-            lost = lacks(FAMILIES[asked], config)
-        except UserError as error:
-            lost = [str(error)]
-        if lost:
-            raise UserError(f"--family={asked} cannot hold this model: it lacks {', '.join(lost)}")
-        return FAMILIES[asked]
     if config.mup_base_dim:
         raise UserError(f"model.mup_base_dim={config.mup_base_dim} cannot be exported: no family has μP's multipliers")
     first, losses = [FAMILIES[origin]] if origin in FAMILIES else [], []

@@ -19,7 +19,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.files import untrusted as strangers
-from lm.files.saving import naming
+from lm.files.saving import check_free, naming
 from lm.files.untrusted import check_inside, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -79,10 +79,8 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
         index = read_json(folder / INDEX, 4 * strangers.SETTINGS).get("weight_map")
         if not isinstance(index, dict):
             raise UserError(f"{folder / INDEX} has no weight_map: it is no index of safetensors; download it again")
-        if bad := next((name for name in index.values() if not strangers.is_plain(name)), None):
-            raise UserError(f"{folder / INDEX} names the file {short(bad)}, which is no name of a file in the folder")
-        if not all(isinstance(name, str) for name in index.values()):
-            raise UserError(f"{folder / INDEX} names a file by what is no text; download it again")
+        if bad := [name for name in index.values() if not strangers.is_plain(name)]:
+            raise UserError(f"{folder / INDEX} names the file {short(bad[0])}, which is no name of a file in the folder")
         found: dict[str, Tensor] = {}
         for name in sorted(set(index.values())):
             check_inside(folder, folder / name)
@@ -98,6 +96,15 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
         check_inside(folder, folder / SINGLE)
         return tensors_of_file(folder / SINGLE)
     raise _no_weights(folder)
+
+
+def check_target(to: Path) -> None:
+    """Raise UserError if --to is a file, or a folder that is not empty and no export has written.
+
+    A folder with an export passes, because the same export may be asked for again: `written_whole` compares the two.
+    """
+    if not any((to / name).is_file() for name in ("config.json", ADAPTER_SETTINGS)):
+        check_free(to, "to")
 
 
 def check_weights(folder: Path) -> None:

@@ -52,7 +52,7 @@ def decoder(hf: Mapping, **more) -> ModelConfig:
         "max_positions": hf["max_position_embeddings"],
         "norm_eps": hf["rms_norm_eps"],
         "tie_embeddings": bool(hf["tie_word_embeddings"]),
-        "dtype": dtype_of(hf),
+        "dtype": "bfloat16" if (hf.get("dtype") or hf.get("torch_dtype")) == "bfloat16" else "float32",  # also for float16
     }
     if "activation" not in more:
         keys["activation"] = activation(hf, "hidden_act")
@@ -92,12 +92,6 @@ def activation(hf: Mapping, key: str) -> str:
     if hf[key] not in ACTIVATIONS:
         raise UserError(f"{key}={hf[key]!r} in config.json is none of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[hf[key]]
-
-
-def dtype_of(hf: Mapping) -> str:
-    """Return the compute dtype; float16 becomes float32."""
-    stated = hf.get("dtype") or hf.get("torch_dtype")
-    return "bfloat16" if stated == "bfloat16" else "float32"
 
 
 def refuse(hf: Mapping, **expected) -> None:

@@ -24,14 +24,14 @@ from jax.experimental import multihost_utils
 from lm.adapt.lora import adapter_only, with_adapter
 from lm.adapt.rebuild import arrays_of, combined, each_layer, modules, with_score_head
 from lm.config import Adapter, ModelConfig
-from lm.convert.families import ALL, family_for, family_of
+from lm.convert.families import ALL, family_for
 from lm.convert.files import ADAPTER_SETTINGS as SETTINGS
 from lm.convert.files import ADAPTER_WEIGHTS as WEIGHTS
-from lm.convert.files import make_file, read_json, tensors_of_file, write
-from lm.convert.folders import check_target, written_whole
-from lm.convert.published import is_published
+from lm.convert.files import check_target, make_file, read_json, tensors_of_file, write
+from lm.convert.published import is_published, model_type_of
 from lm.convert.rows import Place, Row, by_tensor, ours_of, places, theirs_of
 from lm.errors import UserError
+from lm.files.saving import written_whole
 from lm.files.untrusted import check_inside, check_pattern, short
 from lm.model.linear import Linear
 
@@ -50,14 +50,21 @@ KNOWN = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
 
+class Lora(NamedTuple):
+    """A module's adapter in float32: A [rank, inputs], B [outputs, rank], of DoRA the magnitudes [outputs], and the scale s."""
+
+    a: np.ndarray
+    b: np.ndarray
+    magnitude: np.ndarray | None
+    scale: float
+
+
 class Found(NamedTuple):
-    """An adapter on disk: its config, tensors and scale by module, and our matrices, each with its module."""
+    """An adapter on disk: its config, our matrices, each with its module's adapter, and the score [D] of a reward model."""
 
     adapter: Adapter
-    loras: dict[str, dict[str, np.ndarray]]
-    scales: dict[str, float]
-    matched: list[tuple[Place, str]]
-    score: np.ndarray | None  # [D], of a reward model's adapter
+    matched: list[tuple[Place, Lora]]
+    score: np.ndarray | None
 
 
 def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
@@ -67,20 +74,20 @@ def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.Stat
     layers without an adapter have B = 0.
     Raises: UserError if the folder holds no LoRA or DoRA, one of another model, or one that our adapters cannot express.
     """
-    adapter, loras, scales, matched, score = find_peft(folder, config)
-    scale = next(iter(scales.values()))
+    adapter, matched, score = find_peft(folder, config)
+    scale = matched[0][1].scale
     config, params = with_adapter(config, params, adapter)
     arrays = {path: on_host(x).copy() for path, x in arrays_of(adapter_only(params)).items()}
     norms = _norms(config, params, {_linear(place) for place, _ in matched}) if adapter.dora else {}
-    for place, name in matched:
-        linear, lora, few = _linear(place), loras[name], loras[name][A].shape[0]
+    for place, lora in matched:
+        linear, few = _linear(place), len(lora.a)
         a, b = arrays[f"{linear}.lora_a"][place.index], arrays[f"{linear}.lora_b"][place.index]
         inputs, outputs = _axes(place.row, math.prod(a.shape[:-1]))
-        a[..., :few] = _ours(place.row, inputs, lora[A].T, a.shape[:-1])
-        b[:few] = np.moveaxis(_ours(place.row, outputs, lora[B] * np.float32(scales[name] / scale), b.shape[1:]), -1, 0)
-        if adapter.dora:
+        a[..., :few] = _ours(place.row, inputs, lora.a.T, a.shape[:-1])
+        b[:few] = np.moveaxis(_ours(place.row, outputs, lora.b * np.float32(lora.scale / scale), b.shape[1:]), -1, 0)
+        if lora.magnitude is not None:
             norm = norms[linear][place.index]
-            magnitude = _ours(place.row, outputs, lora[MAGNITUDE][:, None], norm.shape)[..., 0]
+            magnitude = _ours(place.row, outputs, lora.magnitude[:, None], norm.shape)[..., 0]
             arrays[f"{linear}.magnitude"][place.index] = magnitude - norm
     if score is not None:
         config, params = with_score_head(config, params, "reward")
@@ -104,27 +111,30 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
     if score is not None and score.size != config.embed_dim:
         raise UserError(f"{folder} is not for this model: its score has {score.size} inputs instead of {config.embed_dim}")
     matched = _matched(folder, config, loras)
-    scales = {name: _scale(settings, name, lora[A].shape[0]) for name, lora in loras.items()}
-    rank, scale = max(lora[A].shape[0] for lora in loras.values()), next(iter(scales.values()))
+    rank, scale = max(len(lora.a) for lora in loras.values()), matched[0][1].scale
     stabilized = bool(settings.get("use_rslora"))
+    names = {_linear(place).split(".", 3)[3] for place, _ in matched}  # such as attention.query
     adapter = Adapter(
         rank=rank,
         alpha=scale * (rank**0.5 if stabilized else rank),
         dora=bool(settings.get("use_dora")),
         rank_stabilized=stabilized,
-        targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
+        targets="|".join(sorted(map(re.escape, names))),
     )
-    return Found(adapter, loras, scales, matched, score)
+    return Found(adapter, matched, score)
 
 
 def export_peft(
-    folder: str | os.PathLike, config: ModelConfig, params: nnx.State, base: str | os.PathLike | None = None, family=None
+    folder: str | os.PathLike,
+    config: ModelConfig,
+    params: nnx.State,
+    base: str | os.PathLike | None = None,
+    origin: str | None = None,
 ) -> None:
     """Write a model's adapter for PEFT and vLLM into a new folder. On several hosts every process calls this.
 
     base: the published base model, a folder or a hub name, for adapter_config.json.
-    family: defines how modules are named and fused. None: the family of the base, if that is a folder; else the first family
-      that can hold the model.
+    origin: the model_type that names and fuses the modules, if the base is not here; None: the first that can hold the model.
     params: for LoRA the adapter's parameters are enough; DoRA also needs the weights.
     Raises: UserError if the folder is taken, the model has no adapter, or no family can hold it.
     """
@@ -134,11 +144,11 @@ def export_peft(
         raise UserError("the model has no adapter to export: model.adapter.rank=0")
     if config.vision.num_layers or config.audio.num_layers:
         raise UserError("PEFT has no place for the projector trained beside the adapter: export the model with --merge")
-    if family is None and base is not None and is_published(Path(base)):
-        family = family_of(read_json(Path(base) / "config.json"))
-    if family is None:
-        family = family_for(dataclasses.replace(config, mup_base_dim=0))  # no matrix with an adapter has a μP multiplier
-    fused = _by_module(family, config)
+    if base is not None and is_published(Path(base)):
+        origin = model_type_of(Path(base))
+    tied = config.tie_embeddings and not config.mup_base_dim
+    plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=tied)  # no matrix with an adapter has a μP multiplier
+    fused = _by_module(family_for(plainer, origin), config)
     arrays = {path: on_host(x) for path, x in arrays_of(adapter_only(params)).items()}
     adapted = {name: rows for name, rows in fused.items() if any(f"{_linear(place)}.lora_a" in arrays for place in rows)}
     norms = {}
@@ -165,11 +175,20 @@ def export_peft(
 
 
 def _check_settings(file: Path, settings: dict) -> None:
-    """Raise UserError for a value of the wrong kind, or a pattern whose search might not end."""
-    patterns = settings.get("alpha_pattern") or {}
+    """Raise UserError unless this is a LoRA or DoRA that our adapters can express, with patterns whose search ends."""
+    for key, expected in (("peft_type", "LORA"), ("bias", "none")):
+        if (value := {"bias": "none", **settings}.get(key)) != expected:
+            raise UserError(f"{file}: {key}={short(value)} cannot be read, only {expected!r} can")
+    start, patterns = settings.get("init_lora_weights"), settings.get("alpha_pattern") or {}
+    if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        raise UserError(f"{file}: init_lora_weights={start!r} changes the base: have PEFT save a plain LoRA")
+    for key in sorted(settings.keys() - KNOWN):
+        # PEFT names both for every classifier, and saves only the one that exists.
+        heads = settings[key] if key == "modules_to_save" and isinstance(settings[key], list) else [None]
+        if settings[key] and not all(head in ("score", "classifier") for head in heads):
+            raise UserError(f"{file}: {key[:80]}={short(settings[key])} cannot be expressed by adapters of ours")
     alphas = patterns if isinstance(patterns, dict) else {"alpha_pattern": patterns}
-    alphas = {"lora_alpha": settings.get("lora_alpha"), **alphas}
-    for key, value in alphas.items():
+    for key, value in {"lora_alpha": settings.get("lora_alpha"), **alphas}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:
             raise UserError(f"{file}: {short(key)}={short(value)} must be a number")
     for key in patterns:
@@ -179,66 +198,53 @@ def _check_settings(file: Path, settings: dict) -> None:
             raise UserError(f"{file}: alpha_pattern has {short(key)}, which cannot be used: {error}") from None
 
 
-def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray | None]:
-    """Return {module: {kind: float32 array}}, and a score [D] or None. Raises UserError if it is no plain LoRA or DoRA."""
-    kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
-    if kind != "LORA":
-        raise UserError(f"{folder / SETTINGS}: peft_type={short(kind)} cannot be read, only 'LORA' can")
-    if settings.get("bias", "none") != "none":
-        raise UserError(f"{folder / SETTINGS}: bias={short(settings['bias'])} cannot be read, only 'none' can")
-    if isinstance(start, str) and start.startswith(CHANGES_BASE):
-        raise UserError(f"{folder / SETTINGS}: init_lora_weights={start!r} changes the base: have PEFT save a plain LoRA")
-    for key in sorted(settings.keys() - KNOWN):
-        # PEFT names both for every classifier, and saves only the one that exists.
-        heads = settings[key] if key == "modules_to_save" and isinstance(settings[key], list) else [None]
-        if settings[key] and not all(head in ("score", "classifier") for head in heads):
-            raise UserError(f"{folder / SETTINGS}: {key[:80]}={short(settings[key])} cannot be expressed by adapters of ours")
-    if not (folder / WEIGHTS).is_file():
+def _tensors(folder: Path, settings: dict) -> tuple[dict[str, Lora], np.ndarray | None]:
+    """Return the adapter of each module, and a score [D] or None. Raises UserError for tensors that are no adapter."""
+    file = folder / WEIGHTS
+    if not file.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors")
-    check_inside(folder, folder / WEIGHTS)
-    found: dict[str, dict[str, np.ndarray]] = {}
-    score = None
-    wanted = KINDS if settings.get("use_dora") else KINDS[:2]
-    for name, tensor in tensors_of_file(folder / WEIGHTS).items():
+    check_inside(folder, file)
+    score, parts = None, {}
+    kinds = KINDS if settings.get("use_dora") else KINDS[:2]
+    for name, tensor in tensors_of_file(file).items():
         if name == SCORE and len(tensor.shape) == 2 and tensor.shape[0] == 1:
             score = tensor.read().astype(np.float32)[0]
             continue
         plain = name.removesuffix(".weight") if MAGNITUDE in name else name
-        kind = next((kind for kind in wanted if plain.endswith(f".{kind}")), None)
+        kind = next((kind for kind in kinds if plain.endswith(f".{kind}")), None)
         if kind is None:
-            raise UserError(f"{folder / WEIGHTS} holds {name}, which cannot be expressed by adapters of ours")
+            raise UserError(f"{file} holds {name}, which cannot be expressed by adapters of ours")
         module = plain.removeprefix(PREFIX).removesuffix(f".{kind}")
-        found.setdefault(module, {})[kind] = tensor.read().astype(np.float32)
-    for module, lora in found.items():
-        for kind in wanted:
-            if kind not in lora:
-                raise UserError(f"{folder / WEIGHTS} has no {kind} for {module}")
-        shapes = [lora[kind].shape for kind in wanted]
+        parts.setdefault(module, {})[kind] = tensor.read().astype(np.float32)
+    for module, arrays in parts.items():
+        if missing := [kind for kind in kinds if kind not in arrays]:
+            raise UserError(f"{file} has no {missing[0]} for {module}")
+        shapes = [arrays[kind].shape for kind in kinds]
         fits = len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][0] == shapes[1][1] > 0
         if not fits or shapes[2:] not in ([], [shapes[1][:1]]):
-            raise UserError(f"{folder / WEIGHTS}: the shapes {short(shapes)} for {module} are of no adapter")
-    if not found:
-        raise UserError(f"{folder / WEIGHTS} holds no adapter")
-    return found, score
+            raise UserError(f"{file}: the shapes {short(shapes)} for {module} are of no adapter")
+    if not parts:
+        raise UserError(f"{file} holds no adapter")
+    scaled = ((name, arrays, _scale(settings, name, len(arrays[A]))) for name, arrays in parts.items())
+    return {name: Lora(arrays[A], arrays[B], arrays.get(MAGNITUDE), scale) for name, arrays, scale in scaled}, score
 
 
-def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place, str]]:
-    """Return our matrices, each with the name of its module, for the first family that has all modules."""
-    fewest = None
+def _matched(folder: Path, config: ModelConfig, loras: dict[str, Lora]) -> list[tuple[Place, Lora]]:
+    """Return our matrices, each with the adapter of its module, for the first family that has all modules."""
+    fewest: list[str] = []
     for family in ALL:
         table = _by_module(family, config)
         found, unknown = [], []
         for name, lora in loras.items():
             rows = table.get(family.canonical(f"{name}.weight").removesuffix(".weight"), [])
-            sizes = (lora[B].shape[0], lora[A].shape[1])
+            sizes = (lora.b.shape[0], lora.a.shape[1])
             linear = all(place.path.endswith(".weight") for place in rows)  # embedding, head and experts have no adapters
             if not rows or not linear or rows[0].row.theirs_shape not in (sizes, sizes[::-1]):
                 unknown.append(f"{name} [{sizes[0]}, {sizes[1]}]")
-            found += [(place, name) for place in rows]
+            found += [(place, lora) for place in rows]
         if not unknown:
             return found
-        if fewest is None or len(unknown) < len(fewest):
-            fewest = unknown
+        fewest = min(fewest or unknown, unknown, key=len)
     more = ", …" if len(fewest) > 3 else ""
     raise UserError(f"{folder} is not for this model: it has no matrix for {', '.join(fewest[:3])}{more}")
 
@@ -252,11 +258,6 @@ def _by_module(family, config: ModelConfig) -> dict[str, list[Place]]:
 def _linear(place: Place) -> str:
     """Return the dotted name of our linear layer, such as stacks.0.1.attention.query."""
     return place.path.removesuffix(".weight")
-
-
-def _name(place: Place) -> str:
-    """Return the name that the config's targets match, such as attention.query."""
-    return _linear(place).split(".", 3)[3]
 
 
 def _scale(settings: dict, name: str, rank: int) -> float:

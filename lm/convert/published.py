@@ -1,37 +1,40 @@
-"""A published checkpoint, a Hugging Face folder or a GGUF file: its tensors under the names of our parameters."""
+"""A published checkpoint, a Hugging Face folder or a GGUF file: its tensors under the names of our parameters.
+
+They are loaded onto the devices of any mesh, one tensor at a time. A stacked parameter starts as zeros on its devices; each
+layer is read, sharded and written into it in place. The host holds only one layer's part of one parameter, or all layers of a
+small one, which needs no compiled programs.
+"""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+import functools
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from lm.config import ModelConfig
 from lm.convert.families import family_of, is_ignored, model_config
-from lm.convert.files import same_bytes, tensors_of
+from lm.convert.files import Tensor, same_bytes, tensors_of
 from lm.convert.gguf.rope import FACTORS
 from lm.convert.gguf.settings import config_json_of
-from lm.convert.gguf.tensors import layouts, parts_of
+from lm.convert.gguf.tensors import Part, layouts, parts_of
 from lm.convert.rows import Place, by_parameter, ours_of, places
 from lm.errors import UserError
 from lm.files.gguf import find_gguf, open_gguf
+from lm.model.transformer import STACKED
+from lm.parallel.memory import check_room
+from lm.progress import progress
 from lm.runs.workdir import read_config
 
 SHOWN = 3  # names listed in an error
+SMALL = 1 << 24  # bytes of a stack that the host puts together: sooner than two programs for it are compiled
 AHEAD = "nextn"  # part of the names of tensors in a GGUF file that predict further tokens, which are left out
-
-
-class PublishedTensor(Protocol):
-    """A tensor on disk. Implemented by lm.convert.files.Tensor and lm.convert.gguf.tensors.Part."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def read(self) -> np.ndarray:
-        """Read the tensor into memory of its own."""
 
 
 class Published(NamedTuple):
@@ -45,7 +48,7 @@ class Published(NamedTuple):
     model_type: str
     config: ModelConfig
     places: dict[str, list[Place]]
-    tensors: dict[str, PublishedTensor]
+    tensors: dict[str, Tensor] | dict[str, Part]
     twice: bool
 
     def dtype(self, path: str) -> np.dtype:
@@ -77,6 +80,57 @@ class Published(NamedTuple):
         take = row.take and (row.take[0] + 1, *row.take[1:])
         order = (0, *(axis + 1 for axis in row.order))
         return ours_of(dataclasses.replace(row, view=experts.shape, take=take, order=order), experts).reshape(shape)
+
+    def load(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Return parameters by path, with the shardings and dtypes of `targets`, whose shapes are those of the checkpoint.
+
+        On several hosts every process calls this and reads its devices' part.
+        """
+        check_room(targets, self.folder)
+        total = sum(math.prod(x.shape) * self.dtype(path).itemsize for path, x in targets.items())
+        with progress("read", total, unit="B", soon=False) as bar:
+            return {path: self._parameter(path, x, bar.update) for path, x in targets.items()}
+
+    def _parameter(self, path: str, target: jax.ShapeDtypeStruct, on_read: Callable[[int], None]) -> jax.Array:
+        if not path.startswith(STACKED):
+            return self._placed(path, (), target.shape, target.sharding, on_read).astype(target.dtype)
+        sharding, shape = _of_a_layer(target.sharding), target.shape[1:]
+        if math.prod(target.shape) * target.dtype.itemsize <= SMALL:
+            layers = np.empty(target.shape, target.dtype)
+            for r in range(target.shape[0]):
+                layers[r] = block = self.block(path, (r,), shape, _first_axis(sharding, shape))
+                on_read(block.nbytes)
+            return jax.make_array_from_callback(target.shape, target.sharding, lambda at: layers[at])
+        stack = jnp.zeros(target.shape, target.dtype, device=target.sharding)
+        for r in range(target.shape[0]):
+            layer = self._placed(path, (r,), shape, sharding, on_read)
+            stack = jax.block_until_ready(_written(stack, layer, r))  # otherwise many layers would be in flight at once
+        return stack
+
+    def _placed(self, path: str, index: tuple[int, ...], shape: tuple[int, ...], sharding: Sharding, on_read) -> jax.Array:
+        """Return a parameter, or one layer of it, in its stored dtype on its devices."""
+        block = self.block(path, index, shape, _first_axis(sharding, shape))
+        x = jax.make_array_from_callback(shape, sharding, lambda at: block[at])
+        on_read(block.nbytes)
+        return jax.block_until_ready(x)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _written(stack: jax.Array, layer: jax.Array, r: int) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(stack, layer.astype(stack.dtype), r, 0)
+
+
+def _first_axis(sharding: Sharding, shape: tuple[int, ...]) -> set[int] | None:
+    """Return the indices of the first axis that this host's devices need."""
+    here = sharding.addressable_devices_indices_map(shape).values()
+    return {i for at in here for i in range(*at[0].indices(shape[0]))} if shape else None
+
+
+def _of_a_layer(sharding: Sharding) -> Sharding:
+    """Return the sharding of a stacked parameter without its first axis."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding
 
 
 def is_published(path: Path) -> bool:
@@ -123,18 +177,14 @@ def _open_folder(folder: Path) -> Published:
     if text:
         raise UserError(f"{folder}: its tensors are not those of the {hf['model_type']} that its config.json describes: {text}")
     parameters = by_parameter(found)
-    embedding = parameters["embedding"][0].row.theirs
-    for name in extra:
-        tied = config.tie_embeddings and config.score_head == "none"  # a classifier's head is not used
-        if name.endswith("lm_head.weight") and tied and not same_bytes(tensors[name], tensors[embedding]):
-            raise UserError(
-                f"{folder}: {name} differs from {embedding}, but config.json ties them: set tie_word_embeddings to false there"
-            )
-    second = {row.theirs: parameters[row.ours][0].row.theirs for row in family.copies(config) if row.theirs in extra}
-    for name, first in second.items():
+    copies = {row.theirs: parameters[row.ours][0].row.theirs for row in family.copies(config) if row.theirs in extra}
+    heads = [name for name in extra if name.endswith("lm_head.weight")] if config.score_head == "none" else []
+    tied = dict.fromkeys(heads, parameters["embedding"][0].row.theirs)  # a classifier's head is not used
+    for name, first in (copies | tied).items():
         if not same_bytes(tensors[name], tensors[first]):
-            raise UserError(f"{folder}: {name} differs from {first}, but must be a copy: the model holds it only once")
-    return Published(folder, hf["model_type"], config, parameters, tensors, bool(second))
+            why = "config.json ties them: set tie_word_embeddings to false there" if name in tied else "must be a copy of it"
+            raise UserError(f"{folder}: {name} differs from {first}, but {why}")
+    return Published(folder, hf["model_type"], config, parameters, tensors, bool(copies))
 
 
 def _open_gguf(path: Path) -> Published:
@@ -174,9 +224,10 @@ def mismatch(expected: Mapping[str, tuple[int, ...]], tensors: Mapping, left_ove
             f"{name} {getattr(x, 'type', x.dtype)}" for name, x in there.items() if not _is_float(np.dtype(x.dtype))
         ],
     }
-    more = {fault: ", …" if len(names) > SHOWN else "" for fault, names in faults.items()}
     return "; ".join(
-        f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{more[fault]})" for fault, names in faults.items() if names
+        f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)})"
+        for fault, names in faults.items()
+        if names
     )
 
 

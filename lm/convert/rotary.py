@@ -5,29 +5,22 @@ New: `rope_parameters` with `rope_type`, `rope_theta` and the keys of the type. 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from lm.config import Rope
 from lm.errors import UserError
 
-
-class Scaling(NamedTuple):
-    """A method of `Rope.scaling`: its rope_type in config.json, and the keys of Rope that it uses besides theta."""
-
-    rope_type: str
-    keys: tuple[str, ...]
-
-
 YARN_KEYS = ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor")
-SCALINGS = {
-    "none": Scaling("default", ()),
-    "linear": Scaling("linear", ("factor",)),
-    "ntk": Scaling("dynamic", ("factor", "original_positions")),
-    "yarn": Scaling("yarn", ("factor", "original_positions", *YARN_KEYS)),
-    "llama3": Scaling("llama3", ("factor", "original_positions", "low_freq_factor", "high_freq_factor")),
-    "longrope": Scaling("longrope", ("factor", "original_positions", "short_factor", "long_factor", "attention_factor")),
+# By `Rope.scaling`: the keys of Rope that it uses besides theta.
+KEYS = {
+    "none": (),
+    "linear": ("factor",),
+    "ntk": ("factor", "original_positions"),
+    "yarn": ("factor", "original_positions", *YARN_KEYS),
+    "llama3": ("factor", "original_positions", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("factor", "original_positions", "short_factor", "long_factor", "attention_factor"),
 }
-METHODS = {scaling.rope_type: method for method, scaling in SCALINGS.items()}
+ROPE_TYPES = {method: method for method in KEYS} | {"none": "default", "ntk": "dynamic"}  # in config.json
+METHODS = {rope_type: method for method, rope_type in ROPE_TYPES.items()}
 # Keys that config.json may leave out, with their defaults.
 DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0, "attention_factor": 0.0}
 
@@ -76,22 +69,22 @@ def scaled(parameters: Mapping, hf: Mapping, **more) -> Rope:
     outer, inner = hf.get("original_max_position_embeddings"), parameters.get("original_max_position_embeddings")
     original = longest if method == "ntk" else _first(outer, inner, longest)
     values = {"original_positions": original, "truncate": bool(parameters.get("truncate", True))}
-    for key in SCALINGS[method].keys:
+    for key in KEYS[method]:
         if key in ("short_factor", "long_factor"):
             values[key] = _numbers(parameters, key)
         elif key == "factor":
             values[key] = number(key, longest / original if method in ("yarn", "longrope") else None)
         elif key not in values:
             values[key] = number(key, DEFAULTS.get(key)) or DEFAULTS.get(key, 0.0)
-    return Rope(scaling=method, **{key: values[key] for key in SCALINGS[method].keys}, **more)
+    return Rope(scaling=method, **{key: values[key] for key in KEYS[method]}, **more)
 
 
 def parameters_for(rope: Rope) -> dict:
     """Return `rope_parameters` of transformers 5, with only required keys and those that differ from its defaults."""
-    found = {"rope_type": SCALINGS[rope.scaling].rope_type, "rope_theta": rope.theta}
+    found = {"rope_type": ROPE_TYPES[rope.scaling], "rope_theta": rope.theta}
     if rope.fraction != 1:
         found["partial_rotary_factor"] = rope.fraction
-    for key in SCALINGS[rope.scaling].keys:
+    for key in KEYS[rope.scaling]:
         value = getattr(rope, key)
         if key == "original_positions" and rope.scaling != "ntk":
             found["original_max_position_embeddings"] = value

@@ -69,11 +69,6 @@ def table(ours: str, theirs: str, rows: int, columns: int) -> Row:
     return Row(ours, theirs, (rows, columns), (rows, columns), (0, 1))
 
 
-def score(config: ModelConfig) -> Row:
-    """Return the row of a reward model's head: transformers' `score`, a torch.nn.Linear with one output."""
-    return Row("score", "score.weight", (1, config.embed_dim), (config.embed_dim,), (0,))
-
-
 def linear(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, ...], take=None) -> Row:
     """Return the row of a torch.nn.Linear: theirs is [outputs, inputs], ours [inputs, outputs]; both may have several axes.
 
@@ -133,7 +128,8 @@ def places(family: Family, config: ModelConfig) -> list[Place]:
     """
     ends = family.ends(config)
     if config.score_head == "reward":
-        ends = [*(row for row in ends if row.ours != "head"), score(config)]
+        D = config.embed_dim  # transformers' score is a torch.nn.Linear with one output
+        ends = [*(row for row in ends if row.ours != "head"), Row("score", "score.weight", (1, D), (D,), (0,))]
     found = [place for row in ends for place in _experts(config, row.ours, (), row)]
     tables = {kind: family.rows(config, kind) for kind in set(config.layer_kinds)}
     first = 0
@@ -141,21 +137,16 @@ def places(family: Family, config: ModelConfig) -> list[Place]:
         for i in range(repeats * len(block)):
             r, p = divmod(i, len(block))
             for row in tables[block[p]]:
-                named = dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(first + i)))
-                found += _experts(config, f"stacks.{s}.{p}.{row.ours}", (r,), named)
+                found += _experts(config, f"stacks.{s}.{p}.{row.ours}", (r,), _of_layer(row, first + i))
         first += repeats * len(block)
     for section, rows in family.encoder_layers(config).items():
-        found += encoder_places(section, getattr(config, section).num_layers, rows)
+        layers = range(getattr(config, section).num_layers)
+        found += [Place(f"{section}.layers.{row.ours}", (i,), _of_layer(row, i)) for i in layers for row in rows]
     return found
 
 
-def encoder_places(section: str, layers: int, rows: Sequence[Row]) -> list[Place]:
-    """Return the rows of the layers of an encoder; rows: of one of its layers."""
-    return [
-        Place(f"{section}.layers.{row.ours}", (i,), dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(i))))
-        for i in range(layers)
-        for row in rows
-    ]
+def _of_layer(row: Row, layer: int) -> Row:
+    return dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(layer)))
 
 
 def by_parameter(found: Iterable[Place]) -> dict[str, list[Place]]:

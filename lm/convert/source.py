@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from lm.adapt.quantize import quantize
 from lm.adapt.rebuild import arrays_of
 from lm.config import ModelConfig
-from lm.convert import base, stream
+from lm.convert import base
 from lm.convert.files import is_adapter
 from lm.convert.published import Published, is_published, open_published
 from lm.errors import UserError, no_base, no_model
@@ -26,7 +26,8 @@ from lm.runs.checkpoint import Checkpoints, check_shapes, named, nested, newest,
 class Source(NamedTuple):
     """Parameters on disk: the model's config, the stored shape and dtype of each by dotted name, and a load function.
 
-    load(abstract): returns the parameters with the shardings and dtypes of a tree of ShapeDtypeStructs.
+    load(abstract): returns the parameters with the shardings and dtypes of a tree of ShapeDtypeStructs. One tensor at a time
+      passes through the host. On several hosts every process calls it. Raises UserError if shapes differ.
     before: for a checkpoint that holds only an adapter, `stored` of its base model.
     """
 
@@ -41,7 +42,7 @@ class Source(NamedTuple):
 
         def load(abstract: nnx.State) -> nnx.State:
             check_shapes(plain(abstract), nested(stored), published.folder)
-            return stream.load(published, abstract)
+            return unplain(abstract, nested(published.load(named(plain(abstract)))))
 
         return Source(published.config, stored, load)
 
@@ -60,16 +61,12 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
     if not path.is_dir():
         raise UserError(no_model(path))
     checkpoints, step = newest(path, step)
-    meta = checkpoints.meta(step)
-    stored = checkpoints.stored_params(step)
-    checkpoints.close()
+    with contextlib.closing(checkpoints):
+        meta, stored = checkpoints.meta(step), checkpoints.stored_params(step)
 
     def load(abstract: nnx.State) -> nnx.State:
-        checkpoints = Checkpoints(path, read_only=True)
-        try:
+        with contextlib.closing(Checkpoints(path, read_only=True)) as checkpoints:
             return checkpoints.restore_params(step, abstract)
-        finally:
-            checkpoints.close()
 
     source = Source(config_of(meta.get("config")), stored, load)
     if meta.get("base") is None:
@@ -88,13 +85,13 @@ def with_adapter(model: Source, adapter: Source) -> Source:
     def load(abstract: nnx.State) -> nnx.State:
         targets, all_of_it = named(plain(abstract)), skeleton(model.config)[1]
         mesh = next((x.sharding.mesh for x in targets.values() if isinstance(x.sharding, NamedSharding)), None)
-        one = next(iter(targets.values())).sharding
-        placed = named(plain(shardings(all_of_it, mesh) if mesh else jax.tree.map(lambda _: one, all_of_it)))
-        asked = {
+        device = next(iter(targets.values())).sharding
+        placed = named(plain(shardings(all_of_it, mesh) if mesh else jax.tree.map(lambda _: device, all_of_it)))
+        of_model = {
             name: jax.ShapeDtypeStruct(x.shape, targets.get(name, x).dtype, sharding=placed[name])
             for name, x in named(plain(all_of_it)).items()
         }
-        params = model.load(unplain(all_of_it, nested(asked)))
+        params = model.load(unplain(all_of_it, nested(of_model)))
         if config.quantization != model.config.quantization:
             with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
                 params = quantize(model.config, params, config.quantization)[1]
@@ -103,15 +100,6 @@ def with_adapter(model: Source, adapter: Source) -> Source:
         return unplain(abstract, nested(arrays))
 
     return Source(config, stored, load, model.before or model.stored)
-
-
-def load_params(path: str | os.PathLike, abstract: nnx.State) -> nnx.State:
-    """Load the parameters of a workdir or a Hugging Face checkpoint with the shardings and dtypes of `abstract`.
-
-    One tensor at a time passes through the host. On several hosts every process calls this.
-    Raises: UserError if there is no model, or if its shapes differ.
-    """
-    return open_source(path).load(abstract)
 
 
 def as_stored(source: Source, abstract: nnx.State) -> nnx.State:

@@ -1,6 +1,5 @@
 """Export a workdir as a GGUF file for llama.cpp, Ollama and LM Studio."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,14 @@ from data.text.gguf_tokenizer import tokenizer_settings
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.convert.families import family_for
-from lm.convert.folders import check_unchanged
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
-from lm.convert.multimodal.text import check_text_only
 from lm.convert.rows import Place, by_tensor, places, theirs_of
 from lm.convert.to_published import AS_IS, Arrays, opened
 from lm.errors import UserError
 from lm.files.gguf import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
+from lm.files.saving import check_unchanged
 from lm.files.saving import write as save
 from lm.progress import progress
 
@@ -37,7 +35,7 @@ ENDS = ("token_embd.weight", "output.weight")  # of 8 bits where the others have
 FLOAT32 = ("ffn_gate_inp.", "position_embd.")  # matrices that stay float32
 
 
-def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None = None, merge: bool = False) -> Path:
+def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, merge: bool = False) -> Path:
     """Write the newest checkpoint of a workdir as a GGUF file, with a Modelfile for Ollama beside it. Returns the Modelfile.
 
     Parameters are read one by one, each with all its layers. Multi-token prediction modules are left out.
@@ -45,25 +43,29 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
     Args:
       dtype: of matrices, one of TYPES; as-is: the embedding's stored dtype. Norms, biases, routers and learned positions are
         float32. A matrix whose rows are no whole blocks of a quantised type becomes float16.
-      family, merge: as in `to_published`.
+      merge: as in `to_published`.
     Raises: UserError if another file is there, there is no checkpoint, or no architecture of llama.cpp computes the same.
     """
     if to.exists() and not (to.is_file() and to.open("rb").read(len(MAGIC)) == MAGIC):
         raise UserError(f"--to={to} exists and is no GGUF file: name a new file, since files are never overwritten")
     with opened(workdir, merge, before=dtype == AS_IS) as (saved, arrays):
-        arrays = without_mtp(arrays)
+        arrays = arrays.without("mtp", mtp_depth=0)
         config = arrays.config
-        check_text_only(config, workdir, "our GGUF")
+        if config.vision.num_layers or config.audio.num_layers:
+            raise UserError(f"{workdir} sees or hears (model.vision, model.audio), and GGUF holds text only: export a folder")
         if config.score_head == "reward":
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
-        chosen = family_for(config, family, saved.get("published", {}).get("model_type"))
-        settings, factors = settings_of(config, chosen.gguf)
+        chosen = family_for(config, saved.get("published", {}).get("model_type"))
+        settings, factors = settings_of(config, chosen)
         by_name = by_tensor(places(chosen, config))
-        found = layouts(config, chosen.gguf, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
-        found = _by_parameter(found, by_name)
+        # The tensors of the same parameters side by side: a parameter has all layers and is read once.
+        groups: dict[tuple[str, ...], list[Layout]] = {}
+        for layout in layouts(config, chosen.gguf, {name: rows[0].row.theirs_shape for name, rows in by_name.items()}):
+            paths = sorted({place.path for name in layout.published for place in by_name[name]})
+            groups.setdefault(tuple(paths), []).append(layout)
         matrices = STORED.get(str(arrays.dtypes["embedding"]), "bf16") if dtype == AS_IS else dtype
         types = {name: ("F32", x.shape) for name, x in factors.items()}
-        for layout in found:
+        for layout in (layout for group in groups.values() for layout in group):
             types |= {name: (_type(name, shape, matrices), shape) for name, shape in zip(layout.gguf, layout.shapes)}
         settings |= {"general.name": workdir.name, "general.file_type": TYPES[matrices][1], "general.quantization_version": 2}
         tokenizer = load_tokenizer(workdir) if has_tokenizer(workdir) else None
@@ -76,7 +78,7 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         if beside.exists() and beside.read_text(encoding="utf-8") != content:
             beside = to.with_suffix(".Modelfile")
         try:
-            _write(partial, settings, types, factors, found, by_name, arrays)
+            _write(partial, settings, types, factors, groups, by_name, arrays)
             if to.exists():
                 check_unchanged(partial, to)
             save(beside, content)  # first, so that a file that stands is complete
@@ -84,24 +86,6 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         finally:
             partial.unlink(missing_ok=True)
     return beside
-
-
-def without_mtp(arrays: Arrays) -> Arrays:
-    """Return the arrays without the modules that predict further tokens."""
-    dtypes = {name: dtype for name, dtype in arrays.dtypes.items() if name.split(".")[0] != "mtp"}
-    return Arrays(dataclasses.replace(arrays.config, mtp_depth=0), dtypes, arrays.read)
-
-
-def _by_parameter(found: list[Layout], by_name: Mapping[str, list[Place]]) -> list[Layout]:
-    """Return the layouts with those of the same parameters side by side: a parameter has all layers and is read once."""
-    together: dict[tuple[str, ...], list[Layout]] = {}
-    for layout in found:
-        together.setdefault(_paths(layout, by_name), []).append(layout)
-    return [layout for group in together.values() for layout in group]
-
-
-def _paths(layout: Layout, by_name: Mapping[str, list[Place]]) -> tuple[str, ...]:
-    return tuple(sorted({place.path for name in layout.published for place in by_name[name]}))
 
 
 def _type(name: str, shape: tuple[int, ...], asked: str) -> str:
@@ -122,23 +106,19 @@ def _as_read(path: Path, settings: Mapping[str, Any], types: Mapping, factors: M
     return GGUFFile(path, {**settings, **floats}, tensors)
 
 
-def _write(path: Path, settings, types, factors, found: list[Layout], by_name: Mapping[str, list[Place]], arrays: Arrays):
+def _write(path: Path, settings, types, factors, groups, by_name: Mapping[str, list[Place]], arrays: Arrays) -> None:
     total = sum(nbytes_of(*kind) for kind in types.values())
     with progress("write", total, unit="B", soon=False) as bar, writing(path, settings, types) as write:
         for x in factors.values():
             write(x)
-        held: dict[str, np.ndarray] = {}
-        for layout in found:
-            paths = _paths(layout, by_name)
-            if held.keys() != set(paths):
-                held.clear()  # free memory before the next read
-                held.update(arrays.read(paths))
-            theirs = []
-            for name in layout.published:
-                rows = by_name[name]
-                theirs.append(theirs_of([place.row for place in rows], [held[place.path][place.index] for place in rows]))
-            for name, values in zip(layout.gguf, layout.write(theirs), strict=True):
-                if types[name][0] == "F16" and values.dtype != np.float16 and np.abs(values).max(initial=0) > 65504:
-                    raise UserError(f"{name} has values that float16 cannot hold: choose --dtype=bf16")
-                write(values)
-                bar.update(nbytes_of(*types[name]))
+        for paths, group in groups.items():
+            ours = arrays.read(paths)
+            for layout in group:
+                rows = [by_name[name] for name in layout.published]
+                theirs = [theirs_of([p.row for p in places], [ours[p.path][p.index] for p in places]) for places in rows]
+                for name, values in zip(layout.gguf, layout.write(theirs), strict=True):
+                    if types[name][0] == "F16" and values.dtype != np.float16 and np.abs(values).max(initial=0) > 65504:
+                        raise UserError(f"{name} has values that float16 cannot hold: choose --dtype=bf16")
+                    write(values)
+                    bar.update(nbytes_of(*types[name]))
+            del ours, theirs, values  # free memory before the next read

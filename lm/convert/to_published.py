@@ -17,8 +17,7 @@ from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
 from lm.config import ModelConfig
 from lm.convert.families import config_json, family_for
-from lm.convert.files import lay_out, read_json, write
-from lm.convert.folders import check_target, written_whole
+from lm.convert.files import check_target, lay_out, read_json, write
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import export_peft
 from lm.convert.published import is_published, model_type_of
@@ -26,7 +25,7 @@ from lm.convert.rows import Place, by_tensor, places, theirs_of
 from lm.convert.source import Source, config_of, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
-from lm.files.saving import write_json
+from lm.files.saving import write_json, written_whole
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.progress import progress
@@ -44,10 +43,13 @@ class Arrays(NamedTuple):
     dtypes: dict[str, np.dtype]
     read: Callable[[Iterable[str]], dict[str, np.ndarray]]
 
+    def without(self, *parts: str, **changes) -> "Arrays":
+        """Return the model without parts, such as "mtp", and with changes of its config."""
+        dtypes = {name: dtype for name, dtype in self.dtypes.items() if name.split(".")[0] not in parts}
+        return Arrays(dataclasses.replace(self.config, **changes), dtypes, self.read)
 
-def to_published(
-    workdir: Path, to: Path, *, dtype: str = AS_IS, max_shard_gb: float = 5.0, family: str | None = None, merge: bool = False
-) -> None:
+
+def to_published(workdir: Path, to: Path, *, dtype: str = AS_IS, max_shard_gb: float = 5.0, merge: bool = False) -> None:
     """Write safetensors with an index, config.json, generation_config.json and the tokenizer's files.
 
     The files are laid out first. Then our parameters are read one by one, each with all its layers, and their tensors are
@@ -56,7 +58,6 @@ def to_published(
     Args:
       dtype: of the tensors, float32 or bfloat16; as-is: their stored dtype.
       max_shard_gb: size of a file in 10⁹ bytes.
-      family: the model_type to export as; None: that of the import, or the first that can hold the model.
       merge: merge an adapter into its weights, and dequantize weights. The model must then fit the first device in float32;
         as-is then means the dtype of the model that the run started from.
     Raises: UserError if `to` holds anything but this export, there is no checkpoint, or no family can hold the model.
@@ -64,7 +65,7 @@ def to_published(
     check_target(to)
     with opened(workdir, merge, before=dtype == AS_IS) as (saved, arrays):
         origin = saved.get("published", {})
-        family = family_for(arrays.config, family, origin.get("model_type"))
+        family = family_for(arrays.config, origin.get("model_type"))
         # An imported model is exported with the duplicates that it had, other models with those of their family.
         twice = family.copies(arrays.config) if origin.get("twice", True) else []
         tensors = by_tensor([*places(family, arrays.config), *(Place(row.ours, (), row) for row in twice)])
@@ -86,13 +87,11 @@ def to_published(
             write_json(staging / "generation_config.json", generation)
 
 
-def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str | None = None) -> None:
+def to_adapter(workdir: Path, to: Path, *, base: str | None = None) -> None:
     """Write the adapter of the newest checkpoint as adapter_config.json and adapter_model.safetensors.
 
-    Args:
-      base: the base model for adapter_config.json, a folder or a hub name; None: the model that the run started from.
-      family: the model_type whose module names are used; None: that of the base, or of the model that the run started from, or
-        the first that can hold the model.
+    Modules are named as in the base, or the model that the run started from, or the first family that can hold the model.
+    Args: base: the base model for adapter_config.json, a folder or a hub name; None: the model that the run started from.
     Raises: UserError if `to` holds anything but this export, no checkpoint or no adapter is there, or no family can hold it.
     """
     check_target(to)
@@ -106,9 +105,6 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
         base = base or start
         if base and Path(base).exists():
             base = str(Path(base).absolute())
-            origin = model_type_of(Path(base)) if is_published(Path(base)) else origin
-        plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=config.tie_embeddings and not config.mup_base_dim)
-        chosen = family_for(plainer, family, origin)
         if config.adapter.dora:  # its magnitudes need the weights
             params = on_first_device(open_source(workdir))
         else:
@@ -116,7 +112,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
             stored = checkpoints.stored_params(step)
             arrays = checkpoints.read_params(step, {name: stored[name] for name in named(plain(few))})
             params = unplain(few, nested({name: jax.device_put(x) for name, x in arrays.items()}))
-        export_peft(to, config, params, base, chosen)
+        export_peft(to, config, params, base, origin)
 
 
 def started_from(saved: dict) -> tuple[str | None, str | None]:
@@ -184,17 +180,13 @@ def opened(workdir: Path, merge: bool = False, before: bool = True) -> Iterator[
 def merged(workdir: Path, before: bool) -> Arrays:
     """Return the arrays with adapters merged and weights dequantized, computed in float32. before: with the base's dtypes."""
     source = open_source(workdir)
-    config, params = merged_params(source.config, on_first_device(source))
+    stored = on_first_device(source)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, stored)
+    config, params = lora.merge(source.config, wide, dequantize=bool(source.config.quantization.bits))
     leaves = named(plain(params))
     started = stored_before(workdir, source) if before else {}
     dtypes = {name: np.dtype(started.get(name, x).dtype) for name, x in leaves.items()}
     return Arrays(config, dtypes, lambda names: {name: np.asarray(leaves[name]).astype(dtypes[name]) for name in names})
-
-
-def merged_params(config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
-    """Return the model in float32, with adapters merged and weights dequantized."""
-    params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-    return lora.merge(config, params, dequantize=bool(config.quantization.bits))
 
 
 def stored_before(workdir: Path, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
@@ -234,15 +226,9 @@ def without_mup(arrays: Arrays) -> Arrays:
 def without_other_heads(arrays: Arrays) -> Arrays:
     """Return the arrays to publish of a model with a score head: a policy loses its value head; a reward model becomes a
     classifier, without token head and multi-token prediction modules."""
-    config = arrays.config
-    if config.score_head == "none":
-        return arrays
-    if config.score_head == "value":
-        gone, config = {"score"}, dataclasses.replace(config, score_head="none")
-    else:
-        gone, config = {"head", "mtp"}, dataclasses.replace(config, mtp_depth=0)
-    dtypes = {name: dtype for name, dtype in arrays.dtypes.items() if name.split(".")[0] not in gone}
-    return Arrays(config, dtypes, arrays.read)
+    if arrays.config.score_head == "value":
+        return arrays.without("score", score_head="none")
+    return arrays if arrays.config.score_head == "none" else arrays.without("head", "mtp", mtp_depth=0)
 
 
 def padding(ids: dict) -> int | None:

@@ -3,9 +3,8 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 from flax import nnx
@@ -20,15 +19,13 @@ from lm.adapt.quantize import check_targets, memory, quantize
 from lm.config import ModelConfig, Quantization
 from lm.convert.essence import essence
 from lm.convert.files import ADAPTER_SETTINGS, read_json
-from lm.convert.folders import check_free, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import find_peft, import_peft
 from lm.convert.published import is_published, model_type_of, open_published
 from lm.convert.source import Source, as_stored, open_source
 from lm.convert.tokenizer_files import import_tokenizer
-from lm.convert.towers import with_tower
 from lm.errors import UserError
-from lm.files.saving import write_json
+from lm.files.saving import check_free, write_json, written_whole
 from lm.files.untrusted import short
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shapes_on
@@ -36,24 +33,18 @@ from lm.runs.checkpoint import Checkpoints
 from lm.runs.workdir import read_config
 
 
-def to_workdir(folder: Path, workdir: Path, mesh: Mesh, towers: Mapping[str, tuple[Path, int]] = MappingProxyType({})) -> None:
+def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
     """Write config.json, checkpoints/0, and the files of the tokenizer and of the processor, if any.
 
     Every parameter keeps its stored dtype. The model is on the mesh; the host holds one tensor at a time.
-    Args: towers: encoders to attach, (folder, id of their token) by section of the config, "vision" or "audio".
     Raises: UserError if the workdir exists and is not empty, or a checkpoint cannot be read.
     """
     check_free(workdir, "workdir")
     source, origin = _opened(folder)
-    if towers and source.config.adapter.rank:
-        raise UserError(f"--from={folder} has an adapter: export it with --merge first, and name that")
-    for name, (tower, token_id) in towers.items():
-        source = with_tower(source, tower, name, token_id)
     _check_fit(mesh, source.config)
     with written_whole(workdir) as staging:
         import_tokenizer(folder, staging)  # first, because it may fail and is fast
-        for place in (folder, *(tower for tower, _ in towers.values())):
-            copy_processor(place, staging)
+        copy_processor(folder, staging)
         write_workdir(staging, source.config, _load(source, mesh), published=origin)
 
 
@@ -74,6 +65,7 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
     find_peft(folder, source.config)  # before the slow reading of the model
     with written_whole(workdir) as staging:
         _tokenizer(folder, root, staging)
+        copy_processor(root, staging)
         params = _load(source, mesh)
         with jax.set_mesh(mesh):
             config, params = import_peft(folder, source.config, params)
@@ -95,6 +87,7 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
     check_targets(dataclasses.replace(source.config, quantization=quantization))
     with written_whole(workdir) as staging:
         import_tokenizer(path, staging)
+        copy_processor(path, staging)
         params = _load(source, mesh)
         with jax.set_mesh(mesh):
             config, after = quantize(source.config, params, quantization)
@@ -119,6 +112,7 @@ def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, r
     _check_fit(mesh, sources[0].config)
     with written_whole(workdir) as staging:
         import_tokenizer(places[0], staging)
+        copy_processor(places[0], staging)
         with jax.set_mesh(mesh):
             configs, models = zip(*(lora.merge(one.config, _load(one, mesh), dequantize=True) for one in sources))
             merged = merge(configs[0], recipe, models[1:] if base else models, models[0] if base else None)

@@ -37,6 +37,7 @@ SUMS = "checksums.json"  # {entry: [bytes, XXH3 digest]}
 # Variables that number the processes of a job. Many processes that share a home would wait for one another.
 NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "MEGASCALE_SLICE_ID")
 SEVERAL = re.compile(r"--xla_force_host_platform_device_count=0*(?:[2-9]|[1-9]\d)")  # in XLA_FLAGS
+OFF = ("0", "false", "f", "no", "n", "off")  # what JAX takes for false
 WAIT = 5.0  # seconds for another process that has the lock
 
 
@@ -48,14 +49,7 @@ def switch_on() -> Path | None:
     if SEVERAL.search(os.environ.get("XLA_FLAGS", "")):
         _set("jax_enable_compilation_cache", False)
         return None
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in (
-        "0",
-        "false",
-        "f",
-        "no",
-        "n",
-        "off",
-    ):
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in OFF:
         return None
     try:
         folder = folder_of("xla")

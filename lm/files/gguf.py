@@ -17,6 +17,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -24,6 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from lm.errors import UserError
+from lm.files.saving import naming
 from lm.files.untrusted import check_inside, short
 
 SUFFIX = ".gguf"
@@ -172,8 +174,8 @@ class _Header:
         num_tensors, num_settings = self.number("Q"), self.number("Q")
         self.check_count(num_settings, 13, "settings")
         self.check_count(num_tensors, 24, "tensors")
-        settings = dict(self.once((self.setting() for _ in range(num_settings)), "the setting"))
-        entries = dict(self.once((self.entry() for _ in range(num_tensors)), "the tensor"))
+        settings = self.named((self.setting() for _ in range(num_settings)), "the setting")
+        entries = self.named((self.entry() for _ in range(num_tensors)), "the tensor")
         alignment = settings.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"general.alignment={alignment!r} is no power of two")
@@ -192,14 +194,14 @@ class _Header:
                 raise ValueError(f"{one} and {other} overlap")
         return GGUFFile(self.path, settings, tensors)
 
-    def once(self, items: Iterator[tuple[str, Any]], what: str) -> Iterator[tuple[str, Any]]:
-        """Yield the items. Raises ValueError for a name that was there before."""
-        seen = set()
+    def named(self, items: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
+        """Return the items by name. Raises ValueError for a name that is there twice."""
+        values: dict[str, Any] = {}
         for name, value in items:
-            if name in seen:
+            if name in values:
                 raise ValueError(f"it has {what} {name!r} twice")
-            seen.add(name)
-            yield name, value
+            values[name] = value
+        return values
 
     def check_count(self, count: int, least: int, what: str) -> None:
         """Raise UserError if the rest of the file has no room for `count` items of `least` bytes."""
@@ -253,18 +255,12 @@ class _Header:
             raise ValueError(f"{short(name)} has the shape {list(shape)}")
         kind, offset = self.number("I"), self.number("Q")
         if kind not in iter(GGMLQuantizationType):
-            raise ValueError(f"{name} has the tensor type {kind}, which gguf {_version()} does not know")
+            raise ValueError(f"{name} has the tensor type {kind}, which gguf {version('gguf')} does not know")
         kind = GGMLQuantizationType(kind).name
         if not _can_read(kind):
-            raise ValueError(f"{name} is of type {kind}, which gguf {_version()} cannot dequantise")
+            raise ValueError(f"{name} is of type {kind}, which gguf {version('gguf')} cannot dequantise")
         nbytes_of(kind, shape)
         return name, (kind, shape, offset)
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version("gguf")
 
 
 @functools.cache
@@ -352,10 +348,7 @@ def writing(path: Path, settings: Mapping[str, Any], tensors: Mapping[str, tuple
 
 def _reserve(file: IO[bytes], size: int) -> None:
     """Take the space of the data that follow the header: a full disk fails here, before the work begins."""
-    try:
+    with naming(Path(file.name)):
         file.flush()
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(file.fileno(), 0, -(-file.tell() // ALIGNMENT) * ALIGNMENT + size)
-    except OSError as error:
-        error.filename = error.filename or str(file.name)
-        raise

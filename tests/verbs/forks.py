@@ -27,7 +27,7 @@ WITH_JAX = (
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
     "data.text.pipeline lm.cli lm.runs.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo "
     "jaxlib.mlir.dialects.builtin jaxlib.mlir.extras.meta lm.parallel.join lm.train.dial lm.train.events lm.train.doremi "
-    "lm.reports.doremi lm.infer.prompts lm.infer.engine.open lm.align.reward_model lm.convert.to_gguf lm.convert.to_stablehlo "
+    "lm.reports.doremi lm.infer.prompts lm.infer.engine.open lm.align.reward_model lm.convert.to_gguf "
     "lm.convert.gguf.modelfile lm.evals.redteam.task lm.evals.tasks.generation lm.kernels.cpu.attention "
     "lm.kernels.cpu.products tensorflow_datasets.core.data_sources.array_record anyio._backends._asyncio encodings.utf_32_le "
     "gguf"

@@ -94,7 +94,6 @@ def test_mistakes(finished, exported, tmp_path):
         (line("export", workdir=finished), ["--to is missing"]),
         (line("import", **{"from": exported, "workdir": new, "dtype": "float32"}), ["--dtype means nothing to import"]),
         (line("export", workdir=finished, to=new, dtype="int8"), ["dtype", "bfloat16"]),
-        (line("export", workdir=finished, to=new, family="lama"), ["--family=lama", "llama"]),
         (line("export", workdir=finished, to=exported), ["--to=", "not empty", "new folder"]),
         (line("export", workdir=tmp_path / "none", to=new), ["none: no such folder", "a Hugging Face folder or a GGUF file"]),
         (line("import", **{"from": tmp_path, "workdir": new}), [str(tmp_path), "no config.json"]),
@@ -105,15 +104,8 @@ def test_mistakes(finished, exported, tmp_path):
         (line("export", workdir=finished, to=f"{new}.gguf", dtype="float32"), ["--dtype=float32", "for a GGUF file", "f32"]),
         ([*line("export", workdir=finished, to=f"{new}.gguf"), "--adapter"], ["--adapter", "--merge"]),
         (line("export", workdir=finished, to=f"{new}.gguf", max_shard_gb=1), ["--max_shard_gb", "GGUF"]),
-        (
-            line("export", **{"from": finished, "to": f"{new}.stablehlo", "family": "llama"}),
-            ["--family means nothing", "--batch"],
-        ),
-        (line("export", **{"from": finished, "to": f"{new}.stablehlo", "dtype": "f16"}), ["--dtype=f16", "bfloat16"]),
-        (line("export", **{"from": finished, "to": f"{new}.stablehlo", "batch": 0}), ["batch", "0"]),
-        (line("export", **{"from": finished, "to": f"{new}.stablehlo", "prompt": 9, "length": 9}), ["--prompt=9", "below"]),
-        (line("export", **{"from": new, "to": f"{new}.stablehlo"}), ["new: no such folder"]),
-        (line("export", workdir=finished, to=new, batch=2), ["--batch means nothing to export without --adapter"]),
+        (line("export", workdir=finished, to=new, bits=8), ["--bits means nothing to export without --adapter"]),
+        (line("export", workdir=finished, to=f"{new}.stablehlo"), [".stablehlo is not written", "NAME.gguf"]),
         (line("import", **{"from": f"{new}.gguf", "workdir": new}), ["new.gguf: no such folder"]),
         (line("import", **{"from": exported / "config.json", "workdir": new}), ["config.json: a file, not a folder"]),
     ):
@@ -175,27 +167,6 @@ def test_a_killed_gguf_export_leaves_no_file_and_begins_anew(finished, tmp_path)
     assert not (tmp_path / ".ours.gguf.unfinished").exists()
 
 
-def test_a_killed_stablehlo_export_leaves_no_folder_and_begins_anew(finished, tmp_path):
-    """The tokens of its programs are held to ours in tests/lm/convert/test_to_stablehlo.py."""
-    folder = tmp_path / "out.stablehlo"
-    flags = {"from": finished, "to": folder, "batch": 2, "length": 32}
-    process = runs.start(line("export", **flags))
-    runs.wait(process, lambda: (tmp_path / ".out.stablehlo.unfinished" / "model.safetensors").exists())
-    process.send_signal(signal.SIGKILL)
-    process.wait(runs.DEADLINE)
-    if not folder.exists():
-        convert("export", **flags)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.stablehlo", "out.stablehlo.stderr"]
-    told, (_, tokenizer) = json.loads((folder / "manifest.json").read_text()), lm.load(finished)
-    assert (told["batch"], told["prompt"], told["length"], told["vocab_size"]) == (2, 16, 32, tokenizer.vocab_size)
-    assert told["tokenizer"]["end_of_text_ids"] == [tokenizer.eos_id]
-    assert told["tokenizer"]["end_of_turn_ids"] == [tokenizer.eos_id, tokenizer.controls["<|end|>"]]
-    programs = [file for one in told["functions"].values() for file in (one["jax"], *one["mlirbc"].values())]
-    named = {"manifest.json", *told["weights"], *told["tokenizer"]["files"], *programs}
-    assert {path.name for path in folder.iterdir()} == named and len(programs) == 8
-    refused(line("export", **flags | {"length": 48}), "lm.convert: ", "--to=", "is not empty, and its")
-
-
 def test_help_teaches():
     done = runs.run(line("--help"))
     assert done.returncode == 0 and done.stderr == ""
@@ -222,8 +193,6 @@ def test_a_full_disk(exported, finished, tmp_path):
     with small_disk(tmp_path / "disk", "160k") as disk:
         refused(line("import", **{"from": exported, "workdir": disk / "run"}), "No space left on device", str(disk))
         refused(line("export", workdir=finished, to=disk / "out"), "No space left on device", str(disk / ".out.unfinished"))
-        stablehlo = line("export", **{"from": finished, "to": disk / "x.stablehlo"})
-        refused(stablehlo, "No space left on device", str(disk / ".x.stablehlo.unfinished"))
         assert list(disk.iterdir()) == []
     with small_disk(tmp_path / "smaller", "32k") as disk:
         refused(line("export", workdir=finished, to=disk / "x.gguf"), "No space left on device", str(disk))

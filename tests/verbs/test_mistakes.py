@@ -106,7 +106,7 @@ MISTAKES = [
         f"{EVALUATE} --config.data_dir=W/bench --config.judge=openai:http://127.0.0.1:9/v1",
         ("start it",),
     ),
-    Mistake("ONNX", "-m lm.convert export --workdir=W/run --to=W/new.onnx", ("--to=W/new.onnx", "NAME.gguf or NAME.stablehlo")),
+    Mistake("ONNX", "-m lm.convert export --workdir=W/run --to=W/new.onnx", ("--to=W/new.onnx", "a new folder or NAME.gguf")),
     Mistake(
         "a port in use",
         "serve.py --config=configs/serve/default.py --workdir=W/new --config.checkpoint=W/tuned --config.port=PORT",

@@ -167,8 +167,6 @@ def test_a_base_that_is_but_a_name_is_asked_for(adapted, tmp_path):
     to_adapter(adapted, tmp_path / "adapter", base="somebody/model")
     with pytest.raises(UserError, match="is an adapter of somebody/model, which is not here.*--base"):
         adapter_to_workdir(tmp_path / "adapter", None, tmp_path / "run", make_mesh({"fsdp": -1}))
-    with pytest.raises(UserError, match="--family=gpt2 cannot hold this model"):
-        to_adapter(adapted, tmp_path / "other", family="gpt2")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -83,28 +83,20 @@ def llama3_factors(rope: Rope, head_dim: int) -> list[float]:
 def llama3_scaling(factors: list[float], theta: float, path) -> dict:
     """Return Llama 3's `rope_scaling` from its factors; the inverse of `llama3_factors`.
 
-    Only three of its four numbers are determined, so low_freq_factor is 1, as in all published models. Between the two
-    wavelengths, 1 / factor_i is linear in original / wavelength_i, which gives the others. If fewer than two frequencies lie
-    there, high_freq_factor is 4, as in all published models.
+    The file does not hold the other numbers. low_freq_factor is 1 and high_freq_factor 4, as in all published models, and the
+    original context, 8192 tokens in these, is the power of two that gives the factors.
     """
-    largest, K = max(factors), 2 * len(factors)
-    x = 1 / (2 * math.pi * theta ** (np.arange(0, K, 2) / K))  # 1 / wavelength
-    y = (1 / np.asarray(factors) - 1 / largest) / (1 - 1 / largest) if largest > 1 else np.zeros(len(factors))
-    inside = (y > 1e-4) & (y < 1 - 1e-4)  # there y = (original · x − low) / (high − low)
-    if inside.sum() >= 2:
-        slope, offset = np.polyfit(x[inside], y[inside], 1)
-        guesses = [(round(-slope / offset), float(round(1 - 1 / offset, 3)))]
-    elif inside.any():
-        guesses = [(round((3 * y[inside][0] + 1) / x[inside][0]), 4.0)]
-    else:
-        edges = [4 / x[y >= 1 - 1e-4].min(initial=math.inf), 1 / x[y <= 1e-4].max(initial=-math.inf)]
-        guesses = [(original, 4.0) for original in (8192, math.ceil(edges[0]), math.floor(edges[1])) if original > 0]
-    for original, high in guesses:
-        rope = Rope(theta=theta, scaling="llama3", factor=largest, original_positions=original, high_freq_factor=high)
-        if largest > 1 and np.allclose(llama3_factors(rope, K), factors, rtol=1e-4):
-            numbers = {"factor": largest, "low_freq_factor": 1.0, "high_freq_factor": high}
-            return {"rope_type": "llama3", **numbers, "original_max_position_embeddings": original}
-    raise UserError(f"{path}: the factors in {FREQUENCIES} are not those of Llama 3's scaling")
+    for original in (8192, *(1 << n for n in range(4, 24))):
+        rope = Rope(theta=theta, scaling="llama3", factor=max(factors), original_positions=original)
+        if rope.factor > 1 and np.allclose(llama3_factors(rope, 2 * len(factors)), factors, rtol=1e-4):
+            return {
+                "rope_type": "llama3",
+                "factor": rope.factor,
+                "low_freq_factor": rope.low_freq_factor,
+                "high_freq_factor": rope.high_freq_factor,
+                "original_max_position_embeddings": original,
+            }
+    raise UserError(f"{path}: the factors in {FREQUENCIES} are not those of Llama 3's scaling of a power of two of positions")
 
 
 def scaling_settings(config: ModelConfig, arch: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -10,7 +10,6 @@ which are undone:
 - gpt2: matrices are transposed.
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -56,7 +55,8 @@ def layouts(config: ModelConfig, arch: str, shapes: Mapping[str, tuple[int, ...]
     """
     import gguf
 
-    names = gguf.get_tensor_name_map(_architectures()[arch], config.num_layers)
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[arch], config.num_layers)
     experts: dict[str, list[str]] = {}
     found = []
     for name, shape in shapes.items():
@@ -79,13 +79,6 @@ def _gguf_name(names, published: str) -> str:
     if found is None:
         raise UserError(f"GGUF has no name for {published}: this model cannot be written as one")
     return found
-
-
-@functools.cache
-def _architectures() -> dict:
-    import gguf
-
-    return {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
 def _alone(config: ModelConfig, arch: str, name: str, published: str, shape: tuple[int, ...]) -> Layout:

@@ -7,7 +7,7 @@ from lm.convert.llama import ACTIVATION_NAMES, ACTIVATIONS, refuse
 from lm.convert.rows import Row, dense, layer_norm, same, table
 from lm.errors import UserError
 
-SIGLIP, CLIP, WHISPER = "siglip_vision_model", "clip_vision_model", "whisper"
+SIGLIP, CLIP = "siglip_vision_model", "clip_vision_model"
 NAMES = {**ACTIVATION_NAMES, "quick_gelu": "quick_gelu"}
 
 # The defaults of transformers' classes.
@@ -16,24 +16,8 @@ DEFAULTS = {
     SIGLIP: {**BASE, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
     CLIP: {**BASE, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
 }
-WHISPER_DEFAULTS = dict(
-    d_model=384,
-    encoder_layers=4,
-    encoder_attention_heads=6,
-    encoder_ffn_dim=1536,
-    num_mel_bins=80,
-    max_source_positions=1500,
-    activation_function="gelu",
-)
-# The defaults of VoxtralEncoder, whose config has other names for four of Whisper's settings.
-VOXTRAL_DEFAULTS = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-VOXTRAL_DEFAULTS |= {"num_mel_bins": 128, "max_source_positions": 1500, "activation_function": "gelu"}
-VOXTRAL_NAMES = {
-    "d_model": "hidden_size",
-    "encoder_layers": "num_hidden_layers",
-    "encoder_attention_heads": "num_attention_heads",
-    "encoder_ffn_dim": "intermediate_size",
-}
+VOXTRAL = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+VOXTRAL |= {"num_mel_bins": 128, "max_source_positions": 1500, "activation_function": "gelu"}
 # SigLIP's pooling and buffers of positions: they do not act on the states.
 IGNORED = r"(head\..*|embeddings\.position_ids)"
 
@@ -112,12 +96,12 @@ def vision_layer(vision: Vision, at: str) -> list[Row]:
 
 
 def audio_of(hf: Mapping, **more) -> Audio:
-    """Return the settings of Whisper's encoder, from a config with the names of Whisper's."""
+    """Return the settings of Voxtral's encoder, which is Whisper's. hf: its config, with all defaults of its class."""
     return Audio(
-        num_layers=hf["encoder_layers"],
-        embed_dim=hf["d_model"],
-        num_heads=hf["encoder_attention_heads"],
-        mlp_dim=hf["encoder_ffn_dim"],
+        num_layers=hf["num_hidden_layers"],
+        embed_dim=hf["hidden_size"],
+        num_heads=hf["num_attention_heads"],
+        mlp_dim=hf["intermediate_size"],
         num_mels=hf["num_mel_bins"],
         num_frames=2 * hf["max_source_positions"],
         activation=activation(hf["activation_function"]),
@@ -127,30 +111,19 @@ def audio_of(hf: Mapping, **more) -> Audio:
 
 
 def audio_described(audio: Audio) -> dict:
-    """Return the keys of Whisper's config for its encoder; the inverse of `audio_of`."""
+    """Return the config of Voxtral's encoder; the inverse of `audio_of`."""
     if audio.norm_eps != 1e-5:
         raise UserError(f"model.audio.norm_eps={audio.norm_eps} cannot be exported: Whisper's is 1e-05")
     return {
-        "encoder_layers": audio.num_layers,
-        "d_model": audio.embed_dim,
-        "encoder_attention_heads": audio.num_heads,
-        "encoder_ffn_dim": audio.mlp_dim,
+        "model_type": "voxtral_encoder",
+        "num_hidden_layers": audio.num_layers,
+        "hidden_size": audio.embed_dim,
+        "num_attention_heads": audio.num_heads,
+        "intermediate_size": audio.mlp_dim,
         "num_mel_bins": audio.num_mels,
         "max_source_positions": audio.positions,
         "activation_function": NAMES[audio.activation],
     }
-
-
-def with_whispers_names(audio: Mapping) -> dict:
-    """Return the settings of VoxtralEncoder by the names of Whisper's config, with the defaults of transformers' class."""
-    settings = {**VOXTRAL_DEFAULTS, **{VOXTRAL_NAMES.get(key, key): value for key, value in audio.items()}}
-    return settings | {whispers: settings[name] for whispers, name in VOXTRAL_NAMES.items()}
-
-
-def voxtral_described(audio: Audio) -> dict:
-    """Return the config of a VoxtralEncoder."""
-    settings = audio_described(audio)
-    return {"model_type": "voxtral_encoder"} | {VOXTRAL_NAMES.get(key, key): value for key, value in settings.items()}
 
 
 def audio_ends(audio: Audio, at: str) -> list[Row]:
@@ -168,6 +141,10 @@ def audio_layer(audio: Audio, at: str) -> list[Row]:
     """Return the rows of a layer of Whisper's encoder, whose keys have no bias."""
     norms = ("self_attn_layer_norm", "final_layer_norm")
     return _layer(audio, f"{at}layers.{{layer}}.", norms=norms, feed_forward="", key_bias=False)
+
+
+# By section of the config: the rows outside of the layers, and those of a layer.
+ROWS = {"vision": (vision_ends, vision_layer), "audio": (audio_ends, audio_layer)}
 
 
 def projector(tower: Vision | Audio, name: str, D: int, at: str) -> list[Row]:

@@ -1,13 +1,18 @@
-"""The families of models that see or hear: Idefics3 and SmolVLM, LLaVA, Voxtral."""
+"""The families of models that see or hear: Idefics3 and SmolVLM, LLaVA, Voxtral.
 
+The config.json of such a model has a `text_config` for its language model, whose tensors have a prefix.
+"""
+
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from lm.config import ModelConfig
+from lm.config import Audio, LayerKind, ModelConfig, Vision
+from lm.convert.essence import lacks
 from lm.convert.llama import LLAMA
 from lm.convert.multimodal import encoders
-from lm.convert.multimodal.text import check_section, outer_described, text_ends, text_of, text_rows
+from lm.convert.relatives import MISTRAL, QWEN2, QWEN3
 from lm.convert.rows import Family, Row, linear
 from lm.errors import UserError
 from lm.files.untrusted import short
@@ -15,6 +20,93 @@ from lm.files.untrusted import short
 SEES, HEARS = "vision_tower.vision_model.", "audio_tower."
 TEXT_AT, HEAD, JOINT = "language_model.model.", "language_model.lm_head.weight", "multi_modal_projector."
 IGNORED_TEXT = tuple(rf"language_model\.{pattern}" for pattern in LLAMA.ignored)
+BY_TYPE = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}  # whose tensors have the same names
+OUTER = ("dtype", "torch_dtype", "quantization_config")  # keys that stand at the top level, for all parts
+
+
+def text_of(hf: Mapping, **more) -> ModelConfig:
+    """Return the config of the language model. more: keys of text_config, over those that are there."""
+    text = hf.get("text_config") or {}
+    if not isinstance(text, Mapping):
+        raise UserError(f"text_config={short(text)} in config.json must be an object with the settings of the language model")
+    name = text.get("model_type", "llama")
+    if name not in BY_TYPE:
+        raise UserError(f"text_config.model_type={short(name)} in config.json is none of {', '.join(BY_TYPE)}")
+    return BY_TYPE[name].from_hf({**{key: hf[key] for key in OUTER if key in hf}, **text, **more})
+
+
+def alone(config: ModelConfig) -> ModelConfig:
+    """Return the config of the language model without its encoders."""
+    return dataclasses.replace(config, vision=Vision(), audio=Audio())
+
+
+def family_of_text(config: ModelConfig) -> Family:
+    """Return the first of these families that can hold the language model of a config."""
+    for family in BY_TYPE.values():
+        with contextlib.suppress(UserError):
+            if not lacks(family, alone(config)):
+                return family
+    raise UserError(f"the language model is none of those that models with encoders are exported with: {', '.join(BY_TYPE)}")
+
+
+def described(config: ModelConfig, model_type: str, architecture: str) -> dict:
+    """Return the keys at the top level of config.json, with `text_config`, the inverse of `text_of`."""
+    text = family_of_text(config).to_hf(alone(config))
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "tie_word_embeddings": config.tie_embeddings,
+        "dtype": config.dtype,
+        "text_config": {key: value for key, value in text.items() if key not in ("architectures", "dtype")},
+    }
+
+
+def check_section(config: ModelConfig, name: str, model_type: str, **expected) -> None:
+    """Raise UserError unless the config has this encoder, no other one, and these settings of it."""
+    other = "audio" if name == "vision" else "vision"
+    if not getattr(config, name).num_layers or getattr(config, other).num_layers:
+        raise UserError(f"{model_type} has an encoder in model.{name} and none in model.{other}")
+    for key, value in expected.items():
+        if getattr(getattr(config, name), key) != value:
+            raise UserError(f"model.{name}.{key}={getattr(getattr(config, name), key)!r} does not exist in {model_type}")
+
+
+def joined(
+    model_type: str,
+    section: str,
+    from_hf: Callable[[Mapping], ModelConfig],
+    to_hf: Callable[[ModelConfig], dict],
+    *,
+    at: str,
+    projector: Callable[[ModelConfig], list[Row]],
+    text: tuple[str, str],
+    **more,
+) -> Family:
+    """Return the family of a language model with an encoder in this section of the config, "vision" or "audio".
+
+    Args:
+      at: the prefix of the encoder's tensors. projector: returns the projector's rows of a config.
+      text: what stands in place of "model." in the names of the language model's tensors, and the name of its head.
+      more: other fields of Family.
+    """
+    prefix, head = text
+    tower_ends, tower_layer = encoders.ROWS[section]
+
+    def renamed(row: Row) -> Row:
+        theirs = head if row.ours == "head" else prefix + row.theirs.removeprefix("model.")
+        return dataclasses.replace(row, theirs=theirs)
+
+    def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
+        return [renamed(row) for row in family_of_text(config).rows(alone(config), kind)]
+
+    def ends(config: ModelConfig) -> list[Row]:
+        of_text = map(renamed, family_of_text(config).ends(alone(config)))
+        return [*of_text, *tower_ends(getattr(config, section), at), *projector(config)]
+
+    def encoder_layers(config: ModelConfig) -> dict[str, list[Row]]:
+        return {section: tower_layer(getattr(config, section), at)}
+
+    return Family((model_type,), from_hf, to_hf, rows, ends, encoder_layers=encoder_layers, **more)
 
 
 def hub_name(name: str) -> str:
@@ -26,7 +118,6 @@ def hub_name(name: str) -> str:
 
 
 # Idefics3: SigLIP's encoder, pixel shuffle, one matrix, and Llama. SmolVLM is the same with other names.
-IDEFICS3_AT = "model.vision_model."
 IDEFICS3_VISION = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16}
 IDEFICS3_VISION |= {"image_size": 224, "patch_size": 32, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 IDEFICS3_DEFAULTS = {"image_token_id": 128257, "scale_factor": 2, "tie_word_embeddings": False}
@@ -48,28 +139,27 @@ def idefics3_to_hf(
     is_siglip = {"class_token": False, "patch_bias": True, "pre_norm": False}
     check_section(config, "vision", model_type, feature_layer=0, projector="linear", **is_siglip)
     return {
-        **outer_described(config, model_type, architecture),
+        **described(config, model_type, architecture),
         "image_token_id": config.vision.token_id,
         "scale_factor": config.vision.shuffle,
         "vision_config": encoders.vision_described(config.vision, f"{model_type}_vision"),
     }
 
 
-def idefics3_ends(config: ModelConfig) -> list[Row]:
-    C, D = config.vision.projector_inputs, config.embed_dim
-    joint = linear("vision.projector.linear.weight", "model.connector.modality_projection.proj.weight", (C,), (D,))
-    ends = text_ends(config, "model.text_model.", "lm_head.weight")
-    return [*ends, *encoders.vision_ends(config.vision, IDEFICS3_AT), joint]
+def idefics3_projector(config: ModelConfig) -> list[Row]:
+    inputs, theirs = config.vision.projector_inputs, "model.connector.modality_projection.proj.weight"
+    return [linear("vision.projector.linear.weight", theirs, (inputs,), (config.embed_dim,))]
 
 
-IDEFICS3 = Family(
-    ("idefics3",),
+IDEFICS3 = joined(
+    "idefics3",
+    "vision",
     idefics3_from_hf,
     idefics3_to_hf,
-    rows=lambda config, kind: text_rows(config, kind, "model.text_model."),
-    ends=idefics3_ends,
+    at="model.vision_model.",
+    projector=idefics3_projector,
+    text=("model.text_model.", "lm_head.weight"),
     ignored=(*LLAMA.ignored, rf"model\.vision_model\.{encoders.IGNORED}"),
-    encoder_layers=lambda config: {"vision": encoders.vision_layer(config.vision, IDEFICS3_AT)},
 )
 SMOLVLM = IDEFICS3._replace(
     model_types=("smolvlm",), to_hf=lambda config: idefics3_to_hf(config, "smolvlm", "SmolVLMForConditionalGeneration")
@@ -122,7 +212,7 @@ def llava_to_hf(config: ModelConfig) -> dict:
     if vision.feature_layer == 0:
         raise UserError("model.vision.feature_layer=0 does not exist in llava, which never uses the states after the last norm")
     return {
-        **outer_described(config, "llava", "LlavaForConditionalGeneration"),
+        **described(config, "llava", "LlavaForConditionalGeneration"),
         "image_token_index": vision.token_id,
         "image_seq_length": vision.tokens,
         "projector_hidden_act": encoders.NAMES[vision.projector_activation],
@@ -133,20 +223,16 @@ def llava_to_hf(config: ModelConfig) -> dict:
     }
 
 
-def llava_ends(config: ModelConfig) -> list[Row]:
-    joint = encoders.projector(config.vision, "vision", config.embed_dim, JOINT)
-    return [*text_ends(config, TEXT_AT, HEAD), *encoders.vision_ends(config.vision, SEES), *joint]
-
-
-LLAVA = Family(
-    ("llava",),
+LLAVA = joined(
+    "llava",
+    "vision",
     llava_from_hf,
     llava_to_hf,
-    rows=lambda config, kind: text_rows(config, kind, TEXT_AT),
-    ends=llava_ends,
+    at=SEES,
+    projector=lambda config: encoders.projector(config.vision, "vision", config.embed_dim, JOINT),
+    text=(TEXT_AT, HEAD),
     ignored=(*IGNORED_TEXT, rf"vision_tower\.vision_model\.{encoders.IGNORED}"),
     canonical=hub_name,
-    encoder_layers=lambda config: {"vision": encoders.vision_layer(config.vision, SEES)},
 )
 
 # Voxtral: Whisper's encoder, stacks of frames, a projector of two layers without biases, and Llama.
@@ -156,8 +242,8 @@ VOXTRAL_TEXT |= {"rope_theta": 1e8}
 
 
 def voxtral_from_hf(hf: Mapping) -> ModelConfig:
-    settings = encoders.with_whispers_names(hf.get("audio_config") or {})
-    D, F = settings["d_model"], settings["encoder_ffn_dim"]
+    settings = {**encoders.VOXTRAL, **(hf.get("audio_config") or {})}
+    D, F = settings["hidden_size"], settings["intermediate_size"]
     if F % D:
         raise UserError(f"audio_config in config.json: hidden_size={D} does not divide intermediate_size={F}")
     audio = encoders.audio_of(
@@ -178,25 +264,21 @@ def voxtral_to_hf(config: ModelConfig) -> dict:
     if audio.stack * audio.embed_dim != audio.mlp_dim:
         raise UserError(f"model.audio.stack={audio.stack} cannot be exported: voxtral has mlp_dim / embed_dim")
     return {
-        **outer_described(config, "voxtral", "VoxtralForConditionalGeneration"),
+        **described(config, "voxtral", "VoxtralForConditionalGeneration"),
         "audio_token_id": audio.token_id,
         "projector_hidden_act": encoders.NAMES[audio.projector_activation],
-        "audio_config": encoders.voxtral_described(audio),
+        "audio_config": encoders.audio_described(audio),
     }
 
 
-def voxtral_ends(config: ModelConfig) -> list[Row]:
-    joint = encoders.projector(config.audio, "audio", config.embed_dim, JOINT)
-    return [*text_ends(config, TEXT_AT, HEAD), *encoders.audio_ends(config.audio, HEARS), *joint]
-
-
-VOXTRAL = Family(
-    ("voxtral",),
+VOXTRAL = joined(
+    "voxtral",
+    "audio",
     voxtral_from_hf,
     voxtral_to_hf,
-    rows=lambda config, kind: text_rows(config, kind, TEXT_AT),
-    ends=voxtral_ends,
+    at=HEARS,
+    projector=lambda config: encoders.projector(config.audio, "audio", config.embed_dim, JOINT),
+    text=(TEXT_AT, HEAD),
     ignored=IGNORED_TEXT,
     canonical=hub_name,
-    encoder_layers=lambda config: {"audio": encoders.audio_layer(config.audio, HEARS)},
 )

@@ -10,7 +10,7 @@ from lm.adapt.rebuild import arrays_of, with_towers
 from lm.config import Adapter, Audio, Vision
 from lm.convert.peft import export_peft
 from lm.errors import UserError
-from tests.lm.adapt.models import TINY, logits, shaken
+from tests.lm.adapt.models import TINY, logits
 from tests.lm.examples import parameters
 
 SIZES = dict(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24)
@@ -28,7 +28,7 @@ def test_text_stays_the_same_to_the_bit():
     np.testing.assert_array_equal(logits(config, seeing), logits(TINY, params))
 
 
-def test_a_saved_adapter_holds_the_projectors(tmp_path):
+def test_an_adapter_leaves_the_projectors_as_they_are(tmp_path):
     base_config, base = with_towers(TINY, parameters(TINY), TOWERS)
     config, params = lora.with_adapter(base_config, base, Adapter(rank=2, targets=".*"))
     before = arrays_of(base)
@@ -36,12 +36,5 @@ def test_a_saved_adapter_holds_the_projectors(tmp_path):
         if name in before:  # also the projectors: only their adapters would be fresh, and they have none
             np.testing.assert_array_equal(x, before[name], err_msg=name)
     assert not any("projector" in name and "lora" in name for name in arrays_of(params))
-    trained = arrays_of(shaken(params))
-    lora.save(tmp_path / "adapter", config, shaken(params))
-    loaded = arrays_of(lora.load(tmp_path / "adapter", base_config, base)[1])
-    projector = [name for name in loaded if ".projector." in name]
-    assert len(projector) == 8  # two matrices with biases, twice
-    for name in (*projector, *(name for name in loaded if ".lora_" in name)):
-        np.testing.assert_array_equal(loaded[name], trained[name], err_msg=name)
     with pytest.raises(UserError, match="PEFT has no place for the projector"):
         export_peft(tmp_path / "peft", config, params)

@@ -168,26 +168,6 @@ def test_a_quantised_base_gives_its_adapters_up_when_asked():
     np.testing.assert_allclose(logits(alone, floats), logits(config, params), atol=1e-5)
 
 
-def test_an_adapter_is_saved_alone_and_put_back(tmp_path):
-    config, params = adapted_model(TINY, KINDS["rank-stabilised"])
-    params = shaken(params)
-    lora.save(tmp_path / "adapter", config, params)
-    alone = lora.adapter_only(params)
-    assert {name.rsplit(".", 1)[1] for name in arrays_of(alone)} == {"lora_a", "lora_b"}
-    again, loaded = lora.load(tmp_path / "adapter", TINY, parameters(TINY))
-    assert again == config
-    np.testing.assert_array_equal(logits(again, loaded), logits(config, params))
-    mesh = make_mesh({"fsdp": 4, "tensor": 2})
-    with jax.set_mesh(mesh):
-        _, loaded = lora.load(tmp_path / "adapter", config, jax.device_put(params, shardings(skeleton(config)[1], mesh)))
-        assert arrays_of(loaded)["stacks.0.0.attention.query.lora_a"].sharding.spec == P(None, "fsdp", None)
-    with pytest.raises(UserError, match="holds no adapter"):
-        lora.load(tmp_path, TINY, parameters(TINY))
-    other = dataclasses.replace(TINY, embed_dim=16)
-    with pytest.raises(UserError, match="another architecture"):
-        lora.load(tmp_path / "adapter", other, parameters(other))
-
-
 def test_targets_that_match_nothing_are_an_error():
     with pytest.raises(UserError, match=r"targets='q_proj' matches none of attention.key, .*feed_forward.up"):
         lora.with_adapter(TINY, parameters(TINY), Adapter(rank=2, targets="q_proj"))

@@ -12,9 +12,6 @@ TEXT = {**peers.COMMON, "model_type": "llama", "rope_parameters": peers.PLAIN, "
 VISION = dict(hidden_size=32, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=26, patch_size=4)
 AUDIO = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
 AUDIO |= dict(model_type="voxtral_encoder", num_mel_bins=6, max_source_positions=16)
-WHISPER = dict(d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128, num_mel_bins=6)
-WHISPER |= dict(max_source_positions=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=40)
-WHISPER |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
 
 # By name: the class, what its config holds beside a text_config, and tokens of an image or a window.
 PEERS = {

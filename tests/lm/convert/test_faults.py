@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lm.convert import to_published
-from lm.convert.folders import written_whole
 from lm.convert.published import open_published
 from lm.errors import UserError
+from lm.files.saving import written_whole
 from tests.lm.convert.handmade import EMBEDDING, HEAD, HF, D, F, L, V, as_contents, contents, imported, llama, written
 
 

@@ -105,14 +105,13 @@ def test_a_hugging_face_model_passes_through_gguf(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "theta, head_dim, factor, original, high",
-    [(5e5, 128, 8.0, 8192, 4.0), (5e5, 64, 32.0, 8192, 4.0), (1e4, 16, 8.0, 32, 4.0), (1e4, 64, 4.0, 100, 8.0)],
+    "theta, head_dim, factor, original", [(5e5, 128, 8.0, 8192), (5e5, 64, 32.0, 8192), (1e4, 16, 8.0, 32), (1e4, 64, 4.0, 128)]
 )
-def test_llama_3_scaling_is_found_in_its_factors(theta, head_dim, factor, original, high):
-    rope = Rope(theta=theta, scaling="llama3", factor=factor, original_positions=original, high_freq_factor=high)
+def test_llama_3_scaling_is_found_in_its_factors(theta, head_dim, factor, original):
+    rope = Rope(theta=theta, scaling="llama3", factor=factor, original_positions=original)
     factors = [float(np.float32(x)) for x in llama3_factors(rope, head_dim)]
     found = llama3_scaling(factors, theta, "x.gguf")
-    assert (found["factor"], found["high_freq_factor"], found["original_max_position_embeddings"]) == (factor, high, original)
+    assert (found["factor"], found["high_freq_factor"], found["original_max_position_embeddings"]) == (factor, 4.0, original)
     with pytest.raises(UserError, match="not those of Llama 3"):
         llama3_scaling([*factors[:-1], 5.0], theta, "x.gguf")
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from data.chat.template import render
-from data.text.hf_tokenizer import HFTokenizer
+from data.text.hf_tokenizer import BASE_TEMPLATE, HFTokenizer
 from data.text.sentencepiece_tokenizer import CHAT_TEMPLATE, train
 from lm.convert.gguf.modelfile import modelfile
 from tests.data.chat import hf_examples
@@ -42,14 +42,16 @@ def ollama(content: str, messages) -> str:
     return begin + "".join(roles[m["role"]].replace("{{ .Content }}", m["content"]) for m in messages) + end
 
 
-@pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM, NO_SYSTEM], ids=["chatml", "default system", "no system"])
+@pytest.mark.parametrize(
+    "template", [CHATML, DEFAULT_SYSTEM, NO_SYSTEM, BASE_TEMPLATE], ids=["chatml", "default system", "no system", "base"]
+)
 @pytest.mark.parametrize("begins", ["user", "system"])
 def test_a_conversation_is_written_alike(tmp_path, template, begins):
     turns = [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]
     turns = [("system", "Be brief."), *turns] if begins == "system" and template is not NO_SYSTEM else turns
     messages = [{"role": role, "content": content} for role, content in turns]
     found = ollama(modelfile("x.gguf", tokenizer(tmp_path, template)), messages)
-    expected = render(messages, template, True, bos_token="<|endoftext|>")
+    expected = render(messages, template, True, bos_token="<|endoftext|>", eos_token="<|im_end|>")
     assert found == expected  # the template's own BOS stays: this tokenizer adds none
 
 

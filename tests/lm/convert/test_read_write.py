@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from lm.config import Adapter, ModelConfig, Quantization
-from lm.convert import files, stream, to_published
+from lm.convert import files, to_published
 from lm.convert.published import is_published, open_published
-from lm.convert.source import load_params, open_source
+from lm.convert.source import open_source
 from lm.errors import UserError
 from lm.infer.load import load_model
 from lm.model.transformer import build, skeleton
@@ -179,19 +179,19 @@ def test_masters_of_any_mesh_from_any_source(mesh, tmp_path, monkeypatch):
     config, mesh = open_published(published).config, make_mesh(mesh)
     abstract = abstract_on(config, mesh, np.float32)
     wanted = {name: x.astype(np.float32) for name, x in ours(tensors, config).items()}
-    for source, small in ((published, stream.SMALL), (published, 0), (imported(published, tmp_path / "w"), 0)):
-        monkeypatch.setattr(stream, "SMALL", small)
-        params = load_params(source, abstract)
+    for source, small in ((published, 1 << 24), (published, 0), (imported(published, tmp_path / "w"), 0)):
+        monkeypatch.setattr("lm.convert.published.SMALL", small)
+        params = open_source(source).load(abstract)
         assert_bits(arrays(params), wanted)
         assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, abstract)
     wrong = abstract_on(dataclasses.replace(config, mlp_dim=48), mesh)
     for source in (published, tmp_path / "w"):
         with pytest.raises(UserError, match=r"feed_forward\.down\.weight is \(3, 40, 32\) there and \(3, 48, 32\)"):
-            load_params(source, wrong)
+            open_source(source).load(wrong)
 
 
 def test_experts_lie_where_the_mesh_wants_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "SMALL", 0)
+    monkeypatch.setattr("lm.convert.published.SMALL", 0)
     E = 4
     hf = {**HF, "model_type": "mixtral", "num_local_experts": E, "num_experts_per_tok": 2, "sliding_window": None}
     tensors = {name: x for name, x in llama().items() if ".mlp." not in name}
@@ -207,7 +207,8 @@ def test_experts_lie_where_the_mesh_wants_them(tmp_path, monkeypatch):
             tensors[name] = rng.standard_normal(shape, np.float32).astype(BF16)
     published = written(tmp_path / "a", tensors, hf, shards=3)
     workdir = imported(published, tmp_path / "w", expert=4, fsdp=2)
-    found = arrays(load_params(workdir, abstract_on(open_source(workdir).config, make_mesh({"expert": 2, "tensor": 4}), BF16)))
+    source = open_source(workdir)
+    found = arrays(source.load(abstract_on(source.config, make_mesh({"expert": 2, "tensor": 4}), BF16)))
     for ours_name, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
         x = np.stack(
             [
@@ -248,21 +249,18 @@ def a_run(workdir: Path, **keys) -> Path:
     return workdir
 
 
-def test_another_dtype_and_another_family(tmp_path):
+def test_another_dtype_and_a_model_of_no_family(tmp_path):
     workdir = a_run(tmp_path / "w")
     to_published.to_published(workdir, tmp_path / "a")
-    to_published.to_published(workdir, tmp_path / "b", dtype="bfloat16", family="mistral")
+    to_published.to_published(workdir, tmp_path / "b", dtype="bfloat16")
     one, other = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert one.keys() == other.keys()
     for name, (dtype, shape, data) in one.items():
         rounded = np.frombuffer(data, np.float32).astype(BF16).tobytes()
         assert dtype == np.float32 and other[name] == (BF16, shape, rounded)
     told = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
-    assert [t["architectures"] for t in told] == [["LlamaForCausalLM"], ["MistralForCausalLM"]]
+    assert [t["architectures"] for t in told] == [["LlamaForCausalLM"], ["LlamaForCausalLM"]]
     assert [t["dtype"] for t in told] == ["float32", "bfloat16"]
-    for family, words in (("lama", "none of llama"), ("gemma2", "cannot hold this model: it lacks")):
-        with pytest.raises(UserError, match=f"--family={family}.*{words}"):
-            to_published.to_published(workdir, tmp_path / "c", family=family)
     with pytest.raises(UserError, match="no published family"):
         to_published.to_published(a_run(tmp_path / "v", positions="none"), tmp_path / "c")
     assert not (tmp_path / "c").exists()
