@@ -35,7 +35,7 @@ def show(workdir: Path) -> None:
 def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[dict[str, str]]:
     """Return at most three steps, the most useful first: [{"what" (to do), "command" (for a shell)}].
 
-    report: the content of a report.json. Its keys config, finished, provenance, best_of and sources are read.
+    report: the content of a report.json. Its keys config, finished, provenance and best_of are read.
     """
     config, command = report.get("config") or {}, (report.get("provenance") or {}).get("command") or ""
     if report.get("finished") is False:
@@ -52,7 +52,7 @@ def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, r
     if kind == "evaluate":
         return _after_evaluation(config, run, command)
     if kind == "train":
-        return _after_weights(config, run) if "sources" in report else _after_training(run)
+        return _after_training(run)
     if kind != "align":
         return []
     if method == "reward":
@@ -68,12 +68,6 @@ def _after_curation(config: Mapping[str, Any], run: str) -> Steps:
         length = (config.get("dataset") or {}).get("sequence_length")
         rows = {"data.input": os.path.join(run, "dataset")} | ({"sequence_length": length} if length else {})
     return [("Train on it", _verb("train", "train/small", f"{run}-train", rows))]
-
-
-def _after_weights(config: Mapping[str, Any], run: str) -> Steps:
-    keys = {"data.input": (config.get("data") or {}).get("input") or "CORPUS/dataset"}
-    keys |= {"data.weights": os.path.join(run, "weights.json")}
-    return [("Train with these weights", _verb("train", "train/small", f"{run}-train", keys))]
 
 
 def _after_training(run: str) -> Steps:
