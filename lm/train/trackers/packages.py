@@ -14,14 +14,13 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from lm.errors import UserError
-from lm.train.trackers.wandb_files import history
 
 PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy"), "trackio": ("trackio",)}  # modules that each needs
 PROJECT = "lmcraft"
@@ -54,7 +53,10 @@ def parse_trackers(text: str) -> tuple[str, ...]:
 
 
 def open_wandb(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
-    """W&B; offline if WANDB_MODE says so, or if there is neither WANDB_MODE nor an account."""
+    """W&B; offline if WANDB_MODE says so, or if there is neither WANDB_MODE nor an account.
+
+    A start without a network gets a file of its own with all lines, since W&B has no reader of such files.
+    """
     import wandb
 
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
@@ -71,10 +73,8 @@ def open_wandb(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
             silent=True, console="off", x_disable_stats=True, x_transaction_log_flush_interval=FLUSH_SECONDS
         ),
     )
-    paths = Path(os.environ.get("WANDB_DIR", workdir)).glob(f"wandb/offline-run-*-{key}/run-{key}.wandb")
-    held = _last_steps((values for path in paths for values in history(path)), "_step")
     before = run.starting_step - 1  # what a server has
-    return Tracker(lambda name: max(before, held.get(name, -1)), _by_line(run), run.finish)
+    return Tracker(lambda name: before, _by_line(run), run.finish)
 
 
 def abandon(name: str) -> None:
@@ -153,16 +153,10 @@ def open_trackio(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
                 vars(module)["TRACKIO_DIR"] = folder
     project, name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{workdir.name}-{key}"
     run = trackio.init(project, name, resume="allow", config=dict(facts), embed=False, auto_log_gpu=False, auto_log_cpu=False)
-    held = _last_steps(SQLiteStorage.get_logs(project, name), "step")
-    return Tracker(lambda name: held.get(name, -1), _by_line(run), run.finish)
-
-
-def _last_steps(rows: Iterable[Mapping[str, Any]], step: str) -> dict[str, int]:
-    """Return the last step of each metric in rows of values. step: the name of a row's step."""
     held: dict[str, int] = {}
-    for row in rows:
-        held |= {name: max(held.get(name, -1), int(row[step])) for name in row}
-    return held
+    for row in SQLiteStorage.get_logs(project, name):
+        held |= {metric: max(held.get(metric, -1), int(row["step"])) for metric in row}
+    return Tracker(lambda name: held.get(name, -1), _by_line(run), run.finish)
 
 
 def _by_line(run: Any) -> Callable[[Lines], None]:

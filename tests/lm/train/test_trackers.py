@@ -9,7 +9,7 @@ import pytest
 from configs.train import tiny
 from lm.errors import UserError
 from lm.train.events.step_log import Log, facts
-from lm.train.trackers import packages, sink, wandb_files
+from lm.train.trackers import packages, sink
 from tests.slow import all_but
 from tests.trackers import READERS
 
@@ -95,17 +95,6 @@ def test_secrets_are_not_sent():
     start = {"code": "abc", "command": "python train.py", "machine": {}, "data": {}}
     sent = facts({"evals": {"judge": "openai:http://me:secret@host/v1?api_key=abc"}}, start)
     assert sent["evals.judge"] == "openai:http://me:***@host/v1?api_key=***"
-
-
-def test_an_offline_file_is_read_up_to_where_it_was_cut_off(tmp_path):
-    def chunk(kind: int, data: bytes) -> bytes:
-        return b"\0" * 4 + len(data).to_bytes(2, "little") + bytes([kind]) + data
-
-    block = wandb_files.BLOCK
-    first = b"x" * (block - 7 - 2 * 7 - 4 - 3)  # leaves 3 bytes at the end of the first block
-    data = b":W&B\0\0\0" + chunk(1, b"abcd") + chunk(2, first) + b"\0\0\0" + chunk(4, b"end") + chunk(1, b"cut off")[:-1]
-    (tmp_path / "run.wandb").write_bytes(data)
-    assert list(wandb_files.records(tmp_path / "run.wandb")) == [b"abcd", first + b"end"]
 
 
 def test_a_line_waits_for_nothing(tmp_path):
