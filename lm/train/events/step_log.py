@@ -38,8 +38,8 @@ from lm.progress import progress
 from lm.runs import provenance as origin
 from lm.runs.fingerprints import data_of
 from lm.runs.workdir import flat
+from lm.train.chips import mfu_formula, peak_flops
 from lm.train.loop import Done, Event, Run
-from lm.train.speed import mfu_formula, peak_flops
 from lm.train.trackers.packages import parse_trackers
 from lm.train.trackers.sink import close_sinks, open_sinks
 
