@@ -8,7 +8,7 @@ import ml_collections
 from data.text.batches import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.train.trackers.packages import parse_trackers
+from lm.train.trackers import parse_trackers
 
 MAX = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit

@@ -40,8 +40,7 @@ from lm.runs.fingerprints import data_of
 from lm.runs.workdir import flat
 from lm.train.chips import mfu_formula, peak_flops
 from lm.train.loop import Done, Event, Run
-from lm.train.trackers.packages import parse_trackers
-from lm.train.trackers.sink import close_sinks, open_sinks
+from lm.train.trackers import close_sinks, open_sinks, parse_trackers
 
 _hides_torch = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]  # tensorboardX would import it for a type: a second and more
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
