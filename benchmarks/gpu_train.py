@@ -153,7 +153,7 @@ def ours(shape: Shape, steps: int, remat: str, accumulate: int) -> dict:
     from configs.train import default
     from lm.model import sizing
     from lm.parallel.mesh import make_mesh, place_rows
-    from lm.train.speed import peak_flops
+    from lm.train.chips import peak_flops
     from lm.train.step import make_trainer, model_config_of, state_shardings
 
     config = default.get_config()

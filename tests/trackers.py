@@ -23,9 +23,9 @@ print(json.dumps({"config": run.config, "rows": rows}))
 def read_wandb(workdir: Path):
     from wandb.proto import wandb_internal_pb2
 
-    from lm.train.trackers.wandb_files import history, records
+    from tests.wandb_files import history, records
 
-    config, rows, ids = {}, [], set()
+    config, rows, ids = {}, {}, set()
     for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
         for data in records(path):
             record = wandb_internal_pb2.Record.FromString(data)
@@ -33,9 +33,9 @@ def read_wandb(workdir: Path):
                 ids.add(record.run.run_id)
                 config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         for row in history(path):
-            rows += [(name, row["_step"], value) for name, value in row.items() if not name.startswith("_")]
+            rows |= {(name, row["_step"]): value for name, value in row.items() if not name.startswith("_")}
     assert ids == {json.loads((workdir / "trackers.json").read_text())["wandb"]}
-    return config, rows
+    return config, [(*place, value) for place, value in rows.items()]
 
 
 def read_mlflow(workdir: Path):

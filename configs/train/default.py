@@ -65,14 +65,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.dial.tokens_per_parameter = 20.0  # training tokens for each active parameter
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, muon, lion or adafactor (lm/train/optimizers/chain.py)
+    config.optimizer.name = "adamw"  # adamw, muon or lion (lm/train/optimizers/chain.py)
     # Peak. None: chosen for the objective, the model's size and the weights it starts from (lm/train/rates.py).
     config.optimizer.learning_rate = placeholder(float)
     config.optimizer.schedule = "cosine"  # cosine, wsd or constant
     config.optimizer.warmup = 100  # steps
     config.optimizer.final = 0.1  # last learning rate as a fraction of the peak
     config.optimizer.decay = 0.2  # wsd: fraction of the steps that decay
-    config.optimizer.b1 = 0.9  # decay of the mean of gradients; adafactor: of directions, 0 keeps none
+    config.optimizer.b1 = 0.9  # decay of the mean of gradients
     config.optimizer.b2 = 0.95  # decay of the mean of squared gradients; lion: of the mean of gradients
     config.optimizer.eps = 1e-8  # adamw: added to the root of the mean of squared gradients
     config.optimizer.momentum = 0.95  # muon: decay of the mean of gradients of hidden matrices

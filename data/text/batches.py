@@ -131,7 +131,6 @@ class TextBatches(Batches):
     Args:
         dataset_dir: a folder written by `prepare`. batch_size, growth: as of Batches. seed: of the shuffle, at least 0.
         weights: of the sources, see data/text/weights.py. A source without weight is not read.
-        with_sources: whether batches hold the index of each row's source.
 
     Attributes, beside those of Batches:
         sequence_length: T. stages: the shares of the rows in each part of the run.
@@ -150,14 +149,13 @@ class TextBatches(Batches):
         weights: Weights = Weights(),  # noqa: B008 (it is frozen)
         shuffle: bool = True,
         growth: Sizes | None = None,
-        with_sources: bool = False,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
         statistics = prepared(dataset_dir)
         if statistics is None:
             raise UserError(f"{dataset_dir} holds no finished dataset; prepare one there first")
-        self.sequence_length, self._with_sources = statistics["sequence_length"], with_sources
+        self.sequence_length = statistics["sequence_length"]
         self.ranges: dict[str, range] = {}
         self.sizes: dict[str, Size] = {}
         end = 0
@@ -206,9 +204,7 @@ class TextBatches(Batches):
             `tokens`, `targets`: int32 [b, T], row[:-1] and row[1:];
             `segment_ids`: int32 [b, T], from 1, 0 is padding; `positions`: int32 [b, T], from 0 in each segment;
             `weights`: float32 [b, T], 1 if the target is in the same segment as its token, else 0;
-            `ids`: int64 [b], see `global_row_ids`;
-            `sources`, if the object was made `with_sources`: int32 [b], the index of the row's source in `ranges`; -1 is
-            padding.
+            `ids`: int64 [b], see `global_row_ids`.
         """
         ids = self.global_row_ids(n, rows)
         whole = {
@@ -228,7 +224,6 @@ class TextBatches(Batches):
             "positions": whole["positions"][:, :-1],
             "weights": same.astype(np.float32),
             "ids": ids,
-            **({"sources": owners.astype(np.int32)} if self._with_sources else {}),
         }
 
 

@@ -18,7 +18,7 @@ from lm.files import saving
 MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
 # Of a run's folder, what no reader of its model needs; and weights in formats that are not read.
 _UNREAD = re.compile(r"(metrics|ids|samples)\.jsonl|.*\.(html|sqlite|bin|pt|pth|h5|msgpack|onnx|ot)|report\.json")
-_PART = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
+_PART = re.compile(r"-\d{5}(?=-of-\d{5}\.gguf$)")
 
 
 def local(path: str | os.PathLike) -> str | os.PathLike:
@@ -56,9 +56,9 @@ def _fetched(url: str, everything: bool) -> Path:
     listing = store.list()
     if "" in listing:  # an object, and the other parts of a model in several files
         above, _, name = url.rpartition("/")
-        part, store = _PART.fullmatch(name), Store(above)
-        listing = store.list() if part else {name: listing[""]}
-        places = {one: copy_of(f"{above}/{one}") for one in listing if one == name or (part and _is_part(one, part))}
+        store = Store(above)
+        listing = store.list() if _PART.search(name) else {name: listing[""]}
+        places = {part: copy_of(f"{above}/{part}") for part in listing if _PART.sub("", part) == _PART.sub("", name)}
     else:
         newest = {} if everything else newest_whole(store, listing)
         places = {name: copy_of(url) / name for name in listing if everything or _is_read(name, newest)}
@@ -79,25 +79,15 @@ def _fetched(url: str, everything: bool) -> Path:
         store.fetch({name: places[name] for name in wants})
         for name in known.keys() - listing.keys():  # so that nothing is read that the bucket no longer holds
             (copy / name).unlink(missing_ok=True)
-        _remove_empty(copy)
-        kept = {name: entry for name, entry in known.items() if name in listing}
-        saving.write(record, json.dumps(kept | {name: list(listing[name]) for name in places}))
+        for place, _, _ in os.walk(copy, topdown=False):  # such as the folders of a checkpoint that is gone
+            if place != str(copy) and not os.listdir(place):
+                os.rmdir(place)
+        known = {name: entry for name, entry in known.items() if name in listing}
+        saving.write(record, json.dumps(known | {name: list(listing[name]) for name in places}))
     return copy
-
-
-def _is_part(name: str, part: re.Match) -> bool:
-    other = _PART.fullmatch(name)
-    return other is not None and other.groups() == part.groups()
 
 
 def _is_read(name: str, newest: dict[str, str]) -> bool:
     if place := place_of(name):
         return place == newest.get("checkpoints")
     return "/" not in name and not name.startswith(".") and not _UNREAD.fullmatch(name)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove empty folders, such as those of a checkpoint that is gone."""
-    for place, _, _ in os.walk(folder, topdown=False):
-        if place != str(folder) and not os.listdir(place):
-            os.rmdir(place)

@@ -38,66 +38,61 @@ class Owner:
         dead: float = DEAD,
         poll: float = 1.0,
     ):
-        self._store, self._mirror, self._lost, self._beat = store, mirror, lost, beat
-        self._job, self._count, self._released = uuid.uuid4().hex, 0, threading.Event()
-        while True:
-            other = self._read()
-            if other and other.get("mirror") != mirror:
-                self._wait_for_end(other, dead, poll)
-            if other and self._read() == other:
-                store.remove([LOCK])
-            if store.write(LOCK, self._content(), new=True):
-                break
+        self._store, self._lost, self._beat, self._released = store, lost, beat, threading.Event()
+        self._content = {
+            "who": f"process {os.getpid()} on {socket.gethostname()}",
+            "mirror": mirror,
+            "job": uuid.uuid4().hex,
+            "beat": 0,
+        }
+        lock = self._read()
+        if lock and lock.get("mirror") != mirror:
+            print(f"{store.url} is locked by {lock.get('who')}: waiting for a sign of life, {dead:.0f} s", flush=True)
+            end = time.monotonic() + dead
+            while time.monotonic() < end and self._read() == lock:
+                time.sleep(poll)
+        now = self._read() if lock else {}
+        if now and now != lock:
+            raise UserError(self._in_use(now))
+        if now:
+            store.remove([LOCK])
+        if not self._write(new=True):
+            raise UserError(self._in_use(self._read()))
         self._thread = threading.Thread(target=self._beats, name="lock of the bucket", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
         self._released.set()
         self._thread.join()
-        if self._read().get("job") == self._job:
+        if self._is_ours(self._read()):
             self._store.remove([LOCK])
-
-    def _content(self) -> bytes:
-        self._count += 1
-        who = f"process {os.getpid()} on {socket.gethostname()}"
-        return json.dumps({"who": who, "mirror": self._mirror, "job": self._job, "beat": self._count}).encode()
-
-    def _read(self) -> dict:
-        try:
-            found = json.loads(self._store.read(LOCK) or b"{}")
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _wait_for_end(self, other: dict, dead: float, poll: float) -> None:
-        """Return when the lock is gone, or has not changed for `dead` seconds. Raises UserError if it changes."""
-        end = time.monotonic() + dead
-        told = False
-        while time.monotonic() < end:
-            found = self._read()
-            if found != other:
-                if found:
-                    raise UserError(self._in_use(found))
-                return
-            if not told:
-                print(
-                    f"{self._store.url} is locked by {other.get('who')}: waiting for a sign of life, {dead:.0f} s", flush=True
-                )
-                told = True
-            time.sleep(poll)
-
-    def _in_use(self, other: dict) -> str:
-        who = other.get("who", "another process")
-        return f"{self._store.url} is in use by another run, {who}: wait for it, end it, or use another --workdir"
 
     def _beats(self) -> None:
         while not self._released.wait(self._beat):
             try:
-                found = self._read()
-                if found.get("job") == self._job:
-                    self._store.write(LOCK, self._content())
+                lock = self._read()
+                if self._is_ours(lock):
+                    self._write()
+                    continue
             except UserError:  # the bucket cannot be reached just now
                 continue
-            if found.get("job") != self._job:
-                self._lost(f"{self._in_use(found)}; this run ends, because its own lock was not renewed in time")
-                return
+            self._lost(f"{self._in_use(lock)}; this run ends, because its own lock was not renewed in time")
+            return
+
+    def _is_ours(self, lock: dict) -> bool:
+        return lock.get("job") == self._content["job"]
+
+    def _write(self, new: bool = False) -> bool:
+        self._content["beat"] += 1
+        return self._store.write(LOCK, json.dumps(self._content).encode(), new=new)
+
+    def _read(self) -> dict:
+        try:
+            lock = json.loads(self._store.read(LOCK) or b"{}")
+        except ValueError:
+            return {}
+        return lock if isinstance(lock, dict) else {}
+
+    def _in_use(self, lock: dict) -> str:
+        who = lock.get("who", "another process")
+        return f"{self._store.url} is in use by another run, {who}: wait for it, end it, or use another --workdir"

@@ -1,7 +1,7 @@
 """Which checkpoints in a bucket are whole: the checksums of a step name all its files, and are uploaded after them.
 
     checkpoints/<step>/state/…, meta/…                   first
-    checkpoints/<step>/{state,meta}/checksums.json       when all of the files that they list are in the bucket
+    checkpoints/<step>/{state,meta}/checksums.json       then
     checkpoints/<step>/_CHECKPOINT_METADATA              last
 
 This needs no marker of its own, and reads a workdir that another tool has copied into the bucket. A step without the last
@@ -15,10 +15,9 @@ from collections.abc import Iterable, Mapping
 from lm.bucket.store import Entry, Store
 from lm.files import checksums
 
-ITEMS = ("state", "meta")
 LAST = "_CHECKPOINT_METADATA"
 HEALTHY = "healthy.json"  # in a workdir: {"step": of the newest checkpoint whose training loss is not high, or null}
-_STEP = re.compile(r"((?:.*/)?checkpoints/(\d+))/(.+)")
+_STEP = re.compile(r"((?:.*/)?checkpoints/\d+)/.+")
 
 
 def place_of(name: str) -> str | None:
@@ -27,46 +26,37 @@ def place_of(name: str) -> str | None:
     return match[1] if match else None
 
 
-def makes_whole(name: str) -> bool:
-    """Return whether an object is one of those that are uploaded last."""
-    match = _STEP.fullmatch(name)
-    return match is not None and match[3] in (LAST, *(f"{item}/{checksums.NAME}" for item in ITEMS))
-
-
 def number(place: str) -> int:
     return int(place.rpartition("/")[2])
 
 
 def places(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the folders of steps in each folder of checkpoints, newest first; they may not be whole."""
-    found: dict[str, set[str]] = {}
-    for place in set(filter(None, map(place_of, names))):
-        found.setdefault(place.rpartition("/")[0], set()).add(place)
-    return {folder: sorted(steps, key=number, reverse=True) for folder, steps in found.items()}
+    by_folder: dict[str, list[str]] = {}
+    for place in sorted(set(filter(None, map(place_of, names))), key=number, reverse=True):
+        by_folder.setdefault(place.rpartition("/")[0], []).append(place)
+    return by_folder
 
 
 def is_whole(store: Store, listing: Mapping[str, Entry], place: str) -> bool:
-    """Return whether the step in `place` is whole in the bucket."""
-    sums = [f"{place}/{item}/{checksums.NAME}" for item in ITEMS]
-    if f"{place}/{LAST}" not in listing or any(name not in listing for name in sums):
+    """Return whether the step in `place` is whole: a listing has each file that its checksums name, with its size."""
+    folders = f"{place}/state", f"{place}/meta"
+    if any(name not in listing for name in (f"{place}/{LAST}", *(f"{folder}/{checksums.NAME}" for folder in folders))):
         return False
-    return all(there_are(listing, name, store.read(name) or b"") for name in sums)
-
-
-def there_are(listing: Mapping[str, Entry], name: str, content: bytes) -> bool:
-    """Return whether a listing has each file that a checksums.json names, with its size."""
-    folder = name.rpartition("/")[0]
     try:
-        files = json.loads(content)[checksums.ALGORITHM].items()
-        return all((there := listing.get(f"{folder}/{file}")) and there.size == size for file, (size, _) in files)
+        for folder in folders:
+            files = json.loads(store.read(f"{folder}/{checksums.NAME}") or b"{}")[checksums.ALGORITHM].items()
+            if any(f"{folder}/{file}" not in listing or listing[f"{folder}/{file}"].size != size for file, (size, _) in files):
+                return False
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
+    return True
 
 
 def newest_whole(store: Store, listing: Mapping[str, Entry]) -> dict[str, str]:
     """Return the newest whole step of each folder of checkpoints that has one: its place by folder."""
-    found = {}
-    for folder, steps in places(listing).items():
-        if whole := next((place for place in steps if is_whole(store, listing, place)), None):
-            found[folder] = whole
-    return found
+    whole = {
+        folder: next((place for place in steps if is_whole(store, listing, place)), None)
+        for folder, steps in places(listing).items()
+    }
+    return {folder: place for folder, place in whole.items() if place}

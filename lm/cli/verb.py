@@ -73,7 +73,7 @@ def parse(
 
     unless: flags that make the workdir unnecessary.
     """
-    verb = _verb(argv)
+    verb = Path(argv[0]).stem
     argv[:] = [argv[0], *map(_tidied, argv[1:])]  # in place, because ml_collections reads sys.argv itself
     path = _config_path(argv)
     if path is None:
@@ -250,7 +250,7 @@ def help_text(usage: str, argv: list[str]) -> str:
     path = _config_path(list(map(_tidied, argv)))
     if path is None:
         return "\n".join([*lines, "", "With --config=FILE --help: the keys of that config and their values."])
-    path = config_files.find(path, _verb(argv))
+    path = config_files.find(path, Path(argv[0]).stem)
     config = config_files.load(path)
     lines += ["", f"Keys of {path}:"]
     lines += [f"  --config.{key}={config_files.value(config, key)}" for key in config_files.listed(config)]
@@ -277,11 +277,6 @@ def _refusal(error: BaseException | None) -> str | None:
 
 def _workdir() -> str:
     return flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "a file"
-
-
-def _verb(argv: list[str]) -> str:
-    name = Path(argv[0]).stem
-    return "train" if name == "doremi" else name
 
 
 def _config_path(argv: list[str]) -> str | None:

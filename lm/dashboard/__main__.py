@@ -5,7 +5,7 @@
     python -m lm.dashboard RUNS_DIR --runs='lr-*,demo/*'   # only runs whose path below RUNS_DIR matches
     python -m lm.dashboard runs/a runs/b evals/a           # these
 
-A run is the workdir of train.py, align.py, evaluate.py, curate.py, serve.py, lm.sweep (its trials) or lm.doremi. New runs and
+A run is the workdir of train.py, align.py, evaluate.py, curate.py, serve.py or lm.sweep (its trials). New runs and
 new lines appear by themselves. Files are read only if they changed, and only while a browser shows the page. Nothing is
 written, and no other host is asked for anything. JAX is not needed.
 

@@ -25,5 +25,4 @@ def join(check: Callable[[], None], trains: bool = True) -> None:
 
     hosts.start(trains)
     if several():
-        id = hosts.from_first(start)
-        mirror.share(id, *hosts.number())
+        mirror.check_shared(hosts.from_first(start), hosts.number()[0])

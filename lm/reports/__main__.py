@@ -5,7 +5,7 @@
     python -m lm.reports runs/a runs/b evals/a          # these; the page goes into the folder around them
     python -m lm.reports RUNS_DIR --out=FILE
 
-A run is the workdir of train.py, align.py, evaluate.py, curate.py, serve.py or lm.doremi, or an imported model. Runs of one
+A run is the workdir of train.py, align.py, evaluate.py, curate.py or serve.py, or an imported model. Runs of one
 kind are drawn over one another. The page is one file, needs no network, and can be sent to others; its links lead to the
 runs' own reports. A run that is damaged or was interrupted is listed with what is wrong. Nothing but the page is written, so
 runs may go on meanwhile (`python -m lm.dashboard` shows the same page live). If there is no run, the exit code is 2.

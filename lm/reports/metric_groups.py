@@ -25,8 +25,6 @@ GROUPS = (
     Group("Loss", "of the method", "loss", ("loss",)),
     Group("Bits per byte", "of held-out text; lower is better", "bits per byte", ("bits_per_byte",)),
     Group("Bits per byte of each source", "of held-out text; lower is better", "bits per byte", ("bits_per_byte/*",)),
-    Group("Weights", "α of each step; their mean is the result", "share", ("weight/*",), compared=False),
-    Group("Excess loss", "of the proxy over the reference", "nats per token", ("excess/*",), compared=False),
     Group("Reward", "mean over completions; the band is one standard deviation of them", "reward", ("reward",)),
     Group("Each reward", "mean of each function before its weight", "reward", ("rewards/*/mean",)),
     Group("Rewards of pairs", "chosen and rejected answers", "reward", ("rewards/chosen", "rewards/rejected")),

@@ -35,7 +35,7 @@ def show(workdir: Path) -> None:
 def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[dict[str, str]]:
     """Return at most three steps, the most useful first: [{"what" (to do), "command" (for a shell)}].
 
-    report: the content of a report.json. Its keys config, finished, provenance, best_of and sources are read.
+    report: the content of a report.json. Its keys config, finished, provenance and best_of are read.
     """
     config, command = report.get("config") or {}, (report.get("provenance") or {}).get("command") or ""
     if report.get("finished") is False:
@@ -58,9 +58,6 @@ def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, r
         return [("Train on it", _verb("train", "train/small", f"{run}-train", rows))]
     if kind == "evaluate":
         return _after_evaluation(config, run, command)
-    if kind == "train" and "sources" in report:  # lm.doremi
-        keys = {"data.input": data or "CORPUS/dataset", "data.weights": os.path.join(run, "weights.json")}
-        return [("Train with these weights", _verb("train", "train/small", f"{run}-train", keys))]
     if kind == "train":
         text = shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", "--prompt=Once upon a time"])
         chats = {"init_from": run, "data.input": "CHATS.jsonl"}

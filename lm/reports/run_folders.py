@@ -35,7 +35,7 @@ STALLED, STALLED_TIMES = 600.0, 20.0
 class Run:
     """What one folder holds. Missing or damaged files are empty here.
 
-    name: its path on the page. kind: a method of align.py, a value of KINDS, "doremi" or "unknown". faults: what is wrong.
+    name: its path on the page. kind: a method of align.py, a value of KINDS, or "unknown". faults: what is wrong.
     state: finished, running, stalled, interrupted, crashed, diverged, no report, stopped (a server), imported, damaged. place:
     how far it came. files: names in the folder.
     """
@@ -209,7 +209,7 @@ def _read(folder: Path, names: Collection[str], cache: Cache, faults: Sequence[s
         what = "1 line cannot be read" if damaged == 1 else f"{damaged:,} lines cannot be read"
         run.faults += filter(None, [run.metrics.fault, f"{LOG}: {what}" if damaged else ""])
     run.kind = kind(run, names)
-    if RECORD not in names and run.kind != "doremi":  # which has its record in reference/
+    if RECORD not in names:
         run.faults.append(f"{RECORD} is missing")
     run.state, run.place = state(run, running, error)
     return run
@@ -223,8 +223,6 @@ def kind(run: Run, names: Sequence[str]) -> str:
         method = run.config.get("method")
         own = {"preference": "preference.loss", "rl": "rl.algorithm"}.get(str(method))
         return str((own and at(run.config, own)) or method)
-    if run.origin == "train" and "sources" in run.report:
-        return "doremi"
     return KINDS.get(run.origin, "unknown")
 
 

@@ -26,7 +26,7 @@ WIDTH = 1.8
 # On and off, in line widths. No two of the first eight curves have the same line.
 DASHES = ((), (5, 2), (1.2, 1.6), (7, 2, 1.2, 2), (3, 1.2), (9, 3), (5, 1.6, 1.2, 1.6, 1.2, 1.6), (2.5, 1.2, 2.5, 4))
 
-METHODS = {"train": "pretraining", "doremi": "pretraining", "best_of": "sft"}  # kind of a run -> key of LOSSES; others: itself
+METHODS = {"train": "pretraining", "best_of": "sft"}  # kind of a run -> key of LOSSES; others: itself
 
 
 @dataclass

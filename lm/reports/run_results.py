@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 
 def figures(run: Run) -> list[Figure]:
     """Return the results of a run, the main ones first. What cannot be read is a fault of the run, which then has none."""
-    of_kind = {"evaluation": of_evaluation, "curation": of_curation, "doremi": of_doremi, "train": of_training}
+    of_kind = {"evaluation": of_evaluation, "curation": of_curation, "train": of_training}
     try:
         return list(of_kind.get(run.kind, of_alignment)(run))
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
@@ -101,12 +101,6 @@ def of_curation(run: Run) -> Iterator[Figure]:
         (documents, size), (kept, kept_size) = totals(funnel)["all"], totals(funnel)["kept"]
         yield Figure("documents kept", kept, documents, main=True)
         yield Figure("bytes kept", kept_size, size)
-
-
-def of_doremi(run: Run) -> Iterator[Figure]:
-    """Yield the share of each source, given and found."""
-    for name, source in run.report["sources"].items():
-        yield Figure(f"share of {name}", source["found"], source["given"], main=True)
 
 
 def result_rows(results: Iterable[Sequence[Figure]]) -> list[dict]:

@@ -31,7 +31,7 @@ from lm.reports.run_metrics import charts, is_number, styles, tokens_by_step
 from lm.reports.run_results import Figure, figures, result_rows
 
 CHOSEN = 8  # runs whose curves are drawn at first, the newest
-ORDER = ("train", "doremi", "sft", "best_of", "distill", "reward", "dpo", "orpo", "kto", "grpo", "ppo", "safety", "evaluation")
+ORDER = ("train", "sft", "best_of", "distill", "reward", "dpo", "orpo", "kto", "grpo", "ppo", "safety", "evaluation")
 LONG = 60  # characters of a cell
 MAX_KEYS, MAX_VALUE = 2000, 300  # of the table of settings: keys, and characters of their values
 SCRIPT = (Path(__file__).parent / "templates" / "runs.js").read_text(encoding="utf-8")

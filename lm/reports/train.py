@@ -25,8 +25,8 @@ from lm.reports.page import render, save
 from lm.reports.provenance import accounts, signed, with_stopped
 from lm.runs.workdir import kept_json
 from lm.train import ngram
+from lm.train.chips import mfu_formula
 from lm.train.history import load_metrics
-from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
 
 MEASURED = ("valid_loss", "valid_bits_per_byte")

@@ -39,26 +39,6 @@ IDENTITY = (
     "distill.teacher",
     "checkpoint",
 )
-# Keys of these sections that may change when a run resumes: logging, data mixture, compilation, precision of products, weights
-# of auxiliary losses, and the maximum context (the checkpoint itself checks the table of learned positions).
-RESUMABLE_KEYS = (
-    "data.log_ids",
-    "data.weights",
-    "model.scan_layers",
-    "model.remat",
-    "model.remat_matmuls_last",
-    "model.offload",
-    "model.pipeline.microbatches",
-    "model.pipeline.repeats",
-    "model.pipeline.overlap",
-    "model.context_attention",
-    "model.quantized_training",
-    "model.moe.balance_loss",
-    "model.moe.router_z_loss",
-    "model.moe.bias_rate",
-    "model.moe.capacity_factor",
-    "model.max_positions",
-)
 # Keys and sections that do not shape what a run learns: layout over devices, memory, logs, what is measured and what is kept.
 # The dial is compared by the keys that it sets. A run without a step left to train refuses other values of all other keys.
 WITHOUT_EFFECT = tuple(
@@ -66,6 +46,18 @@ WITHOUT_EFFECT = tuple(
     "model.scan_layers model.remat model.remat_matmuls_last model.offload model.pipeline model.context_attention "
     "evals trackers samples samples_every num_samples valid_every valid_first valid_batches "
     "checkpoint_every keep_last keep_every keep_hours keep_best".split()
+)
+# Keys of IDENTITY sections that may change when a run resumes: those without effect, the data mixture, the precision of
+# products, weights of auxiliary losses, and the maximum context (the checkpoint itself checks the table of learned positions).
+RESUMABLE_KEYS = (
+    *WITHOUT_EFFECT,
+    "data.weights",
+    "model.quantized_training",
+    "model.moe.balance_loss",
+    "model.moe.router_z_loss",
+    "model.moe.bias_rate",
+    "model.moe.capacity_factor",
+    "model.max_positions",
 )
 # Only trained weights depend on these, so they may change until the first checkpoint.
 UNTIL_TRAINED = ("model", "sequence_length", "optimizer.name", "optimizer.state_dtype")
@@ -247,7 +239,7 @@ def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) 
     fixed = [section for section in IDENTITY if trained or section not in UNTIL_TRAINED]
     before, after = _compared(old), _compared(new)
     for key, value in before.items():
-        if key in RESUMABLE_KEYS or not _within(key, fixed):
+        if _within(key, RESUMABLE_KEYS) or not _within(key, fixed):
             continue
         is_model = key.startswith("model.")
         if is_model and key not in after:
@@ -300,7 +292,7 @@ def check_result(config, workdir: Path) -> None:
     changed = [
         line
         for key, line in _changed(saved, config.to_dict()).items()
-        if not _within(key, free) and (key in RESUMABLE_KEYS or not _within(key, IDENTITY))  # the others: check_record
+        if not _within(key, free) and (_within(key, RESUMABLE_KEYS) or not _within(key, IDENTITY))  # the others: check_record
     ]
     if changed:
         raise UserError(

@@ -231,11 +231,13 @@ class Run:
         self.clock = time.perf_counter()
 
     def result(self) -> dict[str, Any]:
-        """Return {"params" (the averages with config.ema), "sources" (of the state), "step", "tokens", "skipped", "rewinds"
-        (lm/train/events/divergence.py), "valid" (the final validation or None), "num_params", "tokens_per_second" (median)}."""
+        """Return the parameters and the run's numbers.
+
+        params: the averages with config.ema. rewinds: of events/divergence.py. valid: the final validation or None.
+        tokens_per_second: the median, or None.
+        """
         return {
             "params": averaged(self.state),
-            "sources": self.state.sources,
             "step": self.step,
             "tokens": self.tokens,
             "skipped": self.skipped,

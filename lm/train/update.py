@@ -22,8 +22,8 @@ from lm.train.guard import Guard
 class TrainState(NamedTuple):
     """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied.
 
-    sources: weights of the sources that a run learns (lm/train/doremi.py); () in other runs. average: moving average of the
-    trained parameters (config.ema); () without. guard: what the last steps were like (lm/train/guard.py); () without.
+    average: moving average of the trained parameters (config.ema); () without. guard: what the last steps were like
+    (lm/train/guard.py); () without.
     """
 
     step: jax.Array  # int32
@@ -31,7 +31,6 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     skipped: jax.Array  # int32
     skipped_in_row: jax.Array  # int32
-    sources: PyTree = ()
     average: nnx.State | tuple[()] = ()
     guard: Guard | tuple[()] = ()
 

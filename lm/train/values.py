@@ -8,12 +8,12 @@ import ml_collections
 from data.text.batches import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.train.trackers.packages import parse_trackers
+from lm.train.trackers import parse_trackers
 
 MAX = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit
 CHOICES = {  # of keys of config.optimizer
-    "name": ("adamw", "muon", "lion", "adafactor"),
+    "name": ("adamw", "muon", "lion"),
     "state_dtype": ("float32", "bfloat16", "int8"),
     "schedule": ("cosine", "wsd", "constant"),
 }

@@ -18,7 +18,7 @@ from tests.docs.doc_commands import PROGRAMS, REPOSITORY
 from tests.verbs import runs
 
 VERBS = {"curate.py": "curate", "train.py": "train", "align.py": "align", "evaluate.py": "evaluate", "serve.py": "serve"}
-MODULES = {"lm.doremi": "train", "lm.sweep": "train"}  # which take --config too
+MODULES = {"lm.sweep": "train"}  # which take --config too
 OWN = re.compile(r"…|KEY=VALUE|\.key=value|^[A-Z_]+$")  # what the reader fills in
 NUMBER = re.compile(r"^(--config\.[\w.]+=)N$")
 

@@ -84,7 +84,7 @@ def _program(text: str) -> str:
 
 
 def inline(page: str) -> list[str]:
-    """The commands that stand in the middle of a sentence or of a table, such as `python -m lm.doremi`."""
+    """The commands that stand in the middle of a sentence or of a table, such as `python -m lm.sweep`."""
     tokens = MarkdownIt("commonmark").enable("table").parse((REPOSITORY / page).read_text())
     spans = [child.content for token in tokens for child in token.children or () if child.type == "code_inline"]
     return [span for span in spans if re.match(r"(python|make|pip|hf) |(curate|train|align|evaluate|serve)\.py --", span)]

@@ -153,7 +153,7 @@ def test_what_is_wrong_with_a_bucket_is_one_line(s3, gs, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_a_mirror(s3, finished, tmp_path, monkeypatch):
-    """Each uploads its part of a checkpoint. If one does not see the mirror of the other, all end with one line."""
+    """The first uploads what both write. If one does not see the mirror of the other, all end with one line."""
     for name, value in machine(tmp_path / "cache", s3).items():
         monkeypatch.setenv(name, value)
     command = runs.line("s3://bucket/both", data__input="s3://bucket/text")

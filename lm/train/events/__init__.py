@@ -6,10 +6,9 @@ from lm.train.events.divergence import Divergence
 from lm.train.events.find_nan import FindNan
 from lm.train.events.health import Health
 from lm.train.events.profile import Profile
-from lm.train.events.samples import Samples, Write
 from lm.train.events.saves import Saves
 from lm.train.events.step_log import StepLog
-from lm.train.events.validation import Evaluations, Measure, Validate, Validation
+from lm.train.events.validation import Evaluations, Measure, Samples, Validate, Validation, Write
 from lm.train.loop import Event
 
 

@@ -1,17 +1,16 @@
 """Name the first tensor that is not finite in a training step: config.find_nan.
 
-A skipped step leaves the parameters as they were, so the loss and its gradient can be computed again, as a list of operations
-(a jaxpr) that is searched for the first one with a NaN in its result and none in its operands, and likewise for infinities. One
-program computes all operations and a flag for each. If the operation is a scan, such as that over the layers, its iterations
-are computed one by one, and the one that fails is searched in the same way. So the layers are always scanned here, whatever
-config.model.scan_layers is; nothing is recomputed, and slices of the batch are searched one after another.
+A skipped step leaves the parameters as they were, so the loss and its gradient can be computed again: an operation (an equation
+of the jaxpr) at a time, with a look at each result. The first operation with a NaN in its result and none in its operands is
+named, and likewise for infinities. Scans, such as that over the layers, are computed an iteration at a time, so the layers are
+always scanned here, whatever config.model.scan_layers is; nothing is recomputed, and slices of the batch are searched one after
+another.
 """
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,24 +43,14 @@ class FindNan(Event):
             run.log.say(f"step {step}: {text}")
 
 
-Name: TypeAlias = int  # of a value
-Atom: TypeAlias = Name | core.Literal  # what an operation reads
+class Place(NamedTuple):
+    """Where an operation is. scopes: the functions around it. iterations: of the scans around it, such as "layers 3 of 8"."""
+
+    scopes: tuple[str, ...] = ()
+    iterations: tuple[str, ...] = ()
 
 
-class Operation(NamedTuple):
-    """An equation of a jaxpr whose calls are inlined. read, written: names of the operands and results in `values`."""
-
-    equation: core.JaxprEqn
-    scope: str
-    read: list[Atom]
-    written: list[Name]
-
-
-class Found(NamedTuple):
-    """Where the first value that is not finite was found."""
-
-    operation: Operation
-    iterations: list[str]  # the scans around it, such as "layer 3"
+Firsts = dict[str, tuple[core.JaxprEqn, Place]]  # by kind: the first operation with it in a result and not in its operands
 
 
 def explain(
@@ -85,13 +74,12 @@ def explain(
     for n in range(config.accumulate):
         part = jax.tree.map(functools.partial(_at, n=n), parts)
         arguments = params, rest, part, frozen, objective.weight(batch)
-        traced = jax.make_jaxpr(jax.value_and_grad(loss))(*arguments)
-        for kind in ("NaN", "infinity"):
-            if found := search(traced, jax.tree.leaves(arguments), kind):
-                lines = [f"find_nan: the first {kind} is {described(found, repeats)}"]
-                if kind == "NaN" and (inf := search(traced, jax.tree.leaves(arguments), "infinity", ends=False)):
-                    lines.append(f"find_nan: the first infinity is {described(inf, repeats)}")
-                return lines
+        traced, firsts = jax.make_jaxpr(jax.value_and_grad(loss))(*arguments), Firsts()
+        results = evaluated(traced.jaxpr, traced.consts, jax.tree.leaves(arguments), Place(), firsts)
+        reached = [kind for kind in KINDS if any(_has(x, kind) for x in results)]  # an infinity in a mask reaches no result
+        if reached:
+            kinds = [kind for kind in KINDS if kind in firsts and (kind in reached or "NaN" in reached)]
+            return [f"find_nan: the first {kind} is {described(*firsts[kind], repeats)}" for kind in kinds]
     return ["find_nan: loss and gradient are finite when they are computed again without the optimizer"]
 
 
@@ -107,127 +95,80 @@ def unclean(params: nnx.State) -> list[str]:
     return found
 
 
-def search(
-    jaxpr: core.ClosedJaxpr, values: Sequence[jax.Array], kind: str, reached: tuple[str, ...] = (), *, ends: bool = True
-) -> Found | None:
-    """Return the first operation with a `kind` in its result and none in its operands; None if there is none.
+def evaluated(
+    jaxpr: core.Jaxpr, consts: Sequence[jax.Array], values: Sequence[jax.Array], place: Place, firsts: Firsts
+) -> list[jax.Array]:
+    """Return the results of a jaxpr for `values`, and note in `firsts` what is not finite. place: of the jaxpr."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values], strict=True))
 
-    A scan is searched inside. values: of the jaxpr's inputs. reached: names of the scans around it. ends: None also if the
-    results of the jaxpr have none of the kind: an infinity in a mask ends nowhere.
-    """
-    operations, first, last, constants = inlined(jaxpr)
-    inputs = dict(zip(first, values, strict=True)) | constants
+    def read(atom: core.Var | core.Literal) -> jax.Array:
+        return atom.val if isinstance(atom, core.Literal) else known[atom]
 
-    def computed(inputs: Mapping[Name, jax.Array], wanted: Sequence[Atom]) -> tuple[list[list[jax.Array]], list[jax.Array]]:
-        known = dict(inputs)
-        flags = []
-        for operation in operations:
-            results = _evaluate(
-                operation.equation, [known[name] if isinstance(name, int) else name.val for name in operation.read]
-            )
-            known |= dict(zip(operation.written, results, strict=True))
-            flags.append([_flag(x, kind) for x in results])
-        return flags, [known[name] if isinstance(name, int) else name.val for name in wanted]
-
-    flags, _ = jax.jit(functools.partial(computed, wanted=[]))(inputs)
-    bad = {name for name, x in inputs.items() if _has(x, kind)}
-    flags = jax.device_get(flags)
-    ending = {name for operation, some in zip(operations, flags) for name, flag in zip(operation.written, some) if flag}
-    if ends and not ending & {name for name in last if isinstance(name, int)}:
-        return None
-    for operation, some in zip(operations, flags, strict=True):
-        written = {name for name, flag in zip(operation.written, some, strict=True) if flag}
-        bad |= written
-        clean = not any(name in bad if isinstance(name, int) else bool(_flag(name.val, kind)) for name in operation.read)
-        if written and clean:
-            if operation.equation.primitive.name != "scan":
-                return Found(operation, list(reached))
-            operands = jax.jit(functools.partial(computed, wanted=operation.read))(inputs)[1]
-            return _in_scan(operation, operands, kind, reached) or Found(operation, list(reached))
-    return None
+    last_use = {x: n for n, equation in enumerate(jaxpr.eqns) for x in equation.invars if isinstance(x, core.Var)}
+    last_use |= {x: len(jaxpr.eqns) for x in jaxpr.outvars if isinstance(x, core.Var)}
+    for n, equation in enumerate(jaxpr.eqns):
+        operands, name, params = [read(atom) for atom in equation.invars], equation.primitive.name, equation.params
+        inside = place._replace(scopes=(*place.scopes, str(equation.source_info.name_stack)))
+        inner = next((params[key] for key in ("jaxpr", "call_jaxpr") if key in params), None)
+        if name == "scan":
+            results = _scanned(equation, operands, inside, firsts)
+        elif name in INLINE and inner is not None:
+            results = evaluated(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, inside, firsts)
+        else:
+            bound = equation.primitive.get_bind_params(params)
+            results = equation.primitive.bind(*operands, **(bound if isinstance(bound, dict) else bound[1]))
+            results = results if equation.primitive.multiple_results else [results]
+            for kind in KINDS.keys() - firsts.keys():
+                if any(_has(x, kind) for x in results) and not any(_has(x, kind) for x in operands):
+                    firsts[kind] = equation, inside
+        known |= dict(zip(equation.outvars, results, strict=True))
+        for x in (x for x in (*equation.invars, *equation.outvars) if isinstance(x, core.Var) and last_use.get(x, n) == n):
+            known.pop(x, None)  # frees its memory
+    return [read(atom) for atom in jaxpr.outvars]
 
 
-def _in_scan(operation: Operation, operands: list[jax.Array], kind: str, reached: tuple[str, ...]) -> Found | None:
-    of = operation.equation.params
+def _scanned(equation: core.JaxprEqn, operands: list[jax.Array], place: Place, firsts: Firsts) -> list[jax.Array]:
+    """Return the results of a scan, computed an iteration at a time."""
+    of = equation.params
     body, length, constants, carried = of["jaxpr"], of["length"], of["num_consts"], of["num_carry"]
     fixed, carry, stacked = operands[:constants], operands[constants : constants + carried], operands[constants + carried :]
-    apply = jax.jit(core.jaxpr_as_fun(body))
+    outputs: list[list[jax.Array]] = [[] for _ in equation.outvars[carried:]]
     for n in range(length):
         i = length - 1 - n if of["reverse"] else n
-        arguments = [*fixed, *carry, *(_at(x, n=i) for x in stacked)]
-        results = apply(*arguments)
-        if any(_has(x, kind) for x in results):
-            name = f"{'layers' if STACK in _place(operation.equation) else 'iteration'} {i} of {length}"
-            return search(body, arguments, kind, (*reached, name, operation.scope), ends=False)
+        name = f"{'layers' if STACK in _source(equation) else 'iteration'} {i} of {length}"
+        inside = place._replace(iterations=(*place.iterations, name))
+        results = evaluated(body.jaxpr, body.consts, [*fixed, *carry, *(_at(x, n=i) for x in stacked)], inside, firsts)
         carry = results[:carried]
-    return None
+        for output, result in zip(outputs, results[carried:], strict=True):
+            output.append(result)
+    return [*carry, *(jnp.stack(output[::-1] if of["reverse"] else output) for output in outputs)]
 
 
-def described(found: Found, repeats: list[int]) -> str:
+def described(equation: core.JaxprEqn, place: Place, repeats: list[int]) -> str:
     """Return a description of an operation: the part of the step, layer, scope, result and place in the source."""
-    equation, scopes = found.operation.equation, [*found.iterations[1::2], found.operation.scope]
-    part = "the gradient" if any("transpose" in scope for scope in scopes) else "the forward pass"
-    names = [name for scope in scopes for name in scope.replace("(", "/").replace(")", "/").split("/")]
+    part = "the gradient" if any("transpose" in scope for scope in place.scopes) else "the forward pass"
+    names = [name for scope in place.scopes for name in scope.replace("(", "/").replace(")", "/").split("/")]
     noise = ("", "jvp", "transpose", "rematted_computation", "checkpoint")
     scope = "/".join(dict.fromkeys(name for name in names if name not in noise))
     shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in map(array_of, equation.outvars))
-    layers = ", ".join(found.iterations[::2]).replace("layers ", "layer " if len(repeats) == 1 else "block ")
+    layers = ", ".join(place.iterations).replace("layers ", "layer " if len(repeats) == 1 else "block ")
     where = ", ".join(filter(None, [f"in {part}", layers, scope]))
-    return f"{where}: the result {shapes} of {equation.primitive.name} at {_place(equation)}"
+    return f"{where}: the result {shapes} of {equation.primitive.name} at {_source(equation)}"
 
 
-def inlined(jaxpr: core.ClosedJaxpr) -> tuple[list[Operation], list[Name], list[Atom], dict[Name, jax.Array]]:
-    """Return (operations, names of inputs and results, constants by name) of a jaxpr whose calls are inlined."""
-    operations, constants, numbers = list[Operation](), dict[Name, jax.Array](), itertools.count()
-
-    def walk(jaxpr: core.Jaxpr, consts: Sequence[jax.Array], read: Sequence[Atom], scope: str) -> list[Atom]:
-        names: dict[core.Var, Atom] = {}
-
-        def name_of(atom: core.Var | core.Literal) -> Atom:
-            return atom if isinstance(atom, core.Literal) else names[atom]
-
-        for variable, value in zip(jaxpr.constvars, consts, strict=True):
-            name = names[variable] = next(numbers)
-            constants[name] = value
-        names.update(zip(jaxpr.invars, read, strict=True))
-        for equation in jaxpr.eqns:
-            operands = [name_of(atom) for atom in equation.invars]
-            inner = next((equation.params[key] for key in ("jaxpr", "call_jaxpr") if key in equation.params), None)
-            inside = f"{scope}/{equation.source_info.name_stack}"
-            if equation.primitive.name in INLINE and inner is not None:
-                closed = getattr(inner, "jaxpr", inner)
-                written = walk(closed, getattr(inner, "consts", ()), operands, inside)
-            else:
-                results = [next(numbers) for _ in equation.outvars]
-                operations.append(Operation(equation, inside, operands, results))
-                written = [*results]
-            names.update(zip(equation.outvars, written, strict=True))
-        return [name_of(atom) for atom in jaxpr.outvars]
-
-    inputs = [next(numbers) for _ in jaxpr.jaxpr.invars]
-    results = walk(jaxpr.jaxpr, jaxpr.consts, inputs, "")
-    return operations, inputs, results, constants
-
-
-def _evaluate(equation: core.JaxprEqn, operands: list[jax.Array]) -> list[jax.Array]:
-    """Compute one equation; results that nobody reads are computed too."""
-    given = equation.primitive.get_bind_params(equation.params)
-    results = equation.primitive.bind(*operands, **(given if isinstance(given, dict) else given[1]))
-    return list(results) if equation.primitive.multiple_results else [results]
-
-
+@functools.partial(jax.jit, static_argnums=1)
 def _flag(x: jax.Array, kind: str) -> jax.Array:
-    x = jnp.asarray(x) if not isinstance(x, jax.Array) else x
-    return jnp.any(KINDS[kind](x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(False)
+    return jnp.any(KINDS[kind](x))
 
 
 def _has(x: jax.Array, kind: str) -> bool:
-    return bool(jax.jit(_flag, static_argnums=1)(x, kind))
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact) and bool(_flag(x, kind))
 
 
+@jax.jit
 def _at(x: jax.Array, n: int) -> jax.Array:
-    return jax.jit(lambda x, n: lax.dynamic_index_in_dim(x, n, keepdims=False))(x, n)
+    return lax.dynamic_index_in_dim(x, n, keepdims=False)
 
 
-def _place(equation: core.JaxprEqn) -> str:
+def _source(equation: core.JaxprEqn) -> str:
     return source_info_util.summarize(equation.source_info)

@@ -16,10 +16,9 @@ import logging
 import math
 import operator
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,9 @@ from lm.progress import progress
 from lm.runs import provenance as origin
 from lm.runs.fingerprints import data_of
 from lm.runs.workdir import flat
+from lm.train.chips import mfu_formula, peak_flops
 from lm.train.loop import Done, Event, Run
-from lm.train.speed import mfu_formula, peak_flops
-from lm.train.trackers.packages import parse_trackers
-from lm.train.trackers.sink import close_sinks, open_sinks
+from lm.train.trackers import close_sinks, open_sinks, parse_trackers
 
 _hides_torch = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]  # tensorboardX would import it for a type: a second and more
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
@@ -105,7 +103,7 @@ class Log:
         # Not SummaryWriter: a full disk kills its thread, and the loop would then wait forever.
         (workdir / "tensorboard").mkdir(exist_ok=True)
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of each NaN, as the loop already does
-        self._board = EventsWriter(str(workdir / "tensorboard" / prefix(workdir / "tensorboard")), f".{step}")
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{step}")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
         self._bar = progress(
@@ -206,17 +204,6 @@ def rewind(path: Path, step: int) -> set[int]:
     return steps
 
 
-def prefix(folder: Path) -> str:
-    """Return how the name of a new file of events begins. tensorboardX adds the time to it.
-
-    TensorBoard reads the files in the order of their names, and a start hides later steps of the files before it. So the name
-    must follow those in `folder`, also if the clock was set back.
-    """
-    found = (re.match(r"events\.out\.tfevents\.(\d+)", path.name) for path in folder.iterdir())
-    newest = max((int(match[1]) for match in found if match), default=0)
-    return "events" if newest < int(time.time()) else f"events.out.tfevents.{newest + 1}"
-
-
 def record_start(workdir: Path, step: int) -> dict[str, Any]:
     """Append this start to starts.jsonl, and return its line."""
     start = {
@@ -250,11 +237,10 @@ class System:
     system_cpu_percent             CPU time of this process; 100 is one core
     system_device_memory_gib       in use on the fullest device of this process, where JAX knows it (not on a CPU)
     system_device_memory_peak_gib  its highest value so far
-    system_gpu_percent             mean share of time in which the NVIDIA GPUs of this process compute, with nvidia-ml-py
     """
 
     def __init__(self) -> None:
-        self._process, self._gpus = psutil.Process(), _open_gpus()
+        self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only sets the clock
         self._devices = [device for device in jax.local_devices() if _memory(device)]
         self._at, self._last = -EVERY, dict[str, float]()
@@ -270,8 +256,6 @@ class System:
         if devices := [stats for device in self._devices if (stats := _memory(device))]:
             found["system_device_memory_gib"] = max(stats["bytes_in_use"] for stats in devices) / GIB
             found["system_device_memory_peak_gib"] = max(stats["peak_bytes_in_use"] for stats in devices) / GIB
-        if self._gpus:
-            found |= self._gpus()
         self._at, self._last = now, found
         return found
 
@@ -283,31 +267,3 @@ def _memory(device: jax.Device) -> dict[str, int] | None:
     except (RuntimeError, NotImplementedError):  # of a backend that has none
         return None
     return stats if stats and {"bytes_in_use", "peak_bytes_in_use"} <= stats.keys() else None
-
-
-def _open_gpus() -> Callable[[], dict[str, float]] | None:
-    """Return a function that measures the NVIDIA GPUs of this process, or None without GPUs or without nvidia-ml-py."""
-    gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
-    if not gpus:
-        return None
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        handles = []
-        for gpu in gpus:
-            name = visible[gpu.local_hardware_id] if visible else str(gpu.local_hardware_id)
-            by = pynvml.nvmlDeviceGetHandleByIndex if name.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID
-            handles.append(by(int(name) if name.isdecimal() else name))
-    except Exception:  # no library, no driver, or a GPU that it does not name: the run goes on without this metric
-        return None
-
-    def measure() -> dict[str, float]:
-        try:
-            shares = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
-        except pynvml.NVMLError:
-            return {}
-        return {"system_gpu_percent": sum(shares) / len(shares)}
-
-    return measure

@@ -1,7 +1,7 @@
-"""Measure a run while it trains: the loss on held-out text, and evaluation tasks (lm/evals/in_loop.py)."""
+"""Measure a run while it trains: the loss on held-out text, evaluation tasks (lm/evals/in_loop.py), and samples."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lm.train.update import averaged
 
 Validate = Callable[[nnx.State, int | None], dict[str, float]]
 Measure = Callable[[int, nnx.State], dict[str, float]]
+Write = Callable[[int, nnx.State], Sequence[str]]
 
 
 class Validation(Event):
@@ -73,6 +74,27 @@ class Evaluations(Event):
     def _log(self, run: Run, step: int) -> None:
         with sequences_whole(averaged(run.state)) as params:
             run.log.valid(step, self._measure(step, params))
+
+
+class Samples(Event):
+    """Prints samples every config.samples_every steps and at the end. write: write(step, params) -> lines to print."""
+
+    def __init__(self, write: Write):
+        self._write = write
+
+    def before(self, run: Run, step: int) -> None:
+        if run.config.samples_every and (step - 1) % run.config.samples_every == 0:
+            with run.pause("other"):
+                self._say(run, step - 1)
+
+    def end(self, run: Run) -> None:
+        if run.step:
+            self._say(run, run.step)
+
+    def _say(self, run: Run, step: int) -> None:
+        with sequences_whole(averaged(run.state)) as params:
+            for text in self._write(step, params):
+                run.log.say(text)
 
 
 class Evaluator:

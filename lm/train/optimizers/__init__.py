@@ -1,1 +1,1 @@
-"""AdamW, Muon, Lion and Adafactor as optax transforms over the parameters of a model."""
+"""AdamW, Muon and Lion as optax transforms over the parameters of a model."""

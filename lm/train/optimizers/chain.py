@@ -2,10 +2,9 @@
 
 Every optimizer returns a direction whose root mean square is about that of AdamW's, so one learning rate and one weight decay
 serve all of them:
-  adamw      m̂/(√v̂+ε) (Loshchilov and Hutter 2019)
-  muon       hidden matrices: orthogonalised momentum (lm/train/optimizers/muon.py); all others: adamw
-  lion       0.2 · sign of the interpolated momentum (Chen et al. 2023, whose rates are 3 to 10 times smaller than AdamW's)
-  adafactor  momentum of g/√v̂ with a factored v̂ (lm/train/optimizers/adafactor.py)
+  adamw  m̂/(√v̂+ε) (Loshchilov and Hutter 2019)
+  muon   hidden matrices: orthogonalised momentum (lm/train/optimizers/muon.py); all others: adamw
+  lion   0.2 · sign of the interpolated momentum (Chen et al. 2023, whose rates are 3 to 10 times smaller than AdamW's)
 """
 
 from collections.abc import Callable
@@ -17,10 +16,8 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.parallel.arrays import PyTree
-from lm.train.optimizers.adafactor import scale_by_adafactor
 from lm.train.optimizers.compact import compact
-from lm.train.optimizers.matrices import is_variable, matrix_axes
-from lm.train.optimizers.muon import scale_by_muon
+from lm.train.optimizers.muon import is_variable, matrix_axes, scale_by_muon
 
 LION_RMS = 0.2  # as Muon's
 
@@ -38,10 +35,8 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
         labels = by_variable(abstract_params, lambda variable: "muon" if orthogonalised(variable) else "adamw")
         muon = scale_by_muon(o.momentum, config.compute_dtype)
         direction = optax.partition({"muon": muon, "adamw": adam}, labels)
-    elif o.name == "lion":
-        direction = optax.chain(optax.scale_by_lion(b1=o.b1, b2=o.b2), optax.scale(LION_RMS))
     else:
-        direction = scale_by_adafactor(b1=o.b1)
+        direction = optax.chain(optax.scale_by_lion(b1=o.b1, b2=o.b2), optax.scale(LION_RMS))
     scales = by_variable(abstract_params, lambda variable: mup_scale(variable, config, o.name))
     return optax.chain(
         compact(direction, o.state_dtype),

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import logical_axes, spec_of, ways
-from lm.train.optimizers.matrices import is_variable, parts_of
+from lm.train.optimizers.muon import is_variable, parts_of
 
 BLOCK, MIN = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v

@@ -5,7 +5,7 @@ Letters: L stacked matrices, m rows (inputs), n columns (outputs).
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,18 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.ops import product
-from lm.parallel.mesh import several, spec_of
-from lm.train.optimizers.matrices import as_matrices, from_matrices, is_variable, matrix_axes, parts_of
+from lm.parallel.mesh import logical_axes, several, spec_of
 
 STEPS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # of Newton–Schulz; they bring singular values near 1 quickly, not exactly
 RMS = 0.2  # of a direction, as AdamW's (Liu et al. 2025, §2.2)
 EPS = 1e-7  # added to the norm
+
+
+class MatrixAxes(NamedTuple):
+    """A parameter's first `stacked` axes count matrices (layers, experts); `inputs` axes follow; the rest are outputs."""
+
+    stacked: int
+    inputs: int
 
 
 class MuonState(NamedTuple):
@@ -155,3 +161,38 @@ def shared_out(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]
 
 def _part(names: list[str]) -> str | tuple[str, ...] | None:
     return None if not names else names[0] if len(names) == 1 else tuple(names)
+
+
+def is_variable(leaf: object) -> TypeGuard[nnx.Variable]:
+    """Return whether a node of a tree is a parameter, or a moment of one, with its metadata."""
+    return isinstance(leaf, nnx.Variable)
+
+
+def matrix_axes(variable: nnx.Variable) -> MatrixAxes | None:
+    """Return the axes of a parameter that was declared as a matrix of layers (lm/model/initializers.py), else None."""
+    inputs = variable.get_metadata().get("inputs", ())
+    if not inputs:
+        return None
+    return MatrixAxes(inputs[0] + (logical_axes(variable)[0] == "layers"), len(inputs))
+
+
+def as_matrices(x: jax.Array, axes: MatrixAxes) -> jax.Array:
+    """Return x as [..., inputs, outputs] with its `stacked` axes in front. Only the first of merged axes may be sharded."""
+    groups: list[tuple[int, ...]] = [(i,) for i in range(axes.stacked)]
+    groups += [tuple(range(axes.stacked, axes.stacked + axes.inputs)), tuple(range(axes.stacked + axes.inputs, x.ndim))]
+    shape = tuple(math.prod(x.shape[i] for i in group) for group in groups)
+    spec = spec_of(x)
+    if spec is None:
+        return x.reshape(shape)
+    assert all(spec[i] is None for group in groups for i in group[1:])
+    return lax.reshape(x, shape, out_sharding=jax.sharding.PartitionSpec(*(spec[group[0]] for group in groups)))
+
+
+def from_matrices(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Return matrices [..., inputs, outputs] in the shape and sharding of `like`; the inverse of `as_matrices`."""
+    return lax.reshape(x, like.shape, out_sharding=spec_of(like))
+
+
+def parts_of(part: str | tuple[str, ...] | None) -> int:
+    """Return how many parts an entry of a partition splits an axis into, on the current mesh."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in several(part))

@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from lm.kernels.tpu.attention import kernel_flops
-from lm.train.plan.chips import Chip
+from lm.train.chips import Chip
 from lm.train.plan.network import Network, of_program, transfer
 from lm.train.plan.program import Instruction, Program
 

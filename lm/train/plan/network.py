@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from lm.train.plan.chips import Chip
+from lm.train.chips import Chip
 from lm.train.plan.program import COLLECTIVES, Instruction, bytes_of
 
 WAYS = ("to host", "from host")  # kinds of transfers

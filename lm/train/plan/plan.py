@@ -8,8 +8,8 @@ import jax
 import ml_collections
 
 from lm.model import sizing
+from lm.train.chips import chip_of
 from lm.train.describe import memories
-from lm.train.plan.chips import chip_of
 from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of
 from lm.train.plan.estimate import KERNEL_SHARE, estimate
 from lm.train.plan.network import WAYS, Network

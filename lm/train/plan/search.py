@@ -15,8 +15,8 @@ from lm.errors import UserError
 from lm.model import sizing
 from lm.parallel.mesh import check_fit
 from lm.progress import shown
+from lm.train.chips import Chip, chip_of
 from lm.train.describe import abstract_mesh, memories, step_flops
-from lm.train.plan.chips import Chip, chip_of
 from lm.train.plan.compiled import devices_of
 from lm.train.plan.plan import plan
 from lm.train.step import model_config_of

@@ -191,16 +191,6 @@ def test_stages_are_the_same_for_any_number_of_hosts(folder, hosts):
         same(batches().batch(n), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def test_rows_know_their_source(folder):
-    batches = TextBatches(folder, batch_size=8, with_sources=True)
-    batch = batches.batch(4)
-    names = list(batches.ranges)
-    assert all(id_ in batches.ranges[names[at]] for id_, at in zip(batch["ids"], batch["sources"]))
-    valid = TextBatches(folder, "valid", batch_size=4, shuffle=False, with_sources=True)
-    last = valid.batch(valid.num_batches - 1)
-    assert ((last["sources"] == -1) == (last["ids"] == NO_ROW)).all()
-
-
 def test_epochs_without_weights_are_equal(folder):
     batches = TextBatches(folder, batch_size=8)
     assert batches.epochs(batches.num_rows) == dict.fromkeys(batches.ranges, pytest.approx(8.0))

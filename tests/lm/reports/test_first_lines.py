@@ -1,8 +1,8 @@
-"""The first lines of the pages of curation, safety and DoReMi: the result in a sentence, and the data."""
+"""The first lines of the pages of curation and safety: the result in a sentence, and the data."""
 
 import pytest
 
-from lm.reports import curate, doremi, safety
+from lm.reports import curate, safety
 
 FUNNEL = {"web": {"en": {"kept": [6, 60], "language": [1, 5]}, "fr": {"language": [3, 35]}}, "books": {"en": {"kept": [2, 20]}}}
 RULES = [{"name": "language", "rules": [{"column": "language", "told": "language in en"}]}]
@@ -36,11 +36,3 @@ def test_a_safety_loop_says_what_it_trained_on(rounds):
     }
     left = "Of the attacks on these requests, 40 still succeed (failing.jsonl)."
     assert notes == ["Requests from harm.jsonl.", examples[rounds], left]
-
-
-def test_doremi_says_its_shares_and_draws_each_source_in_its_own_line():
-    sources = {f"s{n}": {"given": 0.5, "found": n / 10, "loss": None, "excess": None} for n in range(1, 4)}
-    lines = [{"step": i, **{f"weight/s{n}": n / i for n in range(1, 4)}} for i in range(1, 4)]
-    text = doremi.html({"sources": sources}, lines)
-    assert "Shares of the sources that were found: s3 30.0%, s2 20.0%, s1 10.0%." in text
-    assert all(f">{name}</text>" in text for name in (*sources, "share"))

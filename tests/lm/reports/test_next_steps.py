@@ -14,7 +14,6 @@ EVALUATED = {"checkpoint": "runs/sft", "tasks": "mmlu", "data_dir": "items", "li
 CURATED = {"stages": "", "rules": {}, "tokenizer": ""}
 RUNS = {
     "train": ({"config": TRAINED}, ["lm.generate", "align.py"]),
-    "doremi": ({"config": TRAINED, "sources": {"a": {}}}, ["train.py"]),
     "sft": ({"config": ALIGNED}, ["lm.chat", "evaluate.py", "serve.py"]),
     "grpo": ({"config": ALIGNED | {"method": "rl"}}, ["lm.chat", "serve.py"]),
     "reward": ({"config": ALIGNED | {"method": "reward"}}, ["align.py"]),

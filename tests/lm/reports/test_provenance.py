@@ -82,8 +82,8 @@ def test_what_is_no_secret_stays_as_it_was_typed(argument):
 
 
 def test_a_module_is_named_as_python_takes_it():
-    argv = ["/clone/lm/doremi.py", "--workdir=runs/x"]
-    assert provenance.command_line(argv, "lm.doremi") == "python -m lm.doremi --workdir=runs/x"
+    argv = ["/clone/lm/merge.py", "--workdir=runs/x"]
+    assert provenance.command_line(argv, "lm.merge") == "python -m lm.merge --workdir=runs/x"
 
 
 def git(folder, *arguments):

@@ -4,19 +4,20 @@ import math
 import types
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from lm.errors import UserError
-from lm.sweep.space import Key
-from lm.sweep.study import open_study, rows
+from lm.sweep.study import Study, grid
 
-KEYS = [Key("rate", low=1e-4, high=1.0, log=True), Key("layers", low=1, high=6, whole=True), Key("name", ("a", "b"))]
+NAMES = CategoricalDistribution(["a", "b"])
+SPACE = {"rate": FloatDistribution(1e-4, 1.0, log=True), "layers": IntDistribution(1, 6), "name": NAMES}
 
 
-def opened(workdir, method="tpe", keys=KEYS, storage=None, **settings):
+def opened(workdir, sampler="tpe", space=SPACE, storage=None, **settings):
     workdir.mkdir(exist_ok=True)
     options = {"storage": storage, "sweep_seed": 0, "maximize": False, "pruner": "median", "jobs": 1} | settings
-    return open_study(workdir, method, keys, types.SimpleNamespace(**options))
+    return Study(workdir, space, types.SimpleNamespace(sampler=sampler, **options))
 
 
 def value(params) -> float:
@@ -32,31 +33,34 @@ def done(study, count: int) -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize("method, count", [("random", 7), ("tpe", 14)])  # TPE draws at random until the eleventh
-def test_a_resumed_study_draws_as_if_nothing_had_been(method, count, tmp_path):
-    whole = done(opened(tmp_path / "whole", method), count)
-    first = done(opened(tmp_path / "killed", method), 5)
-    begun = opened(tmp_path / "killed", method).next()  # killed before it had values
-    study = opened(tmp_path / "killed", method)
+@pytest.mark.parametrize("sampler, count", [("random", 7), ("tpe", 14)])  # TPE draws at random until the eleventh
+def test_a_resumed_study_draws_as_if_nothing_had_been(sampler, count, tmp_path):
+    whole = done(opened(tmp_path / "whole", sampler), count)
+    first = done(opened(tmp_path / "killed", sampler), 5)
+    begun = opened(tmp_path / "killed", sampler).next()  # killed before it had values
+    study = opened(tmp_path / "killed", sampler)
     (again,) = study.interrupted()
     assert again.number == begun.number == 5 and len(study.trials()) == 6
     first.append(study.params(again))
     study.study.tell(again, value(first[-1]))
-    assert first + done(opened(tmp_path / "killed", method), count - 6) == whole
+    assert first + done(opened(tmp_path / "killed", sampler), count - 6) == whole
     assert len({params["rate"] for params in whole}) == count and not study.interrupted()
-    assert [row["number"] for row in rows(study)] == list(range(count))
+    assert [trial.number for trial in study.trials()] == list(range(count))
 
 
 def test_a_grid_has_each_combination_once(tmp_path):
-    keys = [Key("rate", low=1.0, high=3.0, count=3), Key("name", ("a", "b"))]
-    first = done(opened(tmp_path / "a", "grid", keys), 2)
-    study = opened(tmp_path / "a", "grid", keys)
+    space = {"rate": FloatDistribution(1.0, 3.0, step=1.0), "name": NAMES}
+    first = done(opened(tmp_path / "a", "grid", space), 2)
+    study = opened(tmp_path / "a", "grid", space)
     found = first
     while (trial := study.next()) is not None:
         found.append(study.params(trial))
         study.study.tell(trial, 1.0)
     assert found == [{"rate": rate, "name": name} for rate in (1.0, 2.0, 3.0) for name in ("a", "b")]
-    assert len(opened(tmp_path / "a", "grid", keys).trials()) == 6
+    assert len(opened(tmp_path / "a", "grid", space).trials()) == 6
+    assert grid({"layers": IntDistribution(2, 6, step=2)}) == [{"layers": 2}, {"layers": 4}, {"layers": 6}]
+    with pytest.raises(UserError, match="rate needs a range with a step"):
+        grid(SPACE)
 
 
 def test_two_machines_share_a_storage(tmp_path):
@@ -69,18 +73,18 @@ def test_two_machines_share_a_storage(tmp_path):
     assert [trial.number for trial in one.interrupted()] == [0] and [trial.number for trial in two.interrupted()] == [1]
 
 
-def test_the_best_and_the_importance(tmp_path):
+def test_the_best_has_finished_and_other_values_are_another_sweep(tmp_path):
     study = opened(tmp_path / "a", "random")
-    done(study, 12)
+    assert study.best() is None
+    values = [value(params) for params in done(study, 5)]
     failed, pruned = study.next(), study.next()
     study.study.tell(failed, state=TrialState.FAIL)
-    pruned.report(7.0, 5)
+    pruned.report(-7.0, 5)
     study.study.tell(pruned, state=TrialState.PRUNED)
-    table = rows(study)
-    best = min((row for row in table if row["state"] == "complete"), key=lambda row: row["value"])
-    assert best["best"] and sum(row["best"] for row in table) == 1 and table[-1]["value"] == 7.0
-    importance = study.importance()
-    assert max(importance, key=importance.get) == "rate" and abs(sum(importance.values()) - 1) < 1e-6
+    assert study.best().value == min(values) and len(study.trials()) == 7
+    other = opened(tmp_path / "a", "random", SPACE | {"name": CategoricalDistribution(["c"])})
+    with pytest.raises(UserError, match="another space; use another --workdir"):
+        other.params(other.next())
 
 
 def test_a_storage_that_cannot_be_opened_is_told(tmp_path):

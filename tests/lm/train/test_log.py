@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lm.errors import UserError
-from lm.train.events.step_log import prefix, rewind
+from lm.train.events.step_log import rewind
 from lm.train.history import json_lines
 
 KEPT = ['{"step": 1, "loss": 2.0}', '{"step": 2, "loss": 1.5}', '{"step": 2, "valid_loss": 1.7}', '{"step": 4, "loss": 1.0}']
@@ -18,16 +18,6 @@ def test_later_equal_and_wrong_lines_are_dropped(tmp_path):
     assert rewind(path, 4) == {1, 2, 4}
     assert path.read_text().splitlines() == KEPT
     assert rewind(tmp_path / "no.jsonl", 4) == set()
-
-
-def test_files_of_events_are_in_order_though_the_clock_was_set_back(tmp_path):
-    assert prefix(tmp_path) == "events"
-    (tmp_path / "events.out.tfevents.1000000000.host.0").touch()
-    assert prefix(tmp_path) == "events"
-    (tmp_path / "events.out.tfevents.9000000000.host.60").touch()
-    assert prefix(tmp_path) == "events.out.tfevents.9000000001"
-    (tmp_path / "events.out.tfevents.9000000001.out.tfevents.1700000000.host.70").touch()
-    assert prefix(tmp_path) == "events.out.tfevents.9000000002"
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):

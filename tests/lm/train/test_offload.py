@@ -34,7 +34,7 @@ RUNS = {
 }
 WAYS = list(itertools.product(RUNS, ("matmuls", "full"), ("float32", "bfloat16")))
 QUICK = [("split, accumulate 4", "matmuls", "bfloat16")]
-OPTIMIZERS = [("adamw", "float32"), ("muon", "int8"), ("lion", "bfloat16"), ("adafactor", "float32")]
+OPTIMIZERS = [("adamw", "float32"), ("muon", "int8"), ("lion", "bfloat16")]
 
 
 def training(accumulate=1, model=(), dtype="float32", **optimizer):

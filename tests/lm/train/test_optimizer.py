@@ -1,16 +1,12 @@
-"""AdamW, Lion and Adafactor by hand, and which parameters decay."""
+"""AdamW and Lion by hand, and which parameters decay."""
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from configs.train import default
 from lm.config import ModelConfig
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import make_mesh, shardings
-from lm.train.optimizers.adafactor import scale_by_adafactor
 from lm.train.optimizers.chain import decayed, optimizer
 from tests.lm.examples import parameters
 
@@ -59,56 +55,7 @@ def test_lion_by_hand():
         np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-6)
 
 
-def squares(g, axes):
-    """Return g² averaged over axes, which stay with size 1."""
-    return np.mean(g.astype(np.float64) ** 2, axis=axes, keepdims=True)
-
-
-def test_adafactor_by_hand():
-    """A matrix [layers, D, H, K] is factored into D and H·K, the embedding [V, D] into its axes; a norm is not factored."""
-    outputs = {"query": (2, 3), "embedding": (1,)}
-    found = two_updates(name="adafactor", weight_decay=0.0, b1=0.5)
-    for name, (_, g1, g2, update) in found.items():
-        kind = next((kind for kind in (*outputs, "norm") if kind in name), None)
-        if kind is None:
-            continue
-        decay, directions = 1 - 2**-0.8, []
-        r, c, v = 0.0, 0.0, 0.0
-        for g, keep in ((g1, 0.0), (g2, decay)):
-            if kind == "norm":
-                v = keep * v + (1 - keep) * squares(g, ())
-                over = tuple(range(g.ndim))
-            else:
-                out = outputs[kind]
-                into = tuple(i for i in range(int(kind == "query"), g.ndim) if i not in out)
-                r, c = keep * r + (1 - keep) * squares(g, out), keep * c + (1 - keep) * squares(g, into)
-                v, over = r * c / np.mean(r, axis=into, keepdims=True), (*into, *out)
-            u = g / np.sqrt(v)
-            directions.append(u / np.maximum(1, np.sqrt(np.mean(u**2, axis=over, keepdims=True))))
-        expected = (0.25 * directions[0] + 0.5 * directions[1]) / 0.75
-        np.testing.assert_allclose(update, expected, rtol=2e-4, atol=1e-5, err_msg=name)
-
-
-def test_adafactor_of_a_single_number():
-    transform = scale_by_adafactor(b1=0.0)
-    gain = nnx.State({"gain": nnx.Param(np.float32(3), out_sharding=(), role="vector")})
-    direction, _ = transform.update(gain, transform.init(gain))
-    np.testing.assert_allclose(direction["gain"].get_value(), 1, rtol=1e-5)  # g/√g², clipped at 1
-
-
-def test_adafactor_keeps_little_and_shards_it():
-    mesh = make_mesh({"fsdp": 2, "tensor": 2, "data": 2})
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(scale_by_adafactor(b1=0.0).init, skeleton(CONFIG)[1])
-        where = names(shardings(state, mesh))
-    sizes = {name: x.shape for name, x in names(state).items()}
-    assert sum(map(np.prod, sizes.values())) < 0.3 * sum(p.size for p in jax.tree.leaves(parameters(CONFIG)))
-    query = {name: shape for name, shape in sizes.items() if "query" in name}
-    assert sorted(query.values()) == [(2, 2, 4), (2, 8)]
-    assert {where[name].spec for name in query} == {P(None, "fsdp"), P(None, "tensor", None)}
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
 def test_the_directions_of_all_optimizers_are_about_as_large(name):
     rms = [
         np.sqrt(np.mean(update**2)) for key, (*_, update) in two_updates(name=name, weight_decay=0.0).items() if "key" in key

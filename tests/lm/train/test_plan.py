@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lm.train.plan.chips import CHIPS
+from lm.train.chips import CHIPS
 from lm.train.plan.estimate import KERNEL_SHARE, estimate
 from lm.train.plan.network import Collective, of_program
 from lm.train.plan.program import Program, bytes_of

@@ -8,8 +8,8 @@ import pytest
 
 from configs.train import tiny
 from lm.errors import UserError
+from lm.train import trackers
 from lm.train.events.step_log import Log, facts
-from lm.train.trackers import packages, sink, wandb_files
 from tests.slow import all_but
 from tests.trackers import READERS
 
@@ -77,18 +77,18 @@ def test_a_server_that_hangs_is_left_in_the_end(tmp_path, monkeypatch, capsys):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(sink, "PATIENCE", 0.1)
+        monkeypatch.setattr(trackers, "PATIENCE", 0.1)
         said = logged(tmp_path / "run", capsys, trackers="mlflow")
         assert said.count("warning: mlflow is off: it has not taken everything") == 1, said
 
 
 def test_names_are_checked(monkeypatch):
-    assert packages.parse_trackers(" mlflow, wandb,mlflow") == ("mlflow", "wandb") and packages.parse_trackers("") == ()
+    assert trackers.parse_trackers(" mlflow, wandb,mlflow") == ("mlflow", "wandb") and trackers.parse_trackers("") == ()
     with pytest.raises(UserError, match="trackers=wandb,tensorbord: 'tensorbord' is none of wandb, mlflow, trackio"):
-        packages.parse_trackers("wandb,tensorbord")
-    monkeypatch.setitem(packages.PACKAGES, "wandb", ("no_such_package",))
+        trackers.parse_trackers("wandb,tensorbord")
+    monkeypatch.setitem(trackers.PACKAGES, "wandb", ("no_such_package",))
     with pytest.raises(UserError, match=r"no_such_package is not installed: pip install -r requirements/trackers.txt"):
-        packages.parse_trackers("wandb")
+        trackers.parse_trackers("wandb")
 
 
 def test_secrets_are_not_sent():
@@ -97,25 +97,14 @@ def test_secrets_are_not_sent():
     assert sent["evals.judge"] == "openai:http://me:***@host/v1?api_key=***"
 
 
-def test_an_offline_file_is_read_up_to_where_it_was_cut_off(tmp_path):
-    def chunk(kind: int, data: bytes) -> bytes:
-        return b"\0" * 4 + len(data).to_bytes(2, "little") + bytes([kind]) + data
-
-    block = wandb_files.BLOCK
-    first = b"x" * (block - 7 - 2 * 7 - 4 - 3)  # leaves 3 bytes at the end of the first block
-    data = b":W&B\0\0\0" + chunk(1, b"abcd") + chunk(2, first) + b"\0\0\0" + chunk(4, b"end") + chunk(1, b"cut off")[:-1]
-    (tmp_path / "run.wandb").write_bytes(data)
-    assert list(wandb_files.records(tmp_path / "run.wandb")) == [b"abcd", first + b"end"]
-
-
 def test_a_line_waits_for_nothing(tmp_path):
     said, began = [], time.monotonic()
 
     def never():
         time.sleep(3600)
 
-    slow = sink.Sink("slow", never, [], said.append)
-    for step in range(sink.ROOM + 2):
+    slow = trackers.Sink("slow", never, [], said.append)
+    for step in range(trackers.ROOM + 2):
         slow.put({"step": step, "loss": 1.0})
     assert time.monotonic() - began < 600 and said == [
         "warning: slow is off: it cannot keep up with the run; metrics.jsonl goes on"

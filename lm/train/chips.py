@@ -1,4 +1,4 @@
-"""Data sheets of TPU chips.
+"""Data sheets of chips: the peak FLOP/s, the denominator of MFU, and for TPUs what a plan needs.
 
 Peaks, links and PCIe: "How to Scale Your Model" (Austin et al. 2025, Google DeepMind, "How to Think About TPUs"), partly after
 Google Cloud's pages. PCIe: about 1.5e10 bytes/s a chip, each way, and 32 GB/s for v6e.
@@ -37,6 +37,17 @@ CHIPS = {
 }
 
 
+# Dense bfloat16 peak, FLOP/s per chip, from the vendors' data sheets.
+PEAK = {kind: chip.flops for kind, chip in CHIPS.items()} | {
+    "TPU v4": 275e12,
+    "TPU v5p": 459e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+FORMULA = "MFU = tokens/s × (6·N + 6·L·T·H·K) / peak; N active without the input embedding, attention counted causally"
+
+
 def chip_of(device: jax.Device) -> Chip:
     """Return the data sheet of a device, real or of a topology. Raises UserError for a kind without one."""
     kind = device.device_kind
@@ -44,3 +55,20 @@ def chip_of(device: jax.Device) -> Chip:
         known = ", ".join(chip.name for chip in CHIPS.values())
         raise UserError(f"--plan knows no data sheet of {kind!r}; it knows {known}")
     return CHIPS[kind]
+
+
+def peak_flops() -> tuple[float, str] | None:
+    """Return (bfloat16 FLOP/s of all devices of this job, source of the number); None for devices that are not in PEAK.
+
+    A measured peak is no substitute: on a CPU it changes by a factor of two with what else runs.
+    """
+    device, count = jax.devices()[0], jax.device_count()
+    for kind, peak in sorted(PEAK.items(), key=lambda item: -len(item[0])):
+        if device.device_kind.startswith(kind):
+            return peak * count, f"{kind} data sheet × {count}"
+    return None
+
+
+def mfu_formula() -> str | None:
+    """Return how MFU is computed on these devices, in words; None if it is not."""
+    return f"{FORMULA} = {known[0] / 1e12:.3g} TFLOP/s ({known[1]})" if (known := peak_flops()) else None
