@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
+from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check, joined
@@ -38,7 +39,8 @@ LOG = logging.getLogger(__name__)
 class Engine:
     """Decode requests together.
 
-    packed, slots, owned: see `weights_of`. mesh: the one that the model is on; None: the first device.
+    draft_model: guesses tokens ahead, as many as `capacity` says; None: they are guessed by n-grams. packed, slots, owned: see
+    `weights_of`. mesh: the one that the model is on; None: the first device.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         capacity: Capacity = Capacity(),  # noqa: B008 (it is immutable)
         *,
+        draft_model: Transformer | None = None,
         packed: str = "",
         slots: Slots | None = None,
         owned: bool = False,
@@ -65,7 +68,10 @@ class Engine:
         with self._on_mesh():
             self._shapes = shapes_of(o.rows * (1 + o.drafts), o.budget, o.page)
             self._pages = self._empty_pages()
-        self._schedule = Schedule(self._blocks, o.rows, self._shapes.sizes[-1], o.drafts)
+            drafter = by_ngrams
+            if draft_model is not None:
+                drafter = ByModel(weights_of(draft_model, packed, owned=owned), self.config, self._blocks, o.rows, self._shapes)
+        self._schedule = Schedule(self._blocks, o.rows, self._shapes.sizes[-1], o.drafts, drafter)
         self.max_positions = most = min(model.config.max_positions, self._blocks.count * o.page)
         self._tables_RN = np.zeros((o.rows, -(-most // o.page)), np.int32)
         self._encoder = Encoder()

@@ -39,7 +39,8 @@ def open_engine(
       capacity: its cache_dtype "" is that of `dtype`, bfloat16 for integer weights. Its drafts follow from `speculate`.
       dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
         weights; "w8a8": weights and activations in 8 bits; "": as stored.
-      speculate: "ngram": guess tokens that followed the same few tokens before. No token changes.
+      speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No
+        token changes.
       adapters: name -> folder. slots: room for them and for others; None: for none.
       mesh: split the model over its tensor axis; None: the first device.
     Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it.
@@ -65,6 +66,7 @@ def open_engine(
         reopen(path),
         load_tokenizer(path) if has_tokenizer(Path(path)) else None,
         capacity._replace(cache_dtype=cache_dtype, drafts=GUESSES if speculate else 0),
+        draft_model=reopen(speculate) if speculate not in ("", "ngram") else None,
         packed=packed,
         slots=slots,
         owned=True,

@@ -1,26 +1,26 @@
 """Choose what the next step computes: one token of every sequence that is decoded, then pieces of prompts.
 
 Prompts are read in pieces beside the decoding ("chunked prefill", Agrawal et al. 2024, Sarathi-Serve), so a long one does not
-hold up the others. One step can also check tokens that were guessed (speculative decoding, Leviathan et al. 2023): those that
-followed the last few tokens where these occurred before ("prompt lookup", Saxena 2023).
+hold up the others.
 """
 
 from collections import deque
+from collections.abc import Callable, Collection
 
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 
-NGRAM = 3  # tokens that a guess looks up; fewer if these did not occur before
+Drafter = Callable[[list[tuple[Sequence, int]]], list[list[int]]]
 
 
 class Schedule:
     """Running and waiting sequences, and their blocks. Others pass a waiting one while its media are encoded.
 
     rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a
-    sequence.
+    sequence. drafter: returns for each sequence up to so many tokens that may follow (lm/infer/engine/drafts.py).
     """
 
-    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
-        self.blocks, self.budget, self.drafts = blocks, budget, drafts
+    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int, drafter: Drafter):
+        self.blocks, self.budget, self.drafts, self.drafter = blocks, budget, drafts, drafter
         self.running: list[Sequence] = []  # in the order in which they started
         self.waiting = deque[Sequence]()  # the first that came first, after those that had been preempted
         self._rows = list(range(rows - 1, -1, -1))
@@ -33,12 +33,17 @@ class Schedule:
         for sequence in [one for one in self.running if one.must_read_again()]:
             sequence.leave(self.blocks)
         decoding = [one for one in self.running if one.computed == len(one.tokens) - 1]
+        wanted: list[tuple[Sequence, int]] = []
         for n, sequence in enumerate(decoding):
-            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), parts):  # preempted
+            if sequence.row < 0 or not self._grow(sequence, len(sequence.tokens), [one for one, _ in wanted]):  # preempted
                 continue
-            guess = guessed(sequence, self._guesses(sequence, left - (len(decoding) - n))) if self.drafts else []
+            most = self._guesses(sequence, left - (len(decoding) - n)) if self.drafts else 0
+            wanted.append((sequence, most))
+            left -= 1 + most
+        guesses = self.drafter(wanted) if self.drafts and wanted else [[]] * len(wanted)
+        for (sequence, most), guess in zip(wanted, guesses, strict=True):
+            guess = guess[:most]
             parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *guess], len(guess), 0))
-            left -= 1 + len(guess)
         for sequence in list(self.running):
             if left <= 0:
                 break
@@ -87,7 +92,7 @@ class Schedule:
         """Add the next piece of a prompt. Return its number of tokens."""
         begin = sequence.computed
         end = min(len(sequence.tokens), begin + left)
-        if not self._grow(sequence, end, parts):
+        if not self._grow(sequence, end, [part.sequence for part in parts]):
             return 0
         tokens = sequence.tokens[begin:end]
         first = len(tokens) - (end == len(sequence.tokens))
@@ -96,29 +101,16 @@ class Schedule:
         parts.append(Part(sequence, begin, tokens, 0, first))
         return len(tokens)
 
-    def _grow(self, sequence: Sequence, upto: int, parts: list[Part]) -> bool:
+    def _grow(self, sequence: Sequence, upto: int, planned: Collection[Sequence]) -> bool:
         """Take blocks for the first `upto` tokens. If there are too few, preempt the sequences that started last.
 
-        Those that have `parts` of the step stay. Return False if this one itself had to go.
+        Those that are `planned` for the step stay. Return False if this one itself had to go.
         """
         needed = sequence.needs(upto, self.blocks.size)
         while needed > self.blocks.available:
-            last = next(one for one in reversed(self.running) if all(part.sequence is not one for part in parts))
+            last = next(one for one in reversed(self.running) if all(other is not one for other in planned))
             self.preempt(last)
             if last is sequence:
                 return False
         sequence.blocks += [self.blocks.take() for _ in range(needed)]
         return True
-
-
-def guessed(sequence: Sequence, most: int) -> list[int]:
-    """Return at most `most` tokens that followed the last few tokens of a sequence where these occurred before."""
-    tokens, end = sequence.tokens, len(sequence.tokens)
-    for at in range(sequence.noted, end - 1):  # an n-gram is noted with the place of the token after it
-        for n in range(1, min(NGRAM, at + 1) + 1):
-            sequence.places[tuple(tokens[at + 1 - n : at + 1])] = at + 1
-    sequence.noted = max(sequence.noted, end - 1)
-    for n in range(min(NGRAM, end), 0, -1):
-        if (place := sequence.places.get(tuple(tokens[end - n :]))) is not None:
-            return tokens[place : place + most]
-    return []

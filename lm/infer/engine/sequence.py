@@ -137,8 +137,10 @@ class Sequence:
         self.bias_V: np.ndarray | None = None
         self.seen_V: np.ndarray | None = None
         self.grammar, self._vocab = r.grammar, config.vocab_size
-        self.places: dict[tuple[int, ...], int] = {}  # for drafts: the token after each n-gram of the first `noted` tokens
+        self.places: dict[tuple[int, ...], int] = {}  # for drafts: the token after each n-gram
         self.noted = 0
+        self.guessed: list[int] = []  # by a draft model, after the first `guessed_from` tokens
+        self.guessed_from = 0
 
     @property
     def sampled(self) -> int:
@@ -181,7 +183,7 @@ class Sequence:
             hashes = self._hashes(self.tokens[: min(len(self.tokens) - 1, self._shareable())], blocks.size)
             self.blocks = blocks.find(hashes)
             self.hashes = hashes[: len(self.blocks)]
-            self.computed = len(self.blocks) * blocks.size
+            self.computed = self.guessed_from = len(self.blocks) * blocks.size
         return self.computed
 
     def _hashes(self, tokens: List[int], size: int, before: List[bytes] = ()) -> list[bytes]:
@@ -211,6 +213,7 @@ class Sequence:
         """Give all blocks back. What is computed is lost, except what the known blocks keep."""
         blocks.release(self.blocks)
         self.blocks, self.hashes, self.computed, self.read = [], [], 0, []
+        self.guessed, self.guessed_from = [], 0
         self.is_long = self._beyond()
 
     # Logits.

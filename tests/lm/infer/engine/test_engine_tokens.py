@@ -1,5 +1,7 @@
 """Requests that share steps, pages and prefixes get the tokens that each would get alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -124,6 +126,26 @@ def test_samples_depend_on_the_request_alone():
     guessing = Engine(model, None, Capacity(rows=4, budget=16, pages=100, page=4, drafts=2))
     assert guessing.generate_all(requests) == together
     guessing.close()
+
+
+@pytest.mark.parametrize("kind", all_but(["plain"], ["plain", "longrope"]), indirect=True)
+def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
+    same = dataclasses.replace(model.config, rope=Rope())  # without LongRoPE, it guesses the same as the model at first
+    draft = nnx.merge(skeleton(same)[0], nnx.split(model)[1])
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=24, page=4, drafts=3), draft_model=draft)
+    assert greedy(engine) == alone
+    stats = engine.stats()
+    assert stats.accepted > (0.8 if kind == "plain" else 0.1) * stats.drafted > 0
+    sampling = [Request((5, 6, 7), COUNT, temperature=1.0, seed=seed) for seed in range(6)]
+    engine, plain = (
+        Engine(model, None, Capacity(rows=4, budget=16, pages=64, page=4, drafts=drafts), draft_model=other)
+        for drafts, other in ((3, draft), (0, None))
+    )
+    assert engine.generate_all(sampling) == plain.generate_all(sampling)
+    engine.close()
+    plain.close()
+    stats = engine.stats()
+    assert stats.accepted > (0.8 if kind == "plain" else 0.1) * stats.drafted > 0
 
 
 @pytest.mark.parametrize("kind", all_but(["plain"], ["plain", "latent"]), indirect=True)

@@ -1,0 +1,100 @@
+"""Guess the next tokens of sequences, so that one step can check several (speculative decoding, Leviathan et al. 2023).
+
+A guess changes no token. A token is drawn by inversion from the model's own distribution with a random number that depends on
+(seed, place) alone (lm/infer/engine/draw.py), and a guess counts if it is that very token. So what is sampled is the same with
+and without guesses, not only its distribution. A draft model draws with the same random numbers, so both draw the same token
+more often than two independent samples would.
+"""
+
+from collections.abc import Sequence as List
+
+import jax
+import numpy as np
+
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.infer.engine.sequence import Blocks, Part, Sequence
+from lm.infer.engine.step import Shapes, drawn, forward, lay_out
+from lm.infer.engine.weights import Weights
+from lm.model.pages import empty_layers
+
+NGRAM = 3  # tokens that are looked up; fewer if these did not occur before
+
+
+def by_ngrams(wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
+    """Guess the tokens that followed the last few tokens where these occurred before ("prompt lookup", Saxena 2023)."""
+    return [_looked_up(sequence, most) for sequence, most in wanted]
+
+
+def _looked_up(sequence: Sequence, most: int) -> list[int]:
+    tokens, end = sequence.tokens, len(sequence.tokens)
+    for at in range(sequence.noted, end - 1):  # an n-gram is noted with the place of the token after it
+        for n in range(1, min(NGRAM, at + 1) + 1):
+            sequence.places[tuple(tokens[at + 1 - n : at + 1])] = at + 1
+    sequence.noted = max(sequence.noted, end - 1)
+    for n in range(min(NGRAM, end), 0, -1):
+        if (place := sequence.places.get(tuple(tokens[end - n :]))) is not None:
+            return tokens[place : place + most]
+    return []
+
+
+class ByModel:
+    """Guesses of a smaller model with the same vocabulary.
+
+    Its keys and values are in pages of its own, in the same blocks as the model's. It reads what it has not read of a sequence
+    when it first guesses, as many tokens in a call as the largest step has. What a prefix's blocks hold for it may be missing;
+    then it guesses worse.
+    """
+
+    def __init__(self, weights: Weights, config: ModelConfig, blocks: Blocks, rows: int, shapes: Shapes):
+        if weights.config.vocab_size != config.vocab_size:
+            raise UserError(f"speculate: the draft model has {weights.config.vocab_size} tokens, the model {config.vocab_size}")
+        if weights.config.rope.depends_on_length:
+            raise UserError("speculate: the angles of the draft model depend on the length; take another one")
+        if weights.config.max_positions < config.max_positions:
+            most, needed = weights.config.max_positions, config.max_positions
+            raise UserError(f"speculate: the draft model has {most} positions, the model {needed}")
+        self._model, self._shapes, self._vocab = weights.split(), shapes, config.vocab_size
+        self._tables_RN = np.zeros((rows, -(-config.max_positions // blocks.size)), np.int32)
+        self._pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, blocks.count, blocks.size)
+
+    def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
+        for sequence, _ in wanted:
+            self._forget_wrong(sequence)
+        guesses: dict[int, list[int]] = {id(sequence): [] for sequence, _ in wanted}
+        # Sequences that it still has to read wait for their turn; a later call goes on.
+        parts, left = [], self._shapes.sizes[-1]
+        for sequence, most in wanted:
+            begin = sequence.guessed_from
+            tokens = sequence.tokens[begin : begin + left]
+            left -= len(tokens)
+            if tokens and most:
+                ends = begin + len(tokens) == len(sequence.tokens)
+                parts.append(Part(sequence, begin, tokens, 0, len(tokens) - ends))
+                sequence.guessed_from += len(tokens)
+        while parts:
+            parts = self._guessed(parts, guesses, dict((id(sequence), most) for sequence, most in wanted))
+        return [guesses[id(sequence)] for sequence, _ in wanted]
+
+    def _forget_wrong(self, sequence: Sequence) -> None:
+        """Keep of the earlier guesses that were read only those that came true."""
+        for guess in sequence.guessed:
+            if sequence.guessed_from >= len(sequence.tokens) - 1 or sequence.tokens[sequence.guessed_from] != guess:
+                break
+            sequence.guessed_from += 1
+        sequence.guessed = []
+
+    def _guessed(self, parts: List[Part], guesses: dict[int, list[int]], most: dict[int, int]) -> list[Part]:
+        """Read the parts, and add a guess for each that is at its end. Return what must be read for the next guesses."""
+        laid = lay_out(parts, self._shapes, self._tables_RN)
+        self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S)
+        if not laid.draws:
+            return []
+        tokens, more = drawn(laid, logits_SV, self._vocab).token_S, []
+        for s, (part, _) in enumerate(laid.draws):
+            sequence, guess = part.sequence, int(tokens[s])
+            guesses[id(sequence)].append(guess)
+            if len(guesses[id(sequence)]) < most[id(sequence)]:
+                sequence.guessed.append(guess)  # it is read next
+                more.append(Part(sequence, part.begin + len(part.tokens), [guess], 0, 0))
+        return more
