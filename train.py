@@ -78,6 +78,7 @@ def train(config, workdir: Path) -> None:
     from lm.train.events.validation import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
+    from lm.train.own_code import keep_own_code
     from lm.train.rates import choose_rate
     from lm.train.start import adopt, check_config, choose_steps, initial_params
     from lm.train.step import make_trainer, model_config_of
@@ -108,6 +109,7 @@ def train(config, workdir: Path) -> None:
     batches = read(weights=Weights(weights, config.steps), growth=growth)
     if hosts.is_first():
         save_record(config, workdir)
+        keep_own_code(config, workdir)
     rows = growth.start(config.steps) / max(1, config.steps)
     warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, rows)
     for line in warnings if hosts.is_first() else ():

@@ -15,6 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_warmup = ""  # fewer rows at first: "500: 8; 2000: 16" are 8 until step 500, 16 until 2000, then batch_size
     config.sequence_length = 256  # tokens per sequence, at most model.max_positions
     config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
+    config.objective = ""  # FILE.py:FUNCTION: a loss of your own in place of next-token prediction (docs/extend.md)
     config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
 
     config.init_from = placeholder(str)  # workdir, Hugging Face folder or GGUF file: its model config, weights, tokenizer
@@ -65,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.dial.tokens_per_parameter = 20.0  # training tokens for each active parameter
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, muon or lion (lm/train/optimizers/chain.py)
+    config.optimizer.name = "adamw"  # adamw, muon, lion, or FILE.py:FUNCTION (lm/train/optimizers/chain.py)
     # Peak. None: chosen for the objective, the model's size and the weights it starts from (lm/train/rates.py).
     config.optimizer.learning_rate = placeholder(float)
     config.optimizer.schedule = "cosine"  # cosine, wsd or constant

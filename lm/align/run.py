@@ -26,6 +26,7 @@ from lm.parallel.mesh import check_fit, make_mesh, row_ways
 from lm.runs.workdir import finished, record, save_record
 from lm.train import events, loop
 from lm.train.feed import Feed
+from lm.train.own_code import keep_own_code
 from lm.train.rates import choose_rate
 from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of
@@ -112,6 +113,7 @@ def _record(data: RunData) -> None:
     data.record()
     write_quiz(config, workdir, settings.example_kind(config))
     save_record(config, workdir)
+    keep_own_code(config, workdir)
 
 
 def _train(data: RunData, evals) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lm.reports.page import flatten
 from lm.runs.provenance import CODE, command_line, config_file, machine
 from lm.runs.workdir import kind_of
 from lm.train import goodput
+from lm.train.own_code import own_code
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "steps before the last start"
@@ -40,11 +41,15 @@ def signed(
 
 
 def accounts(workdir: Path) -> dict[str, Any]:
-    """Return what a workdir holds of "goodput" (lm/train/goodput.py), and of "profile": {"steps": the traces by their steps,
-    "command": that opens them}."""
+    """Return what a workdir holds of "goodput" (lm/train/goodput.py), of "code": the user's own by key, and of "profile":
+    {"steps": the traces by their steps, "command": that opens them}."""
     steps = sorted(path.name.removeprefix("steps-") for path in workdir.glob("profile/plugins/profile/steps-*"))
     command = shlex.join(["xprof", f"--logdir={workdir / 'profile'}"])
-    parts = {"profile": steps and {"steps": steps, "command": command}, "goodput": goodput.of(workdir)}
+    parts = {
+        "profile": steps and {"steps": steps, "command": command},
+        "goodput": goodput.of(workdir),
+        "code": own_code(workdir),
+    }
     return {name: part for name, part in parts.items() if part}
 
 

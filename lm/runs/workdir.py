@@ -23,6 +23,7 @@ from lm.files.untrusted import MAX_BYTES, check_inside, read_json, shown
 # tokenizer and the prepared data of the workdir depend on them. All other keys may change.
 IDENTITY = (
     "method",
+    "objective",
     "init_from",
     "tokenizer",
     "chat_template",

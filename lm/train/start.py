@@ -24,6 +24,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.hosts import from_first, is_first
 from lm.parallel.mesh import shapes_on
 from lm.runs.workdir import check_record, record, steps_saved
+from lm.train.own_code import check_own_code
 from lm.train.step import model_config_of
 from lm.train.values import check_length, check_values
 
@@ -76,6 +77,7 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if model.positions == "learned" or not steps_saved(workdir):
         check_length(model, config.sequence_length)
     check_record(config, workdir)
+    check_own_code(config, workdir)
 
 
 def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: int | Sizes | None = None) -> None:

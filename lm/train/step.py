@@ -25,7 +25,7 @@ from lm.parallel.arrays import PyTree
 from lm.parallel.context import shift
 from lm.parallel.memory import has_host_memory, on_host
 from lm.parallel.mesh import shardings, spec_of
-from lm.train import guard, rates
+from lm.train import guard, own_code, rates
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.update import TrainState, Update, schedule
 
@@ -115,7 +115,7 @@ def make_trainer(config: ml_collections.ConfigDict, objective: Objective | None 
     graph, abstract = skeleton(model_config)
     o = config.optimizer
     peak = rates.learning_rate(config)[0] if o.learning_rate is None else o.learning_rate
-    objective = objective or pretraining(z_loss=o.z_loss, mtp_loss=o.mtp_loss)
+    objective = objective or own_objective(config) or pretraining(z_loss=o.z_loss, mtp_loss=o.mtp_loss)
     learns = trainable(model_config)
     learned = nnx.filter_state(abstract, learns)
     if not jax.tree.leaves(learned):
@@ -195,6 +195,16 @@ def token_loss(model: Transformer, batch: Batch, *, z_loss: float) -> tuple[jax.
     x_BTD = model.hidden(inputs_of(batch)).x_BTD
     objective, nll = head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
     return objective, nll
+
+
+def own_objective(config: ml_collections.ConfigDict) -> Objective | None:
+    """Return the objective of a user's file that config.objective names; None if it names none."""
+    if not (value := config.get("objective")):
+        return None
+    objective = own_code.called("objective", value)
+    if not isinstance(objective, Objective):
+        raise UserError(f"objective={value} returned {type(objective).__name__}, not an Objective (lm/train/step.py)")
+    return objective
 
 
 def training_loss(

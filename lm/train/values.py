@@ -8,6 +8,7 @@ import ml_collections
 from data.text.batches import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.train.own_code import is_own
 from lm.train.trackers import parse_trackers
 
 MAX = 2**31 - 1  # positions and ids of rows are int32
@@ -83,7 +84,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"profile={config.profile}: the run has only {config.steps} steps")
     o = config.optimizer
     for key, values in CHOICES.items():
-        if o[key] not in values:
+        if o[key] not in values and not (key == "name" and is_own(o[key])):
             raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}")
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")

@@ -21,8 +21,8 @@ from data.tasks.stockroom import look_up
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.calculator import calculate
 from lm.align.rl.tools import ERROR, MAX, Answer, Tool, open_tools
-from lm.align.rl.user_files import failing, from_file
 from lm.errors import UserError
+from lm.files.user_files import failing, from_file
 from lm.parallel.hosts import from_first
 
 

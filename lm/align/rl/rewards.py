@@ -20,8 +20,8 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from lm.align.rl.reward_functions import OTHER_NAMES, REWARDS, Reward, nearest
-from lm.align.rl.user_files import failing, from_file
 from lm.errors import UserError
+from lm.files.user_files import failing, from_file
 
 
 class Rewards(NamedTuple):

@@ -5,6 +5,7 @@ serve all of them:
   adamw  m̂/(√v̂+ε) (Loshchilov and Hutter 2019)
   muon   hidden matrices: orthogonalised momentum (lm/train/optimizers/muon.py); all others: adamw
   lion   0.2 · sign of the interpolated momentum (Chen et al. 2023, whose rates are 3 to 10 times smaller than AdamW's)
+  FILE.py:FUNCTION  the direction that a user's function of this section returns, an optax.GradientTransformation
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.parallel.arrays import PyTree
+from lm.train import own_code
 from lm.train.optimizers.compact import compact
 from lm.train.optimizers.muon import is_variable, matrix_axes, scale_by_muon
 
@@ -29,7 +31,9 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
     `mup_scale`; the decay is not.
     """
     adam = optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps)
-    if o.name == "adamw":
+    if own_code.is_own(o.name):
+        direction = own_code.called("optimizer.name", o.name, o)
+    elif o.name == "adamw":
         direction = adam
     elif o.name == "muon":
         labels = by_variable(abstract_params, lambda variable: "muon" if orthogonalised(variable) else "adamw")
