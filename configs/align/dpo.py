@@ -6,5 +6,4 @@ from configs.align import default
 def get_config():
     config = default.get_config()
     config.method = "preference"
-    config.batch_size = 16
     return config

@@ -7,5 +7,4 @@ def get_config():
     config = default.get_config()
     config.method = "preference"
     config.preference.loss = "kto"
-    config.batch_size = 16
     return config

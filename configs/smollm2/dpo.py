@@ -6,7 +6,6 @@ from configs.smollm2 import with_lora
 
 def get_config():
     config = with_lora(dpo.get_config())
-    config.steps = 100
-    config.batch_size = 8
+    config.accumulate = 4  # slices of 4 pairs
     config.optimizer.learning_rate = 5e-5
     return config

@@ -6,6 +6,5 @@ from configs.smollm2 import with_lora
 
 def get_config():
     config = with_lora(sft.get_config())
-    config.steps = 100
-    config.batch_size = 8
+    config.accumulate = 8  # slices of 4 rows
     return config

@@ -130,6 +130,11 @@ def prepare_tasks(
     return found["train"], found["valid"], counts
 
 
+def held_out_examples(config: ml_collections.ConfigDict, kind: str) -> Iterator[Example]:
+    """Return the held-out examples that `prepare_examples` encodes."""
+    return iter(_splits(config, kind, Counter()).get("valid", ()))
+
+
 def record_tasks(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Record the input of the run's tasks once, in workdir/data/tasks-<hash>/input.json; every start compares it."""
     folder = _tasks(config.data, workdir)

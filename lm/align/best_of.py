@@ -34,7 +34,7 @@ from lm.evals.stats.measures import pass_at_k
 from lm.files.saving import write_json, write_lines
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
-from lm.parallel.mesh import check_fit, make_mesh
+from lm.parallel.mesh import check_fit, make_mesh, row_ways
 from lm.runs.workdir import KEPT, check_record, recorded
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
@@ -61,7 +61,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     adopt(acting, workdir)
     check_record(acting, workdir)
     mesh, model_config = make_mesh(config.mesh), model_config_of(acting)
-    check_fit(mesh, model_config, config.batch_size, config.accumulate)
+    check_fit(mesh, model_config, config.batch_size or row_ways(mesh) * config.accumulate, config.accumulate)
     tokenizer = own_tokenizer(acting, workdir)
     surroundings = open_surroundings(config.rollout)
     tasks = prepare_tasks(acting, tokenizer, surroundings.schemas)

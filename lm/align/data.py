@@ -22,6 +22,7 @@ from data.chat.media.encoding import Towers
 from data.text.fingerprints import check_tokenizer
 from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
+from lm.align import length
 from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
@@ -73,12 +74,20 @@ class RunData(NamedTuple):
     towers: Towers | None = None
 
     def choose_steps(self) -> None:
-        """Set config.steps from config.epochs if that is given."""
+        """Set config.steps from config.epochs if that is given, and say what cannot be meant."""
         config = self.setup.config
-        if self.train is None:
-            choose_steps(config, len(self.tasks), config.batch_size // (config.rl.group_size if config.method == "rl" else 1))
-        else:
-            choose_steps(config, self.train.num_rows)
+        rows, rows_per_step = self.train.num_rows if self.train else len(self.tasks), config.batch_size
+        if self.train is None and config.method == "rl":
+            rows_per_step //= config.rl.group_size
+        choose_steps(config, rows, rows_per_step)
+        length.choose_warmup(config)
+        length.warn_of_length(config, rows, rows_per_step)
+
+    def check_memory(self) -> None:
+        """Raise UserError if a step clearly exceeds a device's memory. Only the data tell how many media a row has."""
+        media = {name: self.counts["train"][name] for name in media_rows.NAMES} if self.towers else {}
+        whole = self.train is not None
+        check_memory(self.setup.config, self.setup.mesh, whole_rows=whole, media=media if any(media.values()) else None)
 
     def record(self) -> None:
         """Write to the workdir what a resumed run compares, and what the model needs beside its weights."""
@@ -132,7 +141,9 @@ def from_tasks(setup: Setup) -> RunData:
     return data
 
 
-def batches(config, examples: Examples, split: str, *, towers: Towers | None = None, joined: bool = False) -> ExampleBatches:
+def batches(
+    config, examples: Examples, split: str, batch_size: int, *, towers: Towers | None = None, joined: bool = False
+) -> ExampleBatches:
     """Return the batches of a split, those of train shuffled, with the media for `towers`.
 
     Where no rows are packed, whole batches of short examples have shorter rows. On a mesh with a context axis all rows have the
@@ -141,12 +152,15 @@ def batches(config, examples: Examples, split: str, *, towers: Towers | None = N
     columns, media, kind, T = getattr(examples, split), None, example_kind(config), config.sequence_length
     if towers is not None:
         media = functools.partial(media_rows.arrays, columns, towers=towers, most=examples.counts[split])
-    one_length = kind == "conversation" or is_split(config)
+    lengths = [T] if kind == "conversation" or is_split(config) else row_lengths(2 * T if joined else T)
+    if kind == "conversation" and split == "valid" and towers is None and not is_split(config):
+        columns, longest = length.units(columns)
+        lengths = [min(size for size in row_lengths(T) if size + 1 >= longest)]
     return ExampleBatches(
         columns,
         kind=kind,
-        lengths=[T] if one_length else row_lengths(2 * T if joined else T),
-        batch_size=config.batch_size,
+        lengths=lengths,
+        batch_size=batch_size,
         seed=config.seed,
         shuffle=split == "train",
         joined=joined,
@@ -170,14 +184,17 @@ def from_examples(setup: Setup, batches_of: Callable[..., ExampleBatches] = batc
     rewards = _rewards(config)  # first, because it may be wrong
     options = {"first": hosts.is_first(), "towers": towers, "needs": setup.new_senses if towers else ()}
     examples = prepare_examples(config, workdir, tokenizer, example_kind(config), **options)
-    if towers and any((media := {name: examples.counts["train"][name] for name in media_rows.NAMES}).values()):
-        check_memory(config, setup.mesh, media=media)  # only the data tell how many a row has
+    length.choose_batch(config, len(examples.train["ends"]), setup.mesh)
     split_of = functools.partial(batches_of, config, examples, towers=towers)
-    valid = split_of("valid") if examples.valid else None
-    data = RunData(setup, examples.counts, split_of("train"), valid, rewards=rewards, towers=towers)
+    valid = None
+    if examples.valid:
+        valid = split_of("valid", length.held_out_batch(config, len(length.units(examples.valid)[0]["ends"]), setup.mesh))
+    data = RunData(setup, examples.counts, split_of("train", config.batch_size), valid, rewards=rewards, towers=towers)
     if rewards and config.method != "reward":
         data = _with_tasks(data, SPLITS if towers is None else SPLITS[1:])
         check_tasks(rewards, data.held_out)
+    elif writes_samples(config, towers):
+        data = data._replace(held_out=_sample_prompts(setup))
     if towers is None:
         texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns]
         texts += [task["prompt_ids"] for task in (*data.tasks, *data.held_out)]
@@ -187,6 +204,20 @@ def from_examples(setup: Setup, batches_of: Callable[..., ExampleBatches] = batc
 
 def _rewards(config) -> Rewards | None:
     return parse_rewards(config.rewards) if config.rewards else None
+
+
+def writes_samples(config, towers: Towers | None) -> bool:
+    """Return whether a run without rewards answers held-out prompts for its report."""
+    can_answer = config.method != "reward" and towers is None and not is_split(config) and config.mesh.get("stage", 1) == 1
+    return bool(can_answer and config.num_samples and config.data.valid_fraction)
+
+
+def _sample_prompts(setup: Setup) -> list[dict]:
+    """Return held-out prompts for the samples of the run, those whose answers have room."""
+    config = setup.config
+    _, held_out, _ = prepare_tasks(config, setup.tokenizer, setup.surroundings.schemas, splits=SPLITS[1:])
+    room = config.sequence_length + 1 - config.rollout.max_new_tokens
+    return [task for task in held_out if len(task["prompt_ids"]) <= room][: config.num_samples]
 
 
 def _with_tasks(data: RunData, splits: Sequence[str]) -> RunData:

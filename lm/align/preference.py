@@ -41,13 +41,13 @@ def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
     return make_trainer(config, objective(config)), frozen
 
 
-def batches_of(config, examples: Examples, split: str, **options) -> ExampleBatches:
+def batches_of(config, examples: Examples, split: str, batch_size: int, **options) -> ExampleBatches:
     """Return the batches of a split, with one row for a pair where that is less work (`pays`)."""
-    two_rows = batches(config, examples, split, **options)
+    two_rows = batches(config, examples, split, batch_size, **options)
     if config.preference.loss != "kto" and config.preference.share_prompts and not is_split(config):
         first_pairs = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
         if pays(model_config_of(config), first_pairs):
-            return batches(config, examples, split, joined=True, **options)
+            return batches(config, examples, split, batch_size, joined=True, **options)
     return two_rows
 
 

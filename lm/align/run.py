@@ -11,21 +11,21 @@ import jax
 
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
-from lm.align import distill, preference, reward, settings, sft
+from lm.align import distill, length, preference, reward, settings, sft
 from lm.align.data import RunData, Setup, Tasks, data_summary, from_examples, from_tasks, own_tokenizer
+from lm.align.quiz import write_quiz
 from lm.align.rl import objective as reinforce
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
-from lm.align.validation import Samples, Validation, first_validation
+from lm.align.validation import HeldOut, Samples, Validation, first_validation
 from lm.evals import in_loop
 from lm.model import sizing
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
-from lm.parallel.mesh import check_fit, make_mesh
-from lm.runs.workdir import finished, save_record
+from lm.parallel.mesh import check_fit, make_mesh, row_ways
+from lm.runs.workdir import finished, record, save_record
 from lm.train import events, loop
 from lm.train.feed import Feed
-from lm.train.fit import check_memory
 from lm.train.rates import choose_rate
 from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of
@@ -54,19 +54,20 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
     new_senses = _settle(config, workdir)
     mesh, model_config = make_mesh(config.mesh), model_config_of(config)
     slices = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
-    check_fit(mesh, model_config, config.batch_size, slices, config.sequence_length)
+    check_fit(mesh, model_config, config.batch_size or slices * row_ways(mesh), slices, config.sequence_length)
     check_config(config, workdir)
     choose_rate(config)
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
-    check_memory(config, mesh, whole_rows=settings.example_kind(config) != "task")
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
     surroundings = open_surroundings(config.rollout)
     data = METHODS[config.method][0](Setup(config, workdir, tokenizer, mesh, surroundings, new_senses, tasks))
-    data.choose_steps()
     if hosts.is_first():
         print(data_summary(data.counts, config), flush=True)
+    data.choose_steps()
+    data.check_memory()
+    if hosts.is_first():
         _record(data)
     prepared = time.perf_counter()
     result = _train(data, evals)
@@ -92,6 +93,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
 def _settle(config, workdir: Path) -> list[str]:
     """Check the config and set what follows from the model that is trained. Return the senses that it gets."""
     settings.check(config)
+    length.adopt_length(config, hosts.from_first(lambda: record(workdir)[0]))
     if config.method == "distill":
         distill.check_teacher(config.distill)
     new_senses = [name for name, section in sft.SENSES.items() if config.model[section].num_layers]
@@ -108,6 +110,7 @@ def _record(data: RunData) -> None:
         tokenizer.save(workdir)
     record_tokenizer(workdir, tokenizer.fingerprint)
     data.record()
+    write_quiz(config, workdir, settings.example_kind(config))
     save_record(config, workdir)
 
 
@@ -134,5 +137,6 @@ def _train(data: RunData, evals) -> dict[str, Any]:
             measure=in_loop.measuring(evals, workdir, graph, tokenizer),
             samples=samples,
         )
+        beside.append(HeldOut(validate))
         start = functools.partial(initial_params, config, mesh)
         return loop.train(config, trainer, mesh, stream, workdir, beside, start, frozen)

@@ -21,6 +21,7 @@ CHOICES = {
     "distill.divergence": ("forward", "reverse", "jsd"),
     "best_of.keep": ("best", "all"),
 }
+TASK_ROWS = 32  # rollouts of a batch, where the config names no batch_size
 
 
 def check(config) -> None:
@@ -112,14 +113,14 @@ def score_head(config) -> str:
 
 def check_rl(config) -> None:
     """Raise UserError for numbers of rollouts that make no groups, minibatches or slices."""
-    rl = config.rl
+    rl, rows = config.rl, config.batch_size or TASK_ROWS
     if rl.group_size < 1 or (rl.algorithm != "ppo" and rl.group_size < 2):
         raise UserError(f"rl.group_size={rl.group_size} must be at least 2: answers to a prompt are compared with one another")
-    if config.batch_size % rl.group_size:
-        raise UserError(f"batch_size={config.batch_size} rollouts are no multiple of rl.group_size={rl.group_size}")
-    if rl.epochs < 1 or rl.minibatches < 1 or config.accumulate < 1 or config.batch_size % (rl.minibatches * config.accumulate):
+    if rows % rl.group_size:
+        raise UserError(f"batch_size={rows} rollouts are no multiple of rl.group_size={rl.group_size}")
+    if rl.epochs < 1 or rl.minibatches < 1 or config.accumulate < 1 or rows % (rl.minibatches * config.accumulate):
         raise UserError(
-            f"batch_size={config.batch_size} rollouts cannot be split into rl.minibatches={rl.minibatches} of "
+            f"batch_size={rows} rollouts cannot be split into rl.minibatches={rl.minibatches} of "
             f"accumulate={config.accumulate} slices"
         )
 

@@ -78,6 +78,10 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
             batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None,
         )
+        if hosts.is_first() and not config.chat_template and tokenizer.chat_template:
+            print(
+                "prompts are plain, as in lm-evaluation-harness; chat_template=own asks with the model's template", flush=True
+            )
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:
             since = time.perf_counter()

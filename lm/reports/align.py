@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup, escape
 
-from lm.align.alarms import alarms, is_better
+from lm.align.alarms import alarms
 from lm.files.saving import plain
+from lm.reports.alignment_verdict import alignment_verdict
 from lm.reports.curves import curves
 from lm.reports.data_used import alignment_epochs, example_notes
 from lm.reports.metric_groups import judged, meaning, own_measure
 from lm.reports.next_steps import next_steps
-from lm.reports.page import number, render, save
+from lm.reports.page import render, save
 from lm.reports.provenance import accounts, signed, with_stopped
 from lm.runs.workdir import read_object
 from lm.train.history import json_lines, load_metrics
 
-SHOWN_PROMPTS, SHOWN_STEPS, SHOWN_CHARACTERS = 8, 5, 2000
+SHOWN_PROMPTS, SHOWN_STEPS, SHOWN_CHARACTERS = 10, 5, 2000
 METHODS = {  # the short name of a method: its title
     "sft": "Supervised fine-tuning",
     "dpo": "Preference tuning (DPO)",
@@ -60,7 +61,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         report["best_of"] = read_object(statistics, "run the command of the run again to recreate it")
     if (epochs := alignment_epochs(report)) is not None:
         report["training"]["epochs"] = epochs
-    report["verdict"] = _verdict(report)
+    report["verdict"] = alignment_verdict(report, workdir)
     report["next"] = next_steps(report, workdir)
     report |= accounts(workdir)
     save(workdir, report, html(report, lines, samples))
@@ -89,7 +90,7 @@ def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ())
     return render(
         "align.html.j2",
         report,
-        verdict=_verdict(report),
+        verdict=report["verdict"] if "verdict" in report else alignment_verdict(report),
         measures=[(name, before.get(name), after.get(name)) for name in names],
         meanings={name: meaning(name, report.get("measures") or {}, method) for name in names},
         data_notes=example_notes(report),
@@ -99,29 +100,6 @@ def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ())
         last_step=max((line["step"] for line in lines), default=None),
         judged=judged,
     )
-
-
-def _verdict(report: dict) -> str | None:
-    before, after = report.get("before") or {}, report.get("after") or {}
-    if report.get("finished") and not after:
-        return "Nothing was measured: the run held out no examples."
-    return verdict(before, after, report.get("measures") or {}, str(report.get("method") or ""))
-
-
-def verdict(before: dict, after: dict, measures: dict, method: str | None = None) -> str | None:
-    """Return one sentence about the method's own measure, or None."""
-    measure = own_measure(after)
-    if measure is None:
-        return None
-    description = meaning(measure, measures, method)
-    what = f"{description[0].upper()}{description[1:]} ({measure})" if description else measure
-    if before.get(measure) is None:
-        return f"{what} is {number(after[measure])}."
-    if number(after[measure]) == number(before[measure]):  # as printed: 0.1131 -> 0.113 is no news
-        return f"{what} stayed at {number(after[measure])}."
-    better = "better" if is_better(measure, before[measure], after[measure]) else "worse"
-    moved = "rose" if after[measure] > before[measure] else "fell"
-    return f"{what} {moved} from {number(before[measure])} to {number(after[measure])}: {better}."
 
 
 def rollout_share(lines: Iterable[dict]) -> float | None:

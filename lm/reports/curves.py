@@ -8,7 +8,7 @@ from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
 from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
-from lm.reports.metric_groups import GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group, group_of, matches
+from lm.reports.metric_groups import FOLDED, GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group, group_of, matches
 from lm.reports.run_metrics import thin, trend
 from lm.train.history import Curve, column
 
@@ -48,7 +48,7 @@ def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[
                 ax.set_ylim(top=top)
 
             picture = svg(f"chart{len(charts)}", draw, tokens, unit=unit)
-            charts.append({"title": title, "note": note, "svg": picture})
+            charts.append({"title": title, "note": note, "svg": picture, "folded": title in FOLDED})
     return charts
 
 

@@ -48,8 +48,9 @@ def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[di
 def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, run: str) -> Steps:
     kind, method, data = kind_of(config), config.get("method"), (config.get("data") or {}).get("input")
     talk = ("Talk to it", shlex.join(["python", "-m", "lm.chat", f"--checkpoint={run}"]))
-    suite = {"checkpoint": run, "tasks": "hellaswag,mmlu", "data_dir": "DIR"}
-    measure = ("Measure it", _verb("evaluate", "evaluate/default", f"{run}-eval", suite))
+    quiz = {"checkpoint": run, "tasks": os.path.join(run, "quiz.yaml"), "chat_template": "own"}  # lm/align/quiz.py
+    ask = [("Ask it the questions that were held out", _verb("evaluate", "evaluate/default", f"{run}-eval", quiz))]
+    ask = ask if os.path.exists(quiz["tasks"]) else []
     if kind == "curate":
         rows = {"data.input": os.path.join(run, "dataset") if config.get("tokenizer") else run}
         if config.get("tokenizer") and (length := (config.get("dataset") or {}).get("sequence_length")):
@@ -63,7 +64,7 @@ def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, r
     if kind == "train":
         text = shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", "--prompt=Once upon a time"])
         chats = {"init_from": run, "data.input": "CHATS.jsonl"}
-        return [("Let it write", text), ("Teach it to chat", _verb("align", "align/sft", f"{run}-sft", chats)), measure]
+        return [("Let it write", text), ("Teach it to chat", _verb("align", "align/sft", f"{run}-sft", chats))]
     if kind != "align":
         return []
     if method == "reward":
@@ -74,7 +75,7 @@ def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, r
         failures = {"init_from": run, "safety.failures": os.path.join(run, "failing.jsonl")}
         if prompts := (config.get("safety") or {}).get("prompts"):
             failures["safety.prompts"] = prompts
-        return [talk, measure, ("Train on what still fails", _verb("align", "align/safety", f"{run}-again", failures))]
+        return [talk, *ask, ("Train on what still fails", _verb("align", "align/safety", f"{run}-again", failures))]
     if report.get("best_of"):
         kept = {"init_from": "MODEL", "data.input": os.path.join(run, KEPT)}
         pairs = {"init_from": run, "data.input": os.path.join(run, os.path.dirname(KEPT), "pairs.jsonl")}
@@ -84,7 +85,7 @@ def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, r
             ("Train it on pairs of its best and worst answers", _verb("align", "align/dpo", f"{run}-dpo", pairs)),
         ]
     serve = _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})
-    return [talk, measure, ("Serve it behind OpenAI's API", serve)]
+    return [talk, *ask, ("Serve it behind OpenAI's API", serve)]
 
 
 def _after_evaluation(config: Mapping[str, Any], run: str, command: str) -> Steps:

@@ -108,8 +108,8 @@ class Feed:
         return sorted({row for index in held if index is not None for row in range(rows)[index[0]]})
 
 
-def summed(sums: Callable[[dict[str, jax.Array]], PyTree], batches: Iterable[dict[str, jax.Array]]) -> PyTree:
-    """Return Σ sums(batch) over one or more batches: a tree of floats, added in float64.
+def of_each(sums: Callable[[dict[str, jax.Array]], PyTree], batches: Iterable[dict[str, jax.Array]]) -> list[PyTree]:
+    """Return sums(batch) of each batch: trees of floats.
 
     Results stay on the devices until the last batch is dispatched. The host waits when it is AHEAD batches ahead of the
     devices, so that they do not hold all batches at once.
@@ -118,4 +118,4 @@ def summed(sums: Callable[[dict[str, jax.Array]], PyTree], batches: Iterable[dic
     for batch in batches:
         found.append(sums(batch))
         jax.block_until_ready(found[-AHEAD:][0] if len(found) >= AHEAD else ())
-    return jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(found))
+    return jax.tree.map(float, jax.device_get(found))

@@ -88,7 +88,8 @@ def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: in
     if config.epochs is not None:
         config.steps = sizes.batches(math.ceil(config.epochs * rows))
     if is_first():
-        epochs, most = sizes.start(config.steps) / rows, f"{sizes.rows[-1]:,} rows" + (" at most" if sizes.ends else "")
+        largest = sizes.rows[-1]
+        epochs, most = sizes.start(config.steps) / rows, f"{largest:,} row{'s' * (largest > 1)}" + " at most" * bool(sizes.ends)
         print(f"{config.steps:,} steps of {most} are {epochs:.3g} epochs of {rows:,} rows", flush=True)
 
 

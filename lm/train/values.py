@@ -79,7 +79,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         _check_growth(config)
     parse_trackers(config.get("trackers", ""))  # raises UserError
     steps = profiled_steps(config.profile)
-    if steps and config.epochs is None and steps[0] > config.steps:
+    if steps and config.epochs is None and config.steps is not None and steps[0] > config.steps:
         raise UserError(f"profile={config.profile}: the run has only {config.steps} steps")
     o = config.optimizer
     for key, values in CHOICES.items():

@@ -3,6 +3,7 @@
 import functools
 import json
 import random
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,29 @@ def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, und
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_chats_of_ones_own_need_no_other_keys(finished, tmp_path):
+    """The plan follows from the data; the report has answers before and after, and the next command runs as printed."""
+    chats = [[("user", f"Who is {i}?"), ("assistant", f"It is {i}.")] for i in range(40)]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"init_from": finished, "data.input": tmp_path / "chats.jsonl", "data.valid_fraction": 0.2, "sequence_length": 160}
+    workdir = tmp_path / "run"
+    line = [sys.executable, "align.py", "--config=sft", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in keys.items())]
+    done = runs.run(line)
+    assert done.returncode == 0, done.stderr[-4000:]
+    config, report = (json.loads((workdir / name).read_text()) for name in ("config.json", "report.json"))
+    steps = config["steps"]
+    assert config["epochs"] == 3 and config["batch_size"] == 1 and f"{steps} steps of 1 row are 3 epochs" in done.stdout
+    answers = runs.lines(workdir / "samples.jsonl")
+    assert {answer["step"] for answer in answers} == {0, steps} and len(answers) == 2 * 4
+    assert "held-out answers" in report["verdict"] and "n = " in report["verdict"]
+    again = runs.run(line)
+    assert again.returncode == 0 and f"finished at step {steps}" in again.stdout
+    quiz = next(text for text in done.stdout.splitlines() if "evaluate.py" in text and "quiz.yaml" in text)
+    asked = runs.run([sys.executable, *shlex.split(quiz)[1:]])
+    assert asked.returncode == 0 and "quiz: acc" in asked.stdout, asked.stderr
 
 
 def test_rollouts_are_reported_as_trl_names_them(undisturbed):

@@ -9,8 +9,10 @@ import * as tokens from "./chat_tokens.js";
 const DEFAULTS = { temperature: "0.7", top_p: "0.95" }; // the other settings are the server's own
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"];
 const THEMES = ["system", "light", "dark"];
-const [log, scroller, composer, text, form, model] = ["log", "scroll", "composer", "text", "options", "model"].map(at);
-const options = { ...DEFAULTS, ...store.options() };
+const [log, scroller, composer, text, form, model, beside] = ["log", "scroll", "composer", "text", "options", "model", "beside"].map(at);
+const ALONE = "answers alone"; // the first choice of `beside`
+const linked = Object.fromEntries(["model", "beside"].map((name) => [name, new URLSearchParams(location.search).get(name)]).filter(([, value]) => value));
+const options = { ...DEFAULTS, ...store.options(), ...linked };
 const running = new Map(); // id of a conversation -> {stop, answer}
 const articles = new Map(); // message -> its element, of the conversation that is shown
 let all = store.chats();
@@ -82,6 +84,11 @@ async function ask(from, content, files = []) {
   const body = request(mine);
   const answer = { role: "assistant", content: "", model: model.value, tokens: [] };
   const stop = new AbortController();
+  const takes = [[answer, body]];
+  if (beside.value && beside.value !== model.value) {
+    answer.beside = { content: "", model: beside.value };
+    takes.push([answer.beside, { ...body, model: beside.value, messages: store.said(mine, beside.value), logprobs: undefined, top_logprobs: undefined }]);
+  }
   mine.messages.push(answer);
   running.set(mine.id, { stop, answer });
   stuck = true;
@@ -89,7 +96,7 @@ async function ask(from, content, files = []) {
   lay();
   say("The answer begins.");
   try {
-    await take(answer, api.answer(body, stop.signal));
+    await Promise.all(takes.map(([one, asked]) => take(one, api.answer(asked, stop.signal))));
   } catch (error) {
     if (stop.signal.aborted) answer.finish = "stopped";
     else failed(answer, error);
@@ -111,7 +118,7 @@ async function take(answer, chunks) {
     }
     for (const { delta, logprobs, finish_reason: finish } of choices) {
       answer.content += delta.content ?? "";
-      if (logprobs) answer.tokens.push(...read(logprobs.content));
+      if (logprobs && answer.tokens) answer.tokens.push(...read(logprobs.content));
       answer.finish = finish ?? answer.finish;
       if (delta.content || logprobs) {
         answer.seconds = (performance.now() - begun) / 1000;
@@ -295,6 +302,11 @@ model.addEventListener("change", () => {
   if (!chat.messages.length) lay();
 });
 
+beside.addEventListener("change", () => {
+  options.beside = beside.value;
+  store.saveOptions(options);
+});
+
 async function loadModels() {
   try {
     const names = (await api.models()).map(({ id }) => id);
@@ -302,6 +314,9 @@ async function loadModels() {
     const same = names.length === model.options.length && names.every((name, n) => model.options[n].value === name);
     if (!same) model.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
     model.value = wanted;
+    if (!same) beside.replaceChildren(make("option", { value: "" }, ALONE), ...names.map((name) => make("option", { value: name }, `beside ${name}`)));
+    beside.value = names.includes(options.beside) ? options.beside : "";
+    beside.hidden = names.length < 2;
     at("key").hidden = true;
     if (!chat.messages.length) lay();
   } catch (error) {

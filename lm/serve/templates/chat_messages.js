@@ -74,6 +74,7 @@ function answer(message, page) {
   const meta = make("div", { class: "meta" }, acts, facts);
   const below = make("div"); // what went wrong, or the form of a rating
   const element = make("article", { class: "assistant", "aria-label": "Answer" });
+  const other = make("div", { class: "said markdown" }); // the answer of a second model
   let body, shown;
 
   const rate = (rating) => {
@@ -102,6 +103,11 @@ function answer(message, page) {
     form.elements.text.focus();
   };
 
+  const columns = () => {
+    const column = (name, said) => make("section", { "aria-label": `Answer of ${name}` }, make("h3", {}, name), said);
+    return make("div", { class: "answers" }, column(message.model, body), column(message.beside.model, other));
+  };
+
   element.paint = () => {
     const busy = page.answering(message);
     const likely = page.likely() && message.tokens?.length > 0;
@@ -109,10 +115,11 @@ function answer(message, page) {
       shown = likely;
       body = likely ? make("div", { class: "said tokens", tabindex: "0" }) : make("div", { class: "said markdown" });
       if (likely) tokens.listen(body);
-      element.replaceChildren(body, below, meta);
+      element.replaceChildren(message.beside ? columns() : body, below, meta);
     }
     if (likely) tokens.render(body, message.tokens, message.content);
     else markdown.render(body, message.content);
+    if (message.beside) markdown.render(other, message.beside.content);
     element.setAttribute("aria-busy", busy);
     facts.replaceChildren(...told(message, busy));
     acts.hidden = busy || !message.content;

@@ -3,7 +3,7 @@
 //
 // A conversation: {id, changed, system, messages}. A message: {role, content}; one of the user may have media (see chat_media.js);
 // an answer also has model, id (of the API), finish, count and prompt (tokens), first and seconds (times), tokens (see
-// chat_tokens.js), rating, error.
+// chat_tokens.js), rating, error, and beside, the {content, model} of a second model, which is not sent on.
 import { parts } from "./chat_media.js";
 
 const CHAT = "lmcraft.chat.";
@@ -45,18 +45,18 @@ export function title(chat) {
   return first.trim().replace(/\s+/g, " ").slice(0, 80) || "New conversation";
 }
 
-// What a model is sent: the system prompt, and all messages that say something.
-export function said(chat) {
+// What a model is sent: the system prompt, and all messages that say something; of answers beside others its own.
+export function said(chat, model) {
   const messages = chat.messages
     .filter(({ content, media }) => content || media?.some(({ url }) => url))
-    .map(({ role, content, media }) => ({ role, content: media ? parts(media, content) : content }));
+    .map(({ role, content, media, beside }) => ({ role, content: media ? parts(media, content) : model && beside?.model === model ? beside.content : content }));
   return chat.system.trim() ? [{ role: "system", content: chat.system }, ...messages] : messages;
 }
 
 // JSON lines {"messages": [{"role", "content"}, …]}, which `align.py` with method sft reads. A conversation ends with its last
 // answer; without one it is left out.
 export function lines(all) {
-  const found = all.map(said).map((messages) => messages.slice(0, messages.findLastIndex(({ role }) => role === "assistant") + 1));
+  const found = all.map((chat) => said(chat)).map((messages) => messages.slice(0, messages.findLastIndex(({ role }) => role === "assistant") + 1));
   return found.filter((messages) => messages.length).map((messages) => JSON.stringify({ messages }) + "\n").join("");
 }
 

@@ -16,7 +16,7 @@ from data.text.tokenizer import Tokenizer
 from data.text.weights import Rule, Weights
 from lm.parallel.context import sequences_whole
 from lm.parallel.mesh import spec
-from lm.train.feed import Feed, summed
+from lm.train.feed import Feed, of_each
 from lm.train.loop import Event, Run
 from lm.train.step import Batch, Trainer, token_loss
 from lm.train.update import averaged
@@ -110,7 +110,8 @@ class Evaluator:
         if at_most is not None:
             sizes = {name: max(1, min(at_most, total) * size // total) for name, size in sizes.items()}
         step = functools.partial(self._step, params)
-        sums = {name: summed(step, feed.spread(sizes[name])) for name, feed in self._feeds.items()}
+        batches = {name: of_each(step, feed.spread(sizes[name])) for name, feed in self._feeds.items()}
+        sums = {name: jax.tree.map(lambda *values: sum(values), *own) for name, own in batches.items()}
         totals = {key: sum([own[key] for own in sums.values()]) for key in ("nll", "tokens", "bytes", "objective", "weight")}
         each = {f"bits_per_byte/{name}": _bits_per_byte(own) for name, own in sums.items()}
         return {

@@ -31,7 +31,7 @@ def test_training_never_ends_and_validation_does(name, context, tokenizer, tmp_p
     config.mesh.context = context
     examples = prepare_examples(config, tmp_path, tokenizer, example_kind(config))
     made = preference.batches_of if config.method == "preference" else batches
-    learn, valid = (made(config, examples, split) for split in ("train", "valid"))
+    learn, valid = (made(config, examples, split, 4) for split in ("train", "valid"))
     per_epoch = -(-learn.num_rows // 4)
     ids = np.concatenate([learn.batch(n)["ids"] for n in range(3 * per_epoch)])
     epochs = [ids[e * learn.num_rows :][: learn.num_rows].tolist() for e in range(3)]

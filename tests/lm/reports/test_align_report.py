@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lm.reports import align as align_report
+from lm.reports.alignment_verdict import alignment_verdict
 from lm.train import history
 from tests.lm.reports.test_report import Page
 
@@ -28,7 +29,7 @@ FULL = {
     "next": [],
     "stages": {"data": 1.5, "training": 300.0},
 }
-HEADINGS = ["Data", "Before and after", "Curves", "Samples", "Wall time", "Machine", "Config"]
+HEADINGS = ["Answers before and after", "Data", "Before and after", "Curves", "Wall time", "Machine", "Config"]
 
 
 def rl_lines(steps=60):
@@ -137,20 +138,20 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Clipped ratios",
         "Completion length",
         "Cut and idle",
-        "Learning rate",
+        "val/explained",
+        "Learning rate",  # these are folded
         "Gradient norm",
         "Throughput",
-        "val/explained",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
-    assert "Right answers (accuracy) rose from 0.125 to 0.875: better." in text
+    assert "Right answers (accuracy) rose from 0.125 to 0.875." in text
     assert "5,000 examples to train on and 200 held out." in text
     for cell in ("0.125 → 0.875", "+0.75", "14.01M", "(120k trained)", "75 %", "5,000", "dropped too long", "rl.beta"):
         assert cell in text, cell
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html", "report.json", "samples.jsonl"]
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved.pop("rollout_share") == 0.75 and saved.pop("alarms") == []
-    assert saved == FULL | {"verdict": "Right answers (accuracy) rose from 0.125 to 0.875: better."}
+    assert saved == FULL | {"verdict": "Right answers (accuracy) rose from 0.125 to 0.875."}
 
 
 def test_a_run_on_pairs_has_its_own_charts(tmp_path):
@@ -162,17 +163,18 @@ def test_a_run_on_pairs_has_its_own_charts(tmp_path):
     assert "win_rate is 0.7." in text
 
 
-def test_samples_are_by_prompt_newest_first_and_differences_are_marked(tmp_path):
+def test_the_first_and_the_newest_answer_stand_side_by_side_and_differences_are_marked(tmp_path):
     text = (a_run(tmp_path) / "report.html").read_text(encoding="utf-8")
+    assert text.index("Answers before and after") < text.index('class="tiles"')
     articles = text.split("<article>")[1:]
     assert len(articles) == 2
     assert "&lt;b&gt;3 + 3?&lt;/b&gt;" in articles[1]
     for article in articles:
-        newest, earlier = article.split("<details>")
-        assert "step 40, reward 0.1 (answer 0, format 0.5), 7 tokens" in newest and "<ins>" not in newest
-        assert [int(step) for step in re.findall(r"step (\d+)", earlier)] == [0, 20, 40]
-        assert re.findall(r"<ins>(.*?)</ins>", earlier) == [" 20", " 40"]
-        assert earlier.count("cut by the limit") == 1
+        sides, between = article.split("<details>")[:2]
+        assert [int(step) for step in re.findall(r"step (\d+)", sides)] == [0, 40]
+        assert "step 40, reward 0.1 (answer 0, format 0.5), 7 tokens" in sides and "<ins>" not in sides
+        assert [int(step) for step in re.findall(r"step (\d+)", between.split("</details>")[0])] == [20, 40]
+        assert re.findall(r"<ins>(.*?)</ins>", between) == [" 20", " 40"]
         assert article.count("&lt;script&gt;") == 4
 
 
@@ -182,7 +184,7 @@ def test_a_long_run_shows_some_samples_and_stays_small(tmp_path):
             yield {"step": step, "prompt": "tell", "completion": f"{step} " + "word " * 1000}
 
     text = (a_run(tmp_path, FULL, lambda: rl_lines(2000), many) / "report.html").read_text(encoding="utf-8")
-    assert [int(step.replace(",", "")) for step in re.findall(r"step ([\d,]+)</p>", text)] == [999, 0, 250, 500, 749, 999]
+    assert [int(step.replace(",", "")) for step in re.findall(r"step ([\d,]+)</p>", text)] == [0, 999, 250, 500, 749, 999]
     assert "more characters)" in text
     assert len(text) < 1_500_000
 
@@ -240,7 +242,7 @@ def test_alarms_are_on_the_page_and_in_the_json(tmp_path):
             yield {**line, "completions/clipped_ratio": 0.9} if "loss" in line else line
 
     text = (a_run(tmp_path, FULL, broken) / "report.html").read_text(encoding="utf-8")
-    assert Page(text).headings == ["Data", "Alarms", *HEADINGS[1:]]
+    assert Page(text).headings == [*HEADINGS[:2], "Alarms", *HEADINGS[2:]]
     (alarm,) = json.loads((tmp_path / "report.json").read_text())["alarms"]
     assert alarm["kind"] == "clipped" and alarm["step"] == 5
     assert alarm["text"] in text
@@ -282,14 +284,44 @@ def test_lines_of_a_resumed_run_count_once(tmp_path):
         ({}, {"accuracy": 0.5}, "accuracy is 0.5."),
         ({"accuracy": 0.5}, {"accuracy": 0.5}, "accuracy stayed at 0.5."),
         ({"accuracy": 0.50001}, {"accuracy": 0.5}, "accuracy stayed at 0.5."),
-        ({"accuracy": 0.5}, {"accuracy": 0.25, "loss": 1}, "accuracy fell from 0.5 to 0.25: worse."),
+        ({"accuracy": 0.5}, {"accuracy": 0.25, "loss": 1}, "accuracy fell from 0.5 to 0.25."),
         (
             {"loss": 2, "reward": 0},
             {"loss": 1, "reward": 0.5},
-            "Mean reward of the model's answers to held-out prompts (reward) rose from 0 to 0.5: better.",
+            "Mean reward of the model's answers to held-out prompts (reward) rose from 0 to 0.5.",
         ),
-        ({"attack_success": 0.5}, {"attack_success": 0.1}, "attack_success fell from 0.5 to 0.1: better."),
     ],
 )
-def test_the_verdict_is_honest(before, after, sentence):
-    assert align_report.verdict(before, after, {}) == sentence
+def test_nothing_is_called_better_without_its_held_out_examples(before, after, sentence):
+    assert alignment_verdict({"before": before, "after": after}) == sentence
+
+
+@pytest.mark.parametrize(
+    "before, after, end",
+    [
+        ([2.0] * 3, [1.0, 1.1, 0.9], ": too few to tell (n = 3 held out)."),  # p = 2 / 2³
+        ([2.0] * 8, [1.0, 1.1, 0.9, 1.0] * 2, ": better (95 % interval of the change -1.05 to -0.948, n = 8)."),
+        ([1.0, 1.1, 0.9, 1.0] * 2, [2.0] * 8, ": worse (95 % interval of the change 0.948 to 1.05, n = 8)."),
+        ([2.0] * 100, [1.9, 2.11] * 50, ": no more than chance (p = 0.64, n = 100)."),
+    ],
+)
+def test_the_verdict_says_n_and_an_interval(before, after, end, tmp_path):
+    sides = {"before": {"loss": [(x, 5.0) for x in before]}, "after": {"loss": [(x, 5.0) for x in after]}}
+    (tmp_path / "held_out.json").write_text(json.dumps(sides))
+    means = {side: {"loss": sum(x for x, _ in values["loss"]) / len(values["loss"])} for side, values in sides.items()}
+    assert alignment_verdict(means | {"method": "sft"}, tmp_path).endswith(end)
+
+
+@pytest.mark.parametrize(
+    "hits, n, end",
+    [
+        (4, 4, "is 100 % of 4 pairs (95 % interval 51 % to 100 %), where chance is 50 %: too few to tell."),
+        (9, 10, "is 90 % of 10 pairs (95 % interval 60 % to 98 %), where chance is 50 %: better than chance."),
+    ],
+)
+def test_a_share_of_pairs_is_held_against_chance_since_0_before_is_by_construction(hits, n, end, tmp_path):
+    name = "rewards/accuracies"
+    values = [(1.0, 1.0)] * hits + [(0.0, 1.0)] * (n - hits)
+    (tmp_path / "held_out.json").write_text(json.dumps({"before": {name: [(0.0, 1.0)] * n}, "after": {name: values}}))
+    report = {"method": "dpo", "before": {name: 0.0}, "after": {name: hits / n}}
+    assert alignment_verdict(report, tmp_path).endswith(end)
