@@ -24,6 +24,7 @@ on from its checkpoint. More --trials continue a finished sweep. Several machine
 Writes to the workdir: sweep.json, study.db (Optuna), trials/, sweep.html. Needs: pip install -r requirements/sweep.txt
 """
 
+import copy
 import importlib.util
 import json
 import signal
@@ -152,7 +153,7 @@ def check(config, workdir: Path, space: Mapping[str, Any]) -> None:
     probe = workdir / "trials" / "probe"  # which is not made
     values = {name: getattr(of, "choices", None) or (of.low, of.high) for name, of in space.items()}
     for name, value in ((name, value) for name, ends in values.items() for value in ends):
-        trial = config.copy_and_resolve_references()
+        trial = copy.deepcopy(config)  # with the types of keys that are None
         try:
             trial.update_from_flattened_dict({name: value})
         except (TypeError, ValueError):
