@@ -7,6 +7,19 @@ Starts from a workdir, a Hugging Face folder or a GGUF file and writes a workdir
 dpo, kto, orpo, reward, ppo, grpo, distill, best_of, safety); configs/align/default.py explains every key, and docs/align.md
 every method, its data and its metrics. data.input names files of examples or a built-in task: builtin:arithmetic?digits=2.
 Workdir, init_from and data may be in a bucket: gs://… or s3://… (docs/buckets.md).
+
+The keys that matter most, as --config.KEY=VALUE:
+  init_from                the model to start from: a workdir, a Hugging Face folder or a GGUF file
+  data.input               chats, pairs, labels or prompts, by the method
+  epochs, steps            passes over the data, or updates; none: three passes
+  batch_size               rows of an update; none: chosen from the data
+  sequence_length          tokens of a row; longer examples are cut
+  optimizer.learning_rate  none: chosen for method, size and adapter
+  model.adapter.rank       train a LoRA adapter of this rank instead of all weights
+  data.valid_fraction      share of the prompts that is held out, for the verdict and the samples
+  rewards                  grpo, ppo, best_of: functions and weights, such as answer=1,my_rewards.py:brevity=0.5
+  accumulate, model.remat  more slices, or full: less memory
+
 Run the same command again to resume after a crash, a kill or a Ctrl-C; the result is the same to the bit. Writes to workdir:
 config.json, the tokenizer, checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, report.json.
 """

@@ -9,6 +9,19 @@ Reads --config.data.input (a folder, file, glob of .txt .md .jsonl .parquet, or 
 Python installation). Trains a SentencePiece tokenizer on it unless --config.tokenizer names one. Trains a decoder on the mesh
 of --config.mesh, from random weights or from --config.init_from (a workdir, a Hugging Face folder or a GGUF file).
 Workdir, input, tokenizer and init_from may be in a bucket: gs://… or s3://… (docs/buckets.md).
+
+The keys that matter most, as --config.KEY=VALUE:
+  data.input               text to read; none: this Python installation
+  steps, epochs            the length of the run
+  dial.depth               chooses model, batch, rates and length by one number
+  model.num_layers, model.embed_dim, model.vocab_size
+  sequence_length, batch_size   tokens of a row, rows of an update
+  optimizer.name, optimizer.learning_rate   adamw, muon, lion or a file's function; none: a rate for the size
+  init_from                continue from a model
+  objective                a loss of your own: FILE.py:FUNCTION
+  accumulate, model.remat  more slices, or full: less memory
+  mesh.fsdp, mesh.tensor   split the model over devices
+
 Run the same command again to resume after a crash, a kill or a Ctrl-C. configs/train/default.py explains every key,
 lm/config/model.py those of the model.
 Writes to the workdir: config.json, tokenizer.model, data/, checkpoints/, metrics.jsonl, tensorboard/, report.html, report.json.
