@@ -20,7 +20,16 @@ from lm.serve.api.limits import HEAD, Connection
 from lm.serve.api.service import Limits, Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import Watch
-from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, name_of, run_until_signal, watch_settings
+from lm.serve.settings import (
+    adapter_count,
+    adapters_of,
+    app_settings,
+    bound,
+    name_of,
+    run_until_signal,
+    sampling_of,
+    watch_settings,
+)
 from lm.train.values import MAX
 
 CONNECTIONS = 1024  # at once; more are answered with 503
@@ -56,6 +65,7 @@ def opened(config) -> Iterator[Service]:
             adapter_dir=Path(config.adapters.dir) if config.adapters.dir else None,
             origin=config.checkpoint,
             towers=_towers(config, engine),
+            sampling=sampling_of(config),
         )
     finally:
         engine.close()

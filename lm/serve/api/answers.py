@@ -17,7 +17,7 @@ import numpy as np
 from data.chat.messages import Messages
 from data.text.tokenizer import Tokenizer
 from lm.infer.engine.request import Event, Likely, Request
-from lm.serve.api.protocol import ApiError, Sampled
+from lm.serve.api.protocol import ApiError, ChatRequest, Sampled
 from lm.serve.api.service import Service, timed_out
 from lm.serve.api.tools import Call, overlap
 
@@ -67,9 +67,12 @@ def settings_of(service: Service, body: Sampled, stop_ids: Sequence[int]) -> dic
         if not key.isascii() or not key.isdecimal() or len(key) > 10 or int(key) >= V:
             raise ApiError(400, f"logit_bias: {key[:50]!r} is no token id, which are 0…{V - 1}", param="logit_bias")
         bias[int(key)] = value
-    same = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    return {name: getattr(body, name) for name in same} | {
-        "top_k": max(0, body.top_k),
+    same = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    defaults = service.sampling if isinstance(body, ChatRequest) else {}
+    unsaid = {name: value for name, value in defaults.items() if name not in body.model_fields_set}
+    sampling = {name: unsaid.get(name, getattr(body, name)) for name in same}
+    return sampling | {
+        "top_k": max(0, sampling["top_k"]),
         "logit_bias": bias,
         "stop_ids": () if body.ignore_eos else tuple(dict.fromkeys((*stop_ids, *body.stop_token_ids))),
         "min_new_tokens": body.min_tokens,

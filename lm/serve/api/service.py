@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.chat.media.encoding import Towers
@@ -50,7 +51,8 @@ class Service:
     engine: of lm.infer.engine. name: of the model in requests. template: Jinja for chats; None: the tokenizer's own.
     adapter_dir: folder of adapters that clients may load; None: they may load none. origin: path of the checkpoint.
     towers: what the model sees and hears; None: it reads text. checkpoint: the weights that new requests get, in words.
-    watch: lm.serve.monitor.Watch, which may check and change what is asked and answered; None: nobody does.
+    sampling: fields of a chat request that does not name them, such as its temperature. watch: lm.serve.monitor.Watch, which
+    may check and change what is asked and answered; None: nobody does.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Service:
         adapter_dir: Path | None = None,
         origin: str = "",
         towers: Towers | None = None,
+        sampling: Mapping[str, float] = MappingProxyType({}),
     ):
+        self.sampling = dict(sampling)
         self.engine, self.name, self.template, self.limits, self.origin = engine, name, template, limits, origin
         self.adapter_dir, self.created = adapter_dir, int(time.time())
         self.tokenizer, self.draining = engine.tokenizer, False
@@ -274,6 +278,7 @@ def describe(service: Service) -> list[Mapping[str, Any]]:
         "created": service.created,
         "owned_by": "lmcraft",
         "max_model_len": service.engine.max_positions,
+        "default_sampling": service.sampling,
     }
     return [
         {"id": name, **shared, "root": service.name, "parent": None if name == service.name else service.name}

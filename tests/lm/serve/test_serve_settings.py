@@ -104,3 +104,24 @@ def test_without_a_checkpoint_it_is_smollm2_where_it_is_installed(tmp_path, monk
     file.parent.mkdir(parents=True)
     file.touch()
     assert settings.default_checkpoint().endswith(str(settings.SMOLLM2))
+
+
+@pytest.mark.parametrize(
+    "stored, given, expected",
+    [
+        (None, {}, {"temperature": 0.7, "top_p": 0.95}),
+        ({"eos_token_id": 2}, {}, {"temperature": 0.7, "top_p": 0.95}),
+        ({"temperature": 0.6, "top_k": 20}, {}, {"temperature": 0.6, "top_k": 20}),
+        ({"temperature": 0.6}, {"temperature": 0.0}, {"temperature": 0.0}),
+    ],
+)
+def test_a_chat_is_sampled_as_its_model_says(stored, given, expected, tmp_path):
+    config = default.get_config()
+    config.checkpoint = str(tmp_path)
+    config.sampling.update(given)
+    if stored is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(stored))
+    assert settings.sampling_of(config) == expected
+    config.sampling.top_p = 2.0
+    with pytest.raises(UserError, match="sampling.top_p=2.0: input should be less than or equal to 1"):
+        settings.sampling_of(config)

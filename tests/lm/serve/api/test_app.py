@@ -58,6 +58,18 @@ def test_health_models_and_tokens(url, client, tokenizer):
     assert tokenizer.controls["<|user|>"] in talk
 
 
+def test_a_chat_that_names_no_sampling_gets_that_of_the_server(own):
+    with serving(Service(own, "tiny", sampling={"temperature": 0.0, "top_p": 1.0})) as url:
+        client = client_of(url)
+        chat = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "a"}]}
+        texts = [client.chat.completions.create(**chat, seed=seed).choices[0].message.content for seed in (1, 2)]
+        hot = [client.chat.completions.create(**chat, seed=seed, temperature=2).choices[0].message.content for seed in (1, 2)]
+        asked = {"model": "tiny", "prompt": "a", "max_tokens": 8}
+        plain = [client.completions.create(**asked, seed=seed).choices[0].text for seed in (1, 2)]
+        assert texts[0] == texts[1] and hot[0] != hot[1] and plain[0] != plain[1]
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["default_sampling"] == {"temperature": 0.0, "top_p": 1.0}
+
+
 def test_unknown_models_and_paths(url, client):
     for call in (client.completions.create, client.embeddings.create):
         with pytest.raises(openai.NotFoundError) as error:
