@@ -50,12 +50,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.read_seconds = 60.0  # in which a request must have come, and in which a client must take a part of a stream
     config.unread_tokens = 4096  # of a stream that its client does not read, before it is cancelled; at least 1
 
-    # How a chat is sampled that does not say; /v1/models tells it. None: as the checkpoint's generation_config.json says, else
-    # at a temperature of 0.7 with a top-p of 0.95. Texts are continued at 1, as in OpenAI's API.
+    # How a chat is sampled that does not say; /v1/models tells it. Texts are continued at 1, as in OpenAI's API. None: as the
+    # checkpoint's generation_config.json says; if it does not, a temperature of 0.7 and a top-p of 0.95.
     config.sampling = ml_collections.ConfigDict()
-    config.sampling.temperature = placeholder(float)
-    config.sampling.top_p = placeholder(float)
-    config.sampling.top_k = placeholder(int)
+    config.sampling.temperature = placeholder(float)  # 0: greedy
+    config.sampling.top_p = placeholder(float)  # the likeliest tokens that add up to this probability; 1: all
+    config.sampling.top_k = placeholder(int)  # the k likeliest tokens; 0: all
 
     config.auth = ml_collections.ConfigDict()
     config.auth.key_file = placeholder(str)  # file with lines NAME DIGEST; DIGEST is printf %s KEY | sha256sum; none: no keys
