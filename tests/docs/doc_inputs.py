@@ -1,4 +1,4 @@
-"""The reader's own files, which README.md names: text, chats, pairs, tasks, a reward, a quiz, a published model.
+"""The reader's own files, which README.md names: text, chats, pairs, tasks, a reward, a published model.
 
 Their first lines are those that README.md shows below its commands.
 """
@@ -13,32 +13,24 @@ from pydoc_data.topics import topics
 from tests.docs.doc_commands import blocks
 from tests.lm.evals import tiny_models
 
-QUIZ = """kind: choice
-data: quiz.jsonl
-doc_to_text: "{{question}}"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list: [acc]
-"""
-
 
 def write_inputs(folder: Path, page: str = "README.md") -> None:
     """Write all of them into the folder in which the commands run."""
     for n, text in enumerate(text for text in topics.values() if len(text) > 4000):
         (folder / "books" / f"shelf{n % 2}").mkdir(parents=True, exist_ok=True)
         (folder / "books" / f"shelf{n % 2}" / f"{n}.txt").write_text(text)
-    asked = [f"Where is key {n}?" for n in range(40)]
+    asked = [f"Where is key {n}?" for n in range(80)]
     shown = shown_lines(page)
     given = {
-        "chats.jsonl": [{"messages": [_said("user", text), _said("assistant", "Under the mat.")]} for text in asked],
+        "chats.jsonl": [
+            {"messages": [_said("user", text), _said("assistant", f"Under mat {n}.")]} for n, text in enumerate(asked)
+        ],
         "pairs.jsonl": [{"prompt": text, "chosen": "Under the mat.", "rejected": "No."} for text in asked],
         "tasks.jsonl": [{"prompt": text} for text in asked],
-        "quiz.jsonl": [{"question": text, "choices": ["here", "there"], "answer": 1} for text in asked],
     }
     for name, rows in given.items():
         (folder / name).write_text("".join(f"{line}\n" for line in [*shown[name], *map(json.dumps, rows)]))
     (folder / "my_rewards.py").write_text("".join(shown["my_rewards.py"]) + "\n")
-    (folder / "quiz.yaml").write_text(QUIZ)
     (folder / "made").mkdir()
     shutil.copytree(tiny_models.published(folder / "made")[1], folder / "smollm2")
 
