@@ -54,7 +54,9 @@ def locked(workdir: Path) -> Iterator[None]:
         else:  # without JAX, after which worker processes could not be forked
             take()
         yield
-    except (UserError, Stopped):
+    except (UserError, Stopped) as failure:
+        if failure.__cause__ is not None and not isinstance(failure.__cause__, UserError | OSError):  # the user's own code
+            error = str(failure)
         raise
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lm.errors import Stopped, UserError
+from lm.files.user_files import failing
 from lm.reports import run_metrics
 from lm.reports.run_folders import read_runs, related, tree
 from lm.reports.run_results import Figure, result_rows
@@ -111,8 +112,10 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path):
 
 
 def test_a_run_that_failed_or_was_killed_here_has_crashed(tmp_path):
-    for name in ("failed", "stopped", "refused"):
+    for name in ("failed", "stopped", "refused", "own"):
         a_run(tmp_path / name, rows=lines(3))
+    with pytest.raises(UserError), locked(tmp_path / "own"), failing("reward mine failed"):
+        raise ZeroDivisionError("division by zero")
     (tmp_path / "failed" / "checkpoints" / "2").mkdir(parents=True)
     with pytest.raises(RuntimeError), locked(tmp_path / "failed"):
         raise RuntimeError("the device\nis gone")
@@ -124,10 +127,12 @@ def test_a_run_that_failed_or_was_killed_here_has_crashed(tmp_path):
     (a_run(tmp_path / "killed", rows=lines(3)) / ".lock").write_text(f"process {gone.pid} on {socket.gethostname()}\n")
     assert states(tmp_path) == {
         "failed": ("crashed", "step 3 of 20; saved at step 2; RuntimeError: the device is gone"),
+        "own": ("crashed", states(tmp_path)["own"][1]),
         "stopped": ("interrupted", "step 3 of 20"),
         "refused": ("interrupted", "step 3 of 20"),
         "killed": ("crashed", f"step 3 of 20; {KILLED}"),
     }
+    assert "reward mine failed: ZeroDivisionError: division by zero (" in states(tmp_path)["own"][1]  # with file and line
     with locked(tmp_path / "failed"):  # it goes on, and is stopped
         pass
     assert states(tmp_path)["failed"][0] == "interrupted"
