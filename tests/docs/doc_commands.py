@@ -36,7 +36,7 @@ PROGRAMS = frozenset(
 )
 FILE = re.compile(r"`([\w./-]+)`:")
 PROGRAM = re.compile(r"[a-z][\w./-]*")
-COPIED = ("configs", "data", "examples", "lm")
+COPIED = ("benchmarks", "configs", "data", "examples", "lm")
 ASSIGNMENTS = re.compile(r"(?:[A-Z][A-Z0-9_]*=\S* )*")
 ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=")
 HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
