@@ -6,16 +6,21 @@ import json
 
 import httpx
 import pytest
+from flax import nnx
 
 from data.chat.conversations import read_examples
 from data.chat.messages import Conversation
+from lm.adapt import lora
+from lm.config import Adapter
+from lm.convert.peft import export_peft
+from lm.infer.engine.adapters import Slots
 from lm.serve import page
 from lm.serve.api.app import Settings
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
-from tests.lm.serve.conftest import engine_of, held, serving, until
+from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until
 
 ANSWERED = "!!document.querySelector('article.assistant[aria-busy=false]')"
 NOISE = "Failed to load resource"  # Chromium's own line about a status of 400 and more
@@ -316,3 +321,31 @@ def test_the_page_is_confined(served):
     for path, kind in {"chat.js": "text/javascript", "chat.css": "text/css"}.items():
         assert httpx.get(f"{served[0]}/{path}").headers["content-type"].startswith(kind)
     assert httpx.get(f"{served[0]}/chat.html").status_code == 404
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_two_models_answer_side_by_side_and_each_sees_its_own_answers(browser, tokenizer, tmp_path, width):
+    config, adapted = lora.with_adapter(CONFIG, nnx.split(model_of(0))[1], Adapter(rank=2), seed=1)
+    adapted = nnx.map_state(lambda path, x: x.replace(x[...] + 0.3) if path[-1] == "lora_b" else x, adapted)
+    export_peft(tmp_path / "shift", config, adapted)
+    engine = engine_of(tokenizer, slots=Slots(1, 2, ".*"))
+    service = Service(engine, "tiny", adapter_dir=tmp_path)
+    service.load_adapter("shift", None)
+    with serving(service, routers=[page.router(service)]) as url:
+        found = visit(browser, f"{url}/?beside=shift", width)
+        settings(browser, temperature=0, max_tokens=12)
+        for n, text in enumerate(("the cat", "the hat"), start=1):
+            write(browser, text)
+            see(browser, f"document.querySelectorAll('article.assistant[aria-busy=false]').length === {n}")
+        client = client_of(url)
+        messages = kept(browser)
+        for model, own in (("tiny", lambda message: message), ("shift", lambda message: message["beside"])):
+            asked = []
+            for question, reply in zip(messages[::2], messages[1::2], strict=True):
+                asked.append({"role": "user", "content": question["content"]})
+                said = client.chat.completions.create(model=model, messages=asked, temperature=0, top_p=0.95, max_tokens=12)
+                assert own(reply)["content"] == said.choices[0].message.content
+                asked.append({"role": "assistant", "content": own(reply)["content"]})
+        names = browser.run("[...document.querySelectorAll('article.assistant h3')].map(name => name.textContent)")
+        assert names == ["tiny", "shift"] * 2 and found["scroll"] <= 0 and not browser.said
+    engine.close()
