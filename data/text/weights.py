@@ -119,7 +119,11 @@ def warnings_of(
     epochs: how often each source is read in the run. Weights with stages are not compared with it. batch_size: mean rows of a
     step.
     """
-    lines = []
+    lines, rows = [], sum(size.rows for size in sizes.values())
+    if batch_size > rows:
+        lines.append(
+            f"a step reads {batch_size:.0f} rows, and the data have {rows:,}, so it repeats them: lower batch_size, or add text"
+        )
     if rules and len(rules) == 1 and rules[0].kind == "epochs" and steps:
         needed = sum(times * sizes[name].rows for name, times in rules[0].numbers.items())
         if abs(steps * batch_size / needed - 1) >= CLOSE:

@@ -123,7 +123,8 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then no new ones are taken, and running ones have `drain` seconds to end."""
     host, port = sock.getsockname()[:2]
     sock.listen()  # who reads the address may connect at once
-    print(f"{service.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it", flush=True)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"{service.name} answers at {address}/v1, and on a page at {address}; Ctrl-C ends it", flush=True)
     end = threading.Event()
     if config.watch:
         threading.Thread(target=watch, args=(service, config.checkpoint, config.watch, end), daemon=True).start()

@@ -63,9 +63,8 @@ def check(where: str, values: Mapping[str, Any], keys: Mapping[str, Any], needed
             raise UserError(f"{where}: {key}: no such key; {cure}")
         if value is not None:
             _check_value(f"{where}: {key}", value, keys[key])
-    for key in needed:
-        if values.get(key) is None:
-            raise UserError(f"{where}: {key} is missing")
+    if missing := [key for key in needed if values.get(key) is None]:
+        raise UserError(f"{where}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
 
 
 def _check_value(where: str, value: Any, declared: Any) -> None:

@@ -1,9 +1,11 @@
-"""The requests of the API, OpenAI's fields and those that vLLM adds, and its errors. Fields of neither are ignored, as by both.
+"""The requests of the API, OpenAI's fields and those that vLLM adds, and its errors. Fields of neither are ignored, as by both,
+and the log names them once.
 
 A field that is null has its default. An error is {"error": {"message", "type", "param", "code"}}, as OpenAI's.
 """
 
 import json
+import logging
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
@@ -11,8 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lm.files.untrusted import shown
+
 MAX_CHOICES, MAX_STOPS, STOP_LENGTH, MAX_LIKELY = 128, 16, 512, 20
 DEPTH = 64  # of nested lists and objects in a request
+MAX_IGNORED = 20  # names of fields that the log tells of, each once
+_ignored: set[str] = set()
+LOG = logging.getLogger("lm.serve")
 OBJECT = {"type": "object"}  # JSON schema of any object
 
 TYPES = {  # of errors; others are "invalid_request_error", or from 500 on "server_error"
@@ -253,12 +260,18 @@ def parsed(model: type[Model], value: Any) -> Model:
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
     try:
-        return model.model_validate({key: item for key, item in value.items() if item is not None})
+        request = model.model_validate({key: item for key, item in value.items() if item is not None})
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else None
         place = ".".join(map(str, first["loc"])) or "the body"
         raise ApiError(400, f"{place[:100]}: {first['msg']}", param=field) from None
+    known = {name for key, field in model.model_fields.items() for name in (key, field.alias)}
+    for name in value.keys() - known - _ignored:
+        if len(_ignored) < MAX_IGNORED:
+            _ignored.add(name)
+            LOG.warning("requests have the field %s, which is ignored", shown(name[:50]))
+    return request
 
 
 def _refuse(constant: str):

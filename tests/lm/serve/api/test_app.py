@@ -339,3 +339,11 @@ def test_a_client_that_leaves_ends_its_exchange(watched):
     watched.watch.flush()
     rows = connect(watched.watch.folder / "exchanges.sqlite").execute("select * from exchanges").fetchall()
     assert len(rows) == 1 and "cancelled" in rows[0]
+
+
+def test_an_ignored_field_is_named_once(url, caplog):
+    body = {"prompt": "the cat", "max_tokens": 1, "prompt_logprobs_of_mine\n": 1, "logit_bias": None}
+    with caplog.at_level("WARNING", logger="lm.serve"):
+        assert all(post(url, "/v1/completions", body).status_code == 200 for _ in range(2))
+    told = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert len(told) == 1 and "prompt_logprobs_of_mine" in told[0] and "\n" not in told[0]
