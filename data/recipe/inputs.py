@@ -68,7 +68,7 @@ def _state(path: str) -> tuple[int, Any]:
             return about.st_size, about.st_mtime_ns
         size, seen = 0, []  # a source tree or a repository
         for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if name != "objects")  # of git, where content never changes
+            folders[:] = sorted(name for name in folders if name != ".git")  # which is not read
             for name in sorted(names):
                 about = os.lstat(os.path.join(folder, name))
                 size += about.st_size

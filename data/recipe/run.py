@@ -129,6 +129,7 @@ def _compare(job: Job, found: Sequence[Unit]) -> None:
 
 def _tidy(workdir: Path, output: Output, found: Sequence[Unit]) -> None:
     """Remove documents of other recipes and inputs. Results of stages stay, since a recipe may come back to them."""
+    shutil.rmtree(workdir / "index", ignore_errors=True)  # of an older version
     wanted = {path.name for unit in found for path in output.tables(unit).values()}
     for folder in ("documents", "dropped"):
         for path in sorted((workdir / folder).iterdir()):

@@ -74,7 +74,7 @@ def read(name: str, text_key: str) -> Iterator[Document | Quarantined]:
             yield Quarantined(name, f"train[{i}]", "invalid utf-8")
             continue
         if text and not text.isspace():
-            yield Document(f"train[{i}]", text, builder.info.full_name, licence)
+            yield Document(f"train[{i}]", text, name, licence)
 
 
 def open_rows(name: str):

@@ -119,8 +119,8 @@ def warnings_of(
     epochs: how often each source is read in the run. Weights with stages are not compared with it. batch_size: mean rows of a
     step.
     """
-    lines, rows = [], sum(size.rows for size in sizes.values())
-    if batch_size > rows:
+    lines, rows = [], sum(size.rows for name, size in sizes.items() if epochs.get(name))
+    if 0 < rows < batch_size:
         lines.append(
             f"a step reads {batch_size:.0f} rows, and the data have {rows:,}, so it repeats them: lower batch_size, or add text"
         )

@@ -73,7 +73,10 @@ class HeldOut(Event):
             self._write(run, {"before": self._validation.each})
 
     def end(self, run: Run) -> None:
-        self._write(run, (kept_json(run.workdir / HELD_OUT) or {}) | {"after": self._validation.each})
+        self._write(
+            run,
+            (kept_json(run.workdir / HELD_OUT, lambda value: isinstance(value, dict)) or {}) | {"after": self._validation.each},
+        )
 
     def _write(self, run: Run, values: dict[str, Any]) -> None:
         if is_first():

@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name}={paths[name]}: no such file; --help says what it holds")
     places = [path.absolute() for path in paths.values()]
     for name, path in paths.items():
-        if places.count(path.absolute()) > 1:
+        if name in ("out", "samples") and places.count(path.absolute()) > 1:
             raise UserError(f"--{name}={path}: another option names the same file; give each its own")
     results, samples = run(options.task, paths["data"], paths["responses"])
     if "samples" in paths:

@@ -1,5 +1,6 @@
 """The verdict of an alignment run: one sentence about its method's own measure, with n and what chance could do."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from lm.runs.workdir import kept_json
 
 HELD_OUT = "held_out.json"  # see lm/align/validation.py
 ALPHA = 0.05
-SHARES_OF_PAIRS = ("rewards/accuracies", "accuracy")
-Held = Mapping[str, Mapping[str, list[tuple[float, float]]]]
+SHARES = ("rewards/accuracies", "accuracy")  # of pairs, or of labelled steps
+FEW = 30  # held-out examples or batches, below which no difference is the fault of their number
+Values = list[tuple[float, float]]  # (mean, weight) of each held-out example or batch
+Held = Mapping[str, Mapping[str, Values]]
 
 
 def alignment_verdict(report: Mapping[str, Any], workdir: Path | None = None) -> str | None:
@@ -28,11 +31,12 @@ def alignment_verdict(report: Mapping[str, Any], workdir: Path | None = None) ->
     measure, method = own_measure(after), str(report.get("method") or "")
     if measure is None:
         return None
-    held = (kept_json(workdir / HELD_OUT) if workdir else None) or {}
+    held = (kept_json(workdir / HELD_OUT, _is_held) if workdir else None) or {}
     description = meaning(measure, report.get("measures") or {}, method)
     what = f"{description[0].upper()}{description[1:]} ({measure})" if description else measure
-    values = [value for value, _ in held.get("after", {}).get(measure, [])]
-    if measure in SHARES_OF_PAIRS and values and not before.get(measure):
+    values = held.get("after", {}).get(measure, [])
+    unmoved = all(margin == 0 for margin, _ in held.get("after", {}).get("rewards/margins", [(1.0, 1.0)]))
+    if measure in SHARES and values and not before.get(measure) and not unmoved:
         return _against_chance(what, values)
     if before.get(measure) is None:
         return f"{what} is {number(after[measure])}."
@@ -40,10 +44,11 @@ def alignment_verdict(report: Mapping[str, Any], workdir: Path | None = None) ->
         return f"{what} stayed at {number(after[measure])}."
     moved = "rose" if after[measure] > before[measure] else "fell"
     sentence = f"{what} {moved} from {number(before[measure])} to {number(after[measure])}"
-    return f"{sentence}{_judged(measure, held, is_better(measure, before[measure], after[measure]))}."
+    examples = ((report.get("data") or {}).get("valid") or {}).get("examples")
+    return f"{sentence}{_judged(measure, held, is_better(measure, before[measure], after[measure]), examples)}."
 
 
-def _judged(measure: str, held: Held, better: bool) -> str:
+def _judged(measure: str, held: Held, better: bool, examples: int | None) -> str:
     """Return what the paired difference of the held-out examples says, or "" if they are not known."""
     sides = [held.get(side, {}).get(measure, []) for side in ("before", "after")]
     weights = [[weight for _, weight in side] for side in sides]
@@ -51,18 +56,27 @@ def _judged(measure: str, held: Held, better: bool) -> str:
         return ""
     mean = sum(weights[0]) / len(weights[0])
     row = paired(*([value * weight / mean for value, weight in side] for side in sides))
-    n = f"n = {row['n']:,}"
+    n = f"n = {row['n']:,}" + (f" batches of {examples:,} examples" if examples and examples != row["n"] else "")
     if row["stderr"] is None or row["p"] >= ALPHA:
-        return f": too few to tell ({n} held out)" if row["n"] < 100 else f": no more than chance (p = {row['p']:.2g}, {n})"
+        return f": too few to tell ({n} held out)" if row["n"] < FEW else f": no more than chance (p = {row['p']:.2g}, {n})"
     interval = f"95 % interval of the change {number(row['low'])} to {number(row['high'])}, {n}"
     return f": {'better' if better else 'worse'} ({interval})"
 
 
-def _against_chance(what: str, values: list[float]) -> str:
-    """Return the sentence for a share of pairs that was 0 before by construction, since both answers had the reward 0."""
-    n, hits = len(values), round(sum(values))
+def _against_chance(what: str, values: Values) -> str:
+    """Return the sentence for a share that was 0 before by construction, since both answers of a pair had the reward 0."""
+    n, hits = (round(sum(numbers)) for numbers in zip(*((weight, value * weight) for value, weight in values), strict=True))
     low, high = wilson(hits, n)
     p = mcnemar(n - hits, hits)
     verdict = "too few to tell" if p >= ALPHA else "better than chance" if hits > n / 2 else "worse than chance"
     interval = f"95 % interval {100 * low:.0f} % to {100 * high:.0f} %"
-    return f"{what} is {number(100 * hits / n)} % of {n:,} pairs ({interval}), where chance is 50 %: {verdict}."
+    return f"{what} is {number(100 * hits / n)} % of {n:,} ({interval}), where chance is 50 %: {verdict}."
+
+
+def _is_held(value: Any) -> bool:
+    """Return whether a JSON value is Held, with weights above 0."""
+    try:
+        rows = [row for measures in value.values() for values in measures.values() for row in values]
+        return all(math.isfinite(x) and weight > 0 for x, weight in rows)
+    except (AttributeError, TypeError, ValueError):
+        return False

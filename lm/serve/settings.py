@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lm.bucket.places import as_urls
 from lm.errors import UserError
+from lm.files.untrusted import short
 from lm.parallel.cluster import several
 from lm.runs.workdir import check_kind, check_record, read_object
 from lm.serve.api.limits import Settings, read_keys
@@ -98,14 +99,17 @@ def sampling_of(config) -> dict[str, float]:
     SAMPLING. Raises: UserError for values that no request may have."""
     file = Path(config.checkpoint) / "generation_config.json"
     stored = read_object(file, "restore the file, or set sampling.temperature and sampling.top_p") if file.is_file() else {}
-    own = {name: stored[name] for name in config.sampling if isinstance(stored.get(name), int | float)}
+    own = {name: stored[name] for name in config.sampling if type(stored.get(name)) in (int, float)}
+    if stored.get("do_sample") is False:  # greedy
+        own = {"temperature": 0.0}
     given = {name: value for name, value in config.sampling.items() if value is not None}
     sampling = (own or SAMPLING) | given
     try:
         Sampled(**sampling)
     except ValidationError as error:
         name, why = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
-        raise UserError(f"sampling.{name}={sampling[name]}: {why[0].lower()}{why[1:]}") from None
+        where = f"sampling.{name}" if name in given else f"{file}: {name}"
+        raise UserError(f"{where}={short(sampling[name])}: {why[0].lower()}{why[1:]}") from None
     return sampling
 
 

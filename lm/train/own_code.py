@@ -52,7 +52,8 @@ def keep_own_code(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 def own_code(workdir: Path) -> dict[str, str]:
     """Return the text of each file that the run in the workdir was made with, by key."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted((workdir / CODE).glob("*.py"))}
+    copies = {key: workdir / CODE / f"{key}.py" for key in KEYS}
+    return {key: copy.read_text(encoding="utf-8", errors="replace") for key, copy in copies.items() if copy.is_file()}
 
 
 def _function(key: str, value: str) -> Callable:

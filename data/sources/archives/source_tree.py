@@ -74,7 +74,7 @@ def _is_bare(folder: str) -> bool:
 
 
 def read(root: str, id: str) -> Iterator[Document | Quarantined]:
-    """Yield the source files below `root` in order of names; hidden names are skipped.
+    """Yield the source files below `root` in order of names. Hidden names are skipped, and links, which may lead outside.
 
     A file's licence is its own SPDX mark or header, else that of the nearest licence file above it.
     Raises: Unreadable: `root` is a bare repository.
@@ -87,7 +87,7 @@ def read(root: str, id: str) -> Iterator[Document | Quarantined]:
         above = licences[os.path.dirname(inside)]
         if is_folder:
             licences[inside] = _licence_beside(path) or above
-        else:
+        elif not os.path.islink(path):
             yield _of_file(path, inside, f"{id}/{inside}", above)
 
 

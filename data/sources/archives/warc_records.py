@@ -70,7 +70,7 @@ def _taken(window: _Window) -> tuple[dict[str, str], bytes, str | None]:
         return about, b"", problem
     window.drop(end - 1)  # but its last line break, which stands before a record's start
     length = int(text) if (text := about.get("content-length", "")).isdecimal() and len(text) < 20 else -1
-    if MAX_RECORD_BYTES < length <= window.most_left():
+    if MAX_RECORD_BYTES < length <= window.most_left() and window.may_end(1 + length):
         if window.skip_bytes(1 + length) and window.is_end(0):
             return about, b"", f"record over {MAX_RECORD_BYTES >> 20} MiB"
     elif 0 <= length <= window.most_left() and window.need(1 + length) and window.is_end(1 + length):
@@ -85,7 +85,7 @@ class _Window:
     """A part of the file's content, up to a gap or to a member that begins with a record. `data` is what is left of it."""
 
     def __init__(self, file: BinaryIO, ending: str | None):
-        self._ending, self._size, self._first = ending, file.seek(0, os.SEEK_END), 0
+        self._file, self._ending, self._size, self._first = file, ending, file.seek(0, os.SEEK_END), 0
         self._pieces = members.pieces(file, ending, b"WARC/") if ending else members.plain_pieces(file)
         self._next: Piece | Gap | None = None
         self._advance()
@@ -198,6 +198,16 @@ class _Window:
                 self.need(place + START_BYTES)
                 return self.data.startswith((b"\r\n\r\n", b"\n\n"), at) or _VERSION.match(self.data, place) is not None
         return True  # padding
+
+    def may_end(self, size: int) -> bool:
+        """Return whether a record may end so many bytes ahead. Only a file without compression can be looked at there."""
+        if self._ending:
+            return True
+        place = self._file.tell()
+        self._file.seek(self._at + size)
+        ahead = self._file.read(MAX_HEADER_BYTES)
+        self._file.seek(place)
+        return not ahead.strip(_BETWEEN) or ahead.startswith((b"\r\n\r\n", b"\n\n"))
 
     def skip_bytes(self, size: int) -> bool:
         """Drop `size` bytes. Returns whether there are as many."""

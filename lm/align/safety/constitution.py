@@ -91,7 +91,7 @@ def load_constitution(path: str | Path | None = None) -> Constitution:
     if not isinstance(content, Mapping) or set(content) - {"policies"} != {"hazards", "principles"}:
         raise UserError(f"{path}: must hold the two keys hazards and principles, and may hold policies")
     hazards = {
-        id: _record(Hazard, values, f"{path}: hazard {id}")
+        _text(id, f"{path}: id of a hazard"): _record(Hazard, values, f"{path}: hazard {id}")
         for id, values in _items(content["hazards"], Mapping, f"{path}: hazards")
     }
     principles = _list(content["principles"], _principle, hazards, f"{path}: principle")
@@ -118,7 +118,7 @@ def _principle(values: Any, hazards: Mapping[str, Hazard], where: str) -> Princi
     for entry in (*principle.critiques, *principle.refusals):
         try:
             entry.format(hazard="")
-        except (LookupError, AttributeError, ValueError):
+        except (LookupError, AttributeError, TypeError, ValueError):
             raise UserError(f"{where}: {entry!r} may hold no braces but {{hazard}}") from None
     return principle if principle.hazards else principle._replace(hazards=tuple(hazards))
 

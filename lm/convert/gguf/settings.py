@@ -47,7 +47,7 @@ GPT2 = {
     "embedding_length": Key("n_embd"),
     "feed_forward_length": Key("n_inner", int, 0),
     "attention.head_count": Key("n_head"),
-    "attention.head_count_kv": Key("n_head", int, lambda hf: hf["n_head"]),
+    "attention.head_count_kv": Key("n_head_kv", int, lambda hf: hf["n_head"]),  # never read: it is n_head
     "vocab_size": Key("vocab_size", int, 0),
     "attention.layer_norm_epsilon": Key("layer_norm_epsilon", float),
 }
@@ -179,6 +179,7 @@ def settings_of(config: ModelConfig, family: Family) -> tuple[dict[str, Any], di
         return {name: key.kind(hf[key.name]) for name, key in used.items() if hf.get(key.name) is not None}
 
     if arch == "gpt2":
+        hf = hf | {"n_head_kv": hf["n_head"]}
         return _named(arch, written(GPT2)), {}
     found = written(SHARED)
     if config.mla.kv_rank:

@@ -154,7 +154,7 @@ def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
     if "judge" in metrics and settings.judge.startswith("openai:"):
         chat = endpoint(settings.judge.removeprefix("openai:"), values.get("judge_model") or "")
     elif "exact_match" not in metrics:
-        raise UserError(f"task {name}: a model grades its answers; set --config.judge=openai:URL")
+        raise UserError(f"task {name}: a model grades its answers; set judge=openai:URL")
     if any(values.get(key) for key in prompting.MEDIA_KEYS) and not settings.chat:
         raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
     pipelines = open_pipelines(name, values.get("filter_list"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from lm.errors import UserError
 from lm.evals.stats.chance import mean_guess
@@ -74,6 +75,10 @@ def _of_file(path: Path) -> tuple[Any, str]:
     manager = TaskManager(include_path=str(path.parent), include_defaults=False)
     entry = next((entry for entry in manager.task_index.values() if entry.yaml_path == path), None)
     if entry is None:
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))  # tags of functions are not resolved
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"harness:{path}: {' '.join(str(error).split())}") from None
         raise UserError(f"harness:{path}: the harness reads neither a task nor a group of it; write YAML with a key `task`")
     inside = entry.cfg.get("task")
     if isinstance(inside, list) and not all(name in manager.all_tasks for name in inside):

@@ -267,10 +267,10 @@ def parsed(model: type[Model], value: Any) -> Model:
         place = ".".join(map(str, first["loc"])) or "the body"
         raise ApiError(400, f"{place[:100]}: {first['msg']}", param=field) from None
     known = {name for key, field in model.model_fields.items() for name in (key, field.alias)}
-    for name in value.keys() - known - _ignored:
+    for name in {name[:50] for name, item in value.items() if item is not None and name not in known} - _ignored:
         if len(_ignored) < MAX_IGNORED:
             _ignored.add(name)
-            LOG.warning("requests have the field %s, which is ignored", shown(name[:50]))
+            LOG.warning("requests have the field %s, which is ignored", shown(name))
     return request
 
 

@@ -315,8 +315,8 @@ def test_the_verdict_says_n_and_an_interval(before, after, end, tmp_path):
 @pytest.mark.parametrize(
     "hits, n, end",
     [
-        (4, 4, "is 100 % of 4 pairs (95 % interval 51 % to 100 %), where chance is 50 %: too few to tell."),
-        (9, 10, "is 90 % of 10 pairs (95 % interval 60 % to 98 %), where chance is 50 %: better than chance."),
+        (4, 4, "is 100 % of 4 (95 % interval 51 % to 100 %), where chance is 50 %: too few to tell."),
+        (9, 10, "is 90 % of 10 (95 % interval 60 % to 98 %), where chance is 50 %: better than chance."),
     ],
 )
 def test_a_share_of_pairs_is_held_against_chance_since_0_before_is_by_construction(hits, n, end, tmp_path):
