@@ -78,7 +78,11 @@ def main() -> None:
     if code:
         sys.exit(code)
     print(f"\nit took {(time.perf_counter() - begin) / 60:.1f} minutes. Held-out questions, before and after:\n")
-    show_answers(json_lines(Path(FLAGS.workdir) / "samples.jsonl"))
+    samples = Path(FLAGS.workdir) / "samples.jsonl"
+    if samples.exists():
+        show_answers(json_lines(samples))
+    else:
+        print("none: no held-out question leaves room for an answer\n")
     show_next()
 
 
@@ -94,12 +98,14 @@ def measured(chats: str, model: str) -> Data:
 def tuning(data: Data) -> list[str]:
     """Return the command of align.py, which can be given by hand as well."""
     fewest, most = LENGTHS
+    length = min(most, max(fewest, 64 * math.ceil(data.longest / 64) + ANSWER))
     keys = {
         "init_from": FLAGS.model,
         "data.input": FLAGS.chats,
         "data.valid_fraction": 0.5,  # lowered to this number of prompts:
         "data.max_valid_examples": min(HELD_OUT, data.chats // 4),
-        "sequence_length": min(most, max(fewest, 64 * math.ceil(data.longest / 64) + ANSWER)),
+        "sequence_length": length,
+        "rollout.max_prompt_tokens": length + 1 - ANSWER,
         "rollout.max_new_tokens": ANSWER,
         "rollout.temperature": 0.0,
         "num_samples": HELD_OUT,

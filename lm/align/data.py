@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from data.chat.example_batches import ExampleBatches
 from data.chat.example_files import SPLITS, Examples
-from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
+from data.chat.examples import held_out_examples, prepare_examples, prepare_tasks, record_tasks
 from data.chat.media import rows as media_rows
 from data.chat.media.encoding import Towers
 from data.text.fingerprints import check_tokenizer
@@ -31,7 +31,9 @@ from lm.config import ModelConfig
 from lm.config.towers import NAMES as TOWERS
 from lm.convert.multimodal.processor import copy_processor, has_processor
 from lm.errors import UserError
+from lm.files.saving import write_json
 from lm.parallel import hosts
+from lm.runs.workdir import kept_json, steps_saved
 from lm.train.fit import check_memory
 from lm.train.start import choose_steps
 from lm.train.step import model_config_of
@@ -92,7 +94,7 @@ class RunData(NamedTuple):
     def record(self) -> None:
         """Write to the workdir what a resumed run compares, and what the model needs beside its weights."""
         config, workdir = self.setup.config, self.setup.workdir
-        if (self.tasks or self.held_out) and self.setup.tasks is None:
+        if (self.tasks or self.rewards and self.held_out) and self.setup.tasks is None:
             record_tasks(config, workdir)
         if self.towers and not has_processor(workdir):
             copy_processor(Path(config.init_from), workdir)
@@ -213,11 +215,30 @@ def writes_samples(config, towers: Towers | None) -> bool:
 
 
 def _sample_prompts(setup: Setup) -> list[dict]:
-    """Return held-out prompts for the samples of the run, those whose answers have room."""
-    config = setup.config
-    _, held_out, _ = prepare_tasks(config, setup.tokenizer, setup.surroundings.schemas, splits=SPLITS[1:])
-    room = config.sequence_length + 1 - config.rollout.max_new_tokens
-    return [task for task in held_out if len(task["prompt_ids"]) <= room][: config.num_samples]
+    """Return held-out prompts for the samples of the run, those whose answers have room.
+
+    They are kept in the workdir, since the input of a resumed run may be gone. A run of an older version has none.
+    """
+    config, path = setup.config, setup.workdir / "held_out_prompts.json"
+
+    def prompts() -> list[dict]:
+        if steps_saved(setup.workdir):
+            return kept_json(path) or []
+        try:
+            _, tasks, _ = prepare_tasks(config, setup.tokenizer, setup.surroundings.schemas, splits=SPLITS[1:])
+        except UserError as none:  # such as answers without a question, which can be learnt from
+            print(f"no samples of held-out prompts: {none}", flush=True)
+            return []
+        if (kind := example_kind(config)) == "labelled":  # a pair is two of them, so other records are held out
+            own = [example.prompt for example in held_out_examples(config, kind)]
+            tasks = [task for task in tasks if task["prompt"] in own]
+        room = config.sequence_length + 1 - config.rollout.max_new_tokens
+        fit = [task for task in tasks if len(task["prompt_ids"]) <= room][: config.num_samples]
+        setup.workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, fit)
+        return fit
+
+    return hosts.from_first(prompts)
 
 
 def _with_tasks(data: RunData, splits: Sequence[str]) -> RunData:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm.align.settings import TASK_ROWS, example_kind
+from lm.cli.config_files import given_keys
 from lm.parallel import hosts
 from lm.parallel.mesh import row_ways
 
@@ -24,17 +25,22 @@ UNITS = 32  # held-out batches
 MANY_EPOCHS = 20  # more than the usual 1 to 5: the model begins to recite the examples
 
 
-def adopt_length(config: ml_collections.ConfigDict, saved: dict[str, Any] | None) -> None:
-    """Set steps or epochs, batch_size and warm-up if they are None: as recorded, or the length of a new run."""
+def adopt_length(config: ml_collections.ConfigDict, saved: dict[str, Any] | None, ways: int = 1) -> None:
+    """Set steps or epochs, batch_size and warm-up if they are None: as recorded, or the length of a new run.
+
+    ways: how many groups of devices share the rows of a batch (row_ways).
+    """
     new_length = config.steps is None and config.epochs is None
     with_tasks = example_kind(config) == "task"
+    given = given_keys()
+    is_sliced = not with_tasks and "batch_size" in given and "accumulate" not in given
     if saved:
         if new_length:
             config.steps, config.epochs = saved["steps"], saved.get("epochs")
         if config.batch_size is None:
-            config.batch_size = saved["batch_size"]
-            if config.batch_size % config.accumulate:  # a chosen batch has fewer slices than the config says
-                config.accumulate = saved["accumulate"]
+            config.batch_size, config.accumulate = saved["batch_size"], saved["accumulate"]
+        elif is_sliced and config.batch_size == saved["batch_size"]:
+            config.accumulate = saved["accumulate"]
         if config.optimizer.warmup is None:
             config.optimizer.warmup = saved["optimizer"]["warmup"]
     elif new_length and with_tasks:
@@ -43,6 +49,11 @@ def adopt_length(config: ml_collections.ConfigDict, saved: dict[str, Any] | None
         config.epochs = EPOCHS
     if with_tasks and config.batch_size is None:
         config.batch_size = TASK_ROWS
+    if is_sliced and not (saved and config.batch_size == saved["batch_size"]):
+        slice_rows = max(1, MAX_ROWS[example_kind(config)] // config.accumulate)
+        config.accumulate = max(1, min(config.accumulate, config.batch_size // slice_rows))
+        while config.accumulate > 1 and config.batch_size % (config.accumulate * ways):
+            config.accumulate -= 1
 
 
 def choose_batch(config: ml_collections.ConfigDict, rows: int, mesh: Mesh) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from data.chat.examples import held_out_examples
 from data.chat.messages import Conversation, Example, Messages, Pair
 from lm.files.saving import write, write_lines
+from lm.runs.workdir import steps_saved
 
 QUIZ = "quiz.yaml"
 MAX_CHOICES, MIN_QUESTIONS = 4, 2
@@ -32,8 +33,8 @@ class Question(NamedTuple):
 
 def write_quiz(config, workdir: Path, kind: str) -> None:
     """Write quiz.yaml and quiz.jsonl to the workdir, unless the held-out examples are too few or of another kind."""
-    if kind not in ("conversation", "pair") or not config.data.valid_fraction or (workdir / QUIZ).exists():
-        return
+    if kind not in ("conversation", "pair") or not config.data.valid_fraction or steps_saved(workdir):
+        return  # the input of a resumed run may be gone
     questions = list(_questions(held_out_examples(config, kind)))
     answers = list(dict.fromkeys(question.right for question in questions))
     if len(questions) < MIN_QUESTIONS or len(answers) < MIN_QUESTIONS:

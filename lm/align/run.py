@@ -94,7 +94,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
 def _settle(config, workdir: Path) -> list[str]:
     """Check the config and set what follows from the model that is trained. Return the senses that it gets."""
     settings.check(config)
-    length.adopt_length(config, hosts.from_first(lambda: record(workdir)[0]))
+    length.adopt_length(config, hosts.from_first(lambda: record(workdir)[0]), row_ways(make_mesh(config.mesh)))
     if config.method == "distill":
         distill.check_teacher(config.distill)
     new_senses = [name for name, section in sft.SENSES.items() if config.model[section].num_layers]

@@ -29,18 +29,19 @@ flags.DEFINE_float("alpha", 0.05, "Probability of a difference between equal arm
 flags.DEFINE_string("out", "compare.html", "The page with the curves of all runs.")
 
 # Arms that differ in one of these have another held-out text, or mean another thing by the loss.
-HELD_OUT = ("data.input", "data.valid_fraction", "data.max_bytes", "data.max_valid_bytes")
-MEANING = ("method", "objective", "preference.loss", "rl.algorithm", "rewards", "tokenizer")
+HELD_OUT = ("data.input", "data.valid_fraction", "data.max_bytes", "data.max_valid_bytes", "data.max_valid_examples")
+MEANING = ("method", "sequence_length", "chat_template", "objective", "preference.loss", "rl.algorithm", "rewards", "tokenizer")
 NOT_AN_ARM = ("seed", "trackers")  # keys that runs of one arm may differ in
 
 
 class Run(NamedTuple):
-    """A run: its config by dotted key, the commit of its code, and the last value of each held-out measure."""
+    """A run: its config by dotted key, the commit of its code, and the measures and the step of its last validation."""
 
     folder: Path
     config: dict[str, Any]
     code: str
     values: dict[str, float]
+    step: int
 
 
 class Verdict(NamedTuple):
@@ -73,14 +74,16 @@ def read_run(folder: Path) -> Run:
         raise UserError(no_model(folder))
     if kind_of(config) not in ("train", "align"):
         raise UserError(f"{folder} is no run of train.py or align.py: for evaluations use python -m lm.evals.compare")
-    values: dict[str, float] = {}
+    step, values = -1, {}
     for line in load_metrics(folder / "metrics.jsonl")[1]:
-        values |= {key.removeprefix("valid_"): x for key, x in line.items() if key.startswith("valid_") and _finite(x)}
+        if found := {key.removeprefix("valid_"): x for key, x in line.items() if key.startswith("valid_")}:
+            step, values = line["step"], (values if line["step"] == step else {}) | found
+    values = {key: x for key, x in values.items() if _finite(x)}
     if not values:
         raise UserError(f"{folder} has no held-out measures in its metrics.jsonl: train it with data.valid_fraction above 0")
     path = folder / "report.json"
     report = read_object(path, "run the command of the run again to recreate it") if path.exists() else {}
-    return Run(folder, flat(config), (report.get("provenance") or {}).get("code") or "", values)
+    return Run(folder, flat(config), (report.get("provenance") or {}).get("code") or "", values, step)
 
 
 def arms_of(runs: Sequence[Run]) -> list[dict[int, Run]]:
@@ -113,7 +116,8 @@ def differences(first: Run, other: Run) -> list[str]:
     lines = [f"{key}: {a} → {b}" for key in keys if (a := first.config.get(key)) != (b := other.config.get(key))]
     if first.code != other.code:
         commits = [run.code.partition(" ")[0] for run in (first, other)]
-        lines.append(f"code: {first.code or 'unknown'} → {other.code or 'unknown'}; git diff {' '.join(commits)} shows it")
+        diff = f"; git diff {' '.join(commits)} shows it" if all(commits) else ""
+        lines.append(f"code: {first.code or 'unknown'} → {other.code or 'unknown'}{diff}")
     return lines
 
 
@@ -126,6 +130,12 @@ def verdict(first: Mapping[int, Run], other: Mapping[int, Run], measure: str, al
     seeds = sorted(set(first) & set(other))
     if not seeds:
         return "no verdict: the arms share no seed"
+    for arms in [(first,), (other,)] if a.config.get("steps") != b.config.get("steps") else [(first, other)]:
+        runs = sorted((arm[seed] for arm in arms for seed in seeds), key=lambda run: run.step)
+        if runs[0].step != runs[-1].step:
+            return (
+                f"no verdict: the last validation of {runs[0].folder} is at step {runs[0].step}, not {runs[-1].step}: resume it"
+            )
     values = [[arm[seed].values[measure] for seed in seeds] for arm in (first, other)]
     result = paired_t(*values, alpha)
     moved = f"{measure} {np.mean(values[0]):.4g} → {np.mean(values[1]):.4g}"

@@ -40,6 +40,7 @@ from lm.infer.load import load_model
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh
 from lm.runs.workdir import kept_json, save_record
+from lm.train.checks import answers
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 # Config keys that do not change any result.
@@ -78,7 +79,7 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
             batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None,
         )
-        if hosts.is_first() and not config.chat_template and tokenizer.chat_template:
+        if hosts.is_first() and not config.chat_template and tokenizer.chat_template and answers(config.checkpoint):
             print("prompts are plain, as in lm-evaluation-harness; chat_template=own uses the model's template", flush=True)
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:

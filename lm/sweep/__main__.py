@@ -186,7 +186,7 @@ def check_record(workdir: Path, record: dict) -> None:
             )
 
 
-def sweep(study, workdir: Path, command: list[str], total: int, steps: int) -> None:
+def sweep(study, workdir: Path, command: list[str], total: int, steps: int | None) -> None:
     """Run trials until there are `total`. Prints a line for each, and draws the page after each.
 
     command: the verb and the arguments of all trials. steps: of a trial, unless it is swept.

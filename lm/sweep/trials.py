@@ -14,17 +14,18 @@ from lm.cli.config_files import HOME
 from lm.runs.lock import last_process
 from lm.train.history import column, load_metrics
 
+RESTARTS = 2  # of a trial whose process was killed from outside
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 Result = tuple[TrialState, float | None, str]  # state, value, and why it failed
 
 
 def run(
-    trial: optuna.Trial, folder: Path, command: Sequence[str], metric: str, steps: int
+    trial: optuna.Trial, folder: Path, command: Sequence[str], metric: str, steps: int | None
 ) -> Generator[subprocess.Popen | None, None, Result]:
     """Run a trial in `folder`, report its metric, and stop it if it is hopeless.
 
-    command: the verb and its arguments, without --workdir. steps: of the whole run.
+    command: the verb and its arguments, without --workdir. steps: of the whole run, if known.
     Yields: its process, or None while the process of a killed sweep is still in the folder. When closed, it stops the process
       and waits until it has saved.
     Returns: a Result.
@@ -33,8 +34,30 @@ def run(
     log = folder.with_name(f"{folder.name}.log")
     while last_process(folder)[0]:
         yield None
+    for _ in range(1 + RESTARTS):
+        code, pruned = yield from _process(trial, folder, command, metric, steps)
+        if pruned or 0 <= code <= 128:
+            break
+    _is_hopeless(trial, measured := values(folder, metric), steps)  # reports the last ones
+    if code == 0:
+        if not measured:
+            return TrialState.FAIL, None, f"{folder / 'metrics.jsonl'} has no finite {metric}"
+        return TrialState.COMPLETE, measured[-1][1], ""
+    if pruned:
+        return TrialState.PRUNED, None, ""
+    if code < 0 or code > 128:
+        return TrialState.FAIL, None, f"its process was ended from outside {1 + RESTARTS} times, the last time with code {code}"
+    why = last_line(log)
+    diverged = code == 1 and why.startswith(f"{command[0]}: ")  # not a traceback
+    return TrialState.PRUNED if diverged else TrialState.FAIL, None, why
+
+
+def _process(
+    trial: optuna.Trial, folder: Path, command: Sequence[str], metric: str, steps: int | None
+) -> Generator[subprocess.Popen, None, tuple[int, bool]]:
+    """Run the process of a trial, which resumes what is in `folder`. Return its exit code, and whether it was pruned."""
     verb, *arguments = command
-    with open(log, "ab") as output:
+    with open(folder.with_name(f"{folder.name}.log"), "ab") as output:
         process = subprocess.Popen(
             [sys.executable, str(HOME / verb), *arguments, f"--workdir={folder}"],
             stdin=subprocess.DEVNULL,
@@ -54,27 +77,16 @@ def run(
         if process.poll() is None:
             process.terminate()
             process.wait()
-    _is_hopeless(trial, measured := values(folder, metric), steps)  # reports the last ones
-    if process.returncode == 0:
-        if not measured:
-            return TrialState.FAIL, None, f"{folder / 'metrics.jsonl'} has no finite {metric}"
-        return TrialState.COMPLETE, measured[-1][1], ""
-    if pruned:
-        return TrialState.PRUNED, None, ""
-    if process.returncode < 0 or process.returncode > 128:
-        return TrialState.FAIL, None, f"its process was ended from outside, with code {process.returncode}"
-    why = last_line(log)
-    diverged = process.returncode == 1 and why.startswith(f"{verb}: ")  # not a traceback
-    return TrialState.PRUNED if diverged else TrialState.FAIL, None, why
+    return process.returncode, pruned
 
 
-def _is_hopeless(trial: optuna.Trial, measured: Sequence[tuple[int, float]], steps: int) -> bool:
+def _is_hopeless(trial: optuna.Trial, measured: Sequence[tuple[int, float]], steps: int | None) -> bool:
     """Report new values. Return whether the pruner stops the trial, which is not at its end."""
     known = trial.storage.get_trial(trial._trial_id).intermediate_values
     fresh = [(step, value) for step, value in measured if step > 0 and step not in known]
     for step, value in fresh:
         trial.report(value, step)
-    return bool(fresh) and fresh[-1][0] < steps and trial.should_prune()
+    return bool(fresh) and (steps is None or fresh[-1][0] < steps) and trial.should_prune()
 
 
 def values(folder: Path, metric: str) -> list[tuple[int, float]]:

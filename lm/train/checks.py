@@ -78,13 +78,18 @@ def check_writer(key: str, path: str) -> None:
 def check_speaker(key: str, path: str) -> None:
     """Raise UserError if a path holds no model that answers; a model of train.py alone only continues text."""
     check_writer(key, path)
-    config = read_config(Path(path))
-    if kind_of(config) == "train" and not config.get("init_from"):
+    if not answers(path):
         command = runnable(shlex.join(["python", "-m", "lm.generate", f"--checkpoint={path}", "--prompt=TEXT"]))
         raise UserError(
             f"{key}={path} is a base model, which has not learnt to answer: continue a text with {command}, or tune it first "
             "with align.py --config=configs/align/sft.py"
         )
+
+
+def answers(path: str) -> bool:
+    """Return whether a model may have learnt to answer: all but those that train.py alone has made."""
+    config = read_config(Path(path))
+    return kind_of(config) != "train" or bool(config.get("init_from"))
 
 
 def _model_near(folder: Path) -> str:

@@ -147,6 +147,10 @@ def test_chats_of_ones_own_need_no_other_keys(finished, tmp_path):
     assert "held-out answers" in report["verdict"] and "n = " in report["verdict"]
     again = runs.run(line)
     assert again.returncode == 0 and f"finished at step {steps}" in again.stdout
+    (tmp_path / "chats.jsonl").rename(tmp_path / "gone.jsonl")
+    longer = runs.run([*line, f"--config.steps={steps + 2}"])  # a resumed run needs its input no more
+    assert longer.returncode == 0, longer.stderr[-2000:]
+    assert {answer["step"] for answer in runs.lines(workdir / "samples.jsonl")} == {0, steps, steps + 2}
     quiz = next(text for text in done.stdout.splitlines() if "evaluate.py" in text and "quiz.yaml" in text)
     asked = runs.run([sys.executable, *shlex.split(quiz)[1:]])
     assert asked.returncode == 0 and "quiz: acc" in asked.stdout, asked.stderr

@@ -69,7 +69,9 @@ def _reward(spec: str) -> tuple[str, Reward]:
         from lm.align.reward_model import reward_model  # imports JAX, so only if needed
 
         label, function = head, reward_model(tail)
-    elif ".py" in name and tail:
+    elif ".py" in name and not tail:
+        raise UserError(f"rewards: {name.rstrip(':')} needs the name of a function: write path/file.py:function")
+    elif ".py" in name:
         path, _, label = name.rpartition(":")
         function = from_file(Path(path), label, "rewards", "path/file.py:function")
     elif name in REWARDS:

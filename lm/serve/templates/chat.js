@@ -95,12 +95,15 @@ async function ask(from, content, files = []) {
   keep(mine);
   lay();
   say("The answer begins.");
-  try {
-    await Promise.all(takes.map(([one, asked]) => take(one, api.answer(asked, stop.signal))));
-  } catch (error) {
-    if (stop.signal.aborted) answer.finish = "stopped";
-    else failed(answer, error);
-  }
+  const taken = async ([one, asked]) => {
+    try {
+      await take(one, api.answer(asked, stop.signal));
+    } catch (error) {
+      if (stop.signal.aborted) one.finish = "stopped";
+      else failed(one, error);
+    }
+  };
+  await Promise.all(takes.map(taken));
   running.delete(mine.id);
   if (all.includes(mine)) keep(mine); // it may be deleted
   if (chat === mine) lay();
@@ -152,7 +155,7 @@ function request(mine) {
   const numbers = NUMBERS.filter((name) => form[name].value !== "").map((name) => [name, form[name].valueAsNumber]);
   const stop = form.stop.value.split("\n").filter(Boolean).slice(0, 16);
   const likely = options.likely ? { logprobs: true, top_logprobs: tokens.ALTERNATIVES } : {};
-  return { model: model.value, messages: store.said(mine), ...Object.fromEntries(numbers), ...(stop.length ? { stop } : {}), ...likely };
+  return { model: model.value, messages: store.said(mine, model.value), ...Object.fromEntries(numbers), ...(stop.length ? { stop } : {}), ...likely };
 }
 
 function stopAnswer() {

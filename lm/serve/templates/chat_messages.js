@@ -119,7 +119,7 @@ function answer(message, page) {
     }
     if (likely) tokens.render(body, message.tokens, message.content);
     else markdown.render(body, message.content);
-    if (message.beside) markdown.render(other, message.beside.content);
+    if (message.beside) markdown.render(other, message.beside.content || (message.beside.error ? `(${message.beside.error.text})` : ""));
     element.setAttribute("aria-busy", busy);
     facts.replaceChildren(...told(message, busy));
     acts.hidden = busy || !message.content;

@@ -48,8 +48,9 @@ export function title(chat) {
 // What a model is sent: the system prompt, and all messages that say something; of answers beside others its own.
 export function said(chat, model) {
   const messages = chat.messages
+    .map((message) => (model && message.beside?.model === model ? { ...message, content: message.beside.content } : message))
     .filter(({ content, media }) => content || media?.some(({ url }) => url))
-    .map(({ role, content, media, beside }) => ({ role, content: media ? parts(media, content) : model && beside?.model === model ? beside.content : content }));
+    .map(({ role, content, media }) => ({ role, content: media ? parts(media, content) : content }));
   return chat.system.trim() ? [{ role: "system", content: chat.system }, ...messages] : messages;
 }
 

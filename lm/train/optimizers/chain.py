@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.errors import UserError
 from lm.parallel.arrays import PyTree
 from lm.train import own_code
 from lm.train.optimizers.compact import compact
@@ -33,6 +34,8 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
     adam = optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps)
     if own_code.is_own(o.name):
         direction = own_code.called("optimizer.name", o.name, o)
+        if not isinstance(direction, optax.GradientTransformation):
+            raise UserError(f"optimizer.name={o.name} returned {type(direction).__name__}, not an optax.GradientTransformation")
     elif o.name == "adamw":
         direction = adam
     elif o.name == "muon":

@@ -1,5 +1,7 @@
 """The length of an alignment run and its batches: from the data, from the record of the run, or as given."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -80,9 +82,24 @@ def test_a_run_goes_on_as_it_was_recorded_and_what_is_given_stays():
     length.adopt_length(config, saved | {"batch_size": 6})
     assert (config.batch_size, config.accumulate) == (6, 2)
     config = sft.get_config()
+    config.accumulate = 4
+    length.adopt_length(config, saved | {"batch_size": 8})  # 4 divides 8 too
+    assert (config.batch_size, config.accumulate) == (8, 2)
+    config = sft.get_config()
     config.epochs, config.batch_size = 5.0, 4
     length.adopt_length(config, saved)
     assert (config.steps, config.epochs, config.batch_size) == (None, 5.0, 4)
+
+
+@pytest.mark.parametrize(
+    "batch, ways, accumulate", [(2, 1, 1), (4, 1, 1), (8, 1, 2), (8, 8, 1), (12, 1, 3), (32, 2, 8), (64, 1, 8)]
+)
+def test_a_batch_on_the_command_line_has_slices_that_divide_it(batch, ways, accumulate, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["align.py", f"--config.batch_size={batch}"])
+    config = sft.get_config()
+    config.batch_size, config.accumulate = batch, 8
+    length.adopt_length(config, None, ways)
+    assert config.accumulate == accumulate
 
 
 def test_few_held_out_conversations_are_one_a_row_with_the_same_tokens():

@@ -55,6 +55,8 @@ def test_two_arms_of_three_seeds(tmp_path):
     assert "2.1 → 2: better (difference -0.1," in sentence and "n = 3 seeds" in sentence and "95 % interval" in sentence
     assert "no difference" in verdict(first, {0: other[1], 1: other[2], 2: other[0]}, "bits_per_byte", 0.05)
     assert "too few to tell" in verdict({0: first[0]}, other, "bits_per_byte", 0.05)
+    late = other[0]._replace(step=1)
+    assert "is at step 1, not 2" in verdict({0: first[0], 1: first[1]}, {0: late, 1: other[1]}, "bits_per_byte", 0.05)
     assert "share no seed" in verdict({9: first[0]}, other, "bits_per_byte", 0.05)
 
 
