@@ -6,13 +6,12 @@ import { article, greeting } from "./chat_messages.js";
 import * as store from "./chat_store.js";
 import * as tokens from "./chat_tokens.js";
 
-const DEFAULTS = { temperature: "0.7", top_p: "0.95" }; // the other settings are the server's own
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"];
 const THEMES = ["system", "light", "dark"];
 const [log, scroller, composer, text, form, model, beside] = ["log", "scroll", "composer", "text", "options", "model", "beside"].map(at);
 const ALONE = "answers alone"; // the first choice of `beside`
 const linked = Object.fromEntries(["model", "beside"].map((name) => [name, new URLSearchParams(location.search).get(name)]).filter(([, value]) => value));
-const options = { ...DEFAULTS, ...store.options(), ...linked };
+const options = { ...store.options(), ...linked };
 const running = new Map(); // id of a conversation -> {stop, answer}
 const articles = new Map(); // message -> its element, of the conversation that is shown
 let all = store.chats();
@@ -279,7 +278,7 @@ form.addEventListener("input", ({ target }) => {
 });
 form.addEventListener("reset", (event) => {
   event.preventDefault();
-  for (const name of [...NUMBERS, "stop", "system"]) options[name] = DEFAULTS[name] ?? "";
+  for (const name of [...NUMBERS, "stop", "system"]) options[name] = "";
   chat.system = "";
   if (chat.messages.length) keep(chat);
   store.saveOptions(options);
@@ -312,7 +311,9 @@ beside.addEventListener("change", () => {
 
 async function loadModels() {
   try {
-    const names = (await api.models()).map(({ id }) => id);
+    const served = await api.models();
+    const names = served.map(({ id }) => id);
+    for (const [name, value] of Object.entries(served[0].default_sampling ?? {})) if (form[name]) form[name].placeholder = value;
     const wanted = names.includes(options.model) ? options.model : names[0];
     const same = names.length === model.options.length && names.every((name, n) => model.options[n].value === name);
     if (!same) model.replaceChildren(...names.map((name) => make("option", { value: name }, name)));

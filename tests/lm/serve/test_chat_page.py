@@ -112,7 +112,7 @@ def test_a_conversation_streams(opened, served, own):
     answer(opened)
     first = kept(opened)
     told = [{"role": "system", "content": "Be brief."}, first[0]]
-    asked = {"messages": told, "temperature": 0, "max_tokens": 30, "top_p": 0.95}
+    asked = {"messages": told, "temperature": 0, "max_tokens": 30}
     said = httpx.post(f"{served[0]}/v1/chat/completions", json=asked, timeout=60).json()
     assert first[1]["content"] == said["choices"][0]["message"]["content"]
     assert first[1]["finish"] == said["choices"][0]["finish_reason"]
@@ -329,10 +329,11 @@ def test_two_models_answer_side_by_side_and_each_sees_its_own_answers(browser, t
     adapted = nnx.map_state(lambda path, x: x.replace(x[...] + 0.3) if path[-1] == "lora_b" else x, adapted)
     export_peft(tmp_path / "shift", config, adapted)
     engine = engine_of(tokenizer, slots=Slots(1, 2, ".*"))
-    service = Service(engine, "tiny", adapter_dir=tmp_path)
+    service = Service(engine, "tiny", adapter_dir=tmp_path, sampling={"top_p": 0.9})
     service.load_adapter("shift", None)
     with serving(service, routers=[page.router(service)]) as url:
         found = visit(browser, f"{url}/?beside=shift", width)
+        assert browser.run("document.querySelector('[name=top_p]').placeholder") == "0.9"  # the server's own
         settings(browser, temperature=0, max_tokens=12)
         for n, text in enumerate(("the cat", "the hat"), start=1):
             write(browser, text)
