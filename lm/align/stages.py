@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,17 @@ def _existing_lines(path: Path) -> list[dict] | None:
         return None
 
 
-def claim(folder: Path, what: str, settings: Mapping[str, Any]) -> None:
+def claim(folder: Path, what: str, settings: Mapping[str, Any], former: Collection[str] = ()) -> None:
     """Write the settings that all stages in a folder depend on to its settings.json.
 
-    Raises: UserError if the file has other ones. what: is in the folder, for the error.
+    what: is in the folder, for the error. former: keys of older versions, which say nothing.
+    Raises: UserError if the file has other ones.
     """
     path = folder / "settings.json"
     if not path.is_file():
         write_json(path, settings)
     before = workdir.read_object(path, f"delete {folder} to begin again, or use another --workdir")
-    for key in sorted({**before, **settings}):
+    for key in sorted({*before, *settings} - {*former}):
         if before.get(key) != settings.get(key):
             raise UserError(
                 f"{folder} holds {what} with {key}={before.get(key)}, and this run says {settings.get(key)}: set it back, or "

@@ -293,8 +293,7 @@ class Loop:
         requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
         ours = {"init_from": str(self.config.init_from), "seed": self.config.seed, "what safety.prompts hold": requests}
         ours |= {f"safety.{key}": value for key, value in self.config.safety.to_dict().items() if key not in RESUMABLE_KEYS}
-        ours["safety.compare"] = False  # a former key, which older workdirs record
-        claim(self.workdir, "a safety loop", json.loads(json.dumps(ours)))
+        claim(self.workdir, "a safety loop", json.loads(json.dumps(ours)), former=("safety.compare",))
         save_record(self.config, self.workdir)
         self.tokenizer.save(self.workdir)
         record_tokenizer(self.workdir, self.tokenizer.fingerprint)
