@@ -5,6 +5,7 @@ Datasets are searched in $TFDS_DATA_DIR, else in ~/tensorflow_datasets.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
@@ -55,7 +56,7 @@ def open_tfds(name: str, text_key: str = "text") -> Source:
                 raise UserError(
                     f"data.input={name!r}: {document.where} is not valid UTF-8; prepare the dataset again with text in UTF-8"
                 )
-            yield document
+            yield dataclasses.replace(document, origin=builder.info.full_name)
 
     return Source(re.sub(r"[^a-z0-9]+", "_", name.split(":")[0].lower()).strip("_"), strictly)
 

@@ -157,7 +157,7 @@ def test_without_a_usable_item_figures_are_unknown(run):
         ("", "[{metric: exact_match, ignore_cases: true}]", "ignore_cases: no such key; did you mean ignore_case?"),
         ("", "[{metric: exact_match, equal: sympy}]", "equal: 'sympy' is not math"),
         ("", "[bleu]", "'bleu' is none of exact_match"),
-        ("", "[judge]", "a model grades its answers; set --config.judge=openai:URL"),
+        ("", "[judge]", "a model grades its answers; set judge=openai:URL"),
     ],
 )
 def test_mistakes_in_a_task_file(run, keys, metrics, told):
