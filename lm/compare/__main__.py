@@ -133,9 +133,8 @@ def verdict(first: Mapping[int, Run], other: Mapping[int, Run], measure: str, al
     for arms in [(first,), (other,)] if a.config.get("steps") != b.config.get("steps") else [(first, other)]:
         runs = sorted((arm[seed] for arm in arms for seed in seeds), key=lambda run: run.step)
         if runs[0].step != runs[-1].step:
-            return (
-                f"no verdict: the last validation of {runs[0].folder} is at step {runs[0].step}, not {runs[-1].step}: resume it"
-            )
+            short, long = runs[0], runs[-1]
+            return f"no verdict: the last validation of {short.folder} is at step {short.step}, not {long.step}: resume it"
     values = [[arm[seed].values[measure] for seed in seeds] for arm in (first, other)]
     result = paired_t(*values, alpha)
     moved = f"{measure} {np.mean(values[0]):.4g} → {np.mean(values[1]):.4g}"
