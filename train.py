@@ -87,11 +87,11 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.next_steps import show
     from lm.reports.train import drawn, mixture, write_report
+    from lm.runs.own_code import keep_own_code
     from lm.train import events, loop
     from lm.train.events.validation import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
-    from lm.train.own_code import keep_own_code
     from lm.train.rates import choose_rate
     from lm.train.start import adopt, check_config, choose_steps, initial_params
     from lm.train.step import make_trainer, model_config_of

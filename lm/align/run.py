@@ -23,10 +23,10 @@ from lm.model import sizing
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh, row_ways
+from lm.runs.own_code import keep_own_code
 from lm.runs.workdir import finished, record, save_record
 from lm.train import events, loop
 from lm.train.feed import Feed
-from lm.train.own_code import keep_own_code
 from lm.train.rates import choose_rate
 from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lm.config.towers import check_towers
 from lm.errors import UserError
 from lm.files.untrusted import check_pattern, short
+from lm.files.user_files import is_own
 
 MAX, MAX_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 MAX_EXPERTS, MAX_MTP, LONGEST_BLOCK = 10_000, 100, 100
@@ -72,7 +73,11 @@ def _check_choices(config: Any, checked: Checked) -> None:
     checked.one_of("positions", "rotary", "learned", "none")
     checked.one_of("norm", "rms", "layer")
     checked.one_of("norm_position", "pre", "post", "sandwich")
-    checked.one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
+    if not is_own(config.activation):
+        checked.one_of("activation", "silu", "gelu", "gelu_tanh", "relu2", "FILE.py:FUNCTION")
+    for key in ("feed_forward", "attention"):
+        if getattr(config, key) and not is_own(getattr(config, key)):
+            checked.refuse(key, "names no class of a file: write it as FILE.py:CLASS")
     checked.one_of("score_head", "none", "reward", "value")
     checked.one_of("remat", *REMAT)
     if config.offload and config.remat == "none":

@@ -128,6 +128,7 @@ class ModelConfig:
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
     attention_sinks: bool = False  # a learned logit per head, added to the softmax's denominator
     mla: LatentAttention = LatentAttention()
+    attention: str = ""  # FILE.py:CLASS in place of the attention (docs/extend.md); "": none
 
     positions: str = "rotary"  # rotary, learned, none
     max_positions: int = 2048  # the maximum context; rows of the table of learned positions
@@ -140,10 +141,11 @@ class ModelConfig:
     norm_plus_one: bool = False  # RMSNorm multiplies by 1 + w
 
     mlp_pattern: tuple[str, ...] = ("dense",)  # dense or moe, repeated over the layers
-    activation: str = "silu"  # silu, gelu, gelu_tanh, relu2
+    activation: str = "silu"  # silu, gelu, gelu_tanh, relu2, or FILE.py:FUNCTION
     gated: bool = True  # feed-forward: down(activation(gate(x)) · up(x)); else down(activation(up(x)))
     mlp_bias: bool = False  # biases of a dense feed-forward
     moe: MixtureOfExperts = MixtureOfExperts()
+    feed_forward: str = ""  # FILE.py:CLASS in place of a dense feed-forward (docs/extend.md); "": none
 
     embed_scale: float = 1.0  # multiplies the embedding (Gemma: √embed_dim)
     tie_embeddings: bool = False  # the head uses the embedding's weights

@@ -17,6 +17,7 @@ from lm.convert.relatives import MISTRAL, MIXTRAL, OLMO2, PHI3, QWEN2, QWEN3, QW
 from lm.convert.rows import Family
 from lm.errors import UserError
 from lm.files.untrusted import short
+from lm.runs.own_code import own_parts
 
 # Export tries the families in this order.
 TEXT = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, DEEPSEEK, GPT2)
@@ -104,6 +105,8 @@ def family_for(config: ModelConfig, origin: str | None = None) -> Family:
     """
     if config.mup_base_dim:
         raise UserError(f"model.mup_base_dim={config.mup_base_dim} cannot be exported: no family has μP's multipliers")
+    for key, value in own_parts(config).items():
+        raise UserError(f"{key}={value} cannot be exported: other programs do not have this file")
     first, losses = [FAMILIES[origin]] if origin in FAMILIES else [], []
     for family in (*first, *ALL):
         with contextlib.suppress(UserError):

@@ -21,6 +21,7 @@ from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import shapes_on, shardings
 from lm.runs.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
+from lm.runs.own_code import opened
 
 
 class Source(NamedTuple):
@@ -68,7 +69,7 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
         with contextlib.closing(Checkpoints(path, read_only=True)) as checkpoints:
             return checkpoints.restore_params(step, abstract)
 
-    source = Source(config_of(meta.get("config")), stored, load)
+    source = Source(config_of(meta.get("config"), path), stored, load)
     if meta.get("base") is None:
         return source
     return with_adapter(open_source(base.found(meta["base"], path), meta["base"]["step"]), source)
@@ -118,9 +119,14 @@ def on_first_device(source: Source) -> nnx.State:
     return source.load(as_stored(source, shapes_on(skeleton(source.config)[1], device)))
 
 
-def config_of(saved: dict) -> ModelConfig:
-    """Return the ModelConfig in a run's config; the compute dtype is a top-level key, and quantized training is left out."""
+def config_of(saved: dict, workdir: Path | None = None) -> ModelConfig:
+    """Return the ModelConfig in the config of a run in the workdir.
+
+    The compute dtype is a top-level key, and quantized training is left out. Raises: UserError if the config cannot be used, or
+    the model computes by a file that is not trusted.
+    """
     try:
-        return ModelConfig(**{**saved["model"], "quantized_training": "none"}, dtype=saved["dtype"])
+        config = ModelConfig(**{**saved["model"], "quantized_training": "none"}, dtype=saved["dtype"])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(f"the run's config has an unknown model key or value: {error}") from None
+    return opened(config, workdir)

@@ -98,7 +98,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None) -> None:
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
-        config = config_of(saved)
+        config = config_of(saved, workdir)
         if not config.adapter.rank:
             raise UserError(f"{workdir} has no adapter: leave out --adapter to export the whole model")
         start, origin = started_from(saved)
@@ -162,7 +162,7 @@ def opened(workdir: Path, merge: bool = False, before: bool = True) -> Iterator[
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
-        config = config_of(saved)
+        config = config_of(saved, workdir)
         if merge:
             arrays = merged(workdir, before)
         elif config.adapter.rank:

@@ -30,6 +30,7 @@ from lm.files.untrusted import short
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shapes_on
 from lm.runs.checkpoint import Checkpoints
+from lm.runs.own_code import keep_own_code
 from lm.runs.workdir import read_config
 
 
@@ -184,5 +185,6 @@ def write_workdir(workdir: Path, config: ModelConfig, params: nnx.State, **more)
     checkpoints.wait()
     checkpoints.close()
     write_json(workdir / "config.json", saved)
+    keep_own_code(saved, workdir)
     if has_tokenizer(workdir):  # at the end, because the fingerprint depends on the other files of the folder
         record_tokenizer(workdir, load_tokenizer(workdir).fingerprint)

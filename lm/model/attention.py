@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.files.user_files import layer_part
 from lm.kernels.attention import Scoring
 from lm.kernels.ops import attention, matmul
 from lm.kernels.saved import saved
@@ -24,8 +25,10 @@ from lm.parallel.mesh import spec_of
 HEADS = ("batch", "length", "heads", None)
 
 
-def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int) -> "Attention | LatentAttention":
-    """Return a new attention of the kind that the config names. window: 0 for none."""
+def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int) -> nnx.Module:
+    """Return a new attention of the kind that the config names, or the user's own. window: 0 for none."""
+    if config.attention:
+        return layer_part("attention", config.attention)(config, rngs, window)
     kind = LatentAttention if config.mla.kv_rank else Attention
     return kind(config, rngs, window)
 

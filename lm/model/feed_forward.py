@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.files.user_files import is_own, layer_part
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std
 from lm.parallel.context import length_axis
@@ -20,12 +21,25 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def activation_of(config: ModelConfig) -> Callable[[jax.Array], jax.Array]:
+    """Return the config's activation, float32 to float32 of the same shape."""
+    if is_own(config.activation):
+        return layer_part("activation", config.activation)
+    return ACTIVATIONS[config.activation]
+
+
+def feed_forward_sublayer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """Return a new dense feed-forward, or the user's own in its place."""
+    kind = layer_part("feed_forward", config.feed_forward) if config.feed_forward else FeedForward
+    return kind(config, rngs, config.mlp_dim)
+
+
 class FeedForward(nnx.Module):
     """down(f(gate(x)) · up(x)): SwiGLU with f = silu, GeGLU with gelu (Shazeer 2020). Not gated: down(f(up(x)))."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int, name: str = "feed_forward"):
         D, bias = config.embed_dim, config.mlp_bias
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = activation_of(config)
         if config.gated:
             self.gate = Linear(config, rngs, f"{name}.gate", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)
         self.up = Linear(config, rngs, f"{name}.up", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)

@@ -14,7 +14,7 @@ from lm.config import MixtureOfExperts, ModelConfig
 from lm.kernels.matmul import gathered
 from lm.kernels.ops import experts
 from lm.kernels.saved import saved
-from lm.model.feed_forward import ACTIVATIONS, FeedForward
+from lm.model.feed_forward import FeedForward, activation_of
 from lm.model.initializers import STD, normal, parameter
 from lm.model.linear import declared, hidden_std, residual_std, scaled_output, whole
 from lm.parallel.context import length_axis
@@ -72,7 +72,7 @@ class MoE(nnx.Module):
             jnp.where(valid_BT[..., None], choice_BTK, moe.num_experts),
             weight_BTK,
             self.expert_weights(),
-            activation=ACTIVATIONS[config.activation],
+            activation=activation_of(config),
             dtype=config.compute_dtype,
             capacity_factor=moe.capacity_factor,
         )

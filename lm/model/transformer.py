@@ -19,7 +19,7 @@ from lm.model.attention import attention_sublayer
 from lm.model.audio import AudioTower
 from lm.model.cache import Cache
 from lm.model.execution import layer_policy, through, unstacked
-from lm.model.feed_forward import FeedForward
+from lm.model.feed_forward import feed_forward_sublayer
 from lm.model.initializers import STD, no_values, normal, parameter
 from lm.model.inputs import Inputs, Memory, Step, steps_of
 from lm.model.linear import Linear, Score, scaled_output, stored
@@ -62,7 +62,7 @@ class Layer(nnx.Module):
         self.attention = attention_sublayer(config, rngs, config.window if kind.local else 0)
         self.post_attention_norm = layer_norm(config) if after else None
         self.feed_forward_norm = layer_norm(config) if before else None
-        self.feed_forward = MoE(config, rngs) if kind.moe else FeedForward(config, rngs, config.mlp_dim)
+        self.feed_forward = MoE(config, rngs) if kind.moe else feed_forward_sublayer(config, rngs)
         self.post_feed_forward_norm = layer_norm(config) if after else None
 
     def __call__(

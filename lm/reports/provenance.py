@@ -10,10 +10,10 @@ from typing import Any
 
 from lm.files.saving import plain
 from lm.reports.page import flatten
+from lm.runs.own_code import own_code
 from lm.runs.provenance import CODE, command_line, config_file, machine
 from lm.runs.workdir import kind_of
 from lm.train import goodput
-from lm.train.own_code import own_code
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "steps before the last start"

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,11 +22,12 @@ from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.adapt import lora, quantize
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.errors import UserError
+from lm.files.user_files import failing
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import from_first, is_first
-from lm.parallel.mesh import shapes_on
+from lm.parallel.mesh import make_mesh, shapes_on
+from lm.runs.own_code import check_own_code, own_parts
 from lm.runs.workdir import check_record, record, steps_saved
-from lm.train.own_code import check_own_code
 from lm.train.step import model_config_of
 from lm.train.values import check_length, check_values
 
@@ -45,7 +48,7 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
 
     saved = from_first(lambda: record(workdir)[0]) if workdir else None  # process 0 may be writing it
     if saved:
-        model = config_of(saved).to_dict()
+        model = config_of(saved).to_dict()  # the files that it names, not their copies: the record must be the same
     else:
         model = open_source(config.init_from).config.to_dict()
     for section, size in (("adapter", "rank"), ("quantization", "bits")):
@@ -78,6 +81,17 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
         check_length(model, config.sequence_length)
     check_record(config, workdir)
     check_own_code(config, workdir)
+    if parts := own_parts(model):
+        with failing(", ".join(f"{key}={value}" for key, value in parts.items())):
+            _trace(model)
+
+
+def _trace(model: ModelConfig) -> None:
+    """Trace a model and its gradient without computing them, so that mistakes in the user's parts of it show before the run."""
+    with jax.set_mesh(make_mesh({"data": 1}, jax.local_devices()[:1])):
+        graph, params = skeleton(model)
+        tokens_BT = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+        jax.eval_shape(jax.grad(lambda params, tokens_BT: jnp.sum(nnx.merge(graph, params)(tokens_BT))), params, tokens_BT)
 
 
 def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: int | Sizes | None = None) -> None:

@@ -25,7 +25,8 @@ from lm.parallel.arrays import PyTree
 from lm.parallel.context import shift
 from lm.parallel.memory import has_host_memory, on_host
 from lm.parallel.mesh import shardings, spec_of
-from lm.train import guard, own_code, rates
+from lm.runs import own_code
+from lm.train import guard, rates
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.update import TrainState, Update, schedule
 

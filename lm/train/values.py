@@ -8,7 +8,7 @@ import ml_collections
 from data.text.batches import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.train.own_code import is_own
+from lm.files.user_files import is_own
 from lm.train.trackers import parse_trackers
 
 MAX = 2**31 - 1  # positions and ids of rows are int32

@@ -74,7 +74,7 @@ def read_adapter(path: str | os.PathLike[str], config: ModelConfig) -> tuple[Ada
     checkpoints, step = newest(folder)
     with contextlib.closing(checkpoints):
         meta = checkpoints.meta(step)
-        theirs = config_of(meta["config"])
+        theirs = config_of(meta["config"], folder)
         if not theirs.adapter.rank:
             raise UserError(f"{folder} has no adapter: name the workdir of a run with model.adapter.rank, or a folder of PEFT")
         _check_kind(theirs.adapter)

@@ -17,8 +17,9 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.files.user_files import is_own
 from lm.parallel.arrays import PyTree
-from lm.train import own_code
+from lm.runs import own_code
 from lm.train.optimizers.compact import compact
 from lm.train.optimizers.muon import is_variable, matrix_axes, scale_by_muon
 
@@ -32,7 +33,7 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
     `mup_scale`; the decay is not.
     """
     adam = optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps)
-    if own_code.is_own(o.name):
+    if is_own(o.name):
         direction = own_code.called("optimizer.name", o.name, o)
         if not isinstance(direction, optax.GradientTransformation):
             raise UserError(f"optimizer.name={o.name} returned {type(direction).__name__}, not an optax.GradientTransformation")

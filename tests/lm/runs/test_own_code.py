@@ -7,7 +7,7 @@ import pytest
 from configs.train import tiny
 from lm.errors import UserError
 from lm.parallel.mesh import make_mesh
-from lm.train import own_code
+from lm.runs import own_code
 from lm.train.step import make_trainer
 from lm.train.values import check_values
 

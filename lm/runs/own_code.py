@@ -1,0 +1,101 @@
+"""Code of the user's own files in a run: an objective, an optimizer, parts of the model. A key names one as FILE.py:FUNCTION.
+
+A run keeps a copy of each file in WORKDIR/code, which its report shows, and goes on only with the same text. Whoever opens the
+model of a workdir computes by the copies, if their text is trusted (lm/files/user_files.py).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.files import saving
+from lm.files.user_files import check_trusted, failing, is_own, named, trust
+
+PARTS = ("activation", "feed_forward", "attention")  # keys of the model
+KEYS = ("objective", "optimizer.name", *(f"model.{part}" for part in PARTS))
+CODE = "code"  # folder in a workdir: objective.py, optimizer.name.py, model.activation.py
+
+Config = ml_collections.ConfigDict | Mapping[str, Any]
+
+
+def called(key: str, value: str, *arguments: Any) -> Any:
+    """Return the result of the function that `value` names. Raises UserError, with file and line, if it fails."""
+    function = named(key, value)
+    with failing(f"{key}={value}"):
+        return function(*arguments)
+
+
+def check_own_code(config: Config, workdir: Path) -> None:
+    """Trust the files that a config names. Its user has named them, or has trusted them before (`opened`).
+
+    Raises: UserError if one is missing, or differs from that of the run in the workdir; the difference is printed first.
+    """
+    for key, value in _values(config).items():
+        path, copy = _file(value), _copy(workdir, key)
+        named(key, value, "FILE.py:CLASS" if key in ("model.feed_forward", "model.attention") else "FILE.py:FUNCTION")
+        if copy.exists() and (before := copy.read_text(encoding="utf-8")) != (now := path.read_text(encoding="utf-8")):
+            for line in difflib.unified_diff(before.splitlines(), now.splitlines(), str(copy), str(path), lineterm="", n=1):
+                print(line, flush=True)
+            raise UserError(
+                f"{key}: {path} has changed since the run began, as shown: restore {copy}, or use another --workdir"
+            )
+        trust(path)
+
+
+def keep_own_code(config: Config, workdir: Path) -> None:
+    """Copy the files that a config names to the workdir."""
+    for key, value in _values(config).items():
+        (workdir / CODE).mkdir(parents=True, exist_ok=True)
+        saving.write(_copy(workdir, key), _file(value).read_text(encoding="utf-8"))
+
+
+def own_code(workdir: Path) -> dict[str, str]:
+    """Return the text of each file that the run in the workdir was made with, by key."""
+    copies = {key: _copy(workdir, key) for key in KEYS}
+    return {key: copy.read_text(encoding="utf-8", errors="replace") for key, copy in copies.items() if copy.is_file()}
+
+
+def own_parts(model: ModelConfig) -> dict[str, str]:
+    """Return the values of a model's keys that name files, by key."""
+    return _values({"model": {part: getattr(model, part) for part in PARTS}})
+
+
+def opened(model: ModelConfig, workdir: Path | None = None) -> ModelConfig:
+    """Return the config of a model with the copies in its workdir, if any, in place of the files that it was made with.
+
+    Raises: UserError if the text of a file is not trusted.
+    """
+    paths = {}
+    for key, value in own_parts(model).items():
+        path = _file(value)
+        if workdir and (copy := _copy(workdir, key)).is_file():
+            path = copy
+        check_trusted(key, path)
+        paths[key.removeprefix("model.")] = f"{path}:{value.rpartition(':')[2]}"
+    return dataclasses.replace(model, **paths) if paths else model
+
+
+def _values(config: Config) -> dict[str, str]:
+    """Return the values that name files, by key."""
+    values = {}
+    for key in KEYS:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) or {}
+        if value and is_own(value):
+            values[key] = value
+    return values
+
+
+def _file(value: str) -> Path:
+    return Path(value.rpartition(":")[0])
+
+
+def _copy(workdir: Path, key: str) -> Path:
+    return workdir / CODE / f"{key}.py"
