@@ -257,7 +257,7 @@ def drawn(figure: Mapping, bounds: Sequence[float]) -> dict[str, Any]:
     ticks = [(place, round(place, 1)) for place in np.linspace(0, 1, 6)]
     if not is_share:
         whole = [i for i in range(last + 1) if float(edges[i]).is_integer()]
-        ticks = [(whole[i], edges[whole[i]]) for i in np.unique(np.linspace(0, len(whole) - 1, 6).round().astype(int))]
+        ticks = [(i, edges[i]) for i in whole[:: -(-len(whole) // 6)]]
     at = [bound if is_share else float(np.interp(bound, edges, range(len(edges)))) for bound in bounds]
     return {
         "area": f"M{x(0)} {y(0)}" + "".join(f"V{y(counts[i])}H{x(places[i + 1])}" for i in range(last)) + f"V{y(0)}Z",
