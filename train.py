@@ -139,7 +139,7 @@ def train(config, workdir: Path) -> None:
     stages["training"] = result["seconds"]
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
     with jax.set_mesh(mesh), sequences_whole(result["params"]) as params:
-        samples = drawn(config, params, tokenizer)
+        samples = drawn(config, params, tokenizer, dataset)
     if hosts.is_first():
         sources = mixture(batches, config.steps, warnings)
         write_report(config, workdir, dataset, tokenizer, result, stages, samples, sources)

@@ -137,5 +137,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.find_nan = False  # name the first tensor that is not finite when a step fails; each step waits for the one before
     config.trackers = ""  # also log to wandb, mlflow, trackio: "wandb,mlflow" (docs/runs.md); "": to none of them
     config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
-    config.samples = ("def ", "import ", "The ")  # prompts that the report completes
+    config.samples = placeholder(tuple)  # prompts that the report completes; none: the first words of held-out documents
     return config

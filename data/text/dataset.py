@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import functools
 import io
+import itertools
 import json
 import os
 import shutil
@@ -162,6 +163,20 @@ def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = N
                     yield piece
             if limit is not None and seen >= limit:
                 return
+
+
+def beginnings(dataset: Path, split: str, tokenizer: Tokenizer, count: int = 3, words: int = 4) -> list[str]:
+    """Return the first words of at most `count` documents of a split, from all sources in turn."""
+    bos_id, of_source = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id, []
+    for name, counts in prepared(dataset)["sources"].items():
+        some = Rows(dataset, name, split).read(range(min(counts[split]["rows"], 8 * count))) if counts[split]["rows"] else {}
+        of_source.append([])
+        for tokens, segments in zip(some.get("tokens", ()), some.get("segment_ids", ())):
+            pieces = (tokens[segments == segment] for segment in range(1, int(segments.max()) + 1))
+            starts = (piece[1 : 1 + 8 * words] for piece in pieces if piece[0] == bos_id)  # others go on with a document
+            texts = (tokenizer.decode_bytes(start).decode(errors="ignore").split()[:words] for start in starts)
+            of_source[-1] += [" ".join(text) for text in texts if text]
+    return [text for group in itertools.zip_longest(*of_source) for text in group if text][:count]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ stage changed. Documents are hostile, so nothing of them becomes HTML.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -31,8 +32,8 @@ NUMBERS = ("duplicate_of", "near_duplicate_of", "near_duplicate_cluster")  # col
 
 def write(
     title: str, job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any], total: int
-) -> set[tuple[str, str]]:
-    """Write browse.html into the workdir of the job. Return (id, reason or "kept") of its documents.
+) -> Counter[tuple[str, str]]:
+    """Write browse.html into the workdir of the job. Return how many of its documents have each (id, reason or "kept").
 
     Without a document to show, an old page is removed. Memory: that of the page, or of `documents` times `characters`, whatever
     the size of the corpus.
@@ -44,7 +45,7 @@ def write(
     reasons = stratified(chosen, min(options["documents"], size // MIN_BYTES))
     if not reasons:
         (job.workdir / PAGE).unlink(missing_ok=True)
-        return set()
+        return Counter()
     characters = min(options["characters"], 10 * size // len(reasons))
     columns = columns_of(job, units[0])
     shown = []
@@ -60,7 +61,7 @@ def write(
     page = render("browse.html.j2", {"title": title, "finished": True}, data=Markup(data), shown=len(shown), total=total)
     saving.write(job.workdir / PAGE, page)
     id = [column["name"] for column in columns].index("id")
-    return {(entry["values"][id], entry["reason"]) for entry in shown}
+    return Counter((entry["values"][id], entry["reason"]) for entry in shown)
 
 
 def stratified(chosen: Mapping[str, Sequence], most: int) -> dict[int, str]:

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -30,7 +31,7 @@ LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (
 MARKERS = "o^DvPX"
 LABEL = 30  # maximum characters of a label
 SIZE = 5.4, 3.4  # of a chart, in units of 72
-INSIDE = 3  # maximum names of a legend inside its chart
+COLUMNS = 3  # maximum columns of a legend
 
 
 def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, steps: bool = True, unit: str = "") -> Markup:
@@ -61,14 +62,13 @@ def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *,
         if steps:
             ax.set_xlabel("step")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+            for axis in (ax.xaxis, ax.yaxis):
+                _name_ticks(axis)
         if unit:
             ax.set_ylabel(unit)
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
-        names = ax.get_legend().get_texts() if ax.get_legend() else ()
-        if steps and len(names) <= INSIDE:
+        if steps:
             figure.subplots_adjust(*_fitted(ax))  # where Matplotlib measures every text, it takes twice as long
         else:
             figure.set_layout_engine("constrained")
@@ -82,8 +82,15 @@ def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *,
     return Markup(drawn)
 
 
+def _name_ticks(axis: Axis) -> None:
+    """Label the ticks of an axis with as many digits as tell them apart."""
+    ticks = set(axis.get_majorticklocs())
+    digits = next((n for n in range(4, 16) if len({short(tick, n) for tick in ticks}) == len(ticks)), 16)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value, digits)))
+
+
 def _fitted(ax: Axes) -> tuple[float, float, float, float]:
-    """Return margins for the tick labels of a chart over steps, for its y label, and for the token axis if it has one."""
+    """Return margins for the tick labels of a chart over steps, its y label, its legend and its token axis."""
     line, digit, pad = 17, 7, 6  # of text of size 11, in units of 72 an inch
     width, height = 72 * ax.figure.get_size_inches()
     low, high = sorted(ax.get_ylim())
@@ -91,7 +98,14 @@ def _fitted(ax: Axes) -> tuple[float, float, float, float]:
     digits = max(map(len, ax.yaxis.get_major_formatter().format_ticks(ticks)), default=1)
     left = pad + digit * digits + line * bool(ax.get_ylabel())
     top = 2 * line if ax.child_axes else pad
-    return left / width, 2 * line / height, 1 - 3 * pad / width, 1 - top / height
+    names = ax.get_legend_handles_labels()[1] if ax.get_legend() else []
+    lines = 2 + -(-len(names) // _columns(names))
+    return left / width, lines * line / height, 1 - 3 * pad / width, 1 - top / height
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Return how many names of a legend fit side by side."""
+    return max(1, min(COLUMNS, int(72 * SIZE[0] / (50 + 6 * max(map(len, names), default=0)))))
 
 
 def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
@@ -124,12 +138,12 @@ def held_out(curve: Curve) -> dict:
     return {"marker": "s", "markersize": 5, "markerfacecolor": "none", "markevery": every}
 
 
-def legend(ax: Axes, loc: str = "best") -> None:
-    """Name the curves if there are several; more than INSIDE below the chart, where they hide nothing."""
-    names = len(ax.get_legend_handles_labels()[1])
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if names > INSIDE else {"loc": loc}
-    if names > 1:
-        ax.legend(frameon=False, labelcolor=INK, fontsize=10, handlelength=2.6, **below)
+def legend(ax: Axes) -> None:
+    """Name the curves below the chart, where the names hide nothing, if there are several."""
+    names = ax.get_legend_handles_labels()[1]
+    if len(names) > 1:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0), "bbox_transform": ax.figure.transFigure, "borderaxespad": 0}
+        ax.legend(frameon=False, labelcolor=INK, fontsize=10, handlelength=2.6, ncols=_columns(names), **place)
 
 
 def calibration(name: str, title: str, runs: Mapping[str, Sequence[Mapping]]) -> dict:

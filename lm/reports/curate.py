@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +170,8 @@ def _clusters(job: Job, units: Sequence[Unit], table: Path, column: int) -> dict
     return summary
 
 
-def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
-    """Return the page. shown: (id, reason) of the documents that browse.html beside it shows."""
+def html(report: Mapping, shown: Mapping[tuple[str, str], int] = {}) -> str:
+    """Return the page. shown: how many documents of an (id, reason) browse.html beside it shows."""
     figures, funnel = report["figures"], steps(report)
     total, unread = totals(figures["funnel"]), figures["quarantined"]
     rules = [rule for stage in report["recipe"] for rule in stage["rules"]]
@@ -252,10 +252,12 @@ def drawn(figure: Mapping, bounds: Sequence[float]) -> dict[str, Any]:
         return f"{BOTTOM - (BOTTOM - TOP) * math.log10(1 + count) / highest:.1f}"
 
     powers = range(0, int(math.log10(max(1, *counts))) + 1, 1 + int(highest) // 5)
-    heights = [0, *(10**power for power in powers)] if used else [0]
+    near = highest > 2.8  # 0 and 1 would lie on one another
+    heights = [0, *(10**power for power in powers if power or not near)] if used else [0]
     ticks = [(place, round(place, 1)) for place in np.linspace(0, 1, 6)]
     if not is_share:
-        ticks = [(i, round(edges[i])) for i in np.unique(np.linspace(0, last, 6).round().astype(int)).tolist()]
+        whole = [i for i in range(last + 1) if float(edges[i]).is_integer()]
+        ticks = [(i, edges[i]) for i in whole[:: -(-len(whole) // 6)]]
     at = [bound if is_share else float(np.interp(bound, edges, range(len(edges)))) for bound in bounds]
     return {
         "area": f"M{x(0)} {y(0)}" + "".join(f"V{y(counts[i])}H{x(places[i + 1])}" for i in range(last)) + f"V{y(0)}Z",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.evals.compare import compare_runs, read_samples
-from lm.evals.stats.chance import above_chance, chance, words
+from lm.evals.stats.chance import above_chance, chance, value_text, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files.saving import plain
 from lm.reports.charts import calibration
@@ -24,6 +24,7 @@ from lm.reports.provenance import signed
 
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}  # of scales
 MANY = 12  # parts of a task
+TILES = 4  # tasks, those with an accuracy first
 NOT_PARTS = ("problems", "calibration", "versions", "searches")
 
 
@@ -103,6 +104,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
     """
     results = next(iter(runs.values()))
     comparison, judged = report["comparison"], report["tasks"]
+    table = [table_row(task, runs, items.get(task, {}), judged[task]["metrics"]) for task in tasks(results)]
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
@@ -110,7 +112,9 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         names=list(runs),
         settings=settings(results),
         facts=facts(results),
-        table=[table_row(task, runs, items.get(task, {}), judged[task]["metrics"]) for task in tasks(results)],
+        table=table,
+        headlines=sorted(table, key=lambda row: not any(f["metric"].startswith("acc") for f in row["figures"][:1]))[:TILES],
+        value_text=value_text,
         colours=COLOURS,
         curves=curves(runs),
         sections=list(sections(results)),

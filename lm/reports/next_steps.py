@@ -59,7 +59,8 @@ def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, r
     if kind == "evaluate":
         return _after_evaluation(config, run, command)
     if kind == "train":
-        text = shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", "--prompt=Once upon a time"])
+        prompt = next((sample["prompt"] for sample in report.get("samples") or ()), "") or "Once upon a time"
+        text = shlex.join(["python", "-m", "lm.generate", f"--checkpoint={run}", f"--prompt={prompt}"])
         chats = {"init_from": run, "data.input": "CHATS.jsonl"}
         return [("Let it write", text), ("Teach it to chat", _verb("align", "align/sft", f"{run}-sft", chats))]
     if kind != "align":

@@ -84,12 +84,12 @@ def count(n: int, what: str) -> str:
     return f"{number(n)} {what}{'s' * (n != 1)}"
 
 
-def short(value: float) -> str:
-    """Return a number with four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
+def short(value: float, digits: int = 4) -> str:
+    """Return a number with `digits` digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.4g}{suffix}"
-    return f"{value:.4g}"
+            return f"{value / size:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
 
 
 def arguments(command: str) -> list[str]:

@@ -16,7 +16,7 @@ def write(path: Path, trials: Sequence, best, metric: str, command: Sequence[str
     trials: Optuna's FrozenTrials, the best first. best: one of them, or None. command: arguments of a run with its values.
     """
     report = {"title": f"Sweep: {path.parent.name}", "provenance": {"command": command_line(sys.argv), "code": CODE}}
-    verdict = "No trial has finished yet."
+    verdict = "No trial has finished yet." if trials else "No trial has begun yet."
     if best:
         report["next"] = [{"what": "Run the best values again, or longer", "command": shlex.join(command)}]
         values = ", ".join(f"{key}={short(x) if isinstance(x, int | float) else x}" for key, x in best.params.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 from flax import nnx
 
 from data.text.batches import TextBatches, prepared
-from data.text.dataset import texts
+from data.text.dataset import beginnings, texts
 from data.text.tokenizer import Tokenizer
 from lm.files.saving import plain, write_json
 from lm.model.sizing import parameters
@@ -102,12 +102,14 @@ def mixture(batches: TextBatches, steps: int, warnings: Sequence[str]) -> dict:
     }
 
 
-def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str]]:
-    """Return {"prompt", "text"} for each of config.samples, continued by the model on the current mesh.
+def drawn(config, params: nnx.State, tokenizer: Tokenizer, dataset: Path) -> list[dict[str, str]]:
+    """Return {"prompt", "text"} for each of config.samples, or beginning of a document, continued by the model on the current
+    mesh.
 
     Every process must call this: the parameters may be sharded over all of them and not fit on one device.
     """
-    prompts = list(config.samples)
+    split = "valid" if config.data.valid_fraction > 0 else "train"
+    prompts = beginnings(dataset, split, tokenizer) if config.samples is None else list(config.samples)
     if not prompts:
         return []
     from lm.infer.sampler import generate

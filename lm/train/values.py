@@ -89,7 +89,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
     parse_sizes(config.get("batch_warmup"), config.batch_size)  # raises UserError
-    if not all(isinstance(prompt, str) for prompt in config.samples):
+    if not all(isinstance(prompt, str) for prompt in config.samples or ()):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     model_of(config)  # raises UserError if the model cannot be built
 

@@ -1,8 +1,9 @@
 // The status page: asks /status.json for new samples and draws them. Every text becomes a text node, never HTML.
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = ["--train", "--valid", "--third", "--fourth", "--fifth", "--sixth", "--muted", "--ink"];
-const WIDTH = 480, HEIGHT = 150, LEFT = 44, BOTTOM = 18, TOP = 8;
-const state = { times: [], charts: [], keep: 720, timer: 0, asked: 0 };
+const WIDTH = 480, HEIGHT = 150, LEFT = 52, BOTTOM = 18, TOP = 8;
+// only: the one checkpoint and adapter, which the names of lines then leave out
+const state = { times: [], charts: [], keep: 720, timer: 0, asked: 0, only: "" };
 const at = (id) => document.getElementById(id);
 
 function make(tag, attributes = {}, ...children) {
@@ -37,7 +38,7 @@ function merge(found) {
   state.times.push(...found.times);
   found.charts.forEach((chart, n) => {
     const known = (state.charts[n] ??= { lines: {} });
-    Object.assign(known, { title: chart.title, note: chart.note, unit: chart.unit });
+    Object.assign(known, { title: chart.title, note: chart.note, unit: chart.unit, quiet: chart.quiet });
     for (const label of new Set([...Object.keys(known.lines), ...Object.keys(chart.lines)])) {
       const line = (known.lines[label] ??= Array(had).fill(null));
       line.push(...(chart.lines[label] ?? Array(added).fill(null)));
@@ -88,11 +89,22 @@ function figure(chart) {
     const dash = n >= COLOURS.length ? { "stroke-dasharray": "4 3" } : {};
     svg.append(draw("path", { d: path, fill: "none", "stroke-width": 1.6, style: `stroke:${colour}`, "stroke-linecap": "round", ...dash }));
     const last = line.findLast((value) => value !== null);
-    legend.append(make("span", {}, make("i", { style: `background:${colour}` }), `${label} ${number(last, chart.unit)}`));
+    legend.append(make("span", {}, make("i", { style: `background:${colour}` }), `${named(label)} ${number(last, chart.unit)}`));
   });
   if (!lines.length) legend.append(make("span", {}, "nothing yet"));
   const caption = make("figcaption", {}, make("h3", {}, chart.title), make("span", {}, chart.note));
   return make("figure", { class: "chart" }, caption, svg, legend);
+}
+
+function named(label) {
+  return (label.startsWith(state.only) ? label.slice(state.only.length) : label).replaceAll("_", " ");
+}
+
+// A chart in which nothing happened is one line, which stays open if the reader opens it.
+function folded(chart) {
+  const open = at("quiet").querySelector(`[data-title="${chart.title}"]`)?.open;
+  const summary = make("summary", {}, `${chart.title}: ${chart.quiet}`);
+  return make("details", { "data-title": chart.title, ...(open ? { open: "" } : {}) }, summary, figure(chart));
 }
 
 function tile(value, label) {
@@ -162,8 +174,11 @@ function show(found) {
   );
   const up = Math.round((found.now - found.begun) / 60);
   at("state").textContent =
-    `Since ${up} minutes. A false alert has a probability of at most ${found.alpha} for each checkpoint and adapter.`;
-  at("charts").replaceChildren(...state.charts.map(figure));
+    `Up for ${up} minutes. A false alert has a probability of at most ${found.alpha} for each checkpoint and adapter.`;
+  const [one, other] = found.behaviours;
+  state.only = other ? "" : [one?.checkpoint, one?.adapter].filter(Boolean).map((part) => `${part} `).join("");
+  at("charts").replaceChildren(...state.charts.filter((chart) => !chart.quiet).map(figure));
+  at("quiet").replaceChildren(...state.charts.filter((chart) => chart.quiet).map(folded));
   alerts(found);
   behaviour(found);
 }

@@ -25,12 +25,13 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """unit: a unit of Grafana: short, s, percentunit, reqps."""
+    """unit: a unit of Grafana: short, s, percentunit, reqps. quiet: what the page says while all values are 0 or unknown."""
 
     title: str
     note: str
     unit: str
     lines: tuple[Line, ...]
+    quiet: str = "nothing happened"
 
 
 def _quantiles(metric: str) -> tuple[Line, ...]:
@@ -38,6 +39,7 @@ def _quantiles(metric: str) -> tuple[Line, ...]:
 
 
 WHO = ("checkpoint", "adapter")
+REFUSED = "no request refused"
 CHARTS = (
     Chart(
         "Requests in the engine",
@@ -80,7 +82,7 @@ CHARTS = (
         (Line("rate", "request_success_total", by=("finished_reason",)), Line("rate", "num_preemptions_total", "pre-empted")),
     ),
     Chart("HTTP answers", "A second, by status.", "reqps", (Line("rate", "http_requests_total", by=("status",)),)),
-    Chart("Guardrails", "Decisions a second.", "reqps", (Line("rate", "guardrail_decisions_total", by=("action",)),)),
+    Chart("Guardrails", "Decisions a second.", "reqps", (Line("rate", "guardrail_decisions_total", by=("action",)),), REFUSED),
     Chart("Behaviour", "Shares of recent exchanges.", "percentunit", (Line("gauge", "behaviour_rate", by=(*WHO, "measure")),)),
     Chart(
         "Languages",

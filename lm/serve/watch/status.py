@@ -84,15 +84,17 @@ class Status:
     def json(self, since: float = 0.0) -> dict[str, Any]:
         """Return what the page draws. Unknown numbers are null."""
         with self._lock:
-            samples = [sample for sample in self._samples if sample[0] > since]
-        charts = []
+            kept = list(self._samples)
+        samples, charts = [sample for sample in kept if sample[0] > since], []
         for n, chart in enumerate(CHARTS):
             lines: dict[str, list[float | None]] = {}
             for at, (_, found) in enumerate(samples):
                 for line in found[n]:
                     for label, value in line.items():
                         lines.setdefault(label, [None] * len(samples))[at] = _short(value)
-            charts.append({"title": chart.title, "note": chart.note, "unit": chart.unit, "lines": lines})
+            happened = any(_short(value) for _, found in kept for line in found[n] for value in line.values())
+            about = {"title": chart.title, "note": chart.note, "unit": chart.unit}
+            charts.append(about | {"quiet": "" if happened else chart.quiet, "lines": lines})
         return {
             "title": self.title,
             "begun": self.begun,

@@ -17,7 +17,7 @@ from tensorflow_datasets.core import registered
 
 from data.sources.source import Document, Source
 from data.text.batches import Rows, TextBatches, prepared
-from data.text.dataset import prepare
+from data.text.dataset import beginnings, prepare
 from data.text.sentencepiece_tokenizer import train
 from lm.errors import UserError
 
@@ -195,6 +195,14 @@ def test_empty_splits_and_sources_are_left_out(tmp_path, tokenizer):
     assert os.listdir(tmp_path / "set" / "packed_text") == ["code"]
 
 
+def test_documents_begin_with_their_first_words_and_sources_take_turns(tmp_path, tokenizer):
+    prepare(tmp_path, [source("code", 60), source("docs", 60)], tokenizer, sequence_length=T, survey=Survey())
+    names = beginnings(tmp_path, "valid", tokenizer, count=5, words=3)
+    held_out = {" ".join(text.split()[:3]) for name in ("code", "docs") for text in texts(name, 60)[::7]}
+    assert [name.split()[0] for name in names] == ["code", "docs", "code", "docs", "code"]
+    assert len(set(names)) == 5 and set(names) <= held_out
+
+
 def test_nothing_to_train_on_is_a_user_error_and_leaves_nothing(tmp_path, tokenizer):
     with pytest.raises(UserError, match="data.input"):
         prepare(tmp_path / "set", [source("code", 5)], tokenizer, sequence_length=T, survey=Survey(every=1))
@@ -222,7 +230,7 @@ def test_a_folder_that_is_taken_is_left_alone(tmp_path, tokenizer):
 KILLED = """
 import os, sys
 import numpy as np
-from data.text.dataset import prepare
+from data.text.dataset import beginnings, prepare
 from data.sources.source import Source
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 assert "tensorflow" not in sys.modules

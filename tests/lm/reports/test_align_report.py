@@ -135,11 +135,11 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Accuracy",
         "Distance from the reference",
         "Entropy",
-        "Clipped ratios",
         "Completion length",
         "Cut and idle",
         "val/explained",
-        "Learning rate",  # these are folded
+        "Clipped ratios",  # these are folded
+        "Learning rate",
         "Gradient norm",
         "Throughput",
     ]

@@ -241,6 +241,14 @@ def test_a_long_run_makes_a_small_page(tmp_path):
 GUESSED = {"n": 100, "chance": 0.25, "problems": {}, "num_fewshot": 0}
 
 
+def test_the_first_tile_is_an_accuracy(tmp_path):
+    results = {"wikitext": {"n": 9, "bits_per_byte": 1.5}, "quiz": {"n": 9, "acc": 1 / 3}}
+    (tmp_path / "samples.jsonl").touch()
+    evaluation_report.write(tmp_path, results, tmp_path / "samples.jsonl")
+    tiles = re.findall(r"<b>([^<]*)</b><span>([^<]*)</span></div>", (tmp_path / "report.html").read_text())
+    assert tiles[:2] == [("33.3 %", "quiz, acc"), ("1.5", "wikitext, bits_per_byte")]
+
+
 def test_a_result_that_is_no_better_than_chance_is_marked(tmp_path):
     figures = {"acc": 0.3, "acc_stderr": 0.046, "acc_norm": 0.6, "acc_norm_stderr": 0.049} | GUESSED
     results = {"mmlu": figures, "gsm8k": {"exact_match": 0.1, "exact_match_stderr": 0.03, "n": 100, "problems": {}}}

@@ -47,3 +47,8 @@ def test_a_page_shows_the_best_and_all_trials(tmp_path):
 def test_before_a_trial_has_finished_there_is_a_table(tmp_path):
     html = page(tmp_path, [trial(0, None, "RUNNING")])
     assert "No trial has finished yet" in html and "running" in html and "--config.a" not in html
+
+
+def test_before_a_trial_has_begun_there_is_a_sentence(tmp_path):
+    html = page(tmp_path, [])
+    assert "No trial has begun yet." in html and "<table" not in html

@@ -59,6 +59,21 @@ def test_samples_are_the_growth_since_the_last_one(watched):
     assert newer["times"] == found["times"][1:] and len(found["times"]) == 2
 
 
+def test_a_chart_is_folded_while_nothing_happens_in_it(watched):
+    watch, engine = watched
+    watch.status.take()
+    charts = {chart["title"]: chart["quiet"] for chart in watch.status.json()["charts"]}
+    assert charts["Guardrails"] == "no request refused" and charts["Tokens"] == charts["Feedback"] == "nothing happened"
+    assert charts["Requests in the engine"] == ""
+    engine.finish(handle(), "stop", 3)
+    watch.status.take()
+    watch.status.take()  # its samples are 0 again
+    newest = watch.status._samples[-1][0]
+    for since in (0.0, newest - 1e-9):
+        charts = {chart["title"]: chart["quiet"] for chart in watch.status.json(since)["charts"]}
+        assert charts["Tokens"] == charts["Finished requests"] == "" and charts["Feedback"]
+
+
 def test_the_ring_is_bounded(watched):
     watch, _ = watched
     for _ in range(60):
@@ -107,6 +122,14 @@ def test_in_a_browser(watched, tmp_path):
     with served(app) as port, Browser() as browser:
         for width, scheme in ((390, "dark"), (1280, "light")):
             browser.visit(f"http://127.0.0.1:{port}/status", width, scheme=scheme)
+            folded = until(lambda: drawn(browser))
+            assert folded["scroll"] <= 0
+            assert browser.run("document.querySelectorAll('#charts figure, details:not([open])').length") == len(CHARTS)
+            assert "Guardrails: no request refused" in browser.run("document.querySelector('#quiet').innerText")
+            names = browser.run("[...document.querySelectorAll('#charts .legend')].map(legend => legend.innerText)")
+            assert any("prompt length" in name for name in names)
+            browser.run("document.querySelectorAll('details').forEach(details => details.open = true)")
+            browser.run("load()")  # what was opened stays open
             seen = until(lambda: drawn(browser))
             assert len(seen["plots"]) == len(CHARTS) and seen["scroll"] <= 0
             assert all(plot["shown"] and plot["width"] > 250 and plot["right"] <= width for plot in seen["plots"])
