@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _prepared():
-    """Return the conversation when all its programs are compiled. Say on stderr what takes how long, from the command's start."""
+    """Return the conversation when its programs are compiled. Say on stderr what takes how long, from the command's start."""
     begin = psutil.Process().create_time()
     _tell_pipe(f"loading {FLAGS.checkpoint}…")
     conversation = _conversation()
