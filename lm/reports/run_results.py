@@ -13,6 +13,7 @@ from lm.reports.metric_groups import NEUTRAL, own_measure
 from lm.reports.page import flatten
 from lm.reports.run_folders import Run, at
 from lm.reports.run_metrics import is_number
+from lm.train.own_code import is_own, own_code
 
 MEASURES = (*GOALS, "loss")  # logged metrics that tell how far a run without validation came
 MAX_RESULTS = 200  # rows of a table
@@ -55,7 +56,7 @@ def figures(run: Run) -> list[Figure]:
     of_kind = {"evaluation": of_evaluation, "curation": of_curation, "train": of_training}
     try:
         return [with_basis(run, figure) for figure in of_kind.get(run.kind, of_alignment)(run)]
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, OSError) as error:
         run.faults.append(f"its figures cannot be read: {type(error).__name__}: {error}")
         return []
 
@@ -66,7 +67,8 @@ def with_basis(run: Run, figure: Figure) -> Figure:
         versions = at(run.results, "versions.tasks")
         basis = versions.get(figure.name.rpartition(", ")[0]) if isinstance(versions, Mapping) else None
     else:
-        basis = basis_of(flatten(run.config), figure.name)
+        own = own_code(run.folder) if is_own(str(run.config.get("objective"))) else {}
+        basis = basis_of(flatten(run.config), figure.name, own)
     return figure._replace(basis=hashlib.sha256(repr(basis).encode("utf-8", "replace")).hexdigest()[:12])
 
 

@@ -309,6 +309,21 @@ def test_runs_of_another_measure_have_no_best(other):
     assert row_of({}, other)["best"] == []
 
 
+def test_objectives_of_two_texts_have_no_best(tmp_path):
+    def best(name: str, *texts: str) -> list[int]:
+        rows = []
+        for n, text in enumerate(texts):
+            (folder := tmp_path / f"{name}{n}" / "code").mkdir(parents=True)
+            (folder / "objective.py").write_text(text)
+            run = Run(folder.parent, kind="train", config={"objective": "mine.py:loss"})
+            rows.append([with_basis(run, Figure(name, n, badness=n))])
+        return result_rows(rows)[0]["best"]
+
+    assert best("validation loss", "a", "b") == []
+    assert best("loss", "a", "a") == [0]
+    assert best("bits per byte", "a", "b") == [0]  # those of the text
+
+
 def test_a_long_log_is_thinned_and_keeps_its_spike(tmp_path):
     rows = lines(5000)
     rows[3001]["grad_norm"] = 777.0
