@@ -23,18 +23,19 @@ import difflib
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 from absl import flags
 
 from lm import cli
 from lm.errors import UserError
 from lm.files import compile_cache, saving
 from lm.files.untrusted import shown
+from lm.progress import COMPILING
 from lm.train.checks import check_speaker
 from lm.train.values import SEEDS
 
@@ -66,13 +67,26 @@ def main() -> None:
     compile_cache.switch_on()
     warnings.formatwarning = lambda message, *_: f"chat.py: {shown(message)}\n"
     check_speaker("--checkpoint", FLAGS.checkpoint)
-    conversation = _conversation()
+    conversation = _prepared()
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if is_terminal:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start programs with Ctrl-C ignored
         print(f"{FLAGS.checkpoint}: /help lists the commands; {LEAVE}")
     lines = (line.decode("utf-8", "replace") for line in sys.stdin.buffer)
-    talk(conversation, typed(conversation) if is_terminal else lines, is_terminal)
+    talk(conversation, typed() if is_terminal else lines, is_terminal)
+
+
+def _prepared():
+    """Return the conversation when its programs are compiled. Say on stderr what takes how long, from the command's start."""
+    begin = psutil.Process().create_time()
+    _tell_pipe(f"loading {FLAGS.checkpoint}…")
+    conversation = _conversation()
+    loaded = time.time()
+    _tell_pipe(COMPILING)
+    conversation.engine.warm()
+    ready = time.time()
+    _tell_pipe(f"ready in {ready - begin:.1f} s: {loaded - begin:.1f} s to load, {ready - loaded:.1f} s to compile")
+    return conversation
 
 
 def _conversation():
@@ -97,14 +111,12 @@ def _conversation():
     return conversation
 
 
-def typed(conversation) -> Iterator[str]:
-    """Yield what the user types. Meanwhile the programs of an answer are compiled."""
+def typed() -> Iterator[str]:
+    """Yield what the user types."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import ANSI
 
     session = PromptSession(ANSI("\x1b[1m> \x1b[0m" if _has_colours() else "> "), history=_history())
-    compiling = threading.Thread(target=conversation.engine.warm, daemon=True)
-    compiling.start()
     while True:
         try:
             text = session.prompt()
@@ -114,8 +126,6 @@ def typed(conversation) -> Iterator[str]:
             continue
         except EOFError:
             return
-        if text.strip() and not text.startswith("/"):
-            compiling.join()
         yield text
 
 
@@ -232,5 +242,3 @@ if __name__ == "__main__":
     else:
         with cli.guard():
             main()
-        sys.stdout.flush()
-        os._exit(0)  # programs for an answer that nobody asked for may still be compiled

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import has_tokenizer
@@ -27,6 +28,7 @@ from lm.runs.own_code import keep_own_code
 from lm.runs.workdir import finished, record, save_record
 from lm.train import events, loop
 from lm.train.feed import Feed
+from lm.train.fit import check_memory
 from lm.train.rates import choose_rate
 from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of
@@ -60,6 +62,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
     choose_rate(config)
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
+    _check_memory(config, mesh)
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
     surroundings = open_surroundings(config.rollout)
@@ -101,6 +104,15 @@ def _settle(config, workdir: Path) -> list[str]:
     adopt(config, workdir)
     config.model.score_head = settings.score_head(config)
     return new_senses
+
+
+def _check_memory(config, mesh: Mesh) -> None:
+    """Raise UserError before data are read if a step clearly exceeds a device's memory, whatever media its rows have."""
+    if config.batch_size is None:  # it follows from the data
+        return
+    planned = config.copy_and_resolve_references()
+    planned.steps, planned.optimizer.warmup = config.steps or 1, config.optimizer.warmup or 0  # they may follow from the data
+    check_memory(planned, mesh, whole_rows=settings.example_kind(config) != "task")
 
 
 def _record(data: RunData) -> None:

@@ -2,12 +2,14 @@
 
 python -m lm.compare runs/adamw-0 runs/adamw-1 runs/adamw-2 runs/muon-0 runs/muon-1 runs/muon-2 [--measure=bits_per_byte]
 
-Runs whose configs differ only in `seed` are one arm, and the first run belongs to the first arm. Each other arm is compared
-with it by a paired t test over the seeds that both have. The curves of all runs are written to --out.
+Runs whose configs and own code differ only in `seed` are one arm, and the first run belongs to the first arm. Each other arm is
+compared with it by a paired t test over the seeds that both have. Commits are compared by git, if it has them. The curves of
+all runs are written to --out.
 """
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +20,11 @@ from scipy.special import stdtr, stdtrit
 
 from lm import cli
 from lm.align.alarms import is_better
+from lm.compare import code
 from lm.errors import UserError, no_model
 from lm.reports import runs as runs_page
+from lm.reports.run_results import basis_of
+from lm.runs.own_code import own_code
 from lm.runs.workdir import flat, kind_of, read_config, read_object
 from lm.train.history import load_metrics
 
@@ -28,20 +33,21 @@ flags.DEFINE_string("measure", "", "A held-out measure of metrics.jsonl; default
 flags.DEFINE_float("alpha", 0.05, "Probability of a difference between equal arms that is called one.", 0.0, 1.0)
 flags.DEFINE_string("out", "compare.html", "The page with the curves of all runs.")
 
-# Arms that differ in one of these have another held-out text, or mean another thing by the loss.
-HELD_OUT = ("data.input", "data.valid_fraction", "data.max_bytes", "data.max_valid_bytes", "data.max_valid_examples")
-MEANING = ("method", "sequence_length", "chat_template", "objective", "preference.loss", "rl.algorithm", "rewards", "tokenizer")
 NOT_AN_ARM = ("seed", "trackers")  # keys that runs of one arm may differ in
 
 
 class Run(NamedTuple):
-    """A run: its config by dotted key, the commit of its code, and the measures and the step of its last validation."""
+    """A run: its config by dotted key, the version of its code, and the measures and the step of its last validation.
+
+    own: the files of the user that it was made with, by key.
+    """
 
     folder: Path
     config: dict[str, Any]
     code: str
     values: dict[str, float]
     step: int
+    own: dict[str, str] = {}  # noqa: RUF012 (nobody changes it)
 
 
 class Verdict(NamedTuple):
@@ -83,14 +89,24 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder} has no held-out measures in its metrics.jsonl: train it with data.valid_fraction above 0")
     path = folder / "report.json"
     report = read_object(path, "run the command of the run again to recreate it") if path.exists() else {}
-    return Run(folder, flat(config), (report.get("provenance") or {}).get("code") or "", values, step)
+    version = (report.get("provenance") or {}).get("code") or ""
+    return Run(folder, flat(config), version, values, step, own_code(folder))
 
 
 def arms_of(runs: Sequence[Run]) -> list[dict[int, Run]]:
-    """Return the runs by arm and seed. Raises UserError if an arm has a seed twice."""
-    arms: dict[str, dict[int, Run]] = {}
+    """Return the runs by arm and seed. Runs of the same settings and seed are arms if their commits differ.
+
+    Raises: UserError if an arm has a seed twice.
+    """
+
+    def settings(run: Run) -> str:
+        return repr(({key: value for key, value in run.config.items() if key not in NOT_AN_ARM}, run.own))
+
+    seeds = Counter((settings(run), run.config["seed"]) for run in runs)
+    twice = {key for (key, _), count in seeds.items() if count > 1}
+    arms: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
-        arm = arms.setdefault(repr({key: value for key, value in run.config.items() if key not in NOT_AN_ARM}), {})
+        arm = arms.setdefault((key := settings(run), run.code if key in twice else ""), {})
         if (other := arm.get(run.config["seed"])) is not None:
             raise UserError(
                 f"{other.folder} and {run.folder} are one run twice: the same settings and seed={run.config['seed']}"
@@ -111,22 +127,23 @@ def measure_of(runs: Sequence[Run], wanted: str) -> str:
 
 
 def differences(first: Run, other: Run) -> list[str]:
-    """Return "key: value → value" of the keys in which two arms differ, and the commits if these differ."""
+    """Return "key: value → value" of the keys in which two arms differ, and what differs in their code."""
     keys = [key for key in dict.fromkeys((*first.config, *other.config)) if key not in NOT_AN_ARM]
     lines = [f"{key}: {a} → {b}" for key in keys if (a := first.config.get(key)) != (b := other.config.get(key))]
-    if first.code != other.code:
-        commits = [run.code.partition(" ")[0] for run in (first, other)]
-        diff = f"; git diff {' '.join(commits)} shows it" if all(commits) else ""
-        lines.append(f"code: {first.code or 'unknown'} → {other.code or 'unknown'}{diff}")
-    return lines
+    return lines + code.of_commits(first.code, other.code) + code.of_files(first.own, other.own)
+
+
+def differs(a: Run, b: Run, measure: str) -> str:
+    """Return the first key that makes `measure` another one in the two runs, or ""."""
+    bases = [basis_of(run.config, measure, run.own) for run in (a, b)]
+    return next((key for key in bases[0] if bases[0][key] != bases[1][key]), "")
 
 
 def verdict(first: Mapping[int, Run], other: Mapping[int, Run], measure: str, alpha: float) -> str:
     """Return the sentence on two arms."""
     a, b = (next(iter(arm.values())) for arm in (first, other))
-    for key in HELD_OUT if measure == "bits_per_byte" else (*HELD_OUT, *MEANING):
-        if a.config.get(key) != b.config.get(key):
-            return f"no verdict: the arms differ in {key}, so {measure} is not the same measure in both"
+    if key := differs(a, b, measure):
+        return f"no verdict: the arms differ in {key}, so {measure} is not the same measure in both"
     seeds = sorted(set(first) & set(other))
     if not seeds:
         return "no verdict: the arms share no seed"

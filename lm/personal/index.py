@@ -54,6 +54,7 @@ class Index:
     def search(self, question: str, count: int, vector_D: np.ndarray | None = None) -> list[Passage]:
         """Return the best passages, best first. The score of one is that of BM25 plus, with a vector, how many standard
         deviations its cosine lies above the mean of all passages. Passages below SHARE of the best score are left out.
+        A passage that alone holds a word of the question comes before all others, because vectors of a small model are noise.
         """
         words = np.zeros(len(self.passages))
         for n, score in self._by_words(question):
@@ -63,8 +64,16 @@ class Index:
             cosines = self.vectors_PD @ vector_D
             scores += (cosines - cosines.mean()) / max(float(cosines.std()), SPREAD)
         scores[(words == 0) & (scores < ALONE)] = -np.inf
-        best = [n for n in np.argsort(-scores, kind="stable")[:count] if np.isfinite(scores[n])]
-        return [self.passages[n] for n in best if scores[n] >= SHARE * scores[best[0]]]
+        only = self._only(question)
+        order = [n for n in np.argsort(-scores, kind="stable") if np.isfinite(scores[n])]
+        best = [n for n in order if n in only or scores[n] >= SHARE * scores[order[0]]]
+        return [self.passages[n] for n in sorted(best, key=lambda n: n not in only)[:count]]
+
+    def _only(self, question: str) -> set[int]:
+        """Return the passages that alone hold some word of the question."""
+        query = "SELECT rowid FROM passages WHERE passages MATCH ? LIMIT 2"
+        found = [self._file.execute(query, (f'"{word}"',)).fetchall() for word in words_of(question)]
+        return {rows[0][0] for rows in found if len(rows) == 1}
 
     def _by_words(self, question: str) -> list[tuple[int, float]]:
         """Return (passage, score) of those that share a word with the question: −bm25 of SQLite, so more is better."""

@@ -1,22 +1,35 @@
 """The results of runs for the page over many: of each kind its own figures, and rows that compare them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.align.alarms import GOALS, LOWER_IS_BETTER, words
 from lm.evals.stats.measures import badness, interval, main_metric, metrics, tasks
+from lm.files.user_files import is_own
 from lm.reports.metric_groups import NEUTRAL, own_measure
+from lm.reports.page import flatten
 from lm.reports.run_folders import Run, at
 from lm.reports.run_metrics import is_number
+from lm.runs.own_code import own_code
 
 MEASURES = (*GOALS, "loss")  # logged metrics that tell how far a run without validation came
 MAX_RESULTS = 200  # rows of a table
 
 
+# Runs that differ in one of these have another held-out text, or mean another thing by the loss.
+HELD_OUT = ("data.input", "data.valid_fraction", "data.max_bytes", "data.max_valid_bytes", "data.max_valid_examples")
+MEANING = ("method", "sequence_length", "chat_template", "objective", "preference.loss", "rl.algorithm", "rewards", "tokenizer")
+
+
 class Figure(NamedTuple):
-    """A result. badness: smaller for better values; None: the figure has no direction. main: the table of all runs shows it."""
+    """A result. badness: smaller for better values; None: the figure has no direction. main: the table of all runs shows it.
+
+    basis: a digest of what the figure depends on beside the model. Only figures of one basis can be compared.
+    """
 
     name: str
     value: float
@@ -25,16 +38,39 @@ class Figure(NamedTuple):
     n: int | None = None
     badness: float | None = None
     main: bool = False
+    basis: str = ""
+
+
+def basis_of(config: Mapping[str, Any], name: str, own: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Return by key what a held-out measure of a run depends on beside its model.
+
+    Bits per byte depend on the text alone. config: by dotted key. own: the user's files that the run was made with, by key.
+    """
+    text = {key: config.get(key) for key in HELD_OUT}
+    if name in ("bits_per_byte", "bits per byte"):
+        return text
+    return text | {key: (config.get(key), own.get(key)) for key in MEANING}
 
 
 def figures(run: Run) -> list[Figure]:
     """Return the results of a run, the main ones first. What cannot be read is a fault of the run, which then has none."""
     of_kind = {"evaluation": of_evaluation, "curation": of_curation, "train": of_training}
     try:
-        return list(of_kind.get(run.kind, of_alignment)(run))
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        return [with_basis(run, figure) for figure in of_kind.get(run.kind, of_alignment)(run)]
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, OSError) as error:
         run.faults.append(f"its figures cannot be read: {type(error).__name__}: {error}")
         return []
+
+
+def with_basis(run: Run, figure: Figure) -> Figure:
+    """Return the figure of a run with its basis: for an evaluation data and prompt of the task, else `basis_of`."""
+    if run.kind == "evaluation":
+        versions = at(run.results, "versions.tasks")
+        basis = versions.get(figure.name.rpartition(", ")[0]) if isinstance(versions, Mapping) else None
+    else:
+        own = own_code(run.folder) if is_own(str(run.config.get("objective"))) else {}
+        basis = basis_of(flatten(run.config), figure.name, own)
+    return figure._replace(basis=hashlib.sha256(repr(basis).encode("utf-8", "replace")).hexdigest()[:12])
 
 
 def of_training(run: Run) -> Iterator[Figure]:
@@ -107,16 +143,16 @@ def result_rows(results: Iterable[Sequence[Figure]]) -> list[dict]:
     """Return {"name", "main", "cells": a figure or None for each run, "best": indices, "n"} by figure, the main ones first.
 
     main: how many runs have it among their main results. best: the runs with the best value, if the figure has a direction and
-    two runs differ in it. n: the items, if all runs have as many; otherwise no value is the best.
+    two runs differ in it. n: the items, if all runs have as many. Without it, or with several bases, no value is the best.
     """
     by_run = [{figure.name: figure for figure in figures} for figures in results]
     rows = []
     for name in dict.fromkeys(name for figures in by_run for name in figures):
         cells = [figures.get(name) for figures in by_run]
-        counts = {cell.n for cell in cells if cell}
+        counts, bases = ({getattr(cell, key) for cell in cells if cell} for key in ("n", "basis"))
         ranked = {i: cell.badness for i, cell in enumerate(cells) if cell and cell.badness is not None}
         best = [i for i, badness in ranked.items() if badness == min(ranked.values())]
-        best = best if len(best) < len(ranked) and len(counts) == 1 else []
+        best = best if len(best) < len(ranked) and len(counts) == len(bases) == 1 else []
         main, n = sum(cell.main for cell in cells if cell), counts.pop() if len(counts) == 1 else None
         rows.append({"name": name, "main": main, "cells": cells, "best": best, "n": n})
     return sorted(rows, key=lambda row: -row["main"])[:MAX_RESULTS]

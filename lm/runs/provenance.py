@@ -18,6 +18,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 GIT_SECONDS = 5
+CHANGES = " + changes"  # after a commit: tracked files differed from it
 MASK = "***"
 SECRETS = ("keys", "key", "apikey", "token", "password", "passwd", "secret", "credentials", "credential")
 NO_SECRETS = {"text_key"}  # flags that end like a secret
@@ -25,21 +26,28 @@ OPTION = re.compile(rf"([\w.-]*(?:{'|'.join(SECRETS)}))(=|: +)([^=&,;|\s\"'{{}}(
 ACCOUNT = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")  # USER:PASSWORD@ of an address
 
 
+def git(arguments: Sequence[str], root: Path = ROOT) -> str | None:
+    """Return what git prints on the clone in `root`; None without git, if it fails, or if `root` is not the top of a clone."""
+    if not (root / ".git").exists():  # otherwise git would find the repository of a project that holds this package
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's repository
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=GIT_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
 def code_version(root: Path = ROOT) -> str | None:
     """Return the short hash of the git commit in `root`, with "+ changes" if tracked files differ from it.
 
     Without git, or if `root` is not the top of a clone, return "lmcraft VERSION"; None if no package is installed.
     """
-    if (root / ".git").exists():  # otherwise git would find the repository of a project that holds this package
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty= + changes", "--exclude=*"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's repository
-        environment["GIT_OPTIONAL_LOCKS"] = "0"
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=GIT_SECONDS)
-        except (OSError, subprocess.SubprocessError):
-            done = None
-        if done is not None and done.returncode == 0:
-            return done.stdout.strip()
+    version = git(["describe", "--always", f"--dirty={CHANGES}", "--exclude=*"], root)
+    if version is not None:
+        return version.strip()
     try:
         return f"lmcraft {importlib.metadata.version('lmcraft')}"
     except importlib.metadata.PackageNotFoundError:

@@ -14,6 +14,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from lm.cli import config_files
+from lm.errors import UserError
 from tests.docs.doc_commands import PROGRAMS, REPOSITORY
 from tests.verbs import runs
 
@@ -85,13 +87,14 @@ def _arguments(script: str, verb: str, words: Sequence[str]) -> list[str]:
     """The arguments of a verb that can be parsed: with a config and a workdir, and values for what the reader fills in."""
     words = [NUMBER.sub(r"\g<1>1", word) for word in words]
     config = next((word.removeprefix("--config=") for word in words if word.startswith("--config=")), "")
-    file = config.split(":")[0].replace("METHOD", "sft")
-    if not file.startswith("configs/"):  # the reader's own
-        config, file = "", f"configs/{verb}/default.py"
+    try:
+        config = config_files.find(config.replace("METHOD", "sft"), verb)
+    except UserError:  # the reader's own
+        config = f"configs/{verb}/default.py"
     words = [word for word in words if not word.startswith("--config=")]
     if not any(word.startswith("--workdir") for word in words):
         words.append("--workdir=DIR")
-    return [script, f"--config={config.replace('METHOD', 'sft') or file}", *words]
+    return [script, f"--config={config}", *words]
 
 
 def _parsed(lines: Sequence[Sequence[str]]) -> list[str | None]:

@@ -19,8 +19,8 @@ def section(file: Path, anchor: str) -> str:
 
 def test_it_is_short_and_begins_with_what_for_whom_and_how():
     lines = README.splitlines()
-    assert len(lines) <= 120
-    first = "\n".join(lines[:15])
+    assert len(lines) <= 125
+    first = "\n".join(lines[:16])
     for wanted in ("language model", "For you", "Not for you", "make demo"):
         assert wanted in first
 

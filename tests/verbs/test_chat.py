@@ -176,7 +176,11 @@ def test_a_pipe(chatty, tmp_path):
     assert other.stdout not in ("", first + "\n")
     saved = [message("system", "be brief"), message("user", "abc"), message("assistant", second)]
     assert json.loads(file.read_text()) == {"messages": saved}
-    assert done.stderr == (
+    loading, compiling, ready, *said = done.stderr.splitlines(keepends=True)
+    assert (loading, compiling) == (f"chat.py: loading {chatty}…\n", "chat.py: compiling…\n")
+    whole, *parts = map(float, re.findall(r"([\d.]+) s\b", ready))
+    assert len(parts) == 2 and abs(whole - sum(parts)) < 0.2
+    assert "".join(said) == (
         "chat.py: removed the last message and its answer\n"
         f"chat.py: saved to {file}\n"
         "chat.py: no command /sytem; did you mean /system? /help lists them\n"

@@ -109,6 +109,18 @@ def test_what_no_machine_can_hold_is_refused_with_the_numbers(changes, words):
         check_memory(config, mesh)
 
 
+def test_an_alignment_that_no_machine_can_hold_is_refused_before_its_data_are_read(finished, tmp_path):
+    broken = tmp_path / "chats.jsonl"
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    broken.write_text(f"{json.dumps(chat)}\n" * 300 + "this is no JSON\n")
+    keys = [f"--config.init_from={finished}", f"--config.data.input={broken}", "--config.sequence_length=64"]
+    line = [sys.executable, "align.py", "--config=sft", f"--workdir={tmp_path / 'run'}", *keys]
+    refused([*line, "--config.batch_size=16777216"], "batch_size=16777216", "GiB for activations", "raise accumulate")
+    assert not (tmp_path / "run").exists()
+    said = runs.run(line).stderr  # without it, the size of the batch follows from the data
+    assert f"{broken}:301" in said and "GiB" not in said
+
+
 def test_a_rotary_model_is_made_for_the_longest_sequences_that_it_is_trained_on(finished, tmp_path):
     config = tiny.get_config()
     config.init_from, config.sequence_length = str(finished), 4096

@@ -94,19 +94,21 @@ def load_constitution(path: str | Path | None = None) -> Constitution:
         _text(id, f"{path}: id of a hazard"): _record(Hazard, values, f"{path}: hazard {id}")
         for id, values in _items(content["hazards"], Mapping, f"{path}: hazards")
     }
-    principles = _list(content["principles"], _principle, hazards, f"{path}: principle")
-    policies = _list(content["policies"], _policy, hazards, f"{path}: policy") if content.get("policies") is not None else ()
+    principles = _list(path, content["principles"], "principle", "principles", _principle, hazards)
+    policies = content.get("policies")
+    policies = _list(path, policies, "policy", "policies", _policy, hazards) if policies is not None else ()
     if bare := set(hazards) - {hazard for principle in principles for hazard in principle.hazards}:
         raise UserError(f"{path}: no principle concerns {', '.join(sorted(bare))}; name them, or add one without hazards")
     return Constitution(hazards, principles, policies)
 
 
-def _list(values: Any, read: Callable, hazards: Mapping[str, Hazard], where: str) -> tuple:
+def _list(path: Path, values: Any, kind: str, kinds: str, read: Callable, hazards: Mapping[str, Hazard]) -> tuple:
     """Return the principles or policies of a list. Raises: UserError for two of the same id."""
-    records = tuple(read(record, hazards, f"{where} {number}") for number, record in _items(values, list, where))
+    items = _items(values, list, f"{path}: {kinds}")
+    records = tuple(read(record, hazards, f"{path}: {kind} {number}") for number, record in items)
     ids = [record.id for record in records]
     if twice := next((id for id in ids if ids.count(id) > 1), None):
-        raise UserError(f"{where}: two are called {twice!r}; give each an id of its own")
+        raise UserError(f"{path}: two {kinds} are called {twice!r}; give each an id of its own")
     return records
 
 

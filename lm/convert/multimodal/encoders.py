@@ -17,6 +17,12 @@ DEFAULTS = {
     CLIP: {**BASE, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
 }
 VOXTRAL = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+VOXTRAL_NAMES = {  # older config.json files have Whisper's names, as transformers allows
+    "d_model": "hidden_size",
+    "encoder_ffn_dim": "intermediate_size",
+    "encoder_layers": "num_hidden_layers",
+    "encoder_attention_heads": "num_attention_heads",
+}
 VOXTRAL |= {"num_mel_bins": 128, "max_source_positions": 1500, "activation_function": "gelu"}
 # SigLIP's pooling and buffers of positions: they do not act on the states.
 IGNORED = r"(head\..*|embeddings\.position_ids)"

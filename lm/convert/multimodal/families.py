@@ -242,7 +242,8 @@ VOXTRAL_TEXT |= {"rope_theta": 1e8}
 
 
 def voxtral_from_hf(hf: Mapping) -> ModelConfig:
-    settings = {**encoders.VOXTRAL, **(hf.get("audio_config") or {})}
+    own = hf.get("audio_config") or {}
+    settings = {**encoders.VOXTRAL, **{encoders.VOXTRAL_NAMES.get(key, key): value for key, value in own.items()}}
     D, F = settings["hidden_size"], settings["intermediate_size"]
     if F % D:
         raise UserError(f"audio_config in config.json: hidden_size={D} does not divide intermediate_size={F}")

@@ -123,7 +123,8 @@ def _by_likelihood(
     items = [(question.row, (question, own)) for question, own in zip(questions, options)]
     prompts = [(question.prompt, question.messages) for question in questions]
     choices = [[question.delimiter + phrase for _, phrase in own] for question, own in zip(questions, options)]
-    for (question, own), sample, likelihoods in scored(subject, items, prompts, choices, problems):
+    label = lambda item: ", ".join(item[0].item.key)  # noqa: E731
+    for (question, own), sample, likelihoods in scored(subject, items, prompts, choices, problems, label):
         best = max(range(len(own)), key=lambda n: likelihoods[n].logp)
         target = next(n for n, (i, _) in enumerate(own) if i == question.item.label)
         yield question, sample | {"answer": own[best][0], "target": target}

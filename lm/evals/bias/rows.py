@@ -92,15 +92,19 @@ def scored(
     prompts: Sequence[tuple],
     choices: Sequence[Sequence[str]],
     problems: Problems,
+    label: Callable[[Item], str] | None = None,
 ) -> Iterator[tuple[Item, dict, list[Likelihood]]]:
     """Yield each item whose choices all have finite likelihoods, with the fields of its sample, and the likelihoods.
 
-    Args: items: (row number, item). prompts: of each item, as `prompt_of` returns them. choices: continuations of each.
+    Args:
+      items: (row number, item). prompts: of each item, as `prompt_of` returns them. choices: continuations of each.
+      label: returns what a problem names an item with, beside its row.
     """
     requests = [[Continuation(prompt, choice) for choice in own] for (prompt, *_), own in zip(prompts, choices, strict=True)]
     answers = outcomes.grouped_likelihoods(subject, requests)
     for (number, item), (prompt, messages, *_), own, likelihoods in zip(items, prompts, choices, answers, strict=True):
-        if outcomes.all_finite(likelihoods, problems, f"row {number}"):
+        where = f"row {number}" + (f": {label(item)}" if label else "")
+        if outcomes.all_finite(likelihoods, problems, where):
             sample = {"doc_id": number, "prompt": prompt, "choices": list(own), "target": None}
             sample |= outcomes.message_fields(messages) | outcomes.choice_fields(likelihoods)
             yield item, sample, likelihoods

@@ -57,7 +57,7 @@ def evaluate(task: Measure, subject: Subject, problems: Problems) -> tuple[dict,
     per, items, samples = task.values["per"], task.items(problems, _read), []
     contexts = [(item.context, None) for _, item in items]
     choices = [[(" " if item.context else "") + sentence for sentence in item.sentences] for _, item in items]
-    for item, sample, three in scored(subject, items, contexts, choices, problems):
+    for item, sample, three in scored(subject, items, contexts, choices, problems, lambda item: item.id):
         if per == "token" and not all(likelihood.tokens for likelihood in three):
             problems.add("likelihoods_without_tokens", f"row {sample['doc_id']}: {item.id}")
             continue

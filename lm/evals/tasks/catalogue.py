@@ -6,6 +6,7 @@ with different names.
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from lm.errors import UserError
 from lm.evals.task import Task, TaskSettings
 from lm.evals.tasks.items import check_folder
+from lm.evals.tasks.settings import check
 
 FOLDER = Path(__file__).parent / "specs"
 
@@ -35,6 +37,7 @@ KINDS = {
     "selfcheck": "lm.evals.factuality.selfcheck",
     "redteam": "lm.evals.redteam.task",
 }
+QUIZZES, QUIZ_KEYS = ("choice", "generation"), ("data", "doc_to_text", "doc_to_target", "metric_list")
 
 
 def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str, str]]:
@@ -82,7 +85,16 @@ def check_tasks(names: str, settings: TaskSettings) -> None:
     for name in names_of(names):
         if not name.startswith("harness:"):
             path = path_of(name)
-            check_folder(path.stem, read_spec(path, name), settings)
+            spec = read_spec(path, name)
+            if spec["kind"] in QUIZZES and path.parent != FOLDER:
+                check(f"task {path.stem}", spec, dict.fromkeys(spec, object), needed(spec, settings))
+            check_folder(path.stem, spec, settings)
+
+
+def needed(spec: Mapping[str, Any], settings: TaskSettings) -> list[str]:
+    """Return the keys that the user's file of a quiz needs, but those that the config gives it."""
+    elsewhere = {*(settings.options.get(spec["kind"]) or {}), *(["data"] if settings.data_dir or spec.get("items") else [])}
+    return [key for key in QUIZ_KEYS if key not in elsewhere]
 
 
 def spelt(name: str) -> str:
@@ -110,8 +122,10 @@ def read_spec(path: Path, name: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
+        others = [key for key in QUIZ_KEYS if spec.get(key) is None] if isinstance(spec, dict) else []
+        too = f", and with {' or '.join(QUIZZES)} also {', '.join(others)}" if others else ""
         raise UserError(
-            f"{path}: needs `kind`, one of {', '.join(KINDS)}; lm-evaluation-harness's files are named harness:{path}"
+            f"{path}: needs `kind`, one of {', '.join(KINDS)}{too}; lm-evaluation-harness's files are named harness:{path}"
         )
     beside = path.parent / str(spec.get("data", ""))
     return spec | {"data": str(beside)} if beside.is_file() else spec

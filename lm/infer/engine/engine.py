@@ -377,4 +377,6 @@ class Engine:
 
     def _empty_pages(self) -> PyTree:
         make = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))
-        return make(self._weights.config, self._blocks.count, self._blocks.size, self._capacity.cache_dtype)
+        pages = make(self._weights.config, self._blocks.count, self._blocks.size, self._capacity.cache_dtype)
+        # Bound to their devices, as a step returns them: otherwise the step of the first call is compiled once more.
+        return jax.tree.map(lambda x: jax.device_put(x, x.sharding), pages)

@@ -203,7 +203,7 @@ function columns(section, chosen) {
     const cells = [...row.querySelectorAll("td[data-run]")].filter((cell) => !cell.hidden);
     const ranked = cells.filter((cell) => cell.dataset.badness !== undefined);
     const best = Math.min(...ranked.map((cell) => Number(cell.dataset.badness)));
-    const alike = new Set(ranked.map((cell) => cell.dataset.n)).size === 1; // the numbers of items
+    const alike = new Set(ranked.map(({ dataset }) => `${dataset.n} ${dataset.basis}`)).size === 1; // items, and what they are
     const first = ranked.filter((cell) => Number(cell.dataset.badness) === best);
     for (const cell of ranked) cell.classList.toggle("best", alike && first.length < ranked.length && first.includes(cell));
     const texts = new Set(cells.map((cell) => cell.textContent));

@@ -115,9 +115,7 @@ def evaluated(
         elif name in INLINE and inner is not None:
             results = evaluated(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, inside, firsts)
         else:
-            bound = equation.primitive.get_bind_params(params)
-            results = equation.primitive.bind(*operands, **(bound if isinstance(bound, dict) else bound[1]))
-            results = results if equation.primitive.multiple_results else [results]
+            results = _computed(equation, operands)
             for kind in KINDS.keys() - firsts.keys():
                 if any(_has(x, kind) for x in results) and not any(_has(x, kind) for x in operands):
                     firsts[kind] = equation, inside
@@ -125,6 +123,19 @@ def evaluated(
         for x in (x for x in (*equation.invars, *equation.outvars) if isinstance(x, core.Var) and last_use.get(x, n) == n):
             known.pop(x, None)  # frees its memory
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _computed(equation: core.JaxprEqn, operands: list[jax.Array]) -> list[jax.Array]:
+    """Return the results of an operation other than a scan or a call."""
+    bound = equation.primitive.get_bind_params(equation.params)
+    compute = functools.partial(equation.primitive.bind, **(bound if isinstance(bound, dict) else bound[1]))
+
+    def results(*operands: jax.Array) -> list[jax.Array]:
+        return list(compute(*operands)) if equation.primitive.multiple_results else [compute(*operands)]
+
+    # The map of pipeline stages leaves axes to the compiler, so it must be compiled.
+    with equation.ctx.manager:  # its mesh, whose axes are not explicit for some operations
+        return (jax.jit(results) if equation.primitive.name == "shard_map" else results)(*operands)
 
 
 def _scanned(equation: core.JaxprEqn, operands: list[jax.Array], place: Place, firsts: Firsts) -> list[jax.Array]:
@@ -158,11 +169,20 @@ def described(equation: core.JaxprEqn, place: Place, repeats: list[int]) -> str:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _flag(x: jax.Array, kind: str) -> jax.Array:
-    return jnp.any(KINDS[kind](x))
+    return jnp.any(KINDS[kind](summed(x)))
+
+
+def summed(x: jax.Array) -> jax.Array:
+    """Return the sum over the devices where each of them holds a part of it, as of some gradients before they are reduced."""
+    spec = jax.typeof(x).sharding.spec
+    return jax.sharding.reshard(x, spec.update(unreduced=frozenset())) if spec.unreduced else x
 
 
 def _has(x: jax.Array, kind: str) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact) and bool(_flag(x, kind))
+    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        return False
+    with jax.sharding.use_abstract_mesh(jax.typeof(x).sharding.mesh):
+        return bool(_flag(x, kind))
 
 
 @jax.jit

@@ -1,13 +1,16 @@
 """Arms over seeds: the verdict is that of a paired t test, and says nothing about measures that are not the same."""
 
 import json
+import shlex
+import subprocess
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from configs.train import tiny
-from lm.compare.__main__ import arms_of, measure_of, paired_t, read_run, verdict
+from lm.compare import code
+from lm.compare.__main__ import arms_of, differences, measure_of, paired_t, read_run, verdict
 from lm.errors import UserError
 
 
@@ -64,6 +67,52 @@ def test_two_arms_of_three_seeds(tmp_path):
 def test_what_is_not_the_same_measure_has_no_verdict(keys, measure, tmp_path):
     first, other = arms(tmp_path, [2.0, 2.1], [1.0, 1.1], **keys)
     assert "no verdict: the arms differ in" in verdict(first, other, measure, 0.05)
+
+
+def test_an_objective_of_another_text_is_another_measure(tmp_path):
+    (first, other) = arms(tmp_path, [2.0], [1.9], optimizer__name="muon")
+    texts = "def loss(): return 1\n", "def loss(): return 2\n"
+    a, b = (arm[0]._replace(own={"objective": text}) for arm, text in zip((first, other), texts, strict=True))
+    lines = differences(a, b)
+    assert "optimizer.name: adamw → muon" in lines and lines[lines.index("code of objective:") :][2:] == [
+        "  -def loss(): return 1",
+        "  +def loss(): return 2",
+    ]
+    assert "differ in objective" in verdict({0: a}, {0: b}, "loss", 0.05)
+    assert "too few to tell" in verdict({0: a}, {0: b}, "bits_per_byte", 0.05)
+
+
+def test_the_same_settings_of_two_commits_are_two_arms(tmp_path):
+    runs = [
+        a_run(tmp_path / f"{code}{seed}", seed, 1.0)._replace(code=code) for code in ("aaaaaaa", "bbbbbbb") for seed in (0, 1)
+    ]
+    assert [[run.code for run in arm.values()] for arm in arms_of(runs)] == [["aaaaaaa"] * 2, ["bbbbbbb"] * 2]
+    assert len(arms_of([runs[0], runs[3]])) == 1  # seeds that were run one after the other
+
+
+def test_commits_are_compared_where_git_has_them(tmp_path):
+    def git(*arguments):
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(["git", "-C", tmp_path, *author, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    commits = []
+    for n in range(2):
+        (tmp_path / "step.py").write_text(f"rate = {n}\n")
+        (tmp_path / "notes.md").write_text(f"{n}\n")
+        git("add", "-A")
+        git("commit", "-qm", "a")
+        commits.append(git("rev-parse", "--short", "HEAD"))
+    a, b = commits
+    lines = code.of_commits(a, f"{b} + changes", tmp_path)
+    assert lines[0] == f"code: {a} → {b} + changes" and "step.py" in lines[1] and not any("notes.md" in line for line in lines)
+    assert lines[-2].endswith(f" diff {a} {b} -- '*.py'") and f"since {b} when" in lines[-1]
+    command = shlex.split(lines[-2].partition(": ")[2])
+    assert "+rate = 1" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "does not know both" in code.of_commits(a, "1234567", tmp_path)[1]
+    assert code.of_commits("lmcraft 1.0", a, tmp_path) == [f"code: lmcraft 1.0 → {a}"]
+    assert code.of_commits(a, a, tmp_path) == []
 
 
 def test_faults_name_their_folder(tmp_path):

@@ -288,6 +288,10 @@ def test_what_older_configs_say():
     smol, llava, voxtral = (read(OLDER[name]) for name in ("SmolVLM-256M", "llava-1.5-7b", "Voxtral-Mini-3B"))
     assert (smol.dtype, smol.vision.tokens, llava.vision.tokens, llava.vision.used_layers) == ("bfloat16", 64, 576, 23)
     assert (voxtral.audio.tokens, voxtral.audio.projector_inputs, voxtral.head_dim) == (375, 5120, 128)
+    older = OLDER["Voxtral-Mini-3B"]
+    sound = {"d_model": 640, "encoder_layers": 4, "encoder_attention_heads": 10, "encoder_ffn_dim": 1280}  # Whisper's names
+    heard = read({**older, "audio_config": sound}).audio
+    assert (heard.embed_dim, heard.num_layers, heard.num_heads, heard.mlp_dim, heard.stack) == (640, 4, 10, 1280, 2)
     older = OLDER["Phi-3-mini-128k"]
     assert read({**older, "rope_scaling": {**older["rope_scaling"], "type": "su"}}) == read(older)
     assert deepseek.mlp_pattern[:4] == ("dense", "dense", "dense", "moe") and deepseek.mtp_depth == 1

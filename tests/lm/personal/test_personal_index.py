@@ -45,9 +45,17 @@ def test_in_a_small_store_vectors_do_not_outvote_the_word_that_only_one_note_has
     foods = {"otter": "eggs", "panda": "honey", "seal": "dates", "tiger": "dates", "zebra": "leaves", "hawk": "figs"}
     notes = [f"The {animal} now eats {food}." for animal, food in foods.items()]
     index = Index([note(text) for text in notes], np.eye(6, dtype=np.float32))
-    for text, animal in zip(notes, foods):
+    for right, (text, animal) in enumerate(zip(notes, foods, strict=True)):
         for wrong in np.eye(6, dtype=np.float32):
+            wrong = wrong - np.eye(6, dtype=np.float32)[right]  # as far as can be from the note that is right
             assert texts(index.search(f"What does the {animal} eat?", 1, wrong)) == [text]
+
+
+def test_vectors_order_the_notes_where_no_word_tells_them_apart():
+    notes = ["The otter now eats eggs.", "The otter now eats figs.", "The seal now eats figs."]
+    index = Index([note(text) for text in notes], np.eye(3, dtype=np.float32))
+    for n in (0, 1):
+        assert texts(index.search("What does the otter eat?", 1, np.eye(3, dtype=np.float32)[n])) == [notes[n]]
 
 
 def test_long_items_are_split_at_their_seams():

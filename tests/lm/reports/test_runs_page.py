@@ -17,8 +17,8 @@ import pytest
 from lm.errors import Stopped, UserError
 from lm.files.user_files import failing
 from lm.reports import run_metrics
-from lm.reports.run_folders import read_runs, related, tree
-from lm.reports.run_results import Figure, result_rows
+from lm.reports.run_folders import Run, read_runs, related, tree
+from lm.reports.run_results import Figure, result_rows, with_basis
 from lm.reports.runs import differences, html, write
 from lm.runs.lock import KILLED, locked
 from tests.lm.reports.browser import CHROMIUM, Browser
@@ -296,6 +296,32 @@ def test_the_best_of_a_row_is_marked_if_the_runs_are_alike():
     assert best((None, None), (None, None)) == []  # no direction
     assert best((2.0, 50), (1.0, 40)) == []  # other items
     assert best((1.0, None)) == []
+
+
+@pytest.mark.parametrize("other", [{"objective": "mine.py:loss"}, {"data": {"input": "b"}}, {"method": "distill"}])
+def test_runs_of_another_measure_have_no_best(other):
+    def row_of(*changes: dict) -> dict:
+        base = {"data": {"input": "a"}, "objective": "", "method": "sft", "steps": 3}
+        runs = [Run(Path("."), kind="sft", config=base | change) for change in changes]
+        return result_rows([with_basis(run, Figure("loss", n, badness=n))] for n, run in enumerate(runs))[0]
+
+    assert row_of({}, {"steps": 4})["best"] == [0]
+    assert row_of({}, other)["best"] == []
+
+
+def test_objectives_of_two_texts_have_no_best(tmp_path):
+    def best(name: str, *texts: str) -> list[int]:
+        rows = []
+        for n, text in enumerate(texts):
+            (folder := tmp_path / f"{name}{n}" / "code").mkdir(parents=True)
+            (folder / "objective.py").write_text(text)
+            run = Run(folder.parent, kind="train", config={"objective": "mine.py:loss"})
+            rows.append([with_basis(run, Figure(name, n, badness=n))])
+        return result_rows(rows)[0]["best"]
+
+    assert best("validation loss", "a", "b") == []
+    assert best("loss", "a", "a") == [0]
+    assert best("bits per byte", "a", "b") == [0]  # those of the text
 
 
 def test_a_long_log_is_thinned_and_keeps_its_spike(tmp_path):

@@ -68,7 +68,17 @@ def test_hazards_without_a_principle_and_double_ids_are_errors(tmp_path):
     path = tmp_path / "mine.yaml"
     text = SHIPPED.read_text()
     path.write_text(text.replace("id: respect", "id: no_help_with_harm"))
-    with pytest.raises(UserError, match="principle: two are called"):
+    with pytest.raises(UserError, match="two principles are called 'no_help_with_harm'"):
+        load_constitution(path)
+    rule = "{id: twin, action: flag, patterns: [a]}"
+    path.write_text(f"{text}\npolicies: [{rule}, {rule}]")
+    with pytest.raises(UserError, match="mine.yaml: two policies are called 'twin'"):
+        load_constitution(path)
+    path.write_text(f"{text}\npolicies: [{{id: idle, action: flag}}]")
+    with pytest.raises(UserError, match=r"mine.yaml: policy 1 \(idle\): finds nothing"):
+        load_constitution(path)
+    path.write_text(f"{text}\npolicies: {rule}")
+    with pytest.raises(UserError, match="mine.yaml: policies: must be a list"):
         load_constitution(path)
     with pytest.raises(UserError, match="No such file"):
         load_constitution(tmp_path / "none.yaml")

@@ -166,7 +166,8 @@ def test_malformed_items_duplicates_and_numbers_that_are_none_are_named(tmp_path
     kinds = {kind: problem["n"] for kind, problem in results["problems"].items()}
     assert kinds == {"malformed_items": 2, "duplicate_items": 1, "likelihoods_not_finite": 1}
     assert "no 'context'" in results["problems"]["malformed_items"]["examples"][0]
-    assert "row 13: nan" in results["problems"]["likelihoods_not_finite"]["examples"][0]
+    (example,) = results["problems"]["likelihoods_not_finite"]["examples"]
+    assert example.startswith("row 13: Religion, ") and example.endswith(": nan")
     assert results["n"] == 9 and results["s_amb"] == pytest.approx(1 / 5)
 
 

@@ -145,6 +145,7 @@ def test_what_is_wrong_is_named_and_not_scored(tmp_path):
     results = run(tmp_path, whole, Planted(lambda r: float("nan") if r.continuation == "NaN" else -1.0)).results
     kinds = {kind: problem["n"] for kind, problem in results["problems"].items()}
     assert kinds == {"malformed_items": 4, "duplicate_items": 1, "likelihoods_not_finite": 1}
+    assert results["problems"]["likelihoods_not_finite"]["examples"] == [f"row 5: {items[5]['id']}: nan"]
     assert "not one of each of stereotype, anti-stereotype, unrelated" in results["problems"]["malformed_items"]["examples"][0]
     assert results["n"] == 2 + 8 and results["halves"]["intrasentence"]["n"] == 2
     nothing = run(tmp_path, {"version": "1.0", "data": {}}, Planted()).results

@@ -235,8 +235,12 @@ def test_each_request_has_its_own_adapter(model, tmp_path):
     engine.close()
 
 
-def test_after_warming_no_step_compiles(model):
-    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=64, page=4))
+@pytest.mark.parametrize("is_placed", [False, True])
+def test_after_warming_no_step_compiles(is_placed):
+    """Weights that were loaded are bound to a device, and then so are the pages that a step returns."""
+    params = parameters(CONFIG, scale=4.0)
+    params = jax.device_put(params, jax.devices()[0]) if is_placed else params
+    engine = Engine(nnx.merge(skeleton(CONFIG)[0], params), None, Capacity(rows=4, budget=16, pages=64, page=4))
     engine.warm()
     known = forward._cache_size()
     engine.generate_all([Request(tuple(range(1, 1 + n)), 9, temperature=t) for n in (1, 5, 30, 17, 40) for t in (0.0, 1.0)])
