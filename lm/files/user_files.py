@@ -1,12 +1,41 @@
 """Python files of the user: take a function or a class from one, and say on one line what went wrong in it."""
 
+import ast
 import contextlib
+import difflib
 import importlib.util
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lm.errors import UserError
+from lm.errors import UserError, near_path
+
+
+def check_file(path: Path, name: str, key: str, form: str) -> None:
+    """Raise UserError if there is no such file, its syntax is wrong, or it cannot have such a name. Runs none of its code."""
+    if not path.is_file():
+        near = path.with_suffix(".py") if path.with_suffix(".py").is_file() else near_path(path)
+        hint = f"did you mean {near}:{name}?" if near else f"give the path of a Python file, as {form}"
+        raise UserError(f"{key}: no file {path}; {hint}")
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError) as error:
+        what = f"{error.msg} (line {error.lineno})" if isinstance(error, SyntaxError) else error
+        raise UserError(f"{key}: {path} cannot be read as Python: {what}") from None
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    if name not in names and "*" not in names:
+        raise UserError(_no_name(path, name, key, form, functions(path)))
+
+
+def functions(path: Path) -> list[str]:
+    """Return the names of the functions and classes that a file defines; [] for a file that is no Python."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, ValueError, SyntaxError):
+        return []
+    return [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
 def from_file(path: Path, name: str, key: str, form: str) -> Callable:
@@ -14,16 +43,22 @@ def from_file(path: Path, name: str, key: str, form: str) -> Callable:
 
     Raises: UserError if there is no such file or name, or its code fails.
     """
-    if not path.is_file():
-        raise UserError(f"{key}: no file {path}; give the path of a Python file, as {form}")
+    check_file(path, name, key, form)
     spec = importlib.util.spec_from_file_location(f"{key.replace('.', '_')}_of_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     with failing(f"{key}: {path} cannot be imported"):
         spec.loader.exec_module(module)
     if not callable(found := getattr(module, name, None)):
         own = [other for other, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise UserError(f"{key}: {path} has no {form.rpartition(':')[2].lower()} {name!r}, only {', '.join(own) or 'none'}")
+        raise UserError(_no_name(path, name, key, form, own))
     return found
+
+
+def _no_name(path: Path, name: str, key: str, form: str, own: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, own, n=1)
+    only = f"only {', '.join(own)}" if own else "and defines no other"
+    hint = f"; did you mean {path}:{near[0]}?" if near else f"; write the name of one as {form}"
+    return f"{key}: {path} has no {form.rpartition(':')[2].lower()} {name!r}, {only}{hint}"
 
 
 @contextlib.contextmanager

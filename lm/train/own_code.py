@@ -3,7 +3,9 @@
 A run keeps a copy of each file in WORKDIR/code, which its report shows, and goes on only with the same text.
 """
 
+import contextlib
 import difflib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import ml_collections
 
 from lm.errors import UserError
 from lm.files import saving
-from lm.files.user_files import failing, from_file
+from lm.files.user_files import check_file, failing, from_file, functions
 
 KEYS = ("objective", "optimizer.name")
 FORM = "FILE.py:FUNCTION"
@@ -27,6 +29,17 @@ def is_own(value: str) -> bool:
 def called(key: str, value: str, *arguments: Any) -> Any:
     """Return the result of the function that `value` names. Raises UserError, with file and line, if it fails."""
     function = _function(key, value)
+    with contextlib.suppress(ValueError):  # of a callable without a signature
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            how = "with the section optimizer of the config" if arguments else "without arguments"
+            name = value.rpartition(":")[2]
+            raise UserError(
+                f"{key}={value}: {error}: {name}{signature} is called {how} and returns the {key.partition('.')[0]}, as "
+                "docs/extend.md shows"
+            ) from None
     with failing(f"{key}={value}"):
         return function(*arguments)
 
@@ -56,11 +69,28 @@ def own_code(workdir: Path) -> dict[str, str]:
     return {key: copy.read_text(encoding="utf-8", errors="replace") for key, copy in copies.items() if copy.is_file()}
 
 
+def check_names(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError if a file, or the function in it, is missing. Runs none of the code, which may load JAX."""
+    for key in KEYS:
+        value = _value(config, key)
+        if value and (is_own(value) or key == "objective"):
+            path, name = _parted(key, value)
+            check_file(path, name, key, FORM)
+
+
 def _function(key: str, value: str) -> Callable:
+    path, name = _parted(key, value)
+    return from_file(path, name, key, FORM)
+
+
+def _parted(key: str, value: str) -> tuple[Path, str]:
+    """Return the file and the function that a value names. Raises: UserError if it names no function."""
     path, _, name = value.rpartition(":")
     if not path:
-        raise UserError(f"{key}={value} names no function: write it as {FORM}")
-    return from_file(Path(path), name, key, FORM)
+        own = functions(Path(value))
+        hint = f", such as --config.{key}={value}:{own[0]}" if own else ""
+        raise UserError(f"{key}={value} names no function: write it as {FORM}{hint}")
+    return Path(path), name
 
 
 def _files(config: ml_collections.ConfigDict) -> dict[str, Path]:
