@@ -13,20 +13,25 @@ from lm.errors import UserError, near_path
 
 def check_file(path: Path, name: str, key: str, form: str) -> None:
     """Raise UserError if there is no such file, its syntax is wrong, or it cannot have such a name. Runs none of its code."""
-    if not path.is_file():
-        near = path.with_suffix(".py") if path.with_suffix(".py").is_file() else near_path(path)
-        hint = f"did you mean {near}:{name}?" if near else f"give the path of a Python file, as {form}"
-        raise UserError(f"{key}: no file {path}; {hint}")
-    try:
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))
-    except (SyntaxError, ValueError) as error:
-        what = f"{error.msg} (line {error.lineno})" if isinstance(error, SyntaxError) else error
-        raise UserError(f"{key}: {path} cannot be read as Python: {what}") from None
+    nodes = list(ast.walk(_parsed(path, name, key, form)))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     names |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
     if name not in names and "*" not in names:
         raise UserError(_no_name(path, name, key, form, functions(path)))
+
+
+def _parsed(path: Path, name: str, key: str, form: str) -> ast.Module:
+    """Return the syntax tree of a file. Raises: UserError if there is no such file, or it is no Python."""
+    if not path.is_file():
+        near = path.with_suffix(".py") if path.with_suffix(".py").is_file() else near_path(path)
+        hint = f"did you mean {near}:{name}?" if near else f"give the path of a Python file, as {form}"
+        raise UserError(f"{key}: no file {path}; {hint}")
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        what = f"{error.msg} (line {error.lineno})" if isinstance(error, SyntaxError) else error
+        raise UserError(f"{key}: {path} cannot be read as Python: {what}") from None
 
 
 def functions(path: Path) -> list[str]:
@@ -43,7 +48,7 @@ def from_file(path: Path, name: str, key: str, form: str) -> Callable:
 
     Raises: UserError if there is no such file or name, or its code fails.
     """
-    check_file(path, name, key, form)
+    _parsed(path, name, key, form)
     spec = importlib.util.spec_from_file_location(f"{key.replace('.', '_')}_of_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     with failing(f"{key}: {path} cannot be imported"):
