@@ -186,7 +186,7 @@ def show_next() -> None:
     }
     print(f"report: {os.path.join(workdir, 'report.html')}")
     for what, command in commands.items():
-        print(f"{what}\n    {runnable(shlex.join(['python', *command]))}")
+        print(f"next: {what}\n    {runnable(shlex.join(['python', *command]))}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ SHORT = ("steps=2", "sequence_length=160", "data.valid_fraction=0.2")
 TASKS = (
     "data.input=builtin:arithmetic",
     "data.max_examples=8",
-    "sequence_length=64",
+    "sequence_length=128",
     "rollout.max_prompt_tokens=56",
     "steps=2",
 )
@@ -42,7 +42,7 @@ ALIGNED = {
     "dpo": ("dpo", "data.input=W/pairs.jsonl", *SHORT),
     "reward": ("reward", "data.input=W/pairs.jsonl", *SHORT),
     "grpo": ("grpo", *TASKS, "rewards=W/reward.py:long", "rollout.max_new_tokens=4", "batch_size=8"),
-    "best_of": ("best_of", *TASKS, "rewards=W/reward.py:long", "rollout.max_new_tokens=64"),
+    "best_of": ("best_of", *TASKS, "rewards=W/reward.py:long", "rollout.max_new_tokens=64", "best_of.n=32"),
     "safety": ("safety", "safety.limit=2", "safety.sft.steps=1", "safety.dpo.steps=1", "rollout.max_new_tokens=4"),
 }
 ATTACKS = ("safety.train_families=direct", "safety.held_out_families=leetspeak")
@@ -62,6 +62,8 @@ class Next(NamedTuple):
         return f"{self.run}-{self.what}".replace(" ", "_")
 
 
+ASSISTANT = "--chats={folder}/chats.jsonl --model={model} --workdir={folder}/assistant"
+PAGE = "a page where both models answer, at http://127.0.0.1:8000/?beside=assistant"
 TALK, ASK, SERVE = "talk to it", "ask it the questions that were held out", "serve it behind OpenAI's API"
 QUICK = [Next("train", "let it write"), Next("sft", TALK, stdin="Who is 1?\n"), Next("sft", ASK), Next("sft", SERVE)]
 SLOW = [
@@ -76,6 +78,7 @@ SLOW = [
     Next("safety", TALK, stdin="Hello\n"),
     Next("safety", "train on what still fails", " ".join(f"--config.{key}" for key in ALIGNED["safety"][1:-1])),
     Next("harmless", TALK, stdin="Hello\n"),
+    *(Next("assistant", what, stdin="Who is 1?\n") for what in (TALK, ASK, SERVE, PAGE, "export it for Ollama and llama.cpp")),
     Next("evaluate", "save what it got wrong, as data for align.py"),
     Next("evaluate", "compare another model with it"),
 ]
@@ -106,6 +109,8 @@ def printed(folder, finished, text):
     def command(name: str) -> list[str]:
         if name == "train":
             return runs.line(finished, data__input=text)
+        if name == "assistant":
+            return [sys.executable, "-m", "lm.assistant", *ASSISTANT.format(folder=folder, model=finished).split()]
         if name == "curate":
             keys = ("curate.py", "--config=configs/curate/default.py", f"--config.input={text}")
         elif name == "evaluate":
@@ -118,8 +123,8 @@ def printed(folder, finished, text):
         return [sys.executable, *keys, f"--workdir={folder / name}"]
 
     def make(name: str) -> Path:
-        if name in ("evaluate", "safety", "harmless"):
-            make("sft")  # which they start from
+        if name in ("evaluate", "safety", "harmless", "best_of"):
+            make("sft")  # which they, or their next commands, start from
         return made_once(folder / f"{name}.printed", lambda file: file.write_text(stdout_of(command(name))))
 
     return lambda name: make(name).read_text()
@@ -165,7 +170,7 @@ def test_a_next_command_runs_as_printed(step, printed, folder, finished):
     assert not BLANK.search(command), command
     if step.what.startswith("compare"):
         shutil.copytree(folder / "sft", folder / "other")
-    if step.what == SERVE:
+    if step.what in (SERVE, PAGE):
         serves_as_printed(command)
     else:
         stdout = runs_as_printed(f"{command} {step.added}", step.stdin)
@@ -174,10 +179,16 @@ def test_a_next_command_runs_as_printed(step, printed, folder, finished):
 
 @pytest.mark.parametrize(
     "run",
-    ["train", "sft", *(pytest.param(run, marks=pytest.mark.slow) for run in ("curate", "evaluate", *ALIGNED) if run != "sft")],
+    [
+        "train",
+        "sft",
+        *(pytest.param(run, marks=pytest.mark.slow) for run in ("curate", "evaluate", "assistant", *ALIGNED) if run != "sft"),
+    ],
 )
 def test_these_are_all_and_those_of_the_report(run, printed, folder, finished):
     commands = dict(NEXT.findall(printed(run)))
     assert set(commands) == {step.what for step in (*QUICK, *SLOW) if step.run == run}
+    if run == "assistant":
+        return  # it adds its own to those of align.py
     report = json.loads(((finished if run == "train" else folder / run) / "report.json").read_text())
     assert [shlex.split(step["command"])[1:] for step in report["next"]] == [shlex.split(c)[1:] for c in commands.values()]
