@@ -23,12 +23,13 @@ from absl import flags
 
 from data.chat.conversations import examples_of
 from data.chat.example_encoding import Encoder
+from data.chat.messages import Example
 from data.chat.records import read_records
 from data.text.hf_tokenizer import BASE_TEMPLATE
 from data.text.tokenizer import load_tokenizer
 from lm import cli
 from lm.cli.config_files import HOME
-from lm.errors import UserError, runnable
+from lm.errors import UserError, naming, runnable
 from lm.train.checks import check_model, check_records
 from lm.train.history import json_lines
 
@@ -61,11 +62,10 @@ def main() -> None:
         if FLAGS[name].value is None:
             example = runnable("python -m lm.assistant --chats=chats.jsonl --model=MODEL")
             raise UserError(f"--{name} is missing: {example}")
+    cli.check_folder(Path(FLAGS.workdir), "workdir")
     check_model("--model", FLAGS.model, Path(FLAGS.workdir))
     check_records("--chats", FLAGS.chats, 0, "conversation")
-    data = measured(FLAGS.chats, FLAGS.model)
-    if data.chats < MIN_CHATS:
-        raise UserError(f"--chats={FLAGS.chats}: {data.chats} conversations are too few to learn from and to hold some out")
+    data = measured(conversations(FLAGS.chats), FLAGS.model)
     command = tuning(data)
     print(
         f"{data.chats:,} chats, {data.answer_tokens:,} tokens of answers, the longest chat {data.longest:,} tokens: "
@@ -86,11 +86,25 @@ def main() -> None:
     show_next()
 
 
-def measured(chats: str, model: str) -> Data:
+def conversations(chats: str) -> list[Example]:
+    """Return all conversations of an input. Raises: UserError for records of another form, and for too few of them."""
+    dropped: Counter = Counter()
+    with naming("--chats"):
+        found = list(examples_of(read_records(chats), "conversation", dropped))
+    if len(found) < MIN_CHATS:
+        why = "".join(f"; {n} more have {reason}" for reason, n in dropped.items())
+        raise UserError(
+            f"--chats={chats}: {len(found)} conversations are too few to learn from and to hold some out{why}; write "
+            f"{MIN_CHATS} or more that end with a message of the role assistant"
+        )
+    return found
+
+
+def measured(chats: Sequence[Example], model: str) -> Data:
     """Return the numbers of the chats under the model's tokenizer and chat template."""
     tokenizer = load_tokenizer(model)
     encoder = Encoder(tokenizer, None if tokenizer.chat_template else BASE_TEMPLATE)
-    sequences = [encoder.conversation(chat) for chat in examples_of(read_records(chats), "conversation", Counter())]
+    sequences = [encoder.conversation(chat) for chat in chats]
     lengths = [len(sequence.ids) for sequence in sequences] or [0]
     return Data(len(sequences), sum(int(sequence.trained.sum()) for sequence in sequences), sum(lengths), max(lengths))
 
@@ -172,7 +186,7 @@ def show_next() -> None:
     }
     print(f"report: {os.path.join(workdir, 'report.html')}")
     for what, command in commands.items():
-        print(f"{what}\n    {runnable(shlex.join(['python', *command]))}")
+        print(f"next: {what}\n    {runnable(shlex.join(['python', *command]))}")
 
 
 if __name__ == "__main__":

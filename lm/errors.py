@@ -43,7 +43,7 @@ def naming(key: str):
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("data.input", key)) from error
+        raise UserError(re.sub(r"(?<!--config\.)data\.input", lambda _: key, str(error))) from error
 
 
 @contextlib.contextmanager
@@ -62,12 +62,12 @@ def no_model(path: str | os.PathLike) -> str:
         folder = Path(path).parent
         cure = f"name its folder, {folder}" if (folder / "config.json").is_file() else cure
         return f"{path}: a file, not a folder; {cure}"
-    if near := _near(Path(path)):
+    if near := near_path(Path(path)):
         return f"{path}: no such folder; did you mean {near}?"
     return f"{path}: no such folder; {cure}{windows_hint(path)}{hub_hint(path)}"
 
 
-def _near(path: Path) -> Path | None:
+def near_path(path: Path) -> Path | None:
     """Return the path beside a missing one whose name is nearly the same."""
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)

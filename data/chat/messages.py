@@ -4,6 +4,7 @@ A message has what data/chat/template.py reads: a role, plain text content, tool
 messages (role, content) or ShareGPT messages (from, value), or from a transcript of HH-RLHF.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -58,13 +59,27 @@ class Task(NamedTuple):
 
 Example = Conversation | Pair | Labelled | Steps | Task
 
+# OpenAI's names, in the key `role`; function: that of a tool before there were tools.
 ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "function_call"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response", "tool_response"), "tool"),
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+# ShareGPT's names, in the key `from`.
+SPEAKERS = ROLES | {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("ipython", "observation", "function_response", "tool_response"), "tool"),
 }
 CALLED = "function_call"  # ShareGPT's role of a turn that only calls a tool
+# What other names may mean, for errors.
+MEANT = SPEAKERS | {
+    **dict.fromkeys(("customer", "client", "person", "me", "question"), "user"),
+    **dict.fromkeys(("bot", "chatbot", "ai", "agent", "llm", "support", "answer"), "assistant"),
+}
 KEPT = ("name", "tool_call_id", "reasoning_content")
 
 
@@ -89,15 +104,18 @@ def messages_of(items: Sequence, where: str, media: bool = False) -> Messages:
 def _message(item: Any, where: str, media: bool) -> dict[str, Any]:
     if not isinstance(item, Mapping) or not ("role" in item or "from" in item):
         raise UserError(f"{where} is no object with a role and a content; write one like that")
+    names = ROLES if "role" in item else SPEAKERS
     name = str(item.get("role", item.get("from"))).strip().lower()
-    if name not in ROLES:
-        raise UserError(f"{where} has the role {name!r}; roles are {' '.join(ROLES)}")
+    if name not in names:
+        near = MEANT.get(name) or next(iter(difflib.get_close_matches(name, ROLES, n=1)), None)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"{where} has the role {name!r}; roles are {' '.join(names)}{hint}")
     (content, found), calls = _content(item.get("content", item.get("value")), where, media), item.get("tool_calls")
     if name == CALLED:
         content, calls = "", [parsed(content, Mapping, where)]
     elif not calls and item.get("function_call"):
         calls = [item["function_call"]]
-    message = make_message(ROLES[name], content)
+    message = make_message(names[name], content)
     if found:
         message["media"] = found
     if calls:
@@ -146,7 +164,7 @@ def transcript(text: str) -> Messages:
     parts = _TURN.split(text)
     messages: Messages = []
     for side, words in zip(parts[1::2], parts[2::2]):
-        turn = make_message(ROLES[side.lower()], words.strip())
+        turn = make_message(SPEAKERS[side.lower()], words.strip())
         if messages and messages[-1]["role"] == turn["role"]:
             turn["content"] = f"{messages.pop()['content']}\n\n{turn['content']}".strip()
         messages.append(turn)

@@ -76,11 +76,11 @@ def check(input: str, seed: int) -> None:
         _tfds(input)
 
 
-def first_records(input: str) -> Iterator[Record]:
-    """Yield the first record of the first file of each part of an input of files. Raises: UserError."""
+def first_records(input: str, most: int = 1) -> Iterator[Record]:
+    """Yield at most this many records of the first file of each part of an input of files. Raises: UserError."""
     if not is_builtin(input) and _is_path(input):
         for path in files.first_files(input, EXTENSIONS):
-            yield from itertools.islice(_read_file(path), 1)
+            yield from itertools.islice(_read_file(path), most)
 
 
 def _is_path(input: str) -> bool:

@@ -54,6 +54,8 @@ def _nearest(file: str, verb: str) -> str:
     files.sort(key=lambda path: path.parent.name != verb)  # its own come first
     if file.startswith("configs/"):
         near = difflib.get_close_matches(file, list(map(str, files)), n=1, cutoff=0.8)
+    elif file in USUAL:  # the name of a verb
+        near = [_usual(verb)]
     else:
         near = difflib.get_close_matches(Path(file).stem, [path.stem for path in files], n=1, cutoff=0.5)
         near = [str(path) for path in files if path.stem in near][:1]

@@ -92,8 +92,11 @@ def _flag_names() -> Iterable[str]:
 
 
 def missing_value(error: Exception) -> str:
-    match = re.match(r"Missing value for flag (\S+)", str(error))
-    return f"{match[1]} has no value: write {match[1]}=VALUE" if match else one_line(error)
+    if match := re.match(r"Missing value for flag (\S+)", str(error)):
+        return f"{match[1]} has no value: write {match[1]}=VALUE"
+    if (match := re.match(r"flag (--(\w+)=.*): could not convert", str(error))) and match[2] in flags.FLAGS:
+        return f"{match[1]}: write a number, such as {flags.FLAGS[match[2]].default}"
+    return one_line(error)
 
 
 def wrong_value(config: ml_collections.ConfigDict, error: Exception) -> str:
@@ -107,6 +110,8 @@ def wrong_value(config: ml_collections.ConfigDict, error: Exception) -> str:
         keys = list(listed(usual, match[2] + "."))
         if f"{match[2]}.{match[3].partition('=')[0]}" in keys:
             return f"{match[1]}: a section, not a key; did you mean --config.{match[2]}.{match[3]}?"
+        if f"{match[2]}.name" in keys and re.fullmatch(r"[\w./:-]+", match[3]):
+            return f"{match[1]}: a section, not a key; did you mean --config.{match[2]}.name={match[3]}?"
         more = f" and {len(keys) - MANY} more, which --help lists" if len(keys) > MANY else ""
         return f"{match[1]}: a section, not a key; its keys are {', '.join(keys[:MANY])}{more}"
     if usual is None:
@@ -127,7 +132,7 @@ def stray(extra: list[str], config: ml_collections.ConfigDict | None = None) -> 
             f"{begin}: options are written --name=value. If the shell expanded a glob, quote it: "
             "--config.data.input='FOLDER/*.txt'; commas separate several files"
         )
-    free = [f for f in ("checkpoint", "prompt") if f in flags.FLAGS and flags.FLAGS[f].value is None]
+    free = [f for f in ("checkpoint", "prompt", "chats") if f in flags.FLAGS and flags.FLAGS[f].value is None]
     hint = f"; did you mean --{free[0]}={first}?" if config is None and free and "=" not in first else ""
     return f"{begin}: options are written --name=value, with quotes around a value that has spaces{hint}"
 

@@ -73,13 +73,19 @@ def paired_t(before: Sequence[float], after: Sequence[float], alpha: float = 0.0
     return Verdict(n, mean, mean - half, mean + half, p)
 
 
-def read_run(folder: Path) -> Run:
-    """Return a run. Raises UserError if the folder holds none, or one without held-out measures."""
+def check_run(folder: Path) -> None:
+    """Raise UserError if a folder holds no run."""
     config = read_config(folder)
     if not config:
-        raise UserError(no_model(folder))
+        raise UserError(f"{folder}: a folder without a run; name workdirs" if folder.is_dir() else no_model(folder))
     if kind_of(config) not in ("train", "align"):
         raise UserError(f"{folder} is no run of train.py or align.py: for evaluations use python -m lm.evals.compare")
+
+
+def read_run(folder: Path) -> Run:
+    """Return a run. Raises UserError if the folder holds none, or one without held-out measures."""
+    check_run(folder)
+    config = read_config(folder)
     step, values = -1, {}
     for line in load_metrics(folder / "metrics.jsonl")[1]:
         if found := {key.removeprefix("valid_"): x for key, x in line.items() if key.startswith("valid_")}:
@@ -143,7 +149,8 @@ def verdict(first: Mapping[int, Run], other: Mapping[int, Run], measure: str, al
     """Return the sentence on two arms."""
     a, b = (next(iter(arm.values())) for arm in (first, other))
     if key := differs(a, b, measure):
-        return f"no verdict: the arms differ in {key}, so {measure} is not the same measure in both"
+        cure = "evaluate.py can ask both models the same"
+        return f"no verdict: the arms differ in {key}, so {measure} is not the same measure in both: {cure}"
     seeds = sorted(set(first) & set(other))
     if not seeds:
         return "no verdict: the arms share no seed"
@@ -168,6 +175,8 @@ def main() -> None:
     _, *folders = cli.parse_flags(sys.argv, takes_arguments=True)
     if len(folders) < 2:
         raise UserError("name two runs or more: python -m lm.compare runs/a runs/b")
+    for folder in map(Path, folders):
+        check_run(folder)
     arms = arms_of(runs := [read_run(Path(folder)) for folder in folders])
     measure = measure_of(runs, FLAGS.measure)
     if len(arms) < 2:

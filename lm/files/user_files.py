@@ -1,23 +1,18 @@
-"""Python files of the user: take a function or a class from one, and say on one line what went wrong in it.
+"""Python files of the user: take a function or a class from one, and say on one line what went wrong in it."""
 
-A file is trusted once the user of this machine has named it to train with. A model that computes by a file is opened only if
-the file is trusted, since its folder may come from a stranger.
-"""
-
+import ast
 import contextlib
+import difflib
 import functools
-import hashlib
 import importlib.util
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lm.errors import UserError
-from lm.files.compile_cache import home
+from lm.errors import UserError, near_path
 
 LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))  # and this package
-TRUSTED = "trusted_code"  # in the user's cache: the SHA-256 of each trusted file, one a line
 
 
 def is_own(value: str) -> bool:
@@ -25,18 +20,52 @@ def is_own(value: str) -> bool:
     return ".py" in value
 
 
-def named(key: str, value: str, form: str = "FILE.py:FUNCTION") -> Callable:
-    """Return what FILE.py:FUNCTION or FILE.py:CLASS names. Raises the errors of `from_file`."""
+def parted(key: str, value: str, form: str) -> tuple[Path, str]:
+    """Return the file and the name that a value consists of. Raises: UserError if it has no name."""
     path, _, name = value.rpartition(":")
     if not path:
-        raise UserError(f"{key}={value} names no {form.rpartition(':')[2].lower()}: write it as {form}")
-    return from_file(Path(path), name, key, form)
+        own = functions(Path(value))
+        hint = f", such as --config.{key}={value}:{own[0]}" if own else ""
+        raise UserError(f"{key}={value} names no {form.rpartition(':')[2].lower()}: write it as {form}{hint}")
+    return Path(path), name
 
 
 @functools.cache
-def layer_part(key: str, value: str) -> Callable:
+def layer_part(key: str, value: str, form: str) -> Callable:
     """Return what the value of a key of the model names. One process reads a file once, so that equal models are equal."""
-    return named(f"model.{key}", value, "FILE.py:FUNCTION" if key == "activation" else "FILE.py:CLASS")
+    return from_file(*parted(key, value, form), key, form)
+
+
+def check_file(path: Path, name: str, key: str, form: str) -> None:
+    """Raise UserError if there is no such file, its syntax is wrong, or it cannot have such a name. Runs none of its code."""
+    nodes = list(ast.walk(_parsed(path, name, key, form)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    if name not in names and "*" not in names:
+        raise UserError(_no_name(path, name, key, form, functions(path)))
+
+
+def _parsed(path: Path, name: str, key: str, form: str) -> ast.Module:
+    """Return the syntax tree of a file. Raises: UserError if there is no such file, or it is no Python."""
+    if not path.is_file():
+        near = path.with_suffix(".py") if path.with_suffix(".py").is_file() else near_path(path)
+        hint = f"did you mean {near}:{name}?" if near else f"give the path of a Python file, as {form}"
+        raise UserError(f"{key}: no file {path}; {hint}")
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        what = f"{error.msg} (line {error.lineno})" if isinstance(error, SyntaxError) else error
+        raise UserError(f"{key}: {path} cannot be read as Python: {what}") from None
+
+
+def functions(path: Path) -> list[str]:
+    """Return the names of the functions and classes that a file defines; [] for a file that is no Python."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, ValueError, SyntaxError):
+        return []
+    return [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
 def from_file(path: Path, name: str, key: str, form: str) -> Callable:
@@ -44,16 +73,22 @@ def from_file(path: Path, name: str, key: str, form: str) -> Callable:
 
     Raises: UserError if there is no such file or name, or its code fails.
     """
-    if not path.is_file():
-        raise UserError(f"{key}: no file {path}; give the path of a Python file, as {form}")
+    _parsed(path, name, key, form)
     spec = importlib.util.spec_from_file_location(f"{key.replace('.', '_')}_of_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     with failing(f"{key}: {path} cannot be imported"):
         spec.loader.exec_module(module)
     if not callable(found := getattr(module, name, None)):
         own = [other for other, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise UserError(f"{key}: {path} has no {form.rpartition(':')[2].lower()} {name!r}, only {', '.join(own) or 'none'}")
+        raise UserError(_no_name(path, name, key, form, own))
     return found
+
+
+def _no_name(path: Path, name: str, key: str, form: str, own: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, own, n=1)
+    only = f"only {', '.join(own)}" if own else "and defines no other"
+    hint = f"; did you mean {path}:{near[0]}?" if near else f"; write the name of one as {form}"
+    return f"{key}: {path} has no {form.rpartition(':')[2].lower()} {name!r}, {only}{hint}"
 
 
 @contextlib.contextmanager
@@ -68,33 +103,3 @@ def failing(what: str) -> Iterator[None]:
         place = [f" ({frame.filename}:{frame.lineno})" for frame in frames if not frame.filename.startswith(LIBRARIES)][-1:]
         line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{what}: {line}{''.join(place)}") from error
-
-
-def trust(path: Path) -> None:
-    """Trust the text of a file on this machine. Without a cache to write to, nothing is remembered."""
-    with contextlib.suppress(OSError, RuntimeError):
-        if (digest := _digest(path)) not in _trusted():
-            home().mkdir(parents=True, exist_ok=True)
-            with (home() / TRUSTED).open("a", encoding="utf-8") as file:
-                file.write(f"{digest}\n")
-
-
-def check_trusted(key: str, path: Path) -> None:
-    """Raise UserError unless the text of the file is trusted."""
-    if not path.is_file():
-        raise UserError(f"{key}: the model computes by a file, and there is no {path}: restore it")
-    if (digest := _digest(path)) not in _trusted():
-        raise UserError(
-            f"{key}: the model computes by {path}, which was not made on this machine. Read that file; if you trust it, run: "
-            f"echo {digest} >> {home() / TRUSTED}"
-        )
-
-
-def _trusted() -> set[str]:
-    with contextlib.suppress(OSError, RuntimeError):
-        return set((home() / TRUSTED).read_text(encoding="utf-8").split())
-    return set()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

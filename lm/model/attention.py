@@ -28,7 +28,7 @@ HEADS = ("batch", "length", "heads", None)
 def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int) -> nnx.Module:
     """Return a new attention of the kind that the config names, or the user's own. window: 0 for none."""
     if config.attention:
-        return layer_part("attention", config.attention)(config, rngs, window)
+        return layer_part("model.attention", config.attention, "FILE.py:CLASS")(config, rngs, window)
     kind = LatentAttention if config.mla.kv_rank else Attention
     return kind(config, rngs, window)
 

@@ -24,13 +24,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def activation_of(config: ModelConfig) -> Callable[[jax.Array], jax.Array]:
     """Return the config's activation, float32 to float32 of the same shape."""
     if is_own(config.activation):
-        return layer_part("activation", config.activation)
+        return layer_part("model.activation", config.activation, "FILE.py:FUNCTION")
     return ACTIVATIONS[config.activation]
 
 
 def feed_forward_sublayer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
     """Return a new dense feed-forward, or the user's own in its place."""
-    kind = layer_part("feed_forward", config.feed_forward) if config.feed_forward else FeedForward
+    kind = layer_part("model.feed_forward", config.feed_forward, "FILE.py:CLASS") if config.feed_forward else FeedForward
     return kind(config, rngs, config.mlp_dim)
 
 

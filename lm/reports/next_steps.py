@@ -35,7 +35,7 @@ def show(workdir: Path) -> None:
 def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[dict[str, str]]:
     """Return at most three steps, the most useful first: [{"what" (to do), "command" (for a shell)}].
 
-    report: the content of a report.json. Its keys config, finished, provenance and best_of are read.
+    report: the content of a report.json. Its keys config, finished, provenance, best_of and safety are read.
     """
     config, command = report.get("config") or {}, (report.get("provenance") or {}).get("command") or ""
     if report.get("finished") is False:
@@ -47,7 +47,10 @@ def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> list[di
 
 def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, run: str) -> Steps:
     kind, method, data = kind_of(config), config.get("method"), (config.get("data") or {}).get("input")
-    talk = ("Talk to it", shlex.join(["python", "-m", "lm.chat", f"--checkpoint={run}"]))
+    talk, serve = (
+        _talk(run),
+        ("Serve it behind OpenAI's API", _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})),
+    )
     quiz = {"checkpoint": run, "tasks": os.path.join(run, "quiz.yaml"), "chat_template": "own"}  # lm/align/quiz.py
     ask = [("Ask it the questions that were held out", _verb("evaluate", "evaluate/default", f"{run}-eval", quiz))]
     ask = ask if os.path.exists(quiz["tasks"]) else []
@@ -70,20 +73,35 @@ def _after(report: Mapping[str, Any], config: Mapping[str, Any], command: str, r
         keys |= {"data.input": data or "PROMPTS.jsonl"}
         return [("Use it as the reward", _verb("align", "align/grpo", f"{run}-grpo", keys))]
     if method == "safety":
-        failures = {"init_from": run, "safety.failures": os.path.join(run, "failing.jsonl")}
-        if prompts := (config.get("safety") or {}).get("prompts"):
-            failures["safety.prompts"] = prompts
-        return [talk, *ask, ("Train on what still fails", _verb("align", "align/safety", f"{run}-again", failures))]
-    if report.get("best_of"):
+        return _after_safety(report, config, run) or [talk, *ask, serve]
+    if statistics := report.get("best_of"):
         kept = {"init_from": "MODEL", "data.input": os.path.join(run, KEPT)}
         pairs = {"init_from": run, "data.input": os.path.join(run, os.path.dirname(KEPT), "pairs.jsonl")}
+        again = [("Train it on pairs of its best and worst answers", _verb("align", "align/dpo", f"{run}-dpo", pairs))]
         return [
             talk,
             ("Fine-tune another model on the answers that were kept", _verb("align", "align/sft", f"{run}-sft", kept)),
-            ("Train it on pairs of its best and worst answers", _verb("align", "align/dpo", f"{run}-dpo", pairs)),
+            *(again if statistics.get("pairs", 1) else []),
         ]
-    serve = _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})
-    return [talk, *ask, ("Serve it behind OpenAI's API", serve)]
+    return [talk, *ask, serve]
+
+
+def _talk(model: str) -> tuple[str, str]:
+    return "Talk to it", shlex.join(["python", "-m", "lm.chat", f"--checkpoint={model}"])
+
+
+def _after_safety(report: Mapping[str, Any], config: Mapping[str, Any], run: str) -> Steps:
+    """Return the steps after a safety loop of which an attack still succeeds, or in which nothing failed; [] for others."""
+    loop, start = report.get("safety") or {}, config.get("init_from") or "MODEL"
+    is_trained = os.path.normpath(loop.get("model") or run) != os.path.normpath(start)
+    model = run if is_trained else start  # without a failure the run has no checkpoint
+    failures = {"init_from": model, "safety.failures": os.path.join(run, "failing.jsonl")}
+    if prompts := (config.get("safety") or {}).get("prompts"):
+        failures["safety.prompts"] = prompts
+    again = ("Train on what still fails", _verb("align", "align/safety", f"{run}-again", failures))
+    if loop.get("failing", 1):
+        return [_talk(model), again]
+    return [] if is_trained else [_talk(model)]
 
 
 def _after_evaluation(config: Mapping[str, Any], run: str, command: str) -> Steps:

@@ -1,11 +1,13 @@
 """Code of the user's own files in a run: an objective, an optimizer, parts of the model. A key names one as FILE.py:FUNCTION.
 
 A run keeps a copy of each file in WORKDIR/code, which its report shows, and goes on only with the same text. Whoever opens the
-model of a workdir computes by the copies, if their text is trusted (lm/files/user_files.py).
+model of a workdir computes by the copies, if their text is trusted (lm/files/trusted.py).
 """
 
+import contextlib
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ import ml_collections
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.files import saving
-from lm.files.user_files import check_trusted, failing, is_own, named, trust
+from lm.files.trusted import check_trusted, trust
+from lm.files.user_files import check_file, failing, from_file, is_own, parted
 
-PARTS = ("activation", "feed_forward", "attention")  # keys of the model
-KEYS = ("objective", "optimizer.name", *(f"model.{part}" for part in PARTS))
+PARTS = {"activation": "FILE.py:FUNCTION", "feed_forward": "FILE.py:CLASS", "attention": "FILE.py:CLASS"}  # keys of the model
+FORMS = {"objective": "FILE.py:FUNCTION", "optimizer.name": "FILE.py:FUNCTION"}
+FORMS |= {f"model.{part}": form for part, form in PARTS.items()}
 CODE = "code"  # folder in a workdir: objective.py, optimizer.name.py, model.activation.py
 
 Config = ml_collections.ConfigDict | Mapping[str, Any]
@@ -26,9 +30,27 @@ Config = ml_collections.ConfigDict | Mapping[str, Any]
 
 def called(key: str, value: str, *arguments: Any) -> Any:
     """Return the result of the function that `value` names. Raises UserError, with file and line, if it fails."""
-    function = named(key, value)
+    function = from_file(*parted(key, value, FORMS[key]), key, FORMS[key])
+    with contextlib.suppress(ValueError):  # of a callable without a signature
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            how = "with the section optimizer of the config" if arguments else "without arguments"
+            name = value.rpartition(":")[2]
+            raise UserError(
+                f"{key}={value}: {error}: {name}{signature} is called {how} and returns the {key.partition('.')[0]}, as "
+                "docs/extend.md shows"
+            ) from None
     with failing(f"{key}={value}"):
         return function(*arguments)
+
+
+def check_names(config: Config) -> None:
+    """Raise UserError if a file, or the name in it, is missing. Runs none of the code, which may load JAX."""
+    objective = {"objective": value} if (value := config.get("objective")) else {}
+    for key, value in (_values(config) | objective).items():
+        check_file(*parted(key, value, FORMS[key]), key, FORMS[key])
 
 
 def check_own_code(config: Config, workdir: Path) -> None:
@@ -38,7 +60,7 @@ def check_own_code(config: Config, workdir: Path) -> None:
     """
     for key, value in _values(config).items():
         path, copy = _file(value), _copy(workdir, key)
-        named(key, value, "FILE.py:CLASS" if key in ("model.feed_forward", "model.attention") else "FILE.py:FUNCTION")
+        from_file(*parted(key, value, FORMS[key]), key, FORMS[key])
         if copy.exists() and (before := copy.read_text(encoding="utf-8")) != (now := path.read_text(encoding="utf-8")):
             for line in difflib.unified_diff(before.splitlines(), now.splitlines(), str(copy), str(path), lineterm="", n=1):
                 print(line, flush=True)
@@ -57,7 +79,7 @@ def keep_own_code(config: Config, workdir: Path) -> None:
 
 def own_code(workdir: Path) -> dict[str, str]:
     """Return the text of each file that the run in the workdir was made with, by key."""
-    copies = {key: _copy(workdir, key) for key in KEYS}
+    copies = {key: _copy(workdir, key) for key in FORMS}
     return {key: copy.read_text(encoding="utf-8", errors="replace") for key, copy in copies.items() if copy.is_file()}
 
 
@@ -84,7 +106,7 @@ def opened(model: ModelConfig, workdir: Path | None = None) -> ModelConfig:
 def _values(config: Config) -> dict[str, str]:
     """Return the values that name files, by key."""
     values = {}
-    for key in KEYS:
+    for key in FORMS:
         value: Any = config
         for part in key.split("."):
             value = value.get(part) or {}

@@ -23,6 +23,8 @@ from lm.files.gguf import find_gguf, open_gguf
 from lm.runs.workdir import VERBS, check_record, kind_of, read_config, steps_saved
 from lm.train.values import check_length, check_values, model_of
 
+FIRST_RECORDS = 100  # of a file, which are checked before JAX loads
+
 
 def check_training(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Raise UserError for an invalid config of train.py, or one that differs from the run in the workdir."""
@@ -143,13 +145,20 @@ def is_run(folder: Path) -> bool:
 
 
 def check_records(key: str, input: str, seed: int, kind: str) -> None:
-    """Raise the same for an input of records, which may also be a built-in task. kind: see settings.example_kind."""
+    """Raise the same for an input of records, which may also be a built-in task. kind: see settings.example_kind.
+
+    Reads the first FIRST_RECORDS of the first file of each part.
+    """
     with naming(key):
         records.check(input, seed)
-        for record in records.first_records(input):
+        first = list(records.first_records(input, FIRST_RECORDS))
+        if first:
             from data.chat.conversations import examples_of
 
-            next(examples_of([record], kind, Counter()), None)
+            for _ in examples_of(first, kind, Counter()):
+                pass
+        elif os.path.isfile(input):
+            raise UserError(f"data.input={input}: the file is empty; write one JSON object a line")
 
 
 def check_apart(key: str, input: str, workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """Check the values of a training run's config, as far as possible without JAX."""
 
+import difflib
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from data.text.batches import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.files.user_files import is_own
+from lm.runs.own_code import check_names
 from lm.train.trackers import parse_trackers
 
 MAX = 2**31 - 1  # positions and ids of rows are int32
@@ -85,7 +87,16 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     o = config.optimizer
     for key, values in CHOICES.items():
         if o[key] not in values and not (key == "name" and is_own(o[key])):
-            raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}")
+            near = difflib.get_close_matches(str(o[key]).lower(), values, n=1)
+            cure = (
+                f"did you mean {near[0]}?"
+                if near
+                else "a function of your own is written FILE.py:FUNCTION"
+                if key == "name"
+                else ""
+            )
+            raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}{'; ' * bool(cure)}{cure}")
+    check_names(config)  # raises UserError
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
     parse_sizes(config.get("batch_warmup"), config.batch_size)  # raises UserError

@@ -135,6 +135,15 @@ def test_a_workdir_of_another_architecture(finished, text, tmp_path):
     assert runs.steps_saved(workdir) == runs.steps_saved(finished)
 
 
+def test_another_learning_rate_for_a_finished_run(finished, text, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    before = contents(workdir)
+    command = runs.line(workdir, data__input=text, optimizer__learning_rate=1e-3)
+    refused(command, str(workdir), "optimizer.learning_rate: 0.002 → 0.001", "use another --workdir", "raise steps")
+    assert contents(workdir) == before
+
+
 def test_a_workdir_with_another_tokenizer(finished, text, tmp_path):
     workdir, other = tmp_path / "run", tmp_path / "other.model"
     shutil.copytree(finished, workdir)

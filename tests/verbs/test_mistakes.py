@@ -1,4 +1,4 @@
-"""Forty mistakes of a new user: each is answered in one line with the cure, before JAX loads, and nothing is written."""
+"""Ninety mistakes of a new user: each is answered in one line with the cure, before JAX loads, and nothing is written."""
 
 import json
 import shlex
@@ -20,6 +20,10 @@ SFT = "align.py --config=configs/align/sft.py --workdir=W/new --config.data.inpu
 DPO = f"{SFT.replace('sft', 'dpo')} --config.init_from=W/run"
 GRPO = "align.py --config=configs/align/grpo.py --workdir=W/new --config.init_from=W/run --config.data.input=builtin:arithmetic"
 EVALUATE = "evaluate.py --config=configs/evaluate/default.py --workdir=W/new --config.checkpoint=W/tuned --config.tasks=mmlu"
+QUIZ = EVALUATE.replace("mmlu", "W/quiz")
+ASSISTANT = "-m lm.assistant --model=W/run --workdir=W/new --chats=W/chats.jsonl"
+GENERATE = "-m lm.generate --checkpoint=W/run"
+SERVE = "serve.py --config=configs/serve/default.py --workdir=W/new"
 
 
 class Mistake(NamedTuple):
@@ -109,10 +113,111 @@ MISTAKES = [
     Mistake("ONNX", "-m lm.convert export --workdir=W/run --to=W/new.onnx", ("--to=W/new.onnx", "a new folder or NAME.gguf")),
     Mistake(
         "a port in use",
-        "serve.py --config=configs/serve/default.py --workdir=W/new --config.checkpoint=W/tuned --config.port=PORT",
+        f"{SERVE} --config.checkpoint=W/tuned --config.port=PORT",
         ("port=PORT", "in use", "use another --config.port"),
     ),
+    # An assistant of one's own.
+    Mistake(
+        "a bot in the chats",
+        ASSISTANT.replace("chats.j", "bot.j"),
+        ("W/bot.jsonl:2", "role 'bot'", "system developer user assistant tool", "did you mean assistant?"),
+    ),
+    Mistake(
+        "a bot for align.py",
+        f"{SFT.replace('chats', 'bot')} --config.init_from=W/run",
+        ("W/bot.jsonl:2", "role 'bot'", "did you mean assistant?"),
+    ),
+    Mistake(
+        "a misspelt role", ASSISTANT.replace("chats.j", "role.j"), ("W/role.jsonl:1", "'asistant'", "did you mean assistant?")
+    ),
+    Mistake("no chats", "-m lm.assistant --model=W/run --workdir=W/new", ("--chats is missing", "--chats=chats.jsonl")),
+    Mistake("chats without --chats", "-m lm.assistant W/chats.jsonl", ("did you mean --chats=W/chats.jsonl?",)),
+    Mistake("data for chats", ASSISTANT.replace("--chats", "--dataset"), ("--dataset", "did you mean --chats?")),
+    Mistake(
+        "an empty file", ASSISTANT.replace("chats.j", "empty.j"), ("--chats=W/empty.jsonl", "empty", "one JSON object a line")
+    ),
+    Mistake(
+        "an empty file for align.py",
+        f"{SFT.replace('chats', 'empty')} --config.init_from=W/run",
+        ("data.input=W/empty.jsonl", "the file is empty", "one JSON object a line"),
+    ),
+    Mistake(
+        "questions alone",
+        ASSISTANT.replace("chats.j", "column.j"),
+        ("W/column.jsonl:1", "'question'", "known are messages", "a prompt without an answer"),
+    ),
+    Mistake("chats as CSV", ASSISTANT.replace("chats.jsonl", "chats.csv"), ("--chats='W/chats.csv'", "JSON lines (.jsonl)")),
+    Mistake(
+        "chats as a text",
+        ASSISTANT.replace("chats.jsonl", "text/a.txt"),
+        ("--chats='W/text/a.txt'", ".jsonl", "train.py --config=configs/train/tiny.py --config.data.input=W/text/a.txt"),
+    ),
+    Mistake("a missing file", ASSISTANT.replace("chats", "chatz").replace("--chatz", "--chats"), ("chatz", "'W/chats.jsonl'")),
+    Mistake("a file as workdir", ASSISTANT.replace("W/new", "W/plain"), ("--workdir=W/plain", "is a file; name a folder")),
+    Mistake(
+        "chats without answers",
+        ASSISTANT.replace("chats.j", "unanswered.j"),
+        ("0 conversations are too few", "5 more have no answer", "role assistant"),
+    ),
+    Mistake("a misspelt model", ASSISTANT.replace("W/run", "W/tund"), ("--model=W/tund", "did you mean W/tuned?")),
+    # Code of one's own.
+    Mistake(
+        "no function of an objective",
+        f"{TRAIN} --config.objective=W/loss.py",
+        ("objective=W/loss.py names no function", "FILE.py:FUNCTION", "--config.objective=W/loss.py:focal"),
+    ),
+    Mistake(
+        "a misspelt objective", f"{TRAIN} --config.objective=W/loss.py:fokal", ("'fokal'", "did you mean W/loss.py:focal?")
+    ),
+    Mistake(
+        "no file of an objective", f"{TRAIN} --config.objective=W/lost.py:focal", ("no file W/lost.py", "W/loss.py:focal?")
+    ),
+    Mistake("a module as objective", f"{TRAIN} --config.objective=W/loss:focal", ("no file W/loss", "W/loss.py:focal?")),
+    Mistake("an objective's syntax", f"{TRAIN} --config.objective=W/reward.py:good", ("W/reward.py", "expected ':'", "line 1")),
+    Mistake(
+        "no function of an optimizer",
+        f"{TRAIN} --config.optimizer.name=W/loss.py",
+        ("optimizer.name=W/loss.py names no function", "FILE.py:FUNCTION"),
+    ),
+    Mistake(
+        "no such optimizer",
+        f"{TRAIN} --config.optimizer.name=W/loss.py:sgd",
+        ("no function 'sgd'", "only focal", "FILE.py:FUNCTION"),
+    ),
+    Mistake("adam", f"{TRAIN} --config.optimizer.name=adam", ("'adam'", "adamw, muon, lion", "did you mean adamw?")),
+    Mistake("an optimizer as a section", f"{TRAIN} --config.optimizer=muon", ("did you mean --config.optimizer.name=muon?",)),
+    Mistake("a misspelt reward", f"{GRPO} --config.rewards=W/rewards.py:god", ("'god'", "did you mean W/rewards.py:good?")),
+    # Pages, completions and comparisons.
+    Mistake("no model to chat with", "-m lm.chat --checkpoint=W/text", ("W/text", "no config.json", "name a workdir")),
+    Mistake("a misspelt run to chat with", "-m lm.chat --checkpoint=W/tunde", ("W/tunde", "did you mean W/tuned?")),
+    Mistake(
+        "a question for lm.chat", "-m lm.chat --checkpoint=W/tuned --prompt=a?", ("--prompt", "python -m lm.generate --chat")
+    ),
+    Mistake("a misspelt run to serve", f"{SERVE} --config.checkpoint=W/tunde", ("checkpoint=W/tunde", "did you mean W/tuned?")),
+    Mistake("a folder of runs", f"{SERVE} --config.checkpoint=W/runs", ("checkpoint=W/runs", "did you mean W/runs/base?")),
+    Mistake("a verb as config", "serve.py --config=serve --workdir=W/new", ("did you mean configs/serve/default.py?",)),
+    Mistake("a key without config", f"{SERVE} --port=8001", ("--port", "did you mean --config.port?")),
+    Mistake("a misspelt start", f"{SFT} --config.init_from=W/runs/bas", ("init_from=W/runs/bas", "did you mean W/runs/base?")),
+    Mistake("a misspelt config of align.py", "align.py --config=stf", ("--config=stf", "did you mean configs/align/sft.py?")),
+    Mistake("max_tokens", f"{GENERATE} --prompt=a --max_tokens=9", ("--max_tokens", "did you mean --max_new_tokens?")),
+    Mistake("workdir of lm.generate", "-m lm.generate --workdir=W/run --prompt=a", ("--workdir", "did you mean --checkpoint?")),
+    Mistake("a decimal comma", f"{GENERATE} --prompt=a --temperature=0,5", ("--temperature=0,5", "a number, such as 0.8")),
+    Mistake("a prompt without quotes", f"{GENERATE} --prompt Once upon a time", ("'upon'", "quotes around a value")),
+    Mistake("one run to compare", "-m lm.compare W/run", ("two runs or more", "python -m lm.compare runs/a runs/b")),
+    Mistake("a misspelt run to compare", "-m lm.compare W/run W/runs/bas", ("W/runs/bas", "did you mean W/runs/base?")),
+    Mistake("an evaluation to compare", "-m lm.compare W/run W/eval", ("W/eval", "python -m lm.evals.compare")),
+    # A quiz of one's own.
+    Mistake("a quiz without keys", f"{QUIZ}/bare.yaml", ("doc_to_text, doc_to_target, metric_list", "lm/evals/tasks/specs")),
+    Mistake("a misspelt key of a quiz", f"{QUIZ}/quiz.yaml", ("task quiz", "doc_to_txt", "did you mean doc_to_text?")),
+    Mistake("the data of a quiz", f"{QUIZ}/quiz.jsonl", ("quiz.jsonl", "data, not a task", "name W/quiz/quiz.yaml")),
+    Mistake("the folder of a quiz", QUIZ, ("a folder, not a task", "name W/quiz/bare.yaml or W/quiz/quiz.yaml")),
+    Mistake("a misspelt task", EVALUATE.replace("mmlu", "mmlo"), ("'mmlo'", "did you mean mmlu?")),
 ]
+
+
+def chats(role: str) -> str:
+    """Return a line with a question and its answer, which has this role."""
+    return json.dumps({"messages": [{"role": "user", "content": "a?"}, {"role": role, "content": "b"}]}) + "\n"
 
 
 def make_world(folder: Path) -> None:
@@ -125,8 +230,23 @@ def make_world(folder: Path) -> None:
         "plain.jsonl.gz": '{"text": "one"}\n',
         "text.jsonl": '{"text": "one"}\n',
         "body.jsonl": '{"title": "one", "body": "one and two"}\n',
-        "chats.jsonl": '{"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}\n',
+        "chats.jsonl": chats("assistant"),
         "pairs.jsonl": '{"prompt": "a?", "chosen": "b", "rejected": "c"}\n',
+        "bot.jsonl": chats("assistant") + chats("bot"),
+        "role.jsonl": chats("asistant"),
+        "unanswered.jsonl": 5 * chats("user"),
+        "empty.jsonl": "",
+        "column.jsonl": '{"question": "a?"}\n',
+        "chats.csv": "question,answer\na?,b\n",
+        "plain": "",
+        "loss.py": "def focal():\n    return None\n",
+        "rewards.py": "def good(prompts, completions, **columns):\n    return [1.0]\n",
+        "quiz/bare.yaml": "kind: choice\n",
+        "quiz/quiz.yaml": "kind: choice\ndata: quiz.jsonl\ndoc_to_txt: question\n",
+        "quiz/quiz.jsonl": '{"question": "a?", "answer": "b"}\n',
+        "eval/config.json": '{"checkpoint": "W/run", "tasks": "mmlu"}',
+        "runs/base/config.json": json.dumps(tiny.get_config().to_dict()),
+        "runs/base/checkpoints/20/meta": "",
         "reward.py": "def good(prompts, completions, **columns)\n    return [1.0]\n",
         "bench/mmlu/maths_test.csv": "1 + 1?,1,2,3,4,B\n",
         "run/config.json": json.dumps(tiny.get_config().to_dict()),
@@ -185,6 +305,6 @@ def test_a_mistake_is_answered_with_its_cure(mistake, answers):
         at = lines[0].index(part, at) + len(part)
 
 
-def test_there_are_forty_and_nothing_is_written(answers):
-    assert len(MISTAKES) == len({mistake.name for mistake in MISTAKES}) == 44
+def test_there_are_ninety_and_nothing_is_written(answers):
+    assert len(MISTAKES) == len({mistake.name for mistake in MISTAKES}) == 90
     assert answers["unchanged"]

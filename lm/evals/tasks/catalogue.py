@@ -6,16 +6,14 @@ with different names.
 
 import difflib
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lm.errors import UserError
+from lm.errors import UserError, near_path
 from lm.evals.task import Task, TaskSettings
 from lm.evals.tasks.items import check_folder
-from lm.evals.tasks.settings import check
 
 FOLDER = Path(__file__).parent / "specs"
 
@@ -37,6 +35,7 @@ KINDS = {
     "selfcheck": "lm.evals.factuality.selfcheck",
     "redteam": "lm.evals.redteam.task",
 }
+# Kinds of quizzes that users write, whose modules load without JAX, and the keys that they need.
 QUIZZES, QUIZ_KEYS = ("choice", "generation"), ("data", "doc_to_text", "doc_to_target", "metric_list")
 
 
@@ -86,15 +85,9 @@ def check_tasks(names: str, settings: TaskSettings) -> None:
         if not name.startswith("harness:"):
             path = path_of(name)
             spec = read_spec(path, name)
-            if spec["kind"] in QUIZZES and path.parent != FOLDER:
-                check(f"task {path.stem}", spec, dict.fromkeys(spec, object), needed(spec, settings))
+            if path.parent != FOLDER and spec["kind"] in QUIZZES:
+                importlib.import_module(KINDS[spec["kind"]]).values_of(path.stem, spec, settings)
             check_folder(path.stem, spec, settings)
-
-
-def needed(spec: Mapping[str, Any], settings: TaskSettings) -> list[str]:
-    """Return the keys that the user's file of a quiz needs, but those that the config gives it."""
-    elsewhere = {*(settings.options.get(spec["kind"]) or {}), *(["data"] if settings.data_dir or spec.get("items") else [])}
-    return [key for key in QUIZ_KEYS if key not in elsewhere]
 
 
 def spelt(name: str) -> str:
@@ -108,10 +101,26 @@ def path_of(name: str) -> Path:
     return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
 
 
+def _no_task(path: Path) -> str:
+    """Return why a path is no task's file, and which file to name instead."""
+    if not path.exists():
+        near = near_path(path)
+        return (
+            f"no such file; did you mean {near}?"
+            if near
+            else "no such file; name a task's .yaml file, as docs/evaluate.md tells"
+        )
+    what = "a folder, not a task" if path.is_dir() else "data, not a task"
+    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path.with_suffix(".yaml")]
+    files = [file for file in files if file.is_file()]
+    cure = f"name {' or '.join(map(str, files))}" if files else "write a .yaml file that names it, as docs/evaluate.md tells"
+    return f"{what}; {cure}"
+
+
 def read_spec(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         if path.parent != FOLDER:
-            raise UserError(f"task {name!r}: no such file")
+            raise UserError(f"task {name!r}: {_no_task(Path(name))}")
         known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
         near = [task for task in known if task.startswith(f"{name.lower()}_")]
         near = near or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)

@@ -64,7 +64,10 @@ def check(where: str, values: Mapping[str, Any], keys: Mapping[str, Any], needed
         if value is not None:
             _check_value(f"{where}: {key}", value, keys[key])
     if missing := [key for key in needed if values.get(key) is None]:
-        raise UserError(f"{where}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        raise UserError(
+            f"{where}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: write {missing[0]}: VALUE into its "
+            "file; lm/evals/tasks/specs has examples"
+        )
 
 
 def _check_value(where: str, value: Any, declared: Any) -> None:

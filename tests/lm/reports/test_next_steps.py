@@ -76,6 +76,21 @@ def test_the_failures_of_an_evaluation_are_saved_by_its_own_command():
     ]
 
 
+def test_a_safety_loop_in_which_nothing_failed_leads_to_the_model_that_it_attacked():
+    config = ALIGNED | {"method": "safety", "safety": {"prompts": "p"}}
+    nothing = {"config": config, "safety": {"model": "runs/base", "failing": 0}}
+    assert next_commands(nothing, "runs/safe") == ["python -m lm.chat --checkpoint=runs/base"]
+    cured = {"config": config, "safety": {"model": "runs/safe/round-1/sft", "failing": 0}}
+    assert [program(command) for command in next_commands(cured, "runs/safe")] == ["lm.chat", "serve.py"]
+    failing = {"config": config, "safety": {"model": "runs/base", "failing": 3}}
+    assert "--config.init_from=runs/base" in shlex.split(next_commands(failing, "runs/safe")[1])
+
+
+def test_answers_that_all_score_alike_make_no_pairs():
+    report = {"config": ALIGNED, "best_of": {"kept": 5, "pairs": 0}}
+    assert [program(command) for command in next_commands(report, "r")] == ["lm.chat", "align.py"]
+
+
 def test_an_unfinished_run_is_resumed_by_its_own_command():
     report = {"config": TRAINED, "finished": False, "provenance": {"command": "python train.py --workdir=r"}}
     assert next_steps(report, "r") == [{"what": "Resume it", "command": "python train.py --workdir=r"}]

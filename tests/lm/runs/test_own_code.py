@@ -26,6 +26,9 @@ def broken():
 
 def nothing():
     return 3
+
+def needy(model, batch):
+    return 3
 """
 OPTIMIZER = "import optax\n\ndef signs(o):\n    return optax.scale_by_sign()\n"
 
@@ -80,11 +83,16 @@ def test_a_run_keeps_them_and_refuses_other_text(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     "value, named",
     [
-        ("loss.py:absent", "has no function 'absent', only doubled, broken, nothing"),
+        ("loss.py:absent", "has no function 'absent', only doubled, broken, nothing, needy"),
+        ("loss.py:double", "has no function 'double', only .*; did you mean .*loss.py:doubled?"),
         ("none.py:f", "no file"),
+        (
+            "loss.py:needy",
+            r"missing a required argument: 'model': needy\(model, batch\) is called without arguments and returns",
+        ),
         ("loss.py:broken", "ZeroDivisionError: division by zero .*loss.py:12"),
         ("loss.py:nothing", "returned int, not an Objective"),
-        ("loss.py", "names no function: write it as FILE.py:FUNCTION"),
+        ("loss.py", "names no function: write it as FILE.py:FUNCTION, such as --config.objective=.*loss.py:doubled"),
     ],
 )
 def test_what_is_wrong_is_one_line(value, named, config, tmp_path):
