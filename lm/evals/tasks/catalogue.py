@@ -6,6 +6,7 @@ with different names.
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from lm.errors import UserError, near_path
 from lm.evals.task import Task, TaskSettings
 from lm.evals.tasks.items import check_folder
+from lm.evals.tasks.settings import check
 
 FOLDER = Path(__file__).parent / "specs"
 
@@ -86,8 +88,15 @@ def check_tasks(names: str, settings: TaskSettings) -> None:
             path = path_of(name)
             spec = read_spec(path, name)
             if path.parent != FOLDER and spec["kind"] in QUIZZES:
+                check(f"task {path.stem}", spec, dict.fromkeys(spec, object), needed(spec, settings))
                 importlib.import_module(KINDS[spec["kind"]]).values_of(path.stem, spec, settings)
             check_folder(path.stem, spec, settings)
+
+
+def needed(spec: Mapping[str, Any], settings: TaskSettings) -> list[str]:
+    """Return the keys that the user's file of a quiz needs, but those that the config gives it."""
+    elsewhere = {*(settings.options.get(spec["kind"]) or {}), *(["data"] if settings.data_dir or spec.get("items") else [])}
+    return [key for key in QUIZ_KEYS if key not in elsewhere]
 
 
 def spelt(name: str) -> str:
