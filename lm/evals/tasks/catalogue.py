@@ -15,7 +15,7 @@ import yaml
 from lm.errors import UserError, near_path
 from lm.evals.task import Task, TaskSettings
 from lm.evals.tasks.items import check_folder
-from lm.evals.tasks.settings import check
+from lm.evals.tasks.settings import FILE_KEYS, check
 
 FOLDER = Path(__file__).parent / "specs"
 
@@ -88,8 +88,8 @@ def check_tasks(names: str, settings: TaskSettings) -> None:
             path = path_of(name)
             spec = read_spec(path, name)
             if path.parent != FOLDER and spec["kind"] in QUIZZES:
-                check(f"task {path.stem}", spec, dict.fromkeys(spec, object), needed(spec, settings))
-                importlib.import_module(KINDS[spec["kind"]]).values_of(path.stem, spec, settings)
+                keys = FILE_KEYS | importlib.import_module(KINDS[spec["kind"]]).KEYS
+                check(f"task {path.stem}", spec, keys, needed(spec, settings))
             check_folder(path.stem, spec, settings)
 
 

@@ -151,14 +151,9 @@ def summary(task: FileTask, samples: list[dict], metrics: Sequence[str], problem
     return task.summary(scored, ["acc"], problems) | {"perplexity": value, "perplexity_stderr": error}
 
 
-def values_of(name: str, spec: dict, settings: TaskSettings) -> dict[str, Any]:
-    """Return the settings of the task. Raises: UserError for an invalid key, and for all that are missing."""
-    return resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
-
-
 def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    values = values_of(name, spec, settings)
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     known = METRICS if "doc_to_choice" in values else CONTINUATION_METRICS
     metrics = tuple(metrics_of(name, values, {metric: {} for metric in known}))
     if "doc_to_choice" not in values and set(metrics) != set(CONTINUATION_METRICS):

@@ -144,14 +144,9 @@ class Generation(NamedTuple):
         return "exact_match" if len(self.pipelines) == 1 or pipeline == "none" else f"exact_match_{pipeline}"
 
 
-def values_of(name: str, spec: dict, settings: TaskSettings) -> dict[str, Any]:
-    """Return the settings of the task. Raises: UserError for an invalid key, and for all that are missing."""
-    return resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
-
-
 def build(name: str, spec: dict, settings: TaskSettings) -> FileTask:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    values = values_of(name, spec, settings)
+    values = resolved(name, spec, settings, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     metrics = metrics_of(name, values, OPTIONS)
     if (equal := metrics.get("exact_match", {}).get("equal")) not in (None, "math"):
         raise UserError(f"task {name}: metric_list: exact_match: equal: {equal!r} is not math")
