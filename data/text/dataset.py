@@ -166,16 +166,22 @@ def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = N
 
 
 def beginnings(dataset: Path, split: str, tokenizer: Tokenizer, count: int = 3, words: int = 4) -> list[str]:
-    """Return the first words of at most `count` documents of a split, from all sources in turn."""
+    """Return the first words of at most `count` documents of a split, from all sources in turn.
+
+    If the first rows of a source have fewer beginnings, return words from inside of its documents.
+    """
     bos_id, of_source = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id, []
     for name, counts in prepared(dataset)["sources"].items():
-        some = Rows(dataset, name, split).read(range(min(counts[split]["rows"], 8 * count))) if counts[split]["rows"] else {}
-        of_source.append([])
-        for tokens, segments in zip(some.get("tokens", ()), some.get("segment_ids", ())):
-            pieces = (tokens[segments == segment] for segment in range(1, int(segments.max()) + 1))
-            starts = (piece[1 : 1 + 8 * words] for piece in pieces if piece[0] == bos_id)  # others go on with a document
-            texts = (tokenizer.decode_bytes(start).decode(errors="ignore").split()[:words] for start in starts)
-            of_source[-1] += [" ".join(text) for text in texts if text]
+        rows = Rows(dataset, name, split).read(range(min(counts[split]["rows"], 64 * count))) if counts[split]["rows"] else {}
+        first, inside = [], []
+        for tokens, segments in zip(rows.get("tokens", ()), rows.get("segment_ids", ())):
+            for segment in range(1, int(segments.max()) + 1):
+                piece = tokens[segments == segment]
+                begins = piece[0] == bos_id
+                text = tokenizer.decode_bytes(piece[1 : 1 + 8 * words]).decode(errors="ignore").split()
+                text = text[:words] if begins else text[1 : 1 + words]  # the first word may be half of one
+                (first if begins else inside).extend([" ".join(text)] if text else [])
+        of_source.append(first + inside)
     return [text for group in itertools.zip_longest(*of_source) for text in group if text][:count]
 
 

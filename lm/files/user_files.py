@@ -4,9 +4,9 @@ import ast
 import contextlib
 import difflib
 import functools
-import importlib.util
 import sysconfig
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -74,10 +74,10 @@ def from_file(path: Path, name: str, key: str, form: str) -> Callable:
     Raises: UserError if there is no such file or name, or its code fails.
     """
     _parsed(path, name, key, form)
-    spec = importlib.util.spec_from_file_location(f"{key.replace('.', '_')}_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(f"{key.replace('.', '_')}_of_{path.stem}")
+    module.__file__ = str(path)
     with failing(f"{key}: {path} cannot be imported"):
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))  # leaves no bytecode beside the user's file
     if not callable(found := getattr(module, name, None)):
         own = [other for other, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise UserError(_no_name(path, name, key, form, own))
