@@ -122,4 +122,4 @@ class Lines:
 
 def _plain(text: str, keep: str = "") -> str:
     """Remove control characters, because file names and model outputs may hold any."""
-    return "".join(c if c.isprintable() or c in keep else " " for c in text)
+    return "".join([c if c.isprintable() or c in keep else " " for c in text])

@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
     def start(self, n: int) -> int:
         """Return the rows of all batches before n: the position of batch n's first row in the stream."""
         begins = (0, *self.ends)
-        return sum(max(0, min(n, end) - begin) * rows for begin, end, rows in zip(begins, (*self.ends, n), self.rows))
+        return sum([max(0, min(n, end) - begin) * rows for begin, end, rows in zip(begins, (*self.ends, n), self.rows)])
 
     def batches(self, rows: int) -> int:
         """Return how many batches hold at least so many rows."""

@@ -78,6 +78,7 @@ def _check_choices(config: Any, checked: Checked) -> None:
     for key in ("feed_forward", "attention"):
         if getattr(config, key) and not is_own(getattr(config, key)):
             checked.refuse(key, "names no class of a file: write it as FILE.py:CLASS")
+    checked.one_of("init", "gpt2", "fan_in")
     checked.one_of("score_head", "none", "reward", "value")
     checked.one_of("remat", *REMAT)
     if config.offload and config.remat == "none":

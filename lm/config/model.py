@@ -151,6 +151,9 @@ class ModelConfig:
     tie_embeddings: bool = False  # the head uses the embedding's weights
     logit_softcap: float = 0.0  # logits z become cap·tanh(z/cap); 0: none
     mtp_depth: int = 0  # multi-token prediction modules; each predicts one more token ahead (DeepSeek-V3)
+    # Initial weights. gpt2: all of std 0.02, those into the residual stream smaller. fan_in: std 1/√inputs, those into the
+    # residual stream 0, the embedding 0.8 and the head 0.001 if they are not tied.
+    init: str = "gpt2"
     score_head: str = "none"  # an extra scalar per token: reward (of the text so far), value (expected future reward)
 
     vision: Vision = Vision()
@@ -216,9 +219,8 @@ class ModelConfig:
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Return the kind of each layer."""
         attention, mlp = self.attention_pattern, self.mlp_pattern
-        return tuple(
-            LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe") for i in range(self.num_layers)
-        )
+        layers = range(self.num_layers)
+        return tuple([LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe") for i in layers])
 
     @property
     def stacks(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:

@@ -12,7 +12,7 @@ from lm.convert.rows import Family
 # How the model is compiled, trained and stored, and the score head, which any family can have.
 LEFT_OUT = {
     *("scan_layers", "remat", "remat_matmuls_last", "offload", "context_attention", "pipeline", "quantized_training"),
-    *("frozen", "dtype", "adapter", "quantization", "mup_base_dim", "score_head"),
+    *("frozen", "dtype", "adapter", "quantization", "mup_base_dim", "score_head", "init"),
 }
 
 

@@ -215,7 +215,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
     q_BTHK, k_BSGK, v_BSGV, visible, sinks_H, out_BTHV, logz = residuals
     dtype, G = q_BTHK.dtype, k_BSGK.shape[2]
-    q, out, dout = (by_head(x, G) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
+    q, out, dout = [by_head(x, G) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype))]
     k, v = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGV, 1, 2)
     # rowsum(dO·O), [B, G, R, T, 1]
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
@@ -235,7 +235,7 @@ def _backward(
         dvs.append(product("bgrtv,bgrts->bgvs", dout[some], p, spec_of(v)))
         firsts.append(first)
     dq = by_token(jnp.concatenate(dqs, axis=3))
-    dk, dv = (jnp.moveaxis(_overlaid(firsts, parts).astype(dtype), 3, 1) for parts in (dks, dvs))
+    dk, dv = [jnp.moveaxis(_overlaid(firsts, parts).astype(dtype), 3, 1) for parts in (dks, dvs)]
     if sinks_H is None:
         dsinks = None
     else:
@@ -257,7 +257,7 @@ def _overlaid(firsts: Sequence[int], parts: Sequence[jax.Array]) -> jax.Array:
     edges = sorted({*firsts, *ends})
     return jnp.concatenate(
         [
-            sum(part[..., a - first : b - first] for first, end, part in zip(firsts, ends, parts) if first <= a and b <= end)
+            sum([part[..., a - first : b - first] for first, end, part in zip(firsts, ends, parts) if first <= a and b <= end])
             for a, b in itertools.pairwise(edges)
         ],
         axis=-1,

@@ -109,7 +109,7 @@ def product_over_rows(
     (a_axes, b_axes), y_axes = _terms(equation)
     both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
     turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
-    where = out_spec and PartitionSpec(*(out_spec[y_axes.index(axis)] for axis in turned))
+    where = out_spec and PartitionSpec(*[out_spec[y_axes.index(axis)] for axis in turned])
     y = lax.optimization_barrier(ops.product(f"{b_axes},{a_axes}->{turned}", b, a, where, dtype=dtype))
     return jnp.transpose(y, [turned.index(axis) for axis in y_axes])
 
@@ -138,7 +138,7 @@ def gathered(w: jax.Array) -> jax.Array:
     current, embed = spec_of(w), spec("embed")
     if current is None or embed is None:
         return w
-    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed[0] else axis for axis in current)))
+    return jax.sharding.reshard(w, PartitionSpec(*[None if axis == embed[0] else axis for axis in current]))
 
 
 def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
@@ -200,7 +200,7 @@ def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], first: 
         for n in range(first, len(sizes)):
             groups = None if len(sizes) == 1 else groups_along(sizes, n)
             x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
-    return lax.psum(x, tuple(axis for axis in over if axis in rest))
+    return lax.psum(x, tuple([axis for axis in over if axis in rest]))
 
 
 def product_around_ring(

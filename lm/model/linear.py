@@ -65,7 +65,7 @@ class Linear(nnx.Module):
         }
         self.out = tuple(activation.get(letter) for letter in y_letters)
         key = rngs.params()
-        value = gaussian(key, shape, hidden_std(config, std))
+        value = gaussian(key, shape, hidden_std(config, std, math.prod(shape[: self.inputs])))
         self.weight: nnx.Variable | QuantizedWeight = declared(config, name, value, axes, tuple(range(self.inputs)))
         # Like activations, a vector of the residual stream is whole on every device.
         self.vector_axes = tuple("replicated" if axis == "embed" else axis for axis in axes[self.inputs :])
@@ -90,7 +90,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, axis: str = "length") -> jax.Array:
         """Return y. axis: the logical axis of T in y [B, T, …], "length" or "sequence" (lm/parallel/context.py)."""
-        out = tuple(axis if name == "length" else name for name in self.out)
+        out = tuple([axis if name == "length" else name for name in self.out])
         y = matmul(self.equation, x, stored(self.weight), dtype=self.dtype, out=out, precision=self.precision)
         if hasattr(self, "lora_a"):
             y = self._adapted(x, y, out)
@@ -198,8 +198,13 @@ def whole(weight: nnx.Variable | QuantizedWeight, dtype: DTypeLike = jnp.float32
     return weight[...]
 
 
-def hidden_std(config: ModelConfig, std: float) -> float:
-    """Return the initial std of a hidden matrix. In μP its variance falls with its inputs (Yang et al. 2022, table 8)."""
+def hidden_std(config: ModelConfig, std: float, inputs: int) -> float:
+    """Return the initial std of a hidden matrix: 1/√inputs, or 0 if `std` is 0, with model.init=fan_in; else `std`.
+
+    In μP the variance falls with the inputs (Yang et al. 2022, table 8), as 1/√inputs does.
+    """
+    if config.init == "fan_in":
+        return inputs**-0.5 if std else 0.0
     return std if not config.mup_base_dim else std * (config.mup_base_dim / config.embed_dim) ** 0.5
 
 
@@ -214,8 +219,8 @@ def scaled_output(config: ModelConfig, x: jax.Array) -> jax.Array:
 
 
 def residual_std(config: ModelConfig) -> float:
-    """Return the initial std STD/√(2·L) of a matrix that writes into the residual stream of L layers (GPT-2)."""
-    return STD / (2 * config.num_layers) ** 0.5
+    """Return the initial std of a matrix that writes into the residual stream of L layers: STD/√(2·L) (GPT-2), fan_in: 0."""
+    return 0.0 if config.init == "fan_in" else STD / (2 * config.num_layers) ** 0.5
 
 
 class Score(nnx.Param):

@@ -53,9 +53,9 @@ class MoE(nnx.Module):
             self.balance_bias = parameter(jnp.zeros((E,), jnp.float32), ("replicated",), "vector", Balance)
         into, out_of = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
         if config.gated:
-            self.gate = declared(config, "feed_forward.gate", normal(rngs, (E, D, F), hidden_std(config, STD)), into, (1,))
-        self.up = declared(config, "feed_forward.up", normal(rngs, (E, D, F), hidden_std(config, STD)), into, (1,))
-        std = hidden_std(config, residual_std(config))
+            self.gate = declared(config, "feed_forward.gate", normal(rngs, (E, D, F), hidden_std(config, STD, D)), into, (1,))
+        self.up = declared(config, "feed_forward.up", normal(rngs, (E, D, F), hidden_std(config, STD, D)), into, (1,))
+        std = hidden_std(config, residual_std(config), F)
         self.down = declared(config, "feed_forward.down", normal(rngs, (E, F, D), std), out_of, (1,))
         if moe.shared_dim:
             self.shared = FeedForward(config, rngs, moe.shared_dim, name="feed_forward.shared")

@@ -33,6 +33,7 @@ from lm.parallel.context import axis_between_blocks, length_axis, shift, whole_r
 from lm.parallel.mesh import reshard, spec
 
 LayerPath: TypeAlias = tuple[str | int, ...]  # of a module in the parameters
+WIDE_STD, HEAD_STD = 0.8, 0.001  # of embedding and head with model.init=fan_in (nanochat)
 STACKED = ("stacks.", "vision.layers.", "audio.layers.")  # begin the dotted names of parameters with an axis of layers
 
 
@@ -114,7 +115,8 @@ class Transformer(nnx.Module):
         V, D = config.vocab_size, config.embed_dim
         # The head starts so small that logits are near 0 and the first loss is near ln V at every width.
         width = config.mup_base_dim or D
-        std = min(STD, 0.4 * width**-0.5) if config.tie_embeddings else STD
+        is_small = config.init == "gpt2" or config.tie_embeddings
+        std = min(STD, 0.4 * width**-0.5) if config.tie_embeddings else STD if is_small else WIDE_STD
         self.embedding = parameter(normal(rngs, (V, D), std), ("vocab", "embed"), "embedding")
         if config.positions == "learned":
             shape = (config.max_positions, D)
@@ -125,7 +127,8 @@ class Transformer(nnx.Module):
         )
         self.norm = layer_norm(config)
         if not config.tie_embeddings:
-            self.head = parameter(normal(rngs, (V, D), min(STD, 0.2 * width**-0.5)), ("vocab", "embed"), "head")
+            std = min(STD, 0.2 * width**-0.5) if config.init == "gpt2" else HEAD_STD
+            self.head = parameter(normal(rngs, (V, D), std), ("vocab", "embed"), "head")
         if config.mtp_depth:
             self.mtp = nnx.List([AheadModule(config, rngs) for _ in range(config.mtp_depth)])
         if config.score_head != "none":

@@ -231,6 +231,8 @@ def training_loss(
         nll_ahead, weight_ahead = nll_ahead + nll_k, weight_ahead + jnp.sum(weights)
     if ahead:
         metrics["loss_ahead"] = (nll_ahead, weight_ahead)
+    if main.router is None:
+        return objective, Sums(metrics, {})
     router, loads = router_loss(model, [main, *ahead])
     return objective + router, Sums(metrics, loads)
 

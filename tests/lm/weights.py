@@ -28,9 +28,9 @@ def drawn(config: ModelConfig, seed: int = 0, scale: float = 1.0):
         tower = name.startswith(("vision.", "audio."))
         if last == "scale":
             return np.full(shape, tower or not config.norm_plus_one, np.float32)
-        std = hidden_std(config, STD)
+        std = hidden_std(config, STD, config.embed_dim)
         if not tower and name.endswith(INTO_RESIDUAL):
-            std = hidden_std(config, residual_std(config))
+            std = hidden_std(config, residual_std(config), config.embed_dim)
         elif name == "head" or (name == "embedding" and config.tie_embeddings):
             std = min(STD, (0.4 if name == "embedding" else 0.2) * width**-0.5)
         elif tower and ".projector." not in name:  # of about the size of theirs

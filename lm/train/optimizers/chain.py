@@ -3,7 +3,7 @@
 Every optimizer returns a direction whose root mean square is about that of AdamW's, so one learning rate and one weight decay
 serve all of them:
   adamw  m̂/(√v̂+ε) (Loshchilov and Hutter 2019)
-  muon   hidden matrices: orthogonalised momentum (lm/train/optimizers/muon.py); all others: adamw
+  muon, normuon   hidden matrices: orthogonalised momentum (lm/train/optimizers/muon.py); all others: adamw
   lion   0.2 · sign of the interpolated momentum (Chen et al. 2023, whose rates are 3 to 10 times smaller than AdamW's)
   FILE.py:FUNCTION  the direction that a user's function of this section returns, an optax.GradientTransformation
 """
@@ -21,16 +21,17 @@ from lm.files.user_files import is_own
 from lm.parallel.arrays import PyTree
 from lm.runs import own_code
 from lm.train.optimizers.compact import compact
-from lm.train.optimizers.muon import is_variable, matrix_axes, scale_by_muon
+from lm.train.optimizers.muon import is_variable, matrix_axes, scale_by_muon, scale_by_normuon
 
 LION_RMS = 0.2  # as Muon's
+WIDE_RATE = 15.0  # of embeddings that begin with a std of 0.8, times the learning rate (docs/recipe.md)
 
 
 def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Return the transform from gradients to direction + λ·w; the caller scales it by −learning rate.
 
-    o: the section `optimizer` of a training config. Norm scales and biases are not decayed. In μP the direction is scaled by
-    `mup_scale`; the decay is not.
+    o: the section `optimizer` of a training config. Norm scales and biases are not decayed. The direction, not the decay, is
+    scaled by `mup_scale`, and that of embeddings by o.embedding_rate.
     """
     adam = optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps)
     if is_own(o.name):
@@ -39,12 +40,20 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
             raise UserError(f"optimizer.name={o.name} returned {type(direction).__name__}, not an optax.GradientTransformation")
     elif o.name == "adamw":
         direction = adam
-    elif o.name == "muon":
+    elif o.name in ("muon", "normuon"):
         labels = by_variable(abstract_params, lambda variable: "muon" if orthogonalised(variable) else "adamw")
-        muon = scale_by_muon(o.momentum, config.compute_dtype)
+        scale_by = scale_by_muon if o.name == "muon" else scale_by_normuon
+        muon = scale_by(o.momentum, config.compute_dtype)
         direction = optax.partition({"muon": muon, "adamw": adam}, labels)
     else:
         direction = optax.chain(optax.scale_by_lion(b1=o.b1, b2=o.b2), optax.scale(LION_RMS))
+    embedding_rate = o.embedding_rate
+    if embedding_rate is None:
+        embedding_rate = WIDE_RATE if config.init == "fan_in" and not config.tie_embeddings else 1.0
+    if embedding_rate != 1:
+        direction = optax.chain(
+            direction, optax.masked(optax.scale(embedding_rate), by_variable(abstract_params, is_embedding))
+        )
     scales = by_variable(abstract_params, lambda variable: mup_scale(variable, config, o.name))
     return optax.chain(
         compact(direction, o.state_dtype),
@@ -53,6 +62,11 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
         else optax.identity(),
         optax.add_decayed_weights(o.weight_decay, mask=decayed(abstract_params)),
     )
+
+
+def is_embedding(variable: nnx.Variable) -> bool:
+    """Return whether a parameter is a table of vectors, and not a part of an adapter."""
+    return role(variable) == "embedding" and not isinstance(variable, nnx.LoRAParam)
 
 
 def orthogonalised(variable: nnx.Variable) -> bool:
@@ -70,7 +84,7 @@ def mup_scale(variable: nnx.Variable, config: ModelConfig, name: str) -> float:
     if role(variable) != "hidden" or not config.mup_base_dim:
         return 1.0
     width = config.mup_base_dim / config.embed_dim
-    root = name == "muon" and not isinstance(variable, nnx.LoRAParam)
+    root = name in ("muon", "normuon") and not isinstance(variable, nnx.LoRAParam)
     return width**0.5 if root else width
 
 

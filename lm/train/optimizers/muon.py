@@ -1,5 +1,7 @@
 """Muon (Jordan et al. 2024): the momentum of each matrix is replaced by the nearest matrix with equal singular values.
 
+NorMuon (Li et al. 2025) then divides each output by a moving average of its size, since Muon's are unequal.
+
 Letters: L stacked matrices, m rows (inputs), n columns (outputs).
 """
 
@@ -17,9 +19,21 @@ from jax.sharding import PartitionSpec
 from lm.kernels.ops import product
 from lm.parallel.mesh import logical_axes, several, spec_of
 
-STEPS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # of Newton–Schulz; they bring singular values near 1 quickly, not exactly
+Coefficients = tuple[tuple[float, float, float], ...]  # a, b, c of each step of Newton–Schulz
+# Jordan et al. 2024: singular values come near 1 quickly, not exactly.
+JORDAN: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
+# The Polar Express (Amsel et al. 2025, algorithm 1) for five steps: optimal for singular values of at least 1e-3 of the norm.
+POLAR_EXPRESS: Coefficients = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+SAFETY = 1.01  # by which the norm is overestimated: rounding must not lift a singular value over 1
 RMS = 0.2  # of a direction, as AdamW's (Liu et al. 2025, §2.2)
 EPS = 1e-7  # added to the norm
+OUTPUT_MEMORY = 0.9  # NorMuon: decay of the mean of squares of an output's direction
 
 
 class MatrixAxes(NamedTuple):
@@ -35,6 +49,13 @@ class MuonState(NamedTuple):
     mu: nnx.State  # float32 mean of gradients
 
 
+class NorMuonState(NamedTuple):
+    """The state of NorMuon: the momentum of each matrix, and how large the direction of each of its outputs was."""
+
+    mu: nnx.State  # float32 mean of gradients
+    outputs: nnx.State  # float32 mean of squares, of a parameter's shape without its inputs
+
+
 def scale_by_muon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransformation:
     """Return the transform from gradients g to 0.2·√max(m, n) · orthogonalised(Nesterov momentum of g).
 
@@ -46,34 +67,72 @@ def scale_by_muon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransforma
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
     def update(grads: nnx.State, state: MuonState, params: nnx.State | None = None) -> tuple[nnx.State, MuonState]:
-        mu = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, state.mu, grads)
-        ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, mu, grads)
-
-        def direction(variable: nnx.Variable) -> nnx.Variable:
-            axes = matrix_axes(variable)
-
-            def one(x: jax.Array) -> jax.Array:
-                assert axes is not None  # other parameters have no value here (lm/train/optimizers/chain.py)
-                x_mn = as_matrices(x, axes)
-                y_mn = RMS * max(x_mn.shape[-2:]) ** 0.5 * orthogonalised(x_mn, dtype).astype(jnp.float32)
-                return from_matrices(y_mn, x)
-
-            return jax.tree.map(one, variable)
-
-        return jax.tree.map(direction, ahead, is_leaf=is_variable), MuonState(mu)
+        mu = optax.tree.update_moment(grads, state.mu, momentum, order=1)
+        ahead, tree = jax.tree.flatten(optax.tree.update_moment(grads, mu, momentum, order=1), is_leaf=is_variable)
+        for i, variable in enumerate(ahead):
+            x, axes = variable.get_value(), matrix_axes(variable)
+            if axes is None or isinstance(x, optax.MaskedNode):  # another transform updates this parameter
+                continue
+            x_mn = as_matrices(x, axes)
+            y_mn = RMS * max(x_mn.shape[-2:]) ** 0.5 * orthogonalised(x_mn, dtype, JORDAN).astype(jnp.float32)
+            ahead[i] = variable.replace(lax.reshape(y_mn, x.shape, out_sharding=spec_of(x)))
+        return jax.tree.unflatten(tree, ahead), MuonState(mu)
 
     return optax.GradientTransformation(init, update)
 
 
-def orthogonalised(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def scale_by_normuon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransformation:
+    """Return the transform from gradients to a direction with a root mean square of 0.2 in each matrix.
+
+    With O the orthogonalised Nesterov momentum, v ← 0.9·v + 0.1·(mean of O² over the inputs of each output). The direction is
+    0.2 · y / rms(y) of y = O / √v (Li et al. 2025, algorithm 1). `dtype`, and a mesh: as in `scale_by_muon`.
+    """
+
+    def init(params: nnx.State) -> NorMuonState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return NorMuonState(zeros, jax.tree.map(_of_outputs, zeros, is_leaf=is_variable))
+
+    def update(grads: nnx.State, state: NorMuonState, params: nnx.State | None = None) -> tuple[nnx.State, NorMuonState]:
+        mu = optax.tree.update_moment(grads, state.mu, momentum, order=1)
+        ahead, tree = jax.tree.flatten(optax.tree.update_moment(grads, mu, momentum, order=1), is_leaf=is_variable)
+        outputs, tree_of_outputs = jax.tree.flatten(state.outputs, is_leaf=is_variable)
+        for i, variable in enumerate(ahead):
+            x, axes = variable.get_value(), matrix_axes(variable)
+            if axes is None or isinstance(x, optax.MaskedNode):  # another transform updates this parameter
+                continue
+            inputs = tuple(range(axes.stacked, axes.stacked + axes.inputs))
+            o_mn = orthogonalised(as_matrices(x, axes), dtype, POLAR_EXPRESS).astype(jnp.float32)
+            o = lax.reshape(o_mn, x.shape, out_sharding=spec_of(x))
+            squares = jnp.mean(jnp.square(o), axis=inputs)
+            v = OUTPUT_MEMORY * outputs[i].get_value() + (1 - OUTPUT_MEMORY) * squares
+            y = o * lax.rsqrt(jnp.expand_dims(jnp.maximum(v, EPS), inputs))
+            size = jnp.sqrt(jnp.mean(jnp.square(y), axis=tuple(range(axes.stacked, y.ndim)), keepdims=True))
+            ahead[i], outputs[i] = variable.replace(RMS * y / jnp.maximum(size, EPS)), outputs[i].replace(v)
+        return jax.tree.unflatten(tree, ahead), NorMuonState(mu, jax.tree.unflatten(tree_of_outputs, outputs))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _of_outputs(variable: nnx.Variable) -> nnx.Variable:
+    """Return the mean of a variable over the inputs of each output, sharded as the outputs. Others have no value here."""
+    axes = matrix_axes(variable)
+    if axes is None:
+        return variable
+    over = tuple(range(axes.stacked, axes.stacked + axes.inputs))
+    names = tuple([name for i, name in enumerate(logical_axes(variable)) if i not in over])
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=over), variable)
+    return mean.replace(mean.get_value(), out_sharding=names, role="vector", inputs=())
+
+
+def orthogonalised(x: jax.Array, dtype: jnp.dtype, coefficients: Coefficients) -> jax.Array:
     """Return U·Vᵀ, nearly, of each matrix U·S·Vᵀ of x [..., m, n], in `dtype` and with the sharding of x.
 
     Singular values end between 0.7 and 1.2. Products are in `dtype` and accumulate in float32.
     """
     x = x.astype(dtype)
     spec = spec_of(x)
-    if spec is None or all(size == 1 for size in jax.sharding.get_abstract_mesh().shape.values()):
-        return newton_schulz(x)
+    if spec is None or math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1:
+        return newton_schulz(x, coefficients)
     L = x.shape[0] if x.ndim > 2 else 1
     x_Lmn = x if x.ndim > 2 else x[None]
     spec = spec if x.ndim > 2 else PartitionSpec(None, *spec)
@@ -82,19 +141,18 @@ def orthogonalised(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
         x_Lmn = jnp.pad(x_Lmn, ((0, padded - L), *[(0, 0)] * (x_Lmn.ndim - 1)))
     for where in moves[1:]:
         x_Lmn = jax.sharding.reshard(x_Lmn, where)
-    y_Lmn = newton_schulz(x_Lmn)
+    y_Lmn = newton_schulz(x_Lmn, coefficients)
     for where in moves[-2::-1]:
         y_Lmn = jax.sharding.reshard(y_Lmn, where)
     return y_Lmn[:L] if x.ndim > 2 else y_Lmn[0]
 
 
-def newton_schulz(x: jax.Array) -> jax.Array:
-    """Return x [..., m, n] after STEPS steps of X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, from X/‖X‖ (Jordan et al. 2024).
+def newton_schulz(x: jax.Array, coefficients: Coefficients) -> jax.Array:
+    """Return x [..., m, n] after steps of X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, from X/‖X‖ (Jordan et al. 2024).
 
     A is made on the shorter side: with m > n, A = Xᵀ·X, and X is multiplied from the left. The longer side may be split over
     devices. Then each computes a share of A, and of A².
     """
-    a, b, c = COEFFICIENTS
     wide, dtype, spec = x.shape[-2] <= x.shape[-1], x.dtype, spec_of(x)
     whole = rows = None
     if spec is not None:
@@ -102,19 +160,19 @@ def newton_schulz(x: jax.Array) -> jax.Array:
         whole = PartitionSpec(*spec[:-2], None, None)
         rows = PartitionSpec(*spec[:-2], split if size % parts_of(split) == 0 else None, None)
 
-    def everywhere(square: jax.Array) -> jax.Array:
-        return square if whole is None else jax.sharding.reshard(square, whole)
-
     norm = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(-2, -1), keepdims=True))
 
-    def iteration(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def iteration(x: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
+        a, b, c = abc
         gram = product("...mn,...pn->...mp" if wide else "...mn,...mp->...np", x, x, rows).astype(dtype)
-        squared = product("...ij,...jk->...ik", gram, everywhere(gram), rows)
-        factor = everywhere((b * gram + c * squared).astype(dtype))
+        squared = product("...ij,...jk->...ik", gram, gram if whole is None else jax.sharding.reshard(gram, whole), rows)
+        factor = (b * gram + c * squared).astype(dtype)
+        factor = factor if whole is None else jax.sharding.reshard(factor, whole)
         step = product("...ij,...jn->...in", factor, x, spec) if wide else product("...mi,...ij->...mj", x, factor, spec)
         return (a * x + step).astype(dtype), None
 
-    return lax.scan(iteration, (x / (norm + EPS)).astype(dtype), length=STEPS)[0]
+    safety = SAFETY if coefficients is POLAR_EXPRESS else 1.0
+    return lax.scan(iteration, (x / (safety * norm + EPS)).astype(dtype), jnp.array(coefficients, jnp.float32))[0]
 
 
 def shared_out(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]) -> tuple[list[PartitionSpec], int]:
@@ -173,26 +231,21 @@ def matrix_axes(variable: nnx.Variable) -> MatrixAxes | None:
     inputs = variable.get_metadata().get("inputs", ())
     if not inputs:
         return None
-    return MatrixAxes(inputs[0] + (logical_axes(variable)[0] == "layers"), len(inputs))
+    return MatrixAxes(inputs[0] + (variable.get_metadata()["out_sharding"][0] == "layers"), len(inputs))
 
 
 def as_matrices(x: jax.Array, axes: MatrixAxes) -> jax.Array:
     """Return x as [..., inputs, outputs] with its `stacked` axes in front. Only the first of merged axes may be sharded."""
     groups: list[tuple[int, ...]] = [(i,) for i in range(axes.stacked)]
     groups += [tuple(range(axes.stacked, axes.stacked + axes.inputs)), tuple(range(axes.stacked + axes.inputs, x.ndim))]
-    shape = tuple(math.prod(x.shape[i] for i in group) for group in groups)
+    shape = [math.prod([x.shape[i] for i in group]) for group in groups]
     spec = spec_of(x)
     if spec is None:
         return x.reshape(shape)
-    assert all(spec[i] is None for group in groups for i in group[1:])
-    return lax.reshape(x, shape, out_sharding=jax.sharding.PartitionSpec(*(spec[group[0]] for group in groups)))
-
-
-def from_matrices(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Return matrices [..., inputs, outputs] in the shape and sharding of `like`; the inverse of `as_matrices`."""
-    return lax.reshape(x, like.shape, out_sharding=spec_of(like))
+    assert all([spec[i] is None for group in groups for i in group[1:]])
+    return lax.reshape(x, shape, out_sharding=PartitionSpec(*[spec[group[0]] for group in groups]))
 
 
 def parts_of(part: str | tuple[str, ...] | None) -> int:
     """Return how many parts an entry of a partition splits an axis into, on the current mesh."""
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in several(part))
+    return math.prod([jax.sharding.get_abstract_mesh().shape[axis] for axis in several(part)])

@@ -79,6 +79,38 @@ def test_singular_values_are_near_one_and_singular_vectors_stay(weight, stacked,
         assert np.abs(mapped - np.diag(values)).max() < 1e-2
 
 
+@pytest.mark.parametrize("weight, stacked, inputs", [("query_up", 1, 1), ("output", 1, 2), ("down", 2, 1)])
+def test_normuon_gives_each_output_the_same_size_at_first(weight, stacked, inputs):
+    """After one step the mean of squares is that of the step, so O / √v has rows of one size, in the directions of U·Vᵀ."""
+    updates, grads, _ = directions("one", "latent attention and experts", "normuon")
+    name = next(n for n in updates if f"'{weight}'" in n and "shared" not in n and updates[n].ndim >= stacked + 1 + inputs)
+    rows, count = math.prod(updates[name].shape[stacked : stacked + inputs]), math.prod(updates[name].shape[:stacked])
+    for x, g in zip(*(tree[name].reshape(count, rows, -1) for tree in (updates, grads)), strict=True):
+        np.testing.assert_allclose(np.sqrt(np.mean(x**2, axis=0)), 0.2, rtol=1e-3)
+        u, s, vt = np.linalg.svd(g, full_matrices=False)
+        exact = (u @ vt) / np.linalg.norm(u @ vt, axis=0)
+        if s[-1] > 0.05 * s[0]:
+            assert np.min(np.sum(exact * x / np.linalg.norm(x, axis=0), axis=0)) > 0.97
+
+
+def test_the_memory_of_normuon_is_of_outputs_and_sharded_as_they_are():
+    config = tiny_config(**SMALL)
+    config.optimizer.name = "normuon"
+    mesh = make_mesh({"fsdp": 2, "tensor": 2, "expert": 2})
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config)
+        state = jax.eval_shape(trainer.init)
+        found = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state.optimizer)}
+        placed = {
+            jax.tree_util.keystr(path): x.spec
+            for path, x in jax.tree_util.tree_leaves_with_path(shardings(state.optimizer, mesh))
+        }
+    outputs = {name: (x.shape, placed[name]) for name, x in found.items() if ".outputs" in name}
+    down = next(value for name, value in outputs.items() if "'down'" in name and len(value[0]) == 3)
+    assert down[0][1:] == (SMALL["moe"]["num_experts"], 32) and "expert" in str(down[1])
+    assert sum(math.prod(shape) for shape, _ in outputs.values()) < 0.1 * sum(x.size for n, x in found.items() if ".mu" in n)
+
+
 def test_embeddings_heads_routers_and_vectors_are_adamws():
     muon, adamw = (directions("one", "latent attention and experts", name)[0] for name in ("muon", "adamw"))
     same = {name for name in muon if np.array_equal(muon[name], adamw[name])}
@@ -108,9 +140,10 @@ SHARES[("expert 2, fsdp 2, tensor 2", "latent attention and experts")] = 3
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh, model", all_but(list(SHARES)[-1:], SHARES))
-def test_as_on_one_device_and_shared_out(mesh, model):
+@pytest.mark.parametrize("optimizer", ["muon", "normuon"])
+def test_as_on_one_device_and_shared_out(mesh, model, optimizer):
     """No device multiplies everything: with 8 layers on 8 devices an eighth each, else a third at most."""
-    (many, _, program), (one, _, alone) = directions(mesh, model), directions("one", model)
+    (many, _, program), (one, _, alone) = directions(mesh, model, optimizer), directions("one", model, optimizer)
     for key, update in one.items():
         np.testing.assert_allclose(many[key], update, atol=1e-5, rtol=0, err_msg=key)
     assert flops(program) * SHARES[mesh, model] <= flops(alone)

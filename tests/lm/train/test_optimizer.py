@@ -26,7 +26,9 @@ def test_all_but_the_norms_decays():
 
 def two_updates(**keys):
     """Return, by name, (parameter, first gradient, second gradient, second update)."""
-    o = default.get_config().optimizer
+    config = default.get_config()
+    default.adamw(config)
+    o = config.optimizer
     o.update(eps=1e-3, **keys)
     transform = optimizer(skeleton(CONFIG)[1], CONFIG, o)
     params = parameters(CONFIG)
@@ -49,13 +51,19 @@ def test_adamw_by_hand():
         np.testing.assert_allclose(update, expected, rtol=2e-5, atol=1e-6)
 
 
+def test_embeddings_have_a_rate_of_their_own():
+    usual, faster = two_updates(weight_decay=0.0), two_updates(weight_decay=0.0, embedding_rate=15.0)
+    for name, (*_, update) in usual.items():
+        np.testing.assert_allclose(faster[name][-1], (15 if "embedding" in name else 1) * update, rtol=1e-5)
+
+
 def test_lion_by_hand():
     for name, (w, g1, g2, update) in two_updates(name="lion", weight_decay=0.1, b1=0.9, b2=0.95).items():
         expected = 0.2 * np.sign(0.9 * (0.05 * g1) + 0.1 * g2) + (0 if "norm" in name else 0.1) * w
         np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "normuon", "lion"])
 def test_the_directions_of_all_optimizers_are_about_as_large(name):
     rms = [
         np.sqrt(np.mean(update**2)) for key, (*_, update) in two_updates(name=name, weight_decay=0.0).items() if "key" in key
