@@ -16,7 +16,7 @@ The keys that matter most, as --config.KEY=VALUE:
   dial.depth               chooses model, batch, rates and length by one number
   model.num_layers, model.embed_dim, model.vocab_size
   sequence_length, batch_size   tokens of a row, rows of an update
-  optimizer.name, optimizer.learning_rate   adamw, muon, lion or a file's function; none: a rate for the size
+  optimizer.name, optimizer.learning_rate   normuon, muon, adamw, lion or a file's function; none: a rate for the size
   init_from                continue from a model
   objective                a loss of your own: FILE.py:FUNCTION
   accumulate, model.remat  more slices, or full: less memory

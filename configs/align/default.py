@@ -8,6 +8,7 @@ from configs.train import default as training
 
 def get_config() -> ml_collections.ConfigDict:
     config = training.get_config()
+    training.adamw(config)
     del config.dial, config.batch_warmup, config.objective  # for pretraining
     config.method = "sft"  # sft, preference, reward, rl, distill, best_of, safety
     # init_from, a workdir, Hugging Face folder or GGUF file, gives the architecture, the weights and the tokenizer. Only these

@@ -5,6 +5,7 @@ from configs.train import default
 
 def get_config():
     config = default.get_config()
+    default.adamw(config)
     config.steps = 1000
     config.batch_size = 32
     config.sequence_length = 128

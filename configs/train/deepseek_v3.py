@@ -10,6 +10,7 @@ from configs.train import default
 
 def get_config():
     config = default.get_config()
+    default.adamw(config)
     config.steps = 235_000
     config.batch_size = 15_360  # × 4096 tokens
     config.sequence_length = 4096

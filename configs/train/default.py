@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
     # All keys of lm/config/model.py, which explains them, with sections rope, mla, moe, adapter, quantization and pipeline. Set
-    # here are those of a Llama-like model. Locked: an unknown key is an error.
+    # here are those of a Qwen3-like model. Locked: an unknown key is an error.
     config.model = ml_collections.ConfigDict(
         model_keys(
             vocab_size=8192,  # rows of the embedding; the tokenizer may have fewer pieces
@@ -45,6 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
             num_kv_heads=6,
             head_dim=64,  # 0: embed_dim / num_heads
             mlp_dim=1024,
+            qk_norm="head",  # norm of queries and keys: none, head (each head), full (all heads together)
+            init="fan_in",  # initial weights: fan_in (std 1/√inputs, sublayers start at 0) or gpt2 (std 0.02)
             scan_layers=True,  # False unrolls the stack: slower to compile, faster on a CPU
             # Products of the layers, forward and backward: none (dtype), int8 or float8, which some chips compute twice as fast
             # as bfloat16. Experts, embedding, head, router and attention scores keep dtype.
@@ -66,17 +68,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.dial.tokens_per_parameter = 20.0  # training tokens for each active parameter
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, muon, lion, or FILE.py:FUNCTION (lm/train/optimizers/chain.py)
+    config.optimizer.name = "normuon"  # normuon, muon, adamw, lion, or FILE.py:FUNCTION (lm/train/optimizers/chain.py)
     # Peak. None: chosen for the objective, the model's size and the weights it starts from (lm/train/rates.py).
     config.optimizer.learning_rate = placeholder(float)
-    config.optimizer.schedule = "cosine"  # cosine, wsd or constant
+    # Learning rate of embeddings, as a multiple of that of other weights. None: 15 where they begin large (model.init=fan_in
+    # without a tied head), else 1.
+    config.optimizer.embedding_rate = placeholder(float)
+    config.optimizer.schedule = "wsd"  # wsd, cosine or constant
     config.optimizer.warmup = 100  # steps
-    config.optimizer.final = 0.1  # last learning rate as a fraction of the peak
-    config.optimizer.decay = 0.2  # wsd: fraction of the steps that decay
-    config.optimizer.b1 = 0.9  # decay of the mean of gradients
+    config.optimizer.final = 0.05  # last learning rate as a fraction of the peak
+    config.optimizer.decay = 0.6  # wsd: fraction of the steps that decay
+    config.optimizer.b1 = 0.8  # decay of the mean of gradients
     config.optimizer.b2 = 0.95  # decay of the mean of squared gradients; lion: of the mean of gradients
     config.optimizer.eps = 1e-8  # adamw: added to the root of the mean of squared gradients
-    config.optimizer.momentum = 0.95  # muon: decay of the mean of gradients of hidden matrices
+    config.optimizer.momentum = 0.95  # muon, normuon: decay of the mean of gradients of hidden matrices
     config.optimizer.state_dtype = "float32"  # of the moments of matrices: float32, bfloat16 or int8 (a quarter of the memory)
     config.optimizer.offload = False  # keep the moments of matrices in host memory between updates (docs/train.md, Memory)
     config.optimizer.weight_decay = 0.1  # per step, times the learning rate; norm scales and biases do not decay
@@ -139,3 +144,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
     config.samples = placeholder(tuple)  # prompts that the report completes; none: the first words of held-out documents
     return config
+
+
+def adamw(config: ml_collections.ConfigDict) -> None:
+    """Set the recipe of most published models of this shape: AdamW with a cosine, and small initial weights."""
+    config.model.update(qk_norm="none", init="gpt2")
+    config.optimizer.update(name="adamw", schedule="cosine", final=0.1, decay=0.2, b1=0.9, b2=0.95)

@@ -14,8 +14,7 @@ def get_config():
     config.data.valid_fraction = 0.02
     config.model.update(vocab_size=3072, num_layers=4, embed_dim=192, num_heads=6, num_kv_heads=3, head_dim=32, mlp_dim=512)
     config.model.scan_layers = False
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.warmup = 50
+    config.optimizer.warmup = 10
     config.valid_every = 50
     config.checkpoint_every = 100
     return config

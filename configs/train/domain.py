@@ -15,6 +15,7 @@ def get_config(kind: str = ""):
     if kind not in ("", "adapter"):
         raise UserError(f"configs/train/domain.py:{kind}: only domain.py and domain.py:adapter exist")
     config = default.get_config()
+    default.adamw(config)
     config.data.weights = "domain=3,general=1"  # a quarter of replay (Ibrahim et al. 2024 try 1 to 50 %)
     config.data.valid_fraction = 0.03
     config.data.max_valid_bytes = 400_000

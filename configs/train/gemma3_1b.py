@@ -5,6 +5,7 @@ from configs.train import default
 
 def get_config():
     config = default.get_config()
+    default.adamw(config)
     config.steps = 1_000_000
     config.batch_size = 512  # × 4096 tokens: 2 T in all, like the published model
     config.sequence_length = 4096

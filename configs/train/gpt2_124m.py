@@ -5,6 +5,7 @@ from configs.train import default
 
 def get_config():
     config = default.get_config()
+    default.adamw(config)
     config.steps = 20_000
     config.batch_size = 512  # × 1024 tokens
     config.sequence_length = 1024

@@ -5,6 +5,7 @@ from configs.train import default
 
 def get_config():
     config = default.get_config()
+    default.adamw(config)
     config.steps = 900_000
     config.batch_size = 2048  # × 8192 tokens
     config.sequence_length = 8192

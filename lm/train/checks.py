@@ -17,18 +17,39 @@ from data.text.fingerprints import ready_dataset
 from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.bucket.places import as_urls
+from lm.cli.config_files import given_keys
 from lm.convert.files import check_weights, is_adapter
 from lm.errors import UserError, after, hub_hint, naming, no_base, no_model, runnable
 from lm.files.gguf import find_gguf, open_gguf
-from lm.runs.workdir import VERBS, check_record, kind_of, read_config, steps_saved
+from lm.runs.workdir import VERBS, check_record, flat, kind_of, read_config, record, steps_saved
 from lm.train.values import check_length, check_values, model_of
 
 FIRST_RECORDS = 100  # of a file, which are checked before JAX loads
 
 
+# Keys whose default has changed since records without model.init were written.
+NEW_DEFAULTS = ("model.qk_norm", *[f"optimizer.{key}" for key in ("name", "schedule", "warmup", "final", "decay", "b1")])
+
+
+def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Give a run that began before the defaults of NEW_DEFAULTS its recorded values, but for keys of the command line."""
+    saved, _ = record(workdir)
+    if not saved or "init" in saved.get("model", {"init"}) or not saved.get("optimizer"):
+        return
+    before, given = flat(saved), given_keys()
+    if config.optimizer.learning_rate is None:
+        config.optimizer.learning_rate = before.get("optimizer.learning_rate")
+    for key in NEW_DEFAULTS:
+        if key in before and key not in given:
+            config.update_from_flattened_dict({key: before[key]})
+    if "model.init" not in given:
+        config.model.init = "gpt2"
+
+
 def check_training(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Raise UserError for an invalid config of train.py, or one that differs from the run in the workdir."""
     check_values(config)
+    keep_former_defaults(config, workdir)
     if not config.init_from and not steps_saved(workdir):
         check_length(model_of(config), config.sequence_length)
     check_model("init_from", config.init_from, workdir)

@@ -1,10 +1,12 @@
 """The learning rate of a run that names none. It follows the objective, the model's size and the weights it starts from.
 
 With N active parameters:
-  random weights  0.128 · N^−1/4. The exponent is that of DeepSeek LLM (Bi et al. 2024, figure 3): the rate falls with
+  random weights  13.4 · N^−1/2 for the default recipe, normuon and model.init=fan_in: fitted to models of 1 to 10 M parameters
+                  (docs/recipe.md).
+                  0.128 · N^−1/4 for others. The exponent is that of DeepSeek LLM (Bi et al. 2024, figure 3): the rate falls as
                   compute^−1/8, and compute grows with N². The factor is fitted to models of 1 to 30 M parameters; smaller
                   ones use the rate of 1 M.
-  continued       0.3 times that. The full rate would first undo what was learnt (Ibrahim et al. 2024).
+  continued       0.3 times the latter. The full rate would first undo what was learnt (Ibrahim et al. 2024).
   fine-tuned      rate · (7e9 / N)^power of FINE_TUNING, at most the rate of continued training. The rates at 7 B are usual
                   ones (Alpaca, Tülu 3, TRL); the powers are fitted to benchmarks/alignment.py with 0.5 M parameters.
   adapters        ten times the rate of all weights of a 7 B model (Schulman et al. 2025), or that of all weights if higher.
@@ -43,12 +45,13 @@ def learning_rate(config: ml_collections.ConfigDict) -> tuple[float, str]:
     """Return the learning rate (two digits) for the objective, size and starting point of a config, and these in words."""
     model = model_of(config)
     size = _size(model)
-    random = 0.128 * max(size, 1e6) ** -0.25
+    usual = 0.128 * max(size, 1e6) ** -0.25
     millions = f"{size / 1e6:,.3g} M active parameters"
     if not config.init_from:
-        return _rounded(random), f"random weights, {millions}"
+        is_default = config.optimizer.name == "normuon" and model.init == "fan_in"
+        return _rounded(13.4 * max(size, 1e6) ** -0.5 if is_default else usual), f"random weights, {millions}"
     objective = _objective(config)
-    rate = random * CONTINUED
+    rate = usual * CONTINUED
     if objective is not None:
         at_seven, power = FINE_TUNING[objective]
         rate = min(rate, at_seven * (SEVEN / size) ** power)

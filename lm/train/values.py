@@ -16,7 +16,7 @@ from lm.train.trackers import parse_trackers
 MAX = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit
 CHOICES = {  # of keys of config.optimizer
-    "name": ("adamw", "muon", "lion"),
+    "name": ("normuon", "muon", "adamw", "lion"),
     "state_dtype": ("float32", "bfloat16", "int8"),
     "schedule": ("cosine", "wsd", "constant"),
 }

@@ -16,6 +16,7 @@ from lm.train.update import TrainState
 def tiny_config(**model):
     """A float32 training config of a two-layer model with grouped queries; `model` overrides keys of its model."""
     config = default.get_config()
+    default.adamw(config)
     config.steps, config.batch_size, config.sequence_length, config.dtype = 20, 8, 32, "float32"
     config.model.update(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
     config.model.update(model)

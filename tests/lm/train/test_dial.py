@@ -30,7 +30,7 @@ def test_a_depth_gives_all_else(capsys):
     assert config.steps * tokens == pytest.approx(20 * active(config), rel=1e-3)
     assert tokens == 2**18  # 2,048 · 0.0306 · (1.95e9)^0.383 = 226,000, in rows that are a power of two
     o = config.optimizer
-    assert o.learning_rate == 1.3e-3 and o.warmup == config.steps // 20
+    assert o.learning_rate == 1.4e-3 and o.warmup == config.steps // 20
     assert o.weight_decay * o.learning_rate * config.steps == pytest.approx(1 / 0.2236, rel=0.01)
     said = capsys.readouterr().out
     assert "12 layers of width 768" in said and "Hoffmann" in said and "Bergsma" in said

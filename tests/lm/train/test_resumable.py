@@ -1,15 +1,17 @@
 """A run goes on only with the model that it began with; how its config was written down does not matter."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from configs.curate import default as curate_file
-from configs.train import deepseek_tiny
+from configs.train import deepseek_tiny, default
 from configs.train import tiny as tiny_file
 from lm.errors import UserError
-from lm.runs.workdir import check_result, check_resumable, save_record
+from lm.runs.workdir import check_record, check_result, check_resumable, save_record
+from lm.train.checks import keep_former_defaults
 
 
 def saved_and_new():
@@ -106,3 +108,24 @@ def test_an_unfinished_run_takes_new_values_while_it_has_steps_left(tmp_path):
     check_result(tiny({"steps": 20}), tmp_path)  # it ends early
     with pytest.raises(UserError, match="batch_size: "):
         check_result(tiny({"steps": 20, "batch_size": 4}), tmp_path)
+
+
+def test_a_run_of_the_former_default_recipe_goes_on_with_it(tmp_path, monkeypatch):
+    config = tiny_file.get_config()
+    default.adamw(config)
+    config.optimizer.learning_rate = 4e-3
+    before = config.to_dict()
+    del before["model"]["init"], before["optimizer"]["embedding_rate"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config.optimizer.final=0.2"])
+    config = tiny_file.get_config()
+    config.optimizer.final = 0.2
+    keep_former_defaults(config, tmp_path)
+    o = config.optimizer
+    assert (config.model.init, config.model.qk_norm) == ("gpt2", "none")
+    assert (o.name, o.schedule, o.b1, o.learning_rate, o.final) == ("adamw", "cosine", 0.9, 4e-3, 0.2)
+    check_record(config, tmp_path)
+    new = tiny_file.get_config()
+    (tmp_path / "config.json").write_text(json.dumps(new.to_dict()))
+    keep_former_defaults(config := tiny_file.get_config(), tmp_path)
+    assert config.to_dict() == new.to_dict()
