@@ -24,7 +24,7 @@ def test_resumes_bit_for_bit(text, tmp_path):
 
 
 BAD = [
-    ("optimizer.name", "adam", "optimizer.name='adam' is none of adamw, muon, lion"),
+    ("optimizer.name", "adam", "optimizer.name='adam' is none of normuon, muon, adamw, lion"),
     ("optimizer.state_dtype", "int4", "optimizer.state_dtype='int4' is none of"),
     ("ema", "1.0", "ema=1.0 must be at least 0"),
 ]

@@ -24,7 +24,7 @@ def test_steps_follow_from_epochs(trained):
     rows = int(row.split("epochs of ")[1].split()[0].replace(",", ""))
     assert config["steps"] == math.ceil(rows * 0.12 / config["batch_size"]) and config["epochs"] == 0.12
     assert len(runs.training(workdir)) == config["steps"]
-    assert config["optimizer"]["learning_rate"] == 4e-3 and "chosen for random weights" in said
+    assert config["optimizer"]["learning_rate"] == 0.013 and "chosen for random weights" in said
 
 
 def test_a_finished_run_of_epochs_stays_finished_until_more_are_asked_for(trained, text):

@@ -184,7 +184,7 @@ MISTAKES = [
         f"{TRAIN} --config.optimizer.name=W/loss.py:sgd",
         ("no function 'sgd'", "only focal", "FILE.py:FUNCTION"),
     ),
-    Mistake("adam", f"{TRAIN} --config.optimizer.name=adam", ("'adam'", "adamw, muon, lion", "did you mean adamw?")),
+    Mistake("adam", f"{TRAIN} --config.optimizer.name=adam", ("'adam'", "normuon, muon, adamw, lion", "did you mean adamw?")),
     Mistake("an optimizer as a section", f"{TRAIN} --config.optimizer=muon", ("did you mean --config.optimizer.name=muon?",)),
     Mistake("a misspelt reward", f"{GRPO} --config.rewards=W/rewards.py:god", ("'god'", "did you mean W/rewards.py:good?")),
     # Pages, completions and comparisons.

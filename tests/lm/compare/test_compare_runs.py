@@ -74,7 +74,7 @@ def test_an_objective_of_another_text_is_another_measure(tmp_path):
     texts = "def loss(): return 1\n", "def loss(): return 2\n"
     a, b = (arm[0]._replace(own={"objective": text}) for arm, text in zip((first, other), texts, strict=True))
     lines = differences(a, b)
-    assert "optimizer.name: adamw → muon" in lines and lines[lines.index("code of objective:") :][2:] == [
+    assert "optimizer.name: normuon → muon" in lines and lines[lines.index("code of objective:") :][2:] == [
         "  -def loss(): return 1",
         "  +def loss(): return 2",
     ]

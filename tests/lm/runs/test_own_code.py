@@ -40,6 +40,7 @@ def config(tmp_path):
     config = tiny.get_config()
     config.model.update(vocab_size=32, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=16)
     config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.warmup = 0.01, 0.0, 0
+    config.optimizer.embedding_rate = 1.0
     config.objective, config.optimizer.name = f"{tmp_path}/loss.py:doubled", f"{tmp_path}/signs.py:signs"
     return config
 
