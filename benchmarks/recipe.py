@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ FROZEN = ("steps", "seed", "batch_size", "sequence_length", "data", "tokenizer")
 
 
 def adamw(config):
-    """The default until version 0.9: AdamW with a cosine."""
+    """Return the config with the former default: AdamW with a cosine. Frozen here, whatever configs/ hold."""
     config.model.update(qk_norm="none", init="gpt2", tie_embeddings=False)
     config.optimizer.update(name="adamw", learning_rate=4e-3, embedding_rate=1.0, schedule="cosine", final=0.1)
     config.optimizer.warmup = config.steps // 11
@@ -46,7 +47,7 @@ def adamw(config):
 
 
 def default(config):
-    """The recipe of configs/train/default.py, with the chosen rate."""
+    """Return the config with the recipe of configs/train/default.py, at the chosen rate."""
     from lm.train.rates import learning_rate
 
     config.optimizer.learning_rate = learning_rate(config)[0]
@@ -91,7 +92,7 @@ def arms_scores(runs: "Runs", arm: str, size: str, options: argparse.Namespace, 
     steps = options.steps
     if share == "seconds":
         assert base is not None, "the base cannot have the seconds of the base"
-        steps = round(steps * median(score["cpu_per_step"] for score in base) / best["cpu_per_step"])
+        steps = round(steps * statistics.median(score["cpu_per_step"] for score in base) / best["cpu_per_step"])
     elif share:
         steps = round(steps * float(share))
     return [runs(arm=name, size=size, seed=seed, factor=best["factor"], steps=steps) for seed in range(options.seeds)]
@@ -106,18 +107,14 @@ def compared(base: list[dict], other: list[dict]) -> dict[str, Any]:
 
 
 def summary(scores: list[dict]) -> dict[str, Any]:
-    mean = sum(score["bits_per_byte"] for score in scores) / len(scores)
+    """Return the mean of the scores, and what the runs have in common."""
+    mean = statistics.fmean(score["bits_per_byte"] for score in scores)
     return {
         "bits_per_byte": round(mean, 4),
         "factor": scores[0]["factor"],
         "steps": scores[0]["steps"],
-        "cpu_per_step": median(score["cpu_per_step"] for score in scores),
+        "cpu_per_step": statistics.median(score["cpu_per_step"] for score in scores),
     }
-
-
-def median(values) -> float:
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 class Runs:
@@ -166,8 +163,7 @@ def scored(run: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         return shuffled(rows, run["seed"], n) if control == "shuffled" else rows
 
     held_out = [valid.batch(n) for n in range(valid.num_batches)]
-    total = sum(float((rows["weights"] * bytes_V[rows["targets"]]).sum()) for rows in held_out)
-    learner = nanochat(options.nanochat, config, run["factor"]) if name == "nanochat" else ours(name, config, run["factor"])
+    learner = Nanochat(options.nanochat, config, run["factor"]) if name == "nanochat" else Ours(name, config, run["factor"])
     curve, cpu = [], 0.0
     for n in range(1, config.steps + 1):
         if n == 6:  # what is compiled is compiled
@@ -179,12 +175,7 @@ def scored(run: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
             share = sum(float((x["weights"] * bytes_V[x["targets"]]).sum()) for x in rows)
             curve.append([n, sum(learner.nats(x) for x in rows) / math.log(2) / share])
             cpu += time.process_time() - begin
-    return {
-        "bits_per_byte": curve[-1][1],
-        "curve": curve,
-        "bytes": total,
-        "cpu_per_step": (time.process_time() - cpu) / (config.steps - 5),
-    }
+    return {"bits_per_byte": curve[-1][1], "curve": curve, "cpu_per_step": (time.process_time() - cpu) / (config.steps - 5)}
 
 
 def corpus(options: argparse.Namespace) -> str:
@@ -218,7 +209,7 @@ def shuffled(rows: dict[str, Any], seed: int, n: int) -> dict[str, Any]:
     return rows | {"targets": targets}
 
 
-class ours:
+class Ours:
     """A recipe of train.py: its step on one device."""
 
     def __init__(self, name: str, config, factor: float):
@@ -268,7 +259,7 @@ class ours:
         return dict(zip(rows, place_rows(*rows.values()), strict=True))
 
 
-class nanochat:
+class Nanochat:
     """nanochat's model and optimizer with its schedules (scripts/base_train.py), in float32 on the CPU."""
 
     def __init__(self, folder: Path, config, factor: float):

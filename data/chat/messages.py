@@ -59,7 +59,7 @@ class Task(NamedTuple):
 
 Example = Conversation | Pair | Labelled | Steps | Task
 
-# OpenAI's names, in the key `role`; function: that of a tool before there were tools.
+# OpenAI's names, in the key `role`. `function` is its older name of `tool`.
 ROLES = {
     "system": "system",
     "developer": "system",

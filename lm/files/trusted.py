@@ -5,6 +5,7 @@ A model that computes by a file is opened only if the file is trusted, since its
 
 import contextlib
 import hashlib
+import shlex
 from pathlib import Path
 
 from lm.errors import UserError
@@ -28,8 +29,8 @@ def check_trusted(key: str, path: Path) -> None:
         raise UserError(f"{key}: the model computes by a file, and there is no {path}: restore it")
     if (digest := _digest(path)) not in _trusted():
         raise UserError(
-            f"{key}: the model computes by {path}, which was not made on this machine. Read that file; if you trust it, run: "
-            f"echo {digest} >> {home() / LIST}"
+            f"{key}: the model computes by {path}, which is not trusted on this machine. Read that file; if you trust it, run: "
+            f"mkdir -p {shlex.quote(str(home()))} && echo {digest} >> {shlex.quote(str(home() / LIST))}"
         )
 
 

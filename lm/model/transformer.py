@@ -115,8 +115,8 @@ class Transformer(nnx.Module):
         V, D = config.vocab_size, config.embed_dim
         # The head starts so small that logits are near 0 and the first loss is near ln V at every width.
         width = config.mup_base_dim or D
-        is_small = config.init == "gpt2" or config.tie_embeddings
-        std = min(STD, 0.4 * width**-0.5) if config.tie_embeddings else STD if is_small else WIDE_STD
+        untied_std = WIDE_STD if config.init == "fan_in" else STD
+        std = min(STD, 0.4 * width**-0.5) if config.tie_embeddings else untied_std
         self.embedding = parameter(normal(rngs, (V, D), std), ("vocab", "embed"), "embedding")
         if config.positions == "learned":
             shape = (config.max_positions, D)
