@@ -20,9 +20,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 REPO = Path(__file__).parent.parent
 SIZES = {
@@ -163,7 +164,12 @@ def scored(run: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         return shuffled(rows, run["seed"], n) if control == "shuffled" else rows
 
     held_out = [valid.batch(n) for n in range(valid.num_batches)]
-    learner = Nanochat(options.nanochat, config, run["factor"]) if name == "nanochat" else Ours(name, config, run["factor"])
+    if name == "nanochat":
+        learner: Learner = Nanochat(options.nanochat, config, run["factor"])
+    else:
+        config = with_recipe(name, config)
+        config.optimizer.learning_rate *= run["factor"]
+        learner = Ours(config)
     curve, cpu = [], 0.0
     for n in range(1, config.steps + 1):
         if n == 6:  # what is compiled is compiled
@@ -172,8 +178,7 @@ def scored(run: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         if n % 50 == 0 or n == config.steps:
             begin = time.process_time()
             rows = held_out if n == config.steps else held_out[:4]
-            share = sum(float((x["weights"] * bytes_V[x["targets"]]).sum()) for x in rows)
-            curve.append([n, sum(learner.nats(x) for x in rows) / math.log(2) / share])
+            curve.append([n, bits_per_byte(learner, rows, bytes_V)])
             cpu += time.process_time() - begin
     return {"bits_per_byte": curve[-1][1], "curve": curve, "cpu_per_step": (time.process_time() - cpu) / (config.steps - 5)}
 
@@ -209,22 +214,50 @@ def shuffled(rows: dict[str, Any], seed: int, n: int) -> dict[str, Any]:
     return rows | {"targets": targets}
 
 
-class Ours:
-    """A recipe of train.py: its step on one device."""
+def with_recipe(name: str, config, frozen: Sequence[str] = FROZEN):
+    """Return the config that a recipe makes of this one.
 
-    def __init__(self, name: str, config, factor: float):
+    Args: name: of ARMS, or FILE.py:FUNCTION. frozen: keys that the recipe may not change.
+    Raises: UserError: there is no such recipe, it fails, or it changes a frozen key.
+    """
+    from lm.errors import UserError
+    from lm.files.user_files import failing, from_file, is_own, parted
+
+    before = {key: repr(attrgetter(key)(config)) for key in frozen}
+    recipe = from_file(*parted("recipe", name, FORM), "recipe", FORM) if is_own(name) else ARMS[name]
+    with failing(f"recipe: {name} fails"):
+        config = recipe(config)
+        changed = [key for key in frozen if repr(attrgetter(key)(config)) != before[key]]
+    if changed:
+        raise UserError(f"recipe: {name} changes {', '.join(changed)}, which must stay the same for all; leave it out")
+    return config
+
+
+def bits_per_byte(learner: "Learner", batches: Sequence[dict[str, Any]], bytes_V) -> float:
+    """Return the bits per byte of the targets of batches. bytes_V: UTF-8 bytes of each token."""
+    share = sum(float((x["weights"] * bytes_V[x["targets"]]).sum()) for x in batches)
+    return sum(learner.nats(x) for x in batches) / math.log(2) / share
+
+
+class Learner(Protocol):
+    """A model and its optimizer."""
+
+    def step(self, rows: dict[str, Any]) -> None:
+        """Take one training step."""
+
+    def nats(self, rows: dict[str, Any]) -> float:
+        """Return the sum of the weighted losses of a batch."""
+
+
+class Ours:
+    """A config of train.py: its step on one device."""
+
+    def __init__(self, config):
         import jax
 
-        from lm.files.user_files import from_file, is_own, parted
         from lm.parallel.mesh import make_mesh
         from lm.train.step import make_trainer, state_shardings, token_loss
 
-        before = {key: repr(config[key]) for key in FROZEN}
-        recipe = from_file(*parted("arms", name, FORM), "arms", FORM) if is_own(name) else ARMS[name]
-        config = recipe(config)
-        changed = [key for key in FROZEN if repr(config[key]) != before[key]]
-        assert not changed, f"{name} changes {', '.join(changed)}, which is the same for all arms"
-        config.optimizer.learning_rate *= factor
         self._mesh = make_mesh({"data": 1}, jax.devices()[:1])
         with jax.set_mesh(self._mesh):
             trainer = make_trainer(config)
@@ -243,6 +276,12 @@ class Ours:
 
         with jax.set_mesh(self._mesh):
             self._state, _ = self._step(self._state, self._placed(rows))
+
+    def wait(self) -> None:
+        """Wait for the last step."""
+        import jax
+
+        jax.block_until_ready(self._state)
 
     def nats(self, rows: dict[str, Any]) -> float:
         import jax
