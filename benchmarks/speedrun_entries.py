@@ -1,0 +1,15 @@
+"""Entries of the speedrun that come with it: each name here is one of `python -m benchmarks.speedrun --entry=NAME`."""
+
+from benchmarks import recipe
+
+
+def adamw(config):
+    """Return the config with the former default recipe."""
+    config.steps = 2400
+    return recipe.adamw(config)
+
+
+def default(config):
+    """Return the config with the recipe of configs/train/default.py."""
+    config.steps = 550
+    return recipe.default(config)
