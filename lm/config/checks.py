@@ -78,6 +78,9 @@ def _check_choices(config: Any, checked: Checked) -> None:
     for key in ("feed_forward", "attention"):
         if getattr(config, key) and not is_own(getattr(config, key)):
             checked.refuse(key, "names no class of a file: write it as FILE.py:CLASS")
+    checked.at_least("value_embeddings", 0)
+    if config.value_embeddings and (config.attention or config.mla.kv_rank or config.mtp_depth):
+        checked.refuse("value_embeddings", "does not go with model.attention, model.mla and model.mtp_depth")
     checked.one_of("init", "gpt2", "fan_in")
     checked.one_of("score_head", "none", "reward", "value")
     checked.one_of("remat", *REMAT)

@@ -105,6 +105,7 @@ class LayerKind(NamedTuple):
 
     local: bool  # sees `window` tokens, and rotates by `local_rope`
     moe: bool
+    has_table: bool = False  # attention has a table of values by token (value_embeddings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,9 @@ class ModelConfig:
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
     attention_sinks: bool = False  # a learned logit per head, added to the softmax's denominator
+    value_embeddings: int = (
+        0  # every so many layers, from the last, add a vector of the token to its values (ResFormer); 0: none
+    )
     mla: LatentAttention = LatentAttention()
     attention: str = ""  # FILE.py:CLASS in place of the attention (docs/extend.md); "": none
 
@@ -218,9 +222,13 @@ class ModelConfig:
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Return the kind of each layer."""
-        attention, mlp = self.attention_pattern, self.mlp_pattern
-        layers = range(self.num_layers)
-        return tuple([LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe") for i in layers])
+        attention, mlp, every = self.attention_pattern, self.mlp_pattern, self.value_embeddings
+
+        def kind(i: int) -> LayerKind:
+            has_table = every > 0 and (self.num_layers - 1 - i) % every == 0
+            return LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe", has_table)
+
+        return tuple([kind(i) for i in range(self.num_layers)])
 
     @property
     def stacks(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:

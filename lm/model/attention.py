@@ -7,30 +7,31 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.config import ModelConfig
+from lm.config import LayerKind, ModelConfig
 from lm.files.user_files import layer_part
 from lm.kernels.attention import Scoring
-from lm.kernels.ops import attention, matmul
+from lm.kernels.ops import attention, embedding, matmul
 from lm.kernels.saved import saved
 from lm.model.cache import Cache
-from lm.model.initializers import STD, parameter
+from lm.model.initializers import STD, normal, parameter
 from lm.model.inputs import Step
 from lm.model.linear import Linear, residual_std
 from lm.model.norms import RMSNorm
 from lm.model.pages import PagedCache
 from lm.model.positions import rotate, yarn_mscale
 from lm.parallel.context import length_axis, whole_rows
-from lm.parallel.mesh import spec_of
+from lm.parallel.mesh import reshard, spec_of
 
 HEADS = ("batch", "length", "heads", None)
+GATE_INPUTS, GATE_RANGE = 12, 3.0  # of a value embedding (nanochat)
 
 
-def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int) -> nnx.Module:
-    """Return a new attention of the kind that the config names, or the user's own. window: 0 for none."""
+def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, kind: LayerKind) -> nnx.Module:
+    """Return a new attention of a layer of this kind, as the config says, or the user's own."""
+    window = config.window if kind.local else 0
     if config.attention:
         return layer_part("model.attention", config.attention, "FILE.py:CLASS")(config, rngs, window)
-    kind = LatentAttention if config.mla.kv_rank else Attention
-    return kind(config, rngs, window)
+    return LatentAttention(config, rngs, window) if config.mla.kv_rank else Attention(config, rngs, window, kind.has_table)
 
 
 def softmax_scale(config: ModelConfig) -> float:
@@ -50,7 +51,7 @@ def rotated(x_BTHK: jax.Array, step: Step, interleaved: bool) -> jax.Array:
 class Attention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017) whose H query heads share G key/value heads (Ainslie et al. 2023)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, has_table: bool = False):
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
         self.interleaved = config.rope.interleaved
@@ -79,6 +80,8 @@ class Attention(nnx.Module):
             for name, heads, axis in (("query_norm", H, "heads"), ("key_norm", G, "kv_heads")):
                 shape, axes = ((heads, K), (axis, "head")) if full else ((K,), ("head",))
                 setattr(self, name, RMSNorm(shape, config.norm_eps, plus_one=plus_one, axes=axes))
+        if has_table:
+            self.value_embedding = ValueEmbedding(config, rngs)
         if config.attention_sinks:
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
@@ -91,7 +94,11 @@ class Attention(nnx.Module):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         q_BTHK = saved(rotated(q_BTHK, step, self.interleaved))
         k_BSGK = saved(rotated(k_BSGK, step, self.interleaved))
-        v_BSGK = saved(self.value(x_BTD))
+        v_BSGK = self.value(x_BTD)
+        if hasattr(self, "value_embedding"):
+            assert step.tokens_BT is not None
+            v_BSGK = v_BSGK + self.value_embedding(x_BTD, step.tokens_BT)
+        v_BSGK = saved(v_BSGK)
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
         if cache is not None:
             cache = cache.write({"k": k_BSGK, "v": v_BSGK}, step)
@@ -101,6 +108,27 @@ class Attention(nnx.Module):
             assert step.visible is not None
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
+
+
+class ValueEmbedding(nnx.Module):
+    """g · table[token], which attention adds to its values: a vector of the token that no layer has mixed (Zhou et al. 2024).
+
+    The gate g = 3·σ(W·x[:12]) of each head is nanochat's.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        V, G, K = config.vocab_size, config.num_kv_heads, config.head_dim
+        self.dtype, self.heads, self.inputs = config.compute_dtype, (G, K), min(GATE_INPUTS, config.embed_dim)
+        values = normal(rngs, (V, G * K), config.embed_dim**-0.5)
+        self.table = parameter(values, ("vocab", "embed"), "embedding")
+        self.gate = Linear(config, rngs, "attention.value_gate", "btc,cg->btg", (self.inputs, G), ("replicated", "kv_heads"))
+
+    def __call__(self, x_BTD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+        """Return what is added to the values, [B, T, G, K]."""
+        rows = embedding(self.table.get_value(), tokens_BT, self.dtype)
+        rows_BTGK = reshard(rows.reshape(*rows.shape[:2], *self.heads), "batch", "length", "kv_heads", None)
+        gate_BTG = GATE_RANGE * jax.nn.sigmoid(self.gate(x_BTD[..., : self.inputs]).astype(jnp.float32))
+        return gate_BTG.astype(self.dtype)[..., None] * rows_BTGK
 
 
 class LatentAttention(nnx.Module):

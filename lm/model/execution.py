@@ -133,16 +133,17 @@ def unstacked(params: PyTree, repeats: int) -> list[PyTree]:
 
 def rows_of(steps: dict[bool, Step]) -> tuple[Any, ...]:
     """Return the arrays [B, …] of the Steps of a call without a cache."""
-    visible = next(iter(steps.values())).visible
-    assert visible is not None
-    return {local: step.rotary for local, step in steps.items()}, visible.segments_BT, visible.branches
+    step = next(iter(steps.values()))
+    assert step.visible is not None
+    rotary = {local: step.rotary for local, step in steps.items()}
+    return rotary, step.visible.segments_BT, step.visible.branches, step.tokens_BT
 
 
 def of_rows(rows: tuple[Any, ...]) -> dict[bool, Step]:
     """Return the Steps of some rows; the inverse of `rows_of`."""
-    rotary, segments_BT, branches = rows
+    rotary, segments_BT, branches, tokens_BT = rows
     visible = Visible(segments_BT, segments_BT, slots(segments_BT.shape[1]), branches)
-    return {local: Step(angles, visible, False, 0, segments_BT > 0) for local, angles in rotary.items()}
+    return {local: Step(angles, visible, False, 0, segments_BT > 0, tokens_BT=tokens_BT) for local, angles in rotary.items()}
 
 
 def through(

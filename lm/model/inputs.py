@@ -64,6 +64,7 @@ class Step(NamedTuple):
     slot: jax.Array | int  # of the first token
     valid_BT: jax.Array  # bool, False for padding
     table: PageTable | None = None  # for a paged cache; then T = 1, and every row is a token of some sequence
+    tokens_BT: jax.Array | None = None  # for model.value_embeddings
 
 
 def steps_of(
@@ -90,8 +91,10 @@ def steps_of(
     rotary = _rotary(config, positions_BT, table) if config.positions == "rotary" else {}
     shared = next(iter(rotary.values()), None)
     kinds = {kind.local for kind in config.layer_kinds}
+    tokens_BT = inputs.tokens_BT if config.value_embeddings else None
     steps = {
-        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table) for local in sorted(kinds)
+        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table, tokens_BT)
+        for local in sorted(kinds)
     }
     return steps, memory
 

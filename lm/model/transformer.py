@@ -60,7 +60,7 @@ class Layer(nnx.Module):
     def __init__(self, config: ModelConfig, kind: LayerKind, rngs: nnx.Rngs):
         before, after = config.norm_position in ("pre", "sandwich"), config.norm_position in ("post", "sandwich")
         self.attention_norm = layer_norm(config) if before else None
-        self.attention = attention_sublayer(config, rngs, config.window if kind.local else 0)
+        self.attention = attention_sublayer(config, rngs, kind)
         self.post_attention_norm = layer_norm(config) if after else None
         self.feed_forward_norm = layer_norm(config) if before else None
         self.feed_forward = MoE(config, rngs) if kind.moe else feed_forward_sublayer(config, rngs)

@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.kernels import reference
 from lm.model.cache import empty_state, fork
 from lm.model.inputs import Inputs, inputs_of, steps_of
+from lm.model.positions import rotate
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import training_loss
@@ -55,6 +57,7 @@ KINDS = {
     "olmo2": dict(norm_position="post", qk_norm="full"),
     "one key head, sinks": dict(num_kv_heads=1, attention_sinks=True, attention_pattern=("local", "global"), window=4),
     "no positions, relu2": dict(positions="none", activation="relu2", gated=False),
+    "values of tokens": dict(num_layers=3, value_embeddings=2, qk_norm="head"),
     "latent": LATENT,
     "latent, experts": dict(
         **LATENT,
@@ -183,6 +186,30 @@ def test_a_local_layer_sees_its_window():
     model = model_of(config)
     differs = np.abs(np.asarray(model(tokens)) - np.asarray(model(changed)))[0].max(axis=-1) > 0
     assert np.flatnonzero(differs).tolist() == [10, 11, 12, 13, 14]  # the token, and four after it
+
+
+def test_values_of_tokens_are_added_through_gates():
+    """Two layers, the second with a table of values; products and norms are the model's own."""
+    config = ModelConfig(**SIZES | KINDS["values of tokens"] | dict(num_layers=2))
+    graph, params = skeleton(config)[0], parameters(config, scale=4.0)
+    tokens, model = tokens_of(3, 2, 12), nnx.merge(graph, params)
+    steps, _ = steps_of(config, Inputs(jnp.asarray(tokens)).filled(), None, False)
+    x = np.asarray(model.embedding[...])[tokens]
+    layers = []
+    for stack, of_stack in zip(model.stacks, model.unstacked(), strict=True):
+        layers += [pair for of_repeat in of_stack for pair in zip(stack, of_repeat, strict=True)]
+    for n, (module, of_layer) in enumerate(layers):
+        layer = nnx.merge(nnx.split(module)[0], of_layer)
+        normed, attention = layer.attention_norm(x), layer.attention
+        values = np.array(attention.value(normed))
+        if n == 1:
+            gates = 3 / (1 + np.exp(-np.asarray(normed)[..., :12] @ np.asarray(attention.value_embedding.gate.weight[...])))
+            values += gates[..., None] * np.asarray(attention.value_embedding.table[...])[tokens].reshape(values.shape)
+        heads = attention.query_norm(attention.query(normed)), attention.key_norm(attention.key(normed))
+        q, k = (rotate(y, *steps[False].rotary, False) for y in heads)
+        x = x + attention.output(reference.attention(q, k, jnp.asarray(values), steps[False].visible, attention.scoring))
+        x = x + layer.feed_forward(layer.feed_forward_norm(x))
+    np.testing.assert_allclose(model(tokens), model.logits(model.norm(x)), atol=1e-4)
 
 
 def test_looking_ahead_is_its_definition():

@@ -124,6 +124,13 @@ def test_windows_of_split_sequences_as_on_one_device(across):
 
 
 @pytest.mark.slow
+def test_values_of_tokens_as_on_one_device():
+    sizes = {"fsdp": 2, "tensor": 2, "context": 2}
+    curves = [run(some, 1, steps=4, num_layers=3, value_embeddings=2)[0] for some in ({}, sizes)]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["tensor", "context"])
 def test_experts_latents_and_looking_ahead_as_on_one_device(axis):
     sizes = {"expert": 2, "fsdp": 2, axis: 2}

@@ -39,6 +39,7 @@ RUNS = {
     "stage 4, local and global layers": ({"stage": 4, "data": 2}, 1, LOCAL | {"remat": "full"}, {}),
     "stage 2, context 2, fsdp 2": ({"stage": 2, "context": 2, "fsdp": 2}, 1, DENSE, {}),
     "stage 2, context 2, tensor 2, local and global": ({"stage": 2, "context": 2, "tensor": 2}, 2, LOCAL, {}),
+    "stage 2, values of tokens": ({"stage": 2, "data": 2, "fsdp": 2}, 1, DENSE | {"value_embeddings": 2}, {}),
     "stage 2, experts": ({"stage": 2, "expert": 2, "fsdp": 2}, 2, MIXTURE, {}),
     "stage 2, tensor 2, experts twice around": ({"stage": 2, "expert": 2, "tensor": 2}, 1, MIXTURE, {"repeats": 2}),
 }

@@ -24,6 +24,7 @@ KINDS = {
     "local": dict(attention_pattern=("local", "global"), window=7, attention_sinks=True, attention_softcap=5.0),
     "latent": dict(num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8)),
     "experts": dict(mlp_pattern=("moe",), moe=MixtureOfExperts(num_experts=4), positions="learned"),
+    "values of tokens": dict(value_embeddings=1),
     "ntk": dict(rope=Rope(scaling="ntk", factor=4.0, original_positions=24)),
     "longrope": dict(
         rope=Rope(
@@ -96,7 +97,7 @@ def test_64_ragged_requests_at_a_time(model):
 
 @pytest.mark.parametrize("kind", all_but(["plain", "longrope"], KINDS), indirect=True)
 def test_guesses_and_preemption_change_nothing(kind, model, alone):
-    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=16, page=4, drafts=3))
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=13, page=4, drafts=3))
     assert greedy(engine) == alone
     stats = engine.stats()
     assert stats.preemptions > 0 and stats.drafted > stats.accepted >= (kind == "plain")
