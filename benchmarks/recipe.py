@@ -4,8 +4,8 @@ python -m benchmarks.recipe [--arms=adamw,default] [--sizes=1M,3M,10M] [--seeds=
 
 The first arm is the base. An arm is a name in ARMS, FILE.py:FUNCTION, or `nanochat` with --nanochat; the function gets a config
 of train.py with the model's sizes, and returns it with a recipe. ARM@0.5 has half the steps, the same first rows and its own
-whole schedule; ARM@seconds has the steps that the base's processor seconds pay for. Controls: `adamw:again` starts from other
-weights, `ARM:shuffled` learns from shuffled targets.
+whole schedule; ARM@0.5s has the steps that half of the base's processor seconds pay for. Controls: `adamw:again` starts from
+other weights, `ARM:shuffled` learns from shuffled targets.
 
 All runs of a seed read the same rows in the same order: those of `make demo`, or of --data. Each arm first takes the best
 of its learning rates (FACTORS times its own) on a seed that is not scored. A run is a process. OUT/runs.jsonl keeps its score,
@@ -27,12 +27,16 @@ from typing import Any, Protocol
 
 REPO = Path(__file__).parent.parent
 SIZES = {
+    "0.15M": dict(num_layers=2, embed_dim=48, num_heads=3, num_kv_heads=3, head_dim=16, mlp_dim=128),
+    "0.3M": dict(num_layers=2, embed_dim=64, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=176),
+    "0.6M": dict(num_layers=3, embed_dim=96, num_heads=3, num_kv_heads=3, head_dim=32, mlp_dim=256),
     "1M": dict(num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=344),
     "3M": dict(num_layers=4, embed_dim=192, num_heads=6, num_kv_heads=3, head_dim=32, mlp_dim=512),
     "10M": dict(num_layers=6, embed_dim=320, num_heads=10, num_kv_heads=5, head_dim=32, mlp_dim=864),
 }
 FACTORS = (0.5, 1.0, 2.0)
-NANOCHAT_FACTORS = (1.0, 2.0, 4.0, 8.0)  # its rates are for batches of 524,288 tokens
+NANOCHAT_FACTORS = (2.0, 4.0, 8.0, 16.0)  # its rates are for batches of 524,288 tokens
+MAX_BYTES = 60_000_000  # of --data
 FORM = "FILE.py:FUNCTION"
 RATE_SEED = 1000  # on which rates are chosen
 FROZEN = ("steps", "seed", "batch_size", "sequence_length", "data", "tokenizer")  # keys that a recipe may not change
@@ -55,13 +59,22 @@ def default(config):
     return config
 
 
-ARMS: dict[str, Callable[[Any], Any]] = {"adamw": adamw, "default": default}
+def speedrun(config):
+    """Return the config with the recipe of configs/train/speedrun.py, at the chosen rate."""
+    from configs.train.speedrun import recipe
+
+    return default(recipe(config))
+
+
+ARMS: dict[str, Callable[[Any], Any]] = {"adamw": adamw, "default": default, "speedrun": speedrun}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"))
-    parser.add_argument("--data", help="training text, as config.data.input; default: the corpus of `make demo`, made here")
+    parser.add_argument(
+        "--data", help="text, as config.data.input, or `python`, this installation; default: `make demo`'s"
+    )
     parser.add_argument("--arms", default="adamw,default", help="comma-separated; the first is the base")
     parser.add_argument("--sizes", default="1M,3M,10M", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--seeds", type=int, default=5)
@@ -91,11 +104,10 @@ def arms_scores(runs: "Runs", arm: str, size: str, options: argparse.Namespace, 
     tried = [runs(arm=recipe, size=size, seed=RATE_SEED, factor=factor, steps=options.steps) for factor in factors]
     best = min(tried, key=lambda score: score["bits_per_byte"] if math.isfinite(score["bits_per_byte"]) else math.inf)
     steps = options.steps
-    if share == "seconds":
-        assert base is not None, "the base cannot have the seconds of the base"
-        steps = round(steps * statistics.median(score["cpu_per_step"] for score in base) / best["cpu_per_step"])
-    elif share:
-        steps = round(steps * float(share))
+    if share.endswith("s"):
+        assert base is not None, "the base cannot have a share of its own seconds"
+        steps *= statistics.median(score["cpu_per_step"] for score in base) / best["cpu_per_step"]
+    steps = round(steps * float(share.removesuffix("s") or 1))
     return [runs(arm=name, size=size, seed=seed, factor=best["factor"], steps=steps) for seed in range(options.seeds)]
 
 
@@ -132,7 +144,8 @@ class Runs:
             command = [sys.executable, "-m", "benchmarks.recipe", f"--out={self._options.out}", f"--run={key}"]
             command += [f"--data={self._options.data}"] if self._options.data else []
             command += [f"--nanochat={self._options.nanochat}"] if self._options.nanochat else []
-            done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(self._options.out / "cache")}
+            done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{key} failed:\n{done.stderr[-3000:]}")
             self._done[key] = json.loads(done.stdout.splitlines()[-1]) | {"run": run, **run}
@@ -152,6 +165,7 @@ def scored(run: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     from data.text.tokenizer import load_tokenizer
 
     config = sized(run["size"], corpus(options))
+    config.data.max_bytes = MAX_BYTES if options.data else config.data.max_bytes
     dataset = prepare_text(config, options.out / "data")[1]
     train = TextBatches(dataset, "train", batch_size=config.batch_size, seed=run["seed"])
     valid = TextBatches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
@@ -199,9 +213,9 @@ def sized(size: str, data: str):
     from configs.train import demo
 
     config = demo.get_config()
-    config.data.input = data
+    config.data.input = None if data == "python" else data
     config.model.update(SIZES[size], scan_layers=False)
-    config.accumulate = {"1M": 1, "3M": 2, "10M": 4}[size]
+    config.accumulate = {"3M": 2, "10M": 4}.get(size, 1)
     return config
 
 

@@ -30,7 +30,8 @@ def test_an_arm_is_scored_at_its_best_rate_which_other_seeds_choose():
 def test_a_share_of_the_steps_and_equal_seconds():
     base = arms_scores(runs, "bad", "1M", OPTIONS)
     assert arms_scores(runs, "good@0.5", "1M", OPTIONS, base)[0]["steps"] == 50
-    assert arms_scores(runs, "good@seconds", "1M", OPTIONS, base)[0]["steps"] == 50  # a step costs twice as much
+    assert arms_scores(runs, "good@1s", "1M", OPTIONS, base)[0]["steps"] == 50  # a step costs twice as much
+    assert arms_scores(runs, "good@0.5s", "1M", OPTIONS, base)[0]["steps"] == 25
 
 
 def test_a_planted_gain_is_found_and_an_equal_arm_is_not():

@@ -46,6 +46,7 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"rope": {"scaling": "longrope", "original_positions": 8, "short_factor": [1.0]}}, "model.rope.short_factor"),
         ({"rope": {"fraction": 0.0}}, "model.rope.fraction=0.0"),
         ({**MLA, "qk_norm": "head"}, "model.qk_norm='head' does not go with model.mla"),
+        ({**MLA, "value_embeddings": 1}, "model.value_embeddings=1 does not go with model.attention, model.mla"),
         ({**MLA, "num_kv_heads": 2}, "model.num_kv_heads=2 must equal model.num_heads=4"),
         ({"moe": {"num_experts": 8}}, "model.moe.num_experts=8 has no effect"),
         ({"mlp_pattern": ("moe",)}, "model.moe.num_experts=0"),

@@ -379,6 +379,7 @@ def test_a_model_leaves_as_the_first_family_that_holds_it(changes, leaves_as):
     [
         ({"activation": "relu2", "gated": False}, "model.gated=False"),
         ({"attention_sinks": True}, "model.attention_sinks=True"),
+        ({"value_embeddings": 1}, "model.value_embeddings=1"),
         ({"positions": "none"}, "model.positions='none'"),
         ({"query_scale": 5.0}, "model.query_scale=5.0"),
         ({"mlp_pattern": ("moe", "dense"), "moe": {"num_experts": 4, "scores": "sigmoid"}}, "model.moe.scores='sigmoid'"),
