@@ -66,7 +66,7 @@ def summary(mine: list[dict], off: list[dict]) -> dict:
 
 def config_of(kind: str, arm: str, text: str | None):
     from configs.train import demo
-    from lm.train.rates import learning_rate
+    from lm.train.rates import choose_rate
 
     config = demo.get_config()
     config.update(steps=STEPS, batch_size=ROWS, accumulate=1, dtype="float32", valid_every=0)
@@ -75,7 +75,8 @@ def config_of(kind: str, arm: str, text: str | None):
     config.guard.on = arm == "on"
     if kind == "gradient":
         config.optimizer.clip_norm = float("inf")  # all norms are above the demo's limit, which would undo the fault
-    config.optimizer.learning_rate = learning_rate(config)[0] * (10 if kind == "rate" else 1)
+    choose_rate(config)
+    config.optimizer.learning_rate *= 10 if kind == "rate" else 1
     return config
 
 

@@ -32,9 +32,18 @@ NEW_DEFAULTS = ("model.qk_norm", *[f"optimizer.{key}" for key in ("name", "sched
 
 
 def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Give a run that began before the defaults of NEW_DEFAULTS its recorded values, but for keys of the command line."""
+    """Give a run that began before the defaults of NEW_DEFAULTS its recorded values, but for keys of the command line.
+
+    One that began before head_rate goes on with the rates that embeddings and head had then.
+    """
     saved, _ = record(workdir)
-    if not saved or "init" in saved.get("model", {"init"}) or not saved.get("optimizer"):
+    if not saved or not saved.get("optimizer"):
+        return
+    if "head_rate" not in saved["optimizer"]:
+        wide = saved["model"].get("init") == "fan_in" and not saved["model"].get("tie_embeddings")
+        usual = {"head_rate": 1.0, "embedding_rate": saved["optimizer"].get("embedding_rate") or (15.0 if wide else 1.0)}
+        config.optimizer.update({key: rate for key, rate in usual.items() if f"optimizer.{key}" not in given_keys()})
+    if "init" in saved.get("model", {"init"}):
         return
     before, given = flat(saved), given_keys()
     if config.optimizer.learning_rate is None:

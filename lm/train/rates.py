@@ -6,6 +6,8 @@ With N active parameters:
                   0.128 · N^−1/4 for others. The exponent is that of DeepSeek LLM (Bi et al. 2024, figure 3): the rate falls as
                   compute^−1/8, and compute grows with N². The factor is fitted to models of 1 to 30 M parameters; smaller
                   ones use the rate of 1 M.
+                  Beside it the head learns at (N/1.4e6)^1/3 times that rate and embeddings at 15 times the head's, since the best
+                  rate of matrices falls faster with the size than theirs.
   continued       0.3 times the latter. The full rate would first undo what was learnt (Ibrahim et al. 2024).
   fine-tuned      rate · (7e9 / N)^power of FINE_TUNING, at most the rate of continued training. The rates at 7 B are usual
                   ones (Alpaca, Tülu 3, TRL); the powers are fitted to benchmarks/alignment.py with 0.5 M parameters.
@@ -30,11 +32,17 @@ FINE_TUNING = {  # objective: (rate of all weights of a model of 7 B parameters,
     "rl": (1e-6, 0.6),
 }
 CONTINUED, ADAPTERS = 0.3, 10
+SMALLEST = 1.4e6  # active parameters; the smallest model to which the rates of the default recipe were fitted
+WIDE = 15.0  # of embeddings that begin with a std of 0.8, times the rate of the head
 
 
 def choose_rate(config: ml_collections.ConfigDict) -> None:
-    """Set config.optimizer.learning_rate if it is None, and print the choice. The config has the model keys of init_from."""
-    if config.optimizer.learning_rate is not None:
+    """Set the rates of config.optimizer that are None, and print the first. The config has the model keys of init_from."""
+    o = config.optimizer
+    if o.head_rate is None:
+        embedding, o.head_rate = relative_rates(config)
+        o.embedding_rate = embedding if o.embedding_rate is None else o.embedding_rate
+    if o.learning_rate is not None:
         return
     config.optimizer.learning_rate, why = learning_rate(config)
     if is_first():
@@ -48,8 +56,8 @@ def learning_rate(config: ml_collections.ConfigDict) -> tuple[float, str]:
     usual = 0.128 * max(size, 1e6) ** -0.25
     millions = f"{size / 1e6:,.3g} M active parameters"
     if not config.init_from:
-        is_default = config.optimizer.name == "normuon" and model.init == "fan_in"
-        return _rounded(13.4 * max(size, 1e6) ** -0.5 if is_default else usual), f"random weights, {millions}"
+        fitted = 13.4 * max(size, 1e6) ** -0.5
+        return _rounded(fitted if _is_default(config) else usual), f"random weights, {millions}"
     objective = _objective(config)
     rate = usual * CONTINUED
     if objective is not None:
@@ -59,6 +67,20 @@ def learning_rate(config: ml_collections.ConfigDict) -> tuple[float, str]:
         rate = max(rate, ADAPTERS * FINE_TUNING[objective or "sft"][0])
     weights = "adapters of trained weights" if model.adapter.rank else "trained weights"
     return _rounded(rate), f"{objective or 'continued training'}, {weights}, {millions}"
+
+
+def relative_rates(config: ml_collections.ConfigDict) -> tuple[float, float]:
+    """Return the learning rates of embeddings and of the head, as multiples of that of the other weights."""
+    model = model_of(config)
+    if model.init != "fan_in" or model.tie_embeddings:
+        return 1.0, 1.0
+    head = _rounded(max(1.0, _size(model) / SMALLEST) ** (1 / 3)) if _is_default(config) else 1.0
+    return WIDE * head, head
+
+
+def _is_default(config: ml_collections.ConfigDict) -> bool:
+    """Return whether random weights learn by the default recipe, of which the rates were fitted."""
+    return config.optimizer.name == "normuon" and config.model.init == "fan_in" and not config.init_from
 
 
 def _objective(config: ml_collections.ConfigDict) -> str | None:

@@ -24,14 +24,13 @@ from lm.train.optimizers.compact import compact
 from lm.train.optimizers.muon import is_variable, matrix_axes, scale_by_muon, scale_by_normuon
 
 LION_RMS = 0.2  # as Muon's
-WIDE_RATE = 15.0  # of embeddings that begin with a std of 0.8, times the learning rate (docs/recipe.md)
 
 
 def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Return the transform from gradients to direction + λ·w; the caller scales it by −learning rate.
 
     o: the section `optimizer` of a training config. Norm scales and biases are not decayed. The direction, not the decay, is
-    scaled by `mup_scale`, and that of embeddings by o.embedding_rate.
+    scaled by `mup_scale`, and those of embeddings and the head by o.embedding_rate and o.head_rate.
     """
     adam = optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps)
     if is_own(o.name):
@@ -47,13 +46,9 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
         direction = optax.partition({"muon": muon, "adamw": adam}, labels)
     else:
         direction = optax.chain(optax.scale_by_lion(b1=o.b1, b2=o.b2), optax.scale(LION_RMS))
-    embedding_rate = o.embedding_rate
-    if embedding_rate is None:
-        embedding_rate = WIDE_RATE if config.init == "fan_in" and not config.tie_embeddings else 1.0
-    if embedding_rate != 1:
-        direction = optax.chain(
-            direction, optax.masked(optax.scale(embedding_rate), by_variable(abstract_params, is_embedding))
-        )
+    for rate, is_part in ((o.embedding_rate, is_embedding), (o.head_rate, is_head)):
+        if rate not in (None, 1):
+            direction = optax.chain(direction, optax.masked(optax.scale(rate), by_variable(abstract_params, is_part)))
     scales = by_variable(abstract_params, lambda variable: mup_scale(variable, config, o.name))
     return optax.chain(
         compact(direction, o.state_dtype),
@@ -67,6 +62,12 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
 def is_embedding(variable: nnx.Variable) -> bool:
     """Return whether a parameter is a table of vectors, and not a part of an adapter."""
     return role(variable) == "embedding" and not isinstance(variable, nnx.LoRAParam)
+
+
+def is_head(variable: nnx.Variable) -> bool:
+    """Return whether a parameter is the output layer. Routers and scores have its role too, but more or fewer axes to their
+    name."""
+    return role(variable) == "head" and variable.get_metadata()["out_sharding"] == ("vocab", "embed")
 
 
 def orthogonalised(variable: nnx.Variable) -> bool:

@@ -62,3 +62,17 @@ def test_a_given_rate_stays_and_a_choice_is_said(capsys):
     choose_rate(config)
     said = capsys.readouterr().out
     assert f"optimizer.learning_rate={config.optimizer.learning_rate:g}" in said and "random weights" in said
+
+
+def test_embeddings_and_head_learn_faster_beside_the_matrices_of_a_larger_model():
+    def rates(**model):
+        config = default.get_config()
+        config.model.update(vocab_size=3072, num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=2, mlp_dim=344, **model)
+        config.model.update({"num_layers": 24, "embed_dim": 1024, "mlp_dim": 2752} if model.get("head_dim") == 256 else {})
+        choose_rate(config)
+        return config.optimizer.embedding_rate, config.optimizer.head_rate
+
+    assert rates(head_dim=32) == (15.0, 1.0)
+    embedding, head = rates(head_dim=256)
+    assert embedding == 15 * head and 5 < head < 7
+    assert rates(head_dim=32, tie_embeddings=True) == rates(head_dim=32, init="gpt2") == (1.0, 1.0)

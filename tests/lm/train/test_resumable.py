@@ -115,7 +115,7 @@ def test_a_run_of_the_former_default_recipe_goes_on_with_it(tmp_path, monkeypatc
     default.adamw(config)
     config.optimizer.learning_rate = 4e-3
     before = config.to_dict()
-    del before["model"]["init"], before["optimizer"]["embedding_rate"]
+    del before["model"]["init"], before["optimizer"]["embedding_rate"], before["optimizer"]["head_rate"]
     (tmp_path / "config.json").write_text(json.dumps(before))
     monkeypatch.setattr(sys, "argv", ["train.py", "--config.optimizer.final=0.2"])
     config = tiny_file.get_config()
@@ -124,8 +124,14 @@ def test_a_run_of_the_former_default_recipe_goes_on_with_it(tmp_path, monkeypatc
     o = config.optimizer
     assert (config.model.init, config.model.qk_norm) == ("gpt2", "none")
     assert (o.name, o.schedule, o.b1, o.learning_rate, o.final) == ("adamw", "cosine", 0.9, 4e-3, 0.2)
+    assert (o.embedding_rate, o.head_rate) == (1.0, 1.0)
     check_record(config, tmp_path)
     new = tiny_file.get_config()
     (tmp_path / "config.json").write_text(json.dumps(new.to_dict()))
     keep_former_defaults(config := tiny_file.get_config(), tmp_path)
     assert config.to_dict() == new.to_dict()
+    before = new.to_dict()
+    del before["optimizer"]["head_rate"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    keep_former_defaults(config, tmp_path)
+    assert (config.optimizer.embedding_rate, config.optimizer.head_rate) == (15.0, 1.0)
