@@ -2,18 +2,19 @@
 
 With N active parameters:
   random weights  13.4 · N^−1/2 for the default recipe, normuon and model.init=fan_in: fitted to models of 1 to 10 M parameters
-                  (docs/recipe.md).
+                  (docs/recipe.md). The head learns at (N/1.4e6)^1/3 times that rate and embeddings at 15 times the head's, since
+                  the best rate of matrices falls faster with the size than theirs.
                   0.128 · N^−1/4 for others. The exponent is that of DeepSeek LLM (Bi et al. 2024, figure 3): the rate falls as
                   compute^−1/8, and compute grows with N². The factor is fitted to models of 1 to 30 M parameters; smaller
                   ones use the rate of 1 M.
-                  Beside it the head learns at (N/1.4e6)^1/3 times that rate and embeddings at 15 times the head's, since the best
-                  rate of matrices falls faster with the size than theirs.
   continued       0.3 times the latter. The full rate would first undo what was learnt (Ibrahim et al. 2024).
   fine-tuned      rate · (7e9 / N)^power of FINE_TUNING, at most the rate of continued training. The rates at 7 B are usual
                   ones (Alpaca, Tülu 3, TRL); the powers are fitted to benchmarks/alignment.py with 0.5 M parameters.
   adapters        ten times the rate of all weights of a 7 B model (Schulman et al. 2025), or that of all weights if higher.
 μP (model.mup_base_dim) scales rates by width already, so N is that of a model as narrow as its base.
 """
+
+import dataclasses
 
 import ml_collections
 
@@ -92,6 +93,7 @@ def _objective(config: ml_collections.ConfigDict) -> str | None:
 
 
 def _size(model: ModelConfig) -> float:
+    model = dataclasses.replace(model, value_embeddings=0)  # tables that add no width
     active = sum(sizing.parameters(model)["active"].values())
     return active * (model.mup_base_dim / model.embed_dim) ** 2 if model.mup_base_dim else active
 
