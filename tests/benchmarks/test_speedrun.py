@@ -184,6 +184,6 @@ def test_another_text_is_refused(tmp_path):
 
 
 def test_the_entries_that_come_with_it():
-    for name, steps in (("adamw", 2400), ("default", 550)):
+    for name, steps in (("adamw", 2400), ("default", 550), ("speedrun", 400)):
         config = recipe.with_recipe(f"{speedrun.ENTRIES}:{name}", recipe.sized("3M", "text"), speedrun.FROZEN)
         assert config.steps == steps and config.optimizer.learning_rate > 0
