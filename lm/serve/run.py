@@ -32,8 +32,6 @@ from lm.serve.settings import (
 )
 from lm.train.values import MAX
 
-CONNECTIONS = 1024  # at once; more are answered with 503
-
 
 @contextlib.contextmanager
 def opened(config) -> Iterator[Service]:
@@ -143,12 +141,11 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=functools.partial(Connection, seconds=read_seconds or float(MAX)),
+                http=functools.partial(Connection, seconds=read_seconds or float(MAX), waiting={}),
                 ws="none",
                 h11_max_incomplete_event_size=HEAD,
                 log_level="warning",
                 timeout_graceful_shutdown=max(1, round(drain)),
-                limit_concurrency=CONNECTIONS,
                 server_header=False,
             )
         )
