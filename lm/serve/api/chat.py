@@ -21,6 +21,7 @@ def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
     """Return messages in the form of the templates. Raises: ApiError."""
     if service.no_chat:
         raise ApiError(400, f"this model takes no messages: {service.no_chat}", param="messages")
+    service.check_count(len(given), "messages")
     try:
         messages = checked_messages(given, "messages", media=True)
     except UserError as error:
@@ -62,6 +63,7 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
     head, adapter = new_head(service, body, "chatcmpl"), service.adapter_of(body.model)
     messages = messages_of(service, body.messages)
     service.check_size([message["content"] for message in messages], "messages")
+    service.check_size([tool.model_dump_json(exclude_none=True) for tool in body.tools], "tools")
     with seen_by(service, messages, head["id"], user, adapter, body.n) as seen:
         requests, stream = _asked(service, body, seen.messages if seen else messages)
         if seen:

@@ -4,6 +4,7 @@ and the log names them once.
 A field that is null has its default. An error is {"error": {"message", "type", "param", "code"}}, as OpenAI's.
 """
 
+import asyncio
 import json
 import logging
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from lm.files.untrusted import shown
 
 MAX_CHOICES, MAX_STOPS, STOP_LENGTH, MAX_LIKELY = 128, 16, 512, 20
+LARGE = 1 << 16  # bytes of a body that take long to parse
 DEPTH = 64  # of nested lists and objects in a request
 MAX_IGNORED = 20  # names of fields that the log tells of, each once
 _ignored: set[str] = set()
@@ -233,7 +235,10 @@ async def read(request: Request, model: type[Model]) -> Model:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # also what keeps the pages of other sites from posting here
         raise ApiError(415, "send the header Content-Type: application/json")
-    return parsed(model, decoded(await request.body()))
+    body = await request.body()
+    if len(body) > LARGE:  # not on the event loop: others wait for it
+        return await asyncio.to_thread(lambda: parsed(model, decoded(body)))
+    return parsed(model, decoded(body))
 
 
 def decoded(body: bytes) -> Any:

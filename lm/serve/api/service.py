@@ -138,13 +138,22 @@ class Service:
             self.engine.swap(path)
             self.checkpoint = _version(self.name, path)
 
+    @property
+    def most(self) -> int:
+        """Return how many tokens a prompt may have."""
+        return min(self.engine.max_positions or 1 << 40, self.limits.max_prompt_tokens or 1 << 40)
+
+    def check_count(self, count: int, param: str, what: str = "messages") -> None:
+        """Raise ApiError for more token ids than a prompt may have, or more messages, each of which has a token at least."""
+        if count > self.most:
+            raise _too_long(f"the prompt has {count} {what}, more than the {self.most} tokens that it may have", param)
+
     def check_size(self, prompt: Sequence[str | Sequence[int]], param: str) -> None:
         """Raise ApiError if texts or token ids are too long for the model: to encode them first takes seconds a megabyte."""
-        most = min(self.engine.max_positions or 1 << 40, self.limits.max_prompt_tokens or 1 << 40)
-        longest = int(self.tokenizer.bytes_per_token.max())
+        most, longest = self.most, int(self.tokenizer.bytes_per_token.max())
         for part in prompt:
-            if not isinstance(part, str) and len(part) > most:
-                raise _too_long(f"the prompt has {len(part)} tokens, more than the {most} that it may have", param)
+            if not isinstance(part, str):
+                self.check_count(len(part), param, "tokens")
         size = sum([len(part.encode("utf-8", "replace")) for part in prompt if isinstance(part, str)])
         if size > most * longest:
             tokens = f"at least {-(-size // longest)} tokens"
