@@ -169,7 +169,7 @@ def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
         settings.min_p_S[s], settings.seed_S[s], settings.n_S[s] = r.min_p, r.seed % 2**32, place - sequence.prompt
         if sequence.adjusts:
             if adjust is None:
-                adjust = Adjust(np.zeros((S, V), np.float32), np.zeros((S, V), bool), np.ones(S, np.float32))
+                adjust = _no_change(S, V)
             adjust.bias_SV[s], adjust.seen_SV[s] = sequence.bias(), sequence.seen_V
             adjust.repeat_S[s] = r.repetition_penalty
     found = draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S)
@@ -182,11 +182,17 @@ def _alternatives(wanted: int, tempered: bool) -> int:
 
 
 def warm_draws(logits_SV: jax.Array, vocab_size: int) -> None:
-    """Compile what draws from logits of this shape, for requests without adjustments of these."""
+    """Compile what draws from logits of this shape, with adjustments of these or with alternatives, but not with both."""
     S = logits_SV.shape[0]
-    settings = _greedy(S)
-    for how, top in itertools.product((GREEDY, PLAIN, TRUNCATED), (-1, TOP)):
-        jax.block_until_ready(draw(how, top, logits_SV, np.int32(vocab_size), settings, None, np.full(S, -1, np.int32)))
+    settings, forced_S = _greedy(S), np.full(S, -1, np.int32)
+    for how, (top, adjust) in itertools.product(
+        (GREEDY, PLAIN, TRUNCATED), ((-1, None), (TOP, None), (-1, _no_change(*logits_SV.shape)))
+    ):
+        jax.block_until_ready(draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S))
+
+
+def _no_change(S: int, V: int) -> Adjust:
+    return Adjust(np.zeros((S, V), np.float32), np.zeros((S, V), bool), np.ones(S, np.float32))
 
 
 def _greedy(S: int) -> Settings:
