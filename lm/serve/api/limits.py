@@ -25,8 +25,8 @@ from lm.serve.api.protocol import ApiError, encoded
 
 HEAD, MAX_HEADERS = 64 << 10, 200  # bytes of a head, and headers
 REQUESTS = 1024  # that are answered at once; more get 503
-# Connections without a whole request yet, of an address and of all. When there are more, the oldest one is closed. Whoever opens
-# many and sends nothing keeps nobody out; a client that sends its request is never among them.
+# Connections without a whole request yet, of an address and of all. When there are more, the oldest one is closed. So whoever
+# opens many and sends nothing keeps nobody out; a client that sends its request is never among them.
 SHARE, WAITING = 512, 1024
 LINGER = 2.0  # seconds in which a refused client may go on sending before it reads its answer
 VERSION = re.compile(rb" HTTP/1\.[01]\r?$")

@@ -7,10 +7,11 @@ A field that is null has its default. An error is {"error": {"message", "type", 
 import asyncio
 import json
 import logging
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,7 +34,17 @@ TYPES = {  # of errors; others are "invalid_request_error", or from 500 on "serv
     503: "overloaded_error",
 }
 
-Text = Annotated[str, Field(max_length=STOP_LENGTH)]
+
+def _stops(given: Any) -> Any:
+    """Check stop strings in words that name the limits. Raises: ValueError."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("give a text or a list of texts")
+    if len(texts) > MAX_STOPS or max(map(len, texts), default=0) > STOP_LENGTH:
+        raise ValueError(f"give at most {MAX_STOPS} texts, each of at most {STOP_LENGTH} characters")
+    return given
+
+
 Ids = list[Annotated[int, Field(ge=0)]]
 
 
@@ -49,7 +60,7 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": type_, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        headers = {"Retry-After": str(max(1, round(self.retry)))} if self.retry else {}
+        headers = {"Retry-After": str(math.ceil(self.retry))} if self.retry else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return json_response(self.body(), self.status, headers)
@@ -96,7 +107,7 @@ class Sampled(Body):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] = []
+    stop: Annotated[str | list[str], BeforeValidator(_stops)] = []
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -270,7 +281,7 @@ def parsed(model: type[Model], value: Any) -> Model:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else None
         place = ".".join(map(str, first["loc"])) or "the body"
-        raise ApiError(400, f"{place[:100]}: {first['msg']}", param=field) from None
+        raise ApiError(400, f"{place[:100]}: {first['msg'].removeprefix('Value error, ')}", param=field) from None
     known = {name for key, field in model.model_fields.items() for name in (key, field.alias)}
     for name in {name[:50] for name, item in value.items() if item is not None and name not in known} - _ignored:
         if len(_ignored) < MAX_IGNORED:
