@@ -186,6 +186,7 @@ FORMS = [
     ("guided_grammar", 'start: "a"{1000000}', "too costly"),
     ("guided_grammar", "root ::= root", "no text fits"),
     ("guided_grammar", "\ud800", "GBNF"),
+    ("guided_grammar", "the cat", "it is no grammar in Lark or GBNF: Expected ::="),
     ("guided_choice", ["\ud800"], "."),
     ("structured_outputs", {"regex": "("}, "unclosed group"),
 ]
