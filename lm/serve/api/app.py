@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -54,6 +55,9 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
     app.add_middleware(Gate, settings=settings)
     if service.watch:
         app.add_middleware(CountRequests, metrics=service.watch.metrics)
+    if settings.origins:  # before the key check: a browser asks first without a key
+        names = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": ["Retry-After"]}
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **names)
     return app
 
 

@@ -48,7 +48,7 @@ class Settings:
 
     read_seconds: in which a body must have come, and in which a client must take a part of a stream. hosts: names by which a
     server without keys may be called; none: any. A browser sends the name of the page's own address, so a page of the web whose
-    name is made to point to this machine (DNS rebinding) is refused.
+    name is made to point to this machine (DNS rebinding) is refused. origins: of web pages that may ask too (CORS); *: any.
     """
 
     keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
@@ -56,6 +56,7 @@ class Settings:
     body_bytes: int = 4 << 20
     read_seconds: float = 60.0
     hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 def read_keys(path: Path) -> dict[str, bytes]:
