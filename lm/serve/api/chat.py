@@ -14,7 +14,7 @@ from lm.serve.api.protocol import ApiError, ChatRequest, ToolChoice
 from lm.serve.api.service import Service
 from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced
 
-RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
+RESERVED = ("messages", "tools", "template", "continues", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
 
 
 def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
@@ -35,8 +35,13 @@ def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
     return messages
 
 
-def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]], extra: dict[str, Any]) -> Prompt:
-    """Return the prompt of messages of `messages_of`; their media are decoded here. Raises: ApiError."""
+def prompt_of(
+    service: Service, messages: Messages, tools: list[dict[str, Any]], extra: dict[str, Any], continues: bool = False
+) -> Prompt:
+    """Return the prompt of messages of `messages_of`; their media are decoded here. continues: the last one goes on.
+
+    Raises: ApiError.
+    """
     if taken := [key for key in extra if key in RESERVED or key.startswith("_")]:
         raise ApiError(400, f"chat_template_kwargs: {taken[0][:50]!r} is set by the server", param="chat_template_kwargs")
     if tools or [message for message in messages if message["role"] == "tool" or message.get("tool_calls")]:
@@ -44,7 +49,7 @@ def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]],
     if tools and service.calls.declared:
         extra = extra | {"tools": tools}
     try:
-        prompt = read_chat(service.tokenizer, messages, service.template, service.towers, **extra)
+        prompt = read_chat(service.tokenizer, messages, service.template, service.towers, continues, **extra)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
     if prompt.media is not None:
@@ -58,6 +63,9 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         raise ApiError(400, f"n: this server answers with at most {service.limits.max_choices} choices", param="n")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
+    if body.add_generation_prompt is body.continue_final_message:  # as in vLLM
+        raise ApiError(400, "continue_final_message: true needs add_generation_prompt: false, and the other way round",
+                       param="continue_final_message")  # fmt: skip
     if body.tool_choice not in (None, "none") and not body.tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
     head, adapter = new_head(service, body, "chatcmpl"), service.adapter_of(body.model)
@@ -74,7 +82,7 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
 def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
     """Return the requests of the engine and the arguments of their TextStreams."""
     tools = tools_of(body) if body.tools else []
-    prompt = prompt_of(service, messages, tools, body.chat_template_kwargs)
+    prompt = prompt_of(service, messages, tools, body.chat_template_kwargs, body.continue_final_message)
     limit = body.max_completion_tokens or body.max_tokens or service.room(len(prompt.ids))
     if service.limits.max_new_tokens and limit > service.limits.max_new_tokens:
         field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"

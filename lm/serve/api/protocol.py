@@ -201,6 +201,8 @@ class ChatRequest(Sampled):
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
 
     @property
     def forms(self) -> dict[str, tuple[str, Any]]:

@@ -44,6 +44,19 @@ def test_the_answer_is_that_of_the_engine_to_the_rendered_messages(client, engin
     assert answer.usage.prompt_tokens == len(ids) and answer.usage.completion_tokens == len(tokens)
 
 
+def test_a_last_message_of_the_assistant_is_continued(client, engine, tokenizer):
+    begun = [*ASKED, {"role": "assistant", "content": "the hat sat"}]
+    answer = ask(client, messages=begun, extra_body={"continue_final_message": True, "add_generation_prompt": False})
+    ids = [*encode_chat(tokenizer, ASKED, add_generation_prompt=True).ids, *tokenizer.encode("the hat sat")]
+    assert answer.usage.prompt_tokens == len(ids)
+    stops = (*tokenizer.stop_ids, tokenizer.controls["<|end|>"])
+    tokens = engine.generate(Request(tuple(ids), 16, 0.0, stop_ids=stops))
+    assert answer.choices[0].message.content == tokenizer.decode(tokens)
+    for messages, more in ((ASKED, {}), (begun, {"add_generation_prompt": True})):
+        with pytest.raises(openai.BadRequestError, match="continue"):
+            ask(client, messages=messages, extra_body={"continue_final_message": True} | more)
+
+
 @pytest.mark.parametrize("options", [{}, {"n": 2, "temperature": 1.0, "seed": 5}, {"logprobs": True, "top_logprobs": 2}])
 def test_streamed_is_not_streamed(client, options):
     whole = ask(client, **options)
