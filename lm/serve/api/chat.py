@@ -12,7 +12,7 @@ from lm.serve.api.answers import Choice, Plan, Token, nats, new_head, pieces, se
 from lm.serve.api.media import files_of
 from lm.serve.api.protocol import ApiError, ChatRequest, ToolChoice
 from lm.serve.api.service import Service
-from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced
+from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced, joined
 
 RESERVED = ("messages", "tools", "template", "continues", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
 
@@ -125,14 +125,14 @@ async def _said(
 ) -> AsyncIterator[tuple[int, str, list[Call], Sequence[Token]]]:
     """Yield (number of a choice, content, calls, tokens); number −1: when all are in the queue."""
     most = MAX_CALLS if body.parallel_tool_calls else 1
-    readers = [Calls(service.calls, most) if body.tools and body.tool_choice != "none" else None for _ in choices]
+    readers = [Calls(service.calls, most, streams=True) if body.tools and body.tool_choice != "none" else None for _ in choices]
     async for n, piece in pieces(service, plan, choices):
         text, calls = piece.text, []
         if n >= 0:
             choice, reader = choices[n], readers[n]
             if reader is not None:
                 text, calls = reader.feed(text, over=bool(choice.finish))
-                choice.calls += calls
+                choice.calls = joined([*choice.calls, *calls])
             choice.said += text
             if choice.finish == "stop" and choice.calls and not isinstance(body.tool_choice, ToolChoice):
                 choice.finish = "tool_calls"
@@ -171,8 +171,8 @@ async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterat
         choice = choices[n]
         delta: dict[str, Any] = {"content": text} if text else {}
         if calls:
-            first = len(choice.calls) - len(calls)
-            delta["tool_calls"] = [{"index": first + k, **call.body()} for k, call in enumerate(calls)]
+            ids = [call.id for call in choice.calls]
+            delta["tool_calls"] = [{"index": ids.index(call.id), **call.body()} for call in calls]
         if delta or (tokens and body.logprobs):
             yield chunk(n, delta, _logprobs(service, body, choice, tokens) if body.logprobs else None)
         if choice.finish:

@@ -119,13 +119,15 @@ def _calls(answer, stream):
         message = answer.choices[0].message
         calls = [(call.function.name, call.function.arguments, call.id) for call in message.tool_calls]
         return calls, answer.choices[0].finish_reason, message.content
-    calls, finish, content = [], None, ""
+    calls, finish, content = {}, None, ""
     for chunk in answer:
         for choice in chunk.choices:
             content += choice.delta.content or ""
             finish = choice.finish_reason or finish
-            calls += [(c.function.name, c.function.arguments, c.id) for c in choice.delta.tool_calls or ()]
-    return calls, finish, content
+            for c in choice.delta.tool_calls or ():
+                name, arguments, id = calls.get(c.index, (c.function.name, "", c.id))
+                calls[c.index] = name, arguments + c.function.arguments, id
+    return list(calls.values()), finish, content
 
 
 def test_a_conversation_with_calls_is_rendered(client, tokenizer):
