@@ -22,6 +22,9 @@ from lm.errors import UserError
 from lm.files.untrusted import content, shown
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
+# Its last hidden state is a vector of the text ("PromptEOL", Jiang et al. 2023, "Scaling sentence embeddings with large
+# language models", section 3.2).
+IN_ONE_WORD = 'This sentence: "{}" means in one word: "'
 _warned: weakref.WeakSet[Tokenizer] = weakref.WeakSet()  # tokenizers with a text that spelt a control symbol
 
 

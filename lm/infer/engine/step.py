@@ -43,8 +43,8 @@ def forward(
     at_S: jax.Array,
     mask_BR: jax.Array | None = None,
     vectors: Vectors | None = None,
-) -> tuple[PyTree, jax.Array]:
-    """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S, their hidden states [S, D]).
 
     arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
     mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any. vectors: of media that take the
@@ -57,7 +57,7 @@ def forward(
         inputs = Inputs(tokens_B[:, None], valid_B1, place_B1, vectors=vectors)
         out = model.hidden(inputs, PagedState(pages, table), layers=layers)
     x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
-    return out.memory.layers, model.logits(x_S1D)[:, 0]
+    return out.memory.layers, model.logits(x_S1D)[:, 0], x_S1D[:, 0]
 
 
 class Shapes(NamedTuple):

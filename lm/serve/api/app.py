@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lm.errors import UserError
-from lm.serve.api import chat, completions
+from lm.serve.api import chat, completions, embeddings
 from lm.serve.api.answers import spelling
 from lm.serve.api.limits import Gate, Settings
 from lm.serve.api.protocol import (
@@ -23,6 +23,7 @@ from lm.serve.api.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     LoadAdapter,
     Sampled,
     TokenizeRequest,
@@ -78,6 +79,12 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def talk(request: Request) -> Response:
         return await sampled(request, await read(request, ChatRequest), chat)
+
+    @router.post("/v1/embeddings")
+    async def embed(request: Request) -> Response:
+        body = await read(request, EmbeddingRequest)
+        planned = await service.call((), embeddings.plan, body)
+        return json_response(await unless_gone(request.receive, embeddings.whole(service, body, planned)))
 
     @router.get("/v1/models")
     async def models() -> Response:

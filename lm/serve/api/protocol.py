@@ -143,6 +143,11 @@ class Sampled(Body):
         return tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop))
 
 
+def listed(given: str | list) -> list:
+    """Return texts or lists of token ids as a list, even of one."""
+    return [given] if isinstance(given, str) or bool(given) and isinstance(given[0], int) else given
+
+
 class CompletionRequest(Sampled):
     prompt: str | Ids | list[str] | list[Ids]
     suffix: str | None = None
@@ -154,8 +159,7 @@ class CompletionRequest(Sampled):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """Return the prompts as a list, even of one."""
-        alone = isinstance(self.prompt, str) or bool(self.prompt) and isinstance(self.prompt[0], int)
-        return [self.prompt] if alone else self.prompt
+        return listed(self.prompt)
 
 
 class Function(Body):
@@ -212,6 +216,19 @@ class ChatRequest(Sampled):
         if form is not None and form.type != "text":
             asked["response_format"] = "json", form.json_schema.schema_ if form.type == "json_schema" else OBJECT
         return asked
+
+
+class EmbeddingRequest(Body):
+    model: str | None = None
+    input: str | Ids | list[str] | list[Ids]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str = ""
+
+    @property
+    def inputs(self) -> list[str] | list[list[int]]:
+        """Return the inputs as a list, even of one."""
+        return listed(self.input)
 
 
 class TokenizeRequest(Body):
