@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lm.errors import UserError
-from lm.serve.api import chat, completions, embeddings
+from lm.serve.api import chat, completions, embeddings, responses
 from lm.serve.api.answers import spelling
 from lm.serve.api.limits import Gate, Settings
 from lm.serve.api.protocol import (
@@ -25,6 +25,7 @@ from lm.serve.api.protocol import (
     DetokenizeRequest,
     EmbeddingRequest,
     LoadAdapter,
+    ResponseRequest,
     Sampled,
     TokenizeRequest,
     UnloadAdapter,
@@ -66,7 +67,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     router = APIRouter()
 
     async def sampled(request: Request, body: Sampled, kind: types.ModuleType) -> Response:
-        """Answer with completions of a kind, which is a module: chat or completions."""
+        """Answer with completions of a kind, which is a module: chat, completions or responses."""
         planned = await service.call(getattr(body, "messages", ()), kind.plan, body, request.state.user)
         if body.stream:
             return await EventStream(kind.chunks(service, body, planned), settings.read_seconds).start(request)
@@ -79,6 +80,10 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def talk(request: Request) -> Response:
         return await sampled(request, await read(request, ChatRequest), chat)
+
+    @router.post("/v1/responses")
+    async def respond(request: Request) -> Response:
+        return await sampled(request, responses.asked(await read(request, ResponseRequest)), responses)
 
     @router.post("/v1/embeddings")
     async def embed(request: Request) -> Response:
@@ -236,4 +241,5 @@ class EventStream(Response):
 
 
 def _event(value: Any) -> bytes:
-    return b"data: " + encoded(value) + b"\n\n"
+    name = f"event: {value['type']}\n" if "type" in value else ""  # of a response
+    return name.encode() + b"data: " + encoded(value) + b"\n\n"

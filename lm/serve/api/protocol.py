@@ -218,6 +218,26 @@ class ChatRequest(Sampled):
         return asked
 
 
+class ResponseRequest(Body):
+    """Fields with the names of a chat's are checked there."""
+
+    model: str | None = None
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stream: bool = False
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    text: dict[str, Any] = {}
+    previous_response_id: str | None = None
+    store: bool = False
+    metadata: dict[str, Any] = {}
+    user: str = ""
+
+
 class EmbeddingRequest(Body):
     model: str | None = None
     input: str | Ids | list[str] | list[Ids]
