@@ -6,6 +6,7 @@ Without somebody to ask, the answer is no.
 import dataclasses
 import fnmatch
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -72,11 +73,15 @@ def parse_risks(names: Sequence[str], flag: str = "--allow") -> frozenset[str]:
 
 
 def parse_grant(text: str, tools: Sequence[AgentTool]) -> Grant:
-    """Return the grant "TOOL ARGUMENT=PATTERN …", as in "write_file path=notes/*".
+    """Return the grant "TOOL ARGUMENT=PATTERN …", as in "write_file path=notes/*" or "write_file 'path=my notes/*'".
 
-    Raises: UserError if there is no such tool or argument, or if nothing is said about the arguments of a risky tool.
+    Raises: UserError if quotes are not closed, if there is no such tool or argument, or if nothing is said about the arguments
+    of a risky tool.
     """
-    name, *parts = text.split()
+    try:
+        name, *parts = shlex.split(text) or [""]
+    except ValueError as error:
+        raise UserError(f"--grant={text!r}: {error}; put quotes around a part with spaces, as in 'path=my notes/*'") from None
     tool = next((tool for tool in tools if tool.name == name), None)
     if tool is None:
         raise UserError(f"--grant={text!r}: no tool {name!r}; there are {', '.join(tool.name for tool in tools)}")
@@ -85,7 +90,7 @@ def parse_grant(text: str, tools: Sequence[AgentTool]) -> Grant:
     for part in parts:
         key, equals, pattern = part.partition("=")
         if not equals or not pattern:
-            raise UserError(f"--grant={text!r}: {part!r} must be ARGUMENT=PATTERN, such as path=notes/*")
+            raise UserError(f"--grant={text!r}: {part!r} must be ARGUMENT=PATTERN, such as path=notes/* or 'path=my notes/*'")
         if key not in known:
             raise UserError(f"--grant={text!r}: {name} has no argument {key!r}, only {', '.join(known)}")
         patterns[key] = pattern

@@ -37,7 +37,10 @@ def inside(root: Path, path: str) -> Path:
     """Return the real path of a file of the folder. Raises: ValueError for one outside of it, or a hidden one."""
     if "\0" in path:
         raise ValueError("a path must not hold a zero character")
-    found = (root / path).resolve()
+    try:
+        found = (root / path).resolve()
+    except (OSError, RuntimeError):  # the second is Python 3.11's and 3.12's word for it
+        raise ValueError(f"there is no file {path}: its name is too long, or its links lead in a circle") from None
     if not found.is_relative_to(root) or found == root:
         raise ValueError(f"{path} is outside the folder")
     if any(part.startswith(".") for part in found.relative_to(root).parts):

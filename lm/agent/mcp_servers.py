@@ -2,7 +2,7 @@
 
 A server declares what its tools do in annotations; without one, the protocol's default counts: a tool may write, and may reach
 the world outside. Its answers are untrusted. It gets no variable of this process's environment but those that a program needs
-to start, such as PATH.
+to start, such as PATH. lm/agent/relay.py stands between, which shortens endless lines.
 """
 
 import contextlib
@@ -13,8 +13,11 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
 
 import pydantic
 
@@ -26,6 +29,8 @@ from lm.files.untrusted import short, shown
 START = 60.0  # seconds in which a server must have told its tools
 OTHER = "use another version of the server, or leave it out"
 MAX_PAGES, MAX_TOOLS = 100, 1000  # of a server's list
+RELAY = (sys.executable, "-I", "-S", str(Path(__file__).with_name("relay.py")))
+LAST = 4000  # bytes of what a server writes on its stderr that are kept
 NAME = re.compile(r"\S{1,128}")  # of a tool
 
 
@@ -48,14 +53,19 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
         raise UserError(f"--mcp={command!r} is no command: {error}") from None
     if shutil.which(program) is None:
         raise UserError(f"--mcp={command!r}: there is no program {program}; give a command that starts a server")
-    logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it prints a traceback for each line that is no message
+    log = logging.getLogger("mcp")  # it prints a traceback for each line that is no message
+    log.handlers, log.propagate = [_Unread()], False
+    first, *others = (*RELAY, program, *arguments)
+    parameters = StdioServerParameters(command=first, args=others, encoding_error_handler="replace")
     with contextlib.ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
-        session = portal.wrap_async_context_manager(_session(StdioServerParameters(command=program, args=arguments)))
+        errors, last_line = stack.enter_context(_stderr())
+        session = portal.wrap_async_context_manager(_session(parameters, errors))
         try:
             client, listed = session.__enter__()
         except Exception as error:
-            raise UserError(f"--mcp={command!r}: {_why_not(error)}") from None
+            errors.close()
+            raise UserError(f"--mcp={command!r}: {_why_not(error, last_line())}") from None
         stack.callback(_close, session)
 
         def tool(described) -> AgentTool:
@@ -78,17 +88,52 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
 
 
 @contextlib.asynccontextmanager
-async def _session(parameters) -> AsyncIterator[tuple[Any, list]]:
+async def _session(parameters, errors: TextIO) -> AsyncIterator[tuple[Any, list]]:
     """Yield (client, its tools) of a server that is started. Raises: UserError, TimeoutError, and errors of `mcp` in groups."""
     import anyio
     from mcp import Client
     from mcp.client.stdio import stdio_client
 
-    with open(os.devnull, "w") as quiet, anyio.fail_after(START) as start:
-        async with Client(stdio_client(parameters, errlog=quiet), read_timeout_seconds=START) as client:
+    with anyio.fail_after(START) as start:
+        async with Client(stdio_client(parameters, errlog=errors), read_timeout_seconds=START) as client:
             listed = await _listed(client)
             start.deadline = math.inf
             yield client, listed
+
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[tuple[TextIO, Callable[[], str]]]:
+    """Yield (a file for the error stream of a server, a function that returns the last line that was written there)."""
+    read, write = os.pipe()
+    kept = bytearray()
+
+    def drain() -> None:
+        with open(read, "rb", buffering=0) as file:
+            while some := file.read(1 << 16):
+                kept.extend(some)
+                del kept[:-LAST]
+
+    def last_line() -> str:
+        thread.join(1.0)  # a grandchild may keep the stream open
+        return next((line for line in reversed(kept.decode("utf-8", "replace").splitlines()) if line.strip()), "")
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    with open(write, "w") as file:
+        yield file, last_line
+
+
+class _Unread(logging.Handler):
+    """Tells of the first line of a server that is no message. The run goes on without such lines."""
+
+    is_told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info and record.exc_info[1]
+        if isinstance(error, pydantic.ValidationError) and not self.is_told:
+            self.is_told = True
+            line = short(error.errors()[0]["input"])
+            print(f"agent: an MCP server wrote what is no message, and is left out: {line}", file=sys.stderr, flush=True)
 
 
 def _close(session) -> None:
@@ -146,7 +191,10 @@ def _answer(result) -> Answer:
     text = "\n".join(parts)
     if not text and result.structured_content is not None:
         text = json.dumps(result.structured_content, ensure_ascii=False)
+    whole = len(text)
     text = shortened(text) or "(no output)"
+    if whole > len(text):
+        text = f"(the answer has {whole} characters; its middle is left out)\n{text}"
     return Answer(f"{ERROR}{text}" if result.is_error else text, bool(result.is_error))
 
 
@@ -165,12 +213,13 @@ def _reason(error: BaseException) -> str:
     return shown(" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
-def _why_not(error: BaseException) -> str:
-    """Return why a server does not start, and the cure."""
+def _why_not(error: BaseException, last_line: str) -> str:
+    """Return why a server does not start, and the cure. last_line: of its stderr."""
     error = _innermost(error)
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, pydantic.ValidationError):
         return f"the server answers what the protocol does not allow ({_reason(error)}); {OTHER}"
     why = f"in {START:g} seconds" if isinstance(error, TimeoutError) else f"({_reason(error)})"
-    return f"the server does not answer {why}; run the command itself to see why"
+    cure = f"it wrote {short(last_line)}" if last_line else "run the command itself to see why"
+    return f"the server does not answer {why}; {cure}"

@@ -2,6 +2,7 @@
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --merge]
+    python -m lm.convert export --from=HF_DIR --to=MODEL.gguf [--dtype=q8_0]
     python -m lm.convert import --from=MODEL.gguf --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
@@ -12,7 +13,8 @@
 used as it is: lm.load(HF_DIR), or python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
 "export" writes the newest checkpoint of a workdir, trained or imported: for transformers and vLLM; with --to=NAME.gguf for
-llama.cpp, Ollama and LM Studio, with a Modelfile beside it. A reward model is a sequence classifier with one label. --adapter
+llama.cpp, Ollama and LM Studio, with a Modelfile beside it. --from=MODEL exports a folder or a GGUF file that is no workdir,
+which is imported beside the target for a while. A reward model is a sequence classifier with one label. --adapter
 writes the adapter alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM; --merge merges it into the weights.
 
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). To give
@@ -22,7 +24,7 @@ Output is written completely or not at all, and never over other files. See docs
 """
 
 import difflib
-import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from data.text.hf_tokenizer import has_tokenizer
 from lm import cli
 from lm.cli import check_folder
 from lm.convert.files import check_target, is_adapter
-from lm.errors import UserError, no_model, runnable
+from lm.errors import UserError, no_model
 from lm.files import compile_cache
 from lm.files.gguf import SUFFIX
 from lm.files.saving import check_free
@@ -44,7 +46,8 @@ flags.DEFINE_string("workdir", None, "A workdir: a new one for import and quanti
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize: any model.",
+    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize: any model. "
+    "export: a Hugging Face folder or a GGUF file, in place of --workdir.",
 )
 flags.DEFINE_string(
     "mesh", "fsdp=-1", "import, quantize: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices."
@@ -94,6 +97,8 @@ def main() -> None:
     cli.parse_flags([sys.argv[0], *sys.argv[2:]])
     case = command if command != "export" else "export --adapter" if FLAGS.adapter else "export without --adapter"
     named = TAKES[case]
+    if command == "export" and FLAGS["from"].present and not FLAGS.workdir and not FLAGS.adapter:
+        named = ("from", *named[1:])  # a model that is no workdir
     for name in ALL:
         if name not in named and FLAGS[name].present:
             raise UserError(f"--{name} means nothing to {case}, which takes {', '.join(f'--{one}' for one in named)}")
@@ -105,10 +110,13 @@ def main() -> None:
     _check_target(command, to, named[1])
     if not read.is_dir() and not (named[0] == "from" and read.suffix == SUFFIX and read.is_file()):
         raise UserError(no_model(FLAGS[named[0]].value))
-    if named[0] == "workdir" and kind_of(read_config(read)) == "published" and not steps_saved(read):
-        first = shlex.join(["python", "-m", "lm.convert", "import", f"--from={FLAGS.workdir}", "--workdir=DIR"])
-        raise UserError(f"--workdir={FLAGS.workdir} is a Hugging Face folder: {runnable(first)} first, then export DIR")
-    {"import": _import, "quantize": _quantize, "export": _export}[command](read, to)
+    is_published = read.is_file() or kind_of(read_config(read)) == "published" and not steps_saved(read)
+    if is_published and FLAGS.adapter:
+        raise UserError(
+            f"--workdir={FLAGS.workdir} is a Hugging Face folder, which has no adapter of its own: leave out --adapter"
+        )
+    export = _export_published if is_published else _export
+    {"import": _import, "quantize": _quantize, "export": export}[command](read, to)
 
 
 def _check_target(command: str, to: Path, flag: str) -> None:
@@ -174,6 +182,18 @@ def _export(read: Path, to: Path) -> None:
         from lm.convert.to_published import to_published
 
         to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, merge=FLAGS.merge)
+
+
+def _export_published(read: Path, to: Path) -> None:
+    """Export a model that is no workdir, by way of one beside the target, which is removed."""
+    beside = to.with_name(f".{to.name}.imported")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    try:
+        workdir = beside / (read.stem if read.is_file() else read.name)  # the file has its name
+        _import(read, workdir)
+        _export(workdir, to)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 if __name__ == "__main__":

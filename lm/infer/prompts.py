@@ -22,6 +22,9 @@ from lm.errors import UserError
 from lm.files.untrusted import content, shown
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
+# Its last hidden state is a vector of the text ("PromptEOL", Jiang et al. 2023, "Scaling sentence embeddings with large
+# language models", section 3.2).
+IN_ONE_WORD = 'This sentence: "{}" means in one word: "'
 _warned: weakref.WeakSet[Tokenizer] = weakref.WeakSet()  # tokenizers with a text that spelt a control symbol
 
 
@@ -74,19 +77,35 @@ def read(
 
 
 def read_chat(
-    tokenizer: Tokenizer, messages: Messages, template: str | None = None, towers: Towers | None = None, **extra: Any
+    tokenizer: Tokenizer,
+    messages: Messages,
+    template: str | None = None,
+    towers: Towers | None = None,
+    continues: bool = False,
+    **extra: Any,
 ) -> Prompt:
     """Return the prompt of a conversation up to the assistant's answer.
 
-    towers: of the model; None: it reads text. extra: more variables of the template, such as tools.
+    towers: of the model; None: it reads text. continues: the last message is the beginning of the answer, so its end is left
+    out. extra: more variables of the template, such as tools.
+    Raises: UserError if the template refuses the messages, or `continues` has no such message.
     """
+    if continues and (len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls")):
+        raise UserError("there is no answer to continue: end the messages with a text of the assistant")
     style = media = None
     if towers is not None:
         messages, arrays, _ = prepared(messages, towers)
         style, rows = towers.style, [array[None] if len(array) else None for array in arrays]
         media = Media(*rows) if any(row is not None for row in rows) else None
-    ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True, media=style, **extra).ids
-    return Prompt(ids, True, stops_of(tokenizer, template), media)
+    ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=not continues, media=style, **extra).ids
+    stops = stops_of(tokenizer, template)
+    if continues:
+        before = encode_chat(tokenizer, messages[:-1], template=template, add_generation_prompt=True, media=style, **extra).ids
+        ends = [n for n in range(len(before), len(ids)) if ids[n] in stops]
+        if ids[: len(before)] != before or not ends:
+            raise UserError("the chat template writes an answer otherwise than where it is to begin: it cannot be continued")
+        ids = ids[: ends[-1]]
+    return Prompt(ids, True, stops, media)
 
 
 def checked_messages(prompt: Sequence[Any], where: str, media: bool = False) -> Messages:

@@ -7,7 +7,8 @@ r"""A store of your own notes, files and exchanges, encrypted on this machine. A
 
 Commands:
   add TEXT or FILE or FOLDER…   store notes, text files, and exchanges (JSON lines with messages, as /save of lm.chat writes);
-                                - reads a note from the standard input. The first one makes the store.
+                                - reads a note from the standard input. The first one makes the store. A text on the command
+                                line stays in the shell's history, and others see it while the command runs: - or a file do not
   list                          list the items: id, date, kind, beginning
   search WORDS                  show the passages that are found
   ask QUESTION                  answer from the store, and name the items behind [1], [2]; without QUESTION: a conversation. The
@@ -108,6 +109,8 @@ def main() -> None:
     store = open_store(home, FLAGS.passphrase_file, create=command == "add", in_keyring=FLAGS.keyring)
     offline.cut_off()
     run(store, found)
+    if command == "add" and any(map(reading.is_text, arguments)):
+        print(f"lm.personal: {reading.HISTORY}", file=sys.stderr, flush=True)
 
 
 def _add(store: Store, items: list[reading.Item]) -> None:

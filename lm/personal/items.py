@@ -12,6 +12,7 @@ from data.chat.messages import messages_of
 from lm.errors import UserError
 from lm.files import untrusted as strangers
 
+HISTORY = "text on the command line stays in the shell's history; add - reads a note from the standard input instead"
 KINDS = ("note", "file", "exchange")
 LARGEST = 16 << 20  # bytes of a file
 TEXTS = tuple(".csv .html .json .log .md .org .py .rst .tex .text .toml .tsv .txt .xml .yaml".split())
@@ -72,6 +73,11 @@ def from_arguments(arguments: Sequence[str]) -> list[Item]:
         else:
             found.append(note(argument))
     return found
+
+
+def is_text(argument: str) -> bool:
+    """Return whether an argument of `add` is a note itself, which the shell's history keeps."""
+    return argument != "-" and not _exists(Path(argument).expanduser())
 
 
 def from_path(path: Path) -> Iterator[Item]:

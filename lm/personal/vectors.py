@@ -1,8 +1,7 @@
 """Vectors of passages and questions, by the model itself, for a search by meaning.
 
-The vector is the last hidden state after a prompt that asks for the text in one word ("PromptEOL", Jiang et al. 2023, "Scaling
-sentence embeddings with large language models", section 3.2), scaled to unit length. The mean of all hidden states, which is
-usual for encoders, finds far less with a small decoder (docs/decisions.md).
+The vector is the last hidden state after a prompt that asks for the text in one word (lm.infer.prompts), scaled to unit
+length. The mean of all hidden states, which is usual for encoders, finds far less with a small decoder (docs/decisions.md).
 """
 
 import contextlib
@@ -14,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lm.infer.prompts import IN_ONE_WORD
 from lm.personal.index import passages_of
 from lm.personal.speaker import Speaker
 from lm.personal.store import VECTORS, Gone, Store
 from lm.progress import progress
 
-PROMPT = 'This sentence: "{}" means in one word: "'
 ROWS = 8  # that are computed together
 LONGEST = 256  # tokens; of a longer text the first ones count
 
@@ -27,7 +26,7 @@ LONGEST = 256  # tokens; of a longer text the first ones count
 def embed(speaker: Speaker, texts: Sequence[str]) -> np.ndarray:
     """Return float32 vectors [texts, D] of unit length."""
     tokenizer = speaker.tokenizer
-    begin, end = (tokenizer.encode(part) for part in PROMPT.split("{}"))
+    begin, end = (tokenizer.encode(part) for part in IN_ONE_WORD.split("{}"))
     rows = [[*begin, *tokenizer.encode(" ".join(text.split()))[:LONGEST], *end] for text in texts]
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))  # rows of like lengths share a call
     found = np.zeros((len(rows), speaker.config.embed_dim), np.float32)

@@ -16,7 +16,7 @@ from lm.files.saving import replacing
 from lm.progress import progress
 from lm.serve.api import chat, completions
 from lm.serve.api.protocol import ApiError, ChatRequest, CompletionRequest, decoded, encoded, parsed
-from lm.serve.api.service import Service
+from lm.serve.api.service import BUSY, Service
 
 ROUTES = {
     "/v1/completions": (CompletionRequest, completions.plan, completions.whole),
@@ -114,6 +114,6 @@ async def _answered(service: Service, line: dict[str, Any]) -> tuple[int, dict[s
         except ApiError as error:
             if error.code != "queue_full":
                 return error.status, error.body()
-            await asyncio.sleep(error.retry)
+            await asyncio.sleep(BUSY)
         except UserError as error:
             return 400, ApiError(400, str(error)).body()

@@ -33,13 +33,15 @@ from lm.files import saving
 from lm.serve import store
 
 SEED = 19  # of the split, another than that of align.py's own validation split
+TO = "--workdir=RUN --config.init_from=MODEL"
+ASK = "evaluate.py --config=default --workdir=EVAL --config.checkpoint=RUN"
 COMMANDS = {
-    "align/sft.jsonl": "align.py --config=configs/align/sft.py --config.data={path}",
-    "align/preference.jsonl": "align.py --config=configs/align/dpo.py --config.data={path}",
-    "align/kto.jsonl": "align.py --config=configs/align/kto.py --config.data={path}",
-    "evaluation/redteam/flagged.jsonl": "evaluate.py … --config.tasks=redteam --config.data_dir={out}/evaluation",
+    "align/sft.jsonl": f"align.py --config=configs/align/sft.py {TO} --config.data.input={{path}}",
+    "align/preference.jsonl": f"align.py --config=configs/align/dpo.py {TO} --config.data.input={{path}}",
+    "align/kto.jsonl": f"align.py --config=configs/align/kto.py {TO} --config.data.input={{path}}",
+    "evaluation/redteam/flagged.jsonl": f"{ASK} --config.tasks=redteam --config.data_dir={{out}}/evaluation",
     "evaluation/corrections/test.jsonl": (
-        "evaluate.py … --config.tasks={out}/evaluation/corrections.yaml --config.data_dir={out}/evaluation "
+        f"{ASK} --config.tasks={{out}}/evaluation/corrections.yaml --config.data_dir={{out}}/evaluation "
         "--config.chat_template=own"
     ),
 }

@@ -45,7 +45,11 @@ HISTOGRAMS = {  # name: (help, labels, buckets); None: one, two, five and so on,
     "request_queue_time_seconds": ("From submission to the first token of the prompt that is read.", REQUEST, LATENCY),
     "request_prefill_time_seconds": ("From there to the first token of the answer.", REQUEST, LATENCY),
     "request_decode_time_seconds": ("From there to the last token.", REQUEST, LATENCY),
+    "request_inference_time_seconds": ("From the first token of the prompt that is read to the last token.", REQUEST, LATENCY),
+    "request_time_per_output_token_seconds": ("Mean time between the tokens of a request.", REQUEST, BETWEEN),
     "request_prompt_tokens": ("Tokens of a prompt.", REQUEST, None),
+    "request_prefill_kv_computed_tokens": ("Tokens of a prompt that were not in the prefix cache.", REQUEST, None),
+    "request_params_max_tokens": ("Tokens that a request asks for at most.", REQUEST, None),
     "request_generation_tokens": ("Tokens of an answer.", REQUEST, None),
     "iteration_tokens_total": ("Tokens of an engine step.", MODEL, ITERATION),
     "http_request_duration_seconds": ("From a request's head to the end of its answer.", ("model_name", "route"), LATENCY),
@@ -128,13 +132,20 @@ class Metrics:
         if not handle.request.told_by_reader:
             self.of("request_success", adapter=adapter, finished_reason=finish).inc()
         self.of("request_prompt_tokens", adapter=adapter).observe(len(handle.request.prompt))
+        self.of("request_params_max_tokens", adapter=adapter).observe(handle.request.max_new_tokens)
         self.of("request_generation_tokens", adapter=adapter).observe(generated)
+        if times.started:
+            self.of("request_prefill_kv_computed_tokens", adapter=adapter).observe(len(handle.request.prompt) - times.cached)
+        if times.first and generated > 1:
+            mean = max(0.0, end - times.first) / (generated - 1)
+            self.of("request_time_per_output_token_seconds", adapter=adapter).observe(mean)
         spans = {
             "e2e_request_latency_seconds": (times.submitted, end),
             "request_queue_time_seconds": (times.submitted, times.started),
             "request_prefill_time_seconds": (times.started, times.first),
             "time_to_first_token_seconds": (times.submitted, times.first),
             "request_decode_time_seconds": (times.first, end),
+            "request_inference_time_seconds": (times.started, end),
         }
         for name, (begin, until) in spans.items():
             if begin and until:
@@ -160,6 +171,9 @@ class _OfEngine:
             (counter, "generation_tokens", s.generation_tokens, "Tokens that were sampled."),
             (counter, "prefix_cache_queries", s.prefix_queries, "Tokens of prompts that were looked up in the prefix cache."),
             (counter, "prefix_cache_hits", s.prefix_hits, "Tokens of prompts that were found there."),
+            (counter, "prompt_tokens_cached", s.prefix_hits, "The same, by vLLM's newer name."),
+            (counter, "spec_decode_num_draft_tokens", s.drafted, "Tokens that were guessed."),
+            (counter, "spec_decode_num_accepted_tokens", s.accepted, "Tokens that were guessed rightly."),
             (counter, "num_preemptions", s.preemptions, "Requests that gave their blocks up and begin again."),
         )
         for kind, name, value, told in families:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from lm.errors import UserError
 from lm.files.untrusted import shown
 from lm.serve import page
 from lm.serve.api.app import make_app
-from lm.serve.api.limits import HEAD, Connection
+from lm.serve.api.limits import HEAD, REQUESTS, WAITING, Connection
 from lm.serve.api.service import Limits, Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import Watch
@@ -32,7 +33,7 @@ from lm.serve.settings import (
 )
 from lm.train.values import MAX
 
-CONNECTIONS = 1024  # at once; more are answered with 503
+FILES = 2 * (REQUESTS + WAITING)  # that are open at once
 
 
 @contextlib.contextmanager
@@ -122,6 +123,7 @@ def memory(engine) -> str:
 def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then no new ones are taken, and running ones have `drain` seconds to end."""
     host, port = sock.getsockname()[:2]
+    allow_files()
     sock.listen()  # who reads the address may connect at once
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"{service.name} answers at {address}/v1, and on a page at {address}; Ctrl-C ends it", flush=True)
@@ -136,6 +138,13 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
         service.engine.close(config.drain)
 
 
+def allow_files() -> None:
+    """Raise the limit of open files to what lm.serve.api.limits allows of connections. Shells begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if hard == resource.RLIM_INFINITY else min(FILES, hard), hard))
+
+
 class Server(uvicorn.Server):
     """uvicorn, whose service is told of a signal before its connections are."""
 
@@ -143,12 +152,11 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=functools.partial(Connection, seconds=read_seconds or float(MAX)),
+                http=functools.partial(Connection, seconds=read_seconds or float(MAX), waiting={}),
                 ws="none",
                 h11_max_incomplete_event_size=HEAD,
                 log_level="warning",
                 timeout_graceful_shutdown=max(1, round(drain)),
-                limit_concurrency=CONNECTIONS,
                 server_header=False,
             )
         )

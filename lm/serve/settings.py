@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import ipaddress
+import re
 import signal
 import socket
 import sys
@@ -149,6 +150,7 @@ def app_settings(config) -> Settings:
         body_bytes=config.body_bytes,
         read_seconds=config.read_seconds or float(MAX),
         hosts=hosts_of(config) if loopback else (),
+        origins=origins_of(config),
     )
 
 
@@ -182,6 +184,15 @@ def hosts_of(config) -> tuple[str, ...]:
     names = [name.strip().lower() for name in config.auth.hosts.split(",") if name.strip()]
     host = config.host.lower()
     return () if "*" in names else tuple(dict.fromkeys((*names, f"[{host}]" if ":" in host else host)))
+
+
+def origins_of(config) -> tuple[str, ...]:
+    """Return the origins of web pages that may ask the server. Raises: UserError for one that no browser sends."""
+    origins = tuple(name.strip() for name in config.auth.origins.split(",") if name.strip())
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise UserError(f"auth.origins: {short(origin)} is no origin: write it like https://app.example, or * for any page")
+    return origins
 
 
 def is_loopback(host: str) -> bool:

@@ -130,6 +130,17 @@ def test_a_run_leaves_as_a_gguf_file_and_comes_back(finished, tmp_path):
     assert {name: t.read().tobytes() for name, t in one.items()} == {name: t.read().tobytes() for name, t in other.items()}
 
 
+def test_a_hugging_face_folder_and_a_gguf_file_are_exported_without_a_workdir(finished, exported, tmp_path):
+    convert("export", workdir=finished, to=tmp_path / "wanted.gguf")
+    wanted = {name: tensor.read().tobytes() for name, tensor in open_gguf(tmp_path / "wanted.gguf").tensors.items()}
+    for n, flags in enumerate(({"from": exported}, {"workdir": exported}, {"from": tmp_path / "wanted.gguf"})):
+        file = tmp_path / str(n) / "ours.gguf"
+        convert("export", **flags, to=file)
+        assert {name: tensor.read().tobytes() for name, tensor in open_gguf(file).tensors.items()} == wanted
+        assert sorted(path.name for path in file.parent.iterdir()) == ["Modelfile", "ours.gguf"]
+    refused([*line("export", workdir=exported, to=tmp_path / "adapter"), "--adapter"], "has no adapter of its own")
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_from_a_gguf_file(finished, text, tmp_path):
     """init_from of a verb: the model, its tokenizer and its weights."""

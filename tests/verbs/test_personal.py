@@ -83,6 +83,20 @@ def test_a_folder_with_a_file_that_cannot_be_read_gives_the_others(tmp_path):
     assert done.returncode == 2 and "no text file that can be read" in done.stderr and not (tmp_path / "other").exists()
 
 
+def test_a_note_on_the_command_line_stays_in_the_history_and_others_do_not(tmp_path):
+    home, file = f"--home={tmp_path / 'home'}", tmp_path / "note.txt"
+    file.write_text("gamma")
+    for argument, text, words in (
+        ("alpha beta", "", "stays in the shell's history; add - reads"),
+        ("-", "delta", ""),
+        (file, "", ""),
+    ):
+        done = personal("add", home, argument, text=text)
+        assert done.returncode == 0 and done.stdout.endswith("stored 1 of 1 items\n")
+        assert words in done.stderr and done.stderr.count("\n") == bool(words)
+    assert "history" in personal("--help").stdout
+
+
 def test_mistakes(tmp_path):
     home = f"--home={tmp_path / 'home'}"
     new = f"--home={tmp_path / 'new'}"

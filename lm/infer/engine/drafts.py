@@ -87,7 +87,7 @@ class ByModel:
     def _guessed(self, parts: List[Part], guesses: dict[int, list[int]], most: dict[int, int]) -> list[Part]:
         """Read the parts, and add a guess for each that is at its end. Return what must be read for the next guesses."""
         laid = lay_out(parts, self._shapes, self._tables_RN)
-        self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S)
+        self._pages, logits_SV, _ = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S)
         if not laid.draws:
             return []
         tokens, more = drawn(laid, logits_SV, self._vocab).token_S, []

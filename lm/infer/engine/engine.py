@@ -324,7 +324,8 @@ class Engine:
 
     def _forward(self, laid: Laid, media: Vectors | None) -> jax.Array:
         mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
-        self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR, media)
+        found = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR, media)
+        self._pages, logits_SV, self._hidden_SD = found
         return logits_SV
 
     def _use(self, weights: Weights) -> None:
@@ -342,6 +343,8 @@ class Engine:
             sequence.seal(self._blocks)
             if event is None:
                 continue
+            if sequence.request.embeds and event.tokens:
+                event = event._replace(hidden_D=np.asarray(self._hidden_SD)[here.stop - 1 - part.drafts].astype(np.float32))
             counts["generation_tokens"] += len(event.tokens)
             counts["drafted"] += part.drafts
             counts["accepted"] += max(0, len(event.tokens) - 1)

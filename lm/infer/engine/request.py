@@ -72,6 +72,7 @@ class Request:
       0), still before all other settings.
     adapter: name of a loaded adapter; "": none. deadline: seconds from submission. told_by_reader: the reader tells observers
       how it ended, as by a stop string, which only its text shows.
+    embeds: whether the first event has the hidden state of the prompt's last token.
     media: images and sound that the prompt has tokens for, of `tiles_of`. None: there are none, and such
       tokens are read as any other, because a model drew them or a text spells them.
     """
@@ -96,6 +97,7 @@ class Request:
     grammar: Grammar | None = None
     deadline: float | None = None
     told_by_reader: bool = False
+    embeds: bool = False
     media: tuple[Tile, ...] | None = ()
 
 
@@ -165,7 +167,8 @@ class Event(NamedTuple):
 
     tokens: ids, with the stop id that ended it. likely: one a token if the request asked for it, else empty.
     prompt: in the first event, one a token of the prompt but the first (None), if the request asked for it.
-    finish: in the last event, one of FINISHES, else "". error: why, if finish is "error".
+    finish: in the last event, one of FINISHES, else "". error: why, if finish is "error". hidden_D: float32, if the request
+    asked for it.
     """
 
     tokens: tuple[int, ...] = ()
@@ -173,6 +176,7 @@ class Event(NamedTuple):
     prompt: tuple[Likely | None, ...] = ()
     finish: str = ""
     error: str = ""
+    hidden_D: np.ndarray | None = None
 
 
 def joined(events: Sequence[Event]) -> Event:

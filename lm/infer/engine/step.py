@@ -43,8 +43,8 @@ def forward(
     at_S: jax.Array,
     mask_BR: jax.Array | None = None,
     vectors: Vectors | None = None,
-) -> tuple[PyTree, jax.Array]:
-    """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S, their hidden states [S, D]).
 
     arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
     mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any. vectors: of media that take the
@@ -57,7 +57,7 @@ def forward(
         inputs = Inputs(tokens_B[:, None], valid_B1, place_B1, vectors=vectors)
         out = model.hidden(inputs, PagedState(pages, table), layers=layers)
     x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
-    return out.memory.layers, model.logits(x_S1D)[:, 0]
+    return out.memory.layers, model.logits(x_S1D)[:, 0], x_S1D[:, 0]
 
 
 class Shapes(NamedTuple):
@@ -169,7 +169,7 @@ def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
         settings.min_p_S[s], settings.seed_S[s], settings.n_S[s] = r.min_p, r.seed % 2**32, place - sequence.prompt
         if sequence.adjusts:
             if adjust is None:
-                adjust = Adjust(np.zeros((S, V), np.float32), np.zeros((S, V), bool), np.ones(S, np.float32))
+                adjust = _no_change(S, V)
             adjust.bias_SV[s], adjust.seen_SV[s] = sequence.bias(), sequence.seen_V
             adjust.repeat_S[s] = r.repetition_penalty
     found = draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S)
@@ -182,11 +182,17 @@ def _alternatives(wanted: int, tempered: bool) -> int:
 
 
 def warm_draws(logits_SV: jax.Array, vocab_size: int) -> None:
-    """Compile what draws from logits of this shape, for requests without adjustments of these."""
+    """Compile what draws from logits of this shape, with adjustments of these or with alternatives, but not with both."""
     S = logits_SV.shape[0]
-    settings = _greedy(S)
-    for how, top in itertools.product((GREEDY, PLAIN, TRUNCATED), (-1, TOP)):
-        jax.block_until_ready(draw(how, top, logits_SV, np.int32(vocab_size), settings, None, np.full(S, -1, np.int32)))
+    settings, forced_S = _greedy(S), np.full(S, -1, np.int32)
+    for how, (top, adjust) in itertools.product(
+        (GREEDY, PLAIN, TRUNCATED), ((-1, None), (TOP, None), (-1, _no_change(*logits_SV.shape)))
+    ):
+        jax.block_until_ready(draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S))
+
+
+def _no_change(S: int, V: int) -> Adjust:
+    return Adjust(np.zeros((S, V), np.float32), np.zeros((S, V), bool), np.ones(S, np.float32))
 
 
 def _greedy(S: int) -> Settings:

@@ -176,6 +176,9 @@ def inside(code: str, role: str, folder: str, supervisor: int, ends: dict[int, i
     for fd, end in above.items():
         os.dup2(end, fd, inheritable=False)
     os.closerange(max(ends) + 1, OPEN_FILES)
+    for fd in set(range(max(ends))) - ends.keys():  # what this process has there, such as the pipe that wakes it
+        with contextlib.suppress(OSError):
+            os.close(fd)
     if role == CHECK:
         with open(code, encoding="utf-8", errors="surrogatepass") as file:
             test = json.load(file)

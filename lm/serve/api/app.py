@@ -9,12 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lm.errors import UserError
-from lm.serve.api import chat, completions
+from lm.serve.api import chat, completions, embeddings, responses
 from lm.serve.api.answers import spelling
 from lm.serve.api.limits import Gate, Settings
 from lm.serve.api.protocol import (
@@ -22,7 +23,9 @@ from lm.serve.api.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     LoadAdapter,
+    ResponseRequest,
     Sampled,
     TokenizeRequest,
     UnloadAdapter,
@@ -54,6 +57,9 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
     app.add_middleware(Gate, settings=settings)
     if service.watch:
         app.add_middleware(CountRequests, metrics=service.watch.metrics)
+    if settings.origins:  # before the key check: a browser asks first without a key
+        names = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": ["Retry-After"]}
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **names)
     return app
 
 
@@ -61,7 +67,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     router = APIRouter()
 
     async def sampled(request: Request, body: Sampled, kind: types.ModuleType) -> Response:
-        """Answer with completions of a kind, which is a module: chat or completions."""
+        """Answer with completions of a kind, which is a module: chat, completions or responses."""
         planned = await service.call(getattr(body, "messages", ()), kind.plan, body, request.state.user)
         if body.stream:
             return await EventStream(kind.chunks(service, body, planned), settings.read_seconds).start(request)
@@ -74,6 +80,16 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def talk(request: Request) -> Response:
         return await sampled(request, await read(request, ChatRequest), chat)
+
+    @router.post("/v1/responses")
+    async def respond(request: Request) -> Response:
+        return await sampled(request, responses.asked(await read(request, ResponseRequest)), responses)
+
+    @router.post("/v1/embeddings")
+    async def embed(request: Request) -> Response:
+        body = await read(request, EmbeddingRequest)
+        planned = await service.call((), embeddings.plan, body)
+        return json_response(await unless_gone(request.receive, embeddings.whole(service, body, planned)))
 
     @router.get("/v1/models")
     async def models() -> Response:
@@ -225,4 +241,5 @@ class EventStream(Response):
 
 
 def _event(value: Any) -> bytes:
-    return b"data: " + encoded(value) + b"\n\n"
+    name = f"event: {value['type']}\n" if "type" in value else ""  # of a response
+    return name.encode() + b"data: " + encoded(value) + b"\n\n"

@@ -12,15 +12,16 @@ from lm.serve.api.answers import Choice, Plan, Token, nats, new_head, pieces, se
 from lm.serve.api.media import files_of
 from lm.serve.api.protocol import ApiError, ChatRequest, ToolChoice
 from lm.serve.api.service import Service
-from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced
+from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced, joined
 
-RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
+RESERVED = ("messages", "tools", "template", "continues", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
 
 
 def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
     """Return messages in the form of the templates. Raises: ApiError."""
     if service.no_chat:
         raise ApiError(400, f"this model takes no messages: {service.no_chat}", param="messages")
+    service.check_count(len(given), "messages")
     try:
         messages = checked_messages(given, "messages", media=True)
     except UserError as error:
@@ -34,8 +35,13 @@ def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
     return messages
 
 
-def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]], extra: dict[str, Any]) -> Prompt:
-    """Return the prompt of messages of `messages_of`; their media are decoded here. Raises: ApiError."""
+def prompt_of(
+    service: Service, messages: Messages, tools: list[dict[str, Any]], extra: dict[str, Any], continues: bool = False
+) -> Prompt:
+    """Return the prompt of messages of `messages_of`; their media are decoded here. continues: the last one goes on.
+
+    Raises: ApiError.
+    """
     if taken := [key for key in extra if key in RESERVED or key.startswith("_")]:
         raise ApiError(400, f"chat_template_kwargs: {taken[0][:50]!r} is set by the server", param="chat_template_kwargs")
     if tools or [message for message in messages if message["role"] == "tool" or message.get("tool_calls")]:
@@ -43,7 +49,7 @@ def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]],
     if tools and service.calls.declared:
         extra = extra | {"tools": tools}
     try:
-        prompt = read_chat(service.tokenizer, messages, service.template, service.towers, **extra)
+        prompt = read_chat(service.tokenizer, messages, service.template, service.towers, continues, **extra)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
     if prompt.media is not None:
@@ -57,11 +63,15 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         raise ApiError(400, f"n: this server answers with at most {service.limits.max_choices} choices", param="n")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
+    if body.add_generation_prompt is body.continue_final_message:  # as in vLLM
+        raise ApiError(400, "continue_final_message: true needs add_generation_prompt: false, and the other way round",
+                       param="continue_final_message")  # fmt: skip
     if body.tool_choice not in (None, "none") and not body.tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
     head, adapter = new_head(service, body, "chatcmpl"), service.adapter_of(body.model)
     messages = messages_of(service, body.messages)
     service.check_size([message["content"] for message in messages], "messages")
+    service.check_size([tool.model_dump_json(exclude_none=True) for tool in body.tools], "tools")
     with seen_by(service, messages, head["id"], user, adapter, body.n) as seen:
         requests, stream = _asked(service, body, seen.messages if seen else messages)
         if seen:
@@ -72,7 +82,7 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
 def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
     """Return the requests of the engine and the arguments of their TextStreams."""
     tools = tools_of(body) if body.tools else []
-    prompt = prompt_of(service, messages, tools, body.chat_template_kwargs)
+    prompt = prompt_of(service, messages, tools, body.chat_template_kwargs, body.continue_final_message)
     limit = body.max_completion_tokens or body.max_tokens or service.room(len(prompt.ids))
     if service.limits.max_new_tokens and limit > service.limits.max_new_tokens:
         field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
@@ -115,14 +125,14 @@ async def _said(
 ) -> AsyncIterator[tuple[int, str, list[Call], Sequence[Token]]]:
     """Yield (number of a choice, content, calls, tokens); number −1: when all are in the queue."""
     most = MAX_CALLS if body.parallel_tool_calls else 1
-    readers = [Calls(service.calls, most) if body.tools and body.tool_choice != "none" else None for _ in choices]
+    readers = [Calls(service.calls, most, streams=True) if body.tools and body.tool_choice != "none" else None for _ in choices]
     async for n, piece in pieces(service, plan, choices):
         text, calls = piece.text, []
         if n >= 0:
             choice, reader = choices[n], readers[n]
             if reader is not None:
                 text, calls = reader.feed(text, over=bool(choice.finish))
-                choice.calls += calls
+                choice.calls = joined([*choice.calls, *calls])
             choice.said += text
             if choice.finish == "stop" and choice.calls and not isinstance(body.tool_choice, ToolChoice):
                 choice.finish = "tool_calls"
@@ -161,8 +171,8 @@ async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterat
         choice = choices[n]
         delta: dict[str, Any] = {"content": text} if text else {}
         if calls:
-            first = len(choice.calls) - len(calls)
-            delta["tool_calls"] = [{"index": first + k, **call.body()} for k, call in enumerate(calls)]
+            ids = [call.id for call in choice.calls]
+            delta["tool_calls"] = [{"index": ids.index(call.id), **call.body()} for call in calls]
         if delta or (tokens and body.logprobs):
             yield chunk(n, delta, _logprobs(service, body, choice, tokens) if body.logprobs else None)
         if choice.finish:

@@ -126,6 +126,9 @@ def _reason(text: str) -> str:
     if any(words in text for words in COSTLY):
         return "it is too costly to check; make it simpler"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["invalid"]
+    lines = [
+        line.replace("Failed to convert the grammar from GBNF to Lark:", "it is no grammar in Lark or GBNF:") for line in lines
+    ]
     named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (named or lines)[0][:300]
 

@@ -1,4 +1,5 @@
-"""Who may ask, and how much, before any route: the head of a request, names of the host, API keys, requests a minute, the body.
+"""Who may ask, and how much, before any route: connections, the head of a request, names of the host, API keys, requests a
+minute, the body.
 
 A head is the first line and the headers. h11 reads it even where a faster parser is installed: all servers refuse the same.
 """
@@ -22,7 +23,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from lm.errors import UserError
 from lm.serve.api.protocol import ApiError, encoded
 
-HEAD = 64 << 10  # bytes
+HEAD, MAX_HEADERS = 64 << 10, 200  # bytes of a head, and headers
+REQUESTS = 1024  # that are answered at once; more get 503
+# Connections without a whole request yet, of an address and of all. When there are more, the oldest one is closed. So whoever
+# opens many and sends nothing keeps nobody out; a client that sends its request is never among them.
+SHARE, WAITING = 512, 1024
 LINGER = 2.0  # seconds in which a refused client may go on sending before it reads its answer
 VERSION = re.compile(rb" HTTP/1\.[01]\r?$")
 BLANK = re.compile(rb"\n\r?\n")
@@ -43,7 +48,7 @@ class Settings:
 
     read_seconds: in which a body must have come, and in which a client must take a part of a stream. hosts: names by which a
     server without keys may be called; none: any. A browser sends the name of the page's own address, so a page of the web whose
-    name is made to point to this machine (DNS rebinding) is refused.
+    name is made to point to this machine (DNS rebinding) is refused. origins: of web pages that may ask too (CORS); *: any.
     """
 
     keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
@@ -51,6 +56,7 @@ class Settings:
     body_bytes: int = 4 << 20
     read_seconds: float = 60.0
     hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 def read_keys(path: Path) -> dict[str, bytes]:
@@ -121,13 +127,24 @@ class Gate:
     client's address if the server has no keys."""
 
     def __init__(self, app: ASGIApp, settings: Settings):
-        self._app, self._settings, self._rates = app, settings, Rates(settings.per_minute)
+        self._app, self._settings, self._rates, self._running = app, settings, Rates(settings.per_minute), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        self._running += 1
+        try:
+            await self._checked(scope, receive, send)
+        finally:
+            self._running -= 1
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, o = Request(scope), self._settings
         try:
+            if self._running > REQUESTS:
+                raise ApiError(503, f"the server is busy: it answers {REQUESTS} requests at once", code="busy", retry=1.0)
+            if len(scope["headers"]) > MAX_HEADERS:
+                raise ApiError(431, f"the request has more than {MAX_HEADERS} headers")
             user = (scope.get("client") or ("",))[0]
             host = host_of(request.headers.get("host", ""))
             if o.hosts and not o.keys and host not in o.hosts:
@@ -174,11 +191,14 @@ def _again(first: Message, receive: Receive) -> Receive:
 
 
 class Connection(H11Protocol):
-    """A connection whose client must send a head within `seconds`."""
+    """A connection whose client must send a head within `seconds`.
 
-    def __init__(self, *args, seconds: float, **options):
+    waiting: {address: connections of it without a whole request, oldest first}, which all connections of a server share.
+    """
+
+    def __init__(self, *args, seconds: float, waiting: "dict[str, dict[Connection, None]]", **options):
         super().__init__(*args, **options)
-        self._seconds, self._refused = seconds, False
+        self._seconds, self._waiting, self._refused = seconds, waiting, False
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
@@ -203,9 +223,30 @@ class Connection(H11Protocol):
         error = sys.exception()
         self._refuse(ApiError(getattr(error, "error_status_hint", 400), f"this is no request of HTTP/1.1: {error or msg}"))
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_head()
+
+    def _count(self, waits: bool) -> None:
+        """Note whether the request is incomplete. Close the oldest such connection if there are too many."""
+        address = self.client[0] if self.client else ""
+        own = self._waiting.setdefault(address, {})
+        if waits and self not in own:
+            own[self] = None
+            if len(own) > SHARE or sum(map(len, self._waiting.values())) > WAITING:
+                most = max(self._waiting.values(), key=len)
+                oldest = next(iter(most))
+                del most[oldest]
+                oldest.transport.abort()
+        elif not waits:
+            own.pop(self, None)
+        if not own:
+            del self._waiting[address]
+
     def _await_head(self) -> None:
         """Start or stop the clock: it runs while a head is incomplete."""
         waits = self.conn.their_state is h11.IDLE and not self._refused
+        self._count(waits or self.conn.their_state is h11.SEND_BODY and not self._refused)
         if waits and self._late is None:
             self._late = self.loop.call_later(self._seconds, self._give_up)
         elif not waits and self._late is not None:

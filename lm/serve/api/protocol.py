@@ -4,18 +4,21 @@ and the log names them once.
 A field that is null has its default. An error is {"error": {"message", "type", "param", "code"}}, as OpenAI's.
 """
 
+import asyncio
 import json
 import logging
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from lm.files.untrusted import shown
 
 MAX_CHOICES, MAX_STOPS, STOP_LENGTH, MAX_LIKELY = 128, 16, 512, 20
+LARGE = 1 << 16  # bytes of a body that take long to parse
 DEPTH = 64  # of nested lists and objects in a request
 MAX_IGNORED = 20  # names of fields that the log tells of, each once
 _ignored: set[str] = set()
@@ -31,7 +34,17 @@ TYPES = {  # of errors; others are "invalid_request_error", or from 500 on "serv
     503: "overloaded_error",
 }
 
-Text = Annotated[str, Field(max_length=STOP_LENGTH)]
+
+def _stops(given: Any) -> Any:
+    """Check stop strings in words that name the limits. Raises: ValueError."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("give a text or a list of texts")
+    if len(texts) > MAX_STOPS or max(map(len, texts), default=0) > STOP_LENGTH:
+        raise ValueError(f"give at most {MAX_STOPS} texts, each of at most {STOP_LENGTH} characters")
+    return given
+
+
 Ids = list[Annotated[int, Field(ge=0)]]
 
 
@@ -47,7 +60,7 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": type_, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        headers = {"Retry-After": str(max(1, round(self.retry)))} if self.retry else {}
+        headers = {"Retry-After": str(math.ceil(self.retry))} if self.retry else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return json_response(self.body(), self.status, headers)
@@ -94,7 +107,7 @@ class Sampled(Body):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] = []
+    stop: Annotated[str | list[str], BeforeValidator(_stops)] = []
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -130,6 +143,11 @@ class Sampled(Body):
         return tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop))
 
 
+def listed(given: str | list) -> list:
+    """Return texts or lists of token ids as a list, even of one."""
+    return [given] if isinstance(given, str) or bool(given) and isinstance(given[0], int) else given
+
+
 class CompletionRequest(Sampled):
     prompt: str | Ids | list[str] | list[Ids]
     suffix: str | None = None
@@ -141,8 +159,7 @@ class CompletionRequest(Sampled):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """Return the prompts as a list, even of one."""
-        alone = isinstance(self.prompt, str) or bool(self.prompt) and isinstance(self.prompt[0], int)
-        return [self.prompt] if alone else self.prompt
+        return listed(self.prompt)
 
 
 class Function(Body):
@@ -188,6 +205,8 @@ class ChatRequest(Sampled):
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
 
     @property
     def forms(self) -> dict[str, tuple[str, Any]]:
@@ -197,6 +216,39 @@ class ChatRequest(Sampled):
         if form is not None and form.type != "text":
             asked["response_format"] = "json", form.json_schema.schema_ if form.type == "json_schema" else OBJECT
         return asked
+
+
+class ResponseRequest(Body):
+    """Fields with the names of a chat's are checked there."""
+
+    model: str | None = None
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stream: bool = False
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    text: dict[str, Any] = {}
+    previous_response_id: str | None = None
+    store: bool = False
+    metadata: dict[str, Any] = {}
+    user: str = ""
+
+
+class EmbeddingRequest(Body):
+    model: str | None = None
+    input: str | Ids | list[str] | list[Ids]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str = ""
+
+    @property
+    def inputs(self) -> list[str] | list[list[int]]:
+        """Return the inputs as a list, even of one."""
+        return listed(self.input)
 
 
 class TokenizeRequest(Body):
@@ -233,7 +285,10 @@ async def read(request: Request, model: type[Model]) -> Model:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # also what keeps the pages of other sites from posting here
         raise ApiError(415, "send the header Content-Type: application/json")
-    return parsed(model, decoded(await request.body()))
+    body = await request.body()
+    if len(body) > LARGE:  # not on the event loop: others wait for it
+        return await asyncio.to_thread(lambda: parsed(model, decoded(body)))
+    return parsed(model, decoded(body))
 
 
 def decoded(body: bytes) -> Any:
@@ -265,7 +320,7 @@ def parsed(model: type[Model], value: Any) -> Model:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else None
         place = ".".join(map(str, first["loc"])) or "the body"
-        raise ApiError(400, f"{place[:100]}: {first['msg']}", param=field) from None
+        raise ApiError(400, f"{place[:100]}: {first['msg'].removeprefix('Value error, ')}", param=field) from None
     known = {name for key, field in model.model_fields.items() for name in (key, field.alias)}
     for name in {name[:50] for name, item in value.items() if item is not None and name not in known} - _ignored:
         if len(_ignored) < MAX_IGNORED:

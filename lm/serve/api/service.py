@@ -26,7 +26,8 @@ from lm.serve.api.tools import CallFormat, format_of
 if TYPE_CHECKING:
     from lm.serve.monitor import Watch
 
-BUSY = 1.0  # seconds after which a client may ask a full queue again
+BUSY = 1.0  # seconds after which a client may ask again, before any request has been measured
+SHARE = 0.1  # of a new request in the mean time of requests
 GRACE = 5.0  # seconds that the engine may be late in ending a request at its deadline
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of an adapter
 Found = TypeVar("Found")
@@ -75,6 +76,7 @@ class Service:
         self.watch: Watch | None = None
         self.checkpoint = _version(name, origin)
         self.symbols = {i: symbol for symbol, i in self.tokenizer.controls.items()}
+        self.seconds = 0.0  # of a request in the engine, a mean that forgets: then there is room for another one
         self._changing = threading.Lock()  # of adapters and weights
 
     @functools.cached_property
@@ -138,13 +140,22 @@ class Service:
             self.engine.swap(path)
             self.checkpoint = _version(self.name, path)
 
+    @property
+    def most(self) -> int:
+        """Return how many tokens a prompt may have."""
+        return min(self.engine.max_positions or 1 << 40, self.limits.max_prompt_tokens or 1 << 40)
+
+    def check_count(self, count: int, param: str, what: str = "messages") -> None:
+        """Raise ApiError for more token ids than a prompt may have, or more messages, each of which has a token at least."""
+        if count > self.most:
+            raise _too_long(f"the prompt has {count} {what}, more than the {self.most} tokens that it may have", param)
+
     def check_size(self, prompt: Sequence[str | Sequence[int]], param: str) -> None:
         """Raise ApiError if texts or token ids are too long for the model: to encode them first takes seconds a megabyte."""
-        most = min(self.engine.max_positions or 1 << 40, self.limits.max_prompt_tokens or 1 << 40)
-        longest = int(self.tokenizer.bytes_per_token.max())
+        most, longest = self.most, int(self.tokenizer.bytes_per_token.max())
         for part in prompt:
-            if not isinstance(part, str) and len(part) > most:
-                raise _too_long(f"the prompt has {len(part)} tokens, more than the {most} that it may have", param)
+            if not isinstance(part, str):
+                self.check_count(len(part), param, "tokens")
         size = sum([len(part.encode("utf-8", "replace")) for part in prompt if isinstance(part, str)])
         if size > most * longest:
             tokens = f"at least {-(-size // longest)} tokens"
@@ -188,11 +199,17 @@ class Service:
         except Closed:
             raise ApiError(503, "the server is shutting down", retry=BUSY) from None
         except Full:
-            raise ApiError(429, "the server is busy: its queue is full", code="queue_full", retry=BUSY) from None
+            raise ApiError(
+                429, "the server is busy: its queue is full", code="queue_full", retry=self.seconds or BUSY
+            ) from None
         except UserError as error:
             raise ApiError(400, str(error)) from None
         finally:
             run.cancel()
+            for n, handle in enumerate(run.handles):
+                if n in run.finishes and handle.times.started:
+                    taken = time.monotonic() - handle.times.started
+                    self.seconds += (SHARE if self.seconds else 1.0) * (taken - self.seconds)
             if self.watch:
                 for n, handle in enumerate(run.handles):
                     reason = run.finishes.get(n, "cancelled")  # of the engine, or "content_filter"

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pydantic_core
+
 from data.chat.messages import Messages, make_message
 from data.chat.template import render
 from data.text.tokenizer import Tokenizer
@@ -60,14 +62,25 @@ PLAIN = CallFormat("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_c
 
 
 class Call(NamedTuple):
-    """arguments: a JSON object, as text."""
+    """arguments: a JSON object, as text. Of a stream: the next piece of it, and the name is "" after the first one."""
 
     id: str
     name: str
     arguments: str
 
     def body(self) -> dict[str, Any]:
+        if not self.name:
+            return {"function": {"arguments": self.arguments}}
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+def joined(calls: Sequence[Call]) -> list[Call]:
+    """Return calls whose pieces of one id are put together."""
+    found: dict[str, Call] = {}
+    for call in calls:
+        before = found.get(call.id, call._replace(arguments=""))
+        found[call.id] = before._replace(arguments=before.arguments + call.arguments)
+    return list(found.values())
 
 
 def format_of(tokenizer: Tokenizer, template: str | None) -> CallFormat:
@@ -177,11 +190,18 @@ def _lark(text: str, tokenizer: Tokenizer) -> str:
 
 
 class Calls:
-    """Reads an answer's text piece by piece: content for the client, and calls. Text that is no valid call stays content."""
+    """Reads an answer's text piece by piece: content for the client, and calls. Text that is no valid call stays content.
 
-    def __init__(self, format: CallFormat, most: int = MAX_CALLS):
-        self._format, self._most = format, most
+    streams: a call is given in pieces while its arguments are the beginning of a JSON object; if the answer ends within them,
+    so do its pieces.
+    """
+
+    def __init__(self, format: CallFormat, most: int = MAX_CALLS, streams: bool = False):
+        self._format, self._most, self._streams = format, most, streams
+        name, arguments = re.escape(format.name), re.escape(format.arguments)
+        self._head = re.compile(rf'\{{\s*"{name}"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"{arguments}"\s*:\s*(?=\{{)')
         self._text, self._inside, self._done = "", False, 0
+        self._id, self._sent = "", 0  # of the call whose first pieces are given, and their characters
 
     def feed(self, text: str, over: bool = False) -> tuple[str, list[Call]]:
         """Return (new content, new calls)."""
@@ -202,25 +222,45 @@ class Calls:
                 self._text = self._text[len(content) :]
                 return content, []
         calls = self._parsed()
-        if over and not self._done:
+        if over and not self._done and not self._id:
             content, self._text = content + self._text, ""
         return content, calls
 
     def _parsed(self) -> list[Call]:
-        calls = []
+        calls: list[Call] = []
         while (begin := self._text.find("{")) >= 0:
             try:
                 value, end = json.JSONDecoder().raw_decode(self._text, begin)
             except (ValueError, RecursionError):
                 break
             call = self._call(value)
-            if call is None:
+            if call is None and not self._id:
                 break
-            self._text = self._text[end:]
             if self._done < self._most:
-                calls.append(call)
+                pieces = self._pieces(begin)
+                calls += pieces if self._id or call is None else [call]
+            self._text, self._id, self._sent = self._text[end:], "", 0
             self._done += 1
+        if begin >= 0 and self._done < self._most:
+            calls += self._pieces(begin)
         return calls
+
+    def _pieces(self, begin: int) -> list[Call]:
+        """Return what is new of the call that begins there; nothing unless its arguments are an object, or its beginning."""
+        head = self._head.match(self._text, begin) if self._streams else None
+        if head is None:
+            return []
+        text = self._text[head.end() :]
+        try:
+            text = text[: json.JSONDecoder().raw_decode(text)[1]]
+        except (ValueError, RecursionError):
+            try:
+                pydantic_core.from_json(text, allow_partial=True)
+            except ValueError:
+                return []
+        name, self._id = "" if self._id else json.loads(head[1]), self._id or new_id()
+        new, self._sent = text[self._sent :], len(text)
+        return [Call(self._id, name, new)] if name or new else []
 
     def _call(self, value: Mapping[str, Any]) -> Call | None:
         name, arguments = value.get(self._format.name), value.get(self._format.arguments, {})
@@ -231,7 +271,11 @@ class Calls:
                 return None
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             return None
-        return Call(f"call_{uuid.uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))
+        return Call(new_id(), name, json.dumps(arguments, ensure_ascii=False))
+
+
+def new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def overlap(text: str, marks: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ def folder(tmp_path):
     (tmp_path / "outside.txt").write_text("three outside\n")
     (root / "link.txt").symlink_to(tmp_path / "outside.txt")
     (root / "away").symlink_to(tmp_path)
+    (root / "circle").symlink_to(root / "circle")
     return root
 
 
@@ -50,7 +51,20 @@ def test_write(folder):
 
 
 @pytest.mark.parametrize(
-    "path", ["../outside.txt", "/etc/passwd", "link.txt", "away/outside.txt", ".", "", "a\0b", ".env", "sub/../.env"]
+    "path",
+    [
+        "../outside.txt",
+        "/etc/passwd",
+        "link.txt",
+        "away/outside.txt",
+        ".",
+        "",
+        "a\0b",
+        ".env",
+        "sub/../.env",
+        "circle",
+        "x" * 9000,
+    ],
 )
 def test_nothing_outside_is_reached(folder, path):
     before = {place: sorted(os.listdir(place)) for place in (folder, folder.parent)}

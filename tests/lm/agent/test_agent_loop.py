@@ -163,7 +163,12 @@ def test_grants():
     for path in ("notes", "notes/../x", "other/notes/a", None):
         assert not grant.matches("write_file", {"path": path})
     assert not grant.matches("read_file", {"path": "notes/a"})
+    spaced = parse_grant("write_file 'path=my notes/*' text=\"it's *\"", write)
+    assert spaced.matches("write_file", {"path": "my notes/a b.txt", "text": "it's so"})
+    assert not spaced.matches("write_file", {"path": "my", "text": "it's so"})
     for text, words in {
+        "write_file path=my notes/*": "'notes/\\*' must be ARGUMENT=PATTERN, such as .* or 'path=my notes/\\*'",
+        "write_file 'path=a": "No closing quotation; put quotes",
         "write path=a": "no tool 'write'",
         "write_file": "path=PATTERN",
         "write_file path": "must be ARGUMENT=PATTERN",

@@ -110,7 +110,12 @@ for line in sys.stdin:
             answer = {"result": pages[cursor]}
     elif asked["method"] == "tools/call" and case == "dies":
         sys.exit(1)
-    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **answer}), flush=True)
+    elif asked["method"] == "tools/call" and case.startswith("long"):
+        answer = {"result": {"content": [{"type": "text", "text": "a" * int(case[4:].removesuffix("last"))}]}}
+    whole = {"jsonrpc": "2.0", "id": asked["id"], **answer}
+    if case.endswith("last"):
+        whole["id"] = whole.pop("id")
+    print(json.dumps(whole), flush=True)
 """
 
 
@@ -145,7 +150,7 @@ def test_tools_of_all_pages_are_listed_and_a_server_may_die(hostile):
 @pytest.mark.parametrize(
     ("case", "pages", "words"),
     [
-        ("exits", {}, r"does not answer \(Connection closed\); run the command"),
+        ("exits", {}, r"does not answer \(Connection closed\); it wrote 'no key'"),
         ("silent", {}, "does not answer in 0.3 seconds; run the command"),
         ("refuses", {}, r"does not answer \(no \\x1b\[31mmethod\)"),
         ("garbage", {"": page("a b")}, "a tool named 'a b'"),
@@ -166,7 +171,17 @@ def test_a_server_that_misbehaves_is_named_in_one_line(hostile, monkeypatch, cap
         with open_server(command):
             pass
     assert str(error.value).startswith(f"--mcp={command!r}: the server") and shown(error.value) == str(error.value)
-    assert capfd.readouterr().err == ""
+    told = "agent: an MCP server wrote what is no message, and is left out: 'Welcome!'\n"
+    assert capfd.readouterr().err == (told if case == "garbage" else "")
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_long_answer_is_cut_and_says_so(hostile, is_last):
+    for size, words in ((9000, "the answer has 9000 characters"), (20_000_000, "the answer has 200000")):
+        with open_server(hostile(f"long{size}{'last' * is_last}", {"": page("a")})) as (tool, *_):
+            for _ in range(2):  # the server is still there
+                answer = tool.run({}, 60.0)
+                assert not answer.failed and words in answer.text[:100] and "aaa" in answer.text and len(answer.text) < 2500
 
 
 def test_tools_of_one_name_and_other_errors_beside_a_server(hostile):

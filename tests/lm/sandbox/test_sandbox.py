@@ -126,6 +126,11 @@ def test_there_is_no_input_and_outputs_are_in_order(monkeypatch):
     assert run_many([]) == []
 
 
+def test_a_program_holds_no_descriptor_of_the_supervisor():
+    code = "import os\ndef is_open(fd):\n    try: return bool(os.fstat(fd))\n    except OSError: return False\n"
+    assert run_python(code + "[fd for fd in range(4096) if is_open(fd)]").value == "[0, 1, 2, 3]"
+
+
 def test_the_same_code_does_the_same():
     assert len({run_python("[*{'a', 'b', 'c', 'd'}], hash('a')").value for _ in range(3)}) == 1
 

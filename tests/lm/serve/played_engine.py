@@ -10,7 +10,8 @@ class PlayedEngine:
 
     def __init__(self):
         self.observers = []
-        self.counts = dict.fromkeys(("prompt_tokens", "generation_tokens", "prefix_queries", "prefix_hits", "preemptions"), 0)
+        names = ("prompt_tokens", "generation_tokens", "prefix_queries", "prefix_hits", "preemptions", "drafted", "accepted")
+        self.counts = dict.fromkeys(names, 0)
 
     def stats(self):
         return types.SimpleNamespace(running=1, waiting=2, blocks_used=3, blocks=12, **self.counts)

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -127,7 +128,14 @@ def test_no_prompt_is_in_both_sets(filled, tmp_path):
 def test_the_command(filled, tmp_path):
     command = [sys.executable, "-m", "lm.serve.flagged", f"--store={filled}", f"--out={tmp_path / 'out'}", "--adapter=law"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "configs/align/dpo.py" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    commands = re.findall(r"`python (\S+) ([^`]*)`", done.stdout)
+    assert {script for script, _ in commands} == {"align.py", "evaluate.py"}
+    for script, flags in commands:
+        needed = (
+            ("config", "workdir", "config.init_from", "config.data.input") if script == "align.py" else ("config", "workdir")
+        )
+        assert all(f"--{flag}=" in flags for flag in needed) and "…" not in flags
     for wrong, named in (
         ([f"--store={filled}", f"--out={tmp_path / 'x'}", "--adapter=other"], "no flagged or rated"),
         ([f"--store={tmp_path / 'none'}", f"--out={tmp_path / 'x'}"], "no such file"),

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 
 import httpx
@@ -72,6 +73,13 @@ def test_newer_weights_are_swapped_in_and_no_request_is_dropped(process, tokeniz
     assert "now at step 1" in server.stdout.readline()
     server.send_signal(signal.SIGINT)
     assert server.wait(60) == 0
+
+
+def test_a_server_may_have_as_many_connections_as_it_allows():
+    code = "import resource\nfrom lm.serve.run import allow_files\n"
+    code += "resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\nallow_files()\n"
+    code += "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\nassert soft == min(4096, hard % 2**63), soft"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_taken_address_is_named():

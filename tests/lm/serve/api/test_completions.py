@@ -89,6 +89,14 @@ def test_stop_strings(client):
         assert kept.choices[0].text == whole[: whole.index(stop)] + stop
 
 
+def test_too_many_stop_strings_are_counted_in_words(client):
+    for stop, words in ((["a"] * 17, "at most 16 texts"), ("a" * 513, "of at most 512 characters"), ([1], "a list of texts")):
+        with pytest.raises(openai.BadRequestError) as error:
+            greedy(client, stop=stop)
+        assert error.value.param == "stop" and error.value.body["message"].startswith("stop: give ")
+        assert words in error.value.body["message"]
+
+
 def test_a_stop_string_frees_the_engine(client, engine):
     whole = greedy(client, max_tokens=30).choices[0].text
     before = engine.stats().finished.get("cancelled", 0)

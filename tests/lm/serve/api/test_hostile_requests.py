@@ -1,5 +1,6 @@
 """Requests that no well-meaning client sends, over a plain socket: each gets one answer 4xx, and the log gets no traceback."""
 
+import contextlib
 import http.client
 import json
 import logging
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from lm.serve import page
+from lm.serve.api import limits
 from lm.serve.api.app import Settings
 from lm.serve.api.limits import HEAD
 from tests.lm.serve.conftest import serving
@@ -59,6 +61,7 @@ def answer(url: str, data: bytes) -> tuple[int, dict]:
 
 HEADS = {
     "1 MB header": (get(headers=f"X-A: {'a' * (1 << 20)}\r\n"), 431, "headers"),
+    "300 headers": (get(headers="".join(f"X-{n}: a\r\n" for n in range(300))), 431, "more than 200 headers"),
     "50,000 headers": (get(headers="".join(f"X-{n}: a\r\n" for n in range(50_000))), 431, "headers"),
     "a head a little too large": (get(headers=f"X-A: {'a' * HEAD}\r\n"), 431, "headers"),
     "1 MB path": (get("/" + "a" * (1 << 20)), 414, "first line"),
@@ -99,6 +102,35 @@ def test_a_slow_head_ends(service):
             assert silent.recv(1) == b""
 
 
+def test_connections_that_ask_nothing_keep_nobody_out(service, monkeypatch):
+    monkeypatch.setattr(limits, "SHARE", 8)
+    with serving(service) as url, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        begun = ("", "GET / HTTP/1.1\r\nX-A: ", "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+        held = []
+        for n in range(24):
+            held.append(stack.enter_context(socket.create_connection(address, timeout=60)))
+            held[-1].sendall(begun[n % 3].encode())
+            assert answered(url) == 200
+        for sock in held[:14]:  # all but the last eight, and those whose place the clients of /health took
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+        held[-2].sendall(b"a\r\nHost: a\r\n\r\n")
+        assert held[-2].recv(12) == b"HTTP/1.1 404"
+
+
+def answered(url: str) -> int:
+    return httpx.get(f"{url}/health").status_code
+
+
+def test_more_requests_at_once_than_are_answered_get_an_error_in_json(service, monkeypatch):
+    monkeypatch.setattr(limits, "REQUESTS", 0)
+    with serving(service) as url:
+        response = httpx.get(f"{url}/health")
+        assert response.status_code == 503 and response.headers["retry-after"]
+        assert response.json()["error"]["type"] == "overloaded_error"
+
+
 EMOJI = "😀" * ((1 << 20) - 100)  # 4 MB
 LARGE = {
     "a text": (COMPLETIONS, {"prompt": EMOJI}, "prompt", "4193904 bytes, at least"),
@@ -106,6 +138,22 @@ LARGE = {
     "ids": (COMPLETIONS, {"prompt": [5] * 1_300_000}, "prompt", "1300000 tokens"),
     "messages": (CHATS, {"messages": [{"role": "user", "content": EMOJI[:500_000]}] * 2}, "messages", "bytes, at least"),
     "a text to encode": ("/tokenize", {"prompt": EMOJI}, "prompt", "at most 1048576 bytes"),
+    "many messages": (CHATS, {"messages": [{"role": "user", "content": "a"}] * 100_000}, "messages", "100000 messages"),
+    "many messages to encode": (
+        "/tokenize",
+        {"messages": [{"role": "user", "content": "a"}] * 100_000},
+        "messages",
+        "100000 messages",
+    ),
+    "tools": (
+        CHATS,
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "tools": [{"type": "function", "function": {"name": "a", "description": "a" * (1 << 20)}}],
+        },
+        "tools",
+        "bytes, at least",
+    ),
     "messages to encode": (
         "/tokenize",
         {"messages": [{"role": "user", "content": EMOJI}]},
@@ -138,6 +186,7 @@ FORMS = [
     ("guided_grammar", 'start: "a"{1000000}', "too costly"),
     ("guided_grammar", "root ::= root", "no text fits"),
     ("guided_grammar", "\ud800", "GBNF"),
+    ("guided_grammar", "the cat", "it is no grammar in Lark or GBNF: Expected ::="),
     ("guided_choice", ["\ud800"], "."),
     ("structured_outputs", {"regex": "("}, "unclosed group"),
 ]

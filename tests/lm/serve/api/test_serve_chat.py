@@ -44,6 +44,19 @@ def test_the_answer_is_that_of_the_engine_to_the_rendered_messages(client, engin
     assert answer.usage.prompt_tokens == len(ids) and answer.usage.completion_tokens == len(tokens)
 
 
+def test_a_last_message_of_the_assistant_is_continued(client, engine, tokenizer):
+    begun = [*ASKED, {"role": "assistant", "content": "the hat sat"}]
+    answer = ask(client, messages=begun, extra_body={"continue_final_message": True, "add_generation_prompt": False})
+    ids = [*encode_chat(tokenizer, ASKED, add_generation_prompt=True).ids, *tokenizer.encode("the hat sat")]
+    assert answer.usage.prompt_tokens == len(ids)
+    stops = (*tokenizer.stop_ids, tokenizer.controls["<|end|>"])
+    tokens = engine.generate(Request(tuple(ids), 16, 0.0, stop_ids=stops))
+    assert answer.choices[0].message.content == tokenizer.decode(tokens)
+    for messages, more in ((ASKED, {}), (begun, {"add_generation_prompt": True})):
+        with pytest.raises(openai.BadRequestError, match="continue"):
+            ask(client, messages=messages, extra_body={"continue_final_message": True} | more)
+
+
 @pytest.mark.parametrize("options", [{}, {"n": 2, "temperature": 1.0, "seed": 5}, {"logprobs": True, "top_logprobs": 2}])
 def test_streamed_is_not_streamed(client, options):
     whole = ask(client, **options)
@@ -106,13 +119,15 @@ def _calls(answer, stream):
         message = answer.choices[0].message
         calls = [(call.function.name, call.function.arguments, call.id) for call in message.tool_calls]
         return calls, answer.choices[0].finish_reason, message.content
-    calls, finish, content = [], None, ""
+    calls, finish, content = {}, None, ""
     for chunk in answer:
         for choice in chunk.choices:
             content += choice.delta.content or ""
             finish = choice.finish_reason or finish
-            calls += [(c.function.name, c.function.arguments, c.id) for c in choice.delta.tool_calls or ()]
-    return calls, finish, content
+            for c in choice.delta.tool_calls or ():
+                name, arguments, id = calls.get(c.index, (c.function.name, "", c.id))
+                calls[c.index] = name, arguments + c.function.arguments, id
+    return list(calls.values()), finish, content
 
 
 def test_a_conversation_with_calls_is_rendered(client, tokenizer):

@@ -12,7 +12,7 @@ from lm.serve.api.app import Settings
 from lm.serve.api.limits import Rates, named, read_keys
 from lm.serve.api.protocol import ApiError
 from lm.serve.api.service import confined
-from lm.serve.settings import hosts_of
+from lm.serve.settings import hosts_of, origins_of
 from tests.lm.serve.conftest import client_of, serving
 
 
@@ -95,6 +95,30 @@ def test_names_of_the_host():
     assert hosts_of(config) == ("box.local", "127.0.0.2")
     config.auth.hosts = "*"
     assert hosts_of(config) == ()
+
+
+def test_web_pages_of_named_origins_may_ask(service):
+    settings = Settings({"ann": hashlib.sha256(b"secret").digest()}, origins=("https://app.example",))
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    with serving(service, settings) as url:
+        for origin, allowed in (("https://app.example", "https://app.example"), ("https://evil.example", None)):
+            first = httpx.options(f"{url}/v1/chat/completions", headers=asks | {"origin": origin})
+            assert first.headers.get("access-control-allow-origin") == allowed
+            answer = httpx.get(f"{url}/v1/models", headers={"origin": origin, "authorization": "Bearer secret"})
+            assert answer.status_code == 200 and answer.headers.get("access-control-allow-origin") == allowed
+            refused = httpx.get(f"{url}/v1/models", headers={"origin": origin})
+            assert refused.status_code == 401 and refused.headers.get("access-control-allow-origin") == allowed
+    with serving(service) as url:
+        assert "access-control-allow-origin" not in httpx.get(f"{url}/v1/models", headers={"origin": "null"}).headers
+
+
+def test_origins_are_those_that_browsers_send():
+    config = get_config()
+    config.auth.origins = "https://app.example, http://localhost:3000"
+    assert origins_of(config) == ("https://app.example", "http://localhost:3000")
+    config.auth.origins = "app.example"
+    with pytest.raises(UserError, match="auth.origins: 'app.example' is no origin: write it like https://"):
+        origins_of(config)
 
 
 TRICKS = ["..", "../other", "/etc", "a/../../other", ".", "", "\0", "link", "x" * 9000, "missing", "a/b/c", "loop"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.chat.template import render
-from lm.serve.api.tools import PLAIN, CallFormat, Calls, declared, format_of
+from lm.serve.api.tools import PLAIN, CallFormat, Calls, declared, format_of, joined
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 HERMES = """{%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}
@@ -54,17 +54,42 @@ ANSWERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("size", [1, 3, 999])
 @pytest.mark.parametrize("begin, answer, content, calls", ANSWERS)
-def test_calls_are_read_out_of_an_answer(begin, answer, content, calls, size):
-    reader, said, found = Calls(CallFormat(begin, "", "", "name", "arguments", True)), "", []
+def test_calls_are_read_out_of_an_answer(begin, answer, content, calls, size, streams):
+    reader, said, found = Calls(CallFormat(begin, "", "", "name", "arguments", True), streams=streams), "", []
     for n in range(0, len(answer), size):
         more, new = reader.feed(answer[n : n + size])
         said, found = said + more, found + new
     more, new = reader.feed("", over=True)
     said, found = said + more, found + new
-    assert [(call.name, json.loads(call.arguments)) for call in found] == calls
+    assert [(call.name, json.loads(call.arguments)) for call in joined(found)] == calls
     assert said == content
+
+
+def test_arguments_come_in_pieces():
+    reader = Calls(PLAIN, streams=True)
+    text = 'I look. <tool_call>{"name": "f", "arguments": {"a": "b\\nc", "d": [1, 2]}}</tool_call>'
+    fed = [reader.feed(character) for character in text]
+    found = [call for _, calls in fed for call in calls]
+    assert len(found) > 20 and {call.id for call in found} == {found[0].id}
+    assert [call.name for call in found] == ["f"] + [""] * (len(found) - 1)
+    assert "".join(call.arguments for call in found) == '{"a": "b\\nc", "d": [1, 2]}'
+    assert "".join(content for content, _ in fed) == "I look."
+    assert reader.feed("", over=True) == ("", [])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "f", "arguments": {a', '{"name": "f", "arguments": [', '{"name": "f", "arguments": {"a" 1']
+)
+def test_what_begins_no_arguments_is_given_in_no_pieces(text):
+    assert Calls(PLAIN, streams=True).feed(f"<tool_call>{text}", over=True) == (f"<tool_call>{text}", [])
+
+
+def test_an_answer_that_ends_within_its_arguments_has_their_beginning():
+    content, (call,) = Calls(PLAIN, streams=True).feed('<tool_call>{"name": "f", "arguments": {"a": "b', over=True)
+    assert (content, call.name, call.arguments) == ("", "f", '{"a": "b')
 
 
 def test_one_call_if_they_may_not_be_parallel():
