@@ -33,14 +33,16 @@ class State(NamedTuple):
     moments: Moments
 
 
-def token_losses(params: Params, config: Config, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+def token_losses(
+    params: Params, config: Config, batch: Batch, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return −log p(target) and log Z of each token, float32 [B, T], and the sum of the experts' balance losses.
 
-    log p(v) = z_v − log Z with the logits z and Z = Σ_v exp(z_v).
+    log p(v) = z_v − log Z with the logits z, divided by the temperature, and Z = Σ_v exp(z_v).
     """
     ids = Tokens(batch["tokens"], batch["segment_ids"], batch["positions"])
     x_BTD, _, balance = hidden(params, config, ids)
-    logits_BTV = logits(params, config, x_BTD)
+    logits_BTV = logits(params, config, x_BTD) / temperature
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     # A sum, not a look-up: each device holds the logits of some words only.
     is_target_BTV = jnp.arange(config.vocab_size) == batch["targets"][..., None]
@@ -58,11 +60,12 @@ def next_token_loss(config: Config, z_loss: float = 0.0) -> Loss:
 
 
 def gradient(loss: Loss, params: Params, batch: Batch, frozen: Any, parts: int) -> tuple[jax.Array, Params]:
-    """Return Σ loss / Σ weights and its gradient, one part of the batch at a time, which takes less memory.
+    """Return Σ loss / Σ counts and its gradient, one part of the batch at a time, which takes less memory.
 
-    A loss is a sum, and is divided by the weight of the whole batch. So a token counts the same in any part.
+    A loss is a sum, and is divided by the count of the whole batch, so a token counts the same in any part. Counts are
+    those of tokens, their weights, unless the batch counts examples: then it has "counts" [B].
     """
-    weight = jnp.sum(batch["weights"])
+    weight = jnp.sum(batch["counts"] if "counts" in batch else batch["weights"])
 
     def of_part(part: Batch) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(lambda params: loss(params, part, frozen) / weight)(params)

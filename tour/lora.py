@@ -1,0 +1,64 @@
+"""Low-rank adapters (Hu et al. 2021): the weights W stay, and A·B is added to them, of which only A and B learn."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tour.mesh import make_mesh, spec
+from tour.model import Config, Params, Weight, declare, init
+from tour.optimizers import Recipe
+from tour.pretrain import Batch, Loss, first_state, make_step, next_token_loss, train
+from tour.sft import rows
+
+TARGETS = ("query", "key", "value", "output")
+
+
+def declare_adapters(config: Config, rank: int, targets: tuple[str, ...] = TARGETS) -> Params:
+    """Return the matrices A [L, inputs, rank] and B [L, rank, outputs] of each target. B begins at 0."""
+    adapters = {}
+    for name in targets:
+        w = declare(config)["layers"][name]
+        into, out_of = slice(1, 1 + w.inputs), slice(1 + w.inputs, None)
+        size = w.shape[into][0] * (w.shape[into][1] if w.inputs == 2 else 1)
+        a = Weight((w.shape[0], *w.shape[into], rank), ("layers", *w.axes[into], "rank"), (3 * size) ** -0.5)
+        b = Weight((w.shape[0], rank, *w.shape[out_of]), ("layers", "rank", *w.axes[out_of]), 0.0)
+        adapters[name] = {"a": a, "b": b}
+    return adapters
+
+
+def merged(params: Params, adapters: Params, config: Config, scale: float = 1.0) -> Params:
+    """Return the model's weights with W + scale · A·B in place of each W that has an adapter."""
+    layers = dict(params["layers"])
+    for name, adapter in adapters.items():
+        w = declare(config)["layers"][name]
+        axes = "abc"[: len(w.shape) - 1]  # the inputs, then the outputs
+        into, out_of = axes[: w.inputs], axes[w.inputs :]
+        equation = f"l{into}r,lr{out_of}->l{axes}"
+        product = jnp.einsum(equation, adapter["a"], adapter["b"], out_sharding=spec(*w.axes))
+        layers[name] = layers[name] + scale * product
+    return params | {"layers": layers}
+
+
+def lora_loss(loss: Loss, config: Config, scale: float = 1.0) -> Loss:
+    """Return a loss of adapters; `frozen` holds the model's weights, and whatever `loss` itself needs as its frozen.
+
+    x·(W + A·B) = x·W + (x·A)·B. The first form is shorter; the second, which lm/model/linear.py computes, needs no
+    sum as large as W, and works with a quantized W.
+    """
+
+    def of_adapters(adapters: Params, batch: Batch, frozen: Any) -> jax.Array:
+        params, rest = frozen
+        return loss(merged(params, adapters, config, scale), batch, rest)
+
+    return of_adapters
+
+
+if __name__ == "__main__":
+    jax.set_mesh(make_mesh())
+    config, recipe = Config(vocab_size=128, num_layers=2, embed_dim=64, mlp_dim=128), Recipe(40, 0.01)
+    params, weights = init(declare(config), 0), declare_adapters(config, rank=4)
+    params["head"] *= 300  # this model has learnt nothing, and its head is too small to tell its layers anything
+    batch = rows([(list(b"hello? "), list(b"Hello!")), (list(b"bye? "), list(b"Bye!"))], 16)
+    step = make_step(lora_loss(next_token_loss(config), config), weights, recipe)
+    train(step, first_state(weights, init(weights, 1), recipe), lambda n: batch, recipe.steps, frozen=(params, None))
