@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the loss of pretraining, on the answers of conversations only (Ouyang et al. 2022)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,35 +10,32 @@ from tour.mesh import make_mesh
 from tour.model import Config, declare, init
 from tour.optimizers import Recipe
 from tour.pretrain import Batch, first_state, make_step, next_token_loss, train
+from tour.text import ASSISTANT, BOS_ID, END, USER, batch_of_rows
 
-USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"  # pieces of the tokenizer that no text encodes to
-
-
-def prompt_of(messages: Sequence[dict[str, str]]) -> str:
-    """Return a conversation as text, up to where the assistant speaks."""
-    roles = {"user": USER, "assistant": ASSISTANT}
-    turns = [f"{roles[message['role']]}{message['content']}{END}" for message in messages]
-    return "".join(turns) + ASSISTANT
+Example = tuple[list[int], list[int]]  # prompt, answer
 
 
-def rows(examples: Sequence[tuple[list[int], list[int]]], length: int) -> Batch:
-    """Return a batch of examples (prompt, answer), one a row, padded on the right.
+def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Return the tokens of a conversation, up to where the assistant speaks. No text of a user can end its turn."""
+    control, roles = tokenizer.piece_to_id, {"user": USER, "assistant": ASSISTANT}
+    ids = [BOS_ID]
+    for message in messages:
+        ids += [control(roles[message["role"]]), *tokenizer.encode(message["content"]), control(END)]
+    return [*ids, control(ASSISTANT)]
 
-    Weights are 1 where the target is a token of the answer. The model learns to answer, not to ask.
+
+def rows(examples: Sequence[Example], length: int) -> Batch:
+    """Return a batch of examples, one a row, padded on the right.
+
+    Only targets of the answer have weight 1: the model learns to answer, not to ask.
     """
-    tokens, weights = np.zeros((len(examples), length + 1), np.int32), np.zeros((len(examples), length), np.float32)
-    used = np.zeros((len(examples), length), np.int32)
-    for i, (prompt, answer) in enumerate(examples):
-        whole = (prompt + answer)[: length + 1]
-        tokens[i, : len(whole)] = whole
-        used[i, : len(whole)] = 1
-        weights[i, len(prompt) - 1 : len(whole) - 1] = 1  # the target of place t is token t + 1
-    positions = np.arange(length, dtype=np.int32) * used
-    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
-    return batch | {"segment_ids": used, "positions": positions}
+    batch = batch_of_rows([[(prompt + answer)[: length + 1]] for prompt, answer in examples], length)
+    for i, (prompt, _) in enumerate(examples):
+        batch["weights"][i, : len(prompt) - 1] = 0  # the target of place t is token t + 1
+    return batch
 
 
-def batch_of(examples: Sequence[tuple[list[int], list[int]]], size: int, length: int, n: int) -> Batch:
+def batch_of(examples: Sequence[Example], size: int, length: int, n: int) -> Batch:
     """Return batch n of an endless shuffled stream of examples."""
     order = np.random.default_rng(n).permutation(len(examples))
     return rows([examples[i] for i in order[:size]], length)
