@@ -42,8 +42,7 @@ def is_good(text: str) -> bool:
         ((text.count("...") + text.count("…")) / of_words, 0, 0.1),
         (sum(line.lstrip().startswith(("•", "-", "*")) for line in lines) / of_lines, 0, 0.9),
         (sum(line.rstrip().endswith(("...", "…")) for line in lines) / of_lines, 0, 0.3),
-        (sum(any(map(str.isalpha, word)) for word in words) / of_words, 0.8, 1),
-        (len(STOP_WORDS & {word.lower() for word in words}), 2, np.inf),
+        (len(STOP_WORDS & set(words)), 2, np.inf),
         (1 - len(set(filled)) / max(1, len(filled)), 0, 0.3),  # repeated lines
         ((len("".join(filled)) - len("".join(set(filled)))) / max(1, len(text)), 0, 0.2),  # their characters
     ]
