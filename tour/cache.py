@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from tour.mesh import spec
 
@@ -19,27 +19,25 @@ from tour.mesh import spec
 class Cache(NamedTuple):
     """Position p of row b is in page table_BN[b, p // C], at slot p % C."""
 
-    keys_LPCGK: jax.Array
-    values_LPCGK: jax.Array
-    table_BN: jax.Array
+    keys_LPCGK: Array
+    values_LPCGK: Array
+    table_BN: Array
 
 
-def empty_cache(shape_LPCGK: tuple[int, ...], dtype: str, table_BN: jax.Array) -> Cache:
+def empty_cache(shape_LPCGK: tuple[int, ...], dtype: str, table_BN: Array) -> Cache:
     """Return a cache of zeros."""
     where = spec(None, None, None, "heads", None)
     keys, values = (jnp.zeros(shape_LPCGK, dtype, out_sharding=where) for _ in range(2))
     return Cache(keys, values, table_BN)
 
 
-def rows_of_pages(rows: int, length: int, page_size: int) -> jax.Array:
+def rows_of_pages(rows: int, length: int, page_size: int) -> Array:
     """Return a table in which each row owns all the pages that `length` tokens need, int32 [rows, N]."""
     pages = -(-length // page_size)
     return jnp.arange(rows * pages, dtype=jnp.int32).reshape(rows, pages)
 
 
-def write(
-    pool_PCGK: jax.Array, new_BTGK: jax.Array, table_BN: jax.Array, positions_BT: jax.Array, valid_BT: jax.Array
-) -> jax.Array:
+def write(pool_PCGK: Array, new_BTGK: Array, table_BN: Array, positions_BT: Array, valid_BT: Array) -> Array:
     """Return the pool of one layer with the keys (or values) of new tokens in their slots."""
     P, C = pool_PCGK.shape[:2]
     page_BT = jnp.take_along_axis(table_BN, positions_BT // C, axis=1)
@@ -50,7 +48,7 @@ def write(
     return pool_PCGK.at[page_BT, slot_BT].set(new_BTGK, mode="drop")
 
 
-def read(pool_PCGK: jax.Array, table_BN: jax.Array) -> jax.Array:
+def read(pool_PCGK: Array, table_BN: Array) -> Array:
     """Return the slots of all pages of each row in order, [B, S, G, K]. Those not yet written must be masked."""
     pages_BNCGK = pool_PCGK.at[table_BN].get(out_sharding=spec("batch", None, None, "heads", None))
     B, N, C, G, K = pages_BNCGK.shape

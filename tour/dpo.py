@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from tour.mesh import make_mesh, spec
-from tour.model import Config, Params, declare, init
+from tour.model import TINY, Config, Params, declare, init
 from tour.optimizers import Recipe
-from tour.pretrain import Batch, Loss, first_state, make_step, token_losses, train
+from tour.pretrain import Batch, Loss, fit, token_losses
 from tour.sft import rows
 
 Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen answer, rejected answer
@@ -33,7 +33,7 @@ def flat(batch: Batch) -> Batch:
     return {name: lax.reshape(x, (2 * len(x), x.shape[2]), out_sharding=where) for name, x in arrays.items()}
 
 
-def answer_log_probabilities(params: Params, config: Config, batch: Batch) -> jax.Array:
+def answer_log_probabilities(params: Params, config: Config, batch: Batch) -> Array:
     """Return log π(answer | prompt), the sum over the answer's tokens, float32 [B, 2]."""
     nll_RT, _, _ = token_losses(params, config, flat(batch))
     nll_B2T = lax.reshape(nll_RT, batch["weights"].shape, out_sharding=spec("batch", None, None))
@@ -48,7 +48,7 @@ def dpo_loss(config: Config, beta: float = 0.1) -> Loss:
     So the loss is that of a reward model, without one.
     """
 
-    def loss(params: Params, batch: Batch, frozen: Any) -> jax.Array:
+    def loss(params: Params, batch: Batch, frozen: Any) -> Array:
         reference_B2 = lax.stop_gradient(answer_log_probabilities(frozen, config, batch))
         reward_B2 = beta * (answer_log_probabilities(params, config, batch) - reference_B2)
         return -jnp.sum(jax.nn.log_sigmoid(reward_B2[:, 0] - reward_B2[:, 1]))
@@ -58,8 +58,6 @@ def dpo_loss(config: Config, beta: float = 0.1) -> Loss:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config, recipe = Config(vocab_size=128, num_layers=2, embed_dim=64, mlp_dim=128), Recipe(40, 0.003)
-    params = init(declare(config), 0)
-    batch = pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))], 16)
-    step, state = make_step(dpo_loss(config), declare(config), recipe), first_state(declare(config), params, recipe)
-    train(step, state, lambda n: batch, recipe.steps, frozen=params)
+    weights, batch = declare(TINY), pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))], 16)
+    params = init(weights, 0)
+    fit(dpo_loss(TINY), weights, params, Recipe(40, 0.003), lambda n: batch, frozen=params)

@@ -1,14 +1,15 @@
-"""Evaluation: bits per byte of held-out text, the likeliest of several answers, and generated answers with a checker."""
+"""Evaluation: bits per byte of text, the likeliest of several answers, and generated answers with a checker."""
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from tour.generate import Sampling, generate
 from tour.mesh import make_mesh
-from tour.model import Config, Params, declare, init
+from tour.model import TINY, Config, Params, declare, init
 from tour.pretrain import Batch, on_mesh, token_losses
 from tour.sft import rows
 
@@ -16,7 +17,7 @@ Item = tuple[list[int], list[list[int]]]  # a question and its possible answers,
 
 
 @jax.jit(static_argnames="config")
-def log_likelihoods(params: Params, config: Config, batch: Batch) -> jax.Array:
+def log_likelihoods(params: Params, config: Config, batch: Batch) -> Array:
     """Return Σ w · log p(target) of each row, float32 [B]."""
     return -jnp.sum(token_losses(params, config, batch)[0] * batch["weights"], axis=1)
 
@@ -60,7 +61,6 @@ def generation_accuracy(
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config, random = Config(vocab_size=256, num_layers=2, embed_dim=64, mlp_dim=128), np.random.default_rng(0)
-    items = [([1, 2], random.integers(0, 256, (4, 3)).tolist()) for _ in range(100)]
-    mean, half = choice_accuracy(init(declare(config), 0), config, items, [0] * 100, length=8)
+    items = [([1, 2], np.random.default_rng(n).integers(0, 256, (4, 3)).tolist()) for n in range(100)]
+    mean, half = choice_accuracy(init(declare(TINY), 0), TINY, items, [0] * 100, length=8)
     print(f"a model that knows nothing: {mean:.2f} ± {half:.2f} of 100 questions with four answers")

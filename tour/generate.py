@@ -10,10 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from tour.cache import Cache, empty_cache, rows_of_pages
 from tour.mesh import make_mesh, spec
-from tour.model import Config, Params, Tokens, declare, hidden, init, logits
+from tour.model import TINY, Config, Params, Tokens, declare, hidden, init, logits
 
 PAGE = 16  # slots of a page
 
@@ -29,7 +30,7 @@ class Sampling:
     seed: int = 0
 
 
-def draw(logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+def draw(logits_BV: Array, keys_B: Array, temperature_B: Array, top_p_B: Array) -> Array:
     """Return a token for each row, int32 [B].
 
     Softmax of logits / temperature, of the smallest set of tokens whose probabilities reach top_p (Holtzman et al.
@@ -46,7 +47,7 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_
     return jnp.where(temperature_B > 0, drawn_B, greedy_B).astype(jnp.int32)
 
 
-def next_logits(params: Params, config: Config, ids: Tokens, cache: Cache) -> tuple[jax.Array, Cache]:
+def next_logits(params: Params, config: Config, ids: Tokens, cache: Cache) -> tuple[Array, Cache]:
     """Return the logits behind the last token of each row, float32 [B, V], and the cache with all these tokens."""
     x_BTD, new, _ = hidden(params, config, ids, cache)
     last_B = jnp.maximum(jnp.sum(ids.segments, axis=1) - 1, 0)
@@ -66,9 +67,7 @@ def padded(prompts: list[list[int]]) -> Tokens:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling"))
-def sample(
-    params: Params, config: Config, ids: Tokens, sampling: Sampling, seed: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def sample(params: Params, config: Config, ids: Tokens, sampling: Sampling, seed: Array) -> tuple[Array, Array]:
     """Return the tokens drawn behind each prompt, int32 [B, max_new_tokens], and their log-probabilities in nats.
 
     A row depends on (seed, its number) only. It repeats its stop token once it has drawn one.
@@ -80,7 +79,7 @@ def sample(
     key, stops = jax.random.key(seed), jnp.array(sampling.stop_ids, jnp.int32)
     temperature_B, top_p_B = jnp.full(B, sampling.temperature), jnp.full(B, sampling.top_p)
 
-    def step(carry: tuple, n: jax.Array) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
+    def step(carry: tuple, n: Array) -> tuple[tuple, tuple[Array, Array]]:
         logits_BV, cache, last_B, positions_B, done_B = carry
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), n))(jnp.arange(B))
         drawn_B = jnp.where(done_B, last_B, draw(logits_BV, keys_B, temperature_B, top_p_B))
@@ -112,8 +111,6 @@ def upto_stop(row: list[int], stop_ids: tuple[int, ...]) -> list[int]:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config = Config(vocab_size=256, num_layers=2, embed_dim=64, mlp_dim=128, head_dim=16)
-    params = init(declare(config), seed=0)
-    prompts = [list(b"A long prompt, then"), list(b"short")]
+    prompts, params = [list(b"A long prompt, then"), list(b"short")], init(declare(TINY), 0)
     for temperature in (0.0, 1.0):
-        print(generate(params, config, prompts, Sampling(8, temperature, top_p=0.9)))
+        print(generate(params, TINY, prompts, Sampling(8, temperature, top_p=0.9)))

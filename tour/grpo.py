@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from tour.generate import Sampling, padded, sample, upto_stop
 from tour.mesh import make_mesh
-from tour.model import Config, Params, declare, init
+from tour.model import TINY, Config, Params, declare, init
 from tour.optimizers import Recipe
 from tour.pretrain import Batch, Loss, first_state, make_step, on_mesh, token_losses
 from tour.sft import rows
@@ -29,7 +30,7 @@ def advantages(rewards_PG: np.ndarray) -> np.ndarray:
     return (centered_PG / (rewards_PG.std(axis=1, ddof=1, keepdims=True) + 1e-4)).astype(np.float32)
 
 
-def answer_logps(params: Params, config: Config, batch: Batch, temperature: float = 1.0) -> jax.Array:
+def answer_logps(params: Params, config: Config, batch: Batch, temperature: float = 1.0) -> Array:
     """Return log π of each target, float32 [B, T], 0 where the policy did not draw it."""
     return jnp.where(batch["weights"] > 0, -token_losses(params, config, batch, temperature)[0], 0)
 
@@ -42,7 +43,7 @@ def grpo_loss(config: Config, clip: float = 0.2, beta: float = 0.0, temperature:
     d = log π_ref/π (Schulman 2020); ρ makes its gradient that of the current policy (DeepSeek-V3.2 2025, eq. 7).
     """
 
-    def loss(params: Params, batch: Batch, frozen: Any) -> jax.Array:
+    def loss(params: Params, batch: Batch, frozen: Any) -> Array:
         logp_BT, drawn_BT = answer_logps(params, config, batch, temperature), batch["weights"]
         ratio_BT = jnp.exp(logp_BT - batch["old_logps"])
         advantage_B1 = batch["advantages"][:, None]
@@ -73,12 +74,10 @@ def rollouts(
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config, recipe = Config(vocab_size=64, num_layers=2, embed_dim=64, mlp_dim=128), Recipe(20, 0.01, warmup=1)
-    weights, sampling = declare(config), Sampling(8, temperature=1.0)
-    state = first_state(weights, init(weights, 0), recipe)
-    step = make_step(grpo_loss(config), weights, recipe)
-    for n in range(recipe.steps):  # the reward: the share of tokens below 32
-        share = lambda prompt, answer: float(np.mean(np.array(answer) < 32))  # noqa: E731
-        batch, mean = rollouts(state.params, config, [[1], [2]], 16, share, sampling, seed=n)
+    recipe, weights = Recipe(20, 0.01, warmup=1), declare(TINY)
+    step, state = make_step(grpo_loss(TINY), weights, recipe), first_state(weights, init(weights, 0), recipe)
+    for n in range(recipe.steps):  # the reward: the share of tokens below 128
+        how, reward = Sampling(8, temperature=1.0), lambda i, answer: float(np.mean(np.array(answer) < 128))
+        batch, mean = rollouts(state.params, TINY, [[1], [2]], 16, reward, how, seed=n)
         state, _ = step(state, on_mesh(batch))
         print(f"step {n + 1}: mean reward {mean:.2f}")

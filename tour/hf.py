@@ -17,33 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from tour.mesh import make_mesh
-from tour.model import Config, Params, declare, init, shardings
+from tour.model import TINY, Config, Params, declare, init, shardings
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": jnp.dtype(jnp.bfloat16)}
+# fmt: off
 TENSORS = {  # of a layer: our name, theirs
-    "attention_norm": "input_layernorm",
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
-    "feed_forward_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
+    "attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm",
+    "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "output": "self_attn.o_proj",
+    "query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
 }
-ENDS = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 KEYS = {  # of Config: of config.json
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "embed_dim": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "mlp_dim": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
+    "vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "embed_dim": "hidden_size",
+    "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "mlp_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings",
 }
+# fmt: on
+ENDS = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 
 
 def config_of(hf: dict[str, Any]) -> Config:
@@ -118,8 +108,7 @@ def write(folder: Path, params: Params, config: Config) -> None:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/tour/hf")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/tour/tiny")  # of a model that you have, or a new one
     if len(sys.argv) == 1:
-        write(folder, init(declare(Config()), seed=0), Config())
-    params, config = read(folder)
-    print(f"{folder}: {sum(x.size for x in jax.tree.leaves(params)):,} weights, {config}")
+        write(folder, init(declare(TINY), seed=0), TINY)
+    print(read(folder)[1])

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from tour.mesh import make_mesh, spec
-from tour.model import Config, Params, Weight, declare, init
+from tour.model import TINY, Config, Params, Weight, declare, init
 from tour.optimizers import Recipe
-from tour.pretrain import Batch, Loss, first_state, make_step, next_token_loss, train
+from tour.pretrain import Batch, Loss, fit, next_token_loss
 from tour.sft import rows
 
 TARGETS = ("query", "key", "value", "output")
@@ -41,13 +42,13 @@ def merged(params: Params, adapters: Params, config: Config, scale: float = 1.0)
 
 
 def lora_loss(loss: Loss, config: Config, scale: float = 1.0) -> Loss:
-    """Return a loss of adapters; `frozen` holds the model's weights, and whatever `loss` itself needs as its frozen.
+    """Return a loss of adapters; frozen: the model's weights, and what `loss` itself calls frozen.
 
     x·(W + A·B) = x·W + (x·A)·B. The first form is shorter; the second, which lm/model/linear.py computes, needs no
     sum as large as W, and works with a quantized W.
     """
 
-    def of_adapters(adapters: Params, batch: Batch, frozen: Any) -> jax.Array:
+    def of_adapters(adapters: Params, batch: Batch, frozen: Any) -> Array:
         params, rest = frozen
         return loss(merged(params, adapters, config, scale), batch, rest)
 
@@ -56,9 +57,7 @@ def lora_loss(loss: Loss, config: Config, scale: float = 1.0) -> Loss:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config, recipe = Config(vocab_size=128, num_layers=2, embed_dim=64, mlp_dim=128), Recipe(40, 0.01)
-    params, weights = init(declare(config), 0), declare_adapters(config, rank=4)
+    params, weights = init(declare(TINY), 0), declare_adapters(TINY, rank=4)
     params["head"] *= 300  # this model has learnt nothing, and its head is too small to tell its layers anything
-    batch = rows([(list(b"hello? "), list(b"Hello!")), (list(b"bye? "), list(b"Bye!"))], 16)
-    step = make_step(lora_loss(next_token_loss(config), config), weights, recipe)
-    train(step, first_state(weights, init(weights, 1), recipe), lambda n: batch, recipe.steps, frozen=(params, None))
+    batch, loss = rows([(list(b"hello? "), list(b"Hello!"))], 16), lora_loss(next_token_loss(TINY), TINY)
+    fit(loss, weights, init(weights, 1), Recipe(40, 0.01), lambda n: batch, frozen=(params, None))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.sharding import NamedSharding
 
 from tour.cache import Cache, read, write
@@ -40,6 +40,9 @@ class Config:
     top_k: int = 2  # experts of a token
     balance_loss: float = 0.01  # weight of the loss that keeps the loads of experts even
     dtype: str = "float32"  # of matrix products; bfloat16 on TPUs and GPUs
+
+
+TINY = Config(vocab_size=256, num_layers=2, embed_dim=64, head_dim=16, mlp_dim=128)  # for examples
 
 
 class Weight(NamedTuple):
@@ -102,24 +105,24 @@ def init(weights: Params, seed: int) -> Params:
 class Tokens(NamedTuple):
     """What the model reads, each int32 [B, T]. A token sees earlier ones of its segment; segment 0 is padding."""
 
-    tokens: jax.Array
-    segments: jax.Array
-    positions: jax.Array
+    tokens: Array
+    segments: Array
+    positions: Array
 
 
-def product(equation: str, x: jax.Array, w: jax.Array, *axes: str | None) -> jax.Array:
+def product(equation: str, x: Array, w: Array, *axes: str | None) -> Array:
     """Return einsum(equation, x, w) in x's dtype, summed in float32. axes: logical ones of the result."""
     y = jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32, out_sharding=spec(*axes))
     return y.astype(x.dtype)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """Return x / √(mean(x²) + ε) · scale, computed in float32 (Zhang and Sennrich 2019)."""
     x32 = x.astype(jnp.float32)
     return (x32 * lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps) * scale).astype(x.dtype)
 
 
-def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+def rotate(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
     """Rotate each pair (x_i, x_{i + K/2}) by position · θ^(−2i/K) (RoPE, Su et al. 2021).
 
     So the product of a query and a key depends on their distance.
@@ -132,7 +135,7 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
     return jnp.concatenate(turned, axis=-1).astype(x_BTHK.dtype)
 
 
-def attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+def attention(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask_BTS: Array) -> Array:
     """Return softmax(q·kᵀ/√K)·v over the keys where the mask is True, [B, T, H, K].
 
     Every R query heads share a key/value head, so the cache is R times smaller (grouped queries, Ainslie et al. 2023).
@@ -145,14 +148,14 @@ def attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS:
     return lax.reshape(mixed, (B, T, H, K), out_sharding=spec("batch", None, "heads", None))
 
 
-def feed_forward(x_BTD: jax.Array, w: Params) -> jax.Array:
+def feed_forward(x_BTD: Array, w: Params) -> Array:
     """Return down(silu(gate(x)) · up(x)) (SwiGLU, Shazeer 2020), with the activation in float32."""
     gate, up = (product("btd,df->btf", x_BTD, w[name], "batch", None, "mlp") for name in ("gate", "up"))
     h_BTF = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
     return product("btf,fd->btd", h_BTF.astype(x_BTD.dtype), w["down"], "batch", None, None)
 
 
-def experts(x_BTD: jax.Array, w: Params, config: Config, valid_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def experts(x_BTD: Array, w: Params, config: Config, valid_BT: Array) -> tuple[Array, Array]:
     """Return Σ p_e · expert_e(x) over the top_k experts of each token, and the balance loss, summed over tokens.
 
     p: the router's softmax, of the chosen experts, divided by its sum (Shazeer et al. 2017). The balance loss of a
@@ -171,7 +174,7 @@ def experts(x_BTD: jax.Array, w: Params, config: Config, valid_BT: jax.Array) ->
     return y_BTD, jnp.sum(E / (k * jnp.maximum(jnp.sum(valid_BT1, axis=1), 1)) * load_BE * share_BE)
 
 
-def hidden(params: Params, c: Config, ids: Tokens, cache: Cache | None = None) -> tuple[jax.Array, Any, jax.Array]:
+def hidden(params: Params, c: Config, ids: Tokens, cache: Cache | None = None) -> tuple[Array, Any, Array]:
     """Return the states [B, T, D] after the last norm, the next cache, and the sum of balance losses.
 
     With a cache a token sees all positions of its row up to its own; else those of its segment.
@@ -183,7 +186,7 @@ def hidden(params: Params, c: Config, ids: Tokens, cache: Cache | None = None) -
     else:
         mask_BTS = ids.positions[:, :, None] >= jnp.arange(cache.table_BN.shape[1] * cache.keys_LPCGK.shape[2])
 
-    def layer(x_BTD: jax.Array, inputs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+    def layer(x_BTD: Array, inputs: tuple[Params, Any]) -> tuple[Array, Any]:
         w, pools = inputs
         y = rms_norm(x_BTD, w["attention_norm"], c.norm_eps)
         q, k, v = (product("btd,dhk->bthk", y, w[n], "batch", None, "heads", None) for n in ("query", "key", "value"))
@@ -207,7 +210,7 @@ def hidden(params: Params, c: Config, ids: Tokens, cache: Cache | None = None) -
     return rms_norm(x_BTD, params["norm"], c.norm_eps), cache, jnp.sum(balance_L)
 
 
-def logits(params: Params, c: Config, x_BTD: jax.Array) -> jax.Array:
+def logits(params: Params, c: Config, x_BTD: Array) -> Array:
     """Return float32 logits [B, T, V] of hidden states."""
     head_VD, where = params["embedding" if c.tie_embeddings else "head"].astype(c.dtype), spec("batch", None, "vocab")
     return jnp.einsum("btd,vd->btv", x_BTD, head_VD, preferred_element_type=jnp.float32, out_sharding=where)
@@ -215,6 +218,5 @@ def logits(params: Params, c: Config, x_BTD: jax.Array) -> jax.Array:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config, ids = Config(), Tokens(*(jnp.ones((1, 8), jnp.int32) for _ in range(3)))
-    params = init(declare(config), seed=0)
-    print("logits of 8 tokens, [B, T, V]:", logits(params, config, hidden(params, config, ids)[0]))
+    params, ids = init(declare(TINY), seed=0), Tokens(*(jnp.ones((1, 8), jnp.int32) for _ in range(3)))
+    print(logits(params, TINY, hidden(params, TINY, ids)[0]))

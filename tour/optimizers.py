@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from tour.model import Params, Weight, by_weight
 
@@ -32,7 +32,7 @@ class Recipe:
 
 
 class Moments(NamedTuple):
-    """What the optimizer remembers of each weight: means of its gradients and of their squares (none for Muon)."""
+    """Means of each weight's gradients, and of their squares (none for Muon)."""
 
     mean: Params
     square: Params
@@ -49,7 +49,7 @@ def muon_updates(weight: Weight, recipe: Recipe) -> bool:
     return recipe.name == "muon" and weight.inputs > 0
 
 
-def learning_rate(recipe: Recipe, step: jax.Array) -> jax.Array:
+def learning_rate(recipe: Recipe, step: Array) -> Array:
     """Return the rate of a step: a linear warm-up, then the peak, then a linear fall (Hu et al. 2024)."""
     falling = max(1, round(recipe.decay * recipe.steps))
     warm = jnp.minimum(1.0, (step + 1.0) / max(1, min(recipe.warmup, recipe.steps)))
@@ -58,17 +58,18 @@ def learning_rate(recipe: Recipe, step: jax.Array) -> jax.Array:
 
 
 def update(
-    weights: Params, params: Params, grads: Params, moments: Moments, step: jax.Array, recipe: Recipe
-) -> tuple[Params, Moments, jax.Array]:
-    """Return the next weights and moments, and the norm of the gradient before it was clipped.
+    weights: Params, params: Params, grads: Params, moments: Moments, step: Array, recipe: Recipe
+) -> tuple[Params, Moments]:
+    """Return the next weights and moments: p ← p − rate · (direction + λ·p).
 
-    p ← p − rate · (direction + λ·p): the decay λ is decoupled from the gradient (Loshchilov and Hutter 2019).
+    So the decay λ is apart from the gradient (Loshchilov and Hutter 2019). A gradient longer than clip_norm is
+    shortened.
     """
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     shrink = jnp.minimum(1.0, recipe.clip_norm / (norm + 1e-9))
     rate = learning_rate(recipe, step)
 
-    def one(w: Weight, p: jax.Array, g: jax.Array, mean: jax.Array, square: jax.Array) -> tuple[jax.Array, ...]:
+    def one(w: Weight, p: Array, g: Array, mean: Array, square: Array) -> tuple[Array, ...]:
         of_weight = muon if muon_updates(w, recipe) else adam
         direction, mean, square = of_weight(w, g * shrink, mean, square, step, recipe)
         decay = 0.0 if w.std is None else recipe.weight_decay
@@ -76,38 +77,34 @@ def update(
 
     new: Any = by_weight(one, weights, params, grads, *moments)
     params, mean, square = (by_weight(lambda w, three, i=i: three[i], weights, new) for i in range(3))
-    return params, Moments(mean, square), norm
+    return params, Moments(mean, square)
 
 
-def adam(w: Weight, g: jax.Array, mean: jax.Array, square: jax.Array, step: jax.Array, o: Recipe) -> tuple:
-    """Return (m̂ / (√v̂ + ε), m, v) with m = b1·m + (1 − b1)·g and v = b2·v + (1 − b2)·g² (Kingma and Ba 2015).
-
-    m̂ and v̂ are divided by 1 − bⁿ, since the means began at 0.
-    """
+def adam(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe) -> tuple:
+    """Return m̂ / (√v̂ + ε), m and v: means of g and g² (Kingma and Ba 2015); m̂ = m/(1 − bⁿ), as they begin at 0."""
     n = step + 1
     mean, square = o.b1 * mean + (1 - o.b1) * g, o.b2 * square + (1 - o.b2) * jnp.square(g)
     return mean / (1 - o.b1**n) / (jnp.sqrt(square / (1 - o.b2**n)) + 1e-8), mean, square
 
 
-def muon(w: Weight, g: jax.Array, mean: jax.Array, square: jax.Array, step: jax.Array, o: Recipe) -> tuple:
-    """Return (0.2·√max(m, n) · U·Vᵀ, M, unused) where U·S·Vᵀ is the momentum as a matrix [m, n] (Jordan et al. 2024).
+def muon(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe) -> tuple:
+    """Return 0.2·√max(m, n) · U·Vᵀ and M, where U·S·Vᵀ = β·M + (1 − β)·g is a matrix [m, n] (Jordan et al. 2024).
 
-    M ← β·M + (1 − β)·g, and β·M + (1 − β)·g is orthogonalised (Nesterov). All directions of the matrix learn at one
-    speed, also those of small gradients. The factor gives the direction AdamW's usual size (Liu et al. 2025), so one
-    learning rate serves both.
+    M ← β·M + (1 − β)·g. All directions of the matrix learn at one speed, also those of small gradients. The factor
+    gives the result AdamW's usual size (Liu et al. 2025), so one learning rate serves both.
     """
     mean = o.momentum * mean + (1 - o.momentum) * g
     ahead = o.momentum * mean + (1 - o.momentum) * g
     stacked = sum(axis in ("layers", "experts") for axis in w.axes)
     groups = w.shape[:stacked], w.shape[stacked : stacked + w.inputs], w.shape[stacked + w.inputs :]
-    shape = (int(np.prod(groups[0])), int(np.prod(groups[1])), int(np.prod(groups[2])))
+    shape = tuple(int(np.prod(group)) for group in groups)  # matrices, inputs, outputs
     # Plain: each device gathers the matrices and orthogonalises all of them.
     whole = jax.sharding.reshard(ahead, jax.sharding.PartitionSpec()).reshape(shape)
     direction = 0.2 * max(shape[1:]) ** 0.5 * orthogonalized(whole).reshape(w.shape)
     return jax.sharding.reshard(direction, jax.typeof(g).sharding.spec), mean, square
 
 
-def orthogonalized(x_Lmn: jax.Array) -> jax.Array:
+def orthogonalized(x_Lmn: Array) -> Array:
     """Return about U·Vᵀ of each matrix U·S·Vᵀ, by five steps X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ (Newton–Schulz).
 
     A step maps each singular value s to a·s + b·s³ + c·s⁵. Five bring those from 1/1000 to 1 to between 0.7 and 1.2.
@@ -117,7 +114,7 @@ def orthogonalized(x_Lmn: jax.Array) -> jax.Array:
     a, b, c = NEWTON_SCHULZ
     x = x_Lmn / (jnp.sqrt(jnp.sum(jnp.square(x_Lmn), axis=(1, 2), keepdims=True)) + 1e-7)
 
-    def iteration(_: int, x: jax.Array) -> jax.Array:
+    def iteration(_: int, x: Array) -> Array:
         gram = x @ x.swapaxes(1, 2)
         return a * x + (b * gram + c * gram @ gram) @ x
 

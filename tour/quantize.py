@@ -1,13 +1,14 @@
-"""Weights as integers of 8 or 4 bits with scales: a quarter or an eighth of the memory, for a few more bits per byte."""
+"""Weights as integers of 8 or 4 bits with scales: a quarter or an eighth of the memory."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from tour.mesh import make_mesh, spec
-from tour.model import Config, Params, Weight, by_weight, declare, init
+from tour.model import TINY, Config, Params, Weight, by_weight, declare, init
 
 LARGEST = {8: 127, 4: 7}
 
@@ -15,11 +16,11 @@ LARGEST = {8: 127, 4: 7}
 class Integers(NamedTuple):
     """A weight w ≈ q · s. integers q: int8 [M, groups, inputs of a group, outputs], M matrices; scale s: bfloat16."""
 
-    integers: jax.Array
-    scale: jax.Array
+    integers: Array
+    scale: Array
 
 
-def quantize(w: Weight, x: jax.Array, bits: int, group: int = 0) -> Integers:
+def quantize(w: Weight, x: Array, bits: int, group: int = 0) -> Integers:
     """Return the integers q = round(w / s), with s = max|w| / 127 (8 bits) or / 7 of the weights that share a scale.
 
     An output has a scale for each `group` inputs; 0: one for all. So |w − q·s| ≤ s/2. The scale is rounded to bfloat16
@@ -44,7 +45,7 @@ def quantize_model(params: Params, config: Config, bits: int, group: int = 0) ->
 def dequantize_model(params: Params, config: Config) -> Params:
     """Return the weights q · s as floats, as products use them."""
 
-    def floats(w: Weight, x: Any) -> jax.Array:
+    def floats(w: Weight, x: Any) -> Array:
         if not isinstance(x, Integers):
             return x
         whole = (x.integers.astype(jnp.float32) * x.scale.astype(jnp.float32)).reshape(w.shape)
@@ -54,17 +55,16 @@ def dequantize_model(params: Params, config: Config) -> Params:
 
 
 def megabytes(params: Params, bits: int = 8) -> float:
-    """Return the size of weights: of Integers with this many bits (two of 4 bits share a byte), of others as they are."""
+    """Return the size of weights, where Integers take this many bits: two of 4 bits share a byte."""
     sizes = [x.nbytes * bits / 8 if x.dtype == jnp.int8 else x.nbytes for x in jax.tree.leaves(params)]
     return sum(sizes) / 1e6
 
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config = Config()
-    params = init(declare(config), seed=0)
-    print(f"float32: {megabytes(params):.1f} MB")
+    params = init(declare(TINY), seed=0)
+    print(f"float32: {megabytes(params):.2f} MB")
     for bits, group in ((8, 0), (4, 32)):
-        small = quantize_model(params, config, bits, group)
-        gap = np.abs(dequantize_model(small, config)["layers"]["up"] - params["layers"]["up"]).max()
-        print(f"int{bits}: {megabytes(small, bits):.1f} MB, largest error {gap:.5f}")
+        small = quantize_model(params, TINY, bits, group)
+        gap = np.abs(dequantize_model(small, TINY)["layers"]["up"] - params["layers"]["up"]).max()
+        print(f"int{bits}: {megabytes(small, bits):.2f} MB, largest error {gap:.5f}")

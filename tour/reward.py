@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from tour.dpo import flat, pairs_of
 from tour.mesh import make_mesh, spec
-from tour.model import Config, Params, Tokens, Weight, declare, hidden, init
+from tour.model import TINY, Config, Params, Tokens, Weight, declare, hidden, init
 from tour.optimizers import Recipe
-from tour.pretrain import Batch, Loss, first_state, make_step, train
+from tour.pretrain import Batch, Loss, fit
 
 
 def declare_reward_model(config: Config) -> Params:
@@ -18,7 +18,7 @@ def declare_reward_model(config: Config) -> Params:
     return declare(config) | {"score": Weight((config.embed_dim,), ("norm",), std=0.02)}
 
 
-def scores(params: Params, config: Config, ids: Tokens) -> jax.Array:
+def scores(params: Params, config: Config, ids: Tokens) -> Array:
     """Return the score of each row, float32 [B]: the product of the last token's state with the score vector."""
     x_BTD, _, _ = hidden(params, config, ids)
     score_BT = jnp.einsum("btd,d->bt", x_BTD.astype(jnp.float32), params["score"])
@@ -34,7 +34,7 @@ def reward_loss(config: Config, centering: float = 0.0) -> Loss:
     since the first fixes their difference only (Eisenstein et al. 2023).
     """
 
-    def loss(params: Params, batch: Batch, frozen: Any) -> jax.Array:
+    def loss(params: Params, batch: Batch, frozen: Any) -> Array:
         one = flat(batch)
         score_R = scores(params, config, Tokens(one["tokens"], one["segment_ids"], one["positions"]))
         score_B2 = lax.reshape(score_R, (len(score_R) // 2, 2), out_sharding=spec("batch", None))
@@ -46,8 +46,5 @@ def reward_loss(config: Config, centering: float = 0.0) -> Loss:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config, recipe = Config(vocab_size=128, num_layers=2, embed_dim=64, mlp_dim=128), Recipe(40, 0.003)
-    weights = declare_reward_model(config)
-    batch = pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))], 16)
-    state = first_state(weights, init(weights, 0), recipe)
-    train(make_step(reward_loss(config), weights, recipe), state, lambda n: batch, recipe.steps)
+    weights, batch = declare_reward_model(TINY), pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))], 16)
+    fit(reward_loss(TINY), weights, init(weights, 0), Recipe(40, 0.003), lambda n: batch)

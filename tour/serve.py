@@ -6,7 +6,6 @@ pages, is read (prefill), and gives both back when it ends, so a short answer do
 
 import dataclasses
 import functools
-import itertools
 import json
 import queue
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from tour.cache import Cache, empty_cache
 from tour.generate import PAGE, draw, next_logits, padded
@@ -26,7 +26,7 @@ from tour.sft import prompt_ids
 
 @dataclasses.dataclass
 class Request:
-    """A prompt, how to draw, and what the engine adds: tokens for the caller (None at the end), its pages, its place."""
+    """A prompt, how to draw, and what the engine adds: drawn tokens (None ends them), pages, last token, count."""
 
     prompt: list[int]
     max_tokens: int = 64
@@ -40,7 +40,7 @@ class Request:
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def step(params: Params, config: Config, cache: Cache, ids: Tokens, how: dict) -> tuple[jax.Array, Cache]:
+def step(params: Params, config: Config, cache: Cache, ids: Tokens, how: dict) -> tuple[Array, Cache]:
     """Return the next token of each row, int32 [R], and the cache with the tokens read: prompts, or each row's last."""
     logits_RV, cache = next_logits(params, config, ids, cache)
     keys_R = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(how["seed"], how["count"])
@@ -60,55 +60,48 @@ class Engine:
         self.rows: list[Request | None] = [None] * rows
 
     def run(self) -> None:
-        """Serve for ever. The caller gives this a thread of its own."""
+        """Serve for ever, in a thread of its own."""
         while True:
-            if not any(self.rows):
-                self.waiting.put(self.waiting.get())  # sleep until a request comes
-            for r in [r for r, request in enumerate(self.rows) if request is None]:
-                if not self.waiting.empty():
-                    self.begin(r, self.waiting.get())
+            while None in self.rows and (not any(self.rows) or not self.waiting.empty()):
+                self.begin(self.waiting.get())  # which sleeps until a request comes
             self.advance()
 
-    def begin(self, r: int, request: Request) -> None:
-        """Read a prompt into pages of its own, and draw its first token."""
+    def begin(self, request: Request) -> None:
+        """Give a request a row and pages, read its prompt, and draw its first token."""
         need = -(-(len(request.prompt) + request.max_tokens) // PAGE)
         request.pages, self.free = self.free[:need], self.free[need:]
-        self.rows[r] = request
+        self.rows[self.rows.index(None)] = request
         self.compute(padded([request.prompt]), [request])
 
     def advance(self) -> None:
-        """Draw one token for each row."""
-        if any(self.rows):
-            last = np.array([[request.last if request else 0] for request in self.rows], np.int32)
-            used = np.array([[int(request is not None)] for request in self.rows], np.int32)
-            places = [[len(request.prompt) + request.count - 1 if request else 0] for request in self.rows]
-            self.compute(Tokens(jnp.asarray(last), jnp.asarray(used), jnp.array(places, jnp.int32)), self.rows)
+        """Draw one token for each row; an empty row is padding."""
+        last = [(one.last, 1, len(one.prompt) + one.count - 1) if one else (0, 0, 0) for one in self.rows]
+        self.compute(Tokens(*(jnp.array(column, jnp.int32)[:, None] for column in zip(*last))), self.rows)
 
     def compute(self, ids: Tokens, requests: list[Request | None]) -> None:
         """Run a step of these rows, tell their callers, and free what has ended."""
-        table = np.zeros((len(requests), self.width), np.int32)
-        for row, request in zip(table, requests):
-            if request:
-                row[: len(request.pages)] = request.pages
         some = [request or Request([]) for request in requests]
-        names = {"temperature": np.float32, "top_p": np.float32, "seed": np.int32, "count": np.int32}
-        how = {name: jnp.array([getattr(one, name) for one in some], kind) for name, kind in names.items()}
-        cache = self.cache._replace(table_BN=jnp.asarray(table))
+        table = [one.pages + [0] * (self.width - len(one.pages)) for one in some]
+        how = {
+            name: jnp.array([getattr(one, name) for one in some]) for name in ("seed", "count", "temperature", "top_p")
+        }
+        cache = self.cache._replace(table_BN=jnp.array(table, jnp.int32))
         drawn, self.cache = step(self.params, self.config, cache, ids, how)
         for request, token in zip(requests, np.asarray(drawn).tolist()):
             if request is None:
                 continue
             request.last, request.count = token, request.count + 1
             ended = token in self.stop_ids or request.count == request.max_tokens
-            for item in [*([] if token in self.stop_ids else [token]), *([None] if ended else [])]:
-                request.drawn.put(item)
+            if token not in self.stop_ids:
+                request.drawn.put(token)
             if ended:
+                request.drawn.put(None)
                 self.free += request.pages
                 self.rows[self.rows.index(request)] = None
 
 
 def serve(engine: Engine, tokenizer: Any, port: int = 8000) -> ThreadingHTTPServer:
-    """Start the engine and a server of POST /v1/chat/completions on this machine, each in threads, and return the server."""
+    """Start the engine and a server of POST /v1/chat/completions in threads, and return the server."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -121,34 +114,22 @@ def serve(engine: Engine, tokenizer: Any, port: int = 8000) -> ThreadingHTTPServ
             except (AssertionError, KeyError, TypeError, ValueError) as error:
                 return self.send(400, json.dumps({"error": {"message": f"{type(error).__name__}: {error}"}}))
             engine.waiting.put(request)
-            tokens, text = iter(request.drawn.get, None), ""
-            if not body.get("stream"):
-                text = tokenizer.decode(list(tokens))
-                message = {"role": "assistant", "content": text}
-                reason = "length" if request.count == request.max_tokens else "stop"
-                choice = {"index": 0, "message": message, "finish_reason": reason}
-                return self.send(200, json.dumps({"object": "chat.completion", "choices": [choice]}))
-            self.send(200, "", "text/event-stream")
-            for sofar in itertools.accumulate([token] for token in tokens):
-                new = tokenizer.decode(sofar)
-                delta = {"index": 0, "delta": {"content": new[len(text) :]}, "finish_reason": None}
-                self.wfile.write(f"data: {json.dumps({'choices': [delta]})}\n\n".encode())
-                text = new
-            self.wfile.write(b"data: [DONE]\n\n")
+            text = tokenizer.decode(list(iter(request.drawn.get, None)))
+            reason = "length" if request.count == request.max_tokens else "stop"
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+            self.send(200, json.dumps({"object": "chat.completion", "choices": [choice]}))
 
-        def send(self, code: int, text: str, kind: str = "application/json") -> None:
+        def send(self, code: int, text: str) -> None:
             self.send_response(code)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(text.encode())
 
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
 
-    mesh = jax.sharding.get_mesh()
-
-    def run() -> None:
-        with jax.set_mesh(mesh):  # a mesh is set in one thread
+    def run(mesh: jax.sharding.Mesh = jax.sharding.get_mesh()) -> None:  # noqa: B008
+        with jax.set_mesh(mesh):  # a mesh is set for one thread
             engine.run()
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from tour.mesh import make_mesh
-from tour.model import Config, declare, init
+from tour.model import TINY, declare, init
 from tour.optimizers import Recipe
-from tour.pretrain import Batch, first_state, make_step, next_token_loss, train
+from tour.pretrain import Batch, fit, next_token_loss
 from tour.text import ASSISTANT, BOS_ID, END, USER, batch_of_rows
 
 Example = tuple[list[int], list[int]]  # prompt, answer
@@ -43,8 +43,6 @@ def batch_of(examples: Sequence[Example], size: int, length: int, n: int) -> Bat
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    config, recipe = Config(vocab_size=128, num_layers=2, embed_dim=64, mlp_dim=128), Recipe(60, 0.01)
-    numbers = [(list(f"{a}+{b}=".encode()), list(f"{a + b};".encode())) for a in range(10) for b in range(10)]
-    state = first_state(declare(config), init(declare(config), 0), recipe)
-    step = make_step(next_token_loss(config), declare(config), recipe)
-    train(step, state, lambda n: batch_of(numbers, 32, 8, n), recipe.steps)
+    sums = [(list(f"{a}+{b}=".encode()), list(f"{a + b};".encode())) for a in range(10) for b in range(10)]
+    loss, weights = next_token_loss(TINY), declare(TINY)
+    fit(loss, weights, init(weights, 0), Recipe(60, 0.01), lambda n: batch_of(sums, 32, 8, n))

@@ -1,4 +1,4 @@
-"""Text in, batches out: quality rules, near duplicates, a tokenizer, packed rows, batch n as a function of (seed, n)."""
+"""Text in, batches out: quality rules, near duplicates, a tokenizer, packed rows, and batches of (seed, n)."""
 
 import ast
 import functools
@@ -15,6 +15,7 @@ import sentencepiece
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"  # control symbols: no text is encoded to them
 PAD_ID, EOS_ID, BOS_ID, UNK_ID = 0, 1, 2, 3
+Row = list[list[int]]  # pieces of documents
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 
 
@@ -92,27 +93,18 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> sentencepiece.Sent
     A character without a piece is encoded as its UTF-8 bytes.
     """
     model = io.BytesIO()
+    # fmt: off
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in texts for line in text.split("\n") if line),
-        model_writer=model,
-        vocab_size=vocab_size,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        control_symbols=[USER, ASSISTANT, END],
-        pad_id=PAD_ID,
-        eos_id=EOS_ID,
-        bos_id=BOS_ID,
-        unk_id=UNK_ID,
-        minloglevel=2,
+        sentence_iterator=iter(line for text in texts for line in text.split("\n") if line), model_writer=model,
+        model_type="bpe", vocab_size=vocab_size, byte_fallback=True, split_digits=True, minloglevel=2,
+        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+        control_symbols=[USER, ASSISTANT, END], pad_id=PAD_ID, eos_id=EOS_ID, bos_id=BOS_ID, unk_id=UNK_ID,
     )
+    # fmt: on
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def pack(documents: Sequence[Sequence[int]], length: int) -> list[list[list[int]]]:
+def pack(documents: Sequence[Sequence[int]], length: int) -> list[Row]:
     """Return rows of pieces of documents, of at most length + 1 tokens together (best fit, Ding et al. 2024).
 
     A document is [begin, tokens, end]. A longer one is cut into pieces, each beginning with the last token of the one
@@ -124,11 +116,11 @@ def pack(documents: Sequence[Sequence[int]], length: int) -> list[list[list[int]
         cuts = [whole[i : i + width] for i in range(0, len(whole) - 1, width - 1)]
         full += [[piece] for piece in cuts if len(piece) >= width - 1]  # no other piece has room beside it
         pieces += [piece for piece in cuts if len(piece) < width - 1]
-    rows: list[list[list[int]]] = []
+    rows: list[Row] = []
     by_room: list[list[int]] = [[] for _ in range(width + 1)]  # [n]: numbers of rows with n free places
     for piece in sorted(pieces, key=len, reverse=True):
         room = next((n for n in range(len(piece), width + 1) if by_room[n]), None)
-        if room is None:
+        if room is None:  # a new row
             room = width
             by_room[width].append(len(rows))
             rows.append([])
@@ -138,7 +130,7 @@ def pack(documents: Sequence[Sequence[int]], length: int) -> list[list[list[int]
     return full + rows
 
 
-def batch_of_rows(rows: Sequence[list[list[int]]], length: int) -> dict[str, np.ndarray]:
+def batch_of_rows(rows: Sequence[Row], length: int) -> dict[str, np.ndarray]:
     """Return rows as arrays [B, length]: tokens, targets, segment_ids (from 1), positions, weights."""
     tokens, segments, positions = np.zeros((3, len(rows), length + 1), np.int32)
     for b, row in enumerate(rows):
@@ -157,7 +149,7 @@ def row_ids(seed: int, n: int, rows: int, size: int) -> list[int]:
     return [int(order(place // rows)[place % rows]) for place in range(n * size, (n + 1) * size)]
 
 
-def batches(rows: Sequence[list[list[int]]], length: int, size: int, seed: int = 0) -> Callable[[int], dict]:
+def batches(rows: Sequence[Row], length: int, size: int, seed: int = 0) -> Callable[[int], dict]:
     """Return the function of n that makes batch n."""
     return lambda n: batch_of_rows([rows[i] for i in row_ids(seed, n, len(rows), size)], length)
 
@@ -166,8 +158,7 @@ if __name__ == "__main__":
     texts = [text for _, text in definitions()]
     good = [text for text in texts if is_good(text)]
     kept = without_near_duplicates(good)
-    print(f"{len(texts)} docstrings, {len(good)} of good quality, {len(kept)} without near duplicates")
+    print(f"{len(texts)} docstrings, {len(good)} good ones, {len(kept)} without near duplicates; a row of batch 7:")
     tokenizer = train_tokenizer(kept, vocab_size=1024)
     rows = pack(tokenizer.encode(kept), length=128)
-    print(f"{sum(map(len, ''.join(kept).encode().split()))} bytes in {len(rows)} rows; the first of batch 7:")
     print(tokenizer.decode(batches(rows, 128, size=8)(7)["tokens"][0].tolist()))
