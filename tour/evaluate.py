@@ -13,6 +13,7 @@ from tour.model import TINY, Config, Params, declare, init
 from tour.pretrain import Batch, on_mesh, token_losses
 from tour.sft import rows
 
+Check = Callable[[int, list[int]], bool]  # of (number of the prompt, tokens of the answer)
 Item = tuple[list[int], list[list[int]]]  # a question and its possible answers, as tokens
 
 
@@ -28,16 +29,13 @@ def bits_per_byte(params: Params, config: Config, batches: Sequence[Batch], text
     return nats / np.log(2) / text_bytes
 
 
-def choice_scores(
-    params: Params, config: Config, items: Sequence[Item], length: int, size: int = 32
-) -> list[np.ndarray]:
+def choice_scores(params: Params, config: Config, items: Sequence[Item], length: int) -> list[np.ndarray]:
     """Return log p(answer | question) of all answers of each item (as for MMLU: Hendrycks et al. 2021)."""
     pairs = [(question, answer) for question, answers in items for answer in answers]
-    padding = [pairs[0]] * (-len(pairs) % size)  # so that all batches have one shape
-    starts = range(0, len(pairs) + len(padding), size)
-    found = [log_likelihoods(params, config, on_mesh(rows((pairs + padding)[i : i + size], length))) for i in starts]
-    ends = np.cumsum([len(answers) for _, answers in items])
-    return np.split(np.concatenate(jax.device_get(found))[: len(pairs)], ends[:-1])
+    padded = pairs + [pairs[0]] * (-len(pairs) % 32)  # so that all batches have one shape
+    parts = [on_mesh(rows(padded[i : i + 32], length)) for i in range(0, len(padded), 32)]
+    scores = np.concatenate([np.asarray(log_likelihoods(params, config, part)) for part in parts])[: len(pairs)]
+    return np.split(scores, np.cumsum([len(answers) for _, answers in items])[:-1])
 
 
 def mean_with_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -51,12 +49,10 @@ def choice_accuracy(params: Params, config: Config, items: Sequence[Item], right
     return mean_with_interval([float(np.argmax(score) == i) for score, i in zip(scores, right)])
 
 
-def generation_accuracy(
-    params: Params, config: Config, prompts: list[list[int]], is_right: Callable[[int, list[int]], bool], how: Sampling
-) -> tuple[float, float]:
+def generation_accuracy(params: Params, config: Config, prompts: list[list[int]], check: Check, how: Sampling) -> tuple:
     """Return the share of prompts whose generated answer the checker accepts, and its interval."""
     answers = generate(params, config, prompts, how)
-    return mean_with_interval([float(is_right(i, answer)) for i, answer in enumerate(answers)])
+    return mean_with_interval([float(check(i, answer)) for i, answer in enumerate(answers)])
 
 
 if __name__ == "__main__":

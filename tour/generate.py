@@ -15,6 +15,7 @@ from jax import Array
 from tour.cache import Cache, empty_cache, rows_of_pages
 from tour.mesh import make_mesh, spec
 from tour.model import TINY, Config, Params, Tokens, declare, hidden, init, logits
+from tour.text import batch_of_rows
 
 PAGE = 16  # slots of a page
 
@@ -58,12 +59,8 @@ def next_logits(params: Params, config: Config, ids: Tokens, cache: Cache) -> tu
 
 def padded(prompts: list[list[int]]) -> Tokens:
     """Return prompts as one array, padded on the right to a multiple of 16, so that few shapes are compiled."""
-    width = -(-max(map(len, prompts)) // 16) * 16
-    rows = np.zeros((len(prompts), width), np.int32)
-    for row, prompt in zip(rows, prompts):
-        row[: len(prompt)] = prompt
-    segments = (np.arange(width) < np.array([[len(prompt)] for prompt in prompts])).astype(np.int32)
-    return Tokens(jnp.asarray(rows), jnp.asarray(segments), jnp.asarray(np.arange(width, dtype=np.int32) * segments))
+    batch = batch_of_rows([[prompt] for prompt in prompts], -(-max(map(len, prompts)) // 16) * 16)
+    return Tokens(*(jnp.asarray(batch[name]) for name in ("tokens", "segment_ids", "positions")))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling"))
@@ -98,15 +95,13 @@ def sample(params: Params, config: Config, ids: Tokens, sampling: Sampling, seed
 
 def generate(params: Params, config: Config, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
     """Return the continuation of each prompt, up to its stop token, which is included."""
-    fixed = dataclasses.replace(sampling, seed=0)  # the seed is an argument: another one does not compile anew
-    drawn, _ = sample(params, config, padded(prompts), fixed, jnp.uint32(sampling.seed))
+    drawn, _ = sample(params, config, padded(prompts), sampling, jnp.uint32(sampling.seed))
     return [upto_stop(row, sampling.stop_ids) for row in np.asarray(drawn).tolist()]
 
 
 def upto_stop(row: list[int], stop_ids: tuple[int, ...]) -> list[int]:
     """Return the tokens up to the first stop token, with it."""
-    ends = [i + 1 for i, token in enumerate(row) if token in stop_ids]
-    return row[: ends[0]] if ends else row
+    return row[: next((i + 1 for i, token in enumerate(row) if token in stop_ids), len(row))]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from jax import Array
 
 from tour.mesh import make_mesh, spec
 from tour.model import TINY, Config, Params, Weight, declare, init
-from tour.optimizers import Recipe
+from tour.optimizers import Recipe, matrix_shape
 from tour.pretrain import Batch, Loss, fit, next_token_loss
 from tour.sft import rows
 
@@ -20,10 +20,9 @@ def declare_adapters(config: Config, rank: int, targets: tuple[str, ...] = TARGE
     adapters = {}
     for name in targets:
         w = declare(config)["layers"][name]
-        into, out_of = slice(1, 1 + w.inputs), slice(1 + w.inputs, None)
-        size = w.shape[into][0] * (w.shape[into][1] if w.inputs == 2 else 1)
-        a = Weight((w.shape[0], *w.shape[into], rank), ("layers", *w.axes[into], "rank"), (3 * size) ** -0.5)
-        b = Weight((w.shape[0], rank, *w.shape[out_of]), ("layers", "rank", *w.axes[out_of]), 0.0)
+        end, std = 1 + w.inputs, (3 * matrix_shape(w)[1]) ** -0.5
+        a = Weight((*w.shape[:end], rank), (*w.axes[:end], "rank"), std)
+        b = Weight((w.shape[0], rank, *w.shape[end:]), ("layers", "rank", *w.axes[end:]), 0.0)
         adapters[name] = {"a": a, "b": b}
     return adapters
 
@@ -33,9 +32,8 @@ def merged(params: Params, adapters: Params, config: Config, scale: float = 1.0)
     layers = dict(params["layers"])
     for name, adapter in adapters.items():
         w = declare(config)["layers"][name]
-        axes = "abc"[: len(w.shape) - 1]  # the inputs, then the outputs
-        into, out_of = axes[: w.inputs], axes[w.inputs :]
-        equation = f"l{into}r,lr{out_of}->l{axes}"
+        into, out_of = "ij"[: w.inputs], "xy"[: len(w.shape) - 1 - w.inputs]  # letters of inputs and outputs
+        equation = f"l{into}r,lr{out_of}->l{into}{out_of}"
         product = jnp.einsum(equation, adapter["a"], adapter["b"], out_sharding=spec(*w.axes))
         layers[name] = layers[name] + scale * product
     return params | {"layers": layers}

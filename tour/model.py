@@ -68,14 +68,12 @@ def declare(c: Config) -> Params:
         "output": Weight((L, H, K, D), ("layers", "heads", "head", "embed"), 0.0, inputs=2),
         "feed_forward_norm": norm,
     }
-    if c.qk_norm:
-        layers |= {"query_norm": head_norm, "key_norm": head_norm}
+    layers |= {"query_norm": head_norm, "key_norm": head_norm} if c.qk_norm else {}
     many, stacked = ((L, E), ("layers", "experts")) if E else ((L,), ("layers",))
     up = Weight((*many, D, F), (*stacked, "embed", "mlp"), D**-0.5, inputs=1)
     down = Weight((*many, F, D), (*stacked, "mlp", "embed"), 0.0, inputs=1)
     layers |= {"gate": up, "up": up, "down": down}
-    if E:
-        layers["router"] = Weight((L, D, E), ("layers", "embed", "experts"), 0.02)
+    layers |= {"router": Weight((L, D, E), ("layers", "embed", "experts"), 0.02)} if E else {}
     table = Weight((c.vocab_size, D), ("vocab", "embed"), std=min(0.02, 0.4 * D**-0.5))
     ends = {"embedding": table} if c.tie_embeddings else {"embedding": table._replace(std=0.8, rate=15.0)}
     ends |= {} if c.tie_embeddings else {"head": table._replace(std=0.001)}

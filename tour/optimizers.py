@@ -80,6 +80,13 @@ def update(
     return params, Moments(mean, square)
 
 
+def matrix_shape(w: Weight) -> tuple[int, int, int]:
+    """Return (matrices, inputs, outputs) of a weight of layers."""
+    first = sum(axis in ("layers", "experts") for axis in w.axes)
+    parts = w.shape[:first], w.shape[first : first + w.inputs], w.shape[first + w.inputs :]
+    return int(np.prod(parts[0])), int(np.prod(parts[1])), int(np.prod(parts[2]))
+
+
 def adam(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe) -> tuple:
     """Return m̂ / (√v̂ + ε), m and v: means of g and g² (Kingma and Ba 2015); m̂ = m/(1 − bⁿ), as they begin at 0."""
     n = step + 1
@@ -95,9 +102,7 @@ def muon(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe
     """
     mean = o.momentum * mean + (1 - o.momentum) * g
     ahead = o.momentum * mean + (1 - o.momentum) * g
-    stacked = sum(axis in ("layers", "experts") for axis in w.axes)
-    groups = w.shape[:stacked], w.shape[stacked : stacked + w.inputs], w.shape[stacked + w.inputs :]
-    shape = tuple(int(np.prod(group)) for group in groups)  # matrices, inputs, outputs
+    shape = matrix_shape(w)
     # Plain: each device gathers the matrices and orthogonalises all of them.
     whole = jax.sharding.reshard(ahead, jax.sharding.PartitionSpec()).reshape(shape)
     direction = 0.2 * max(shape[1:]) ** 0.5 * orthogonalized(whole).reshape(w.shape)

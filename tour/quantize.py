@@ -9,6 +9,7 @@ from jax import Array
 
 from tour.mesh import make_mesh, spec
 from tour.model import TINY, Config, Params, Weight, by_weight, declare, init
+from tour.optimizers import matrix_shape
 
 LARGEST = {8: 127, 4: 7}
 
@@ -26,11 +27,8 @@ def quantize(w: Weight, x: Array, bits: int, group: int = 0) -> Integers:
     An output has a scale for each `group` inputs; 0: one for all. So |w − q·s| ≤ s/2. The scale is rounded to bfloat16
     before w is divided by it, so that this holds for what is stored.
     """
-    stacked = sum(axis in ("layers", "experts") for axis in w.axes)
-    outputs = int(np.prod(w.shape[stacked + w.inputs :]))
-    inputs = int(np.prod(w.shape[stacked : stacked + w.inputs]))
-    groups = inputs // (group or inputs)
-    x = jnp.asarray(np.asarray(x, np.float32).reshape(-1, groups, inputs // groups, outputs))
+    matrices, inputs, outputs = matrix_shape(w)
+    x = jnp.asarray(np.asarray(x, np.float32).reshape(matrices, -1, group or inputs, outputs))
     largest = jnp.max(jnp.abs(x), axis=2, keepdims=True) / LARGEST[bits]
     scale = jnp.maximum(largest, jnp.finfo(jnp.bfloat16).tiny).astype(jnp.bfloat16)
     integers = jnp.clip(jnp.round(x / scale.astype(jnp.float32)), -LARGEST[bits], LARGEST[bits])
@@ -46,10 +44,10 @@ def dequantize_model(params: Params, config: Config) -> Params:
     """Return the weights q · s as floats, as products use them."""
 
     def floats(w: Weight, x: Any) -> Array:
-        if not isinstance(x, Integers):
-            return x
-        whole = (x.integers.astype(jnp.float32) * x.scale.astype(jnp.float32)).reshape(w.shape)
-        return jax.sharding.reshard(whole, spec(*w.axes))
+        if isinstance(x, Integers):
+            whole = x.integers.astype(jnp.float32) * x.scale.astype(jnp.float32)
+            return jax.sharding.reshard(whole.reshape(w.shape), spec(*w.axes))
+        return x
 
     return by_weight(floats, declare(config), params)
 
@@ -63,7 +61,6 @@ def megabytes(params: Params, bits: int = 8) -> float:
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     params = init(declare(TINY), seed=0)
-    print(f"float32: {megabytes(params):.2f} MB")
     for bits, group in ((8, 0), (4, 32)):
         small = quantize_model(params, TINY, bits, group)
         gap = np.abs(dequantize_model(small, TINY)["layers"]["up"] - params["layers"]["up"]).max()
