@@ -1,0 +1,66 @@
+"""Generation in the tour: the library's greedy and sampled tokens for ragged prompts; the cache against no cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lm
+from lm.train.step import model_config_of
+from tests.tour.pairs import MODELS, config_of, one_device, ours, placed, training_config, weights
+from tour.generate import Sampling, generate, padded, sample
+from tour.mesh import make_mesh
+from tour.model import hidden, logits
+
+PROMPTS = [np.random.default_rng(n).integers(0, 64, 1 + 3 * n % 23).tolist() for n in range(16)]
+
+
+@functools.cache
+def models(name):
+    shape = model_config_of(training_config(**MODELS[name]))
+    params, graph = weights(shape)
+    return nnx.merge(graph, params), ours(params, config_of(shape)), config_of(shape)
+
+
+@pytest.mark.parametrize("name", ["default", "llama"])
+@pytest.mark.parametrize("drawn", [{"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}])
+def test_tokens_are_those_of_the_library(name, drawn):
+    model, params, config = models(name)
+    expected = lm.generate(model, None, PROMPTS, max_new_tokens=12, seed=3, **drawn)
+    with jax.set_mesh(one_device()):
+        found = generate(placed(params, config), config, PROMPTS, Sampling(12, seed=3, **drawn))
+    assert found == expected
+
+
+def test_eight_devices_draw_what_one_does():
+    _, params, config = models("default")
+    with jax.set_mesh(one_device()):
+        expected = generate(placed(params, config), config, PROMPTS, Sampling(6, 0.8))
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        assert generate(placed(params, config), config, PROMPTS, Sampling(6, 0.8)) == expected
+
+
+def test_log_probabilities_with_the_cache_are_those_without():
+    _, params, config = models("experts")
+    with jax.set_mesh(one_device()):
+        params = placed(params, config)
+        tokens, logps = sample(params, config, padded(PROMPTS), Sampling(6, 0.8), jnp.uint32(0))
+        for prompt, row, logp in zip(PROMPTS, np.asarray(tokens).tolist(), logps):
+            ids = padded([prompt + row])
+            logits_BTV = logits(params, config, hidden(params, config, ids)[0])
+            logp_TV = jax.nn.log_softmax(logits_BTV[0] / 0.8)
+            expected = [logp_TV[len(prompt) - 1 + i, token] for i, token in enumerate(row)]
+            np.testing.assert_allclose(logp, expected, atol=1e-5)
+
+
+def test_a_row_ends_with_its_stop_token():
+    _, params, config = models("default")
+    with jax.set_mesh(one_device()):
+        params = placed(params, config)
+        free = generate(params, config, PROMPTS[:4], Sampling(8))
+        stop = free[0][3]
+        for row, other in zip(generate(params, config, PROMPTS[:4], Sampling(8, stop_ids=(stop,))), free):
+            assert row == (other[: other.index(stop) + 1] if stop in other else other)
