@@ -72,9 +72,7 @@ ARMS: dict[str, Callable[[Any], Any]] = {"adamw": adamw, "default": default, "sp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"))
-    parser.add_argument(
-        "--data", help="text, as config.data.input, or `python`, this installation; default: `make demo`'s"
-    )
+    parser.add_argument("--data", help="text, as config.data.input, or `python`, this installation; default: `make demo`'s")
     parser.add_argument("--arms", default="adamw,default", help="comma-separated; the first is the base")
     parser.add_argument("--sizes", default="1M,3M,10M", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--seeds", type=int, default=5)
