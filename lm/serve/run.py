@@ -97,7 +97,7 @@ def serve(config, workdir: Path) -> int:
         sock = bound(config.host, config.port)
         if service.no_chat:
             print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
-        service.engine.warm()  # compiles, so that no request waits for it
+        service.engine.warm(adjusts=True)  # compiles, so that no request waits for it
         print(f"{service.name}: {memory(service.engine)}", flush=True)
         engine, settings = service.engine, watch_settings(config)
         service.watch = Watch(settings, workdir, engine, model_name=service.name, checkpoint=lambda: service.checkpoint)

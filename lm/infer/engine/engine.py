@@ -214,15 +214,18 @@ class Engine:
                 slot = self._slots.slot.pop(name)  # from now on no request gets it; the next adapter waits for _changing
             self._do(lambda: self._end_all(Event(finish="error", error=f"{name} was unloaded"), slot))
 
-    def warm(self) -> None:
-        """Compile all steps, or load them from the compile cache. Without it each is compiled when it is first needed."""
+    def warm(self, adjusts: bool = False) -> None:
+        """Compile all steps, or load them from the compile cache. Without it each is compiled when it is first needed.
+
+        adjusts: also what draws from logits that a request's penalties, bias or grammar change.
+        """
 
         def change() -> None:
             self._encoder.warm(self.config, *self._model)
             for B in self._shapes.sizes:
                 for S in self._shapes.logits(B):
                     laid = lay_out([], self._shapes._replace(sizes=(B,)), self._tables_RN)._replace(at_S=np.zeros(S, np.int32))
-                    warm_draws(self._forward(laid, None), self._known)
+                    warm_draws(self._forward(laid, None), self._known, adjusts)
                     if self.config.vision.num_layers or self.config.audio.num_layers:
                         self._forward(laid, Vectors(*empty_vectors(B, self.config)))
                     give_back()

@@ -181,13 +181,11 @@ def _alternatives(wanted: int, tempered: bool) -> int:
     return wanted if wanted < 0 or (tempered and not wanted) else TOP
 
 
-def warm_draws(logits_SV: jax.Array, vocab_size: int) -> None:
-    """Compile what draws from logits of this shape, with adjustments of these or with alternatives, but not with both."""
-    S = logits_SV.shape[0]
-    settings, forced_S = _greedy(S), np.full(S, -1, np.int32)
-    for how, (top, adjust) in itertools.product(
-        (GREEDY, PLAIN, TRUNCATED), ((-1, None), (TOP, None), (-1, _no_change(*logits_SV.shape)))
-    ):
+def warm_draws(logits_SV: jax.Array, vocab_size: int, adjusts: bool) -> None:
+    """Compile what draws from logits of this shape: plainly, with alternatives, and if `adjusts` with changes of these."""
+    settings, forced_S = _greedy(len(logits_SV)), np.full(len(logits_SV), -1, np.int32)
+    kinds = [(-1, None), (TOP, None), *([(-1, _no_change(*logits_SV.shape))] if adjusts else [])]
+    for how, (top, adjust) in itertools.product((GREEDY, PLAIN, TRUNCATED), kinds):
         jax.block_until_ready(draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S))
 
 

@@ -241,7 +241,7 @@ def test_after_warming_no_step_compiles(is_placed):
     params = parameters(CONFIG, scale=4.0)
     params = jax.device_put(params, jax.devices()[0]) if is_placed else params
     engine = Engine(nnx.merge(skeleton(CONFIG)[0], params), None, Capacity(rows=4, budget=16, pages=64, page=4))
-    engine.warm()
+    engine.warm(adjusts=True)
     known = forward._cache_size(), draw._cache_size()
     engine.generate_all([Request(tuple(range(1, 1 + n)), 9, temperature=t) for n in (1, 5, 30, 17, 40) for t in (0.0, 1.0)])
     for fields in ({"presence_penalty": 1.0}, {"logit_bias": {3: 1.0}, "top_k": 2}, {"logprobs": 2}):
