@@ -71,10 +71,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.name = "normuon"  # normuon, muon, adamw, lion, or FILE.py:FUNCTION (lm/train/optimizers/chain.py)
     # Peak. None: chosen for the objective, the model's size and the weights it starts from (lm/train/rates.py).
     config.optimizer.learning_rate = placeholder(float)
-    # Learning rates of embeddings and of the head, as multiples of that of other weights. None: by the model's size where they
-    # begin large and small (model.init=fan_in without a tied head; lm/train/rates.py), else 1.
+    # Learning rate of embeddings, as a multiple of that of other weights. None: by the model's size where they begin large
+    # (model.init=fan_in without a tied head; lm/train/rates.py), else 1.
     config.optimizer.embedding_rate = placeholder(float)
-    config.optimizer.head_rate = placeholder(float)
+    config.optimizer.head_rate = placeholder(float)  # the same of the head
     config.optimizer.schedule = "wsd"  # wsd, cosine or constant
     config.optimizer.warmup = 100  # steps
     config.optimizer.final = 0.05  # last learning rate as a fraction of the peak

@@ -128,9 +128,8 @@ class ModelConfig:
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
     attention_sinks: bool = False  # a learned logit per head, added to the softmax's denominator
-    value_embeddings: int = (
-        0  # every so many layers, from the last, add a vector of the token to its values (ResFormer); 0: none
-    )
+    # Every so many layers, from the last, add a learned vector of the token to its values (ResFormer); 0: none.
+    value_embeddings: int = 0
     mla: LatentAttention = LatentAttention()
     attention: str = ""  # FILE.py:CLASS in place of the attention (docs/extend.md); "": none
 

@@ -1,7 +1,7 @@
 """The learning rate of a run that names none. It follows the objective, the model's size and the weights it starts from.
 
 With N active parameters, tables of values left out:
-  random weights  13.4 · N^−1/2 for the default recipe, normuon and model.init=fan_in: fitted to models of 1 to 10 M parameters
+  random weights  13.4 · N^−1/2 for the default recipe, normuon and model.init=fan_in: fitted to models of 1 to 10 M weights
                   (docs/recipe.md). The head learns at (N/1.4e6)^1/3 times that rate and embeddings at 15 times the head's: the
                   best rate of matrices falls faster with the size than theirs.
                   0.128 · N^−1/4 for others. The exponent is that of DeepSeek LLM (Bi et al. 2024, figure 3): the rate falls as

@@ -46,7 +46,7 @@ def test_a_run_leaves_and_comes_back(finished, exported, tmp_path):
     names = {path.name for path in exported.iterdir()}
     assert names > {"config.json", "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"}
     assert "model-00001-of-00002.safetensors" in names
-    assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((exported / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
     model, tokenizer = lm.load(finished)
     generation = json.loads((exported / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [tokenizer.eos_id, tokenizer.controls["<|end|>"]]
