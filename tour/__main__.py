@@ -47,7 +47,8 @@ for stop in (100, 200, 250):
     if int(state.step) < stop:
         state = pretrain.train(step, state, text.batches(rows, T, size=16), stop)
         pretrain.save(FOLDER / "pretrained", state)
-params, held_bytes = state.params, sum(len(document.encode()) for document in held_out)
+base = params = state.params
+held_bytes = sum(len(document.encode()) for document in held_out)
 tests = [text.batch_of_rows(held_rows[i : i + 16], T) for i in range(0, len(held_rows), 16)]
 print(f"held-out text: {evaluate.bits_per_byte(params, config, tests, held_bytes):.3f} bits per byte")
 
@@ -83,8 +84,7 @@ examine(params)
 
 say("GRPO: brief answers")
 recipe, how = Recipe(steps=8, learning_rate=0.0005, warmup=1), Sampling(32, temperature=1.0, stop_ids=(end,))
-step = pretrain.make_step(grpo.grpo_loss(config), weights, recipe)
-state = pretrain.first_state(weights, params, recipe)
+step, state = pretrain.make_step(grpo.grpo_loss(config), weights, recipe), pretrain.first_state(weights, params, recipe)
 for n in range(recipe.steps):
     prompts = [prompt for prompt, _ in learnt[8 * n : 8 * n + 8]]
     batch, mean = grpo.rollouts(state.params, config, prompts, 8, lambda i, answer: 1 / len(answer), how, seed=n)
@@ -93,9 +93,9 @@ for n in range(recipe.steps):
 params = state.params
 examine(params)
 
-say("Integers in place of floats")
+say("Integers in place of floats, in the pretrained model")
 for bits, group in ((32, 0), (8, 0), (4, 32)):
-    small = quantize.quantize_model(params, config, bits, group) if bits < 32 else params
+    small = quantize.quantize_model(base, config, bits, group) if bits < 32 else base
     score = evaluate.bits_per_byte(quantize.dequantize_model(small, config), config, tests, held_bytes)
     print(f"{bits} bits: {quantize.megabytes(small, bits):.1f} MB, {score:.3f} bits per byte")
 

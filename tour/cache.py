@@ -33,8 +33,7 @@ def empty_cache(shape_LPCGK: tuple[int, ...], dtype: str, table_BN: Array) -> Ca
 
 def rows_of_pages(rows: int, length: int, page_size: int) -> Array:
     """Return a table in which each row owns all the pages that `length` tokens need, int32 [rows, N]."""
-    pages = -(-length // page_size)
-    return jnp.arange(rows * pages, dtype=jnp.int32).reshape(rows, pages)
+    return jnp.arange(rows * -(-length // page_size), dtype=jnp.int32).reshape(rows, -1)
 
 
 def write(pool_PCGK: Array, new_BTGK: Array, table_BN: Array, positions_BT: Array, valid_BT: Array) -> Array:

@@ -58,6 +58,6 @@ def dpo_loss(config: Config, beta: float = 0.1) -> Loss:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    weights, batch = declare(TINY), pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))], 16)
+    weights, batch = declare(TINY), pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))] * 8, 16)
     params = init(weights, 0)
     fit(dpo_loss(TINY), weights, params, Recipe(40, 0.003), lambda n: batch, frozen=params)

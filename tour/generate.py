@@ -106,6 +106,6 @@ def upto_stop(row: list[int], stop_ids: tuple[int, ...]) -> list[int]:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    prompts, params = [list(b"A long prompt, then"), list(b"short")], init(declare(TINY), 0)
+    prompts, params = [list(b"A long prompt, then"), list(b"short")] * 4, init(declare(TINY), 0)
     for temperature in (0.0, 1.0):
         print(generate(params, TINY, prompts, Sampling(8, temperature, top_p=0.9)))

@@ -74,7 +74,7 @@ def rollouts(
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    recipe, weights = Recipe(20, 0.01, warmup=1), declare(TINY)
+    recipe, weights = Recipe(20, 0.03, warmup=1), declare(TINY)
     step, state = make_step(grpo_loss(TINY), weights, recipe), first_state(weights, init(weights, 0), recipe)
     for n in range(recipe.steps):  # the reward: the share of tokens below 128
         how, reward = Sampling(8, temperature=1.0), lambda i, answer: float(np.mean(np.array(answer) < 128))

@@ -33,6 +33,7 @@ KEYS = {  # of Config: of config.json
     "norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings",
 }
 # fmt: on
+REFUSED = ("attention_bias", "mlp_bias", "use_sliding_window", "quantization_config")
 ENDS = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 
 
@@ -40,7 +41,7 @@ def config_of(hf: dict[str, Any]) -> Config:
     """Return our config of the content of config.json. Raises ValueError for what the tour cannot compute."""
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     is_scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    if hf["model_type"] not in ("llama", "qwen3") or is_scaled or hf.get("attention_bias") or hf.get("mlp_bias"):
+    if hf["model_type"] not in ("llama", "qwen3") or is_scaled or any(hf.get(name) for name in REFUSED):
         raise ValueError(f"the tour does not read this {hf['model_type']}; lm/convert knows more families and settings")
     return Config(
         **{ours: hf[theirs] for ours, theirs in KEYS.items()},

@@ -57,5 +57,5 @@ if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     params, weights = init(declare(TINY), 0), declare_adapters(TINY, rank=4)
     params["head"] *= 300  # this model has learnt nothing, and its head is too small to tell its layers anything
-    batch, loss = rows([(list(b"hello? "), list(b"Hello!"))], 16), lora_loss(next_token_loss(TINY), TINY)
+    batch, loss = rows([(list(b"hello? "), list(b"Hello!"))] * 8, 16), lora_loss(next_token_loss(TINY), TINY)
     fit(loss, weights, init(weights, 1), Recipe(40, 0.01), lambda n: batch, frozen=(params, None))

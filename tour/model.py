@@ -216,5 +216,5 @@ def logits(params: Params, c: Config, x_BTD: Array) -> Array:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    params, ids = init(declare(TINY), seed=0), Tokens(*(jnp.ones((1, 8), jnp.int32) for _ in range(3)))
+    params, ids = init(declare(TINY), seed=0), Tokens(*(jnp.ones((8, 8), jnp.int32) for _ in range(3)))
     print(logits(params, TINY, hidden(params, TINY, ids)[0]))

@@ -46,5 +46,8 @@ def reward_loss(config: Config, centering: float = 0.0) -> Loss:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    weights, batch = declare_reward_model(TINY), pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))], 16)
+    weights, batch = (
+        declare_reward_model(TINY),
+        pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))] * 8, 16),
+    )
     fit(reward_loss(TINY), weights, init(weights, 0), Recipe(40, 0.003), lambda n: batch)

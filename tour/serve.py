@@ -1,7 +1,8 @@
 """OpenAI's chat endpoint over continuous batching: requests join and leave a batch that decodes all the time.
 
 The batch has R rows. Each step gives every row one token (Orca: Yu et al. 2022). A request takes a free row and its
-pages, is read (prefill), and gives both back when it ends, so a short answer does not wait for a long one.
+pages, is read (prefill), and gives both back when it ends, so a short answer does not wait for a long one. A prompt is
+read alone, so the mesh may split heads (tensor), but not rows.
 """
 
 import dataclasses
@@ -82,9 +83,8 @@ class Engine:
         """Run a step of these rows, tell their callers, and free what has ended."""
         some = [request or Request([]) for request in requests]
         table = [one.pages + [0] * (self.width - len(one.pages)) for one in some]
-        how = {
-            name: jnp.array([getattr(one, name) for one in some]) for name in ("seed", "count", "temperature", "top_p")
-        }
+        names = ("seed", "count", "temperature", "top_p")
+        how = {name: jnp.array([getattr(one, name) for one in some]) for name in names}
         cache = self.cache._replace(table_BN=jnp.array(table, jnp.int32))
         drawn, self.cache = step(self.params, self.config, cache, ids, how)
         for request, token in zip(requests, np.asarray(drawn).tolist()):
@@ -114,9 +114,9 @@ def serve(engine: Engine, tokenizer: Any, port: int = 8000) -> ThreadingHTTPServ
             except (AssertionError, KeyError, TypeError, ValueError) as error:
                 return self.send(400, json.dumps({"error": {"message": f"{type(error).__name__}: {error}"}}))
             engine.waiting.put(request)
-            text = tokenizer.decode(list(iter(request.drawn.get, None)))
-            reason = "length" if request.count == request.max_tokens else "stop"
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+            message = {"role": "assistant", "content": tokenizer.decode(list(iter(request.drawn.get, None)))}
+            reason = "stop" if request.last in engine.stop_ids else "length"
+            choice = {"index": 0, "message": message, "finish_reason": reason}
             self.send(200, json.dumps({"object": "chat.completion", "choices": [choice]}))
 
         def send(self, code: int, text: str) -> None:
