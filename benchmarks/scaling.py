@@ -54,8 +54,7 @@ def weights(size: str) -> int:
     from lm.model import sizing
     from lm.train.values import model_of
 
-    config = recipe.default(recipe.sized(size, ""))
-    return sum(piece.size for piece in sizing.pieces(model_of(config)) if piece.is_matrix)
+    return sum(piece.size for piece in sizing.pieces(model_of(recipe.sized(size, ""))) if piece.is_matrix)
 
 
 def flops(size: str) -> float:
@@ -75,7 +74,7 @@ def summary(scores: dict, compute: dict[str, float], base: str, arm: str, size: 
         start, b = fitted(compute, {size: of_seeds[seed] for size, of_seeds in scores[base].items()})
         multipliers.append((start - math.log(bits)) / b - math.log(compute[size]))
     mean, half = statistics.fmean(multipliers), half_interval(multipliers)
-    numbers = [math.exp(mean + sign * half) for sign in (0, -1, 1)]
+    numbers = [math.exp(x) for x in (mean, mean - half, mean + half)]
     return {"bits_per_byte": round(statistics.fmean(scores[arm][size]), 4), "multiplier": [round(x, 3) for x in numbers]}
 
 

@@ -61,9 +61,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.auth.key_file = placeholder(str)  # file with lines NAME DIGEST; DIGEST is printf %s KEY | sha256sum; none: no keys
     config.auth.open = False  # serve without keys at an address that other machines reach
     config.auth.hosts = "localhost,127.0.0.1,[::1]"  # names for a server on loopback without keys; *: any, as behind a proxy
-    config.auth.origins = (
-        ""  # comma-separated origins of web pages that may ask too (CORS), as https://app.example; *: any page
-    )
+    # Comma-separated origins of web pages that may ask too (CORS), as https://app.example; *: any page.
+    config.auth.origins = ""
     config.auth.per_minute = placeholder(int)  # requests a minute of each key or address; none: no limit on loopback, else 600
 
     # Guardrails and the monitor of behaviour (docs/monitoring.md).

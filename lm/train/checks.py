@@ -39,8 +39,9 @@ def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> No
     saved, _ = record(workdir)
     if not saved or not saved.get("optimizer"):
         return
+    model = saved.get("model", {})
     if "head_rate" not in saved["optimizer"]:
-        wide = saved["model"].get("init") == "fan_in" and not saved["model"].get("tie_embeddings")
+        wide = model.get("init") == "fan_in" and not model.get("tie_embeddings")
         usual = {"head_rate": 1.0, "embedding_rate": saved["optimizer"].get("embedding_rate") or (15.0 if wide else 1.0)}
         config.optimizer.update({key: rate for key, rate in usual.items() if f"optimizer.{key}" not in given_keys()})
     if "init" in saved.get("model", {"init"}):

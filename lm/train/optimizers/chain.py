@@ -65,8 +65,7 @@ def is_embedding(variable: nnx.Variable) -> bool:
 
 
 def is_head(variable: nnx.Variable) -> bool:
-    """Return whether a parameter is the output layer. Routers and scores have its role too, but more or fewer axes to their
-    name."""
+    """Return whether a parameter is the output layer. Routers and scores have its role too, but other axes."""
     return role(variable) == "head" and variable.get_metadata()["out_sharding"] == ("vocab", "embed")
 
 
