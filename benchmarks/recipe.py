@@ -7,9 +7,11 @@ of train.py with the model's sizes, and returns it with a recipe. ARM@0.5 has ha
 whole schedule; ARM@0.5s has the steps that half of the base's processor seconds pay for. Controls: `adamw:again` starts from
 other weights, `ARM:shuffled` learns from shuffled targets.
 
+An arm is kept if it is lower at each size with p < 0.01, and discarded if it is higher at one of them with p < 0.05.
+
 All runs of a seed read the same rows in the same order: those of `make demo`, or of --data. Each arm first takes the best
-of its learning rates (FACTORS times its own) on a seed that is not scored. A run is a process. OUT/runs.jsonl keeps its score,
-so the same line resumes. The last line is one JSON object.
+of its learning rates (FACTORS times its own, and lower or higher ones while that helps) on a seed that is not scored. A run
+is a process. OUT/runs.jsonl keeps its score, so the same line resumes. The last line is one JSON object.
 """
 
 import argparse
@@ -36,6 +38,7 @@ SIZES = {
 }
 FACTORS = (0.5, 1.0, 2.0)
 NANOCHAT_FACTORS = (2.0, 4.0, 8.0, 16.0)  # its rates are for batches of 524,288 tokens
+FLAT = 0.005  # a share of bits per byte that no other rate is tried for
 MAX_BYTES = 60_000_000  # of --data
 FORM = "FILE.py:FUNCTION"
 RATE_SEED = 1000  # on which rates are chosen
@@ -91,6 +94,9 @@ def main() -> None:
         for arm in arms[1:]:
             report[size][arm] = compared(base, arms_scores(runs, arm, size, options, base))
             print(f"{size} {arms[0]} → {arm}: {report[size][arm]}", flush=True)
+    for arm in arms[1:]:
+        report[f"{arm} is"] = judged([report[size][arm] for size in options.sizes.split(",")])
+        print(f"{arms[0]} → {arm}: {report[f'{arm} is']}")
     print(json.dumps(report))
 
 
@@ -98,9 +104,9 @@ def arms_scores(runs: "Runs", arm: str, size: str, options: argparse.Namespace, 
     """Return the scores of an arm by seed, at its best rate."""
     name, _, share = arm.partition("@")
     recipe = name.partition(":")[0] if name.endswith((":again", ":shuffled")) else name
-    factors = NANOCHAT_FACTORS if recipe == "nanochat" else FACTORS
-    tried = [runs(arm=recipe, size=size, seed=RATE_SEED, factor=factor, steps=options.steps) for factor in factors]
-    best = min(tried, key=lambda score: score["bits_per_byte"] if math.isfinite(score["bits_per_byte"]) else math.inf)
+    best = best_of_rates(
+        runs, NANOCHAT_FACTORS if recipe == "nanochat" else FACTORS, arm=recipe, size=size, steps=options.steps
+    )
     steps = options.steps
     if share.endswith("s"):
         assert base is not None, "the base cannot have a share of its own seconds"
@@ -109,12 +115,35 @@ def arms_scores(runs: "Runs", arm: str, size: str, options: argparse.Namespace, 
     return [runs(arm=name, size=size, seed=seed, factor=best["factor"], steps=steps) for seed in range(options.seeds)]
 
 
+def best_of_rates(runs: Callable[..., dict], factors: Sequence[float], **run: Any) -> dict[str, Any]:
+    """Return the score at the best of the factors (ascending), and beyond them while the last one is better by FLAT."""
+
+    def bits(factor: float) -> float:
+        score = runs(seed=RATE_SEED, factor=factor, **run)["bits_per_byte"]
+        return score if math.isfinite(score) else math.inf
+
+    found = {factor: bits(factor) for factor in factors}
+    for first, second, times in ((factors[0], factors[1], 0.5), (factors[-1], factors[-2], 2.0)):
+        while found[first] < (1 - FLAT) * found[second]:
+            first, second = first * times, first
+            found[first] = bits(first)
+    return runs(seed=RATE_SEED, factor=min(found, key=found.__getitem__), **run)
+
+
 def compared(base: list[dict], other: list[dict]) -> dict[str, Any]:
     """Return the summary of an arm, and its paired difference from the base."""
     from lm.compare.__main__ import paired_t
 
     verdict = paired_t(*([score["bits_per_byte"] for score in scores] for scores in (base, other)))
     return summary(other) | verdict._asdict()
+
+
+def judged(of_sizes: Sequence[dict[str, Any]]) -> str:
+    """Return the verdict on an arm, of its paired differences from the base at each size."""
+    if any(one["difference"] > 0 and one["p"] is not None and one["p"] < 0.05 for one in of_sizes):
+        return "discarded"
+    kept = all(one["difference"] < 0 and one["p"] is not None and one["p"] < 0.01 for one in of_sizes)
+    return "kept" if kept else "too few to tell"
 
 
 def summary(scores: list[dict]) -> dict[str, Any]:
