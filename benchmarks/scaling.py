@@ -1,12 +1,13 @@
-"""Does a recipe keep its gain as models grow? Four sizes at 10 tokens a weight, a fitted curve, and the compute that it saves.
+"""Does a recipe keep its gain as models grow? Four sizes at equal tokens a weight, a fitted curve, and the compute it saves.
 
-python -m benchmarks.scaling [--arms=adamw,default] [--seeds=3] [--data=TEXT] [--out=runs/scaling] [--plot=FILE.svg]
+python -m benchmarks.scaling [--arms=adamw,default] [--seeds=3] [--tokens=10] [--data=TEXT] [--out=runs/scaling]
 
 Arms, rows and scores are those of the judge (benchmarks/recipe.py), each arm at its own learning rate for the size. N counts
 the weights that a token is multiplied with. A run has 10·N tokens, near the optimum that nanochat found for this count (10.5),
-so its compute is C = 6·N·10·N FLOPs. The curve of each arm and seed is bits per byte = a · C^−b. The compute multiplier of an
-arm at a size is the compute at which the first arm's curve reaches the arm's bits per byte, over C; its interval is Student's t
-over the logarithms of the seeds. The last line is one JSON object. What is in OUT/runs.jsonl is not run again.
+or --tokens times N; 10 make C = 6·N·10·N FLOPs of compute. The curve of each arm and seed is bits per byte = a · C^−b. The
+compute multiplier of an arm at a size is the compute at which the first arm's curve reaches the arm's bits per byte, over C;
+its interval is Student's t over the logarithms of the seeds. The last line is one JSON object. What is in OUT/runs.jsonl is
+not run again.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 from benchmarks import recipe
 
 SIZES = ("0.15M", "0.3M", "0.6M", "1M")
-TOKENS, BATCH = 10, 4096  # tokens a weight; tokens a step
+BATCH = 4096  # tokens of a step
 
 
 def main() -> None:
@@ -29,17 +30,18 @@ def main() -> None:
     parser.add_argument("--data", help="training text, as config.data.input; default: this Python installation")
     parser.add_argument("--arms", default="adamw,default", help="comma-separated; the first is the base")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=float, default=10, help="of a run, for each weight")
     parser.add_argument("--plot", type=Path, help="where the plot goes; default: OUT/scaling.svg")
     parser.add_argument("--nanochat", type=Path, help="as for benchmarks.recipe")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     options.data = options.data or "python"
-    runs, compute = recipe.Runs(options), {size: flops(size) for size in SIZES}
+    runs, compute = recipe.Runs(options), {size: flops(size, options.tokens) for size in SIZES}
     arms, scores = options.arms.split(","), {}
     for seed in range(options.seeds):
         for size in SIZES:
             for arm in arms:
-                steps = round(TOKENS * weights(size) / BATCH)
+                steps = round(options.tokens * weights(size) / BATCH)
                 score = runs(arm=arm, size=size, seed=seed, factor=1.0, steps=steps)
                 scores.setdefault(arm, {}).setdefault(size, []).append(score["bits_per_byte"])
     report = {size: {arm: summary(scores, compute, arms[0], arm, size) for arm in arms} for size in SIZES}
@@ -57,8 +59,9 @@ def weights(size: str) -> int:
     return sum(piece.size for piece in sizing.pieces(model_of(recipe.sized(size, ""))) if piece.is_matrix)
 
 
-def flops(size: str) -> float:
-    return 6 * TOKENS * float(weights(size)) ** 2
+def flops(size: str, tokens: float) -> float:
+    """Return the FLOPs of a run with so many tokens for each weight."""
+    return 6 * tokens * float(weights(size)) ** 2
 
 
 def fitted(compute: dict[str, float], bits: dict[str, float]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ def test_a_planted_multiplier_is_found(tmp_path, monkeypatch, capsys):
         def __call__(self, *, arm, size, seed, factor, steps):
             assert factor == 1.0 and steps == round(10 * scaling.weights(size) / 4096)
             worth = 2.0 if arm == "default" else 1.0
-            return {"bits_per_byte": (50 + seed) * (worth * scaling.flops(size)) ** -0.1}
+            return {"bits_per_byte": (50 + seed) * (worth * scaling.flops(size, 10)) ** -0.1}
 
     monkeypatch.setattr(recipe, "Runs", Runs)
     monkeypatch.setattr(sys, "argv", ["scaling", f"--out={tmp_path}", "--seeds=2"])
