@@ -35,7 +35,7 @@ def started(flags: list[str], seconds: float = 600.0) -> Iterator[tuple[str, int
             process = subprocess.Popen(command, cwd=REPO, stdout=out, stderr=out, env=os.environ | {"PYTHONUNBUFFERED": "1"})
         try:
             end = time.monotonic() + seconds
-            while not (found := re.search(r"answers at (http://\S+)/v1;", log.read_text(errors="replace"))):
+            while not (found := re.search(r"answers at (http://\S+)/v1\b", log.read_text(errors="replace"))):
                 if process.poll() is not None or time.monotonic() > end:
                     sys.exit(f"{' '.join(command)}\ndid not start:\n{log.read_text(errors='replace')[-3000:]}")
                 time.sleep(0.2)

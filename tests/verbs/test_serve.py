@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 
 import httpx
@@ -37,6 +38,15 @@ def test_a_trained_model_is_served(finished, tmp_path):
         process.kill()
     assert json.loads((tmp_path / "serving" / "config.json").read_text())["name"] == "mine"
     assert not (tmp_path / "serving" / ".lock").exists()
+
+
+@pytest.mark.slow
+def test_hundreds_of_hostile_requests_hold_beside_half_open_connections(finished):
+    command = [sys.executable, "-m", "benchmarks.serving.hostile", f"--checkpoint={finished}", "--half_open=300"]
+    done = subprocess.run(command, cwd=runs.REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["cases"] >= 400 and not found["failed"] and found["healthy"]
 
 
 def test_a_batch_is_answered_and_resumed(finished, tmp_path):
