@@ -9,8 +9,8 @@ from jax import Array
 
 from tour.generate import Sampling, generate
 from tour.mesh import make_mesh
-from tour.model import TINY, Config, Params, declare, init
-from tour.pretrain import Batch, on_mesh, token_losses
+from tour.model import TINY, Batch, Config, Params, declare, init
+from tour.pretrain import on_mesh, token_losses
 from tour.sft import rows
 
 Check = Callable[[int, list[int]], bool]  # of (number of the prompt, tokens of the answer)

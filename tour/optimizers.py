@@ -1,11 +1,12 @@
 """How gradients change weights: AdamW, Muon, the learning rate's schedule and clipping."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array, lax
 
 from tour.model import Params, Weight, by_weight
@@ -28,20 +29,21 @@ class Recipe:
     momentum: float = 0.95  # Muon: memory of the mean of gradients
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    z_loss: float = 1e-4  # weight of (log Z)² in the loss, which keeps logits small
 
 
-class Moments(NamedTuple):
-    """Means of each weight's gradients, and of their squares (none for Muon)."""
+class State(NamedTuple):
+    """All that a step changes."""
 
-    mean: Params
-    square: Params
+    step: Array
+    params: Params
+    mean: Params  # of each weight's gradients
+    square: Params  # mean of their squares; a scalar where Muon needs none
 
 
-def init_moments(weights: Params, params: Params, recipe: Recipe) -> Moments:
-    """Return zeros, split over the mesh like the weights."""
+def first_state(weights: Params, params: Params, recipe: Recipe) -> State:
+    """Return the state before the first step. The weights are copied, because a step reuses the memory of its input."""
     square = by_weight(lambda w, p: jnp.zeros(()) if muon_updates(w, recipe) else jnp.zeros_like(p), weights, params)
-    return Moments(jax.tree.map(jnp.zeros_like, params), square)
+    return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params), square)
 
 
 def muon_updates(weight: Weight, recipe: Recipe) -> bool:
@@ -57,27 +59,22 @@ def learning_rate(recipe: Recipe, step: Array) -> Array:
     return recipe.learning_rate * warm * (1 - (1 - recipe.final) * fallen)
 
 
-def update(
-    weights: Params, params: Params, grads: Params, moments: Moments, step: Array, recipe: Recipe
-) -> tuple[Params, Moments]:
-    """Return the next weights and moments: p ← p − rate · (direction + λ·p).
+def update(weights: Params, state: State, grads: Params, recipe: Recipe) -> State:
+    """Return the next state: p ← p − rate · (direction + λ·p).
 
-    So the decay λ is apart from the gradient (Loshchilov and Hutter 2019). A gradient longer than clip_norm is
-    shortened.
+    So the decay λ is apart from the gradient (Loshchilov and Hutter 2019). A gradient longer than clip_norm is cut.
     """
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-    shrink = jnp.minimum(1.0, recipe.clip_norm / (norm + 1e-9))
-    rate = learning_rate(recipe, step)
+    shrink = jnp.minimum(1.0, recipe.clip_norm / (optax.global_norm(grads) + 1e-9))
+    rate = learning_rate(recipe, state.step)
 
     def one(w: Weight, p: Array, g: Array, mean: Array, square: Array) -> tuple[Array, ...]:
         of_weight = muon if muon_updates(w, recipe) else adam
-        direction, mean, square = of_weight(w, g * shrink, mean, square, step, recipe)
+        direction, mean, square = of_weight(w, g * shrink, mean, square, state.step, recipe)
         decay = 0.0 if w.std is None else recipe.weight_decay
         return p - rate * (w.rate * direction + decay * p), mean, square
 
-    new: Any = by_weight(one, weights, params, grads, *moments)
-    params, mean, square = (by_weight(lambda w, three, i=i: three[i], weights, new) for i in range(3))
-    return params, Moments(mean, square)
+    new = by_weight(one, weights, state.params, grads, state.mean, state.square)
+    return State(state.step + 1, *(by_weight(lambda w, three, i=i: three[i], weights, new) for i in range(3)))
 
 
 def matrix_shape(w: Weight) -> tuple[int, int, int]:

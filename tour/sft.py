@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the loss of pretraining, on the answers of conversations only (Ouyang et al. 2022)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,9 @@ import jax
 import numpy as np
 
 from tour.mesh import make_mesh
-from tour.model import TINY, declare, init
+from tour.model import TINY, Batch, declare, init
 from tour.optimizers import Recipe
-from tour.pretrain import Batch, fit, next_token_loss
+from tour.pretrain import fit, next_token_loss
 from tour.text import ASSISTANT, BOS_ID, END, USER, batch_of_rows
 
 Example = tuple[list[int], list[int]]  # prompt, answer
@@ -44,5 +45,5 @@ def batch_of(examples: Sequence[Example], size: int, length: int, n: int) -> Bat
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     sums = [(list(f"{a}+{b}=".encode()), list(f"{a + b};".encode())) for a in range(10) for b in range(10)]
-    loss, weights = next_token_loss(TINY), declare(TINY)
+    loss, weights = functools.partial(next_token_loss, TINY), declare(TINY)
     fit(loss, weights, init(weights, 0), Recipe(60, 0.01), lambda n: batch_of(sums, 32, 8, n))
