@@ -4,29 +4,17 @@ Axes: B rows, T prompt tokens, V vocabulary. Prompts of all lengths are padded o
 the position in the row, so a row's first drawn token overwrites what padding might have written there.
 """
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from tour.mesh import make_mesh, spec
 from tour.model import TINY, Batch, Cache, Config, Params, declare, hidden, init, logits
 from tour.text import batch_of_rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. temperature 0: always the likeliest (greedy)."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop_ids: tuple[int, ...] = ()
-
-
-def draw(logits_BV: Array, keys_B: Array, temperature_B: Array, top_p_B: Array) -> Array:
+def draw(logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
     """Return a token for each row, int32 [B].
 
     Softmax of logits / temperature, of the smallest set of tokens whose probabilities reach top_p (Holtzman et al.
@@ -56,21 +44,21 @@ def last_tokens(rows: list[list[int]]) -> Batch:
     return {"tokens": tokens, "segment_ids": segments, "positions": positions}
 
 
-def last_state(x_BTD: Array, batch: Batch) -> Array:
+def last_state(x_BTD: jax.Array, batch: Batch) -> jax.Array:
     """Return the state of the last token of each row, [B, 1, D]."""
     places_T = jnp.arange(x_BTD.shape[1])
     last_B1 = jnp.max(jnp.where(batch["segment_ids"] > 0, places_T, 0), axis=1, keepdims=True)
     return jnp.sum(jnp.where((places_T == last_B1)[..., None], x_BTD, 0), axis=1, keepdims=True)
 
 
-def empty_cache(c: Config, slots_BS: Array) -> Cache:
+def empty_cache(c: Config, slots_BS: jax.Array) -> Cache:
     """Return a cache of zeros."""
     shape, where = (c.num_layers, slots_BS.size, c.num_kv_heads, c.head_dim), spec(None, None, "heads", None)
     return Cache(jnp.zeros(shape, c.dtype, out_sharding=where), jnp.zeros(shape, c.dtype, out_sharding=where), slots_BS)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def step(params: Params, config: Config, cache: Cache, batch: Batch, how: dict[str, Array]) -> tuple[Array, Cache]:
+def step(params: Params, config: Config, cache: Cache, batch: Batch, how: dict) -> tuple[jax.Array, Cache]:
     """Return the next token of each row, int32 [B], and the cache with the batch: whole prompts, or last tokens.
 
     how: the arrays [B] of key, temperature, top_p and count, the number of tokens drawn before. A row's token depends
@@ -83,21 +71,30 @@ def step(params: Params, config: Config, cache: Cache, batch: Batch, how: dict[s
     return draw(logits_BV, keys_B, how["temperature"], how["top_p"]), cache
 
 
-def generate(params: Params, config: Config, prompts: list, sampling: Sampling, seed: int = 0) -> list[list[int]]:
-    """Return the continuation of each prompt, up to its stop token, which is included."""
+def generate(
+    params: Params,
+    config: Config,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_ids: tuple[int, ...] = (),
+    seed: int = 0,
+) -> list[list[int]]:
+    """Return the continuation of each prompt, up to its stop token, which is included. temperature 0: the likeliest."""
     B, batch = len(prompts), padded(prompts)
-    S = batch["tokens"].shape[1] + sampling.max_new_tokens
+    S = batch["tokens"].shape[1] + max_new_tokens
     cache = empty_cache(config, jnp.arange(B * S).reshape(B, S))  # each row has its own slots
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
-    how = {"key": keys_B, "temperature": jnp.full(B, sampling.temperature), "top_p": jnp.full(B, sampling.top_p)}
+    how = {"key": keys_B, "temperature": jnp.full(B, temperature), "top_p": jnp.full(B, top_p)}
     answers: list[list[int]] = [[] for _ in prompts]
-    for n in range(sampling.max_new_tokens):
+    for n in range(max_new_tokens):
         drawn_B, cache = step(params, config, cache, batch, how | {"count": jnp.full(B, n)})
-        going = [not answer or answer[-1] not in sampling.stop_ids for answer in answers]
-        if not any(going):
+        for answer, token in zip(answers, drawn_B.tolist()):
+            if not answer or answer[-1] not in stop_ids:  # a row that has ended draws on, for nobody
+                answer.append(token)
+        if all(answer[-1] in stop_ids for answer in answers):
             break
-        for answer, token, goes in zip(answers, drawn_B.tolist(), going):
-            answer += [token] if goes else []
         batch = last_tokens([prompt + answer for prompt, answer in zip(prompts, answers)])
     return answers
 
@@ -106,4 +103,4 @@ if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     prompts, params = [list(b"A long prompt, then"), list(b"short")] * 4, init(declare(TINY), 0)
     for temperature in (0.0, 1.0):
-        print(generate(params, TINY, prompts, Sampling(8, temperature, top_p=0.9)))
+        print(generate(params, TINY, prompts, 8, temperature, top_p=0.9))

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from tour.generate import Sampling, generate
+from tour.generate import generate
 from tour.mesh import make_mesh
 from tour.model import TINY, Batch, Config, Params, declare, init
-from tour.optimizers import Recipe, first_state
-from tour.pretrain import make_step, on_mesh, token_losses
+from tour.optimizers import Recipe
+from tour.pretrain import fit, on_mesh, token_losses
 from tour.sft import rows
 
 Reward = Callable[[int, list[int]], float]  # of (number of the prompt, tokens of the answer)
@@ -32,27 +31,19 @@ def advantages(rewards_PG: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def answer_logps(params: Params, config: Config, batch: Batch, temperature: float = 1.0) -> Array:
+def answer_logps(params: Params, config: Config, batch: Batch) -> jax.Array:
     """Return log π of each target, float32 [B, T], 0 where the policy did not draw it."""
-    return jnp.where(batch["weights"] > 0, -token_losses(params, config, batch, temperature)[0], 0)
+    return jnp.where(batch["weights"] > 0, -token_losses(params, config, batch)[0], 0)
 
 
-def grpo_loss(
-    config: Config,
-    params: Params,
-    batch: Batch,
-    frozen: Any,
-    clip: float = 0.2,
-    beta: float = 0.0,
-    temperature: float = 1.0,
-) -> tuple[Array, int]:
+def grpo_loss(config: Config, params: Params, batch: Batch, frozen: Any, clip: float = 0.2, beta: float = 0.0) -> tuple:
     """Return Σ over rollouts of the mean over tokens of −min(ρ·A, clip(ρ, 1 ± ε)·A) + β·ρ·KL (eq. 3), and their number.
 
     ρ = π/π_old of the token: how much likelier it is than when it was drawn. Behind 1 ± ε it teaches nothing more (PPO,
     Schulman et al. 2017, eq. 7). A: the advantage of the answer. KL to the reference is estimated by e^d − d − 1 with
     d = log π_ref/π (Schulman 2020); ρ makes its gradient that of the current policy (DeepSeek-V3.2 2025, eq. 7).
     """
-    logp_BT, drawn_BT = answer_logps(params, config, batch, temperature), batch["weights"]
+    logp_BT, drawn_BT = answer_logps(params, config, batch), batch["weights"]
     ratio_BT, advantage_B1 = jnp.exp(logp_BT - batch["old_logps"]), batch["advantages"][:, None]
     loss_BT = -jnp.minimum(ratio_BT * advantage_B1, jnp.clip(ratio_BT, 1 - clip, 1 + clip) * advantage_B1)
     if beta:
@@ -63,29 +54,28 @@ def grpo_loss(
 
 
 def rollouts(
-    params: Params, config: Config, prompts: list[list[int]], G: int, reward: Reward, sampling: Sampling, seed: int
-) -> tuple[Batch, float]:
-    """Draw G answers to each prompt. Return the batch to learn from, and the mean reward."""
+    params: Params, config: Config, prompts: list, G: int, reward: Reward, max_new_tokens: int, stop_ids: tuple, n: int
+) -> Batch:
+    """Draw G answers to each prompt of step n, print the mean reward, and return the batch to learn from."""
     many = [prompt for prompt in prompts for _ in range(G)]
-    answers = generate(params, config, many, sampling, seed)
+    answers = generate(params, config, many, max_new_tokens, temperature=1.0, stop_ids=stop_ids, seed=n)
     rewards_PG = np.array([reward(i // G, answer) for i, answer in enumerate(answers)], np.float32).reshape(-1, G)
-    batch = rows(list(zip(many, answers)), max(map(len, prompts)) + sampling.max_new_tokens)
-    batch |= {"advantages": advantages(rewards_PG).reshape(-1)}
+    print(f"step {n + 1}: mean reward {rewards_PG.mean():.3f}")
+    batch = rows(list(zip(many, answers)), max(map(len, prompts)) + max_new_tokens)
+    batch["advantages"] = advantages(rewards_PG).reshape(-1)
     # The trainer's own log-probabilities, so that the first ratio is 1.
-    old_BT = answer_logps(params, config, on_mesh(batch), sampling.temperature)
-    return batch | {"old_logps": old_BT}, float(rewards_PG.mean())
+    return batch | {"old_logps": answer_logps(params, config, on_mesh(batch))}
 
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    recipe, weights, how = Recipe(20, 0.03, warmup=1), declare(TINY), Sampling(8, temperature=1.0)
-    step, state = (
-        make_step(functools.partial(grpo_loss, TINY), weights, recipe),
-        first_state(weights, init(weights, 0), recipe),
-    )
-    for n in range(recipe.steps):  # the reward: the share of tokens below 128
-        batch, mean = rollouts(
-            state.params, TINY, [[1], [2]], 16, lambda i, answer: float(np.mean(np.array(answer) < 128)), how, seed=n
-        )
-        state, _ = step(state, on_mesh(batch))
-        print(f"step {n + 1}: mean reward {mean:.2f}")
+    weights, loss = declare(TINY), functools.partial(grpo_loss, TINY)
+
+    def low(i: int, answer: list[int]) -> float:
+        """Return the reward: the share of tokens below 128."""
+        return float(np.mean(np.array(answer) < 128))
+
+    def batches(n: int, params: Params) -> Batch:
+        return rollouts(params, TINY, [[1], [2]], 16, low, 8, (), n)
+
+    fit(loss, weights, init(weights, 0), Recipe(20, 0.03, warmup=1), batches)

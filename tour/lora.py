@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from tour.mesh import make_mesh, spec
 from tour.model import TINY, Batch, Config, Params, Weight, declare, init
@@ -13,10 +12,8 @@ from tour.optimizers import Recipe, matrix_shape
 from tour.pretrain import Loss, fit, next_token_loss
 from tour.sft import rows
 
-TARGETS = ("query", "key", "value", "output")
 
-
-def declare_adapters(config: Config, rank: int, targets: tuple[str, ...] = TARGETS) -> Params:
+def declare_adapters(config: Config, rank: int, targets: tuple = ("query", "key", "value", "output")) -> Params:
     """Return the matrices A [L, inputs, rank] and B [L, rank, outputs] of each target. B begins at 0."""
     adapters = {}
     for name in targets:
@@ -40,9 +37,7 @@ def merged(params: Params, adapters: Params, config: Config, scale: float = 1.0)
     return params | {"layers": layers}
 
 
-def lora_loss(
-    loss: Loss, config: Config, adapters: Params, batch: Batch, frozen: tuple[Params, Any], scale: float = 1.0
-) -> tuple[Array, Any]:
+def lora_loss(loss: Loss, config: Config, adapters: Params, batch: Batch, frozen: Any, scale: float = 1.0) -> tuple:
     """Return `loss` of the model with adapters; frozen: the model's weights, and what `loss` itself calls frozen.
 
     x·(W + A·B) = x·W + (x·A)·B. The first form is shorter; the second, which lm/model/linear.py computes, needs no
@@ -58,4 +53,4 @@ if __name__ == "__main__":
     params["head"] *= 300  # this model has learnt nothing, and its head is too small to tell its layers anything
     batch = rows([(list(b"hello? "), list(b"Hello!"))] * 8, 16)
     loss = functools.partial(lora_loss, functools.partial(next_token_loss, TINY), TINY)
-    fit(loss, weights, init(weights, 1), Recipe(40, 0.01), lambda n: batch, frozen=(params, None))
+    fit(loss, weights, init(weights, 1), Recipe(40, 0.01), lambda n, _: batch, frozen=(params, None))

@@ -57,26 +57,22 @@ class Weight(NamedTuple):
 
 def declare(c: Config) -> Params:
     """Return all weights of a model. At first a layer changes nothing: its last products have weights of 0."""
-    D, H, G, K, F, L, E = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim, c.num_layers, c.num_experts
+    L, E, D, H, G, K, F = c.num_layers, c.num_experts, c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim
     norm, head_norm = Weight((L, D), ("layers", "norm")), Weight((L, K), ("layers", "norm"))
-    kv = Weight((L, D, G, K), ("layers", "embed", "heads", "head"), D**-0.5, inputs=1)
-    layers = {
-        "attention_norm": norm,
-        "query": Weight((L, D, H, K), ("layers", "embed", "heads", "head"), D**-0.5, inputs=1),
-        "key": kv,
-        "value": kv,
-        "output": Weight((L, H, K, D), ("layers", "heads", "head", "embed"), 0.0, inputs=2),
-        "feed_forward_norm": norm,
-    }
-    layers |= {"query_norm": head_norm, "key_norm": head_norm} if c.qk_norm else {}
-    many, stacked = ((L, E), ("layers", "experts")) if E else ((L,), ("layers",))
-    up = Weight((*many, D, F), (*stacked, "embed", "mlp"), D**-0.5, inputs=1)
-    down = Weight((*many, F, D), (*stacked, "mlp", "embed"), 0.0, inputs=1)
-    layers |= {"gate": up, "up": up, "down": down}
-    layers |= {"router": Weight((L, D, E), ("layers", "embed", "experts"), 0.02)} if E else {}
+    query = Weight((L, D, H, K), ("layers", "embed", "heads", "head"), D**-0.5, inputs=1)
+    output = Weight((L, H, K, D), ("layers", "heads", "head", "embed"), 0.0, inputs=2)
+    layers = {"attention_norm": norm, "query": query, "output": output, "feed_forward_norm": norm}
+    layers["key"] = layers["value"] = query._replace(shape=(L, D, G, K))
+    if c.qk_norm:
+        layers["query_norm"] = layers["key_norm"] = head_norm
+    each, axes = ((L, E), ("layers", "experts")) if E else ((L,), ("layers",))
+    layers["gate"] = layers["up"] = Weight((*each, D, F), (*axes, "embed", "mlp"), D**-0.5, inputs=1)
+    layers["down"] = Weight((*each, F, D), (*axes, "mlp", "embed"), 0.0, inputs=1)
+    if E:
+        layers["router"] = Weight((L, D, E), ("layers", "embed", "experts"), 0.02)
     table = Weight((c.vocab_size, D), ("vocab", "embed"), std=min(0.02, 0.4 * D**-0.5))
-    ends = {"embedding": table} if c.tie_embeddings else {"embedding": table._replace(std=0.8, rate=15.0)}
-    ends |= {} if c.tie_embeddings else {"head": table._replace(std=0.001)}
+    ends = {"embedding": table._replace(std=0.8, rate=15.0), "head": table._replace(std=0.001)}
+    ends = {"embedding": table} if c.tie_embeddings else ends
     return ends | {"layers": layers, "norm": Weight((D,), ("norm",))}
 
 
@@ -113,10 +109,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
 
 
 def rotate(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
-    """Rotate each pair (x_i, x_{i + K/2}) by position · θ^(−2i/K) (RoPE, Su et al. 2021).
-
-    So the product of a query and a key depends on their distance.
-    """
+    """Rotate pairs (x_i, x_{i + K/2}) by position · θ^(−2i/K): q·k then depends on distance (RoPE, Su et al. 2021)."""
     half = x_BTHK.shape[-1] // 2
     frequencies = (theta ** (-np.arange(half) / half)).astype(np.float32)
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
@@ -200,8 +193,8 @@ def hidden(params: Params, c: Config, batch: Batch, cache: Cache | None = None) 
             q, k = rms_norm(q, w["query_norm"], c.norm_eps), rms_norm(k, w["key_norm"], c.norm_eps)
         q, k = rotate(q, positions_BT, c.rope_theta), rotate(k, positions_BT, c.rope_theta)
         if cache is not None:
-            new = (jax.sharding.reshard(x, spec(None, None, "heads", None)) for x in (k, v))
-            pools = [pool_NGK.at[slot_BT].set(x_BTGK, mode="drop") for pool_NGK, x_BTGK in zip(pools, new)]
+            k, v = (jax.sharding.reshard(x, spec(None, None, "heads", None)) for x in (k, v))
+            pools = [pool_NGK.at[slot_BT].set(x, mode="drop") for pool_NGK, x in zip(pools, (k, v))]
             k, v = (pool.at[cache.slots_BS].get(out_sharding=spec("batch", None, "heads", None)) for pool in pools)
         x_BTD += product("bthk,hkd->btd", attention(q, k, v, mask_BTS), w["output"], "batch", None, None)
         y = rms_norm(x_BTD, w["feed_forward_norm"], c.norm_eps)
@@ -225,5 +218,5 @@ def logits(params: Params, c: Config, x_BTD: Array) -> Array:
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     params, ones = init(declare(TINY), seed=0), jnp.ones((8, 8), jnp.int32)
-    x_BTD, _, _ = hidden(params, TINY, {"tokens": ones, "segment_ids": ones, "positions": ones})
-    print(logits(params, TINY, x_BTD))
+    states = hidden(params, TINY, {"tokens": ones, "segment_ids": ones, "positions": ones})[0]
+    print(logits(params, TINY, states))

@@ -9,9 +9,8 @@ import numpy as np
 import optax
 from jax import Array, lax
 
+from tour.mesh import spec
 from tour.model import Params, Weight, by_weight
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c (Jordan et al. 2024): near 1 quickly, not exactly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Recipe:
     momentum: float = 0.95  # Muon: memory of the mean of gradients
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    save_every: int = 100  # steps
 
 
 class State(NamedTuple):
@@ -37,18 +37,13 @@ class State(NamedTuple):
     step: Array
     params: Params
     mean: Params  # of each weight's gradients
-    square: Params  # mean of their squares; a scalar where Muon needs none
+    square: Params  # mean of their squares; Muon needs none, and its stay 0
 
 
-def first_state(weights: Params, params: Params, recipe: Recipe) -> State:
+def first_state(params: Params) -> State:
     """Return the state before the first step. The weights are copied, because a step reuses the memory of its input."""
-    square = by_weight(lambda w, p: jnp.zeros(()) if muon_updates(w, recipe) else jnp.zeros_like(p), weights, params)
-    return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params), square)
-
-
-def muon_updates(weight: Weight, recipe: Recipe) -> bool:
-    """Return whether Muon updates a weight. It is for matrices of layers; AdamW updates tables and norms."""
-    return recipe.name == "muon" and weight.inputs > 0
+    copy, mean, square = (jax.tree.map(f, params) for f in (jnp.copy, jnp.zeros_like, jnp.zeros_like))
+    return State(jnp.zeros((), jnp.int32), copy, mean, square)
 
 
 def learning_rate(recipe: Recipe, step: Array) -> Array:
@@ -60,21 +55,27 @@ def learning_rate(recipe: Recipe, step: Array) -> Array:
 
 
 def update(weights: Params, state: State, grads: Params, recipe: Recipe) -> State:
-    """Return the next state: p ← p − rate · (direction + λ·p).
+    """Return the next state: p ← p − rate · (direction + λ·p). The decay λ is apart (Loshchilov and Hutter 2019).
 
-    So the decay λ is apart from the gradient (Loshchilov and Hutter 2019). A gradient longer than clip_norm is cut.
+    The direction of AdamW is m̂ / (√v̂ + ε) with the means m of g and v of g² (Kingma and Ba 2015), and m̂ = m/(1 − bⁿ)
+    at step n, as they begin at 0. That of Muon is M ← β·M + (1 − β)·g, orthogonalized with g ahead: β·M + (1 − β)·g.
     """
-    shrink = jnp.minimum(1.0, recipe.clip_norm / (optax.global_norm(grads) + 1e-9))
-    rate = learning_rate(recipe, state.step)
+    o, n, rate = recipe, state.step + 1, learning_rate(recipe, state.step)
+    shrink = jnp.minimum(1.0, o.clip_norm / (optax.global_norm(grads) + 1e-9))  # long gradients are cut to clip_norm
 
-    def one(w: Weight, p: Array, g: Array, mean: Array, square: Array) -> tuple[Array, ...]:
-        of_weight = muon if muon_updates(w, recipe) else adam
-        direction, mean, square = of_weight(w, g * shrink, mean, square, state.step, recipe)
-        decay = 0.0 if w.std is None else recipe.weight_decay
+    def one(w: Weight, p: Array, g: Array, mean: Array, square: Array) -> tuple[Array, Array, Array]:
+        g = g * shrink
+        if o.name == "muon" and w.inputs:  # Muon is for matrices of layers; AdamW updates tables and norms
+            mean = o.momentum * mean + (1 - o.momentum) * g
+            direction = muon_direction(w, o.momentum * mean + (1 - o.momentum) * g)
+        else:
+            mean, square = o.b1 * mean + (1 - o.b1) * g, o.b2 * square + (1 - o.b2) * jnp.square(g)
+            direction = mean / (1 - o.b1**n) / (jnp.sqrt(square / (1 - o.b2**n)) + 1e-8)
+        decay = 0.0 if w.std is None else o.weight_decay  # of norms: none
         return p - rate * (w.rate * direction + decay * p), mean, square
 
     new = by_weight(one, weights, state.params, grads, state.mean, state.square)
-    return State(state.step + 1, *(by_weight(lambda w, three, i=i: three[i], weights, new) for i in range(3)))
+    return State(n, *(by_weight(lambda w, three, i=i: three[i], weights, new) for i in range(3)))
 
 
 def matrix_shape(w: Weight) -> tuple[int, int, int]:
@@ -84,26 +85,15 @@ def matrix_shape(w: Weight) -> tuple[int, int, int]:
     return int(np.prod(parts[0])), int(np.prod(parts[1])), int(np.prod(parts[2]))
 
 
-def adam(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe) -> tuple:
-    """Return m̂ / (√v̂ + ε), m and v: means of g and g² (Kingma and Ba 2015); m̂ = m/(1 − bⁿ), as they begin at 0."""
-    n = step + 1
-    mean, square = o.b1 * mean + (1 - o.b1) * g, o.b2 * square + (1 - o.b2) * jnp.square(g)
-    return mean / (1 - o.b1**n) / (jnp.sqrt(square / (1 - o.b2**n)) + 1e-8), mean, square
+def muon_direction(w: Weight, momentum: Array) -> Array:
+    """Return 0.2·√max(m, n) · U·Vᵀ of each matrix U·S·Vᵀ [m, n] of a momentum (Jordan et al. 2024).
 
-
-def muon(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe) -> tuple:
-    """Return 0.2·√max(m, n) · U·Vᵀ and M, where U·S·Vᵀ = β·M + (1 − β)·g is a matrix [m, n] (Jordan et al. 2024).
-
-    M ← β·M + (1 − β)·g. All directions of the matrix learn at one speed, also those of small gradients. The factor
-    gives the result AdamW's usual size (Liu et al. 2025), so one learning rate serves both.
+    All directions of the matrix learn at one speed, also those of small gradients. The factor gives the result AdamW's
+    usual size (Liu et al. 2025), so one learning rate serves both.
     """
-    mean = o.momentum * mean + (1 - o.momentum) * g
-    ahead = o.momentum * mean + (1 - o.momentum) * g
     shape = matrix_shape(w)
-    # Plain: each device gathers the matrices and orthogonalises all of them.
-    whole = jax.sharding.reshard(ahead, jax.sharding.PartitionSpec()).reshape(shape)
-    direction = 0.2 * max(shape[1:]) ** 0.5 * orthogonalized(whole).reshape(w.shape)
-    return jax.sharding.reshard(direction, jax.typeof(g).sharding.spec), mean, square
+    whole = jax.sharding.reshard(momentum, spec()).reshape(shape)  # each device orthogonalizes all matrices
+    return jax.sharding.reshard(0.2 * max(shape[1:]) ** 0.5 * orthogonalized(whole).reshape(w.shape), spec(*w.axes))
 
 
 def orthogonalized(x_Lmn: Array) -> Array:
@@ -113,7 +103,7 @@ def orthogonalized(x_Lmn: Array) -> Array:
     """
     if x_Lmn.shape[1] > x_Lmn.shape[2]:  # A is computed on the shorter side
         return orthogonalized(x_Lmn.swapaxes(1, 2)).swapaxes(1, 2)
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024
     x = x_Lmn / (jnp.sqrt(jnp.sum(jnp.square(x_Lmn), axis=(1, 2), keepdims=True)) + 1e-7)
 
     def iteration(_: int, x: Array) -> Array:

@@ -22,21 +22,27 @@ from tour.model import TINY, Batch, Config, Params, declare, hidden, init, logit
 from tour.optimizers import Recipe, State, first_state, update
 from tour.text import batch_of_rows
 
-Batches = Callable[[int], Batch]  # batch n
-Loss = Callable[[Params, Batch, Any], tuple[Array, Any]]  # (weights, batch, what does not learn) → (sum, weight)
+Batches = Callable[[int, Params], Batch]  # batch n; reinforcement learning draws it with the current weights
+Loss = Callable[[Params, Batch, Any], tuple]  # (weights, batch, what a loss needs and does not learn) → (sum, weight)
 
 
-def token_losses(params: Params, config: Config, batch: Batch, temperature: float = 1.0) -> tuple[Array, Array, Array]:
+def token_losses(params: Params, config: Config, batch: Batch) -> tuple[Array, Array, Array]:
     """Return −log p(target) and log Z of each token, float32 [B, T], and the sum of the experts' balance losses.
 
-    log p(v) = z_v − log Z with the logits z, divided by the temperature, and Z = Σ_v exp(z_v).
+    log p(v) = z_v − log Z with the logits z and Z = Σ_v exp(z_v).
     """
     x_BTD, _, balance = hidden(params, config, batch)
-    logits_BTV = logits(params, config, x_BTD) / temperature
+    logits_BTV = logits(params, config, x_BTD)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     # A sum, not a look-up: each device holds the logits of some words only.
     is_target_BTV = jnp.arange(config.vocab_size) == batch["targets"][..., None]
     return log_z_BT - jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0), axis=-1), log_z_BT, balance
+
+
+@jax.jit(static_argnames="config")
+def log_likelihoods(params: Params, config: Config, batch: Batch) -> Array:
+    """Return Σ w · log p(target) of each row, float32 [B]."""
+    return -jnp.sum(token_losses(params, config, batch)[0] * batch["weights"], axis=1)
 
 
 def next_token_loss(config: Config, params: Params, batch: Batch, frozen: Any, z_loss: float = 0.0) -> tuple:
@@ -61,8 +67,7 @@ def gradient(loss: Loss, params: Params, batch: Batch, frozen: Any, parts: int =
         return jnp.moveaxis(lax.reshape(x, shape, out_sharding=where), 1, 0)
 
     def add(sums: Any, part: Batch) -> tuple[Any, None]:
-        of_part = jax.value_and_grad(loss, has_aux=True)(params, part, frozen)
-        return jax.tree.map(jnp.add, sums, of_part), None
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss, has_aux=True)(params, part, frozen)), None
 
     zeros = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
     ((total, weight), grads), _ = lax.scan(add, zeros, jax.tree.map(split, batch))
@@ -70,7 +75,7 @@ def gradient(loss: Loss, params: Params, batch: Batch, frozen: Any, parts: int =
 
 
 def make_step(loss: Loss, weights: Params, recipe: Recipe, parts: int = 1) -> Callable[..., tuple[State, Array]]:
-    """Return the compiled (state, batch, frozen) → (next state, loss). frozen: what a loss needs and does not learn."""
+    """Return the compiled (state, batch, frozen) → (next state, mean loss)."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, batch: Batch, frozen: Any = None) -> tuple[State, Array]:
@@ -99,7 +104,7 @@ def save(folder: Path, state: State) -> None:
 
 def restored(folder: Path, state: State) -> State:
     """Return the newest checkpoint, split like `state`; or `state` if there is none."""
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]  # others are not complete
     if not steps:
         return state
     with ocp.StandardCheckpointer() as saver:
@@ -113,21 +118,20 @@ def fit(
     recipe: Recipe,
     batches: Batches,
     frozen: Any = None,
-    folder: Path | None = None,
-    every: int = 100,
+    folder: Any = None,
 ) -> Params:
-    """Return the weights after all steps. With a folder, save `every` so many steps, and begin at the last checkpoint.
+    """Return the weights after all steps. With a folder, save checkpoints there, and begin at the newest of them.
 
     A restored state has the saved bits and batch n is the same again, so a resumed run computes the same bits.
     """
-    step, state = make_step(loss, weights, recipe), first_state(weights, params, recipe)
+    step, state = make_step(loss, weights, recipe), first_state(params)
     state = restored(folder, state) if folder else state
     begin, start = time.monotonic(), int(state.step)
     for n in range(start + 1, recipe.steps + 1):
-        state, mean_loss = step(state, on_mesh(batches(n - 1)), frozen)
+        state, mean_loss = step(state, on_mesh(batches(n - 1, state.params)), frozen)
         if n % max(1, recipe.steps // 5) == 0:  # seldom: to print the loss is to wait for the device
             print(f"step {n}: loss {mean_loss:.3f}, {(time.monotonic() - begin) / (n - start):.2f} s a step")
-        if folder and (n % every == 0 or n == recipe.steps):
+        if folder and (n % recipe.save_every == 0 or n == recipe.steps):
             save(folder, state)
     return state.params
 
@@ -137,4 +141,4 @@ if __name__ == "__main__":
     text = Path(__file__).read_bytes()  # a byte a token
     batch = batch_of_rows([[list(text[i : i + 257])] for i in range(0, 2000, 250)], 256)
     loss, weights = functools.partial(next_token_loss, TINY, z_loss=1e-4), declare(TINY)
-    fit(loss, weights, init(weights, 0), Recipe(steps=50, learning_rate=0.01), lambda n: batch)
+    fit(loss, weights, init(weights, 0), Recipe(steps=50, learning_rate=0.01), lambda n, _: batch)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from tour.dpo import pairs_of
 from tour.generate import last_state
@@ -20,13 +19,13 @@ def declare_reward_model(config: Config) -> Params:
     return declare(config) | {"score": Weight((config.embed_dim,), ("norm",), std=0.02)}
 
 
-def scores(params: Params, config: Config, batch: Batch) -> Array:
+def scores(params: Params, config: Config, batch: Batch) -> jax.Array:
     """Return the score of each row, float32 [B]: the product of the last token's state with the score vector."""
     x_B1D = last_state(hidden(params, config, batch)[0], batch)
     return jnp.einsum("bod,d->b", x_B1D.astype(jnp.float32), params["score"])
 
 
-def reward_loss(config: Config, params: Params, pairs: Batch, frozen: Any, centering: float = 0.0) -> tuple[Array, int]:
+def reward_loss(config: Config, params: Params, pairs: Batch, frozen: Any, centering: float = 0.0) -> tuple:
     """Return Σ over pairs of −log σ(s_c − s_r) + λ·(s_c + s_r)², and how many pairs there are.
 
     The chosen answer wins with probability σ(s_c − s_r) (Bradley and Terry 1952). The second term keeps scores near 0,
@@ -41,4 +40,4 @@ if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     weights, loss = declare_reward_model(TINY), functools.partial(reward_loss, TINY)
     batch = pairs_of([(list(b"hello? "), list(b"Hello!"), list(b"Go away"))] * 8, 16)
-    fit(loss, weights, init(weights, 0), Recipe(40, 0.003), lambda n: batch)
+    fit(loss, weights, init(weights, 0), Recipe(40, 0.003), lambda n, _: batch)

@@ -43,7 +43,8 @@ class Engine:
 
     def __init__(self, params: Params, config: Config, stop_ids: tuple[int, ...], rows: int = 8, context: int = 512):
         self.params, self.config, self.stop_ids, self.context = params, config, stop_ids, context
-        self.cache = empty_cache(config, jnp.zeros((rows, context), jnp.int32))
+        self.slots_RS = np.zeros((rows, context), np.int32)
+        self.cache = empty_cache(config, jnp.array(self.slots_RS))
         self.free = [range(first, first + PAGE) for first in range(0, rows * context, PAGE)]
         self.rows: list[Request | None] = [None] * rows
         self.waiting = queue.Queue[Request]()
@@ -53,32 +54,31 @@ class Engine:
         while True:
             while None in self.rows and (not any(self.rows) or not self.waiting.empty()):
                 self.begin(self.waiting.get())  # which sleeps until a request comes
-            # One token for each row; an empty row is padding.
-            self.compute(last_tokens([r.prompt + r.answer if r else [] for r in self.rows]), self.rows)
+            self.compute(
+                last_tokens([r.prompt + r.answer if r else [] for r in self.rows]), list(range(len(self.rows)))
+            )
 
     def begin(self, request: Request) -> None:
         """Give a request a row and pages, read its prompt, and draw its first token."""
-        need = -(-(len(request.prompt) + request.max_tokens) // PAGE)
+        row, need = self.rows.index(None), -(-(len(request.prompt) + request.max_tokens) // PAGE)
         request.pages, self.free = self.free[:need], self.free[need:]
-        self.rows[self.rows.index(None)] = request
-        self.compute(padded([request.prompt]), [request])
+        self.slots_RS[row, : need * PAGE] = [slot for page in request.pages for slot in page]
+        self.rows[row] = request
+        self.compute(padded([request.prompt]), [row])
 
-    def compute(self, batch: Batch, requests: list[Request | None]) -> None:
-        """Run a step of these rows, and free what has ended."""
-        slots_RS = np.zeros((len(requests), self.context), np.int32)
-        some = [request or Request([]) for request in requests]
-        for row, request in zip(slots_RS, some):
-            row[: PAGE * len(request.pages)] = [slot for page in request.pages for slot in page]
-        how = {name: jnp.array([getattr(r, name) for r in some]) for name in ("temperature", "top_p")}
-        how["key"] = jax.vmap(jax.random.key)(jnp.array([r.seed for r in some]))
-        how["count"] = jnp.array([len(r.answer) for r in some])
-        cache = self.cache._replace(slots_BS=jnp.array(slots_RS))
+    def compute(self, batch: Batch, rows: list[int]) -> None:
+        """Draw a token for each of these rows, and free those that have ended. An empty row draws for nobody."""
+        requests = [self.rows[row] or Request([]) for row in rows]
+        how = {name: jnp.array([getattr(r, name) for r in requests]) for name in ("temperature", "top_p")}
+        how["key"] = jax.vmap(jax.random.key)(jnp.array([r.seed for r in requests]))
+        how["count"] = jnp.array([len(r.answer) for r in requests])
+        cache = self.cache._replace(slots_BS=jnp.array(self.slots_RS[rows]))
         drawn_R, self.cache = step(self.params, self.config, cache, batch, how)
-        for request, token in zip(some, drawn_R.tolist()):
+        for row, request, token in zip(rows, requests, drawn_R.tolist()):
             request.answer.append(token)
-            if request in self.rows and (token in self.stop_ids or len(request.answer) == request.max_tokens):
+            if token in self.stop_ids or len(request.answer) == request.max_tokens:
                 self.free += request.pages
-                self.rows[self.rows.index(request)] = None
+                self.rows[row] = None
                 request.done.set()
 
 

@@ -20,7 +20,6 @@ from tests.lm.align.rl import test_rl
 from tests.lm.examples import packed_batch
 from tests.tour.pairs import assert_same, config_of, library_name, one_device, ours, placed, training_config, weights
 from tour.dpo import dpo_loss
-from tour.generate import Sampling
 from tour.grpo import advantages, grpo_loss, rollouts
 from tour.lora import declare_adapters, lora_loss, merged
 from tour.mesh import make_mesh
@@ -98,12 +97,12 @@ def test_advantages_are_those_of_the_library():
     assert advantages(rewards)[0, 0] == pytest.approx(0.865875, abs=1e-6)
 
 
-def test_rollouts_have_the_log_probabilities_of_the_policy_that_drew_them():
+def test_rollouts_have_the_log_probabilities_of_the_policy_that_drew_them(capsys):
     config = config_of(model_config_of(training_config(qk_norm="head")))
     with jax.set_mesh(make_mesh(2, 2, 2)):
         params = init(declare(config), 0)
-        batch, mean = rollouts(params, config, [[1, 2], [3]], 4, lambda p, answer: len(answer), Sampling(5, 1.0), 0)
-        assert mean == 5 and batch["advantages"].tolist() == [0] * 8
+        batch = rollouts(params, config, [[1, 2], [3]], 4, lambda p, answer: len(answer), 5, (), 0)
+        assert capsys.readouterr().out == "step 1: mean reward 5.000\n" and batch["advantages"].tolist() == [0] * 8
         loss, _ = gradient(partial(grpo_loss, config), params, on_mesh(batch | {"advantages": np.ones(8)}), None)
         assert float(loss) == pytest.approx(-1, abs=1e-5)  # every ratio is 1
 

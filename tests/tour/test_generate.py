@@ -11,7 +11,7 @@ from flax import nnx
 import lm
 from lm.train.step import model_config_of
 from tests.tour.pairs import MODELS, config_of, one_device, ours, placed, training_config, weights
-from tour.generate import Sampling, empty_cache, generate, last_state, last_tokens, padded
+from tour.generate import empty_cache, generate, last_state, last_tokens, padded
 from tour.mesh import make_mesh
 from tour.model import hidden, logits
 
@@ -31,16 +31,16 @@ def test_tokens_are_those_of_the_library(name, drawn):
     model, params, config = models(name)
     expected = lm.generate(model, None, PROMPTS, max_new_tokens=12, seed=3, **drawn)
     with jax.set_mesh(one_device()):
-        found = generate(placed(params, config), config, PROMPTS, Sampling(12, **drawn), seed=3)
+        found = generate(placed(params, config), config, PROMPTS, 12, seed=3, **drawn)
     assert found == expected
 
 
 def test_eight_devices_draw_what_one_does():
     _, params, config = models("default")
     with jax.set_mesh(one_device()):
-        expected = generate(placed(params, config), config, PROMPTS, Sampling(6, 0.8))
+        expected = generate(placed(params, config), config, PROMPTS, 6, 0.8)
     with jax.set_mesh(make_mesh(2, 2, 2)):
-        assert generate(placed(params, config), config, PROMPTS, Sampling(6, 0.8)) == expected
+        assert generate(placed(params, config), config, PROMPTS, 6, 0.8) == expected
 
 
 def test_logits_with_the_cache_are_those_without():
@@ -63,7 +63,7 @@ def test_a_row_ends_with_its_stop_token():
     _, params, config = models("default")
     with jax.set_mesh(one_device()):
         params = placed(params, config)
-        free = generate(params, config, PROMPTS[:4], Sampling(8))
+        free = generate(params, config, PROMPTS[:4], 8)
         stop = free[0][3]
-        for row, other in zip(generate(params, config, PROMPTS[:4], Sampling(8, stop_ids=(stop,))), free):
+        for row, other in zip(generate(params, config, PROMPTS[:4], 8, stop_ids=(stop,)), free):
             assert row == (other[: other.index(stop) + 1] if stop in other else other)
