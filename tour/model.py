@@ -63,13 +63,11 @@ def declare(c: Config) -> Params:
     output = Weight((L, H, K, D), ("layers", "heads", "head", "embed"), 0.0, inputs=2)
     layers = {"attention_norm": norm, "query": query, "output": output, "feed_forward_norm": norm}
     layers["key"] = layers["value"] = query._replace(shape=(L, D, G, K))
-    if c.qk_norm:
-        layers["query_norm"] = layers["key_norm"] = head_norm
+    layers |= {"query_norm": head_norm, "key_norm": head_norm} if c.qk_norm else {}
     each, axes = ((L, E), ("layers", "experts")) if E else ((L,), ("layers",))
     layers["gate"] = layers["up"] = Weight((*each, D, F), (*axes, "embed", "mlp"), D**-0.5, inputs=1)
     layers["down"] = Weight((*each, F, D), (*axes, "mlp", "embed"), 0.0, inputs=1)
-    if E:
-        layers["router"] = Weight((L, D, E), ("layers", "embed", "experts"), 0.02)
+    layers |= {"router": Weight((L, D, E), ("layers", "embed", "experts"), 0.02)} if E else {}
     table = Weight((c.vocab_size, D), ("vocab", "embed"), std=min(0.02, 0.4 * D**-0.5))
     ends = {"embedding": table._replace(std=0.8, rate=15.0), "head": table._replace(std=0.001)}
     ends = {"embedding": table} if c.tie_embeddings else ends
