@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tour.mesh import make_mesh, spec
 from tour.model import TINY, Batch, Cache, Config, Params, declare, hidden, init, logits
@@ -34,13 +35,13 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_
 def padded(prompts: list[list[int]]) -> Batch:
     """Return prompts as one batch, padded on the right to a multiple of 16, so that few shapes are compiled."""
     batch = batch_of_rows([[prompt] for prompt in prompts], -(-max(map(len, prompts)) // 16) * 16)
-    return {name: jnp.asarray(batch[name]) for name in ("tokens", "segment_ids", "positions")}
+    return {name: batch[name] for name in ("tokens", "segment_ids", "positions")}
 
 
 def last_tokens(rows: list[list[int]]) -> Batch:
     """Return the last token of each row as a batch [B, 1]. A row without tokens is padding."""
     columns = [(row[-1], 1, len(row) - 1) if row else (0, 0, 0) for row in rows]
-    tokens, segments, positions = jnp.array(columns, jnp.int32).T[:, :, None]
+    tokens, segments, positions = np.array(columns, np.int32).T[:, :, None]
     return {"tokens": tokens, "segment_ids": segments, "positions": positions}
 
 
@@ -89,7 +90,7 @@ def generate(
     how = {"key": keys_B, "temperature": jnp.full(B, temperature), "top_p": jnp.full(B, top_p)}
     answers: list[list[int]] = [[] for _ in prompts]
     for n in range(max_new_tokens):
-        drawn_B, cache = step(params, config, cache, batch, how | {"count": jnp.full(B, n)})
+        drawn_B, cache = step(params, config, cache, batch, how | {"count": np.full(B, n)})
         for answer, token in zip(answers, drawn_B.tolist()):
             if not answer or answer[-1] not in stop_ids:  # a row that has ended draws on, for nobody
                 answer.append(token)

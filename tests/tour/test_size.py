@@ -1,6 +1,7 @@
 """The tour can be read in an evening, and stands alone: its length, its lines, and what it imports."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ def test_a_file_is_short_and_imports_neither_lm_nor_data(file):
     modules = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     assert {module.split(".")[0] for module in modules} <= STANDS_ON | STANDARD
+
+
+def test_the_lines_of_the_reading_order_stand_in_their_files():
+    notes = (FILES[0].parent / "README.md").read_text().split("\n### ")[1:]
+    lines = {re.search(r"\]\((\w+\.py)\)", note)[1]: re.findall(r"\*\*The line\*\* `(.+)`", note) for note in notes}
+    assert not [name for name, found in lines.items() if len(found) != (name != "__main__.py")]
+    for name, found in lines.items():
+        assert not [line for line in found if line not in (FILES[0].parent / name).read_text()]
 
 
 def test_the_reading_order_has_every_file():
