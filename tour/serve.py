@@ -39,7 +39,7 @@ class Request:
 
 
 class Engine:
-    """The batch: its rows, the pages of the cache, and the requests that wait for both."""
+    """The batch: its rows, the pages of the cache, and the requests that wait for both. context: a multiple of PAGE."""
 
     def __init__(self, params: Params, config: Config, stop_ids: tuple[int, ...], rows: int = 8, context: int = 512):
         self.params, self.config, self.stop_ids, self.context = params, config, stop_ids, context
