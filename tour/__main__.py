@@ -1,22 +1,22 @@
 """The whole life of a small model on two cores, in some minutes. Its text is this Python installation.
 
 It learns to predict docstrings and source, to say what a function does, to prefer right answers, and to be brief; it is
-examined, loses most of its bits, and serves. Run again, it resumes an interrupted pretraining.
+examined, loses most of its bits, and serves. Run again, it resumes an interrupted pretraining of the same text.
 """
 
 import json
 import sysconfig
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from tour import dpo, evaluate, grpo, hf, pretrain, quantize, serve, sft, text
-from tour.generate import Sampling
 from tour.mesh import make_mesh
-from tour.model import Config, Params, declare, init
+from tour.model import Batch, Config, Params, declare, init
 from tour.optimizers import Recipe
 
 FOLDER, T, begin = Path("runs/tour"), 128, time.monotonic()
@@ -41,14 +41,12 @@ print(f"{len(documents)} documents, {sum(map(len, documents)) / 1e6:.1f} million
 say("Pretraining")
 config = Config(vocab_size=2048, num_layers=4, embed_dim=192, num_heads=6, num_kv_heads=3, head_dim=32, mlp_dim=512)
 weights, recipe = declare(config), Recipe(steps=250, learning_rate=0.006)
-state = pretrain.restored(FOLDER / "pretrained", pretrain.first_state(weights, init(weights, seed=0), recipe))
-step = pretrain.make_step(pretrain.next_token_loss(config, recipe.z_loss), weights, recipe)
-for stop in (100, 200, 250):
-    if int(state.step) < stop:
-        state = pretrain.train(step, state, text.batches(rows, T, size=16), stop)
-        pretrain.save(FOLDER / "pretrained", state)
-base = params = state.params
-held_bytes = sum(len(document.encode()) for document in held_out)
+params, loss = init(weights, seed=0), partial(pretrain.next_token_loss, config, z_loss=1e-4)
+folder = FOLDER / pretrain.fingerprint(rows, config, recipe)
+params = pretrain.fit(
+    loss, weights, params, recipe, lambda n, _: text.batch_of_rows(text.shuffled(rows, n, 16), T), folder=folder
+)
+base, held_bytes = params, sum(len(document.encode()) for document in held_out)
 tests = [text.batch_of_rows(held_rows[i : i + 16], T) for i in range(0, len(held_rows), 16)]
 print(f"held-out text: {evaluate.bits_per_byte(params, config, tests, held_bytes):.3f} bits per byte")
 
@@ -72,25 +70,27 @@ def examine(params: Params) -> None:
 
 
 examine(params)
-recipe, loss = Recipe(steps=300, learning_rate=0.003), pretrain.next_token_loss(config)
-params = pretrain.fit(loss, weights, params, recipe, lambda n: sft.batch_of(learnt, 16, 64, n))
+recipe = Recipe(steps=300, learning_rate=0.003)
+params = pretrain.fit(loss, weights, params, recipe, lambda n, _: sft.rows(text.shuffled(learnt, n, 16), 64))
 examine(params)
 
 say("DPO: right descriptions before those of other functions")
 pairs = [(prompt, answer, learnt[i - 1][1]) for i, (prompt, answer) in enumerate(learnt)]
-recipe, loss = Recipe(steps=20, learning_rate=0.0005, warmup=5), dpo.dpo_loss(config)
-params = pretrain.fit(loss, weights, params, recipe, lambda n: dpo.pairs_of(pairs[8 * n : 8 * n + 8], 96), params)
+recipe, loss = Recipe(steps=20, learning_rate=0.0005, warmup=5), partial(dpo.dpo_loss, config)
+params = pretrain.fit(loss, weights, params, recipe, lambda n, _: dpo.pairs_of(text.shuffled(pairs, n, 8), 96), params)
 examine(params)
 
 say("GRPO: brief answers")
-recipe, how = Recipe(steps=8, learning_rate=0.0005, warmup=1), Sampling(32, temperature=1.0, stop_ids=(end,))
-step, state = pretrain.make_step(grpo.grpo_loss(config), weights, recipe), pretrain.first_state(weights, params, recipe)
-for n in range(recipe.steps):
-    prompts = [prompt for prompt, _ in learnt[8 * n : 8 * n + 8]]
-    batch, mean = grpo.rollouts(state.params, config, prompts, 8, lambda i, answer: 1 / len(answer), how, seed=n)
-    state, _ = step(state, pretrain.on_mesh(batch))
-    print(f"step {n + 1}: mean reward {mean:.3f}")
-params = state.params
+recipe, prompts = Recipe(steps=8, learning_rate=0.0005, warmup=1), [prompt for prompt, _ in learnt]
+
+
+def rollouts(n: int, params: Params) -> Batch:
+    """Draw eight answers to each of eight prompts; the reward is 1 / length."""
+    some = text.shuffled(prompts, n, 8)
+    return grpo.rollouts(params, config, some, 8, lambda i, answer: 1 / len(answer), 32, (end,), n)
+
+
+params = pretrain.fit(partial(grpo.grpo_loss, config), weights, params, recipe, rollouts)
 examine(params)
 
 say("Integers in place of floats, in the pretrained model")

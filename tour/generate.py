@@ -4,34 +4,18 @@ Axes: B rows, T prompt tokens, V vocabulary. Prompts of all lengths are padded o
 the position in the row, so a row's first drawn token overwrites what padding might have written there.
 """
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from tour.cache import Cache, empty_cache, rows_of_pages
 from tour.mesh import make_mesh, spec
-from tour.model import TINY, Config, Params, Tokens, declare, hidden, init, logits
+from tour.model import TINY, Batch, Cache, Config, Params, declare, hidden, init, logits
 from tour.text import batch_of_rows
 
-PAGE = 16  # slots of a page
 
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. temperature 0: always the likeliest (greedy)."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop_ids: tuple[int, ...] = ()
-    seed: int = 0
-
-
-def draw(logits_BV: Array, keys_B: Array, temperature_B: Array, top_p_B: Array) -> Array:
+def draw(logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
     """Return a token for each row, int32 [B].
 
     Softmax of logits / temperature, of the smallest set of tokens whose probabilities reach top_p (Holtzman et al.
@@ -48,64 +32,76 @@ def draw(logits_BV: Array, keys_B: Array, temperature_B: Array, top_p_B: Array) 
     return jnp.where(temperature_B > 0, drawn_B, greedy_B).astype(jnp.int32)
 
 
-def next_logits(params: Params, config: Config, ids: Tokens, cache: Cache) -> tuple[Array, Cache]:
-    """Return the logits behind the last token of each row, float32 [B, V], and the cache with all these tokens."""
-    x_BTD, new, _ = hidden(params, config, ids, cache)
-    last_B = jnp.maximum(jnp.sum(ids.segments, axis=1) - 1, 0)
-    is_last_BT1 = (jnp.arange(ids.tokens.shape[1]) == last_B[:, None])[..., None]
-    x_B1D = jnp.sum(jnp.where(is_last_BT1, x_BTD, 0), axis=1, keepdims=True)
-    return jax.sharding.reshard(logits(params, config, x_B1D)[:, 0], spec(None, None)), new
-
-
-def padded(prompts: list[list[int]]) -> Tokens:
-    """Return prompts as one array, padded on the right to a multiple of 16, so that few shapes are compiled."""
+def padded(prompts: list[list[int]]) -> Batch:
+    """Return prompts as one batch, padded on the right to a multiple of 16, so that few shapes are compiled."""
     batch = batch_of_rows([[prompt] for prompt in prompts], -(-max(map(len, prompts)) // 16) * 16)
-    return Tokens(*(jnp.asarray(batch[name]) for name in ("tokens", "segment_ids", "positions")))
+    return {name: batch[name] for name in ("tokens", "segment_ids", "positions")}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"))
-def sample(params: Params, config: Config, ids: Tokens, sampling: Sampling, seed: Array) -> tuple[Array, Array]:
-    """Return the tokens drawn behind each prompt, int32 [B, max_new_tokens], and their log-probabilities in nats.
+def last_tokens(rows: list[list[int]]) -> Batch:
+    """Return the last token of each row as a batch [B, 1]. A row without tokens is padding."""
+    columns = [(row[-1], 1, len(row) - 1) if row else (0, 0, 0) for row in rows]
+    tokens, segments, positions = np.array(columns, np.int32).T[:, :, None]
+    return {"tokens": tokens, "segment_ids": segments, "positions": positions}
 
-    A row depends on (seed, its number) only. It repeats its stop token once it has drawn one.
+
+def last_state(x_BTD: jax.Array, batch: Batch) -> jax.Array:
+    """Return the state of the last token of each row, [B, 1, D]."""
+    places_T = jnp.arange(x_BTD.shape[1])
+    last_B1 = jnp.max(jnp.where(batch["segment_ids"] > 0, places_T, 0), axis=1, keepdims=True)
+    return jnp.sum(jnp.where((places_T == last_B1)[..., None], x_BTD, 0), axis=1, keepdims=True)
+
+
+def empty_cache(c: Config, slots_BS: jax.Array) -> Cache:
+    """Return a cache of zeros."""
+    shape, where = (c.num_layers, slots_BS.size, c.num_kv_heads, c.head_dim), spec(None, None, "heads", None)
+    return Cache(jnp.zeros(shape, c.dtype, out_sharding=where), jnp.zeros(shape, c.dtype, out_sharding=where), slots_BS)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def step(params: Params, config: Config, cache: Cache, batch: Batch, how: dict) -> tuple[jax.Array, Cache]:
+    """Return the next token of each row, int32 [B], and the cache with the batch: whole prompts, or last tokens.
+
+    how: the arrays [B] of key, temperature, top_p and count, the number of tokens drawn before. A row's token depends
+    on these and on the row only, so it is the same beside any other rows.
     """
-    B, T = ids.tokens.shape
-    table_BN = rows_of_pages(B, T + sampling.max_new_tokens, PAGE)
-    shape = (config.num_layers, table_BN.size, PAGE, config.num_kv_heads, config.head_dim)
-    logits_BV, cache = next_logits(params, config, ids, empty_cache(shape, config.dtype, table_BN))
-    key, stops = jax.random.key(seed), jnp.array(sampling.stop_ids, jnp.int32)
-    temperature_B, top_p_B = jnp.full(B, sampling.temperature), jnp.full(B, sampling.top_p)
-
-    def step(carry: tuple, n: Array) -> tuple[tuple, tuple[Array, Array]]:
-        logits_BV, cache, last_B, positions_B, done_B = carry
-        keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), n))(jnp.arange(B))
-        drawn_B = jnp.where(done_B, last_B, draw(logits_BV, keys_B, temperature_B, top_p_B))
-        logp_BV = jax.nn.log_softmax(logits_BV / (sampling.temperature or 1.0))
-        logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=-1)[:, 0]
-        done_B |= jnp.any(drawn_B[:, None] == stops, axis=-1)
-        new = Tokens(drawn_B[:, None], jnp.ones((B, 1), jnp.int32), positions_B[:, None])
-        logits_BV, cache = next_logits(params, config, new, cache)
-        return (logits_BV, cache, drawn_B, positions_B + 1, done_B), (drawn_B, logp_B)
-
-    lengths_B = jnp.sum(ids.segments, axis=1)
-    first = (logits_BV, cache, jnp.zeros_like(lengths_B), lengths_B, lengths_B < 0)
-    _, (tokens_NB, logps_NB) = jax.lax.scan(step, first, jnp.arange(sampling.max_new_tokens))
-    return tokens_NB.T, logps_NB.T
+    x_BTD, cache, _ = hidden(params, config, batch, cache)
+    logits_B1V = logits(params, config, last_state(x_BTD, batch))
+    logits_BV = jax.sharding.reshard(logits_B1V[:, 0], spec(None, None))
+    keys_B = jax.vmap(jax.random.fold_in)(how["key"], how["count"])
+    return draw(logits_BV, keys_B, how["temperature"], how["top_p"]), cache
 
 
-def generate(params: Params, config: Config, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
-    """Return the continuation of each prompt, up to its stop token, which is included."""
-    drawn, _ = sample(params, config, padded(prompts), sampling, jnp.uint32(sampling.seed))
-    return [upto_stop(row, sampling.stop_ids) for row in np.asarray(drawn).tolist()]
-
-
-def upto_stop(row: list[int], stop_ids: tuple[int, ...]) -> list[int]:
-    """Return the tokens up to the first stop token, with it."""
-    return row[: next((i + 1 for i, token in enumerate(row) if token in stop_ids), len(row))]
+def generate(
+    params: Params,
+    config: Config,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_ids: tuple[int, ...] = (),
+    seed: int = 0,
+) -> list[list[int]]:
+    """Return the continuation of each prompt, up to its stop token, which is included. temperature 0: the likeliest."""
+    B, batch = len(prompts), padded(prompts)
+    S = batch["tokens"].shape[1] + max_new_tokens
+    cache = empty_cache(config, jnp.arange(B * S).reshape(B, S))  # each row has its own slots
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
+    how = {"key": keys_B, "temperature": jnp.full(B, temperature), "top_p": jnp.full(B, top_p)}
+    answers: list[list[int]] = [[] for _ in prompts]
+    for n in range(max_new_tokens):
+        drawn_B, cache = step(params, config, cache, batch, how | {"count": np.full(B, n)})
+        for answer, token in zip(answers, drawn_B.tolist()):
+            if not answer or answer[-1] not in stop_ids:  # a row that has ended draws on, for nobody
+                answer.append(token)
+        if all(answer[-1] in stop_ids for answer in answers):
+            break
+        batch = last_tokens([prompt + answer for prompt, answer in zip(prompts, answers)])
+    return answers
 
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     prompts, params = [list(b"A long prompt, then"), list(b"short")] * 4, init(declare(TINY), 0)
     for temperature in (0.0, 1.0):
-        print(generate(params, TINY, prompts, Sampling(8, temperature, top_p=0.9)))
+        print(generate(params, TINY, prompts, 8, temperature, top_p=0.9))

@@ -3,19 +3,19 @@
 A step: draw G answers to each prompt (rollouts), score them, turn scores into advantages, and learn once from them.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from tour.generate import Sampling, padded, sample, upto_stop
+from tour.generate import generate
 from tour.mesh import make_mesh
-from tour.model import TINY, Config, Params, declare, init
+from tour.model import TINY, Batch, Config, Params, declare, init
 from tour.optimizers import Recipe
-from tour.pretrain import Batch, Loss, first_state, make_step, on_mesh, token_losses
+from tour.pretrain import fit, on_mesh, token_losses
 from tour.sft import rows
 
 Reward = Callable[[int, list[int]], float]  # of (number of the prompt, tokens of the answer)
@@ -30,54 +30,52 @@ def advantages(rewards_PG: np.ndarray) -> np.ndarray:
     return (centered_PG / (rewards_PG.std(axis=1, ddof=1, keepdims=True) + 1e-4)).astype(np.float32)
 
 
-def answer_logps(params: Params, config: Config, batch: Batch, temperature: float = 1.0) -> Array:
+@functools.partial(jax.jit, static_argnames="config")
+def answer_logps(params: Params, config: Config, batch: Batch) -> jax.Array:
     """Return log π of each target, float32 [B, T], 0 where the policy did not draw it."""
-    return jnp.where(batch["weights"] > 0, -token_losses(params, config, batch, temperature)[0], 0)
+    return jnp.where(batch["weights"] > 0, -token_losses(params, config, batch)[0], 0)
 
 
-def grpo_loss(config: Config, clip: float = 0.2, beta: float = 0.0, temperature: float = 1.0) -> Loss:
-    """Return the loss: Σ over rollouts of the mean over tokens of −min(ρ·A, clip(ρ, 1 ± ε)·A) + β·ρ·KL (eq. 3).
+def grpo_loss(config: Config, params: Params, batch: Batch, frozen: Any, clip: float = 0.2, beta: float = 0.0) -> tuple:
+    """Return Σ over rollouts of the mean over tokens of −min(ρ·A, clip(ρ, 1 ± ε)·A) + β·ρ·KL (eq. 3), and their number.
 
     ρ = π/π_old of the token: how much likelier it is than when it was drawn. Behind 1 ± ε it teaches nothing more (PPO,
     Schulman et al. 2017, eq. 7). A: the advantage of the answer. KL to the reference is estimated by e^d − d − 1 with
     d = log π_ref/π (Schulman 2020); ρ makes its gradient that of the current policy (DeepSeek-V3.2 2025, eq. 7).
     """
-
-    def loss(params: Params, batch: Batch, frozen: Any) -> Array:
-        logp_BT, drawn_BT = answer_logps(params, config, batch, temperature), batch["weights"]
-        ratio_BT = jnp.exp(logp_BT - batch["old_logps"])
-        advantage_B1 = batch["advantages"][:, None]
-        clipped_BT = jnp.clip(ratio_BT, 1 - clip, 1 + clip)
-        loss_BT = -jnp.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
-        if beta:
-            d_BT = batch["ref_logps"] - logp_BT
-            loss_BT += beta * ratio_BT * (jnp.expm1(d_BT) - d_BT)
-        return jnp.sum(jnp.sum(loss_BT * drawn_BT, axis=1) / jnp.maximum(1, jnp.sum(drawn_BT, axis=1)))
-
-    return loss
+    logp_BT, drawn_BT = answer_logps(params, config, batch), batch["weights"]
+    ratio_BT, advantage_B1 = jnp.exp(logp_BT - batch["old_logps"]), batch["advantages"][:, None]
+    loss_BT = -jnp.minimum(ratio_BT * advantage_B1, jnp.clip(ratio_BT, 1 - clip, 1 + clip) * advantage_B1)
+    if beta:
+        d_BT = batch["ref_logps"] - logp_BT
+        loss_BT += beta * ratio_BT * (jnp.expm1(d_BT) - d_BT)
+    loss_B = jnp.sum(loss_BT * drawn_BT, axis=1) / jnp.maximum(1, jnp.sum(drawn_BT, axis=1))
+    return jnp.sum(loss_B), len(loss_B)
 
 
 def rollouts(
-    params: Params, config: Config, prompts: Sequence[list[int]], G: int, reward: Reward, sampling: Sampling, seed: int
-) -> tuple[Batch, float]:
-    """Draw G answers to each prompt. Return the batch to learn from, and the mean reward."""
+    params: Params, config: Config, prompts: list, G: int, reward: Reward, max_new_tokens: int, stop_ids: tuple, n: int
+) -> Batch:
+    """Draw G answers to each prompt of step n, print the mean reward, and return the batch to learn from."""
     many = [prompt for prompt in prompts for _ in range(G)]
-    drawn = np.asarray(sample(params, config, padded(many), sampling, jnp.uint32(seed))[0]).tolist()
-    answers = [upto_stop(row, sampling.stop_ids) for row in drawn]
+    answers = generate(params, config, many, max_new_tokens, temperature=1.0, stop_ids=stop_ids, seed=n)
     rewards_PG = np.array([reward(i // G, answer) for i, answer in enumerate(answers)], np.float32).reshape(-1, G)
-    batch = rows(list(zip(many, answers)), max(map(len, prompts)) + sampling.max_new_tokens)
-    batch |= {"advantages": advantages(rewards_PG).reshape(-1), "counts": np.ones(len(many), np.float32)}
+    print(f"step {n + 1}: mean reward {rewards_PG.mean():.3f}")
+    batch = rows(list(zip(many, answers)), max(map(len, prompts)) + max_new_tokens)
+    batch["advantages"] = advantages(rewards_PG).reshape(-1)
     # The trainer's own log-probabilities, so that the first ratio is 1.
-    old_BT = jax.jit(answer_logps, static_argnums=(1, 3))(params, config, on_mesh(batch), sampling.temperature)
-    return batch | {"old_logps": old_BT}, float(rewards_PG.mean())
+    return batch | {"old_logps": answer_logps(params, config, on_mesh(batch))}
 
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    recipe, weights = Recipe(20, 0.03, warmup=1), declare(TINY)
-    step, state = make_step(grpo_loss(TINY), weights, recipe), first_state(weights, init(weights, 0), recipe)
-    for n in range(recipe.steps):  # the reward: the share of tokens below 128
-        how, reward = Sampling(8, temperature=1.0), lambda i, answer: float(np.mean(np.array(answer) < 128))
-        batch, mean = rollouts(state.params, TINY, [[1], [2]], 16, reward, how, seed=n)
-        state, _ = step(state, on_mesh(batch))
-        print(f"step {n + 1}: mean reward {mean:.2f}")
+    weights, loss = declare(TINY), functools.partial(grpo_loss, TINY)
+
+    def low(i: int, answer: list[int]) -> float:
+        """Return the reward: the share of tokens below 128."""
+        return float(np.mean(np.array(answer) < 128))
+
+    def batches(n: int, params: Params) -> Batch:
+        return rollouts(params, TINY, [[1], [2]], 16, low, 8, (), n)
+
+    fit(loss, weights, init(weights, 0), Recipe(20, 0.03, warmup=1), batches)

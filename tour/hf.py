@@ -6,8 +6,6 @@ heads.
 """
 
 import json
-import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,65 +49,51 @@ def config_of(hf: dict[str, Any]) -> Config:
     )
 
 
-def hf_config(c: Config) -> dict[str, Any]:
-    """Return the content of config.json; the inverse of `config_of`. A model with experts has none here."""
-    kind = "qwen3" if c.qk_norm else "llama"
-    about = {"architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind, "head_dim": c.head_dim}
-    about["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}
-    return about | {theirs: getattr(c, ours) for ours, theirs in KEYS.items()}
-
-
 def read(folder: Path) -> tuple[Params, Config]:
     """Return the weights, float32 and split over the mesh, and the config of a folder."""
     config = config_of(json.loads((folder / "config.json").read_text()))
     theirs = {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in tensors(file)}
     weights = declare(config)
-
-    def ours(name: str, layer: int) -> np.ndarray:
-        """Return a weight of one layer: [outputs, inputs] becomes [inputs, outputs], then heads get their axis."""
-        return theirs[f"model.layers.{layer}.{TENSORS[name]}.weight"].T.reshape(weights["layers"][name].shape[1:])
-
-    layers = {name: np.stack([ours(name, n) for n in range(config.num_layers)]) for name in weights["layers"]}
-    params = {name: theirs[ENDS[name]] for name in weights if name != "layers"} | {"layers": layers}
-    where = shardings(weights)
-    return jax.tree.map(lambda x, there: jax.device_put(np.asarray(x, np.float32), there), params, where), config
+    params: Params = {name: theirs[ENDS[name]] for name in weights if name != "layers"} | {"layers": {}}
+    for name, weight in weights["layers"].items():  # [outputs, inputs] → [inputs, outputs], then heads get their axis
+        matrices = [theirs[f"model.layers.{n}.{TENSORS[name]}.weight"].T for n in range(config.num_layers)]
+        params["layers"][name] = np.stack(matrices).reshape(weight.shape)
+    return jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), params), shardings(weights)), config
 
 
 def tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the names and the tensors of a safetensors file."""
     data = np.memmap(file, np.uint8, "r")
-    begin = 8 + struct.unpack("<Q", data[:8].tobytes())[0]
-    header = json.loads(data[8:begin].tobytes())
-    for name, about in header.items():
+    begin = 8 + int.from_bytes(data[:8], "little")
+    for name, about in json.loads(bytes(data[8:begin])).items():
         if name != "__metadata__":
             first, end = about["data_offsets"]
-            yield name, data[begin + first : begin + end].view(DTYPES[about["dtype"]]).reshape(about["shape"])
+            yield name, data[begin:][first:end].view(DTYPES[about["dtype"]]).reshape(about["shape"])
 
 
 def write(folder: Path, params: Params, config: Config) -> None:
-    """Write a folder that `transformers` and vLLM read. The tokenizer's files are the caller's."""
-    theirs = {ENDS[name]: x for name, x in params.items() if name in ENDS}
-    for name, stack in params["layers"].items():
-        inputs = max(1, declare(config)["layers"][name].inputs)
-        for n, x in enumerate(np.asarray(stack)):
-            matrix = x if x.ndim == 1 else x.reshape(int(np.prod(x.shape[:inputs])), -1).T
+    """Write a folder that `transformers` and vLLM read. Experts have no place there; the tokenizer is the caller's."""
+    kind = "qwen3" if config.qk_norm else "llama"
+    about = {"architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind, "head_dim": config.head_dim}
+    about["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    about |= {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
+    theirs = {ENDS[name]: np.asarray(x, "<f4") for name, x in params.items() if name in ENDS}
+    for name, weight in declare(config)["layers"].items():
+        for n, x in enumerate(np.asarray(params["layers"][name], "<f4")):
+            matrix = x.reshape(int(np.prod(weight.shape[1 : 1 + weight.inputs])), -1).T if weight.inputs else x
             theirs[f"model.layers.{n}.{TENSORS[name]}.weight"] = matrix
-    header, at = {}, 0
+    header, end = {}, 0
     for name, x in theirs.items():
-        header[name] = {"dtype": "F32", "shape": list(x.shape), "data_offsets": [at, at + 4 * x.size]}
-        at += 4 * x.size
+        header[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": [end, end + x.nbytes]}
+        end += x.nbytes
     text = json.dumps(header).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(hf_config(config), indent=2))
+    (folder / "config.json").write_text(json.dumps(about, indent=2))
     with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for x in theirs.values():
-            file.write(np.asarray(x, "<f4").tobytes())
+        file.writelines([len(text).to_bytes(8, "little"), text, *(x.tobytes() for x in theirs.values())])
 
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/tour/tiny")  # of a model that you have, or a new one
-    if len(sys.argv) == 1:
-        write(folder, init(declare(TINY), seed=0), TINY)
-    print(read(folder)[1])
+    write(Path("runs/tour/tiny"), init(declare(TINY), seed=0), TINY)
+    print(read(Path("runs/tour/tiny"))[1])

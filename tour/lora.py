@@ -1,21 +1,19 @@
 """Low-rank adapters (Hu et al. 2021): the weights W stay, and A·B is added to them, of which only A and B learn."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from tour.mesh import make_mesh, spec
-from tour.model import TINY, Config, Params, Weight, declare, init
+from tour.model import TINY, Batch, Config, Params, Weight, declare, init
 from tour.optimizers import Recipe, matrix_shape
-from tour.pretrain import Batch, Loss, fit, next_token_loss
+from tour.pretrain import Loss, fit, next_token_loss
 from tour.sft import rows
 
-TARGETS = ("query", "key", "value", "output")
 
-
-def declare_adapters(config: Config, rank: int, targets: tuple[str, ...] = TARGETS) -> Params:
+def declare_adapters(config: Config, rank: int, targets: tuple = ("query", "key", "value", "output")) -> Params:
     """Return the matrices A [L, inputs, rank] and B [L, rank, outputs] of each target. B begins at 0."""
     adapters = {}
     for name in targets:
@@ -39,23 +37,20 @@ def merged(params: Params, adapters: Params, config: Config, scale: float = 1.0)
     return params | {"layers": layers}
 
 
-def lora_loss(loss: Loss, config: Config, scale: float = 1.0) -> Loss:
-    """Return a loss of adapters; frozen: the model's weights, and what `loss` itself calls frozen.
+def lora_loss(loss: Loss, config: Config, adapters: Params, batch: Batch, frozen: Any, scale: float = 1.0) -> tuple:
+    """Return `loss` of the model with adapters; frozen: the model's weights, and what `loss` itself calls frozen.
 
     x·(W + A·B) = x·W + (x·A)·B. The first form is shorter; the second, which lm/model/linear.py computes, needs no
     sum as large as W, and works with a quantized W.
     """
-
-    def of_adapters(adapters: Params, batch: Batch, frozen: Any) -> Array:
-        params, rest = frozen
-        return loss(merged(params, adapters, config, scale), batch, rest)
-
-    return of_adapters
+    params, rest = frozen
+    return loss(merged(params, adapters, config, scale), batch, rest)
 
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     params, weights = init(declare(TINY), 0), declare_adapters(TINY, rank=4)
     params["head"] *= 300  # this model has learnt nothing, and its head is too small to tell its layers anything
-    batch, loss = rows([(list(b"hello? "), list(b"Hello!"))] * 8, 16), lora_loss(next_token_loss(TINY), TINY)
-    fit(loss, weights, init(weights, 1), Recipe(40, 0.01), lambda n: batch, frozen=(params, None))
+    batch = rows([(list(b"hello? "), list(b"Hello!"))] * 8, 16)
+    loss = functools.partial(lora_loss, functools.partial(next_token_loss, TINY), TINY)
+    fit(loss, weights, init(weights, 1), Recipe(40, 0.01), lambda n, _: batch, frozen=(params, None))

@@ -2,7 +2,7 @@
 
 A model is a Config, nested dicts of arrays (the weights) and pure functions of both. The name of an array ends in its
 axes: B batch, T time, S keys, D model, H query heads, G key/value heads, R = H/G query heads that share one, K head
-size, F hidden units of the feed-forward, E experts, V vocabulary, L layers.
+size, F hidden units of the feed-forward, E experts, V vocabulary, L layers, N slots of the cache.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
-from tour.cache import Cache, read, write
 from tour.mesh import make_mesh, spec
 
 Params = dict[str, Any]
+Batch = dict[str, Any]  # arrays [B, T]; the model reads tokens, segment_ids (0: padding) and positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +57,20 @@ class Weight(NamedTuple):
 
 def declare(c: Config) -> Params:
     """Return all weights of a model. At first a layer changes nothing: its last products have weights of 0."""
-    D, H, G, K, F, L, E = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim, c.num_layers, c.num_experts
+    L, E, D, H, G, K, F = c.num_layers, c.num_experts, c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim
     norm, head_norm = Weight((L, D), ("layers", "norm")), Weight((L, K), ("layers", "norm"))
-    kv = Weight((L, D, G, K), ("layers", "embed", "heads", "head"), D**-0.5, inputs=1)
-    layers = {
-        "attention_norm": norm,
-        "query": Weight((L, D, H, K), ("layers", "embed", "heads", "head"), D**-0.5, inputs=1),
-        "key": kv,
-        "value": kv,
-        "output": Weight((L, H, K, D), ("layers", "heads", "head", "embed"), 0.0, inputs=2),
-        "feed_forward_norm": norm,
-    }
+    query = Weight((L, D, H, K), ("layers", "embed", "heads", "head"), D**-0.5, inputs=1)
+    output = Weight((L, H, K, D), ("layers", "heads", "head", "embed"), 0.0, inputs=2)
+    layers = {"attention_norm": norm, "query": query, "output": output, "feed_forward_norm": norm}
+    layers["key"] = layers["value"] = query._replace(shape=(L, D, G, K))
     layers |= {"query_norm": head_norm, "key_norm": head_norm} if c.qk_norm else {}
-    many, stacked = ((L, E), ("layers", "experts")) if E else ((L,), ("layers",))
-    up = Weight((*many, D, F), (*stacked, "embed", "mlp"), D**-0.5, inputs=1)
-    down = Weight((*many, F, D), (*stacked, "mlp", "embed"), 0.0, inputs=1)
-    layers |= {"gate": up, "up": up, "down": down}
+    each, axes = ((L, E), ("layers", "experts")) if E else ((L,), ("layers",))
+    layers["gate"] = layers["up"] = Weight((*each, D, F), (*axes, "embed", "mlp"), D**-0.5, inputs=1)
+    layers["down"] = Weight((*each, F, D), (*axes, "mlp", "embed"), 0.0, inputs=1)
     layers |= {"router": Weight((L, D, E), ("layers", "embed", "experts"), 0.02)} if E else {}
     table = Weight((c.vocab_size, D), ("vocab", "embed"), std=min(0.02, 0.4 * D**-0.5))
-    ends = {"embedding": table} if c.tie_embeddings else {"embedding": table._replace(std=0.8, rate=15.0)}
-    ends |= {} if c.tie_embeddings else {"head": table._replace(std=0.001)}
+    ends = {"embedding": table._replace(std=0.8, rate=15.0), "head": table._replace(std=0.001)}
+    ends = {"embedding": table} if c.tie_embeddings else ends
     return ends | {"layers": layers, "norm": Weight((D,), ("norm",))}
 
 
@@ -100,14 +94,6 @@ def init(weights: Params, seed: int) -> Params:
     return jax.jit(values, out_shardings=shardings(weights))()
 
 
-class Tokens(NamedTuple):
-    """What the model reads, each int32 [B, T]. A token sees earlier ones of its segment; segment 0 is padding."""
-
-    tokens: Array
-    segments: Array
-    positions: Array
-
-
 def product(equation: str, x: Array, w: Array, *axes: str | None) -> Array:
     """Return einsum(equation, x, w) in x's dtype, summed in float32. axes: logical ones of the result."""
     y = jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32, out_sharding=spec(*axes))
@@ -121,10 +107,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
 
 
 def rotate(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
-    """Rotate each pair (x_i, x_{i + K/2}) by position · θ^(−2i/K) (RoPE, Su et al. 2021).
-
-    So the product of a query and a key depends on their distance.
-    """
+    """Rotate pairs (x_i, x_{i + K/2}) by position · θ^(−2i/K): q·k then depends on distance (RoPE, Su et al. 2021)."""
     half = x_BTHK.shape[-1] // 2
     frequencies = (theta ** (-np.arange(half) / half)).astype(np.float32)
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
@@ -172,17 +155,33 @@ def experts(x_BTD: Array, w: Params, config: Config, valid_BT: Array) -> tuple[A
     return y_BTD, jnp.sum(E / (k * jnp.maximum(jnp.sum(valid_BT1, axis=1), 1)) * load_BE * share_BE)
 
 
-def hidden(params: Params, c: Config, ids: Tokens, cache: Cache | None = None) -> tuple[Array, Any, Array]:
+class Cache(NamedTuple):
+    """Keys and values of earlier tokens. Later tokens do not change them, so they are computed once and kept.
+
+    All rows share one pool of N slots. Position p of row b is in slot slots_BS[b, p]. So rows of any length fit
+    together, and a row that has ended gives its slots back; serve.py does so (Kwon et al. 2023, "PagedAttention").
+    """
+
+    keys_LNGK: Array
+    values_LNGK: Array
+    slots_BS: Array
+
+
+def hidden(params: Params, c: Config, batch: Batch, cache: Cache | None = None) -> tuple[Array, Any, Array]:
     """Return the states [B, T, D] after the last norm, the next cache, and the sum of balance losses.
 
     With a cache a token sees all positions of its row up to its own; else those of its segment.
     """
+    tokens_BT, segments_BT, positions_BT = batch["tokens"], batch["segment_ids"], batch["positions"]
     table_VD = jax.sharding.reshard(params["embedding"], spec(None, None))
-    x_BTD = table_VD.at[ids.tokens].get(out_sharding=spec("batch", None, None)).astype(c.dtype)
+    x_BTD = table_VD.at[tokens_BT].get(out_sharding=spec("batch", None, None)).astype(c.dtype)
     if cache is None:
-        mask_BTS = jnp.tri(ids.tokens.shape[1], dtype=bool) & (ids.segments[:, :, None] == ids.segments[:, None, :])
+        mask_BTS = jnp.tri(tokens_BT.shape[1], dtype=bool) & (segments_BT[:, :, None] == segments_BT[:, None, :])
     else:
-        mask_BTS = ids.positions[:, :, None] >= jnp.arange(cache.table_BN.shape[1] * cache.keys_LPCGK.shape[2])
+        mask_BTS = positions_BT[:, :, None] >= jnp.arange(cache.slots_BS.shape[1])
+        slot_BT = jnp.take_along_axis(cache.slots_BS, positions_BT, axis=1)
+        slot_BT = jnp.where(segments_BT > 0, slot_BT, cache.keys_LNGK.shape[1])  # padding: no slot, so it is dropped
+        slot_BT = jax.sharding.reshard(slot_BT, spec(None, None))  # every device writes the new tokens of all rows
 
     def layer(x_BTD: Array, inputs: tuple[Params, Any]) -> tuple[Array, Any]:
         w, pools = inputs
@@ -190,21 +189,21 @@ def hidden(params: Params, c: Config, ids: Tokens, cache: Cache | None = None) -
         q, k, v = (product("btd,dhk->bthk", y, w[n], "batch", None, "heads", None) for n in ("query", "key", "value"))
         if c.qk_norm:
             q, k = rms_norm(q, w["query_norm"], c.norm_eps), rms_norm(k, w["key_norm"], c.norm_eps)
-        q, k = rotate(q, ids.positions, c.rope_theta), rotate(k, ids.positions, c.rope_theta)
+        q, k = rotate(q, positions_BT, c.rope_theta), rotate(k, positions_BT, c.rope_theta)
         if cache is not None:
-            places = cache.table_BN, ids.positions, ids.segments > 0
-            pools = [write(pool, new, *places) for pool, new in zip(pools, (k, v))]
-            k, v = (read(pool, cache.table_BN) for pool in pools)
+            k, v = (jax.sharding.reshard(x, spec(None, None, "heads", None)) for x in (k, v))
+            pools = [pool_NGK.at[slot_BT].set(x, mode="drop") for pool_NGK, x in zip(pools, (k, v))]
+            k, v = (pool.at[cache.slots_BS].get(out_sharding=spec("batch", None, "heads", None)) for pool in pools)
         x_BTD += product("bthk,hkd->btd", attention(q, k, v, mask_BTS), w["output"], "batch", None, None)
         y = rms_norm(x_BTD, w["feed_forward_norm"], c.norm_eps)
-        y, balance = experts(y, w, c, ids.segments > 0) if c.num_experts else (feed_forward(y, w), jnp.zeros(()))
+        y, balance = experts(y, w, c, segments_BT > 0) if c.num_experts else (feed_forward(y, w), jnp.zeros(()))
         return x_BTD + y, (pools, balance)
 
     # For the backward pass keep what matrix products returned and compute the rest again: scores take too much memory.
     layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    pools = cache and [cache.keys_LPCGK, cache.values_LPCGK]
+    pools = cache and [cache.keys_LNGK, cache.values_LNGK]
     x_BTD, (pools, balance_L) = lax.scan(layer, x_BTD, (params["layers"], pools))
-    cache = cache and Cache(pools[0], pools[1], cache.table_BN)
+    cache = cache and Cache(pools[0], pools[1], cache.slots_BS)
     return rms_norm(x_BTD, params["norm"], c.norm_eps), cache, jnp.sum(balance_L)
 
 
@@ -216,5 +215,6 @@ def logits(params: Params, c: Config, x_BTD: Array) -> Array:
 
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
-    params, ids = init(declare(TINY), seed=0), Tokens(*(jnp.ones((8, 8), jnp.int32) for _ in range(3)))
-    print(logits(params, TINY, hidden(params, TINY, ids)[0]))
+    params, ones = init(declare(TINY), seed=0), jnp.ones((8, 8), jnp.int32)
+    states = hidden(params, TINY, {"tokens": ones, "segment_ids": ones, "positions": ones})[0]
+    print(logits(params, TINY, states))

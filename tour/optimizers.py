@@ -1,16 +1,16 @@
 """How gradients change weights: AdamW, Muon, the learning rate's schedule and clipping."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array, lax
 
+from tour.mesh import spec
 from tour.model import Params, Weight, by_weight
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c (Jordan et al. 2024): near 1 quickly, not exactly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +28,22 @@ class Recipe:
     momentum: float = 0.95  # Muon: memory of the mean of gradients
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    z_loss: float = 1e-4  # weight of (log Z)² in the loss, which keeps logits small
+    save_every: int = 100  # steps
 
 
-class Moments(NamedTuple):
-    """Means of each weight's gradients, and of their squares (none for Muon)."""
+class State(NamedTuple):
+    """All that a step changes."""
 
-    mean: Params
-    square: Params
-
-
-def init_moments(weights: Params, params: Params, recipe: Recipe) -> Moments:
-    """Return zeros, split over the mesh like the weights."""
-    square = by_weight(lambda w, p: jnp.zeros(()) if muon_updates(w, recipe) else jnp.zeros_like(p), weights, params)
-    return Moments(jax.tree.map(jnp.zeros_like, params), square)
+    step: Array
+    params: Params
+    mean: Params  # of each weight's gradients
+    square: Params  # mean of their squares; Muon needs none, and its stay 0
 
 
-def muon_updates(weight: Weight, recipe: Recipe) -> bool:
-    """Return whether Muon updates a weight. It is for matrices of layers; AdamW updates tables and norms."""
-    return recipe.name == "muon" and weight.inputs > 0
+def first_state(params: Params) -> State:
+    """Return the state before the first step. The weights are copied, because a step reuses the memory of its input."""
+    copy, mean, square = (jax.tree.map(f, params) for f in (jnp.copy, jnp.zeros_like, jnp.zeros_like))
+    return State(jnp.zeros((), jnp.int32), copy, mean, square)
 
 
 def learning_rate(recipe: Recipe, step: Array) -> Array:
@@ -57,27 +54,28 @@ def learning_rate(recipe: Recipe, step: Array) -> Array:
     return recipe.learning_rate * warm * (1 - (1 - recipe.final) * fallen)
 
 
-def update(
-    weights: Params, params: Params, grads: Params, moments: Moments, step: Array, recipe: Recipe
-) -> tuple[Params, Moments]:
-    """Return the next weights and moments: p ← p − rate · (direction + λ·p).
+def update(weights: Params, state: State, grads: Params, recipe: Recipe) -> State:
+    """Return the next state: p ← p − rate · (direction + λ·p). The decay λ is apart (Loshchilov and Hutter 2019).
 
-    So the decay λ is apart from the gradient (Loshchilov and Hutter 2019). A gradient longer than clip_norm is
-    shortened.
+    The direction of AdamW is m̂ / (√v̂ + ε) with the means m of g and v of g² (Kingma and Ba 2015), and m̂ = m/(1 − bⁿ)
+    at step n, as they begin at 0. That of Muon is M ← β·M + (1 − β)·g, orthogonalized with g ahead: β·M + (1 − β)·g.
     """
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-    shrink = jnp.minimum(1.0, recipe.clip_norm / (norm + 1e-9))
-    rate = learning_rate(recipe, step)
+    o, n, rate = recipe, state.step + 1, learning_rate(recipe, state.step)
+    shrink = jnp.minimum(1.0, o.clip_norm / (optax.global_norm(grads) + 1e-9))  # long gradients are cut to clip_norm
 
-    def one(w: Weight, p: Array, g: Array, mean: Array, square: Array) -> tuple[Array, ...]:
-        of_weight = muon if muon_updates(w, recipe) else adam
-        direction, mean, square = of_weight(w, g * shrink, mean, square, step, recipe)
-        decay = 0.0 if w.std is None else recipe.weight_decay
+    def one(w: Weight, p: Array, g: Array, mean: Array, square: Array) -> tuple[Array, Array, Array]:
+        g = g * shrink
+        if o.name == "muon" and w.inputs:  # Muon is for matrices of layers; AdamW updates tables and norms
+            mean = o.momentum * mean + (1 - o.momentum) * g
+            direction = muon_direction(w, o.momentum * mean + (1 - o.momentum) * g)
+        else:
+            mean, square = o.b1 * mean + (1 - o.b1) * g, o.b2 * square + (1 - o.b2) * jnp.square(g)
+            direction = mean / (1 - o.b1**n) / (jnp.sqrt(square / (1 - o.b2**n)) + 1e-8)
+        decay = 0.0 if w.std is None else o.weight_decay  # of norms: none
         return p - rate * (w.rate * direction + decay * p), mean, square
 
-    new: Any = by_weight(one, weights, params, grads, *moments)
-    params, mean, square = (by_weight(lambda w, three, i=i: three[i], weights, new) for i in range(3))
-    return params, Moments(mean, square)
+    new = by_weight(one, weights, state.params, grads, state.mean, state.square)
+    return State(n, *(by_weight(lambda w, three, i=i: three[i], weights, new) for i in range(3)))
 
 
 def matrix_shape(w: Weight) -> tuple[int, int, int]:
@@ -87,26 +85,15 @@ def matrix_shape(w: Weight) -> tuple[int, int, int]:
     return int(np.prod(parts[0])), int(np.prod(parts[1])), int(np.prod(parts[2]))
 
 
-def adam(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe) -> tuple:
-    """Return m̂ / (√v̂ + ε), m and v: means of g and g² (Kingma and Ba 2015); m̂ = m/(1 − bⁿ), as they begin at 0."""
-    n = step + 1
-    mean, square = o.b1 * mean + (1 - o.b1) * g, o.b2 * square + (1 - o.b2) * jnp.square(g)
-    return mean / (1 - o.b1**n) / (jnp.sqrt(square / (1 - o.b2**n)) + 1e-8), mean, square
+def muon_direction(w: Weight, momentum: Array) -> Array:
+    """Return 0.2·√max(m, n) · U·Vᵀ of each matrix U·S·Vᵀ [m, n] of a momentum (Jordan et al. 2024).
 
-
-def muon(w: Weight, g: Array, mean: Array, square: Array, step: Array, o: Recipe) -> tuple:
-    """Return 0.2·√max(m, n) · U·Vᵀ and M, where U·S·Vᵀ = β·M + (1 − β)·g is a matrix [m, n] (Jordan et al. 2024).
-
-    M ← β·M + (1 − β)·g. All directions of the matrix learn at one speed, also those of small gradients. The factor
-    gives the result AdamW's usual size (Liu et al. 2025), so one learning rate serves both.
+    All directions of the matrix learn at one speed, also those of small gradients. The factor gives the result AdamW's
+    usual size (Liu et al. 2025), so one learning rate serves both.
     """
-    mean = o.momentum * mean + (1 - o.momentum) * g
-    ahead = o.momentum * mean + (1 - o.momentum) * g
     shape = matrix_shape(w)
-    # Plain: each device gathers the matrices and orthogonalises all of them.
-    whole = jax.sharding.reshard(ahead, jax.sharding.PartitionSpec()).reshape(shape)
-    direction = 0.2 * max(shape[1:]) ** 0.5 * orthogonalized(whole).reshape(w.shape)
-    return jax.sharding.reshard(direction, jax.typeof(g).sharding.spec), mean, square
+    whole = jax.sharding.reshard(momentum, spec()).reshape(shape)  # each device orthogonalizes all matrices
+    return jax.sharding.reshard(0.2 * max(shape[1:]) ** 0.5 * orthogonalized(whole).reshape(w.shape), spec(*w.axes))
 
 
 def orthogonalized(x_Lmn: Array) -> Array:
@@ -116,7 +103,7 @@ def orthogonalized(x_Lmn: Array) -> Array:
     """
     if x_Lmn.shape[1] > x_Lmn.shape[2]:  # A is computed on the shorter side
         return orthogonalized(x_Lmn.swapaxes(1, 2)).swapaxes(1, 2)
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024
     x = x_Lmn / (jnp.sqrt(jnp.sum(jnp.square(x_Lmn), axis=(1, 2), keepdims=True)) + 1e-7)
 
     def iteration(_: int, x: Array) -> Array:

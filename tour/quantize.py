@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from tour.mesh import make_mesh, spec
 from tour.model import TINY, Config, Params, Weight, by_weight, declare, init
@@ -17,11 +16,11 @@ LARGEST = {8: 127, 4: 7}
 class Integers(NamedTuple):
     """A weight w ≈ q · s. integers q: int8 [M, groups, inputs of a group, outputs], M matrices; scale s: bfloat16."""
 
-    integers: Array
-    scale: Array
+    integers: jax.Array
+    scale: jax.Array
 
 
-def quantize(w: Weight, x: Array, bits: int, group: int = 0) -> Integers:
+def quantize(w: Weight, x: jax.Array, bits: int, group: int = 0) -> Integers:
     """Return the integers q = round(w / s), with s = max|w| / 127 (8 bits) or / 7 of the weights that share a scale.
 
     An output has a scale for each `group` inputs; 0: one for all. So |w − q·s| ≤ s/2. The scale is rounded to bfloat16
@@ -43,11 +42,10 @@ def quantize_model(params: Params, config: Config, bits: int, group: int = 0) ->
 def dequantize_model(params: Params, config: Config) -> Params:
     """Return the weights q · s as floats, as products use them."""
 
-    def floats(w: Weight, x: Any) -> Array:
-        if isinstance(x, Integers):
-            whole = x.integers.astype(jnp.float32) * x.scale.astype(jnp.float32)
-            return jax.sharding.reshard(whole.reshape(w.shape), spec(*w.axes))
-        return x
+    def floats(w: Weight, x: Any) -> jax.Array:
+        if not isinstance(x, Integers):
+            return x
+        return jax.sharding.reshard((x.integers * x.scale.astype(jnp.float32)).reshape(w.shape), spec(*w.axes))
 
     return by_weight(floats, declare(config), params)
 

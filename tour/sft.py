@@ -1,21 +1,20 @@
 """Supervised fine-tuning: the loss of pretraining, on the answers of conversations only (Ouyang et al. 2022)."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
-import numpy as np
 
 from tour.mesh import make_mesh
-from tour.model import TINY, declare, init
+from tour.model import TINY, Batch, declare, init
 from tour.optimizers import Recipe
-from tour.pretrain import Batch, fit, next_token_loss
-from tour.text import ASSISTANT, BOS_ID, END, USER, batch_of_rows
+from tour.pretrain import fit, next_token_loss
+from tour.text import ASSISTANT, BOS_ID, END, USER, batch_of_rows, shuffled
 
 Example = tuple[list[int], list[int]]  # prompt, answer
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """Return the tokens of a conversation, up to where the assistant speaks. No text of a user can end its turn."""
     control, roles = tokenizer.piece_to_id, {"user": USER, "assistant": ASSISTANT}
     ids = [BOS_ID]
@@ -24,7 +23,7 @@ def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     return [*ids, control(ASSISTANT)]
 
 
-def rows(examples: Sequence[Example], length: int) -> Batch:
+def rows(examples: list[Example], length: int) -> Batch:
     """Return a batch of examples, one a row, padded on the right.
 
     Only targets of the answer have weight 1: the model learns to answer, not to ask.
@@ -35,14 +34,8 @@ def rows(examples: Sequence[Example], length: int) -> Batch:
     return batch
 
 
-def batch_of(examples: Sequence[Example], size: int, length: int, n: int) -> Batch:
-    """Return batch n of an endless shuffled stream of examples."""
-    order = np.random.default_rng(n).permutation(len(examples))
-    return rows([examples[i] for i in order[:size]], length)
-
-
 if __name__ == "__main__":
     jax.set_mesh(make_mesh())
     sums = [(list(f"{a}+{b}=".encode()), list(f"{a + b};".encode())) for a in range(10) for b in range(10)]
-    loss, weights = next_token_loss(TINY), declare(TINY)
-    fit(loss, weights, init(weights, 0), Recipe(60, 0.01), lambda n: batch_of(sums, 32, 8, n))
+    loss, weights = functools.partial(next_token_loss, TINY), declare(TINY)
+    fit(loss, weights, init(weights, 0), Recipe(60, 0.01), lambda n, _: rows(shuffled(sums, n, 32), 8))

@@ -7,7 +7,7 @@ import io
 import itertools
 import re
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,7 @@ STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 def definitions() -> Iterator[tuple[str, str]]:
     """Yield (name, docstring) of the public modules, classes and functions of this Python's standard library."""
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py")):
-        tree = ast.parse(path.read_text(errors="replace"))
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(path.read_text(errors="replace"))):
             if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
                 name = path.stem if isinstance(node, ast.Module) else f"{path.stem}.{node.name}"
                 if "_" not in (name[0], name.partition(".")[2][:1]):
@@ -57,12 +56,11 @@ def shingles(text: str) -> set[int]:
     return {int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest()) for run in runs}
 
 
-def without_near_duplicates(texts: Sequence[str], bands: int = 28, rows: int = 4, threshold: float = 0.5) -> list[str]:
+def without_near_duplicates(texts: list[str], bands: int = 28, rows: int = 4, threshold: float = 0.5) -> list[str]:
     """Return the texts without those that share at least half of their shingles with another one; the first stays.
 
     The minimum of a hash over two sets is equal with probability J = |A ∩ B| / |A ∪ B| (MinHash, Broder 1997). Texts
-    meet if all `rows` minima of one of the bands are equal: with probability 1 − (1 − J^rows)^bands. Who meets is
-    compared.
+    are compared if all `rows` minima of one of the bands are equal: with probability 1 − (1 − J^rows)^bands.
     """
     random = np.random.default_rng(1)
     scale, shift = random.integers(0, 2**64, (2, bands * rows, 1), np.uint64)
@@ -87,7 +85,7 @@ def without_near_duplicates(texts: Sequence[str], bands: int = 28, rows: int = 4
     return [text for i, text in enumerate(texts) if first[i] == i]
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
+def train_tokenizer(texts: list[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """Return a byte-pair tokenizer (Sennrich et al. 2016; Kudo and Richardson 2018) that reproduces every text.
 
     A character without a piece is encoded as its UTF-8 bytes.
@@ -104,7 +102,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> sentencepiece.Sent
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def pack(documents: Sequence[Sequence[int]], length: int) -> list[Row]:
+def pack(documents: list[list[int]], length: int) -> list[Row]:
     """Return rows of pieces of documents, of at most length + 1 tokens together (best fit, Ding et al. 2024).
 
     A document is [begin, tokens, end]. A longer one is cut into pieces, each beginning with the last token of the one
@@ -130,7 +128,7 @@ def pack(documents: Sequence[Sequence[int]], length: int) -> list[Row]:
     return full + rows
 
 
-def batch_of_rows(rows: Sequence[Row], length: int) -> dict[str, np.ndarray]:
+def batch_of_rows(rows: list[Row], length: int) -> dict[str, np.ndarray]:
     """Return rows as arrays [B, length]: tokens, targets, segment_ids (from 1), positions, weights."""
     tokens, segments, positions = np.zeros((3, len(rows), length + 1), np.int32)
     for b, row in enumerate(rows):
@@ -143,15 +141,10 @@ def batch_of_rows(rows: Sequence[Row], length: int) -> dict[str, np.ndarray]:
     return batch | {"segment_ids": segments[:, :-1], "positions": positions[:, :-1]}
 
 
-def row_ids(seed: int, n: int, rows: int, size: int) -> list[int]:
-    """Return the rows of batch n: places n·size … of an endless stream that shuffles all rows anew in each epoch."""
-    order = functools.cache(lambda epoch: np.random.default_rng((seed, epoch)).permutation(rows))
-    return [int(order(place // rows)[place % rows]) for place in range(n * size, (n + 1) * size)]
-
-
-def batches(rows: Sequence[Row], length: int, size: int, seed: int = 0) -> Callable[[int], dict]:
-    """Return the function of n that makes batch n."""
-    return lambda n: batch_of_rows([rows[i] for i in row_ids(seed, n, len(rows), size)], length)
+def shuffled(items: Sequence, n: int, size: int, seed: int = 0) -> list:
+    """Return items n·size … of an endless stream, which has all items in each epoch, in an order of (seed, epoch)."""
+    order = functools.cache(lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(items)))
+    return [items[order(k // len(items))[k % len(items)]] for k in range(n * size, (n + 1) * size)]
 
 
 if __name__ == "__main__":
@@ -161,4 +154,4 @@ if __name__ == "__main__":
     print(f"{len(texts)} docstrings, {len(good)} good ones, {len(kept)} without near duplicates; a row of batch 7:")
     tokenizer = train_tokenizer(kept, vocab_size=1024)
     rows = pack(tokenizer.encode(kept), length=128)
-    print(tokenizer.decode(batches(rows, 128, size=8)(7)["tokens"][0].tolist()))
+    print(tokenizer.decode(batch_of_rows(shuffled(rows, n=7, size=8), 128)["tokens"][0].tolist()))

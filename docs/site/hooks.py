@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: README.md as the start page, the generated reference, pages of sources, and the navigation."""
+"""Hooks of MkDocs: README.md as the start page, the tour, the generated reference, pages of sources, and the navigation."""
 
 import re
 import sys
@@ -10,6 +10,7 @@ sys.path.insert(0, str(links.ROOT))  # of configs and lm
 import config_pages
 import function_pages
 import source_pages
+import tour_page
 from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = links.ROOT
@@ -38,13 +39,14 @@ def on_files(files, config):
     pages = _rewritten(Path(config.docs_dir), targets)
     addresses = function_pages.addresses(modules)
     pages |= config_pages.pages(addresses.get) | function_pages.pages(modules, addresses)
+    pages["tour.md"] = tour_page.page(targets.add)
     pages |= source_pages.pages(targets)
     pages["reference/site.css"] = (Path(__file__).parent / "site.css").read_text()
     for path, content in pages.items():
         written = files.src_uris.get(path)
         if written:
             files.remove(written)
-        in_nav = written or path == "index.md" or path.startswith("reference/")
+        in_nav = written or path in ("index.md", "tour.md") or path.startswith("reference/")
         inclusion = InclusionLevel.UNDEFINED if in_nav else InclusionLevel.NOT_IN_NAV
         files.append(File.generated(config, path, content=content, inclusion=inclusion))
     return files
@@ -79,6 +81,7 @@ def navigation(docs: Path) -> list:
         reference.append({f"Functions of {top}": [f"reference/{name}.md" for name in packages]})
     return [
         {"Start": "index.md"},
+        {"Read it in an evening": "tour.md"},
         *([{"Tutorials": tutorials}] if tutorials else []),
         {"Guides": [page for name in guides for page in entry[name]]},
         *entry.get("gallery", []),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+TOUR = "tour"  # a folder that is one page of the site
 # Fenced code, indented code after a blank line, code in a line.
 _CODE = re.compile(
     r"^(`{3,}|~{3,}).*?^\1[ \t]*$|(?<=\n\n)(?:(?: {4}|\t)[^\n]*(?:\n|\Z)|[ \t]*\n)+|(`+)(?!`).+?(?<!`)\2(?!`)", re.M | re.S
@@ -61,6 +62,8 @@ def on_site(path: str) -> str:
     """Return the site's page or file for a path in the repository: docs/x.md -> x.md, lm/x.py -> source/lm/x.py.md."""
     if path == "README.md":
         return "index.md"
+    if path in (TOUR, f"{TOUR}/README.md"):
+        return "tour.md"
     page = path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}"
     if (ROOT / path).is_dir():
         readme = path.startswith("docs/") and (ROOT / path / "README.md").is_file()

@@ -55,7 +55,12 @@ def _about(path: Path) -> str:
 
 
 def _file(path: str) -> str:
+    return f"{HEAD}# {path}\n\n{listing(path)}\n"
+
+
+def listing(path: str) -> str:
+    """Return a file as a block of code with numbers of lines."""
     text = (ROOT / path).read_text(errors="replace").rstrip("\n")
     fence = max([*re.findall(r"^`{3,}", text, re.M), "``"], key=len) + "`"
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return f'{HEAD}# {path}\n\n{fence}{{.{language} linenums="1"}}\n{text}\n{fence}\n'
+    return f'{fence}{{.{language} linenums="1"}}\n{text}\n{fence}'

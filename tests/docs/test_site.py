@@ -50,6 +50,13 @@ def test_links_and_anchors_hold(site, ids):
 
 
 @pytest.mark.slow
+def test_the_tour_has_each_file_under_its_note(site):
+    text = re.sub(r"<[^>]+>", "", site[page(site, "tour.html")])
+    for file in (ROOT / "tour").glob("[a-z]*.py"):
+        assert unescape(text).count(file.read_text().splitlines()[0]) == 1, file
+
+
+@pytest.mark.slow
 def test_nothing_is_fetched_from_other_hosts(site):
     for path, text in site.items():
         assert not re.search(r"<(?:script|img|iframe|link)\s[^>]*(?:src|href)=\"?(?:https?:)?//", text), path
@@ -107,7 +114,7 @@ def test_missing_and_new_pages_change_the_navigation_only(tmp_path):
     for name in ("train.md", "new.md", "decisions.md", "tutorials/10-b.md", "tutorials/9-a.md"):
         (tmp_path / name).write_text(f"# The title of {name}\n")
     entries = {title: pages for entry in hooks.navigation(tmp_path) for title, pages in entry.items()}
-    assert list(entries) == ["Start", "Tutorials", "Guides", "Reference", "Decisions"]
+    assert list(entries) == ["Start", "Read it in an evening", "Tutorials", "Guides", "Reference", "Decisions"]
     assert entries["Guides"] == [{"Train": "train.md"}, {"New": "new.md"}]
     titles = [title for each in entries["Tutorials"] for title in each]
     assert titles == ["The title of tutorials/9-a.md", "The title of tutorials/10-b.md"]

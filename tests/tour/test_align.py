@@ -1,5 +1,7 @@
 """The tour's DPO, reward model, GRPO and LoRA: losses and gradients of the library, on its batches; what rows hold."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,6 @@ from tests.lm.align.rl import test_rl
 from tests.lm.examples import packed_batch
 from tests.tour.pairs import assert_same, config_of, library_name, one_device, ours, placed, training_config, weights
 from tour.dpo import dpo_loss
-from tour.generate import Sampling
 from tour.grpo import advantages, grpo_loss, rollouts
 from tour.lora import declare_adapters, lora_loss, merged
 from tour.mesh import make_mesh
@@ -44,36 +45,36 @@ def compare(found, expected, config):
     assert_same(found[1], ours(expected[1], config), atol=1e-5, rtol=1e-4)
 
 
-def counted(batch):
-    return batch | {"counts": np.ones(len(batch["tokens"]), np.float32)}
+def pairs_of(batch):
+    """The tour's batch of the library's pairs [B, 2, T]."""
+    arrays = {name: x for name, x in batch.items() if name != "margin"}
+    return {side: {name: x[:, i] for name, x in arrays.items()} for i, side in enumerate(("chosen", "rejected"))}
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_dpo_is_that_of_the_library(mesh):
     settings = align_config(preference=dict(loss="dpo", beta=0.3))
-    shape, batch = model_config_of(settings), counted(pair_batch(4))
+    shape, batch = model_config_of(settings), pair_batch(4)
     (params, graph), (reference, _) = weights(shape), weights(shape, seed=7)
-    batch.pop("margin")
     expected = of_the_library(preference.objective(settings), params, graph, batch, reference)
     config = config_of(shape)
     with jax.set_mesh(make_mesh(*mesh)):
         policy, frozen = (placed(ours(tree, config), config) for tree in (params, reference))
-        loss = dpo_loss(config, beta=0.3)
-        found = jax.jit(lambda p, b, f: gradient(loss, p, b, f, 1))(policy, on_mesh(batch), frozen)
+        loss = partial(dpo_loss, config, beta=0.3)
+        found = jax.jit(lambda p, b, f: gradient(loss, p, b, f))(policy, on_mesh(pairs_of(batch)), frozen)
         compare(found, expected, config)
 
 
 def test_the_reward_model_is_that_of_the_library():
     settings = align_config(reward=dict(kind="outcome", centering=0.1), model=dict(score_head="reward"))
-    shape, batch = model_config_of(settings), counted(pair_batch(4))
+    shape, batch = model_config_of(settings), pair_batch(4)
     batch["margin"] *= 0
     params, graph = weights(shape)
     expected = of_the_library(reward.objective(settings), params, graph, batch)
-    batch.pop("margin")
-    config = config_of(shape)
+    config, loss = config_of(shape), partial(reward_loss, config_of(shape), centering=0.1)
     with jax.set_mesh(one_device()):
         tree = placed(ours(params, config), config) | {"score": jnp.asarray(params["score"].get_value())}
-        found = jax.jit(lambda p, b: gradient(reward_loss(config, 0.1), p, b, None, 1))(tree, on_mesh(batch))
+        found = jax.jit(lambda p, b: gradient(loss, p, b, None))(tree, on_mesh(pairs_of(batch)))
         np.testing.assert_allclose(found[1]["score"], expected[1]["score"].get_value(), atol=1e-5)
         compare(found, expected, config)
 
@@ -83,10 +84,10 @@ def test_grpo_is_that_of_the_library():
     graph, params, batch, _ = test_rl.prepared()
     expected = of_the_library(rl.objective(settings), params, graph, batch)
     config = config_of(model_config_of(settings))
-    batch = counted({name: np.asarray(batch[name]) for name in batch if name not in ("sampler_logps", "tokens_share")})
+    batch = {name: np.asarray(batch[name]) for name in batch if name not in ("sampler_logps", "tokens_share")}
     with jax.set_mesh(one_device()):
-        loss, tree = grpo_loss(config, beta=0.1), placed(ours(params, config), config)
-        found = jax.jit(lambda p, b: gradient(loss, p, b, None, 1))(tree, on_mesh(batch))
+        loss, tree = partial(grpo_loss, config, beta=0.1), placed(ours(params, config), config)
+        found = jax.jit(lambda p, b: gradient(loss, p, b, None))(tree, on_mesh(batch))
         compare(found, expected, config)
 
 
@@ -96,13 +97,13 @@ def test_advantages_are_those_of_the_library():
     assert advantages(rewards)[0, 0] == pytest.approx(0.865875, abs=1e-6)
 
 
-def test_rollouts_have_the_log_probabilities_of_the_policy_that_drew_them():
+def test_rollouts_have_the_log_probabilities_of_the_policy_that_drew_them(capsys):
     config = config_of(model_config_of(training_config(qk_norm="head")))
     with jax.set_mesh(make_mesh(2, 2, 2)):
         params = init(declare(config), 0)
-        batch, mean = rollouts(params, config, [[1, 2], [3]], 4, lambda p, answer: len(answer), Sampling(5, 1.0), 0)
-        assert mean == 5 and batch["advantages"].tolist() == [0] * 8
-        loss, _ = gradient(grpo_loss(config, beta=0.0), params, on_mesh(batch | {"advantages": np.ones(8)}), None, 1)
+        batch = rollouts(params, config, [[1, 2], [3]], 4, lambda p, answer: len(answer), 5, (), 0)
+        assert capsys.readouterr().out == "step 1: mean reward 5.000\n" and batch["advantages"].tolist() == [0] * 8
+        loss, _ = gradient(partial(grpo_loss, config), params, on_mesh(batch | {"advantages": np.ones(8)}), None)
         assert float(loss) == pytest.approx(-1, abs=1e-5)  # every ratio is 1
 
 
@@ -139,8 +140,8 @@ def test_adapters_are_those_of_the_library(mesh):
             return {n: {x: np.asarray(adapter_of(tree, n)[f"lora_{x}"].get_value()) for x in "ab"} for n in names}
 
         assert jax.tree.map(jnp.shape, init(declared, 0)) == jax.tree.map(jnp.shape, adapters_of(params))
-        of_adapters = lora_loss(next_token_loss(config), config, scale=2.0)
-        found = jax.jit(lambda p, b, f: gradient(of_adapters, p, b, f, 1))(adapters_of(params), on_mesh(batch), (tree, None))
+        of_adapters = partial(lora_loss, partial(next_token_loss, config), config, scale=2.0)
+        found = jax.jit(lambda p, b, f: gradient(of_adapters, p, b, f))(adapters_of(params), on_mesh(batch), (tree, None))
         assert float(found[0]) == pytest.approx(float(value), abs=1e-5)
         assert_same(found[1], adapters_of(grads), atol=1e-5, rtol=1e-4)
         assert_same(merged(tree, adapters_of(params), config, 2.0), expected, atol=1e-6)

@@ -16,7 +16,7 @@ from lm.evals.engine.likelihood import Request, work
 from lm.train.step import model_config_of
 from tests.tour.pairs import MODELS, assert_same, config_of, one_device, ours, placed, training_config, weights
 from tour.evaluate import choice_scores, mean_with_interval
-from tour.generate import Sampling, generate
+from tour.generate import generate
 from tour.quantize import dequantize_model, quantize_model
 from tour.serve import Engine, serve
 from tour.sft import prompt_ids
@@ -81,7 +81,7 @@ def test_requests_in_a_changing_batch_are_answered_as_alone(served):
         ]
         replies = [json.loads(reply.result()) for reply in replies]
     for n, (messages, reply) in enumerate(zip(asked, replies)):
-        alone = generate(params, config, [prompt_ids(tokenizer, messages)], Sampling(4 + 3 * n, stop_ids=(1,)))[0]
+        alone = generate(params, config, [prompt_ids(tokenizer, messages)], 4 + 3 * n, stop_ids=(1,))[0]
         text = tokenizer.decode([token for token in alone if token != 1])
         assert reply["choices"][0]["message"] == {"role": "assistant", "content": text}
 

@@ -12,7 +12,7 @@ from lm.train.step import model_config_of
 from tests.lm.convert.test_smollm2 import FILE, QUESTIONS, ids
 from tests.tour.pairs import MODELS, assert_same, config_of, one_device, ours, training_config, weights
 from tour import hf
-from tour.generate import Sampling, generate
+from tour.generate import generate
 
 
 @pytest.mark.parametrize("name", ["default", "llama"])
@@ -42,7 +42,7 @@ def test_smollm2_answers_as_in_transformers(tmp_path):
     hf.write(tmp_path, ours(nnx.split(model)[1], config), config)
     with jax.set_mesh(one_device()):
         params, config = hf.read(tmp_path)
-        answers = generate(params, config, asked, Sampling(16))
+        answers = generate(params, config, asked, 16)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     for row, answer in zip(asked, answers):
         out = theirs.generate(torch.tensor([row]), max_new_tokens=16, do_sample=False, eos_token_id=None)

@@ -28,9 +28,8 @@ def test_logits_are_those_of_the_library(name):
     _, params, graph, config, batch = pair(name)
     expected = nnx.merge(graph, params)(inputs_of(batch))
     with jax.set_mesh(one_device()):
-        ids = model.Tokens(batch["tokens"], batch["segment_ids"], batch["positions"])
         tree = placed(ours(params, config), config)
-        logits = jax.jit(lambda tree: model.logits(tree, config, model.hidden(tree, config, ids)[0]))(tree)
+        logits = jax.jit(lambda tree: model.logits(tree, config, model.hidden(tree, config, batch)[0]))(tree)
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -45,6 +44,7 @@ def test_loss_and_gradients_are_those_of_the_library(name):
     expected, grads = jax.jit(jax.value_and_grad(loss))(params)
     with jax.set_mesh(one_device()):
         tree = placed(ours(params, config), config)
-        found = jax.jit(lambda tree: gradient(next_token_loss(config, 1e-4), tree, batch, None, 1))(tree)
+        objective = functools.partial(next_token_loss, config, z_loss=1e-4)
+        found = jax.jit(lambda tree: gradient(objective, tree, batch, None))(tree)
         assert float(found[0]) == pytest.approx(float(expected), abs=1e-5)
         assert_same(found[1], ours(grads, config))

@@ -76,8 +76,8 @@ def test_rows_are_those_of_the_library(length):
     segments, positions = layout(np.stack([row["joined"] for row in expected]), length + 1)
     same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     for n in range(30):
-        ids = text.row_ids(0, n, len(rows), 8)
-        batch = text.batches(rows, length, 8)(n)
+        ids = text.shuffled(range(len(rows)), n, 8)
+        batch = text.batch_of_rows(text.shuffled(rows, n, 8), length)
         np.testing.assert_array_equal(batch["tokens"], tokens[ids, :-1])
         np.testing.assert_array_equal(batch["targets"], tokens[ids, 1:])
         np.testing.assert_array_equal(batch["segment_ids"], segments[ids, :-1])
@@ -86,7 +86,7 @@ def test_rows_are_those_of_the_library(length):
 
 
 def test_each_epoch_has_every_row_once_in_another_order():
-    ids = [i for n in range(6) for i in text.row_ids(1, n, 12, 4)]
+    ids = [i for n in range(6) for i in text.shuffled(range(12), n, 4, seed=1)]
     assert sorted(ids[:12]) == sorted(ids[12:]) == list(range(12)) and ids[:12] != ids[12:]
 
 

@@ -12,8 +12,8 @@ from tests.lm.examples import packed_batch
 from tests.tour.pairs import MODELS, assert_same, config_of, ours, placed, training_config, weights
 from tour.mesh import make_mesh
 from tour.model import declare
-from tour.optimizers import Recipe
-from tour.pretrain import first_state, make_step, next_token_loss, on_mesh, restored, save
+from tour.optimizers import Recipe, first_state
+from tour.pretrain import make_step, next_token_loss, on_mesh, restored, save
 
 STEPS, ROWS = 20, 16
 MESHES = {"one": (1, 1, 1), "data 2, fsdp 2, tensor 2": (2, 2, 2), "fsdp 8": (1, 8, 1), "data 4, tensor 2": (4, 1, 2)}
@@ -29,7 +29,7 @@ def run_config(name, optimizer):
 
 def recipe_of(config):
     o = config.optimizer
-    names = [field.name for field in dataclasses.fields(Recipe) if field.name != "steps"]
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("steps", "save_every")]
     return Recipe(steps=config.steps, **{name: o[name] for name in names})
 
 
@@ -53,9 +53,10 @@ def of_the_tour(name, optimizer, mesh="one", parts=1):
     small, recipe = config_of(model_config_of(config)), recipe_of(config)
     with jax.set_mesh(make_mesh(*MESHES[mesh])):
         params = placed(ours(weights(model_config_of(config), scale=1.0)[0], small), small)
-        state = first_state(declare(small), params, recipe)
-        step = make_step(next_token_loss(small, recipe.z_loss), declare(small), recipe, parts)
-        nll = jax.jit(lambda params, batch: next_token_loss(small)(params, batch, None) / batch["weights"].sum())
+        state = first_state(params)
+        loss = functools.partial(next_token_loss, small)
+        step = make_step(functools.partial(loss, z_loss=config.optimizer.z_loss), declare(small), recipe, parts)
+        nll = jax.jit(lambda params, batch: loss(params, batch, None)[0] / batch["weights"].sum())
         losses = []
         for n in range(STEPS):
             batch = on_mesh(packed_batch(config, seed=n))
@@ -91,17 +92,17 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
     small, recipe = config_of(model_config_of(config)), recipe_of(config)
     with jax.set_mesh(make_mesh(2, 2, 2)):
         params = placed(ours(weights(model_config_of(config), scale=1.0)[0], small), small)
-        step = make_step(next_token_loss(small, recipe.z_loss), declare(small), recipe)
+        step = make_step(functools.partial(next_token_loss, small), declare(small), recipe)
 
         def run(state, stop):
             for n in range(int(state.step), stop):
                 state, _ = step(state, on_mesh(packed_batch(config, seed=n)))
             return state
 
-        whole = jax.device_get(run(first_state(declare(small), params, recipe), 7))
-        save(tmp_path, run(first_state(declare(small), params, recipe), 2))
-        save(tmp_path, run(first_state(declare(small), params, recipe), 4))
-        again = restored(tmp_path, first_state(declare(small), params, recipe))
+        whole = jax.device_get(run(first_state(params), 7))
+        save(tmp_path, run(first_state(params), 2))
+        save(tmp_path, run(first_state(params), 4))
+        again = restored(tmp_path, first_state(params))
         assert int(again.step) == 4
         resumed = jax.device_get(run(again, 7))
     for x, y in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
