@@ -1,28 +1,25 @@
 """Charts as inline SVG for the report pages: curves of metrics, and of calibration.
 
-Matplotlib draws them. It loads with the first chart, because verbs import this module when they start. Font and colours come
-from the page (colours from its CSS variables), so they follow the reader's light or dark theme. Nothing is fetched and no
-script runs.
+Matplotlib draws them. Font and colours come from the page (colours from its CSS variables), so they follow the reader's light
+or dark theme. Nothing is fetched and no script runs.
 """
-
-from __future__ import annotations
 
 import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lm.reports.metric_groups import COLOURS
 from lm.reports.page import short
 from lm.train.history import Curve
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 # Matplotlib cannot write CSS variables, so it draws in these placeholder colours, which are replaced in its SVG.
 NAMES = ("ink", "muted", "line", *COLOURS)
@@ -43,10 +40,6 @@ def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *,
     Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space. tokens: token counts by
     step, for the top axis. steps: False for a chart over something else; `draw` then sets its ticks.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -93,7 +86,7 @@ def _name_ticks(axis: Axis) -> None:
     """Label the ticks of an axis with as many digits as tell them apart."""
     ticks = set(axis.get_majorticklocs())
     digits = next((n for n in range(4, 16) if len({short(tick, n) for tick in ticks}) == len(ticks)), 16)
-    axis.set_major_formatter(lambda value, _: short(value, digits))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value, digits)))
 
 
 def _fitted(ax: Axes) -> tuple[float, float, float, float]:
@@ -117,8 +110,6 @@ def _columns(names: Sequence[str]) -> int:
 
 def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
     """Put round token counts at the steps that reached them; exact even if the batch size changed."""
-    from matplotlib.ticker import MaxNLocator
-
     low, high = np.interp(ax.get_xlim(), steps, tokens)
     ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
     top = ax.secondary_xaxis("top")
@@ -162,8 +153,6 @@ def calibration(name: str, title: str, runs: Mapping[str, Sequence[Mapping]]) ->
     """
 
     def draw(ax: Axes) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         for (label, bins), colour, line in zip(runs.items(), SERIES, LINES):
             x, y, n = ([b[key] for b in bins] for key in ("confidence", "accuracy", "n"))
@@ -172,7 +161,7 @@ def calibration(name: str, title: str, runs: Mapping[str, Sequence[Mapping]]) ->
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(lambda value, _: short(value))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         if len(runs) > 1:
             place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(3, len(runs))}
             ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)

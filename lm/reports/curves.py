@@ -1,20 +1,16 @@
 """The curves of a run: all metrics of its metrics.jsonl in groups, with held-out curves beside those of training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
 from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, VALID, dots, from_zero, held_out, legend, svg
 from lm.reports.metric_groups import FOLDED, GROUPS, LEFT_OUT, LOSSES, SCHEDULE, Group, group_of, matches
 from lm.reports.run_metrics import thin, trend
 from lm.train.history import Curve, column
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[str, float] = {}) -> list[dict]:
@@ -106,7 +102,7 @@ def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[
     low, high = ax.dataLim.intervaly
     if keys == ["grad_norm"] and low > 0 and high > 10 * low:
         ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter("")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     elif keys not in (["loss"], ["bits_per_byte"]):
         from_zero(ax)
     legend(ax)

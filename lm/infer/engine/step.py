@@ -209,6 +209,5 @@ def _no_change(S: int, V: int) -> Adjust:
 
 def _greedy(S: int) -> Settings:
     """Return settings of rows that are drawn greedily."""
-    zeros, ones = np.zeros(S, np.float32), np.ones(S, np.float32)
-    integers = zeros.astype(np.int32)
+    zeros, ones, integers = np.zeros(S, np.float32), np.ones(S, np.float32), np.zeros(S, np.int32)
     return Settings(zeros, ones, integers, zeros.copy(), zeros.astype(np.uint32), integers.copy(), ones.copy())
