@@ -86,7 +86,6 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.context import sequences_whole
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.next_steps import show
-    from lm.reports.train import drawn, mixture, write_report
     from lm.runs.own_code import keep_own_code
     from lm.train import events, loop
     from lm.train.events.validation import Evaluator, valid_batches
@@ -137,6 +136,8 @@ def train(config, workdir: Path) -> None:
         measure = in_loop.measuring(evals, workdir, trainer.graph, tokenizer)
         result = loop.train(config, trainer, mesh, stream, workdir, events.usual(config, validate, measure), start)
     stages["training"] = result["seconds"]
+    from lm.reports.train import drawn, mixture, write_report  # here, because Matplotlib comes with it
+
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
     with jax.set_mesh(mesh), sequences_whole(result["params"]) as params:
         samples = drawn(config, params, tokenizer, dataset)

@@ -19,8 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The engine.
     config.rows = 32  # requests that are decoded together
     config.queue = 1024  # requests that wait; more are refused with 429
-    # Blocks of 16 tokens of the key/value cache. 0: on a CPU 1 GiB of them, or more if `rows` requests of 512 tokens or one of
-    # the whole context need more, but at most a quarter of the free memory; on an accelerator 0.9 of its free memory.
+    config.context = 256  # tokens for which the key/value cache on a CPU has room for each of `rows`; longer requests share it
+    # Blocks of 16 tokens of the cache. 0: on a CPU room for `rows` requests of `context` tokens, or for one of the model's
+    # whole context if that is more, but at most a quarter of the free memory; on an accelerator 0.9 of its free memory.
     config.blocks = 0
     config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training
     config.cache_dtype = ""  # of keys and values: float32, bfloat16, int8; "": as the matrices, bfloat16 for integer ones

@@ -16,7 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.sequence_length = 256  # tokens per sequence, at most model.max_positions
     config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
     config.objective = ""  # FILE.py:FUNCTION: a loss of your own in place of next-token prediction (docs/extend.md)
-    config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
+    # Of matrix products: bfloat16 or float32; parameters are float32. auto: bfloat16 on TPUs, GPUs and processors with AMX or
+    # AVX-512 BF16, float32 on others. A run keeps what it began with.
+    config.dtype = "auto"
 
     config.init_from = placeholder(str)  # workdir, Hugging Face folder or GGUF file: its model config, weights, tokenizer
     config.tokenizer = placeholder(str)  # a tokenizer.model or tokenizer.json, or a folder with one; none: train one

@@ -90,7 +90,7 @@ def read_run(folder: Path) -> Run:
     for line in load_metrics(folder / "metrics.jsonl")[1]:
         if found := {key.removeprefix("valid_"): x for key, x in line.items() if key.startswith("valid_")}:
             step, values = line["step"], (values if line["step"] == step else {}) | found
-    values = {key: x for key, x in values.items() if _finite(x)}
+    values = {key: x for key, x in values.items() if isinstance(x, int | float) and math.isfinite(x)}
     if not values:
         raise UserError(f"{folder} has no held-out measures in its metrics.jsonl: train it with data.valid_fraction above 0")
     path = folder / "report.json"
@@ -193,10 +193,6 @@ def main() -> None:
 
 def _names(arm: Mapping[int, Run]) -> str:
     return ", ".join(str(run.folder) for run in arm.values())
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 if __name__ == "__main__":

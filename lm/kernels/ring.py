@@ -193,7 +193,7 @@ def _far_gradient(plan: Plan, q: jax.Array, keys: Keys, dout: jax.Array, logz: j
         def earlier() -> tuple[jax.Array, list[jax.Array]]:
             low = now.half(0)
             dq, *some = tiles.backward(q, segments, low, dout, logz, delta, everything)
-            return dq, [_before(x, 2) for x in some]
+            return dq, [jnp.concatenate((x, jnp.zeros_like(x)), axis=2) for x in some]  # the high half is 0
 
         def later() -> tuple[jax.Array, list[jax.Array]]:
             mine, of_dout, of_logz, of_delta = (half_of(x, 3, 1) for x in (q, dout, logz, delta))
@@ -324,11 +324,6 @@ def _by_head(x_BTGK: jax.Array) -> jax.Array:
 def _by_time(x_BGRTV: jax.Array) -> jax.Array:
     B, G, R, T, V = x_BGRTV.shape
     return jnp.moveaxis(x_BGRTV, 3, 1).reshape(B, T, G * R, V)
-
-
-def _before(x: jax.Array, axis: int) -> jax.Array:
-    """Return the low half x with a high half of 0 after it."""
-    return jnp.concatenate((x, jnp.zeros_like(x)), axis=axis)
 
 
 def _after(x: jax.Array, axis: int, filling: float) -> jax.Array:

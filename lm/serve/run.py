@@ -47,7 +47,7 @@ def opened(config) -> Iterator[Service]:
     count = adapter_count(config)
     engine = open_engine(
         config.checkpoint,
-        Capacity(config.rows, pages=config.blocks, cache_dtype=config.cache_dtype, queue=config.queue),
+        Capacity(config.rows, pages=config.blocks, cache_dtype=config.cache_dtype, queue=config.queue, context=config.context),
         dtype=config.dtype,
         quantize=config.quantize,
         speculate=config.speculate,
@@ -98,7 +98,7 @@ def serve(config, workdir: Path) -> int:
         if service.no_chat:
             print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
         service.engine.warm(adjusts=True)  # compiles, so that no request waits for it
-        print(f"{service.name}: {memory(service.engine)}", flush=True)
+        print(f"{service.name}: {memory(service.engine, config)}", flush=True)
         engine, settings = service.engine, watch_settings(config)
         service.watch = Watch(settings, workdir, engine, model_name=service.name, checkpoint=lambda: service.checkpoint)
         try:
@@ -111,12 +111,13 @@ def serve(config, workdir: Path) -> int:
     return 0
 
 
-def memory(engine) -> str:
+def memory(engine, config) -> str:
     """Return in words what the process holds, and what sets the part that a user can choose."""
     weights, cache = engine.held
+    chosen = f"blocks={config.blocks}" if config.blocks else f"context={config.context}: {engine.stats().blocks} blocks"
     return (
         f"{psutil.Process().memory_info().rss / 1e9:.2f} GB of memory, of it {weights / 1e9:.2f} GB weights and "
-        f"{cache / 1e9:.2f} GB cache (--config.blocks={engine.stats().blocks})"
+        f"{cache / 1e9:.2f} GB cache (--config.{chosen})"
     )
 
 

@@ -29,9 +29,9 @@ SAMPLING = {"temperature": 0.7, "top_p": 0.95}
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
 RANGES = {  # of numbers; a number alone is the least one
-    "rows": 1, "queue": 1, "blocks": 0, "port": (0, 65535), "watch": 0, "drain": 0, "timeout": 0, "read_seconds": 0,
-    "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0, "body_bytes": 1,
-    "unread_tokens": 1, "auth.per_minute": 0, "adapters.count": 0, "adapters.rank": 1,
+    "rows": 1, "queue": 1, "context": 1, "blocks": 0, "port": (0, 65535), "watch": 0, "drain": 0, "timeout": 0,
+    "read_seconds": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0,
+    "body_bytes": 1, "unread_tokens": 1, "auth.per_minute": 0, "adapters.count": 0, "adapters.rank": 1,
     "monitor.share": (0, 1), "monitor.reference": (20, 100_000), "monitor.recent": (20, 100_000), "monitor.alpha": (1e-9, 0.5),
     "store.share": (0, 1), "store.days": (0, 1e6), "store.megabytes": (0, 1e9),
     "status.seconds": (0, 3600), "status.samples": (1, 100_000),

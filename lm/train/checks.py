@@ -31,6 +31,12 @@ FIRST_RECORDS = 100  # of a file, which are checked before JAX loads
 NEW_DEFAULTS = ("model.qk_norm", *[f"optimizer.{key}" for key in ("name", "schedule", "warmup", "final", "decay", "b1")])
 
 
+def keep_dtype(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Set a dtype of auto to the one with which the run in the workdir began."""
+    if config.dtype == "auto":
+        config.dtype = (record(workdir)[0] or {}).get("dtype", "auto")
+
+
 def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Give a run that began before the defaults of NEW_DEFAULTS its recorded values, but for keys of the command line.
 
@@ -59,6 +65,7 @@ def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> No
 def check_training(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Raise UserError for an invalid config of train.py, or one that differs from the run in the workdir."""
     check_values(config)
+    keep_dtype(config, workdir)
     keep_former_defaults(config, workdir)
     if not config.init_from and not steps_saved(workdir):
         check_length(model_of(config), config.sequence_length)

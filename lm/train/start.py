@@ -28,6 +28,7 @@ from lm.parallel.hosts import from_first, is_first
 from lm.parallel.mesh import make_mesh, shapes_on
 from lm.runs.own_code import check_own_code, own_parts
 from lm.runs.workdir import check_record, record, steps_saved
+from lm.train.chips import dtype_here
 from lm.train.step import model_config_of
 from lm.train.values import check_length, check_values
 
@@ -38,19 +39,21 @@ TOWERS = {"vision": "image", "audio": "audio"}  # sections of encoders: kinds of
 
 
 def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
-    """Copy the model's config from `init_from` into `config`, and its tokenizer unless the config names one.
+    """Copy the model's config from `init_from` into `config`, and its tokenizer unless the config names one. Choose the dtype.
 
     A run that is already in the workdir keeps its recorded config, even if `init_from` has changed or moved since.
     """
+    # Process 0 may know it from the record.
+    config.dtype, why = from_first(lambda: dtype_here() if config.dtype == "auto" else (config.dtype, ""))
+    if why and workdir and is_first():
+        print(f"dtype={config.dtype}, chosen for {why}", flush=True)
     if not config.init_from:
         return
     from lm.convert.source import config_of, open_source
 
     saved = from_first(lambda: record(workdir)[0]) if workdir else None  # process 0 may be writing it
-    if saved:
-        model = config_of(saved).to_dict()  # the files that it names, not their copies: the record must be the same
-    else:
-        model = open_source(config.init_from).config.to_dict()
+    # The record has the files that it names, not their copies: it must be the same.
+    model = (config_of(saved) if saved else open_source(config.init_from).config).to_dict()
     for section, size in (("adapter", "rank"), ("quantization", "bits")):
         if model[section][size] and config.model[section][size] and not saved:
             raise UserError(

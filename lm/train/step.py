@@ -27,6 +27,7 @@ from lm.parallel.memory import has_host_memory, on_host
 from lm.parallel.mesh import shardings, spec_of
 from lm.runs import own_code
 from lm.train import guard, rates
+from lm.train.chips import dtype_here
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.update import TrainState, Update, schedule
 
@@ -174,7 +175,7 @@ def ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
 
 def model_config_of(config: ml_collections.ConfigDict) -> ModelConfig:
     """Return the ModelConfig of a training config; the compute dtype is a top-level key."""
-    return ModelConfig(**config.model, dtype=config.dtype)
+    return ModelConfig(**config.model, dtype=dtype_here()[0] if config.dtype == "auto" else config.dtype)
 
 
 def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:

@@ -88,14 +88,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     for key, values in CHOICES.items():
         if o[key] not in values and not (key == "name" and is_own(o[key])):
             near = difflib.get_close_matches(str(o[key]).lower(), values, n=1)
-            cure = (
-                f"did you mean {near[0]}?"
-                if near
-                else "a function of your own is written FILE.py:FUNCTION"
-                if key == "name"
-                else ""
-            )
-            raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}{'; ' * bool(cure)}{cure}")
+            own = "; a function of your own is written FILE.py:FUNCTION" if key == "name" else ""
+            cure = f"; did you mean {near[0]}?" if near else own
+            raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}{cure}")
     check_names(config)  # raises UserError
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
@@ -140,13 +135,14 @@ def profiled_steps(text: str) -> range:
 def model_of(config: ml_collections.ConfigDict) -> ModelConfig:
     """Return the ModelConfig of a config. Raises UserError if the model cannot be built.
 
-    An encoder's token_id of -1 is chosen later, with the tokenizer of init_from (lm/train/start.py).
+    Without JAX no device is known: dtype=auto is float32 here. An encoder's token_id of -1 is chosen later, with the tokenizer
+    of init_from (lm/train/start.py).
     """
     values = config.model.to_dict()
     for number, name in enumerate(("vision", "audio")):
         if config.init_from and values[name]["num_layers"] and values[name]["token_id"] == -1:
             values[name]["token_id"] = number
-    return ModelConfig(**values, dtype=config.dtype)
+    return ModelConfig(**values, dtype="float32" if config.dtype == "auto" else config.dtype)
 
 
 def check_length(model: ModelConfig, sequence_length: int) -> None:

@@ -27,7 +27,7 @@ def test_a_trained_model_is_served(finished, tmp_path):
         with open(read) as printed:
             held = printed.readline()
             url = re.search(r"mine answers at (http://\S+)/v1", printed.readline())[1]
-        words = r"mine: [\d.]+ GB of memory, of it 0.0\d GB weights and 0.0\d GB cache \(--config.blocks=\d+\)\n"
+        words = r"mine: [\d.]+ GB of memory, of it 0.0\d GB weights and 0.0\d GB cache \(--config.context=256: \d+ blocks\)\n"
         assert re.fullmatch(words, held)
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 4}, timeout=120)
         assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] > 0

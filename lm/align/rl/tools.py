@@ -12,7 +12,6 @@ from data.chat.template import encode_chat, end_of_turn
 from data.tasks.arithmetic import CALCULATOR
 from lm.align.rl.calculator import calculate
 from lm.errors import UserError
-from lm.parallel.hosts import from_first
 from lm.sandbox.run import Result, run_many
 
 PYTHON = {
@@ -103,6 +102,8 @@ def run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] 
     """
     if not any(calls):
         return [[] for _ in calls]
+    from lm.parallel.hosts import from_first  # here, because JAX comes with it
+
     return from_first(lambda: _run_calls(tools, calls))
 
 

@@ -74,8 +74,7 @@ def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[
     for _, of_confidence in itertools.groupby(pairs, key=lambda pair: pair[0]):
         group = [hit for _, hit in of_confidence]
         share = 1 - sum(group) / len(group)
-        for step in range(1, len(group) + 1):
-            risks.append((wrong + step * share) / (k + step))
+        risks += [(wrong + step * share) / (k + step) for step in range(1, len(group) + 1)]
         wrong, k = wrong + len(group) - sum(group), k + len(group)
     shown = sorted({math.ceil(n * point / POINTS) for point in range(1, POINTS + 1)}) if n else []
     return (math.fsum(risks) / n if n else None), {"coverage": [k / n for k in shown], "risk": [risks[k - 1] for k in shown]}

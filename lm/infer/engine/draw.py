@@ -16,7 +16,7 @@ from lm.infer.decode import first_of_most
 from lm.parallel.mesh import reshard
 
 CANDIDATES = 128  # likeliest tokens of a row, which nearly always hold the last one that stays
-GREEDY, PLAIN, TRUNCATED = "greedy", "plain", "truncated"
+GREEDY, PLAIN, TRUNCATED = range(3)
 
 
 class Settings(NamedTuple):
@@ -58,24 +58,34 @@ class Drawn(NamedTuple):
     top: tuple[jax.Array, jax.Array] | None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=1)
 def draw(
-    how: str, top: int, logits_SV: jax.Array, size: jax.Array, settings: Settings, adjust: Adjust | None, forced_S: jax.Array
+    how: np.int32,
+    top: int,
+    logits_SV: jax.Array,
+    size: np.int32,
+    settings: Settings,
+    adjust: Adjust | None,
+    forced_S: np.ndarray,
 ) -> Drawn:
     """Return the next token of each row.
 
-    how: GREEDY if all rows are; PLAIN if none limits the tokens by top_k, top_p or min_p; else TRUNCATED. top: K;
-    −1: no log-probability at all.
+    how: GREEDY if all rows are; PLAIN if none limits the tokens by top_k, top_p or min_p; else TRUNCATED. One program serves
+    all three, because each takes megabytes. top: K; −1: no log-probability at all.
     size: only ids below it are drawn. forced_S: int32, tokens whose log-probability is wanted in place of a drawn one, or −1.
     """
     logits_SV = reshard(logits_SV, None, None)
     S, V = logits_SV.shape
-    changed_SV = logits_SV if adjust is None else adjusted(logits_SV, adjust)
-    changed_SV = jnp.where(jnp.arange(V) < size, changed_SV, -jnp.inf)
-    token_S = first_of_most(changed_SV)
-    if how != GREEDY:
-        sampled_S = _sampled(changed_SV, settings, how == TRUNCATED)
-        token_S = jnp.where(settings.temperature_S > 0, sampled_S, token_S)
+
+    def next_token(how: int) -> jax.Array:
+        changed_SV = logits_SV if adjust is None else adjusted(logits_SV, adjust)
+        changed_SV = jnp.where(jnp.arange(V) < size, changed_SV, -jnp.inf)
+        token_S = first_of_most(changed_SV)
+        if how == GREEDY:
+            return token_S
+        return jnp.where(settings.temperature_S > 0, _sampled(changed_SV, settings, how == TRUNCATED), token_S)
+
+    token_S = lax.switch(how, [functools.partial(next_token, kind) for kind in (GREEDY, PLAIN, TRUNCATED)])
     token_S = jnp.where(forced_S >= 0, forced_S, token_S).astype(jnp.int32)
     if top < 0:
         return Drawn(token_S, jnp.zeros(S), ~jnp.isfinite(jnp.max(logits_SV, axis=-1)), None)

@@ -21,7 +21,8 @@ class Capacity(NamedTuple):
     """rows: most sequences that run at a time. budget: most tokens of a step. pages: of the cache; 0: `default_pages`.
 
     page: tokens of a page. cache_dtype: of keys and values, "int8", "bfloat16", "float32"; "": as the engine computes.
-    drafts: most tokens that are guessed ahead for a sequence, which changes no result. queue: most waiting requests.
+    drafts: most tokens that are guessed ahead for a sequence, which changes no result. queue: most waiting requests. context:
+    tokens for which each row has pages on a CPU, if `pages` is 0; 0: TYPICAL, and all pages CACHE bytes if that is more.
     """
 
     rows: int = 32
@@ -31,19 +32,20 @@ class Capacity(NamedTuple):
     cache_dtype: str = ""
     drafts: int = 0
     queue: int = 1024
+    context: int = 0
 
 
 def default_pages(config: ModelConfig, capacity: Capacity) -> int:
     """Return the number of pages of an engine for which none is named.
 
-    On a CPU they have CACHE bytes. They have more if `rows` requests of TYPICAL tokens, or one of full length, need more. On
-    every device they have at most what is `affordable`: requests that find no page then wait.
+    On a CPU they hold `rows` requests of `context` tokens, or one of full length if that is more. On every device they have at
+    most what is `affordable`: requests that find no page then wait.
     """
     most, page = affordable(config, capacity), capacity.page
     if jax.default_backend() != "cpu":  # nothing else wants an accelerator's memory
         return most
-    usual = CACHE // page_bytes(config, page, capacity.cache_dtype)
-    return min(most, max(usual, capacity.rows * -(-TYPICAL // page), -(-config.max_positions // page)))
+    usual = 0 if capacity.context else CACHE // page_bytes(config, page, capacity.cache_dtype)
+    return min(most, max(usual, capacity.rows * -(-(capacity.context or TYPICAL) // page), -(-config.max_positions // page)))
 
 
 def affordable(config: ModelConfig, capacity: Capacity) -> int:

@@ -8,7 +8,7 @@ Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabu
 
 import contextlib
 import functools
-import itertools
+import operator
 from collections.abc import Sequence as List
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import spec
+
+GROUPS = 8, 4, 1  # rows that are drawn at once on a CPU
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -163,8 +165,7 @@ def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
             continue
         top = max(top, _alternatives(r.logprobs, r.tempered))
         if r.temperature > 0:
-            is_whole = r.top_p >= 1 and not r.top_k and not r.min_p
-            how = (PLAIN if how == GREEDY else how) if is_whole else TRUNCATED
+            how = max(how, PLAIN if r.top_p >= 1 and not r.top_k and not r.min_p else TRUNCATED)
         settings.temperature_S[s], settings.top_p_S[s], settings.top_k_S[s] = r.temperature, r.top_p, r.top_k
         settings.min_p_S[s], settings.seed_S[s], settings.n_S[s] = r.min_p, r.seed % 2**32, place - sequence.prompt
         if sequence.adjusts:
@@ -172,8 +173,21 @@ def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
                 adjust = _no_change(S, V)
             adjust.bias_SV[s], adjust.seen_SV[s] = sequence.bias(), sequence.seen_V
             adjust.repeat_S[s] = r.repetition_penalty
-    found = draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S)
-    return jax.tree.map(np.asarray, found)
+    return _draw(how, top, logits_SV, vocab_size, settings, adjust, forced_S)
+
+
+def _draw(
+    how: int, top: int, logits_SV: jax.Array, vocab_size: int, settings: Settings, adjust: Adjust | None, forced_S: np.ndarray
+) -> Drawn:
+    """Return `draw` as numpy arrays. On a CPU rows go in groups, so that few programs, each of megabytes, serve all steps."""
+    is_cpu, begin, found = jax.default_backend() == "cpu", 0, list[Drawn]()
+    rows = np.asarray(logits_SV) if is_cpu else logits_SV, settings, adjust, forced_S
+    while begin < len(forced_S):
+        size = next(n for n in (GROUPS if is_cpu else (len(forced_S),)) if n <= len(forced_S) - begin)
+        logits, *settled, forced = jax.tree.map(operator.itemgetter(slice(begin, begin + size)), rows)
+        found.append(draw(np.int32(how), top, logits, np.int32(vocab_size), *settled, forced))
+        begin += size
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def _alternatives(wanted: int, tempered: bool) -> int:
@@ -185,8 +199,8 @@ def warm_draws(logits_SV: jax.Array, vocab_size: int, adjusts: bool) -> None:
     """Compile what draws from logits of this shape: plainly, with alternatives, and if `adjusts` with changes of these."""
     settings, forced_S = _greedy(len(logits_SV)), np.full(len(logits_SV), -1, np.int32)
     kinds = [(-1, None), (TOP, None), *([(-1, _no_change(*logits_SV.shape))] if adjusts else [])]
-    for how, (top, adjust) in itertools.product((GREEDY, PLAIN, TRUNCATED), kinds):
-        jax.block_until_ready(draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S))
+    for top, adjust in kinds:
+        _draw(GREEDY, top, logits_SV, vocab_size, settings, adjust, forced_S)
 
 
 def _no_change(S: int, V: int) -> Adjust:
@@ -195,6 +209,5 @@ def _no_change(S: int, V: int) -> Adjust:
 
 def _greedy(S: int) -> Settings:
     """Return settings of rows that are drawn greedily."""
-    zeros, ones = np.zeros(S, np.float32), np.ones(S, np.float32)
-    integers = zeros.astype(np.int32)
+    zeros, ones, integers = np.zeros(S, np.float32), np.ones(S, np.float32), np.zeros(S, np.int32)
     return Settings(zeros, ones, integers, zeros.copy(), zeros.astype(np.uint32), integers.copy(), ones.copy())

@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
 from lm.files.saving import plain
+from lm.reports import page
 from lm.serve.api.protocol import ApiError, Body, json_response, read
 from lm.serve.store import Feedback
 from lm.serve.watch.charts import CHARTS, reading, values
@@ -107,8 +108,6 @@ class Status:
 
     def page(self) -> str:
         """Return the page as HTML."""
-        from lm.reports import page  # here, because matplotlib comes with it
-
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader([HERE, Path(page.__file__).parent / "templates"]), autoescape=True, trim_blocks=True
         )

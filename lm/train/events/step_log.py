@@ -42,13 +42,14 @@ from lm.train.chips import mfu_formula, peak_flops
 from lm.train.loop import Done, Event, Run
 from lm.train.trackers import close_sinks, open_sinks, parse_trackers
 
-_hides_torch = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]  # tensorboardX would import it for a type: a second and more
+# tensorboardX would import these, for a type and for buckets that lm.bucket mirrors: a second and more.
+_hidden = [name for name in ("torch", "boto3", "google.cloud.storage") if sys.modules.setdefault(name, None) is None]  # type: ignore[arg-type]
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
 from tensorboardX.proto import event_pb2  # noqa: E402
 from tensorboardX.summary import scalar  # noqa: E402
 
-if _hides_torch:
-    del sys.modules["torch"]
+for _name in _hidden:
+    del sys.modules[_name]
 
 NOT_LOGGED = ("weight", "skipped_in_row", "high_in_row", "recent")  # what a step tells the loop only
 STARTS = "starts.jsonl"

@@ -73,14 +73,14 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
                 row.seconds += times * collective.seconds
                 row.largest = max(row.largest, collective.bytes)
                 free |= dict.fromkeys(collective.links, end)
-                if _starts(one):
+                if one.kind.endswith("-start") or "collective-start" in one.name:
                     row.in_background += times
                     running[_pair(one.name)] = (end, collective.kind)
                 else:
                     row.exposed += times * (end - clock)
                     exposed += times * (end - clock)
                     clock = end
-            elif _ends(one) and _pair(one.name) in running:
+            elif (one.kind.endswith("-done") or "collective-done" in one.name) and _pair(one.name) in running:
                 end, kind = running.pop(_pair(one.name))
                 if end > clock:
                     sent[kind].exposed += times * (end - clock)
@@ -105,14 +105,6 @@ def grouped_flops(one: Instruction, shapes: dict[str, str]) -> int:
         return 0
     rows, other = ([int(n) for n in re.findall(r"\[([\d,]*)\]", shapes[name])[0].split(",")] for name in one.operands[-2:])
     return 2 * rows[0] * rows[1] * other[-1]
-
-
-def _starts(one: Instruction) -> bool:
-    return one.kind.endswith("-start") or "collective-start" in one.name
-
-
-def _ends(one: Instruction) -> bool:
-    return one.kind.endswith("-done") or "collective-done" in one.name
 
 
 def _pair(name: str) -> str:

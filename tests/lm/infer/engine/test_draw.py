@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lm.infer.engine import step
 from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Settings, draw, inverse, kept, least_of_all, least_of_few
 
 S, V = 6000, 300
@@ -106,3 +107,15 @@ def test_inversion_never_takes_what_has_no_probability():
     p[0, 7], p[1, [3, 49]], p[2, [0, 30]] = 1, 0.5, 0.5
     assert inverse(p, np.float32([0.999999, 0.999999, 0.0])).tolist() == [7, 49, 0]
     assert inverse(p, np.float32([0.0, 0.49, 0.51])).tolist() == [7, 3, 30]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 13, 32])
+def test_groups_of_rows_draw_what_all_rows_together_draw(rows):
+    logits = np.random.default_rng(2).normal(size=(rows, V)).astype(np.float32)
+    adjust = Adjust(logits[::-1].copy(), logits > 1, np.full(rows, 1.1, np.float32))
+    arguments = settings(rows, 0.9, 0.8), adjust, np.full(rows, -1, np.int32)
+    together = draw(TRUNCATED, 2, logits, np.int32(V), *arguments)
+    grouped = step._draw(TRUNCATED, 2, jax.numpy.asarray(logits), V, *arguments)
+    assert np.array_equal(grouped.token_S, together.token_S)
+    for a, b in zip(jax.tree.leaves(grouped), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)  # sums of other shapes may round otherwise

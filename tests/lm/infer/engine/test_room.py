@@ -36,6 +36,13 @@ def test_default_pages_are_bounded(monkeypatch, config, dtype, rows, free, wante
     assert count * page_bytes(config, 16, dtype) <= max(1 << 30, free // 4)
 
 
+@pytest.mark.parametrize(("context", "tokens"), [(256, 8192), (512, 32 * 512), (10**6, 32 * 8192)])
+def test_a_server_has_pages_for_the_context_of_its_rows(monkeypatch, context, tokens):
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1000 * GB))
+    monkeypatch.setattr(room.jax, "default_backend", lambda: "cpu")
+    assert room.default_pages(SMALL, room.Capacity(32, cache_dtype="bfloat16", context=context)) * 16 == tokens
+
+
 def test_an_accelerator_gives_most_of_its_own_memory(monkeypatch):
     device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 11 * GB, "bytes_in_use": GB})
     monkeypatch.setattr(room.jax, "default_backend", lambda: "gpu")

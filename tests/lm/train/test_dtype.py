@@ -1,0 +1,90 @@
+"""dtype=auto: what it stands for on which device, and that a run keeps what it began with."""
+
+import json
+import sys
+
+import jax
+import pytest
+
+from configs.train import tiny
+from lm.train import chips
+from lm.train.checks import keep_dtype
+from lm.train.start import adopt
+from lm.train.step import model_config_of
+
+
+def choice(monkeypatch, flags=(), backend="cpu", **environment) -> str:
+    """Return the dtype on a machine with these flags of Linux, of which the reason tells."""
+    jax.devices()  # later tests want those of the true XLA_FLAGS
+    for name in ("XLA_FLAGS", "NUMBA_CPU_NAME"):
+        monkeypatch.setenv(name, environment.get(name, ""))
+    monkeypatch.setattr(chips, "machine", lambda devices: {"flags": list(flags)})
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    return chips.dtype_here()[0]
+
+
+AVX2, AVX512 = ("avx2",), ("avx2", "avx512f")
+ZEN4, SAPPHIRE_RAPIDS = (*AVX512, "avx512_bf16"), (*AVX512, "avx512_bf16", "amx_bf16", "amx_tile")
+
+
+@pytest.mark.parametrize(
+    ("flags", "backend", "wanted"),
+    [
+        (AVX2, "cpu", "float32"),
+        (AVX512, "cpu", "float32"),
+        ((), "cpu", "float32"),  # no Linux
+        (ZEN4, "cpu", "bfloat16"),
+        (SAPPHIRE_RAPIDS, "cpu", "bfloat16"),
+        (AVX2, "gpu", "bfloat16"),
+        (AVX2, "tpu", "bfloat16"),
+    ],
+)
+def test_the_device_decides(monkeypatch, flags, backend, wanted):
+    assert choice(monkeypatch, flags, backend) == wanted
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"XLA_FLAGS": "--xla_foo=1 --xla_cpu_max_isa=AVX2"}, "float32"),
+        ({"XLA_FLAGS": "--xla_cpu_max_isa=AVX512"}, "float32"),
+        ({"XLA_FLAGS": "--xla_cpu_max_isa=AVX512_BF16"}, "bfloat16"),
+        ({"NUMBA_CPU_NAME": "haswell"}, "float32"),
+        ({"NUMBA_CPU_NAME": "znver4"}, "bfloat16"),
+    ],
+)
+def test_a_limited_processor_counts_as_what_it_is_limited_to(monkeypatch, environment, wanted):
+    assert choice(monkeypatch, SAPPHIRE_RAPIDS, **environment) == wanted
+
+
+def test_the_choice_is_printed_once_and_recorded_and_an_explicit_dtype_wins(monkeypatch, tmp_path, capsys):
+    choice(monkeypatch, AVX2)
+    adopt(config := tiny.get_config(), tmp_path)
+    assert config.dtype == model_config_of(config).dtype == "float32"
+    assert capsys.readouterr().out == "dtype=float32, chosen for a processor without AMX and AVX-512 BF16\n"
+    explicit = tiny.get_config()
+    explicit.dtype = "bfloat16"
+    adopt(explicit, tmp_path)
+    assert explicit.dtype == "bfloat16" and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("began", ["bfloat16", "float32"])
+def test_a_run_keeps_the_dtype_that_it_began_with(monkeypatch, tmp_path, capsys, began):
+    before = tiny.get_config()
+    before.dtype = began
+    (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    choice(monkeypatch, AVX2 if began == "bfloat16" else ZEN4)
+    keep_dtype(config := tiny.get_config(), tmp_path)
+    adopt(config, tmp_path)
+    assert config.dtype == began and not capsys.readouterr().out
+    config.dtype = "float32"
+    keep_dtype(config, tmp_path)
+    assert config.dtype == "float32"
+
+
+def test_all_hosts_take_the_choice_of_the_first(monkeypatch):
+    choice(monkeypatch, AVX2)
+    monkeypatch.setattr("lm.train.start.from_first", lambda make: ("bfloat16", "a processor with AMX"))
+    adopt(config := tiny.get_config(), None)
+    assert config.dtype == "bfloat16"
