@@ -92,7 +92,7 @@ def train(config, workdir: Path) -> None:
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
     from lm.train.rates import choose_rate
-    from lm.train.start import adopt, check_config, choose_steps, initial_params
+    from lm.train.start import adopt, check_config, choose_slices, choose_steps, initial_params
     from lm.train.step import make_trainer, model_config_of
 
     begin = time.perf_counter()
@@ -100,6 +100,7 @@ def train(config, workdir: Path) -> None:
     dial.horizon(config, config_files.given_keys())
     mesh = make_mesh(config.mesh)
     growth = parse_sizes(config.batch_warmup, config.batch_size)
+    choose_slices(config, mesh)
     for rows in growth.rows:
         check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
     check_config(config, workdir)

@@ -10,6 +10,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = training.get_config()
     training.adamw(config)
     del config.dial, config.batch_warmup, config.objective  # for pretraining
+    config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
     config.method = "sft"  # sft, preference, reward, rl, distill, best_of, safety
     # init_from, a workdir, Hugging Face folder or GGUF file, gives the architecture, the weights and the tokenizer. Only these
     # model keys are read from this config: adapter (LoRA), quantization, quantized_training, scan_layers, remat, offload,

@@ -14,7 +14,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 32  # sequences per step, over all devices
     config.batch_warmup = ""  # fewer rows at first: "500: 8; 2000: 16" are 8 until step 500, 16 until 2000, then batch_size
     config.sequence_length = 256  # tokens per sequence, at most model.max_positions
-    config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
+    # Slices of a batch, processed one after another: less memory, same result. 0: chosen, on a CPU slices of at most 2,048
+    # tokens a device, which its caches hold, else 1.
+    config.accumulate = 0
     config.objective = ""  # FILE.py:FUNCTION: a loss of your own in place of next-token prediction (docs/extend.md)
     # Of matrix products: bfloat16 or float32; parameters are float32. auto: bfloat16 on TPUs, GPUs and processors with AMX or
     # AVX-512 BF16, float32 on others. A run keeps what it began with.

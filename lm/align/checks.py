@@ -11,14 +11,14 @@ from lm.errors import UserError, after, naming
 from lm.evals.checks import check_evals
 from lm.evals.judges.judges import check_answers, check_name
 from lm.runs.workdir import check_record
-from lm.train.checks import check_apart, check_model, check_records, check_tokenizer, has_data, keep_dtype
+from lm.train.checks import check_apart, check_model, check_records, check_tokenizer, has_data, keep_chosen
 from lm.train.values import check_values
 
 
 def check_alignment(config, workdir: Path) -> None:
     """Raise UserError for an invalid config of align.py, or one that differs from the run in the workdir."""
     check_values(config)
-    keep_dtype(config, workdir)
+    keep_chosen(config, workdir)
     settings.check(config)
     check_model("init_from", config.init_from, workdir)
     if config.method == "distill":

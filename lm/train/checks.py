@@ -31,10 +31,11 @@ FIRST_RECORDS = 100  # of a file, which are checked before JAX loads
 NEW_DEFAULTS = ("model.qk_norm", *[f"optimizer.{key}" for key in ("name", "schedule", "warmup", "final", "decay", "b1")])
 
 
-def keep_dtype(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Set a dtype of auto to the one with which the run in the workdir began."""
-    if config.dtype == "auto":
-        config.dtype = (record(workdir)[0] or {}).get("dtype", "auto")
+def keep_chosen(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Set dtype and accumulate, where they are to be chosen, to those with which the run in the workdir began."""
+    saved = record(workdir)[0] or {}
+    config.dtype = saved.get("dtype", "auto") if config.dtype == "auto" else config.dtype
+    config.accumulate = config.accumulate or saved.get("accumulate", 0)
 
 
 def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -65,7 +66,7 @@ def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> No
 def check_training(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Raise UserError for an invalid config of train.py, or one that differs from the run in the workdir."""
     check_values(config)
-    keep_dtype(config, workdir)
+    keep_chosen(config, workdir)
     keep_former_defaults(config, workdir)
     if not config.init_from and not steps_saved(workdir):
         check_length(model_of(config), config.sequence_length)

@@ -30,6 +30,7 @@ from lm.parallel.arrays import PyTree, array_of
 from lm.parallel.memory import is_on_host
 from lm.parallel.mesh import AXES, axis_sizes, check_fit, sharding_on, ways
 from lm.parallel.pipeline import schedule
+from lm.train.start import choose_slices
 from lm.train.step import Batch, Sums, abstract_state, make_trainer, model_config_of, training_loss
 
 CHINCHILLA = 20  # tokens per parameter (Hoffmann et al. 2022, table 3)
@@ -39,6 +40,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the estimate as plain numbers: FLOPs, bytes, counts. "memory" holds bytes per device."""
     model = model_config_of(config)
     mesh = abstract_mesh(config.mesh)
+    choose_slices(config, mesh)
     check_fit(mesh, model, config.batch_size, config.accumulate, config.sequence_length)
     counts, costs = sizing.parameters(model), sizing.flops(model, config.sequence_length)
     total, active = sum(counts["total"].values()), sum(counts["active"].values())
@@ -91,7 +93,7 @@ def pipeline(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> di
     """Return the schedule of the stages for one slice of the batch, with the fraction of time that they are idle."""
     if mesh.shape["stage"] == 1:
         return None
-    plan = schedule(model_config_of(config).pipeline, config.batch_size // config.accumulate, mesh)
+    plan = schedule(model_config_of(config).pipeline, config.batch_size // max(1, config.accumulate), mesh)
     return plan._asdict() | {"ticks": plan.ticks, "bubble": plan.bubble, "shown": str(plan)}
 
 
@@ -135,7 +137,7 @@ def step_flops(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> 
     moe, devices = model_config_of(config).moe, mesh.shape["expert"]
     filled = 1.0
     if moe.num_experts and devices > 1:  # places of the first round, by lm/kernels/experts.py
-        tokens = config.batch_size // config.accumulate * config.sequence_length // ways("rows")
+        tokens = config.batch_size // max(1, config.accumulate) * config.sequence_length // ways("rows")
         filled = tokens * moe.top_k / (devices * places(tokens, moe.top_k, moe.num_experts // devices, devices))
     return round(product_flops(needed, filled))
 
@@ -200,7 +202,7 @@ def memories(
     """
     state = abstract_state(make_trainer(config), mesh)
     learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
-    batch = abstract_batch(config, mesh, config.batch_size // config.accumulate, media)
+    batch = abstract_batch(config, mesh, config.batch_size // max(1, config.accumulate), media)
     kept = residuals(config, learned, frozen, batch)
     device = {
         "parameters": bytes_per_device(state.params),

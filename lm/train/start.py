@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from data.media.prompts import IDEFICS3, OWN, VOXTRAL
-from data.text.batches import Sizes, constant
+from data.text.batches import Sizes, constant, parse_sizes
 from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.adapt import lora, quantize
@@ -25,13 +25,14 @@ from lm.errors import UserError
 from lm.files.user_files import failing
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import from_first, is_first
-from lm.parallel.mesh import make_mesh, shapes_on
+from lm.parallel.mesh import make_mesh, row_ways, shapes_on
 from lm.runs.own_code import check_own_code, own_parts
 from lm.runs.workdir import check_record, record, steps_saved
 from lm.train.chips import dtype_here
 from lm.train.step import model_config_of
 from lm.train.values import check_length, check_values
 
+SLICE = 2048  # tokens whose activations stay in a CPU's caches (docs/train.md)
 # Model keys that the run's own config decides.
 COMPILED = ("scan_layers", "remat", "offload", "context_attention", "pipeline", "quantized_training", "frozen")
 OURS = (*COMPILED, "adapter", "quantization", "score_head")
@@ -95,6 +96,20 @@ def _trace(model: ModelConfig) -> None:
         graph, params = skeleton(model)
         tokens_BT = jax.ShapeDtypeStruct((2, 8), jnp.int32)
         jax.eval_shape(jax.grad(lambda params, tokens_BT: jnp.sum(nnx.merge(graph, params)(tokens_BT))), params, tokens_BT)
+
+
+def choose_slices(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+    """Set config.accumulate if it is 0: on a CPU to the fewest slices of at most SLICE tokens a device, else to 1."""
+    if config.accumulate:
+        return
+    sizes, config.accumulate = parse_sizes(config.batch_warmup, config.batch_size).rows, 1
+    tokens = config.batch_size // row_ways(mesh) * config.sequence_length
+    if jax.default_backend() == "cpu" and config.mesh.stage == 1 and tokens > SLICE:
+        rows = max(1, math.gcd(*sizes) // row_ways(mesh))  # of which each slice has a share, whatever the size of the batch
+        shares = [n for n in range(1, rows + 1) if rows % n == 0]
+        config.accumulate = next((n for n in shares if tokens <= n * SLICE), rows)
+        if is_first():
+            print(f"accumulate={config.accumulate}, chosen for {tokens:,} tokens a step and device of a CPU", flush=True)
 
 
 def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: int | Sizes | None = None) -> None:

@@ -145,7 +145,7 @@ def make_trainer(config: ml_collections.ConfigDict, objective: Objective | None 
             return jax.tree.map(lambda x: x / weight, (total, sums))
 
         grad = jax.value_and_grad(loss, has_aux=True)
-        (total, sums), grads = grad(params, batch) if config.accumulate == 1 else added(grad, params, batch, config.accumulate)
+        (total, sums), grads = grad(params, batch) if config.accumulate <= 1 else added(grad, params, batch, config.accumulate)
         with jax.named_scope("optimizer"):
             state, ok, numbers = update.applied(state, grads, total, sums.loads)
         metrics = {"loss": total} | {name: ratio(*pair) for name, pair in sums.metrics.items()} | numbers

@@ -29,7 +29,7 @@ RANGES = {
     "steps": (0, None),
     "sequence_length": (2, MAX),
     "batch_size": (1, MAX),
-    "accumulate": (1, MAX),
+    "accumulate": (0, MAX),
     "seed": (0, SEEDS),
     "checkpoint_every": (0, None),
     "valid_every": (0, None),

@@ -70,8 +70,8 @@ def explain(
         total, sums = objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, train=True, key=key)
         return total / weight
 
-    parts = slices(batch, config.accumulate)
-    for n in range(config.accumulate):
+    parts = slices(batch, max(1, config.accumulate))
+    for n in range(max(1, config.accumulate)):
         part = jax.tree.map(functools.partial(_at, n=n), parts)
         arguments = params, rest, part, frozen, objective.weight(batch)
         traced, firsts = jax.make_jaxpr(jax.value_and_grad(loss))(*arguments), Firsts()

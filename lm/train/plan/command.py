@@ -41,6 +41,7 @@ def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: P
     if tries < 1:
         raise UserError(f"--plan_tries={tries} must be at least 1")
     config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype  # as on the TPUs
+    config.accumulate = config.accumulate or 1
     adopt(config, None)
     dial.horizon(config, config_files.given_keys())
     if topology.startswith("auto:"):

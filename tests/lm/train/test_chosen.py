@@ -1,4 +1,4 @@
-"""dtype=auto: what it stands for on which device, and that a run keeps what it began with."""
+"""dtype=auto and accumulate=0: what they stand for on which device, and that a run keeps what it began with."""
 
 import json
 import sys
@@ -6,10 +6,11 @@ import sys
 import jax
 import pytest
 
-from configs.train import tiny
+from configs.train import default, tiny
+from lm.parallel.mesh import make_mesh
 from lm.train import chips
-from lm.train.checks import keep_dtype
-from lm.train.start import adopt
+from lm.train.checks import keep_chosen
+from lm.train.start import adopt, choose_slices
 from lm.train.step import model_config_of
 
 
@@ -75,11 +76,11 @@ def test_a_run_keeps_the_dtype_that_it_began_with(monkeypatch, tmp_path, capsys,
     (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
     monkeypatch.setattr(sys, "argv", ["train.py"])
     choice(monkeypatch, AVX2 if began == "bfloat16" else ZEN4)
-    keep_dtype(config := tiny.get_config(), tmp_path)
+    keep_chosen(config := tiny.get_config(), tmp_path)
     adopt(config, tmp_path)
     assert config.dtype == began and not capsys.readouterr().out
     config.dtype = "float32"
-    keep_dtype(config, tmp_path)
+    keep_chosen(config, tmp_path)
     assert config.dtype == "float32"
 
 
@@ -88,3 +89,32 @@ def test_all_hosts_take_the_choice_of_the_first(monkeypatch):
     monkeypatch.setattr("lm.train.start.from_first", lambda make: ("bfloat16", "a processor with AMX"))
     adopt(config := tiny.get_config(), None)
     assert config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("change", "devices", "backend", "wanted"),
+    [
+        ({}, 1, "cpu", 4),  # 32 rows of 256 tokens
+        ({}, 2, "cpu", 2),
+        ({}, 1, "tpu", 1),
+        ({"sequence_length": 64}, 1, "cpu", 1),
+        ({"sequence_length": 4096}, 1, "cpu", 32),
+        ({"batch_size": 24}, 1, "cpu", 3),
+        ({"batch_warmup": "10: 6"}, 1, "cpu", 2),  # which divides 6 and 32
+        ({"accumulate": 8}, 1, "cpu", 8),
+    ],
+)
+def test_slices_fit_a_processors_caches(monkeypatch, change, devices, backend, wanted):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    config = default.get_config()
+    config.update(change)
+    choose_slices(config, make_mesh({"data": devices}, jax.devices()[:devices]))
+    assert config.accumulate == wanted
+
+
+def test_a_run_keeps_its_slices(tmp_path):
+    before = default.get_config()
+    before.accumulate = 16
+    (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
+    keep_chosen(config := default.get_config(), tmp_path)
+    assert config.accumulate == 16
