@@ -19,6 +19,7 @@ def check_alignment(config, workdir: Path) -> None:
     """Raise UserError for an invalid config of align.py, or one that differs from the run in the workdir."""
     check_values(config)
     keep_chosen(config, workdir)
+    config.accumulate = config.accumulate or 1  # lm/align/length.py makes fewer slices of a smaller batch
     settings.check(config)
     check_model("init_from", config.init_from, workdir)
     if config.method == "distill":
