@@ -56,7 +56,7 @@ def compile_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Device
     Raises: DoesNotFit; UserError for a config that does not fit the mesh.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate, config.sequence_length)
+    check_fit(mesh, model_config_of(config), config.batch_size, max(1, config.accumulate), config.sequence_length)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         state = abstract_state(trainer, mesh)
