@@ -1,13 +1,16 @@
 """Training speed and memory beside its peers, in one run on this machine, and the input pipeline beside what training eats.
 
-python -m benchmarks.train [--shape=14m] [--steps=6] [--rounds=2]
+python -m benchmarks.train [--shape=14m] [--steps=6] [--rounds=2] [--tune]
 
-Each competitor runs in a process of its own, in turns (ours, HF, PyTorch, Flax, ours, …), so that a slow minute of the machine
-hits all alike; figures are medians over all steps. The last line is one JSON object. `of_products` is the share of the
-machine's own fastest product of 2048 × 2048 matrices, in bfloat16 or float32, by XLA or PyTorch: the floor of a step.
+Ours is what train.py does by its defaults, with the default recipe (lmcraft) and with the peers' optimizer (lmcraft_adamw).
+--tune first tries slices and dtypes, and unrolls the layers. Each competitor runs in a process of its own, in turns (ours, HF,
+PyTorch, Flax, ours, …), so that a slow minute of the machine hits all alike; figures are medians over all steps. The last line
+is one JSON object. `of_products` is the share of the machine's own fastest product of 2048 × 2048 matrices, in bfloat16 or
+float32, by XLA or PyTorch: the floor of a step.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -24,7 +27,8 @@ from benchmarks.peers import HUGE_PAGES, SHAPES, Shape, measure
 
 REPO = Path(__file__).parent.parent
 PEERS = ("hf", "torch", "flax")
-ACCUMULATE = (8, 4, 2, 1)  # slices of the batch tried in our own warm-up; the result is the same, the cache use is not
+ACCUMULATE = (8, 4, 2, 1)  # slices of the batch that --tune tries; the result is the same, the cache use is not
+OURS = {"lmcraft": "default", "lmcraft_adamw": "adamw"}  # recipes
 BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # CPU flags; without any, float32 products are tried beside bfloat16 ones
 
 
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--shape", default="14m", choices=SHAPES, help="14 M parameters, GPT-2 124M's or SmolLM2-135M's sizes")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each competitor in each round")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
+    parser.add_argument("--tune", action="store_true", help="do not take the defaults: try slices and dtypes, unroll layers")
     parser.add_argument("--peers", default=",".join(PEERS), help="which of hf, torch, flax")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -43,17 +48,15 @@ def main() -> None:
 
     peers = list(filter(None, options.peers.split(",")))
     floor = max(in_process(worker, options.shape, 1) for worker in ("xla_products", "torch_products"))
-    accumulate, dtype = in_process("choose", options.shape, 1)
-    seconds: dict[str, list[float]] = {name: [] for name in ("lmcraft", *peers)}
+    chosen = ":".join(map(str, in_process("choose", options.shape, 1))) if options.tune else "0:auto"
+    seconds: dict[str, list[float]] = {name: [] for name in (*OURS, *peers)}
     peak = dict.fromkeys(seconds, 0)
     for round_ in range(options.rounds):
         for name in seconds:
-            mine = name == "lmcraft"
-            found = (
-                in_process(f"ours:{accumulate}:{dtype}", options.shape, options.steps)
-                if mine
-                else measure(name, shape, steps=options.steps)
-            )
+            if name in OURS:
+                found = in_process(f"ours:{chosen}:{OURS[name]}", options.shape, options.steps)
+            else:
+                found = measure(name, shape, steps=options.steps)
             seconds[name] += found["step_seconds"]
             peak[name] = max(peak[name], found["peak_bytes"])
         shown = ", ".join(f"{name} {rate(shape, times):,.0f} tokens/s" for name, times in seconds.items())
@@ -68,11 +71,11 @@ def main() -> None:
             {
                 "shape": dataclasses.asdict(shape),
                 "tokens_per_second": {name: round(value) for name, value in rates.items()},
-                "ratio": {peer: round(rates["lmcraft"] / rates[peer], 3) for peer in peers},
+                "ratio": {peer: {name: round(rates[name] / rates[peer], 3) for name in OURS} for peer in peers},
                 "peak_gib": {name: round(value / 2**30, 2) for name, value in peak.items()},
                 "gflops_of_products": round(floor / 1e9),
                 "of_products": {name: round(value * flops / floor, 3) for name, value in rates.items()},
-                "chosen": {"accumulate": int(accumulate), "dtype": dtype},
+                "tuned": options.tune and chosen,
                 "input_tokens_per_second": round(pipeline),
                 "input_over_training": round(pipeline / rates["lmcraft"], 1),
                 "machine": machine(),
@@ -101,27 +104,38 @@ def choose(shape: Shape, steps: int) -> tuple[int, str]:
 
     dtypes = ("bfloat16",) if BFLOAT16 & set(machine()["flags"]) else ("bfloat16", "float32")
     slices = [n for n in ACCUMULATE if shape.batch % n == 0]
-    return min(itertools.product(slices, dtypes), key=lambda choice: min(train(shape, *choice, steps)))
+    return min(itertools.product(slices, dtypes), key=lambda choice: min(train(shape, *choice, "adamw", steps)))
 
 
-def ours(shape: Shape, steps: int, accumulate: str, dtype: str) -> dict:
-    times = train(shape, int(accumulate), dtype, steps)
+def ours(shape: Shape, steps: int, accumulate: str, dtype: str, recipe: str) -> dict:
+    times = train(shape, int(accumulate), dtype, recipe, steps)
     return {"step_seconds": times, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def train(shape: Shape, accumulate: int, dtype: str, steps: int) -> list[float]:
-    """Return the seconds of the real training step (lm.train.step) on random tokens, after two steps of warm-up."""
+def train(shape: Shape, accumulate: int, dtype: str, recipe: str, steps: int) -> list[float]:
+    """Return the seconds of the real training step (lm.train.step) on random tokens, after two steps of warm-up.
+
+    accumulate, dtype: 0 and "auto" are the defaults. recipe: "default" or "adamw".
+    """
     import jax
 
     from configs.train import default
     from lm.parallel.mesh import make_mesh
+    from lm.train.rates import choose_rate
+    from lm.train.start import adopt, choose_slices
     from lm.train.step import make_trainer, state_shardings
 
     config = default.get_config()
-    config.accumulate, config.dtype = accumulate, dtype
+    if recipe == "adamw":
+        default.adamw(config)
     config.batch_size, config.sequence_length = shape.batch, shape.length
-    config.model.update(model_keys(shape), scan_layers=False)
+    config.model.update(model_keys(shape), scan_layers=accumulate == 0)
+    config.accumulate, config.dtype = accumulate, dtype
     mesh = make_mesh(config.mesh)
+    with contextlib.redirect_stdout(sys.stderr):  # what they choose
+        adopt(config, None)
+        choose_slices(config, mesh)
+        choose_rate(config)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
