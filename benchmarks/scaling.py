@@ -104,6 +104,9 @@ def plot(scores: dict, compute: dict[str, float], path: Path) -> None:
         for size, bits in scores[arm].items():
             axis.plot([compute[size]] * len(bits), bits, "o", color=colour, markersize=4)
     axis.set(xscale="log", yscale="log", xlabel="training compute, FLOPs", ylabel="bits per byte of held-out text")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:.2g}")
+    axis.xaxis.set_minor_formatter("")
     axis.legend(frameon=False)
     axis.grid(alpha=0.3, which="both")
     path.parent.mkdir(parents=True, exist_ok=True)
