@@ -143,7 +143,7 @@ def measured(kind: str, arm: str, seed: int, options) -> dict:
     from lm.parallel.mesh import make_mesh
     from lm.train import events, loop
     from lm.train.events.validation import Evaluator, valid_batches
-    from lm.train.feed import Feed, summed
+    from lm.train.feed import Feed
     from lm.train.step import model_config_of
 
     config = config_of(kind, arm, options.input)
@@ -161,9 +161,9 @@ def measured(kind: str, arm: str, seed: int, options) -> dict:
         result = loop.train(config, trainer, mesh, stream, workdir, events.usual(config, validate), start)
         found = {"bits_per_byte": float(result["valid"]["bits_per_byte"])}
         if kind == "minority":
-            held_out = (feed.to_devices(renamed(one.batch(n))) for one in valid.values() for n in range(8))
-            sums = summed(functools.partial(jax.jit(trainer.evaluate), result["params"]), held_out)
-            found["minority"] = sums["objective"] / sums["weight"]
+            evaluate, held_out = jax.jit(trainer.evaluate), (one.batch(n) for one in valid.values() for n in range(8))
+            sums = [evaluate(result["params"], feed.to_devices(renamed(batch))) for batch in held_out]
+            found["minority"] = float(sum(one["objective"] for one in sums) / sum(one["weight"] for one in sums))
     steps = [row for row in map(json.loads, (workdir / "metrics.jsonl").open()) if "grad_norm" in row]
     skips = [b["step"] - 1 + b.get("skipped_batches", 0) for a, b in zip(steps, steps[1:]) if b["skipped"] > a["skipped"]]
     caught = sum(n in stream.bad for n in skips)

@@ -10,7 +10,6 @@ is one JSON object: for each budget both sizes, and the loss at the dial's size 
 """
 
 import argparse
-import functools
 import json
 import math
 from pathlib import Path
@@ -81,7 +80,7 @@ def loss_of(config, out: Path) -> float:
     from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text
     from lm.parallel.mesh import make_mesh
-    from lm.train.feed import Feed, summed
+    from lm.train.feed import Feed
     from lm.train.step import make_trainer, state_shardings
 
     dataset, mesh = prepare_text(config, out)[1], make_mesh(config.mesh)
@@ -94,8 +93,9 @@ def loss_of(config, out: Path) -> float:
         feed = Feed(batches, mesh)
         for n in range(config.steps):
             state, _ = step(state, feed.to_devices(batches.batch(n)))
-        sums = summed(functools.partial(jax.jit(trainer.evaluate), state.params), valid.spread(BATCHES))
-    return sums["objective"] / sums["weight"]
+        evaluate = jax.jit(trainer.evaluate)
+        sums = [evaluate(state.params, batch) for batch in valid.spread(BATCHES)]
+    return float(sum(one["objective"] for one in sums) / sum(one["weight"] for one in sums))
 
 
 def fitted(points: list[tuple[int, float]]) -> tuple[np.ndarray, float]:
