@@ -100,7 +100,8 @@ def train(config, workdir: Path) -> None:
     dial.horizon(config, config_files.given_keys())
     mesh = make_mesh(config.mesh)
     growth = parse_sizes(config.batch_warmup, config.batch_size)
-    choose_slices(config, mesh)
+    if (chosen := choose_slices(config, mesh)) and hosts.is_first():
+        print(chosen, flush=True)
     for rows in growth.rows:
         check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
     check_config(config, workdir)

@@ -134,7 +134,7 @@ def train(shape: Shape, accumulate: int, dtype: str, recipe: str, steps: int) ->
     mesh = make_mesh(config.mesh)
     with contextlib.redirect_stdout(sys.stderr):  # what they choose
         adopt(config, None)
-        choose_slices(config, mesh)
+        print(choose_slices(config, mesh))
         choose_rate(config)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)

@@ -338,7 +338,7 @@ def honest(address: tuple[str, int]) -> tuple[float, float]:
 @contextlib.contextmanager
 def besieged(address: tuple[str, int], count: int) -> Iterator[None]:
     """Hold half-open connections, and send headers without an end, until the block ends. What is hung up on comes again."""
-    over = threading.Event()
+    over, holds = threading.Event(), threading.Event()
 
     def endless() -> None:
         while not over.is_set():
@@ -353,6 +353,7 @@ def besieged(address: tuple[str, int], count: int) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     if sock is None or is_closed(sock):
                         sockets[n] = socket.create_connection(address, timeout=2)
+            holds.set()
         for sock in filter(None, sockets):
             sock.close()
 
@@ -361,7 +362,7 @@ def besieged(address: tuple[str, int], count: int) -> Iterator[None]:
     threads.append(threading.Thread(target=silent, args=(held,), daemon=True))
     for thread in threads:
         thread.start()
-    time.sleep(2)
+    holds.wait()
     try:
         yield
     finally:

@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Learning rate of embeddings, as a multiple of that of other weights. None: by the model's size where they begin large
     # (model.init=fan_in without a tied head; lm/train/rates.py), else 1.
     config.optimizer.embedding_rate = placeholder(float)
-    config.optimizer.head_rate = placeholder(float)  # the same of the head
+    config.optimizer.head_rate = placeholder(float)  # learning rate of the head, as such a multiple
     config.optimizer.schedule = "wsd"  # wsd, cosine or constant
     config.optimizer.warmup = 100  # steps
     config.optimizer.final = 0.05  # last learning rate as a fraction of the peak

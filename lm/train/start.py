@@ -98,18 +98,22 @@ def _trace(model: ModelConfig) -> None:
         jax.eval_shape(jax.grad(lambda params, tokens_BT: jnp.sum(nnx.merge(graph, params)(tokens_BT))), params, tokens_BT)
 
 
-def choose_slices(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
-    """Set config.accumulate if it is 0: on a CPU to the fewest slices of at most SLICE tokens a device, else to 1."""
+def choose_slices(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> str:
+    """Set config.accumulate if it is 0: on a CPU to the fewest slices of at most SLICE tokens a device, else to 1.
+
+    Return what was chosen and why, "" for nothing. Process 0 decides for all: only it may have the record of a run.
+    """
+    config.accumulate = from_first(lambda: config.accumulate)
     if config.accumulate:
-        return
+        return ""
     sizes, config.accumulate = parse_sizes(config.batch_warmup, config.batch_size).rows, 1
     tokens = config.batch_size // row_ways(mesh) * config.sequence_length
     if jax.default_backend() == "cpu" and config.mesh.stage == 1 and tokens > SLICE:
         rows = max(1, math.gcd(*sizes) // row_ways(mesh))  # of which each slice has a share, whatever the size of the batch
         shares = [n for n in range(1, rows + 1) if rows % n == 0]
         config.accumulate = next((n for n in shares if tokens <= n * SLICE), rows)
-        if is_first():
-            print(f"accumulate={config.accumulate}, chosen for {tokens:,} tokens a step and device of a CPU", flush=True)
+        return f"accumulate={config.accumulate}, chosen for {tokens:,} tokens a step and device of a CPU"
+    return ""
 
 
 def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: int | Sizes | None = None) -> None:

@@ -104,12 +104,20 @@ def test_all_hosts_take_the_choice_of_the_first(monkeypatch):
         ({"accumulate": 8}, 1, "cpu", 8),
     ],
 )
-def test_slices_fit_a_processors_caches(monkeypatch, change, devices, backend, wanted):
+def test_slices_fit_a_processors_caches(monkeypatch, capsys, change, devices, backend, wanted):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = default.get_config()
     config.update(change)
-    choose_slices(config, make_mesh({"data": devices}, jax.devices()[:devices]))
+    said = choose_slices(config, make_mesh({"data": devices}, jax.devices()[:devices]))
     assert config.accumulate == wanted
+    assert said.startswith(f"accumulate={wanted}, ") or not said and (wanted == 1 or change == {"accumulate": 8})
+    assert not capsys.readouterr().out  # --describe=json prints JSON alone
+
+
+def test_all_hosts_take_the_slices_of_the_first(monkeypatch):
+    monkeypatch.setattr("lm.train.start.from_first", lambda make: 16)  # which alone has the record of the run
+    choose_slices(config := default.get_config(), make_mesh({"data": 1}, jax.devices()[:1]))
+    assert config.accumulate == 16
 
 
 def test_a_run_keeps_its_slices(tmp_path):
