@@ -122,10 +122,6 @@ def _is_stored(how: str) -> Callable[..., bool]:
     return lambda *arguments, **_: how in [getattr(argument, "stored", "") for argument in arguments]
 
 
-def _has_tiles(*_: object, **__: object) -> bool:
-    return _module("amx.usable").has_tiles()
-
-
 # --- Products ---
 
 
@@ -156,7 +152,7 @@ def packed_product(x_MK: jax.Array, packed: "Packed", dtype: DTypeLike = jnp.flo
     """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
 
 
-@operation(Backend("amx", "amx.large", "cpu", _has_tiles), Backend("xla", "matmul"))
+@operation(Backend("compiled", "dense.large", "cpu"), Backend("xla", "matmul"))
 def product(
     equation: str,
     a: jax.Array,
@@ -172,7 +168,7 @@ def product(
     """
 
 
-@operation(Backend("amx", "amx.large", "cpu", _has_tiles), Backend("xla", "matmul"))
+@operation(Backend("compiled", "dense.large", "cpu"), Backend("xla", "matmul"))
 def product_over_rows(
     equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
 ) -> jax.Array:
@@ -199,7 +195,7 @@ def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     Backend("ring", "ring", when=lambda *_, **__: context_ways() > 1),
     Backend("splash", "tpu.attention", "tpu"),
     Backend("triton", "gpu.attention", "gpu"),
-    Backend("amx", "amx.attention", "cpu", _has_tiles),
+    Backend("compiled", "dense.attention", "cpu"),
     Backend("blocks", "attention"),
 )
 def attention(

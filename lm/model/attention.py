@@ -90,10 +90,11 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Cache | PagedCache | None]:
         """Return the mixed values [B, T, D] and the cache with the new keys and values."""
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
-        if hasattr(self, "query_norm") and hasattr(self, "key_norm"):
-            q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
-        q_BTHK = saved(rotated(q_BTHK, step, self.interleaved))
-        k_BSGK = saved(rotated(k_BSGK, step, self.interleaved))
+        if hasattr(self, "query_norm") and hasattr(self, "key_norm"):  # whose gradients need what they normed
+            q_BTHK, k_BSGK = self.query_norm(saved(q_BTHK)), self.key_norm(saved(k_BSGK))
+            q_BTHK, k_BSGK = (rotated(x, step, self.interleaved) for x in (q_BTHK, k_BSGK))
+        else:
+            q_BTHK, k_BSGK = (saved(rotated(x, step, self.interleaved)) for x in (q_BTHK, k_BSGK))
         v_BSGK = self.value(x_BTD)
         if hasattr(self, "value_embedding"):
             assert step.tokens_BT is not None

@@ -5,6 +5,7 @@ NorMuon (Li et al. 2025) then divides each output by a moving average of its siz
 Letters: L stacked matrices, m rows (inputs), n columns (outputs).
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple, TypeGuard
@@ -17,7 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.ops import product
-from lm.parallel.mesh import logical_axes, several, spec_of
+from lm.parallel.mesh import logical_axes, platform, several, spec_of
 
 Coefficients = tuple[tuple[float, float, float], ...]  # a, b, c of each step of Newton–Schulz
 # Jordan et al. 2024: singular values come near 1 quickly, not exactly.
@@ -74,7 +75,7 @@ def scale_by_muon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransforma
             if axes is None or isinstance(x, optax.MaskedNode):  # another transform updates this parameter
                 continue
             x_mn = as_matrices(x, axes)
-            y_mn = RMS * max(x_mn.shape[-2:]) ** 0.5 * orthogonalised(x_mn, dtype, JORDAN).astype(jnp.float32)
+            y_mn = RMS * max(x_mn.shape[-2:]) ** 0.5 * orthogonalised(x_mn, dtype, JORDAN)
             ahead[i] = variable.replace(lax.reshape(y_mn, x.shape, out_sharding=spec_of(x)))
         return jax.tree.unflatten(tree, ahead), MuonState(mu)
 
@@ -101,7 +102,7 @@ def scale_by_normuon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransfo
             if axes is None or isinstance(x, optax.MaskedNode):  # another transform updates this parameter
                 continue
             inputs = tuple(range(axes.stacked, axes.stacked + axes.inputs))
-            o_mn = orthogonalised(as_matrices(x, axes), dtype, POLAR_EXPRESS).astype(jnp.float32)
+            o_mn = orthogonalised(as_matrices(x, axes), dtype, POLAR_EXPRESS)
             o = lax.reshape(o_mn, x.shape, out_sharding=spec_of(x))
             squares = jnp.mean(jnp.square(o), axis=inputs)
             v = OUTPUT_MEMORY * outputs[i].get_value() + (1 - OUTPUT_MEMORY) * squares
@@ -125,14 +126,20 @@ def _of_outputs(variable: nnx.Variable) -> nnx.Variable:
 
 
 def orthogonalised(x: jax.Array, dtype: jnp.dtype, coefficients: Coefficients) -> jax.Array:
-    """Return U·Vᵀ, nearly, of each matrix U·S·Vᵀ of x [..., m, n], in `dtype` and with the sharding of x.
+    """Return U·Vᵀ, nearly, of each matrix U·S·Vᵀ of x [..., m, n], float32 with the sharding of x.
 
-    Singular values end between 0.7 and 1.2. Products are in `dtype` and accumulate in float32.
+    Singular values end between 0.7 and 1.2. Products are in `dtype` and accumulate in float32. One CPU computes one matrix
+    after the other, in float32 between two of them: XLA has no slices of bfloat16 there (lm/kernels/saved.py).
     """
-    x = x.astype(dtype)
     spec = spec_of(x)
     if spec is None or math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1:
-        return newton_schulz(x, coefficients)
+        if x.ndim > 2 and platform() == "cpu":
+            one_by_one = functools.partial(lax.map, functools.partial(orthogonalised, dtype=dtype, coefficients=coefficients))
+            if spec is None:
+                return one_by_one(x)
+            return jax.sharding.reshard(one_by_one(jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))), spec)
+        return newton_schulz(x.astype(dtype), coefficients).astype(jnp.float32)
+    x = x.astype(dtype)
     L = x.shape[0] if x.ndim > 2 else 1
     x_Lmn = x if x.ndim > 2 else x[None]
     spec = spec if x.ndim > 2 else PartitionSpec(None, *spec)
@@ -144,7 +151,7 @@ def orthogonalised(x: jax.Array, dtype: jnp.dtype, coefficients: Coefficients) -
     y_Lmn = newton_schulz(x_Lmn, coefficients)
     for where in moves[-2::-1]:
         y_Lmn = jax.sharding.reshard(y_Lmn, where)
-    return y_Lmn[:L] if x.ndim > 2 else y_Lmn[0]
+    return (y_Lmn[:L] if x.ndim > 2 else y_Lmn[0]).astype(jnp.float32)
 
 
 def newton_schulz(x: jax.Array, coefficients: Coefficients) -> jax.Array:
@@ -161,14 +168,18 @@ def newton_schulz(x: jax.Array, coefficients: Coefficients) -> jax.Array:
         rows = PartitionSpec(*spec[:-2], split if size % parts_of(split) == 0 else None, None)
 
     norm = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(-2, -1), keepdims=True))
+    more = "abcd"[: x.ndim - 2]
 
     def iteration(x: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
         a, b, c = abc
-        gram = product("...mn,...pn->...mp" if wide else "...mn,...mp->...np", x, x, rows).astype(dtype)
-        squared = product("...ij,...jk->...ik", gram, gram if whole is None else jax.sharding.reshard(gram, whole), rows)
+        gram = product(f"{more}mn,{more}pn->{more}mp" if wide else f"{more}mn,{more}mp->{more}np", x, x, rows, result=dtype)
+        squared = product(
+            f"{more}ij,{more}kj->{more}ik", gram, gram if whole is None else jax.sharding.reshard(gram, whole), rows
+        )
         factor = (b * gram + c * squared).astype(dtype)
         factor = factor if whole is None else jax.sharding.reshard(factor, whole)
-        step = product("...ij,...jn->...in", factor, x, spec) if wide else product("...mi,...ij->...mj", x, factor, spec)
+        terms = (f"{more}ij,{more}jn->{more}in", factor, x) if wide else (f"{more}mi,{more}ij->{more}mj", x, factor)
+        step = product(*terms, spec)
         return (a * x + step).astype(dtype), None
 
     safety = SAFETY if coefficients is POLAR_EXPRESS else 1.0

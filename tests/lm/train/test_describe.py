@@ -40,7 +40,7 @@ MODELS = {
 
 
 def training(sequence_length=256, dtype="float32", **model):
-    """XLA does not count what compiled functions multiply (lm/kernels/amx), so FLOPs are compared in float32, without them."""
+    """XLA does not count what compiled functions multiply (lm.kernels.dense), so FLOPs are compared in float32, without them."""
     config = tiny_config(**SIZES | model)
     config.batch_size, config.sequence_length, config.dtype = 8, sequence_length, dtype
     config.mesh.update(data=1)

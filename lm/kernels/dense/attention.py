@@ -1,6 +1,6 @@
-"""Attention of training on a processor with AMX: scores stay in the cache, in both passes (FlashAttention, Dao et al. 2022).
+"""Attention of training on an x86 processor: scores stay in the cache, in both passes (FlashAttention, Dao et al. 2022).
 
-The axes are those of lm/kernels/attention.py. lm/kernels/amx/flash.py has the compiled passes.
+The axes are those of lm/kernels/attention.py. lm/kernels/dense/flash.py has the compiled passes.
 """
 
 import functools
@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.kernels.amx.large import SMALLEST
-from lm.kernels.amx.usable import require, tiled
 from lm.kernels.attention import Scoring, Visible
+from lm.kernels.dense.large import SMALLEST
+from lm.kernels.dense.usable import require, usable
 from lm.kernels.saved import saved
-from lm.parallel.mesh import platform, reshard
+from lm.parallel.mesh import reshard
 
 Residuals: TypeAlias = tuple[jax.Array, ...]  # q, k, v, segments, out, log Z
 
@@ -27,12 +27,12 @@ def takes(
     scoring: Scoring,
     sinks_H: jax.Array | None = None,
 ) -> bool:
-    """Return whether `attention` computes this call: bfloat16, large enough, with nothing but segments and a window."""
+    """Return whether `attention` computes this call: of one dtype, large enough, with nothing but segments and a window."""
     if visible.branches is not None or sinks_H is not None or scoring.softcap or scoring.scale <= 0:
         return False
-    if platform() != "cpu" or any(x.dtype != jnp.bfloat16 for x in (q_BTHK, k_BSGK, v_BSGV)):
+    if not q_BTHK.dtype == k_BSGK.dtype == v_BSGV.dtype or q_BTHK.size * k_BSGK.shape[1] < SMALLEST:
         return False
-    return q_BTHK.size * k_BSGK.shape[1] >= SMALLEST and tiled("flash")
+    return usable("flash", q_BTHK.dtype)
 
 
 def attention(
@@ -43,11 +43,11 @@ def attention(
     scoring: Scoring,
     sinks_H: jax.Array | None = None,
 ) -> jax.Array:
-    """Compute lm.kernels.ops.attention, [B, T, H, V] bfloat16. The backward pass takes out and log Z of the forward pass.
+    """Compute lm.kernels.ops.attention, [B, T, H, V] in q's dtype. The backward pass takes out and log Z of the forward pass.
 
-    Raises ValueError without AMX, and on a mesh of several devices.
+    Raises ValueError on other processors, and on a mesh of several devices.
     """
-    require("flash")
+    require("flash", q_BTHK.dtype)
     return _attend(float(scoring.scale), int(scoring.window), q_BTHK, k_BSGK, v_BSGV, visible.segments_BT)
 
 
@@ -62,7 +62,7 @@ def _forward(
     scale: float, window: int, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, segments_BT: jax.Array
 ) -> tuple[jax.Array, Residuals]:
     B, T, H, _ = q_BTHK.shape
-    shapes = jax.ShapeDtypeStruct((B, T, H, v_BSGV.shape[-1]), jnp.bfloat16), jax.ShapeDtypeStruct((B, H, T), jnp.float32)
+    shapes = jax.ShapeDtypeStruct((B, T, H, v_BSGV.shape[-1]), q_BTHK.dtype), jax.ShapeDtypeStruct((B, H, T), jnp.float32)
     call = jax.ffi.ffi_call("lm_flash", shapes, vmap_method="sequential")
     out_BTHV, logz_BHT = call(
         *map(_whole, (q_BTHK, k_BSGK, v_BSGV, segments_BT)), scale=np.float32(scale), window=np.int32(window)
@@ -76,7 +76,7 @@ def _backward(scale: float, window: int, kept: Residuals, dout_BTHV: jax.Array) 
     q_BTHK, k_BSGK, v_BSGV = kept[:3]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept[:3]]
     call = jax.ffi.ffi_call("lm_flash_gradients", shapes, vmap_method="sequential")
-    given = map(_whole, (*kept, dout_BTHV.astype(jnp.bfloat16)))
+    given = map(_whole, (*kept, dout_BTHV.astype(kept[0].dtype)))
     dq, dk, dv = call(*given, scale=np.float32(scale), window=np.int32(window))
     return _like(dq, q_BTHK), _like(dk, k_BSGK), _like(dv, v_BSGV), None
 

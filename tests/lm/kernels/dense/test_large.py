@@ -1,19 +1,21 @@
-"""Large products with AMX against XLA's, through the product of the whole codebase."""
+"""Large compiled products against XLA's, through the product of the whole codebase."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.amx.large import product as large_product
-from lm.kernels.amx.large import takes
-from lm.kernels.amx.usable import has_tiles
+from lm.kernels.dense.large import product as large_product
+from lm.kernels.dense.large import takes
+from lm.kernels.dense.usable import multiplied
 from lm.kernels.ops import matmul, product
 from lm.kernels.reference import product as product_reference
 from lm.parallel.mesh import make_mesh
 from tests.lm.kernels.programs import count_calls
 
-needs_amx = pytest.mark.skipif(not has_tiles(), reason="this processor has no AMX")
+needs_avx2 = pytest.mark.skipif(not multiplied(), reason="this processor has no AVX2")
+needs_bfloat16 = pytest.mark.skipif("bfloat16" not in multiplied(), reason="this processor does not multiply bfloat16")
+FAST = multiplied()[-1] if multiplied() else "float32"  # bfloat16 where it is fast
 
 # Sizes beside multiples of a tile, of a block, and of a chunk of a sum; operands whose inputs lie side by side or apart.
 SIZES = {"b": 3, "t": 167, "d": 336, "h": 5, "k": 40, "f": 1100, "v": 2047, "m": 33, "n": 1030, "s": 2100}
@@ -35,7 +37,7 @@ EQUATIONS = (
 )
 
 
-def operands(equation, dtypes=("bfloat16", "bfloat16")):
+def operands(equation, dtypes=(FAST, FAST)):
     terms = equation.split("->")[0].split(",")
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.standard_normal([SIZES[axis] for axis in term]), dtype) for term, dtype in zip(terms, dtypes)]
@@ -46,41 +48,57 @@ def distance(found, wanted):
     return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
 
-@needs_amx
+@pytest.mark.parametrize("dtype", multiplied())
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_a_product_is_that_of_xla(equation):
-    a, b = operands(equation)
-    assert takes(equation, a, b, a.dtype)
+def test_a_product_is_that_of_xla(equation, dtype):
+    a, b = operands(equation, (dtype, dtype))
+    assert takes(equation, a, b)
     found = jax.jit(product, static_argnums=0)(equation, a, b)
     assert found.dtype == jnp.float32
     assert distance(found, product_reference(equation, a, b)) < 1e-6
 
 
-@needs_amx
+@needs_bfloat16
 @pytest.mark.parametrize("out", ("float32", "bfloat16"))
 @pytest.mark.parametrize("dtypes", (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")), ids=str)
 @pytest.mark.parametrize("equation", ("btd,df->btf", "btf,df->btd", "btd,btf->df"))
 def test_floats_are_rounded_as_by_a_cast(equation, dtypes, out):
     a, b = operands(equation, dtypes)
-    found = jax.jit(large_product, static_argnums=(0, 3, 4))(equation, a, b, None, jnp.dtype(out))
+    found = jax.jit(large_product, static_argnums=0, static_argnames=("dtype", "result"))(
+        equation, a, b, dtype="bfloat16", result=out
+    )
     assert found.dtype == jnp.dtype(out)
-    assert distance(found, product_reference(equation, a, b, jnp.dtype(out))) < (1e-6 if out == "float32" else 1e-3)
+    assert distance(found, product_reference(equation, a, b, dtype="bfloat16", result=out)) < (1e-6 if out == "float32" else 1e-3)
 
 
-@needs_amx
+@needs_avx2
+@pytest.mark.parametrize("out", ("float32", "bfloat16"))
+@pytest.mark.parametrize("equation", ("ms,ns->mn", "sm,sn->mn"))
+def test_half_of_a_symmetric_product_is_computed_and_mirrored(equation, out):
+    x = operands("ns,ns->nn", (FAST, FAST))[0]
+    x = x if equation.startswith("m") else x.T
+    whole = jax.jit(lambda a, b: large_product(equation, a, b, result=out))(x, x)
+    found = np.asarray(jax.jit(lambda x: large_product(equation, x, x, result=out))(x))
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(found, found.T)
+    y = x[:, :64] if equation.startswith("m") else x[:64]  # of short sums
+    np.testing.assert_array_equal(*[jax.jit(lambda *y: large_product(equation, y[0], y[-1]))(*[y] * n) for n in (1, 2)])
+
+
+@needs_avx2
 def test_its_gradient_is_that_of_the_twin():
-    a, b = operands("ms,ns->mn", ("float32", "bfloat16"))
+    a, b = operands("ms,ns->mn", ("float32", FAST))
     weights = jnp.cos(jnp.arange(33 * 1030, dtype=jnp.float32)).reshape(33, 1030)
 
     def gradients(function):
         return jax.jit(jax.grad(lambda a, b: jnp.sum(weights * function("ms,ns->mn", a, b)), (0, 1)))(a, b)
 
-    found = gradients(lambda equation, a, b: large_product(equation, a, b, None))
-    for mine, theirs in zip(found, gradients(product_reference), strict=True):
+    found = gradients(lambda equation, a, b: large_product(equation, a, b, dtype=FAST))
+    for mine, theirs in zip(found, gradients(lambda equation, a, b: product_reference(equation, a, b, dtype=FAST)), strict=True):
         assert mine.dtype == theirs.dtype and distance(mine, theirs) < 1e-5
 
 
-@needs_amx
+@needs_avx2
 def test_values_that_are_not_finite_stay_in_their_row():
     a, b = operands("ms,ns->mn")
     found = np.asarray(jax.jit(product, static_argnums=0)("ms,ns->mn", a.at[7, 3].set(jnp.nan).at[9, 4].set(jnp.inf), b))
@@ -90,18 +108,18 @@ def test_values_that_are_not_finite_stay_in_their_row():
     np.testing.assert_array_equal(found[others], plain[others])
 
 
-@needs_amx
+@needs_avx2
 @pytest.mark.parametrize("meshed", (False, True))
 def test_matmul_and_its_gradients_use_it_on_one_device_only(meshed):
-    x, w = operands("btd,df->btf", ("bfloat16", "float32"))
+    x, w = operands("btd,df->btf", (FAST, "float32"))
 
     def step(x, w):
-        y, gradients = jax.vjp(lambda x, w: matmul("btd,df->btf", x, w, dtype=jnp.bfloat16, out=("batch", None, "mlp")), x, w)
+        y, gradients = jax.vjp(lambda x, w: matmul("btd,df->btf", x, w, dtype=FAST, out=("batch", None, "mlp")), x, w)
         return y, gradients(y)
 
     def plain(x, w):
-        y = product_reference("btd,df->btf", x, w, jnp.bfloat16)
-        return y, (product_reference("btf,df->btd", y, w, x.dtype), product_reference("btd,btf->df", x, y))
+        y = product_reference("btd,df->btf", x, w, dtype=FAST, result=FAST)
+        return y, (product_reference("btf,df->btd", y, w, dtype=FAST, result=x.dtype), product_reference("btd,btf->df", x, y, dtype=FAST))
 
     if meshed:
         with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
@@ -121,11 +139,10 @@ def test_matmul_and_its_gradients_use_it_on_one_device_only(meshed):
         ("mk,kn->mn", ((64, 64), (64, 64)), "bfloat16"),  # small
         ("mk,kn->mn", ((8, 2**16), (2**16, 64)), "bfloat16"),  # thin
         ("bmk,bkn->bmn", ((4, 256, 256), (4, 256, 256)), "bfloat16"),  # a batch of products
-        ("mkd,kdn->mn", ((256, 16, 16), (16, 16, 256)), "float32"),  # not rounded
         ("mkd,dkn->mn", ((256, 16, 16), (16, 16, 256)), "bfloat16"),  # inputs in another order
     ),
 )
 def test_other_products_stay_with_xla(equation, shapes, dtype):
     a, b = (jnp.ones(shape, dtype) for shape in shapes)
-    assert not takes(equation, a, b, a.dtype)
+    assert not takes(equation, a, b)
     np.testing.assert_allclose(product(equation, a, b), product_reference(equation, a, b), rtol=1e-6)

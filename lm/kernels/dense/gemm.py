@@ -1,14 +1,13 @@
-"""Compiled products of large matrices in bfloat16; lm/kernels/amx/large.py says which, and has the plain twin.
+"""Compiled products of large matrices; lm/kernels/dense/large.py says which, and has the plain twin.
 
-First all threads bring A and B into tiles (tiles.py), rounding floats on the way. Then a unit of work is a block of the result.
-Of long sums it takes CHUNK inputs at a time, for which its part of A stays in the second cache and two groups of B in the
-first.
+First all threads bring A and B into tiles (packing.py), rounding floats on the way. Then a unit of work is a block of the
+result. Of long sums it takes CHUNK tiles at a time: then its part of A stays in the second cache, two groups of B in the first.
 """
 
 from numba import njit
 
-from lm.kernels.amx.tiles import DEEP, SIDE, TILE, configure, multiply, multiply_add, release
-from lm.kernels.amx.tiling import PAIR, pack_group, store
+from lm.kernels.dense.packing import SIDE, TILE
+from lm.kernels.dense.tiling import PAIR, ROW, TILES, configure, multiply, pack_group, release, store, transpose
 from lm.kernels.native import calls
 from lm.kernels.native.calls import (
     ARGUMENTS,
@@ -27,11 +26,11 @@ from lm.kernels.native.calls import (
 )
 from lm.kernels.native.vectors import Pointer, int32s, int64s
 
-CHUNK = 1024  # inputs
+CHUNK = 32 if TILES else 16  # tiles of inputs
 ROWS, COLUMNS = 256, 512  # of a block; fewer where there would be too few blocks to share
-PACKED = 4  # groups that are packed as one unit of work
+UNIT = 4  # groups that are packed as one unit of work
 M, N, K, STEPS, A, B, C, A_TILES, B_TILES, A_BITS, B_BITS, C_WIDTH, BLOCK_M, BLOCK_N = (GIVEN + i for i in range(14))
-A_UNITS = GIVEN + 14
+A_UNITS, SYMMETRIC, PACKED = GIVEN + 14, GIVEN + 15, GIVEN + 16
 
 
 @njit(error_model="numpy")
@@ -41,16 +40,16 @@ def pack_task(job: int) -> None:
     unit = next_unit(job)
     while unit >= 0:
         b = unit >= words[A_UNITS]
-        first = (unit - (words[A_UNITS] if b else 0)) * PACKED * SIDE
+        first = (unit - (words[A_UNITS] if b else 0)) * UNIT * SIDE
         outer = words[N] if b else words[M]
         source, tiles, bits = (words[B], words[B_TILES], words[B_BITS]) if b else (words[A], words[A_TILES], words[A_BITS])
         width, adjacent = bits & 7, bits & 8 == 8
         step = width * (words[K] if adjacent else outer)
         padded = (outer + PAIR - 1) // PAIR * PAIR
-        for o in range(first, min(first + PACKED * SIDE, padded), SIDE):
+        for o in range(first, min(first + UNIT * SIDE, padded), SIDE):
             here = source + o * (step if adjacent else width)
             there = tiles + o // SIDE * words[STEPS] * TILE
-            pack_group(here, outer - o, words[K], words[STEPS], adjacent, step, width, b, there, spare)
+            pack_group(here, outer - o, words[K], words[STEPS], adjacent, step, width, words[PACKED], b, there, spare)
         calls.finished(job)
         unit = next_unit(job)
     calls.free(spare)
@@ -65,40 +64,42 @@ def block(words: Pointer, m: int, n: int, scratch: int) -> None:
     c, c_step = words[C] + (m * words[N] + n) * width, words[N] * width
     a, b = words[A_TILES] + m // SIDE * group, words[B_TILES] + n // SIDE * group
     part_step = words[BLOCK_N] * 4
-    chunk = CHUNK // DEEP
-    for k in range(0, steps, chunk):
-        some = min(chunk, steps - k)
+    packed, last, symmetric = words[PACKED], steps <= CHUNK, words[SYMMETRIC]
+    direct = last and width == 4 and not symmetric
+    for k in range(0, steps, CHUNK):
+        some = min(CHUNK, steps - k)
         for j in range(0, columns, PAIR):
             b_here = b + j // SIDE * group + k * TILE
             for i in range(0, rows, PAIR):
+                if symmetric and m + i > n + j:
+                    continue
                 a_here = a + i // SIDE * group + k * TILE
-                if steps <= chunk and width == 4 and i + PAIR <= rows and j + PAIR <= columns:
-                    multiply(a_here, b_here, some, c + i * c_step + j * 4, c_step, SIDE * c_step, group, group)
-                elif steps <= chunk:
-                    multiply(a_here, b_here, some, scratch, 128, SIDE * 128, group, group)
-                    store(scratch, 128, min(PAIR, rows - i), min(PAIR, columns - j), c + i * c_step + j * width, c_step, width)
+                if direct and i + PAIR <= rows and j + PAIR <= columns:
+                    multiply(packed, False, a_here, b_here, some, c + i * c_step + j * 4, c_step, group, group)
                 else:
                     part = scratch + i * part_step + j * 4
-                    if k == 0:
-                        multiply(a_here, b_here, some, part, part_step, SIDE * part_step, group, group)
-                    else:
-                        multiply_add(a_here, b_here, some, part, part_step, SIDE * part_step, group, group)
-    if steps > chunk:
-        store(scratch, part_step, rows, columns, c, c_step, width)
+                    multiply(packed, k > 0, a_here, b_here, some, part, part_step, group, group)
+                    if k + some == steps:
+                        some_rows, some_columns = min(PAIR, rows - i), min(PAIR, columns - j)
+                        if symmetric and m + i < n + j:
+                            mirrored = words[C] + ((n + j) * words[N] + m + i) * width
+                            transpose(part, part_step, scratch + ROWS * COLUMNS * 4)
+                            store(scratch + ROWS * COLUMNS * 4, 4 * PAIR, some_columns, some_rows, mirrored, c_step, width)
+                        store(part, part_step, some_rows, some_columns, c + i * c_step + j * width, c_step, width)
 
 
 @njit(error_model="numpy")
 def block_task(job: int) -> None:
     words = int64s(job)
-    scratch = calls.malloc(ROWS * COLUMNS * 4 + 64)
-    configure(scratch)
+    scratch = calls.malloc(ROWS * COLUMNS * 4 + 5 * TILE)
+    configure(words[PACKED], scratch)
     across = (words[N] + words[BLOCK_N] - 1) // words[BLOCK_N]
     unit = next_unit(job)
     while unit >= 0:
         block(words, unit // across * words[BLOCK_M], unit % across * words[BLOCK_N], scratch)
         calls.finished(job)
         unit = next_unit(job)
-    release()
+    release(words[PACKED])
     calls.free(scratch)
     calls.leave(job)
 
@@ -106,17 +107,18 @@ def block_task(job: int) -> None:
 @njit(error_model="numpy")
 def multiply_matrices(frame: Pointer) -> None:
     """Arguments: A [M, K] or [K, M], B [N, K] or [K, N]; attribute: 1 if the inputs of A lie side by side, plus 2
-    if those of B.
+    if those of B, plus 4 if the result is symmetric.
 
-    Results: C [M, N], and memory for the tiles of A and B, M and N rounded up to 32 and K to 32, two bytes each.
+    Results: C [M, N], and memory for the tiles of A and B in their dtype: M and N rounded up to 32, K to whole tiles.
     """
     form = int32s(attribute(frame, 0))[0]
     a_adjacent, b_adjacent = form & 1, form >> 1 & 1
     m, k = size(frame, ARGUMENTS, 0, 1 - a_adjacent), size(frame, ARGUMENTS, 0, a_adjacent)
     n = size(frame, ARGUMENTS, 1, 1 - b_adjacent)
-    steps = (k + DEEP - 1) // DEEP
+    packed = width_of(frame, RESULTS, 1)
+    steps = (k * packed + ROW - 1) // ROW
     a_groups, b_groups = (m + PAIR - 1) // PAIR * 2, (n + PAIR - 1) // PAIR * 2
-    a_units, b_units = (a_groups + PACKED - 1) // PACKED, (b_groups + PACKED - 1) // PACKED
+    a_units, b_units = (a_groups + UNIT - 1) // UNIT, (b_groups + UNIT - 1) // UNIT
     tiles = data(frame, RESULTS, 1)
     job = new_job(a_units + b_units)
     words = int64s(job)
@@ -125,8 +127,9 @@ def multiply_matrices(frame: Pointer) -> None:
     words[A_TILES], words[B_TILES] = tiles, tiles + a_groups * steps * TILE
     words[A_BITS] = width_of(frame, ARGUMENTS, 0) + 8 * a_adjacent
     words[B_BITS] = width_of(frame, ARGUMENTS, 1) + 8 * b_adjacent
-    words[C_WIDTH], words[A_UNITS] = width_of(frame, RESULTS, 0), a_units
-    blocks, wanted = new_job(0), 4 * threads_for(frame, job)
+    words[C_WIDTH], words[A_UNITS], words[PACKED] = width_of(frame, RESULTS, 0), a_units, packed
+    words[SYMMETRIC] = form & 4
+    blocks, wanted = new_job(0), (8 if form & 4 else 4) * threads_for(frame, job)
     rows, columns = ROWS, COLUMNS
     while rows * columns > 64 * 64 and ((m + rows - 1) // rows) * ((n + columns - 1) // columns) < wanted:
         if columns >= rows:
@@ -134,7 +137,7 @@ def multiply_matrices(frame: Pointer) -> None:
         else:
             rows //= 2
     words[BLOCK_M], words[BLOCK_N] = rows, columns
-    for word in range(GIVEN, A_UNITS + 1):
+    for word in range(GIVEN, PACKED + 1):
         int64s(blocks)[word] = words[word]
     int64s(blocks)[UNITS] = ((m + rows - 1) // rows) * ((n + columns - 1) // columns)
     run(frame, job, address_of(pack_task))

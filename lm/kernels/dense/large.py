@@ -1,8 +1,8 @@
-"""Products of large matrices in bfloat16 on a processor with AMX, where XLA's reach a third of the speed and less.
+"""Products of large matrices on an x86 processor, in bfloat16 where it multiplies that, and in float32.
 
-They are the products of training: of one device, since XLA does not know how to split them. Operands may be float32; they
-are rounded to bfloat16 while they are brought into tiles (lm/kernels/amx/gemm.py), which saves a pass over memory. Sums are
-float32.
+They are the products of training: of one device, since XLA does not know how to split them. Operands of bfloat16 products may
+be float32; they are rounded while they are brought into tiles (lm/kernels/dense/gemm.py), which saves passes over memory.
+Sums are float32.
 """
 
 import functools
@@ -16,12 +16,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lm.kernels.amx.usable import require, tiled
-from lm.parallel.mesh import platform
+from lm.kernels.dense.usable import require, usable
 
 SMALLEST = 2**24  # products of numbers; below, the call itself takes as long as XLA
 THINNEST = 16  # rows, columns and inputs: what a tile has
-PAIR = 32  # rows, columns and inputs are filled up to a multiple
+PAIR = 32  # rows and columns are filled up to a multiple, and inputs to 64 bytes
 FLOATS = (jnp.bfloat16, jnp.float32)
 
 
@@ -44,12 +43,12 @@ def takes(
 ) -> bool:
     """Return whether `product` computes this einsum with operands rounded to `dtype`; None: as they are."""
     dtypes = {a.dtype, b.dtype} if dtype is None else {jnp.dtype(dtype)}
-    if dtypes != {jnp.dtype(jnp.bfloat16)} or a.dtype not in FLOATS or b.dtype not in FLOATS or platform() != "cpu":
+    if len(dtypes) > 1 or a.dtype not in FLOATS or b.dtype not in FLOATS:
         return False
     form = _form(equation, a.shape, b.shape)
     if form is None or math.prod(form.sizes) < SMALLEST or min(form.sizes) < THINNEST:
         return False
-    return tiled("gemm")
+    return usable("gemm", *dtypes)
 
 
 def product(
@@ -62,22 +61,26 @@ def product(
     result: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Compute lm.kernels.ops.product."""
-    return _multiplied(equation, a, b, out_spec, result)
+    symmetric = a is b  # if it sums the same axes of both, x · xᵀ: half of it is computed
+    dtype = jnp.dtype(a.dtype if dtype is None else dtype)
+    if dtype == jnp.float32:
+        a, b = a.astype(dtype), b.astype(dtype)
+    return _multiplied(equation, a, b, dtype, out_spec, result, symmetric)
 
 
 product_over_rows = product
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3, 4, 5, 6))
 def _multiplied(
-    equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None, dtype: DTypeLike = jnp.float32
+    equation: str, a: jax.Array, b: jax.Array, dtype: DTypeLike, where: PartitionSpec | None, result: DTypeLike, symmetric: bool
 ) -> jax.Array:
-    """Return the einsum of operands rounded to bfloat16, added up in float32, in `dtype`; `takes` says of which.
+    """Return the einsum of operands rounded to `dtype`, added up in float32, in the dtype `result`; `takes` says of which.
 
     where: partition of the result; None: as JAX infers it. Its gradient takes XLA's products; `matmul` has a faster one.
-    Raises ValueError without AMX, and on a mesh of several devices.
+    Raises ValueError on other processors, and on a mesh of several devices.
     """
-    require("gemm")
+    require("gemm", dtype)
     form = _form(equation, a.shape, b.shape)
     assert form is not None  # as `takes` says
     like = jax.eval_shape(functools.partial(jnp.einsum, equation, out_sharding=where), a, b)
@@ -86,27 +89,30 @@ def _multiplied(
     a = lax.reshape(a, (M, K) if form.adjacent[0] else (K, M), out_sharding=_whole())
     b = lax.reshape(b, (N, K) if form.adjacent[1] else (K, N), out_sharding=_whole())
     tiles = (_padded(M) + _padded(N)) * _padded(K)
-    results = jax.ShapeDtypeStruct((M, N), dtype), jax.ShapeDtypeStruct((tiles,), jnp.bfloat16)
+    results = jax.ShapeDtypeStruct((M, N), result), jax.ShapeDtypeStruct((tiles,), dtype)
     call = jax.ffi.ffi_call("lm_gemm", results, vmap_method="sequential")
-    y, _ = call(a, b, form=np.int32(form.adjacent[0] + 2 * form.adjacent[1]))
+    symmetric = symmetric and form.adjacent[0] == form.adjacent[1]
+    y, _ = call(a, b, form=np.int32(form.adjacent[0] + 2 * form.adjacent[1] + 4 * symmetric))
     return lax.reshape(y, like.shape, out_sharding=None if _whole() is None else like.sharding.spec)
 
 
 @_multiplied.defjvp
 def _tangent(
     equation: str,
-    where: PartitionSpec | None,
     dtype: DTypeLike,
+    where: PartitionSpec | None,
+    result: DTypeLike,
+    symmetric: bool,
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     (a, b), (da, db) = primals, tangents
 
     def plain(a: jax.Array, b: jax.Array) -> jax.Array:
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+        a, b = a.astype(dtype), b.astype(dtype)
         return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=where)
 
-    return _multiplied(equation, a, b, where, dtype), (plain(da, b) + plain(a, db)).astype(dtype)
+    return _multiplied(equation, a, b, dtype, where, result, symmetric), (plain(da, b) + plain(a, db)).astype(result)
 
 
 def _padded(size: int) -> int:

@@ -1,0 +1,121 @@
+"""Products of two pairs of groups (packing.py) in vector registers: bfloat16 with AVX-512 BF16, float32 with AVX-512 or AVX2.
+
+Sums of a few rows × columns stay in registers along all inputs. Every sum adds its inputs in ascending order, in bfloat16 in
+pairs, so its bits do not depend on the rows and columns beside it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.cpu import CPUContext
+from numba.core.typing import Context, Signature
+
+from lm.kernels.dense.packing import SIDE, TILE
+from lm.kernels.native.vectors import FLOATS, LANES, WORDS, Intrinsic, at, has, i32, i64, intrinsic, load, multiply_add, splat
+
+llvm.initialize_native_asmparser()
+
+WIDE = has("avx512f")
+ROWS, VECTORS = (8, 2) if WIDE else (6, 1)  # of sums: 16 of the 32 registers of AVX-512, 12 of the 16 of AVX2
+UNROLLED = 4  # words of a row of a tile
+
+
+def block(stored: str, adds: bool) -> Callable[..., None]:
+    """Return the compiled c[32, 32] = a · b, or with `adds` c += a · b, of two groups of A and of B of `stored`.
+
+    It takes what `multiply` of lm/kernels/dense/amx.py does.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Context,
+        a: types.Type,
+        b: types.Type,
+        steps: types.Type,
+        c: types.Type,
+        c_step: types.Type,
+        c_half: types.Type,
+        a_half: types.Type,
+        b_half: types.Type,
+    ) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
+            kind = ir.FunctionType(ir.VoidType(), [i64] * 8)
+            function = cgutils.get_or_insert_function(builder.module, kind, f"block.{stored}.{adds}")
+            if function.is_declaration:  # a function of its own, since LLVM takes long over copies of it in its callers
+                function.linkage = "internal"
+                function.attributes.add("noinline")
+                inside = ir.IRBuilder(function.append_basic_block())
+                _block(inside, stored, adds, *function.args)
+                inside.ret_void()
+            builder.call(function, args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), codegen
+
+    return multiply
+
+
+def _block(
+    builder: ir.IRBuilder,
+    stored: str,
+    adds: bool,
+    a: ir.Value,
+    b: ir.Value,
+    steps: ir.Value,
+    c: ir.Value,
+    c_step: ir.Value,
+    c_half: ir.Value,
+    a_half: ir.Value,
+    b_half: ir.Value,
+) -> None:
+    with cgutils.for_range(builder, i64(2)) as half:
+        a_here = builder.add(a, builder.mul(a_half, half.index))
+        c_here = builder.add(c, builder.mul(c_half, half.index))
+        for first in range(0, SIDE, ROWS):
+            rows = range(first, min(first + ROWS, SIDE))
+            for vector in range(0, 2, VECTORS):
+                b_here = [builder.add(b, builder.mul(b_half, i64(v))) for v in range(vector, vector + VECTORS)]
+                places = {
+                    (m, v): at(builder, c_here, builder.add(builder.mul(c_step, i64(m)), i64(4 * LANES * (vector + v))), FLOATS)
+                    for m in rows
+                    for v in range(VECTORS)
+                }
+                _sums(builder, stored, adds, a_here, b_here, steps, places)
+
+
+def _sums(
+    builder: ir.IRBuilder,
+    stored: str,
+    adds: bool,
+    a: ir.Value,
+    b: Sequence[ir.Value],
+    steps: ir.Value,
+    places: dict[tuple[int, int], ir.Value],
+) -> None:
+    """Write the sums of some rows of A and vectors of columns of B. places: where each belongs, by row and vector."""
+    sums = {key: cgutils.alloca_once(builder, FLOATS) for key in places}
+    for key, place in places.items():
+        builder.store(builder.load(place, align=4) if adds else ir.Constant(FLOATS, [0.0] * LANES), sums[key])
+    with cgutils.for_range(builder, steps) as step, cgutils.for_range(builder, i64(LANES // UNROLLED)) as part:
+        start = builder.mul(step.index, i64(TILE))
+        a_word = builder.add(a, builder.add(start, builder.mul(part.index, i64(4 * UNROLLED))))
+        b_word = builder.add(start, builder.mul(part.index, i64(4 * LANES * UNROLLED)))
+        for word in range(UNROLLED):
+            columns = [load(builder, builder.add(vector, b_word), i64(4 * LANES * word), WORDS) for vector in b]
+            for m in sorted({m for m, _ in places}):
+                row = splat(builder, load(builder, a_word, i64(4 * (LANES * m + word)), i32), WORDS)
+                for v, column in enumerate(columns):
+                    builder.store(_added(builder, stored, builder.load(sums[m, v]), row, column), sums[m, v])
+    for key, place in places.items():
+        builder.store(builder.load(sums[key]), place, align=4)
+
+
+def _added(builder: ir.IRBuilder, stored: str, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Return total + a · b by word: of floats, or of pairs of bfloat16."""
+    if stored == "float32":
+        return multiply_add(builder, builder.bitcast(a, FLOATS), builder.bitcast(b, FLOATS), total)
+    kind = ir.FunctionType(FLOATS, [FLOATS, WORDS, WORDS])
+    return builder.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, a, b])
