@@ -188,6 +188,19 @@ def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     """Return the float32 sums of x over its last axes, which stay with length 1; compiled, a row's bits depend on it alone."""
 
 
+@operation(Backend("compiled", "dense.fused", "cpu"))
+def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Return silu(gate)·up in their dtype, computed in float32 (SwiGLU, Shazeer 2020)."""
+
+
+@operation(Backend("compiled", "dense.fused", "cpu"))
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: int = 1) -> jax.Array:
+    """Return x / √(mean(x²) + ε) · scale in x's dtype, computed in float32 (Zhang and Sennrich 2019).
+
+    scale: of the last `axes` axes, over which the mean runs.
+    """
+
+
 # --- Attention ---
 
 

@@ -34,6 +34,17 @@ def product_over_rows(
     return product(equation, a, b, out_spec, dtype=dtype)
 
 
+def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    # Float32 inside: a CPU would round every operation of the activation to bfloat16.
+    return (up.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))).astype(up.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: int = 1) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32 * x32, axis=tuple(range(-axes, 0)), keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean + eps) * scale.astype(jnp.float32)).astype(x.dtype)
+
+
 def matmul(
     equation: str,
     x: jax.Array,

@@ -23,13 +23,14 @@ from lm.model.inputs import Step
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import slots
 from lm.parallel.memory import HOST, has_host_memory
-from lm.parallel.mesh import over_stages
+from lm.parallel.mesh import over_stages, platform
 from lm.parallel.pipeline import layer_of, pipelined, schedule
 
 Policy: TypeAlias = Callable[..., bool]  # of jax.checkpoint: whether to keep a value
 Compute: TypeAlias = Callable[[jax.Array, jax.Array | None, PyTree], tuple[jax.Array, PyTree]]  # of `repeated`
 Passed: TypeAlias = tuple[jax.Array, PyTree, PyTree]  # x, caches and reports, see `through`
 
+FEW = 12  # layers of a kind that one CPU unrolls in training: then it copies no values into stacks, and little is to compile
 KEPT: dict[str, tuple[str, ...]] = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
 
 
@@ -93,13 +94,16 @@ def repeated(
       layers: the parameters of each repeat, from `unstacked`, which spares an unrolled stack a split; or None.
     """
 
+    one_cpu = platform() == "cpu" and jax.sharding.get_abstract_mesh().size == 1
+    scans = config.scan_layers and not (one_cpu and caches is None and repeats <= FEW)
+
     def under(policy: Policy | None) -> Compute:
-        return compute if policy is None else jax.checkpoint(compute, policy=policy, prevent_cse=not config.scan_layers)
+        return compute if policy is None else jax.checkpoint(compute, policy=policy, prevent_cse=not scans)
 
     runs = layer_runs(config, repeats)
     if caches is not None:  # without a gradient, so that nothing is kept; a split stack would copy its caches
         runs = [(slice(0, repeats), runs[0][1])]
-    if not config.scan_layers:
+    if not scans:
         applies = [under(policy) for run, policy in runs for _ in range(run.stop - run.start)]
         return _unrolled(applies, x_BTD, params, caches, repeats, layers)
     inputs = (params, jnp.arange(repeats) if params is None else None, caches)

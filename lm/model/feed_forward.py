@@ -9,6 +9,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.files.user_files import is_own, layer_part
+from lm.kernels.ops import silu_gated
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std
 from lm.parallel.context import length_axis
@@ -48,10 +49,11 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        # Float32 inside: a CPU would round every operation of the activation to bfloat16.
-        hidden_BTF = saved(self.up(x_BTD), wide=True).astype(jnp.float32)
-        if hasattr(self, "gate"):
-            hidden_BTF *= self.activation(saved(self.gate(x_BTD), wide=True).astype(jnp.float32))
-        else:
-            hidden_BTF = self.activation(hidden_BTF)
+        up_BTF = saved(self.up(x_BTD), wide=True)
+        gate_BTF = saved(self.gate(x_BTD), wide=True) if hasattr(self, "gate") else None
+        if gate_BTF is not None and self.activation is jax.nn.silu:
+            hidden_BTF = silu_gated(gate_BTF, up_BTF)
+        else:  # float32 inside: a CPU would round every operation of the activation to bfloat16
+            hidden_BTF = self.activation((up_BTF if gate_BTF is None else gate_BTF).astype(jnp.float32))
+            hidden_BTF = hidden_BTF if gate_BTF is None else up_BTF.astype(jnp.float32) * hidden_BTF
         return self.down(hidden_BTF.astype(x_BTD.dtype), length_axis(x_BTD))

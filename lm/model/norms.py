@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.ops import row_sums
+from lm.kernels.ops import rms_norm, row_sums
 from lm.model.initializers import parameter
 
 _ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
@@ -46,10 +46,12 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(start(shape, jnp.float32), axes, "vector")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(mean(x32 * x32, self.axes) + self.eps)
         scale = self.scale[...].astype(jnp.float32)
-        return (x32 * inverse * (1 + scale if self.plus_one else scale)).astype(x.dtype)
+        scale = 1 + scale if self.plus_one else scale
+        if not _ALONE.get():
+            return rms_norm(x, scale, self.eps, self.axes)
+        x32 = x.astype(jnp.float32)
+        return (x32 * jax.lax.rsqrt(mean(x32 * x32, self.axes) + self.eps) * scale).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -65,10 +65,10 @@ def _forward(
     shapes = jax.ShapeDtypeStruct((B, T, H, v_BSGV.shape[-1]), q_BTHK.dtype), jax.ShapeDtypeStruct((B, H, T), jnp.float32)
     call = jax.ffi.ffi_call("lm_flash", shapes, vmap_method="sequential")
     out_BTHV, logz_BHT = call(
-        *map(_whole, (q_BTHK, k_BSGK, v_BSGV, segments_BT)), scale=np.float32(scale), window=np.int32(window)
+        *map(whole, (q_BTHK, k_BSGK, v_BSGV, segments_BT)), scale=np.float32(scale), window=np.int32(window)
     )
     # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
-    out_BTHV, logz_BHT = saved(_like(out_BTHV, q_BTHK)), saved(logz_BHT)
+    out_BTHV, logz_BHT = saved(like(out_BTHV, q_BTHK)), saved(logz_BHT)
     return out_BTHV, (q_BTHK, k_BSGK, v_BSGV, segments_BT, out_BTHV, logz_BHT)
 
 
@@ -76,20 +76,20 @@ def _backward(scale: float, window: int, kept: Residuals, dout_BTHV: jax.Array) 
     q_BTHK, k_BSGK, v_BSGV = kept[:3]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept[:3]]
     call = jax.ffi.ffi_call("lm_flash_gradients", shapes, vmap_method="sequential")
-    given = map(_whole, (*kept, dout_BTHV.astype(kept[0].dtype)))
+    given = map(whole, (*kept, dout_BTHV.astype(kept[0].dtype)))
     dq, dk, dv = call(*given, scale=np.float32(scale), window=np.int32(window))
-    return _like(dq, q_BTHK), _like(dk, k_BSGK), _like(dv, v_BSGV), None
+    return like(dq, q_BTHK), like(dk, k_BSGK), like(dv, v_BSGV), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _whole(x: jax.Array) -> jax.Array:
+def whole(x: jax.Array) -> jax.Array:
     """Return x with a partition that names no axis: that of the compiled functions' arguments."""
     return reshard(x, *[None] * x.ndim)
 
 
-def _like(x: jax.Array, other: jax.Array) -> jax.Array:
+def like(x: jax.Array, other: jax.Array) -> jax.Array:
     """Return x with the partition of another array."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.sharding.reshard(x, jax.typeof(other).sharding.spec)

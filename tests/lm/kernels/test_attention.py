@@ -39,6 +39,12 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def blocks(monkeypatch):
+    """The compiled attention has tests of its own (tests/lm/kernels/dense)."""
+    monkeypatch.setenv("LMCRAFT_KERNELS", "attention=blocks")
+
+
 def example(T, S=None, dtype="float32", G=G, R=R, V=K, sinks=False, **_):
     """q, k, v, sinks or None, cotangent; the two rows have three documents and padding, and one document."""
     S = S or T

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import jax
 import pytest
@@ -40,7 +41,6 @@ MODELS = {
 
 
 def training(sequence_length=256, dtype="float32", **model):
-    """XLA does not count what compiled functions multiply (lm.kernels.dense), so FLOPs are compared in float32, without them."""
     config = tiny_config(**SIZES | model)
     config.batch_size, config.sequence_length, config.dtype = 8, sequence_length, dtype
     config.mesh.update(data=1)
@@ -57,8 +57,14 @@ def under(config, measure):
 KNOWN = {}
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """XLA does not count what compiled functions multiply (lm/kernels/dense), so FLOPs are compared without them."""
+    monkeypatch.setenv("LMCRAFT_KERNELS", "product=xla,product_over_rows=xla,attention=blocks")
+
+
 def step_flops(config) -> int:
-    if (key := config.to_json()) not in KNOWN:
+    if (key := (config.to_json(), os.environ.get("LMCRAFT_KERNELS"))) not in KNOWN:
         KNOWN[key] = under(config, describe.step_flops)
     return KNOWN[key]
 
@@ -77,11 +83,12 @@ def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
 
 
 @pytest.mark.parametrize("model", all_but(["local and global"], MODELS))
-def test_flops_in_bfloat16_are_those_in_float32(model):
+def test_flops_of_compiled_functions_are_those_of_plain_ones(model, monkeypatch):
     """Attention differs a little, since its blocks have other sizes where it is a compiled function."""
-    assert step_flops(training(dtype="bfloat16", **MODELS[model])) == pytest.approx(
-        step_flops(training(**MODELS[model])), rel=0.03
-    )
+    plain = step_flops(training(**MODELS[model]))
+    monkeypatch.delenv("LMCRAFT_KERNELS")
+    assert step_flops(training(**MODELS[model])) == pytest.approx(plain, rel=0.03)
+    assert step_flops(training(dtype="bfloat16", **MODELS[model])) == pytest.approx(plain, rel=0.03)
 
 
 @pytest.mark.parametrize("model", ["dense", "latent"])

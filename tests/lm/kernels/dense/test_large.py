@@ -68,7 +68,9 @@ def test_floats_are_rounded_as_by_a_cast(equation, dtypes, out):
         equation, a, b, dtype="bfloat16", result=out
     )
     assert found.dtype == jnp.dtype(out)
-    assert distance(found, product_reference(equation, a, b, dtype="bfloat16", result=out)) < (1e-6 if out == "float32" else 1e-3)
+    assert distance(found, product_reference(equation, a, b, dtype="bfloat16", result=out)) < (
+        1e-6 if out == "float32" else 1e-3
+    )
 
 
 @needs_avx2
@@ -94,7 +96,9 @@ def test_its_gradient_is_that_of_the_twin():
         return jax.jit(jax.grad(lambda a, b: jnp.sum(weights * function("ms,ns->mn", a, b)), (0, 1)))(a, b)
 
     found = gradients(lambda equation, a, b: large_product(equation, a, b, dtype=FAST))
-    for mine, theirs in zip(found, gradients(lambda equation, a, b: product_reference(equation, a, b, dtype=FAST)), strict=True):
+    for mine, theirs in zip(
+        found, gradients(lambda equation, a, b: product_reference(equation, a, b, dtype=FAST)), strict=True
+    ):
         assert mine.dtype == theirs.dtype and distance(mine, theirs) < 1e-5
 
 
@@ -119,7 +123,10 @@ def test_matmul_and_its_gradients_use_it_on_one_device_only(meshed):
 
     def plain(x, w):
         y = product_reference("btd,df->btf", x, w, dtype=FAST, result=FAST)
-        return y, (product_reference("btf,df->btd", y, w, dtype=FAST, result=x.dtype), product_reference("btd,btf->df", x, y, dtype=FAST))
+        return y, (
+            product_reference("btf,df->btd", y, w, dtype=FAST, result=x.dtype),
+            product_reference("btd,btf->df", x, y, dtype=FAST),
+        )
 
     if meshed:
         with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
