@@ -4,11 +4,11 @@
     torch   a plain PyTorch model of the same shape, written the way nanoGPT is
     flax    a plain Flax model (benchmarks/flax_peer.py)
 
-The first two keep float32 master parameters, compute under autocast to bfloat16, clip the gradient to norm 1 and
+The first two keep float32 master parameters, compute in float32 or under autocast to bfloat16, clip the gradient to norm 1 and
 step with fused AdamW, on every core the process may use. They are not compiled: this is how people run
 them on a CPU. Warm-up steps and the making of batches are not timed.
 
-    python -m benchmarks.peers --peer=hf --shape='{"layers": 6}' --steps=10 --seconds=60
+    python -m benchmarks.peers --peer=hf --dtype=float32 --shape='{"layers": 6}' --steps=10 --seconds=60
 
 The last line printed is the result as JSON. This module imports torch only inside the measured process,
 so that a JAX program can call `measure` without loading a second thread pool.
@@ -78,7 +78,14 @@ SHAPES = {
 
 
 def measure(
-    peer: str, shape: Shape, *, steps: int = 10, seconds: float = 60.0, tunables: bool = True, python: str = sys.executable
+    peer: str,
+    shape: Shape,
+    *,
+    steps: int = 10,
+    seconds: float = 60.0,
+    tunables: bool = True,
+    dtype: str = "bfloat16",
+    python: str = sys.executable,
 ) -> dict:
     """Trains `peer` at `shape` in a subprocess and returns what it measured.
 
@@ -86,6 +93,7 @@ def measure(
 
     Args:
       tunables: back the C heap with transparent huge pages (`GLIBC_TUNABLES`, read once, at process start).
+      dtype: of products of the PyTorch peers, bfloat16 or float32.
       python: the interpreter, if the peers are installed in another environment than this one.
 
     Returns:
@@ -101,7 +109,8 @@ def measure(
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     if tunables:
         environment["GLIBC_TUNABLES"] = HUGE_PAGES
-    module = ["benchmarks.flax_peer"] if peer == "flax" else ["benchmarks.peers", f"--peer={peer}", f"--seconds={seconds}"]
+    mine = ["benchmarks.peers", f"--peer={peer}", f"--seconds={seconds}", f"--dtype={dtype}"]
+    module = ["benchmarks.flax_peer"] if peer == "flax" else mine
     command = [python, "-m", *module, f"--steps={steps}", f"--shape={json.dumps(dataclasses.asdict(shape))}"]
     environment["JAX_PLATFORMS"] = "cpu"
     root = pathlib.Path(__file__).resolve().parents[1]
@@ -244,7 +253,7 @@ def cpu_seconds_elsewhere() -> float:
     return sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - own.user - own.system
 
 
-def train(peer: str, shape: Shape, steps: int, seconds: float) -> dict:
+def train(peer: str, shape: Shape, steps: int, seconds: float, dtype: str) -> dict:
     """Trains in this process and returns the result that `measure` describes."""
     import torch
 
@@ -260,7 +269,7 @@ def train(peer: str, shape: Shape, steps: int, seconds: float) -> dict:
     def step() -> tuple[float, float]:
         tokens_BT = torch.multinomial(frequency_V, shape.batch * shape.length, replacement=True).view(shape.batch, -1)
         start = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = loss_of(tokens_BT)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -290,6 +299,7 @@ def train(peer: str, shape: Shape, steps: int, seconds: float) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Measure a peer's training speed.")
     parser.add_argument("--peer", required=True, choices=BUILDERS)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of matrix products")
     parser.add_argument("--shape", default="{}", help="JSON object; absent keys keep the defaults of Shape")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--seconds", type=float, default=60.0, help=f"stop sooner, after {FEWEST_STEPS} steps at least")
@@ -300,7 +310,7 @@ def main() -> None:
         shape = Shape.from_json(flags.shape)
     except ValueError as error:
         parser.error(f"--shape: {error}")
-    print(json.dumps(train(flags.peer, shape, flags.steps, flags.seconds)))
+    print(json.dumps(train(flags.peer, shape, flags.steps, flags.seconds, flags.dtype)))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
 """Training speed and memory beside its peers, in one run on this machine, and the input pipeline beside what training eats.
 
-python -m benchmarks.train [--shape=14m] [--steps=6] [--rounds=2] [--tune]
+python -m benchmarks.train [--shape=14m] [--steps=12] [--rounds=2] [--peers=hf,torch,flax]
 
-Ours is what train.py does by its defaults, with the default recipe (lmcraft) and with the peers' optimizer (lmcraft_adamw).
---tune first tries slices and dtypes, and unrolls the layers. Each competitor runs in a process of its own, in turns (ours, HF,
-PyTorch, Flax, ours, …), so that a slow minute of the machine hits all alike; figures are medians over all steps. The last line
-is one JSON object. `of_products` is the share of the machine's own fastest product of 2048 × 2048 matrices, in bfloat16 or
-float32, by XLA or PyTorch: the floor of a step.
+Ours is train.py by its default flags, as a process: its steps from the seventh on, with the default recipe (lmcraft) and with
+the peers' optimizer (lmcraft_adamw). The PyTorch peers run in float32, and in bfloat16 where the processor multiplies it.
+Each competitor runs in a process of its own, in turns (ours, HF, PyTorch, Flax, ours, …), so that a slow minute of the machine
+hits all alike; figures are medians over all steps. The last line is one JSON object. `of_products` is the share of the fastest
+product of 2048 × 2048 matrices here, in bfloat16 or float32, by XLA or PyTorch: the floor of a step.
+
+To limit all to AVX2: NUMBA_CPU_NAME=haswell XLA_FLAGS=--xla_cpu_max_isa=AVX2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import itertools
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -27,41 +27,55 @@ from benchmarks.peers import HUGE_PAGES, SHAPES, Shape, measure
 
 REPO = Path(__file__).parent.parent
 PEERS = ("hf", "torch", "flax")
-ACCUMULATE = (8, 4, 2, 1)  # slices of the batch that --tune tries; the result is the same, the cache use is not
-OURS = {"lmcraft": "default", "lmcraft_adamw": "adamw"}  # recipes
-BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # CPU flags; without any, float32 products are tried beside bfloat16 ones
+OURS = {"lmcraft": "", "lmcraft_adamw": "default.adamw(config)"}  # recipes, as a line of a config file
+WARMUP = 6  # of our steps
+CONFIG = """
+from configs.train import default
+
+def get_config():
+    config = default.get_config()
+    {recipe}
+    config.batch_size, config.sequence_length, config.steps = {batch}, {length}, 1000
+    config.model.update({model})
+    config.tokenizer, config.data.max_bytes, config.data.max_valid_bytes = {tokenizer!r}, 3_000_000, 50_000
+    return config
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="14m", choices=SHAPES, help="14 M parameters, GPT-2 124M's or SmolLM2-135M's sizes")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps of each competitor in each round")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each competitor in each round")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
-    parser.add_argument("--tune", action="store_true", help="do not take the defaults: try slices and dtypes, unroll layers")
     parser.add_argument("--peers", default=",".join(PEERS), help="which of hf, torch, flax")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.worker:
-        print(json.dumps(WORKERS[options.worker.split(":")[0]](shape, options.steps, *options.worker.split(":")[1:])))
+        print(json.dumps(WORKERS[options.worker]()))
         return
 
-    peers = list(filter(None, options.peers.split(",")))
-    floor = max(in_process(worker, options.shape, 1) for worker in ("xla_products", "torch_products"))
-    chosen = ":".join(map(str, in_process("choose", options.shape, 1))) if options.tune else "0:auto"
-    seconds: dict[str, list[float]] = {name: [] for name in (*OURS, *peers)}
+    floor = max(map(in_process, WORKERS))
+    dtypes = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
+    peers = [(peer, dtype) for peer in filter(None, options.peers.split(",")) for dtype in dtypes]
+    peers = [(peer, dtype) for peer, dtype in peers if peer != "flax" or dtype == dtypes[-1]]
+    seconds: dict[str, list[float]] = {name: [] for name in (*OURS, *map(":".join, peers))}
     peak = dict.fromkeys(seconds, 0)
-    for round_ in range(options.rounds):
-        for name in seconds:
-            if name in OURS:
-                found = in_process(f"ours:{chosen}:{OURS[name]}", options.shape, options.steps)
-            else:
-                found = measure(name, shape, steps=options.steps)
-            seconds[name] += found["step_seconds"]
-            peak[name] = max(peak[name], found["peak_bytes"])
-        shown = ", ".join(f"{name} {rate(shape, times):,.0f} tokens/s" for name, times in seconds.items())
-        print(f"round {round_ + 1}: {shown}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = tokenizer_in(Path(folder), min(shape.vocab, 8192))
+        for round_ in range(options.rounds):
+            for name in seconds:
+                if name in OURS:
+                    found = ours(shape, OURS[name], tokenizer, options.steps)
+                else:
+                    peer, dtype = name.split(":")
+                    found = measure(peer, shape, steps=options.steps, dtype=dtype)
+                seconds[name] += found["step_seconds"]
+                peak[name] = max(peak[name], found["peak_bytes"])
+            shown = ", ".join(f"{name} {rate(shape, times):,.0f} tokens/s" for name, times in seconds.items())
+            print(f"round {round_ + 1}: {shown}", flush=True)
     rates = {name: rate(shape, times) for name, times in seconds.items()}
+    best = max((name for name in rates if name not in OURS), key=rates.__getitem__, default=None)
     pipeline = input_rate(shape)
     from lm.runs.provenance import machine
 
@@ -71,11 +85,11 @@ def main() -> None:
             {
                 "shape": dataclasses.asdict(shape),
                 "tokens_per_second": {name: round(value) for name, value in rates.items()},
-                "ratio": {peer: {name: round(rates[name] / rates[peer], 3) for name in OURS} for peer in peers},
+                "fastest_peer": best,
+                "ratio": {name: round(rates[name] / rates[best], 3) for name in OURS} if best else {},
                 "peak_gib": {name: round(value / 2**30, 2) for name, value in peak.items()},
                 "gflops_of_products": round(floor / 1e9),
                 "of_products": {name: round(value * flops / floor, 3) for name, value in rates.items()},
-                "tuned": options.tune and chosen,
                 "input_tokens_per_second": round(pipeline),
                 "input_over_training": round(pipeline / rates["lmcraft"], 1),
                 "machine": machine(),
@@ -88,9 +102,16 @@ def rate(shape: Shape, times: list[float]) -> float:
     return shape.batch * shape.length / statistics.median(times)
 
 
-def in_process(worker: str, shape: str, steps: int):
-    """Return what a worker of WORKERS returns, from a process of its own. worker: its name and arguments, between colons."""
-    command = [sys.executable, "-m", "benchmarks.train", f"--worker={worker}", f"--shape={shape}", f"--steps={steps}"]
+def multiplies_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16, and PyTorch is not kept from it: without, that takes minutes a step."""
+    from lm.train.chips import dtype_here
+
+    return dtype_here()[0] == "bfloat16" and "ATEN_CPU_CAPABILITY" not in os.environ
+
+
+def in_process(worker: str):
+    """Return what a worker of WORKERS returns, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.train", f"--worker={worker}"]
     environment = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -98,56 +119,41 @@ def in_process(worker: str, shape: str, steps: int):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def choose(shape: Shape, steps: int) -> tuple[int, str]:
-    """Return the slices and the compute type that are fastest here."""
-    from lm.runs.provenance import machine
+def ours(shape: Shape, recipe: str, tokenizer: str, steps: int) -> dict:
+    """Run train.py by its default flags on this Python's text until it has done the steps. Return what a peer returns."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, log = Path(folder) / "config.py", Path(folder) / "run" / "metrics.jsonl"
+        model, batch = model_keys(shape), shape.batch
+        config.write_text(CONFIG.format(recipe=recipe, batch=batch, length=shape.length, model=model, tokenizer=tokenizer))
+        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={log.parent}"]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment.pop("GLIBC_TUNABLES", None)
+        with (Path(folder) / "log").open("w+") as output:
+            process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            while process.poll() is None and (not log.exists() or log.read_text().count("\n") < WARMUP + steps):
+                time.sleep(0.5)
+            if process.poll() is not None:
+                output.seek(0)
+                raise RuntimeError(f"train.py ended with {process.returncode}:\n{output.read()[-2000:]}")
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            process.kill()
+            process.wait()
+        lines = [json.loads(line) for line in log.read_text().splitlines()[: WARMUP + steps]]
+    times = [shape.batch * shape.length / line["tokens_per_second"] for line in lines[WARMUP:]]
+    return {"step_seconds": times, "peak_bytes": int(re.findall(r"VmHWM:\s*(\d+)", status)[0]) * 1024}
 
-    dtypes = ("bfloat16",) if BFLOAT16 & set(machine()["flags"]) else ("bfloat16", "float32")
-    slices = [n for n in ACCUMULATE if shape.batch % n == 0]
-    return min(itertools.product(slices, dtypes), key=lambda choice: min(train(shape, *choice, "adamw", steps)))
 
+def tokenizer_in(folder: Path, vocab_size: int) -> str:
+    """Train a tokenizer on this Python's text, so that no run has to. Return its file."""
+    from data.sources import open_sources
+    from data.text.sentencepiece_tokenizer import train
+    from data.text.split import survey
 
-def ours(shape: Shape, steps: int, accumulate: str, dtype: str, recipe: str) -> dict:
-    times = train(shape, int(accumulate), dtype, recipe, steps)
-    return {"step_seconds": times, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-
-
-def train(shape: Shape, accumulate: int, dtype: str, recipe: str, steps: int) -> list[float]:
-    """Return the seconds of the real training step (lm.train.step) on random tokens, after two steps of warm-up.
-
-    accumulate, dtype: 0 and "auto" are the defaults. recipe: "default" or "adamw".
-    """
-    import jax
-
-    from configs.train import default
-    from lm.parallel.mesh import make_mesh
-    from lm.train.rates import choose_rate
-    from lm.train.start import adopt, choose_slices
-    from lm.train.step import make_trainer, state_shardings
-
-    config = default.get_config()
-    if recipe == "adamw":
-        default.adamw(config)
-    config.batch_size, config.sequence_length = shape.batch, shape.length
-    config.model.update(model_keys(shape), scan_layers=accumulate == 0)
-    config.accumulate, config.dtype = accumulate, dtype
-    mesh = make_mesh(config.mesh)
-    with contextlib.redirect_stdout(sys.stderr):  # what they choose
-        adopt(config, None)
-        print(choose_slices(config, mesh))
-        choose_rate(config)
-    with jax.set_mesh(mesh):
-        trainer = make_trainer(config)
-        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
-        batch = random_batch(shape)
-        step = jax.jit(trainer.step, donate_argnums=0)
-        times = []
-        for _ in range(steps + 2):
-            begin = time.perf_counter()
-            state, metrics = step(state, batch)
-            float(metrics["loss"])
-            times.append(time.perf_counter() - begin)
-    return times[2:]
+    sources = [source for source in open_sources(None, max_bytes=8_000_000) if source.name == "code"]
+    kept = survey(sources, valid_fraction=0.0, seed=0)
+    texts = (document.text for document, _ in kept.documents(sources[0]))
+    train(texts, folder / "t.model", vocab_size=vocab_size, sample_bytes=2_000_000, seed=0, threads=2)
+    return str(folder / "t.model")
 
 
 def xla_products(*_) -> float:
@@ -177,7 +183,7 @@ def fastest(square, x) -> float:
     return 2 * 2048**3 / min(times)
 
 
-WORKERS = {"choose": choose, "ours": ours, "xla_products": xla_products, "torch_products": torch_products}
+WORKERS = {"xla_products": xla_products, "torch_products": torch_products}
 
 
 def model_keys(shape: Shape) -> dict:
@@ -214,14 +220,13 @@ def input_rate(shape: Shape, seconds: float = 5.0) -> float:
     from data.sources import open_sources
     from data.text.batches import TextBatches, read_ahead
     from data.text.dataset import prepare
-    from data.text.sentencepiece_tokenizer import train
     from data.text.split import survey
+    from data.text.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         sources = [source for source in open_sources(None, max_bytes=8_000_000) if source.name == "code"]
         kept = survey(sources, valid_fraction=0.0, seed=0)
-        texts = (document.text for document, _ in kept.documents(sources[0]))
-        tokenizer = train(texts, Path(folder) / "t.model", vocab_size=shape.vocab, sample_bytes=2_000_000, seed=0, threads=2)
+        tokenizer = load_tokenizer(tokenizer_in(Path(folder), min(shape.vocab, 8192)))
         prepare(Path(folder) / "data", sources, tokenizer, sequence_length=shape.length, survey=kept)
         iterator = read_ahead(TextBatches(Path(folder) / "data", batch_size=shape.batch).batch)
         next(iterator)
