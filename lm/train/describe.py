@@ -145,7 +145,7 @@ def step_flops(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> 
 def product_flops(program: core.Jaxpr, filled: float = 1) -> float:
     """Return the FLOPs of a traced program's matrix products: 2·(output size)·(contracted size), times the trips of their loop.
 
-    Functions that are compiled for a CPU (lm.kernels.dense) count like the products that they compute.
+    Functions that are compiled for a CPU (lm/kernels/dense) count like the products that they compute.
 
     filled: the fraction of a ragged product's rows that belong to a group. A loop of unknown length counts as none: the further
     rounds of experts, which an even routing does not need.

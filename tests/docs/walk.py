@@ -43,7 +43,7 @@ class Counter:
         Not on all are kernels compiled for the processor, and comprehensions, which are functions before Python 3.12.
         """
         path, name = frame.f_code.co_filename, frame.f_code.co_name
-        compiled = path.startswith((f"{ROOT}/lm.kernels.dense/", f"{ROOT}/lm/kernels/native/"))
+        compiled = path.startswith((f"{ROOT}/lm/kernels/dense/", f"{ROOT}/lm/kernels/native/"))
         return path.startswith((f"{ROOT}/lm/", f"{ROOT}/data/")) and not compiled and name not in COMPREHENSIONS
 
     def result(self) -> str:

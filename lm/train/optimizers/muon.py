@@ -178,8 +178,8 @@ def newton_schulz(x: jax.Array, coefficients: Coefficients) -> jax.Array:
         )
         factor = (b * gram + c * squared).astype(dtype)
         factor = factor if whole is None else jax.sharding.reshard(factor, whole)
-        terms = (f"{more}ij,{more}jn->{more}in", factor, x) if wide else (f"{more}mi,{more}ij->{more}mj", x, factor)
-        step = product(*terms, spec)
+        left, right = (factor, x) if wide else (x, factor)
+        step = product(f"{more}ij,{more}jn->{more}in" if wide else f"{more}mi,{more}ij->{more}mj", left, right, spec)
         return (a * x + step).astype(dtype), None
 
     safety = SAFETY if coefficients is POLAR_EXPRESS else 1.0
