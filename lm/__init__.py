@@ -7,8 +7,12 @@
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
+
+if os.environ.get("NUMBA_CPU_NAME"):
+    import lm.kernels.native.limit  # noqa: F401
 
 
 def load(path, dtype: str | None = None):
