@@ -192,6 +192,11 @@ def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     """Return the float32 sums of x over its last axes, which stay with length 1; compiled, a row's bits depend on it alone."""
 
 
+@operation(Backend("compiled", "cpu.row_sums", "cpu"))
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Return float32 x / √(mean(x²) + ε) · scale; the mean is over the axes of `scale`. Compiled, rows are as in `row_sums`."""
+
+
 # --- Attention ---
 
 

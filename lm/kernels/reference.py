@@ -75,6 +75,13 @@ def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     return jnp.sum(x.astype(jnp.float32), axis=tuple(range(-axes, 0)), keepdims=True)
 
 
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """The formula."""
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32 * x32, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+    return x32 * jax.lax.rsqrt(mean + eps) * scale.astype(jnp.float32)
+
+
 def masked_attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,

@@ -10,7 +10,7 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.files.user_files import is_own, layer_part
 from lm.kernels.saved import saved
-from lm.model.linear import Linear, residual_std
+from lm.model.linear import Linear, residual_std, together
 from lm.parallel.context import length_axis
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -49,9 +49,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         # Float32 inside: a CPU would round every operation of the activation to bfloat16.
-        hidden_BTF = saved(self.up(x_BTD), wide=True).astype(jnp.float32)
-        if hasattr(self, "gate"):
-            hidden_BTF *= self.activation(saved(self.gate(x_BTD), wide=True).astype(jnp.float32))
+        up_BTF, *gates = together(x_BTD, self.up, *([self.gate] if hasattr(self, "gate") else []))
+        hidden_BTF = saved(up_BTF, wide=True).astype(jnp.float32)
+        if gates:
+            hidden_BTF *= self.activation(saved(gates[0], wide=True).astype(jnp.float32))
         else:
             hidden_BTF = self.activation(hidden_BTF)
         return self.down(hidden_BTF.astype(x_BTD.dtype), length_axis(x_BTD))
