@@ -9,6 +9,7 @@ Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabu
 import contextlib
 import functools
 import operator
+from collections.abc import Hashable
 from collections.abc import Sequence as List
 from typing import NamedTuple
 
@@ -32,11 +33,27 @@ from lm.model.pages import PagedState, PageTable
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import spec
 
-GROUPS = 8, 4, 1  # rows that are drawn at once on a CPU
+GROUPS = 4, 1  # rows that are drawn at once on a CPU; each size takes programs of 30 MB
+
+
+programs: dict[tuple[Hashable, ...], jax.stages.Compiled] = {}
+
+
+def forward(program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
+    """Compute `_forward` by a program that is compiled when the first step of its shapes comes.
+
+    To call a jitted function would keep what was traced and lowered as well, twice the memory of the program.
+    """
+    leaves, tree = jax.tree.flatten(step)
+    leaves.append(jax.tree.leaves(pages)[0])
+    key = program, tree, *[(x.shape, x.dtype) for x in leaves]
+    if key not in programs:
+        programs[key] = _forward.lower(program, arrays, pages, *step).compile()
+    return programs[key](arrays, pages, *step)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def forward(
+def _forward(
     program: Program,
     arrays: List[jax.Array],
     pages: PyTree,

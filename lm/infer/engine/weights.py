@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import jax
@@ -44,11 +44,11 @@ APART = ("attention.key_up", "attention.value_up")  # of latent attention: not o
 class Program:
     """A model without its arrays, the static part of the compiled step. Equal ones are one object, so comparing takes no time.
 
-    tree: of (params, layers) of `Weights`.
+    tree: of (params, layers) of `Weights`. kinds: shape, dtype and sharding of each of its arrays.
     """
 
-    def __init__(self, graph: nnx.GraphDef, tree: PyTreeDef) -> None:
-        self.graph, self.tree = graph, tree
+    def __init__(self, graph: nnx.GraphDef, tree: PyTreeDef, kinds: tuple[Hashable, ...]) -> None:
+        self.graph, self.tree, self.kinds = graph, tree, kinds
 
 
 program = functools.lru_cache(maxsize=16)(Program)
@@ -71,7 +71,7 @@ class Weights(NamedTuple):
     def split(self) -> tuple[Program, tuple[jax.Array, ...]]:
         """Return the arguments of the compiled step: the model without its arrays, and these."""
         arrays, tree = jax.tree.flatten((self.params, self.layers))
-        return program(self.graph, tree), tuple(arrays)
+        return program(self.graph, tree, tuple([(x.shape, x.dtype, x.sharding) for x in arrays])), tuple(arrays)
 
 
 def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None, owned: bool = False) -> Weights:
