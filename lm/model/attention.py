@@ -89,7 +89,8 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
     ) -> tuple[jax.Array, Cache | PagedCache | None]:
         """Return the mixed values [B, T, D] and the cache with the new keys and values."""
-        q_BTHK, k_BSGK, v_BSGK = together(x_BTD, self.query, self.key, self.value)
+        joined = together(x_BTD, self.query, self.key, self.value)
+        q_BTHK, k_BSGK, v_BSGK = joined or (self.query(x_BTD), self.key(x_BTD), self.value(x_BTD))
         if hasattr(self, "query_norm") and hasattr(self, "key_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         q_BTHK = saved(rotated(q_BTHK, step, self.interleaved))

@@ -49,10 +49,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         # Float32 inside: a CPU would round every operation of the activation to bfloat16.
-        up_BTF, *gates = together(x_BTD, self.up, *([self.gate] if hasattr(self, "gate") else []))
-        hidden_BTF = saved(up_BTF, wide=True).astype(jnp.float32)
-        if gates:
-            hidden_BTF *= self.activation(saved(gates[0], wide=True).astype(jnp.float32))
+        if hasattr(self, "gate"):
+            up_BTF, gate_BTF = together(x_BTD, self.up, self.gate) or (self.up(x_BTD), self.gate(x_BTD))
+            gate_BTF = self.activation(saved(gate_BTF, wide=True).astype(jnp.float32))
+            hidden_BTF = saved(up_BTF, wide=True).astype(jnp.float32) * gate_BTF
         else:
-            hidden_BTF = self.activation(hidden_BTF)
+            hidden_BTF = self.activation(saved(self.up(x_BTD), wide=True).astype(jnp.float32))
         return self.down(hidden_BTF.astype(x_BTD.dtype), length_axis(x_BTD))

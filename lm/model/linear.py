@@ -149,10 +149,10 @@ class Linear(nnx.Module):
 
 
 def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
-    """Return linear(x) for each. Where the engine has joined their weights (lm/infer/engine/weights.py), it is one product."""
-    w, first, found = stored(linears[0].weight), 0, []
+    """Return linear(x) for each, of one product, if the engine has joined their weights in the first; else nothing."""
+    w, first, found = stored(linears[0].weight), 0, list[jax.Array]()
     if not isinstance(w, Packed) or w.outputs == math.prod(linears[0].outputs):
-        return [linear(x) for linear in linears]
+        return found
     y = matmul(linears[0].equation, x, w, dtype=linears[0].dtype, out=linears[0].out)
     for linear in linears:
         count = math.prod(linear.outputs)
