@@ -10,6 +10,7 @@ naive Bayes over byte n-grams. An automaton reads the UTF-8 text and emits at mo
 
 import contextlib
 import functools
+import hashlib
 import unicodedata
 import zipfile
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from lm.files import compile_cache, saving
 
 SAMPLE = 4096  # characters of a document that are read: enough, since accuracy is flat above about 1,000
 SLICES = 8  # evenly spaced pieces of a longer document, so that a menu at its top does not decide
-FORMAT = 1  # of the tables in the user's cache
+FORMAT = 2  # of the tables in the user's cache
 UNKNOWN = "und"  # ISO 639-2 for undetermined
 
 _BATCH_BYTES = 1 << 20
@@ -45,24 +46,38 @@ class Model(NamedTuple):
 
 @functools.cache
 def load_model() -> Model:
-    """Load the model of the installed py3langid, once a process. It takes 150 MB.
+    """Load the model of the installed py3langid, once a process.
 
-    Decompressing it takes half a second, so the tables are kept in the user's cache, under a hash of the package's file.
+    Decompressing it takes half a second, so the tables are kept in the user's cache, under a hash of the package's file. The
+    large ones, 92 MB, are mapped: only the pages that texts need take memory, and processes share them.
     """
     from py3langid.langid import MODEL_DIR, MODEL_FILE
 
     packed = xxhash.xxh3_128_hexdigest((MODEL_DIR / MODEL_FILE).read_bytes())
     try:
         path = compile_cache.home() / f"language-{FORMAT}-{packed}.npz"
+        large = path.with_suffix(".npy")
     except RuntimeError:  # no home
         return decompressed()
     try:
-        with np.load(path) as tables:  # with checksums
-            return Model(**tables)
+        with np.load(path) as tables, large.open("rb") as file:  # tables have checksums of their own
+            small, digest = dict(tables), hashlib.file_digest(file, "sha256").hexdigest()
+            if small.pop("digest") != digest:
+                raise ValueError(f"{large} is damaged")
+        both, count = np.load(large, mmap_mode="c"), small.pop("states")
+        return Model(
+            **small, next_state=both[:count], likelihood=both[count:].view(np.float32).reshape(-1, len(small["prior"]))
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         model = decompressed()
-    with contextlib.suppress(OSError), saving.replacing(path, "wb", shared=True) as file:
-        np.savez(file, **model._asdict())
+    with contextlib.suppress(OSError):
+        with saving.replacing(large, "wb", shared=True) as file:
+            np.save(file, np.concatenate([model.next_state, model.likelihood.reshape(-1).view(np.uint32)]))
+        with large.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        small = {name: x for name, x in model._asdict().items() if name not in ("next_state", "likelihood")}
+        with saving.replacing(path, "wb", shared=True) as file:
+            np.savez(file, **small, digest=digest, states=len(model.next_state))
     return model
 
 

@@ -194,10 +194,10 @@ def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 
 @operation(Backend("compiled", "dense.fused", "cpu"))
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: int = 1) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) -> jax.Array:
     """Return x / √(mean(x²) + ε) · scale in x's dtype, computed in float32 (Zhang and Sennrich 2019).
 
-    scale: of the last `axes` axes, over which the mean runs.
+    The mean runs over the axes of `scale`. alone: compiled, the bits of a row depend on it alone, as in `row_sums`.
     """
 
 

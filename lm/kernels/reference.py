@@ -39,12 +39,6 @@ def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
     return (up.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))).astype(up.dtype)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: int = 1) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    mean = jnp.mean(x32 * x32, axis=tuple(range(-axes, 0)), keepdims=True)
-    return (x32 * jax.lax.rsqrt(mean + eps) * scale.astype(jnp.float32)).astype(x.dtype)
-
-
 def matmul(
     equation: str,
     x: jax.Array,
@@ -84,6 +78,13 @@ def embedding(table_VD: jax.Array | Packed, tokens_BT: jax.Array, dtype: DTypeLi
 def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     """A sum, whose bits may depend on the number of rows."""
     return jnp.sum(x.astype(jnp.float32), axis=tuple(range(-axes, 0)), keepdims=True)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) -> jax.Array:
+    """The formula; its bits may depend on the number of rows."""
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32 * x32, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean + eps) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def masked_attention(

@@ -15,7 +15,7 @@ from lm.kernels.saved import saved
 from lm.model.cache import Cache
 from lm.model.initializers import STD, normal, parameter
 from lm.model.inputs import Step
-from lm.model.linear import Linear, residual_std
+from lm.model.linear import Linear, residual_std, together
 from lm.model.norms import RMSNorm
 from lm.model.pages import PagedCache
 from lm.model.positions import rotate, yarn_mscale
@@ -89,13 +89,13 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
     ) -> tuple[jax.Array, Cache | PagedCache | None]:
         """Return the mixed values [B, T, D] and the cache with the new keys and values."""
-        q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
+        joined = together(x_BTD, self.query, self.key, self.value)
+        q_BTHK, k_BSGK, v_BSGK = joined or (self.query(x_BTD), self.key(x_BTD), self.value(x_BTD))
         if hasattr(self, "query_norm") and hasattr(self, "key_norm"):  # whose gradients need what they normed
             q_BTHK, k_BSGK = self.query_norm(saved(q_BTHK)), self.key_norm(saved(k_BSGK))
             q_BTHK, k_BSGK = (rotated(x, step, self.interleaved) for x in (q_BTHK, k_BSGK))
         else:
             q_BTHK, k_BSGK = (saved(rotated(x, step, self.interleaved)) for x in (q_BTHK, k_BSGK))
-        v_BSGK = self.value(x_BTD)
         if hasattr(self, "value_embedding"):
             assert step.tokens_BT is not None
             v_BSGK = v_BSGK + self.value_embedding(x_BTD, step.tokens_BT)

@@ -11,7 +11,8 @@ from lm.config import ModelConfig
 from lm.files.user_files import is_own, layer_part
 from lm.kernels.ops import silu_gated
 from lm.kernels.saved import saved
-from lm.model.linear import Linear, residual_std
+from lm.model.linear import Linear, residual_std, together
+from lm.model.norms import rows_are_alone
 from lm.parallel.context import length_axis
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -49,11 +50,14 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = saved(self.up(x_BTD), wide=True)
-        gate_BTF = saved(self.gate(x_BTD), wide=True) if hasattr(self, "gate") else None
-        if gate_BTF is not None and self.activation is jax.nn.silu:
-            hidden_BTF = silu_gated(gate_BTF, up_BTF)
-        else:  # float32 inside: a CPU would round every operation of the activation to bfloat16
-            hidden_BTF = self.activation((up_BTF if gate_BTF is None else gate_BTF).astype(jnp.float32))
-            hidden_BTF = hidden_BTF if gate_BTF is None else up_BTF.astype(jnp.float32) * hidden_BTF
+        # Float32 inside: a CPU would round every operation of the activation to bfloat16.
+        if not hasattr(self, "gate"):
+            hidden_BTF = self.activation(saved(self.up(x_BTD), wide=True).astype(jnp.float32))
+        else:
+            up_BTF, gate_BTF = together(x_BTD, self.up, self.gate) or (self.up(x_BTD), self.gate(x_BTD))
+            up_BTF, gate_BTF = saved(up_BTF, wide=True), saved(gate_BTF, wide=True)
+            if self.activation is jax.nn.silu and not rows_are_alone():  # its backend depends on the number of rows
+                hidden_BTF = silu_gated(gate_BTF, up_BTF)
+            else:
+                hidden_BTF = up_BTF.astype(jnp.float32) * self.activation(gate_BTF.astype(jnp.float32))
         return self.down(hidden_BTF.astype(x_BTD.dtype), length_axis(x_BTD))

@@ -17,6 +17,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from lm.config import ModelConfig
+from lm.kernels.cpu.packed import Packed
 from lm.kernels.ops import Weight, matmul, product
 from lm.kernels.quantize import Integers, dequantize, quantize
 from lm.model.initializers import STD, gaussian, parameter
@@ -91,7 +92,12 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, axis: str = "length") -> jax.Array:
         """Return y. axis: the logical axis of T in y [B, T, …], "length" or "sequence" (lm/parallel/context.py)."""
         out = tuple([axis if name == "length" else name for name in self.out])
-        y = matmul(self.equation, x, stored(self.weight), dtype=self.dtype, out=out, precision=self.precision)
+        return self.completed(
+            x, matmul(self.equation, x, stored(self.weight), dtype=self.dtype, out=out, precision=self.precision), out
+        )
+
+    def completed(self, x: jax.Array, y: jax.Array, out: tuple[str | None, ...]) -> jax.Array:
+        """Return the product y of x with the adapter's part and the bias."""
         if hasattr(self, "lora_a"):
             y = self._adapted(x, y, out)
         return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
@@ -140,6 +146,20 @@ class Linear(nnx.Module):
         """Return ‖W‖ of each output over its inputs, float32, at least 1e-18."""
         w = whole(self.weight).astype(jnp.float32)
         return jnp.maximum(jnp.sqrt(jnp.sum(w * w, axis=range(self.inputs))), 1e-18)
+
+
+def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
+    """Return linear(x) for each, of one product, if the engine has joined their weights in the first; else nothing."""
+    w, first, found = stored(linears[0].weight), 0, list[jax.Array]()
+    if not isinstance(w, Packed) or w.outputs == math.prod(linears[0].outputs):
+        return found
+    y = matmul(linears[0].equation, x, w, dtype=linears[0].dtype, out=linears[0].out)
+    for linear in linears:
+        count = math.prod(linear.outputs)
+        part = y[..., first : first + count].reshape(*y.shape[:-1], *linear.outputs)
+        found.append(linear.completed(x, part, linear.out))
+        first += count
+    return found
 
 
 _MASK: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar("mask", default=None)

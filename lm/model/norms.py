@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import math
 from collections.abc import Iterator
 
 import jax
@@ -26,11 +25,13 @@ def rows_alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
-def mean(x: jax.Array, axes: int = 1) -> jax.Array:
-    """Return the mean of float32 x over its last axes, which stay with length 1."""
-    if _ALONE.get() and jax.sharding.get_abstract_mesh().size <= 1:
-        return row_sums(x, axes) / math.prod(x.shape[x.ndim - axes :])
-    return jnp.mean(x, axis=tuple(range(-axes, 0)), keepdims=True)
+def rows_are_alone() -> bool:
+    return _ALONE.get() and jax.sharding.get_abstract_mesh().size <= 1
+
+
+def mean(x: jax.Array) -> jax.Array:
+    """Return the mean of float32 x over its last axis, which stays with length 1."""
+    return row_sums(x) / x.shape[-1] if rows_are_alone() else jnp.mean(x, axis=-1, keepdims=True)
 
 
 class RMSNorm(nnx.Module):
@@ -41,17 +42,14 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, shape: int | tuple[int, ...], eps: float, *, plus_one: bool = False, axes: tuple[str, ...] = ("norm",)):
         shape = (shape,) if isinstance(shape, int) else shape
-        self.eps, self.plus_one, self.axes = eps, plus_one, len(shape)
+        self.eps, self.plus_one = eps, plus_one
         start = jnp.zeros if plus_one else jnp.ones
         self.scale = parameter(start(shape, jnp.float32), axes, "vector")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.scale[...].astype(jnp.float32)
         scale = 1 + scale if self.plus_one else scale
-        if not _ALONE.get():
-            return rms_norm(x, scale, self.eps, self.axes)
-        x32 = x.astype(jnp.float32)
-        return (x32 * jax.lax.rsqrt(mean(x32 * x32, self.axes) + self.eps) * scale).astype(x.dtype)
+        return rms_norm(x, scale, self.eps, rows_are_alone())
 
 
 class LayerNorm(nnx.Module):

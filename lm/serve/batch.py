@@ -6,6 +6,7 @@ answers came. Run the same command again after a kill: requests whose answers ar
 
 import asyncio
 import contextlib
+import functools
 import json
 import uuid
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 from lm.errors import UserError
 from lm.files.saving import replacing
 from lm.progress import progress
-from lm.serve.api import chat, completions
-from lm.serve.api.protocol import ApiError, ChatRequest, CompletionRequest, decoded, encoded, parsed
+from lm.serve.api import chat, completions, embeddings, protocol, responses
+from lm.serve.api.protocol import ApiError, decoded, encoded, parsed
 from lm.serve.api.service import BUSY, Service
 
-ROUTES = {
-    "/v1/completions": (CompletionRequest, completions.plan, completions.whole),
-    "/v1/chat/completions": (ChatRequest, chat.plan, chat.whole),
+ROUTES = {  # how a body is read, and the module that plans and answers it
+    "/v1/completions": (functools.partial(parsed, protocol.CompletionRequest), completions),
+    "/v1/chat/completions": (functools.partial(parsed, protocol.ChatRequest), chat),
+    "/v1/responses": (lambda body: responses.asked(parsed(protocol.ResponseRequest, body)), responses),
+    "/v1/embeddings": (functools.partial(parsed, protocol.EmbeddingRequest), embeddings),
 }
 USER = "batch"
 AGAIN = (408, 429, 500, 503)  # answers that another run may better
@@ -96,7 +99,7 @@ async def _answer_all(service: Service, todo: dict[str, dict[str, Any]], most: i
     async def work() -> None:
         for name, line in waiting:
             status, body = await _answered(service, line)
-            response = {"status_code": status, "request_id": body.get("id"), "body": body}
+            response = {"status_code": status, "request_id": body.get("id") or uuid.uuid4().hex, "body": body}
             tell({"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": name, "response": response, "error": None})
 
     async with asyncio.TaskGroup() as group:
@@ -105,12 +108,12 @@ async def _answer_all(service: Service, todo: dict[str, dict[str, Any]], most: i
 
 
 async def _answered(service: Service, line: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    model, plan, whole = ROUTES[line["url"]]
+    read, route = ROUTES[line["url"]]
     while True:
         try:
-            body = parsed(model, line["body"])
-            planned = await service.call(getattr(body, "messages", ()), plan, body, USER)
-            return 200, await whole(service, body, planned)
+            body = read(line["body"])
+            planned = await service.call(getattr(body, "messages", ()), route.plan, body, USER)
+            return 200, await route.whole(service, body, planned)
         except ApiError as error:
             if error.code != "queue_full":
                 return error.status, error.body()

@@ -163,22 +163,31 @@ class _OfEngine:
 
     def collect(self) -> Iterator[Metric]:
         s, gauge, counter = self.engine.stats(), GaugeMetricFamily, CounterMetricFamily
+        reasons = {("capacity",): s.waiting - s.deferred, ("deferred",): s.deferred}
+        sources = {("local_compute",): s.prompt_tokens, ("local_cache_hit",): s.prefix_hits}
+        places = {(str(place),): s.accepted_at.get(place, 0) for place in range(max(s.accepted_at, default=-1) + 1)}
         families = (
             (gauge, "num_requests_running", s.running, "Requests that are decoded or whose prompt is read."),
             (gauge, "num_requests_waiting", s.waiting, "Requests in the queue."),
+            (gauge, "num_requests_waiting_by_reason", reasons, "The same; deferred: media are not encoded.", "reason"),
             (gauge, "kv_cache_usage_perc", s.blocks_used / max(1, s.blocks), "Share of the cache's blocks in use, 0 to 1."),
+            (gauge, "cache_config_info", {(str(s.page), str(s.blocks)): 1}, "1.", "block_size", "num_gpu_blocks"),
             (counter, "prompt_tokens", s.prompt_tokens, "Tokens of prompts that were read."),
+            (counter, "prompt_tokens_by_source", sources, "Tokens of prompts: read, or found in the prefix cache.", "source"),
             (counter, "generation_tokens", s.generation_tokens, "Tokens that were sampled."),
             (counter, "prefix_cache_queries", s.prefix_queries, "Tokens of prompts that were looked up in the prefix cache."),
             (counter, "prefix_cache_hits", s.prefix_hits, "Tokens of prompts that were found there."),
             (counter, "prompt_tokens_cached", s.prefix_hits, "The same, by vLLM's newer name."),
+            (counter, "spec_decode_num_drafts", s.drafts, "Guesses, of one or several tokens."),
             (counter, "spec_decode_num_draft_tokens", s.drafted, "Tokens that were guessed."),
             (counter, "spec_decode_num_accepted_tokens", s.accepted, "Tokens that were guessed rightly."),
+            (counter, "spec_decode_num_accepted_tokens_per_pos", places, "The same, by place in the guess.", "position"),
             (counter, "num_preemptions", s.preemptions, "Requests that gave their blocks up and begin again."),
         )
-        for kind, name, value, told in families:
-            family = kind(PREFIX + name, told, labels=MODEL)
-            family.add_metric([self.model_name], value)
+        for kind, name, value, told, *label in families:
+            family = kind(PREFIX + name, told, labels=(*MODEL, *label))
+            for values, number in value.items() if label else [((), value)]:
+                family.add_metric([self.model_name, *values], number)
             yield family
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from lm.infer.decode import first_of_most
+from lm.parallel.arrays import AnyArray
 from lm.parallel.mesh import reshard
 
 CANDIDATES = 128  # likeliest tokens of a row, which nearly always hold the last one that stays
@@ -52,10 +53,10 @@ class Drawn(NamedTuple):
     lost_S: bool, these logits were not finite, so the token is invalid.
     """
 
-    token_S: jax.Array
-    logp_S: jax.Array
-    lost_S: jax.Array
-    top: tuple[jax.Array, jax.Array] | None
+    token_S: AnyArray
+    logp_S: AnyArray
+    lost_S: AnyArray
+    top: tuple[AnyArray, AnyArray] | None
 
 
 @functools.partial(jax.jit, static_argnums=1)

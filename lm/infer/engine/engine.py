@@ -82,7 +82,8 @@ class Engine:
         self._closing = self._ending = False
         self._changes: deque[tuple[Callable[[], None], bool]] = deque()
         self._loads, self._finished = Counter[str](), Counter[str]()  # how often an adapter was loaded, a request ended so
-        self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "drafted", "accepted"), 0)
+        self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "drafts", "drafted", "accepted"), 0)
+        self._accepted_at = Counter[int]()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread inside a compiled program when Python ends would abort the process
@@ -139,6 +140,9 @@ class Engine:
             waiting=len(s.waiting) + len(self._arrived),
             blocks_used=self._blocks.used,
             blocks=self._blocks.count,
+            page=self._blocks.size,
+            deferred=sum(not one.is_ready for one in tuple(s.waiting)),
+            accepted_at=dict(self._accepted_at),
             prefix_queries=s.prefix_queries,
             prefix_hits=s.prefix_hits,
             preemptions=s.preemptions,
@@ -349,7 +353,9 @@ class Engine:
             if sequence.request.embeds and event.tokens:
                 event = event._replace(hidden_D=np.asarray(self._hidden_SD)[here.stop - 1 - part.drafts].astype(np.float32))
             counts["generation_tokens"] += len(event.tokens)
+            counts["drafts"] += part.drafts > 0
             counts["drafted"] += part.drafts
+            self._accepted_at.update(range(len(event.tokens) - 1))
             counts["accepted"] += max(0, len(event.tokens) - 1)
             if not sequence.handle.times.first:
                 sequence.handle.times = sequence.handle.times._replace(first=time.monotonic())

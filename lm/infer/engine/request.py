@@ -234,19 +234,24 @@ class Closed(Exception):
 class Stats(NamedTuple):
     """A snapshot.
 
-    running, waiting: sequences. blocks_used, blocks: pages. The others only grow; prefix_* count tokens of prompts.
+    running, waiting: sequences. deferred: those that wait for an encoder. blocks_used, blocks: pages of `page` tokens. The
+    others only grow; prefix_* count tokens of prompts, drafts guesses, accepted_at those that were right up to each place.
     """
 
     running: int
     waiting: int
+    deferred: int
     blocks_used: int
     blocks: int
+    page: int
     steps: int
     prompt_tokens: int
     generation_tokens: int
     prefix_queries: int
     prefix_hits: int
     preemptions: int
+    drafts: int
     drafted: int
     accepted: int
+    accepted_at: dict[int, int]
     finished: dict[str, int]

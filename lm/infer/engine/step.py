@@ -9,6 +9,7 @@ Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabu
 import contextlib
 import functools
 import operator
+from collections.abc import Hashable
 from collections.abc import Sequence as List
 from typing import NamedTuple
 
@@ -32,11 +33,27 @@ from lm.model.pages import PagedState, PageTable
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import spec
 
-GROUPS = 8, 4, 1  # rows that are drawn at once on a CPU
+GROUPS = 4, 1  # rows that are drawn at once on a CPU; each size takes programs of 30 MB
+
+
+programs: dict[tuple[Hashable, ...], jax.stages.Compiled] = {}
+
+
+def forward(program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
+    """Compute `_forward` by a program that is compiled when the first step of its shapes comes.
+
+    To call a jitted function would keep what was traced and lowered as well, twice the memory of the program.
+    """
+    leaves, tree = jax.tree.flatten(step)
+    leaves.append(jax.tree.leaves(pages)[0])
+    key = program, tree, *[(x.shape, x.dtype) for x in leaves]
+    if key not in programs:
+        programs[key] = _forward.lower(program, arrays, pages, *step).compile()
+    return programs[key](arrays, pages, *step)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def forward(
+def _forward(
     program: Program,
     arrays: List[jax.Array],
     pages: PyTree,
@@ -179,8 +196,15 @@ def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
 def _draw(
     how: int, top: int, logits_SV: jax.Array, vocab_size: int, settings: Settings, adjust: Adjust | None, forced_S: np.ndarray
 ) -> Drawn:
-    """Return `draw` as numpy arrays. On a CPU rows go in groups, so that few programs, each of megabytes, serve all steps."""
+    """Return `draw` as numpy arrays. On a CPU rows go in groups, so that few programs, each of megabytes, serve all steps.
+
+    What numpy draws as well needs none: to start a program takes as long as a tenth of a small model's step.
+    """
     is_cpu, begin, found = jax.default_backend() == "cpu", 0, list[Drawn]()
+    if is_cpu and how == GREEDY and top < 0 and adjust is None:
+        x_SV = np.asarray(logits_SV)
+        token_S = np.where(forced_S >= 0, forced_S, x_SV[:, :vocab_size].argmax(axis=1)).astype(np.int32)
+        return Drawn(token_S, np.zeros(len(x_SV), np.float32), ~np.isfinite(x_SV.max(axis=1)), None)
     rows = np.asarray(logits_SV) if is_cpu else logits_SV, settings, adjust, forced_S
     while begin < len(forced_S):
         size = next(n for n in (GROUPS if is_cpu else (len(forced_S),)) if n <= len(forced_S) - begin)
@@ -200,7 +224,7 @@ def warm_draws(logits_SV: jax.Array, vocab_size: int, adjusts: bool) -> None:
     settings, forced_S = _greedy(len(logits_SV)), np.full(len(logits_SV), -1, np.int32)
     kinds = [(-1, None), (TOP, None), *([(-1, _no_change(*logits_SV.shape))] if adjusts else [])]
     for top, adjust in kinds:
-        _draw(GREEDY, top, logits_SV, vocab_size, settings, adjust, forced_S)
+        _draw(PLAIN, top, logits_SV, vocab_size, settings, adjust, forced_S)
 
 
 def _no_change(S: int, V: int) -> Adjust:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,9 @@ from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
 from lm.infer.call import UNROLLED
 from lm.infer.engine.adapters import Slots, empty
-from lm.kernels.cpu.packed import Packed, can_pack, pack, pack_integers
+from lm.kernels.cpu.packed import Packed, can_pack, join, pack, pack_integers
+from lm.model.attention import Attention
+from lm.model.feed_forward import FeedForward
 from lm.model.linear import Linear, Quantized, QuantizedWeight, cast_matrices, whole
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.arrays import PyTree
@@ -35,17 +37,18 @@ class Kind(NamedTuple):
 
 
 KINDS = {"float32": Kind(32), "bfloat16": Kind(16), "int8": Kind(8), "int4": Kind(4, 32), "w8a8": Kind(8, 0, 8)}
+TOGETHER = {Attention: ("query", "key", "value"), FeedForward: ("up", "gate")}  # products of one input, joined
 APART = ("attention.key_up", "attention.value_up")  # of latent attention: not only activations are multiplied with them
 
 
 class Program:
     """A model without its arrays, the static part of the compiled step. Equal ones are one object, so comparing takes no time.
 
-    tree: of (params, layers) of `Weights`.
+    tree: of (params, layers) of `Weights`. kinds: shape, dtype and sharding of each of its arrays.
     """
 
-    def __init__(self, graph: nnx.GraphDef, tree: PyTreeDef) -> None:
-        self.graph, self.tree = graph, tree
+    def __init__(self, graph: nnx.GraphDef, tree: PyTreeDef, kinds: tuple[Hashable, ...]) -> None:
+        self.graph, self.tree, self.kinds = graph, tree, kinds
 
 
 program = functools.lru_cache(maxsize=16)(Program)
@@ -68,7 +71,7 @@ class Weights(NamedTuple):
     def split(self) -> tuple[Program, tuple[jax.Array, ...]]:
         """Return the arguments of the compiled step: the model without its arrays, and these."""
         arrays, tree = jax.tree.flatten((self.params, self.layers))
-        return program(self.graph, tree), tuple(arrays)
+        return program(self.graph, tree, tuple([(x.shape, x.dtype, x.sharding) for x in arrays])), tuple(arrays)
 
 
 def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None, owned: bool = False) -> Weights:
@@ -170,6 +173,11 @@ def _packed_layer(graph: nnx.GraphDef, merges: bool, kind: Kind, stacked: nnx.St
         return linear.full() if apart else _packed_weight(linear, kind, merges)
 
     _replace_weights(module, merges, weight)
+    for user in [one for _, one in nnx.iter_modules(module) if type(one) in TOGETHER]:
+        linears = [getattr(user, name) for name in TOGETHER[type(user)] if hasattr(user, name)]
+        if joined := join([linear.weight.get_value() for linear in linears]):
+            for linear in linears:
+                linear.weight = Quantized(joined if linear is linears[0] else ())
     return nnx.split(module)[1]
 
 

@@ -14,6 +14,7 @@ Axes: M rows, K inputs, N outputs, V vocabulary, D model, T tokens.
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -107,6 +108,15 @@ def pack_integers(integers: jax.Array, scale: jax.Array, inputs: int = 0, activa
         return Packed(w.reshape(-1, 2, w.shape[1] // BLOCK, BLOCK).transpose(2, 0, 3, 1), scales, inputs or K, N)
     pairs = w.reshape(-1, 2, 2, w.shape[1] // BLOCK, BLOCK).astype(jnp.uint8)
     return Packed((pairs[:, 0] & 15 | pairs[:, 1] << 4).transpose(2, 0, 3, 1), scales, inputs or K, N)
+
+
+def join(parts: Sequence[Packed]) -> Packed | None:
+    """Return weights of the same inputs as one, with the outputs of the first one first; None if their blocks do not fit."""
+    kinds = {(p.bits, p.has_bytes, p.inputs, p.outputs % BLOCK, p.scales is not None and p.scales.shape[1]) for p in parts}
+    if len(kinds) > 1 or parts[0].outputs % BLOCK:
+        return None
+    blocks, scales = jnp.concatenate([p.blocks for p in parts]), [p.scales for p in parts if p.scales is not None]
+    return Packed(blocks, jnp.concatenate(scales) if scales else None, parts[0].inputs, sum(p.outputs for p in parts))
 
 
 def can_pack(integers: jax.Array, scale: jax.Array) -> bool:

@@ -1,7 +1,6 @@
 """silu(gate)·up and RMSNorm as compiled functions, in one pass over memory each."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ SMALLEST = 2**15  # numbers; below, the call itself takes as long as XLA
 UNITS = 64  # of work, of the gradient of a scale
 
 
-def takes(x: jax.Array, *others: Any, **options: Any) -> bool:
+def takes(x: jax.Array, other: jax.Array, eps: float = 0.0, alone: bool = False) -> bool:
     """Return whether an operation on an array of this kind and size is computed here."""
-    return x.size >= SMALLEST and usable("rows", x.dtype)
+    return (x.size >= SMALLEST or alone) and usable("rows", jnp.float32 if alone else x.dtype)
 
 
 @jax.custom_vjp
@@ -30,28 +29,32 @@ silu_gated.defvjp(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: int = 1) -> jax.Array:
-    """Compute lm.kernels.ops.rms_norm."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) -> jax.Array:
+    """Compute lm.kernels.ops.rms_norm. Rows that are alone are read as float32, which every processor can."""
+    return _normed(x.astype(jnp.float32), scale, eps).astype(x.dtype) if alone else _normed(x, scale, eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _normed(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     require("rows", x.dtype)
-    rows = _rows(x, axes)
+    rows = _rows(x, scale.ndim)
     y = jax.ffi.ffi_call("lm_rms_norm", jax.ShapeDtypeStruct(rows.shape, x.dtype))(rows, _flat(scale), eps=np.float32(eps))
     return like(y.reshape(x.shape), x)
 
 
-def _norm_gradients(eps: float, axes: int, kept: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gradients(eps: float, kept: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, scale = kept
-    rows = _rows(x, axes)
+    rows = _rows(x, scale.ndim)
     results = (
         jax.ShapeDtypeStruct(rows.shape, x.dtype),
         jax.ShapeDtypeStruct((min(UNITS, len(rows)), rows.shape[1]), jnp.float32),
     )
     call = jax.ffi.ffi_call("lm_rms_norm_gradients", results)
-    dx, dscale = call(rows, _rows(d, axes), _flat(scale), eps=np.float32(eps))
+    dx, dscale = call(rows, _rows(d, scale.ndim), _flat(scale), eps=np.float32(eps))
     return like(dx.reshape(x.shape), x), like(jnp.sum(dscale, axis=0).reshape(scale.shape), scale)
 
 
-rms_norm.defvjp(lambda x, scale, eps, axes: (rms_norm(x, scale, eps, axes), (x, scale)), _norm_gradients)
+_normed.defvjp(lambda x, scale, eps: (_normed(x, scale, eps), (x, scale)), _gradients)
 
 
 def _call(name: str, results: int, *arrays: jax.Array) -> list[jax.Array]:

@@ -30,6 +30,7 @@ from lm.kernels.native.vectors import Pointer, float32s, float_of_bits, int32s, 
 MOST = np.float32(88.0)  # of what `exp` takes
 ROWS, WIDTH, COUNT, EPS, KIND, SCALE, PARTS = (GIVEN + i for i in range(7))
 A, B, C, OUT, OUT2 = (GIVEN + 7 + i for i in range(5))
+FEW = 2**15  # numbers; less is not shared among threads
 GATED, GATED_GRADIENTS, NORM, NORM_GRADIENTS = range(4)
 
 
@@ -143,7 +144,8 @@ def start(frame: Pointer, kind: int) -> None:
     Results: those, or the gradients. The scale's gradient has a row for each unit of work.
     """
     rows = size(frame, ARGUMENTS, 0, 0)
-    units = size(frame, RESULTS, 1, 0) if kind == NORM_GRADIENTS else min(rows, 64)
+    few = rows * size(frame, ARGUMENTS, 0, 1) < FEW
+    units = size(frame, RESULTS, 1, 0) if kind == NORM_GRADIENTS else 1 if few else min(rows, 64)
     job = new_job(units)
     words = int64s(job)
     words[ROWS], words[COUNT], words[WIDTH] = rows, size(frame, ARGUMENTS, 0, 1), width_of(frame, ARGUMENTS, 0)

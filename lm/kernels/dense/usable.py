@@ -13,11 +13,12 @@ from lm.parallel.mesh import platform
 def usable(module: str, dtype: DTypeLike) -> bool:
     """Return whether the compiled functions of a module multiply numbers of a dtype here.
 
-    The mesh must have one device, since XLA does not know how to split what they compute. module: "gemm" or "flash".
+    The mesh must have one device, since XLA does not know how to split what they compute. module: "gemm", "flash" or "rows".
     """
     mesh = jax.sharding.get_abstract_mesh()
     alone = platform() == "cpu" and (mesh.empty or mesh.size == 1)
-    return alone and jnp.dtype(dtype).name in multiplied() and compiled(f"dense.{module}")
+    simple = module == "rows" and jnp.dtype(dtype) == jnp.float32  # as fast as XLA's on any processor
+    return alone and (simple or jnp.dtype(dtype).name in multiplied()) and compiled(f"dense.{module}")
 
 
 def require(module: str, dtype: DTypeLike) -> None:

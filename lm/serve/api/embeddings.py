@@ -17,8 +17,8 @@ from lm.serve.api.service import Service, timed_out
 MAX_INPUTS = 2048  # as in OpenAI's API
 
 
-def plan(service: Service, body: EmbeddingRequest) -> list[Request]:
-    """Return a request of the engine for each input. Raises: ApiError."""
+def plan(service: Service, body: EmbeddingRequest, user: str = "") -> list[Request]:
+    """Return a request of the engine for each input, whoever asks. Raises: ApiError."""
     adapter, D, inputs = service.adapter_of(body.model), service.engine.config.embed_dim, body.inputs
     if body.dimensions not in (None, D):
         raise ApiError(400, f"dimensions: the vectors of this model have {D}", param="dimensions")

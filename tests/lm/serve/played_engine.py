@@ -10,11 +10,22 @@ class PlayedEngine:
 
     def __init__(self):
         self.observers = []
-        names = ("prompt_tokens", "generation_tokens", "prefix_queries", "prefix_hits", "preemptions", "drafted", "accepted")
+        names = (
+            "prompt_tokens",
+            "generation_tokens",
+            "prefix_queries",
+            "prefix_hits",
+            "preemptions",
+            "drafts",
+            "drafted",
+            "accepted",
+        )
         self.counts = dict.fromkeys(names, 0)
 
     def stats(self):
-        return types.SimpleNamespace(running=1, waiting=2, blocks_used=3, blocks=12, **self.counts)
+        return types.SimpleNamespace(
+            running=1, waiting=2, deferred=1, blocks_used=3, blocks=12, page=16, accepted_at={0: 4, 2: 1}, **self.counts
+        )
 
     def finish(self, handle, reason, generated, times=None):
         """Tell the observers of a request that took these times."""

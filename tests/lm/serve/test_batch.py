@@ -51,6 +51,17 @@ def test_every_request_is_answered(ask, client, tmp_path):
     assert len(found["three"]["response"]["body"]["choices"]) == 2
 
 
+def test_responses_and_embeddings_are_answered_as_by_the_server(ask, client, tmp_path):
+    answer, vector = {"input": "the", "max_output_tokens": 5, "temperature": 0}, {"input": ["the cat", "def"]}
+    lines = [("a", "/v1/responses", answer), ("b", "/v1/embeddings", vector)]
+    assert ask([{"custom_id": name, "method": "POST", "url": url, "body": body} for name, url, body in lines]) == 0
+    bodies = {name: row["response"]["body"] for name, row in read(tmp_path / "results.jsonl").items()}
+    served = client.responses.create(model="tiny", **answer)
+    assert bodies["a"]["output"][0]["content"][0]["text"] == served.output_text
+    for row, one in zip(bodies["b"]["data"], client.embeddings.create(model="tiny", **vector).data, strict=True):
+        assert row["embedding"] == pytest.approx(one.embedding, abs=1e-6)
+
+
 def test_a_killed_batch_asks_only_what_is_missing(ask, tmp_path):
     results = tmp_path / "results.jsonl"
     ask(REQUESTS)
@@ -84,7 +95,7 @@ def test_errors_are_answers_and_the_exit_code(ask, tmp_path, capsys):
         "no JSON\n",
         "[]\n",
         '{"url": "/v1/completions", "body": {}}\n',
-        '{"custom_id": "a", "url": "/v1/embeddings", "body": {}}\n',
+        '{"custom_id": "a", "url": "/v1/models", "body": {}}\n',
         '{"custom_id": "a", "url": "/v1/completions", "method": "GET", "body": {}}\n',
         '{"custom_id": "a", "url": "/v1/completions", "body": {"stream": true}}\n',
         '{"custom_id": "a", "url": "/v1/completions", "body": []}\n',

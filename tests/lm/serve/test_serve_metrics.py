@@ -18,6 +18,17 @@ from tests.lm.serve.played_engine import PlayedEngine, handle
 
 DASHBOARDS = Path(serve_metrics.__file__).parent / "dashboards"
 PROMTOOL = shutil.which("promtool")
+VLLM = """num_requests_running num_requests_waiting num_requests_waiting_by_reason engine_sleep_state kv_cache_usage_perc
+corrupted_requests prefix_cache_queries prefix_cache_hits external_prefix_cache_queries external_prefix_cache_hits
+mm_cache_queries mm_cache_hits num_preemptions prompt_tokens prompt_tokens_by_source prompt_tokens_cached
+prompt_tokens_recomputed generation_tokens request_success request_prompt_tokens request_generation_tokens
+iteration_tokens_total request_max_num_generation_tokens request_params_n request_params_max_tokens
+time_to_first_token_seconds inter_token_latency_seconds request_time_per_output_token_seconds e2e_request_latency_seconds
+request_queue_time_seconds request_inference_time_seconds request_prefill_time_seconds request_decode_time_seconds
+request_prefill_kv_computed_tokens kv_block_lifetime_seconds kv_block_idle_before_evict_seconds kv_block_reuse_gap_seconds
+lora_requests_info cache_config_info spec_decode_num_drafts spec_decode_num_draft_tokens spec_decode_num_accepted_tokens
+spec_decode_num_accepted_tokens_per_pos estimated_flops_per_gpu estimated_read_bytes_per_gpu estimated_write_bytes_per_gpu
+""".split()  # vllm/v1/metrics/loggers.py, spec_decode/metrics.py and metrics/perf.py
 # Names in PromQL that are not metrics.
 WORDS = {"sum", "max", "min", "by", "rate", "histogram_quantile", "absent", "min_over_time", "and", "or", "le", "label_values"}
 
@@ -65,6 +76,11 @@ def test_names_and_values_are_those_that_vllms_dashboards_read(played):
         f"lmcraft:prompt_tokens_cached_total{{{of}}}": 0,
         f"lmcraft:spec_decode_num_draft_tokens_total{{{of}}}": 0,
         f"lmcraft:spec_decode_num_accepted_tokens_total{{{of}}}": 0,
+        f'lmcraft:spec_decode_num_accepted_tokens_per_pos_total{{{of},position="0"}}': 4,
+        f'lmcraft:spec_decode_num_accepted_tokens_per_pos_total{{{of},position="1"}}': 0,
+        f'lmcraft:num_requests_waiting_by_reason{{{of},reason="deferred"}}': 1,
+        f'lmcraft:prompt_tokens_by_source_total{{{of},source="local_compute"}}': 12,
+        f'lmcraft:cache_config_info{{block_size="16",{of},num_gpu_blocks="12"}}': 1,
         f'lmcraft:request_decode_time_seconds_sum{{adapter="law",{of}}}': 4.0,
         f'lmcraft:request_prompt_tokens_sum{{adapter="law",{of}}}': 5,
         f'lmcraft:request_generation_tokens_sum{{adapter="",{of}}}': 8,
@@ -72,6 +88,15 @@ def test_names_and_values_are_those_that_vllms_dashboards_read(played):
         f"lmcraft:iteration_tokens_total_count{{{of}}}": 2,
     }
     assert {name: found[name] for name in expected} == expected
+
+
+def test_each_of_vllms_names_is_served_or_documented_as_missing(played):
+    exported = {family.name.removeprefix("lmcraft:") for family in played[0].registry.collect()}
+    text = Path("docs/monitoring.md").read_text()
+    missing = set(
+        re.findall(r"`([a-z_]+)`", text[text.index("no counterpart:") : text.index("[lm/serve/dashboards/grafana.json]")])
+    )
+    assert set(VLLM) - exported == missing & set(VLLM) and not missing & exported
 
 
 def test_a_request_that_was_cancelled_in_the_queue_has_no_times_of_what_did_not_happen(played):

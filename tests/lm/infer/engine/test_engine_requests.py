@@ -18,7 +18,7 @@ from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Closed, Full, Request
 from lm.infer.engine.room import Capacity
-from lm.infer.engine.step import draw, forward
+from lm.infer.engine.step import draw, programs
 from lm.infer.engine.weights import KINDS, weights_of
 from lm.kernels.cpu.packed import unpack
 from lm.model.transformer import skeleton
@@ -242,11 +242,11 @@ def test_after_warming_no_step_compiles(is_placed):
     params = jax.device_put(params, jax.devices()[0]) if is_placed else params
     engine = Engine(nnx.merge(skeleton(CONFIG)[0], params), None, Capacity(rows=4, budget=16, pages=64, page=4))
     engine.warm(adjusts=True)
-    known = forward._cache_size(), draw._cache_size()
+    known = len(programs), draw._cache_size()
     engine.generate_all([Request(tuple(range(1, 1 + n)), 9, temperature=t) for n in (1, 5, 30, 17, 40) for t in (0.0, 1.0)])
     for fields in ({"presence_penalty": 1.0}, {"logit_bias": {3: 1.0}, "top_k": 2}, {"logprobs": 2}):
         engine.generate_all([Request(tuple(range(1, 1 + n)), 3, temperature=t, **fields) for n in (1, 5) for t in (0.0, 1.0)])
-    assert (forward._cache_size(), draw._cache_size()) == known
+    assert (len(programs), draw._cache_size()) == known
     engine.close()
 
 

@@ -101,6 +101,7 @@ def test_guesses_and_preemption_change_nothing(kind, model, alone):
     assert greedy(engine) == alone
     stats = engine.stats()
     assert stats.preemptions > 0 and stats.drafted > stats.accepted >= (kind == "plain")
+    assert sum(stats.accepted_at.values()) == stats.accepted and stats.drafts <= stats.drafted
 
 
 @pytest.mark.parametrize("kind", all_but(["plain", "experts"], KINDS), indirect=True)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from lm.errors import UserError
-from lm.kernels.cpu.packed import pack, pack_integers, rows, unpack
+from lm.kernels.cpu.packed import join, pack, pack_integers, rows, unpack
 from lm.kernels.native.registered import compiled
 from lm.kernels.ops import packed_product
 from lm.kernels.quantize import dequantize, quantize
@@ -79,6 +79,16 @@ def test_product_with_8_bit_activations_is_that_of_the_rounded_activations(K, N,
     assert np.all(np.abs(y_MN - expected) <= 1e-6 * np.abs(x_MK) @ np.abs(unpacked))
     for M in (0, 1, 2, 33):
         np.testing.assert_array_equal(multiply(x_MK[:M], packed), y_MN[:M])
+
+
+@pytest.mark.parametrize(("bits", "group"), [(16, 0), (4, 32)])
+def test_a_product_with_joined_weights_is_the_products_with_each(bits, group):
+    x_MK, w_KN = arrays(64, 192, 3)
+    parts = [pack(w, bits, group) for w in (w_KN[:, :64], w_KN[:, 64:])]
+    multiply = jax.jit(packed_product)
+    expected = np.concatenate([multiply(x_MK, part) for part in parts], axis=1)
+    np.testing.assert_array_equal(multiply(x_MK, join(parts)), expected)
+    assert join([parts[0], pack(w_KN, 8)]) is None and join([pack(w_KN[:, :3], bits, group)] * 2) is None
 
 
 def test_many_rows_and_several_tasks():
