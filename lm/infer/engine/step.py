@@ -202,8 +202,8 @@ def _draw(
     how: int, top: int, logits_SV: jax.Array, vocab_size: int, settings: Settings, adjust: Adjust | None, forced_S: np.ndarray
 ) -> Drawn:
     """Return `draw` as numpy arrays. On a CPU rows go in groups, so that few programs, each of megabytes, serve all steps."""
-    in_groups, begin, found = jax.default_backend() == "cpu" and spec() is None, 0, list[Drawn]()
-    if not in_groups:
+    begin, found = 0, list[Drawn]()
+    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
         return jax.tree.map(np.asarray, draw(np.int32(how), top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S))
     rows = np.asarray(logits_SV), settings, adjust, forced_S
     while begin < len(forced_S):
