@@ -136,7 +136,7 @@ def success(path: Path, records: list[dict], declared: bool = False, worked: boo
     from lm.align.reward_model import chat_template_of
     from lm.align.rl.environments import Stockroom
     from lm.align.rl.rollouts import RolloutSettings, roll_out
-    from lm.infer.engine.local import LocalEngine, pays
+    from lm.infer.engine.local import LocalEngine
     from lm.train.fit import memory_of_device
 
     model, tokenizer = lm.load(path)
@@ -150,19 +150,18 @@ def success(path: Path, records: list[dict], declared: bool = False, worked: boo
         tasks.append(record | {"prompt": prompt, "prompt_ids": ids})
     turn = GIVEN["rollout.max_new_tokens"] * 2 if template else 32  # a model that was not tuned may think aloud
     longest = max(len(task["prompt_ids"]) for task in tasks) + TURNS * 2 * turn
-    engine = LocalEngine(tokenizer, min(ROWS, len(tasks)), longest) if pays(model.config, memory_of_device() / 6) else None
+    engine = LocalEngine(tokenizer, memory_of_device() / 6, min(ROWS, len(tasks)), longest)
     found = {}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         settings = RolloutSettings(turn, temperature, environment=Stockroom, max_turns=TURNS, template=template)
         rollouts = []
         for begin in range(0, len(tasks), ROWS):
             some = tasks[begin : begin + ROWS]
-            rollouts += roll_out(model, tokenizer, some, settings, seed=1 + begin, engine=engine)
+            rollouts += roll_out(model, tokenizer, some, settings, engine, seed=1 + begin)
         found[name] = sum(rollout.episode_return or 0.0 for rollout in rollouts) / len(rollouts)
         for what in ("tool_calls", "tool_errors"):
             found[f"{name} {what}"] = sum(getattr(rollout, what) for rollout in rollouts) / len(rollouts)
-    if engine is not None:
-        engine.close()
+    engine.close()
     return found
 
 

@@ -256,13 +256,14 @@ def against(workdir: Path, begin: Path) -> dict:
     from data.tasks.style import style
     from lm.align.logprobs import token_logprobs
     from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out
+    from lm.infer.engine.local import LocalEngine
 
     (tuned, tokenizer), (reference, _) = lm.load(workdir), lm.load(begin)
     encoder = Encoder(tokenizer)
     held_out = list(read_examples("builtin:preferred_style", "task", "valid", valid_fraction=0.0, seed=0))
     tasks = [{"prompt": task.prompt, "prompt_ids": encoder.prompt_ids(task.prompt)} for task in held_out]
     rollouts = {
-        name: roll_out(model, tokenizer, tasks, RolloutSettings(40), seed=seed)
+        name: roll_out(model, tokenizer, tasks, RolloutSettings(40), LocalEngine(tokenizer), seed=seed)
         for seed, (name, model) in enumerate((("start", reference), ("tuned", tuned)))
     }
     scores = {

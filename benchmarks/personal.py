@@ -151,7 +151,7 @@ class Asker:
     """Asks the questions of facts. cited: how many answers cite the item that holds the fact."""
 
     def __init__(self, speaker, model=None):
-        from lm.infer.decode import Sampling
+        from lm.infer.engine.request import Sampling
         from lm.personal.answers import open_conversation
 
         self.speaker, self.cited = speaker, 0

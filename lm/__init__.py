@@ -27,9 +27,9 @@ def generate(model, tokenizer, prompts, *, max_new_tokens=64, temperature=1.0, t
     """Return completions of prompts, or answers to conversations.
 
     temperature: 0 is greedy. top_p, top_k: sample from the likeliest tokens only; 1 and 0: from all. options: others of
-    lm.infer.sampler.generate, such as stream, which is called with each piece of text of a single prompt.
+    lm.infer.generate.generate, such as stream, which is called with each piece of text of a single prompt.
     """
-    from lm.infer.sampler import generate
+    from lm.infer.generate import generate
 
     options |= dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     return generate(model, tokenizer, prompts, **options)
@@ -37,7 +37,7 @@ def generate(model, tokenizer, prompts, *, max_new_tokens=64, temperature=1.0, t
 
 def chat(model, tokenizer, messages, *, max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, seed=0, **options):
     """Return the assistant's next message of a conversation. The options are those of `generate`."""
-    from lm.infer.sampler import chat
+    from lm.infer.generate import chat
 
     options |= dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     return chat(model, tokenizer, messages, **options)

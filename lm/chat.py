@@ -94,8 +94,8 @@ def _conversation():
     from lm.align.reward_model import chat_template_of
     from lm.convert.multimodal.processor import towers_of
     from lm.infer.conversation import Conversation
-    from lm.infer.decode import Sampling
     from lm.infer.engine.open import open_engine
+    from lm.infer.engine.request import Sampling
     from lm.infer.engine.room import Capacity
 
     engine = open_engine(FLAGS.checkpoint, Capacity(rows=1), dtype=FLAGS.dtype or "")

@@ -19,16 +19,17 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_
     """Return a token for each row, int32 [B].
 
     Softmax of logits / temperature, of the smallest set of tokens whose probabilities reach top_p (Holtzman et al.
-    2020). argmax of log p + g with g = −log(−log u), u uniform, draws from p (Gumbel 1954).
+    2020). The first token up to which the probabilities add up to more than u, uniform in [0, 1), is a draw from them.
     """
     greedy_B = jnp.argmax(logits_BV, axis=-1)
     scaled_BV = logits_BV / jnp.where(temperature_B > 0, temperature_B, 1.0)[:, None]
-    ranked_BV, ids_BV = jax.lax.top_k(scaled_BV, logits_BV.shape[-1])
+    ranked_BV = -jnp.sort(-scaled_BV, axis=-1)
     p_BV = jax.nn.softmax(ranked_BV, axis=-1)
-    ranked_BV = jnp.where(jnp.cumsum(p_BV, axis=-1) - p_BV < top_p_B[:, None], ranked_BV, -jnp.inf)
-    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
-    place_B = jnp.argmax(ranked_BV + noise_BV, axis=-1)
-    drawn_B = jnp.take_along_axis(ids_BV, place_B[:, None], axis=-1)[:, 0]
+    stays_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < top_p_B[:, None]
+    least_B = jnp.min(jnp.where(stays_BV, ranked_BV, jnp.inf), axis=-1)
+    p_BV = jax.nn.softmax(jnp.where(scaled_BV >= least_B[:, None], scaled_BV, -jnp.inf), axis=-1)
+    sums_BV, u_B = jnp.cumsum(p_BV, axis=-1), jax.vmap(jax.random.uniform)(keys_B)
+    drawn_B = jnp.sum(sums_BV <= (u_B * sums_BV[:, -1])[:, None], axis=-1)
     return jnp.where(temperature_B > 0, drawn_B, greedy_B).astype(jnp.int32)
 
 
@@ -86,7 +87,8 @@ def generate(
     B, batch = len(prompts), padded(prompts)
     S = batch["tokens"].shape[1] + max_new_tokens
     cache = empty_cache(config, jnp.arange(B * S).reshape(B, S))  # each row has its own slots
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
+    seeds = [np.random.SeedSequence([seed, row]).generate_state(1)[0] for row in range(B)]
+    keys_B = jax.vmap(jax.random.key)(np.asarray(seeds))
     how = {"key": keys_B, "temperature": jnp.full(B, temperature), "top_p": jnp.full(B, top_p)}
     answers: list[list[int]] = [[] for _ in prompts]
     for n in range(max_new_tokens):

@@ -17,7 +17,7 @@ Address = Callable[[str], str | None]
 def to_html(docstring: str, address: Address = lambda name: None) -> str:
     """Return the docstring as HTML.
 
-    address: gives the address of a name such as lm.infer.sampler.generate or lm/infer/sampler.py, or None.
+    address: gives the address of a name such as lm.infer.generate.generate or lm/infer/generate.py, or None.
     """
     parts: list[tuple[str, list[str]]] = []
     for line in inspect.cleandoc(docstring).split("\n"):

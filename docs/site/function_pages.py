@@ -19,7 +19,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A module, as its path in the repository, such as lm/infer/sampler.py; its source and tree."""
+    """A module, as its path in the repository, such as lm/infer/generate.py; its source and tree."""
 
     path: str
     source: list[bytes]
@@ -27,7 +27,7 @@ class Module:
 
     @property
     def name(self) -> str:
-        """Return the dotted name, such as lm.infer.sampler; lm.convert.main for lm/convert/__main__.py."""
+        """Return the dotted name, such as lm.infer.generate; lm.convert.main for lm/convert/__main__.py."""
         return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".").replace("__main__", "main")
 
     @property

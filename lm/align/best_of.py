@@ -119,8 +119,7 @@ def _answers(job: Job, params: Callable[[], Any], tasks: Sequence[dict], number:
     """Sample the answers to one chunk of tasks and return its lines."""
     n = job.config.best_of.n
     each = [task for task in tasks for _ in range(n)]
-    rows = max(1, job.config.best_of.rows // n) * n
-    rollouts = job.sampler(params(), each, seed=seed_of(job.config.seed, number), rows=rows)
+    rollouts = job.sampler(params(), each, seed=seed_of(job.config.seed, number))
     answers = answer_records(each, rollouts, *score_rollouts(job.rewards, each, rollouts))
     lines = []
     for i, task in enumerate(tasks):

@@ -90,7 +90,7 @@ def evaluate(
     rollouts: list[Rollout] = []
     quiet = {"soon": False, "enabled": is_first(), "leave": False}
     for begin in shown(range(0, len(tasks), rows), "batches of held-out tasks", -(-len(tasks) // rows), **quiet):
-        rollouts += sampler(params, tasks[begin : begin + rows], seed=0, temperature=0.0, rows=rows)
+        rollouts += sampler(params, tasks[begin : begin + rows], seed=0, temperature=0.0)
     total, each = score_rollouts(rewards, tasks, rollouts)
     metrics = {"reward": float(total.mean())}
     metrics |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in each.items() if not np.isnan(values).all()}
@@ -106,7 +106,7 @@ class Samples:
         self._reported: set[str] = set()
 
     def __call__(self, step: int, params) -> list[str]:
-        rollouts = self.sampler(params, self.tasks, seed=self.config.seed, rows=self.config.batch_size)
+        rollouts = self.sampler(params, self.tasks, seed=self.config.seed)
         total, each = None, {}
         if self.rewards is not None:
             total, each = score_rollouts(self.rewards, self.tasks, rollouts)

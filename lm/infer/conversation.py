@@ -1,7 +1,6 @@
 """A conversation with a model, answer by answer."""
 
-import codecs
-import queue
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,11 +9,10 @@ import numpy as np
 from data.chat.media.encoding import Towers
 from data.chat.messages import Messages, make_message
 from lm.errors import UserError
-from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
-from lm.infer.engine.request import Event, Request, tiles_of
+from lm.infer.engine.request import Sampling, tiles_of
+from lm.infer.generate import Piece, pieces
 from lm.infer.prompts import Prompt, parts_of, read, with_parts
-from lm.infer.sampler import Piece
 
 
 class Conversation:
@@ -75,7 +73,9 @@ class Conversation:
         answer = make_message("assistant", "")
         self.messages = [*messages, answer]
         try:
-            for piece in self._pieces(prompt, seed, limit):
+            sampling = dataclasses.replace(self.sampling, max_new_tokens=limit, stop_ids=prompt.stops)
+            request = dataclasses.replace(sampling.request(prompt.ids, seed), media=tiles_of(prompt.media))
+            for piece in pieces(self.engine, request):
                 answer["content"] += piece.text
                 yield piece
         except Exception:
@@ -85,26 +85,6 @@ class Conversation:
             if not answer["content"]:
                 self.undo()
             raise
-
-    def _pieces(self, prompt: Prompt, seed: int, limit: int) -> Iterator[Piece]:
-        """Yield an answer as it is sampled. A character waits until all its bytes are sampled."""
-        o, tokenizer = self.sampling, self.engine.tokenizer
-        assert tokenizer is not None  # it has read the messages
-        asked, media = tuple(prompt.ids), tiles_of(prompt.media)
-        request = Request(asked, limit, o.temperature, o.top_p, o.top_k, seed=seed, stop_ids=prompt.stops, media=media)
-        characters, events = codecs.getincrementaldecoder("utf-8")("replace"), queue.SimpleQueue[Event]()
-        handle = self.engine.submit(request, events.put)
-        try:
-            finish = ""
-            while not finish:
-                event = events.get()
-                finish = event.finish
-                if finish == "error":
-                    raise UserError(event.error)
-                shown = [token for token in event.tokens if token not in prompt.stops]
-                yield Piece(list(event.tokens), characters.decode(tokenizer.decode_bytes(shown), final=bool(finish)))
-        finally:
-            handle.cancel()
 
     def _read(self, messages: Messages) -> Prompt:
         return read(self.engine.tokenizer, [messages], self.template, self.towers)[0]

@@ -1,7 +1,6 @@
 """Encode prompts: texts, token ids, or messages of a conversation, with files of images and sound."""
 
 import base64
-import itertools
 import numbers
 import warnings
 import weakref
@@ -9,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from data.chat.media.encoding import Towers, prepared
 from data.chat.messages import Messages, is_list, messages_of
 from data.chat.template import encode_chat, end_of_turn
 from data.media.parts import MAX_BYTES, resolved
 from data.text.tokenizer import Tokenizer
-from lm.config import ModelConfig
-from lm.config.towers import NAMES, Media, check_text
+from lm.config.towers import Media
 from lm.errors import UserError
 from lm.files.untrusted import content, shown
 
@@ -147,29 +143,6 @@ def parts_of(files: Mapping[str, Sequence[str]], towers: Towers | None) -> list[
 def with_parts(text: str, parts: Sequence[dict[str, Any]]) -> str | list[dict[str, Any]]:
     """Return the content of a message: the parts, and the text after them."""
     return [*parts, {"type": "text", "text": text}] if parts else text
-
-
-def joined_media(prompts: Sequence[Prompt], config: ModelConfig) -> Media | None:
-    """Return the media of prompts as arrays with a row for each, filled up with zeros; None if no prompt has any.
-
-    Raises: UserError for a prompt with tokens of media of `config` that has none.
-    """
-    for name, prompt in itertools.product(NAMES, prompts):
-        if prompt.media is None or prompt.media[NAMES.index(name)] is None:
-            check_text(prompt.ids, name, config)
-    fields = list[np.ndarray | None]()
-    for n in range(len(Media._fields)):
-        rows = [None if prompt.media is None else prompt.media[n] for prompt in prompts]
-        some = next((row for row in rows if row is not None), None)
-        if some is None:
-            fields.append(None)
-            continue
-        whole = np.zeros((len(rows), max(row.shape[1] for row in rows if row is not None), *some.shape[2:]), some.dtype)
-        for place, row in enumerate(rows):
-            if row is not None:
-                whole[place, : row.shape[1]] = row[0]
-        fields.append(whole)
-    return None if all(field is None for field in fields) else Media(*fields)
 
 
 def _ids_of(prompt: Any) -> list[int] | None:

@@ -1,7 +1,7 @@
-"""The decode cache: what every layer keeps of earlier tokens. Only this module creates, reads and changes it.
+"""The cache of rows that go on from the same tokens: scores of choices, and answers to one prompt in an update.
 
-A cache of any kind, this one or that of lm/model/pages.py, has two methods: `write` adds the keys and values of a call's
-tokens, and `attend` lets queries see all that was written.
+Only this module creates, reads and changes it. What generates has pages (lm/model/pages.py). A cache of either kind has two
+methods: `write` adds the keys and values of a call's tokens, and `attend` lets queries see all that was written.
 
 Axes: B batch, T time, S cache slots, G key/value heads, K head size, R latent size.
 """
@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 
 from lm.config import ModelConfig
 from lm.kernels.attention import Scoring
 from lm.kernels.ops import cached_attention
-from lm.kernels.quantize import dequantize_rows, quantize_rows
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import platform, spec, spec_of
 
@@ -30,12 +28,10 @@ class Cache(NamedTuple):
 
     values: grouped-query {"k": [B, G, S, K], "v": [B, G, S, K]}; latent {"latent": [B, 1, S, R], "key": [B, 1, S, K]}, the
       rotated key. The slots of a head are adjacent in memory, which products over them need.
-    scales: with int8 values an entry [B, G, S, 1] for each array; else empty.
     prefixes: caches of shared prefixes, the oldest first. Row p of one serves rows p·n … (p+1)·n − 1 of this cache.
     """
 
     values: dict[str, jax.Array]
-    scales: dict[str, jax.Array]
     prefixes: tuple["Cache", ...] = ()
 
     def write(self, new: dict[str, jax.Array], step: "Step") -> "Cache":
@@ -45,14 +41,7 @@ class Cache(NamedTuple):
         def put(old: jax.Array, x: jax.Array) -> jax.Array:
             return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2)
 
-        new = {name: jnp.swapaxes(x, 1, 2) for name, x in new.items()}
-        if not self.scales:
-            return self._replace(values={name: put(self.values[name], x) for name, x in new.items()})
-        rows = {name: quantize_rows(x) for name, x in new.items()}
-        return self._replace(
-            values={name: put(self.values[name], x) for name, (x, _) in rows.items()},
-            scales={name: put(self.scales[name], scale) for name, (_, scale) in rows.items()},
-        )
+        return self._replace(values={name: put(self.values[name], jnp.swapaxes(x, 1, 2)) for name, x in new.items()})
 
     def attend(self, q_BTHK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
         """Return the attention of queries to the cache, [B, T, H, V] in q's dtype.
@@ -60,15 +49,12 @@ class Cache(NamedTuple):
         Of latents, queries must have W_key_up in them; V is the latent size.
         """
         assert step.visible is not None
-        parts = [part.keys_and_values(q_BTHK.dtype) for part in (*self.prefixes, self)]
+        parts = [part.keys_and_values() for part in (*self.prefixes, self)]
         return cached_attention(q_BTHK, parts, step.visible, scoring, sinks_H)
 
-    def keys_and_values(self, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
-        """Return keys and values [B, G, S, …] without prefixes, in their own dtype or one for the compute dtype `dtype`."""
-        stored = {
-            name: dequantize_rows(x, self.scales[name]).astype(_kept_dtype(dtype)) if self.scales else x
-            for name, x in self.values.items()
-        }
+    def keys_and_values(self) -> tuple[jax.Array, jax.Array]:
+        """Return keys and values [B, G, S, …] without prefixes."""
+        stored = self.values
         if "latent" in stored:
             return jnp.concatenate((stored["latent"], stored["key"]), axis=-1), stored["latent"]
         return stored["k"], stored["v"]
@@ -81,7 +67,7 @@ class DecodeState(NamedTuple):
       for each repeat, so that each is written in place.
     segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free slot; it counts the slots of prefixes.
     Keys are rotated when they are written. If angles depend on the length (dynamic NTK), later tokens do not rotate them again,
-    as in transformers; lm/infer/decode.py handles LongRoPE's one switch.
+    as in transformers.
     """
 
     layers: tuple[tuple[Cache | tuple[Cache, ...], ...], ...]
@@ -111,54 +97,41 @@ def cache_spec(config: ModelConfig, rows: str | None, stacked: int = 0) -> P | N
 
 
 def cache_dtype(config: ModelConfig) -> jnp.dtype:
-    """Return the dtype of cached values."""
-    return _kept_dtype(config.compute_dtype)
-
-
-def _kept_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """Return the compute dtype; on a CPU float32 for bfloat16.
+    """Return the dtype of cached values: the compute dtype; on a CPU float32 for bfloat16.
 
     A CPU would convert all slots for each token, and XLA (jaxlib 0.10) compiles bfloat16 products over shared prefixes that it
     cannot run.
     """
+    dtype = config.compute_dtype
     return jnp.dtype(jnp.float32) if platform() == "cpu" and dtype == jnp.bfloat16 else jnp.dtype(dtype)
 
 
-def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", repeats: tuple[int, ...] = ()) -> Cache:
-    """Return a cache of zeros for one layer, or for n layers with repeats=(n,).
-
-    dtype: "" for that of `cache_dtype`, "int8", or the name of a float type.
-    """
+def empty_cache(config: ModelConfig, batch: int, slots: int, repeats: tuple[int, ...] = ()) -> Cache:
+    """Return a cache of zeros for one layer, or for n layers with repeats=(n,)."""
+    kept, where = cache_dtype(config), cache_spec(config, "batch", len(repeats))
     shapes = {name: (*repeats, batch, heads, slots, size) for name, (heads, size) in cache_shapes(config).items()}
-    where = cache_spec(config, "batch", len(repeats))
-
-    def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-        return jnp.zeros(shape, dtype, out_sharding=where)
-
-    values = {name: zeros(shape, dtype or cache_dtype(config)) for name, shape in shapes.items()}
-    scales = {name: zeros((*shape[:-1], 1), jnp.bfloat16) for name, shape in shapes.items()} if dtype == "int8" else {}
-    return Cache(values, scales)
+    return Cache({name: jnp.zeros(shape, kept, out_sharding=where) for name, shape in shapes.items()})
 
 
-def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = "") -> DecodeState:
-    """Return a decode state with `slots` free slots for `batch` rows. cache_dtype: as the dtype of `empty_cache`."""
+def empty_state(config: ModelConfig, batch: int, slots: int) -> DecodeState:
+    """Return a decode state with `slots` free slots for `batch` rows."""
 
     def caches(repeats: int) -> Cache | tuple[Cache, ...]:
         if config.scan_layers:
-            return empty_cache(config, batch, slots, cache_dtype, (repeats,))
-        return tuple(empty_cache(config, batch, slots, cache_dtype) for _ in range(repeats))
+            return empty_cache(config, batch, slots, (repeats,))
+        return tuple(empty_cache(config, batch, slots) for _ in range(repeats))
 
     layers = tuple(tuple(caches(repeats) for _ in block) for block, repeats in config.stacks)
     segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
     return DecodeState(layers, segments_BS, jnp.int32(0))
 
 
-def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int, cache_dtype: str = "") -> DecodeState:
+def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int) -> DecodeState:
     """Return a state with `copies` rows for each row of a full one, side by side, that share its slots as a prefix.
 
-    state: without free slots. slots: free slots of each new row. cache_dtype: as the state was made with.
+    state: without free slots. slots: free slots of each new row.
     """
-    own = empty_state(config, state.segments_BS.shape[0] * copies, slots, cache_dtype)
+    own = empty_state(config, state.segments_BS.shape[0] * copies, slots)
 
     def after(new: Cache, old: Cache) -> Cache:
         return new._replace(prefixes=(*old.prefixes, old._replace(prefixes=())))
@@ -168,49 +141,11 @@ def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int, cache
     return DecodeState(layers, segments_BS, state.slot)
 
 
-def resize(state: DecodeState, config: ModelConfig, rows: jax.Array | None, more: int) -> DecodeState:
-    """Return the state with `more` free slots, of the rows at these indices; None: of all rows.
-
-    Rows of scanned layers cannot be selected. Each array is gathered on every device for a moment. A prefix that several rows
-    share must be the same for all of them.
-    """
-    slots = 2 + int(config.scan_layers)
-
-    def of(cache: Cache) -> Cache:
-        def resized(x: jax.Array) -> jax.Array:
-            x = x if rows is None else take(x, rows)
-            return jnp.pad(x, [(0, more if axis == slots else 0) for axis in range(x.ndim)]) if more else x
-
-        values, scales = jax.tree.map(resized, (cache.values, cache.scales))
-        return cache._replace(values=values, scales=scales)
-
-    layers = jax.tree.map(of, state.layers, is_leaf=lambda x: isinstance(x, Cache))
-    segments_BS = state.segments_BS if rows is None else take(state.segments_BS, rows)
-    return DecodeState(layers, jnp.pad(segments_BS, ((0, 0), (0, more))), state.slot)
-
-
-def unstack(state: DecodeState, config: ModelConfig) -> DecodeState:
-    """Convert the state of a model with scanned layers to that of the same model with unrolled layers."""
-    layers = tuple(
-        tuple(tuple(layers_of(cache, repeats)) for cache in caches)
-        for caches, (_, repeats) in zip(state.layers, config.stacks, strict=True)
-    )
-    return state._replace(layers=layers)
-
-
 def layers_of(tree: PyTree, repeats: int) -> list[PyTree]:
     """Split stacked arrays into a list of trees, one a layer. The gradients of all layers come back as one array."""
     leaves, kind = jax.tree.flatten(tree)
     split = [lax.split(leaf, (1,) * repeats) for leaf in leaves]
     return [jax.tree.unflatten(kind, [jnp.squeeze(parts[n], 0) for parts in split]) for n in range(repeats)]
-
-
-def take(x: jax.Array, rows: jax.Array) -> jax.Array:
-    """Return x[rows], sharded as x is."""
-    where = spec_of(x)
-    if where is None:
-        return x[rows]
-    return jax.sharding.reshard(x, P(None, *where[1:])).at[rows].get(out_sharding=where)
 
 
 def repeat(x: jax.Array, times: int, axis: int = 0) -> jax.Array:

@@ -16,6 +16,7 @@ from lm.model.media import MEDIA, Vectors
 from lm.model.pages import PagedState, PageTable
 from lm.model.positions import once, rotary_angles
 from lm.parallel.context import slots
+from lm.parallel.mesh import spec
 
 
 class Inputs(NamedTuple):
@@ -101,12 +102,11 @@ def steps_of(
 
 def _rotary(config: ModelConfig, positions_BT: jax.Array, table: PageTable | None) -> dict[bool, tuple[jax.Array, jax.Array]]:
     """Return cos and sin for local layers and for global ones; of one kind only, if both have the same."""
-    tokens = [positions_BT] if table is None else [positions_BT.T]  # of a paged call [1, B], for `once`
-    longest = None
+    tokens, longest = [positions_BT], None
     if config.rope.depends_on_length and table is None:
         longest = jnp.max(positions_BT) + 1
     elif config.rope.depends_on_length and table is not None:
-        tokens.append(jnp.asarray(table.length_B)[None])
+        tokens.append(jnp.asarray(table.length_B)[:, None])
 
     def angles(positions: jax.Array, local: bool, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         rope = config.local_rope if local else config.rope
@@ -114,5 +114,7 @@ def _rotary(config: ModelConfig, positions_BT: jax.Array, table: PageTable | Non
 
     kinds = sorted({kind.local for kind in config.layer_kinds})
     own = kinds if len(kinds) == 2 and config.local_rope != config.rope else kinds[:1]
+    is_turned = table is not None and spec() is None  # to [1, B], for `once`
+    tokens = [x.T for x in tokens] if is_turned else tokens
     rotary = once(lambda positions, *rest: {local: angles(positions, local, *rest) for local in own}, *tokens)
-    return rotary if table is None else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rotary)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rotary) if is_turned else rotary

@@ -1,5 +1,8 @@
 """The paged cache of an engine: keys and values of all its sequences in pages (Kwon et al. 2023, "PagedAttention").
 
+On a mesh the tokens, sequences and pages are split into shards by the axes of a batch, and heads by the tensor axis. Numbers of
+pages, sequences and slots count within the shard, so neither writing nor attention sends anything.
+
 Axes: B tokens of any sequences, R sequences, N pages of a sequence, P pages, G key/value heads, K head size.
 """
 
@@ -62,7 +65,7 @@ class PagedCache:
         if spec() is None:
             return dataclasses.replace(self, pools=local(self.pools, new, step.table.slot_B))
         of_pools, of_new = _specs(self.pools), {name: spec("batch", _heads_axis(self.pools), None) for name in new}
-        mapped = jax.shard_map(local, in_specs=(of_pools, of_new, spec(None)), out_specs=of_pools)
+        mapped = jax.shard_map(local, in_specs=(of_pools, of_new, spec("batch")), out_specs=of_pools, check_vma=False)
         return dataclasses.replace(self, pools=mapped(self.pools, new, step.table.slot_B))
 
     def attend(self, q_B1HK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
@@ -77,8 +80,8 @@ class PagedCache:
         if spec() is None:
             out_BHV = local(q_BHK, self.pools, places, sinks_H)
         else:
-            heads, of_places = spec("batch", "heads", None), jax.tree.map(lambda x: spec(*[None] * x.ndim), places)
-            specs = (heads, _specs(self.pools), of_places, None if sinks_H is None else spec("heads"))
+            heads = spec("batch", "heads", None)
+            specs = (heads, _specs(self.pools), spec("batch"), None if sinks_H is None else spec("heads"))
             mapped = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)
             out_BHV = mapped(q_BHK, self.pools, places, sinks_H)
         return out_BHV.astype(q_B1HK.dtype)[:, None]
@@ -110,17 +113,18 @@ def empty_layers(
 ) -> tuple[tuple[PagedCache | tuple[PagedCache, ...], ...], ...]:
     """Return `layers` of a PagedState with `count` pages of `page` tokens.
 
-    dtype: "int8", "bfloat16" or "float32"; "": the dtype of other caches.
+    On a mesh its shards have equal parts of them. dtype: "int8", "bfloat16" or "float32"; "": the dtype of other caches.
     """
     kept = jnp.dtype(dtype or cache_dtype(config))
     heads_axis = None if config.mla.kv_rank else "kv_heads"
 
     def pool(repeats: tuple[int, ...], heads: int, size: int) -> Pages:
         before = [None] * len(repeats)
-        values = jnp.zeros((*repeats, count, page, heads, size), kept, out_sharding=spec(*before, None, None, heads_axis, None))
+        where = spec(*before, "batch", None, heads_axis, None)
+        values = jnp.zeros((*repeats, count, page, heads, size), kept, out_sharding=where)
         if kept != jnp.int8:
             return Pages(values)
-        where = spec(*before, None, None, heads_axis)
+        where = spec(*before, "batch", None, heads_axis)
         return Pages(values, jnp.zeros((*repeats, count, page, heads), jnp.bfloat16, out_sharding=where))
 
     def of_layer(repeats: tuple[int, ...]) -> PagedCache:
@@ -147,7 +151,7 @@ def _heads_axis(pools: dict[str, Pages]) -> str | None:
 def _specs(pools: dict[str, Pages]) -> PyTree:
     """Return the partitions of the pages' values [P, page, G, K] and scales [P, page, G]."""
     axis = _heads_axis(pools)
-    return jax.tree.map(lambda x: spec(None, None, axis, *[None] * (x.ndim - 3)), pools)
+    return jax.tree.map(lambda x: spec("batch", None, axis, *[None] * (x.ndim - 3)), pools)
 
 
 def _squeezed(x_B1GK: jax.Array) -> jax.Array:

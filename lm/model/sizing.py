@@ -12,9 +12,9 @@ import jax
 from flax import nnx
 
 from lm.config import ModelConfig, Quantization
-from lm.model.cache import empty_state
 from lm.model.linear import trainable
 from lm.model.moe import Balance
+from lm.model.pages import page_bytes
 from lm.model.transformer import skeleton
 
 PARTS = (
@@ -150,10 +150,6 @@ def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "") -> dict[st
 
     Counted in the compute dtype, as on accelerators; on a CPU a bfloat16 cache is stored as float32.
     """
-    one, two = (jax.eval_shape(lambda n=n: empty_state(config, 1, n, cache_dtype or config.dtype)).layers for n in (1, 2))
-    found = {"global": 0, "local": 0}
-    for (block, _), *caches in zip(config.stacks, one, two, strict=True):
-        for kind, *pair in zip(block, *caches, strict=True):
-            small, large = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) for cache in pair)
-            found["local" if kind.local else "global"] += large - small
-    return found
+    each = page_bytes(config, 1, cache_dtype or config.dtype) // config.num_layers
+    local = sum(kind.local for kind in config.layer_kinds)
+    return {"global": (config.num_layers - local) * each, "local": local * each}

@@ -142,7 +142,7 @@ def _search(store: Store, words: list[str]) -> None:
 
 def _ask(store: Store, words: list[str]) -> None:
     speaker = _speaker(store)
-    from lm.infer.decode import Sampling
+    from lm.infer.engine.request import Sampling
     from lm.personal import answers
     from lm.personal.adapter import adapted
     from lm.personal.vectors import embed, vectors_of

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from data.chat.messages import make_message
 from lm.infer.conversation import Conversation
-from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.request import Sampling
 from lm.infer.engine.room import Capacity
-from lm.infer.sampler import Piece
+from lm.infer.generate import Piece
 from lm.model.transformer import Transformer
 from lm.personal.index import Passage, words_of
 from lm.personal.speaker import Speaker

@@ -112,7 +112,7 @@ def drawn(config, params: nnx.State, tokenizer: Tokenizer, dataset: Path) -> lis
     prompts = beginnings(dataset, split, tokenizer) if config.samples is None else list(config.samples)
     if not prompts:
         return []
-    from lm.infer.sampler import generate
+    from lm.infer.generate import generate
 
     model = nnx.merge(skeleton(model_config_of(config))[0], params)
     texts = generate(model, tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=config.seed)

@@ -24,7 +24,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 WITH_JAX = (
     "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.next_steps lm.align.run "
-    "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
+    "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.generate "
     "data.text.pipeline lm.cli lm.runs.lock matplotlib.backends.backend_svg tree jaxlib.mlir.dialects.mhlo "
     "jaxlib.mlir.dialects.builtin jaxlib.mlir.extras.meta lm.parallel.join lm.train.dial lm.train.events "
     "lm.infer.prompts lm.infer.engine.open lm.align.reward_model lm.convert.to_gguf "

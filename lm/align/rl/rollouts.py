@@ -7,27 +7,21 @@ ids; text is never encoded again.
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from flax import nnx
 
 from data.chat.examples import read_template
-from data.chat.media.encoding import Towers
-from data.chat.media.rows import NAMES, filled
-from data.media.parts import KINDS
+from data.chat.media.encoding import Towers, arrays_of
 from data.text.tokenizer import Tokenizer
 from lm.align.rl.environments import Episodes, Make, Observed, Surroundings
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
 from lm.errors import UserError
-from lm.infer.call import Layout
-from lm.infer.decode import Sampling
-from lm.infer.engine.local import LocalEngine, pays
+from lm.infer.engine.local import Layout, LocalEngine
+from lm.infer.engine.request import Sampling, Tile, tiles_of
 from lm.infer.prompts import stops_of
-from lm.infer.sampler import draw
 from lm.model.media import Media
 from lm.model.transformer import Transformer
 from lm.train.fit import memory_of_device
-from lm.train.step import model_config_of
 
 SHARE = 1 / 6  # of the memory, for a packed copy of the weights beside the training state
 
@@ -104,7 +98,7 @@ class RolloutSettings:
     max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
     tools: tools that a turn may call. Their answers follow each turn except the last of max_turns.
     environment: makes the environment of a rollout, which answers each turn in place of tools; None: there is none.
-    width: as in lm.infer.call.Layout. template: the chat template; None: the tokenizer's own.
+    width: tokens of the longest prompt. template: the chat template; None: the tokenizer's own.
     """
 
     max_new_tokens: int
@@ -123,27 +117,25 @@ class RolloutSettings:
 class Sampler:
     """A function of (parameters, tasks) that samples `each` rollouts of each task.
 
-    temperature: overrides that of settings. rows: tasks that are answered at least, which avoids recompilation.
-    engine, towers: as in `roll_out`. close: stop it; another call starts it again.
+    temperature: overrides that of settings. engine, towers: as in `roll_out`. close: stop the engine; another call starts it
+    again.
     """
 
     graph: nnx.GraphDef
     tokenizer: Tokenizer
     settings: RolloutSettings
-    engine: LocalEngine | None = None
+    engine: LocalEngine
     towers: Towers | None = None
 
     def __call__(
-        self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature: float | None = None, rows: int = 0
+        self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature: float | None = None
     ) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
-        model, filled = nnx.merge(self.graph, params), [*tasks, *list(tasks[:1]) * (rows - len(tasks))]
-        options = {"seed": seed, "each": each, "engine": self.engine, "towers": self.towers}
-        return roll_out(model, self.tokenizer, filled, settings, **options)[: each * len(tasks)]
+        model, options = nnx.merge(self.graph, params), {"seed": seed, "each": each, "towers": self.towers}
+        return roll_out(model, self.tokenizer, tasks, settings, self.engine, **options)
 
     def close(self) -> None:
-        if self.engine is not None:
-            self.engine.close()
+        self.engine.close()
 
 
 def sampler_of(
@@ -153,20 +145,15 @@ def sampler_of(
     tasks: Sequence[dict],
     surroundings: Surroundings = Surroundings(),  # noqa: B008 (it is immutable)
     *,
-    served: bool | None = None,
+    room: float | None = None,
     towers: Towers | None = None,
 ) -> Sampler:
     """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`.
 
-    served: whether to sample with a serving engine; None: where it is faster. A resumed run on the same machine decides alike.
-    towers: what a model with encoders sees and hears. It is not served.
+    room: bytes for a packed copy of the weights beside the training state; None: a share of the memory, so that a resumed run
+    on the same machine decides alike. towers: what a model with encoders sees and hears.
     """
-    o, model = config.rollout, model_config_of(config)
-    if towers is not None:
-        served = False
-    if served is None:
-        fits = config.sequence_length + 1 <= model.max_positions
-        served = fits and jax.device_count() == 1 and pays(model, SHARE * memory_of_device())
+    o = config.rollout
     settings = RolloutSettings(
         max_new_tokens=o.max_new_tokens,
         temperature=o.temperature,
@@ -180,7 +167,8 @@ def sampler_of(
         template=read_template(config.get("chat_template")),
     )
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
-    return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, rows, settings.most_tokens) if served else None, towers)
+    room = SHARE * memory_of_device() if room is None else room
+    return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, room, rows, settings.most_tokens), towers)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -205,37 +193,30 @@ def roll_out(
     tokenizer,
     tasks: Sequence[dict],
     settings: RolloutSettings,
+    engine: LocalEngine,
     *,
     seed: int = 0,
     each: int = 1,
-    engine: LocalEngine | None = None,
     towers: Towers | None = None,
 ) -> list[Rollout]:
     """Sample `each` rollouts of each task; rollouts of one task are adjacent in the result.
 
     tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}; with `towers`, what the model sees
-    and hears, also "prompt_media" (data.chat.examples.prepare_tasks). seed: as in lm.infer.sampler.draw.
-    engine: samples in place of lm.infer.sampler.draw. Then tokens of a rollout depend on (seed, its index) and its task alone.
+    and hears, also "prompt_media" (data.chat.examples.prepare_tasks). The tokens of a rollout depend on (seed, its index) and
+    its task alone.
     Raises: UserError if an environment fails; see lm/align/rl/environments.py.
     """
     o, tools = settings, settings.tools
     stops = stops_of(tokenizer, o.template)
     rows = [Rollout.begun(task) for task in tasks for _ in range(each)]
     episodes = Episodes(o.environment, [task for task in tasks for _ in range(each)]) if o.environment else None
-    going = list(range(len(rows)))
+    going, shown = list(range(len(rows))), [media_of(task, towers) for task in tasks]
     for turn in range(o.max_turns):
         prompts = [rows[i].tokens for i in going]
         alike = each if turn == 0 else 1
-        sampling = Sampling(
-            o.max_new_tokens, o.temperature, o.top_p, o.top_k, stops, tokenizer.vocab_size, seed=seed + 7919 * turn
-        )
-        if engine is not None:
-            drawn = engine.draw(model, prompts[::alike], sampling, Layout(alike, rows=going))
-        else:
-            # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
-            prompts += [[*stops[:1]] or [0]] * (len(rows) - len(going))
-            asked = [tasks[i // each] for i in going[::alike]] + [{}] * (len(rows) - len(going))
-            drawn = draw(model, prompts[::alike], sampling, Layout(alike, o.width), media=media_of(asked, tasks, towers))
+        sampling = Sampling(o.max_new_tokens, o.temperature, o.top_p, o.top_k, stops, seed=seed + 7919 * turn)
+        media = [shown[i // each] for i in going[::alike]]
+        drawn = engine.draw(model, prompts[::alike], sampling, Layout(alike, going, media))
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
             calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools) or episodes is not None))
@@ -267,16 +248,13 @@ def roll_out(
     return rows
 
 
-def media_of(asked: Sequence[dict], tasks: Sequence[dict], towers: Towers | None) -> Media | None:
-    """Return the media of the prompts `asked`, with as many tiles and windows a row as any of `tasks` has; None for text."""
-    if towers is None:
+def media_of(task: dict, towers: Towers | None) -> tuple[tuple[Tile, ...], int] | None:
+    """Return the tiles of a task's prompt and its length; None for text."""
+    kept = task.get("prompt_media", ())
+    if towers is None or not kept:
         return None
-    most = dict.fromkeys(NAMES, 0)
-    for task in tasks:
-        for name, kind in zip(NAMES, KINDS):
-            most[name] = max(most[name], sum(kept.count for kept in task.get("prompt_media", ()) if kept.kind == kind))
-    found = filled([task.get("prompt_media", ()) for task in asked], towers, most)
-    return Media(*(found.get(name) for name in NAMES)) if found else None
+    arrays = arrays_of(kept, towers, "a task's medium")
+    return tiles_of(Media(*(array[None] if len(array) else None for array in arrays))), len(task["prompt_ids"])
 
 
 def arrays(rollouts: Sequence[Rollout], sequence_length: int, pad_id: int) -> dict[str, np.ndarray]:

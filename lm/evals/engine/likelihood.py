@@ -20,7 +20,7 @@ from jax import lax
 from lm.config import ModelConfig
 from lm.evals.engine.prefix_plan import Batch, Costs, plan
 from lm.infer import not_finite
-from lm.infer.decode import first_of_most
+from lm.infer.engine.draw import first_of_most
 from lm.kernels.attention import Branches
 from lm.kernels.head import even, head_logits, joined, split
 from lm.kernels.matmul import gathered

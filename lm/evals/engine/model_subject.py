@@ -16,16 +16,14 @@ from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
 from lm.evals.engine.answers_cache import Answers, fingerprint, key
 from lm.evals.engine.encoding import Encoding
-from lm.evals.engine.generate import Answer, Ask
+from lm.evals.engine.generate import Answer, Ask, Writer
 from lm.evals.engine.likelihood import Request, Scored, Work
-from lm.evals.engine.served import Served
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
-from lm.infer.engine.local import pays
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
 from lm.progress import progress
 
-SHARE = 0.5  # of the free memory, for a serving engine's copy of the weights
+SHARE = 0.5  # of the free memory, for a packed copy of the weights
 
 
 class ModelSubject:
@@ -36,7 +34,7 @@ class ModelSubject:
       batch_tokens: slots of a batch; None: by the kind of device. cache: a file of answers (answers_cache.py), or None. With
         several processes, only the first one opens it.
       progress: whether to show progress on stderr; None: only on the first host.
-      served: whether to generate with the serving engine (served.py); None: where it is faster.
+      room: bytes for a packed copy of the weights (lm/infer/engine/local.py); None: a share of the free memory.
     Attributes:
       stats: totals so far: {"requests", "cached", "tokens" read without padding, "generated" tokens, "seconds"}.
     """
@@ -51,7 +49,7 @@ class ModelSubject:
         batch_tokens: int | None = None,
         cache: Path | None = None,
         progress: bool | None = None,
-        served: bool | None = None,
+        room: float | None = None,
     ):
         self.model, self.encoding, self.name = likelihood.dropless(model), encoding, name
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
@@ -61,8 +59,8 @@ class ModelSubject:
         self._identity = fingerprint(model) if self._remembers else ""
         self._progress = is_first() if progress is None else progress
         self._compiled: set[tuple] = set()  # shapes of batches that were run
-        self._served: Served | None = None
-        self._serves = served
+        self._writer: Writer | None = None
+        self._room = room
 
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
         """Return likelihoods. The likelihood is NaN if a request is empty or its continuation is longer than max_length."""
@@ -159,17 +157,13 @@ class ModelSubject:
         )
 
     def _writing(self, asks: list[Ask]) -> Iterator[Work]:
-        """Yield the batches that answer all asks: one of the serving engine, or those of generate.py."""
-        if self._serves is None:
-            self._serves = pays(self.model.config, SHARE * psutil.virtual_memory().available)
-        fits = all(len(ask.tokens) + ask.max_new_tokens <= self.model.config.max_positions for ask in asks)
-        if not (self._serves and fits and asks):
-            yield from drawing.work(self.model, self.encoding, asks)
-            return
-        if self._served is None:
-            self._served = Served(self.model, self.encoding)
-            weakref.finalize(self, self._served.close)
-        yield Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
+        """Yield one batch that answers all asks."""
+        if self._writer is None and asks:
+            room = SHARE * psutil.virtual_memory().available if self._room is None else self._room
+            self._writer = Writer(self.model, self.encoding, room)
+            weakref.finalize(self, self._writer.close)
+        if self._writer is not None:
+            yield Work(list(range(len(asks))), (), functools.partial(self._writer.answers, asks))
 
     def _answered(
         self,

@@ -39,14 +39,14 @@ def _looked_up(sequence: Sequence, most: int) -> list[int]:
 
 
 class ByModel:
-    """Guesses of a smaller model with the same vocabulary.
+    """Guesses of a smaller model with the same vocabulary. blocks: of each shard. rows: sequences of all shards.
 
     Its keys and values are in pages of its own, in the same blocks as the model's. It reads what it has not read of a sequence
     when it first guesses, as many tokens in a call as the largest step has. What a prefix's blocks hold for it may be missing;
     then it guesses worse.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, blocks: Blocks, rows: int, shapes: Shapes):
+    def __init__(self, weights: Weights, config: ModelConfig, blocks: List[Blocks], rows: int, shapes: Shapes):
         if weights.config.vocab_size != config.vocab_size:
             raise UserError(f"speculate: the draft model has {weights.config.vocab_size} tokens, the model {config.vocab_size}")
         if weights.config.rope.depends_on_length:
@@ -55,8 +55,9 @@ class ByModel:
             most, needed = weights.config.max_positions, config.max_positions
             raise UserError(f"speculate: the draft model has {most} positions, the model {needed}")
         self._model, self._shapes, self._vocab = weights.split(), shapes, config.vocab_size
-        self._tables_RN = np.zeros((rows, -(-config.max_positions // blocks.size)), np.int32)
-        self._pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, blocks.count, blocks.size)
+        size, count = blocks[0].size, sum(some.count for some in blocks)
+        self._tables_RN = np.zeros((rows, -(-config.max_positions // size)), np.int32)
+        self._pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, count, size)
 
     def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
         for sequence, _ in wanted:
@@ -91,7 +92,7 @@ class ByModel:
         if not laid.draws:
             return []
         tokens, more = drawn(laid, logits_SV, self._vocab).token_S, []
-        for s, (part, _) in enumerate(laid.draws):
+        for s, part, _ in laid.draws:
             sequence, guess = part.sequence, int(tokens[s])
             guesses[id(sequence)].append(guess)
             if len(guesses[id(sequence)]) < most[id(sequence)]:

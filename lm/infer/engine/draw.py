@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from lm.infer.decode import first_of_most
-from lm.parallel.arrays import AnyArray
-from lm.parallel.mesh import reshard
+from lm.parallel.arrays import AnyArray, PyTree
+from lm.parallel.mesh import reshard, spec
 
 CANDIDATES = 128  # likeliest tokens of a row, which nearly always hold the last one that stays
 GREEDY, PLAIN, TRUNCATED = range(3)
@@ -69,13 +69,35 @@ def draw(
     adjust: Adjust | None,
     forced_S: np.ndarray,
 ) -> Drawn:
-    """Return the next token of each row.
+    """Return the next token of each row, on all devices. On a mesh each device draws for its own rows.
 
     how: GREEDY if all rows are; PLAIN if none limits the tokens by top_k, top_p or min_p; else TRUNCATED. One program serves
     all three, because each takes megabytes. top: K; −1: no log-probability at all.
     size: only ids below it are drawn. forced_S: int32, tokens whose log-probability is wanted in place of a drawn one, or −1.
     """
-    logits_SV = reshard(logits_SV, None, None)
+    rows = by_rows((logits_SV, settings, adjust, forced_S))
+    if (where := spec("batch")) is None:
+        return _drawn(top, how, size, *rows)
+    specs = (PartitionSpec(), PartitionSpec(), *[where] * len(rows))
+    found = jax.shard_map(functools.partial(_drawn, top), in_specs=specs, out_specs=where, check_vma=False)(how, size, *rows)
+    return jax.tree.map(lambda x: reshard(x, *[None] * x.ndim), found)
+
+
+def by_rows(arrays: PyTree) -> PyTree:
+    """Return arrays [rows, …] that are split by rows over the current mesh; without a mesh as they are."""
+    return jax.tree.map(lambda x: reshard(jnp.asarray(x), "batch", *[None] * (x.ndim - 1)), arrays)
+
+
+def _drawn(
+    top: int,
+    how: jax.Array | np.int32,
+    size: jax.Array | np.int32,
+    logits_SV: jax.Array,
+    settings: Settings,
+    adjust: Adjust | None,
+    forced_S: jax.Array,
+) -> Drawn:
+    """Compute `draw` for the rows of one device."""
     S, V = logits_SV.shape
 
     def next_token(how: int) -> jax.Array:
@@ -89,7 +111,8 @@ def draw(
     token_S = lax.switch(how, [functools.partial(next_token, kind) for kind in (GREEDY, PLAIN, TRUNCATED)])
     token_S = jnp.where(forced_S >= 0, forced_S, token_S).astype(jnp.int32)
     if top < 0:
-        return Drawn(token_S, jnp.zeros(S), ~jnp.isfinite(jnp.max(logits_SV, axis=-1)), None)
+        largest_S = jnp.max(logits_SV, axis=-1) / jnp.where(settings.temperature_S > 0, settings.temperature_S, 1.0)
+        return Drawn(token_S, jnp.zeros(S), ~jnp.isfinite(largest_S), None)
     logz_S = jax.nn.logsumexp(logits_SV / settings.divisor_S[:, None], axis=-1)
     logp_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0] / settings.divisor_S - logz_S
     found = None
@@ -107,6 +130,15 @@ def adjusted(logits_SV: jax.Array, adjust: Adjust) -> jax.Array:
     repeat_S1 = adjust.repeat_S[:, None]
     penalised_SV = jnp.where(logits_SV > 0, logits_SV / repeat_S1, logits_SV * repeat_S1)
     return jnp.where(adjust.seen_SV, penalised_SV, logits_SV) + adjust.bias_SV
+
+
+def first_of_most(x: jax.Array) -> jax.Array:
+    """Return the argmax of the last axis, int32; the first of equal values.
+
+    It takes two plain reductions, because one over (value, index) pairs is much slower on a CPU.
+    """
+    ids = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), ids, x.shape[-1] - 1), axis=-1)
 
 
 def _sampled(logits_SV: jax.Array, settings: Settings, truncated: bool) -> jax.Array:
@@ -128,8 +160,9 @@ def kept(scaled_SV: jax.Array, p_SV: jax.Array, settings: Settings) -> jax.Array
     Tokens with equal logits stay or go together. A row whose last token to stay is among its likeliest CANDIDATES is done with
     these; only if there is another row, its last token is searched among all.
     """
-    # Without the barrier XLA would drop the ids, and then sort the whole vocabulary on a CPU.
-    few, _ = lax.optimization_barrier(lax.top_k(scaled_SV, min(CANDIDATES, scaled_SV.shape[1])))
+    top = lax.top_k(scaled_SV, min(CANDIDATES, scaled_SV.shape[1]))
+    # Without the barrier XLA would drop the ids, and then sort the whole vocabulary on a CPU. On a mesh it would fail with it.
+    few, _ = lax.optimization_barrier(top) if spec() is None else top
     least_S, found_S = least_of_few(few, jnp.sum(p_SV, axis=-1), settings)
     least_S = lax.cond(
         found_S.all(), lambda: least_S, lambda: jnp.where(found_S, least_S, least_of_all(scaled_SV, p_SV, settings))

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import logging
+import operator
 import os
 import threading
 import time
@@ -18,20 +19,21 @@ from jax.sharding import Mesh
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
+from lm.infer.engine.answers import ended
 from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
-from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check, joined
-from lm.infer.engine.room import Capacity, default_pages, give_back
+from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check
+from lm.infer.engine.room import Capacity, default_pages, empty_pages, give_back, positions_of
 from lm.infer.engine.schedule import Schedule
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 from lm.infer.engine.step import Laid, drawn, forward, lay_out, placed_vectors, shapes_of, warm_draws
 from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.media import Vectors
-from lm.model.pages import empty_layers
 from lm.model.transformer import Transformer
 from lm.parallel.arrays import PyTree
+from lm.parallel.mesh import row_ways
 
 LOG = logging.getLogger(__name__)
 
@@ -39,8 +41,9 @@ LOG = logging.getLogger(__name__)
 class Engine:
     """Decode requests together.
 
-    draft_model: guesses tokens ahead, as many as `capacity` says; None: they are guessed by n-grams. packed, slots, owned: see
-    `weights_of`. mesh: the one that the model is on; None: the first device.
+    draft_model: guesses tokens ahead, as many as `capacity` says; None: they are guessed by n-grams. packed, slots, owned,
+    in_place: see `weights_of`. mesh: the one that the model is on; None: the first device. Of a mesh over several processes,
+    each process has an engine, and gives it the same calls in the same order: no deadlines, and `cancel` only from `tell`.
     """
 
     def __init__(
@@ -53,27 +56,30 @@ class Engine:
         packed: str = "",
         slots: Slots | None = None,
         owned: bool = False,
+        in_place: bool = False,
         mesh: Mesh | None = None,
     ):
-        if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
-            raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")
         if mesh is not None and mesh.size > 1 and packed:
             raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")
         o, self.config, self.tokenizer = capacity, model.config, tokenizer
-        self._mesh, self._packing, self._slots, self._capacity = mesh, packed, slots, capacity
+        self._mesh, self._slots, self._capacity = mesh, slots, capacity
+        self._weights_of = functools.partial(weights_of, packed=packed, slots=slots, in_place=in_place)
         self._version, self._known = 0, tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self._rope = model.config.rope if model.config.rope.depends_on_length else None
-        self._use(weights_of(model, packed, slots, owned))
-        self._blocks = Blocks(o.pages or default_pages(model.config, o), o.page)
         with self._on_mesh():
-            self._shapes = shapes_of(o.rows * (1 + o.drafts), o.budget, o.page)
+            self._use(self._weights_of(model, owned=owned))
+            ways = row_ways()
+            rows, budget, pages = (-(-n // ways) for n in (o.rows, o.budget, o.pages or default_pages(model.config, o)))
+            self._blocks = [Blocks(pages, o.page) for _ in range(ways)]
+            self._shapes = shapes_of(rows * (1 + o.drafts), budget, o.page)
             self._pages = self._empty_pages()
             drafter = by_ngrams
             if draft_model is not None:
-                drafter = ByModel(weights_of(draft_model, packed, owned=owned), self.config, self._blocks, o.rows, self._shapes)
-        self._schedule = Schedule(self._blocks, o.rows, self._shapes.sizes[-1], o.drafts, drafter)
-        self.max_positions = most = min(model.config.max_positions, self._blocks.count * o.page)
-        self._tables_RN = np.zeros((o.rows, -(-most // o.page)), np.int32)
+                drafting = weights_of(draft_model, packed, owned=owned)
+                drafter = ByModel(drafting, self.config, self._blocks, ways * rows, self._shapes)
+        self._schedule = Schedule(self._blocks, rows, self._shapes.sizes[-1], o.drafts, drafter)
+        self.max_positions = most = min(positions_of(model.config, o), pages * o.page)
+        self._tables_RN = np.zeros((ways * rows, -(-most // o.page)), np.int32)
         self._encoder = Encoder()
         self.observers: list[Callable[[str, dict[str, Any]], None]] = []
         self.reopen: Callable[[str | os.PathLike[str]], Transformer] = load_model
@@ -116,31 +122,29 @@ class Engine:
         return [list(event.tokens) for event in found]
 
     def answers(self, requests: Iterable[Request]) -> list[Event]:
-        """Return the events of each request as one, when all are finished. They arrive at once, so their steps repeat."""
-        requests = list(requests)
-        events: list[list[Event]] = [[] for _ in requests]
-        finished = threading.Semaphore(0)
+        """Return the events of each request as one, when all are finished."""
+        return [event for _, event in sorted(ended(self, list(requests)), key=operator.itemgetter(0))]
 
-        def take(n: int, event: Event) -> None:
-            events[n].append(event)
-            if event.finish:
-                finished.release()
+    def submit_all(self, requests: Iterable[Request], tell: Callable[[int, Handle, Event], None]) -> list[Handle]:
+        """Queue requests that arrive at once, so that their steps repeat. tell: gets index, handle and event."""
+        handles = list[Handle]()
+
+        def give(n: int, event: Event) -> None:
+            tell(n, handles[n], event)
 
         with self._wake:
             for n, request in enumerate(requests):
-                self.submit(request, functools.partial(take, n))
-        for _ in requests:
-            finished.acquire()
-        return list(map(joined, events))
+                handles.append(self.submit(request, functools.partial(give, n)))
+        return handles
 
     def stats(self) -> Stats:
         s = self._schedule
         return Stats(
             running=len(s.running),
             waiting=len(s.waiting) + len(self._arrived),
-            blocks_used=self._blocks.used,
-            blocks=self._blocks.count,
-            page=self._blocks.size,
+            blocks_used=sum(blocks.used for blocks in self._blocks),
+            blocks=sum(blocks.count for blocks in self._blocks),
+            page=self._blocks[0].size,
             deferred=sum(not one.is_ready for one in tuple(s.waiting)),
             accepted_at=dict(self._accepted_at),
             prefix_queries=s.prefix_queries,
@@ -167,7 +171,7 @@ class Engine:
         model = newer if isinstance(newer, Transformer) else self.reopen(newer)
         if model.config != self.config:
             raise UserError("the newer model has another config, so it cannot take the place of this one")
-        laid_out = functools.partial(weights_of, model, self._packing, self._slots, owned=model is not newer)
+        laid_out = functools.partial(self._weights_of, model, owned=model is not newer)
         fresh = None if free_first else laid_out()
 
         def change() -> None:
@@ -177,16 +181,26 @@ class Engine:
             weights = fresh or laid_out()
             self._use(with_adapters(weights, adapters) if self._slots else weights)
             self._version += 1
-            self._blocks.forget()
+            self._forget()
             self._encoder.forget()
             for sequence in self._schedule.waiting:
                 sequence.begin_anew(self._key(sequence.request.adapter))
 
         self._do(change, idle=True)
 
-    def forget(self) -> None:
-        """Forget all known prefixes."""
-        self._do(self._blocks.forget)
+    def forget(self, free: bool = False) -> None:
+        """Forget all known prefixes. free: also free the pages until the next step, if no request runs."""
+
+        def change() -> None:
+            self._forget()
+            if free and not self._schedule.running:
+                self._pages = None
+
+        self._do(change)
+
+    def _forget(self) -> None:
+        for blocks in self._blocks:
+            blocks.forget()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -323,13 +337,14 @@ class Engine:
             if not times.started:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
         laid = lay_out(parts, self._shapes, self._tables_RN)
-        logits_SV = self._forward(laid, placed_vectors(parts, len(laid.tokens_B), self.config))
+        logits_SV = self._forward(laid, placed_vectors(parts, laid, self.config))
         self._counts["steps"] += 1
-        self._give(parts, drawn(laid, logits_SV, self._known) if laid.draws else None)
+        self._give(parts, laid, drawn(laid, logits_SV, self._known) if laid.draws else None)
         for observer in self.observers:
             observer("step", {"tokens": sum(len(part.tokens) for part in parts), "seconds": time.monotonic() - begin})
 
     def _forward(self, laid: Laid, media: Vectors | None) -> jax.Array:
+        self._pages = self._empty_pages() if self._pages is None else self._pages
         mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
         found = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR, media)
         self._pages, logits_SV, self._hidden_SD = found
@@ -338,16 +353,16 @@ class Engine:
     def _use(self, weights: Weights) -> None:
         self._weights, self._model = weights, weights.split()
 
-    def _give(self, parts: list[Part], found: Drawn | None) -> None:
+    def _give(self, parts: list[Part], laid: Laid, found: Drawn | None) -> None:
         """Hand each sequence what was drawn for it."""
-        first, counts = 0, self._counts
+        number, counts = 0, self._counts
         for part in parts:
-            sequence = part.sequence
-            here = slice(first, first + len(part.tokens) - part.first_drawn)
-            first = here.stop
+            sequence, count = part.sequence, len(part.tokens) - part.first_drawn
+            first = laid.draws[number][0] if count else 0
+            here, number = slice(first, first + count), number + count
             counts["prompt_tokens"] += max(0, min(sequence.prompt, part.begin + len(part.tokens)) - part.begin)
             event = part.advance(found, here)
-            sequence.seal(self._blocks)
+            sequence.seal(self._blocks[sequence.shard])
             if event is None:
                 continue
             if sequence.request.embeds and event.tokens:
@@ -382,13 +397,10 @@ class Engine:
                 self._end(sequence, event)
 
     def _recover(self) -> None:
-        """Make the pages anew if a failed step has taken them."""
-        self._blocks.forget()
+        """Have the pages made anew if a failed step has taken them."""
+        self._forget()
         if any(x.is_deleted() for x in jax.tree.leaves(self._pages)):
-            self._pages = self._empty_pages()
+            self._pages = None
 
     def _empty_pages(self) -> PyTree:
-        make = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))
-        pages = make(self._weights.config, self._blocks.count, self._blocks.size, self._capacity.cache_dtype)
-        # Bound to their devices, as a step returns them: otherwise the step of the first call is compiled once more.
-        return jax.tree.map(lambda x: jax.device_put(x, x.sharding), pages)
+        return empty_pages(self._weights.config, self._capacity, sum(blocks.count for blocks in self._blocks))

@@ -1,72 +1,121 @@
-"""A serving engine for a model of the same process, such as one that is trained or evaluated.
+"""The engine of a model of this process, such as one that is trained or evaluated.
 
-On a CPU it is faster than lm/infer/sampler.py: its products read packed matrices, all cores share them, and a row that ends
-makes room for the next. It draws other random numbers, so samples differ, and greedy ones do not.
+On one CPU it has a packed copy of the weights (lm/kernels/cpu/packed.py), if there is room for one: their products are faster,
+and the bits of a row do not depend on its neighbours. Elsewhere it uses the model's own arrays on the mesh that is set.
 """
 
 import dataclasses
 import math
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from data.text.tokenizer import Tokenizer
 from lm.adapt.quantize import dequantize
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
-from lm.infer.call import Layout
-from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
-from lm.infer.engine.request import NOT_FINITE, Event, Request
+from lm.infer.engine.request import NOT_FINITE, Event, Sampling, Tile
 from lm.infer.engine.room import Capacity, affordable
-from lm.infer.sampler import Drawn
 from lm.kernels.native.registered import compiled
 from lm.model.transformer import Transformer, skeleton
+from lm.parallel.hosts import from_first
+from lm.parallel.mesh import row_ways
 
-ROWS = 64  # that are decoded together
+ROWS = 64  # of a shard, that are decoded together
+BUDGET = {"cpu": 64, "accelerator": 2048}  # tokens of a step
 PAGE = 16
-MIN = 1 << 24  # parameters; the steps of a smaller model take less time than their dispatch
-NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
+APART = 1 << 31  # most bytes of weights of which a CPU gets a copy that is cast and split into layers
+NO_MESH = Mesh(np.empty((), object), ())
 
 
-def pays(config: ModelConfig, room: float) -> bool:
-    """Return whether the serving engine is faster here and a packed copy of the weights fits into `room` bytes."""
+def packs(config: ModelConfig, room: float) -> bool:
+    """Return whether a packed copy of the weights fits into `room` bytes here, and its products are compiled."""
     if jax.process_count() > 1 or not (compiled("cpu.products") and compiled("cpu.attention")):
         return False
-    size = sum(x.size for x in jax.tree.leaves(skeleton(config)[1]))
-    return size >= MIN and 4 * size < room
+    return 4 * sum(x.size for x in jax.tree.leaves(skeleton(config)[1])) < room
+
+
+class Layout(NamedTuple):
+    """How prompts become requests.
+
+    copies: continuations of each prompt, which are adjacent in the result; the prompt is read once for all of them.
+    rows: a number for each continuation, which seeds its sample; None: its index.
+    media: the tiles of each prompt and the number of its first tokens that they belong to, or None; None: there are none. Other
+      tokens of media are read as any other, because a model drew them.
+    """
+
+    copies: int = 1
+    rows: Sequence[int] | None = None
+    media: Sequence[tuple[tuple[Tile, ...], int] | None] | None = None
+
+
+class Drawn(NamedTuple):
+    """The sampled continuation of each prompt.
+
+    tokens: including the stop id that ended a row. logps: log-probability of each token in nats, at the sampling temperature
+    (1 if that is 0) and before top_k and top_p. ended: whether a stop id ended it, not the length.
+    """
+
+    tokens: list[list[int]]
+    logps: list[list[float]]
+    ended: list[bool]
+
+
+class Kind(NamedTuple):
+    """What takes another engine when it changes. mesh: NO_MESH for packed weights, which may come from any mesh."""
+
+    config: ModelConfig
+    mesh: Mesh
+    packed: bool
+    cache_dtype: str
+
+    def rows(self, count: int) -> int:
+        """Return how many sequences run at a time if so many are wanted."""
+        return _power(min(ROWS * (1 if self.mesh.empty else row_ways(self.mesh)), count))
 
 
 class LocalEngine:
     """An engine that starts when it is first needed, and takes new weights when they change. close: stop its thread.
 
-    rows, longest: it has room for so many sequences (at most ROWS) of so many tokens from the start.
+    room: bytes for a packed copy of the weights; 0: it uses the model's own arrays. rows, longest: it has room for so many
+    sequences (at most ROWS a shard) of so many tokens from the start.
+    On several processes every process calls it with the same arguments and gets all results.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, rows: int = 1, longest: int = 1):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer | None, room: float = 0.0, rows: int = 1, longest: int = 1):
+        self._tokenizer, self._room = tokenizer, room
         self._engine: Engine | None = None
-        self._shape = _rows(rows), _pages(longest)
+        self._shape = _power(rows), _pages(longest)
+        self._kind: Kind | None = None  # of the engine
         self._weights: list[weakref.ref[jax.Array]] = []
 
-    def using(self, model: Transformer, rows: int, longest: int) -> Engine:
-        """Return an engine with the weights of `model`, and room for so many sequences (at most ROWS) of `longest` tokens.
+    def using(self, model: Transformer, rows: int, longest: int, cache_dtype: str = "") -> Engine:
+        """Return an engine with the weights of `model`, and room for so many sequences of `longest` tokens.
 
-        The model may be on any mesh. No request of an earlier model may be left. A packed copy of the weights is here once.
+        The model is on the mesh that is set. No request of an earlier model may be left. cache_dtype: of keys and values.
+        Raises: UserError if the model has fewer positions.
         """
-        rows, pages = _rows(rows), _pages(longest)
+        if model.config.positions == "learned" and longest > (most := model.config.max_positions):
+            asked = f"prompt and max_new_tokens come to {longest} tokens"
+            raise UserError(f"{asked}, the model has {most} positions: ask for fewer")
+        packed = packs(model.config, self._room)
+        kind = Kind(model.config, NO_MESH if packed else jax.sharding.get_mesh(), packed, cache_dtype)
+        rows, pages, (most_rows, most_pages) = kind.rows(rows), _pages(longest), self._shape
         arrays = jax.tree.leaves(nnx.split(model)[1])
-        if self._engine is None or rows > self._shape[0] or pages > self._shape[1]:
+        if self._engine is None or kind != self._kind or rows > kind.rows(most_rows) or pages > most_pages:
             self.close()
-            self._shape = max(rows, self._shape[0]), max(pages, self._shape[1])
-            self._engine = self._opened(model)
+            self._shape, self._kind = (max(rows, most_rows), max(pages, most_pages)), kind
+            self._engine = self._opened(model, kind)
         elif any(known() is not x for known, x in zip(self._weights, arrays, strict=True)):
-            self._engine.swap(_on_one_device(model), free_first=True)
+            self._engine.swap(_on_one_device(model) if packed else model, free_first=True)
         self._weights = [weakref.ref(x) for x in arrays]
         return self._engine
 
@@ -77,40 +126,41 @@ class LocalEngine:
         sampling: Sampling,
         layout: Layout = Layout(),  # noqa: B008 (it is immutable)
     ) -> Drawn:
-        """Return continuations of prompts of token ids, as lm.infer.sampler.draw does; the layout's width counts for nothing.
+        """Return continuations of prompts of token ids.
 
         The tokens of a continuation depend on (sampling.seed, its row) and its prompt. The same call gives the same bits.
-        Raises: UserError as lm.infer.sampler.draw.
+        Raises: UserError for settings out of range; or if logits are NaN or infinite, with the prompt and the likely cause.
         """
         if not len(prompts):
             return Drawn([], [], [])
         o, copies = sampling, layout.copies
         count = len(prompts) * copies
-        numbers: dict[tuple[tuple[int, ...], int], list[int]] = {}  # equal requests are answered once
+        numbers: dict[tuple[tuple[int, ...], int, bytes], list[int]] = {}  # equal requests are answered once
+        media = layout.media or [None] * len(prompts)
         for number, row in enumerate(range(count) if layout.rows is None else layout.rows):
-            seed = int(np.random.SeedSequence([o.seed, row]).generate_state(1)[0]) if o.temperature else 0
-            numbers.setdefault((tuple(prompts[number // copies]), seed), []).append(number)
+            shown = b"".join(tile.digest for tile in (media[number // copies] or ((), 0))[0])
+            numbers.setdefault((tuple(prompts[number // copies]), seed_of_row(o, row), shown), []).append(number)
         # Copies start when their prompt has been read, and prompts with a common prefix one after the other: all is read once.
         before = Counter[tuple[int, ...]]()
         turn = {}
-        for prompt, seed in numbers:
-            turn[prompt, seed] = before[prompt]
-            before[prompt] += 1
-        asked = sorted(numbers, key=lambda key: (turn[key], key))
-        engine = self.using(model, min(len(asked), self._shape[0]), max(map(len, prompts)) + o.max_new_tokens)
+        for key in numbers:
+            turn[key] = before[key[0]]
+            before[key[0]] += 1
+        keys = sorted(numbers, key=lambda key: (turn[key], key))
+        engine = self.using(model, len(keys), max(map(len, prompts)) + o.max_new_tokens, o.cache_dtype)
         engine.forget()
-        settings = o.max_new_tokens, o.temperature, o.top_p, o.top_k
-        plain = Request((), *settings, stop_ids=o.stop_ids, logprobs=0, tempered=True, media=None)
-        answers = engine.answers(dataclasses.replace(plain, prompt=prompt, seed=seed) for prompt, seed in asked)
+        requests = []
+        for key in keys:
+            tiles, end = media[numbers[key][0] // copies] or (None, 0)
+            plain = o.request(key[0], key[1])
+            requests.append(dataclasses.replace(plain, logprobs=0, tempered=True, media=tiles, media_end=end))
         found: list[Event] = [Event()] * count
-        for key, answer in zip(asked, answers, strict=True):
+        for key, answer in zip(keys, engine.answers(requests), strict=True):
             for number in numbers[key]:
                 found[number] = answer
-        for number, answer in enumerate(found):
-            if answer.error == NOT_FINITE:
-                raise not_finite.of_prompt(model, number // copies, len(answer.tokens), o.temperature)
-            if answer.finish == "error":
-                raise UserError(answer.error)
+        checked(model, found, o.temperature, copies)
+        if jax.default_backend() != "cpu":
+            engine.forget(free=True)  # the next training step needs the memory
         logps = [[one.chosen for one in answer.likely] for answer in found]
         return Drawn([list(answer.tokens) for answer in found], logps, [answer.finish == "stop" for answer in found])
 
@@ -119,16 +169,39 @@ class LocalEngine:
             self._engine.close()
             self._engine = None
 
-    def _opened(self, model: Transformer) -> Engine:
-        rows, pages = self._shape
-        with jax.set_mesh(NO_MESH):
-            capacity = Capacity(rows, ROWS, page=PAGE, queue=1 << 30)  # whoever asks here waits for all answers
-            pages = max(pages, min(rows * pages, _power(affordable(model.config, capacity)) // 2))
-            return Engine(_on_one_device(model), self._tokenizer, capacity._replace(pages=pages), packed=model.config.dtype)
+    def _opened(self, model: Transformer, kind: Kind) -> Engine:
+        rows, pages, is_cpu = kind.rows(self._shape[0]), self._shape[1], jax.default_backend() == "cpu"
+        copied = is_cpu and sum(x.nbytes for x in jax.tree.leaves(nnx.split(model)[1])) <= APART
+        budget = BUDGET["cpu" if is_cpu else "accelerator"]
+        capacity = Capacity(rows, budget, 0, PAGE, kind.cache_dtype, queue=1 << 30, positions=pages * PAGE)
+        with jax.set_mesh(kind.mesh):
+            # The same pages on all processes, and on the same machine for a run that is resumed.
+            share = from_first(lambda: _power(affordable(kind.config, capacity)) // 2)
+            return Engine(
+                _on_one_device(model) if kind.packed else model,
+                self._tokenizer,
+                capacity._replace(pages=max(row_ways() * pages, min(rows * pages, share))),
+                packed=kind.config.dtype if kind.packed else "",
+                in_place=not kind.packed and not copied,
+                mesh=None if kind.mesh.empty else kind.mesh,
+            )
 
 
-def _rows(count: int) -> int:
-    return _power(min(ROWS, count))
+def seed_of_row(sampling: Sampling, row: int) -> int:
+    """Return the seed of a row's request."""
+    return int(np.random.SeedSequence([sampling.seed % 2**64, row]).generate_state(1)[0]) if sampling.temperature else 0
+
+
+def checked(model: Transformer, answers: Iterable[Event], temperature: float, copies: int = 1) -> list[Event]:
+    """Return the answers of requests, `copies` for each prompt. Raises: UserError for the first one that ended by an error."""
+    answers = list(answers)
+    failed = [(len(answer.tokens), number) for number, answer in enumerate(answers) if answer.finish == "error"]
+    if failed:
+        drawn, number = min(failed)
+        if (error := answers[number].error) == NOT_FINITE:
+            raise not_finite.of_prompt(model, number // copies, drawn, temperature)
+        raise UserError(error)
+    return answers
 
 
 def _pages(tokens: int) -> int:
@@ -144,8 +217,9 @@ def _on_one_device(model: Transformer) -> Transformer:
     device = jax.local_devices()[0]
     here = jax.sharding.SingleDeviceSharding(device)  # to name the device alone would keep the axes of a mesh of one device
 
-    def moved(x: jax.Array) -> jax.Array:
-        there = next((shard.data for shard in x.addressable_shards if shard.device == device), None)
+    def moved(x: jax.Array | np.ndarray) -> jax.Array:
+        shards = x.addressable_shards if isinstance(x, jax.Array) else ()
+        there = next((shard.data for shard in shards if shard.device == device), None)
         return jax.device_put(there if there is not None and there.shape == x.shape else np.asarray(x), here)
 
     config = dataclasses.replace(model.config, dtype="float32")  # of activations, as in open_engine

@@ -4,7 +4,7 @@ A medium comes as tiles: an image of the encoder's size, or a window of sound. B
 few between two steps, so that the other requests go on. The vectors stay with the request. Those of the last tiles are kept, so
 a conversation's next turn does not encode its images again.
 
-Axes: T tokens of a prompt, V vectors of a request, D model, B tokens of a step.
+Axes: T tokens of a prompt, V vectors of a request, D model, B tokens of a step, N tiles, W shards of the mesh.
 """
 
 import functools
@@ -17,26 +17,29 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.config.towers import NAMES
+from lm.infer.engine.draw import by_rows
 from lm.infer.engine.request import Tile
 from lm.infer.engine.weights import Program
 from lm.model.media import encoded
+from lm.parallel.mesh import reshard, row_ways
 
 AT_ONCE = 4  # tiles of one call of an encoder; fewer are encoded one by one
 KEPT = 256 << 20  # bytes of vectors that no request needs at the moment
 
 
 class Shown:
-    """The media of one request. tiles: in the order of their tokens for each encoder.
+    """The media of one request. prompt: its first tokens, which have them, of T. tiles: in the order of their tokens for each
+    encoder.
 
-    numbers_T: for each token of the prompt the number of its vector, −1 for text. vectors_VD: None until all are encoded.
+    numbers_T: for each token of the whole prompt the number of its vector, −1 for text. vectors_VD: None until all are encoded.
     """
 
-    def __init__(self, prompt: List[int], tiles: List[Tile], config: ModelConfig):
+    def __init__(self, prompt: List[int], T: int, tiles: List[Tile], config: ModelConfig):
         self.tiles = sorted(tiles, key=lambda tile: NAMES.index(tile.name))
         self.vectors_VD: np.ndarray | None = None
         self.found: dict[bytes, np.ndarray] = {}  # by digest
         prompt_T = np.asarray(prompt)
-        self.numbers_T, begin = np.full(len(prompt), -1, np.int32), 0
+        self.numbers_T, begin = np.full(T, -1, np.int32), 0
         self._ends: list[int] = []  # of the tiles, in vectors
         for tile in self.tiles:
             self._ends.append((self._ends[-1] if self._ends else 0) + getattr(config, tile.name).tokens)
@@ -81,9 +84,10 @@ class Encoder:
         if missing:
             first = next(iter(missing.values()))
             some = [tile for tile in missing.values() if tile.name == first.name]
-            some = some[: AT_ONCE if len(some) >= AT_ONCE else 1]
-            inputs_1N = np.stack([tile.array for tile in some])[None]
-            for tile, vectors_VD in zip(some, vectors_of(program, first.name, arrays, inputs_1N), strict=True):
+            most = AT_ONCE * row_ways()
+            some = some[: most if len(some) >= most else row_ways()]
+            inputs_N = np.stack([tile.array for tile in some])
+            for tile, vectors_VD in zip(some, vectors_of(program, first.name, arrays, inputs_N)):
                 shown.found[tile.digest] = self._known[tile.digest] = vectors_VD
                 self._size += vectors_VD.nbytes
             while self._size > KEPT:
@@ -97,19 +101,22 @@ class Encoder:
         for name in NAMES:
             section = getattr(config, name)
             for count in (1, AT_ONCE) if section.num_layers else ():
-                vectors_of(program, name, arrays, np.zeros((1, count, *section.shape), np.float32))
+                vectors_of(program, name, arrays, np.zeros((count * row_ways(), *section.shape), np.float32))
 
 
-def vectors_of(program: Program, name: str, arrays: List[jax.Array], inputs_1N: np.ndarray) -> np.ndarray:
-    """Return the vectors of N tiles, [N, V, D] in the compute dtype."""
-    vectors_VD = np.asarray(_encoded(program, name, arrays, inputs_1N))[0]
-    return vectors_VD.reshape(inputs_1N.shape[1], -1, vectors_VD.shape[-1])
+def vectors_of(program: Program, name: str, arrays: List[jax.Array], inputs_N: np.ndarray) -> np.ndarray:
+    """Return the vectors of N tiles, [N', V, D] in the compute dtype; N' ≥ N, which the shards of a mesh divide."""
+    ways = row_ways()
+    inputs_N = np.concatenate((inputs_N, np.zeros((-len(inputs_N) % ways, *inputs_N.shape[1:]), inputs_N.dtype)))
+    vectors_VD = np.asarray(_encoded(program, name, arrays, inputs_N.reshape(ways, -1, *inputs_N.shape[1:])))
+    return vectors_VD.reshape(len(inputs_N), -1, vectors_VD.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encoded(program: Program, name: str, arrays: List[jax.Array], inputs_1N: jax.Array) -> jax.Array:
+def _encoded(program: Program, name: str, arrays: List[jax.Array], inputs_WN: jax.Array) -> jax.Array:
+    """Return the vectors [W, V, D] of N tiles for each of W shards."""
     params, _ = jax.tree.unflatten(program.tree, arrays)
-    return encoded(nnx.merge(program.graph, params), name, inputs_1N)
+    return reshard(encoded(nnx.merge(program.graph, params), name, by_rows(inputs_WN)), None, None, None)
 
 
 def empty_vectors(B: int, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

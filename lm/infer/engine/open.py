@@ -42,7 +42,7 @@ def open_engine(
       speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No
         token changes.
       adapters: name -> folder. slots: room for them and for others; None: for none.
-      mesh: split the model over its tensor axis; None: the first device.
+      mesh: split the model and the requests over it; None: the first device.
     Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it.
     """
     cache_dtype = capacity.cache_dtype

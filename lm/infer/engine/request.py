@@ -44,7 +44,7 @@ class Tile(NamedTuple):
 
 
 def tiles_of(media: Media | None) -> tuple[Tile, ...]:
-    """Return the tiles of one prompt, for Request. media: `lm.model.media.Media` of one row, as for `lm.infer.sampler.draw`."""
+    """Return the tiles of one prompt, for Request. media: `lm.model.media.Media` of one row, as for `lm.generate`."""
     found = []
     for name, some in zip(NAMES, media or (), strict=False):
         for array in () if some is None else np.asarray(some, np.float32)[0]:
@@ -74,7 +74,8 @@ class Request:
       how it ended, as by a stop string, which only its text shows.
     embeds: whether the first event has the hidden state of the prompt's last token.
     media: images and sound that the prompt has tokens for, of `tiles_of`. None: there are none, and such
-      tokens are read as any other, because a model drew them or a text spells them.
+      tokens are read as any other, because a model drew them or a text spells them. media_end: the first so many tokens have
+      them, and later ones are read as any other; 0: all have.
     """
 
     prompt: tuple[int, ...]
@@ -99,6 +100,32 @@ class Request:
     told_by_reader: bool = False
     embeds: bool = False
     media: tuple[Tile, ...] | None = ()
+    media_end: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Settings that the requests of a call share.
+
+    temperature: 0 is greedy. top_p: in (0, 1]. top_k: 0 is off. stop_ids: each ends a row. seed: a row's tokens depend only on
+    (seed, its number) and its prompt. cache_dtype: "int8" keeps keys and values as integers with a scale for each token and
+    head; "": the dtype that the engine chooses.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+    cache_dtype: str = ""
+
+    def request(self, prompt: Sequence[int], seed: int) -> Request:
+        """Return the request of a row with this seed. Raises: UserError for a cache_dtype that is unknown."""
+        if self.cache_dtype not in ("", "int8"):
+            raise UserError(f"cache_dtype={self.cache_dtype!r} is neither int8 nor empty")
+        settings = self.max_new_tokens, self.temperature, self.top_p, self.top_k
+        return Request(tuple(prompt), *settings, seed=seed, stop_ids=self.stop_ids)
 
 
 def check(r: Request, config: ModelConfig, positions: int) -> None:
@@ -114,7 +141,7 @@ def check(r: Request, config: ModelConfig, positions: int) -> None:
             "that a sequence may have here"
         )
     if r.media is not None:
-        _check_tiles(r.prompt, r.media, config)
+        _check_tiles(r.prompt[: r.media_end or None], r.media, config)
     limits = {
         "temperature": 0 <= r.temperature < np.inf,
         "top_p": 0 < r.top_p <= 1,

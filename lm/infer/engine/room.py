@@ -8,7 +8,9 @@ import jax
 import psutil
 
 from lm.config import ModelConfig
-from lm.model.pages import page_bytes
+from lm.model.pages import empty_layers, page_bytes
+from lm.parallel.arrays import PyTree
+from lm.parallel.mesh import row_ways, ways
 
 SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's alone
 ACCELERATOR = 0.9
@@ -23,6 +25,7 @@ class Capacity(NamedTuple):
     page: tokens of a page. cache_dtype: of keys and values, "int8", "bfloat16", "float32"; "": as the engine computes.
     drafts: most tokens that are guessed ahead for a sequence, which changes no result. queue: most waiting requests. context:
     tokens for which each row has pages on a CPU, if `pages` is 0; 0: TYPICAL, and all pages CACHE bytes if that is more.
+    positions: most tokens of a sequence; 0: the model's. A model with learned positions has no more than its own.
     """
 
     rows: int = 32
@@ -33,6 +36,13 @@ class Capacity(NamedTuple):
     drafts: int = 0
     queue: int = 1024
     context: int = 0
+    positions: int = 0
+
+
+def positions_of(config: ModelConfig, capacity: Capacity) -> int:
+    """Return the most tokens of a sequence."""
+    most = capacity.positions or config.max_positions
+    return min(most, config.max_positions) if config.positions == "learned" else most
 
 
 def default_pages(config: ModelConfig, capacity: Capacity) -> int:
@@ -45,17 +55,29 @@ def default_pages(config: ModelConfig, capacity: Capacity) -> int:
     if jax.default_backend() != "cpu":  # nothing else wants an accelerator's memory
         return most
     usual = 0 if capacity.context else CACHE // page_bytes(config, page, capacity.cache_dtype)
-    return min(most, max(usual, capacity.rows * -(-(capacity.context or TYPICAL) // page), -(-config.max_positions // page)))
+    longest = -(-positions_of(config, capacity) // page)
+    return min(most, max(usual, capacity.rows * -(-(capacity.context or TYPICAL) // page), longest))
 
 
 def affordable(config: ModelConfig, capacity: Capacity) -> int:
-    """Return a number of pages for a share of the free memory, at most those that `rows` sequences of full length need."""
+    """Return a number of pages for a share of the free memory, at most those that `rows` sequences of full length need.
+
+    On the current mesh each accelerator holds the pages of its shard, and of its heads.
+    """
     share, free = SHARE, psutil.virtual_memory().available
     if jax.default_backend() != "cpu":
         stats = jax.local_devices()[0].memory_stats() or {}
-        share, free = ACCELERATOR, max(0, stats.get("bytes_limit", free) - stats.get("bytes_in_use", 0))
-    most = capacity.rows * -(-config.max_positions // capacity.page)
+        of_each = max(0, stats.get("bytes_limit", free) - stats.get("bytes_in_use", 0))
+        share, free = ACCELERATOR, of_each * row_ways() * (1 if config.mla.kv_rank else ways("kv_heads"))
+    most = capacity.rows * -(-positions_of(config, capacity) // capacity.page)
     return int(max(MIN, min(most, share * free // page_bytes(config, capacity.page, capacity.cache_dtype))))
+
+
+def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> PyTree:
+    """Return `count` pages on the current mesh."""
+    pages = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))(config, count, capacity.page, capacity.cache_dtype)
+    # Bound to their devices, as a step returns them: otherwise the step of the first call is compiled once more.
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), pages)
 
 
 def give_back() -> None:

@@ -114,23 +114,23 @@ def chain(
 class Sequence:
     """The state of one request. tokens: of the prompt and the sample. computed: how many of them have keys and values in pages.
 
-    blocks: of the pages, in order; hashes: of the full blocks whose content is known. row: of the page table, −1 while it
-    waits. key: what keys and values depend on beside the tokens, such as the weights. slot: of its adapter, or −1. shown: its
-    media, or None. adjusts: whether its logits are changed before a token is drawn. rope: of the model if its angles depend on
-    the length, else None.
+    blocks: of the pages, in order; hashes: of the full blocks whose content is known. shard: where it runs or ran last. row: of
+    the shard's page table, −1 while it waits. key: what keys and values depend on beside the tokens, such as the weights. slot:
+    of its adapter, or −1. shown: its media, or None. adjusts: whether its logits are changed before a token is drawn. rope: of
+    the model if its angles depend on the length, else None.
     """
 
     def __init__(self, handle: Handle, config: ModelConfig, rope: Rope | None, key: str, slot: int = -1):
         self.handle, self.request = handle, handle.request
         r = handle.request
         self.tokens, self.prompt = list(r.prompt), len(r.prompt)
-        self.computed, self.row = 0, -1
+        self.computed, self.row, self.shard = 0, -1, 0
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
         self.read: list[Likely | None] = []  # of the prompt's tokens, as far as they are read and reported
         self.rope, self.key, self.slot = rope, key, slot
         self.is_long = False  # read with the angles beyond the original context
-        self.shown = Shown(r.prompt, r.media, config) if r.media else None
+        self.shown = Shown(r.prompt[: r.media_end or None], len(r.prompt), r.media, config) if r.media else None
         self._beside: dict[int, bytes] | None = None  # of its media, by block
         penalises = r.presence_penalty or r.frequency_penalty or r.repetition_penalty != 1
         self.adjusts = bool(r.logit_bias or penalises or r.grammar is not None or (r.min_new_tokens and r.stop_ids))

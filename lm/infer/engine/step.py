@@ -1,9 +1,10 @@
 """The compiled step: tokens of many sequences through the model, and the next token of each that needs one.
 
 Shapes are fixed: a step of any number of tokens runs in the smallest of a few sizes, so nothing compiles while requests are
-served.
+served. On a mesh the axes of a batch split sequences into shards: the tokens, logits, sequences and pages of a shard are
+neighbours in their arrays and stay on its devices. All rows, slots and pages are counted within the shard.
 
-Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabulary.
+Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabulary, D model.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settings, draw
+from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settings, by_rows, draw
 from lm.infer.engine.media import empty_vectors
 from lm.infer.engine.request import TOP
 from lm.infer.engine.sequence import Part
@@ -31,7 +32,7 @@ from lm.model.media import Vectors
 from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
 from lm.parallel.arrays import PyTree
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import reshard, row_ways, spec
 
 GROUPS = 4, 1  # rows that are drawn at once on a CPU; each size takes programs of 30 MB
 
@@ -42,8 +43,11 @@ programs: dict[tuple[Hashable, ...], jax.stages.Compiled] = {}
 def forward(program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
     """Compute `_forward` by a program that is compiled when the first step of its shapes comes.
 
-    To call a jitted function would keep what was traced and lowered as well, twice the memory of the program.
+    To call a jitted function would keep what was traced and lowered as well, twice the memory of the program. On a mesh it is
+    called, because there a program depends on how arrays are split, too.
     """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return _forward(program, arrays, pages, *step)
     leaves, tree = jax.tree.flatten(step)
     leaves.append(jax.tree.leaves(pages)[0])
     key = program, tree, *[(x.shape, x.dtype) for x in leaves]
@@ -71,37 +75,46 @@ def _forward(
     """
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
+    tokens_B, table, at_S, mask_BR, vectors = by_rows((tokens_B, table, at_S, mask_BR, vectors))
     valid_B1, place_B1 = (jnp.asarray(table.slot_B) >= 0).astype(jnp.int32)[:, None], jnp.asarray(table.place_B)[:, None]
     with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
         inputs = Inputs(tokens_B[:, None], valid_B1, place_B1, vectors=vectors)
         out = model.hidden(inputs, PagedState(pages, table), layers=layers)
-    x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
-    return out.memory.layers, model.logits(x_S1D)[:, 0], x_S1D[:, 0]
+    x_S1D = _taken(out.x_BTD, at_S)
+    return out.memory.layers, model.logits(x_S1D)[:, 0], reshard(x_S1D[:, 0], None, None)
+
+
+def _taken(x_BTD: jax.Array, at_S: jax.Array) -> jax.Array:
+    """Return the rows at_S of each shard."""
+    rows = spec("batch", "length", None)
+    take = operator.getitem if rows is None else jax.shard_map(operator.getitem, in_specs=(rows, spec("batch")), out_specs=rows)
+    return take(x_BTD, at_S)
 
 
 class Shapes(NamedTuple):
-    """The shapes of steps. sizes: their tokens, ascending. page: tokens of a page. all_pages: whether they get the page table
-    whole: compiled attention reads only the pages that are there, and its plain twin all columns.
+    """The shapes of steps. sizes: a shard's tokens, ascending. page: tokens of a page. all_pages: whether they get the page
+    table whole: compiled attention reads only the pages that are there, and its plain twin all columns.
     """
 
     sizes: tuple[int, ...]
     page: int
     all_pages: bool
+    shards: int = 1
 
     def logits(self, B: int) -> tuple[int, ...]:
-        """Return how many logits a step of B tokens can have: as many, and for the largest also as the next smaller one."""
+        """Return how many logits a shard's step of B tokens can have: B, and for the largest also the next smaller size."""
         return self.sizes[-2:] if B == self.sizes[-1] else (B,)
 
 
 def shapes_of(rows: int, budget: int, page: int) -> Shapes:
-    """Return the shapes of steps of at most `rows` tokens that are decoded, and of at most `budget` tokens in all.
+    """Return the shapes of steps on the current mesh. A shard decodes at most `rows` tokens, and has at most `budget` in all.
 
     Sizes are 1, 4, 8, 16 and the quarters of `rows`, as far as they are below it; `rows`; the budget. From 8 tokens on, the
     time of a step on a CPU is about proportional to its tokens.
     """
     unit = max(8, -(-rows // 4))
     some = sorted(n for n in {1, 4, 8, 16, *range(unit, rows, unit)} if n < rows)
-    return Shapes(tuple(dict.fromkeys((*some, rows, max(rows, budget)))), page, compiled("cpu.attention"))
+    return Shapes(tuple(dict.fromkeys((*some, rows, max(rows, budget)))), page, compiled("cpu.attention"), row_ways())
 
 
 def fitting(n: int, sizes: List[int]) -> int:
@@ -112,58 +125,70 @@ def fitting(n: int, sizes: List[int]) -> int:
 class Laid(NamedTuple):
     """A step's arguments.
 
-    slots_B: of the tokens' adapters. draws: for each of the S logits its part and the index of its token in the part.
+    slots_B: of the tokens' adapters. places: index of the first token of each part in tokens_B. draws: for each logit that is
+    needed its index among the S, its part, and the index of its token in the part; those of a part are neighbours.
     """
 
     tokens_B: np.ndarray
     table: PageTable
     at_S: np.ndarray
     slots_B: np.ndarray
-    draws: list[tuple[Part, int]]
+    places: list[int]
+    draws: list[tuple[int, Part, int]]
 
 
 def lay_out(parts: List[Part], shapes: Shapes, tables_RN: np.ndarray) -> Laid:
     """Return the arrays of a step. The rows of the parts' sequences in tables_RN are written."""
-    B, size = fitting(sum([len(part.tokens) for part in parts]), shapes.sizes), shapes.page
+    W, size = shapes.shards, shapes.page
+    tokens_W, logits_W = [0] * W, [0] * W
+    places, firsts = list[int](), list[int]()  # of the parts, within their shards
+    for part in parts:
+        w = part.sequence.shard
+        places.append(tokens_W[w])
+        firsts.append(logits_W[w])
+        tokens_W[w] += len(part.tokens)
+        logits_W[w] += len(part.tokens) - part.first_drawn
+    b = fitting(max(tokens_W), shapes.sizes)
+    s = fitting(max(logits_W), shapes.logits(b))
+    B, R = W * b, len(tables_RN) // W
     tokens_B, row_B, place_B = np.zeros(B, np.int32), np.full(B, -1, np.int32), np.zeros(B, np.int32)
     slot_B, length_B = np.full(B, -1, np.int32), np.ones(B, np.int32)
-    slots_B = np.full(B, -1, np.int32)
-    at, draws, n = list[int](), list[tuple[Part, int]](), 0
-    for part in parts:
-        sequence, count = part.sequence, len(part.tokens)
-        some, places = slice(n, n + count), np.arange(part.begin, part.begin + count)
+    slots_B, at_S = np.full(B, -1, np.int32), np.zeros(W * s, np.int32)
+    draws = list[tuple[int, Part, int]]()
+    for n, part in enumerate(parts):
+        sequence, count, w, first = part.sequence, len(part.tokens), part.sequence.shard, part.first_drawn
+        here = slice(w * b + places[n], w * b + places[n] + count)
+        in_sequence = np.arange(part.begin, part.begin + count)
         blocks = np.asarray(sequence.blocks, np.int32)
-        tables_RN[sequence.row, : len(blocks)] = blocks
-        tokens_B[some], row_B[some], place_B[some] = part.tokens, sequence.row, places
-        slots_B[some] = sequence.slot
-        slot_B[some] = blocks[places // size] * size + places % size
+        tables_RN[w * R + sequence.row, : len(blocks)] = blocks
+        tokens_B[here], row_B[here], place_B[here] = part.tokens, sequence.row, in_sequence
+        slots_B[here] = sequence.slot
+        slot_B[here] = blocks[in_sequence // size] * size + in_sequence % size
         if sequence.rope is not None:
-            length_B[some] = [sequence.length_at(int(place)) for place in places]
-        at += range(n + part.first_drawn, n + count)
-        draws += [(part, index) for index in range(part.first_drawn, count)]
-        n += count
+            length_B[here] = [sequence.length_at(int(place)) for place in in_sequence]
+        at = w * s + firsts[n]
+        at_S[at : at + count - first] = np.arange(places[n] + first, places[n] + count)
+        draws += [(at + index - first, part, index) for index in range(first, count)]
+        places[n] = here.start
     columns = tables_RN.shape[1]
     if not shapes.all_pages:
         columns = 1 << (max((len(part.sequence.blocks) for part in parts), default=1) - 1).bit_length()
-    at_S = np.zeros(fitting(len(at), shapes.logits(B)), np.int32)
-    at_S[: len(at)] = at
-    return Laid(tokens_B, PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
+    table = PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B)
+    return Laid(tokens_B, table, at_S, slots_B, places, draws)
 
 
-def placed_vectors(parts: List[Part], B: int, config: ModelConfig) -> Vectors | None:
-    """Return the vectors of media in the places of their tokens; None if the step has text only. B: tokens of the step."""
+def placed_vectors(parts: List[Part], laid: Laid, config: ModelConfig) -> Vectors | None:
+    """Return the vectors of media in the places of their tokens; None if the step has text only."""
     shown = [part.sequence.shown for part in parts]
     if not any(shown):
         return None
-    vectors_BTD, there_BT = empty_vectors(B, config)
-    n = 0
-    for part, media in zip(parts, shown, strict=True):
+    vectors_BTD, there_BT = empty_vectors(len(laid.tokens_B), config)
+    for n, part, media in zip(laid.places, parts, shown, strict=True):
         if media is not None:
             assert media.vectors_VD is not None  # a sequence starts when its media are encoded
             numbers = media.numbers_T[part.begin : part.begin + len(part.tokens)]
             places = np.flatnonzero(numbers >= 0)
             vectors_BTD[n + places, 0], there_BT[n + places] = media.vectors_VD[numbers[places]], True
-        n += len(part.tokens)
     return Vectors(vectors_BTD, there_BT) if there_BT.any() else None
 
 
@@ -172,7 +197,7 @@ def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
     S, V = logits_SV.shape
     settings = _greedy(S)
     forced_S, top, how, adjust = np.full(S, -1, np.int32), -1, GREEDY, None
-    for s, (part, index) in enumerate(laid.draws):
+    for s, part, index in laid.draws:
         r, sequence = part.sequence.request, part.sequence
         place = part.begin + index + 1  # of the token that is drawn
         settings.divisor_S[s] = (r.temperature or 1.0) if r.tempered else 1.0
@@ -200,14 +225,16 @@ def _draw(
 
     What numpy draws as well needs none: to start a program takes as long as a tenth of a small model's step.
     """
-    is_cpu, begin, found = jax.default_backend() == "cpu", 0, list[Drawn]()
-    if is_cpu and how == GREEDY and top < 0 and adjust is None:
+    begin, found = 0, list[Drawn]()
+    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
+        return jax.tree.map(np.asarray, draw(np.int32(how), top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S))
+    if how == GREEDY and top < 0 and adjust is None:
         x_SV = np.asarray(logits_SV)
         token_S = np.where(forced_S >= 0, forced_S, x_SV[:, :vocab_size].argmax(axis=1)).astype(np.int32)
         return Drawn(token_S, np.zeros(len(x_SV), np.float32), ~np.isfinite(x_SV.max(axis=1)), None)
-    rows = np.asarray(logits_SV) if is_cpu else logits_SV, settings, adjust, forced_S
+    rows = np.asarray(logits_SV), settings, adjust, forced_S
     while begin < len(forced_S):
-        size = next(n for n in (GROUPS if is_cpu else (len(forced_S),)) if n <= len(forced_S) - begin)
+        size = next(n for n in GROUPS if n <= len(forced_S) - begin)
         logits, *settled, forced = jax.tree.map(operator.itemgetter(slice(begin, begin + size)), rows)
         found.append(draw(np.int32(how), top, logits, np.int32(vocab_size), *settled, forced))
         begin += size

@@ -16,7 +16,6 @@ from lm.adapt.lora import merge
 from lm.adapt.rebuild import arrays_of, combined
 from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
-from lm.infer.call import UNROLLED
 from lm.infer.engine.adapters import Slots, empty
 from lm.kernels.cpu.packed import Packed, can_pack, join, pack, pack_integers
 from lm.model.attention import Attention
@@ -38,6 +37,7 @@ class Kind(NamedTuple):
 
 KINDS = {"float32": Kind(32), "bfloat16": Kind(16), "int8": Kind(8), "int4": Kind(4, 32), "w8a8": Kind(8, 0, 8)}
 TOGETHER = {Attention: ("query", "key", "value"), FeedForward: ("up", "gate")}  # products of one input, joined
+UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile. A scan copies weights and pages.
 APART = ("attention.key_up", "attention.value_up")  # of latent attention: not only activations are multiplied with them
 
 
@@ -58,7 +58,7 @@ class Weights(NamedTuple):
     """What the compiled step needs of a model.
 
     config: without scanned layers, if they are few. layers: the parameters of each layer of each stack, as
-    `Transformer.unstacked` returns them, or None for scanned layers. Then `params` holds empty arrays in their place.
+    `Transformer.unstacked` returns them; then `params` holds empty arrays in their place. None: they are in `params`.
     adapters: arrays of all adapters by dotted name, stacked over layers.
     """
 
@@ -74,15 +74,21 @@ class Weights(NamedTuple):
         return program(self.graph, tree, tuple([(x.shape, x.dtype, x.sharding) for x in arrays])), tuple(arrays)
 
 
-def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None, owned: bool = False) -> Weights:
+def weights_of(
+    model: Transformer, packed: str = "", slots: Slots | None = None, owned: bool = False, in_place: bool = False
+) -> Weights:
     """Return the weights for steps.
 
     packed: a key of KINDS: matrices are packed for a CPU's compiled products. Those of integers stay the same integers, unless
       others are asked for. "": matrices are in the compute dtype, because a step reads each of them once.
     slots: room for adapters. With either, an adapter of the model's own is merged into its weights.
     owned: nobody else needs the model: its arrays are freed once they are packed.
+    in_place: the model's own arrays are used, without a copy. A step then casts each matrix and takes each layer out of its
+      stack, which is nearly free where the compiler does it while it reads them, as on accelerators.
     """
     config, params = model.config, nnx.split(model)[1]
+    # With dropped tokens, an answer would depend on the others of its step.
+    config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, capacity_factor=0.0))
     if packed not in ("", *KINDS):
         raise UserError(f"packed={packed} is none of {', '.join(KINDS)}")
     if config.adapter.rank and slots:
@@ -91,10 +97,12 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None,
     if slots is not None:
         config, arrays = empty(config, slots)
         params = combined(config, arrays_of(params) | arrays)
-    if not packed:
+    scanned = config.scan_layers and not slots and max(repeats for _, repeats in config.stacks) > UNROLLED
+    if not packed and not in_place:
         params = jax.jit(cast_matrices, static_argnums=0)(config, params)
-        if config.scan_layers and not slots and max(repeats for _, repeats in config.stacks) > UNROLLED:
-            return Weights(config, skeleton(config)[0], params, None, {})
+    if not packed and (scanned or in_place):
+        config = dataclasses.replace(config, scan_layers=scanned)
+        return Weights(config, skeleton(config)[0], params, None, arrays)
     config = dataclasses.replace(config, scan_layers=False)
     graph = skeleton(config)[0]
     if packed:
@@ -116,10 +124,10 @@ def with_adapters(weights: Weights, arrays: dict[str, jax.Array]) -> Weights:
             continue
         _, s, p, *path = name.split(".")
         for n, of_layer in enumerate(layers[int(s)]):
-            flat = dict(of_layer[int(p)].flat_state())
+            flat = dict(nnx.to_flat_state(of_layer[int(p)]))
             flat[tuple(path)] = flat[tuple(path)].replace(x[n])
             states = list(of_layer)
-            states[int(p)] = nnx.State.from_flat_path(flat)
+            states[int(p)] = nnx.from_flat_state(flat)
             layers[int(s)][n] = tuple(states)
     return weights._replace(layers=layers, adapters=arrays)
 
@@ -140,8 +148,8 @@ def free(old: PyTree, new: PyTree) -> None:
 def _without_layers(params: nnx.State) -> nnx.State:
     """Return the parameters with empty arrays for those of layers."""
     nothing = jnp.zeros((0,), jnp.float32)
-    flat = {path: x.replace(nothing) if path[0] == "stacks" else x for path, x in params.flat_state()}
-    return nnx.State.from_flat_path(flat)
+    flat = {path: x.replace(nothing) if path[0] == "stacks" else x for path, x in nnx.to_flat_state(params)}
+    return nnx.from_flat_state(flat)
 
 
 def _packed(

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import threading
 
 from lm.parallel.mesh import platform
 
@@ -16,9 +17,17 @@ def compiled(module: str) -> bool:
     return platform() == "cpu" and loaded(module)
 
 
-@functools.cache
+_loading = threading.RLock()  # engines trace on threads of their own
+
+
 def loaded(module: str) -> bool:
     """Compile or load the functions of a module, and return whether that was possible. Uses no device."""
+    with _loading:
+        return _loaded(module)
+
+
+@functools.cache
+def _loaded(module: str) -> bool:
     try:
         kernels = importlib.import_module(f"lm.kernels.{module}")
     except ImportError:  # numba has no wheel for this platform

@@ -8,8 +8,8 @@ from flax import nnx
 from data.chat.messages import make_message
 from lm.errors import UserError
 from lm.infer.conversation import Conversation
-from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.request import Sampling
 from lm.infer.engine.room import Capacity
 from tests.lm.evals import tiny_models
 

@@ -9,8 +9,8 @@ import lm
 from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.infer.conversation import Conversation
-from lm.infer.decode import Sampling
 from lm.infer.engine.open import open_engine
+from lm.infer.engine.request import Sampling
 from lm.infer.engine.room import Capacity
 from lm.infer.prompts import parts_of, with_parts
 from tests.data.media.pictures import picture, saved

@@ -15,9 +15,8 @@ from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.redteam.safety_eval import bits_per_byte
 from lm.evals.task import Continuation, Prompt
-from lm.infer.call import Layout
-from lm.infer.decode import Sampling
-from lm.infer.sampler import Watch, draw
+from lm.infer.engine.local import Layout, LocalEngine
+from lm.infer.engine.request import Sampling
 from lm.model.transformer import Transformer, skeleton
 from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
@@ -32,6 +31,13 @@ def tokenizer(tmp_path_factory):
     text = ["the cat and the hat sat on that mat\n"] * 3
     path = tmp_path_factory.mktemp("tokenizer") / "t"
     return train(text, path, vocab_size=300, sample_bytes=1 << 16, seed=0, threads=1)
+
+
+@pytest.fixture
+def engine(tokenizer):
+    one = LocalEngine(tokenizer)
+    yield one
+    one.close()
 
 
 def with_rows(name: str, rows, value: float) -> Transformer:
@@ -58,13 +64,11 @@ def test_the_token_is_named_at_which_it_happened(tokenizer):
     shown = []
     with pytest.raises(UserError, match=words):
         lm.generate(model, tokenizer, [[50, 51]], **GREEDY, stream=shown.append)
-    with pytest.raises(UserError, match=words):  # in the loop that goes on after some tokens
-        draw(model, [[50, 51]], Sampling(vocab_size=300, **GREEDY), watch=Watch(1))
 
 
-def test_continuations_of_one_prompt_name_that_prompt(tokenizer):
+def test_continuations_of_one_prompt_name_that_prompt(engine):
     with pytest.raises(UserError, match="prompt 1 "):
-        draw(with_rows("embedding", [70], np.nan), [[50], [70]], Sampling(4, vocab_size=300), Layout(3))
+        engine.draw(with_rows("embedding", [70], np.nan), [[50], [70]], Sampling(4), Layout(3))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -88,31 +92,33 @@ def test_finite_parameters_that_overflow(tokenizer, sign):
 
 
 def test_a_temperature_that_makes_logits_overflow(tokenizer):
-    with pytest.raises(UserError, match="temperature=1e-44 is too small: 0 is greedy"):
-        lm.generate(with_rows("embedding", [], 0.0), tokenizer, [[50]], max_new_tokens=2, temperature=1e-44)
+    graph, params = nnx.split(with_rows("embedding", [], 0.0))
+    model = nnx.merge(graph, jax.tree.map(lambda x: 4 * x, params))
+    with pytest.raises(UserError, match="temperature=1.2e-38 is too small: 0 is greedy"):
+        lm.generate(model, tokenizer, [[50]], max_new_tokens=2, temperature=1.2e-38)
     for temperature in (float("nan"), float("inf")):
-        with pytest.raises(UserError, match="temperature ≥ 0"):
+        with pytest.raises(UserError, match="temperature=.* is out of range"):
             lm.generate(with_rows("embedding", [], 0.0), tokenizer, [[50]], max_new_tokens=2, temperature=temperature)
 
 
-def test_rows_that_have_ended_do_not_count(tokenizer):
+def test_rows_that_have_ended_do_not_count(tokenizer, engine):
     """What follows the end token of a row is read by nobody."""
     greedy = lm.generate(with_rows("embedding", [], 0.0), tokenizer, [[50, 51]], **GREEDY)[0]
     model = with_rows("embedding", [greedy[0]], np.nan)
-    drawn = draw(model, [[50, 51]], Sampling(stop_ids=(greedy[0],), vocab_size=300, **GREEDY))
+    drawn = engine.draw(model, [[50, 51]], Sampling(stop_ids=(greedy[0],), **GREEDY))
     assert drawn.tokens == [greedy[:1]]
 
 
-def test_rollouts_and_evaluations(tokenizer):
+def test_rollouts_and_evaluations(tokenizer, engine):
     model = with_rows("head", [290], np.nan)
     task = {"prompt": [{"role": "user", "content": "cat"}], "prompt_ids": [50, 51]}
-    engine = ModelSubject(model, Encoding(tokenizer), name="tiny", progress=False, max_length=64)
+    subject = ModelSubject(model, Encoding(tokenizer), name="tiny", progress=False, max_length=64)
     for ask in (
-        lambda: roll_out(model, tokenizer, [task], RolloutSettings(4)),
-        lambda: engine.generate([Prompt("the cat", max_new_tokens=4)]),
-        lambda: engine.likelihoods([Continuation("the cat", " sat")]),
-        lambda: engine.rolled(["the cat sat"]),
-        lambda: bits_per_byte(engine, ["the cat sat"]),
+        lambda: roll_out(model, tokenizer, [task], RolloutSettings(4), engine),
+        lambda: subject.generate([Prompt("the cat", max_new_tokens=4)]),
+        lambda: subject.likelihoods([Continuation("the cat", " sat")]),
+        lambda: subject.rolled(["the cat sat"]),
+        lambda: bits_per_byte(subject, ["the cat sat"]),
     ):
         with pytest.raises(UserError, match="NaN or infinite.* head holds NaN or infinity in 16 of 5120 values"):
             ask()

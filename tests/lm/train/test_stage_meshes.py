@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lm.config import Pipeline
-from lm.infer.sampler import generate
+from lm.infer.generate import generate
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.parallel.pipeline import Schedule, schedule

@@ -1,5 +1,7 @@
 """Environments in rollouts: they act on what the policy drew and give its reward, and only the tokens of the policy learn."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.tools import user_ids
 from lm.errors import UserError
-from lm.infer.sampler import Drawn
+from lm.infer.engine.local import Drawn
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import make_trainer, model_config_of
@@ -70,7 +72,7 @@ def call(name, **arguments):
 
 
 @pytest.fixture
-def played(tokenizer, monkeypatch):
+def played(tokenizer):
     """A function of (tasks, one list of turns a task, settings) that rolls these turns out. A turn is a text or a message."""
 
     def drawn(turn):
@@ -81,15 +83,14 @@ def played(tokenizer, monkeypatch):
     def play(tasks, script, **options):
         count = iter(range(99))
 
-        def draw(model, prompts, sampling, layout, **kwargs):
+        def draw(model, prompts, sampling, layout):
             turn, ids = next(count), []
             for prompt in prompts:
-                mine = [n for n, one in enumerate(tasks) if prompt[: len(one["prompt_ids"])] == one["prompt_ids"]]
-                ids.append(drawn(script[mine[0]][turn]) if mine else [0])
+                [mine] = [n for n, one in enumerate(tasks) if prompt[: len(one["prompt_ids"])] == one["prompt_ids"]]
+                ids.append(drawn(script[mine][turn]))
             return Drawn(ids, [[-1.0] * len(row) for row in ids], [True] * len(ids))
 
-        monkeypatch.setattr(rollouts, "draw", draw)
-        return roll_out(None, tokenizer, tasks, RolloutSettings(99, **options))
+        return roll_out(None, tokenizer, tasks, RolloutSettings(99, **options), types.SimpleNamespace(draw=draw))
 
     return play
 
@@ -156,7 +157,7 @@ def test_whole_trajectories_are_learnt_from_and_only_what_was_drawn(tokenizer, a
         end = tokenizer.controls["<|end|>"]
         params["head"].set_value(params["head"].get_value().at[end].multiply(16.0))
         params = jax.tree.map(lambda x: 1.0 * x, params)
-        sampler = sampler_of(config, skeleton(model)[0], tokenizer, tasks, Surroundings(environment=Counting), served=False)
+        sampler = sampler_of(config, skeleton(model)[0], tokenizer, tasks, Surroundings(environment=Counting))
         found = stream.RolloutStream(config, mesh, sampler, tasks, parse_rewards("environment=1"))
         found.start(0)
         batch, metrics = found.next(1, params, lambda: 0.0)
@@ -168,7 +169,7 @@ def test_whole_trajectories_are_learnt_from_and_only_what_was_drawn(tokenizer, a
             each=4,
         )
     assert all(np.array_equal(batch[name], again[name]) for name in batch), "a batch is a function of parameters, seed and step"
-    whole = [one for one in rolled if len(one.messages) == 4]
+    whole = [one for one in rolled if len(one.messages) == 4 and one.ended]
     assert len(whole) >= 3 and all(one.messages[2] == {"role": "user", "content": "turn 1"} for one in whole)
     returns = [one.episode_return or 0.0 for one in rolled]
     assert [one.episode_return for one in whole] == [1.0 + len(one.completion) for one in whole]
@@ -216,7 +217,7 @@ def test_ppo_raises_the_reward_of_an_environment(tokenizer):
         params["head"].set_value(params["head"].get_value().at[end].multiply(10.0))
         params = jax.tree.map(lambda x: 1.0 * x, params)
         graph, _ = skeleton(model_config_of(config))
-        sampler = sampler_of(config, graph, tokenizer, tasks, Surroundings(environment=Ending), served=False)
+        sampler = sampler_of(config, graph, tokenizer, tasks, Surroundings(environment=Ending))
         found = stream.RolloutStream(config, mesh, sampler, tasks, parse_rewards("environment=1"))
         found.start(0)
         trainer = make_trainer(config, objective(config), updates=config.steps)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,13 @@ from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.adapt import lora
 from lm.align.logprobs import token_logprobs
-from lm.align.rl import rollouts
 from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import answer_ids, open_tools
 from lm.config import Adapter
-from lm.infer.sampler import Drawn
+from lm.infer.engine.local import Drawn
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import model_config_of
@@ -59,7 +59,7 @@ SCRIPT = {
 
 
 @pytest.fixture
-def forced(tokenizer, monkeypatch):
+def forced(tokenizer):
     """A function of roll_out's settings that rolls SCRIPT out. Returns: the tasks, the rollouts, and what each turn drew."""
     tasks = [task(tokenizer, question) for question in SCRIPT]
     tool, end = tokenizer.controls["<|tool|>"], tokenizer.controls["<|end|>"]
@@ -72,17 +72,20 @@ def forced(tokenizer, monkeypatch):
     def rolled(**settings):
         turns = []
 
-        def draw(model, prompts, sampling, layout, **options):
+        def draw(model, prompts, sampling, layout):
             turn, drawn = {}, []
             for prompt in prompts:
-                mine = [q for q, t in zip(SCRIPT, tasks) if prompt[: len(t["prompt_ids"])] == t["prompt_ids"]]
-                drawn.append(said(mine[0], len(turns)) if mine else [end])  # other rows only fill up
-                turn |= {question: (prompt.copy(), drawn[-1]) for question in mine}
+                [question] = [q for q, t in zip(SCRIPT, tasks) if prompt[: len(t["prompt_ids"])] == t["prompt_ids"]]
+                drawn.append(said(question, len(turns)))
+                turn[question] = prompt.copy(), drawn[-1]
             turns.append(turn)
             return Drawn(drawn, [[-float(n + 1) for n in range(len(ids))] for ids in drawn], [ids[-1] == end for ids in drawn])
 
-        monkeypatch.setattr(rollouts, "draw", draw)
-        return tasks, roll_out(None, tokenizer, tasks, RolloutSettings(99, tools=TOOLS, **settings)), turns
+        return (
+            tasks,
+            roll_out(None, tokenizer, tasks, RolloutSettings(99, tools=TOOLS, **settings), types.SimpleNamespace(draw=draw)),
+            turns,
+        )
 
     return rolled
 
@@ -169,10 +172,10 @@ def drawn(tokenizer):
     with jax.set_mesh(mesh):
         params = scaled(params, 1.0)  # on the mesh, as those of a run
 
-    def stream(seed=0, served=False, adapter=NONE):
+    def stream(seed=0, room=None, adapter=NONE):
         config.seed = seed
         own, model = config.copy_and_resolve_references(), dataclasses.replace(model_config_of(config), adapter=adapter)
-        sampler = sampler_of(own, skeleton(model)[0], tokenizer, tasks, Surroundings(TOOLS), served=served)
+        sampler = sampler_of(own, skeleton(model)[0], tokenizer, tasks, Surroundings(TOOLS), room=room)
         made = RolloutStream(own, mesh, sampler, tasks, rewards)
         made.start(0)
         return made
@@ -207,25 +210,12 @@ def test_a_batch_is_a_function_of_parameters_seed_and_step(drawn):
         assert same(batch_of(other, 2, params), batches[2])  # and the others left no trace
 
 
-def test_the_sampler_and_the_model_agree_on_every_turn(drawn):
-    stream, params, mesh = drawn
-    with jax.set_mesh(mesh):
-        one = stream()
-        rolled = [rollout for seed in range(2) for rollout in one.sampler(params, one.tasks[:2], seed=seed, each=4)]
-        batch = arrays(rolled, 112, 0)
-        logps = jax.jit(lambda params: token_logprobs(nnx.merge(one.sampler.graph, params), batch)[0])(params)
-    parts = [sum(after > before for before, after in zip(rollout.mask, rollout.mask[1:])) for rollout in rolled]
-    two = [row for row, count in enumerate(parts) if count == 2]
-    assert set(parts) <= {1, 2} and len(two) >= 4 and np.ptp(batch["sampler_logps"][two]) > 1
-    np.testing.assert_allclose(np.asarray(logps) * batch["weights"], batch["sampler_logps"], atol=1e-4)
-
-
-# The same with a serving engine.
+# With a packed copy of the weights, and with the model's own arrays.
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def served(request, drawn):
-    """(a stream whose rollouts the engine samples, one whose rollouts the sampler samples, parameters, the mesh)."""
+def both(request, drawn):
+    """(a stream with a packed copy of the weights, one without, parameters, the mesh)."""
     stream, params, mesh = drawn
     adapter = NONE
     with jax.set_mesh(mesh):
@@ -234,30 +224,34 @@ def served(request, drawn):
             config = nnx.merge(stream().sampler.graph, params).config
             _, params = lora.with_adapter(config, params, adapter)
             params = nnx.map_state(lambda path, x: x.replace(x + 0.1) if path[-1] == "lora_b" else x, params)
-        ours = stream(served=True, adapter=adapter)
-        with contextlib.closing(ours.sampler):
-            yield ours, stream(adapter=adapter), params, mesh
+        ours, theirs = stream(adapter=adapter), stream(adapter=adapter, room=0)
+        with contextlib.closing(ours.sampler), contextlib.closing(theirs.sampler):
+            yield ours, theirs, params, mesh
 
 
-def test_greedy_rollouts_of_the_engine_are_those_of_the_sampler(served):
-    ours, theirs, params, _ = served
+def test_greedy_rollouts_are_the_same(both):
+    ours, theirs, params, _ = both
     found, expected = (one.sampler(params, one.tasks, seed=0, each=2, temperature=0.0) for one in (ours, theirs))
     assert [dataclasses.replace(one, logps=[]) for one in found] == [dataclasses.replace(one, logps=[]) for one in expected]
     assert any(one.tool_calls and len(one.messages) == 4 for one in found), "a turn follows the answer of a tool"
     np.testing.assert_allclose(sum((one.logps for one in found), []), sum((one.logps for one in expected), []), atol=1e-4)
 
 
-def test_the_engine_and_the_model_agree_on_every_turn(served):
-    ours, _, params, _ = served
-    rolled = ours.sampler(params, ours.tasks, seed=1, each=4, temperature=0.7)
-    batch = arrays(rolled, 112, 0)
-    logps = jax.jit(lambda params: token_logprobs(nnx.merge(ours.sampler.graph, params), batch, 0.7)[0])(params)
-    np.testing.assert_allclose(np.asarray(logps) * batch["weights"], batch["sampler_logps"], atol=1e-4)
-    assert len({tuple(one.tokens) for one in rolled}) > 10
+def test_the_engine_and_the_model_agree_on_every_turn(both):
+    *streams, params, _ = both
+    for one in streams:
+        rolled = one.sampler(params, one.tasks, seed=1, each=4, temperature=0.7)
+        batch = arrays(rolled, 112, 0)
+        logps = jax.jit(lambda params: token_logprobs(nnx.merge(one.sampler.graph, params), batch, 0.7)[0])(params)  # noqa: B023
+        np.testing.assert_allclose(np.asarray(logps) * batch["weights"], batch["sampler_logps"], atol=1e-4)
+        assert len({tuple(rollout.tokens) for rollout in rolled}) > 10
+        turns = [sum(after > before for before, after in zip(rollout.mask, rollout.mask[1:])) for rollout in rolled]
+        two = [row for row, count in enumerate(turns) if count == 2]
+        assert set(turns) <= {1, 2} and len(two) >= 4 and np.ptp(batch["sampler_logps"][two]) > 1
 
 
-def test_a_batch_of_the_engine_is_a_function_of_parameters_seed_and_step(served):
-    ours, _, params, _ = served
+def test_a_batch_of_the_engine_is_a_function_of_parameters_seed_and_step(both):
+    ours, _, params, _ = both
     batches = {step: batch_of(ours, step, params) for step in (1, 2)}
     moved = jax.tree.map(jnp.copy, params)
     assert same(batch_of(ours, 2, moved), batches[2]), "equal parameters in other arrays"
@@ -267,8 +261,8 @@ def test_a_batch_of_the_engine_is_a_function_of_parameters_seed_and_step(served)
     assert same(batch_of(ours, 2, params), batches[2])
 
 
-def test_a_rollout_of_the_engine_depends_on_its_row_alone(served):
-    ours, _, params, _ = served
+def test_a_rollout_of_the_engine_depends_on_its_row_alone(both):
+    ours, _, params, _ = both
     rolled = ours.sampler(params, ours.tasks[:3], seed=2, each=4)
     for each in (4, 1):
         fewer = ours.sampler(params, ours.tasks[:1], seed=2, each=each)

@@ -1,5 +1,6 @@
 """A model of half a million parameters learns to call the calculator, and then answers what it cannot answer without."""
 
+import contextlib
 import itertools
 import json
 import random
@@ -16,6 +17,7 @@ from data.tasks.arithmetic import CALCULATOR, calculator
 from lm.align.rl.answers import same_answer
 from lm.align.rl.rollouts import RolloutSettings, roll_out
 from lm.align.rl.tools import Answer, Tool, open_tools
+from lm.infer.engine.local import LocalEngine
 from tests.verbs.runs import REPOSITORY, environment
 
 SEED = 0
@@ -97,7 +99,9 @@ def answered(workdir, records, tools=()):
         prompt = [{"role": "user", "content": record["prompt"]}]
         ids = encode_chat(tokenizer, prompt, tools=record["tools"] if tools else None, add_generation_prompt=True).ids
         tasks.append({"prompt": prompt, "prompt_ids": ids})
-    rollouts = roll_out(model, tokenizer, tasks, RolloutSettings(40, temperature=0.0, tools=tools, max_turns=2 if tools else 1))
+    settings = RolloutSettings(40, temperature=0.0, tools=tools, max_turns=2 if tools else 1)
+    with contextlib.closing(LocalEngine(tokenizer)) as engine:
+        rollouts = roll_out(model, tokenizer, tasks, settings, engine)
     right = sum(same_answer(rollout.completion, record["answer"]) for rollout, record in zip(rollouts, records, strict=True))
     return rollouts, right / len(records)
 

@@ -3,21 +3,25 @@
 import math
 
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from data.text.hf_tokenizer import HFTokenizer
 from lm.errors import UserError
-from lm.evals.engine import generate as drawing
 from lm.evals.engine.encoding import MARK, Encoding
 from lm.evals.engine.likelihood import Request
 from lm.evals.engine.model_subject import ModelSubject, windows
 from lm.evals.task import Continuation, Prompt
-from lm.parallel.mesh import make_mesh
+from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.evals.engine.full_logits import reference
 from tests.lm.evals.tiny_models import model, published, tokenizer, words
+from tests.lm.infer import plain
+from tests.slow import all_but
 
 LENGTH = 64
 NO_END = "no such text"
+EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,47 +117,40 @@ def test_draws_do_not_depend_on_the_others(ours):
         assert engine(ours).generate(asked[:3]) == found[:3]
 
 
-def test_examples_that_all_prompts_begin_with(ours, monkeypatch):
-    """They are read once, and change no answer."""
-    one = engine(ours, max_length=256)
-    examples = words(60, seed=8)
-    asked = [Prompt(f"{examples} {words(n, seed=n)}", max_new_tokens=6, temperature=1.0, seed=n) for n in (1, 2, 3, 14)]
-    shared = one.generate(asked)
-    begins = []
-    monkeypatch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: begins.append(len(o["prefix"])) or draw(*a, **o))
-    assert one.generate(asked[::-1]) == shared[::-1] and min(begins) >= drawing.SHARED
-    monkeypatch.setattr(drawing, "SHARED", 10**6)
-    begins.clear()
-    assert one.generate(asked) == shared and max(begins) == 0
+@pytest.mark.parametrize("sizes", all_but([EIGHT], [{}, EIGHT, {"data": 8}]))
+def test_answers_are_those_of_forward_passes(ours, sizes):
+    """On a mesh the model's own arrays are used."""
+    one, examples = engine(ours, max_length=256), words(60, seed=8)
+    asked = [*prompts(max_new_tokens=6), *(Prompt(f"{examples} {words(n, seed=n)}", max_new_tokens=6) for n in (1, 2))]
+    found = one.generate(asked)
+    for answer in found[:3]:
+        plainly, _ = plain.greedy(one.model, [list(answer.prompt_tokens)], 6, (), ours.vocab_size)
+        assert list(answer.tokens) == plainly[0]
+    mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
+    graph, params = nnx.split(one.model)
+    with jax.set_mesh(mesh):
+        split = nnx.merge(graph, jax.device_put(params, shardings(params, mesh)))
+        other = ModelSubject(split, Encoding(ours), name="tiny", progress=False, max_length=256, room=0)
+        assert other.generate(asked) == found and other.stats["generated"] == one.stats["generated"] > 0
 
 
-def test_long_prompts_do_not_widen_short_ones(ours, monkeypatch):
-    """Unless compiling a width takes longer than reading the padding."""
-    one = engine(ours, max_length=512)
-    asked = [Prompt(words(n, seed=n), max_new_tokens=4) for n in (3, 4, 5, 6, 90)]
-    alone, widths = [one.generate([prompt])[0] for prompt in asked], []
-    monkeypatch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: widths.append(a[3].width) or draw(*a, **o))
-    for compiling, batches in ((0, 2), (10**12, 1)):
-        monkeypatch.setattr(drawing, "COMPILING", {"cpu": compiling})
-        assert one.generate(asked) == alone and len(widths) == batches
-        assert batches == 1 or max(widths) > 8 * min(widths)
-        widths.clear()
+def test_an_end_symbol_ends_an_answer(ours):
+    asked = [Prompt(words(n, seed=n), max_new_tokens=12) for n in range(1, 5)]
+    whole, one = engine(ours).generate(asked), engine(ours)
+    one.encoding.stop_ids = tuple({answer.tokens[2] for answer in whole})
+    for answer, longer in zip(one.generate(asked), whole, strict=True):
+        assert answer.ended and len(answer.tokens) < 3 and longer.tokens[: len(answer.tokens)] == answer.tokens
 
 
-def test_a_prompt_of_another_width_needs_no_other_loop(ours, caplog):
-    """Its program reads the prompt and nothing else; the loop, interrupted after 128 tokens, is the one that there is."""
-    one, compiled = engine(ours, max_length=256), []
-    programs = tuple(f"Compiling jit({name})" for name in ("start", "loop", "changed"))
-    for n in (6, 14):
-        caplog.clear()
-        with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
-            one.generate([Prompt(words(n, seed=n), stops=(NO_END,), max_new_tokens=140)])
-        compiled.append([line for line in caplog.messages if line.startswith(programs)])
-    assert len(compiled[0]) >= 2 and len(compiled[1]) == 1
+def test_parameters_that_are_not_finite_are_named(ours):
+    graph, params = nnx.split(model())  # parameters that other tests share: they get others, not other values
+    faulty = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32)), params))
+    one = ModelSubject(faulty, Encoding(ours), name="tiny", progress=False, max_length=64)
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        one.generate([Prompt("ab", max_new_tokens=4)])
 
 
-def test_a_stop_string_ends_an_answer(ours, monkeypatch):
-    monkeypatch.setattr(drawing, "CHUNK", 4)
+def test_a_stop_string_ends_an_answer(ours):
     one = engine(ours, max_length=128)
     [whole] = one.generate([Prompt("ab", (NO_END,), 24)])
     [greedy] = one.generate([Prompt("ab", (), 24)])
@@ -209,7 +206,6 @@ def test_a_killed_evaluation_goes_on_to_the_same_answers(ours, tmp_path, monkeyp
 
 
 def test_of_a_batch_that_is_stopped_what_had_ended_is_kept(ours, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "CHUNK", 4)
     options = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1}
     [first, *others] = engine(ours).generate(prompts(stops=(NO_END,), **options))
     stop = ours.decode(first.tokens[:2])

@@ -68,14 +68,12 @@ def expected(folder):
     ]
 
 
-@pytest.mark.parametrize("served", [False, True], ids=["draw", "engine"])
-def test_answers_are_those_of_transformers(folder, task, expected, served, tmp_path):
+@pytest.mark.parametrize("room", [None, 0], ids=["packed", "in place"])
+def test_answers_are_those_of_transformers(folder, task, expected, room, tmp_path):
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     towers = towers_of(folder, model.config, tokenizer)
     for _ in range(2):  # the second time from the cache
-        engine = ModelSubject(
-            model, Encoding(tokenizer, towers=towers), name="m", served=served, cache=tmp_path / "answers.sqlite"
-        )
+        engine = ModelSubject(model, Encoding(tokenizer, towers=towers), name="m", room=room, cache=tmp_path / "answers.sqlite")
         outcome = task.run(engine)
         assert [sample["generation"] for sample in outcome.samples] == expected and len(set(expected)) == 4
     assert engine.stats["cached"] == 4

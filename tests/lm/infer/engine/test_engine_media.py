@@ -1,7 +1,8 @@
-"""Requests with images and sound get the tokens that `draw` gives with the same media."""
+"""Requests with images and sound get the tokens of forward passes with the same media."""
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,11 +11,14 @@ import lm
 from lm.config import Audio, ModelConfig, Vision
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.local import Layout, LocalEngine
 from lm.infer.engine.media import AT_ONCE
-from lm.infer.engine.request import Request, tiles_of
+from lm.infer.engine.request import Request, Sampling, tiles_of
 from lm.infer.engine.room import Capacity
 from lm.model.media import Media
 from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
+from tests.lm.infer import plain
 from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
 
@@ -65,8 +69,8 @@ def greedy(engine, prompts=None) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def alone(model):
-    options = dict(max_new_tokens=COUNT, temperature=0)
-    return [lm.generate(model, None, [prompt], media=media, **options)[0] for prompt, media in asked()]
+    prompts, media = zip(*asked(), strict=True)
+    return plain.greedy(model, prompts, COUNT, media=media)[0]
 
 
 WAYS = {"plain": {}, "tight": {"budget": 4, "rows": 2, "pages": 20, "drafts": 2}}
@@ -91,10 +95,26 @@ def test_requests_together_get_what_each_gets_alone(model, alone, way):
         engine.close()
 
 
+EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize("sizes", all_but([EIGHT], [EIGHT, {"data": 8}]))
+def test_a_mesh_encodes_too(model, alone, sizes):
+    mesh = make_mesh(sizes)
+    graph, params = nnx.split(model)
+    with jax.set_mesh(mesh):
+        split = nnx.merge(graph, jax.device_put(params, shardings(skeleton(model.config)[1], mesh)))
+        local = LocalEngine(None)
+        tiles = [tiles_of(media) and (tiles_of(media), len(ids)) for ids, media in asked()]
+        drawn = local.draw(split, [ids for ids, _ in asked()], Sampling(COUNT, temperature=0), Layout(media=tiles))
+        local.close()
+    assert drawn.tokens == alone
+
+
 def test_newer_weights_encode_again(model):
     newer = nnx.merge(skeleton(model.config)[0], parameters(model.config, 1, scale=4.0))
-    options, some = dict(max_new_tokens=COUNT, temperature=0), asked()[1:3]
-    expected = [lm.generate(newer, None, [prompt], media=media, **options)[0] for prompt, media in some]
+    some = asked()[1:3]
+    expected, _ = plain.greedy(newer, [prompt for prompt, _ in some], COUNT, media=[media for _, media in some])
     engine = Engine(model, None, Capacity(rows=4, budget=16, pages=200, page=4))
     try:
         assert greedy(engine, some) != expected
@@ -121,6 +141,8 @@ def test_requests_that_do_not_fit(model):
             with pytest.raises(UserError, match="a prompt without media has"):
                 lm.generate(model, None, prompts, max_new_tokens=1)
         assert len(engine.generate(Request((IMAGE,) * 5, 2, temperature=0, media=None))) == 2  # as any other token
+        drawn = Request((IMAGE,) * 5, 2, temperature=0, media=tiles_of(Media(image)), media_end=4)
+        assert engine.generate(drawn) == plain.greedy(model, [[IMAGE] * 5], 2, media=[Media(image)])[0][0]
     finally:
         engine.close()
     text = nnx.merge(skeleton(BASE)[0], parameters(BASE))

@@ -26,7 +26,7 @@ def encode(sequence: Sequence) -> None:
 
 @pytest.fixture
 def schedule() -> Schedule:
-    return Schedule(Blocks(64, 4), rows=2, budget=16, drafts=0, drafter=lambda wanted: [])
+    return Schedule([Blocks(64, 4)], rows=2, budget=16, drafts=0, drafter=lambda wanted: [])
 
 
 def test_text_passes_an_image_until_it_is_encoded(schedule):
@@ -44,7 +44,7 @@ def test_text_passes_an_image_until_it_is_encoded(schedule):
 
 
 def test_an_encoded_image_that_finds_no_room_is_not_passed():
-    schedule = Schedule(Blocks(3, 4), rows=3, budget=16, drafts=0, drafter=lambda wanted: [])
+    schedule = Schedule([Blocks(3, 4)], rows=3, budget=16, drafts=0, drafter=lambda wanted: [])
     image, text, later = waiting(image=True), waiting(), waiting()
     for sequence in (image, text, later):
         schedule.waiting.append(sequence)

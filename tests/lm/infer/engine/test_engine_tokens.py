@@ -8,13 +8,12 @@ import pytest
 from flax import nnx
 
 from lm.config import LatentAttention, MixtureOfExperts, ModelConfig, Rope
-from lm.infer.call import Layout
-from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Request
 from lm.infer.engine.room import Capacity
-from lm.infer.sampler import draw
 from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
+from tests.lm.infer import plain
 from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
 
@@ -58,9 +57,10 @@ def model(kind):
 
 
 @pytest.fixture(scope="module")
-def alone(model):
-    greedy = Sampling(COUNT, temperature=0)
-    return [draw(model, [prompt], greedy, Layout(width=32)).tokens[0] for prompt in prompts()]
+def alone(kind, model):
+    if kind == "ntk":
+        return plain.greedy_with_cache(model, prompts(), COUNT)
+    return plain.greedy(model, prompts(), COUNT)[0]
 
 
 def greedy(engine) -> list[list[int]]:
@@ -89,8 +89,7 @@ def test_64_ragged_requests_at_a_time(model):
     engine = Engine(model, None, Capacity(rows=64, budget=64, pages=1200, page=4))
     found = engine.generate_all([Request(tuple(ids), n, temperature=0) for ids, n in zip(asked, counts, strict=True)])
     engine.close()
-    longest = Sampling(max(counts), temperature=0)
-    alone = [draw(model, [ids], longest, Layout(width=64)).tokens[0] for ids in asked]
+    alone, _ = plain.greedy(model, asked, max(counts))
     assert found == [tokens[:n] for tokens, n in zip(alone, counts, strict=True)]
     assert engine.stats().preemptions == 0
 
@@ -150,12 +149,36 @@ def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
     assert stats.accepted > (0.8 if kind == "plain" else 0.1) * stats.drafted > 0
 
 
-@pytest.mark.parametrize("kind", all_but(["plain"], ["plain", "latent"]), indirect=True)
-def test_models_on_several_devices_give_the_same_tokens(alone, kind, model):
-    from lm.parallel.mesh import make_mesh, shardings
+SIZES = {
+    "data, fsdp, tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "data": {"data": 8},
+    "stage, tensor": {"stage": 2, "tensor": 2, "fsdp": 2},
+    "expert": {"expert": 2, "fsdp": 2, "tensor": 2},
+}
+MESHES = [(kind, name) for kind in KINDS for name in SIZES if name != "expert" or kind == "experts"]
+FAST = [("local", "data, fsdp, tensor"), ("latent", "stage, tensor"), ("experts", "expert"), ("longrope", "data")]
 
-    mesh = make_mesh({"tensor": 2}, jax.devices()[:2])
+
+@pytest.mark.parametrize(("kind", "sizes"), all_but(FAST, MESHES), indirect=["kind"])
+def test_models_on_meshes_give_the_same_tokens_and_log_probabilities(kind, model, alone, sizes):
+    """Some requests are greedy and some draw. The model's own arrays are used, or a copy of them that is split into layers."""
+    asked = [
+        Request(tuple(prompt), COUNT, temperature=n % 2, top_p=1 - 0.05 * n, seed=n, logprobs=0)
+        for n, prompt in enumerate(prompts())
+    ]
+    engine = Engine(model, None, Capacity(rows=8, budget=16, pages=100, page=4))
+    expected = engine.answers(asked)
+    engine.close()
+    assert [list(answer.tokens) for answer in expected[::2]] == alone[::2]
+    mesh = make_mesh(SIZES[sizes])
     graph, params = nnx.split(model)
-    params = jax.tree.map(jax.device_put, params, shardings(skeleton(model.config)[1], mesh))
-    engine = Engine(nnx.merge(graph, params), None, Capacity(rows=4, budget=16, pages=100, page=4), mesh=mesh)
-    assert greedy(engine) == alone
+    with jax.set_mesh(mesh):
+        split = nnx.merge(graph, jax.device_put(params, shardings(skeleton(model.config)[1], mesh)))
+    in_place = sizes != "data"
+    # Pages are so few that sequences are preempted.
+    engine = Engine(split, None, Capacity(rows=8, budget=32, pages=96, page=4, drafts=2), mesh=mesh, in_place=in_place)
+    found = engine.answers(asked)
+    engine.close()
+    assert [answer.tokens for answer in found] == [answer.tokens for answer in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose([x.chosen for x in one.likely], [x.chosen for x in other.likely], atol=1e-5)

@@ -1,4 +1,4 @@
-"""A serving engine in place of the sampler: the same greedy tokens and log-probabilities, and samples of the row alone."""
+"""The engine of a model of this process: tokens and log-probabilities of forward passes, and samples of the row alone."""
 
 import dataclasses
 
@@ -10,12 +10,11 @@ from flax import nnx
 from lm.adapt import lora
 from lm.config import Adapter, LatentAttention, ModelConfig, Quantization
 from lm.errors import UserError
-from lm.infer import sampler
-from lm.infer.call import Layout
-from lm.infer.decode import Sampling
-from lm.infer.engine.local import MIN, LocalEngine, pays
+from lm.infer.engine.local import Layout, LocalEngine, packs
+from lm.infer.engine.request import Sampling
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
+from tests.lm.infer import plain
 from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
 
@@ -58,20 +57,33 @@ MODELS = {
 }
 
 
+ROOM = 1 << 30  # for a packed copy
+
+
 @pytest.fixture
 def engine():
+    one = LocalEngine(None, ROOM, rows=4)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def in_place():
     one = LocalEngine(None, rows=4)
     yield one
     one.close()
 
 
 @pytest.mark.parametrize("name", all_but(["plain", "lora on integers"], MODELS))
-def test_greedy_tokens_and_log_probabilities_are_those_of_the_sampler(engine, name):
+def test_greedy_tokens_and_log_probabilities_are_those_of_forward_passes(engine, in_place, name):
     model, sampling = MODELS[name](), Sampling(12, temperature=0.0, stop_ids=STOPS)
-    ours, theirs = engine.draw(model, PROMPTS, sampling, Layout(2)), sampler.draw(model, PROMPTS, sampling, Layout(2))
-    assert (ours.tokens, ours.ended) == (theirs.tokens, theirs.ended)
-    assert len({tuple(tokens) for tokens in ours.tokens}) > 1
-    np.testing.assert_allclose(sum(ours.logps, []), sum(theirs.logps, []), atol=1e-4)
+    tokens, logps = plain.greedy(model, PROMPTS, 12, STOPS)
+    for one in (engine, in_place):
+        drawn = one.draw(model, PROMPTS, sampling, Layout(2))
+        assert drawn.tokens[::2] == drawn.tokens[1::2] == tokens
+        assert drawn.ended[::2] == [row[-1] in STOPS for row in tokens]
+        np.testing.assert_allclose(sum(drawn.logps[::2], []), sum(logps, []), atol=1e-4)
+    assert len({tuple(row) for row in tokens}) > 1
 
 
 @pytest.mark.parametrize("settings", all_but([{}, {"top_p": 0.8}], [{}, {"top_p": 0.8}, {"top_k": 5}]))
@@ -109,7 +121,7 @@ def test_new_weights_take_the_place_of_the_old_ones(engine):
     before = engine.draw(first, PROMPTS, sampling, Layout(2))
     other = engine.draw(second, PROMPTS, sampling, Layout(2))
     assert other.tokens != before.tokens and engine.draw(first, PROMPTS, sampling, Layout(2)) == before
-    alone = LocalEngine(None, rows=4)
+    alone = LocalEngine(None, ROOM, rows=4)
     assert alone.draw(second, PROMPTS, sampling, Layout(2)) == other
     alone.close()
     engine.close()  # it starts again
@@ -125,34 +137,40 @@ def test_copies_share_the_pages_of_their_prompt(engine):
     assert stats.prefix_hits >= (3 * 7 - 1) * 64 and stats.prompt_tokens <= 3 * (65 + 7) + 64
 
 
-@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_a_model_on_a_mesh(engine, sizes):
+@pytest.mark.parametrize("room", [ROOM, 0], ids=["packed", "in place"])
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one", "eight"])
+def test_a_model_on_a_mesh(engine, room, sizes):
     model, sampling = model_of(adapter=ADAPTERS["lora"]), Sampling(8, temperature=1.0)
     expected = engine.draw(model, PROMPTS, sampling)
     graph, params = nnx.split(model)
     params = jax.tree.map(lambda x: jax.device_put(np.array(x)), params)  # other tests share them
-    mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    mesh, one = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))]), LocalEngine(None, room)
     with jax.set_mesh(mesh):
         split = jax.device_put(params, shardings(params, mesh))
         for _ in range(2):
-            found = engine.draw(nnx.merge(graph, split), PROMPTS, sampling)
+            found = one.draw(nnx.merge(graph, split), PROMPTS, sampling)
             assert found.tokens == expected.tokens
             split = jax.jit(lambda params: jax.tree.map(lambda x: x + 0, params), donate_argnums=0)(split)  # as a step does
+    one.close()
 
 
-def test_logits_that_are_not_finite_are_named_as_by_the_sampler(engine):
+def test_a_sequence_may_be_longer_than_the_model_was_trained_on(in_place):
+    model = model_of(dataclasses.replace(CONFIG, max_positions=16))
+    assert in_place.draw(model, PROMPTS, Sampling(12, temperature=0.0)).tokens == plain.greedy(model, PROMPTS, 12)[0]
+    learned = dataclasses.replace(CONFIG, max_positions=16, positions="learned")
+    with pytest.raises(UserError, match="49 tokens, the model has 16 positions"):
+        in_place.draw(model_of(learned), PROMPTS, Sampling(12))
+
+
+def test_logits_that_are_not_finite_are_named(engine, in_place):
     graph, params = nnx.split(model_of())
     faulty = nnx.merge(graph, jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32)), params))
-    cold = Sampling(4, temperature=1e-38)
-    for model, sampling in ((faulty, Sampling(4)), (model_of(), cold)):
-        said = []
-        for draw in (sampler.draw, engine.draw):
-            with pytest.raises(UserError) as error:
-                draw(model, PROMPTS, sampling)
-            said.append(str(error.value))
-        assert said[0] == said[1] and "the logits of prompt 0" in said[0]
+    for one in (engine, in_place):
+        for model, sampling in ((faulty, Sampling(4)), (model_of(), Sampling(4, temperature=1e-38))):
+            with pytest.raises(UserError, match="the logits of prompt 0"):
+                one.draw(model, PROMPTS, sampling)
 
 
-def test_large_models_with_room_pay():
-    large = dataclasses.replace(CONFIG, vocab_size=MIN // 32)
-    assert pays(large, 10 * MIN) and not pays(large, 4 * MIN) and not pays(CONFIG, 10 * MIN)
+def test_a_copy_is_packed_where_it_fits():
+    size = sum(x.size for x in jax.tree.leaves(skeleton(CONFIG)[1]))
+    assert packs(CONFIG, 4 * size + 1) and not packs(CONFIG, 4 * size)
