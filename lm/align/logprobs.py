@@ -38,14 +38,6 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0,
     )
 
 
-def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Do the same with full logits; the reference for tests."""
-    logits = model(inputs_of(batch))
-    logp_BTV = jax.nn.log_softmax(logits / temperature, axis=-1)
-    entropy = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
-    return jnp.take_along_axis(logp_BTV, batch["targets"][..., None], axis=-1)[..., 0], entropy
-
-
 def rows(batch: dict) -> dict:
     """Reshape arrays [B, 2, T] to rows [2·B, T]; drop arrays of other ranks."""
     return {

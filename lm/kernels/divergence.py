@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from lm.kernels.head import Logits, chunk_of, head_logits, head_loss, softcapped, target_mask
+from lm.kernels.head import Logits, chunk_of, head_logits, head_loss, target_mask
 from lm.kernels.matmul import gathered
 
 
@@ -83,41 +83,6 @@ def divergence(
     arrays = (teacher_BTE, targets_BT, weights_BT)
     how = Logits(dtype, d.softcap, chunk)
     return head_loss(functools.partial(_chunk, d), how, x_BTD, head_VD, (teacher_head_VE,), arrays)
-
-
-def divergence_reference(
-    x_BTD: jax.Array,
-    head_VD: jax.Array,
-    teacher_BTE: jax.Array,
-    teacher_head_VE: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    d: Distillation,
-) -> Divergence:
-    """Reference twin: whole logits, float32, autodiff, the definitions written out."""
-
-    def logits(x: jax.Array, head: jax.Array, cap: float) -> jax.Array:
-        return softcapped(jnp.einsum("btd,vd->btv", x.astype(jnp.float32), head), cap)
-
-    student, teacher = logits(x_BTD, head_VD, d.softcap), logits(teacher_BTE, teacher_head_VE, d.teacher_softcap)
-    q, p = jax.nn.softmax(student / d.temperature), jax.nn.softmax(teacher / d.temperature)
-
-    def kl(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.sum(a * (jnp.log(a) - jnp.log(b)), axis=-1)
-
-    m = d.beta * p + (1 - d.beta) * q
-    value = {"forward": kl(p, q), "reverse": kl(q, p), "jsd": d.beta * kl(p, m) + (1 - d.beta) * kl(q, m)}[d.kind]
-    log_q = jax.nn.log_softmax(student)
-    nll = -jnp.take_along_axis(log_q, targets_BT[..., None], axis=-1)[..., 0]
-    each = (
-        d.mix * d.temperature**2 * value + (1 - d.mix) * nll,
-        value,
-        kl(p, q),
-        nll,
-        -jnp.sum(jnp.exp(log_q) * log_q, axis=-1),
-        jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1),
-    )
-    return Divergence(*(jnp.sum(weights_BT * one) for one in each))
 
 
 def _chunk(

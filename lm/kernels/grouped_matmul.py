@@ -36,16 +36,6 @@ def grouped_matmul(
     return _grouped(jnp.dtype(dtype), over, x, w_EDF, sizes_E)
 
 
-def grouped_matmul_reference(x_ND: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Reference twin: every group multiplies all rows and keeps its own. Float32; rows after the last group are 0."""
-    ends_E = jnp.cumsum(sizes_E)
-    rows_N, parts = jnp.arange(x_ND.shape[0]), []
-    for e in range(w_EDF.shape[0]):
-        mine_N = (rows_N >= ends_E[e] - sizes_E[e]) & (rows_N < ends_E[e])
-        parts.append(jnp.where(mine_N[:, None], jnp.dot(x_ND, w_EDF[e], precision="highest"), 0.0))
-    return sum(parts[1:], start=parts[0])
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _grouped(dtype: jnp.dtype, over: Over | None, x: jax.Array, w: jax.Array, sizes: jax.Array | None) -> jax.Array:
     return _forward(dtype, over, x, w, sizes)[0]

@@ -64,28 +64,6 @@ def matmul(
     return y if whole == out else reshard(y, *out)
 
 
-def low_precision_reference(
-    equation: str, x: jax.Array, w: jax.Array, dy: jax.Array, *, kind: str
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Reference twin: return float32 (y, dx, dw) of one device by float32 products of the rounded operands; dy: like y."""
-    (x_axes, w_axes), y_axes = _terms(equation)
-    of, dot = KINDS[kind], functools.partial(jnp.einsum, precision="highest")
-
-    def values(q: Scaled) -> jax.Array:
-        return q.values.astype(jnp.float32)
-
-    def floats(q: Scaled) -> jax.Array:
-        return values(q) if q.scale is None else values(q) * q.scale
-
-    inputs, outputs, rows = _indices(x_axes, w_axes), _indices(y_axes, w_axes), _indices(y_axes, x_axes)
-    q_x, q_w = rounded(x, inputs, of.values), rounded(w, _indices(w_axes, x_axes), of.values)
-    y = dot(equation, floats(q_x), floats(q_w))
-    for_x = rounded(dy * in_result(q_w.scale, w_axes, y_axes), outputs, of.gradients)
-    for_w = rounded(dy * in_result(q_x.scale, x_axes, y_axes), rows, of.gradients)
-    dx = dot(f"{y_axes},{w_axes}->{x_axes}", floats(for_x), values(q_w))
-    return y, dx, dot(f"{x_axes},{y_axes}->{w_axes}", values(q_x), floats(for_w))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _matmul(
     equation: str, kind: str, dtype: jnp.dtype, out_spec: PartitionSpec | None, x: jax.Array, w: jax.Array

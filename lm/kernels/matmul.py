@@ -54,7 +54,7 @@ def _backward(
     if split_by(where) != split_by(spec_of(dy)):
         x_low, dy = whole_rows(x_low), whole_rows(dy)
     dx = product_of_rows(of_x, dy, gathered(rounded(w, dtype)), where, dtype=dtype, result=x.dtype)
-    dw = product_reduced(of_w, x_low, dy, spec_of(w), multiply=functools.partial(ops.product_over_rows, dtype=dtype))
+    dw = product_reduced(of_w, x_low, dy, spec_of(w), multiply=functools.partial(ops.product, dtype=dtype))
     return dx, dw.astype(w.dtype)
 
 
@@ -94,24 +94,6 @@ def product_of_rows(
     specs = spec_of(x), spec_of(w)
     y = jax.shard_map(on_device, in_specs=specs, out_specs=out_spec, check_vma=False, axis_names=free_axes())(x, w)
     return y.astype(result or dtype)
-
-
-def product_over_rows(
-    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
-) -> jax.Array:
-    """Compute lm.kernels.ops.product_over_rows by XLA.
-
-    A CPU transposes the operand of the leading result axes first. If that is the larger one, the operands are swapped, and the
-    result, which is smaller still, is transposed. Without the barrier XLA would turn both around again.
-    """
-    if platform() != "cpu" or a.size <= b.size:
-        return ops.product(equation, a, b, out_spec, dtype=dtype)
-    (a_axes, b_axes), y_axes = _terms(equation)
-    both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
-    turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
-    where = out_spec and PartitionSpec(*[out_spec[y_axes.index(axis)] for axis in turned])
-    y = lax.optimization_barrier(ops.product(f"{b_axes},{a_axes}->{turned}", b, a, where, dtype=dtype))
-    return jnp.transpose(y, [turned.index(axis) for axis in y_axes])
 
 
 def product(
@@ -159,9 +141,9 @@ def product_reduced(
     where: PartitionSpec | None,
     *,
     prepare: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] | None = None,
-    multiply: Callable[..., jax.Array] = ops.product_over_rows,
+    multiply: Callable[..., jax.Array] = ops.product,
 ) -> jax.Array:
-    """Return `product_over_rows` with the partition `where`: each device multiplies its own rows, then sums are scattered.
+    """Return the float32 `product` with the partition `where`: each device multiplies its own rows, then sums are scattered.
 
     prepare, multiply: for operands in low precision, which are tuples of arrays (lm/kernels/low_precision.py). A device calls
     prepare(a, b) for its rows, then multiply(equation, a, b) for these operands or slices of them.

@@ -168,13 +168,6 @@ def product(
     """
 
 
-@operation(Backend("compiled", "dense.large", "cpu"), Backend("xla", "matmul"))
-def product_over_rows(
-    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
-) -> jax.Array:
-    """Return the float32 `product` of operands that hold the summed axes as rows, as for the gradient of a weight."""
-
-
 @operation(Backend("packed", "cpu.packed", when=_is_stored("packed")), Backend("exchanged ids", "embedding"))
 def embedding(table_VD: "jax.Array | Packed", tokens_BT: jax.Array, dtype: DTypeLike, axis: str = "length") -> jax.Array:
     """Return the table's rows, [B, T, D] in `dtype`; the gradient of a float32 table is added up in float32.

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.kernels import ops
@@ -25,13 +24,6 @@ from lm.kernels.matmul import product as product  # an einsum is plain already
 from lm.kernels.quantize import Integers, dequantize, dequantize_rows, quantize_rows
 from lm.parallel.arrays import AnyArray
 from lm.parallel.mesh import reshard, spec, spec_of
-
-
-def product_over_rows(
-    equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None, *, dtype: DTypeLike | None = None
-) -> jax.Array:
-    """The same: only the speed depends on where the summed axes are."""
-    return product(equation, a, b, out_spec, dtype=dtype)
 
 
 def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:

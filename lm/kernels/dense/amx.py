@@ -9,7 +9,7 @@ llvmlite has no type for tiles, so this is assembly. Nothing else uses the regis
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from llvmlite import ir
@@ -17,7 +17,7 @@ from numba import types
 from numba.core.cpu import CPUContext
 from numba.core.typing import Context, Signature
 
-from lm.kernels.dense.packing import SIDE
+from lm.kernels.dense.packing import SIDE, of_blocks
 from lm.kernels.native.vectors import Intrinsic, at, has, i64, intrinsic
 
 PERMISSION = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), asm/prctl.h
@@ -105,29 +105,10 @@ MULTIPLY = (
 )
 
 
-def _product(start: tuple[str, ...]) -> Callable[..., None]:
-    @intrinsic
-    def product(
-        typingctx: Context,
-        a: types.Type,
-        b: types.Type,
-        steps: types.Type,
-        c: types.Type,
-        c_step: types.Type,
-        c_half: types.Type,
-        a_half: types.Type,
-        b_half: types.Type,
-    ) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            clobbered = [f"~{{{name}}}" for name in ("rax", "r8", "r9", "r10", "r11")]
-            _assembly(builder, "\n".join(start + MULTIPLY), args, ["r"] * 8 + clobbered)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 8), codegen
-
-    return product
+def _product(start: tuple[str, ...], builder: ir.IRBuilder, *args: ir.Value) -> None:
+    clobbered = [f"~{{{name}}}" for name in ("rax", "r8", "r9", "r10", "r11")]
+    _assembly(builder, "\n".join(start + MULTIPLY), args, ["r"] * 8 + clobbered)
 
 
-# c[32, 32] = a · b, or c += a · b, of two groups of A and of B. steps: tiles of a group, at least 1. c_step: bytes from a row
-# of c to the next; c_half: 16 of them. a_half, b_half: bytes from a group to the next.
-multiply, multiply_add = _product(ZERO), _product(LOAD)
+# c = a · b, or c += a · b.
+multiply, multiply_add = (of_blocks(functools.partial(_product, start)) for start in (ZERO, LOAD))

@@ -1,6 +1,7 @@
 """silu(gate)·up and RMSNorm as compiled functions, in one pass over memory each."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from lm.kernels.dense.usable import require, usable
 
 SMALLEST = 2**15  # numbers; below, the call itself takes as long as XLA
 UNITS = 64  # of work, of the gradient of a scale
+GATED, GATED_GRADIENTS, NORM, NORM_GRADIENTS = range(4)  # as in lm/kernels/dense/rows.py, which imports numba
 
 
 def takes(x: jax.Array, other: jax.Array, eps: float = 0.0, alone: bool = False) -> bool:
@@ -21,12 +23,14 @@ def takes(x: jax.Array, other: jax.Array, eps: float = 0.0, alone: bool = False)
 @jax.custom_vjp
 def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
     """Compute lm.kernels.ops.silu_gated."""
-    return _call("lm_gated", 1, gate, up)[0]
+    return like(_call(GATED, [_rows(gate), _rows(up)], 1)[0].reshape(gate.shape), gate)
 
 
-silu_gated.defvjp(
-    lambda gate, up: (silu_gated(gate, up), (gate, up)), lambda kept, d: tuple(_call("lm_gated_gradients", 2, *kept, d))
-)
+def _gated_gradients(kept: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple([like(x.reshape(d.shape), d) for x in _call(GATED_GRADIENTS, list(map(_rows, (*kept, d))), 2)])
+
+
+silu_gated.defvjp(lambda gate, up: (silu_gated(gate, up), (gate, up)), _gated_gradients)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) -> jax.Array:
@@ -36,35 +40,30 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) ->
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _normed(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    require("rows", x.dtype)
-    rows = _rows(x, scale.ndim)
-    y = jax.ffi.ffi_call("lm_rms_norm", jax.ShapeDtypeStruct(rows.shape, x.dtype))(rows, _flat(scale), eps=np.float32(eps))
-    return like(y.reshape(x.shape), x)
+    return like(_call(NORM, [_rows(x, scale.ndim), _flat(scale)], 1, eps)[0].reshape(x.shape), x)
 
 
-def _gradients(eps: float, kept: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _norm_gradients(eps: float, kept: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, scale = kept
-    rows = _rows(x, scale.ndim)
-    results = (
-        jax.ShapeDtypeStruct(rows.shape, x.dtype),
-        jax.ShapeDtypeStruct((min(UNITS, len(rows)), rows.shape[1]), jnp.float32),
-    )
-    call = jax.ffi.ffi_call("lm_rms_norm_gradients", results)
-    dx, dscale = call(rows, _rows(d, scale.ndim), _flat(scale), eps=np.float32(eps))
+    rows = [_rows(x, scale.ndim), _rows(d, scale.ndim)]
+    sums = jax.ShapeDtypeStruct((min(UNITS, len(rows[0])), scale.size), jnp.float32)
+    dx, dscale = _call(NORM_GRADIENTS, [*rows, _flat(scale)], 1, eps, sums)
     return like(dx.reshape(x.shape), x), like(jnp.sum(dscale, axis=0).reshape(scale.shape), scale)
 
 
-_normed.defvjp(lambda x, scale, eps: (_normed(x, scale, eps), (x, scale)), _gradients)
+_normed.defvjp(lambda x, scale, eps: (_normed(x, scale, eps), (x, scale)), _norm_gradients)
 
 
-def _call(name: str, results: int, *arrays: jax.Array) -> list[jax.Array]:
+def _call(
+    kind: int, arrays: list[jax.Array], results: int, eps: float = 0.0, *others: jax.ShapeDtypeStruct
+) -> Sequence[jax.Array]:
+    """Return `results` arrays like the first one, and others."""
     require("rows", arrays[0].dtype)
-    rows = [_rows(x, 1) for x in arrays]
-    shape = jax.ShapeDtypeStruct(rows[0].shape, rows[0].dtype)
-    return [like(y.reshape(arrays[0].shape), arrays[0]) for y in jax.ffi.ffi_call(name, [shape] * results)(*rows)]
+    shapes = [jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)] * results
+    return jax.ffi.ffi_call("lm_rows", [*shapes, *others])(*arrays, eps=np.float32(eps), kind=np.int32(kind))
 
 
-def _rows(x: jax.Array, axes: int) -> jax.Array:
+def _rows(x: jax.Array, axes: int = 1) -> jax.Array:
     """Return [R, N], with N the product of the last axes."""
     return whole(x).reshape(-1, int(np.prod(x.shape[x.ndim - axes :])))
 

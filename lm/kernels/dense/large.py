@@ -68,9 +68,6 @@ def product(
     return _multiplied(equation, a, b, dtype, out_spec, result, symmetric)
 
 
-product_over_rows = product
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3, 4, 5, 6))
 def _multiplied(
     equation: str, a: jax.Array, b: jax.Array, dtype: DTypeLike, where: PartitionSpec | None, result: DTypeLike, symmetric: bool

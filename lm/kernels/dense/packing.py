@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.cpu import CPUContext
 from numba.core.typing import Context, Signature
 
@@ -27,6 +26,7 @@ from lm.kernels.native.vectors import (
     i64,
     intrinsic,
     load,
+    outlined,
     transpose_words,
 )
 
@@ -34,6 +34,34 @@ llvm.initialize_native_asmparser()
 
 SIDE = 16  # rows of a tile
 TILE = 1024  # bytes of one
+
+
+def of_blocks(write: Callable[..., None]) -> Callable[..., None]:
+    """Return the compiled product of two groups of A and of B, c[32, 32], that write(builder, *args) writes.
+
+    steps: tiles of a group, at least 1. c_step: bytes from a row of c to the next; c_half: 16 of them. a_half, b_half: bytes
+    from a group to the next.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Context,
+        a: types.Type,
+        b: types.Type,
+        steps: types.Type,
+        c: types.Type,
+        c_step: types.Type,
+        c_half: types.Type,
+        a_half: types.Type,
+        b_half: types.Type,
+    ) -> Intrinsic:
+        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
+            write(builder, *args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), codegen
+
+    return multiply
 
 
 @functools.cache
@@ -47,16 +75,8 @@ def packer(stored: str, packed: str, inputs_adjacent: bool, b: bool) -> Callable
     @intrinsic
     def pack(typingctx: Context, source: types.Type, step: types.Type, tile: types.Type) -> Intrinsic:
         def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            kind = ir.FunctionType(ir.VoidType(), [i64] * 3)
             name = f"pack.{stored}.{packed}.{'adjacent' if inputs_adjacent else 'apart'}.{'b' if b else 'a'}"
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            if function.is_declaration:  # a function of its own, since LLVM takes long over copies of it in its callers
-                function.linkage = "internal"
-                function.attributes.add("noinline")
-                inside = ir.IRBuilder(function.append_basic_block())
-                _pack(inside, stored, packed, inputs_adjacent, b, *function.args)
-                inside.ret_void()
-            builder.call(function, args)
+            outlined(builder, name, args, functools.partial(_pack, stored, packed, inputs_adjacent, b))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 3), codegen
@@ -65,11 +85,11 @@ def packer(stored: str, packed: str, inputs_adjacent: bool, b: bool) -> Callable
 
 
 def _pack(
-    builder: ir.IRBuilder,
     stored: str,
     packed: str,
     inputs_adjacent: bool,
     b: bool,
+    builder: ir.IRBuilder,
     source: ir.Value,
     step: ir.Value,
     tile: ir.Value,

@@ -4,17 +4,15 @@ Sums of a few rows × columns stay in registers along all inputs. Every sum adds
 pairs, so its bits do not depend on the rows and columns beside it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.core.cpu import CPUContext
-from numba.core.typing import Context, Signature
 
-from lm.kernels.dense.packing import SIDE, TILE
-from lm.kernels.native.vectors import FLOATS, LANES, WORDS, Intrinsic, at, has, i32, i64, intrinsic, load, multiply_add, splat
+from lm.kernels.dense.packing import SIDE, TILE, of_blocks
+from lm.kernels.native.vectors import FLOATS, LANES, WORDS, at, has, i32, i64, load, multiply_add, outlined, splat
 
 llvm.initialize_native_asmparser()
 
@@ -24,44 +22,18 @@ UNROLLED = 4  # words of a row of a tile
 
 
 def block(stored: str, adds: bool) -> Callable[..., None]:
-    """Return the compiled c[32, 32] = a · b, or with `adds` c += a · b, of two groups of A and of B of `stored`.
+    """Return the compiled c[32, 32] = a · b, or with `adds` c += a · b, of numbers of `stored`."""
 
-    It takes what `multiply` of lm/kernels/dense/amx.py does.
-    """
+    def write(builder: ir.IRBuilder, *args: ir.Value) -> None:
+        outlined(builder, f"block.{stored}.{adds}", args, functools.partial(_block, stored, adds))
 
-    @intrinsic
-    def multiply(
-        typingctx: Context,
-        a: types.Type,
-        b: types.Type,
-        steps: types.Type,
-        c: types.Type,
-        c_step: types.Type,
-        c_half: types.Type,
-        a_half: types.Type,
-        b_half: types.Type,
-    ) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            kind = ir.FunctionType(ir.VoidType(), [i64] * 8)
-            function = cgutils.get_or_insert_function(builder.module, kind, f"block.{stored}.{adds}")
-            if function.is_declaration:  # a function of its own, since LLVM takes long over copies of it in its callers
-                function.linkage = "internal"
-                function.attributes.add("noinline")
-                inside = ir.IRBuilder(function.append_basic_block())
-                _block(inside, stored, adds, *function.args)
-                inside.ret_void()
-            builder.call(function, args)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 8), codegen
-
-    return multiply
+    return of_blocks(write)
 
 
 def _block(
-    builder: ir.IRBuilder,
     stored: str,
     adds: bool,
+    builder: ir.IRBuilder,
     a: ir.Value,
     b: ir.Value,
     steps: ir.Value,

@@ -10,26 +10,11 @@ from numba import njit
 
 from lm.kernels.dense.tiling import store
 from lm.kernels.native import calls
-from lm.kernels.native.calls import (
-    ARGUMENTS,
-    GIVEN,
-    RESULTS,
-    UNITS,
-    address_of,
-    attribute,
-    data,
-    new_job,
-    next_unit,
-    run,
-    size,
-    width_of,
-)
 from lm.kernels.native.scores import exp
 from lm.kernels.native.vectors import Pointer, float32s, float_of_bits, int32s, int64s, uint16s
 
 MOST = np.float32(88.0)  # of what `exp` takes
-ROWS, WIDTH, COUNT, EPS, KIND, SCALE, PARTS = (GIVEN + i for i in range(7))
-A, B, C, OUT, OUT2 = (GIVEN + 7 + i for i in range(5))
+ROWS, WIDTH, COUNT, EPS, KIND, SCALE, A, B, C, OUT, OUT2 = (calls.GIVEN + i for i in range(11))
 FEW = 2**15  # numbers; less is not shared among threads
 GATED, GATED_GRADIENTS, NORM, NORM_GRADIENTS = range(4)
 
@@ -121,9 +106,9 @@ def do_row(words: Pointer, row: int, unit: int, scratch: int) -> None:
 @njit(error_model="numpy")
 def task(job: int) -> None:
     words = int64s(job)
-    rows, parts = words[ROWS], words[UNITS]
+    rows, parts = words[ROWS], words[calls.UNITS]
     scratch = calls.malloc(5 * 4 * (words[COUNT] + 32))
-    unit = next_unit(job)
+    unit = calls.next_unit(job)
     while unit >= 0:
         if words[KIND] == NORM_GRADIENTS:
             d_scale = float32s(words[OUT2] + unit * words[COUNT] * 4)
@@ -132,7 +117,7 @@ def task(job: int) -> None:
         for row in range(unit * rows // parts, (unit + 1) * rows // parts):
             do_row(words, row, unit, scratch)
         calls.finished(job)
-        unit = next_unit(job)
+        unit = calls.next_unit(job)
     calls.free(scratch)
     calls.leave(job)
 
@@ -141,49 +126,34 @@ def task(job: int) -> None:
 def start(frame: Pointer, kind: int) -> None:
     """Arguments: gate, up and their result's gradient; or x, its result's gradient and the scale. All but the scale [R, N].
 
-    Results: those, or the gradients. The scale's gradient has a row for each unit of work.
+    Results: those, or the gradients. The scale's gradient has a row for each unit of work. Attributes: ε and the kind.
     """
-    rows = size(frame, ARGUMENTS, 0, 0)
-    few = rows * size(frame, ARGUMENTS, 0, 1) < FEW
-    units = size(frame, RESULTS, 1, 0) if kind == NORM_GRADIENTS else 1 if few else min(rows, 64)
-    job = new_job(units)
+    rows = calls.size(frame, calls.ARGUMENTS, 0, 0)
+    few = rows * calls.size(frame, calls.ARGUMENTS, 0, 1) < FEW
+    units = calls.size(frame, calls.RESULTS, 1, 0) if kind == NORM_GRADIENTS else 1 if few else min(rows, 64)
+    job = calls.new_job(units)
     words = int64s(job)
-    words[ROWS], words[COUNT], words[WIDTH] = rows, size(frame, ARGUMENTS, 0, 1), width_of(frame, ARGUMENTS, 0)
-    words[KIND], words[A], words[B] = kind, data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1)
-    words[OUT], words[OUT2], words[C], words[SCALE] = data(frame, RESULTS, 0), 0, 0, words[B]
+    words[ROWS], words[COUNT], words[WIDTH] = (
+        rows,
+        calls.size(frame, calls.ARGUMENTS, 0, 1),
+        calls.width_of(frame, calls.ARGUMENTS, 0),
+    )
+    words[KIND], words[A], words[B] = kind, calls.data(frame, calls.ARGUMENTS, 0), calls.data(frame, calls.ARGUMENTS, 1)
+    words[OUT], words[OUT2], words[C], words[SCALE] = calls.data(frame, calls.RESULTS, 0), 0, 0, words[B]
     if kind == GATED_GRADIENTS or kind == NORM_GRADIENTS:
-        words[OUT2], words[C] = data(frame, RESULTS, 1), data(frame, ARGUMENTS, 2)
+        words[OUT2], words[C] = calls.data(frame, calls.RESULTS, 1), calls.data(frame, calls.ARGUMENTS, 2)
         words[SCALE] = words[C]
-    words[EPS] = int32s(attribute(frame, 0))[0] if kind >= NORM else 0
-    run(frame, job, address_of(task))
+    words[EPS] = int32s(calls.attribute(frame, 0))[0]
+    calls.run(frame, job, calls.address_of(task))
 
 
 def register() -> None:
     digest = calls.sources()
 
-    def lm_gated(frame: Pointer) -> int:
+    def lm_rows(frame: Pointer) -> int:
         digest  # noqa: B018
         if calls.is_call(frame):
-            start(frame, GATED)
+            start(frame, int32s(calls.attribute(frame, 1))[0])
         return 0
 
-    def lm_gated_gradients(frame: Pointer) -> int:
-        digest  # noqa: B018
-        if calls.is_call(frame):
-            start(frame, GATED_GRADIENTS)
-        return 0
-
-    def lm_rms_norm(frame: Pointer) -> int:
-        digest  # noqa: B018
-        if calls.is_call(frame):
-            start(frame, NORM)
-        return 0
-
-    def lm_rms_norm_gradients(frame: Pointer) -> int:
-        digest  # noqa: B018
-        if calls.is_call(frame):
-            start(frame, NORM_GRADIENTS)
-        return 0
-
-    for function in (lm_gated, lm_gated_gradients, lm_rms_norm, lm_rms_norm_gradients):
-        calls.handler(function)
+    calls.handler(lm_rows)

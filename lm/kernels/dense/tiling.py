@@ -3,6 +3,8 @@
 packed: bytes of a number in the tiles, 2 for bfloat16 and 4 for float32. A tile has 64 // packed inputs of a row.
 """
 
+from collections.abc import Callable
+
 from numba import njit
 
 from lm.kernels.dense import amx, registers
@@ -15,19 +17,35 @@ BFLOAT16, TILES = has("avx512bf16"), amx.usable()
 
 multiply_floats, multiply_add_floats = registers.block("float32", False), registers.block("float32", True)
 copy_floats = converted("float32")
-pack_rows, pack_rows_b = packer("float32", "float32", True, False), packer("float32", "float32", True, True)
-pack_columns, pack_columns_b = packer("float32", "float32", False, False), packer("float32", "float32", False, True)
+
+
+def _packs(stored: str, packed: str) -> Callable[[bool, bool, int, int, int], None]:
+    """Return the compiled function that packs 16 rows or columns of a layout, for A or B."""
+    rows, rows_b, columns, columns_b = [
+        packer(stored, packed, adjacent, b) for adjacent in (True, False) for b in (False, True)
+    ]
+
+    @njit(error_model="numpy")
+    def pack(adjacent: bool, b: bool, source: int, step: int, tile: int) -> None:
+        if adjacent:
+            if b:
+                rows_b(source, step, tile)
+            else:
+                rows(source, step, tile)
+        elif b:
+            columns_b(source, step, tile)
+        else:
+            columns(source, step, tile)
+
+    return pack
+
+
+pack_floats = _packs("float32", "float32")
 if BFLOAT16:
     multiply_halves, multiply_add_halves = (
         (amx.multiply, amx.multiply_add) if TILES else (registers.block("bfloat16", False), registers.block("bfloat16", True))
     )
-    round_rows, round_rows_b = packer("float32", "bfloat16", True, False), packer("float32", "bfloat16", True, True)
-    round_columns, round_columns_b = packer("float32", "bfloat16", False, False), packer("float32", "bfloat16", False, True)
-    pack_rows_half, pack_rows_half_b = packer("bfloat16", "bfloat16", True, False), packer("bfloat16", "bfloat16", True, True)
-    pack_columns_half, pack_columns_half_b = (
-        packer("bfloat16", "bfloat16", False, False),
-        packer("bfloat16", "bfloat16", False, True),
-    )
+    round_floats, pack_halves = _packs("float32", "bfloat16"), _packs("bfloat16", "bfloat16")
 
 
 @njit(error_model="numpy")
@@ -67,42 +85,12 @@ def pack_tile(width: int, packed: int, adjacent: bool, b: bool, source: int, ste
     """Pack 16 rows or columns. width: bytes of a number of the source."""
     if BFLOAT16:
         if packed == 2:
-            pack_tile_half(width, adjacent, b, source, step, tile)
-            return
-    if adjacent:
-        if b:
-            pack_rows_b(source, step, tile)
-        else:
-            pack_rows(source, step, tile)
-    elif b:
-        pack_columns_b(source, step, tile)
-    else:
-        pack_columns(source, step, tile)
-
-
-if BFLOAT16:
-
-    @njit(error_model="numpy")
-    def pack_tile_half(width: int, adjacent: bool, b: bool, source: int, step: int, tile: int) -> None:
-        if adjacent:
-            if b:
-                if width == 4:
-                    round_rows_b(source, step, tile)
-                else:
-                    pack_rows_half_b(source, step, tile)
-            elif width == 4:
-                round_rows(source, step, tile)
-            else:
-                pack_rows_half(source, step, tile)
-        elif b:
             if width == 4:
-                round_columns_b(source, step, tile)
+                round_floats(adjacent, b, source, step, tile)
             else:
-                pack_columns_half_b(source, step, tile)
-        elif width == 4:
-            round_columns(source, step, tile)
-        else:
-            pack_columns_half(source, step, tile)
+                pack_halves(adjacent, b, source, step, tile)
+            return
+    pack_floats(adjacent, b, source, step, tile)
 
 
 @njit(error_model="numpy")
@@ -233,6 +221,6 @@ def transpose(part: int, part_step: int, out: int) -> None:
     tile = out + 4 * TILE
     for i in range(0, PAIR, SIDE):
         for j in range(0, PAIR, SIDE):
-            pack_rows_b(part + i * part_step + j * 4, part_step, tile)
+            pack_floats(True, True, part + i * part_step + j * 4, part_step, tile)
             for r in range(SIDE):
                 copy_floats(tile + r * ROW, out + (j + r) * 4 * PAIR + i * 4)

@@ -82,6 +82,19 @@ def splat(builder: ir.IRBuilder, x: ir.Value, kind: ir.VectorType) -> ir.Value:
     )
 
 
+def outlined(builder: ir.IRBuilder, name: str, args: Sequence[ir.Value], write: Callable[..., None]) -> None:
+    """Call what write(builder, *args) writes, as a function of its own: LLVM takes long over copies of it in its callers."""
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    if function.is_declaration:
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block())
+        write(inside, *function.args)
+        inside.ret_void()
+    builder.call(function, args)
+
+
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     """Return a·b + c, rounded once where the processor can."""
     kind = ir.FunctionType(FLOATS, [FLOATS] * 3)

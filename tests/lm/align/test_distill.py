@@ -11,12 +11,13 @@ from lm.align.distill import check_teacher, check_tokenizer, objective, open_tea
 from lm.align.settings import check_method
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
-from lm.kernels.divergence import Distillation, divergence_reference
+from lm.kernels.divergence import Distillation
 from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import make_trainer, model_config_of
 from tests.lm.examples import packed_batch, parameters, tiny_config, trainer_and_state
+from tests.lm.kernels.twins import divergence_reference
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.align.logprobs import logprobs_reference, reference_model, token_logprobs
+from lm.align.logprobs import reference_model, token_logprobs
 from lm.align.preference import answers_under
 from lm.config import Adapter, ModelConfig
 from lm.infer.engine.local import LocalEngine
@@ -19,6 +19,7 @@ from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import parameters
+from tests.lm.kernels.twins import logprobs_reference
 
 MIXED = dict(data=2, fsdp=2, tensor=2)
 

@@ -11,13 +11,14 @@ from jax.sharding import NamedSharding
 
 from lm.align.logprobs import logprobs_of
 from lm.config import ModelConfig
-from lm.kernels.divergence import Distillation, divergence, divergence_reference
+from lm.kernels.divergence import Distillation, divergence
 from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
 from lm.kernels.reference import cross_entropy as cross_entropy_reference
 from lm.parallel.mesh import make_mesh, spec
 from tests.lm.kernels.draws import integers, normal, uniform
 from tests.lm.kernels.programs import collectives_in_loops, scan_lengths
+from tests.lm.kernels.twins import divergence_reference
 from tests.slow import all_but
 from tests.tpu import needs_libtpu, printed_by
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lm.kernels import grouped_matmul as module
-from lm.kernels.grouped_matmul import grouped_matmul, grouped_matmul_reference
+from lm.kernels.grouped_matmul import grouped_matmul
 from tests.lm.kernels.draws import normal
+from tests.lm.kernels.twins import grouped_matmul_reference
 from tests.slow import all_but
 
 SIZES = {

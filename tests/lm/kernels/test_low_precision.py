@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.kernels.low_precision import low_precision_reference, rounded, scaled_product
+from lm.kernels.low_precision import rounded, scaled_product
 from lm.kernels.matmul import product_around_ring, scattered
 from lm.kernels.ops import matmul
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.draws import normal
 from tests.lm.kernels.test_matmul import CASES, operands, value_and_gradients
+from tests.lm.kernels.twins import low_precision_reference
 from tests.slow import all_but
 
 LAYERS = [name for name in CASES if name != "head"]
