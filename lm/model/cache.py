@@ -141,13 +141,6 @@ def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int) -> De
     return DecodeState(layers, segments_BS, state.slot)
 
 
-def layers_of(tree: PyTree, repeats: int) -> list[PyTree]:
-    """Split stacked arrays into a list of trees, one a layer. The gradients of all layers come back as one array."""
-    leaves, kind = jax.tree.flatten(tree)
-    split = [lax.split(leaf, (1,) * repeats) for leaf in leaves]
-    return [jax.tree.unflatten(kind, [jnp.squeeze(parts[n], 0) for parts in split]) for n in range(repeats)]
-
-
 def repeat(x: jax.Array, times: int, axis: int = 0) -> jax.Array:
     """Return jnp.repeat(x, times, axis), sharded as x is."""
     where = spec_of(x)

@@ -18,7 +18,6 @@ from jax.ad_checkpoint import checkpoint_policies
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Visible
 from lm.kernels.saved import INPUT, NAME, WIDE, from_bits, kept_input, layer_input
-from lm.model.cache import layers_of
 from lm.model.inputs import Step
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import slots
@@ -133,6 +132,13 @@ def unstacked(params: PyTree, repeats: int) -> list[PyTree]:
     if over_stages(repeats):
         return [layer_of(params, n) for n in range(repeats)]
     return layers_of(params, repeats)
+
+
+def layers_of(tree: PyTree, repeats: int) -> list[PyTree]:
+    """Split stacked arrays into a list of trees, one a layer. The gradients of all layers come back as one array."""
+    leaves, kind = jax.tree.flatten(tree)
+    split = [lax.split(leaf, (1,) * repeats) for leaf in leaves]
+    return [jax.tree.unflatten(kind, [jnp.squeeze(parts[n], 0) for parts in split]) for n in range(repeats)]
 
 
 def rows_of(steps: dict[bool, Step]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from lm.kernels.dense.attention import like, whole
 from lm.kernels.dense.usable import require, usable
 
-SMALLEST = 2**15  # numbers; below, the call itself takes as long as XLA
+SMALLEST = 2**13  # numbers; below, the call itself takes as long as XLA
 UNITS = 64  # of work, of the gradient of a scale
 GATED, GATED_GRADIENTS, NORM, NORM_GRADIENTS = range(4)  # as in lm/kernels/dense/rows.py, which imports numba
 
