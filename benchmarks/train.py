@@ -1,6 +1,6 @@
 """Training speed and memory beside its peers, in one run on this machine, and the input pipeline beside what training eats.
 
-python -m benchmarks.train [--shape=14m] [--steps=12] [--rounds=2] [--peers=hf,torch,flax]
+python -m benchmarks.train [--shape=14m] [--steps=12] [--rounds=2] [--peers=hf,torch,flax] [--dtypes=bfloat16]
 
 Ours is train.py by its default flags, as a process: its steps from the seventh on, with the default recipe (lmcraft) and with
 the peers' optimizer (lmcraft_adamw). The PyTorch peers run in float32, and in bfloat16 where the processor multiplies it.
@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each competitor in each round")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
     parser.add_argument("--peers", default=",".join(PEERS), help="which of hf, torch, flax")
+    parser.add_argument(
+        "--dtypes", default="", help="of the PyTorch peers: float32,bfloat16; default: those that are fast here"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = SHAPES[options.shape]
@@ -56,7 +59,8 @@ def main() -> None:
         return
 
     floor = max(map(in_process, WORKERS))
-    dtypes = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
+    fast = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
+    dtypes = options.dtypes.split(",") if options.dtypes else fast
     peers = [(peer, dtype) for peer in filter(None, options.peers.split(",")) for dtype in dtypes]
     peers = [(peer, dtype) for peer, dtype in peers if peer != "flax" or dtype == dtypes[-1]]
     seconds: dict[str, list[float]] = {name: [] for name in (*OURS, *map(":".join, peers))}

@@ -60,7 +60,9 @@ def _call(
     """Return `results` arrays like the first one, and others."""
     require("rows", arrays[0].dtype)
     shapes = [jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)] * results
-    return jax.ffi.ffi_call("lm_rows", [*shapes, *others])(*arrays, eps=np.float32(eps), kind=np.int32(kind))
+    return jax.ffi.ffi_call("lm_rows", [*shapes, *others], vmap_method="sequential")(
+        *arrays, eps=np.float32(eps), kind=np.int32(kind)
+    )
 
 
 def _rows(x: jax.Array, axes: int = 1) -> jax.Array:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lm.kernels.divergence import Distillation, divergence, divergence_reference
+from lm.kernels.divergence import Distillation, divergence
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.draws import integers, normal, uniform
+from tests.lm.kernels.twins import divergence_reference
 from tests.slow import all_but
 
 B, T, D, E, V = 4, 12, 8, 8, 50

@@ -60,7 +60,7 @@ KNOWN = {}
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
     """XLA does not count what compiled functions multiply (lm/kernels/dense), so FLOPs are compared without them."""
-    monkeypatch.setenv("LMCRAFT_KERNELS", "product=xla,product_over_rows=xla,attention=blocks")
+    monkeypatch.setenv("LMCRAFT_KERNELS", "product=xla,attention=blocks")
 
 
 def step_flops(config) -> int:
