@@ -129,7 +129,7 @@ def softmax_block(
 @njit(error_model="numpy")
 def attend(words: Pointer, b: int, g: int, memory: int) -> None:
     """Compute the forward pass of a row and a key/value head."""
-    t, h, head, value, heads, width = words[T], words[H], words[HEAD], words[VALUE], words[G], words[WIDTH]
+    t, h, head, value, kv_heads, width = words[T], words[H], words[HEAD], words[VALUE], words[G], words[WIDTH]
     deep = ROW // width
     whole, steps, values = padded(t, PAIR), padded(head, deep) // deep, padded(value, PAIR)
     k_tiles = memory
@@ -144,12 +144,12 @@ def attend(words: Pointer, b: int, g: int, memory: int) -> None:
     tops, sums, segments = float32s(rows), float32s(rows + 256), int32s(segments_of)
     for n in range(whole):
         segments[n] = int32s(words[SEGMENTS])[b * t + n] if n < t else np.int32(-1)
-    k, v = words[K] + (b * t * heads + g) * head * width, words[V] + (b * t * heads + g) * value * width
-    pack_matrix(k, t, whole // SIDE, head, steps, True, heads * head * width, width, True, k_tiles, spare)
-    pack_matrix(v, value, values // SIDE, t, whole // deep, False, heads * value * width, width, True, v_tiles, spare)
+    k, v = words[K] + (b * t * kv_heads + g) * head * width, words[V] + (b * t * kv_heads + g) * value * width
+    pack_matrix(k, t, whole // SIDE, head, steps, True, kv_heads * head * width, width, True, k_tiles, spare)
+    pack_matrix(v, value, values // SIDE, t, whole // deep, False, kv_heads * value * width, width, True, v_tiles, spare)
     k_group, v_group, p_group = steps * TILE, whole // deep * TILE, KEYS // deep * TILE
-    for r in range(h // heads):
-        n = g * (h // heads) + r
+    for r in range(h // kv_heads):
+        n = g * (h // kv_heads) + r
         for t0 in range(0, t, PAIR):
             q = words[Q] + ((b * t + t0) * h + n) * head * width
             pack_matrix(q, t - t0, 2, head, steps, True, h * head * width, width, False, q_tiles, spare)
@@ -241,7 +241,7 @@ def tiles_of_gradients(width: int, p: int, ds: int, p_tiles: int, ds_tiles: int,
 @njit(error_model="numpy")
 def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
     """Compute the backward pass of a row and a key/value head."""
-    t, h, head, value, g_count, width = words[T], words[H], words[HEAD], words[VALUE], words[G], words[WIDTH]
+    t, h, head, value, kv_heads, width = words[T], words[H], words[HEAD], words[VALUE], words[G], words[WIDTH]
     deep = ROW // width
     window = words[WINDOW] if words[WINDOW] else t + BLOCK_QUERIES
     scale = float_of_bits(np.int32(words[SCALE]))
@@ -269,16 +269,16 @@ def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
     logz, delta, segments = float32s(logz_of), float32s(delta_of), int32s(segments_of)
     for n in range(whole):
         segments[n] = int32s(words[SEGMENTS])[b * t + n] if n < t else np.int32(-1)
-    k, v = words[K] + (b * t * g_count + g) * head * width, words[V] + (b * t * g_count + g) * value * width
+    k, v = words[K] + (b * t * kv_heads + g) * head * width, words[V] + (b * t * kv_heads + g) * value * width
     by_head, by_value, by_token = heads // deep, values // deep, whole // deep
     groups, head_group, value_group, token_group = whole // SIDE, by_head * TILE, by_value * TILE, by_token * TILE
-    pack_matrix(k, t, groups, head, by_head, True, g_count * head * width, width, False, k_rows, spare)
-    pack_matrix(v, t, groups, value, by_value, True, g_count * value * width, width, False, v_rows, spare)
-    pack_matrix(k, head, heads // SIDE, t, by_token, False, g_count * head * width, width, True, k_pairs, spare)
+    pack_matrix(k, t, groups, head, by_head, True, kv_heads * head * width, width, False, k_rows, spare)
+    pack_matrix(v, t, groups, value, by_value, True, kv_heads * value * width, width, False, v_rows, spare)
+    pack_matrix(k, head, heads // SIDE, t, by_token, False, kv_heads * head * width, width, True, k_pairs, spare)
     clear(dk, whole * (heads + values))  # and dv, which comes next
     by_query, by_key = BLOCK_QUERIES // deep, BLOCK_KEYS // deep
-    for r in range(h // g_count):
-        n = g * (h // g_count) + r
+    for r in range(h // kv_heads):
+        n = g * (h // kv_heads) + r
         q = words[Q] + (b * t * h + n) * head * width
         o, do = words[OUT] + (b * t * h + n) * value * width, words[DOUT] + (b * t * h + n) * value * width
         pack_matrix(q, t, groups, head, by_head, True, h * head * width, width, True, q_columns, spare)
@@ -327,8 +327,8 @@ def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
                     width, dst_tiles, group, k_here, token_group, by_key, BLOCK_QUERIES, heads, dq_here, heads * 4, True
                 )
         store(dq, heads * 4, t, head, words[DQ] + (b * t * h + n) * head * width, h * head * width, width)
-    store(dk, heads * 4, t, head, words[DK] + (b * t * g_count + g) * head * width, g_count * head * width, width)
-    store(dv, values * 4, t, value, words[DV] + (b * t * g_count + g) * value * width, g_count * value * width, width)
+    store(dk, heads * 4, t, head, words[DK] + (b * t * kv_heads + g) * head * width, kv_heads * head * width, width)
+    store(dv, values * 4, t, value, words[DV] + (b * t * kv_heads + g) * value * width, kv_heads * value * width, width)
 
 
 @njit(error_model="numpy")
