@@ -70,6 +70,7 @@ class Update(NamedTuple):
             rate = rate * guard.rate_factor(state.guard, state.step, self.spikes)
         moments = to_device(state.optimizer) if self.offload else state.optimizer
         direction, optimizer = self.transform.update(grads, moments, params)
+        too_large = overflows(params, direction, rate)
         trained = jax.tree.map(lambda p, u: p - rate * u, params, direction)
         average = moving_average(state.average, trained, state.step, self.config.ema) if state.average else ()
         params = nnx.merge_state(trained, rest)
@@ -77,7 +78,7 @@ class Update(NamedTuple):
             params = with_balance(params, loads, self.model.moe.bias_rate)
         # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients and
         # their squares, and these are finite if the norm is.
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & ~overflowed(state.params, params)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & ~too_large
         watched: Guard | tuple[()] = ()
         numbers: dict[str, jax.Array] = {}
         if state.guard and self.spikes:
@@ -131,11 +132,13 @@ def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, de
     return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
 
 
-def overflowed(old: PyTree, new: PyTree) -> jax.Array:
-    """Return whether any number is finite in `old` and not in `new`, bool []. Leaves shared by both trees are not read."""
-    pairs = [(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True) if a is not b]
-    broken = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return jnp.any(jnp.stack(broken))
+def overflows(params: PyTree, direction: PyTree, rate: jax.Array) -> jax.Array:
+    """Return whether a finite parameter would change by a number whose square is not finite, bool [].
+
+    It is known before the new parameters, so these take the place of the old ones in one pass over memory.
+    """
+    largest = jax.tree.map(lambda p, u: jnp.max(jnp.where(jnp.isfinite(p), jnp.abs(u), 0.0)), params, direction)
+    return ~jnp.all(jnp.isfinite(jnp.square(rate * jnp.stack(jax.tree.leaves(largest)))))
 
 
 def with_balance(params: nnx.State, loads: dict[LayerPath, jax.Array], rate: float) -> nnx.State:

@@ -142,11 +142,11 @@ SHARES[("expert 2, fsdp 2, tensor 2", "latent attention and experts")] = 3
 @pytest.mark.parametrize("mesh, model", all_but(list(SHARES)[-1:], SHARES))
 @pytest.mark.parametrize("optimizer", ["muon", "normuon"])
 def test_as_on_one_device_and_shared_out(mesh, model, optimizer):
-    """No device multiplies everything: with 8 layers on 8 devices an eighth each, else a third at most."""
+    """No device multiplies everything: with 8 layers on 8 devices an eighth each, else a third at most. One device loops."""
     (many, _, program), (one, _, alone) = directions(mesh, model, optimizer), directions("one", model, optimizer)
     for key, update in one.items():
         np.testing.assert_allclose(many[key], update, atol=1e-5, rtol=0, err_msg=key)
-    assert flops(program) * SHARES[mesh, model] <= flops(alone)
+    assert flops(program) * SHARES[mesh, model] <= flops(alone) * {"eight layers": 8, "two layers": 2}.get(model, 1)
 
 
 def flops(program: str) -> int:
