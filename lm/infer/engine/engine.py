@@ -32,7 +32,6 @@ from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.media import Vectors
 from lm.model.transformer import Transformer
-from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import row_ways
 
 LOG = logging.getLogger(__name__)
@@ -402,5 +401,5 @@ class Engine:
         if any(x.is_deleted() for x in jax.tree.leaves(self._pages)):
             self._pages = None
 
-    def _empty_pages(self) -> PyTree:
+    def _empty_pages(self) -> tuple[jax.Array, ...]:
         return empty_pages(self._weights.config, self._capacity, sum(blocks.count for blocks in self._blocks))

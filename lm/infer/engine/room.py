@@ -9,7 +9,6 @@ import psutil
 
 from lm.config import ModelConfig
 from lm.model.pages import empty_layers, page_bytes
-from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import row_ways, ways
 
 SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's alone
@@ -73,11 +72,11 @@ def affordable(config: ModelConfig, capacity: Capacity) -> int:
     return int(max(MIN, min(most, share * free // page_bytes(config, capacity.page, capacity.cache_dtype))))
 
 
-def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> PyTree:
-    """Return `count` pages on the current mesh."""
+def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> tuple[jax.Array, ...]:
+    """Return the arrays of `count` pages on the current mesh."""
     pages = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))(config, count, capacity.page, capacity.cache_dtype)
     # Bound to their devices, as a step returns them: otherwise the step of the first call is compiled once more.
-    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), pages)
+    return tuple(jax.device_put(x, x.sharding) for x in jax.tree.leaves(pages))
 
 
 def give_back() -> None:
