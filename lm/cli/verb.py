@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -238,6 +238,15 @@ def _program() -> str:
 def _hosts():
     """Return lm.parallel.hosts, or None if it was not imported: errors in flags are reported without loading JAX."""
     return sys.modules.get("lm.parallel.hosts")
+
+
+def run(main: Callable[[], None], usage: str | None, values: flags.FlagValues = flags.FLAGS) -> None:
+    """Run the main function of a program, or for --help print its docstring, `usage`, and its flags, `values`."""
+    if wants_help(sys.argv):
+        print(f"{usage}\n{values.main_module_help()}")
+    else:
+        with guard():
+            main()
 
 
 def wants_help(argv: list[str]) -> bool:

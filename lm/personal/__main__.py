@@ -311,10 +311,6 @@ def _tell(line: str) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{FLAGS.main_module_help()}")
-    else:
-        with cli.guard():
-            main()
-        sys.stdout.flush()
-        os._exit(0)  # an engine's thread may still compile
+    cli.run(main, __doc__)
+    sys.stdout.flush()
+    os._exit(0)  # an engine's thread may still compile

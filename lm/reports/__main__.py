@@ -60,8 +60,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.argv[0] = "lm.reports"
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{options().main_module_help()}")
-    else:
-        with cli.guard():
-            main(sys.argv)
+    cli.run(lambda: main(sys.argv), __doc__, options())

@@ -25,15 +25,9 @@ PREFIX = "lmcraft:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # The buckets of vLLM (v1/metrics/loggers.py), so that its panels fit.
-FIRST = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
-    *(640.0, 2560.0),
-)
-BETWEEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
-LATENCY = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0),
-    7680.0,
-)
+FIRST = 0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560
+BETWEEN = 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80
+LATENCY = 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680
 ITERATION = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 MODEL, REQUEST = ("model_name",), ("model_name", "adapter")
 BEHAVIOUR = ("model_name", "checkpoint", "adapter")
@@ -51,11 +45,13 @@ HISTOGRAMS = {  # name: (help, labels, buckets); None: one, two, five and so on,
     "request_prefill_kv_computed_tokens": ("Tokens of a prompt that were not in the prefix cache.", REQUEST, None),
     "request_params_max_tokens": ("Tokens that a request asks for at most.", REQUEST, None),
     "request_generation_tokens": ("Tokens of an answer.", REQUEST, None),
+    "request_num_preemptions": ("How often a request gave its blocks up.", REQUEST, (1, 2, 3, 4, 5, 10, 20)),
     "iteration_tokens_total": ("Tokens of an engine step.", MODEL, ITERATION),
     "http_request_duration_seconds": ("From a request's head to the end of its answer.", ("model_name", "route"), LATENCY),
 }
 COUNTERS = {
     "request_success": ("Finished requests, by the reason of their end.", (*REQUEST, "finished_reason")),
+    "admission_rejections": ("Requests that found the queue full.", ("model_name", "reason")),
     "http_requests": ("HTTP requests.", ("model_name", "route", "method", "status")),
     "guardrail_decisions": ("Decisions of guardrails.", (*REQUEST, "rule", "hazard", "where", "action")),
     "feedback": ("Ratings of answers.", (*BEHAVIOUR, "rating")),
@@ -134,6 +130,7 @@ class Metrics:
         self.of("request_prompt_tokens", adapter=adapter).observe(len(handle.request.prompt))
         self.of("request_params_max_tokens", adapter=adapter).observe(handle.request.max_new_tokens)
         self.of("request_generation_tokens", adapter=adapter).observe(generated)
+        self.of("request_num_preemptions", adapter=adapter).observe(times.preempted)
         if times.started:
             self.of("request_prefill_kv_computed_tokens", adapter=adapter).observe(len(handle.request.prompt) - times.cached)
         if times.first and generated > 1:
@@ -178,6 +175,7 @@ class _OfEngine:
             (counter, "prefix_cache_queries", s.prefix_queries, "Tokens of prompts that were looked up in the prefix cache."),
             (counter, "prefix_cache_hits", s.prefix_hits, "Tokens of prompts that were found there."),
             (counter, "prompt_tokens_cached", s.prefix_hits, "The same, by vLLM's newer name."),
+            (counter, "prompt_tokens_cached_by_source", {("device",): s.prefix_hits}, "The same.", "source"),
             (counter, "spec_decode_num_drafts", s.drafts, "Guesses, of one or several tokens."),
             (counter, "spec_decode_num_draft_tokens", s.drafted, "Tokens that were guessed."),
             (counter, "spec_decode_num_accepted_tokens", s.accepted, "Tokens that were guessed rightly."),

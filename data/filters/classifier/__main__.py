@@ -96,8 +96,4 @@ def told(about: Mapping) -> str:
 
 
 if __name__ == "__main__":
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{FLAGS.main_module_help()}")
-    else:
-        with cli.guard():
-            main()
+    cli.run(main, __doc__)

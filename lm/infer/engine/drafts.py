@@ -57,7 +57,7 @@ class ByModel:
         self._model, self._shapes, self._vocab = weights.split(), shapes, config.vocab_size
         size, count = blocks[0].size, sum(some.count for some in blocks)
         self._tables_RN = np.zeros((rows, -(-config.max_positions // size)), np.int32)
-        self._pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, count, size)
+        self._pages = tuple(jax.tree.leaves(jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, count, size)))
 
     def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
         for sequence, _ in wanted:

@@ -24,7 +24,7 @@ from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check
-from lm.infer.engine.room import Capacity, default_pages, empty_pages, give_back, positions_of
+from lm.infer.engine.room import Capacity, default_pages, empty_pages, give_back, positions_of, use_huge_pages
 from lm.infer.engine.schedule import Schedule
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 from lm.infer.engine.step import Laid, drawn, forward, lay_out, placed_vectors, shapes_of, warm_draws
@@ -32,7 +32,6 @@ from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.media import Vectors
 from lm.model.transformer import Transformer
-from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import row_ways
 
 LOG = logging.getLogger(__name__)
@@ -68,11 +67,13 @@ class Engine:
         self._rope = model.config.rope if model.config.rope.depends_on_length else None
         with self._on_mesh():
             self._use(self._weights_of(model, owned=owned))
+            if packed:
+                use_huge_pages(self._model[1])
             ways = row_ways()
             rows, budget, pages = (-(-n // ways) for n in (o.rows, o.budget, o.pages or default_pages(model.config, o)))
             self._blocks = [Blocks(pages, o.page) for _ in range(ways)]
             self._shapes = shapes_of(rows * (1 + o.drafts), budget, o.page)
-            self._pages = self._empty_pages()
+            self._pages: tuple[jax.Array, ...] | None = self._empty_pages()
             drafter = by_ngrams
             if draft_model is not None:
                 drafting = weights_of(draft_model, packed, owned=owned)
@@ -402,5 +403,5 @@ class Engine:
         if any(x.is_deleted() for x in jax.tree.leaves(self._pages)):
             self._pages = None
 
-    def _empty_pages(self) -> PyTree:
+    def _empty_pages(self) -> tuple[jax.Array, ...]:
         return empty_pages(self._weights.config, self._capacity, sum(blocks.count for blocks in self._blocks))

@@ -30,7 +30,7 @@ from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
 from lm.model.media import Vectors
 from lm.model.norms import rows_alone
-from lm.model.pages import PagedState, PageTable
+from lm.model.pages import PagedState, PageTable, empty_layers
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard, row_ways, spec
 
@@ -48,8 +48,7 @@ def forward(program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyT
     """
     if not jax.sharding.get_abstract_mesh().empty:
         return _forward(program, arrays, pages, *step)
-    leaves, tree = jax.tree.flatten(step)
-    leaves.append(jax.tree.leaves(pages)[0])
+    leaves, tree = jax.tree.flatten((pages[0], step))
     key = program, tree, *[(x.shape, x.dtype) for x in leaves]
     if key not in programs:
         programs[key] = _forward.lower(program, arrays, pages, *step).compile()
@@ -60,28 +59,32 @@ def forward(program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyT
 def _forward(
     program: Program,
     arrays: List[jax.Array],
-    pages: PyTree,
+    pages: List[jax.Array],
     tokens_B: jax.Array,
     table: PageTable,
     at_S: jax.Array,
     mask_BR: jax.Array | None = None,
     vectors: Vectors | None = None,
-) -> tuple[PyTree, jax.Array, jax.Array]:
+) -> tuple[List[jax.Array], jax.Array, jax.Array]:
     """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S, their hidden states [S, D]).
 
     arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
+    pages: the leaves of `empty_layers`, as a tuple for the same reason.
     mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any. vectors: of media that take the
     places of tokens, or None.
     """
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
     tokens_B, table, at_S, mask_BR, vectors = by_rows((tokens_B, table, at_S, mask_BR, vectors))
+    count, size = pages[0].shape[-4:-2]
+    empty = functools.partial(empty_layers, model.config, count, size, pages[0].dtype.name)
+    paged = PagedState(jax.tree.unflatten(jax.tree.structure(jax.eval_shape(empty)), pages), table)
     valid_B1, place_B1 = (jnp.asarray(table.slot_B) >= 0).astype(jnp.int32)[:, None], jnp.asarray(table.place_B)[:, None]
     with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
         inputs = Inputs(tokens_B[:, None], valid_B1, place_B1, vectors=vectors)
-        out = model.hidden(inputs, PagedState(pages, table), layers=layers)
+        out = model.hidden(inputs, paged, layers=layers)
     x_S1D = _taken(out.x_BTD, at_S)
-    return out.memory.layers, model.logits(x_S1D)[:, 0], reshard(x_S1D[:, 0], None, None)
+    return tuple(jax.tree.leaves(out.memory.layers)), model.logits(x_S1D)[:, 0], reshard(x_S1D[:, 0], None, None)
 
 
 def _taken(x_BTD: jax.Array, at_S: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lm.errors import UserError
+from lm.files.untrusted import short
 from lm.serve.api.protocol import ApiError, encoded
 
 HEAD, MAX_HEADERS = 64 << 10, 200  # bytes of a head, and headers
@@ -39,6 +40,7 @@ HEADERS = {  # of pages, beside their Content-Security-Policy
 }
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
 MAX_USERS = 10_000  # whose rates are remembered
+MAX_CHUNKS = 20_000  # of a body: each costs the server a microsecond or two, whatever it holds
 WASTE = 16  # times the limit that a client with too large a body may still send, to get its answer
 
 
@@ -148,7 +150,7 @@ class Gate:
             user = (scope.get("client") or ("",))[0]
             host = host_of(request.headers.get("host", ""))
             if o.hosts and not o.keys and host not in o.hosts:
-                raise ApiError(403, f"host {host!r} is none of auth.hosts={','.join(o.hosts)}", code="wrong_host")
+                raise ApiError(403, f"host {short(host)} is none of auth.hosts={','.join(o.hosts)}", code="wrong_host")
             if scope["path"].startswith(GUARDED):
                 if o.keys:
                     user = named(o.keys, request.headers.get("authorization", ""))
@@ -198,7 +200,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args, seconds: float, waiting: "dict[str, dict[Connection, None]]", **options):
         super().__init__(*args, **options)
-        self._seconds, self._waiting, self._refused = seconds, waiting, False
+        self._seconds, self._waiting, self._refused, self._lines = seconds, waiting, False, 0
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
@@ -210,6 +212,10 @@ class Connection(H11Protocol):
             return
         if self.conn.their_state is h11.IDLE and (error := wrong_head((self.conn.trailing_data[0] + data)[:HEAD])):
             return self._refuse(error)
+        if self.conn.their_state is h11.SEND_BODY and (b"transfer-encoding", b"chunked") in self.headers:
+            self._lines += data.count(b"\r\n")
+            if self._lines > 2 * MAX_CHUNKS:
+                return self._refuse(ApiError(400, f"the body of the request has more than {MAX_CHUNKS} chunks"))
         super().data_received(data)
         self._await_head()
 
@@ -225,6 +231,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._lines = 0
         self._await_head()
 
     def _count(self, waits: bool) -> None:

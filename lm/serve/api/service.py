@@ -199,6 +199,8 @@ class Service:
         except Closed:
             raise ApiError(503, "the server is shutting down", retry=BUSY) from None
         except Full:
+            if self.watch:
+                self.watch.metrics.of("admission_rejections", reason="max_num_queued_reqs").inc()
             raise ApiError(
                 429, "the server is busy: its queue is full", code="queue_full", retry=self.seconds or BUSY
             ) from None
