@@ -190,8 +190,4 @@ def show_next() -> None:
 
 
 if __name__ == "__main__":
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{FLAGS.main_module_help()}")
-    else:
-        with cli.guard():
-            main()
+    cli.run(main, __doc__)

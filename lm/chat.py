@@ -237,8 +237,4 @@ def _has_colours() -> bool:
 
 
 if __name__ == "__main__":
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{FLAGS.main_module_help()}")
-    else:
-        with cli.guard():
-            main()
+    cli.run(main, __doc__)

@@ -83,8 +83,4 @@ def _refuse_unused() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{FLAGS.main_module_help()}")
-    else:
-        with cli.guard():
-            main()
+    cli.run(main, __doc__)

@@ -36,8 +36,8 @@ def data(setup: Setup) -> RunData:
         return data
     if is_split(config):
         raise UserError(
-            f"mesh.context={config.mesh.context} splits sequences, and distill.teacher={path} has another tokenizer, whose spans "
-            "need whole ones: set mesh.context=1"
+            f"mesh.context={config.mesh.context} splits sequences, and distill.teacher={path} has another tokenizer, which "
+            "needs whole ones: set mesh.context=1"
         )
     if hosts.is_first():
         count = len(shared_tokens(setup.tokenizer, theirs).student_M)

@@ -10,4 +10,5 @@ from lm.cli.verb import guard as guard
 from lm.cli.verb import help_text as help_text
 from lm.cli.verb import parse as parse
 from lm.cli.verb import parse_flags as parse_flags
+from lm.cli.verb import run as run
 from lm.cli.verb import wants_help as wants_help

@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -162,6 +162,15 @@ def command(usage: str, unless: tuple[str, ...] = ()) -> Iterator[tuple[ml_colle
         copies.fetch(config, flags.FLAGS.workdir)
         compile_cache.switch_on()
         yield config, workdir
+
+
+def run(main: Callable[[], object], doc: str | None) -> None:
+    """Print the docstring and the flags of a program if its command asks for help; else run it under `guard`."""
+    if wants_help(sys.argv):
+        print(f"{doc}\n{flags.FLAGS.main_module_help()}")
+    else:
+        with guard():
+            main()
 
 
 @contextlib.contextmanager

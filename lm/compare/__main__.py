@@ -196,8 +196,4 @@ def _names(arm: Mapping[int, Run]) -> str:
 
 
 if __name__ == "__main__":
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{FLAGS.main_module_help()}")
-    else:
-        with cli.guard():
-            main()
+    cli.run(main, __doc__)

@@ -26,8 +26,7 @@ from lm.align.logprobs import logprobs_of
 from lm.kernels.head import chunk_of, softcapped, split
 from lm.kernels.ops import matmul
 from lm.model.inputs import inputs_of
-from lm.model.transformer import Transformer
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import reshard
 from lm.train.step import Objective, Sums, router_loss
 
 
@@ -52,7 +51,7 @@ def shared_divergence(log_p_M: jax.Array, log_q_M: jax.Array, kind: str, beta: f
 
 
 def sorted_distance(p: jax.Array, q: jax.Array) -> jax.Array:
-    """Return Σ_i |p_(i) − q_(i)| [...] of probabilities [..., W] and [..., V], each in descending order, the shorter with zeros.
+    """Return Σ_i |p_(i) − q_(i)| [...] of probabilities [..., W] and [..., V], in descending order, the shorter with zeros.
 
     It is the Wasserstein distance of both where every two different tokens are equally far apart: the closed form of ULD
     (Boizard et al. 2024). It has a gradient with respect to q: the sign of q_(i) − p_(i) at the token of rank i.

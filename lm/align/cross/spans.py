@@ -121,7 +121,10 @@ class Aligner:
         where = np.where(good, begin + first - 1, len(row["span_ids"]))
         row["span_weights"][where[good]] = trained[good]
         row["teacher_places"][where[good]] = at + their_first[good] - 1
-        for ids_, of, firsts, shift in ((row["span_ids"], of_ours, first, begin), (row["teacher_span_ids"], of_theirs, their_first, at)):
+        for ids_, of, firsts, shift in (
+            (row["span_ids"], of_ours, first, begin),
+            (row["teacher_span_ids"], of_theirs, their_first, at),
+        ):
             later = np.flatnonzero(of < len(common))
             later = later[(later > firsts[of[later]]) & good[of[later]]]
             ids_[shift + later - 1] = where[of[later]]

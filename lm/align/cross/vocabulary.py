@@ -8,7 +8,7 @@ from data.text.tokenizer import Tokenizer
 
 
 class Shared(NamedTuple):
-    """The tokens that student and teacher share: token student_M[i] of the one is token teacher_M[i] of the other, int32 [M]."""
+    """The tokens that both share: token student_M[i] of the student is token teacher_M[i] of the teacher, int32 [M]."""
 
     student_M: np.ndarray
     teacher_M: np.ndarray

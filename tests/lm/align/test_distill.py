@@ -36,7 +36,9 @@ OTHER = dict(vocab_size=72, num_layers=1, embed_dim=48, num_heads=4, num_kv_head
 
 def distilling(model: dict | None = None, **distill):
     config = tiny_config(**{"num_layers": 1} | (model or {}))
-    defaults = dict(teacher="", kind="logits", divergence="forward", beta=0.5, mix=1.0, temperature=1.0, across="gold", unshared=1.0)
+    defaults = dict(
+        teacher="", kind="logits", divergence="forward", beta=0.5, mix=1.0, temperature=1.0, across="gold", unshared=1.0
+    )
     config.accumulate = 1
     config.distill = ml_collections.ConfigDict(defaults | distill)
     return config

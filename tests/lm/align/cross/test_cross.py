@@ -8,10 +8,8 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data.text.sentencepiece_tokenizer import train
-from data.text.tokenizer import load_tokenizer
 from lm.align.cross.objective import objective, shared_divergence, sorted_distance
 from lm.align.cross.spans import Aligner, encoded
 from lm.align.cross.vocabulary import NOTHING_SHARED, counterparts, shared_tokens
@@ -20,6 +18,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of
+from tests.lm.align.cross.byte_level import byte_level
 from tests.lm.examples import first_state, parameters, tiny_config, trainer_and_state
 
 TEXTS = ["the cat sat on the mat\n", "def add(a, b):\n    return a + b\n", "naïve café, déjà vu ☃\n"]
@@ -30,21 +29,6 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-def byte_level(folder, texts, vocab_size: int, end: str = "<|im_end|>"):
-    """A byte-level BPE tokenizer as Qwen's, trained on other texts."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=[end], show_progress=False),
-    )
-    folder.mkdir()
-    made.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "%s"}' % end)
-    return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +59,9 @@ def spans_of(batch, b: int = 0) -> list[tuple[list[int], list[int], float]]:
         u = batch["teacher_places"][b, t]
         ours = [t, *np.flatnonzero(batch["span_ids"][b] == t)]
         theirs = [u, *np.flatnonzero(batch["teacher_span_ids"][b] == t)]
-        found.append((batch["targets"][b, ours].tolist(), batch["teacher_targets"][b, theirs].tolist(), batch["span_weights"][b, t]))
+        found.append(
+            (batch["targets"][b, ours].tolist(), batch["teacher_targets"][b, theirs].tolist(), batch["span_weights"][b, t])
+        )
     assert set(batch["span_ids"][b]) <= {T, *np.flatnonzero(batch["span_weights"][b])}
     return found
 
@@ -153,7 +139,9 @@ def test_losses_worked_by_hand():
 def distilling(vocab_size: int, **distill):
     config = tiny_config(num_layers=1, vocab_size=vocab_size)
     config.accumulate = 1
-    defaults = dict(teacher="", kind="logits", divergence="forward", beta=0.5, mix=1.0, temperature=1.0, across="gold", unshared=1.0)
+    defaults = dict(
+        teacher="", kind="logits", divergence="forward", beta=0.5, mix=1.0, temperature=1.0, across="gold", unshared=1.0
+    )
     config.distill = ml_collections.ConfigDict(defaults | distill)
     return config
 
