@@ -89,12 +89,13 @@ def measured(given, data: dict, seed: int) -> dict:
     """Return bits per byte of the teacher and of a seed's student: before, distilled, text_alone."""
     start = given.out / f"student{seed}"
     model = {f"model.{name}": value for name, value in STUDENT.items()}
-    verb("train.py", "train/demo", start, data | model | {"steps": 60, "seed": seed})
+    verb("train.py", "train/demo", start, data | model | {"steps": 40, "seed": seed, "data.max_bytes": 1_500_000})
     common = {
         "init_from": start,
         "data.input": given.out / "passages.jsonl",
         "chat_template": given.out / "plain.jinja",
-        "data.max_valid_examples": 256,
+        "data.max_valid_examples": 128,
+        "data.max_examples": 3000,
         "data.valid_fraction": 0.05,
         "sequence_length": 256,
         "batch_size": 16,
