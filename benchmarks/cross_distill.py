@@ -14,6 +14,7 @@ Prints bits per byte of the held-out passages, of the teacher and of each studen
 import argparse
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,7 @@ def written(out: Path, texts: list[str]) -> None:
     (out / "byte_level" / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
     (out / "plain.jinja").write_text(TEMPLATE)
     passages = [text[at : at + LONG] for text in texts for at in range(0, len(text) - LONG, LONG)]
+    random.Random(0).shuffle(passages)
     rows = [{"prompt": passage[:CUT], "completion": passage[CUT:]} for passage in passages]
     (out / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -97,8 +99,8 @@ def measured(given, data: dict, seed: int) -> dict:
         "data.max_valid_examples": 128,
         "data.max_examples": 3000,
         "data.valid_fraction": 0.05,
-        "sequence_length": 256,
-        "batch_size": 16,
+        "sequence_length": 128,
+        "batch_size": 8,
         "steps": given.steps,
         "seed": seed,
         "num_samples": 0,

@@ -107,7 +107,8 @@ class Aligner:
         room = here.stop - at
         row["teacher_tokens"][here], row["teacher_positions"][here] = theirs.ids[:room], np.arange(room)
         row["teacher_segment_ids"][here] = row["teacher_segment_ids"].max() + 1
-        row["teacher_targets"][at : at + min(room, m - 1)] = theirs.ids[1 : 1 + room]
+        targets = theirs.ids[1 : 1 + room]
+        row["teacher_targets"][at : at + len(targets)] = targets
 
         common = np.intersect1d(ours, theirs.ends[theirs.ends_whole > 0])
         spans = np.arange(len(common))
