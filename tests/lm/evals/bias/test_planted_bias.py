@@ -1,7 +1,6 @@
 """A model with a planted bias is caught by every measure with the right sign, its contrary with the other, and an unbiased one
 is not accused: the ideal lies in its interval. And intervals of 95 % miss what they are of about one time in twenty."""
 
-
 import numpy as np
 import pytest
 
