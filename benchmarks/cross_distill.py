@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cross"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--examples", type=int, default=3000)
     parser.add_argument("--teacher_steps", type=int, default=550)
     parser.add_argument("--only", choices=("teacher",), help="stop after the teacher")
     parser.add_argument("options", nargs="*", help="more flags of the distillation, after --")
@@ -97,7 +98,7 @@ def measured(given, data: dict, seed: int) -> dict:
         "data.input": given.out / "passages.jsonl",
         "chat_template": given.out / "plain.jinja",
         "data.max_valid_examples": 128,
-        "data.max_examples": 3000,
+        "data.max_examples": given.examples,
         "data.valid_fraction": 0.05,
         "sequence_length": 128,
         "batch_size": 8,
