@@ -83,12 +83,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.rollout.max_turns = 1  # turns of the policy; tools or the environment answer between them
 
     config.distill = ml_collections.ConfigDict()
-    config.distill.teacher = placeholder(str)  # workdir or Hugging Face folder with the same tokenizer
+    config.distill.teacher = placeholder(str)  # workdir or Hugging Face folder; with another tokenizer, see `across`
     config.distill.kind = "logits"  # on given conversations; on_policy: on the student's own rollouts
     config.distill.divergence = "forward"  # forward: KL(teacher, student); reverse: KL(student, teacher); jsd: between them
     config.distill.mix = 1.0  # weight of the divergence; the nll of the conversations has weight 1 − mix
     config.distill.beta = 0.5  # jsd: weight of the teacher in the mixture
     config.distill.temperature = 1.0  # of both distributions in the divergence
+    # For a teacher with another tokenizer. gold: the divergence over the tokens that both have, and the distance of sorted
+    # probabilities (ULD) over the others; uld: this distance over all tokens. The same tokenizer needs neither.
+    config.distill.across = "gold"
+    config.distill.unshared = 1.0  # gold: weight of the tokens that only one of both has
 
     config.best_of = ml_collections.ConfigDict()
     config.best_of.n = 8  # answers per prompt

@@ -3,6 +3,7 @@
 Letters: B examples in a batch, T tokens in a sequence, S tokens in a column (see data/chat/example_files.py).
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -106,6 +107,7 @@ class ExampleBatches(Batches):
         self.kind = kind
         self._joined = joined and kind == "pair"
         self._media = media
+        self._more: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
         self._lengths = sorted(lengths)
         self._columns, self._ends = columns, np.asarray(columns["ends"])
         self._begins = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
@@ -129,7 +131,14 @@ class ExampleBatches(Batches):
         ids = every[chosen]
         for name in SCALARS & self._columns.keys():
             batch[name] = np.where(ids == NO_ROW, 0, self._columns[name][ids]).astype(np.float32)
-        return batch | (self._media(ids) if self._media else {}) | {"ids": ids}
+        batch |= (self._media(ids) if self._media else {}) | {"ids": ids}
+        return self._more(batch) if self._more else batch
+
+    def with_arrays(self, more: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> "ExampleBatches":
+        """Return these batches with more arrays: more(batch) is a batch with them, each of its rows from that row alone."""
+        other = copy.copy(self)
+        other._more = more
+        return other
 
     def pair(self, id: int) -> Sides | None:
         """Return an example of kind pair; None for NO_ROW."""

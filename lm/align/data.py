@@ -23,6 +23,7 @@ from data.text.fingerprints import check_tokenizer
 from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align import length
+from lm.align.cross.spans import Aligner
 from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
@@ -64,6 +65,7 @@ class RunData(NamedTuple):
 
     counts: for the report. train, valid: batches of examples to learn from, and of held-out ones; without train, the run learns
     from answers to `tasks`. held_out: tasks to measure answers on. towers: what the model of the run sees and hears.
+    with_spans: adds to rows of answers the tokens of a teacher with another tokenizer.
     """
 
     setup: Setup
@@ -74,6 +76,7 @@ class RunData(NamedTuple):
     held_out: Sequence[dict] = ()
     rewards: Rewards | None = None
     towers: Towers | None = None
+    with_spans: Aligner | None = None
 
     def choose_steps(self) -> None:
         """Set config.steps from config.epochs if that is given, and say what cannot be meant."""

@@ -2,7 +2,7 @@
 
 The texts are given (Hinton et al. 2015), or they are the student's own answers (on-policy: Agarwal et al. 2024, "On-Policy
 Distillation of Language Models", with λ = 1). The objective is the same for both. The teacher is frozen and sharded like the
-student.
+student. A teacher with another tokenizer has its own objective, in cross/objective.py.
 """
 
 import dataclasses
@@ -11,25 +11,61 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data.text.tokenizer import Tokenizer, load_tokenizer
-from lm.align.data import RunData, Setup, from_examples, from_tasks
+from lm.align.cross.objective import objective as cross_objective
+from lm.align.cross.spans import Aligner
+from lm.align.cross.vocabulary import NOTHING_SHARED, difference, shared_tokens
+from lm.align.data import RunData, Setup, from_examples, from_tasks, is_split
 from lm.convert.source import open_source
 from lm.errors import UserError, after
 from lm.infer.load import load_model
 from lm.kernels.divergence import Distillation, divergence
 from lm.model.inputs import inputs_of
+from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, reshard
 from lm.train.step import Objective, Sums, Trainer, make_trainer, router_loss
 
+MEASURED = 256  # prompts that say how long the teacher's rows must be
+
 
 def data(setup: Setup) -> RunData:
-    """Return conversations, or tasks that the student answers."""
-    return from_tasks(setup) if setup.config.distill.kind == "on_policy" else from_examples(setup)
+    """Return conversations, or tasks that the student answers; for a teacher with another tokenizer, with its tokens."""
+    config, path = setup.config, setup.config.distill.teacher
+    data = from_tasks(setup) if config.distill.kind == "on_policy" else from_examples(setup)
+    theirs = load_tokenizer(path)
+    if (why := difference(setup.tokenizer, theirs)) is None:
+        return data
+    if is_split(config):
+        raise UserError(
+            f"mesh.context={config.mesh.context} splits sequences, and distill.teacher={path} has another tokenizer, which "
+            "needs whole ones: set mesh.context=1"
+        )
+    if hosts.is_first():
+        count = len(shared_tokens(setup.tokenizer, theirs).student_M)
+        print(
+            f"distill.teacher={path}: {why}, so distill.across={config.distill.across} compares them over spans of text; they "
+            f"share {count:,} of the student's {setup.tokenizer.vocab_size:,} tokens",
+            flush=True,
+        )
+    if data.train is None:
+        texts = [task["prompt_ids"] for task in data.tasks[:MEASURED]]
+    else:
+        first = data.train.batch(0)
+        texts = [row[segments > 0].tolist() for row, segments in zip(first["tokens"], first["segment_ids"])]
+    teacher = open_source(path).config
+    aligner = Aligner(setup.tokenizer, theirs, texts, teacher.max_positions if teacher.positions == "learned" else None)
+    with_spans = (None if batches is None else batches.with_arrays(aligner) for batches in (data.train, data.valid))
+    train, valid = with_spans
+    return data._replace(train=train, valid=valid, with_spans=aligner)
 
 
 def trainer(config, tokenizer: Tokenizer, mesh) -> tuple[Trainer, nnx.State]:
     """Return the trainer, and the teacher's parameters."""
     graph, params = open_teacher(config, tokenizer, mesh)
-    return make_trainer(config, objective(config, graph)), params
+    theirs = load_tokenizer(config.distill.teacher)
+    if difference(tokenizer, theirs) is None:
+        return make_trainer(config, objective(config, graph)), params
+    shared = shared_tokens(tokenizer, theirs) if config.distill.across == "gold" else NOTHING_SHARED
+    return make_trainer(config, cross_objective(config, graph, shared)), params
 
 
 def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
@@ -80,27 +116,29 @@ def _common(head_VD, teacher_BTE, teacher_head_VE):
 
 
 def check_teacher(distill) -> None:
-    """Raise UserError if the teacher of config.distill is no language model; read no weights."""
+    """Raise UserError if the teacher of config.distill is no language model, or has no tokenizer; read no weights."""
     if open_source(distill.teacher).config.score_head == "reward":
         raise UserError(f"distill.teacher={distill.teacher} is a reward model, which predicts no tokens; name a language model")
+    with after(f"distill.teacher={distill.teacher}: "):
+        load_tokenizer(distill.teacher)
 
 
 def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.State]:
     """Return (graph, parameters) of config.distill.teacher, a workdir or a Hugging Face folder, on the current mesh.
 
-    Parameters keep their stored dtypes; matmuls run in config.dtype. The teacher may be of any family, size or quantisation,
-    but must use the tokenizer of the run.
+    Parameters keep their stored dtypes; matmuls run in config.dtype. The teacher may be of any family, size, quantisation and
+    tokenizer.
     Raises: UserError if it cannot teach this student on this mesh.
     """
     path = config.distill.teacher
     teacher = dataclasses.replace(open_source(path).config, dtype=config.dtype)
-    check_tokenizer(tokenizer, load_tokenizer(path), path)
-    if min(teacher.vocab_size, config.model.vocab_size) < tokenizer.vocab_size:
+    is_same = difference(tokenizer, load_tokenizer(path)) is None
+    if is_same and min(teacher.vocab_size, config.model.vocab_size) < tokenizer.vocab_size:
         raise UserError(
             f"distill.teacher={path} has {teacher.vocab_size} rows of vocabulary and the student {config.model.vocab_size}, "
             f"fewer than the {tokenizer.vocab_size} tokens of the tokenizer"
         )
-    if teacher.positions == "learned" and config.sequence_length > teacher.max_positions:
+    if is_same and teacher.positions == "learned" and config.sequence_length > teacher.max_positions:
         raise UserError(
             f"sequence_length={config.sequence_length} is more than the {teacher.max_positions} positions of "
             f"distill.teacher={path}"
@@ -108,23 +146,3 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
     with after(f"distill.teacher={path}: "):
         check_fit(mesh, teacher, config.batch_size, config.accumulate, config.sequence_length)
     return nnx.split(load_model(path, config.dtype, mesh))
-
-
-def check_tokenizer(ours: Tokenizer, theirs: Tokenizer, path) -> None:
-    """Raise UserError unless each of our tokens has the same text in the teacher's tokenizer, which may have more tokens."""
-    if ours.fingerprint == theirs.fingerprint:
-        return
-    a, b = _spellings(ours), _spellings(theirs)
-    differs = next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), None)
-    if differs is not None:
-        how = f"token {differs} is {b[differs]!r} in its tokenizer and {a[differs]!r} in the student's"
-    elif len(b) < len(a):
-        how = f"its tokenizer has {len(b)} tokens and the student's {len(a)}"
-    else:
-        return
-    raise UserError(f"distill.teacher={path}: {how}; logits can only be compared over the same tokens: take another teacher")
-
-
-def _spellings(tokenizer: Tokenizer) -> list[bytes]:
-    names = {i: name.encode() for name, i in tokenizer.controls.items()}
-    return [names.get(i) or tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]

@@ -141,7 +141,7 @@ def _train(data: RunData, evals) -> dict[str, Any]:
             stream = Feed(data.train, mesh)
         else:
             rewards = data.rewards if config.method == "rl" else None
-            stream = RolloutStream(config, mesh, sampler, data.tasks, rewards, frozen)
+            stream = RolloutStream(config, mesh, sampler, data.tasks, rewards, frozen, data.with_spans)
         feed = Feed(data.valid, mesh) if data.valid is not None else None
         validate = Validation(config, trainer, feed, sampler, data.held_out, data.rewards, frozen)
         samples = Samples(config, workdir, sampler, data.held_out, data.rewards) if data.held_out else None

@@ -19,6 +19,7 @@ CHOICES = {
     "rl.correction": ("none", "token", "sequence"),
     "distill.kind": ("logits", "on_policy"),
     "distill.divergence": ("forward", "reverse", "jsd"),
+    "distill.across": ("gold", "uld"),
     "best_of.keep": ("best", "all"),
 }
 TASK_ROWS = 32  # rollouts of a batch, where the config names no batch_size
@@ -129,6 +130,8 @@ def check_distill(distill) -> None:
     """Raise UserError if the section config.distill is invalid for any teacher."""
     if not 0 <= distill.mix <= 1:
         raise UserError(f"distill.mix={distill.mix} must be between 0 (the targets alone) and 1 (the teacher alone)")
+    if not 0 <= distill.unshared < math.inf:
+        raise UserError(f"distill.unshared={distill.unshared} must be a weight of 0 or more")
     if not distill.temperature > 0:
         raise UserError(f"distill.temperature={distill.temperature} must be positive")
     if distill.divergence == "jsd" and not 0 < distill.beta < 1:

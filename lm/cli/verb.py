@@ -164,6 +164,15 @@ def command(usage: str, unless: tuple[str, ...] = ()) -> Iterator[tuple[ml_colle
         yield config, workdir
 
 
+def run(main: Callable[[], object], doc: str | None) -> None:
+    """Print the docstring and the flags of a program if its command asks for help; else run it under `guard`."""
+    if wants_help(sys.argv):
+        print(f"{doc}\n{flags.FLAGS.main_module_help()}")
+    else:
+        with guard():
+            main()
+
+
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
     """Make one line and an exit code of errors of the block that the user can fix, and of Ctrl-C.

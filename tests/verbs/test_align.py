@@ -4,6 +4,7 @@ import functools
 import json
 import random
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 
 import lm
+from lm.convert.to_workdir import write_workdir
+from lm.train.step import model_config_of
+from tests.lm.align.cross.byte_level import byte_level
 from tests.lm.evals.judges.test_judges import completion, send, server
+from tests.lm.examples import parameters, tiny_config
 from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
 
@@ -47,6 +52,8 @@ METHODS = {
     "ppo": ("ppo", {"data.input": SUMS, "rewards": "{here}/rewards.py:vowels=1", "rl.epochs": 2, "rl.minibatches": 2}),
     "distill": ("distill", {"data.input": SUMS, "distill.teacher": "{start}"}),
     "on_policy": ("distill", {"data.input": SUMS, "distill.teacher": "{start}", "distill.kind": "on_policy"}),
+    "across": ("distill", {"data.input": SUMS, "distill.teacher": "{here}/teacher"}),
+    "across_on_policy": ("distill", {"data.input": SUMS, "distill.teacher": "{here}/teacher", "distill.kind": "on_policy"}),
 }
 QUICK = ("grpo",)  # the others are slow tests
 methods = pytest.mark.parametrize(
@@ -62,6 +69,9 @@ def vowels(prompts, completions, *, rollouts, **columns):
 def here(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("align")
     (folder / "rewards.py").write_text(REWARD)
+    other = model_config_of(tiny_config(vocab_size=320))  # a teacher with a byte-level vocabulary
+    write_workdir(folder / "teacher", other, parameters(other, seed=7, scale=4.0))
+    byte_level(folder / "tokenizer", ["What is 3 + 4? 7", "9 - 2 = 7"] * 9, 300).save(folder / "teacher")
     return folder
 
 
@@ -127,6 +137,15 @@ def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, und
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_a_teacher_without_a_tokenizer_is_one_line(finished, here, tmp_path):
+    shutil.copytree(here / "teacher", tmp_path / "teacher")
+    (tmp_path / "teacher" / "tokenizer.json").unlink()
+    arguments = command("across", tmp_path / "run", finished, here, **{"distill.teacher": tmp_path / "teacher"})
+    done = runs.run(arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    assert f"distill.teacher={tmp_path}/teacher: tokenizer: " in done.stderr.strip().splitlines()[-1]
 
 
 def test_chats_of_ones_own_need_no_other_keys(finished, tmp_path):

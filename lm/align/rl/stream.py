@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.align.cross.spans import Aligner
 from lm.align.rl import advantages, shared_prompts
 from lm.align.rl.objective import needs_preparation, prepared
 from lm.align.rl.rewards import Rewards, score_rollouts
@@ -22,14 +23,23 @@ GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo
 class RolloutStream:
     """A lm.train.feed.Stream that samples the rollouts of each step with the current parameters, and scores them.
 
-    rewards: None for distillation. frozen: parameters of the reference or teacher, or None.
+    rewards: None for distillation. frozen: parameters of the reference or teacher, or None. with_spans: see RunData.
     """
 
     phase = "rollout"
 
-    def __init__(self, config, mesh, sampler: Sampler, tasks: Sequence[dict], rewards: Rewards | None, frozen=None):
+    def __init__(
+        self,
+        config,
+        mesh,
+        sampler: Sampler,
+        tasks: Sequence[dict],
+        rewards: Rewards | None,
+        frozen=None,
+        with_spans: Aligner | None = None,
+    ):
         self.config, self.mesh, self.sampler, self.tasks = config, mesh, sampler, tasks
-        self.rewards, self.frozen = rewards, frozen
+        self.rewards, self.frozen, self._with_spans = rewards, frozen, with_spans
         self.group_size = 1 if rewards is None else config.rl.group_size
         prepares = rewards is not None and needs_preparation(config)
         self._prepare = jax.jit(prepared(sampler.graph, config)) if prepares else None
@@ -55,6 +65,8 @@ class RolloutStream:
         if self._answer_length:
             prompts = [task["prompt_ids"] for task in tasks]
             rows = shared_prompts.grouped_arrays(rows, prompts, self.sampler.settings.width, self._answer_length)
+        if self._with_spans is not None:
+            rows = self._with_spans(rows)
         scored = time.perf_counter()
         batch = dict(zip(rows, place_rows(*rows.values(), mesh=self.mesh)))  # every host has all rows
         if self._prepare:
