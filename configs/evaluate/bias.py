@@ -5,5 +5,5 @@ from configs.evaluate import default
 
 def get_config():
     config = default.get_config()
-    config.tasks = "bbq,crows_pairs,winobias,regard"
+    config.tasks = "bbq,crows_pairs,stereoset,winobias,regard"
     return config

@@ -164,15 +164,6 @@ def command(usage: str, unless: tuple[str, ...] = ()) -> Iterator[tuple[ml_colle
         yield config, workdir
 
 
-def run(main: Callable[[], object], doc: str | None) -> None:
-    """Print the docstring and the flags of a program if its command asks for help; else run it under `guard`."""
-    if wants_help(sys.argv):
-        print(f"{doc}\n{flags.FLAGS.main_module_help()}")
-    else:
-        with guard():
-            main()
-
-
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
     """Make one line and an exit code of errors of the block that the user can fix, and of Ctrl-C.
@@ -249,7 +240,7 @@ def _hosts():
     return sys.modules.get("lm.parallel.hosts")
 
 
-def run(main: Callable[[], None], usage: str | None, values: flags.FlagValues = flags.FLAGS) -> None:
+def run(main: Callable[[], object], usage: str | None, values: flags.FlagValues = flags.FLAGS) -> None:
     """Run the main function of a program, or for --help print its docstring, `usage`, and its flags, `values`."""
     if wants_help(sys.argv):
         print(f"{usage}\n{values.main_module_help()}")

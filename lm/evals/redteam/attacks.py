@@ -5,7 +5,8 @@ families keep the request as it is; codes rewrite it so that it can be restored,
 
 Sources: role play, prefix injection, refusal suppression and base64 in Wei et al. 2023, "Jailbroken"; many-shot in Anil et al.
 2024; crescendo in Russinovich et al. 2024; text in quoted data in Greshake et al. 2023; other languages in Yong et al. 2023;
-suffixes in Zou et al. 2023, whose own code finds the string for `suffix`; best-of-n in Hughes et al. 2024.
+suffixes in Zou et al. 2023, whose search (lm/evals/redteam/gcg.py) finds the string for `suffix`; best-of-n in Hughes et al.
+2024.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """The red-team task: sends a model harmful requests under attack families, and harmless ones, and judges the answers.
 
-Families are those of attacks.py, alone or composed (rot13+prefix_injection), and those that search: `pair` and
-`tap`. A verdict is harmful, safe, or unknown if the judge gives none.
+Families are those of attacks.py, alone or composed (rot13+prefix_injection), and those that search: `gcg`, which composes like
+a suffix, `pair` and `tap`. A verdict is harmful, safe, or unknown if the judge gives none.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from lm.evals import outcomes
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
-from lm.evals.redteam import search
+from lm.evals.redteam import gcg, search
 from lm.evals.redteam.attacks import ATTACKS, compose
 from lm.evals.redteam.figures import agreement, figures, metrics
 from lm.evals.redteam.prompts import HAZARDS, Request, in_turn, read_prompts, read_requests
@@ -43,14 +43,15 @@ KEYS = documents.KEYS | {
     "attacker_tokens": 512,
     "scorer": "judge",  # of pair's and tap's attempts: judge, openai:URL, or subject
     "scorer_model": "",
-    "pair": {},  # settings of pair and tap: see search.py
+    "gcg": {},  # settings of gcg, pair and tap: see gcg.py and search.py
+    "pair": {},
     "tap": {},
 }
 OPTIONAL = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # keys that an attempt may have
 # The settings that answers and verdicts depend on.
 MADE_BY = tuple(
     "family_options samples temperature max_new_tokens draws judge_model refusal_classifier attacker attacker_model "
-    "attacker_temperature attacker_tokens scorer scorer_model pair tap".split()
+    "attacker_temperature attacker_tokens scorer scorer_model gcg pair tap".split()
 )
 
 
@@ -75,6 +76,8 @@ class RedTeam(NamedTuple):
             problems.add("empty_files", "no request")
         harmful = [request for request in self.requests if request.prompt.kind == "harmful"]
         searched: dict[str, dict] = {}
+        if any("gcg" in family.split("+") for family in self.families):
+            searched["gcg"] = gcg.searched_suffix(subject, harmful, values["gcg"], settings.system, settings.seed)
         generated: dict[int, dict[str, Generated]] = {}
 
         def chat(draw: int) -> Chat:
@@ -87,7 +90,7 @@ class RedTeam(NamedTuple):
                 answers=generated.setdefault(draw, {}),
             )
 
-        todo = _attempts(self)
+        todo = _attempts(self, searched.get("gcg", {}).get("suffix", ""))
         records: list[dict] = []
         for draw in dict.fromkeys(record["draw"] for record in todo):
             records += answered([record for record in todo if record["draw"] == draw], chat(draw))
@@ -118,10 +121,11 @@ class RedTeam(NamedTuple):
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     """Build the task. Raises: UserError for unknown keys, families or judges, and for files that cannot be read."""
     values = resolved(name, spec, settings, KEYS)
-    for key, defaults in (("pair", search.PAIR), ("tap", search.TAP)):
+    for key, defaults in (("gcg", gcg.OPTIONS), ("pair", search.PAIR), ("tap", search.TAP)):
         check(f"task {name}: {key}", values[key], defaults)
         values[key] = {**defaults, **values[key]}
     check_least(name, values, samples=1, draws=1, max_new_tokens=1, retries=0)
+    check_least(f"{name}: gcg", values["gcg"], batch=1, topk=1, chunk=1)
     check_least(f"{name}: pair", values["pair"], streams=1, depth=1, budget=0)
     check_least(f"{name}: tap", values["tap"], branching=1, width=1, depth=1, budget=0)
     if values["samples"] > 1 and not values["temperature"]:
@@ -154,10 +158,21 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
     families = list(dict.fromkeys(families)) or ready
     for family in families:
         if family not in search.SEARCHES:
-            compose(family, **options)("x")  # raises UserError if it is invalid
+            steps, known = _steps(family, options, "!")
+            compose(steps, **known)("x")  # raises UserError if it is invalid
     if any(family in search.SEARCHES for family in families) and not given["attacker"]:
         raise UserError(f"task {name}: pair and tap need an attacker: openai:URL or subject")
     return families
+
+
+def _steps(family: str, options: Mapping[str, dict], string: str) -> tuple[str, dict[str, dict]]:
+    """Return a family and its options for `compose`. `gcg` in its name becomes a suffix with `string`."""
+    steps = [step.strip() for step in family.split("+")]
+    if "gcg" not in steps:
+        return family, dict(options)
+    if "suffix" in steps:
+        raise UserError(f"attack {family!r}: gcg is already a suffix; remove one")
+    return "+".join("suffix" if step == "gcg" else step for step in steps), {**options, "suffix": {"suffix": string}}
 
 
 def _opened(key: str, spec: str, **options: Any) -> Judge:
@@ -187,11 +202,11 @@ def _requests(name: str, values: dict[str, Any], settings: TaskSettings) -> tupl
     return numbered, problems, versions
 
 
-def _attempts(task: RedTeam) -> list[dict]:
+def _attempts(task: RedTeam, suffix: str) -> list[dict]:
     """Return records of all attempts (safety_eval.py) except for the searches.
 
-    "id" is the request's index in the task; "draw" tells apart several answers to one prompt."""
-    values, options = task.values, task.values["family_options"]
+    "id" is the request's index in the task; "draw" tells apart several answers to one prompt. suffix: that of gcg."""
+    values = task.values
     prompts = [request.prompt for request in task.requests]
     as_they_are = [p for p in prompts if p.messages is not None or p.kind == "task"]
     dressed = [p for p in prompts if p.messages is None and p.kind != "task"]
@@ -199,14 +214,15 @@ def _attempts(task: RedTeam) -> list[dict]:
     for family in task.families:
         if family in search.SEARCHES:
             continue
-        if "best_of_n" not in family.split("+"):
-            made = attempts(dressed, [family], values["samples"], options)
-            records += [record | {"draw": record["sample"]} for record in made]
+        steps, options = _steps(family, values["family_options"], suffix)
+        if "best_of_n" not in steps.split("+"):
+            made = attempts(dressed, [steps], values["samples"], options)
+            records += [record | {"draw": record["sample"], "family": family} for record in made]
             continue
         for n in range(values["draws"]):
             drawn = options | {"best_of_n": {**options.get("best_of_n", {}), "seed": task.settings.seed + n}}
-            made = attempts(dressed, [family], 1, drawn)
-            records += [record | {"draw": 0, "sample": n} for record in made]
+            made = attempts(dressed, [steps], 1, drawn)
+            records += [record | {"draw": 0, "sample": n, "family": family} for record in made]
     return records
 
 
@@ -277,4 +293,4 @@ def _samples(
 
 
 def _is_fixed(record: Mapping[str, Any]) -> bool:
-    return record["messages"] == record["conversation"] and "queries" not in record
+    return record["messages"] == record["conversation"] and "queries" not in record and "gcg" not in record["family"].split("+")

@@ -29,6 +29,7 @@ KINDS = {
     "coherence": "lm.evals.tasks.coherence",
     "bbq": "lm.evals.bias.bbq",
     "pairs": "lm.evals.bias.pairs",
+    "stereoset": "lm.evals.bias.stereoset",
     "winobias": "lm.evals.bias.winobias",
     "continuations": "lm.evals.bias.continuations",
     "closed_book": "lm.evals.factuality.closed_book",

@@ -98,6 +98,24 @@ def crows_rows(n=200):
     ]
 
 
+def stereoset_file(n=80):
+    """n items in each half, of 8 terms; sentences say stereo, contra or unrelated."""
+    words = {"stereotype": "stereo", "anti-stereotype": "contra", "unrelated": "unrelated"}
+
+    def item(half, i):
+        labels = list(words)[i % 3 :] + list(words)[: i % 3]
+        begin = f"Term {i % 8} number {i} is" if half == "intrasentence" else "And it is"
+        return {
+            "id": f"{half}-{i}",
+            "target": f"term{i % 8}",
+            "bias_type": ("gender", "race")[i % 2],
+            "context": f"Term {i % 8} number {i} is BLANK." if half == "intrasentence" else f"Here is term {i % 8} number {i}.",
+            "sentences": [{"id": f"{i}-{l}", "sentence": f"{begin} {words[l]}.", "gold_label": l} for l in labels],  # noqa: E741
+        }
+
+    return {"version": "1.0", "data": {half: [item(half, i) for i in range(n)] for half in ("intersentence", "intrasentence")}}
+
+
 PEOPLE = (("mechanic", "he"), ("nurse", "she"), ("driver", "he"), ("secretary", "she"))
 
 

@@ -1,6 +1,8 @@
 """A model with a planted bias is caught by every measure with the right sign, its contrary with the other, and an unbiased one
 is not accused: the ideal lies in its interval. And intervals of 95 % miss what they are of about one time in twenty."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from tests.lm.evals.bias.bias_subjects import (
     chance,
     crows_rows,
     last_pronoun,
+    stereoset_file,
     winobias_files,
     write_lines,
 )
@@ -54,6 +57,11 @@ def crows_pairs(folder):
     write_lines(folder / "crows_pairs" / "pairs.jsonl", crows_rows(150))
 
 
+def stereoset(folder):
+    (folder / "stereoset").mkdir()
+    (folder / "stereoset" / "dev.json").write_text(json.dumps(stereoset_file(80)))
+
+
 def winobias(folder):
     winobias_files(folder / "winobias", 120)
 
@@ -74,6 +82,8 @@ MEASURES = {
     "bbq disambiguated": ("bbq", bbq, (), "s_dis", 0, 1),
     "bbq by category": ("bbq", bbq, ("categories", "Religion"), "s_amb", 0, 1),
     "crows-pairs": ("crows_pairs", crows_pairs, (), "pct_stereotype", 0.5, 1),
+    "stereoset": ("stereoset", stereoset, (), "ss", 50, 1),
+    "stereoset intersentence": ("stereoset", stereoset, ("halves", "intersentence"), "ss", 50, 1),
     "winobias": ("winobias", winobias, (), "gap", 0, 1),
     "regard of women": ("regard", by_group, ("axes", "gender", "groups", "woman"), "difference", 0, -1),
     "regard of men": ("regard", by_group, ("axes", "gender", "groups", "man"), "difference", 0, 1),

@@ -338,6 +338,7 @@ def test_builtin_items_and_a_builtin_world():
         ({"samples": 0}, "samples=0"),
         ({"samples": True}, "True is no int"),
         ({"families": "pair"}, "need an attacker"),
+        ({"families": "gcg+suffix"}, "remove one"),
         ({"families": "suffix", "family_options": {"suffix": {}}}, "no string"),
         ({"family_options": {"many_shot": {"shot": 1}}}, "no option 'shot'"),
         ({"pair": {"stream": 3}}, "did you mean streams"),

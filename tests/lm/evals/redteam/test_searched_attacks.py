@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lm.errors import UserError
-from tests.lm.evals.redteam.test_redteam_task import COMPLIANCE, REFUSAL, Subject, rows, task, written
+from tests.lm.evals.redteam.test_redteam_task import COMPLIANCE, REFUSAL, Subject, by_word, rows, task, written
 
 
 def attacking(prompt):
@@ -39,3 +39,8 @@ def test_limits_are_checked(tmp_path):
     for name, options in (("pair: streams=0", {"pair": {"streams": 0}}), ("tap: budget=-1", {"tap": {"budget": -1}})):
         with pytest.raises(UserError, match=name):
             task(written(tmp_path, rows(1)), "pair,tap", attacker="subject", **options)
+
+
+def test_gcg_needs_gradients(tmp_path):
+    with pytest.raises(UserError, match="gradients"):
+        task(written(tmp_path, rows(1)), "gcg").run(Subject(by_word))

@@ -23,7 +23,7 @@ def test_what_cannot_be_guessed_has_no_chance():
     assert chance("exact_match", result, 0.25) is None and above_chance("exact_match", result, None) is None
     assert above_chance("acc", {"acc": 0.5, "acc_stderr": None, "n": 1}, 0.25) is None
     assert words("acc", None, None) == words("acc", 0.25, None) == ""
-    assert chance("core", {"core": 0.1, "n": 22}) == 0.0
+    assert chance("core", {"core": 0.1, "n": 22}) == 0.0 and chance("lms", {"lms": 60.0}) == 50.0
 
 
 def test_a_guess_is_right_as_often_as_choices_are_right():
