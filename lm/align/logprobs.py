@@ -1,15 +1,21 @@
 """What objectives compute from a model: log-probabilities of tokens without the logits of a whole batch, and router losses."""
 
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lm.kernels.alone import rows_alone
 from lm.kernels.logprobs import target_logprobs
 from lm.model.inputs import inputs_of
 from lm.model.linear import trainable
-from lm.model.transformer import Hidden, Transformer
+from lm.model.transformer import Hidden, Transformer, skeleton
 from lm.parallel.mesh import spec, spec_of
 from lm.train.step import router_loss
 
@@ -36,6 +42,33 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0,
         temperature=temperature,
         used_BT=used_BT,
     )
+
+
+@contextlib.contextmanager
+def engine_values(model: Transformer, wanted: bool = True) -> Iterator[Transformer]:
+    """Yield the model, in a context in which its values are those of the engine that samples from it, to the bit.
+
+    As there, matrices are rounded to the compute dtype and activations are float32 (lm/infer/engine/local.py). Gradients are
+    those of training. wanted: False: yield the model as it is.
+    """
+    if not wanted:
+        yield model
+        return
+    config = model.config
+    model = nnx.merge(skeleton(dataclasses.replace(config, dtype="float32"))[0], nnx.split(model)[1])
+    head = model.embedding if config.tie_embeddings else model.head
+    head[...] = rounded(head[...], config.dtype)
+    with rows_alone(config.dtype):
+        yield model
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def rounded(w: jax.Array, dtype: str) -> jax.Array:
+    """Return float32 w with the values of `dtype`; its gradient is that of w itself."""
+    return w if dtype == "float32" else lax.reduce_precision(w, 8, 7)
+
+
+rounded.defjvp(lambda dtype, w, tangents: (rounded(*w, dtype), *tangents))
 
 
 def rows(batch: dict) -> dict:

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
+from lm.kernels.alone import rounded_weights
 from lm.parallel.arrays import AnyArray
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import platform, ways
@@ -122,12 +123,18 @@ def _is_stored(how: str) -> Callable[..., bool]:
     return lambda *arguments, **_: how in [getattr(argument, "stored", "") for argument in arguments]
 
 
+def _alone(*_: object, **__: object) -> bool:
+    """Return whether a model is trained with the values of an engine."""
+    return rounded_weights() != ""
+
+
 # --- Products ---
 
 
 @operation(
     Backend("packed", "cpu.packed", when=_is_stored("packed")),
     Backend("integers", "quantize", when=_is_stored("integers")),
+    Backend("alone", "cpu.alone", "cpu", when=_alone),
     Backend("low precision", "low_precision", when=lambda *_, precision="none", **__: precision != "none"),
     Backend("mixed precision", "matmul"),
 )
@@ -177,8 +184,13 @@ def embedding(table_VD: "jax.Array | Packed", tokens_BT: jax.Array, dtype: DType
 
 
 @operation(Backend("compiled", "cpu.row_sums", "cpu"))
-def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
-    """Return the float32 sums of x over its last axes, which stay with length 1; compiled, a row's bits depend on it alone."""
+def row_sums(x: jax.Array) -> jax.Array:
+    """Return the float32 sums of x over its last axis, which stays with length 1; compiled, a row's bits depend on it alone."""
+
+
+@operation(Backend("compiled", "cpu.row_sums", "cpu"))
+def row_logprobs(logits_SV: jax.Array, token_S: jax.Array, divisor_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return log p(token) of each row of logits / divisor and log Z, float32 [S]; compiled, a row's bits depend on it alone."""
 
 
 @operation(Backend("compiled", "dense.fused", "cpu"))
@@ -201,6 +213,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) ->
     Backend("ring", "ring", when=lambda *_, **__: context_ways() > 1),
     Backend("splash", "tpu.attention", "tpu"),
     Backend("triton", "gpu.attention", "gpu"),
+    Backend("alone", "cpu.alone", "cpu", when=_alone),
     Backend("compiled", "dense.attention", "cpu"),
     Backend("blocks", "attention"),
 )

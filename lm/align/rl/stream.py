@@ -14,6 +14,7 @@ from lm.align.rl import advantages, shared_prompts
 from lm.align.rl.objective import needs_preparation, prepared
 from lm.align.rl.rewards import Rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, arrays, seed_of
+from lm.errors import Ended
 from lm.parallel.mesh import place_rows
 
 GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
@@ -61,6 +62,8 @@ class RolloutStream:
             batch = self._prepare(params, self.frozen, batch)
             apart = differences(*(batch[name] for name in ("old_logps", "sampler_logps", "weights")))
             metrics |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
+            if config.rl.require_equal:
+                check_equal(step, float(apart["max"]))
         self._returned = time.perf_counter()
         return batch, metrics | {"seconds/rollout": sampled - begin, "seconds/reward": scored - sampled}
 
@@ -68,6 +71,15 @@ class RolloutStream:
         return None
 
     def close(self) -> None: ...
+
+
+def check_equal(step: int, largest: float) -> None:
+    """Raise Ended if log-probabilities of sampler and trainer differ; `largest`: the largest difference of a step, in nats."""
+    if largest != 0:
+        raise Ended(
+            f"rl.require_equal: in step {step} the log-probabilities of sampler and trainer differ by up to {largest:.2g} nats. "
+            "They are equal on one CPU device, for models without experts and latent attention; else set rl.require_equal=False"
+        )
 
 
 def tasks_of_step(tasks: Sequence[dict], step: int, count: int, seed: int) -> list[dict]:

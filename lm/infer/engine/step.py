@@ -25,11 +25,11 @@ from lm.infer.engine.media import empty_vectors
 from lm.infer.engine.request import TOP
 from lm.infer.engine.sequence import Part
 from lm.infer.engine.weights import Program
+from lm.kernels.alone import rows_alone
 from lm.kernels.native.registered import compiled
 from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
 from lm.model.media import Vectors
-from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard, row_ways, spec
