@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -13,25 +12,18 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.alone import rows_alone
 from lm.kernels.logprobs import target_logprobs
-from lm.model.inputs import inputs_of
 from lm.model.linear import trainable
 from lm.model.transformer import Hidden, Transformer, skeleton
 from lm.parallel.mesh import spec, spec_of
 from lm.train.step import router_loss
 
 
-def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0, used_BT=None) -> tuple[jax.Array, jax.Array]:
     """Return log p(target | earlier tokens) and the entropy of that distribution, each float32 [B, T] in nats.
 
-    batch: tokens, targets, segment_ids, positions, int32 [B, T]; other keys are ignored. Logits are divided by the temperature.
-    Only the first result has a gradient.
+    x_BTD: hidden states after the last norm. Logits are divided by the temperature. used_BT: bool, where results are needed;
+    elsewhere they may be 0. Only the first result has a gradient.
     """
-    x_BTD = model.hidden(inputs_of(batch)).x_BTD
-    return logprobs_of(model, x_BTD, batch["targets"], temperature)
-
-
-def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0, used_BT=None) -> tuple[jax.Array, jax.Array]:
-    """Do the same for hidden states after the last norm. used_BT: bool, where results are needed; elsewhere they may be 0."""
     config = model.config
     return target_logprobs(
         model.to_head(x_BTD),
@@ -56,19 +48,10 @@ def engine_values(model: Transformer, wanted: bool = True) -> Iterator[Transform
         return
     config = model.config
     model = nnx.merge(skeleton(dataclasses.replace(config, dtype="float32"))[0], nnx.split(model)[1])
-    head = model.embedding if config.tie_embeddings else model.head
-    head[...] = rounded(head[...], config.dtype)
+    head, about = model.embedding if config.tie_embeddings else model.head, jnp.finfo(config.dtype)
+    head[...] += lax.stop_gradient(lax.reduce_precision(head[...], about.nexp, about.nmant) - head[...])  # which is exact
     with rows_alone(config.dtype):
         yield model
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def rounded(w: jax.Array, dtype: str) -> jax.Array:
-    """Return float32 w with the values of `dtype`; its gradient is that of w itself."""
-    return w if dtype == "float32" else lax.reduce_precision(w, 8, 7)
-
-
-rounded.defjvp(lambda dtype, w, tangents: (rounded(*w, dtype), *tangents))
 
 
 def rows(batch: dict) -> dict:

@@ -12,22 +12,11 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-from lm.kernels import ops
 from lm.kernels.alone import rounded_weights
-from lm.kernels.cpu.packed import Packed, pack_rounded
-from lm.kernels.head import (
-    Logits,
-    chunk_of,
-    exponentials,
-    head_gradients,
-    head_logits,
-    joined,
-    skipping,
-    softcapped,
-    split,
-    target_mask,
-)
+from lm.kernels.cpu.packed import pack
+from lm.kernels.head import Logits, chunk_of, exponentials, head_gradients, head_logits, joined, skipping, split, target_mask
 from lm.kernels.matmul import gathered
+from lm.kernels.ops import row_logprobs
 from lm.kernels.vocabulary import block_rows, gradients, statistics
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard
@@ -76,16 +65,20 @@ def _values(
         used = 1.0 if used_BT is None else used_BT
         return (found.label - found.logz) * used, found.entropy * used, found.logz
     weights = rounded_weights()
-    head = pack_rounded(head_VD.T, weights) if weights else gathered(head_VD.astype(how.dtype))
+    head = pack(head_VD.T, 8 * jnp.dtype(weights).itemsize) if weights else gathered(head_VD.astype(how.dtype))
 
     def some(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
         x, targets = inputs
-        if isinstance(head, Packed):
-            return None, engine_values(how, x, head, targets)
-        logits = head_logits(x, head, how.softcap, how.rounded) / how.temperature
+        capped = head_logits(x, head, how.softcap, how.rounded)
+        logits = capped / how.temperature
         top, below, e, z = exponentials(logits)
         # With p = e/Z and log p = below − log Z: the entropy is log Z − Σ e·below / Z.
         entropy = jnp.log(z) - jnp.sum(e * below, axis=-1) / z
+        if weights:  # as an engine computes them, to the bit
+            rows = reshard(capped, None, None, None).reshape(-1, capped.shape[-1]), reshard(targets, None, None).reshape(-1)
+            found = row_logprobs(*rows, jnp.full(targets.size, how.temperature, jnp.float32))
+            logp, logz = (reshard(x.reshape(targets.shape), "rows", None) for x in found)
+            return None, (logp, entropy, logz)
         label = jnp.sum(jnp.where(target_mask(logits, targets), below, 0.0), axis=-1)
         return None, (label - jnp.log(z), entropy, top + jnp.log(z))
 
@@ -93,18 +86,6 @@ def _values(
     found = lax.scan(*skipping(some, None, chunks, used_BT, how.part))[1]
     logps_BT, entropy_BT, logz_BT = (joined(x, targets_BT.shape[1]) for x in found)
     return logps_BT, entropy_BT, logz_BT
-
-
-def engine_values(how: Logits, x_BTD: jax.Array, head: Packed, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return log p(target), the entropy and log Z, each [B, T], as an engine computes them, to the bit."""
-    logits = ops.matmul("btd,dv->btv", reshard(x_BTD, None, None, None), head, dtype=jnp.float32, out=(None, None, None))
-    logits_SV = softcapped(logits, how.softcap).reshape(-1, head.outputs)
-    divisor_S = jnp.full(len(logits_SV), how.temperature, jnp.float32)
-    logp_S, logz_S = ops.row_logprobs(logits_SV, reshard(targets_BT, None, None).reshape(-1), divisor_S)
-    scaled_SV = logits_SV / how.temperature
-    entropy_S = logz_S - jnp.sum(jnp.exp(scaled_SV - logz_S[:, None]) * scaled_SV, axis=-1)
-    logp_BT, entropy_BT, logz_BT = (reshard(x_S.reshape(targets_BT.shape), "rows", None) for x_S in (logp_S, entropy_S, logz_S))
-    return logp_BT, entropy_BT, logz_BT
 
 
 def _forward(how: Logits, *arguments: PyTree) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:

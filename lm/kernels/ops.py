@@ -123,9 +123,7 @@ def _is_stored(how: str) -> Callable[..., bool]:
     return lambda *arguments, **_: how in [getattr(argument, "stored", "") for argument in arguments]
 
 
-def _alone(*_: object, **__: object) -> bool:
-    """Return whether a model is trained with the values of an engine."""
-    return rounded_weights() != ""
+ALONE = Backend("alone", "cpu.alone", "cpu", when=lambda *_, **__: rounded_weights() != "")  # has the values of an engine
 
 
 # --- Products ---
@@ -134,7 +132,7 @@ def _alone(*_: object, **__: object) -> bool:
 @operation(
     Backend("packed", "cpu.packed", when=_is_stored("packed")),
     Backend("integers", "quantize", when=_is_stored("integers")),
-    Backend("alone", "cpu.alone", "cpu", when=_alone),
+    ALONE,
     Backend("low precision", "low_precision", when=lambda *_, precision="none", **__: precision != "none"),
     Backend("mixed precision", "matmul"),
 )
@@ -213,7 +211,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) ->
     Backend("ring", "ring", when=lambda *_, **__: context_ways() > 1),
     Backend("splash", "tpu.attention", "tpu"),
     Backend("triton", "gpu.attention", "gpu"),
-    Backend("alone", "cpu.alone", "cpu", when=_alone),
+    ALONE,
     Backend("compiled", "dense.attention", "cpu"),
     Backend("blocks", "attention"),
 )

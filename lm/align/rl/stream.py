@@ -18,6 +18,10 @@ from lm.errors import Ended
 from lm.parallel.mesh import place_rows
 
 GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
+UNEQUAL = (
+    "log-probabilities of sampler and trainer differ by up to {:.2g} nats. One CPU computes equal ones, for models without "
+    "experts and latent attention; else set rl.require_equal=False"
+)
 
 
 class RolloutStream:
@@ -62,8 +66,8 @@ class RolloutStream:
             batch = self._prepare(params, self.frozen, batch)
             apart = differences(*(batch[name] for name in ("old_logps", "sampler_logps", "weights")))
             metrics |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
-            if config.rl.require_equal:
-                check_equal(step, float(apart["max"]))
+            if config.rl.require_equal and (largest := float(apart["max"])) != 0:
+                raise Ended(f"rl.require_equal: in step {step} {UNEQUAL.format(largest)}")
         self._returned = time.perf_counter()
         return batch, metrics | {"seconds/rollout": sampled - begin, "seconds/reward": scored - sampled}
 
@@ -71,15 +75,6 @@ class RolloutStream:
         return None
 
     def close(self) -> None: ...
-
-
-def check_equal(step: int, largest: float) -> None:
-    """Raise Ended if log-probabilities of sampler and trainer differ; `largest`: the largest difference of a step, in nats."""
-    if largest != 0:
-        raise Ended(
-            f"rl.require_equal: in step {step} the log-probabilities of sampler and trainer differ by up to {largest:.2g} nats. "
-            "They are equal on one CPU device, for models without experts and latent attention; else set rl.require_equal=False"
-        )
 
 
 def tasks_of_step(tasks: Sequence[dict], step: int, count: int, seed: int) -> list[dict]:

@@ -86,11 +86,6 @@ def pack(w_KN: jax.Array, bits: int = 16, group: int = 0, activations: int = 16)
     return pack_integers(*quantize(w, (0,), bits=bits, group=group), inputs=K, activations=activations)
 
 
-def pack_rounded(w_KN: jax.Array, dtype: str) -> Packed:
-    """Return the weight packed and rounded to "float32" or "bfloat16"."""
-    return pack(w_KN, {"float32": 32, "bfloat16": 16}[dtype])
-
-
 def pack_integers(integers: jax.Array, scale: jax.Array, inputs: int = 0, activations: int = 16) -> Packed:
     """Return a weight of lm/kernels/quantize.py packed. integers: int8 [K, N], or int4 as uint8 [K/2, N]; scale: [groups, N].
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from llvmlite import ir
 
-from lm.kernels.dense.packing import SIDE, of_blocks
+from lm.kernels.dense.packing import SIDE
 from lm.kernels.native.vectors import at, has, i64, written
 
 PERMISSION = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), asm/prctl.h
@@ -98,5 +98,5 @@ def _product(start: tuple[str, ...], builder: ir.IRBuilder, *args: ir.Value) -> 
     _assembly(builder, "\n".join(start + MULTIPLY), args, ["r"] * 8 + clobbered)
 
 
-# c = a · b, or c += a · b.
-multiply, multiply_add = (of_blocks(functools.partial(_product, start)) for start in (ZERO, LOAD))
+# c = a · b, or c += a · b, with the arguments of registers.block.
+multiply, multiply_add = (written(8)(functools.partial(_product, start)) for start in (ZERO, LOAD))

@@ -19,15 +19,6 @@ SIDE = 16  # rows of a tile
 TILE = 1024  # bytes of one
 
 
-def of_blocks(write: Callable[..., None]) -> Callable[..., None]:
-    """Return the compiled product of two groups of A and of B, c[32, 32], that write(builder, *args) writes.
-
-    steps: tiles of a group, at least 1. c_step: bytes from a row of c to the next; c_half: 16 of them. a_half, b_half: bytes
-    from a group to the next.
-    """
-    return written(8)(write)
-
-
 @functools.cache
 def packer(stored: str, packed: str, inputs_adjacent: bool, b: bool) -> Callable[[int, int, int], None]:
     """Return the compiled copy of 16 rows or columns into a tile, with 16 inputs of float32, or 32 of bfloat16.

@@ -63,14 +63,7 @@ VECTORS = 4 if has("avx512f") else 1  # of a tile of several rows that are summe
 
 
 def _pointer(kind: types.Type, llvm_kind: ir.Type) -> Callable[[int], Pointer]:
-    @intrinsic
-    def cast(typingctx: Context, address: types.Type) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            return builder.inttoptr(args[0], llvm_kind.as_pointer())
-
-        return types.CPointer(kind)(types.int64), codegen
-
-    return cast
+    return written(1, types.CPointer(kind))(lambda builder, address: builder.inttoptr(address, llvm_kind.as_pointer()))
 
 
 int8s, int16s, int32s = _pointer(types.int8, i8), _pointer(types.int16, i16), _pointer(types.int32, i32)
