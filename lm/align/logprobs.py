@@ -37,19 +37,18 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0,
 
 
 @contextlib.contextmanager
-def engine_values(model: Transformer, wanted: bool = True) -> Iterator[Transformer]:
+def engine_values(model: Transformer) -> Iterator[Transformer]:
     """Yield the model, in a context in which its values are those of the engine that samples from it, to the bit.
 
     As there, matrices are rounded to the compute dtype and activations are float32 (lm/infer/engine/local.py). Gradients are
-    those of training. wanted: False: yield the model as it is.
+    those of training.
     """
-    if not wanted:
-        yield model
-        return
     config = model.config
     model = nnx.merge(skeleton(dataclasses.replace(config, dtype="float32"))[0], nnx.split(model)[1])
-    head, about = model.embedding if config.tie_embeddings else model.head, jnp.finfo(config.dtype)
-    head[...] += lax.stop_gradient(lax.reduce_precision(head[...], about.nexp, about.nmant) - head[...])  # which is exact
+    name, about = "embedding" if config.tie_embeddings else "head", jnp.finfo(config.dtype)
+    w = getattr(model, name)[...]
+    rounded = w + lax.stop_gradient(lax.reduce_precision(w, about.nexp, about.nmant) - w)  # which is exact
+    setattr(model, name, getattr(model, name).replace(rounded))
     with rows_alone(config.dtype):
         yield model
 

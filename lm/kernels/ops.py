@@ -187,7 +187,7 @@ def row_sums(x: jax.Array) -> jax.Array:
 
 
 @operation(Backend("compiled", "cpu.row_sums", "cpu"))
-def row_logprobs(logits_SV: jax.Array, token_S: jax.Array, divisor_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+def row_logprobs(logits_SV: jax.Array, token_S: jax.Array, divisor_S: AnyArray) -> tuple[jax.Array, jax.Array]:
     """Return log p(token) of each row of logits / divisor and log Z, float32 [S]; compiled, a row's bits depend on it alone."""
 
 

@@ -5,6 +5,7 @@ drew the target), and the arrays that `prepared` adds. With shared prompts, rows
 (lm/align/rl/shared_prompts.py). Axes: B rollouts, G answers per prompt, T tokens.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -81,7 +82,7 @@ def values(config, model: Transformer, batch: dict, used_BT=None) -> tuple[Hidde
 
     With rl.require_equal they are those of the engine. used_BT: as in `logprobs_of`.
     """
-    with engine_values(model, config.rl.require_equal) as model:
+    with engine_values(model) if config.rl.require_equal else contextlib.nullcontext(model) as model:
         out = shared_prompts.hidden(model, batch)
         return out, *logprobs_of(model, out.x_BTD, batch["targets"], config.rollout.temperature or 1.0, used_BT)
 
