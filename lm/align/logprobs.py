@@ -10,8 +10,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.alone import rows_alone
 from lm.kernels.logprobs import target_logprobs
+from lm.kernels.ops import rows_alone
 from lm.model.linear import trainable
 from lm.model.transformer import Hidden, Transformer, skeleton
 from lm.parallel.mesh import spec, spec_of

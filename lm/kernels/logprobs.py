@@ -12,11 +12,10 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-from lm.kernels.alone import rounded_weights
 from lm.kernels.cpu.packed import pack
 from lm.kernels.head import Logits, chunk_of, exponentials, head_gradients, head_logits, joined, skipping, split, target_mask
 from lm.kernels.matmul import gathered
-from lm.kernels.ops import row_logprobs
+from lm.kernels.ops import rounded_weights, row_logprobs
 from lm.kernels.vocabulary import block_rows, gradients, statistics
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard

@@ -11,10 +11,12 @@ Axes: B batch, T tokens, S keys, D model, H query heads, G key/value heads, K he
 E experts, F hidden units, N rows, R sequences, P pages of a sequence.
 """
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
@@ -24,7 +26,6 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.kernels.alone import rounded_weights
 from lm.parallel.arrays import AnyArray
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import platform, ways
@@ -43,6 +44,33 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_WEIGHTS: contextvars.ContextVar[str | None] = contextvars.ContextVar("weights", default=None)
+
+
+@contextlib.contextmanager
+def rows_alone(weights: str = "") -> Iterator[None]:
+    """While a model is traced in this context, the bits of a row do not depend on the number of rows, on one device.
+
+    weights: "" in an engine, whose matrices are packed. Where a model is trained, the dtype to which matrices are rounded: what
+      it computes in float32 are then the values of the engine with such weights (lm/kernels/cpu/alone.py).
+    """
+    token = _WEIGHTS.set(weights)
+    try:
+        yield
+    finally:
+        _WEIGHTS.reset(token)
+
+
+def rows_are_alone() -> bool:
+    """Return whether the program that is traced computes rows alone."""
+    return _WEIGHTS.get() is not None and jax.sharding.get_abstract_mesh().size <= 1
+
+
+def rounded_weights(*_: object, **__: object) -> str:
+    """Return the dtype to which matrices are rounded in training with the values of an engine; "" elsewhere."""
+    return (_WEIGHTS.get() or "") if rows_are_alone() else ""
+
+
 class Backend(NamedTuple):
     """One way to compute an operation.
 
@@ -55,7 +83,7 @@ class Backend(NamedTuple):
     name: str
     module: str
     on: str = ""
-    when: Callable[..., bool] | None = None
+    when: Callable[..., object] | None = None
 
 
 REFERENCE = Backend("reference", "reference")
@@ -123,7 +151,7 @@ def _is_stored(how: str) -> Callable[..., bool]:
     return lambda *arguments, **_: how in [getattr(argument, "stored", "") for argument in arguments]
 
 
-ALONE = Backend("alone", "cpu.alone", "cpu", when=lambda *_, **__: rounded_weights() != "")  # has the values of an engine
+ALONE = Backend("alone", "cpu.alone", "cpu", when=rounded_weights)  # has the values of an engine
 
 
 # --- Products ---

@@ -9,8 +9,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.files.user_files import is_own, layer_part
-from lm.kernels.alone import rows_are_alone
-from lm.kernels.ops import silu_gated
+from lm.kernels.ops import rows_are_alone, silu_gated
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std, together
 from lm.parallel.context import length_axis

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.alone import rows_are_alone
-from lm.kernels.ops import rms_norm, row_sums
+from lm.kernels.ops import rms_norm, row_sums, rows_are_alone
 from lm.model.initializers import parameter
 
 

@@ -25,8 +25,8 @@ from lm.infer.engine.media import empty_vectors
 from lm.infer.engine.request import TOP
 from lm.infer.engine.sequence import Part
 from lm.infer.engine.weights import Program
-from lm.kernels.alone import rows_alone
 from lm.kernels.native.registered import compiled
+from lm.kernels.ops import rows_alone
 from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
 from lm.model.media import Vectors

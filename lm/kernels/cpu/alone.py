@@ -1,7 +1,7 @@
 """Operations of a model that is trained, with the values of the engine that samples from it, to the bit.
 
 Forward they call the compiled kernels of the engine, whose bits of a row depend on the row alone, with weights that are packed
-on the spot. Backward they are the ordinary operations of training. `rows_alone` (lm/kernels/alone.py) asks for them.
+on the spot. Backward they are the ordinary operations of training. `rows_alone` (lm/kernels/ops.py) asks for them.
 
 Axes as in lm/kernels/ops.py; M rows, K inputs, N outputs of a product.
 """
@@ -17,12 +17,12 @@ from jax.typing import DTypeLike
 
 from lm.kernels import matmul as ordinary
 from lm.kernels import ops
-from lm.kernels.alone import rounded_weights
 from lm.kernels.attention import Scoring, Visible
 from lm.kernels.cpu import packed
 from lm.kernels.cpu.pages import Pages, Places
 from lm.kernels.dense.attention import whole
 from lm.kernels.native.registered import compiled
+from lm.kernels.ops import rounded_weights
 from lm.parallel.mesh import reshard
 
 PAGE = 16  # tokens
