@@ -65,6 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.minibatches = 1  # updates per pass
     config.rl.correction = "none"  # importance weights for sampler-trainer mismatch: none, token, sequence
     config.rl.correction_cap = 2.0  # largest importance weight
+    config.rl.require_equal = False  # sampler and trainer compute the same log-probabilities, to the bit, or the run ends
     config.rl.mask_truncated = False  # exclude truncated rollouts from the loss
     config.rl.gamma = 1.0  # ppo: discount of later rewards
     config.rl.lam = 0.95  # ppo: λ of generalised advantage estimation

@@ -1,5 +1,9 @@
 """What objectives compute from a model: log-probabilities of tokens without the logits of a whole batch, and router losses."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,25 +11,19 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.logprobs import target_logprobs
-from lm.model.inputs import inputs_of
+from lm.kernels.ops import rows_alone
 from lm.model.linear import trainable
-from lm.model.transformer import Hidden, Transformer
+from lm.model.transformer import Hidden, Transformer, skeleton
 from lm.parallel.mesh import spec, spec_of
 from lm.train.step import router_loss
 
 
-def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0, used_BT=None) -> tuple[jax.Array, jax.Array]:
     """Return log p(target | earlier tokens) and the entropy of that distribution, each float32 [B, T] in nats.
 
-    batch: tokens, targets, segment_ids, positions, int32 [B, T]; other keys are ignored. Logits are divided by the temperature.
-    Only the first result has a gradient.
+    x_BTD: hidden states after the last norm. Logits are divided by the temperature. used_BT: bool, where results are needed;
+    elsewhere they may be 0. Only the first result has a gradient.
     """
-    x_BTD = model.hidden(inputs_of(batch)).x_BTD
-    return logprobs_of(model, x_BTD, batch["targets"], temperature)
-
-
-def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0, used_BT=None) -> tuple[jax.Array, jax.Array]:
-    """Do the same for hidden states after the last norm. used_BT: bool, where results are needed; elsewhere they may be 0."""
     config = model.config
     return target_logprobs(
         model.to_head(x_BTD),
@@ -36,6 +34,23 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0,
         temperature=temperature,
         used_BT=used_BT,
     )
+
+
+@contextlib.contextmanager
+def engine_values(model: Transformer) -> Iterator[Transformer]:
+    """Yield the model, in a context in which its values are those of the engine that samples from it, to the bit.
+
+    As there, matrices are rounded to the compute dtype and activations are float32 (lm/infer/engine/local.py). Gradients are
+    those of training.
+    """
+    config = model.config
+    model = nnx.merge(skeleton(dataclasses.replace(config, dtype="float32"))[0], nnx.split(model)[1])
+    name, about = "embedding" if config.tie_embeddings else "head", jnp.finfo(config.dtype)
+    w = getattr(model, name)[...]
+    rounded = w + lax.stop_gradient(lax.reduce_precision(w, about.nexp, about.nmant) - w)  # which is exact
+    setattr(model, name, getattr(model, name).replace(rounded))
+    with rows_alone(config.dtype):
+        yield model
 
 
 def rows(batch: dict) -> dict:

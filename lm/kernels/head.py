@@ -20,7 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from lm.kernels.matmul import gathered, partial_spec, reduced
-from lm.kernels.ops import product
+from lm.kernels.ops import Weight, matmul, product
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import context_ways
 from lm.parallel.mesh import platform, reshard, row_ways, spec, spec_of
@@ -111,9 +111,16 @@ def softcap_slope(capped: jax.Array, cap: float) -> jax.Array:
     return 1 - jnp.square(capped / cap)
 
 
-def head_logits(x_BTD: jax.Array, head_VD: jax.Array, softcap: float, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Return float32 logits [B, T, V] of hidden states and a gathered head of one dtype, rounded to `dtype` before the cap."""
-    logits = product("btd,vd->btv", x_BTD, head_VD, spec("rows", None, "vocab"))
+def head_logits(x_BTD: jax.Array, head: Weight, softcap: float, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Return float32 logits [B, T, V] of hidden states and a gathered head of one dtype, rounded to `dtype` before the cap.
+
+    head: [V, D], or packed from its transpose.
+    """
+    if isinstance(head, jax.Array):
+        logits = product("btd,vd->btv", x_BTD, head, spec("rows", None, "vocab"))
+    else:
+        x_BTD, out = reshard(x_BTD, None, None, None), ("rows", None, "vocab")
+        logits = reshard(matmul("btd,dv->btv", x_BTD, head, dtype=jnp.float32, out=out), *out)
     return softcapped(logits.astype(dtype).astype(jnp.float32), softcap)
 
 

@@ -12,10 +12,13 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
+from lm.kernels.cpu.packed import pack
 from lm.kernels.head import Logits, chunk_of, exponentials, head_gradients, head_logits, joined, skipping, split, target_mask
 from lm.kernels.matmul import gathered
+from lm.kernels.ops import rounded_weights, row_logprobs
 from lm.kernels.vocabulary import block_rows, gradients, statistics
 from lm.parallel.arrays import PyTree
+from lm.parallel.mesh import reshard
 
 
 @jax.named_scope("head_loss")
@@ -60,14 +63,21 @@ def _values(
         found = statistics(x_BTD, head_VD, targets_BT, how._replace(part=rows))
         used = 1.0 if used_BT is None else used_BT
         return (found.label - found.logz) * used, found.entropy * used, found.logz
-    head = gathered(head_VD.astype(how.dtype))
+    weights = rounded_weights()
+    head = pack(head_VD.T, 8 * jnp.dtype(weights).itemsize) if weights else gathered(head_VD.astype(how.dtype))
 
     def some(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
         x, targets = inputs
-        logits = head_logits(x, head, how.softcap, how.rounded) / how.temperature
+        capped = head_logits(x, head, how.softcap, how.rounded)
+        logits = capped / how.temperature
         top, below, e, z = exponentials(logits)
         # With p = e/Z and log p = below − log Z: the entropy is log Z − Σ e·below / Z.
         entropy = jnp.log(z) - jnp.sum(e * below, axis=-1) / z
+        if weights:  # as an engine computes them, to the bit
+            rows = reshard(capped, None, None, None).reshape(-1, capped.shape[-1]), reshard(targets, None, None).reshape(-1)
+            found = row_logprobs(*rows, jnp.full(targets.size, how.temperature, jnp.float32))
+            logp, logz = (reshard(x.reshape(targets.shape), "rows", None) for x in found)
+            return None, (logp, entropy, logz)
         label = jnp.sum(jnp.where(target_mask(logits, targets), below, 0.0), axis=-1)
         return None, (label - jnp.log(z), entropy, top + jnp.log(z))
 

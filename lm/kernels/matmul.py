@@ -39,7 +39,7 @@ def _forward(
     return product_of_rows(equation, rounded(x, dtype), gathered(rounded(w, dtype)), spec(*out), dtype=dtype), (x, w)
 
 
-def _backward(
+def gradients(
     equation: str,
     dtype: DTypeLike,
     out: tuple[str | None, ...],
@@ -47,6 +47,7 @@ def _backward(
     residuals: tuple[jax.Array, jax.Array],
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of x and w from that of the result, dy, by products in `dtype`. residuals: (x, w)."""
     x, w = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
     of_x, of_w = f"{y_axes},{w_axes}->{x_axes}", f"{x_axes},{y_axes}->{w_axes}"
@@ -58,7 +59,7 @@ def _backward(
     return dx, dw.astype(w.dtype)
 
 
-matmul.defvjp(_forward, _backward)
+matmul.defvjp(_forward, gradients)
 
 
 def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:

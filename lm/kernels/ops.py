@@ -11,10 +11,12 @@ Axes: B batch, T tokens, S keys, D model, H query heads, G key/value heads, K he
 E experts, F hidden units, N rows, R sequences, P pages of a sequence.
 """
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
@@ -42,6 +44,33 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_WEIGHTS: contextvars.ContextVar[str | None] = contextvars.ContextVar("weights", default=None)
+
+
+@contextlib.contextmanager
+def rows_alone(weights: str = "") -> Iterator[None]:
+    """While a model is traced in this context, the bits of a row do not depend on the number of rows, on one device.
+
+    weights: "" in an engine, whose matrices are packed. Where a model is trained, the dtype to which matrices are rounded: what
+      it computes in float32 are then the values of the engine with such weights (lm/kernels/cpu/alone.py).
+    """
+    token = _WEIGHTS.set(weights)
+    try:
+        yield
+    finally:
+        _WEIGHTS.reset(token)
+
+
+def rows_are_alone() -> bool:
+    """Return whether the program that is traced computes rows alone."""
+    return _WEIGHTS.get() is not None and jax.sharding.get_abstract_mesh().size <= 1
+
+
+def rounded_weights(*_: object, **__: object) -> str:
+    """Return the dtype to which matrices are rounded in training with the values of an engine; "" elsewhere."""
+    return (_WEIGHTS.get() or "") if rows_are_alone() else ""
+
+
 class Backend(NamedTuple):
     """One way to compute an operation.
 
@@ -54,7 +83,7 @@ class Backend(NamedTuple):
     name: str
     module: str
     on: str = ""
-    when: Callable[..., bool] | None = None
+    when: Callable[..., object] | None = None
 
 
 REFERENCE = Backend("reference", "reference")
@@ -122,12 +151,16 @@ def _is_stored(how: str) -> Callable[..., bool]:
     return lambda *arguments, **_: how in [getattr(argument, "stored", "") for argument in arguments]
 
 
+ALONE = Backend("alone", "cpu.alone", "cpu", when=rounded_weights)  # has the values of an engine
+
+
 # --- Products ---
 
 
 @operation(
     Backend("packed", "cpu.packed", when=_is_stored("packed")),
     Backend("integers", "quantize", when=_is_stored("integers")),
+    ALONE,
     Backend("low precision", "low_precision", when=lambda *_, precision="none", **__: precision != "none"),
     Backend("mixed precision", "matmul"),
 )
@@ -177,8 +210,13 @@ def embedding(table_VD: "jax.Array | Packed", tokens_BT: jax.Array, dtype: DType
 
 
 @operation(Backend("compiled", "cpu.row_sums", "cpu"))
-def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
-    """Return the float32 sums of x over its last axes, which stay with length 1; compiled, a row's bits depend on it alone."""
+def row_sums(x: jax.Array) -> jax.Array:
+    """Return the float32 sums of x over its last axis, which stays with length 1; compiled, a row's bits depend on it alone."""
+
+
+@operation(Backend("compiled", "cpu.row_sums", "cpu"))
+def row_logprobs(logits_SV: jax.Array, token_S: jax.Array, divisor_S: AnyArray) -> tuple[jax.Array, jax.Array]:
+    """Return log p(token) of each row of logits / divisor and log Z, float32 [S]; compiled, a row's bits depend on it alone."""
 
 
 @operation(Backend("compiled", "dense.fused", "cpu"))
@@ -201,6 +239,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) ->
     Backend("ring", "ring", when=lambda *_, **__: context_ways() > 1),
     Backend("splash", "tpu.attention", "tpu"),
     Backend("triton", "gpu.attention", "gpu"),
+    ALONE,
     Backend("compiled", "dense.attention", "cpu"),
     Backend("blocks", "attention"),
 )

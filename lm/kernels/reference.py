@@ -67,9 +67,16 @@ def embedding(table_VD: jax.Array | Packed, tokens_BT: jax.Array, dtype: DTypeLi
     return reshard(table_VD, None, None).at[tokens_BT].get(out_sharding=spec("batch", axis, None)).astype(dtype)
 
 
-def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
+def row_logprobs(logits_SV: jax.Array, token_S: jax.Array, divisor_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """By logsumexp."""
+    scaled_SV = logits_SV / divisor_S[:, None]
+    logz_S = jax.nn.logsumexp(scaled_SV, axis=-1)
+    return jnp.take_along_axis(scaled_SV, token_S[:, None], axis=1)[:, 0] - logz_S, logz_S
+
+
+def row_sums(x: jax.Array) -> jax.Array:
     """A sum, whose bits may depend on the number of rows."""
-    return jnp.sum(x.astype(jnp.float32), axis=tuple(range(-axes, 0)), keepdims=True)
+    return jnp.sum(x.astype(jnp.float32), axis=-1, keepdims=True)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, alone: bool = False) -> jax.Array:

@@ -14,6 +14,7 @@ from lm.config import Adapter, ModelConfig, Quantization
 from lm.kernels.ops import bidirectional_attention
 from lm.kernels.saved import saved
 from lm.model import feed_forward
+from lm.model.initializers import stacked
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
 
@@ -62,12 +63,7 @@ class EncoderLayer(nnx.Module):
 def encoder_layers(config: ModelConfig, name: str, key_bias: bool, rngs: nnx.Rngs) -> EncoderLayer:
     """Return the layers of `config.vision` or `config.audio` as one module; each parameter has the leading axis "layers"."""
 
-    @nnx.split_rngs(splits=getattr(config, name).num_layers)
-    @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-    def stack(rngs: nnx.Rngs) -> EncoderLayer:
-        return EncoderLayer(config, name, key_bias, rngs)
-
-    return stack(rngs)
+    return stacked(getattr(config, name).num_layers, lambda rngs: EncoderLayer(config, name, key_bias, rngs), rngs)
 
 
 class Projector(nnx.Module):

@@ -9,10 +9,9 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.files.user_files import is_own, layer_part
-from lm.kernels.ops import silu_gated
+from lm.kernels.ops import rows_are_alone, silu_gated
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std, together
-from lm.model.norms import rows_are_alone
 from lm.parallel.context import length_axis
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -2,12 +2,14 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+M = TypeVar("M", bound=nnx.Module)
 STD = 0.02  # of every matrix, as in GPT-2 and Llama
 
 # The role of a parameter decides how it is updated: weight decay is for matrices, and μP scales the learning rate of
@@ -49,3 +51,9 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float = STD) -> jax.Arra
 def gaussian(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
     """Return float32 samples of N(0, std²)."""
     return jnp.zeros(shape, jnp.float32) if _no_values.get() else std * jax.random.normal(key, shape, jnp.float32)
+
+
+def stacked(repeats: int, build: Callable[[nnx.Rngs], M], rngs: nnx.Rngs) -> M:
+    """Return `repeats` modules build(rngs) as one; each parameter has the leading axis "layers"."""
+    of_each = nnx.vmap(build, in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    return nnx.split_rngs(splits=repeats)(of_each)(rngs)

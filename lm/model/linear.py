@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from lm.config import ModelConfig
 from lm.kernels.cpu.packed import Packed
-from lm.kernels.ops import Weight, matmul, product
+from lm.kernels.ops import Weight, matmul, product, rounded_weights
 from lm.kernels.quantize import Integers, dequantize, quantize
 from lm.model.initializers import STD, gaussian, parameter
 from lm.parallel.context import length_axis
@@ -92,13 +92,13 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, axis: str = "length") -> jax.Array:
         """Return y. axis: the logical axis of T in y [B, T, …], "length" or "sequence" (lm/parallel/context.py)."""
         out = tuple([axis if name == "length" else name for name in self.out])
-        return self.completed(
-            x, matmul(self.equation, x, stored(self.weight), dtype=self.dtype, out=out, precision=self.precision), out
-        )
+        # An engine merges adapters; its values take the same product.
+        w = self.full() if hasattr(self, "lora_a") and rounded_weights() else stored(self.weight)
+        return self.completed(x, matmul(self.equation, x, w, dtype=self.dtype, out=out, precision=self.precision), out)
 
     def completed(self, x: jax.Array, y: jax.Array, out: tuple[str | None, ...]) -> jax.Array:
         """Return the product y of x with the adapter's part and the bias."""
-        if hasattr(self, "lora_a"):
+        if hasattr(self, "lora_a") and not rounded_weights():
             y = self._adapted(x, y, out)
         return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 

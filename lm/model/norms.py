@@ -1,32 +1,12 @@
 """Normalisation."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.ops import rms_norm, row_sums
+from lm.kernels.ops import rms_norm, row_sums, rows_are_alone
 from lm.model.initializers import parameter
-
-_ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
-
-
-@contextlib.contextmanager
-def rows_alone() -> Iterator[None]:
-    """While a model is traced in this context, the bits of a norm's row do not depend on the number of rows, on one device."""
-    token = _ALONE.set(True)
-    try:
-        yield
-    finally:
-        _ALONE.reset(token)
-
-
-def rows_are_alone() -> bool:
-    return _ALONE.get() and jax.sharding.get_abstract_mesh().size <= 1
 
 
 def mean(x: jax.Array) -> jax.Array:

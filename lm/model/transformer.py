@@ -20,7 +20,7 @@ from lm.model.audio import AudioTower
 from lm.model.cache import Cache
 from lm.model.execution import layer_policy, through, unstacked
 from lm.model.feed_forward import feed_forward_sublayer
-from lm.model.initializers import STD, no_values, normal, parameter
+from lm.model.initializers import STD, no_values, normal, parameter, stacked
 from lm.model.inputs import Inputs, Memory, Step, steps_of
 from lm.model.linear import Linear, Score, scaled_output, stored
 from lm.model.media import with_media, with_vectors
@@ -123,7 +123,8 @@ class Transformer(nnx.Module):
             self.position_embedding = parameter(normal(rngs, shape), ("replicated", "embed"), "embedding")
 
         self.stacks = nnx.List(
-            nnx.List(stacked_layers(config, kind, repeats, rngs) for kind in block) for block, repeats in config.stacks
+            nnx.List(stacked(repeats, functools.partial(Layer, config, kind), rngs) for kind in block)
+            for block, repeats in config.stacks
         )
         self.norm = layer_norm(config)
         if not config.tie_embeddings:
@@ -275,17 +276,6 @@ def routing(stats: dict[LayerPath, RouterStats | None]) -> Routing | None:
     parts = [[jnp.sum(getattr(of_stack, name)) for of_stack in known.values()] for name in ("balance", "z")]
     balance, z = (sum(of_stacks[1:], start=of_stacks[0]) for of_stacks in parts)
     return Routing(balance, z, {path: of_stack.load_E for path, of_stack in known.items()})
-
-
-def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx.Rngs) -> Layer:
-    """Return `repeats` layers of a kind as one module; each parameter has the leading axis "layers"."""
-
-    @nnx.split_rngs(splits=repeats)
-    @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-    def stack(rngs: nnx.Rngs) -> Layer:
-        return Layer(config, kind, rngs)
-
-    return stack(rngs)
 
 
 def build(config: ModelConfig, seed: int) -> nnx.State:

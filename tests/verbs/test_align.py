@@ -202,6 +202,27 @@ def test_rollouts_are_reported_as_trl_names_them(undisturbed):
     assert {"reward", "rewards/vowels"} <= report["after"].keys() and report["method"] == "grpo"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", (1.0, 0.7))
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_sampler_and_trainer_are_equal_in_a_thousand_steps(dtype, temperature, finished, here, tmp_path):
+    keys = {"rl.require_equal": True, "dtype": dtype, "rollout.temperature": temperature, "optimizer.learning_rate": 1e-4}
+    rare = {"steps": 1000, "checkpoint_every": 500, "valid_every": 0, "samples_every": 0}
+    aligned("grpo", tmp_path / "run", finished, here, **keys, **rare)
+    lines = runs.training(tmp_path / "run")
+    assert len(lines) == 1000 and lines[-1]["kl"] > 0
+    for line in lines:
+        assert line["sampling/sampling_logp_difference/max"] == 0 and line["ratio"] == 1
+
+
+def test_a_run_whose_sampler_and_trainer_differ_ends_at_once(finished, here, tmp_path):
+    line = command("grpo", tmp_path / "run", finished, here, **{"rl.require_equal": True, "valid_first": False})
+    done = runs.run([*line, "--kernels=attention=blocks"])
+    assert done.returncode == 1, done.stderr[-3000:]
+    said = [text for text in runs.plain_lines(done.stderr) if "rl.require_equal" in text]
+    assert len(said) == 1 and "in step 1 " in said[0] and "nats" in said[0], done.stderr[-3000:]
+
+
 ASKING = """
 import os
 

@@ -5,6 +5,7 @@ drew the target), and the arrays that `prepared` adds. With shared prompts, rows
 (lm/align/rl/shared_prompts.py). Axes: B rollouts, G answers per prompt, T tokens.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -13,11 +14,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from lm.align.logprobs import logprobs_of, reference_model, routers
+from lm.align.logprobs import engine_values, logprobs_of, reference_model, routers
 from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
 from lm.align.reference import starting_point
 from lm.align.rl import advantages, shared_prompts
-from lm.model.transformer import Transformer
+from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, Trainer, make_trainer, slices
 from lm.train.update import TrainState
 
@@ -35,7 +36,8 @@ def trainer(config, tokenizer, mesh: Mesh) -> tuple[Trainer, nnx.State | None]:
 def needs_preparation(config) -> bool:
     """Return whether `prepared` must add arrays to a batch. With one update and no reference, π_old is π and it need not."""
     rl = config.rl
-    return rl.algorithm == "ppo" or rl.epochs * rl.minibatches > 1 or rl.correction != "none" or rl.beta > 0
+    several = rl.algorithm == "ppo" or rl.epochs * rl.minibatches > 1
+    return several or rl.correction != "none" or rl.beta > 0 or rl.require_equal
 
 
 def prepared(graph, config) -> Callable:
@@ -48,21 +50,19 @@ def prepared(graph, config) -> Callable:
     2019, eq. 2). Advantages are generalised advantage estimates, whitened over the batch. Other algorithms: the batch already
     has group-relative advantages [B], shared by all tokens of a rollout.
     """
-    rl, temperature = config.rl, config.rollout.temperature or 1.0
+    rl = config.rl
 
     def prepare(params: nnx.State, frozen: nnx.State | None, batch: dict) -> dict:
         model = nnx.merge(graph, params)
         given, batch = batch, shared_prompts.flat(batch)
-        x_BTD = shared_prompts.hidden(model, batch).x_BTD
         drawn_BT = batch["weights"] > 0
-        old_BT, _ = logprobs_of(model, x_BTD, batch["targets"], temperature)
+        out, old_BT, _ = values(config, model, batch)
         added = {"old_logps": jnp.where(drawn_BT, old_BT, 0.0)}
         if frozen is not None:
-            reference = reference_model(model, frozen)
-            ref_BT, _ = logprobs_of(reference, shared_prompts.hidden(reference, batch).x_BTD, batch["targets"], temperature)
+            _, ref_BT, _ = values(config, reference_model(model, frozen), batch)
             added["ref_logps"] = jnp.where(drawn_BT, ref_BT, 0.0)
         if rl.algorithm == "ppo":
-            values_BT = jnp.where(drawn_BT, model.scores(x_BTD), 0.0)
+            values_BT = jnp.where(drawn_BT, model.scores(out.x_BTD), 0.0)
             after_BT = jnp.flip(jnp.cumsum(jnp.flip(batch["weights"], 1), 1), 1)  # drawn tokens from here on
             rewards_BT = jnp.where(drawn_BT & (after_BT == 1), batch["rewards"][:, None], 0.0)
             if frozen is not None:
@@ -75,6 +75,16 @@ def prepared(graph, config) -> Callable:
         return given | added
 
     return prepare
+
+
+def values(config, model: Transformer, batch: dict, used_BT=None) -> tuple[Hidden, jax.Array, jax.Array]:
+    """Return the hidden states of a flat batch, log p of its targets at the rollouts' temperature, and the entropies, in nats.
+
+    With rl.require_equal they are those of the engine. used_BT: as in `logprobs_of`.
+    """
+    with engine_values(model) if config.rl.require_equal else contextlib.nullcontext(model) as model:
+        out = shared_prompts.hidden(model, batch)
+        return out, *logprobs_of(model, out.x_BTD, batch["targets"], config.rollout.temperature or 1.0, used_BT)
 
 
 def objective(config) -> Objective:
@@ -93,7 +103,7 @@ def objective(config) -> Objective:
     rl.correction multiplies l_t by min(π_old / π_sampler, correction_cap), per token or per rollout, where π_sampler is the
     probability under the sampler (truncated importance sampling, Yao et al. 2025).
     """
-    rl, temperature = config.rl, config.rollout.temperature or 1.0
+    rl = config.rl
     is_ppo = rl.algorithm == "ppo"
     kind = "bnpo" if is_ppo else rl.loss
     longest = config.rollout.max_new_tokens * max(1, config.rollout.max_turns)
@@ -101,8 +111,7 @@ def objective(config) -> Objective:
     def loss(model: Transformer, batch: dict, frozen, *, train: bool, key=None) -> tuple[jax.Array, Sums]:
         batch = shared_prompts.flat(batch)
         weights_BT = batch["weights"]
-        out = shared_prompts.hidden(model, batch)
-        logp_BT, entropy_BT = logprobs_of(model, out.x_BTD, batch["targets"], temperature, weights_BT > 0)
+        out, logp_BT, entropy_BT = values(config, model, batch, weights_BT > 0)
         logp_BT = jnp.where(weights_BT > 0, logp_BT, 0.0)
         level = "sequence" if kind == "gspo" else "token"
         old_BT = batch.get("old_logps", lax.stop_gradient(logp_BT))

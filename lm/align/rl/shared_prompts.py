@@ -33,7 +33,8 @@ def answer_length(config, mesh: Mesh, group_size: int, width: int, shortest: int
     width, shortest: tokens of the longest and of the shortest prompt. Stages compute whole rows: prompts would be in a cache.
     """
     ways = row_ways(mesh) * config.accumulate * config.rl.minibatches
-    if not config.rl.share_prompts or mesh.shape["stage"] > 1 or config.batch_size // group_size % ways:
+    shares = config.rl.share_prompts and not config.rl.require_equal  # the engine's values are computed for whole rows
+    if not shares or mesh.shape["stage"] > 1 or config.batch_size // group_size % ways:
         return 0
     after = config.rollout.max_new_tokens if config.rollout.max_turns == 1 else config.sequence_length + 1 - shortest
     return after * pays(model_config_of(config), group_size, width, after)

@@ -15,9 +15,14 @@ from lm.align.rl import advantages, shared_prompts
 from lm.align.rl.objective import needs_preparation, prepared
 from lm.align.rl.rewards import Rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, arrays, seed_of
+from lm.errors import Ended
 from lm.parallel.mesh import place_rows
 
 GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
+UNEQUAL = (
+    "log-probabilities of sampler and trainer differ by up to {:.2g} nats. One CPU computes equal ones, for models without "
+    "experts and latent attention; else set rl.require_equal=False"
+)
 
 
 class RolloutStream:
@@ -73,6 +78,8 @@ class RolloutStream:
             batch = self._prepare(params, self.frozen, batch)
             apart = differences(*(batch[name] for name in ("old_logps", "sampler_logps", "weights")))
             metrics |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
+            if config.rl.require_equal and (largest := float(apart["max"])) != 0:
+                raise Ended(f"rl.require_equal: in step {step} {UNEQUAL.format(largest)}")
         self._returned = time.perf_counter()
         return batch, metrics | {"seconds/rollout": sampled - begin, "seconds/reward": scored - sampled}
 

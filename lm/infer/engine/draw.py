@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lm.kernels.ops import row_logprobs
 from lm.parallel.arrays import AnyArray, PyTree
 from lm.parallel.mesh import reshard, spec
 
@@ -113,8 +114,7 @@ def _drawn(
     if top < 0:
         largest_S = jnp.max(logits_SV, axis=-1) / jnp.where(settings.temperature_S > 0, settings.temperature_S, 1.0)
         return Drawn(token_S, jnp.zeros(S), ~jnp.isfinite(largest_S), None)
-    logz_S = jax.nn.logsumexp(logits_SV / settings.divisor_S[:, None], axis=-1)
-    logp_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0] / settings.divisor_S - logz_S
+    logp_S, logz_S = row_logprobs(logits_SV, token_S, settings.divisor_S)
     found = None
     if top:
         values, ids = lax.top_k(logits_SV, top)

@@ -26,10 +26,10 @@ from lm.infer.engine.request import TOP
 from lm.infer.engine.sequence import Part
 from lm.infer.engine.weights import Program
 from lm.kernels.native.registered import compiled
+from lm.kernels.ops import rows_alone
 from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
 from lm.model.media import Vectors
-from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable, empty_layers
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard, row_ways, spec

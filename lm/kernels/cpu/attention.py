@@ -9,7 +9,7 @@ not depend on the tokens beside it, to the bit.
 import numpy as np
 from numba import njit
 
-from lm.kernels.cpu.blocks import fetch, few_scores_into, keys_into, rows_into, slots_into, values_into
+from lm.kernels.cpu.blocks import by_width, fetch, few_scores_into, keys_into, rows_into, slots_into, values_into
 from lm.kernels.cpu.transposes import MAX
 from lm.kernels.native import calls
 from lm.kernels.native.calls import (
@@ -25,7 +25,7 @@ from lm.kernels.native.calls import (
     size,
     width_of,
 )
-from lm.kernels.native.scores import KEYS, LOW, exp, exponentials, mask, multiply_scores, softcapped
+from lm.kernels.native.scores import KEYS, LOW, exp, exponentials, mask, multiply_scores, scale_by, softcapped
 from lm.kernels.native.vectors import BLOCK, Pointer, float32s, int8s, int32s, int64s, largest, rows_of, scalar, tile
 
 TOKENS, QUERIES = 32, 48  # of a unit of work, at most; a query is one head of a token
@@ -42,15 +42,8 @@ def scales_into(out: int, scales: int, slots: int, heads: int, head: int) -> Non
         float32s(out)[j] = half(scales + (int64s(slots)[j] * heads + head) * 2)
 
 
-@njit(error_model="numpy")
-def scale_by(address: int, count: int, factor: np.float32) -> None:
-    x = float32s(address)
-    for i in range(count):
-        x[i] *= factor
-
-
 scores_of, add_copied = tile("float32", False), tile("float32", True)
-add_float32, add_bfloat16, add_int8 = add_copied, tile("bfloat16", True), tile("int8", True)
+add_tile = by_width(add_copied, tile("bfloat16", True), tile("int8", True))
 
 
 @njit(error_model="numpy")
@@ -74,12 +67,7 @@ def add_values(width: int, count: int, p: int, some: int, values: int, step: int
         while m < count:
             rows = rows_of(count - m)
             x, w, y = p + m * KEYS * 4, values + column * width, sums + (m * columns + column) * 4
-            if width == 4:
-                add_float32(rows, x, KEYS * 4, w, step, some, y, columns * 4)
-            elif width == 2:
-                add_bfloat16(rows, x, KEYS * 4, w, step, some, y, columns * 4)
-            else:
-                add_int8(rows, x, KEYS * 4, w, step, some, y, columns * 4)
+            add_tile(width, rows, x, KEYS * 4, w, step, some, y, columns * 4)
             m += rows
 
 
@@ -183,12 +171,12 @@ def soften(
             s[j] = softcapped(s[j], cap)
     mask(s, low, high)
     new = max(top[0], largest(scores, KEYS))
-    added = exponentials(s, new)
+    added = exponentials(s, KEYS, np.float32(1.0), new)
     if new > top[0]:
         shrink = exp(top[0] - new)
         top[0] = new
         total[0] *= shrink
-        scale_by(sums, step, shrink)
+        scale_by(float32s(sums), step, shrink)
     total[0] += added
     if v_scales:
         multiply_scores(s, float32s(v_scales))
@@ -332,11 +320,8 @@ def attend(frame: Pointer) -> None:
     words[Q], words[K_PAGES], words[V_PAGES] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, ARGUMENTS, 2)
     words[K_SCALES] = data(frame, ARGUMENTS, 3) if size(frame, ARGUMENTS, 3, 0) else 0
     words[V_SCALES] = data(frame, ARGUMENTS, 4) if size(frame, ARGUMENTS, 4, 0) else 0
-    words[TABLES], words[SEQUENCES], words[PLACES] = (
-        data(frame, ARGUMENTS, 5),
-        data(frame, ARGUMENTS, 6),
-        data(frame, ARGUMENTS, 7),
-    )
+    words[TABLES], words[SEQUENCES] = data(frame, ARGUMENTS, 5), data(frame, ARGUMENTS, 6)
+    words[PLACES] = data(frame, ARGUMENTS, 7)
     words[SINKS] = data(frame, ARGUMENTS, 8) if size(frame, ARGUMENTS, 8, 0) else 0
     words[OUT], words[TILES], words[SPLIT] = data(frame, RESULTS, 0), tiles, split
     words[HEADS], words[GROUPS], words[VALUE] = H, G, V

@@ -49,6 +49,7 @@ def _layout(stored: str) -> tuple[Callable[..., None], Callable[..., None], Call
 
     @njit(error_model="numpy")
     def keys(rows: int, offset: int, K: int, out: int, later: int) -> None:
+        """Write the transposed keys of a block, float32 [K, KEYS]. later: rows to fetch, or 0."""
         whole = K // some * some
         for first in range(0, KEYS, LANES):
             for k in range(0, whole, some):
@@ -62,6 +63,10 @@ def _layout(stored: str) -> tuple[Callable[..., None], Callable[..., None], Call
 
     @njit(error_model="numpy")
     def few_scores(count: int, rows: int, begin: int, end: int, offset: int, K: int, q: int, out: int, later: int) -> None:
+        """Write the scores of a few queries, q [count, K], and the keys of positions begin … end of a block: out [count, KEYS].
+
+        Keys are not stored as floats. count: at most MAX. K: a multiple of 32. later: as in `keys`.
+        """
         for first in range(0, KEYS, LANES):
             if later:
                 fetch(later, first, first + LANES, offset, K * width)
@@ -70,6 +75,7 @@ def _layout(stored: str) -> tuple[Callable[..., None], Callable[..., None], Call
 
     @njit(error_model="numpy")
     def values(rows: int, offset: int, V: int, out: int, step: int) -> None:
+        """Write the values of a block, float32 [KEYS, step]."""
         whole = V // LANES * LANES
         for j in range(KEYS):
             row, to = int64s(rows)[j] + offset, out + j * step * 4
@@ -81,44 +87,20 @@ def _layout(stored: str) -> tuple[Callable[..., None], Callable[..., None], Call
     return keys, few_scores, values
 
 
-keys_float32, scores_float32, values_float32 = _layout("float32")
-keys_bfloat16, scores_bfloat16, values_bfloat16 = _layout("bfloat16")
-keys_int8, scores_int8, values_int8 = _layout("int8")
+def by_width(*functions: Callable[..., None]) -> Callable[..., None]:
+    """Return the compiled function (width, *arguments) that calls one of three for stored numbers of 4, 2 and 1 bytes."""
+    of_floats, of_halves, of_bytes = functions
+
+    @njit(error_model="numpy")
+    def call(width, *arguments):  # type: ignore[no-untyped-def]
+        if width == 4:
+            of_floats(*arguments)
+        elif width == 2:
+            of_halves(*arguments)
+        else:
+            of_bytes(*arguments)
+
+    return call
 
 
-@njit(error_model="numpy")
-def keys_into(width: int, rows: int, offset: int, K: int, out: int, later: int) -> None:
-    """Write the transposed keys of a block, float32 [K, KEYS]. width: bytes of a stored number. later: rows to fetch, or 0."""
-    if width == 4:
-        keys_float32(rows, offset, K, out, later)
-    elif width == 2:
-        keys_bfloat16(rows, offset, K, out, later)
-    else:
-        keys_int8(rows, offset, K, out, later)
-
-
-@njit(error_model="numpy")
-def few_scores_into(
-    width: int, count: int, rows: int, begin: int, end: int, offset: int, K: int, q: int, out: int, later: int
-) -> None:
-    """Write the scores of a few queries, q [count, K], and the keys of positions begin … end of a block: out [count, KEYS].
-
-    Keys are not stored as floats. count: at most MAX. K: a multiple of 32. width, later: as in `keys_into`.
-    """
-    if width == 4:
-        scores_float32(count, rows, begin, end, offset, K, q, out, later)
-    elif width == 2:
-        scores_bfloat16(count, rows, begin, end, offset, K, q, out, later)
-    else:
-        scores_int8(count, rows, begin, end, offset, K, q, out, later)
-
-
-@njit(error_model="numpy")
-def values_into(width: int, rows: int, offset: int, V: int, out: int, step: int) -> None:
-    """Write the values of a block, float32 [KEYS, step]."""
-    if width == 4:
-        values_float32(rows, offset, V, out, step)
-    elif width == 2:
-        values_bfloat16(rows, offset, V, out, step)
-    else:
-        values_int8(rows, offset, V, out, step)
+keys_into, few_scores_into, values_into = map(by_width, *map(_layout, ("float32", "bfloat16", "int8")))

@@ -88,57 +88,43 @@ def task(job: int) -> None:
     calls.leave(job)
 
 
-@njit(error_model="numpy")
-def quantized(x: int, rows: int, inputs: int, padded: int, chunk: int, out: int, scales: int) -> None:
-    """Write x [rows, inputs] as int16 [rows, padded] and a float32 scale for each chunk of a row: x ≈ scale · integer.
+def _rounding(most: float, integers: Callable[[int], Pointer], integer: type[np.signedinteger]) -> Callable[..., None]:
+    """Return the compiled rounding of activations to integers of at most ±`most`, which `integers` writes."""
+    width, top_integer = np.dtype(integer).itemsize, np.float32(most)
 
-    The largest number of a chunk becomes ±32767. A chunk with one that is not finite has the scale NaN.
-    """
-    step = (padded + chunk - 1) // chunk
-    magic = np.float32(12582912.0)  # 1.5·2²³: adding it rounds to an integer, which then stands in the low bits
-    for m in range(rows):
-        for c in range(step):
-            first = c * chunk
-            end = min(first + chunk, inputs)
-            values, integers = float32s(x + m * inputs * 4), int16s(out + m * padded * 2)
-            top = np.int32(0)  # bits of positive floats are ordered like the floats, and NaN is the largest
-            for k in range(first, end):
-                top = max(top, np.int32(bits_of_float(values[k]) & 0x7FFFFFFF))
-            largest = float_of_bits(top)
-            factor = np.float32(32767.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
-            for k in range(first, end):
-                integers[k] = np.int16(bits_of_float(values[k] * factor + magic))
-            for k in range(max(first, end), min(first + chunk, padded)):
-                integers[k] = 0
-            float32s(scales)[m * step + c] = largest / np.float32(32767.0) if top < 0x7F800000 else np.float32(np.nan)
+    @njit(error_model="numpy")
+    def quantized(x: int, rows: int, inputs: int, padded: int, chunk: int, out: int, scales: int, starts: int) -> None:
+        """Write x [rows, inputs] as integers [rows, padded] and a float32 scale for each chunk of a row: x ≈ scale · integer.
+
+        The largest number of a chunk becomes ±`most`. A chunk with one that is not finite has the scale NaN. For bytes also
+        where its sums start: weights are stored as w + 128 (packed.py), so at −128 · Σ x.
+        """
+        step = (padded + chunk - 1) // chunk
+        magic = np.float32(12582912.0)  # 1.5·2²³: adding it rounds to an integer, which then stands in the low bits
+        for m in range(rows):
+            for c in range(step):
+                first = c * chunk
+                end = min(first + chunk, inputs)
+                source, to = float32s(x + m * inputs * 4), integers(out + m * padded * width)
+                top, total = np.int32(0), np.int32(0)  # bits of positive floats are ordered like these, and NaN is the largest
+                for k in range(first, end):
+                    top = max(top, np.int32(bits_of_float(source[k]) & 0x7FFFFFFF))
+                largest = float_of_bits(top)
+                factor = top_integer / largest if largest > np.float32(1e-30) else np.float32(0.0)
+                for k in range(first, end):
+                    n = integer(bits_of_float(source[k] * factor + magic))
+                    to[k] = n
+                    total += np.int32(n)
+                for k in range(max(first, end), min(first + chunk, padded)):
+                    to[k] = 0
+                float32s(scales)[m * step + c] = largest / top_integer if top < 0x7F800000 else np.float32(np.nan)
+                if width == 1:
+                    int32s(starts)[m * step + c] = -128 * total
+
+    return quantized
 
 
-@njit(error_model="numpy")
-def quantized_bytes(x: int, rows: int, inputs: int, padded: int, chunk: int, out: int, scales: int, starts: int) -> None:
-    """Write x [rows, inputs] as int8 [rows, padded], and for each chunk of a row a float32 scale and where its sums start.
-
-    The largest number of a chunk becomes ±127. Weights are stored as w + 128 (packed.py), so sums start at −128 · Σ x.
-    """
-    step = (padded + chunk - 1) // chunk
-    magic = np.float32(12582912.0)  # as in `quantized`
-    for m in range(rows):
-        for c in range(step):
-            first = c * chunk
-            end = min(first + chunk, inputs)
-            values, integers = float32s(x + m * inputs * 4), int8s(out + m * padded)
-            top, total = np.int32(0), np.int32(0)
-            for k in range(first, end):
-                top = max(top, np.int32(bits_of_float(values[k]) & 0x7FFFFFFF))
-            largest = float_of_bits(top)
-            factor = np.float32(127.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
-            for k in range(first, end):
-                n = np.int8(bits_of_float(values[k] * factor + magic))
-                integers[k] = n
-                total += np.int32(n)
-            for k in range(max(first, end), min(first + chunk, padded)):
-                integers[k] = 0
-            float32s(scales)[m * step + c] = largest / np.float32(127.0) if top < 0x7F800000 else np.float32(np.nan)
-            int32s(starts)[m * step + c] = -128 * total
+quantized, quantized_bytes = _rounding(32767.0, int16s, np.int16), _rounding(127.0, int8s, np.int8)
 
 
 @njit(error_model="numpy")
@@ -158,17 +144,13 @@ def multiply(frame: Pointer) -> None:
     chunks = (padded + chunk - 1) // chunk
     memory = calls.malloc(rows * (padded * 2 + chunks * 8) + 64)
     words[X], words[X_SCALE], words[START] = memory + rows * chunks * 8, memory, rows * chunks * 4
-    words[K], words[CHUNK], words[GROUPS], words[W_SCALE] = (
-        padded,
-        chunk,
-        size(frame, ARGUMENTS, 2, 1),
-        data(frame, ARGUMENTS, 2),
-    )
-    x = data(frame, ARGUMENTS, 0)
+    words[K], words[CHUNK], words[GROUPS] = padded, chunk, size(frame, ARGUMENTS, 2, 1)
+    words[W_SCALE] = data(frame, ARGUMENTS, 2)
+    x, starts = data(frame, ARGUMENTS, 0), words[X_SCALE] + words[START]
     if kind == W8A8:
-        quantized_bytes(x, rows, inputs, padded, chunk, words[X], words[X_SCALE], words[X_SCALE] + words[START])
+        quantized_bytes(x, rows, inputs, padded, chunk, words[X], words[X_SCALE], starts)
     else:
-        quantized(x, rows, inputs, padded, chunk, words[X], words[X_SCALE])
+        quantized(x, rows, inputs, padded, chunk, words[X], words[X_SCALE], starts)
     run(frame, job, address_of(task))
     calls.free(memory)
 

@@ -4,30 +4,26 @@ A vector holds one value of each of 16 rows. A step reads as many values of a ro
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.core.cpu import CPUContext
-from numba.core.typing import Context, Signature
 
 from lm.kernels.native.vectors import (
     FLOATS,
     LANES,
     SIZE,
     WORDS,
-    Intrinsic,
     at,
     f32,
     i32,
     i64,
-    intrinsic,
     load,
     load_floats,
     multiply_add,
     splat,
     transpose_words,
+    written,
 )
 
 MAX = 4  # vectors that are multiplied at once
@@ -41,15 +37,10 @@ def transposed(stored: str) -> Callable[[int, int, int, int], None]:
     rows: address of the rows' addresses. offset: bytes to the first value in each. stored: their dtype.
     """
 
-    @intrinsic
-    def transpose(typingctx: Context, rows: types.Type, offset: types.Type, out: types.Type, out_step: types.Type) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            rows, offset, out, out_step = args
-            for c, column in enumerate(_columns(builder, rows, offset, stored)):
-                builder.store(column, at(builder, out, builder.mul(out_step, i64(c)), FLOATS), align=4)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 4), codegen
+    @written(4)
+    def transpose(builder: ir.IRBuilder, rows: ir.Value, offset: ir.Value, out: ir.Value, out_step: ir.Value) -> None:
+        for c, column in enumerate(_columns(builder, rows, offset, stored)):
+            builder.store(column, at(builder, out, builder.mul(out_step, i64(c)), FLOATS), align=4)
 
     return transpose
 
@@ -61,30 +52,12 @@ def products(stored: str) -> Callable[..., None]:
     count: vectors, 1 to MAX. x, y: float32, with steps in bytes. K: a multiple of STEP[stored].
     """
 
-    @intrinsic
-    def product(
-        typingctx: Context,
-        count: types.Type,
-        rows: types.Type,
-        offset: types.Type,
-        K: types.Type,
-        x: types.Type,
-        x_step: types.Type,
-        y: types.Type,
-        y_step: types.Type,
-    ) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            _products(builder, stored, *args)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 8), codegen
-
-    return product
+    return written(8)(functools.partial(_products, stored))
 
 
 def _products(
-    builder: ir.IRBuilder,
     stored: str,
+    builder: ir.IRBuilder,
     count: ir.Value,
     rows: ir.Value,
     offset: ir.Value,

@@ -13,12 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core.cpu import CPUContext
-from numba.core.typing import Context, Signature
 
-from lm.kernels.dense.packing import SIDE, of_blocks
-from lm.kernels.native.vectors import Intrinsic, at, has, i64, intrinsic
+from lm.kernels.dense.packing import SIDE
+from lm.kernels.native.vectors import at, has, i64, written
 
 PERMISSION = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), asm/prctl.h
 
@@ -46,26 +43,17 @@ def _assembly(builder: ir.IRBuilder, text: str, args: Sequence[ir.Value], constr
     builder.call(ir.InlineAsm(kind, text, ",".join(parts), side_effect=True), args)
 
 
-@intrinsic
-def configure(typingctx: Context, scratch: types.Type) -> Intrinsic:
+@written(1)
+def configure(builder: ir.IRBuilder, scratch: ir.Value) -> None:
     """Let this thread use tiles. scratch: address of 64 bytes."""
-
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        for n, word in enumerate(_palette()):
-            builder.store(i64(word), at(builder, args[0], i64(8 * n), i64))
-        _assembly(builder, "ldtilecfg ($0)", args, ["r"])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+    for n, word in enumerate(_palette()):
+        builder.store(i64(word), at(builder, scratch, i64(8 * n), i64))
+    _assembly(builder, "ldtilecfg ($0)", [scratch], ["r"])
 
 
-@intrinsic
-def release(typingctx: Context) -> Intrinsic:
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        _assembly(builder, "tilerelease", [], [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+@written(0)
+def release(builder: ir.IRBuilder) -> None:
+    _assembly(builder, "tilerelease", [], [])
 
 
 ZERO = tuple(f"tilezero %tmm{n}" for n in range(4))
@@ -110,5 +98,5 @@ def _product(start: tuple[str, ...], builder: ir.IRBuilder, *args: ir.Value) -> 
     _assembly(builder, "\n".join(start + MULTIPLY), args, ["r"] * 8 + clobbered)
 
 
-# c = a · b, or c += a · b.
-multiply, multiply_add = (of_blocks(functools.partial(_product, start)) for start in (ZERO, LOAD))
+# c = a · b, or c += a · b, with the arguments of registers.block.
+multiply, multiply_add = (written(8)(functools.partial(_product, start)) for start in (ZERO, LOAD))

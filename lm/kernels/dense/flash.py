@@ -24,7 +24,7 @@ from lm.kernels.native.calls import (
     size,
     width_of,
 )
-from lm.kernels.native.scores import LOW, exp
+from lm.kernels.native.scores import LOW, exp, exponentials, scale_by
 from lm.kernels.native.vectors import Pointer, float32s, float_of_bits, int32s, int64s, largest, uint16s
 
 KEYS = 512  # whose scores exist at once in the forward pass
@@ -52,25 +52,6 @@ def span(segments: Pointer, count: int) -> tuple[int, int]:
     for n in range(1, count):
         low, high = min(low, segments[n]), max(high, segments[n])
     return low, high
-
-
-# Without "contract": fused, scale·s − top would not be 0 for the largest score, but as large as the rounding error of `top`.
-@njit(error_model="numpy", fastmath={"reassoc"})
-def exponentials(s: Pointer, count: int, scale: np.float32, top: np.float32) -> np.float32:
-    """Replace scores by exp(scale·s − top), masked ones by 0. Return their sum."""
-    total = np.float32(0.0)
-    for j in range(count):
-        p = exp(s[j] * scale - top)
-        p = p if s[j] > LOW else np.float32(0.0) * s[j]
-        s[j] = p
-        total += p
-    return total
-
-
-@njit(error_model="numpy")
-def scale_by(x: Pointer, count: int, factor: np.float32) -> None:
-    for j in range(count):
-        x[j] *= factor
 
 
 @njit(error_model="numpy")
@@ -390,11 +371,8 @@ def register() -> None:
         if calls.is_call(frame):
             job = job_of(frame)
             words = int64s(job)
-            words[OUT], words[LOGZ], words[DOUT] = (
-                data(frame, ARGUMENTS, 4),
-                data(frame, ARGUMENTS, 5),
-                data(frame, ARGUMENTS, 6),
-            )
+            words[OUT], words[LOGZ] = data(frame, ARGUMENTS, 4), data(frame, ARGUMENTS, 5)
+            words[DOUT] = data(frame, ARGUMENTS, 6)
             words[DQ], words[DK], words[DV] = data(frame, RESULTS, 0), data(frame, RESULTS, 1), data(frame, RESULTS, 2)
             run(frame, job, address_of(task))
         return 0

@@ -6,62 +6,17 @@ of A, or columns of B, is one tile after the other along the inputs.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
-from numba.core.cpu import CPUContext
-from numba.core.typing import Context, Signature
 
-from lm.kernels.native.vectors import (
-    FLOATS,
-    LANES,
-    PAIRS,
-    WORDS,
-    Intrinsic,
-    at,
-    i16,
-    i32,
-    i64,
-    intrinsic,
-    load,
-    outlined,
-    transpose_words,
-)
+from lm.kernels.native.vectors import FLOATS, LANES, PAIRS, WORDS, at, i16, i32, i64, load, outlined, transpose_words, written
 
 llvm.initialize_native_asmparser()
 
 SIDE = 16  # rows of a tile
 TILE = 1024  # bytes of one
-
-
-def of_blocks(write: Callable[..., None]) -> Callable[..., None]:
-    """Return the compiled product of two groups of A and of B, c[32, 32], that write(builder, *args) writes.
-
-    steps: tiles of a group, at least 1. c_step: bytes from a row of c to the next; c_half: 16 of them. a_half, b_half: bytes
-    from a group to the next.
-    """
-
-    @intrinsic
-    def multiply(
-        typingctx: Context,
-        a: types.Type,
-        b: types.Type,
-        steps: types.Type,
-        c: types.Type,
-        c_step: types.Type,
-        c_half: types.Type,
-        a_half: types.Type,
-        b_half: types.Type,
-    ) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            write(builder, *args)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 8), codegen
-
-    return multiply
 
 
 @functools.cache
@@ -72,14 +27,10 @@ def packer(stored: str, packed: str, inputs_adjacent: bool, b: bool) -> Callable
     inputs of a row lie side by side, and rows a step apart; else the other way around. b: whether it is a tile of B.
     """
 
-    @intrinsic
-    def pack(typingctx: Context, source: types.Type, step: types.Type, tile: types.Type) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            name = f"pack.{stored}.{packed}.{'adjacent' if inputs_adjacent else 'apart'}.{'b' if b else 'a'}"
-            outlined(builder, name, args, functools.partial(_pack, stored, packed, inputs_adjacent, b))
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 3), codegen
+    @written(3)
+    def pack(builder: ir.IRBuilder, *args: ir.Value) -> None:
+        name = f"pack.{stored}.{packed}.{'adjacent' if inputs_adjacent else 'apart'}.{'b' if b else 'a'}"
+        outlined(builder, name, args, functools.partial(_pack, stored, packed, inputs_adjacent, b))
 
     return pack
 
@@ -132,25 +83,15 @@ def _rounded(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     return builder.call(ir.InlineAsm(kind, "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v"), [low, high])
 
 
-@intrinsic
-def round_row(typingctx: Context, floats: types.Type, out: types.Type) -> Intrinsic:
+@written(2)
+def round_row(builder: ir.IRBuilder, floats: ir.Value, out: ir.Value) -> None:
     """Write 32 floats as bfloat16."""
-
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        both = (load(builder, args[0], i64(n), FLOATS) for n in (0, 64))
-        builder.store(_rounded(builder, *both), at(builder, args[1], i64(0), WORDS), align=2)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    both = (load(builder, floats, i64(n), FLOATS) for n in (0, 64))
+    builder.store(_rounded(builder, *both), at(builder, out, i64(0), WORDS), align=2)
 
 
-@intrinsic
-def copy_row(typingctx: Context, floats: types.Type, out: types.Type) -> Intrinsic:
+@written(2)
+def copy_row(builder: ir.IRBuilder, floats: ir.Value, out: ir.Value) -> None:
     """Write 32 floats."""
-
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        for n in (0, 64):
-            builder.store(load(builder, args[0], i64(n), FLOATS), at(builder, args[1], i64(n), FLOATS), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    for n in (0, 64):
+        builder.store(load(builder, floats, i64(n), FLOATS), at(builder, out, i64(n), FLOATS), align=4)

@@ -11,8 +11,8 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils
 
-from lm.kernels.dense.packing import SIDE, TILE, of_blocks
-from lm.kernels.native.vectors import FLOATS, LANES, WORDS, at, has, i32, i64, load, multiply_add, outlined, splat
+from lm.kernels.dense.packing import SIDE, TILE
+from lm.kernels.native.vectors import FLOATS, LANES, WORDS, at, has, i32, i64, load, multiply_add, outlined, splat, written
 
 llvm.initialize_native_asmparser()
 
@@ -22,12 +22,17 @@ UNROLLED = 4  # words of a row of a tile
 
 
 def block(stored: str, adds: bool) -> Callable[..., None]:
-    """Return the compiled c[32, 32] = a · b, or with `adds` c += a · b, of numbers of `stored`."""
+    """Return the compiled product of two groups of A and of B, c[32, 32] = a · b, or with `adds` c += a · b.
 
+    Its arguments are a, b, steps (tiles of a group, at least 1), c, c_step (bytes from a row of c to the next), c_half (16 of
+    them), a_half and b_half (bytes from a group to the next).
+    """
+
+    @written(8)
     def write(builder: ir.IRBuilder, *args: ir.Value) -> None:
         outlined(builder, f"block.{stored}.{adds}", args, functools.partial(_block, stored, adds))
 
-    return of_blocks(write)
+    return write
 
 
 def _block(

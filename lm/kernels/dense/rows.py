@@ -133,11 +133,8 @@ def start(frame: Pointer, kind: int) -> None:
     units = calls.size(frame, calls.RESULTS, 1, 0) if kind == NORM_GRADIENTS else 1 if few else min(rows, 64)
     job = calls.new_job(units)
     words = int64s(job)
-    words[ROWS], words[COUNT], words[WIDTH] = (
-        rows,
-        calls.size(frame, calls.ARGUMENTS, 0, 1),
-        calls.width_of(frame, calls.ARGUMENTS, 0),
-    )
+    words[ROWS], words[COUNT] = rows, calls.size(frame, calls.ARGUMENTS, 0, 1)
+    words[WIDTH] = calls.width_of(frame, calls.ARGUMENTS, 0)
     words[KIND], words[A], words[B] = kind, calls.data(frame, calls.ARGUMENTS, 0), calls.data(frame, calls.ARGUMENTS, 1)
     words[OUT], words[OUT2], words[C], words[SCALE] = calls.data(frame, calls.RESULTS, 0), 0, 0, words[B]
     if kind == GATED_GRADIENTS or kind == NORM_GRADIENTS:

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.core.cpu import CPUContext
 from numba.core.typing import Context, Signature
 
-from lm.kernels.native.vectors import Intrinsic, Pointer, i32, i64, int32s, int64s, intrinsic
+from lm.kernels.native.vectors import Intrinsic, Pointer, i32, i64, int32s, int64s, intrinsic, written
 
 API, CONTEXT, ARGUMENTS, RESULTS, ATTRIBUTES = 2, 3, 9, 14, 20  # words of XLA_FFI_CallFrame; the last three are lists
 DTYPE, DATA, SIZES = 2, 3, 5  # words of XLA_FFI_Buffer
@@ -74,44 +74,28 @@ def add(typingctx: Context, address: types.Type, x: types.Type) -> Intrinsic:
     return types.int64(types.int64, types.int64), codegen
 
 
-@intrinsic
-def malloc(typingctx: Context, size: types.Type) -> Intrinsic:
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i64, [i64]), "malloc"), args)
-
-    return types.int64(types.int64), codegen
+@written(1, types.int64)
+def malloc(builder: ir.IRBuilder, size: ir.Value) -> ir.Value:
+    return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i64, [i64]), "malloc"), [size])
 
 
-@intrinsic
-def free(typingctx: Context, address: types.Type) -> Intrinsic:
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        kind = ir.FunctionType(ir.VoidType(), [i64])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "free"), args)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+@written(1)
+def free(builder: ir.IRBuilder, address: ir.Value) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [i64])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "free"), [address])
 
 
-@intrinsic
-def give_way(typingctx: Context) -> Intrinsic:
+@written(0)
+def give_way(builder: ir.IRBuilder) -> None:
     """Let another thread have the processor."""
-
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        if sys.platform != "win32":
-            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i32, []), "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    if sys.platform != "win32":
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i32, []), "sched_yield"), [])
 
 
-@intrinsic
-def call_word(typingctx: Context, function: types.Type, argument: types.Type) -> Intrinsic:
+@written(2, types.int64)
+def call_word(builder: ir.IRBuilder, function: ir.Value, argument: ir.Value) -> ir.Value:
     """Call a C function by its address with one word. Return its word."""
-
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        return builder.call(builder.inttoptr(args[0], ir.FunctionType(i64, [i64]).as_pointer()), [args[1]])
-
-    return types.int64(types.int64, types.int64), codegen
+    return builder.call(builder.inttoptr(function, ir.FunctionType(i64, [i64]).as_pointer()), [argument])
 
 
 @intrinsic

@@ -1,14 +1,11 @@
 """The product of a tile of integer activations and weights, in LLVM's operations (vectors.py), exact in int32."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.core.cpu import CPUContext
-from numba.core.typing import Context, Signature
 
 from lm.kernels.native.vectors import (
     BLOCK,
@@ -16,7 +13,6 @@ from lm.kernels.native.vectors import (
     LANES,
     PAIRS,
     WORDS,
-    Intrinsic,
     at,
     cases,
     f32,
@@ -24,11 +20,11 @@ from lm.kernels.native.vectors import (
     i8,
     i32,
     i64,
-    intrinsic,
     load,
     load_floats,
     multiply_add,
     splat,
+    written,
 )
 
 
@@ -59,34 +55,14 @@ def integer_tile(kind: str) -> Callable[..., None]:
     are multiples of 4.
     """
 
-    @intrinsic
-    def product(
-        typingctx: Context,
-        rows: types.Type,
-        x: types.Type,
-        x_step: types.Type,
-        w: types.Type,
-        K: types.Type,
-        chunk: types.Type,
-        x_scale: types.Type,
-        x_scale_step: types.Type,
-        start: types.Type,
-        w_scale: types.Type,
-        share: types.Type,
-        y: types.Type,
-        y_step: types.Type,
-    ) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            for count, vectors, first in cases(builder, args[0]):
-                x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step = args[1:]
-                w = builder.add(w, builder.mul(first, i64(KINDS[kind].stride // BLOCK)))
-                w_scale = builder.add(w_scale, builder.mul(first, i64(2)))
-                y = builder.add(y, builder.mul(first, i64(4)))
-                scales = x_scale, x_scale_step, start, w_scale, share
-                _integer_tile(builder, count, vectors, KINDS[kind], x, x_step, w, K, chunk, *scales, y, y_step)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 13), codegen
+    @written(13)
+    def product(builder: ir.IRBuilder, rows: ir.Value, *args: ir.Value) -> None:
+        x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step = args
+        for count, vectors, first in cases(builder, rows):
+            sizes = ((w, KINDS[kind].stride // BLOCK), (w_scale, 2), (y, 4))
+            w_here, scale_here, y_here = (builder.add(a, builder.mul(first, i64(size))) for a, size in sizes)
+            scales = x_scale, x_scale_step, start, scale_here, share
+            _integer_tile(builder, count, vectors, KINDS[kind], x, x_step, w_here, K, chunk, *scales, y_here, y_step)
 
     return product
 

@@ -49,13 +49,20 @@ def multiply_scores(s: Pointer, factors: Pointer) -> None:
         s[j] *= factors[j]
 
 
-@njit(error_model="numpy", fastmath={"contract", "reassoc"})
-def exponentials(s: Pointer, top: np.float32) -> np.float32:
-    """Replace scores by exp(s − top); masked ones by 0. Return their sum."""
+# Without "contract": fused, scale·s − top would not be 0 for the largest score, but as large as the rounding error of `top`.
+@njit(error_model="numpy", fastmath={"reassoc"})
+def exponentials(s: Pointer, count: int, scale: np.float32, top: np.float32) -> np.float32:
+    """Replace scores by exp(scale·s − top), masked ones by 0. Return their sum."""
     total = np.float32(0.0)
-    for j in range(KEYS):
-        p = exp(s[j] - top)
+    for j in range(count):
+        p = exp(s[j] * scale - top)
         p = p if s[j] > LOW else np.float32(0.0) * s[j]
         s[j] = p
         total += p
     return total
+
+
+@njit(error_model="numpy")
+def scale_by(x: Pointer, count: int, factor: np.float32) -> None:
+    for j in range(count):
+        x[j] *= factor

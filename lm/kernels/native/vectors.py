@@ -5,6 +5,7 @@ floats is one register with AVX-512, two with AVX2 and four with NEON.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -31,6 +32,28 @@ Intrinsic: TypeAlias = tuple[Signature, Lower]  # what numba wants of a function
 intrinsic: Callable[[Callable[..., Intrinsic]], Callable[..., Any]] = extending.intrinsic
 
 
+def written(count: int, returns: types.Type = types.void) -> Callable[[Callable[..., ir.Value | None]], Callable[..., Any]]:
+    """Return a decorator that makes a compiled function of `count` int64 of a function that writes its LLVM operations.
+
+    That function gets the builder and the arguments, and returns the value of type `returns`, or None for void.
+    """
+
+    def declare(write: Callable[..., ir.Value | None]) -> Callable[..., Any]:
+        def function(typingctx: Context, *kinds: types.Type) -> Intrinsic:
+            def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
+                value = write(builder, *args)
+                return context.get_dummy_value() if value is None else value
+
+            return returns(*[types.int64] * count), codegen
+
+        names = ["typingctx", *[f"x{n}" for n in range(count)]]  # numba would pass *kinds as one tuple
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return intrinsic(function)
+
+    return declare
+
+
 def has(feature: str) -> bool:
     """Return whether the processor that numba compiles for has a feature, in LLVM's words."""
     return f"+{feature}" in (vars(config)["CPU_FEATURES"] or get_host_cpu_features().flatten()).split(",")
@@ -40,14 +63,7 @@ VECTORS = 4 if has("avx512f") else 1  # of a tile of several rows that are summe
 
 
 def _pointer(kind: types.Type, llvm_kind: ir.Type) -> Callable[[int], Pointer]:
-    @intrinsic
-    def cast(typingctx: Context, address: types.Type) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            return builder.inttoptr(args[0], llvm_kind.as_pointer())
-
-        return types.CPointer(kind)(types.int64), codegen
-
-    return cast
+    return written(1, types.CPointer(kind))(lambda builder, address: builder.inttoptr(address, llvm_kind.as_pointer()))
 
 
 int8s, int16s, int32s = _pointer(types.int8, i8), _pointer(types.int16, i16), _pointer(types.int32, i32)
@@ -133,27 +149,12 @@ def tile(stored: str, adds: bool) -> Callable[..., None]:
     stored: dtype of w; x and y are float32. rows is one of CASES. The steps are those from one row to the next.
     """
 
-    @intrinsic
-    def product(
-        typingctx: Context,
-        rows: types.Type,
-        x: types.Type,
-        x_step: types.Type,
-        w: types.Type,
-        w_step: types.Type,
-        K: types.Type,
-        y: types.Type,
-        y_step: types.Type,
-    ) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            for count, vectors, start in cases(builder, args[0]):
-                x, x_step, w, w_step, K, y, y_step = args[1:]
-                w = builder.add(w, builder.mul(start, i64(SIZE[stored])))
-                y = builder.add(y, builder.mul(start, i64(4)))
-                _tile(builder, count, vectors, stored, adds, x, x_step, w, w_step, K, y, y_step)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 8), codegen
+    @written(8)
+    def product(builder: ir.IRBuilder, rows: ir.Value, *args: ir.Value) -> None:
+        x, x_step, w, w_step, K, y, y_step = args
+        for count, vectors, start in cases(builder, rows):
+            w_here, y_here = (builder.add(a, builder.mul(start, i64(size))) for a, size in ((w, SIZE[stored]), (y, 4)))
+            _tile(builder, count, vectors, stored, adds, x, x_step, w_here, w_step, K, y_here, y_step)
 
     return product
 
@@ -208,13 +209,9 @@ def _tile(
 def converted(stored: str) -> Callable[[int, int], None]:
     """Return the compiled copy of 16 values of `stored` to floats."""
 
-    @intrinsic
-    def convert(typingctx: Context, address: types.Type, out: types.Type) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            builder.store(load_floats(builder, args[0], i64(0), stored), at(builder, args[1], i64(0), FLOATS), align=4)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), codegen
+    @written(2)
+    def convert(builder: ir.IRBuilder, address: ir.Value, out: ir.Value) -> None:
+        builder.store(load_floats(builder, address, i64(0), stored), at(builder, out, i64(0), FLOATS), align=4)
 
     return convert
 
@@ -223,36 +220,29 @@ def converted(stored: str) -> Callable[[int, int], None]:
 def scalar(stored: str) -> Callable[[int], np.float32]:
     """Return the compiled load of one value of `stored` as a float."""
 
-    @intrinsic
-    def one(typingctx: Context, address: types.Type) -> Intrinsic:
-        def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-            if stored == "float32":
-                return load(builder, args[0], i64(0), f32)
-            if stored == "int8":
-                return builder.sitofp(load(builder, args[0], i64(0), i8, align=1), f32)
-            bits = builder.zext(load(builder, args[0], i64(0), i16, align=2), i32)
-            return builder.bitcast(builder.shl(bits, i32(16)), f32)
-
-        return types.float32(types.int64), codegen
+    @written(1, types.float32)
+    def one(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+        if stored == "float32":
+            return load(builder, address, i64(0), f32)
+        if stored == "int8":
+            return builder.sitofp(load(builder, address, i64(0), i8, align=1), f32)
+        bits = builder.zext(load(builder, address, i64(0), i16, align=2), i32)
+        return builder.bitcast(builder.shl(bits, i32(16)), f32)
 
     return one
 
 
-@intrinsic
-def largest(typingctx: Context, address: types.Type, count: types.Type) -> Intrinsic:
+@written(2, types.float32)
+def largest(builder: ir.IRBuilder, address: ir.Value, count: ir.Value) -> ir.Value:
     """Return the maximum of `count` floats, a multiple of 32. NaN is ignored."""
-
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        tops = [cgutils.alloca_once(builder, FLOATS) for _ in range(2)]
-        for top in tops:
-            builder.store(ir.Constant(FLOATS, [float("-inf")] * LANES), top)
-        with cgutils.for_range(builder, builder.sdiv(args[1], i64(2 * LANES))) as loop:
-            for n, top in enumerate(tops):
-                offset = builder.add(builder.mul(loop.index, i64(8 * LANES)), i64(4 * LANES * n))
-                builder.store(_greater(builder, load(builder, args[0], offset, FLOATS), builder.load(top)), top)
-        return _top(builder, _greater(builder, *map(builder.load, tops)))
-
-    return types.float32(types.int64, types.int64), codegen
+    tops = [cgutils.alloca_once(builder, FLOATS) for _ in range(2)]
+    for top in tops:
+        builder.store(ir.Constant(FLOATS, [float("-inf")] * LANES), top)
+    with cgutils.for_range(builder, builder.sdiv(count, i64(2 * LANES))) as loop:
+        for n, top in enumerate(tops):
+            offset = builder.add(builder.mul(loop.index, i64(8 * LANES)), i64(4 * LANES * n))
+            builder.store(_greater(builder, load(builder, address, offset, FLOATS), builder.load(top)), top)
+    return _top(builder, _greater(builder, *map(builder.load, tops)))
 
 
 def _greater(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -275,15 +265,10 @@ def rows_of(left: int) -> int:
     return min(left, 4)
 
 
-@intrinsic
-def prefetch(typingctx: Context, address: types.Type) -> Intrinsic:
+@written(1)
+def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
     """Ask for the cache line at an address."""
-
-    def codegen(context: CPUContext, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        pointer = builder.inttoptr(args[0], i8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # to read, into the second cache, data
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+    pointer = builder.inttoptr(address, i8.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # to read, into the second cache, data

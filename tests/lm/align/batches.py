@@ -9,6 +9,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data.chat.example_batches import Sides, joined_pairs
+from lm.align.logprobs import logprobs_of
+from lm.model.inputs import inputs_of
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters, tiny_config
@@ -100,3 +102,8 @@ def _compiled(objective, config, training: bool, gradient: bool):
         return loss(params)[1], None
 
     return found
+
+
+def token_logprobs(model, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Return log p(target | earlier tokens) and the entropy, each [B, T], of a forward pass over whole rows."""
+    return logprobs_of(model, model.hidden(inputs_of(batch)).x_BTD, batch["targets"], temperature)

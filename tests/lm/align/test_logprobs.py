@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.align.logprobs import reference_model, token_logprobs
+from lm.align.logprobs import reference_model
 from lm.align.preference import answers_under
 from lm.config import Adapter, ModelConfig
 from lm.infer.engine.local import LocalEngine
@@ -18,6 +18,7 @@ from lm.kernels.logprobs import target_logprobs
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
+from tests.lm.align.batches import token_logprobs
 from tests.lm.examples import parameters
 from tests.lm.kernels.twins import logprobs_reference
 

@@ -10,13 +10,13 @@ from flax import nnx
 
 from configs.align import grpo, ppo
 from lm.align import settings
-from lm.align.logprobs import token_logprobs
 from lm.align.rl import objective as rl
 from lm.align.rl.stream import differences
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.train.step import make_trainer, model_config_of
+from tests.lm.align.batches import token_logprobs
 from tests.lm.examples import parameters
 from tests.slow import all_but
 

@@ -14,7 +14,6 @@ from configs.align import grpo
 from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.adapt import lora
-from lm.align.logprobs import token_logprobs
 from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
@@ -25,6 +24,7 @@ from lm.infer.engine.local import Drawn
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import model_config_of
+from tests.lm.align.batches import token_logprobs
 from tests.lm.examples import parameters
 
 TOOLS = open_tools(["calculator"])
