@@ -254,9 +254,10 @@ def against(workdir: Path, begin: Path) -> dict:
     from data.chat.conversations import read_examples
     from data.chat.example_encoding import Encoder
     from data.tasks.style import style
-    from lm.align.logprobs import token_logprobs
+    from lm.align.logprobs import logprobs_of
     from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out
     from lm.infer.engine.local import LocalEngine
+    from lm.model.inputs import inputs_of
 
     (tuned, tokenizer), (reference, _) = lm.load(workdir), lm.load(begin)
     encoder = Encoder(tokenizer)
@@ -271,7 +272,8 @@ def against(workdir: Path, begin: Path) -> dict:
         for name, rolled in rollouts.items()
     }
     batch = arrays(rollouts["tuned"], 96, tokenizer.pad_id)
-    before_BT = np.asarray(jax.jit(lambda batch: token_logprobs(reference, batch)[0])(batch))
+    states = jax.jit(lambda batch: reference.hidden(inputs_of(batch)).x_BTD)(batch)
+    before_BT = np.asarray(logprobs_of(reference, states, batch["targets"])[0])
     kl_B = np.sum((batch["sampler_logps"] - before_BT) * batch["weights"], axis=1)
     return {
         "wins": float(np.mean(0.5 + 0.5 * np.sign(scores["tuned"] - scores["start"]))),

@@ -137,8 +137,9 @@ def overflows(params: PyTree, direction: PyTree, rate: jax.Array) -> jax.Array:
 
     It is known before the new parameters, so these take the place of the old ones in one pass over memory.
     """
-    largest = jax.tree.map(lambda p, u: jnp.max(jnp.where(jnp.isfinite(p), jnp.abs(u), 0.0)), params, direction)
-    return ~jnp.all(jnp.isfinite(jnp.square(rate * jnp.stack(jax.tree.leaves(largest)))))
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(direction), strict=True)
+    largest = jnp.stack([jnp.max(jnp.where(jnp.isfinite(p), jnp.abs(u), 0.0)) for p, u in pairs])
+    return ~jnp.all(jnp.isfinite(jnp.square(rate * largest)))
 
 
 def with_balance(params: nnx.State, loads: dict[LayerPath, jax.Array], rate: float) -> nnx.State:

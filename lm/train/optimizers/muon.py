@@ -169,9 +169,7 @@ def newton_schulz(x: jax.Array, coefficients: Coefficients) -> jax.Array:
         whole = PartitionSpec(*spec[:-2], None, None)
         rows = PartitionSpec(*spec[:-2], split if size % parts_of(split) == 0 else None, None)
 
-    def norm(x: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(-2, -1), keepdims=True))
-
+    norm = functools.partial(jnp.linalg.norm, axis=(-2, -1), keepdims=True)
     more = "abcd"[: x.ndim - 2]
 
     def iteration(x: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -189,7 +187,7 @@ def newton_schulz(x: jax.Array, coefficients: Coefficients) -> jax.Array:
 
     is_measured = jnp.arange(len(coefficients)) == (0 if coefficients is POLAR_EXPRESS else -1)
     steps = jnp.array(coefficients, jnp.float32), is_measured
-    return lax.scan(iteration, (x / (norm(x) + EPS)).astype(dtype), steps)[0]
+    return lax.scan(iteration, (x / (norm(x.astype(jnp.float32)) + EPS)).astype(dtype), steps)[0]
 
 
 def shared_out(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]) -> tuple[list[PartitionSpec], int]:

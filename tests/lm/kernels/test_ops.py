@@ -36,7 +36,7 @@ def test_a_forced_backend_serves(monkeypatch):
     ("choice", "line"),
     [
         ("plain", "plain is no operation; use reference, or one of matmul"),
-        ("attention=best", "attention has no backend 'best'; it has ring, splash, triton, compiled, blocks, reference"),
+        ("attention=best", "attention has no backend 'best'; it has ring, splash, triton, alone, compiled, blocks, reference"),
         ("attention=splash", "--kernels=attention=splash: it does not compute this call on a cpu; leave it out"),
     ],
 )

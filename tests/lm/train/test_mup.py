@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.align.logprobs import token_logprobs
+from tests.lm.align.batches import token_logprobs
 from lm.model.transformer import skeleton
 from lm.train.optimizers.chain import role
 from lm.train.step import make_trainer, model_config_of, token_loss
