@@ -28,13 +28,8 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz"
 TEXTS = (".txt", ".md")  # one document each
 # Words in a file's name that say which split it holds. Without one it holds the test split.
 SPLITS = {
-    "train": "train",
-    "dev": "dev",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+    "train": "train", "dev": "dev", "val": "validation", "valid": "validation", "validation": "validation", "test": "test",
+}  # fmt: skip
 LABELS = "-labels.lst"  # PIQA's answers are in a separate file, one per line
 
 
