@@ -61,13 +61,8 @@ Example = Conversation | Pair | Labelled | Steps | Task
 
 # OpenAI's names, in the key `role`. `function` is its older name of `tool`.
 ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool",
+}  # fmt: skip
 # ShareGPT's names, in the key `from`.
 SPEAKERS = ROLES | {
     **dict.fromkeys(("human", "prompter"), "user"),

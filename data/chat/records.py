@@ -130,10 +130,11 @@ def _holds_lines(path: str) -> bool:
         value = json.loads(first.removeprefix(b"\xef\xbb\xbf").decode())
     except ValueError:
         return False
-    return isinstance(value, dict) and _wrapped(value) is None
+    return isinstance(value, dict) and wrapped(value) is None
 
 
-def _wrapped(value: dict) -> list | None:
+def wrapped(value: dict) -> list | None:
+    """Return the list of records that an object such as {"version": 1, "data": […]} holds, or None."""
     return next((value[key] for key in WRAPPERS if isinstance(value.get(key), list)), None)
 
 
@@ -145,8 +146,8 @@ def _objects(path: str) -> list[dict]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error}); write an array of objects, or one object a line") from error
     if isinstance(whole, dict):
-        wrapped = _wrapped(whole)
-        whole = [whole] if wrapped is None else wrapped
+        records = wrapped(whole)
+        whole = [whole] if records is None else records
     for number, item in enumerate(whole if isinstance(whole, list) else [whole], start=1):
         if not isinstance(item, dict):
             raise UserError(f"{path}: item {number} is a JSON {type(item).__name__}, not an object; write objects")

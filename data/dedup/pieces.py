@@ -22,16 +22,12 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|[。！？]+[”’�
 _DIGIT, _SYMBOLS = re.compile(r"\d"), re.compile(r"[^\w\s]+")
 
 
-def _ccnet(text: str) -> str:
-    return " ".join(_SYMBOLS.sub("", _DIGIT.sub("0", text.lower())).split())
-
-
 # What two equal pieces may differ in. "ccnet": also in digits and punctuation (Wenzek et al. 2020, section 3.2).
 NORMALISED: dict[str, Callable[[str], str]] = {
     "none": str,
     "whitespace": lambda text: " ".join(text.split()),
     "case": lambda text: " ".join(text.lower().split()),
-    "ccnet": _ccnet,
+    "ccnet": lambda text: " ".join(_SYMBOLS.sub("", _DIGIT.sub("0", text.lower())).split()),
 }
 
 

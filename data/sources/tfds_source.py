@@ -19,7 +19,7 @@ from lm.errors import UserError
 
 def is_known(name: str) -> bool:
     """Return whether the dataset of `name[/config][:version]` has a builder or is prepared on disk."""
-    return _dataset(name) in names()
+    return re.split(r"[/:]", name, maxsplit=1)[0] in names()
 
 
 def names() -> list[str]:
@@ -101,10 +101,6 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
     # A builder runs code of its author, which may raise any error: no such config or version, a missing module.
     except Exception as error:
         raise UserError(f"data.input={name!r} cannot be opened as a TFDS dataset: {_one_line(error)}") from error
-
-
-def _dataset(name: str) -> str:
-    return re.split(r"[/:]", name, maxsplit=1)[0]
 
 
 def _holds_dataset(folder: str) -> bool:

@@ -24,22 +24,11 @@ from data.tasks.verifiable import verifiable
 from lm.errors import UserError
 
 TASKS: dict[str, Callable[..., Iterator[dict]]] = {
-    "arithmetic": arithmetic,
-    "calculator": calculator,
-    "preferred_style": preferred_style,
-    "safety_world": safety_world,
-    "verifiable": verifiable,
-    "scenes": scenes,
-    "digits": digits,
-    "commands": commands,
-    "stockroom": stockroom,
+    task.__name__: task
+    for task in (arithmetic, calculator, preferred_style, safety_world, verifiable, scenes, digits, commands, stockroom)
 }
 # Generators of records {"text": str} for pretraining.
-CORPORA: dict[str, Callable[..., Iterator[dict]]] = {
-    "safety_text": safety_text,
-    "stockroom_text": stockroom_text,
-    "scenes_text": scenes_text,
-}
+CORPORA: dict[str, Callable[..., Iterator[dict]]] = {task.__name__: task for task in (safety_text, stockroom_text, scenes_text)}
 
 
 def task(

@@ -110,26 +110,16 @@ KINDS: dict[str, Draw] = {
     "punctuation:no_comma": _nothing,
 }
 LANGUAGE_KINDS = ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
-HELD_OUT_KINDS = (
-    "keywords:frequency",
-    "length_constraints:number_sentences",
-    "detectable_content:postscript",
-    "detectable_format:multiple_sections",
-    "detectable_format:title",
-    "startend:end_checker",
-    "change_case:capital_word_frequency",
+HELD_OUT_KINDS = tuple(
+    "keywords:frequency length_constraints:number_sentences detectable_content:postscript detectable_format:multiple_sections "
+    "detectable_format:title startend:end_checker change_case:capital_word_frequency".split()
 )
 TRAIN_KINDS = tuple(kind for kind in KINDS if kind not in LANGUAGE_KINDS + HELD_OUT_KINDS)
 NAMED = {"train": TRAIN_KINDS, "held_out": HELD_OUT_KINDS, "all": TRAIN_KINDS + HELD_OUT_KINDS}
 # These decide the form of the whole answer, so no other instruction stands beside them.
-ALONE = (
-    "language:response_language",
-    "detectable_format:constrained_response",
-    "detectable_format:json_format",
-    "combination:two_responses",
-    "combination:repeat_prompt",
-    "change_case:english_capital",
-    "change_case:english_lowercase",
+ALONE = tuple(
+    "language:response_language detectable_format:constrained_response detectable_format:json_format "
+    "combination:two_responses combination:repeat_prompt change_case:english_capital change_case:english_lowercase".split()
 )
 
 

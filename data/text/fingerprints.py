@@ -82,7 +82,7 @@ def _recorded(folder: Path) -> set[str]:
     try:
         content = (folder / TOKENIZER).read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
-        found = (_json(path).get("tokenizer") for path in folder.glob("data/*/dataset.json"))
+        found = (json_object(path).get("tokenizer") for path in folder.glob("data/*/dataset.json"))
         return {fingerprint for fingerprint in found if isinstance(fingerprint, str)}
     except UnicodeDecodeError:
         content = ""
@@ -91,7 +91,8 @@ def _recorded(folder: Path) -> set[str]:
     return {content}
 
 
-def _json(path: Path) -> dict:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; {} if it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -180,7 +181,7 @@ def check_input(folder: Path, input: str, found: Files | None, digest: Callable[
             f"data.input={input!r} is no longer there: using {folder}, which was prepared from it", file=sys.stderr, flush=True
         )
         return
-    record = _json(folder / INPUT)
+    record = json_object(folder / INPUT)
     if not ("digest" in record and isinstance(record.get("files"), list)):
         raise UserError(f"{folder / INPUT} is damaged; delete it to continue without comparing data.input={input!r}")
     if record["files"] == found:

@@ -12,6 +12,7 @@ closest-pair problem" (1997), for sampling by the high bits of a multiplicative 
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -41,7 +42,9 @@ def normalise(text: str | bytes) -> bytes:
     return (text.encode() if isinstance(text, str) else text).translate(_KEEP, _WHITESPACE)
 
 
-def batched(items: Iterable[Item], size_of: Callable[[Item], int], most_bytes: int, most: int) -> Iterator[list[Item]]:
+def batched(
+    items: Iterable[Item], size_of: Callable[[Item], int], most_bytes: int, most: int = sys.maxsize
+) -> Iterator[list[Item]]:
     """Yield batches of at least `most_bytes` or of `most` items; the last one may be smaller."""
     batch, size = [], 0
     for item in items:

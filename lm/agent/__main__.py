@@ -79,7 +79,7 @@ def main() -> None:
             done = run(model, tools, task, rules, name=name, tell=tell if is_terminal else lambda kind, text: None)
             if FLAGS.traces:
                 append(Path(FLAGS.traces), done)
-            print(shown_lines(done.answer) if done.finish == "answer" else "(no answer)", flush=True)
+            print("\n".join(map(shown, done.answer.splitlines())) if done.finish == "answer" else "(no answer)", flush=True)
             blocked = [] if is_terminal else [call for call in done.calls if call["outcome"] in ("denied", "refused")]
             if blocked:
                 why = f"{blocked[0]['name']}: {blocked[0]['reason']}"
@@ -155,10 +155,6 @@ def tell(kind: str, text: str) -> None:
     """Print what happens."""
     if kind != "answer":
         print(f"  {kind}: {shown(text)[:500]}", flush=True)
-
-
-def shown_lines(text: str) -> str:
-    return "\n".join(shown(line) for line in text.splitlines())
 
 
 if __name__ == "__main__":

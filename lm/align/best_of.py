@@ -136,10 +136,7 @@ def _settings(job: Job) -> dict[str, Any]:
     return {
         "best_of.n": config.best_of.n,
         "best_of.rows": config.best_of.rows,
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "init_from": config.init_from,
-        "rewards": config.rewards,
+        **{key: config[key] for key in ("seed", "dtype", "init_from", "rewards")},
         **{f"rollout.{key}": value for key, value in json.loads(json.dumps(config.rollout.to_dict())).items()},
         "tasks": f"{len(job.tasks)}, digest {hashlib.sha256(tasks.encode()).hexdigest()[:16]}",
     }

@@ -4,7 +4,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import ml_collections
@@ -71,7 +71,8 @@ def unknown_key(argv: list[str], path: str, config: ml_collections.ConfigDict, e
 
 def unknown_flag(name: str, config: ml_collections.ConfigDict | None = None) -> str:
     """Return the error message for a --NAME that there is not; it may be the name of a key."""
-    known = list(_flag_names())
+    by_module = flags.FLAGS.flags_by_module_dict().items()
+    known = [flag.name for module, own in by_module if not module.startswith(("absl", "tensorflow")) for flag in own]
     if note := needless(name):
         return f"--{name}: no such flag; {note}"
     meant = ours(name, known)
@@ -82,13 +83,6 @@ def unknown_flag(name: str, config: ml_collections.ConfigDict | None = None) -> 
             return f"--{name}: no such flag" + re.sub(r"did you mean (?!--)", "did you mean --config.", hint)
     near = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"--{name}: no such flag; " + (f"did you mean --{near[0]}?" if near else f"there are --{', --'.join(sorted(known))}")
-
-
-def _flag_names() -> Iterable[str]:
-    """Yield the flags of this command, without those of absl."""
-    own = {module for module in flags.FLAGS.flags_by_module_dict() if not module.startswith(("absl", "tensorflow"))}
-    for module in own:
-        yield from (flag.name for flag in flags.FLAGS.flags_by_module_dict()[module])
 
 
 def missing_value(error: Exception) -> str:

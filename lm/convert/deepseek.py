@@ -15,45 +15,19 @@ from lm.convert.rows import Family, Row, linear, same, table
 from lm.errors import UserError
 
 SHARED_DEFAULTS = {
-    **llama.DEFAULTS,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 128,
-    "v_head_dim": 128,
-    "moe_layer_freq": 1,
-}
+    **llama.DEFAULTS, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
+    "v_head_dim": 128, "moe_layer_freq": 1,
+}  # fmt: skip
 V2_DEFAULTS = {
-    **SHARED_DEFAULTS,
-    "vocab_size": 102400,
-    "first_k_dense_replace": 0,
-    "n_shared_experts": 2,
-    "moe_intermediate_size": 1407,
-    "routed_scaling_factor": 1.0,
-    "topk_method": "greedy",
-    "n_group": None,
-    "topk_group": None,
-    "num_experts_per_tok": None,
-}
+    **SHARED_DEFAULTS, "vocab_size": 102400, "first_k_dense_replace": 0, "n_shared_experts": 2, "moe_intermediate_size": 1407,
+    "routed_scaling_factor": 1.0, "topk_method": "greedy", "n_group": None, "topk_group": None, "num_experts_per_tok": None,
+}  # fmt: skip
 V3_DEFAULTS = {
-    **SHARED_DEFAULTS,
-    "vocab_size": 129280,
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "max_position_embeddings": 4096,
-    "first_k_dense_replace": 3,
-    "n_shared_experts": 1,
-    "moe_intermediate_size": 2048,
-    "routed_scaling_factor": 2.5,
-    "n_group": 8,
-    "topk_group": 4,
-    "num_experts_per_tok": 8,
-    "norm_topk_prob": True,
-    "rope_interleave": True,
-}
+    **SHARED_DEFAULTS, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
+    "num_attention_heads": 128, "num_key_value_heads": 128, "max_position_embeddings": 4096, "first_k_dense_replace": 3,
+    "n_shared_experts": 1, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4,
+    "num_experts_per_tok": 8, "norm_topk_prob": True, "rope_interleave": True,
+}  # fmt: skip
 
 
 def from_hf(hf: Mapping) -> ModelConfig:

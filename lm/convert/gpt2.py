@@ -10,16 +10,9 @@ from lm.convert.llama import ACTIVATION_NAMES, activation, decoder, refuse
 from lm.convert.rows import Family, Row, layer_norm, same, table
 
 DEFAULTS = {
-    "vocab_size": 50257,
-    "n_positions": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-}
+    "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 def from_hf(hf: Mapping) -> ModelConfig:

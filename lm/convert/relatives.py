@@ -11,14 +11,9 @@ from lm.convert.rows import Row, linear, same
 # Defaults of transformers' classes, where they are not Llama's.
 MISTRALS = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 QWENS = {
-    "vocab_size": 151936,
-    "intermediate_size": 22016,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
+    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768,
+    "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
+}  # fmt: skip
 
 
 def _mistral(hf: Mapping) -> dict:

@@ -23,13 +23,8 @@ from lm.progress import progress
 
 # --dtype -> the type of matrices, and general.file_type (llama.cpp's llama_ftype)
 TYPES = {
-    "f32": ("F32", 0),
-    "f16": ("F16", 1),
-    "bf16": ("BF16", 32),
-    "q8_0": ("Q8_0", 7),
-    "q4_0": ("Q4_0", 2),
-    "q4_1": ("Q4_1", 3),
-}
+    "f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2), "q4_1": ("Q4_1", 3),
+}  # fmt: skip
 STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 ENDS = ("token_embd.weight", "output.weight")  # of 8 bits where the others have 4, as in llama.cpp's own files
 FLOAT32 = ("ffn_gate_inp.", "position_embd.")  # matrices that stay float32

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.dedup.decontaminate import Report, benchmark, find
+from data.text.near_copies import batched
 from lm.errors import UserError
 from lm.evals.stats.measures import is_number, mean
 
@@ -33,7 +34,7 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
     """
     rows = [{"id": i, "text": item.text} for i, item in enumerate(items)]
     long, short = (Report(benchmark(rows, size, size, keep_symbols=False)) for size in (LONG, SHORT))
-    for batch in _batched(texts):
+    for batch in batched(texts, len, BATCH_CHARACTERS):
         for report in (long, short):
             report.add(find(batch, report.held))
     return [
@@ -48,17 +49,6 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
         }
         for i, item in enumerate(items)
     ]
-
-
-def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    yield batch
 
 
 def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, Any]:

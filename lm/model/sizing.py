@@ -17,20 +17,8 @@ from lm.model.moe import Balance
 from lm.model.pages import page_bytes
 from lm.model.transformer import skeleton
 
-PARTS = (
-    "embedding",
-    "attention",
-    "feed_forward",
-    "experts",
-    "shared_expert",
-    "router",
-    "norms",
-    "head",
-    "score",
-    "mtp",
-    "vision",
-    "audio",
-    "adapters",
+PARTS = tuple(
+    "embedding attention feed_forward experts shared_expert router norms head score mtp vision audio adapters".split()
 )
 
 

@@ -64,16 +64,13 @@ class Index:
             cosines = self.vectors_PD @ vector_D
             scores += (cosines - cosines.mean()) / max(float(cosines.std()), SPREAD)
         scores[(words == 0) & (scores < ALONE)] = -np.inf
-        only = self._only(question)
+        # The passages that alone hold some word of the question.
+        query = "SELECT rowid FROM passages WHERE passages MATCH ? LIMIT 2"
+        found = [self._file.execute(query, (f'"{word}"',)).fetchall() for word in words_of(question)]
+        only = {rows[0][0] for rows in found if len(rows) == 1}
         order = [n for n in np.argsort(-scores, kind="stable") if np.isfinite(scores[n])]
         best = [n for n in order if n in only or scores[n] >= SHARE * scores[order[0]]]
         return [self.passages[n] for n in sorted(best, key=lambda n: n not in only)[:count]]
-
-    def _only(self, question: str) -> set[int]:
-        """Return the passages that alone hold some word of the question."""
-        query = "SELECT rowid FROM passages WHERE passages MATCH ? LIMIT 2"
-        found = [self._file.execute(query, (f'"{word}"',)).fetchall() for word in words_of(question)]
-        return {rows[0][0] for rows in found if len(rows) == 1}
 
     def _by_words(self, question: str) -> list[tuple[int, float]]:
         """Return (passage, score) of those that share a word with the question: −bm25 of SQLite, so more is better."""

@@ -68,7 +68,7 @@ def from_arguments(arguments: Sequence[str]) -> list[Item]:
             found.append(note(sys.stdin.read()))
         elif _exists(path):
             found.extend(from_path(path))
-        elif _looks_like_a_path(argument):
+        elif " " not in argument and ("/" in argument or argument.endswith((*TEXTS, ".jsonl", ".pdf", ".docx"))):
             raise UserError(f"{strangers.short(argument)}: no such file or folder; put a note in quotes, with a space in it")
         else:
             found.append(note(argument))
@@ -157,7 +157,3 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a note that is longer than any file name
         return False
-
-
-def _looks_like_a_path(text: str) -> bool:
-    return " " not in text and ("/" in text or text.endswith((*TEXTS, ".jsonl", ".pdf", ".docx")))

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.text.near_copies import batched
 from lm.errors import UserError
 from lm.files import saving
 from lm.personal import key as keys
@@ -83,7 +84,8 @@ class Store:
             joined = small if new and len(small) >= MANY else []
             kept = [segment for segment in manifest["segments"] if segment not in joined]
             old = [item for segment in joined for item in self._segment(segment)]
-            manifest["segments"] = kept + [self._written(part) for part in _parts([*old, *new])]
+            parts = batched([*old, *new], lambda item: len(item.shown), SEGMENT)
+            manifest["segments"] = kept + [self._written(part) for part in parts]
             return new
 
     def forget(self, ids: Collection[str]) -> bool:
@@ -244,16 +246,3 @@ def _ids(manifest: Manifest) -> set[str]:
 def _files(home: Path) -> list[Path]:
     """Return the segments and blobs, and what a killed process left."""
     return [file for file in home.iterdir() if OURS.fullmatch(file.name)]
-
-
-def _parts(items: list[Item]) -> Iterator[list[Item]]:
-    """Yield runs of items of about SEGMENT bytes."""
-    part, size = [], 0
-    for item in items:
-        part.append(item)
-        size += len(item.shown)
-        if size >= SEGMENT:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part

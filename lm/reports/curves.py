@@ -44,7 +44,10 @@ def curves(lines: Sequence[dict], method: str | None = None, baselines: Mapping[
             def draw(ax: Axes, part=part, marks=marks, top=top) -> None:
                 _draw(ax, part, train, valid)
                 for baseline, value in marks.items():
-                    _mark(ax, baseline, value)
+                    ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+                    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+                    ax.annotate(f"{baseline} {value:.3f}", (1, value), (-3, 3), color=MUTED, **where)
+                    ax.margins(y=0.1)
                 ax.set_ylim(top=top)
 
             picture = svg(f"chart{len(charts)}", draw, tokens, unit=unit)
@@ -68,13 +71,6 @@ def _cut_off(train: Curve, valid: Curve) -> tuple[float, float | None]:
     later = np.concatenate([line[len(line) // 20 :] for line in lines])
     peak, top = max(values.max() for values in (train[1], valid[1]) if len(values)), later.max() + 0.1 * np.ptp(later)
     return float(peak), float(top) if peak > max(top, 1.3 * top) else None
-
-
-def _mark(ax: Axes, name: str, value: float) -> None:
-    ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
-    ax.annotate(f"{name} {value:.3f}", (1, value), (-3, 3), color=MUTED, **where)
-    ax.margins(y=0.1)
 
 
 def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[dict]) -> None:

@@ -79,13 +79,8 @@ LOSSES = {  # method: (note, unit) of its loss
 LEFT_OUT = ("step", "tokens", "skipped", "spike", "spikes", "rewinds", "skipped_batches", "mfu", "tflops")
 LEFT_OUT += ("reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
 LEFT_OUT += ("goodput", "stragglers/*", "system_*")
-FOLDED = (
-    "Learning rate",
-    "Gradient norm",
-    "Throughput",
-    "Clipped ratios",
-    "Sampler and trainer",
-)  # below the others, on the machine
+# Below the others, on the machine.
+FOLDED = ("Learning rate", "Gradient norm", "Throughput", "Clipped ratios", "Sampler and trainer")
 SCHEDULE = ("*learning_rate*",)  # curves given by a formula are not smoothed
 COLOURS = ("train", "valid", "third", "fourth", "fifth", "sixth")  # CSS variables of the page, for the curves of a chart
 

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 import xxhash
 
-from data.text.fingerprints import INPUT, TOKENIZER
+from data.text.fingerprints import INPUT, TOKENIZER, json_object
 from lm.bucket.places import with_paths
 from lm.errors import UserError
 from lm.runs.workdir import check_resumable
@@ -35,14 +35,14 @@ def data_of(workdir: Path) -> dict[str, Any]:
     name = tokenizer.read_text(errors="replace").strip() if tokenizer.is_file() else ""
     return {
         "tokenizer": name or None,
-        "prepared": {path.name: _json(path / INPUT).get("digest") for path in _prepared(workdir)},
+        "prepared": {path.name: json_object(path / INPUT).get("digest") for path in _prepared(workdir)},
     }
 
 
 def of(workdir: Path) -> dict[str, str]:
     """Return digests of the contents of the run's tokenizer and prepared data, as far as they are recorded."""
     data = data_of(workdir)
-    rows = [_json(path / "dataset.json").get("digests") for path in _prepared(workdir)]
+    rows = [json_object(path / "dataset.json").get("digests") for path in _prepared(workdir)]
     found = {"tokenizer": data["tokenizer"]} if data["tokenizer"] else {}
     for name, values in (("data", rows), ("input", data["prepared"].values())):
         if contents := [content for content in values if content]:
@@ -76,11 +76,3 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 def _prepared(workdir: Path) -> list[Path]:
     return sorted(path for path in workdir.glob("data/*") if path.is_dir() and not path.name.startswith("."))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

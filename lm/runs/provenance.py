@@ -3,6 +3,7 @@
 This module loads nothing slow, because curate.py and its worker processes import it.
 """
 
+import contextlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -135,10 +136,8 @@ def machine(devices: bool = True) -> dict:
         "python": platform.python_version(),
     }
     for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             answer[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     if not devices:
         return answer
     try:

@@ -21,24 +21,9 @@ from lm.files.untrusted import MAX_BYTES, check_inside, read_json, shown
 
 # The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the
 # tokenizer and the prepared data of the workdir depend on them. All other keys may change.
-IDENTITY = (
-    "method",
-    "objective",
-    "init_from",
-    "tokenizer",
-    "chat_template",
-    "seed",
-    "sequence_length",
-    "data",
-    "model",
-    "optimizer.name",
-    "optimizer.state_dtype",
-    "preference.loss",
-    "reward.kind",
-    "rl.algorithm",
-    "distill.kind",
-    "distill.teacher",
-    "checkpoint",
+IDENTITY = tuple(
+    "method objective init_from tokenizer chat_template seed sequence_length data model optimizer.name optimizer.state_dtype "
+    "preference.loss reward.kind rl.algorithm distill.kind distill.teacher checkpoint".split()
 )
 # Keys and sections that do not shape what a run learns: layout over devices, memory, logs, what is measured and what is kept.
 # The dial is compared by the keys that it sets. A run without a step left to train refuses other values of all other keys.
@@ -50,15 +35,9 @@ WITHOUT_EFFECT = tuple(
 )
 # Keys of IDENTITY sections that may change when a run resumes: those without effect, the data mixture, the precision of
 # products, weights of auxiliary losses, and the maximum context (the checkpoint itself checks the table of learned positions).
-RESUMABLE_KEYS = (
-    *WITHOUT_EFFECT,
-    "data.weights",
-    "model.quantized_training",
-    "model.moe.balance_loss",
-    "model.moe.router_z_loss",
-    "model.moe.bias_rate",
-    "model.moe.capacity_factor",
-    "model.max_positions",
+RESUMABLE_KEYS = WITHOUT_EFFECT + tuple(
+    "data.weights model.quantized_training model.moe.balance_loss model.moe.router_z_loss model.moe.bias_rate "
+    "model.moe.capacity_factor model.max_positions".split()
 )
 # Only trained weights depend on these, so they may change until the first checkpoint.
 UNTIL_TRAINED = ("model", "sequence_length", "optimizer.name", "optimizer.state_dtype")

@@ -18,19 +18,10 @@ from lm.serve.api.service import Service
 HERE = Path(__file__).parent / "templates"
 TYPES = {".css": "text/css", ".js": "text/javascript"}
 POLICY = (
-    "default-src 'none'",
-    "script-src 'self'",
-    "style-src 'self'",
-    "connect-src 'self'",
-    "img-src data:",
-    "media-src data:",
-    "base-uri 'none'",
-    "form-action 'none'",
-    "frame-ancestors 'none'",
-    "require-trusted-types-for 'script'",
-    "trusted-types 'none'",
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; media-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-HEADERS = limits.HEADERS | {"Content-Security-Policy": "; ".join(POLICY)}
+HEADERS = limits.HEADERS | {"Content-Security-Policy": POLICY}
 
 
 def router(service: Service) -> APIRouter:

@@ -15,22 +15,12 @@ from fastapi import FastAPI
 
 from lm.errors import UserError
 from lm.files.untrusted import shown
-from lm.serve import page
+from lm.serve import page, settings
 from lm.serve.api.app import make_app
 from lm.serve.api.limits import HEAD, REQUESTS, WAITING, Connection
 from lm.serve.api.service import Limits, Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import Watch
-from lm.serve.settings import (
-    adapter_count,
-    adapters_of,
-    app_settings,
-    bound,
-    name_of,
-    run_until_signal,
-    sampling_of,
-    watch_settings,
-)
 from lm.train.values import MAX
 
 FILES = 2 * (REQUESTS + WAITING)  # that are open at once
@@ -44,14 +34,14 @@ def opened(config) -> Iterator[Service]:
     from lm.infer.engine.open import open_engine
     from lm.infer.engine.room import Capacity
 
-    count = adapter_count(config)
+    count = settings.adapter_count(config)
     engine = open_engine(
         config.checkpoint,
         Capacity(config.rows, pages=config.blocks, cache_dtype=config.cache_dtype, queue=config.queue, context=config.context),
         dtype=config.dtype,
         quantize=config.quantize,
         speculate=config.speculate,
-        adapters=adapters_of(config),
+        adapters=settings.adapters_of(config),
         slots=Slots(count, config.adapters.rank, config.adapters.targets) if count else None,
     )
     try:
@@ -60,13 +50,13 @@ def opened(config) -> Iterator[Service]:
         file = config.chat_template
         yield Service(
             engine,
-            name_of(config),
+            settings.name_of(config),
             template=Path(file).read_text(encoding="utf-8") if file else chat_template_of(config.checkpoint),
             limits=Limits(**{field.name: config[field.name] for field in dataclasses.fields(Limits)}),
             adapter_dir=Path(config.adapters.dir) if config.adapters.dir else None,
             origin=config.checkpoint,
             towers=_towers(config, engine),
-            sampling=sampling_of(config),
+            sampling=settings.sampling_of(config),
         )
     finally:
         engine.close()
@@ -85,7 +75,7 @@ def _towers(config, engine):
             library("soundfile", "reading audio")
         return towers
     except UserError as error:
-        print(f"{name_of(config)}: no images and no sound: {shown(error)}", flush=True)
+        print(f"{settings.name_of(config)}: no images and no sound: {shown(error)}", flush=True)
         return None
 
 
@@ -94,18 +84,18 @@ def serve(config, workdir: Path) -> int:
     with opened(config) as service:
         if config.batch:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
-        sock = bound(config.host, config.port)
+        sock = settings.bound(config.host, config.port)
         if service.no_chat:
             print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
         service.engine.warm(adjusts=True)  # compiles, so that no request waits for it
         print(f"{service.name}: {memory(service.engine, config)}", flush=True)
-        engine, settings = service.engine, watch_settings(config)
-        service.watch = Watch(settings, workdir, engine, model_name=service.name, checkpoint=lambda: service.checkpoint)
+        engine, watched = service.engine, settings.watch_settings(config)
+        service.watch = Watch(watched, workdir, engine, model_name=service.name, checkpoint=lambda: service.checkpoint)
         try:
-            settings = app_settings(config)
+            limits = settings.app_settings(config)
             if service.towers is not None:  # their base64 has four characters for three bytes
-                settings = dataclasses.replace(settings, body_bytes=settings.body_bytes + config.media_bytes * 4 // 3)
-            listen(config, service, make_app(service, settings, (page.router(service),)), sock)
+                limits = dataclasses.replace(limits, body_bytes=limits.body_bytes + config.media_bytes * 4 // 3)
+            listen(config, service, make_app(service, limits, (page.router(service),)), sock)
         finally:
             service.watch.close()
     return 0
@@ -133,7 +123,7 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
         threading.Thread(target=watch, args=(service, config.checkpoint, config.watch, end), daemon=True).start()
     server = Server(app, service, config.drain, config.read_seconds)
     try:
-        run_until_signal(server, sock)
+        settings.run_until_signal(server, sock)
     finally:
         end.set()
         service.engine.close(config.drain)

@@ -207,12 +207,8 @@ def initial_params(config: ml_collections.ConfigDict, mesh: Mesh, tokenizer: Tok
         base, params = lora.with_adapter(base, params, wanted.adapter, config.seed)
     if wanted.score_head != base.score_head:
         base, params = with_score_head(base, params, wanted.score_head, config.seed)
-    _same(base, wanted, config.init_from)
-    return params
-
-
-def _same(base: ModelConfig, wanted: ModelConfig, init_from: str) -> None:
     for field in dataclasses.fields(ModelConfig):
         ours, theirs = getattr(wanted, field.name), getattr(base, field.name)
         if ours != theirs:
-            raise UserError(f"model.{field.name}={ours!r} differs from init_from={init_from}, which has {theirs!r}")
+            raise UserError(f"model.{field.name}={ours!r} differs from init_from={config.init_from}, which has {theirs!r}")
+    return params

@@ -24,46 +24,17 @@ BELOW_1 = ("data.valid_fraction", "optimizer.b1", "optimizer.b2", "optimizer.mom
 ABOVE_0 = ("epochs", "dial.tokens_per_parameter")
 # Minimum and maximum of each number.
 RANGES = {
-    "dial.depth": (0, 10_000),
-    "dial.aspect": (1, MAX),
-    "steps": (0, None),
-    "sequence_length": (2, MAX),
-    "batch_size": (1, MAX),
-    "accumulate": (0, MAX),
-    "seed": (0, SEEDS),
-    "checkpoint_every": (0, None),
-    "valid_every": (0, None),
-    "valid_batches": (1, None),
-    "max_skipped_in_row": (1, None),
-    "optimizer.warmup": (0, None),
-    "guard.window": (16, 4096),
-    "guard.warmup": (16, None),
-    "guard.threshold": (1, None),
-    "guard.high_steps": (0, None),
-    "guard.rewinds": (0, 1000),
-    "guard.lower_rate": (0, 1),
-    "guard.lower_steps": (0, None),
-    "keep_last": (1, None),
-    "keep_every": (0, None),
-    "keep_hours": (0, None),
-    "watchdog.timeout": (0, None),
-    "watchdog.other": (0, None),
-    "watchdog.compare_every": (0, None),
-    "watchdog.slower": (1, None),
-    "evals.every": (0, None),
-    "mesh.slices": (1, None),
-    "data.max_bytes": (1, None),
-    "data.max_valid_bytes": (0, None),
-    "data.tokenizer_sample_bytes": (1, None),
-    "data.new_pieces": (0, 1_000_000),
-    "data.max_examples": (1, None),
-    "data.max_valid_examples": (0, None),
-    "rollout.max_new_tokens": (1, MAX),
-    "rollout.max_prompt_tokens": (1, MAX),
-    "rollout.max_turns": (1, MAX),
-    "samples_every": (0, None),
-    "num_samples": (0, None),
-}
+    "dial.depth": (0, 10_000), "dial.aspect": (1, MAX), "steps": (0, None), "sequence_length": (2, MAX), "batch_size": (1, MAX),
+    "accumulate": (0, MAX), "seed": (0, SEEDS), "checkpoint_every": (0, None), "valid_every": (0, None),
+    "valid_batches": (1, None), "max_skipped_in_row": (1, None), "optimizer.warmup": (0, None), "guard.window": (16, 4096),
+    "guard.warmup": (16, None), "guard.threshold": (1, None), "guard.high_steps": (0, None), "guard.rewinds": (0, 1000),
+    "guard.lower_rate": (0, 1), "guard.lower_steps": (0, None), "keep_last": (1, None), "keep_every": (0, None),
+    "keep_hours": (0, None), "watchdog.timeout": (0, None), "watchdog.other": (0, None), "watchdog.compare_every": (0, None),
+    "watchdog.slower": (1, None), "evals.every": (0, None), "mesh.slices": (1, None), "data.max_bytes": (1, None),
+    "data.max_valid_bytes": (0, None), "data.tokenizer_sample_bytes": (1, None), "data.new_pieces": (0, 1_000_000),
+    "data.max_examples": (1, None), "data.max_valid_examples": (0, None), "rollout.max_new_tokens": (1, MAX),
+    "rollout.max_prompt_tokens": (1, MAX), "rollout.max_turns": (1, MAX), "samples_every": (0, None), "num_samples": (0, None),
+}  # fmt: skip
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -79,7 +50,14 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         if (value := _value(config, key)) is not None and not 0 < value < math.inf:
             raise UserError(f"{key}={value} must be above 0")
     if config.data.get("new_pieces"):
-        _check_growth(config)
+        asked = f"data.new_pieces={config.data.new_pieces}"
+        if not config.init_from:
+            raise UserError(f"{asked} needs init_from, a model whose vocabulary grows; for a new model, set model.vocab_size")
+        if config.model.adapter.rank:
+            raise UserError(
+                f"{asked} needs training of all weights, since an adapter does not train the embedding: "
+                "set model.adapter.rank=0"
+            )
     parse_trackers(config.get("trackers", ""))  # raises UserError
     steps = profiled_steps(config.profile)
     if steps and config.epochs is None and config.steps is not None and steps[0] > config.steps:
@@ -106,17 +84,6 @@ def _value(config: ml_collections.ConfigDict, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if value is not None else None
     return value
-
-
-def _check_growth(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError for a vocabulary that cannot grow, or whose new pieces would not be trained."""
-    asked = f"data.new_pieces={config.data.new_pieces}"
-    if not config.init_from:
-        raise UserError(f"{asked} needs init_from, a model whose vocabulary grows; for a new model, set model.vocab_size")
-    if config.model.adapter.rank:
-        raise UserError(
-            f"{asked} needs training of all weights, since an adapter does not train the embedding: set model.adapter.rank=0"
-        )
 
 
 def profiled_steps(text: str) -> range:

@@ -36,7 +36,8 @@ def c4(
         lines = list(map(str.strip, text.splitlines()))
         begin, end = end, end + len(lines)
         kept = fits_L[begin:end].tolist()
-        phrases, marks = _has_phrases(text), "{" in text or "[" in text
+        low, marks = text.lower(), "{" in text or "[" in text
+        phrases = "lorem ipsum" in low or "javascript" in low or any(phrase in low for phrase in POLICY)
         found = [
             _line(line, fits, is_long, end_marks)
             if phrases or (marks and ("[" in line or "{" in line))
@@ -64,12 +65,6 @@ def c4_paragraphs(words: Words) -> dict[str, np.ndarray]:
 
 
 _KEPT, _DROPPED, _LOREM, _CURLY = range(4)
-
-
-def _has_phrases(text: str) -> bool:
-    """Return whether a rule on phrases may concern a line of the text."""
-    low = text.lower()
-    return "lorem ipsum" in low or "javascript" in low or any(phrase in low for phrase in POLICY)
 
 
 def _ends(line: str, end_marks: tuple[str, ...]) -> bool:

@@ -155,15 +155,10 @@ def _hidden(text: str, start: int, end: int, said: str | None = None) -> Iterato
             or shouted
             or domain.lower() in MAILBOXES
             or _MAIL_WORD.search(lead)
-            or _is_name(name)
+            or (re.fullmatch(r"[a-z]+[._][a-z]{3,}\d*(?:\+\w+)?|[a-z.]+\+[a-z]+", name) is not None)
         ):
             return
     yield Span(start - len(before) + local.start(), stop, "email")
-
-
-def _is_name(local: str) -> bool:
-    """Return whether a word is written as only the local part of an address is: jo.smith, jo+news, jo_smith82."""
-    return re.fullmatch(r"[a-z]+[._][a-z]{3,}\d*(?:\+\w+)?|[a-z.]+\+[a-z]+", local) is not None
 
 
 def local_start(text: str, end: int) -> int:

@@ -122,7 +122,10 @@ def find_secrets(text: str) -> Iterator[Span]:
                 if not (adjoins(before) or before in ("_", "-")) and (part != "sk-" or _random(match[0][3:])):
                     yield Span(match.start(), match.end(), "secret")
     if "PRIVATE KEY" in text:
-        yield from _private_keys(text)
+        for begin in _PEM.finditer(text):
+            end = _PEM_END.search(text, begin.end(), min(len(text), begin.end() + LONGEST_KEY))
+            if end is not None and _KEY_LINE.search(text, begin.end(), end.start()):
+                yield Span(begin.start(), end.end(), "secret")
     if "://" in text and "@" in text:
         for match in _URL.finditer(text):
             password = match[1].partition(":")[2]
@@ -155,13 +158,6 @@ def _present(text: str) -> set[str]:
                 parts.update(part for part in ends if before.endswith(part))
     parts.update(part for match in _CAPITALS.finditer(text) for part in _BEHIND_CAPITALS if match[0].startswith(part))
     return parts
-
-
-def _private_keys(text: str) -> Iterator[Span]:
-    for begin in _PEM.finditer(text):
-        end = _PEM_END.search(text, begin.end(), min(len(text), begin.end() + LONGEST_KEY))
-        if end is not None and _KEY_LINE.search(text, begin.end(), end.start()):
-            yield Span(begin.start(), end.end(), "secret")
 
 
 def _named(text: str, name: str) -> Iterator[Span]:

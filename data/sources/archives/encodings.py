@@ -89,7 +89,10 @@ def encoding_of(data: bytes, declared: Sequence[str | None] = (), *, whole: bool
             return name
     if _mostly(data, "utf-8"):
         return "utf-8"
-    names.insert(0, _detected(data))
+    from resiliparse.parse.encoding import detect_encoding
+
+    # The names of HTML 5 have none for some encodings, and resiliparse then says UTF-8.
+    names.insert(0, _codec(detect_encoding(data, max_len=SAMPLE_BYTES, html5_compatible=False) or "windows-1252"))
     for name in names:
         if _decodes(data, name, whole):
             return name
@@ -102,13 +105,6 @@ def encoding_of(data: bytes, declared: Sequence[str | None] = (), *, whole: bool
 def _is_binary(data: bytes) -> bool:
     head = data[:CONTROL_BYTES]
     return len(head) - len(head.translate(None, _CONTROLS)) > CONTROL_SHARE * len(head)
-
-
-def _detected(data: bytes) -> str:
-    from resiliparse.parse.encoding import detect_encoding
-
-    # The names of HTML 5 have none for some encodings, and resiliparse then says UTF-8.
-    return _codec(detect_encoding(data, max_len=SAMPLE_BYTES, html5_compatible=False) or "windows-1252")
 
 
 def _codec(name: str) -> str:

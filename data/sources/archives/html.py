@@ -49,7 +49,8 @@ def page(data: bytes, charset: str | None = None, *, main_content: bool = True) 
     if len(data) > MAX_HTML_BYTES:
         raise Unreadable(f"html over {MAX_HTML_BYTES >> 20} MiB")
     html = decode(data, (charset, _meta_charset(data)), replace=True)
-    for tag in _TAG.finditer(html) if _has_gap(html) else ():
+    has_gap = any(html.find("<", at, at + _GAP) < 0 for at in range(0, len(html) - _GAP, _GAP))
+    for tag in _TAG.finditer(html) if has_gap else ():
         if tag.end() - tag.start() > _LONG and len(_QUOTED.sub(" ", tag.group()).split()) > MAX_ATTRIBUTES:
             raise Unreadable("html tag too long")
     tree = HTMLTree.parse(html)
@@ -76,10 +77,6 @@ def language_tag(declared: str | None) -> str | None:
     """Return the primary part of a language tag in lower case, "en" for "en-GB"; None if it is not one."""
     first = re.split(r"[-_,;\s]", (declared or "").strip().lower(), maxsplit=1)[0]
     return first if re.fullmatch(r"[a-z]{2,3}", first) else None
-
-
-def _has_gap(html: str) -> bool:
-    return any(html.find("<", at, at + _GAP) < 0 for at in range(0, len(html) - _GAP, _GAP))
 
 
 def _language(tree) -> str | None:

@@ -35,7 +35,8 @@ def read(path: str, id: str) -> Iterator[Document | Quarantined]:
                 page["redirect"] = attributes.get("title", "")
             elif name == "base":
                 base = text or ""
-                language = _language(base)
+                host = urllib.parse.urlsplit(base).hostname or ""  # "de" for https://de.wikipedia.org/wiki/…
+                language = html.language_tag(host.split(".")[0]) if _WIKIMEDIA.match(base) and host.count(".") >= 2 else None
             elif name == "namespace":
                 if attributes.get("key") in _DROPPED_NAMESPACES and text:
                     prefixes.add(text.lower())
@@ -67,9 +68,3 @@ def _article(
         date=page.get("timestamp"),
         metadata={"title": title} if title else None,
     )
-
-
-def _language(base: str) -> str | None:
-    """Return the language of a wiki's address, "de" for https://de.wikipedia.org/wiki/…."""
-    host = urllib.parse.urlsplit(base).hostname or ""
-    return html.language_tag(host.split(".")[0]) if _WIKIMEDIA.match(base) and host.count(".") >= 2 else None

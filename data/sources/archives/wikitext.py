@@ -121,10 +121,8 @@ def _marks(run: str, stack: list[tuple[str, int]]) -> Iterator[str]:
         return
     left = len(run)
     while left >= 2:
-        if run[0] == "{":
-            size = 3 if left == 3 else 2
-        else:
-            size = 3 if left >= 3 and stack and stack[-1][0] == "}}}" else 2
+        is_triple = left == 3 if run[0] == "{" else left >= 3 and stack and stack[-1][0] == "}}}"
+        size = 3 if is_triple else 2
         yield run[0] * size
         left -= size
 

@@ -13,17 +13,9 @@ from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
 COLOURS = {
-    "red": (220, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (40, 80, 220),
-    "yellow": (240, 200, 40),
-    "purple": (140, 60, 180),
-    "black": (30, 30, 30),
-    "orange": (250, 130, 20),
-    "pink": (250, 140, 190),
-    "brown": (130, 80, 40),
-    "grey": (130, 130, 130),
-}
+    "red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (240, 200, 40), "purple": (140, 60, 180),
+    "black": (30, 30, 30), "orange": (250, 130, 20), "pink": (250, 140, 190), "brown": (130, 80, 40), "grey": (130, 130, 130),
+}  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross")
 GROUNDS = ((255, 255, 255), (235, 230, 220), (215, 230, 240), (225, 240, 225))
 # One colour of each shape. Each of these colours and shapes is also in other pairs.

@@ -131,7 +131,7 @@ def _contrasting(harmless: Sequence[Mapping], refusals: Iterable[str]) -> Iterat
     """Yield all harmless records, alternating between the most similar one to a harmful request and the next by hash."""
     prompts = list({record["prompt"] for record in harmless})
     near = dict(zip(prompts, likeness(prompts, list(refusals)), strict=True))
-    by_hash = sorted(harmless, key=lambda r: _order(f"{r['id']} {r['family']} {r['sample']}"))
+    by_hash = sorted(harmless, key=lambda r: hashlib.blake2b((f"{r['id']} {r['family']} {r['sample']}").encode()).hexdigest())
     by_likeness = sorted(by_hash, key=lambda r: -near[r["prompt"]])
     taken: set[int] = set()
     for record in itertools.chain.from_iterable(zip(by_likeness, by_hash, strict=True)):
@@ -161,10 +161,6 @@ def likeness(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
         shared = (has_run[rows] @ has_run_of_others).toarray()
         most[rows] = (shared / (sizes[rows, None] + sizes_of_others - shared)).max(axis=1)
     return most
-
-
-def _order(key: str) -> str:
-    return hashlib.blake2b(key.encode()).hexdigest()
 
 
 def _refusal(constitution: Constitution, record: Mapping) -> str:

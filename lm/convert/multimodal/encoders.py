@@ -10,6 +10,8 @@ from lm.errors import UserError
 SIGLIP, CLIP = "siglip_vision_model", "clip_vision_model"
 NAMES = {**ACTIVATION_NAMES, "quick_gelu": "quick_gelu"}
 
+SIZES = {"embed_dim": "hidden_size", "mlp_dim": "intermediate_size"}  # field of an encoder: key of its config.json
+SIZES |= {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
 # The defaults of transformers' classes.
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
 DEFAULTS = {
@@ -41,10 +43,7 @@ def vision_of(hf: Mapping, kind: str, **more) -> Vision:
     refuse(hf, num_channels=3)
     clip = kind == CLIP
     return Vision(
-        num_layers=hf["num_hidden_layers"],
-        embed_dim=hf["hidden_size"],
-        num_heads=hf["num_attention_heads"],
-        mlp_dim=hf["intermediate_size"],
+        **{ours: hf[theirs] for ours, theirs in SIZES.items()},
         image_size=hf["image_size"],
         patch_size=hf["patch_size"],
         activation=activation(hf["hidden_act"]),
@@ -67,10 +66,7 @@ def vision_described(vision: Vision, model_type: str = "") -> dict:
     more = {"vision_use_head": False} if kind == SIGLIP else {}
     return {
         "model_type": kind,
-        "hidden_size": vision.embed_dim,
-        "intermediate_size": vision.mlp_dim,
-        "num_hidden_layers": vision.num_layers,
-        "num_attention_heads": vision.num_heads,
+        **{theirs: getattr(vision, ours) for ours, theirs in SIZES.items()},
         "num_channels": 3,
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
@@ -104,10 +100,7 @@ def vision_layer(vision: Vision, at: str) -> list[Row]:
 def audio_of(hf: Mapping, **more) -> Audio:
     """Return the settings of Voxtral's encoder, which is Whisper's. hf: its config, with all defaults of its class."""
     return Audio(
-        num_layers=hf["num_hidden_layers"],
-        embed_dim=hf["hidden_size"],
-        num_heads=hf["num_attention_heads"],
-        mlp_dim=hf["intermediate_size"],
+        **{ours: hf[theirs] for ours, theirs in SIZES.items()},
         num_mels=hf["num_mel_bins"],
         num_frames=2 * hf["max_source_positions"],
         activation=activation(hf["activation_function"]),

@@ -255,10 +255,7 @@ def _samples(
         sample = {
             "task": task.name,
             "doc_id": request.doc_id,
-            "family": record["family"],
-            "sample": record["sample"],
-            "kind": record["kind"],
-            "hazard": record["hazard"],
+            **{key: record[key] for key in ("family", "sample", "kind", "hazard")},
             "category": request.category,
             "request": record["prompt"],
             # For a searched attack, or one that contains the model's answers: the part that two runs share.

@@ -129,7 +129,8 @@ def checked(row: Any) -> dict:
     return row
 
 
-def present(row: dict, name: str) -> Any:
+def present(row: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a key. Raises Malformed if it has none."""
     if row.get(name) is None:
         raise Malformed(f"no {name!r}")
     return row[name]

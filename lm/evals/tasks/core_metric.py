@@ -13,29 +13,12 @@ from typing import Any
 PREFIX = "core_"  # of the task files' names
 # {task: accuracy of guessing; for boolq, of the more frequent answer}
 CORE = {
-    "hellaswag_zeroshot": 0.25,
-    "jeopardy": 0,
-    "bigbench_qa_wikidata": 0,
-    "arc_easy": 0.25,
-    "arc_challenge": 0.25,
-    "copa": 0.5,
-    "commonsense_qa": 0.2,
-    "piqa": 0.5,
-    "openbook_qa": 0.25,
-    "lambada_openai": 0,
-    "hellaswag": 0.25,
-    "winograd": 0.5,
-    "winogrande": 0.5,
-    "bigbench_dyck_languages": 0,
-    "agi_eval_lsat_ar": 0.2,
-    "bigbench_cs_algorithms": 0,
-    "bigbench_operators": 0,
-    "bigbench_repeat_copy_logic": 0,
-    "squad": 0,
-    "coqa": 0,
-    "boolq": 0.62,
-    "bigbench_language_identification": 0.091,
-}
+    "hellaswag_zeroshot": 0.25, "jeopardy": 0, "bigbench_qa_wikidata": 0, "arc_easy": 0.25, "arc_challenge": 0.25,
+    "copa": 0.5, "commonsense_qa": 0.2, "piqa": 0.5, "openbook_qa": 0.25, "lambada_openai": 0, "hellaswag": 0.25,
+    "winograd": 0.5, "winogrande": 0.5, "bigbench_dyck_languages": 0, "agi_eval_lsat_ar": 0.2,
+    "bigbench_cs_algorithms": 0, "bigbench_operators": 0, "bigbench_repeat_copy_logic": 0, "squad": 0, "coqa": 0,
+    "boolq": 0.62, "bigbench_language_identification": 0.091,
+}  # fmt: skip
 
 
 def core(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from data.chat.records import wrapped
 from lm.errors import UserError
 from lm.evals.stats.joining import Problems
 from lm.evals.task import TaskSettings
@@ -27,13 +28,8 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz"
 TEXTS = (".txt", ".md")  # one document each
 # Words in a file's name that say which split it holds. Without one it holds the test split.
 SPLITS = {
-    "train": "train",
-    "dev": "dev",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+    "train": "train", "dev": "dev", "val": "validation", "valid": "validation", "validation": "validation", "test": "test",
+}  # fmt: skip
 LABELS = "-labels.lst"  # PIQA's answers are in a separate file, one per line
 
 
@@ -161,9 +157,8 @@ def _whole(path: Path) -> list[dict]:
     except (ValueError, RecursionError):
         return list(json_lines(path))
     if isinstance(value, dict):
-        value = next(
-            (value[key] for key in ("data", "rows", "examples", "records") if isinstance(value.get(key), list)), [value]
-        )
+        records = wrapped(value)
+        value = [value] if records is None else records
     return [
         row if isinstance(row, dict) else {"malformed": f"row {n} is a JSON {type(row).__name__}"}
         for n, row in enumerate(value)

@@ -20,7 +20,7 @@ import jinja2
 from data.chat.limited_jinja import LimitedEnvironment, rendered
 from data.media.parts import ANY_PLACEHOLDER, KIND_OF, KINDS, PLACEHOLDER, Medium, resolved
 from lm.errors import UserError
-from lm.evals.stats.joining import Malformed
+from lm.evals.stats.joining import Malformed, present
 from lm.evals.task import Subject, TaskSettings
 from lm.evals.tasks.documents import DATA_ERRORS, Documents, TaskItem, described
 from lm.evals.tasks.settings import check
@@ -96,9 +96,7 @@ class Form(NamedTuple):
     def render(self, template: str, doc: Mapping[str, Any]) -> Any:
         if not self.names(template):
             return rendered(_template(template), doc)
-        if doc.get(template) is None:
-            raise Malformed(f"no {template!r}")
-        return doc[template]
+        return present(doc, template)
 
 
 class Columns(NamedTuple):

@@ -107,7 +107,9 @@ def confine(
     if rules >= 0:
         os.close(rules)
     writes = landlock and private and _landlock_version() >= LANDLOCK_WRITES
-    _seccomp(landlock, writes)
+    if platform.machine() not in seccomp.MACHINES:
+        raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
+    install(seccomp.program(platform.machine(), landlock, writes))
     return [*active, "seccomp"]
 
 
@@ -142,12 +144,6 @@ def _limits(seconds: float, memory_bytes: int, file_bytes: int) -> None:
 def _no_new_privileges() -> None:
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def _seccomp(opens: bool, writes: bool) -> None:
-    if platform.machine() not in seccomp.MACHINES:
-        raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
-    install(seccomp.program(platform.machine(), opens, writes))
 
 
 def install(instructions: bytes) -> None:

@@ -15,24 +15,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lm.errors import UserError
-from lm.serve.api import chat, completions, embeddings, responses
+from lm.serve.api import chat, completions, embeddings, protocol, responses
 from lm.serve.api.answers import spelling
 from lm.serve.api.limits import Gate, Settings
-from lm.serve.api.protocol import (
-    ApiError,
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    LoadAdapter,
-    ResponseRequest,
-    Sampled,
-    TokenizeRequest,
-    UnloadAdapter,
-    encoded,
-    json_response,
-    read,
-)
+from lm.serve.api.protocol import ApiError, encoded, json_response, read
 from lm.serve.api.service import Service, describe
 from lm.serve.metrics import CountRequests
 
@@ -66,7 +52,7 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
 def routes(service: Service, settings: Settings) -> APIRouter:
     router = APIRouter()
 
-    async def sampled(request: Request, body: Sampled, kind: types.ModuleType) -> Response:
+    async def sampled(request: Request, body: protocol.Sampled, kind: types.ModuleType) -> Response:
         """Answer with completions of a kind, which is a module: chat, completions or responses."""
         planned = await service.call(getattr(body, "messages", ()), kind.plan, body, request.state.user)
         if body.stream:
@@ -75,19 +61,19 @@ def routes(service: Service, settings: Settings) -> APIRouter:
 
     @router.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        return await sampled(request, await read(request, CompletionRequest), completions)
+        return await sampled(request, await read(request, protocol.CompletionRequest), completions)
 
     @router.post("/v1/chat/completions")
     async def talk(request: Request) -> Response:
-        return await sampled(request, await read(request, ChatRequest), chat)
+        return await sampled(request, await read(request, protocol.ChatRequest), chat)
 
     @router.post("/v1/responses")
     async def respond(request: Request) -> Response:
-        return await sampled(request, responses.asked(await read(request, ResponseRequest)), responses)
+        return await sampled(request, responses.asked(await read(request, protocol.ResponseRequest)), responses)
 
     @router.post("/v1/embeddings")
     async def embed(request: Request) -> Response:
-        body = await read(request, EmbeddingRequest)
+        body = await read(request, protocol.EmbeddingRequest)
         planned = await service.call((), embeddings.plan, body)
         return json_response(await unless_gone(request.receive, embeddings.whole(service, body, planned)))
 
@@ -102,13 +88,13 @@ def routes(service: Service, settings: Settings) -> APIRouter:
 
     @router.post("/v1/load_lora_adapter")
     async def load(request: Request) -> Response:
-        body = await read(request, LoadAdapter)
+        body = await read(request, protocol.LoadAdapter)
         await asyncio.to_thread(service.load_adapter, body.lora_name, body.lora_path)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/v1/unload_lora_adapter")
     async def unload(request: Request) -> Response:
-        body = await read(request, UnloadAdapter)
+        body = await read(request, protocol.UnloadAdapter)
         await asyncio.to_thread(service.unload_adapter, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
@@ -121,12 +107,12 @@ def _text_and_state(router: APIRouter, service: Service) -> None:
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        body = await read(request, TokenizeRequest)
+        body = await read(request, protocol.TokenizeRequest)
         return await service.call(body.messages or (), _tokenized, body)
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        body = await read(request, DetokenizeRequest)
+        body = await read(request, protocol.DetokenizeRequest)
         service.adapter_of(body.model)
         if max(body.tokens, default=0) >= service.tokenizer.vocab_size:
             raise ApiError(400, f"tokens: ids must be below {service.tokenizer.vocab_size}", param="tokens")
@@ -144,7 +130,7 @@ def _text_and_state(router: APIRouter, service: Service) -> None:
         return json_response({"status": "ready", "model": service.name})
 
 
-def _tokenized(service: Service, body: TokenizeRequest) -> Response:
+def _tokenized(service: Service, body: protocol.TokenizeRequest) -> Response:
     service.adapter_of(body.model)
     tokenizer = service.tokenizer
     if (body.prompt is None) == (body.messages is None):

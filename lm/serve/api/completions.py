@@ -6,20 +6,8 @@ from typing import Any
 
 from data.chat.messages import make_message
 from lm.infer.engine.request import Likely, Request
-from lm.serve.api.answers import (
-    Choice,
-    Plan,
-    TextStream,
-    Token,
-    nats,
-    new_head,
-    pieces,
-    seed_of,
-    seen_by,
-    settings_of,
-    spelling,
-    usage,
-)
+from lm.serve.api import answers
+from lm.serve.api.answers import Choice, Plan, Token, nats, new_head, pieces, seed_of, seen_by, settings_of, spelling, usage
 from lm.serve.api.protocol import ApiError, CompletionRequest
 from lm.serve.api.service import Service
 
@@ -46,7 +34,7 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
     for prompt in prompts:
         service.check_size([prompt], "prompt")
     tokenizer, wanted = service.tokenizer, -1 if body.logprobs is None else body.logprobs
-    texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
+    texts = [text if isinstance(text, str) else answers.TextStream(tokenizer).feed(text, over=True).text for text in prompts]
     messages, head = [make_message("user", text) for text in texts], new_head(service, body, "cmpl")
     settings = settings_of(service, body, tokenizer.stop_ids)
     with seen_by(service, messages, head["id"], user, settings["adapter"], len(prompts) * best_of) as seen:
@@ -77,7 +65,7 @@ async def whole(service: Service, body: CompletionRequest, plan: Plan) -> dict[s
     choices = [Choice(service, plan, n) for n in range(len(plan.requests))]
     async for _ in pieces(service, plan, choices):
         pass
-    answers, kept, best_of = [], [], body.best_of or body.n
+    bodies, kept, best_of = [], [], body.best_of or body.n
     for first in range(0, len(choices), best_of):
         some = choices[first : first + best_of]
         kept += sorted(some, key=Choice.logprob, reverse=True)[: body.n] if best_of > body.n else some
@@ -86,8 +74,8 @@ async def whole(service: Service, body: CompletionRequest, plan: Plan) -> dict[s
         text, tokens = (choice.text, choice.tokens) if body.max_tokens else ("", [])
         likely += [token._replace(begin=token.begin + len(before)) for token in tokens]
         finish = choice.finish if body.max_tokens or choice.finish == "content_filter" else "length"
-        answers.append(_choice(service, body, n, before + text, likely, finish))
-    return plan.head | {"object": "text_completion", "choices": answers, "usage": _usage(body, plan, choices)}
+        bodies.append(_choice(service, body, n, before + text, likely, finish))
+    return plan.head | {"object": "text_completion", "choices": bodies, "usage": _usage(body, plan, choices)}
 
 
 async def chunks(service: Service, body: CompletionRequest, plan: Plan) -> AsyncIterator[dict[str, Any] | None]:
@@ -124,7 +112,7 @@ def _echoed(service: Service, body: CompletionRequest, choice: Choice) -> tuple[
     if not body.echo:
         return "", []
     likely: Sequence[Likely | None] = choice.prompt or [None] * len(choice.request.prompt)
-    text, tokens = TextStream(service.tokenizer).feed(choice.request.prompt, likely, over=True)
+    text, tokens = answers.TextStream(service.tokenizer).feed(choice.request.prompt, likely, over=True)
     return text, list(tokens)
 
 

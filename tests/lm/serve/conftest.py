@@ -15,7 +15,8 @@ from lm.infer.engine.room import Capacity
 from lm.model.transformer import skeleton
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
-from lm.serve.run import Server, bound
+from lm.serve.run import Server
+from lm.serve.settings import bound
 from tests.lm.weights import drawn as parameters
 
 TEXT = [

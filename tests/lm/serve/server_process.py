@@ -10,7 +10,8 @@ from configs.serve import default
 from data.text.tokenizer import load_tokenizer
 from lm.serve.api.app import make_app
 from lm.serve.api.service import Service, newest_step
-from lm.serve.run import bound, listen
+from lm.serve.run import listen
+from lm.serve.settings import bound
 from tests.lm.serve.conftest import engine_of, model_of
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.infer.engine.request import Request
-from lm.serve.run import bound
+from lm.serve.settings import bound
 from tests.lm.serve.conftest import engine_of, model_of, until
 from tests.verbs import runs
 
