@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.lm.align.batches import token_logprobs
 from lm.model.transformer import skeleton
 from lm.train.optimizers.chain import role
 from lm.train.step import make_trainer, model_config_of, token_loss
+from tests.lm.align.batches import token_logprobs
 from tests.lm.examples import first_state, parameters, plain_batch, tiny_config
 from tests.slow import all_but
 
