@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"  # read once, when a process starts
-if sys.platform == "linux" and Path(sys.argv[0]).name in ("train.py", "align.py") and "GLIBC_TUNABLES" not in os.environ:
+HUGE_PAGES, VERBS = "glibc.malloc.hugetlb=1", ("train.py", "align.py")  # the variable is read once, when a process starts
+if sys.platform == "linux" and sys.argv[:1] and Path(sys.argv[0]).name in VERBS and "GLIBC_TUNABLES" not in os.environ:
     # Page faults of 4 KB take up to a tenth of a step. Started anew here, before anything else is imported.
     os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
