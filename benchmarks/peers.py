@@ -27,7 +27,8 @@ import subprocess
 import sys
 import time
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
+from lm import HUGE_PAGES
+
 WARMUP_STEPS = 2
 FEWEST_STEPS = 5
 

@@ -67,8 +67,8 @@ class Engine:
         self._rope = model.config.rope if model.config.rope.depends_on_length else None
         with self._on_mesh():
             self._use(self._weights_of(model, owned=owned))
-            if packed:  # it takes most of a second, and changes no number
-                threading.Thread(target=use_huge_pages, args=(self._model[1],), daemon=True).start()
+            if packed:
+                use_huge_pages(self._model[1])
             ways = row_ways()
             rows, budget, pages = (-(-n // ways) for n in (o.rows, o.budget, o.pages or default_pages(model.config, o)))
             self._blocks = [Blocks(pages, o.page) for _ in range(ways)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -82,18 +83,25 @@ def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> tuple[ja
 
 
 def use_huge_pages(arrays: Iterable[jax.Array]) -> None:
-    """Have Linux move arrays on a CPU that lie side by side into pages of 2 MB, so that reading them misses fewer addresses."""
+    """Have Linux move arrays on a CPU into pages of 2 MB, so that reading them misses fewer addresses.
+
+    It takes most of a second, so a thread does it. No number changes, and memory that is free by then does no harm.
+    """
     spans = list[list[int]]()
     for begin, end in sorted((x.unsafe_buffer_pointer(), x.unsafe_buffer_pointer() + x.nbytes) for x in arrays):
         if spans and begin - spans[-1][1] < GAP:
             spans[-1][1] = end
         else:
             spans.append([begin, end])
-    with contextlib.suppress(OSError, AttributeError):  # another system
-        advise = ctypes.CDLL(None).madvise
-        for begin, end in spans:
-            first = -(-begin // HUGE) * HUGE
-            advise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, end // HUGE * HUGE - first)), COLLAPSE)
+
+    def advise() -> None:
+        with contextlib.suppress(OSError, AttributeError):  # another system
+            madvise = ctypes.CDLL(None).madvise
+            for begin, end in spans:
+                first = -(-begin // HUGE) * HUGE
+                madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, end // HUGE * HUGE - first)), COLLAPSE)
+
+    threading.Thread(target=advise, daemon=True).start()
 
 
 def give_back() -> None:
