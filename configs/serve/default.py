@@ -28,8 +28,9 @@ def get_config() -> ml_collections.ConfigDict:
     # int8, int4 (a scale for 32 inputs): round weights. w8a8: also the activations to 8 bits, the fastest for many requests;
     # "": as stored
     config.quantize = ""
-    # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; or the path of a
-    # smaller model with the same vocabulary; "": no guesses.
+    # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; mtp: by the model's
+    # own module for multi-token prediction (model.mtp_depth); or the path of a smaller model with the same vocabulary; "": no
+    # guesses.
     config.speculate = ""
 
     # Adapters (LoRA) are models of their own names.

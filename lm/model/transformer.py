@@ -3,6 +3,7 @@
 Axes: B batch, T time, D model, V vocabulary, S cache slots, E experts, n repeats of a block.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -26,7 +27,7 @@ from lm.model.linear import Linear, Score, scaled_output, stored
 from lm.model.media import with_media, with_vectors
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
-from lm.model.pages import PagedCache
+from lm.model.pages import PagedCache, PagedState
 from lm.model.vision import VisionTower
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import axis_between_blocks, length_axis, shift, whole_rows
@@ -101,10 +102,10 @@ class AheadModule(nnx.Module):
         self.norm = layer_norm(config)
 
     def __call__(
-        self, hidden_BTD: jax.Array, next_BTD: jax.Array, step: Step
+        self, hidden_BTD: jax.Array, next_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
     ) -> tuple[jax.Array, Cache | PagedCache | None, RouterStats | None]:
         both = jnp.concatenate((self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)), axis=-1)
-        return self.layer(self.projection(both, length_axis(both)), step)
+        return self.layer(self.projection(both, length_axis(both)), step, cache)
 
 
 class Transformer(nnx.Module):
@@ -223,6 +224,18 @@ class Transformer(nnx.Module):
             predictions.append(Hidden(whole_rows(x_BTD), None, routing({("mtp", k, "layer"): stats})))
         return predictions
 
+    def next_ahead(self, x_BTD: jax.Array, inputs: Inputs, memory: PagedState) -> Hidden:
+        """Return the hidden states of the first module that looks ahead, for decoding with its own pages.
+
+        x_BTD: of `hidden`, or of this. inputs: the token after each, with the positions of x. memory: of a model with the
+        config `of_module`.
+        """
+        config, module = of_module(self.config), self.mtp[0]
+        steps, _ = steps_of(config, inputs.filled(), memory, False)
+        (cache,) = jax.tree.leaves(memory.layers, is_leaf=lambda x: isinstance(x, PagedCache))
+        x_BTD, cache, _ = module(x_BTD, self._rows(inputs.tokens_BT), steps[config.layer_kinds[0].local], cache)
+        return Hidden(module.norm(x_BTD), memory.after((((cache,),),), 1), None)
+
     @jax.named_scope("head")
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return float32 logits [B, T, V] of hidden states after the last norm."""
@@ -266,6 +279,14 @@ class Transformer(nnx.Module):
         config = self.config
         x_BTD = embedding(self.embedding.get_value(), tokens_BT, config.compute_dtype, axis)
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
+
+
+def of_module(config: ModelConfig) -> ModelConfig:
+    """Return the config of a model of one layer, of the kind of a module that looks ahead."""
+    last = config.num_layers - 1
+    attention, mlp = (of_layers[last % len(of_layers)] for of_layers in (config.attention_pattern, config.mlp_pattern))
+    one = dataclasses.replace(config, num_layers=1, mtp_depth=0, scan_layers=False)
+    return dataclasses.replace(one, attention_pattern=(attention,), mlp_pattern=(mlp,))
 
 
 def routing(stats: dict[LayerPath, RouterStats | None]) -> Routing | None:

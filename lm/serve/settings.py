@@ -58,7 +58,7 @@ def check_serving(config, workdir: Path) -> None:
         raise UserError(f"adapters.load: {name_of(config)} is the name of the model itself; name the adapter, or set name")
     check_writer("checkpoint", config.checkpoint)
     sampling_of(config)
-    if config.speculate not in ("", "ngram"):
+    if config.speculate not in ("", "ngram", "mtp"):
         check_model("speculate", config.speculate, None)
     if config.batch:
         if not Path(config.batch).is_file():

@@ -6,6 +6,7 @@ and without guesses, not only its distribution. A draft model draws with the sam
 more often than two independent samples would.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as List
 
 import jax
@@ -14,9 +15,10 @@ import numpy as np
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.sequence import Blocks, Part, Sequence
-from lm.infer.engine.step import Shapes, drawn, forward, lay_out
-from lm.infer.engine.weights import Weights
+from lm.infer.engine.step import Laid, Shapes, ahead, drawn, fitting, forward, lay_out
+from lm.infer.engine.weights import Program, Weights
 from lm.model.pages import empty_layers
+from lm.model.transformer import of_module
 
 NGRAM = 3  # tokens that are looked up; fewer if these did not occur before
 
@@ -55,9 +57,7 @@ class ByModel:
             most, needed = weights.config.max_positions, config.max_positions
             raise UserError(f"speculate: the draft model has {most} positions, the model {needed}")
         self._model, self._shapes, self._vocab = weights.split(), shapes, config.vocab_size
-        size, count = blocks[0].size, sum(some.count for some in blocks)
-        self._tables_RN = np.zeros((rows, -(-config.max_positions // size)), np.int32)
-        self._pages = tuple(jax.tree.leaves(jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, count, size)))
+        self._tables_RN, self._pages = _own_pages(weights.config, config, blocks, rows)
 
     def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
         for sequence, _ in wanted:
@@ -99,3 +99,81 @@ class ByModel:
                 sequence.guessed.append(guess)  # it is read next
                 more.append(Part(sequence, part.begin + len(part.tokens), [guess], 0, 0))
         return more
+
+
+class ByModule:
+    """Guesses of the model's own module that looks ahead (multi-token prediction, DeepSeek-V3, 2024, §2.2).
+
+    The module reads the hidden state of a token and the token after it, and guesses the next one; for each further guess it
+    reads its own hidden state, as vLLM does. Its keys and values are in pages of its own, in the same blocks as the model's.
+    Those of guesses are written again with the tokens that came true. model: returns the arguments of the compiled step.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], tuple[Program, tuple[jax.Array, ...]]],
+        config: ModelConfig,
+        blocks: List[Blocks],
+        rows: int,
+        shapes: Shapes,
+    ):
+        self._model, self._shapes, self._vocab = model, shapes, config.vocab_size
+        self._tables_RN, self._pages = _own_pages(of_module(config), config, blocks, rows)
+        self._step: tuple[List[Part], Laid, jax.Array] | None = None
+
+    def note(self, parts: List[Part], laid: Laid, hidden_BD: jax.Array) -> None:
+        """Note the model's last step; its sequences have moved on. It is read when guesses are wanted, or the next is noted."""
+        self([])
+        self._step = parts, laid, hidden_BD
+
+    def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
+        guesses: dict[int, list[int]] = {id(sequence): [] for sequence, _ in wanted}
+        most = {id(sequence): count for sequence, count in wanted}
+        if self._step is not None:
+            laid, hidden_ND = self._after(*self._step, most), self._step[2]
+            from_B, self._step = np.arange(len(laid.tokens_B), dtype=np.int32), None
+            while True:
+                found = forward(*self._model(), self._pages, laid.tokens_B, laid.table, laid.at_S, hidden_ND, from_B, by=ahead)
+                self._pages, logits_SV, hidden_ND = found
+                if not laid.draws:
+                    break
+                tokens, more = drawn(laid, logits_SV, self._vocab).token_S, dict[int, Part]()
+                for s, part, _ in laid.draws:
+                    mine = guesses[id(part.sequence)]
+                    mine.append(int(tokens[s]))
+                    if len(mine) < most[id(part.sequence)]:
+                        more[s] = Part(part.sequence, part.begin, mine[-1:], 0, 0)
+                if not more:
+                    break
+                laid = lay_out(list(more.values()), self._shapes, self._tables_RN)
+                from_B = np.zeros(len(laid.tokens_B), np.int32)
+                from_B[laid.places] = list(more)
+                # What is drawn is one place further than in the model, which has not read the guess.
+                laid = laid._replace(draws=[(s, part._replace(begin=part.begin + 1), n) for s, part, n in laid.draws])
+        return [guesses[id(sequence)] for sequence, _ in wanted]
+
+    def _after(self, parts: List[Part], laid: Laid, hidden_BD: jax.Array, most: dict[int, int]) -> Laid:
+        """Return a step of the module: the tokens after those of the model's step, as far as they came true."""
+        tokens_B, table, draws, at = np.zeros_like(laid.tokens_B), laid.table, list[tuple[int, Part, int]](), list[int]()
+        row_B, slot_B = np.full_like(table.row_B, -1), np.full_like(table.slot_B, -1)
+        for part, place in zip(parts, laid.places, strict=True):
+            sequence = part.sequence
+            after = sequence.tokens[part.begin + 1 : part.begin + 1 + len(part.tokens)]
+            here = slice(place, place + len(after))
+            tokens_B[here], row_B[here], slot_B[here] = after, table.row_B[here], table.slot_B[here]
+            last = len(sequence.tokens) - 1
+            if part.begin + len(after) == last and most.get(id(sequence)):
+                draws.append((len(at), Part(sequence, last, [], 0, 0), 0))
+                at.append(here.stop - 1)
+        at_S = np.zeros(fitting(len(at), self._shapes.logits(len(tokens_B))), np.int32)
+        at_S[: len(at)] = at
+        return Laid(tokens_B, table._replace(row_B=row_B, slot_B=slot_B), at_S, laid.slots_B, laid.places, draws)
+
+
+def _own_pages(
+    drafting: ModelConfig, config: ModelConfig, blocks: List[Blocks], rows: int
+) -> tuple[np.ndarray, tuple[jax.Array, ...]]:
+    """Return an empty page table for `rows` sequences, and pages of a config that guesses, as many as the model has."""
+    size, count = blocks[0].size, sum(some.count for some in blocks)
+    pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(drafting, count, size)
+    return np.zeros((rows, -(-config.max_positions // size)), np.int32), tuple(jax.tree.leaves(pages))

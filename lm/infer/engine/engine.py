@@ -20,12 +20,12 @@ from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
 from lm.infer.engine.answers import ended
-from lm.infer.engine.drafts import ByModel, by_ngrams
+from lm.infer.engine.drafts import ByModel, ByModule, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check
 from lm.infer.engine.room import Capacity, default_pages, empty_pages, give_back, positions_of, use_huge_pages
-from lm.infer.engine.schedule import Schedule
+from lm.infer.engine.schedule import Drafter, Schedule
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 from lm.infer.engine.step import Laid, drawn, forward, lay_out, placed_vectors, shapes_of, warm_draws
 from lm.infer.engine.weights import Weights, weights_of, with_adapters
@@ -40,9 +40,10 @@ LOG = logging.getLogger(__name__)
 class Engine:
     """Decode requests together.
 
-    draft_model: guesses tokens ahead, as many as `capacity` says; None: they are guessed by n-grams. packed, slots, owned,
-    in_place: see `weights_of`. mesh: the one that the model is on; None: the first device. Of a mesh over several processes,
-    each process has an engine, and gives it the same calls in the same order: no deadlines, and `cancel` only from `tell`.
+    draft_model: guesses tokens ahead, as many as `capacity` says; `model` itself: its modules do; None: they are guessed by
+    n-grams. packed, slots, owned, in_place: see `weights_of`. mesh: the one that the model is on; None: the first device. Of a
+    mesh over several processes, each process has an engine, and gives it the same calls in the same order: no deadlines, and
+    `cancel` only from `tell`.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class Engine:
             raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")
         o, self.config, self.tokenizer = capacity, model.config, tokenizer
         self._mesh, self._slots, self._capacity = mesh, slots, capacity
-        self._weights_of = functools.partial(weights_of, packed=packed, slots=slots, in_place=in_place)
+        ahead = draft_model is model
+        self._weights_of = functools.partial(weights_of, packed=packed, slots=slots, in_place=in_place, ahead=ahead)
         self._version, self._known = 0, tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self._rope = model.config.rope if model.config.rope.depends_on_length else None
         with self._on_mesh():
@@ -74,11 +76,13 @@ class Engine:
             self._blocks = [Blocks(pages, o.page) for _ in range(ways)]
             self._shapes = shapes_of(rows * (1 + o.drafts), budget, o.page)
             self._pages: tuple[jax.Array, ...] | None = self._empty_pages()
-            drafter = by_ngrams
-            if draft_model is not None:
+            self._drafter: Drafter = by_ngrams
+            if ahead:
+                self._drafter = ByModule(lambda: self._model, self._weights.config, self._blocks, ways * rows, self._shapes)
+            elif draft_model is not None:
                 drafting = weights_of(draft_model, packed, owned=owned)
-                drafter = ByModel(drafting, self.config, self._blocks, ways * rows, self._shapes)
-        self._schedule = Schedule(self._blocks, rows, self._shapes.sizes[-1], o.drafts, drafter)
+                self._drafter = ByModel(drafting, self.config, self._blocks, ways * rows, self._shapes)
+        self._schedule = Schedule(self._blocks, rows, self._shapes.sizes[-1], o.drafts, self._drafter)
         self.max_positions = most = min(positions_of(model.config, o), pages * o.page)
         self._tables_RN = np.zeros((ways * rows, -(-most // o.page)), np.int32)
         self._encoder = Encoder()
@@ -341,6 +345,8 @@ class Engine:
         logits_SV = self._forward(laid, placed_vectors(parts, laid, self.config))
         self._counts["steps"] += 1
         self._give(parts, laid, drawn(laid, logits_SV, self._known) if laid.draws else None)
+        if isinstance(self._drafter, ByModule):
+            self._drafter.note(parts, laid, self._hidden)
         for observer in self.observers:
             observer("step", {"tokens": sum(len(part.tokens) for part in parts), "seconds": time.monotonic() - begin})
 
@@ -348,7 +354,7 @@ class Engine:
         self._pages = self._empty_pages() if self._pages is None else self._pages
         mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
         found = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR, media)
-        self._pages, logits_SV, self._hidden_SD = found
+        self._pages, logits_SV, self._hidden = found
         return logits_SV
 
     def _use(self, weights: Weights) -> None:
@@ -367,7 +373,9 @@ class Engine:
             if event is None:
                 continue
             if sequence.request.embeds and event.tokens:
-                event = event._replace(hidden_D=np.asarray(self._hidden_SD)[here.stop - 1 - part.drafts].astype(np.float32))
+                s = here.stop - 1 - part.drafts
+                at = laid.at_S[s] if isinstance(self._drafter, ByModule) else s
+                event = event._replace(hidden_D=np.asarray(self._hidden)[at].astype(np.float32))
             counts["generation_tokens"] += len(event.tokens)
             counts["drafts"] += part.drafts > 0
             counts["drafted"] += part.drafts

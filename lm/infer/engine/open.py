@@ -39,15 +39,14 @@ def open_engine(
       capacity: its cache_dtype "" is that of `dtype`, bfloat16 for integer weights. Its drafts follow from `speculate`.
       dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
         weights; "w8a8": weights and activations in 8 bits; "": as stored.
-      speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No
-        token changes.
+      speculate: "ngram": guess tokens that followed the same few tokens before; "mtp": by the model's own module for
+        multi-token prediction; or the path of a smaller model that guesses. No token changes.
       adapters: name -> folder. slots: room for them and for others; None: for none.
       mesh: split the model and the requests over it; None: the first device.
     Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it.
     """
     cache_dtype = capacity.cache_dtype
     known = {"dtype": (dtype, DTYPES), "quantize": (quantize, INTEGERS), "cache_dtype": (cache_dtype, (*DTYPES, "int8"))}
-    known["speculate"] = speculate, ("ngram",)
     for key, (value, values) in known.items():
         if value not in ("", *values):
             raise UserError(f"{key}={value} is none of {', '.join(values)}")
@@ -62,11 +61,14 @@ def open_engine(
             f"quantize={quantize} packs matrices for one CPU: save an int8 model first (python -m lm.convert quantize)"
         )
     reopen = functools.partial(load_model, dtype=dtype or None, mesh=mesh)
+    model = reopen(path)
+    if speculate == "mtp" and (slots is not None or mesh is not None or not model.config.mtp_depth):
+        raise UserError("speculate=mtp takes a model with model.mtp_depth, on one device, without room for adapters; try ngram")
     engine = Engine(
-        reopen(path),
+        model,
         load_tokenizer(path) if has_tokenizer(Path(path)) else None,
         capacity._replace(cache_dtype=cache_dtype, drafts=GUESSES if speculate else 0),
-        draft_model=reopen(speculate) if speculate not in ("", "ngram") else None,
+        draft_model=model if speculate == "mtp" else reopen(speculate) if speculate not in ("", "ngram") else None,
         packed=packed,
         slots=slots,
         owned=True,

@@ -12,7 +12,7 @@ import functools
 import operator
 from collections.abc import Hashable
 from collections.abc import Sequence as List
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
 from lm.model.media import Vectors
 from lm.model.pages import PagedState, PageTable, empty_layers
+from lm.model.transformer import of_module
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import reshard, row_ways, spec
 
@@ -40,18 +41,21 @@ GROUPS = 4, 1  # rows that are drawn at once on a CPU; each size takes programs 
 programs: dict[tuple[Hashable, ...], jax.stages.Compiled] = {}
 
 
-def forward(program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
-    """Compute `_forward` by a program that is compiled when the first step of its shapes comes.
+def forward(
+    program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyTree, by: Any = None
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """Compute `_forward`, or `by`, by a program that is compiled when the first step of its shapes comes.
 
     To call a jitted function would keep what was traced and lowered as well, twice the memory of the program. On a mesh it is
     called, because there a program depends on how arrays are split, too.
     """
+    by = by or _forward
     if not jax.sharding.get_abstract_mesh().empty:
-        return _forward(program, arrays, pages, *step)
+        return by(program, arrays, pages, *step)
     leaves, tree = jax.tree.flatten((pages[0], step))
-    key = program, tree, *[(x.shape, x.dtype) for x in leaves]
+    key = by, program, tree, *[(x.shape, x.dtype) for x in leaves]
     if key not in programs:
-        programs[key] = _forward.lower(program, arrays, pages, *step).compile()
+        programs[key] = by.lower(program, arrays, pages, *step).compile()
     return programs[key](arrays, pages, *step)
 
 
@@ -67,6 +71,8 @@ def _forward(
     vectors: Vectors | None = None,
 ) -> tuple[List[jax.Array], jax.Array, jax.Array]:
     """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S, their hidden states [S, D]).
+
+    With modules that look ahead hidden states are those of all tokens, [B, D].
 
     arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
     pages: the leaves of `empty_layers`, as a tuple for the same reason.
@@ -84,7 +90,35 @@ def _forward(
         inputs = Inputs(tokens_B[:, None], valid_B1, place_B1, vectors=vectors)
         out = model.hidden(inputs, paged, layers=layers)
     x_S1D = _taken(out.x_BTD, at_S)
-    return tuple(jax.tree.leaves(out.memory.layers)), model.logits(x_S1D)[:, 0], reshard(x_S1D[:, 0], None, None)
+    hidden = (out.x_BTD if model.config.mtp_depth else x_S1D)[:, 0]
+    return tuple(jax.tree.leaves(out.memory.layers)), model.logits(x_S1D)[:, 0], reshard(hidden, None, None)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def ahead(
+    program: Program,
+    arrays: List[jax.Array],
+    pages: List[jax.Array],
+    tokens_B: jax.Array,
+    table: PageTable,
+    at_S: jax.Array,
+    hidden_ND: jax.Array,
+    from_B: jax.Array,
+) -> tuple[List[jax.Array], jax.Array, jax.Array]:
+    """Return what `_forward` returns, of the module that looks ahead, [S, D] of hidden states.
+
+    pages: of `of_module`. tokens_B: the token after each. from_B: which of the N hidden states is a token's.
+    """
+    model = nnx.merge(program.graph, jax.tree.unflatten(program.tree, arrays)[0])
+    tokens_B, table, at_S, from_B = by_rows((tokens_B, table, at_S, from_B))
+    count, size = pages[0].shape[-4:-2]
+    tree = jax.tree.structure(jax.eval_shape(functools.partial(empty_layers, of_module(model.config), count, size)))
+    valid_B1, place_B1 = (jnp.asarray(table.slot_B) >= 0).astype(jnp.int32)[:, None], jnp.asarray(table.place_B)[:, None]
+    with rows_alone():
+        inputs = Inputs(tokens_B[:, None], valid_B1, place_B1)
+        out = model.next_ahead(hidden_ND[from_B][:, None], inputs, PagedState(jax.tree.unflatten(tree, pages), table))
+    x_S1D = _taken(out.x_BTD, at_S)
+    return tuple(jax.tree.leaves(out.memory.layers)), model.logits(x_S1D)[:, 0], x_S1D[:, 0]
 
 
 def _taken(x_BTD: jax.Array, at_S: jax.Array) -> jax.Array:

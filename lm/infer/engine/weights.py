@@ -75,7 +75,12 @@ class Weights(NamedTuple):
 
 
 def weights_of(
-    model: Transformer, packed: str = "", slots: Slots | None = None, owned: bool = False, in_place: bool = False
+    model: Transformer,
+    packed: str = "",
+    slots: Slots | None = None,
+    owned: bool = False,
+    in_place: bool = False,
+    ahead: bool = False,
 ) -> Weights:
     """Return the weights for steps.
 
@@ -85,8 +90,12 @@ def weights_of(
     owned: nobody else needs the model: its arrays are freed once they are packed.
     in_place: the model's own arrays are used, without a copy. A step then casts each matrix and takes each layer out of its
       stack, which is nearly free where the compiler does it while it reads them, as on accelerators.
+    ahead: with the modules that look ahead, for guesses.
     """
     config, params = model.config, nnx.split(model)[1]
+    if config.mtp_depth and not ahead:
+        config = dataclasses.replace(config, mtp_depth=0)
+        params = nnx.from_flat_state([(path, x) for path, x in nnx.to_flat_state(params) if path[0] != "mtp"])
     # With dropped tokens, an answer would depend on the others of its step.
     config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, capacity_factor=0.0))
     if packed not in ("", *KINDS):
@@ -169,13 +178,17 @@ def _packed(
         for module in stack:
             # One array each, because nnx keeps track of what is shared.
             _replace_weights(module, merges, lambda linear, apart: jnp.zeros((0,), jnp.float32))
+    for module in model.mtp if config.mtp_depth else ():
+        graph, params = nnx.split(module)
+        _replace_weights(module, merges, lambda linear, apart: jnp.zeros((0,), jnp.float32))
+        nnx.update(module, _packed_layer(graph, merges, kind, params, None))
     return *nnx.split(model), layers
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _packed_layer(graph: nnx.GraphDef, merges: bool, kind: Kind, stacked: nnx.State, n: jax.Array) -> nnx.State:
-    """Return the parameters of layer n of a stack."""
-    module = nnx.merge(graph, jax.tree.map(lambda x: x[n], stacked))
+def _packed_layer(graph: nnx.GraphDef, merges: bool, kind: Kind, params: nnx.State, n: jax.Array | None) -> nnx.State:
+    """Return the parameters of layer n of a stack; of a single module if n is None."""
+    module = nnx.merge(graph, params if n is None else jax.tree.map(lambda x: x[n], params))
 
     def weight(linear: Linear, apart: bool) -> jax.Array | Packed:
         return linear.full() if apart else _packed_weight(linear, kind, merges)

@@ -3,16 +3,20 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from lm.config import LatentAttention, MixtureOfExperts, ModelConfig, Rope
+from lm.errors import UserError
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.open import open_engine
 from lm.infer.engine.request import Request
 from lm.infer.engine.room import Capacity
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
+from tests.lm.evals.tiny_models import published
 from tests.lm.infer import plain
 from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
@@ -147,6 +151,68 @@ def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
     plain.close()
     stats = engine.stats()
     assert stats.accepted > (0.8 if kind == "plain" else 0.1) * stats.drafted > 0
+
+
+def ahead_of(model, ids: list[int], prompt: int) -> tuple[int, int]:
+    """Return how many of the tokens after the prompt are guessed right, of how many, one at a time, by the pass of training."""
+    tokens, ones = jnp.asarray([ids]), jnp.ones((1, len(ids)), jnp.int32)
+    after, positions = jnp.asarray([[*ids[1:], 0]]), jnp.arange(len(ids))[None]
+    (ahead,) = model.ahead(model.hidden(tokens).x_BTD, after, ones, positions)
+    guesses = np.argmax(model.logits(ahead.x_BTD)[0], axis=-1)  # of the token two places on
+    right = guessed = 0
+    known = prompt + 1
+    while known < len(ids) - 1:
+        is_right = guesses[known - 2] == ids[known]
+        right, guessed, known = right + int(is_right), guessed + 1, known + 1 + int(is_right)
+    return right, guessed
+
+
+@pytest.mark.parametrize("kind", all_but(["latent"], ["plain", "local", "latent", "experts"]), indirect=True)
+def test_the_module_that_looks_ahead_guesses_as_in_training(kind):
+    config = ModelConfig(**BASE | KINDS[kind] | {"vocab_size": 8, "mtp_depth": 1}, dtype="float32")
+    model = nnx.merge(skeleton(config)[0], parameters(config, scale=4.0))
+    asked = [[id % 8 for id in prompt] for prompt in prompts()]
+    requests = [Request(tuple(prompt), COUNT, temperature=0) for prompt in asked]
+    # Prompts are read in one step each, so that nothing is guessed before their last token is read.
+    engine = Engine(model, None, Capacity(rows=4, budget=128, pages=100, page=4, drafts=1), draft_model=model)
+    found = engine.generate_all(requests)
+    engine.close()
+    assert found == plain.greedy(model, asked, COUNT)[0]
+    expected = [ahead_of(model, prompt + tokens, len(prompt)) for prompt, tokens in zip(asked, found, strict=True)]
+    right, guessed = map(sum, zip(*expected, strict=True))
+    assert (engine.stats().accepted, engine.stats().drafted) == (right, guessed)
+    assert guessed > right > 0
+    # Several guesses, packed weights, draws, and so few pages that sequences are preempted.
+    requests = [dataclasses.replace(one, temperature=n % 2, seed=n) for n, one in enumerate(requests)]
+    tight, usual = (
+        Engine(
+            model, None, Capacity(rows=4, budget=16, pages=pages, page=4, drafts=drafts), draft_model=draft, packed="float32"
+        )
+        for pages, drafts, draft in ((13, 3, model), (100, 0, None))
+    )
+    assert tight.generate_all(requests) == usual.generate_all(requests)
+    tight.close()
+    usual.close()
+    assert tight.stats().preemptions > 0 and tight.stats().accepted > 0
+
+
+def test_speculate_names_how_tokens_are_guessed(tmp_path):
+    """A workdir's module that looks ahead; a smaller model by its path; a model without such a module is refused."""
+    (tmp_path / "ahead").mkdir()
+    ahead, _ = published(
+        tmp_path / "ahead", mtp_depth=1, num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8)
+    )
+    usual, _ = published(tmp_path)
+    request = Request((5, 6, 7), COUNT, temperature=0)
+    for path, ways in ((ahead, ("", "mtp", str(usual))), (usual, ("", "ngram", str(usual)))):
+        engines = [open_engine(path, Capacity(rows=2, context=64), speculate=way) for way in ways]
+        first, *others = [engine.generate(request) for engine in engines]
+        assert all(other == first for other in others)
+        assert all(engine.stats().drafted > 0 for engine in engines[1:])
+        for engine in engines:
+            engine.close()
+    with pytest.raises(UserError, match="speculate=mtp takes a model with model.mtp_depth"):
+        open_engine(usual, speculate="mtp")
 
 
 SIZES = {
