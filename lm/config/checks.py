@@ -11,6 +11,7 @@ from lm.files.user_files import is_own
 
 MAX, MAX_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 MAX_EXPERTS, MAX_MTP, LONGEST_BLOCK = 10_000, 100, 100
+PATTERNS = {"attention_pattern": ("global", "local"), "mlp_pattern": ("dense", "moe"), "rotary_pattern": ("rotary", "none")}
 REMAT = ("none", "matmuls", "attention", "full")
 ACROSS = ("ring", "all_gather")
 LOW_PRECISION = ("none", "int8", "float8")
@@ -59,9 +60,8 @@ def _check_layers(config: Any, checked: Checked) -> None:
         checked.refuse("num_heads", f"does not divide model.embed_dim={config.embed_dim}: set model.head_dim")
     if config.num_heads % config.num_kv_heads:
         checked.refuse("num_kv_heads", f"does not divide model.num_heads={config.num_heads}")
-    checked.one_of("attention_pattern", "global", "local")
-    checked.one_of("mlp_pattern", "dense", "moe")
-    for key in ("attention_pattern", "mlp_pattern"):
+    for key, kinds in PATTERNS.items():
+        checked.one_of(key, *kinds)
         if not getattr(config, key):
             checked.refuse(key, "must name a kind of layer at least")
     if any(kind.local for kind in config.layer_kinds) and config.window < 1:
@@ -72,13 +72,16 @@ def _check_choices(config: Any, checked: Checked) -> None:
     checked.one_of("qk_norm", "none", "head", "full")
     checked.one_of("positions", "rotary", "learned", "none")
     checked.one_of("norm", "rms", "layer")
-    checked.one_of("norm_position", "pre", "post", "sandwich")
+    checked.one_of("norm_position", "pre", "post", "sandwich", "parallel")
     if not is_own(config.activation):
-        checked.one_of("activation", "silu", "gelu", "gelu_tanh", "relu2", "FILE.py:FUNCTION")
+        checked.one_of("activation", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu2", "FILE.py:FUNCTION")
     for key in ("feed_forward", "attention"):
         if getattr(config, key) and not is_own(getattr(config, key)):
             checked.refuse(key, "names no class of a file: write it as FILE.py:CLASS")
     checked.at_least("value_embeddings", 0)
+    checked.at_least("gate_limit", 0)
+    if config.gate_limit and not config.gated:
+        checked.refuse("gate_limit", "clamps a gate: set model.gated=True")
     if config.value_embeddings and (config.attention or config.mla.kv_rank or config.mtp_depth):
         checked.refuse("value_embeddings", "does not go with model.attention, model.mla and model.mtp_depth")
     checked.one_of("init", "gpt2", "fan_in")
@@ -94,6 +97,8 @@ def _check_choices(config: Any, checked: Checked) -> None:
 
 def _check_rope(config: Any, checked: Checked) -> None:
     rope = config.rope
+    if config.attention_temperature and config.temperature_length < 1:
+        checked.refuse("temperature_length", "must be at least 1 with model.attention_temperature")
     checked.one_of("rope.scaling", "none", "linear", "ntk", "yarn", "llama3", "longrope")
     if not 0 < rope.fraction <= 1:
         checked.refuse("rope.fraction", "must be above 0 and at most 1")
@@ -113,6 +118,9 @@ def _check_latent(config: Any, checked: Checked) -> None:
         for key in ("qk_norm", "attention_sinks", "qkv_bias", "output_bias"):
             if getattr(config, key) not in ("none", False):
                 checked.refuse(key, "does not go with model.mla")
+        if config.attention_temperature or not all(kind.rotary for kind in config.layer_kinds):
+            key = "attention_temperature" if config.attention_temperature else "rotary_pattern"
+            checked.refuse(key, "does not go with model.mla")
         if config.num_kv_heads != config.num_heads:
             checked.refuse(
                 "num_kv_heads", f"must equal model.num_heads={config.num_heads} with model.mla, whose heads share a latent"

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lm.config.checks import LONGEST_BLOCK, check
+from lm.config.checks import LONGEST_BLOCK, PATTERNS, check
 from lm.config.towers import Audio, Vision
 
 
@@ -58,6 +58,7 @@ class MixtureOfExperts:
     top_k: int = 2  # experts of a token
     expert_dim: int = 0  # hidden units of one expert; 0: mlp_dim
     shared_dim: int = 0  # hidden units of the expert that every token uses; 0: none
+    biases: bool = False  # of the router and of the experts, but not of the shared one
     scores: str = "softmax"  # or sigmoid, of the router's logits
     normalize: bool = True  # the chosen scores sum to 1
     weight_scale: float = 1.0  # multiplies the chosen scores
@@ -106,6 +107,7 @@ class LayerKind(NamedTuple):
     local: bool  # sees `window` tokens, and rotates by `local_rope`
     moe: bool
     has_table: bool = False  # attention has a table of values by token (value_embeddings)
+    rotary: bool = True  # rotates queries and keys, if the model has rotary positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,7 @@ class ModelConfig:
     qkv_bias: bool = False  # biases of queries, keys and values
     output_bias: bool = False  # bias of the attention's output
     qk_norm: str = "none"  # norm of queries and keys: none, head (each head), full (all heads together)
+    qk_norm_last: bool = False  # queries and keys are rotated before their norm
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
     attention_sinks: bool = False  # a learned logit per head, added to the softmax's denominator
@@ -137,21 +140,34 @@ class ModelConfig:
     max_positions: int = 2048  # the maximum context; rows of the table of learned positions
     rope: Rope = Rope()
     local_rope_theta: float = 0.0  # theta of local layers, without scaling; 0: the same rope as global layers
+    # rotary or none, repeated over the layers. Layers of "none" know the order of tokens only from the causal mask (NoPE,
+    # Kazemnejad et al. 2023).
+    rotary_pattern: tuple[str, ...] = ("rotary",)
+    # Multiplies the query at position p by 1 + this · ln(1 + ⌊p / temperature_length⌋) (after Nakanishi 2025); 0: off.
+    attention_temperature: float = 0.0
+    temperature_length: int = 0  # positions before attention_temperature begins to act
 
-    norm: str = "rms"  # or layer (with bias)
+    norm: str = "rms"  # or layer
+    norm_bias: bool = True  # LayerNorm has a bias
     norm_eps: float = 1e-5  # epsilon of the norms
-    norm_position: str = "pre"  # pre, post (after the sublayer, before the addition), sandwich (both)
-    norm_plus_one: bool = False  # RMSNorm multiplies by 1 + w
+    # pre, post (after the sublayer, before the addition), sandwich (both), or parallel: one norm, both sublayers read its
+    # result and add to the same stream (GPT-J; Cohere).
+    norm_position: str = "pre"
+    norm_plus_one: bool = False  # norms multiply by 1 + w
+    residual_scale: float = 1.0  # multiplies what each sublayer adds to the residual stream (Granite)
 
     mlp_pattern: tuple[str, ...] = ("dense",)  # dense or moe, repeated over the layers
-    activation: str = "silu"  # silu, gelu, gelu_tanh, relu2, or FILE.py:FUNCTION
+    activation: str = "silu"  # silu, gelu, gelu_tanh, quick_gelu, relu2, or FILE.py:FUNCTION
     gated: bool = True  # feed-forward: down(activation(gate(x)) · up(x)); else down(activation(up(x)))
+    # Clamps gate(x) to at most this and up(x) to ± this, and adds 1 to up(x) (gpt-oss); 0: none of it.
+    gate_limit: float = 0.0
     mlp_bias: bool = False  # biases of a dense feed-forward
     moe: MixtureOfExperts = MixtureOfExperts()
     feed_forward: str = ""  # FILE.py:CLASS in place of a dense feed-forward (docs/extend.md); "": none
 
     embed_scale: float = 1.0  # multiplies the embedding (Gemma: √embed_dim)
     tie_embeddings: bool = False  # the head uses the embedding's weights
+    logit_scale: float = 1.0  # multiplies the logits
     logit_softcap: float = 0.0  # logits z become cap·tanh(z/cap); 0: none
     mtp_depth: int = 0  # multi-token prediction modules; each predicts one more token ahead (DeepSeek-V3)
     # Initial weights. gpt2: all of std 0.02, those into the residual stream smaller. fan_in: std 1/√inputs, those into the
@@ -184,7 +200,7 @@ class ModelConfig:
             value = getattr(self, field)
             if not isinstance(value, kind):
                 object.__setattr__(self, field, kind(**{key: _frozen(item) for key, item in value.items()}))
-        for field in ("attention_pattern", "mlp_pattern"):
+        for field in PATTERNS:
             object.__setattr__(self, field, _frozen(getattr(self, field)))
         if self.head_dim == 0 and self.num_heads and self.embed_dim % self.num_heads == 0:
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
@@ -221,11 +237,13 @@ class ModelConfig:
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Return the kind of each layer."""
-        attention, mlp, every = self.attention_pattern, self.mlp_pattern, self.value_embeddings
+        attention, mlp, rotary = self.attention_pattern, self.mlp_pattern, self.rotary_pattern
+        every = self.value_embeddings
 
         def kind(i: int) -> LayerKind:
             has_table = every > 0 and (self.num_layers - 1 - i) % every == 0
-            return LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe", has_table)
+            rotates = rotary[i % len(rotary)] == "rotary"
+            return LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe", has_table, rotates)
 
         return tuple([kind(i) for i in range(self.num_layers)])
 

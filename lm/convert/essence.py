@@ -26,6 +26,13 @@ def essence(config: ModelConfig) -> dict:
     found = {key: value for key, value in dataclasses.asdict(config).items() if key not in LEFT_OUT}
     found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
     found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)
+    found["rotary_pattern"] = tuple("rotary" if kind.rotary and config.positions == "rotary" else "none" for kind in kinds)
+    if not config.attention_temperature:
+        found["temperature_length"] = 0
+    if config.norm != "layer":
+        found["norm_bias"] = True
+    if config.qk_norm == "none":
+        found["qk_norm_last"] = False
     if not local:
         found["window"] = 0
     if not local or config.positions != "rotary" or config.local_rope == rope:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from lm.config import LayerKind, ModelConfig
 from lm.convert import llama
 from lm.convert.llama import LLAMA
-from lm.convert.rotary import parameters_for, scaled
-from lm.convert.rows import Row, same
-from lm.errors import UserError
+from lm.convert.rotary import keys_by_kind, ropes_of
+from lm.convert.rows import Row
 
 GEMMA2_DEFAULTS = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
@@ -27,12 +26,12 @@ GEMMA3_DEFAULTS = {
     "final_logit_softcapping": None,
     "sliding_window_pattern": 6,
 }
-NORMS = (
-    ("attention_norm", "input_layernorm"),
-    ("post_attention_norm", "post_attention_layernorm"),
-    ("feed_forward_norm", "pre_feedforward_layernorm"),
-    ("post_feed_forward_norm", "post_feedforward_layernorm"),
-)
+NORMS = {
+    "attention_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "feed_forward_norm": "pre_feedforward_layernorm",
+    "post_feed_forward_norm": "post_feedforward_layernorm",
+}
 
 
 def gemma2_from_hf(hf: Mapping) -> ModelConfig:
@@ -50,23 +49,12 @@ def gemma3_from_hf(hf: Mapping) -> ModelConfig:
         outer = {key: hf[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config") if key in hf}
         hf = {**outer, **hf["text_config"]}
     hf = {**GEMMA3_DEFAULTS, **hf}
-    by_kind = hf.get("rope_parameters") or {}
-    if not all(isinstance(value, Mapping) for value in by_kind.values()):
-        raise UserError("rope_parameters in config.json must hold full_attention and sliding_attention")
-    whole, local = ({**(by_kind.get(f"{kind}_attention") or {})} for kind in ("full", "sliding"))
-    whole |= hf.get("rope_scaling") or {}
-    llama.refuse(whole, partial_rotary_factor=1.0)
-    llama.refuse(local, rope_type="default", partial_rotary_factor=1.0)
-    theta = whole.get("rope_theta") or hf.get("rope_theta") or 1e6
-    local_theta = local.get("rope_theta") or hf.get("rope_local_base_freq") or 1e4
-    rope = scaled(whole, hf, theta=float(theta))
-    return _decoder(hf, hf["sliding_window_pattern"], qk_norm="head", rope=rope, local_rope_theta=float(local_theta))
+    return _decoder(hf, hf["sliding_window_pattern"], qk_norm="head", **ropes_of(hf, theta=1e6, local_theta=1e4))
 
 
 def gemma3_to_hf(config: ModelConfig) -> dict:
-    keys, local = _described(config, "gemma3_text", "Gemma3ForCausalLM"), config.local_rope
-    by_kind = {"full_attention": parameters_for(config.rope), "sliding_attention": parameters_for(local)}
-    return {**keys, "rope_parameters": by_kind, "rope_local_base_freq": local.theta}
+    keys = _described(config, "gemma3_text", "Gemma3ForCausalLM")
+    return {**keys, **keys_by_kind(config), "rope_local_base_freq": config.local_rope.theta}
 
 
 def gemma3_canonical(name: str) -> str:
@@ -78,8 +66,7 @@ def gemma3_canonical(name: str) -> str:
 
 
 def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
-    names = [(f"{ours}.scale", f"model.layers.{{layer}}.{theirs}.weight") for ours, theirs in NORMS]
-    return [*llama.attention(config), *(same(*name, config.embed_dim) for name in names), *llama.feed_forward(config)]
+    return [*llama.attention(config), *llama.norms(config, NORMS), *llama.feed_forward(config)]
 
 
 def _decoder(hf: Mapping, period: int, **more) -> ModelConfig:

@@ -16,9 +16,15 @@ DEFAULTS = {
 # GELU's tanh approximation and the exact form differ by 1e-3 in the logits.
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "relu2": "relu2",
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "quick_gelu": "quick_gelu", "relu2": "relu2",
 }  # fmt: skip
-ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
+ACTIVATION_NAMES = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu2": "relu2",
+}
 
 
 def decoder(hf: Mapping, **more) -> ModelConfig:
@@ -114,36 +120,52 @@ def repeating(kinds: Sequence[str]) -> tuple[str, ...]:
     return tuple(kinds[:size])
 
 
-def attention(config: ModelConfig, at: str = "model.layers.{layer}.self_attn.") -> list[Row]:
+def attention(
+    config: ModelConfig, at: str = "model.layers.{layer}.self_attn.", names: Sequence[str] = ("q_norm", "k_norm")
+) -> list[Row]:
+    """Return the rows of grouped-query attention. names: of the norms of queries and keys."""
     D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
     found = []
     for ours, theirs, heads in (("query", "q_proj", H), ("key", "k_proj", G), ("value", "v_proj", G)):
         found += dense(f"attention.{ours}", f"{at}{theirs}", (D,), (heads, K), config.qkv_bias)
     found += dense("attention.output", f"{at}o_proj", (H, K), (D,), config.output_bias)
     if config.qk_norm != "none":
-        for ours, theirs, heads in (("query_norm", "q_norm", H), ("key_norm", "k_norm", G)):
+        for ours, theirs, heads in (("query_norm", names[0], H), ("key_norm", names[1], G)):
             shape = (K,) if config.qk_norm == "head" else (heads, K)
             found.append(same(f"attention.{ours}.scale", f"{at}{theirs}.weight", *shape))
     return found
 
 
-def pre_norms(config: ModelConfig, at: str = "model.layers.{layer}.") -> list[Row]:
+def norms(config: ModelConfig, names: Mapping[str, str], at: str = "model.layers.{layer}.") -> list[Row]:
+    """Return the rows of norms of the residual stream. names: theirs by ours."""
+    parts = [("scale", "weight")] + [("bias", "bias")] * (config.norm == "layer" and config.norm_bias)
     D = config.embed_dim
-    return [
-        same("attention_norm.scale", f"{at}input_layernorm.weight", D),
-        same("feed_forward_norm.scale", f"{at}post_attention_layernorm.weight", D),
-    ]
+    return [same(f"{ours}.{a}", f"{at}{theirs}.{b}", D) for ours, theirs in names.items() for a, b in parts]
+
+
+def pre_norms(config: ModelConfig, at: str = "model.layers.{layer}.") -> list[Row]:
+    return norms(config, {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}, at)
 
 
 def feed_forward(
     config: ModelConfig, at: str = "model.layers.{layer}.mlp.", ours: str = "feed_forward", dim: int = 0
 ) -> list[Row]:
-    """Return the rows of a gated feed-forward with `dim` hidden units; 0: mlp_dim."""
+    """Return the rows of a feed-forward with `dim` hidden units; 0: mlp_dim."""
     D, F = config.embed_dim, dim or config.mlp_dim
     found = []
-    for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
+    for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D))[not config.gated :]:
         found += dense(f"{ours}.{name}", f"{at}{name}_proj", (inputs,), (outputs,), config.mlp_bias)
     return found
+
+
+def fused_feed_forward(config: ModelConfig, at: str = "model.layers.{layer}.mlp.") -> list[Row]:
+    """Return the rows of a gated feed-forward whose gate and up are one matrix."""
+    D, F, gate_up = config.embed_dim, config.mlp_dim, f"{at}gate_up_proj.weight"
+    return [
+        linear("feed_forward.gate.weight", gate_up, (D,), (2 * F,), (0, F)),
+        linear("feed_forward.up.weight", gate_up, (D,), (2 * F,), (F, 2 * F)),
+        linear("feed_forward.down.weight", f"{at}down_proj.weight", (F,), (D,)),
+    ]
 
 
 def experts(
@@ -160,7 +182,7 @@ def experts(
 
 def ends(config: ModelConfig) -> list[Row]:
     D, V = config.embed_dim, config.vocab_size
-    found = [table("embedding", "model.embed_tokens.weight", V, D), same("norm.scale", "model.norm.weight", D)]
+    found = [table("embedding", "model.embed_tokens.weight", V, D), *norms(config, {"norm": "norm"}, "model.")]
     return found if config.tie_embeddings else [*found, table("head", "lm_head.weight", V, D)]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from lm.config import LayerKind, ModelConfig, Rope
 from lm.convert import llama
 from lm.convert.llama import biases, derived, layer_types, refuse, window_of, windows
-from lm.convert.rotary import parameters_of, rope_of
-from lm.convert.rows import Row, linear, same
+from lm.convert.rotary import keys_by_kind, parameters_of, rope_of, ropes_of
+from lm.convert.rows import Row, linear
 
 # Defaults of transformers' classes, where they are not Llama's.
 MISTRALS = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
@@ -157,13 +157,9 @@ QWEN3_MOE = derived(
 )
 
 
-def _olmo2_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
-    D, at = config.embed_dim, "model.layers.{layer}."
-    norms = [
-        same("post_attention_norm.scale", f"{at}post_attention_layernorm.weight", D),
-        same("post_feed_forward_norm.scale", f"{at}post_feedforward_layernorm.weight", D),
-    ]
-    return [*llama.attention(config), *norms, *llama.feed_forward(config)]
+def post_norm_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
+    names = {"post_attention_norm": "post_attention_layernorm", "post_feed_forward_norm": "post_feedforward_layernorm"}
+    return [*llama.attention(config), *llama.norms(config, names), *llama.feed_forward(config)]
 
 
 # Norms after each sublayer, and QK-norm over all heads together (OLMo et al. 2024).
@@ -173,8 +169,33 @@ OLMO2 = derived(
     {"vocab_size": 50304, "rms_norm_eps": 1e-5},
     read=lambda hf: {"norm_position": "post", "qk_norm": "full", **biases(hf)},
     write=lambda config: {"attention_bias": config.qkv_bias},
-    rows=_olmo2_rows,
+    rows=post_norm_rows,
     gguf="olmo2",
+)
+
+
+def _olmo3(hf: Mapping) -> dict:
+    kinds = hf.get("layer_types") or [
+        "full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(hf["num_hidden_layers"])
+    ]
+    ropes = ropes_of(hf, theta=5e5, local_theta=5e5)
+    return {"norm_position": "post", "qk_norm": "full", **biases(hf), **ropes, **windows(hf["sliding_window"], kinds)}
+
+
+# OLMo 2 with windows on three of four layers, and scaled rotary positions on the others (Ettinger et al. 2025).
+OLMO3 = derived(
+    "olmo3",
+    "Olmo3ForCausalLM",
+    {"vocab_size": 50304, "rms_norm_eps": 1e-5, "sliding_window": 4096},
+    read=_olmo3,
+    write=lambda config: {
+        "attention_bias": config.qkv_bias,
+        "sliding_window": config.window or 4096,  # must be there, used or not
+        "layer_types": layer_types(config),
+        **keys_by_kind(config),
+    },
+    rows=post_norm_rows,
+    gguf="",
 )
 
 
@@ -193,8 +214,8 @@ def _phi3_keys(config: ModelConfig) -> dict:
 
 
 def _phi3_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
-    D, F, K, H, G = config.embed_dim, config.mlp_dim, config.head_dim, config.num_heads, config.num_kv_heads
-    qkv, gate_up = "model.layers.{layer}.self_attn.qkv_proj.weight", "model.layers.{layer}.mlp.gate_up_proj.weight"
+    D, K, H, G = config.embed_dim, config.head_dim, config.num_heads, config.num_kv_heads
+    qkv = "model.layers.{layer}.self_attn.qkv_proj.weight"
     heads = (H + 2 * G, K)
     return [
         linear("attention.query.weight", qkv, (D,), heads, (0, H)),
@@ -202,9 +223,7 @@ def _phi3_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
         linear("attention.value.weight", qkv, (D,), heads, (H + G, H + 2 * G)),
         linear("attention.output.weight", "model.layers.{layer}.self_attn.o_proj.weight", (H, K), (D,)),
         *llama.pre_norms(config),
-        linear("feed_forward.gate.weight", gate_up, (D,), (2 * F,), (0, F)),
-        linear("feed_forward.up.weight", gate_up, (D,), (2 * F,), (F, 2 * F)),
-        linear("feed_forward.down.weight", "model.layers.{layer}.mlp.down_proj.weight", (F,), (D,)),
+        *llama.fused_feed_forward(config),
     ]
 
 

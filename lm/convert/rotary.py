@@ -6,7 +6,7 @@ New: `rope_parameters` with `rope_type`, `rope_theta` and the keys of the type. 
 
 from collections.abc import Mapping
 
-from lm.config import Rope
+from lm.config import ModelConfig, Rope
 from lm.errors import UserError
 
 YARN_KEYS = ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor")
@@ -91,6 +91,31 @@ def parameters_for(rope: Rope) -> dict:
         elif key != "original_positions" and (value or DEFAULTS.get(key) != 0.0):
             found[key] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def ropes_of(hf: Mapping, *, theta: float, local_theta: float) -> dict:
+    """Return `rope` and `local_rope_theta` of a config with one rotary embedding for each kind of layer.
+
+    theta, local_theta: the family's defaults. That of local layers is not scaled.
+    """
+    by_kind = hf.get("rope_parameters") or {}
+    if not all(isinstance(value, Mapping) for value in by_kind.values()):
+        raise UserError("rope_parameters in config.json must hold full_attention and sliding_attention")
+    whole, local = ({**(by_kind.get(f"{kind}_attention") or {})} for kind in ("full", "sliding"))
+    whole |= hf.get("rope_scaling") or {}
+    for key, value in (("partial_rotary_factor", 1.0), ("rope_type", "default")):
+        for parameters in (whole, local) if key != "rope_type" else (local,):
+            if parameters.get(key, value) not in (value, None):
+                raise UserError(f"{key}={parameters[key]!r} in config.json cannot be expressed: only {value!r} can")
+    theta = _first(whole.get("rope_theta"), hf.get("rope_theta"), theta)
+    local_theta = _first(local.get("rope_theta"), hf.get("rope_local_base_freq"), local_theta)
+    return {"rope": scaled(whole, hf, theta=float(theta)), "local_rope_theta": float(local_theta)}
+
+
+def keys_by_kind(config: ModelConfig) -> dict:
+    """Return `rope_parameters` with one rotary embedding for each kind of layer; the inverse of `ropes_of`."""
+    by_kind = {"full_attention": config.rope, "sliding_attention": config.local_rope}
+    return {"rope_parameters": {kind: parameters_for(rope) for kind, rope in by_kind.items()}}
 
 
 def keys_for(rope: Rope) -> dict:

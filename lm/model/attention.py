@@ -31,7 +31,7 @@ def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, kind: LayerKind) -> 
     window = config.window if kind.local else 0
     if config.attention:
         return layer_part("model.attention", config.attention, "FILE.py:CLASS")(config, rngs, window)
-    return LatentAttention(config, rngs, window) if config.mla.kv_rank else Attention(config, rngs, window, kind.has_table)
+    return LatentAttention(config, rngs, window) if config.mla.kv_rank else Attention(config, rngs, window, kind)
 
 
 def softmax_scale(config: ModelConfig) -> float:
@@ -51,10 +51,10 @@ def rotated(x_BTHK: jax.Array, step: Step, interleaved: bool) -> jax.Array:
 class Attention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017) whose H query heads share G key/value heads (Ainslie et al. 2023)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, has_table: bool = False):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, kind: LayerKind):
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
-        self.interleaved = config.rope.interleaved
+        self.interleaved, self.rotates, self.norms_last = config.rope.interleaved, kind.rotary, config.qk_norm_last
         bias = config.qkv_bias
 
         def project(name: str, heads: int, axis: str) -> Linear:
@@ -80,7 +80,7 @@ class Attention(nnx.Module):
             for name, heads, axis in (("query_norm", H, "heads"), ("key_norm", G, "kv_heads")):
                 shape, axes = ((heads, K), (axis, "head")) if full else ((K,), ("head",))
                 setattr(self, name, RMSNorm(shape, config.norm_eps, plus_one=plus_one, axes=axes))
-        if has_table:
+        if kind.has_table:
             self.value_embedding = ValueEmbedding(config, rngs)
         if config.attention_sinks:
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
@@ -91,11 +91,9 @@ class Attention(nnx.Module):
         """Return the mixed values [B, T, D] and the cache with the new keys and values."""
         joined = together(x_BTD, self.query, self.key, self.value)
         q_BTHK, k_BSGK, v_BSGK = joined or (self.query(x_BTD), self.key(x_BTD), self.value(x_BTD))
-        if hasattr(self, "query_norm") and hasattr(self, "key_norm"):  # whose gradients need what they normed
-            q_BTHK, k_BSGK = self.query_norm(saved(q_BTHK)), self.key_norm(saved(k_BSGK))
-            q_BTHK, k_BSGK = (rotated(x, step, self.interleaved) for x in (q_BTHK, k_BSGK))
-        else:
-            q_BTHK, k_BSGK = (saved(rotated(x, step, self.interleaved)) for x in (q_BTHK, k_BSGK))
+        q_BTHK, k_BSGK = self._placed("query_norm", q_BTHK, step), self._placed("key_norm", k_BSGK, step)
+        if step.temperature_BT11 is not None:
+            q_BTHK = (q_BTHK * step.temperature_BT11).astype(q_BTHK.dtype)
         if hasattr(self, "value_embedding"):
             assert step.tokens_BT is not None
             v_BSGK = v_BSGK + self.value_embedding(x_BTD, step.tokens_BT)
@@ -109,6 +107,17 @@ class Attention(nnx.Module):
             assert step.visible is not None
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
+
+    def _placed(self, norm: str, x_BTHK: jax.Array, step: Step) -> jax.Array:
+        """Return queries or keys, normed and rotated as the layer does. The gradient of a norm needs what it normed."""
+
+        def turned(x_BTHK: jax.Array) -> jax.Array:
+            return rotated(x_BTHK, step, self.interleaved) if self.rotates else x_BTHK
+
+        if not hasattr(self, norm):
+            return saved(turned(x_BTHK))
+        apply = getattr(self, norm)
+        return apply(saved(turned(x_BTHK))) if self.norms_last else turned(apply(saved(x_BTHK)))
 
 
 class ValueEmbedding(nnx.Module):

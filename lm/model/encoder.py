@@ -18,8 +18,7 @@ from lm.model.initializers import stacked
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
 
-# CLIP's quick_gelu is x·σ(1.702·x), an approximation of GELU (Hendrycks and Gimpel 2016, §2).
-ACTIVATIONS = {**feed_forward.ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
+ACTIVATIONS = feed_forward.ACTIVATIONS
 
 
 def fan_in_std(inputs: int) -> float:

@@ -146,14 +146,14 @@ def rows_of(steps: dict[bool, Step]) -> tuple[Any, ...]:
     step = next(iter(steps.values()))
     assert step.visible is not None
     rotary = {local: step.rotary for local, step in steps.items()}
-    return rotary, step.visible.segments_BT, step.visible.branches, step.tokens_BT
+    return rotary, step.visible.segments_BT, step.visible.branches, step.tokens_BT, step.temperature_BT11
 
 
 def of_rows(rows: tuple[Any, ...]) -> dict[bool, Step]:
     """Return the Steps of some rows; the inverse of `rows_of`."""
-    rotary, segments_BT, branches, tokens_BT = rows
+    rotary, segments_BT, branches, *others = rows
     visible = Visible(segments_BT, segments_BT, slots(segments_BT.shape[1]), branches)
-    return {local: Step(angles, visible, False, 0, segments_BT > 0, tokens_BT=tokens_BT) for local, angles in rotary.items()}
+    return {local: Step(angles, visible, False, 0, segments_BT > 0, None, *others) for local, angles in rotary.items()}
 
 
 def through(

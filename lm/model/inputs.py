@@ -66,6 +66,7 @@ class Step(NamedTuple):
     valid_BT: jax.Array  # bool, False for padding
     table: PageTable | None = None  # for a paged cache; then T = 1, and every row is a token of some sequence
     tokens_BT: jax.Array | None = None  # for model.value_embeddings
+    temperature_BT11: jax.Array | None = None  # float32, multiplies queries (model.attention_temperature)
 
 
 def steps_of(
@@ -93,11 +94,20 @@ def steps_of(
     shared = next(iter(rotary.values()), None)
     kinds = {kind.local for kind in config.layer_kinds}
     tokens_BT = inputs.tokens_BT if config.value_embeddings else None
+    warmth = _temperature(config, positions_BT)
     steps = {
-        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table, tokens_BT)
+        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table, tokens_BT, warmth)
         for local in sorted(kinds)
     }
     return steps, memory
+
+
+def _temperature(config: ModelConfig, positions_BT: jax.Array) -> jax.Array | None:
+    """Return 1 + a·ln(1 + ⌊p / length⌋) for each position p, float32 [B, T, 1, 1] (Llama 4; after Nakanishi 2025)."""
+    if not config.attention_temperature:
+        return None
+    grown = jnp.log1p((positions_BT // config.temperature_length).astype(jnp.float32))
+    return (1 + config.attention_temperature * grown)[:, :, None, None]
 
 
 def _rotary(config: ModelConfig, positions_BT: jax.Array, table: PageTable | None) -> dict[bool, tuple[jax.Array, jax.Array]]:

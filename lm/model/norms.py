@@ -33,22 +33,29 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """y = (x − mean) / √(var + ε) · scale + bias (Ba et al. 2016), computed in float32, returned in x's dtype."""
+    """y = (x − mean) / √(var + ε) · scale + bias (Ba et al. 2016), computed in float32, returned in x's dtype.
 
-    def __init__(self, dim: int, eps: float):
-        self.eps = eps
-        self.scale = parameter(jnp.ones((dim,), jnp.float32), ("norm",), "vector")
-        self.bias = parameter(jnp.zeros((dim,), jnp.float32), ("norm",), "vector")
+    With `plus_one` the scale is 1 + w (Nemotron). Without `bias` nothing is added (Cohere).
+    """
+
+    def __init__(self, dim: int, eps: float, *, bias: bool = True, plus_one: bool = False):
+        self.eps, self.plus_one = eps, plus_one
+        start = jnp.zeros if plus_one else jnp.ones
+        self.scale = parameter(start((dim,), jnp.float32), ("norm",), "vector")
+        if bias:
+            self.bias = parameter(jnp.zeros((dim,), jnp.float32), ("norm",), "vector")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         centred = x32 - mean(x32)
         inverse = jax.lax.rsqrt(mean(centred * centred) + self.eps)
-        return (centred * inverse * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale = 1 + self.scale[...] if self.plus_one else self.scale[...]
+        y = centred * inverse * scale
+        return (y + self.bias[...] if hasattr(self, "bias") else y).astype(x.dtype)
 
 
 def layer_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
     """Return a new norm of the residual stream, of the config's kind."""
     if config.norm == "layer":
-        return LayerNorm(config.embed_dim, config.norm_eps)
+        return LayerNorm(config.embed_dim, config.norm_eps, bias=config.norm_bias, plus_one=config.norm_plus_one)
     return RMSNorm(config.embed_dim, config.norm_eps, plus_one=config.norm_plus_one)

@@ -56,11 +56,15 @@ class Hidden(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); or the norms after the sublayers, or both (Gemma's sandwich)."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); or the norms after the sublayers, or both (Gemma's sandwich).
+
+    Parallel: x + attention(norm(x)) + feed_forward(norm(x)), with one norm (GPT-J, Wang and Komatsuzaki 2021).
+    """
 
     def __init__(self, config: ModelConfig, kind: LayerKind, rngs: nnx.Rngs):
         before, after = config.norm_position in ("pre", "sandwich"), config.norm_position in ("post", "sandwich")
-        self.attention_norm = layer_norm(config) if before else None
+        self.parallel, self.scale = config.norm_position == "parallel", config.residual_scale
+        self.attention_norm = layer_norm(config) if before or self.parallel else None
         self.attention = attention_sublayer(config, rngs, kind)
         self.post_attention_norm = layer_norm(config) if after else None
         self.feed_forward_norm = layer_norm(config) if before else None
@@ -72,19 +76,25 @@ class Layer(nnx.Module):
     ) -> tuple[jax.Array, Cache | PagedCache | None, RouterStats | None]:
         """Return (x, the layer's next cache or None, RouterStats or None)."""
         with jax.named_scope("attention"):  # names in a trace
-            mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
-            x_BTD = saved(x_BTD + _normed(self.post_attention_norm, mixed_BTD))
+            normed_BTD = _normed(self.attention_norm, x_BTD)
+            mixed_BTD, cache = self.attention(normed_BTD, step, cache)
+            x_BTD = saved(x_BTD + times(_normed(self.post_attention_norm, mixed_BTD), self.scale))
         with jax.named_scope("feed_forward"):
-            y_BTD, router = _normed(self.feed_forward_norm, x_BTD), None
+            y_BTD, router = normed_BTD if self.parallel else _normed(self.feed_forward_norm, x_BTD), None
             if isinstance(self.feed_forward, MoE):
                 y_BTD, router = self.feed_forward(y_BTD, step.valid_BT)
             else:
                 y_BTD = self.feed_forward(y_BTD)
-            return x_BTD + _normed(self.post_feed_forward_norm, y_BTD), cache, router
+            return x_BTD + times(_normed(self.post_feed_forward_norm, y_BTD), self.scale), cache, router
 
 
 def _normed(norm: Callable[[jax.Array], jax.Array] | None, x_BTD: jax.Array) -> jax.Array:
     return x_BTD if norm is None else norm(x_BTD)
+
+
+def times(x: jax.Array, scale: float) -> jax.Array:
+    """Return x·scale, in x's dtype."""
+    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
 class AheadModule(nnx.Module):
@@ -255,8 +265,8 @@ class Transformer(nnx.Module):
         return self.embedding[...] if self.config.tie_embeddings else self.head[...]
 
     def to_head(self, x_BTD: jax.Array) -> jax.Array:
-        """Return hidden states after the last norm, scaled for the head (μP)."""
-        return scaled_output(self.config, x_BTD)
+        """Return hidden states after the last norm, scaled for the head (μP, model.logit_scale)."""
+        return times(scaled_output(self.config, x_BTD), self.config.logit_scale)
 
     def _embedded(self, inputs: Inputs, axis: str) -> jax.Array:
         """Return what the first layer gets, [B, T, D]; axis: the logical axis of T."""
@@ -278,7 +288,7 @@ class Transformer(nnx.Module):
     def _rows(self, tokens_BT: jax.Array, axis: str = "length") -> jax.Array:
         config = self.config
         x_BTD = embedding(self.embedding.get_value(), tokens_BT, config.compute_dtype, axis)
-        return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
+        return times(x_BTD, config.embed_scale)
 
 
 def of_module(config: ModelConfig) -> ModelConfig:

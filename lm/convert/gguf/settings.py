@@ -27,7 +27,7 @@ class Key(NamedTuple):
     default: Any = REQUIRED
 
 
-ARCHITECTURES = dict.fromkeys(family.gguf for family in TEXT) | {family.gguf: family.name for family in reversed(TEXT)}
+ARCHITECTURES = {family.gguf: family.name for family in reversed(TEXT) if family.gguf}
 # The settings of every architecture but GPT-2's, in the order in which they are written; then those of each family.
 SHARED = {
     "block_count": Key("num_hidden_layers"),

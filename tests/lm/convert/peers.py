@@ -3,6 +3,7 @@
 Windows and original contexts are shorter than LENGTH, and layers are of more than one kind where the family has several.
 """
 
+import copy
 import functools
 import json
 
@@ -152,6 +153,131 @@ PEERS = {
         ),
     ),
     "olmo2": ("Olmo2", dict(attention_bias=True, rope_parameters=PLAIN)),
+    "olmo3": (
+        "Olmo3",
+        dict(
+            num_hidden_layers=5,
+            num_key_value_heads=4,
+            attention_bias=True,
+            sliding_window=12,
+            rope_parameters={
+                "full_attention": {**YARN, "rope_theta": 1e3},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            },
+        ),
+    ),
+    "olmo3-plain": ("Olmo3", dict(num_hidden_layers=1, head_dim=20, layer_types=["full_attention"], tie_word_embeddings=True)),
+    "smollm3": (
+        "SmolLM3",
+        dict(num_hidden_layers=5, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=12, rope_parameters=PLAIN),
+    ),
+    "smollm3-mixed": (
+        "SmolLM3",
+        dict(
+            num_hidden_layers=3,
+            head_dim=20,
+            num_key_value_heads=1,
+            attention_bias=True,
+            mlp_bias=True,
+            tie_word_embeddings=False,
+            no_rope_layers=[0, 1, 1],
+            rope_parameters={**YARN, "rope_theta": 1e3},
+        ),
+    ),
+    "granite": (
+        "Granite",
+        dict(
+            attention_bias=True,
+            mlp_bias=True,
+            embedding_multiplier=3.0,
+            attention_multiplier=0.5,
+            residual_multiplier=0.4,
+            logits_scaling=0.3,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "granite-tied": (
+        "Granite",
+        dict(
+            num_hidden_layers=3,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            logits_scaling=0.7,
+            attention_multiplier=0.1,
+        ),
+    ),
+    "seed-oss": ("SeedOss", dict(head_dim=20, attention_out_bias=True, mlp_bias=True, rope_parameters=PLAIN)),
+    "seed-oss-narrow": ("SeedOss", dict(num_hidden_layers=3, num_key_value_heads=1, head_dim=6, tie_word_embeddings=True)),
+    "ernie4-5": ("Ernie4_5", dict(head_dim=20, use_bias=True, tie_word_embeddings=False, rope_parameters=PLAIN)),
+    "ernie4-5-tied": ("Ernie4_5", dict(num_hidden_layers=3, num_key_value_heads=1, head_dim=10)),
+    "exaone4": (
+        "Exaone4",
+        dict(num_hidden_layers=5, sliding_window=12, sliding_window_pattern=3, rope_parameters={**LLAMA3, "rope_theta": 1e4}),
+    ),
+    "exaone4-global": (
+        "Exaone4",
+        dict(
+            head_dim=20,
+            num_key_value_heads=1,
+            sliding_window=None,
+            layer_types=["full_attention"] * 2,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "cohere": ("Cohere", dict(attention_bias=True, logit_scale=0.6, tie_word_embeddings=False, rope_parameters=PLAIN)),
+    "cohere2": ("Cohere2", dict(num_hidden_layers=5, sliding_window=12, logit_scale=2.0, rope_parameters=PLAIN)),
+    "cohere2-mixed": (
+        "Cohere2",
+        dict(
+            num_hidden_layers=3,
+            hidden_size=40,
+            num_key_value_heads=1,
+            attention_bias=True,
+            sliding_window=20,
+            layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+            tie_word_embeddings=False,
+            logit_scale=1.5,
+        ),
+    ),
+    "glm": ("Glm", dict(head_dim=24, tie_word_embeddings=True, rope_parameters={**PLAIN, "partial_rotary_factor": 0.25})),
+    "glm4": ("Glm4", dict(num_hidden_layers=3, head_dim=16, attention_bias=True, rope_parameters=PLAIN)),
+    "glm4-whole": (
+        "Glm4",
+        dict(
+            head_dim=20,
+            num_key_value_heads=1,
+            attention_bias=False,
+            rope_parameters={**PLAIN, "partial_rotary_factor": 1.0},
+            tie_word_embeddings=True,
+        ),
+    ),
+    "hunyuan": ("HunYuanDenseV1", dict(head_dim=16, attention_bias=True, rope_parameters=PLAIN)),
+    "hunyuan-alpha": (
+        "HunYuanDenseV1",
+        dict(
+            num_hidden_layers=3,
+            num_key_value_heads=1,
+            head_dim=12,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 500.0},
+        ),
+    ),
+    "nemotron": (
+        "Nemotron",
+        dict(num_hidden_layers=3, attention_bias=True, mlp_bias=True, rope_parameters={**PLAIN, "partial_rotary_factor": 0.5}),
+    ),
+    "nemotron-tied": (
+        "Nemotron",
+        dict(
+            head_dim=20,
+            num_key_value_heads=1,
+            norm_eps=1e-3,
+            tie_word_embeddings=True,
+            rope_parameters={**PLAIN, "partial_rotary_factor": 0.2},
+        ),
+    ),
     "deepseek-v2": (
         "DeepseekV2",
         dict(
@@ -207,7 +333,7 @@ def peer_config(name: str):
         common = {renamed.get(key, key): value for key, value in COMMON.items() if renamed.get(key, key)}
     else:
         common = COMMON
-    return getattr(transformers, f"{kind}Config")(**{**common, **keys})
+    return getattr(transformers, f"{kind}Config")(**copy.deepcopy({**common, **keys}))  # some write into what they get
 
 
 @functools.cache

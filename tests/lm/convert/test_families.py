@@ -20,8 +20,10 @@ from lm.config import ModelConfig
 from lm.convert.essence import essence
 from lm.convert.families import family_for, family_of, is_ignored, model_config
 from lm.convert.rows import Family, ours_of, places, theirs_of
+from lm.model.cache import empty_state
 from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.convert import peers
 from tests.slow import all_but
 
@@ -32,7 +34,23 @@ MtpModel = pytest.importorskip("transformers.modeling_layers").MtpModel
 
 
 OFTEN = ("llama", "llama-longrope", "gpt2", "gemma3", "phi3", "qwen3-moe-sparse", "deepseek-v3")  # differ the most
-OF_EACH = (*OFTEN, "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "olmo2", "deepseek-v2")
+NEW_IDEAS = ("smollm3", "olmo3", "granite", "cohere2", "glm4", "hunyuan", "nemotron")
+OF_EACH = (
+    *OFTEN,
+    *NEW_IDEAS,
+    "seed-oss",
+    "ernie4-5",
+    "exaone4",
+    "cohere",
+    "glm",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "olmo2",
+    "deepseek-v2",
+)
 
 
 class Case(NamedTuple):
@@ -112,7 +130,7 @@ def test_every_tensor_has_its_place_and_comes_back_bit_for_bit(case, name):
         np.testing.assert_array_equal(x, tensors[key], strict=True)
 
 
-@pytest.mark.parametrize("name", all_but([name for name in OFTEN if name != "llama-longrope"], peers.PEERS))  # so is phi3
+@pytest.mark.parametrize("name", all_but([*(set(OFTEN) - {"llama-longrope"}), *NEW_IDEAS], peers.PEERS))  # so is phi3
 def test_logits_and_gradients_on_padded_batches_beyond_the_original_context(case, name):
     tokens, real, positions = peers.batch()
     upstream = np.random.default_rng(2).standard_normal((*tokens.shape, peers.VOCAB)).astype(np.float32)
@@ -127,6 +145,35 @@ def test_logits_and_gradients_on_padded_batches_beyond_the_original_context(case
         # GPT-2's key biases change no softmax: their gradient is rounding alone.
         scale = max(np.abs(expected).max(), 1e-3 * largest)
         np.testing.assert_allclose(x, expected, rtol=0, atol=1e-3 * scale, err_msg=path)
+
+
+@pytest.mark.parametrize("name", all_but(("cohere2",), peers.PEERS))
+def test_a_mesh_and_a_cache_change_nothing(case, name):
+    """Eight devices; and the second half of the tokens, which attend to the first half in a cache."""
+    config, params = case(name).config, params_of(case(name))
+    graph, abstract = skeleton(config)
+    tokens, real, positions = (x[np.arange(8) % 3] for x in peers.batch())
+    segments, half = real.astype(np.int32), peers.LENGTH // 2
+
+    def whole(params):
+        return nnx.merge(graph, params)(Inputs(tokens, segments, positions))
+
+    def halves(params):
+        model, memory, parts = nnx.merge(graph, params), empty_state(config, len(tokens), peers.LENGTH), []
+        for part, prefill in ((np.s_[:, :half], True), (np.s_[:, half:], False)):
+            inputs = Inputs(tokens[part], segments[part], positions[part])
+            logits, memory = model(inputs, memory, prefill=prefill)
+            parts.append(logits)
+        return jnp.concatenate(parts, axis=1)
+
+    expected = jax.jit(whole)(params)
+    if not config.rope.depends_on_length:  # else the first half has other angles
+        np.testing.assert_allclose(jax.jit(halves)(params)[real], expected[real], rtol=0, atol=2e-4)
+    sizes = {"fsdp": 2, "tensor": 2} | {"expert" if config.moe.num_experts else "data": 2}
+    mesh = make_mesh(sizes if config.num_kv_heads % 2 == 0 else {"fsdp": 4, "data": 2})
+    with jax.set_mesh(mesh):
+        logits = jax.jit(whole)(jax.device_put(params, shardings(abstract, mesh)))
+    np.testing.assert_allclose(np.asarray(logits)[real], expected[real], rtol=0, atol=2e-4)
 
 
 def ours(case: Case, tokens, real, positions, upstream):
@@ -193,7 +240,7 @@ CACHELESS = {"llama-longrope"}
 @pytest.mark.parametrize("name", all_but(OFTEN, peers.PEERS))
 def test_transformers_loads_our_export_to_the_same_logits(case, name, tmp_path):
     model, _, family, config, arrays = case(name)
-    assert family_for(config) is family
+    assert family_for(config, family.name) is family
     again = loaded(write(tmp_path, family, config, tensors_of(family, config, arrays)))
     tokens, real, positions = (torch.tensor(x) for x in peers.batch())
     with torch.no_grad():

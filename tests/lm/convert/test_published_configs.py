@@ -307,7 +307,7 @@ def test_what_older_configs_say():
     [
         ({"model_type": "mamba"}, "model_type='mamba'"),
         ({}, "model_type=None"),
-        ({"model_type": "llama", "hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"),
+        ({"model_type": "llama", "hidden_act": "mish"}, "hidden_act='mish'"),
         ({"model_type": "gemma2", "hidden_activation": "mish"}, "hidden_activation='mish'"),
         ({"model_type": "llama", "rope_scaling": {"type": "mrope"}}, "rope_type='mrope'"),
         ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, "rope_parameters.factor"),
@@ -356,6 +356,17 @@ PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "balance_loss": 0.01}}, "MixtralForCausalLM"),
         ({"mlp_pattern": ("dense", "moe"), "moe": {"num_experts": 4}, "qk_norm": "head"}, "Qwen3MoeForCausalLM"),
         ({"norm_position": "post", "qk_norm": "full"}, "Olmo2ForCausalLM"),
+        ({"rotary_pattern": ("rotary", "none")}, "SmolLM3ForCausalLM"),
+        ({"query_scale": 5.0, "logit_scale": 0.125}, "GraniteForCausalLM"),
+        ({"rope": {"interleaved": True}}, "Ernie4_5ForCausalLM"),
+        ({"norm_position": "post", "qk_norm": "head"}, "Exaone4ForCausalLM"),
+        (
+            {"norm_position": "parallel", "norm": "layer", "norm_bias": False, "rope": {"interleaved": True}},
+            "CohereForCausalLM",
+        ),
+        ({"norm_position": "sandwich", "rope": {"interleaved": True, "fraction": 0.5}}, "Glm4ForCausalLM"),
+        ({"qk_norm": "head", "qk_norm_last": True}, "HunYuanDenseV1ForCausalLM"),
+        ({"norm": "layer", "norm_plus_one": True, "activation": "relu2", "gated": False}, "NemotronForCausalLM"),
         ({"mla": {"kv_rank": 8}, "num_kv_heads": 4}, "DeepseekV3ForCausalLM"),
         (
             {
@@ -381,7 +392,7 @@ def test_a_model_leaves_as_the_first_family_that_holds_it(changes, leaves_as):
         ({"attention_sinks": True}, "model.attention_sinks=True"),
         ({"value_embeddings": 1}, "model.value_embeddings=1"),
         ({"positions": "none"}, "model.positions='none'"),
-        ({"query_scale": 5.0}, "model.query_scale=5.0"),
+        ({"query_scale": 5.0, "qk_norm": "full", "norm_position": "post"}, "model.query_scale=5.0"),
         ({"mlp_pattern": ("moe", "dense"), "moe": {"num_experts": 4, "scores": "sigmoid"}}, "model.moe.scores='sigmoid'"),
         ({"mup_base_dim": 64}, "model.mup_base_dim=64"),
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "shared_dim": 32}}, "model.moe.shared_dim=32"),
