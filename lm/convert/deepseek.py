@@ -31,7 +31,7 @@ V3_DEFAULTS = {
 
 
 def from_hf(hf: Mapping) -> ModelConfig:
-    v3 = hf["model_type"] == "deepseek_v3"
+    v3 = hf["model_type"] != "deepseek_v2"
     hf = {**(V3_DEFAULTS if v3 else V2_DEFAULTS), **hf}
     refuse(
         hf,
@@ -55,13 +55,14 @@ def from_hf(hf: Mapping) -> ModelConfig:
         num_kv_heads=hf["num_attention_heads"],
         mla=mla,
         mlp_pattern=repeating(kinds),
-        moe=_mixture(hf, v3) if "moe" in kinds else {},
+        moe=mixture(hf, v3) if "moe" in kinds else {},
         mtp_depth=depth or 0,
         rope=rope_of(hf, interleaved=bool(hf["rope_interleave"]) if v3 else True),
     )
 
 
-def _mixture(hf: Mapping, v3: bool) -> dict:
+def mixture(hf: Mapping, v3: bool) -> dict:
+    """Return the settings of the experts, of V2 or V3."""
     E = next((hf[key] for key in ("n_routed_experts", "num_local_experts", "num_experts") if key in hf), 256 if v3 else 64)
     if not hf["num_experts_per_tok"]:
         raise UserError("num_experts_per_tok in config.json must be given")
@@ -84,9 +85,8 @@ def _mixture(hf: Mapping, v3: bool) -> dict:
 
 
 def to_hf(config: ModelConfig) -> dict:
-    moe, mla, kinds = config.moe, config.mla, config.layer_kinds
-    F, sparse = moe.expert_dim or config.mlp_dim, any(kind.moe for kind in kinds)
-    v3 = not sparse or moe.scores == "sigmoid"
+    moe, mla = config.moe, config.mla
+    v3 = not any(kind.moe for kind in config.layer_kinds) or moe.scores == "sigmoid"
     keys = described(config, *(("deepseek_v3", "DeepseekV3ForCausalLM") if v3 else ("deepseek_v2", "DeepseekV2ForCausalLM")))
     del keys["head_dim"]
     keys |= {
@@ -96,8 +96,20 @@ def to_hf(config: ModelConfig) -> dict:
         "qk_nope_head_dim": config.head_dim,
         "v_head_dim": mla.value_head_dim,
         "attention_bias": False,
-        "first_k_dense_replace": next((i for i, kind in enumerate(kinds) if kind.moe), config.num_layers),
         "moe_layer_freq": 1,
+        **mixture_keys(config),
+    }
+    if v3:
+        more = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": config.rope.interleaved}
+        return {**keys, **more, "num_nextn_predict_layers": config.mtp_depth}
+    return {**keys, "scoring_func": "softmax", "topk_method": "group_limited_greedy" if moe.num_groups > 1 else "greedy"}
+
+
+def mixture_keys(config: ModelConfig) -> dict:
+    """Return the keys of the experts; the inverse of `mixture`."""
+    moe, F = config.moe, config.moe.expert_dim or config.mlp_dim
+    return {
+        "first_k_dense_replace": next((i for i, kind in enumerate(config.layer_kinds) if kind.moe), config.num_layers),
         "n_routed_experts": moe.num_experts or 1,
         "num_experts_per_tok": moe.top_k,
         "moe_intermediate_size": F,
@@ -107,14 +119,10 @@ def to_hf(config: ModelConfig) -> dict:
         "n_group": moe.num_groups,
         "topk_group": moe.top_groups,
     }
-    if v3:
-        more = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": config.rope.interleaved}
-        return {**keys, **more, "num_nextn_predict_layers": config.mtp_depth}
-    return {**keys, "scoring_func": "softmax", "topk_method": "group_limited_greedy" if moe.num_groups > 1 else "greedy"}
 
 
 def rows(config: ModelConfig, kind: LayerKind, at: str = "model.layers.{layer}.") -> list[Row]:
-    return [*_attention(config, f"{at}self_attn."), *pre_norms(config, at), *_feed_forward(config, kind, f"{at}mlp.")]
+    return [*_attention(config, f"{at}self_attn."), *pre_norms(config, at), *feed_forward_rows(config, kind, f"{at}mlp.")]
 
 
 def _attention(config: ModelConfig, at: str) -> list[Row]:
@@ -138,7 +146,7 @@ def _attention(config: ModelConfig, at: str) -> list[Row]:
     ]
 
 
-def _feed_forward(config: ModelConfig, kind: LayerKind, at: str) -> list[Row]:
+def feed_forward_rows(config: ModelConfig, kind: LayerKind, at: str) -> list[Row]:
     if not kind.moe:
         return feed_forward(config, at)
     found = experts(config, at, "gate")
@@ -177,4 +185,6 @@ def copies(config: ModelConfig) -> list[Row]:
 
 
 IGNORED = (*LLAMA.ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
-DEEPSEEK = Family(("deepseek_v2", "deepseek_v3"), from_hf, to_hf, rows, ends, ignored=IGNORED, copies=copies, gguf="deepseek2")
+# Kimi K2 is a DeepSeek-V3 of another size (Moonshot AI 2025).
+TYPES = ("deepseek_v2", "kimi_k2", "deepseek_v3")
+DEEPSEEK = Family(TYPES, from_hf, to_hf, rows, ends, ignored=IGNORED, copies=copies, gguf="deepseek2")

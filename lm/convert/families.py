@@ -14,9 +14,10 @@ from lm.convert.gemma import GEMMA2, GEMMA3
 from lm.convert.gpt2 import GPT2
 from lm.convert.llama import LLAMA
 from lm.convert.multimodal.families import IDEFICS3, LLAVA, SMOLVLM, VOXTRAL
-from lm.convert.positional import COHERE, COHERE2, EXAONE4, SMOLLM3
-from lm.convert.relatives import MISTRAL, MIXTRAL, OLMO2, OLMO3, PHI3, QWEN2, QWEN3, QWEN3_MOE
+from lm.convert.positional import COHERE, COHERE2, EXAONE4, MINISTRAL3, MISTRAL3, SMOLLM3
+from lm.convert.relatives import MINISTRAL, MISTRAL, MIXTRAL, OLMO2, OLMO3, PHI3, QWEN2, QWEN3, QWEN3_MOE
 from lm.convert.rows import Family
+from lm.convert.sparse_families import ERNIE_MOE, GLM4_MOE, GPT_OSS, GRANITE_MOE, HUNYUAN_MOE
 from lm.errors import UserError
 from lm.files.untrusted import short
 from lm.runs.own_code import own_parts
@@ -24,7 +25,7 @@ from lm.runs.own_code import own_parts
 # Export tries the families in this order.
 TEXT = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, DEEPSEEK, GPT2)
 TEXT += (SMOLLM3, OLMO3, GRANITE, SEED_OSS, ERNIE, EXAONE4, COHERE, COHERE2)
-TEXT += (GLM, GLM4, HUNYUAN, NEMOTRON)
+TEXT += (GLM, GLM4, HUNYUAN, NEMOTRON, MINISTRAL, MINISTRAL3, MISTRAL3, GPT_OSS, GLM4_MOE, GRANITE_MOE, ERNIE_MOE, HUNYUAN_MOE)
 ALL = (*TEXT, IDEFICS3, SMOLVLM, LLAVA, VOXTRAL)
 SECTIONS = ("text_config", "vision_config", "audio_config")  # of the config.json of a model that sees or hears
 CLASSIFIER = "ForSequenceClassification"

@@ -46,8 +46,7 @@ def gemma2_to_hf(config: ModelConfig) -> dict:
 
 def gemma3_from_hf(hf: Mapping) -> ModelConfig:
     if "text_config" in hf:
-        outer = {key: hf[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config") if key in hf}
-        hf = {**outer, **hf["text_config"]}
+        hf = llama.text_config(hf, "tie_word_embeddings")
     hf = {**GEMMA3_DEFAULTS, **hf}
     return _decoder(hf, hf["sliding_window_pattern"], qk_norm="head", **ropes_of(hf, theta=1e6, local_theta=1e4))
 
@@ -55,14 +54,6 @@ def gemma3_from_hf(hf: Mapping) -> ModelConfig:
 def gemma3_to_hf(config: ModelConfig) -> dict:
     keys = _described(config, "gemma3_text", "Gemma3ForCausalLM")
     return {**keys, **keys_by_kind(config), "rope_local_base_freq": config.local_rope.theta}
-
-
-def gemma3_canonical(name: str) -> str:
-    """Return the text model's name of a tensor. A vision checkpoint has one of two prefixes for it."""
-    for prefix, plain in (("model.language_model.", "model."), ("language_model.", "")):
-        if name.startswith(prefix):
-            return plain + name.removeprefix(prefix)
-    return name
 
 
 def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
@@ -107,8 +98,8 @@ GEMMA3 = GEMMA2._replace(
     model_types=("gemma3", "gemma3_text"),
     from_hf=gemma3_from_hf,
     to_hf=gemma3_to_hf,
-    ignored=(*LLAMA.ignored, r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
-    canonical=gemma3_canonical,
+    ignored=(*LLAMA.ignored, llama.OF_IMAGES),
+    canonical=llama.text_name,
     classifier="Gemma3TextForSequenceClassification",
     gguf="gemma3",
 )

@@ -29,7 +29,7 @@ ACTIVATION_NAMES = {
 
 def decoder(hf: Mapping, **more) -> ModelConfig:
     """Return a ModelConfig from the keys that these families share, updated by `more`. `hf` includes the family's defaults."""
-    if hf.get("quantization_config"):
+    if (hf.get("quantization_config") or {"quant_method": "mxfp4"}).get("quant_method") != "mxfp4":
         raise UserError("quantization_config in config.json: quantised weights cannot be read; use the unquantised model")
     heads = hf["num_attention_heads"]
     keys = {
@@ -222,6 +222,23 @@ def biases(hf: Mapping) -> dict:
     """Return the biases of attention, which a config has on all four matrices or on none."""
     bias = bool(hf["attention_bias"])
     return {"qkv_bias": bias, "output_bias": bias}
+
+
+OF_IMAGES = r"(model\.)?(vision_tower|multi_modal_projector)\..*"  # tensors of a checkpoint that sees
+
+
+def text_config(hf: Mapping, *shared: str) -> dict:
+    """Return the config of the language model in that of a model that sees. shared: keys that may stand outside."""
+    outer = {key: hf[key] for key in ("dtype", "torch_dtype", "quantization_config", *shared) if key in hf}
+    return {**outer, **hf["text_config"]}
+
+
+def text_name(name: str) -> str:
+    """Return the language model's name of a tensor. A checkpoint that sees has one of two prefixes for it."""
+    for prefix, plain in (("model.language_model.", "model."), ("language_model.", "")):
+        if name.startswith(prefix):
+            return plain + name.removeprefix(prefix)
+    return name
 
 
 LLAMA = derived(

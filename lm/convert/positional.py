@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from lm.config import LayerKind, ModelConfig
 from lm.convert import llama
 from lm.convert.llama import biases, derived, layer_types, refuse, repeating, window_of, windows
-from lm.convert.relatives import post_norm_rows
-from lm.convert.rotary import rope_of
+from lm.convert.relatives import MISTRAL, post_norm_rows
+from lm.convert.rotary import parameters_for, parameters_of, rope_of
 from lm.convert.rows import Row
+from lm.errors import UserError
 
 
 def _smollm3(hf: Mapping) -> dict:
@@ -142,4 +143,65 @@ COHERE2 = derived(
     write=lambda config: {**_cohere_keys(config), **_window_keys(config), "sliding_window": config.window or 4096},
     rows=_cohere_rows,
     gguf="",
+)
+
+
+def _ministral3(hf: Mapping) -> dict:
+    parameters = parameters_of(hf) or MINISTRAL3_ROPE
+    return {
+        "rope": rope_of({**hf, "rope_scaling": None, "rope_parameters": parameters}, theta=1e6),
+        "attention_temperature": float(parameters.get("llama_4_scaling_beta") or 0.0),
+        "temperature_length": parameters.get("original_max_position_embeddings") or 0,
+        **windows(hf["sliding_window"]),
+    }
+
+
+def _ministral3_keys(config: ModelConfig) -> dict:
+    parameters = parameters_for(config.rope) | {"llama_4_scaling_beta": config.attention_temperature}
+    parameters.setdefault("original_max_position_embeddings", config.temperature_length or config.max_positions)
+    return {"rope_parameters": parameters, "rope_scaling": None, "sliding_window": window_of(config)}
+
+
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+# Mistral whose queries grow with their position (Mistral AI 2025).
+MINISTRAL3 = derived(
+    "ministral3",
+    "Ministral3ForCausalLM",
+    {
+        "vocab_size": 131072,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 34,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+    },
+    read=_ministral3,
+    write=_ministral3_keys,
+    gguf="",
+)
+
+
+def _mistral3(hf: Mapping) -> ModelConfig:
+    text = hf
+    if "text_config" in hf:
+        text = llama.text_config(hf)
+        text["tie_word_embeddings"] = hf.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    kind = text.get("model_type")
+    if kind not in ("mistral", "ministral3"):
+        raise UserError(f"model_type={kind!r} of the language model in config.json is neither 'mistral' nor 'ministral3'")
+    return (MISTRAL if kind == "mistral" else MINISTRAL3).from_hf(text)
+
+
+# Mistral Small 3.1, Ministral 3 with images: only the language model is read.
+MISTRAL3 = MINISTRAL3._replace(
+    model_types=("mistral3",),
+    from_hf=_mistral3,
+    to_hf=lambda config: (MINISTRAL3 if config.attention_temperature else MISTRAL).to_hf(config),
+    ignored=(*llama.LLAMA.ignored, llama.OF_IMAGES),
+    canonical=llama.text_name,
 )

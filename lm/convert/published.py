@@ -24,7 +24,8 @@ from lm.convert.files import Tensor, same_bytes, tensors_of
 from lm.convert.gguf.rope import FACTORS
 from lm.convert.gguf.settings import config_json_of
 from lm.convert.gguf.tensors import Part, layouts, parts_of
-from lm.convert.rows import Place, by_parameter, ours_of, places
+from lm.convert.mxfp4 import read_as_bfloat16
+from lm.convert.rows import Place, by_parameter, has_tensors_of_experts, ours_of, places
 from lm.errors import UserError
 from lm.files.gguf import find_gguf, open_gguf
 from lm.model.transformer import STACKED
@@ -161,9 +162,9 @@ def _open_folder(folder: Path) -> Published:
         raise UserError(f"{folder} is no Hugging Face checkpoint: it has no config.json")
     hf = read_config(folder)
     try:
-        family, stored = family_of(hf), tensors_of(folder)
+        family, stored = family_of(hf), read_as_bfloat16(tensors_of(folder))
         config = model_config(hf, stored)
-        experts = config.moe.num_experts * sum(kind.moe for kind in config.layer_kinds)
+        experts = config.moe.num_experts * sum(has_tensors_of_experts(family, config, kind) for kind in config.layer_kinds)
         layers = config.num_layers + config.vision.num_layers + config.audio.num_layers
         if layers + experts > len(stored) + 1:  # before a list of them is made
             raise UserError(f"config.json describes {layers} layers and {experts} experts, and there are {len(stored)} tensors")

@@ -32,6 +32,17 @@ MISTRAL = derived(
 )
 
 
+# Ministral: a window on some layers.
+MINISTRAL = derived(
+    "ministral",
+    "MinistralForCausalLM",
+    {**MISTRALS, "sliding_window": 4096},
+    read=lambda hf: windows(hf["sliding_window"], hf.get("layer_types")),
+    write=lambda config: {"sliding_window": config.window or 4096, "layer_types": layer_types(config)},
+    gguf="",
+)
+
+
 def _mixtral(hf: Mapping) -> dict:
     moe = {"num_experts": hf["num_local_experts"], "top_k": hf["num_experts_per_tok"]}
     return {"rope": rope_of(hf, theta=1e6), "mlp_pattern": ("moe",), "moe": moe, **windows(hf["sliding_window"])}

@@ -6,6 +6,7 @@ bit-exact in both directions.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -23,7 +24,7 @@ class Row:
     theirs: str  # in a layer's table with {layer}; if each expert has its own tensor, with {expert}
     theirs_shape: tuple[int, ...]
     view: tuple[int, ...]
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # axes of the view; one that `take` leaves a single place of may be missing
     take: tuple[int, int, int] | None = None  # (axis, begin, end) of the view; None: all. Fused tensors have several rows
     float32: bool = False  # stays float32 in a checkpoint of another dtype
 
@@ -47,7 +48,12 @@ def ours_of(row: Row, theirs: np.ndarray) -> np.ndarray:
     if row.take is not None:
         axis, begin, end = row.take
         x = x[(slice(None),) * axis + (slice(begin, end),)]
-    return x.transpose(row.order)
+    gone = _gone(row)
+    return x.transpose(*row.order, *gone)[(..., *[0] * len(gone))]
+
+
+def _gone(row: Row) -> list[int]:
+    return [axis for axis in range(len(row.view)) if axis not in row.order]
 
 
 def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
@@ -55,7 +61,9 @@ def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
     whole = np.zeros(rows[0].view, ours[0].dtype)
     for row, x in zip(rows, ours, strict=True):
         axis, begin, end = row.take or (0, 0, row.view[0])
-        whole[(slice(None),) * axis + (slice(begin, end),)] = x.reshape(row.ours_shape).transpose(np.argsort(row.order))
+        gone = _gone(row)
+        x = x.reshape((*row.ours_shape, *[1] * len(gone))).transpose(np.argsort((*row.order, *gone)))
+        whole[(slice(None),) * axis + (slice(begin, end),)] = x
     return whole.reshape(rows[0].theirs_shape)
 
 
@@ -143,6 +151,12 @@ def places(family: Family, config: ModelConfig) -> list[Place]:
         layers = range(getattr(config, section).num_layers)
         found += [Place(f"{section}.layers.{row.ours}", (i,), _of_layer(row, i)) for i in layers for row in rows]
     return found
+
+
+@functools.cache
+def has_tensors_of_experts(family: Family, config: ModelConfig, kind: LayerKind) -> bool:
+    """Return whether each expert of a layer of this kind has tensors of its own."""
+    return any("{expert}" in row.theirs for row in family.rows(config, kind))
 
 
 def _of_layer(row: Row, layer: int) -> Row:

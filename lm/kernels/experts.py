@@ -43,6 +43,7 @@ from lm.parallel.context import length_axis
 from lm.parallel.mesh import embed_axes, reshard, spec, token_axes
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
+WEIGHT_AXES |= dict.fromkeys(("gate_bias", "up_bias"), ("expert", "mlp"))
 SLACK = 1.25  # places for the rows that a device sends to another one in a round, relative to an even share
 TILE = 16  # the number of places is a multiple of it: rows of bfloat16 in a TPU's tile
 Activation: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -58,9 +59,11 @@ def experts(
     activation: Activation,
     dtype: DTypeLike,
     capacity_factor: float = 0.0,
+    limit: float = 0.0,
 ) -> jax.Array:
     """Compute lm.kernels.ops.experts."""
-    local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
+    unit = functools.partial(_hidden, activation, limit)
+    local = functools.partial(_local, unit=unit, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
     axis = length_axis(x_BTD)
     rows, tokens = spec("batch", axis, None), spec("batch", "length", None)
     if tokens is None:
@@ -94,7 +97,7 @@ def _local(
     weight_BTK: jax.Array,
     weights: dict[str, jax.Array],
     *,
-    activation: Activation,
+    unit: Callable[..., jax.Array],
     dtype: jnp.dtype,
     capacity_factor: float,
     layout: Layout = Layout(),  # noqa: B008 (it is immutable)
@@ -108,7 +111,7 @@ def _local(
         weights = {name: lax.pcast(w, repeated, to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
     across, E = Across(("tensor",) if split else (), len(x_BTD) if scatter else 0), weights["up"].shape[0]
-    through = functools.partial(_through, activation, dtype, columns, bool(split))
+    through = functools.partial(_through, unit, dtype, columns, bool(split))
 
     if capacity_factor > 0:
         C = min(len(choice_NK), math.ceil(capacity_factor * len(choice_NK) * K / (E * ways)))
@@ -136,8 +139,18 @@ def _local(
     return y_ND.astype(dtype).reshape(x_BTD.shape)
 
 
+def _hidden(activation: Activation, limit: float, up: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+    up = limited(up, limit)
+    return activation(up) if gate is None else activation(gate) * up
+
+
+def limited(up: jax.Array, limit: float) -> jax.Array:
+    """Return what a gate is multiplied with: up, or with a limit clip(up, ±limit) + 1 (gpt-oss)."""
+    return jnp.clip(up, -limit, limit) + 1 if limit else up
+
+
 def _through(
-    activation: Activation,
+    unit: Callable[..., jax.Array],
     dtype: jnp.dtype,
     columns: str | tuple[str, ...] | None,
     split: bool,
@@ -150,13 +163,21 @@ def _through(
 
     def product(x: jax.Array, name: str) -> jax.Array:
         over = (columns, WEIGHT_AXES[name].index("embed")) if split else None
-        return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
+        y = grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
+        return y if f"{name}_bias" not in weights else _plus_bias(y, weights[f"{name}_bias"], sizes_E)
 
     # Float32 inside, as in lm/model/feed_forward.py.
-    h = saved(product(x, "up"), wide=True).astype(jnp.float32)
-    h = activation(saved(product(x, "gate"), wide=True).astype(jnp.float32)) * h if "gate" in weights else activation(h)
+    h = unit(*(saved(product(x, name), wide=True).astype(jnp.float32) for name in ("up", "gate") if name in weights))
     # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.
     return product((h * weight[..., None]).astype(dtype), "down")
+
+
+def _plus_bias(y: jax.Array, bias_EF: jax.Array, sizes_E: jax.Array | None) -> jax.Array:
+    """Add to each row the bias of its expert; rows after the last group become 0."""
+    if sizes_E is None:
+        return y + bias_EF[:, None].astype(y.dtype)
+    bias_RF = jnp.repeat(bias_EF.astype(y.dtype), sizes_E, axis=0, total_repeat_length=len(y))
+    return jnp.where((jnp.arange(len(y)) < jnp.sum(sizes_E))[:, None], y + bias_RF, 0)
 
 
 def places(N: int, K: int, E: int, W: int) -> int:

@@ -346,6 +346,7 @@ def experts(
     activation: Callable[[jax.Array], jax.Array],
     dtype: DTypeLike,
     capacity_factor: float = 0.0,
+    limit: float = 0.0,
 ) -> jax.Array:
     """Return Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
 
@@ -353,6 +354,8 @@ def experts(
       x_BTD: activations. choice_BTK: int32, distinct within a token; a number outside the experts' range is skipped.
       weight_BTK: float32.
       weights: float32 gate (if gated) and up [E, D, F], down [E, F, D]. expert(x) = down(f(gate(x)) · up(x)), f `activation`.
+        gate_bias, up_bias [E, F]: added to gate(x) and up(x), if given.
+      limit: if above 0, clip(up(x), ±limit) + 1 in place of up(x).
       dtype: of the products' operands and results; sums are float32.
       capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
     """

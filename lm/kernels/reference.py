@@ -239,14 +239,17 @@ def experts(
     activation: Callable[[jax.Array], jax.Array],
     dtype: DTypeLike = jnp.float32,
     capacity_factor: float = 0.0,
+    limit: float = 0.0,
 ) -> jax.Array:
     """Every expert computes every token, in float32; nothing is dropped, whatever the capacity."""
     if spec() is not None:
         x_BTD, choice_BTK, weight_BTK = (reshard(x, "batch", "length", None) for x in (x_BTD, choice_BTK, weight_BTK))
-        weights = {name: reshard(w, None, None, None) for name, w in weights.items()}
+        weights = {name: reshard(w, *[None] * w.ndim) for name, w in weights.items()}
     dot, parts = functools.partial(jnp.dot, precision="highest"), []
     for e in range(weights["up"].shape[0]):
-        up, down = weights["up"][e], weights["down"][e]
-        h_BTF = activation(dot(x_BTD, weights["gate"][e])) * dot(x_BTD, up) if "gate" in weights else activation(dot(x_BTD, up))
-        parts.append(jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, down))
+        of_e = {name: w[e] for name, w in weights.items()}
+        gate, up = (dot(x_BTD, of_e[n]) + of_e.get(f"{n}_bias", 0) if n in of_e else None for n in ("gate", "up"))
+        up = jnp.clip(up, -limit, limit) + 1 if limit else up
+        h_BTF = activation(up) if gate is None else activation(gate) * up
+        parts.append(jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, of_e["down"]))
     return sum(parts[1:], start=parts[0]).astype(dtype)

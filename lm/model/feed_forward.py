@@ -9,6 +9,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.files.user_files import is_own, layer_part
+from lm.kernels.experts import limited
 from lm.kernels.ops import rows_are_alone, silu_gated
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std, together
@@ -24,10 +25,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation_of(config: ModelConfig) -> Callable[[jax.Array], jax.Array]:
-    """Return the config's activation, float32 to float32 of the same shape."""
+    """Return the config's activation, float32 to float32 of the same shape. It clamps what it gets to model.gate_limit."""
     if is_own(config.activation):
         return layer_part("model.activation", config.activation, "FILE.py:FUNCTION")
-    return ACTIVATIONS[config.activation]
+    return _clamped(config.activation, config.gate_limit) if config.gate_limit else ACTIVATIONS[config.activation]
+
+
+@functools.cache  # so that equal models have equal graphs
+def _clamped(name: str, limit: float) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: ACTIVATIONS[name](jnp.minimum(x, limit))
 
 
 def feed_forward_sublayer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -41,7 +47,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int, name: str = "feed_forward"):
         D, bias = config.embed_dim, config.mlp_bias
-        self.activation = activation_of(config)
+        self.activation, self.limit = activation_of(config), config.gate_limit
         if config.gated:
             self.gate = Linear(config, rngs, f"{name}.gate", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)
         self.up = Linear(config, rngs, f"{name}.up", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)
@@ -59,5 +65,5 @@ class FeedForward(nnx.Module):
             if self.activation is jax.nn.silu and not rows_are_alone():  # its backend depends on the number of rows
                 hidden_BTF = silu_gated(gate_BTF, up_BTF)
             else:
-                hidden_BTF = up_BTF.astype(jnp.float32) * self.activation(gate_BTF.astype(jnp.float32))
+                hidden_BTF = limited(up_BTF.astype(jnp.float32), self.limit) * self.activation(gate_BTF.astype(jnp.float32))
         return self.down(hidden_BTF.astype(x_BTD.dtype), length_axis(x_BTD))

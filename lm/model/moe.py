@@ -12,7 +12,7 @@ from jax import lax
 
 from lm.config import MixtureOfExperts, ModelConfig
 from lm.kernels.matmul import gathered
-from lm.kernels.ops import experts
+from lm.kernels.ops import experts, matmul
 from lm.kernels.saved import saved
 from lm.model.feed_forward import FeedForward, activation_of
 from lm.model.initializers import STD, normal, parameter
@@ -51,6 +51,11 @@ class MoE(nnx.Module):
         self.router = parameter(normal(rngs, (D, E)), ("embed", "replicated"), "head")
         if moe.balance_bias:
             self.balance_bias = parameter(jnp.zeros((E,), jnp.float32), ("replicated",), "vector", Balance)
+        if moe.biases:
+            self.router_bias = parameter(jnp.zeros((E,), jnp.float32), ("replicated",), "vector")
+            for name in ("gate_bias", "up_bias")[not config.gated :]:
+                setattr(self, name, parameter(jnp.zeros((E, F), jnp.float32), ("expert", "mlp"), "vector"))
+            self.down_bias = parameter(jnp.zeros((E, D), jnp.float32), ("replicated", "replicated"), "vector")
         into, out_of = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
         if config.gated:
             self.gate = declared(config, "feed_forward.gate", normal(rngs, (E, D, F), hidden_std(config, STD, D)), into, (1,))
@@ -64,26 +69,35 @@ class MoE(nnx.Module):
         """Return y_BTD in the compute dtype, and statistics. Padding (`valid_BT` False) uses no expert and is not counted."""
         config, moe = self.config, self.config.moe
         valid_BT = reshard(valid_BT, "batch", length_axis(x_BTD))
-        logits_BTE = saved(router_logits(x_BTD, self.router[...], config))
+        logits_BTE = router_logits(x_BTD, self.router[...], config)
+        logits_BTE = saved(logits_BTE + self.router_bias[...] if moe.biases else logits_BTE)
         bias_E = self.balance_bias[...] if moe.balance_bias else None
         scores_BTE, choice_BTK, weight_BTK = route(logits_BTE, bias_E, moe)
+        used_BTK = jnp.where(valid_BT[..., None], choice_BTK, moe.num_experts)
         y_BTD = experts(
             x_BTD,
-            jnp.where(valid_BT[..., None], choice_BTK, moe.num_experts),
+            used_BTK,
             weight_BTK,
             self.expert_weights(),
             activation=activation_of(config),
             dtype=config.compute_dtype,
             capacity_factor=moe.capacity_factor,
+            limit=config.gate_limit,
         )
+        if moe.biases:  # Σ_k weight · bias of `down`, of which each token has few
+            weight_BTE = jnp.sum(jnp.where(_chosen(used_BTK, moe.num_experts), weight_BTK[..., None], 0), axis=-2)
+            out = ("batch", length_axis(x_BTD), None)
+            y_BTD = y_BTD + matmul("bte,ed->btd", weight_BTE, self.down_bias[...], dtype=config.compute_dtype, out=out)
         if moe.shared_dim:
             y_BTD = y_BTD + self.shared(x_BTD)
         return y_BTD, router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT)
 
     def expert_weights(self) -> dict[str, jax.Array]:
-        """Return gate (if gated) and up [E, D, F], down [E, F, D], dequantized to the compute dtype."""
-        names = ("gate", "up", "down") if self.config.gated else ("up", "down")
-        return {name: whole(getattr(self, name), self.config.compute_dtype) for name in names}
+        """Return gate (if gated) and up [E, D, F], down [E, F, D], dequantized to the compute dtype, and biases [E, F]."""
+        names = ("gate", "up", "down")[not self.config.gated :]
+        matrices = {name: whole(getattr(self, name), self.config.compute_dtype) for name in names}
+        biases = [f"{name}_bias" for name in names[:-1]] if self.config.moe.biases else []
+        return matrices | {name: getattr(self, name)[...] for name in biases}
 
 
 def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -> jax.Array:
