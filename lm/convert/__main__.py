@@ -8,6 +8,7 @@
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
+    python -m lm.convert explain HF_DIR
 
 "import" reads a folder with config.json and safetensors, or a GGUF file, and writes a workdir at step 0. A folder can also be
 used as it is: lm.load(HF_DIR), or python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
@@ -19,6 +20,8 @@ writes the adapter alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM;
 
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). To give
 it to llama.cpp, export the model itself with --dtype=q8_0 instead.
+
+"explain" reads config.json alone, and prints which ideas the model needs and which of them are missing here.
 
 Output is written completely or not at all, and never over other files. See docs/convert.md.
 """
@@ -75,7 +78,7 @@ flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, an
 flags.DEFINE_enum("bits", "8", ["8", "4"], "quantize: bits of a weight.")
 flags.DEFINE_integer("group", 0, "quantize: inputs that share a scale; 0: all of an output's.", lower_bound=0)
 flags.DEFINE_string("targets", ".*", "quantize: the matrices, a regular expression of their names (docs/adapt.md).")
-COMMANDS = ("import", "quantize", "export")
+COMMANDS = ("import", "quantize", "export", "explain")
 # What each takes. The first two are required: what is read, and what is written.
 TAKES = {
     "import": ("from", "workdir", "base", "mesh"),
@@ -94,6 +97,8 @@ def main() -> None:
         what = "the command is missing" if (command or "-").startswith("-") else f"{command} is no command"
         hint = f"did you mean {near[0]}?" if near else f"begin with one of {', '.join(COMMANDS)}"
         raise UserError(f"{what}: {hint}; --help shows examples")
+    if command == "explain":
+        return _explain(cli.parse_flags([sys.argv[0], *sys.argv[2:]], takes_arguments=True)[1:])
     cli.parse_flags([sys.argv[0], *sys.argv[2:]])
     case = command if command != "export" else "export --adapter" if FLAGS.adapter else "export without --adapter"
     named = TAKES[case]
@@ -117,6 +122,18 @@ def main() -> None:
         )
     export = _export_published if is_published else _export
     {"import": _import, "quantize": _quantize, "export": export}[command](read, to)
+
+
+def _explain(folders: list[str]) -> None:
+    named = folders or [FLAGS["from"].value]
+    if len(named) != 1 or not named[0]:
+        raise UserError("explain takes one folder with a config.json: python -m lm.convert explain HF_DIR")
+    from lm.convert.explain import explained
+
+    folder = Path(named[0])
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json to explain")
+    print(explained(read_config(folder)))
 
 
 def _check_target(command: str, to: Path, flag: str) -> None:

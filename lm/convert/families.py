@@ -12,6 +12,7 @@ from lm.convert.dense_families import ERNIE, GLM, GLM4, GRANITE, HUNYUAN, NEMOTR
 from lm.convert.essence import lacks
 from lm.convert.gemma import GEMMA2, GEMMA3
 from lm.convert.gpt2 import GPT2
+from lm.convert.ideas import missing
 from lm.convert.llama import LLAMA
 from lm.convert.multimodal.families import IDEFICS3, LLAVA, SMOLVLM, VOXTRAL
 from lm.convert.positional import COHERE, COHERE2, EXAONE4, MINISTRAL3, MISTRAL3, SMOLLM3
@@ -46,7 +47,9 @@ def family_of(hf: Mapping) -> Family:
     """Return the family that reads this config.json."""
     model_type = hf.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(f"model_type={short(model_type)} in config.json is none of {', '.join(FAMILIES)}")
+        ideas = missing(hf)
+        lacking = f"; it needs {', '.join(ideas)}, which is missing here" if ideas else ""
+        raise UserError(f"model_type={short(model_type)} in config.json is none of {', '.join(FAMILIES)}{lacking}")
     return FAMILIES[model_type]
 
 

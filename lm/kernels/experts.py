@@ -42,8 +42,11 @@ from lm.kernels.saved import saved
 from lm.parallel.context import length_axis
 from lm.parallel.mesh import embed_axes, reshard, spec, token_axes
 
-WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
-WEIGHT_AXES |= dict.fromkeys(("gate_bias", "up_bias"), ("expert", "mlp"))
+WEIGHT_AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gate", "up"), ("expert", "embed", "mlp")),
+    **dict.fromkeys(("gate_bias", "up_bias"), ("expert", "mlp")),
+    "down": ("expert", "mlp", "embed"),
+}
 SLACK = 1.25  # places for the rows that a device sends to another one in a round, relative to an even share
 TILE = 16  # the number of places is a multiple of it: rows of bfloat16 in a TPU's tile
 Activation: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -140,13 +143,13 @@ def _local(
 
 
 def _hidden(activation: Activation, limit: float, up: jax.Array, gate: jax.Array | None = None) -> jax.Array:
-    up = limited(up, limit)
+    up = limited(up, limit) if limit else up
     return activation(up) if gate is None else activation(gate) * up
 
 
 def limited(up: jax.Array, limit: float) -> jax.Array:
-    """Return what a gate is multiplied with: up, or with a limit clip(up, ±limit) + 1 (gpt-oss)."""
-    return jnp.clip(up, -limit, limit) + 1 if limit else up
+    """Return clip(up, ±limit) + 1, which a clamped gate is multiplied with (gpt-oss)."""
+    return jnp.clip(up, -limit, limit) + 1
 
 
 def _through(

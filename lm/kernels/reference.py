@@ -248,8 +248,8 @@ def experts(
     dot, parts = functools.partial(jnp.dot, precision="highest"), []
     for e in range(weights["up"].shape[0]):
         of_e = {name: w[e] for name, w in weights.items()}
-        gate, up = (dot(x_BTD, of_e[n]) + of_e.get(f"{n}_bias", 0) if n in of_e else None for n in ("gate", "up"))
-        up = jnp.clip(up, -limit, limit) + 1 if limit else up
-        h_BTF = activation(up) if gate is None else activation(gate) * up
+        by_name = {n: dot(x_BTD, of_e[n]) + of_e.get(f"{n}_bias", 0) for n in ("gate", "up") if n in of_e}
+        up = jnp.clip(by_name["up"], -limit, limit) + 1 if limit else by_name["up"]
+        h_BTF = activation(by_name["gate"]) * up if "gate" in by_name else activation(up)
         parts.append(jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, of_e["down"]))
     return sum(parts[1:], start=parts[0]).astype(dtype)

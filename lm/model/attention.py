@@ -43,9 +43,9 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale
 
 
-def rotated(x_BTHK: jax.Array, step: Step, interleaved: bool) -> jax.Array:
-    """Return the heads rotated by their positions, or unchanged in a model without rotary positions."""
-    return x_BTHK if step.rotary is None else rotate(x_BTHK, *step.rotary, interleaved)
+def rotated(x_BTHK: jax.Array, rotary: tuple[jax.Array, jax.Array] | None, interleaved: bool) -> jax.Array:
+    """Return the heads rotated by their positions, or unchanged in a layer without rotary positions."""
+    return x_BTHK if rotary is None else rotate(x_BTHK, *rotary, interleaved)
 
 
 class Attention(nnx.Module):
@@ -91,7 +91,15 @@ class Attention(nnx.Module):
         """Return the mixed values [B, T, D] and the cache with the new keys and values."""
         joined = together(x_BTD, self.query, self.key, self.value)
         q_BTHK, k_BSGK, v_BSGK = joined or (self.query(x_BTD), self.key(x_BTD), self.value(x_BTD))
-        q_BTHK, k_BSGK = self._placed("query_norm", q_BTHK, step), self._placed("key_norm", k_BSGK, step)
+        rotary = step.rotary if self.rotates else None
+        if hasattr(self, "query_norm") and hasattr(self, "key_norm") and not self.norms_last:
+            # The gradients of norms need what they normed.
+            q_BTHK, k_BSGK = self.query_norm(saved(q_BTHK)), self.key_norm(saved(k_BSGK))
+            q_BTHK, k_BSGK = (rotated(x, rotary, self.interleaved) for x in (q_BTHK, k_BSGK))
+        else:
+            q_BTHK, k_BSGK = (saved(rotated(x, rotary, self.interleaved)) for x in (q_BTHK, k_BSGK))
+            if hasattr(self, "query_norm") and hasattr(self, "key_norm"):
+                q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         if step.temperature_BT11 is not None:
             q_BTHK = (q_BTHK * step.temperature_BT11).astype(q_BTHK.dtype)
         if hasattr(self, "value_embedding"):
@@ -107,17 +115,6 @@ class Attention(nnx.Module):
             assert step.visible is not None
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
-
-    def _placed(self, norm: str, x_BTHK: jax.Array, step: Step) -> jax.Array:
-        """Return queries or keys, normed and rotated as the layer does. The gradient of a norm needs what it normed."""
-
-        def turned(x_BTHK: jax.Array) -> jax.Array:
-            return rotated(x_BTHK, step, self.interleaved) if self.rotates else x_BTHK
-
-        if not hasattr(self, norm):
-            return saved(turned(x_BTHK))
-        apply = getattr(self, norm)
-        return apply(saved(turned(x_BTHK))) if self.norms_last else turned(apply(saved(x_BTHK)))
 
 
 class ValueEmbedding(nnx.Module):
@@ -182,10 +179,10 @@ class LatentAttention(nnx.Module):
         else:
             q_BTHK = self.query_up(self.query_latent_norm(self.query_down(x_BTD, axis)))
         nope_BTHK = q_BTHK[..., : self.nope_dim]
-        rope_BTHK = rotated(q_BTHK[..., self.nope_dim :], step, self.interleaved)
+        rope_BTHK = rotated(q_BTHK[..., self.nope_dim :], step.rotary, self.interleaved)
         both_BTR = saved(self.latent(x_BTD, axis))
         latent_BTR = self.latent_norm(both_BTR[..., : self.rank])
-        key_BS1K = rotated(whole_rows(both_BTR[..., self.rank :])[:, :, None], step, self.interleaved)
+        key_BS1K = rotated(whole_rows(both_BTR[..., self.rank :])[:, :, None], step.rotary, self.interleaved)
         if cache is not None:
             cache = cache.write({"latent": latent_BTR[:, :, None], "key": key_BS1K}, step)
         if cache is not None and step.reads_cache:

@@ -65,5 +65,7 @@ class FeedForward(nnx.Module):
             if self.activation is jax.nn.silu and not rows_are_alone():  # its backend depends on the number of rows
                 hidden_BTF = silu_gated(gate_BTF, up_BTF)
             else:
-                hidden_BTF = limited(up_BTF.astype(jnp.float32), self.limit) * self.activation(gate_BTF.astype(jnp.float32))
+                up_BTF = up_BTF.astype(jnp.float32)
+                up_BTF = limited(up_BTF, self.limit) if self.limit else up_BTF
+                hidden_BTF = up_BTF * self.activation(gate_BTF.astype(jnp.float32))
         return self.down(hidden_BTF.astype(x_BTD.dtype), length_axis(x_BTD))

@@ -94,7 +94,7 @@ def steps_of(
     shared = next(iter(rotary.values()), None)
     kinds = {kind.local for kind in config.layer_kinds}
     tokens_BT = inputs.tokens_BT if config.value_embeddings else None
-    warmth = _temperature(config, positions_BT)
+    warmth = _temperature(config, positions_BT) if config.attention_temperature else None
     steps = {
         local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table, tokens_BT, warmth)
         for local in sorted(kinds)
@@ -102,10 +102,8 @@ def steps_of(
     return steps, memory
 
 
-def _temperature(config: ModelConfig, positions_BT: jax.Array) -> jax.Array | None:
+def _temperature(config: ModelConfig, positions_BT: jax.Array) -> jax.Array:
     """Return 1 + a·ln(1 + ⌊p / length⌋) for each position p, float32 [B, T, 1, 1] (Llama 4; after Nakanishi 2025)."""
-    if not config.attention_temperature:
-        return None
     grown = jnp.log1p((positions_BT // config.temperature_length).astype(jnp.float32))
     return (1 + config.attention_temperature * grown)[:, :, None, None]
 

@@ -228,14 +228,15 @@ def hidden_std(config: ModelConfig, std: float, inputs: int) -> float:
     return std if not config.mup_base_dim else std * (config.mup_base_dim / config.embed_dim) ** 0.5
 
 
-def scaled_output(config: ModelConfig, x: jax.Array) -> jax.Array:
-    """Return the input of an output layer (head, router), in x's dtype: x, in μP x·base/width (Yang et al. 2022, table 8).
+def scaled_output(config: ModelConfig, x: jax.Array, scale: float = 1.0) -> jax.Array:
+    """Return the input of an output layer (head, router), in x's dtype: x·scale, in μP also · base/width (Yang et al. 2022,
+    table 8).
 
     The paper scales the product; x is smaller than the weight.
     """
-    if not config.mup_base_dim:
-        return x
-    return (x.astype(jnp.float32) * (config.mup_base_dim / config.embed_dim)).astype(x.dtype)
+    if config.mup_base_dim:
+        scale *= config.mup_base_dim / config.embed_dim
+    return x if scale == 1 else (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 def residual_std(config: ModelConfig) -> float:

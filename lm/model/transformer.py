@@ -78,23 +78,19 @@ class Layer(nnx.Module):
         with jax.named_scope("attention"):  # names in a trace
             normed_BTD = _normed(self.attention_norm, x_BTD)
             mixed_BTD, cache = self.attention(normed_BTD, step, cache)
-            x_BTD = saved(x_BTD + times(_normed(self.post_attention_norm, mixed_BTD), self.scale))
+            x_BTD = saved(x_BTD + _normed(self.post_attention_norm, mixed_BTD, self.scale))
         with jax.named_scope("feed_forward"):
             y_BTD, router = normed_BTD if self.parallel else _normed(self.feed_forward_norm, x_BTD), None
             if isinstance(self.feed_forward, MoE):
                 y_BTD, router = self.feed_forward(y_BTD, step.valid_BT)
             else:
                 y_BTD = self.feed_forward(y_BTD)
-            return x_BTD + times(_normed(self.post_feed_forward_norm, y_BTD), self.scale), cache, router
+            return x_BTD + _normed(self.post_feed_forward_norm, y_BTD, self.scale), cache, router
 
 
-def _normed(norm: Callable[[jax.Array], jax.Array] | None, x_BTD: jax.Array) -> jax.Array:
-    return x_BTD if norm is None else norm(x_BTD)
-
-
-def times(x: jax.Array, scale: float) -> jax.Array:
-    """Return x·scale, in x's dtype."""
-    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
+def _normed(norm: Callable[[jax.Array], jax.Array] | None, x_BTD: jax.Array, scale: float = 1.0) -> jax.Array:
+    x_BTD = x_BTD if norm is None else norm(x_BTD)
+    return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
 
 
 class AheadModule(nnx.Module):
@@ -266,7 +262,7 @@ class Transformer(nnx.Module):
 
     def to_head(self, x_BTD: jax.Array) -> jax.Array:
         """Return hidden states after the last norm, scaled for the head (μP, model.logit_scale)."""
-        return times(scaled_output(self.config, x_BTD), self.config.logit_scale)
+        return scaled_output(self.config, x_BTD, self.config.logit_scale)
 
     def _embedded(self, inputs: Inputs, axis: str) -> jax.Array:
         """Return what the first layer gets, [B, T, D]; axis: the logical axis of T."""
@@ -288,7 +284,7 @@ class Transformer(nnx.Module):
     def _rows(self, tokens_BT: jax.Array, axis: str = "length") -> jax.Array:
         config = self.config
         x_BTD = embedding(self.embedding.get_value(), tokens_BT, config.compute_dtype, axis)
-        return times(x_BTD, config.embed_scale)
+        return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
 
 def of_module(config: ModelConfig) -> ModelConfig:

@@ -1,0 +1,39 @@
+"""What a config.json needs, said in a table."""
+
+import pytest
+
+from lm.config import ModelConfig
+from lm.convert.explain import explained
+from lm.convert.ideas import IDEAS, ideas_of
+
+
+def test_a_known_family_has_all_its_ideas():
+    hf = {"model_type": "smollm3", "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": 8}
+    first, *rows = explained(hf).splitlines()
+    assert first.split() == ["idea", "seen", "in", "option"]
+    assert rows[0].split("  ")[0] == "layers without positions (NoPE)" and rows[0].endswith("model.rotary_pattern")
+    assert "model.rotary_pattern=('rotary', 'rotary', 'rotary', 'none'" in rows[-2]
+    assert rows[-1] == "can be read, as smollm3" and len(rows) == 4
+
+
+def test_an_unknown_family_says_what_is_missing():
+    text = {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"], "num_experts": 8}
+    found = explained({"model_type": "something", "text_config": text})
+    assert "linear attention (gated delta nets)  layer_types=linear_attention  missing" in found
+    assert "mixtures of experts" in found and "cannot be read: model_type='something'" in found
+
+
+def test_a_value_that_cannot_be_expressed_is_named():
+    assert "cannot be read: hidden_act='mish'" in explained({"model_type": "llama", "hidden_act": "mish"})
+
+
+@pytest.mark.parametrize("idea", [idea for idea in IDEAS if idea.option], ids=lambda idea: idea.name)
+def test_each_option_is_one_of_the_model(idea):
+    config = ModelConfig(vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, mlp_dim=8)
+    for part in idea.option.split("."):
+        assert hasattr(config, part)
+        config = getattr(config, part)
+
+
+def test_a_plain_llama_names_no_idea():
+    assert ideas_of({"model_type": "llama", "attention_bias": False, "rope_scaling": None}) == []
