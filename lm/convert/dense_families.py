@@ -36,7 +36,7 @@ GRANITE = derived(
     MULTIPLIERS,
     read=lambda hf: {**multipliers(hf), **biases(hf), "mlp_bias": bool(hf["mlp_bias"])},
     write=lambda config: {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias, **multiplier_keys(config)},
-    gguf="",
+    gguf="granite",
 )
 
 # Llama with biases on queries, keys and values, and a switch for each other bias.
@@ -64,7 +64,7 @@ SEED_OSS = derived(
         "attention_out_bias": config.output_bias,
         "mlp_bias": config.mlp_bias,
     },
-    gguf="",
+    gguf="seed_oss",
 )
 
 
@@ -90,7 +90,7 @@ ERNIE = derived(
     },
     read=ernie_settings,
     write=lambda config: {"use_bias": config.qkv_bias},
-    gguf="",
+    gguf="ernie4_5",
 )
 
 
@@ -123,7 +123,7 @@ GLM4 = derived(
     read=lambda hf: {**_glm(hf), "norm_position": "sandwich"},
     write=_glm_keys,
     rows=_glm_rows,
-    gguf="",
+    gguf="glm4",
 )
 
 
@@ -153,7 +153,7 @@ HUNYUAN = derived(
     read=hunyuan_settings,
     write=lambda config: {"attention_bias": config.qkv_bias},
     rows=lambda config, kind: [*hunyuan_attention(config), *llama.pre_norms(config), *llama.feed_forward(config)],
-    gguf="",
+    gguf="hunyuan-dense",
 )
 
 # LayerNorm of weight 1 + w, squared ReLU without a gate, and half a head rotates (Parmar et al. 2024).

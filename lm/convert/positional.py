@@ -56,7 +56,7 @@ SMOLLM3 = derived(
     },
     read=_smollm3,
     write=_smollm3_keys,
-    gguf="",
+    gguf="smollm3",
 )
 
 

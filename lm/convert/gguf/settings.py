@@ -71,6 +71,12 @@ OF_FAMILY = {
         "attention.sliding_window_pattern": Key("sliding_window_pattern", int, 6),  # not written: llama.cpp takes 6
         **GEMMA,
     },
+    "granite": {
+        "attention.scale": Key("attention_multiplier", float, lambda hf: hf["head_dim"] ** -0.5),
+        "embedding_scale": Key("embedding_multiplier", float, 1.0),
+        "residual_scale": Key("residual_multiplier", float, 1.0),
+        "logit_scale": Key("logits_scaling", float, 1.0),
+    },
     "phi3": {"attention.sliding_window": Key("sliding_window", int, 0)},
     "deepseek_v3": {
         "attention.value_length_mla": Key("v_head_dim", int, 0),
@@ -125,11 +131,12 @@ def config_json_of(file: GGUFFile) -> dict:
     if s.architecture in LARGEST_GEMMA:
         wide = hf["num_hidden_layers"] == LARGEST_GEMMA[s.architecture]
         hf["query_pre_attn_scalar"] = hf["hidden_size"] / hf["num_attention_heads"] if wide else hf["head_dim"]
-    elif s.architecture == "phi3":
+    elif s.architecture in ("phi3", "glm4"):
         hf["partial_rotary_factor"] = s.get("rope.dimension_count", int, hf["head_dim"]) / max(1, hf["head_dim"])
+    if s.architecture == "phi3":
         original = s.get("rope.scaling.original_context_length", int, hf["max_position_embeddings"])
         hf["original_max_position_embeddings"] = original
-    elif s.architecture == "qwen3moe":
+    if s.architecture == "qwen3moe":
         hf["norm_topk_prob"] = True
     elif s.architecture == "deepseek2":
         hf |= _deepseek(s, hf)

@@ -3,7 +3,8 @@
 Names are those of the `gguf` library. A tensor is stored as published, except for these changes by llama.cpp's conversion,
 which are undone:
 
-- llama: the rows of each head's q and k are interleaved, because llama.cpp rotates neighbours and transformers halves.
+- llama, granite, smollm3: the rows of each head's q and k are interleaved, because llama.cpp rotates neighbours and
+  transformers halves.
 - gemma2, gemma3: 1 is added to the weights of norms.
 - experts: those of a layer are one tensor.
 - deepseek2: kv_b is split into k_b, which is transposed, and v_b. Files of 2024 have attn_kv_b as published.
@@ -83,7 +84,7 @@ def _gguf_name(names, published: str) -> str:
 
 def _alone(config: ModelConfig, arch: str, name: str, published: str, shape: tuple[int, ...]) -> Layout:
     heads = next((n for key, n in ((".attn_q.", config.num_heads), (".attn_k.", config.num_kv_heads)) if key in name), 0)
-    if arch == "llama" and heads:
+    if arch in ("llama", "granite", "smollm3") and heads:
         return _one(name, published, shape, lambda x: _turn(x, heads, 2, -1), lambda x: _turn(x, heads, -1, 2))
     if arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         return _one(name, published, shape, lambda x: x.astype(np.float32) + 1, lambda x: x - np.float32(1))

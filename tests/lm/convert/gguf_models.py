@@ -76,6 +76,22 @@ MODELS = {
         "deepseek_v3",
         dict(DEEPSEEK, q_lora_rank=32, n_shared_experts=1, num_nextn_predict_layers=0, rope_parameters=PLAIN),
     ),
+    "smollm3": ("smollm3", dict(num_hidden_layers=5, rope_parameters=PLAIN)),
+    "granite": (
+        "granite",
+        dict(
+            attention_bias=True,
+            embedding_multiplier=3.0,
+            attention_multiplier=0.5,
+            residual_multiplier=0.4,
+            logits_scaling=0.5,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "seed-oss": ("seed_oss", dict(head_dim=32, rope_parameters=PLAIN)),
+    "ernie4-5": ("ernie4_5", dict(head_dim=32, rope_parameters=PLAIN)),
+    "glm4": ("glm4", dict(head_dim=32, rope_parameters={**PLAIN, "partial_rotary_factor": 0.5})),
+    "hunyuan": ("hunyuan_v1_dense", dict(head_dim=32, rope_parameters=PLAIN)),
     "gpt2": ("gpt2", dict(n_embd=64, n_layer=2, n_head=4, n_positions=128, n_inner=96, vocab_size=300)),
 }
 
