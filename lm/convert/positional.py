@@ -133,7 +133,7 @@ def _cohere_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
 
 
 # Attention and feed-forward side by side, after one LayerNorm without bias (Command R).
-COHERE = derived("cohere", "CohereForCausalLM", COHERES, read=_cohere, write=_cohere_keys, rows=_cohere_rows, gguf="command-r")
+COHERE = derived("cohere", "CohereForCausalLM", COHERES, read=_cohere, write=_cohere_keys, rows=_cohere_rows, gguf="")
 # Command R7B and A: also windows, and no positions on global layers (Cohere et al. 2025).
 COHERE2 = derived(
     "cohere2",

@@ -27,7 +27,8 @@ class Key(NamedTuple):
     default: Any = REQUIRED
 
 
-ARCHITECTURES = {family.gguf: family.name for family in reversed(TEXT) if family.gguf}
+ARCHITECTURES = dict.fromkeys(family.gguf for family in TEXT) | {family.gguf: family.name for family in reversed(TEXT)}
+ARCHITECTURES.pop("", None)  # of families without
 # The settings of every architecture but GPT-2's, in the order in which they are written; then those of each family.
 SHARED = {
     "block_count": Key("num_hidden_layers"),

@@ -156,7 +156,7 @@ PEERS = {
     "olmo3": (
         "Olmo3",
         dict(
-            num_hidden_layers=5,
+            num_hidden_layers=4,
             num_key_value_heads=4,
             attention_bias=True,
             sliding_window=12,
@@ -169,7 +169,7 @@ PEERS = {
     "olmo3-plain": ("Olmo3", dict(num_hidden_layers=1, head_dim=20, layer_types=["full_attention"], tie_word_embeddings=True)),
     "smollm3": (
         "SmolLM3",
-        dict(num_hidden_layers=5, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=12, rope_parameters=PLAIN),
+        dict(num_hidden_layers=4, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=12, rope_parameters=PLAIN),
     ),
     "smollm3-mixed": (
         "SmolLM3",
@@ -281,7 +281,7 @@ PEERS = {
     "gpt-oss": (
         "GptOss",
         dict(
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             head_dim=16,
             sliding_window=12,
             num_local_experts=6,
