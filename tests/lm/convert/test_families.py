@@ -147,6 +147,9 @@ def test_logits_and_gradients_on_padded_batches_beyond_the_original_context(case
         np.testing.assert_allclose(x, expected, rtol=0, atol=1e-3 * scale, err_msg=path)
 
 
+STAGES = {"ministral3"}  # whose rows carry more than angles
+
+
 @pytest.mark.parametrize("name", all_but(("cohere2",), peers.PEERS))
 def test_a_mesh_and_a_cache_change_nothing(case, name):
     """Eight devices; and the second half of the tokens, which attend to the first half in a cache."""
@@ -170,6 +173,7 @@ def test_a_mesh_and_a_cache_change_nothing(case, name):
     if not config.rope.depends_on_length:  # else the first half has other angles
         np.testing.assert_allclose(jax.jit(halves)(params)[real], expected[real], rtol=0, atol=2e-4)
     sizes = {"fsdp": 2, "tensor": 2} | {"expert" if config.moe.num_experts else "data": 2}
+    sizes = {"stage": 2, "fsdp": 4} if name in STAGES else sizes
     mesh = make_mesh(sizes if config.num_kv_heads % 2 == 0 else {"fsdp": 4, "data": 2})
     with jax.set_mesh(mesh):
         logits = jax.jit(whole)(jax.device_put(params, shardings(abstract, mesh)))
