@@ -48,12 +48,12 @@ def _mixtral(hf: Mapping) -> dict:
     return {"rope": rope_of(hf, theta=1e6), "mlp_pattern": ("moe",), "moe": moe, **windows(hf["sliding_window"])}
 
 
-def _mixtral_keys(config: ModelConfig) -> dict:
+def mixture_keys(config: ModelConfig) -> dict:
+    """Return the keys of experts on all layers, by Mixtral's names."""
     return {
         "intermediate_size": config.moe.expert_dim or config.mlp_dim,
         "num_local_experts": config.moe.num_experts,
         "num_experts_per_tok": config.moe.top_k,
-        "sliding_window": window_of(config),
     }
 
 
@@ -68,7 +68,7 @@ MIXTRAL = derived(
     "MixtralForCausalLM",
     {**MISTRALS, "rms_norm_eps": 1e-5, "sliding_window": None, "num_experts_per_tok": 2, "num_local_experts": 8},
     read=_mixtral,
-    write=_mixtral_keys,
+    write=lambda config: {**mixture_keys(config), "sliding_window": window_of(config)},
     rows=_mixtral_rows,
 )
 

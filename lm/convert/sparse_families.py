@@ -15,6 +15,7 @@ from lm.convert.dense_families import (
     multipliers,
 )
 from lm.convert.llama import biases, derived, layer_types, refuse, repeating, windows
+from lm.convert.relatives import mixture_keys
 from lm.convert.rotary import rope_of
 from lm.convert.rows import Row, linear, same
 from lm.errors import UserError
@@ -209,21 +210,13 @@ def _mixture_of_all(hf: Mapping, **more) -> dict:
     return {"mlp_pattern": ("moe",), "moe": moe}
 
 
-def _mixture_keys(config: ModelConfig) -> dict:
-    return {
-        "intermediate_size": config.moe.expert_dim or config.mlp_dim,
-        "num_local_experts": config.moe.num_experts,
-        "num_experts_per_tok": config.moe.top_k,
-    }
-
-
 # Granite 3 with experts.
 GRANITE_MOE = derived(
     "granitemoe",
     "GraniteMoeForCausalLM",
     {**MULTIPLIERS, "num_local_experts": 8, "num_experts_per_tok": 2},
     read=lambda hf: {**multipliers(hf), **biases(hf), **_mixture_of_all(hf)},
-    write=lambda config: {"attention_bias": config.qkv_bias, **multiplier_keys(config), **_mixture_keys(config)},
+    write=lambda config: {"attention_bias": config.qkv_bias, **multiplier_keys(config), **mixture_keys(config)},
     rows=_granite_moe_rows,
     gguf="",
 )
@@ -254,7 +247,7 @@ def _gpt_oss_keys(config: ModelConfig) -> dict:
         "attention_bias": config.qkv_bias,
         "sliding_window": config.window or 128,
         "layer_types": layer_types(config),
-        **_mixture_keys(config),
+        **mixture_keys(config),
     }
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.kernels import reference
 from lm.model.cache import empty_state, fork
+from lm.model.feed_forward import FeedForward
 from lm.model.inputs import Inputs, inputs_of, steps_of
 from lm.model.positions import rotate
 from lm.model.transformer import skeleton
@@ -57,6 +58,23 @@ KINDS = {
     "olmo2": dict(norm_position="post", qk_norm="full"),
     "one key head, sinks": dict(num_kv_heads=1, attention_sinks=True, attention_pattern=("local", "global"), window=4),
     "no positions, relu2": dict(positions="none", activation="relu2", gated=False),
+    "parallel, scaled": dict(
+        attention_pattern=("local", "global"),
+        window=5,
+        rotary_pattern=("rotary", "none"),
+        attention_temperature=0.3,
+        temperature_length=4,
+        norm="layer",
+        norm_bias=False,
+        norm_position="parallel",
+        residual_scale=0.7,
+        logit_scale=2.0,
+        qk_norm="head",
+        qk_norm_last=True,
+        gate_limit=0.5,
+        mlp_pattern=("dense", "moe"),
+        moe=dict(num_experts=4, expert_dim=16, biases=True),
+    ),
     "values of tokens": dict(num_layers=3, value_embeddings=2, qk_norm="head"),
     "latent": LATENT,
     "latent, experts": dict(
@@ -174,6 +192,24 @@ def test_a_local_layer_sees_its_window():
     model = model_of(config)
     differs = np.abs(np.asarray(model(tokens)) - np.asarray(model(changed)))[0].max(axis=-1) > 0
     assert np.flatnonzero(differs).tolist() == [10, 11, 12, 13, 14]  # the token, and four after it
+
+
+def test_a_clamped_gate_is_its_formula():
+    config = ModelConfig(**SIZES | dict(gate_limit=0.1, activation="quick_gelu", mlp_bias=True))
+    with nnx.use_eager_sharding(False):
+        layer = FeedForward(config, nnx.Rngs(params=0), config.mlp_dim)
+    x = np.random.default_rng(0).standard_normal((2, 3, config.embed_dim), np.float32) * 4
+    gate, up = (np.asarray(x @ m.weight[...] + m.bias[...]) for m in (layer.gate, layer.up))
+    gate, up = np.minimum(gate, 0.1), np.clip(up, -0.1, 0.1)
+    expected = (gate / (1 + np.exp(-1.702 * gate)) * (up + 1)) @ np.asarray(layer.down.weight[...]) + layer.down.bias[...]
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+
+
+def test_queries_grow_with_their_position():
+    config = ModelConfig(**SIZES | dict(attention_temperature=0.3, temperature_length=4))
+    positions = np.array([[0, 3, 4, 7, 8, 40]])
+    steps, _ = steps_of(config, Inputs(positions, positions + 1, positions), None, False)
+    np.testing.assert_allclose(steps[False].temperature_BT11[0, :, 0, 0], 1 + 0.3 * np.log1p(positions[0] // 4), rtol=1e-6)
 
 
 def test_values_of_tokens_are_added_through_gates():
