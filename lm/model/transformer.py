@@ -6,13 +6,14 @@ Axes: B batch, T time, D model, V vocabulary, S cache slots, E experts, n repeat
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import LayerKind, ModelConfig
+from lm.config.checks import PATTERNS
 from lm.kernels.head import softcapped
 from lm.kernels.ops import embedding, matmul
 from lm.kernels.saved import saved
@@ -290,9 +291,8 @@ class Transformer(nnx.Module):
 def of_module(config: ModelConfig) -> ModelConfig:
     """Return the config of a model of one layer, of the kind of a module that looks ahead."""
     last = config.num_layers - 1
-    attention, mlp = (of_layers[last % len(of_layers)] for of_layers in (config.attention_pattern, config.mlp_pattern))
-    one = dataclasses.replace(config, num_layers=1, mtp_depth=0, scan_layers=False)
-    return dataclasses.replace(one, attention_pattern=(attention,), mlp_pattern=(mlp,))
+    kind: dict[str, Any] = {name: (getattr(config, name)[last % len(getattr(config, name))],) for name in PATTERNS}
+    return dataclasses.replace(config, num_layers=1, mtp_depth=0, scan_layers=False, **kind)
 
 
 def routing(stats: dict[LayerPath, RouterStats | None]) -> Routing | None:
