@@ -312,6 +312,23 @@ def paged_attention(
     """
 
 
+@operation(Backend("ragged", "tpu.pages", "tpu"))
+def combined_attention(q_THK: jax.Array, pages: "Pages", places: "Places", scoring: "Scoring") -> jax.Array:
+    """Return `paged_attention` to one pool of keys and values, float32 [T, H, K].
+
+    pages: heads 2g and 2g + 1 are keys and values of head g. Its keys and q have the same size.
+    places: tokens of a sequence are neighbours in their order, and padding is last.
+    """
+
+
+def combined_size(heads: int, size: int, dtype: DTypeLike, sinks: bool) -> int:
+    """Return the head size of a pool for `combined_attention`, which may be padded; 0 where keys and values have a pool each.
+
+    heads, size, dtype: of keys and values that are kept. sinks: whether attention has some.
+    """
+    return _module("tpu.pages").combined_size(heads, size, dtype, sinks) if platform() == "tpu" else 0
+
+
 # --- Losses and experts ---
 
 

@@ -202,6 +202,12 @@ def paged_attention(
     return lax.map(one, (q_THK, places.rows_T, places.places_T), batch_size=16)
 
 
+def combined_attention(q_THK: jax.Array, pages: Pages, places: Places, scoring: Scoring) -> jax.Array:
+    """Takes the pool apart."""
+    k, v = (Pages(pages.values[:, :, n::2]) for n in (0, 1))
+    return paged_attention(q_THK, k, v, places, scoring)
+
+
 def cross_entropy(
     x_BTD: jax.Array,
     head_VD: jax.Array,

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lm.config import ModelConfig
 from lm.kernels.attention import Scoring
 from lm.kernels.cpu.pages import Pages, Places
-from lm.kernels.ops import paged_attention, write_pages
+from lm.kernels.native.registered import compiled
+from lm.kernels.ops import combined_attention, combined_size, paged_attention, write_pages
 from lm.model.cache import cache_dtype
 from lm.parallel.arrays import AnyArray, PyTree
 from lm.parallel.mesh import spec, spec_of
@@ -45,8 +47,9 @@ class PageTable(NamedTuple):
 class PagedCache:
     """The pages of one layer; arrays of a stack of layers have its repeats as their first axis.
 
-    pools: grouped-query attention: k of G heads of size K, v. Latent attention: k of one head, which holds the latent and the
-      rotated key; the latent is also the value. latent: its size R, or 0.
+    pools: grouped-query attention: k of G heads of size K, v; or where a kernel wants it, kv of 2·G heads, keys and values in
+      turn, whose size may be padded. Latent attention: k of one head, which holds the latent and the rotated key; the latent is
+      also the value. latent: its size R, or 0.
     """
 
     pools: dict[str, Pages]
@@ -60,6 +63,8 @@ class PagedCache:
         new = {name: _squeezed(x) for name, x in new.items()}
 
         def local(pools: dict[str, Pages], new: dict[str, jax.Array], slot_B: AnyArray) -> dict[str, Pages]:
+            if "kv" in pools:
+                new = {"kv": _combined(new["k"], new["v"], pools["kv"].values.shape[-1])}
             return {name: write_pages(pools[name], x, slot_B) for name, x in new.items()}
 
         if spec() is None:
@@ -72,6 +77,9 @@ class PagedCache:
         """Return the attention of queries to the pages, [B, 1, H, V] in q's dtype. Each device has some of the heads."""
 
         def local(q_BHK: jax.Array, pools: dict[str, Pages], places: Places, sinks_H: jax.Array | None) -> jax.Array:
+            if "kv" in pools:
+                padded = _padded(q_BHK, pools["kv"].values.shape[-1])
+                return combined_attention(padded, pools["kv"], places, scoring)[..., : q_BHK.shape[-1]]
             return paged_attention(q_BHK, pools["k"], pools.get("v"), places, scoring, sinks_H, self.latent)
 
         table = step.table
@@ -101,11 +109,18 @@ class PagedState(NamedTuple):
         return self._replace(layers=layers)
 
 
-def page_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return (heads, size) of each array that a layer keeps of a token, by name."""
+def page_shapes(config: ModelConfig, dtype: DTypeLike) -> dict[str, tuple[int, int]]:
+    """Return (heads, size) of each array that a layer keeps of a token, by name. dtype: in which it keeps them."""
     if config.mla.kv_rank:
         return {"k": (1, config.mla.kv_rank + config.mla.rope_head_dim)}
+    if size := combined_size(config.num_kv_heads, config.head_dim, dtype, config.attention_sinks or bool(config.attention)):
+        return {"kv": (2 * config.num_kv_heads, size)}
     return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
+
+
+def reads_few_pages(config: ModelConfig, dtype: str = "") -> bool:
+    """Return whether attention reads only pages that tokens see, however wide their table is. dtype: as in `empty_layers`."""
+    return compiled("cpu.attention") or "kv" in page_shapes(config, dtype or cache_dtype(config))
 
 
 def empty_layers(
@@ -128,7 +143,9 @@ def empty_layers(
         return Pages(values, jnp.zeros((*repeats, count, page, heads), jnp.bfloat16, out_sharding=where))
 
     def of_layer(repeats: tuple[int, ...]) -> PagedCache:
-        return PagedCache({name: pool(repeats, *shape) for name, shape in page_shapes(config).items()}, config.mla.kv_rank)
+        return PagedCache(
+            {name: pool(repeats, *shape) for name, shape in page_shapes(config, kept).items()}, config.mla.kv_rank
+        )
 
     def of_stack(repeats: int) -> PagedCache | tuple[PagedCache, ...]:
         return of_layer((repeats,)) if config.scan_layers else tuple(of_layer(()) for _ in range(repeats))
@@ -138,20 +155,31 @@ def empty_layers(
 
 def page_bytes(config: ModelConfig, page: int, dtype: str = "") -> int:
     """Return the bytes of one page in all layers and on all devices."""
-    each = jnp.dtype(dtype or cache_dtype(config)).itemsize
-    scale = 2 if dtype == "int8" else 0
-    return config.num_layers * page * sum(heads * (size * each + scale) for heads, size in page_shapes(config).values())
+    kept = jnp.dtype(dtype or cache_dtype(config))
+    scale = 2 if kept == jnp.int8 else 0
+    shapes = page_shapes(config, kept).values()
+    return config.num_layers * page * sum(heads * (size * kept.itemsize + scale) for heads, size in shapes)
 
 
 def _heads_axis(pools: dict[str, Pages]) -> str | None:
     """Return the logical axis of the heads. Latent attention has one for all query heads, so every device holds it."""
-    return "kv_heads" if "v" in pools else None
+    return None if pools.keys() == {"k"} else "kv_heads"
 
 
 def _specs(pools: dict[str, Pages]) -> PyTree:
     """Return the partitions of the pages' values [P, page, G, K] and scales [P, page, G]."""
     axis = _heads_axis(pools)
     return jax.tree.map(lambda x: spec("batch", None, axis, *[None] * (x.ndim - 3)), pools)
+
+
+def _combined(k_BGK: jax.Array, v_BGK: jax.Array, size: int) -> jax.Array:
+    """Return keys and values as the heads of a combined pool of this head size."""
+    B, G, _ = k_BGK.shape
+    return _padded(jnp.stack((k_BGK, v_BGK), axis=2).reshape(B, 2 * G, -1), size)
+
+
+def _padded(x_BHK: jax.Array, size: int) -> jax.Array:
+    return jnp.pad(x_BHK, ((0, 0), (0, 0), (0, size - x_BHK.shape[-1])))
 
 
 def _squeezed(x_B1GK: jax.Array) -> jax.Array:
