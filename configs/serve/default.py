@@ -20,8 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.rows = 32  # requests that are decoded together
     config.queue = 1024  # requests that wait; more are refused with 429
     config.context = 256  # tokens for which the key/value cache on a CPU has room for each of `rows`; longer requests share it
-    # Blocks of 16 tokens of the cache. 0: on a CPU room for `rows` requests of `context` tokens, or for one of the model's
-    # whole context if that is more, but at most a quarter of the free memory; on an accelerator 0.9 of its free memory.
+    # Blocks of 16 tokens of the cache, on a TPU of 128. 0: on a CPU room for `rows` requests of `context` tokens, or for one of
+    # the model's whole context if that is more, but at most a quarter of the free memory; on an accelerator 0.9 of its free
+    # memory.
     config.blocks = 0
     config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training
     config.cache_dtype = ""  # of keys and values: float32, bfloat16, int8; "": as the matrices, bfloat16 for integer ones
@@ -32,6 +33,13 @@ def get_config() -> ml_collections.ConfigDict:
     # own module for multi-token prediction (model.mtp_depth); or the path of a smaller model with the same vocabulary; "": no
     # guesses.
     config.speculate = ""
+
+    # Devices along each axis; all 1: the first device, however many there are. -1: the remaining devices.
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = 1  # requests split, parameters whole
+    config.mesh.fsdp = 1  # requests and parameters split; each step gathers the parameters
+    config.mesh.tensor = 1  # heads and hidden units split: each device reads its part of the parameters
+    config.mesh.expert = 1  # experts and requests split
 
     # Adapters (LoRA) are models of their own names.
     config.adapters = ml_collections.ConfigDict()

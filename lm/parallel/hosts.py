@@ -13,10 +13,9 @@ import pickle
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -27,9 +26,9 @@ from jax.experimental import multihost_utils
 from lm.errors import UserError
 from lm.parallel import cluster, gloo, heartbeat
 from lm.parallel.arrays import PyTree
+from lm.parallel.channel import POLL, Channel, get
 
 LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
-POLL = 5  # seconds of one call to the service; between two calls Python handles signals
 GRACE = 10  # seconds that process 0, which runs the service, waits until the others have read an error
 TIDY = 1  # seconds that a process has to fail and clean up by itself after another has failed
 TEXT_BYTES = 1024  # size of a text that processes exchange
@@ -41,8 +40,7 @@ Tree = TypeVar("Tree")  # of arrays
 _listener: threading.Thread
 _undo_abort: Callable[[], None] | None = None
 _ending = threading.Lock()
-_made = 0  # calls of from_first so far
-_unread: deque[str] = deque()  # on process 0: keys of values that some process may not have read yet
+_made = Channel(MADE)  # of from_first
 _alone = False  # whether this process is inside from_first's make()
 _leaving = False  # whether this process waits for the others at its end
 at_end: list[Callable[[int, str], None]] = []  # called with exit code and line of a failure before it ends this process
@@ -106,7 +104,7 @@ def all_see(folder: str | None) -> bool:
     service.key_value_set(f"{SEEN}/{name}/{state.process_id}", str(mark is not None and mark.exists()))
     try:
         return from_first(
-            lambda: all(_get(service, f"{SEEN}/{name}/{i}", LONGEST) == "True" for i in range(state.num_processes))
+            lambda: all(get(service, f"{SEEN}/{name}/{i}", LONGEST) == "True" for i in range(state.num_processes))
         )
     finally:
         if not state.process_id and mark:
@@ -190,16 +188,11 @@ def from_first(make: Callable[[], T]) -> T:
     it in the same order, from their main threads. `make` must hold no collective; a from_first inside it is a plain call.
     Values and errors are sent pickled. An error that cannot be pickled becomes a RuntimeError with its text.
     """
-    global _alone, _made
-    service = _service()
-    if service is None or _alone or distributed.global_state.num_processes == 1:
+    global _alone
+    if _service() is None or _alone or distributed.global_state.num_processes == 1:
         return make()
-    key, _made = f"{MADE}/{_made}", _made + 1
     if distributed.global_state.process_id:
-        while (packed := _get(service, key, POLL, bytes_=True)) is None:
-            pass
-        value, error = pickle.loads(packed)
-        service.key_value_increment(f"{key}/read", 1)
+        value, error = pickle.loads(_made.receive_bytes())
     else:
         value = error = None
         _alone = True
@@ -210,8 +203,7 @@ def from_first(make: Callable[[], T]) -> T:
             packed, error = _packed(raised)
         finally:
             _alone = False
-        service.key_value_set_bytes(key, packed)
-        _forget(service, key)
+        _made.send_bytes(packed)
     if error is not None:
         raise error
     return value
@@ -249,21 +241,12 @@ def _packed(error: Exception) -> tuple[bytes, Exception]:
     return packed, error
 
 
-def _forget(service: _jax.DistributedRuntimeClient, key: str) -> None:
-    """Delete from the service the values that all processes have read; `key` is the newest value."""
-    _unread.append(key)
-    others = str(distributed.global_state.num_processes - 1)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has read it
-        while _unread and service.key_value_try_get(f"{_unread[0]}/read") == others:
-            service.key_value_delete(_unread.popleft())
-
-
 def _listen(service: _jax.DistributedRuntimeClient) -> None:
     """End this process as soon as another one has failed or is gone."""
     state = distributed.global_state
     life = heartbeat.Heartbeat(service, state.process_id, state.num_processes)
     try:
-        while (failed := _get(service, FAILED, min(POLL, life.poll))) is None:
+        while (failed := get(service, FAILED, min(POLL, life.poll))) is None:
             gone = life.beat()
             if gone == 0 and not _leaving and _ending.acquire(blocking=False):  # without it, nobody can be told
                 print(_program() + heartbeat.words(0), file=sys.stderr, flush=True)
@@ -285,7 +268,7 @@ def _first_failure(service: _jax.DistributedRuntimeClient, line: str, code: int)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already, or no service any more
         service.key_value_set(FAILED, json.dumps(mine))
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        return tuple(json.loads(_get(service, FAILED, POLL) or json.dumps(mine)))
+        return tuple(json.loads(get(service, FAILED, POLL) or json.dumps(mine)))
     return mine
 
 
@@ -301,16 +284,5 @@ def _wait_until_read(service: _jax.DistributedRuntimeClient, gone: int | None) -
             return
         until = time.monotonic() + GRACE
         for number in {*range(1, state.num_processes)} - {gone}:
-            _get(service, f"{HEARD}/{number}", until - time.monotonic())
+            get(service, f"{HEARD}/{number}", until - time.monotonic())
         time.sleep(0.5)  # they are about to exit
-
-
-def _get(service: _jax.DistributedRuntimeClient, key: str, seconds: float, bytes_: bool = False) -> Any:
-    """Return the value of a key of the service, text or bytes, or None if it is not set within `seconds`."""
-    get = service.blocking_key_value_get_bytes if bytes_ else service.blocking_key_value_get
-    try:
-        return get(key, max(1, int(seconds * 1000)))
-    except jax.errors.JaxRuntimeError as error:
-        if "DEADLINE_EXCEEDED" not in str(error):
-            raise
-        return None

@@ -27,24 +27,33 @@ FILES = 2 * (REQUESTS + WAITING)  # that are open at once
 
 
 @contextlib.contextmanager
-def opened(config) -> Iterator[Service]:
-    """Yield the model of a config as a service. Its engine is closed at the end. Raises: UserError."""
+def opened(config) -> Iterator[Service | None]:
+    """Yield the model of a config as a service. Its engine is closed at the end. Raises: UserError.
+
+    On several processes all but the first compute its steps, and get None when its engine is closed.
+    """
     from lm.align.reward_model import chat_template_of
     from lm.infer.engine.adapters import Slots
     from lm.infer.engine.open import open_engine
-    from lm.infer.engine.room import Capacity
+    from lm.parallel.hosts import is_first
 
     count = settings.adapter_count(config)
     engine = open_engine(
         config.checkpoint,
-        Capacity(config.rows, pages=config.blocks, cache_dtype=config.cache_dtype, queue=config.queue, context=config.context),
+        settings.capacity_of(config),
         dtype=config.dtype,
         quantize=config.quantize,
         speculate=config.speculate,
         adapters=settings.adapters_of(config),
         slots=Slots(count, config.adapters.rank, config.adapters.targets) if count else None,
+        mesh=settings.mesh_of(config),
     )
     try:
+        if not is_first():
+            settings.leave_signals()
+            engine.follow()
+            yield None
+            return
         if engine.tokenizer is None:
             raise UserError(f"checkpoint={config.checkpoint} has no tokenizer, so it cannot read texts")
         file = config.chat_template
@@ -82,6 +91,8 @@ def _towers(config, engine):
 def serve(config, workdir: Path) -> int:
     """Serve, or answer a batch file. Return the exit code. Raises: UserError."""
     with opened(config) as service:
+        if service is None:
+            return 0
         if config.batch:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
         sock = settings.bound(config.host, config.port)

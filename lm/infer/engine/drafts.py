@@ -15,7 +15,7 @@ import numpy as np
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.sequence import Blocks, Part, Sequence
-from lm.infer.engine.step import Laid, Shapes, ahead, drawn, fitting, forward, lay_out
+from lm.infer.engine.step import Laid, Shapes, ahead, drawing_of, drawn, fitting, forward, lay_out
 from lm.infer.engine.weights import Program, Weights
 from lm.model.pages import empty_layers
 from lm.model.transformer import of_module
@@ -91,7 +91,7 @@ class ByModel:
         self._pages, logits_SV, _ = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S)
         if not laid.draws:
             return []
-        tokens, more = drawn(laid, logits_SV, self._vocab).token_S, []
+        tokens, more = drawn(logits_SV, self._vocab, drawing_of(laid, logits_SV.shape[1])).token_S, []
         for s, part, _ in laid.draws:
             sequence, guess = part.sequence, int(tokens[s])
             guesses[id(sequence)].append(guess)
@@ -137,7 +137,7 @@ class ByModule:
                 self._pages, logits_SV, hidden_ND = found
                 if not laid.draws:
                     break
-                tokens, more = drawn(laid, logits_SV, self._vocab).token_S, dict[int, Part]()
+                tokens, more = drawn(logits_SV, self._vocab, drawing_of(laid, logits_SV.shape[1])).token_S, dict[int, Part]()
                 for s, part, _ in laid.draws:
                     mine = guesses[id(part.sequence)]
                     mine.append(int(tokens[s]))

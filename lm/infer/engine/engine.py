@@ -8,6 +8,7 @@ import operator
 import os
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,21 +18,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data.text.tokenizer import Tokenizer
+from lm.cli import fail
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
 from lm.infer.engine.answers import ended
+from lm.infer.engine.compute import Computer
 from lm.infer.engine.drafts import ByModel, ByModule, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check
-from lm.infer.engine.room import Capacity, default_pages, empty_pages, give_back, positions_of, use_huge_pages
+from lm.infer.engine.room import Capacity, default_pages, give_back, positions_of, use_huge_pages
 from lm.infer.engine.schedule import Drafter, Schedule
 from lm.infer.engine.sequence import Blocks, Part, Sequence
-from lm.infer.engine.step import Laid, drawn, forward, lay_out, placed_vectors, shapes_of, warm_draws
-from lm.infer.engine.weights import Weights, weights_of, with_adapters
+from lm.infer.engine.step import Laid, drawing_of, lay_out, placed_vectors, shapes_of, warm_drawings
+from lm.infer.engine.weights import weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.media import Vectors
+from lm.model.pages import reads_few_pages
 from lm.model.transformer import Transformer
+from lm.parallel.channel import Channel
+from lm.parallel.hosts import from_first
 from lm.parallel.mesh import row_ways
 
 LOG = logging.getLogger(__name__)
@@ -41,9 +47,9 @@ class Engine:
     """Decode requests together.
 
     draft_model: guesses tokens ahead, as many as `capacity` says; `model` itself: its modules do; None: they are guessed by
-    n-grams. packed, slots, owned, in_place: see `weights_of`. mesh: the one that the model is on; None: the first device. Of a
-    mesh over several processes, each process has an engine, and gives it the same calls in the same order: no deadlines, and
-    `cancel` only from `tell`.
+    n-grams. packed, slots, owned, in_place: see `weights_of`. mesh: the one that the model is on; None: the first device.
+    Of a mesh over several processes, each process has an engine, and gives it the same calls in the same order: no deadlines,
+    and `cancel` only from `tell`. With a channel only process 0 is asked, and the others `follow`: they compute its steps.
     """
 
     def __init__(
@@ -58,27 +64,28 @@ class Engine:
         owned: bool = False,
         in_place: bool = False,
         mesh: Mesh | None = None,
+        channel: Channel | None = None,
     ):
         if mesh is not None and mesh.size > 1 and packed:
             raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")
-        o, self.config, self.tokenizer = capacity, model.config, tokenizer
-        self._mesh, self._slots, self._capacity = mesh, slots, capacity
+        self._mesh, self._slots, self.config, self.tokenizer = mesh, slots, model.config, tokenizer
         ahead = draft_model is model
         self._weights_of = functools.partial(weights_of, packed=packed, slots=slots, in_place=in_place, ahead=ahead)
-        self._version, self._known = 0, tokenizer.vocab_size if tokenizer else model.config.vocab_size
+        self._version, known = 0, tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self._rope = model.config.rope if model.config.rope.depends_on_length else None
         with self._on_mesh():
-            self._use(self._weights_of(model, owned=owned))
-            if packed:
-                use_huge_pages(self._model[1])
-            ways = row_ways()
-            rows, budget, pages = (-(-n // ways) for n in (o.rows, o.budget, o.pages or default_pages(model.config, o)))
+            self._capacity = o = capacity.here()
+            weights, ways = self._weights_of(model, owned=owned), row_ways()
+            count = o.pages or from_first(lambda: default_pages(model.config, o))
+            rows, budget, pages = (-(-n // ways) for n in (o.rows, o.budget, count))
             self._blocks = [Blocks(pages, o.page) for _ in range(ways)]
-            self._shapes = shapes_of(rows * (1 + o.drafts), budget, o.page)
-            self._pages: tuple[jax.Array, ...] | None = self._empty_pages()
+            self._shapes = shapes_of(rows * (1 + o.drafts), budget, o.page, reads_few_pages(model.config, o.cache_dtype))
+            self._computer = computer = Computer(weights, o, ways * pages, known, slots, channel)
+            if packed:
+                use_huge_pages(computer.model[1])
             self._drafter: Drafter = by_ngrams
             if ahead:
-                self._drafter = ByModule(lambda: self._model, self._weights.config, self._blocks, ways * rows, self._shapes)
+                self._drafter = ByModule(lambda: computer.model, weights.config, self._blocks, ways * rows, self._shapes)
             elif draft_model is not None:
                 drafting = weights_of(draft_model, packed, owned=owned)
                 self._drafter = ByModel(drafting, self.config, self._blocks, ways * rows, self._shapes)
@@ -95,7 +102,8 @@ class Engine:
         self._loads, self._finished = Counter[str](), Counter[str]()  # how often an adapter was loaded, a request ended so
         self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "drafts", "drafted", "accepted"), 0)
         self._accepted_at = Counter[int]()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._several = channel is not None
+        self._thread = threading.Thread(target=self._with_others if self._several else self._run, name="engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread inside a compiled program when Python ends would abort the process
 
@@ -162,8 +170,7 @@ class Engine:
     @property
     def held(self) -> tuple[int, int]:
         """Return the bytes of the weights and of the pages."""
-        weights, pages = (jax.tree.leaves(arrays) for arrays in (self._model[1], self._pages))
-        return sum(x.nbytes for x in weights), sum(x.nbytes for x in pages)
+        return self._computer.held
 
     def swap(self, newer: Transformer | str | os.PathLike[str], *, free_first: bool = False) -> None:
         """Use newer weights of the same config: a model, or the path of one, opened as the first was.
@@ -180,11 +187,11 @@ class Engine:
         fresh = None if free_first else laid_out()
 
         def change() -> None:
-            adapters = self._weights.adapters
+            adapters = self._computer.weights.adapters
             if free_first:
-                del self._weights, self._model
+                self._computer.free()
             weights = fresh or laid_out()
-            self._use(with_adapters(weights, adapters) if self._slots else weights)
+            self._computer.use(with_adapters(weights, adapters) if self._slots else weights)
             self._version += 1
             self._forget()
             self._encoder.forget()
@@ -199,7 +206,7 @@ class Engine:
         def change() -> None:
             self._forget()
             if free and not self._schedule.running:
-                self._pages = None
+                self._computer.pages = None
 
         self._do(change)
 
@@ -219,10 +226,10 @@ class Engine:
         found = read_adapter(path, self.config)
         with self._changing:
             slot = self._slots.free(name)
-            arrays = placed(self._slots, slot, found, self._weights.adapters)
+            arrays = placed(self._slots, slot, found, self._computer.weights.adapters)
 
             def change() -> None:
-                self._use(with_adapters(self._weights, arrays))
+                self._computer.use(with_adapters(self._computer.weights, arrays))
                 self._loads[name] += 1
 
             self._do(change)
@@ -244,16 +251,21 @@ class Engine:
         """
 
         def change() -> None:
-            self._encoder.warm(self.config, *self._model)
+            self._encoder.warm(self.config, *self._computer.model)
             for B in self._shapes.sizes:
                 for S in self._shapes.logits(B):
-                    laid = lay_out([], self._shapes._replace(sizes=(B,)), self._tables_RN)._replace(at_S=np.zeros(S, np.int32))
-                    warm_draws(self._forward(laid, None), self._known, adjusts)
+                    laid = lay_out([], self._shapes._replace(sizes=(B,)), self._tables_RN)
+                    laid = laid._replace(at_S=np.zeros(self._shapes.shards * S, np.int32))
+                    self._computer.step(laid, warm_drawings(len(laid.at_S), self.config.vocab_size, adjusts))
                     if self.config.vision.num_layers or self.config.audio.num_layers:
-                        self._forward(laid, Vectors(*empty_vectors(B, self.config)))
+                        self._computer.step(laid, [], Vectors(*empty_vectors(len(laid.tokens_B), self.config)))
                     give_back()
 
         self._do(change)
+
+    def follow(self) -> None:
+        """Wait, on another process than 0, until the engine of process 0 is closed."""
+        self._thread.join()
 
     def close(self, drain: float = 0.0) -> None:
         """Take no more requests, wait up to `drain` seconds for those that are here, and cancel the rest."""
@@ -264,7 +276,8 @@ class Engine:
         with self._wake:
             self._ending = True
             self._wake.notify()
-        if threading.current_thread() is not self._thread:  # where the garbage collector may run a finalizer
+        # The garbage collector may run a finalizer on the thread itself. One that follows ends when process 0 says so.
+        if threading.current_thread() is not self._thread and not self._computer.follows:
             self._thread.join()
             atexit.unregister(self.close)
 
@@ -315,9 +328,12 @@ class Engine:
                         return self._end_all(Event(finish="cancelled"))
                     self._once()
                 except Exception as error:  # a bug, or no memory: nothing of this step can be trusted
+                    if self._several:
+                        raise
                     LOG.exception("a step failed; its requests are ended")
                     self._end_all(Event(finish="error", error=f"{type(error).__name__}: {error}"))
-                    self._recover()
+                    self._forget()
+                    self._computer.recover()
 
     def _take_arrived(self) -> None:
         with self._wake:
@@ -332,7 +348,7 @@ class Engine:
                 self._end(sequence, Event(finish=finish))
         first = schedule.waiting[0] if schedule.waiting else None
         if first is not None and first.shown is not None and not first.is_ready:
-            self._encoder.advance(first.shown, *self._model)
+            self._encoder.advance(first.shown, *self._computer.model)
         parts = schedule.step(admits=not self._changes)
         if not parts:
             return
@@ -342,23 +358,26 @@ class Engine:
             if not times.started:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
         laid = lay_out(parts, self._shapes, self._tables_RN)
-        logits_SV = self._forward(laid, placed_vectors(parts, laid, self.config))
+        drawings = [drawing_of(laid, self.config.vocab_size)] if laid.draws else []
+        found = self._computer.step(laid, drawings, placed_vectors(parts, laid, self.config))
         self._counts["steps"] += 1
-        self._give(parts, laid, drawn(laid, logits_SV, self._known) if laid.draws else None)
+        self._give(parts, laid, found[0] if found else None)
         if isinstance(self._drafter, ByModule):
-            self._drafter.note(parts, laid, self._hidden)
+            assert self._computer.hidden is not None
+            self._drafter.note(parts, laid, self._computer.hidden)
         for observer in self.observers:
             observer("step", {"tokens": sum(len(part.tokens) for part in parts), "seconds": time.monotonic() - begin})
 
-    def _forward(self, laid: Laid, media: Vectors | None) -> jax.Array:
-        self._pages = self._empty_pages() if self._pages is None else self._pages
-        mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
-        found = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR, media)
-        self._pages, logits_SV, self._hidden = found
-        return logits_SV
-
-    def _use(self, weights: Weights) -> None:
-        self._weights, self._model = weights, weights.split()
+    def _with_others(self) -> None:
+        """Take requests, or on another process than 0 follow its engine. An error ends all, because some wait for others."""
+        try:
+            if self._computer.follows:
+                with self._on_mesh():
+                    return self._computer.follow()
+            self._run()
+            self._computer.end()
+        except Exception as error:
+            fail(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
 
     def _give(self, parts: list[Part], laid: Laid, found: Drawn | None) -> None:
         """Hand each sequence what was drawn for it."""
@@ -375,7 +394,7 @@ class Engine:
             if sequence.request.embeds and event.tokens:
                 s = here.stop - 1 - part.drafts
                 at = laid.at_S[s] if isinstance(self._drafter, ByModule) else s
-                event = event._replace(hidden_D=np.asarray(self._hidden)[at].astype(np.float32))
+                event = event._replace(hidden_D=np.asarray(self._computer.hidden)[at].astype(np.float32))
             counts["generation_tokens"] += len(event.tokens)
             counts["drafts"] += part.drafts > 0
             counts["drafted"] += part.drafts
@@ -404,12 +423,3 @@ class Engine:
         for sequence in [*self._schedule.running, *self._schedule.waiting]:
             if slot in (None, sequence.slot):
                 self._end(sequence, event)
-
-    def _recover(self) -> None:
-        """Have the pages made anew if a failed step has taken them."""
-        self._forget()
-        if any(x.is_deleted() for x in jax.tree.leaves(self._pages)):
-            self._pages = None
-
-    def _empty_pages(self) -> tuple[jax.Array, ...]:
-        return empty_pages(self._weights.config, self._capacity, sum(blocks.count for blocks in self._blocks))

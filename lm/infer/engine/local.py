@@ -5,7 +5,6 @@ and the bits of a row do not depend on its neighbours. Elsewhere it uses the mod
 """
 
 import dataclasses
-import math
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,8 +29,7 @@ from lm.parallel.hosts import from_first
 from lm.parallel.mesh import row_ways
 
 ROWS = 64  # of a shard, that are decoded together
-BUDGET = {"cpu": 64, "accelerator": 2048}  # tokens of a step
-PAGE = 16
+SHORTEST = 16  # tokens of a sequence for which there is room
 APART = 1 << 31  # most bytes of weights of which a CPU gets a copy that is cast and split into layers
 NO_MESH = Mesh(np.empty((), object), ())
 
@@ -93,7 +91,7 @@ class LocalEngine:
     def __init__(self, tokenizer: Tokenizer | None, room: float = 0.0, rows: int = 1, longest: int = 1):
         self._tokenizer, self._room = tokenizer, room
         self._engine: Engine | None = None
-        self._shape = _power(rows), _pages(longest)
+        self._shape = _power(rows), _length(longest)
         self._kind: Kind | None = None  # of the engine
         self._weights: list[weakref.ref[jax.Array]] = []
 
@@ -108,11 +106,11 @@ class LocalEngine:
             raise UserError(f"{asked}, the model has {most} positions: ask for fewer")
         packed = packs(model.config, self._room)
         kind = Kind(model.config, NO_MESH if packed else jax.sharding.get_mesh(), packed, cache_dtype)
-        rows, pages, (most_rows, most_pages) = kind.rows(rows), _pages(longest), self._shape
+        rows, longest, (most_rows, most) = kind.rows(rows), _length(longest), self._shape
         arrays = jax.tree.leaves(nnx.split(model)[1])
-        if self._engine is None or kind != self._kind or rows > kind.rows(most_rows) or pages > most_pages:
+        if self._engine is None or kind != self._kind or rows > kind.rows(most_rows) or longest > most:
             self.close()
-            self._shape, self._kind = (max(rows, most_rows), max(pages, most_pages)), kind
+            self._shape, self._kind = (max(rows, most_rows), max(longest, most)), kind
             self._engine = self._opened(model, kind)
         elif any(known() is not x for known, x in zip(self._weights, arrays, strict=True)):
             self._engine.swap(_on_one_device(model) if packed else model, free_first=True)
@@ -170,11 +168,11 @@ class LocalEngine:
             self._engine = None
 
     def _opened(self, model: Transformer, kind: Kind) -> Engine:
-        rows, pages, is_cpu = kind.rows(self._shape[0]), self._shape[1], jax.default_backend() == "cpu"
+        rows, longest, is_cpu = kind.rows(self._shape[0]), self._shape[1], jax.default_backend() == "cpu"
         copied = is_cpu and sum(x.nbytes for x in jax.tree.leaves(nnx.split(model)[1])) <= APART
-        budget = BUDGET["cpu" if is_cpu else "accelerator"]
-        capacity = Capacity(rows, budget, 0, PAGE, kind.cache_dtype, queue=1 << 30, positions=pages * PAGE)
         with jax.set_mesh(kind.mesh):
+            capacity = Capacity(rows, cache_dtype=kind.cache_dtype, queue=1 << 30, positions=longest).here()
+            pages = -(-longest // capacity.page)
             # The same pages on all processes, and on the same machine for a run that is resumed.
             share = from_first(lambda: _power(affordable(kind.config, capacity)) // 2)
             return Engine(
@@ -204,8 +202,8 @@ def checked(model: Transformer, answers: Iterable[Event], temperature: float, co
     return answers
 
 
-def _pages(tokens: int) -> int:
-    return _power(math.ceil(tokens / PAGE))
+def _length(tokens: int) -> int:
+    return _power(max(SHORTEST, tokens))
 
 
 def _power(n: int) -> int:

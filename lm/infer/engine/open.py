@@ -17,6 +17,9 @@ from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.room import Capacity
 from lm.infer.load import load_model
+from lm.parallel import hosts
+from lm.parallel.channel import Channel
+from lm.parallel.mesh import check_fit, row_ways
 
 DTYPES, INTEGERS = ("float32", "bfloat16"), ("int8", "int4", "w8a8")
 GUESSES = 3  # tokens ahead
@@ -42,24 +45,23 @@ def open_engine(
       speculate: "ngram": guess tokens that followed the same few tokens before; "mtp": by the model's own module for
         multi-token prediction; or the path of a smaller model that guesses. No token changes.
       adapters: name -> folder. slots: room for them and for others; None: for none.
-      mesh: split the model and the requests over it; None: the first device.
-    Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it.
+      mesh: split the model and the requests over it; None: the first device. On several processes all call this, and process 0
+        gives the requests.
+    Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it or the mesh.
     """
-    cache_dtype = capacity.cache_dtype
-    known = {"dtype": (dtype, DTYPES), "quantize": (quantize, INTEGERS), "cache_dtype": (cache_dtype, (*DTYPES, "int8"))}
-    for key, (value, values) in known.items():
-        if value not in ("", *values):
-            raise UserError(f"{key}={value} is none of {', '.join(values)}")
-    packed = ""
+    cache_dtype, packed = capacity.cache_dtype, ""
+    check_options(dtype, quantize, cache_dtype, mesh is None and jax.default_backend() == "cpu")
     if mesh is None and jax.default_backend() == "cpu":
         config = open_source(path).config
         packed = quantize or dtype or config.dtype
         is_float = packed == "float32" and not config.quantization.bits
         cache_dtype, dtype = cache_dtype or ("float32" if is_float else "bfloat16"), "float32"
-    elif quantize:
-        raise UserError(
-            f"quantize={quantize} packs matrices for one CPU: save an int8 model first (python -m lm.convert quantize)"
-        )
+    channel = Channel("lmcraft/steps") if hosts.several() else None
+    if mesh is not None:
+        config = open_source(path).config
+        check_fit(mesh, config, row_ways(mesh), 1)
+        if channel is not None and (config.vision.num_layers or config.audio.num_layers):
+            raise UserError(f"{path}: a model that sees or hears is served by one process")
     reopen = functools.partial(load_model, dtype=dtype or None, mesh=mesh)
     model = reopen(path)
     if speculate == "mtp" and (slots is not None or mesh is not None or not model.config.mtp_depth):
@@ -73,6 +75,7 @@ def open_engine(
         slots=slots,
         owned=True,
         mesh=mesh,
+        channel=channel,
     )
     engine.reopen = reopen
     try:
@@ -82,3 +85,15 @@ def open_engine(
         engine.close()
         raise
     return engine
+
+
+def check_options(dtype: str, quantize: str, cache_dtype: str, is_cpu: bool) -> None:
+    """Raise UserError for a value that an option of `open_engine` does not have. is_cpu: the engine runs on one CPU."""
+    known = {"dtype": (dtype, DTYPES), "quantize": (quantize, INTEGERS), "cache_dtype": (cache_dtype, (*DTYPES, "int8"))}
+    for key, (value, values) in known.items():
+        if value not in ("", *values):
+            raise UserError(f"{key}={value} is none of {', '.join(values)}")
+    if quantize and not is_cpu:
+        raise UserError(
+            f"quantize={quantize} packs matrices for one CPU: save an int8 model first (python -m lm.convert quantize)"
+        )

@@ -11,7 +11,7 @@ import psutil
 
 from lm.config import ModelConfig
 from lm.model.pages import empty_layers, page_bytes
-from lm.parallel.mesh import row_ways, ways
+from lm.parallel.mesh import platform, row_ways, ways
 
 SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's alone
 ACCELERATOR = 0.9
@@ -19,26 +19,34 @@ MIN = 64
 CACHE = 1 << 30  # bytes of pages on a CPU, unless requests need more:
 HUGE, GAP, COLLAPSE = 2 << 20, 1 << 16, 25  # bytes of a huge page; most between two arrays; Linux's MADV_COLLAPSE
 TYPICAL = 512  # tokens of a request, prompt and answer
+PAGES, BUDGETS = {"tpu": 128}, {"cpu": 64}  # by platform; a TPU copies each page on its own. Elsewhere:
+PAGE, BUDGET = 16, 2048
 
 
 class Capacity(NamedTuple):
     """rows: most sequences that run at a time. budget: most tokens of a step. pages: of the cache; 0: `default_pages`.
 
-    page: tokens of a page. cache_dtype: of keys and values, "int8", "bfloat16", "float32"; "": as the engine computes.
-    drafts: most tokens that are guessed ahead for a sequence, which changes no result. queue: most waiting requests. context:
-    tokens for which each row has pages on a CPU, if `pages` is 0; 0: TYPICAL, and all pages CACHE bytes if that is more.
+    page: tokens of a page. budget, page: 0: as `here` says. cache_dtype: of keys and values, "int8", "bfloat16", "float32"; "":
+    as the engine computes. drafts: most tokens that are guessed ahead for a sequence, which changes no result. queue: most
+    waiting requests. context: tokens for which each row has pages on a CPU, if `pages` is 0; 0: TYPICAL, and all pages CACHE
+    bytes if that is more.
     positions: most tokens of a sequence; 0: the model's. A model with learned positions has no more than its own.
     """
 
     rows: int = 32
-    budget: int = 64
+    budget: int = 0
     pages: int = 0
-    page: int = 16
+    page: int = 0
     cache_dtype: str = ""
     drafts: int = 0
     queue: int = 1024
     context: int = 0
     positions: int = 0
+
+    def here(self) -> "Capacity":
+        """Return the capacity with the budget and the page of the current mesh's devices where it has none."""
+        where = platform()
+        return self._replace(budget=self.budget or BUDGETS.get(where, BUDGET), page=self.page or PAGES.get(where, PAGE))
 
 
 def positions_of(config: ModelConfig, capacity: Capacity) -> int:
@@ -53,7 +61,7 @@ def default_pages(config: ModelConfig, capacity: Capacity) -> int:
     On a CPU they hold `rows` requests of `context` tokens, or one of full length if that is more. On every device they have at
     most what is `affordable`: requests that find no page then wait.
     """
-    most, page = affordable(config, capacity), capacity.page
+    most, page = affordable(config, capacity), capacity.here().page
     if jax.default_backend() != "cpu":  # nothing else wants an accelerator's memory
         return most
     usual = 0 if capacity.context else CACHE // page_bytes(config, page, capacity.cache_dtype)
@@ -71,8 +79,14 @@ def affordable(config: ModelConfig, capacity: Capacity) -> int:
         stats = jax.local_devices()[0].memory_stats() or {}
         of_each = max(0, stats.get("bytes_limit", free) - stats.get("bytes_in_use", 0))
         share, free = ACCELERATOR, of_each * row_ways() * (1 if config.mla.kv_rank else ways("kv_heads"))
-    most = capacity.rows * -(-positions_of(config, capacity) // capacity.page)
-    return int(max(MIN, min(most, share * free // page_bytes(config, capacity.page, capacity.cache_dtype))))
+    return fitting_pages(config, capacity, share * free)
+
+
+def fitting_pages(config: ModelConfig, capacity: Capacity, room: float) -> int:
+    """Return the number of pages for `room` bytes of all shards, at most those that `rows` sequences of full length need."""
+    page = capacity.here().page
+    most = capacity.rows * -(-positions_of(config, capacity) // page)
+    return int(max(MIN, min(most, room // page_bytes(config, page, capacity.cache_dtype))))
 
 
 def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> tuple[jax.Array, ...]:

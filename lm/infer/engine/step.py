@@ -25,7 +25,6 @@ from lm.infer.engine.media import empty_vectors
 from lm.infer.engine.request import TOP
 from lm.infer.engine.sequence import Part
 from lm.infer.engine.weights import Program
-from lm.kernels.native.registered import compiled
 from lm.kernels.ops import rows_alone
 from lm.model.inputs import Inputs
 from lm.model.linear import adapters_of_rows
@@ -57,6 +56,11 @@ def forward(
     if key not in programs:
         programs[key] = by.lower(program, arrays, pages, *step).compile()
     return programs[key](arrays, pages, *step)
+
+
+def lowered(program: Program, arrays: List[jax.Array], pages: PyTree, *step: PyTree) -> jax.stages.Lowered:
+    """Return the program of a step, to be compiled. Shapes are enough for its arrays."""
+    return _forward.lower(program, arrays, pages, *step)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -130,7 +134,7 @@ def _taken(x_BTD: jax.Array, at_S: jax.Array) -> jax.Array:
 
 class Shapes(NamedTuple):
     """The shapes of steps. sizes: a shard's tokens, ascending. page: tokens of a page. all_pages: whether they get the page
-    table whole: compiled attention reads only the pages that are there, and its plain twin all columns.
+    table whole: kernels read only the pages that are there, and their plain twin all columns.
     """
 
     sizes: tuple[int, ...]
@@ -143,7 +147,7 @@ class Shapes(NamedTuple):
         return self.sizes[-2:] if B == self.sizes[-1] else (B,)
 
 
-def shapes_of(rows: int, budget: int, page: int) -> Shapes:
+def shapes_of(rows: int, budget: int, page: int, all_pages: bool) -> Shapes:
     """Return the shapes of steps on the current mesh. A shard decodes at most `rows` tokens, and has at most `budget` in all.
 
     Sizes are 1, 4, 8, 16 and the quarters of `rows`, as far as they are below it; `rows`; the budget. From 8 tokens on, the
@@ -151,7 +155,7 @@ def shapes_of(rows: int, budget: int, page: int) -> Shapes:
     """
     unit = max(8, -(-rows // 4))
     some = sorted(n for n in {1, 4, 8, 16, *range(unit, rows, unit)} if n < rows)
-    return Shapes(tuple(dict.fromkeys((*some, rows, max(rows, budget)))), page, compiled("cpu.attention"), row_ways())
+    return Shapes(tuple(dict.fromkeys((*some, rows, max(rows, budget)))), page, all_pages, row_ways())
 
 
 def fitting(n: int, sizes: List[int]) -> int:
@@ -229,9 +233,19 @@ def placed_vectors(parts: List[Part], laid: Laid, config: ModelConfig) -> Vector
     return Vectors(vectors_BTD, there_BT) if there_BT.any() else None
 
 
-def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
-    """Return what is drawn from the logits, as numpy arrays. vocab_size: only ids below it are drawn."""
-    S, V = logits_SV.shape
+class Drawing(NamedTuple):
+    """What is drawn from the logits of a step. how: GREEDY, PLAIN or TRUNCATED, whatever a row needs. top: as in `draw`."""
+
+    how: int
+    top: int
+    settings: Settings
+    adjust: Adjust | None
+    forced_S: np.ndarray
+
+
+def drawing_of(laid: Laid, V: int) -> Drawing:
+    """Return what is drawn from the logits of a step, of which each row has V."""
+    S = len(laid.at_S)
     settings = _greedy(S)
     forced_S, top, how, adjust = np.full(S, -1, np.int32), -1, GREEDY, None
     for s, part, index in laid.draws:
@@ -252,17 +266,17 @@ def drawn(laid: Laid, logits_SV: jax.Array, vocab_size: int) -> Drawn:
                 adjust = _no_change(S, V)
             adjust.bias_SV[s], adjust.seen_SV[s] = sequence.bias(), sequence.seen_V
             adjust.repeat_S[s] = r.repetition_penalty
-    return _draw(how, top, logits_SV, vocab_size, settings, adjust, forced_S)
+    return Drawing(how, top, settings, adjust, forced_S)
 
 
-def _draw(
-    how: int, top: int, logits_SV: jax.Array, vocab_size: int, settings: Settings, adjust: Adjust | None, forced_S: np.ndarray
-) -> Drawn:
-    """Return `draw` as numpy arrays. On a CPU rows go in groups, so that few programs, each of megabytes, serve all steps.
+def drawn(logits_SV: jax.Array, vocab_size: int, drawing: Drawing) -> Drawn:
+    """Return what is drawn from the logits, as numpy arrays. vocab_size: only ids below it are drawn.
 
-    What numpy draws as well needs none: to start a program takes as long as a tenth of a small model's step.
+    On a CPU rows go in groups, so that few programs, each of megabytes, serve all steps. What numpy draws as well needs none:
+    to start a program takes as long as a tenth of a small model's step.
     """
     begin, found = 0, list[Drawn]()
+    how, top, settings, adjust, forced_S = drawing
     if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
         return jax.tree.map(np.asarray, draw(np.int32(how), top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S))
     if how == GREEDY and top < 0 and adjust is None:
@@ -283,12 +297,11 @@ def _alternatives(wanted: int, tempered: bool) -> int:
     return wanted if wanted < 0 or (tempered and not wanted) else TOP
 
 
-def warm_draws(logits_SV: jax.Array, vocab_size: int, adjusts: bool) -> None:
-    """Compile what draws from logits of this shape: plainly, with alternatives, and if `adjusts` with changes of these."""
-    settings, forced_S = _greedy(len(logits_SV)), np.full(len(logits_SV), -1, np.int32)
-    kinds = [(-1, None), (TOP, None), *([(-1, _no_change(*logits_SV.shape))] if adjusts else [])]
-    for top, adjust in kinds:
-        _draw(PLAIN, top, logits_SV, vocab_size, settings, adjust, forced_S)
+def warm_drawings(S: int, V: int, adjusts: bool) -> list[Drawing]:
+    """Return drawings that compile all programs: plain, with alternatives, and if `adjusts` with changes of the logits."""
+    settings, forced_S = _greedy(S), np.full(S, -1, np.int32)
+    kinds = [(-1, None), (TOP, None), *([(-1, _no_change(S, V))] if adjusts else [])]
+    return [Drawing(PLAIN, top, settings, adjust, forced_S) for top, adjust in kinds]
 
 
 def _no_change(S: int, V: int) -> Adjust:

@@ -31,8 +31,7 @@ def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: P
 
     Raises: UserError for a topology that does not exist, a config that does not fit a mesh, or a missing TPU compiler.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    use_compiler()
     from lm.train import dial
     from lm.train.plan.plan import plan
     from lm.train.plan.search import search
@@ -50,9 +49,21 @@ def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: P
         print()
     else:
         result = plan(config, topology)
-    print(table(result))
+    text = table(result)
     if "keys" in result:
-        print("\nUse it with " + " ".join(f"--config.{key}={value}" for key, value in result["keys"].items()))
+        text += "\n\nUse it with " + " ".join(f"--config.{key}={value}" for key, value in result["keys"].items())
+    show(result, text, workdir)
+
+
+def use_compiler() -> None:
+    """Prepare this process for the TPU compiler. Call it before JAX loads."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def show(result: dict[str, Any], text: str, workdir: Path | None) -> None:
+    """Print a plan as text, and write plan.json to the workdir, or to this folder without one."""
+    print(text)
     path = (workdir or Path()) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     saving.write(path, json.dumps(result, indent=1) + "\n")
@@ -62,10 +73,8 @@ def run(config: ml_collections.ConfigDict, topology: str, tries: int, workdir: P
 def table(plan: dict[str, Any]) -> str:
     """Return a plan as lines for a terminal."""
     memory = plan["memory"]
-    free = memory["limit"] - memory["peak"]
     rows = [
-        ("topology", f"{plan['topology']}: {plan['devices']} × {plan['device_kind']}"),
-        ("mesh", ", ".join(f"{axis} {size}" for axis, size in plan.get("mesh", {}).items()) or "-"),
+        *where(plan),
         ("model", f"{plan['parameters'] / 1e9:,.2f} B parameters, remat={plan['remat']}"),
         (
             "a step",
@@ -73,19 +82,35 @@ def table(plan: dict[str, Any]) -> str:
             f"{plan['model_flops_per_step'] / 1e15:,.2f} PFLOP",
         ),
     ]
-    fits = f"fits: {memory['peak'] / GIB:.2f} of {memory['limit'] / GIB:.2f} GiB a device, {free / GIB:.2f} free"
-    if not plan["fits"]:
-        fits = f"does not fit: {memory['peak'] / GIB:.2f} GiB a device, {-free / GIB:.2f} more than it has"
-    rows.append(("memory", fits))
-    names = ("parameters", "optimizer", "activations", "temporaries")
-    rows += [("", f"{name} {memory[name] / GIB:.2f} GiB") for name in names if name in memory]
+    rows += memory_rows(plan)
     if (host := memory.get("host", {})).get("all"):
         parts = ", ".join(f"{name} {host[name] / GIB:.2f}" for name in ("optimizer", "activations"))
         rows.append(("host memory", f"{host['all'] / GIB:.2f} GiB a device: {parts}"))
     if "seconds" in plan:
         rows += _times(plan)
-    lines = [f"{name:<14}{text}" for name, text in rows]
-    return "\n".join([*lines, "", *textwrap.wrap(plan["explained"], 110)])
+    return as_lines(rows, plan["explained"])
+
+
+def where(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return rows of a table: the devices of a plan, and its mesh."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.get("mesh", {}).items()) or "-"
+    return [("topology", f"{plan['topology']}: {plan['devices']} × {plan['device_kind']}"), ("mesh", mesh)]
+
+
+def memory_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return rows of a table: whether a plan fits, and the kinds of its memory."""
+    memory = plan["memory"]
+    free = memory["limit"] - memory["peak"]
+    fits = f"fits: {memory['peak'] / GIB:.2f} of {memory['limit'] / GIB:.2f} GiB a device, {free / GIB:.2f} free"
+    if not plan["fits"]:
+        fits = f"does not fit: {memory['peak'] / GIB:.2f} GiB a device, {-free / GIB:.2f} more than it has"
+    kinds = [name for name in ("parameters", "optimizer", "activations", "pages", "temporaries") if name in memory]
+    return [("memory", fits), *[("", f"{name} {memory[name] / GIB:.2f} GiB") for name in kinds]]
+
+
+def as_lines(rows: list[tuple[str, str]], explained: str) -> str:
+    """Return rows of a table, and below them what they mean, as text."""
+    return "\n".join([*[f"{name:<14}{text}" for name, text in rows], "", *textwrap.wrap(explained, 110)])
 
 
 def _times(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -63,25 +63,43 @@ def compile_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Device
         batch = abstract_batch(config, mesh, config.batch_size)
         lowered = jax.jit(trainer.step, donate_argnums=0).lower(state, batch)
         sizes = {"parameters": bytes_per_device(state.params), "optimizer": bytes_per_device(state.optimizer)}
-        options, folder = compiler_options(devices[0]), tempfile.TemporaryDirectory()
         dump = devices[0].platform == "tpu" and config.model.moe.num_experts > 0
-        if dump:  # JAX cannot print such a program: XLA does not read its asynchronous products back
-            options = {**(options or {}), "xla_dump_to": folder.name, "xla_dump_hlo_as_text": True}
-        try:
-            compiled = lowered.compile(compiler_options=options)
-            text = _dumped(Path(folder.name)) if dump else compiled.as_text() or ""
-        except jax.errors.JaxRuntimeError as error:
-            needed = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", str(error)) or re.search(
-                r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error)
-            )
-            if needed is None:
-                raise
-            raise DoesNotFit(round(float(needed.group(1)) * 1024 ** ("KMGT".index(needed.group(2)) + 1))) from None
-        finally:
-            folder.cleanup()
+        compiled, text = compiled_with_text(lowered, compiler_options(devices[0]), dump)
     return Step(compiled, mesh, sizes, text)
 
 
+def compiled_with_text(
+    lowered: jax.stages.Lowered, options: dict[str, Any] | None = None, dump: bool = False
+) -> tuple[jax.stages.Compiled, str]:
+    """Compile a program. Return it, and how the compiler prints it.
+
+    dump: for programs with experts, which JAX cannot print: XLA does not read their asynchronous products back.
+    Raises: DoesNotFit.
+    """
+    folder = tempfile.TemporaryDirectory()
+    if dump:
+        options = {**(options or {}), "xla_dump_to": folder.name, "xla_dump_hlo_as_text": True}
+    try:
+        compiled = lowered.compile(compiler_options=options)
+        return compiled, _dumped(Path(folder.name)) if dump else compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", str(error)) or re.search(
+            r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error)
+        )
+        if needed is None:
+            raise
+        raise DoesNotFit(round(float(needed.group(1)) * 1024 ** ("KMGT".index(needed.group(2)) + 1))) from None
+    finally:
+        folder.cleanup()
+
+
+def memory_of(compiled: jax.stages.Compiled) -> tuple[int, int]:
+    """Return the bytes of a device that arguments and results of a program take, and those that it needs at most."""
+    analysis: Any = compiled.memory_analysis()
+    resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return resident, getattr(analysis, "peak_memory_in_bytes", 0) or resident + analysis.temp_size_in_bytes
+
+
 def _dumped(folder: Path) -> str:
-    """Return the program of the step as libtpu has written it after its last pass, which adds the estimates."""
-    return max(folder.glob("*jit_step*.after_codegen.txt"), key=lambda path: path.stat().st_size).read_text()
+    """Return the program as libtpu has written it after its last pass, which adds the estimates."""
+    return max(folder.glob("*jit_*.after_codegen.txt"), key=lambda path: path.stat().st_size).read_text()

@@ -1,9 +1,9 @@
 """Estimate the time of a compiled step from its schedule.
 
 Compute: the cycles that the compiler estimates, over the chip's clock. Kernels of attention and of products by expert: their
-FLOPs at KERNEL_SHARE of the peak, since the compiler estimates nothing for them. Collectives and transfers to the host:
-lm/train/plan/network.py. One that runs in the background costs what the work between its start and its end does not hide; each
-link does one at a time.
+FLOPs at KERNEL_SHARE of the peak, since the compiler estimates nothing for them; or the time to read their pages, if that is
+longer. Collectives and transfers to the host: lm/train/plan/network.py. One that runs in the background costs what the work
+between its start and its end does not hide; each link does one at a time.
 This is no measurement. The compiler knows neither contention nor stalls, and its cycles are those of its own cost model.
 """
 
@@ -13,6 +13,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from lm.kernels.tpu.attention import kernel_flops
+from lm.kernels.tpu.pages import kernel_cost
 from lm.train.chips import Chip
 from lm.train.plan.network import Network, of_program, transfer
 from lm.train.plan.program import Instruction, Program
@@ -50,7 +51,7 @@ class Estimate(NamedTuple):
 def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
     """Return the estimate for a program on a chip."""
     sent = defaultdict[str, Sent](Sent)
-    cycles, flops_of_kernels, exposed = 0, 0, 0.0
+    cycles, flops_of_kernels, kernels, exposed = 0, 0, 0.0, 0.0
     for times, _, instructions in program.schedule():
         shapes = {one.name: one.shape for one in instructions}
         clock = 0.0  # since the begin of the computation
@@ -59,9 +60,11 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
         for one in instructions:
             clock += one.cycles / chip.hertz
             cycles += times * one.cycles
-            if flops := (kernel_flops(one.name, one.text) or grouped_flops(one, shapes)) if one.kind == "custom-call" else 0:
-                clock += flops / (KERNEL_SHARE * chip.flops)
-                flops_of_kernels += times * flops
+            if one.kind == "custom-call":
+                flops, read = kernel_cost(one.name, one.text)
+                flops = flops or kernel_flops(one.name, one.text) or grouped_flops(one, shapes)
+                seconds = max(flops / (KERNEL_SHARE * chip.flops), read / chip.hbm)
+                clock, kernels, flops_of_kernels = clock + seconds, kernels + times * seconds, flops_of_kernels + times * flops
             if one.kind == "while":  # its body is counted on its own; nothing runs in the background across it
                 clock, running = max([clock, *(end for end, _ in running.values())]), {}
             found = of_program(program.computations, one)
@@ -86,14 +89,7 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
                     sent[kind].exposed += times * (end - clock)
                     exposed += times * (end - clock)
                     clock = end
-    return Estimate(
-        cycles / chip.hertz,
-        flops_of_kernels / (KERNEL_SHARE * chip.flops),
-        exposed,
-        dict(sorted(sent.items())),
-        cycles,
-        flops_of_kernels,
-    )
+    return Estimate(cycles / chip.hertz, kernels, exposed, dict(sorted(sent.items())), cycles, flops_of_kernels)
 
 
 def grouped_flops(one: Instruction, shapes: dict[str, str]) -> int:

@@ -10,7 +10,7 @@ import ml_collections
 from lm.model import sizing
 from lm.train.chips import chip_of
 from lm.train.describe import memories
-from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of
+from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of, memory_of
 from lm.train.plan.estimate import KERNEL_SHARE, estimate
 from lm.train.plan.network import WAYS, Network
 from lm.train.plan.program import Program
@@ -49,9 +49,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         step = compile_step(config, devices)
     except DoesNotFit as error:
         return result | {"fits": False, "memory": {"peak": error.needed, "limit": chip.memory}, "explained": EXPLAINED}
-    analysis: Any = step.compiled.memory_analysis()
-    resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    peak = getattr(analysis, "peak_memory_in_bytes", 0) or resident + analysis.temp_size_in_bytes
+    resident, peak = memory_of(step.compiled)
     with jax.set_mesh(step.mesh):
         device, host = memories(config, step.mesh.abstract_mesh)
     activations = device["activations"]
@@ -64,7 +62,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
             "temporaries": max(0, peak - resident - activations),
             "peak": peak,
             "limit": chip.memory,
-            "host": {"all": _on_host(analysis), **host},
+            "host": {"all": _on_host(step.compiled.memory_analysis()), **host},
         },
         "compile_seconds": time.perf_counter() - begin,
         "explained": EXPLAINED,

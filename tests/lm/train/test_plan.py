@@ -76,6 +76,14 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """
 
 
+PAGES = """
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %q = bf16[32,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %ragged_paged_attention_kernel.1 = bf16[32,8,128]{2,1,0} custom-call(%q), custom_call_target="tpu_custom_call", operand_layout_constraints={s32[32]{0}, bf16[32,8,128]{2,1,0}, bf16[1024,128,4,128]{3,2,1,0}}, metadata={op_name="jit(f)/ragged_T32_H8_S32_P8192/pallas_call"}
+}
+"""  # noqa: E501
+
+
 class OneSecondEach:
     """A network on which every collective takes a fixed time."""
 
@@ -97,6 +105,14 @@ def test_loops_count_by_their_trips():
 def test_products_by_expert_count_by_their_rows():
     found = estimate(Program(GROUPED), OneSecondEach(0), CHIPS["TPU v5"])
     assert found.kernel_flops == 2 * 2 * 512 * 256 * 128
+
+
+def test_attention_to_pages_reads_a_full_cache():
+    chip = CHIPS["TPU v5 lite"]
+    found = estimate(Program(PAGES), OneSecondEach(0), chip)
+    keys = 1024 * 128 // 32  # of each of the 32 sequences, which could have 8,192
+    assert found.kernel_flops == 32 * 8 * keys * 2 * (128 + 128)
+    assert found.kernels == pytest.approx(1024 * 128 * 4 * 128 * 2 / chip.hbm)
 
 
 def test_what_work_hides_costs_nothing_and_the_rest_does():

@@ -14,6 +14,7 @@ from lm.infer.engine.engine import Engine
 from lm.infer.engine.open import open_engine
 from lm.infer.engine.request import Request
 from lm.infer.engine.room import Capacity
+from lm.model import pages
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.evals.tiny_models import published
@@ -221,6 +222,23 @@ SIZES = {
     "stage, tensor": {"stage": 2, "tensor": 2, "fsdp": 2},
     "expert": {"expert": 2, "fsdp": 2, "tensor": 2},
 }
+
+
+def on_mesh(model, mesh):
+    graph, params = nnx.split(model)
+    with jax.set_mesh(mesh):
+        return nnx.merge(graph, jax.device_put(params, shardings(skeleton(model.config)[1], mesh)))
+
+
+@pytest.mark.parametrize("kind", all_but(["values of tokens"], ["plain", "values of tokens", "longrope"]), indirect=True)
+@pytest.mark.parametrize("sizes", [{}, SIZES["data, fsdp, tensor"]], ids=("one device", "mesh"))
+def test_one_pool_of_keys_and_values_changes_nothing(model, alone, sizes, monkeypatch):
+    monkeypatch.setattr(pages, "combined_size", lambda *_: 128)  # as on a TPU; the plain twin takes the pool apart
+    mesh = make_mesh(sizes) if sizes else None
+    model = on_mesh(model, mesh) if mesh else model
+    assert greedy(Engine(model, None, Capacity(rows=8, budget=32, pages=96, page=4), mesh=mesh)) == alone
+
+
 MESHES = [(kind, name) for kind in KINDS for name in SIZES if name != "expert" or kind == "experts"]
 FAST = [("local", "data, fsdp, tensor"), ("latent", "stage, tensor"), ("experts", "expert"), ("longrope", "data")]
 
@@ -237,10 +255,7 @@ def test_models_on_meshes_give_the_same_tokens_and_log_probabilities(kind, model
     engine.close()
     assert [list(answer.tokens) for answer in expected[::2]] == alone[::2]
     mesh = make_mesh(SIZES[sizes])
-    graph, params = nnx.split(model)
-    with jax.set_mesh(mesh):
-        split = nnx.merge(graph, jax.device_put(params, shardings(skeleton(model.config)[1], mesh)))
-    in_place = sizes != "data"
+    split, in_place = on_mesh(model, mesh), sizes != "data"
     # Pages are so few that sequences are preempted.
     engine = Engine(split, None, Capacity(rows=8, budget=32, pages=96, page=4, drafts=2), mesh=mesh, in_place=in_place)
     found = engine.answers(asked)
