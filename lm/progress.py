@@ -108,15 +108,14 @@ class Lines:
     def _write(self, note: str = "") -> None:
         now = self._clock()
         seconds, more = now - self._started, self.n - self._begin
-        number = tqdm.format_sizeof if self._unit == "B" else (lambda x: f"{x:g}" if x < 1e6 else f"{x:.0f}")
+        number = tqdm.format_sizeof if self._unit == "B" else "{:.10g}".format
         count = number(self.n) + (f"/{number(self._total)}" if self._total is not None else "") + self._unit
         parts = [f"{self._what}: {count}", note or self._postfix]
         if more and seconds > 0 and not note:
             parts.append(f"{number(round(more / seconds, 2))}{self._unit}/s")
             if self._total is not None and self._total > self.n:
                 parts.append(f"{tqdm.format_interval((self._total - self.n) * seconds / more)} left")
-        text = ", ".join(part for part in parts if part)
-        print(_plain(text), file=self._file, flush=True)
+        print(_plain(", ".join(filter(None, parts))), file=self._file, flush=True)
         self._next, self._silent, self._written = now + SECONDS, False, None if note else self.n
 
 
