@@ -33,6 +33,8 @@ from lm.parallel.memory import check_room
 from lm.runs.damage import alone, damage, readable
 from lm.runs.workdir import steps_saved
 
+PENDING = "pending"  # field of a state: batches that are sampled and not trained yet (lm/align/rl/ahead.py)
+
 
 class Checkpoints:
     """The checkpoints of one run. Keeps the newest `keep_last`, and those that `keep_…` asks for.
@@ -178,11 +180,11 @@ class Checkpoints:
     def restore(self, step: int, abstract: Any) -> Any:
         """Restore the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the saved state.
 
-        A saved `guard` is ignored if `abstract` has none.
+        A saved `guard` is ignored if `abstract` has none, and so are batches that are PENDING.
         Raises UserError if the checkpoint holds other arrays, other shapes or other dtypes.
         """
         wanted, where = plain(abstract), self.folder / str(step)
-        stored = {name: x for name, x in self.stored(step).items() if name in wanted or name != "guard"}
+        stored = {name: x for name, x in self.stored(step).items() if name in wanted or name not in ("guard", PENDING)}
         check_shapes(wanted, stored, where)
         theirs = named(stored)
         for name, x in named(wanted).items():
@@ -219,6 +221,14 @@ class Checkpoints:
         check_shapes(wanted, nested(self.stored_params(step)), self.folder / str(step))
         check_room(wanted, self.folder / str(step))
         return unplain(abstract_params, self._read(step, {"params": wanted})["params"])
+
+    def pending(self, step: int) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of batches that were sampled before the checkpoint and not trained, by their step; {} if none."""
+        with readable(self.folder / str(step)):
+            wanted = self.stored(step).get(PENDING, {})
+        few = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), few)
+        return self._read(step, {PENDING: few}, {PENDING: how})[PENDING] if few else {}
 
     def read_params(self, step: int, few: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
         """Return a few of `stored_params` as NumPy arrays in their stored dtypes. It does not read the metadata again."""

@@ -26,7 +26,11 @@ AHEAD = 4  # batches that may be dispatched to the devices at a time
 
 
 class Stream(Protocol):
-    """The source of the loop's batches. A batch is a pure function of (parameters, seed, step): there is no state to save."""
+    """The source of the loop's batches. A batch is a pure function of (parameters, seed, step).
+
+    So there is no state to save, unless a batch depends on older parameters than those of its step (lm/align/rl/ahead.py). Then
+    a stream also has `pending()`, which returns arrays for the checkpoint, and `take(arrays)`, which is called before `start`.
+    """
 
     phase: str = "data"  # what `next` is for the goodput (lm/train/goodput.py): data or rollout
 

@@ -20,7 +20,7 @@ from lm.errors import Stopped
 from lm.files.saving import write_json
 from lm.parallel.hosts import is_first
 from lm.runs import fingerprints
-from lm.runs.checkpoint import Checkpoints
+from lm.runs.checkpoint import PENDING, Checkpoints
 from lm.runs.workdir import steps_saved
 from lm.train.alerts import alert
 from lm.train.events.divergence import unsound
@@ -75,6 +75,8 @@ class Saves(Event):
         average = nnx.filter_state(abstract.params, run.trainer.learns) if "raw" in self.checkpoints.stored(begin) else ()
         guard = abstract.guard if self.checkpoints.fits(begin, "guard", abstract.guard) else ()
         fields = self.checkpoints.restore(begin, self._fields(run, abstract._replace(average=average, guard=guard)))
+        if pending := self.checkpoints.pending(begin):
+            run.stream.take(pending)
         if self.base:
             from lm.convert.source import open_source
 
@@ -119,7 +121,9 @@ class Saves(Event):
             run.log.say(text)
             alert(run.workdir, "high", run.step, text)
         meta = self._about | {"tokens": run.tokens} | run.rewinds.meta()
-        self.checkpoints.save(run.step, self._fields(run, run.state), meta)
+        pending = run.stream.pending() if hasattr(run.stream, "pending") else {}
+        fields = self._fields(run, run.state) | ({PENDING: pending} if pending else {})
+        self.checkpoints.save(run.step, fields, meta)
         run.health.saved(run.step, before)
 
     def _fields(self, run: Run, state: TrainState) -> dict[str, Any]:
