@@ -227,17 +227,19 @@ class Checkpoints:
         with readable(self.folder / str(step)):
             wanted = self.stored(step).get(PENDING, {})
         few = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), few)
-        return self._read(step, {PENDING: few}, {PENDING: how})[PENDING] if few else {}
+        return self._read(step, {PENDING: few}, as_numpy=True)[PENDING] if few else {}
 
     def read_params(self, step: int, few: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
         """Return a few of `stored_params` as NumPy arrays in their stored dtypes. It does not read the metadata again."""
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), nested(few))
-        return named(self._read(step, {"params": nested(few)}, {"params": how})["params"])
+        return named(self._read(step, {"params": nested(few)}, as_numpy=True)["params"])
 
-    def _read(self, step: int, wanted: dict, how: dict | None = None) -> dict:
-        if how is None:
-            how = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), wanted)
+    def _read(self, step: int, wanted: dict, as_numpy: bool = False) -> dict:
+        def options(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+            if as_numpy:
+                return ocp.RestoreArgs(restore_type=np.ndarray)
+            return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+
+        how = jax.tree.map(options, wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
         with readable(self.folder / str(step)):
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]

@@ -29,12 +29,13 @@ STALENESS = "sample/staleness_max"  # steps between the parameters that sampled 
 def check_devices(config, mesh: Mesh) -> None:
     """Raise UserError if the programs of two threads could wait for one another.
 
-    Devices that exchange data must all run these programs in the same order. Packed weights are on one device.
+    Devices that exchange data must all run these programs in the same order. Packed weights are on one device, and those of a
+    reward model are not.
     """
-    packed = packs(model_config_of(config), SHARE * memory_of_device())
-    if jax.process_count() > 1 or (mesh.size > 1 and not packed):
+    alone = packs(model_config_of(config), SHARE * memory_of_device()) and "reward_model:" not in config.rewards
+    if jax.process_count() > 1 or (mesh.size > 1 and not alone):
         raise UserError(
-            f"rl.max_lag={config.rl.max_lag} samples while a step trains, which needs one process and one device: set "
+            f"rl.max_lag={config.rl.max_lag} samples while a step trains, which needs one process and one device here: set "
             "rl.max_lag=0, or train on one device"
         )
 

@@ -101,9 +101,8 @@ def objective(config) -> Objective:
 
     PPO uses bnpo and adds value_coef · ½·max((V − R)², (clipped V − R)²); its KL penalty is in the rewards.
     rl.correction multiplies l_t by min(π_old / π_sampler, correction_cap), per token or per rollout, where π_sampler is the
-    probability under the sampler (truncated importance sampling, Yao et al. 2025). With rl.max_lag π_sampler is an older policy
-    and π_old, the one before the step, only limits the update: decoupled PPO (Hilton et al. 2022, eq. 3; AReaL, Fu et al. 2025,
-    eq. 5).
+    probability under the sampler (truncated importance sampling, Yao et al. 2025). With rl.max_lag the sampler is an older
+    policy, and π_old, the one before the step, only limits the update: decoupled PPO (Hilton et al. 2022; Fu et al. 2025).
     """
     rl = config.rl
     is_ppo = rl.algorithm == "ppo"

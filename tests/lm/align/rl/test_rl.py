@@ -191,7 +191,7 @@ def test_importance_corrections_are_capped_ratios(level):
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_the_loss_of_older_rollouts_is_decoupled_ppo(level):
-    """Σ min(π_old/π_sampler, cap)·−min(ρA, clip(ρ)A), ρ = π/π_old: Hilton et al. 2022, eq. 3, with truncated weights."""
+    """Σ min(π_old/π_sampler, cap)·−min(ρA, clip(ρ)A), ρ = π/π_old: Hilton et al. 2022, with truncated weights."""
     config = config_of(correction=level, correction_cap=1.5, epochs=2)
     _, now, batch, logp = prepared()
     old, mask = np.asarray(batch["old_logps"], np.float64), batch["weights"]
