@@ -18,6 +18,7 @@ from lm.align.rl.stream import RolloutStream
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
+from lm.runs.checkpoint import PENDING, Checkpoints
 from lm.train.step import make_trainer, model_config_of
 from tests.lm.examples import first_state
 from tests.slow import all_but
@@ -45,19 +46,13 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mesh():
-    mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        yield mesh
-
-
-@pytest.fixture(scope="module")
-def opened(tokenizer, mesh):
-    """A context of (stream, step, first state) of a config."""
+def opened(tokenizer):
+    """A context of (stream, step, first state) of a config on some devices."""
     steps = {}
 
     @contextlib.contextmanager
-    def make(config):
+    def make(config, devices=1):
+        mesh = make_mesh({"data": devices}, jax.devices()[:devices])
         prompts = [[{"role": "user", "content": f"the cat sat {n}"}] for n in range(5)]
         ids = (encode_chat(tokenizer, prompt, add_generation_prompt=True).ids for prompt in prompts)
         tasks = [{"prompt": prompt, "prompt_ids": found} for prompt, found in zip(prompts, ids)]
@@ -66,8 +61,8 @@ def opened(tokenizer, mesh):
         trainer = make_trainer(config, rl.objective(config))
         stream = RolloutStream(config, mesh, sampler, tasks, rewards)
         stream.start(0)
-        with contextlib.closing(sampler), contextlib.closing(stream):
-            step_fn = steps.setdefault(config.model.adapter.rank, jax.jit(trainer.step, donate_argnums=0))
+        with jax.set_mesh(mesh), contextlib.closing(sampler), contextlib.closing(stream):
+            step_fn = steps.setdefault((config.model.adapter.rank, devices), jax.jit(trainer.step, donate_argnums=0))
             yield stream, step_fn, first_state(trainer, config, mesh)
 
     return make
@@ -88,16 +83,20 @@ def same(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(("lag", "model"), [(3, {}), pytest.param(1, {"adapter": ADAPTER}, marks=pytest.mark.slow)])
-def test_a_batch_is_that_of_the_parameters_so_many_steps_before(opened, lag, model):
-    with opened(config_of(lag, **model)) as made:
+@pytest.mark.parametrize(
+    ("lag", "model", "devices"), all_but([(3, {}, 1)], [(3, {}, 1), (1, {"adapter": ADAPTER}, 1), (1, {}, 2)])
+)
+def test_a_batch_is_that_of_the_parameters_so_many_steps_before(opened, lag, model, devices):
+    with opened(config_of(lag, **model), devices) as made:
         _, found = trained(*made, range(1, STEPS + 1))
-    with opened(config_of(0, **model)) as (taking_turns, _, _):
+    with opened(config_of(0, **model), devices) as (taking_turns, _, state):
+        where = jax.tree.map(lambda x: x.sharding, state.params)
         for step, (_, batch, metrics) in found.items():
             version = max(1, step - lag)
-            params = jax.device_put(found[version][0])
-            older = jax.device_get(taking_turns.next(step, params, lambda: 0.0)[0])
-            now = jax.device_get(taking_turns.next(step, jax.device_put(found[step][0]), lambda: 0.0)[0])
+            older, now = (
+                jax.device_get(taking_turns.next(step, jax.device_put(found[n][0], where), lambda: 0.0)[0])
+                for n in (version, step)
+            )
             proximal = batch.pop("old_logps")
             assert same(batch, {name: x for name, x in older.items() if name != "old_logps"}), step
             assert metrics["sample/staleness_max"] == step - version
@@ -107,13 +106,17 @@ def test_a_batch_is_that_of_the_parameters_so_many_steps_before(opened, lag, mod
 
 
 @pytest.mark.parametrize("lag", all_but([4], [1, 4]))
-def test_a_run_that_resumes_ends_with_the_same_bits(opened, lag):
+def test_a_run_that_resumes_ends_with_the_same_bits(opened, lag, tmp_path):
     with opened(config_of(lag)) as made:
         whole, found = trained(*made, range(1, STEPS + 1))
     for cut in (2,) if lag == 4 else (1, 4):
         with opened(config_of(lag)) as (stream, step_fn, state):
             state, _ = trained(stream, step_fn, state, range(1, cut + 1))
-            saved, pending = jax.device_get(state), stream.pending()
+            saved = jax.device_get(state)
+            with contextlib.closing(Checkpoints(tmp_path / str(cut))) as checkpoints:
+                checkpoints.save(cut, {"params": state.params, PENDING: stream.pending()}, {})
+                checkpoints.wait()
+                pending = checkpoints.pending(cut)
         assert set(pending) == {str(n) for n in range(cut + 1, min(cut + lag, STEPS) + 1)}
         with opened(config_of(lag)) as (stream, step_fn, _):
             stream.take(pending)
