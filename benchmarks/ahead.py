@@ -1,6 +1,6 @@
 """Seconds a step of GRPO whose rollouts are sampled ahead (rl.max_lag), beside those of sampling and training in turns.
 
-python -m benchmarks.ahead [--lags=0,1,4 --steps=30 --rounds=3 --load=large/16/64 --epochs=2]
+python -m benchmarks.ahead [--lags=0,1,4 --steps=30 --rounds=3 --load=small/16/64 --epochs=6]
 
 Model and load are those of benchmarks/grpo.py. With more `epochs`, passes over the rollouts, updates take longer. Each lag runs
 in a process of its own, in turns. Figures are medians over all steps but the first three. The last line is one JSON object.
@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("--lags", default="0,1,4", help="values of rl.max_lag; the first is what others are compared with")
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each lag in each round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each lag")
-    parser.add_argument("--load", default="large/16/64", help="model, tokens of a completion, completions of a step")
-    parser.add_argument("--epochs", type=int, default=2, help="updates of a step")
+    parser.add_argument("--load", default="small/16/64", help="model, tokens of a completion, completions of a step")
+    parser.add_argument("--epochs", type=int, default=6, help="updates of a step")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     model, tokens, completions = options.load.split("/")

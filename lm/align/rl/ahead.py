@@ -16,27 +16,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from lm.align.rl.rollouts import SHARE
 from lm.errors import UserError
-from lm.infer.engine.local import packs
 from lm.model.linear import trainable
-from lm.train.fit import memory_of_device
 from lm.train.step import model_config_of
 
 STALENESS = "sample/staleness_max"  # steps between the parameters that sampled a batch and those that it updates
 
 
 def check_devices(config, mesh: Mesh) -> None:
-    """Raise UserError if the programs of two threads could wait for one another.
-
-    Devices that exchange data must all run these programs in the same order. Packed weights are on one device, and those of a
-    reward model are not.
-    """
-    alone = packs(model_config_of(config), SHARE * memory_of_device()) and "reward_model:" not in config.rewards
-    if jax.process_count() > 1 or (mesh.size > 1 and not alone):
+    """Raise UserError on several devices: they exchange data, so all must run the programs of two threads in the same order."""
+    if jax.process_count() > 1 or mesh.size > 1:
         raise UserError(
-            f"rl.max_lag={config.rl.max_lag} samples while a step trains, which needs one process and one device here: set "
-            "rl.max_lag=0, or train on one device"
+            f"rl.max_lag={config.rl.max_lag} samples while a step trains, which needs one process and one device, not "
+            f"{mesh.size}: set rl.max_lag=0, or train on one"
         )
 
 

@@ -47,12 +47,12 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(tokenizer):
-    """A context of (stream, step, first state) of a config on some devices."""
+    """A context of (stream, step, first state) of a config."""
     steps = {}
 
     @contextlib.contextmanager
-    def make(config, devices=1):
-        mesh = make_mesh({"data": devices}, jax.devices()[:devices])
+    def make(config):
+        mesh = make_mesh({"data": 1}, jax.devices()[:1])
         prompts = [[{"role": "user", "content": f"the cat sat {n}"}] for n in range(5)]
         ids = (encode_chat(tokenizer, prompt, add_generation_prompt=True).ids for prompt in prompts)
         tasks = [{"prompt": prompt, "prompt_ids": found} for prompt, found in zip(prompts, ids)]
@@ -62,7 +62,7 @@ def opened(tokenizer):
         stream = RolloutStream(config, mesh, sampler, tasks, rewards)
         stream.start(0)
         with jax.set_mesh(mesh), contextlib.closing(sampler), contextlib.closing(stream):
-            step_fn = steps.setdefault((config.model.adapter.rank, devices), jax.jit(trainer.step, donate_argnums=0))
+            step_fn = steps.setdefault(config.model.adapter.rank, jax.jit(trainer.step, donate_argnums=0))
             yield stream, step_fn, first_state(trainer, config, mesh)
 
     return make
@@ -83,13 +83,11 @@ def same(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(
-    ("lag", "model", "devices"), all_but([(3, {}, 1)], [(3, {}, 1), (1, {"adapter": ADAPTER}, 1), (1, {}, 2)])
-)
-def test_a_batch_is_that_of_the_parameters_so_many_steps_before(opened, lag, model, devices):
-    with opened(config_of(lag, **model), devices) as made:
+@pytest.mark.parametrize(("lag", "model"), all_but([(3, {})], [(3, {}), (1, {"adapter": ADAPTER})]))
+def test_a_batch_is_that_of_the_parameters_so_many_steps_before(opened, lag, model):
+    with opened(config_of(lag, **model)) as made:
         _, found = trained(*made, range(1, STEPS + 1))
-    with opened(config_of(0, **model), devices) as (taking_turns, _, state):
+    with opened(config_of(0, **model)) as (taking_turns, _, state):
         where = jax.tree.map(lambda x: x.sharding, state.params)
         for step, (_, batch, metrics) in found.items():
             version = max(1, step - lag)
@@ -169,9 +167,8 @@ def test_settings_that_contradict_each_other_are_named(keys, words):
         settings.check_method(config)
 
 
-def test_devices_that_would_wait_for_one_another_are_refused(monkeypatch):
-    mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    check_devices(config_of(1), mesh)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"rl\.max_lag=1 .* one process"):
-        check_devices(config_of(1), mesh)
+@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (1, 2)])
+def test_devices_that_would_wait_for_one_another_are_refused(devices, processes, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    with pytest.raises(UserError, match=r"rl\.max_lag=1 .* one process and one device"):
+        check_devices(config_of(1), make_mesh({"data": devices}, jax.devices()[:devices]))
