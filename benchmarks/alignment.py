@@ -1,6 +1,6 @@
 """Does every method of align.py do what it is for? On tasks with held-out answers, with a model of half a million parameters.
 
-python -m benchmarks.alignment [--only=sft,dpo,reward,grpo,rloo,ppo,shuffled] [--seeds=0,1,2] [--out=runs/alignment]
+python -m benchmarks.alignment [--only=sft,dpo,reward,grpo,lag1,lag4,rloo,ppo,shuffled] [--seeds=0,1,2] [--out=runs/alignment]
     [--chosen_rates]     # the learning rates that configs without one get (lm/train/rates.py)
 
 A tiny model is pretrained on sentences about letters and things (benchmarks/letters.py), and from it:
@@ -11,6 +11,8 @@ A tiny model is pretrained on sentences about letters and things (benchmarks/let
     grpo      after it was tuned on answers of all styles, learns the style that a verifier asks for: polite at both ends, no
     rloo      filler word, and still what it was told to say
     ppo
+    lag1      GRPO whose rollouts are sampled one step or four steps ahead
+    lag4
     shuffled  GRPO with the same rewards dealt out at random among the answers of a step: learns nothing, or a leak is found
 
 Runs are those of the verbs, in workdirs under OUT; the same line goes on where it was stopped. Prints a table; the last line is
@@ -18,6 +20,7 @@ one JSON object, which also goes to OUT/alignment.json.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import random
@@ -43,6 +46,8 @@ AIMS = {
     "dpo": (("after", ">=", 0.90), ("wins", ">=", 0.70)),
     "reward": (("after", ">=", 0.95),),
     "grpo": (("before", "<=", 0.25), ("after", ">=", 0.85)),
+    "lag1": (("before", "<=", 0.25), ("after", ">=", 0.85)),
+    "lag4": (("before", "<=", 0.25), ("after", ">=", 0.85)),
     "rloo": (("before", "<=", 0.25), ("after", ">=", 0.85)),
     "ppo": (("before", "<=", 0.25), ("after", ">=", 0.85)),
     "shuffled": (("gain", "<", 0.05),),
@@ -206,6 +211,10 @@ def rloo(seed: int, begin: Path) -> dict:
     return grpo(seed, begin) | {"rl.algorithm": "rloo"}
 
 
+def ahead(lag: int, seed: int, begin: Path) -> dict:
+    return grpo(seed, begin) | {"rl.max_lag": lag, "rl.correction": "token"}
+
+
 def ppo(seed: int, begin: Path) -> dict:
     return grpo(seed, begin) | {"steps": 96, "rl.beta": 0.0, "rl.epochs": 2}
 
@@ -215,7 +224,14 @@ def shuffled_grpo(seed: int, begin: Path) -> dict:
 
 
 PREFERENCES: dict[str, Callable[[int, Path], dict]] = {"dpo": dpo, "reward": reward}
-REINFORCED: dict[str, Callable[[int, Path], dict]] = {"grpo": grpo, "rloo": rloo, "ppo": ppo, "shuffled": shuffled_grpo}
+REINFORCED: dict[str, Callable[[int, Path], dict]] = {
+    "grpo": grpo,
+    "lag1": functools.partial(ahead, 1),
+    "lag4": functools.partial(ahead, 4),
+    "rloo": rloo,
+    "ppo": ppo,
+    "shuffled": shuffled_grpo,
+}
 
 
 def shuffled(prompts, completions, **columns) -> list[float]:

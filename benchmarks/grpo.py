@@ -122,7 +122,9 @@ def reward(prompts, completions, **columns) -> list[float]:
     return [sum(x.isdigit() for x in text) / max(1, len(text)) for text in texts]
 
 
-def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) -> dict[str, list[float]]:
+def ours(
+    folder: Path, tokens: int, completions: int, steps: int, dtype: str, lag: int = 0, epochs: int = 1
+) -> dict[str, list[float]]:
     """The step of align.py (lm.align.rl.stream and lm.align.rl.objective); layers unrolled, nothing computed twice."""
     import jax
 
@@ -136,12 +138,13 @@ def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) ->
     from lm.model.transformer import skeleton
     from lm.parallel.mesh import make_mesh
     from lm.train.start import adopt, initial_params
-    from lm.train.step import make_trainer, model_config_of
+    from lm.train.step import model_config_of
 
     config = grpo.get_config()
     config.init_from, config.batch_size, config.sequence_length = str(folder / "workdir"), completions, 256
     config.dtype, config.rl.group_size, config.model.scan_layers, config.model.remat = dtype, GROUP, False, "none"
-    config.rollout.max_new_tokens = tokens
+    config.rollout.max_new_tokens, config.steps, config.optimizer.warmup = tokens, steps, 0
+    config.rl.max_lag, config.rl.epochs, config.rl.correction = lag, epochs, "token" if lag else "none"
     config.data.input, config.data.max_examples, config.data.max_valid_examples = "builtin:arithmetic", 512, 1
     adopt(config, None)
     tokenizer = load_tokenizer(config.tokenizer)
@@ -149,22 +152,31 @@ def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) ->
     config.sequence_length = max(len(task["prompt_ids"]) for task in tasks) + tokens - 1
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        trainer = make_trainer(config, rl.objective(config))
+        trainer, _ = rl.trainer(config, tokenizer, mesh)
         graph, _ = skeleton(model_config_of(config))
         sampler = sampler_of(config, graph, tokenizer, tasks)
         stream = RolloutStream(config, mesh, sampler, tasks, Rewards(("digits",), (reward,), (1.0,)))
         stream.start(0)
         state = jax.jit(trainer.init)(initial_params(config, mesh))
         step = jax.jit(trainer.step, donate_argnums=0)
-        times, rollouts = [], []
+        ends, rollouts, updates, losses = [], [], [], []
+
+        def wait() -> float:
+            jax.block_until_ready(losses)
+            return time.perf_counter()
+
         for n in range(1, steps + 1):
-            begin = time.perf_counter()
-            batch, measured = stream.next(n, state.params, time.perf_counter)
+            batch, measured = stream.next(n, state.params, wait)
+            ends.append(time.perf_counter())
             state, metrics = step(state, batch)
-            float(metrics["loss"])
-            times.append(time.perf_counter() - begin)
+            losses.append(metrics["loss"])
             rollouts.append(measured["seconds/rollout"])
-    return {"step": times[WARM:], "rollout": rollouts[WARM:]}
+            updates.append(measured.get("seconds/update"))
+        wait()
+        stream.close()
+        sampler.close()
+    times = [later - end for end, later in zip(ends, ends[1:])]
+    return {"step": times[WARM:], "rollout": rollouts[WARM:], "update": updates[WARM:]}
 
 
 def theirs(folder: Path, tokens: int, completions: int, steps: int, dtype: str) -> dict[str, list[float]]:

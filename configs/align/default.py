@@ -66,6 +66,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.correction = "none"  # importance weights for sampler-trainer mismatch: none, token, sequence
     config.rl.correction_cap = 2.0  # largest importance weight
     config.rl.require_equal = False  # sampler and trainer compute the same log-probabilities, to the bit, or the run ends
+    # By how many steps the policy that samples is older than the one that is trained. Rollouts are sampled ahead, while other
+    # steps train. It needs rl.correction; 1 is usually enough (docs/align.md). 0: sampling and training take turns.
+    config.rl.max_lag = 0
     config.rl.mask_truncated = False  # exclude truncated rollouts from the loss
     config.rl.gamma = 1.0  # ppo: discount of later rewards
     config.rl.lam = 0.95  # ppo: λ of generalised advantage estimation

@@ -16,6 +16,7 @@ from lm.align import distill, length, preference, reward, settings, sft
 from lm.align.data import RunData, Setup, Tasks, data_summary, from_examples, from_tasks, own_tokenizer
 from lm.align.quiz import write_quiz
 from lm.align.rl import objective as reinforce
+from lm.align.rl.ahead import check_devices
 from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
 from lm.align.validation import HeldOut, Samples, Validation, first_validation
@@ -58,6 +59,8 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
     mesh, model_config = make_mesh(config.mesh), model_config_of(config)
     slices = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size or slices * row_ways(mesh), slices, config.sequence_length)
+    if config.method == "rl" and config.rl.max_lag:
+        check_devices(config, mesh)
     check_config(config, workdir)
     choose_rate(config)
     if done := hosts.from_first(lambda: finished(config, workdir)):

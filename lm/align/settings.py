@@ -124,6 +124,18 @@ def check_rl(config) -> None:
             f"batch_size={rows} rollouts cannot be split into rl.minibatches={rl.minibatches} of "
             f"accumulate={config.accumulate} slices"
         )
+    if rl.max_lag < 0:
+        raise UserError(f"rl.max_lag={rl.max_lag} must be 0 or more")
+    if rl.max_lag and rl.require_equal:
+        raise UserError(
+            f"rl.max_lag={rl.max_lag} samples with older parameters than those that are trained, so rl.require_equal=True "
+            "cannot hold: set one of them"
+        )
+    if rl.max_lag and rl.correction == "none":
+        raise UserError(
+            f"rl.max_lag={rl.max_lag} samples with older parameters than those that are trained: correct the loss for it with "
+            "rl.correction=token or sequence"
+        )
 
 
 def check_distill(distill) -> None:

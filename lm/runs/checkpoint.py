@@ -33,6 +33,8 @@ from lm.parallel.memory import check_room
 from lm.runs.damage import alone, damage, readable
 from lm.runs.workdir import steps_saved
 
+PENDING = "pending"  # field of a state: batches that are sampled and not trained yet (lm/align/rl/ahead.py)
+
 
 class Checkpoints:
     """The checkpoints of one run. Keeps the newest `keep_last`, and those that `keep_…` asks for.
@@ -178,11 +180,11 @@ class Checkpoints:
     def restore(self, step: int, abstract: Any) -> Any:
         """Restore the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the saved state.
 
-        A saved `guard` is ignored if `abstract` has none.
+        A saved `guard` is ignored if `abstract` has none, and so are batches that are PENDING.
         Raises UserError if the checkpoint holds other arrays, other shapes or other dtypes.
         """
         wanted, where = plain(abstract), self.folder / str(step)
-        stored = {name: x for name, x in self.stored(step).items() if name in wanted or name != "guard"}
+        stored = {name: x for name, x in self.stored(step).items() if name in wanted or name not in ("guard", PENDING)}
         check_shapes(wanted, stored, where)
         theirs = named(stored)
         for name, x in named(wanted).items():
@@ -220,14 +222,24 @@ class Checkpoints:
         check_room(wanted, self.folder / str(step))
         return unplain(abstract_params, self._read(step, {"params": wanted})["params"])
 
+    def pending(self, step: int) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of batches that were sampled before the checkpoint and not trained, by their step; {} if none."""
+        with readable(self.folder / str(step)):
+            wanted = self.stored(step).get(PENDING, {})
+        few = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
+        return self._read(step, {PENDING: few}, as_numpy=True)[PENDING] if few else {}
+
     def read_params(self, step: int, few: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
         """Return a few of `stored_params` as NumPy arrays in their stored dtypes. It does not read the metadata again."""
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), nested(few))
-        return named(self._read(step, {"params": nested(few)}, {"params": how})["params"])
+        return named(self._read(step, {"params": nested(few)}, as_numpy=True)["params"])
 
-    def _read(self, step: int, wanted: dict, how: dict | None = None) -> dict:
-        if how is None:
-            how = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), wanted)
+    def _read(self, step: int, wanted: dict, as_numpy: bool = False) -> dict:
+        def options(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+            if as_numpy:
+                return ocp.RestoreArgs(restore_type=np.ndarray)
+            return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+
+        how = jax.tree.map(options, wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
         with readable(self.folder / str(step)):
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]

@@ -7,7 +7,7 @@ Images and sound are split by rows only.
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,7 +26,10 @@ AHEAD = 4  # batches that may be dispatched to the devices at a time
 
 
 class Stream(Protocol):
-    """The source of the loop's batches. A batch is a pure function of (parameters, seed, step): there is no state to save."""
+    """The source of the loop's batches. A batch is a pure function of (parameters, seed, step): there is no state to save.
+
+    If the parameters are older than those of the step, it is an AheadStream too.
+    """
 
     phase: str = "data"  # what `next` is for the goodput (lm/train/goodput.py): data or rollout
 
@@ -44,6 +47,17 @@ class Stream(Protocol):
         """Return the row ids of a step's batch, or None if its rows have none."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class AheadStream(Protocol):
+    """A stream with batches of later steps, whose parameters are gone when a run resumes (lm/align/rl/ahead.py)."""
+
+    def pending(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of these batches by step, for a checkpoint."""
+
+    def take(self, pending: dict[str, dict[str, np.ndarray]]) -> None:
+        """Go on from these batches of a checkpoint. Called before `start`."""
 
 
 class Feed:

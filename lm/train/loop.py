@@ -113,7 +113,7 @@ def train(
     step_fn = jax.jit(trainer.step, donate_argnums=0, compiler_options=compiler_options(mesh.devices.flat[0]))
     logs_ids = config.data.get("log_ids", False)
     while True:
-        run = Run(config, trainer, mesh, workdir, events, start, frozen)
+        run = Run(config, trainer, mesh, stream, workdir, events, start, frozen)
         try:
             with run.at_end:
                 for event in events:
@@ -153,6 +153,7 @@ class Run:
     """The state of a run, its counts, and what its events share.
 
     Attributes:
+      stream: the source of batches.
       initial: returns the first parameters, or None for random ones. at_end: closes what was opened.
       step: the last one that was dispatched. state, batch, device_metrics: after it, of it, its numbers on the devices. While a
         step is read (`done`), the state may be that of the next one.
@@ -167,6 +168,7 @@ class Run:
     config: ml_collections.ConfigDict
     trainer: Trainer
     mesh: Mesh
+    stream: Stream
     workdir: Path
     events: Sequence[Event]
     initial: Callable[[], nnx.State | None]

@@ -6,6 +6,7 @@ import random
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,7 @@ SETTINGS = {
     "rollout.max_prompt_tokens": 56,
 }
 SUMS, PAIRS = "builtin:arithmetic", "builtin:preferred_style"
+AHEAD = {"rl.correction": "token", "rl.minibatches": 2, "rl.max_lag": 1}
 # Each method, its data and what else it needs; of those on rollouts the reward is one that a model of noise gets sometimes.
 METHODS = {
     "sft": ("sft", {"data.input": SUMS, "sft.neftune_alpha": 5.0, "rewards": "answer=1"}),
@@ -49,6 +51,7 @@ METHODS = {
     "orpo": ("orpo", {"data.input": PAIRS}),
     "reward": ("reward", {"data.input": PAIRS}),
     "grpo": ("grpo", {"data.input": SUMS, "rewards": "{here}/rewards.py:vowels=1", "rl.group_size": 4, "rl.beta": 0.1}),
+    "ahead": ("grpo", {"data.input": SUMS, "rewards": "{here}/rewards.py:vowels=1", "rl.group_size": 4} | AHEAD),
     "ppo": ("ppo", {"data.input": SUMS, "rewards": "{here}/rewards.py:vowels=1", "rl.epochs": 2, "rl.minibatches": 2}),
     "distill": ("distill", {"data.input": SUMS, "distill.teacher": "{start}"}),
     "on_policy": ("distill", {"data.input": SUMS, "distill.teacher": "{start}", "distill.kind": "on_policy"}),
@@ -134,6 +137,31 @@ def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, und
     if (whole / "samples.jsonl").exists():
         assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     ours, theirs = runs.arrays(killed, STEPS), runs.arrays(whole, STEPS)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lag", [1, 4])
+def test_five_kills_change_nothing_where_rollouts_are_sampled_ahead(lag, finished, here, tmp_path):
+    """At random moments of a step, so that sampling or training is under way."""
+    keys, draw = {"steps": 24, "checkpoint_every": 3, "rl.max_lag": lag}, random.Random(lag)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    aligned("ahead", whole, finished, here, **keys)
+    lines = runs.training(whole)
+    assert [line["sample/staleness_max"] for line in lines] == [min(line["step"] - 1, lag) for line in lines]
+    a_step = sorted(line["seconds/rollout"] + line["seconds/update"] for line in lines[1:])[12]
+    for target in sorted(draw.sample(range(1, 22), 5)):
+        process = runs.start(command("ahead", killed, finished, here, **keys))
+        assert runs.wait(process, lambda: any(line["step"] >= target for line in runs.training(killed)))  # noqa: B023
+        end = time.monotonic() + draw.random() * a_step
+        assert runs.wait(process, lambda: time.monotonic() > end)  # noqa: B023
+        process.kill()
+        process.wait()
+    aligned("ahead", killed, finished, here, **keys)
+    assert measured(killed) == measured(whole)
+    ours, theirs = runs.arrays(killed, 24), runs.arrays(whole, 24)
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)

@@ -101,7 +101,8 @@ def objective(config) -> Objective:
 
     PPO uses bnpo and adds value_coef · ½·max((V − R)², (clipped V − R)²); its KL penalty is in the rewards.
     rl.correction multiplies l_t by min(π_old / π_sampler, correction_cap), per token or per rollout, where π_sampler is the
-    probability under the sampler (truncated importance sampling, Yao et al. 2025).
+    probability under the sampler (truncated importance sampling, Yao et al. 2025). With rl.max_lag the sampler is an older
+    policy, and π_old, the one before the step, only limits the update: decoupled PPO (Hilton et al. 2022; Fu et al. 2025).
     """
     rl = config.rl
     is_ppo = rl.algorithm == "ppo"
@@ -116,10 +117,7 @@ def objective(config) -> Objective:
         level = "sequence" if kind == "gspo" else "token"
         old_BT = batch.get("old_logps", lax.stop_gradient(logp_BT))
         surrogate = clipped_surrogate(logp_BT, old_BT, batch["advantages"], rl.clip_low, rl.clip_high, weights_BT, level)
-        loss_BT = surrogate.loss_BT
-        if rl.correction != "none":
-            loss_BT = loss_BT * correction(old_BT, batch["sampler_logps"], weights_BT, rl)
-        tokens = jnp.sum(weights_BT)
+        loss_BT, tokens = surrogate.loss_BT, jnp.sum(weights_BT)
         metrics = {
             "entropy": (jnp.sum(entropy_BT * weights_BT), tokens),
             "ratio": (jnp.sum(surrogate.ratio_BT * weights_BT), tokens),
@@ -127,6 +125,10 @@ def objective(config) -> Objective:
             "clip_ratio/high_mean": (jnp.sum(surrogate.clipped_high_BT * weights_BT), tokens),
         }
         metrics["clip_ratio/region_mean"] = (metrics["clip_ratio/low_mean"][0] + metrics["clip_ratio/high_mean"][0], tokens)
+        if rl.correction != "none":
+            correction_BT = correction(old_BT, batch["sampler_logps"], weights_BT, rl)
+            loss_BT = loss_BT * correction_BT
+            metrics["sampling/importance_sampling_ratio/mean"] = (jnp.sum(correction_BT * weights_BT), tokens)
         if "ref_logps" in batch:
             kl_BT = kl_estimate(logp_BT, batch["ref_logps"], "k1" if is_ppo else rl.kl)
             if not is_ppo:

@@ -1,6 +1,7 @@
 """The batches of reinforcement learning and on-policy distillation: tasks of a step → rollouts → rewards → arrays.
 
-A batch is a pure function of (parameters, seed, step), so a resumed run samples the same rollouts.
+A batch is a pure function of (parameters, seed, step), so a resumed run samples the same rollouts. With rl.max_lag the
+parameters are those of an earlier step (lm/align/rl/ahead.py).
 """
 
 import time
@@ -12,6 +13,7 @@ import numpy as np
 
 from lm.align.cross.spans import Aligner
 from lm.align.rl import advantages, shared_prompts
+from lm.align.rl.ahead import Ahead, Sampled
 from lm.align.rl.objective import needs_preparation, prepared
 from lm.align.rl.rewards import Rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, arrays, seed_of
@@ -26,7 +28,7 @@ UNEQUAL = (
 
 
 class RolloutStream:
-    """A lm.train.feed.Stream that samples the rollouts of each step with the current parameters, and scores them.
+    """A lm.train.feed.Stream that samples the rollouts of each step, and scores them.
 
     rewards: None for distillation. frozen: parameters of the reference or teacher, or None. with_spans: see RunData.
     """
@@ -50,19 +52,32 @@ class RolloutStream:
         self._prepare = jax.jit(prepared(sampler.graph, config)) if prepares else None
         shortest = min(len(task["prompt_ids"]) for task in tasks)
         self._answer_length = shared_prompts.answer_length(config, mesh, self.group_size, sampler.settings.width, shortest)
+        self._ahead = Ahead(config, mesh, self.sampled) if rewards is not None and config.rl.max_lag else None
 
     def start(self, step: int) -> None:
         self._returned = None  # when the last batch was returned
 
     def next(self, step: int, params, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
-        done, begin = wait(), time.perf_counter()
-        metrics = {} if self._returned is None else {"seconds/update": done - self._returned}  # of the previous step
-        config, G = self.config, self.group_size
+        done = wait()
+        timed = {} if self._returned is None else {"seconds/update": done - self._returned}  # of the previous step
+        rows, metrics = self._ahead.next(step, params) if self._ahead else self.sampled(step, params)
+        batch = dict(zip(rows, place_rows(*rows.values(), mesh=self.mesh)))  # every host has all rows
+        if self._prepare:
+            batch = self._prepare(params, self.frozen, batch)
+            apart = differences(*(batch[name] for name in ("old_logps", "sampler_logps", "weights")))
+            metrics |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
+            if self.config.rl.require_equal and (largest := float(apart["max"])) != 0:
+                raise Ended(f"rl.require_equal: in step {step} {UNEQUAL.format(largest)}")
+        self._returned = time.perf_counter()
+        return batch, timed | metrics
+
+    def sampled(self, step: int, params) -> Sampled:
+        """Return the rollouts of a step, sampled with these parameters, as rows with their rewards."""
+        begin, config, G = time.perf_counter(), self.config, self.group_size
         tasks = tasks_of_step(self.tasks, step, config.batch_size // G, config.seed)
         rollouts = self.sampler(params, tasks, seed=seed_of(config.seed, step), each=G)
         sampled = time.perf_counter()
-        metrics |= length_metrics(rollouts)
-        total = None
+        metrics, total = length_metrics(rollouts), None
         if self.rewards is not None:
             total, each = score_rollouts(self.rewards, [task for task in tasks for _ in range(G)], rollouts)
             metrics |= reward_metrics(total, each, G)
@@ -73,20 +88,22 @@ class RolloutStream:
         if self._with_spans is not None:
             rows = self._with_spans(rows)
         scored = time.perf_counter()
-        batch = dict(zip(rows, place_rows(*rows.values(), mesh=self.mesh)))  # every host has all rows
-        if self._prepare:
-            batch = self._prepare(params, self.frozen, batch)
-            apart = differences(*(batch[name] for name in ("old_logps", "sampler_logps", "weights")))
-            metrics |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
-            if config.rl.require_equal and (largest := float(apart["max"])) != 0:
-                raise Ended(f"rl.require_equal: in step {step} {UNEQUAL.format(largest)}")
-        self._returned = time.perf_counter()
-        return batch, metrics | {"seconds/rollout": sampled - begin, "seconds/reward": scored - sampled}
+        return Sampled(rows, metrics | {"seconds/rollout": sampled - begin, "seconds/reward": scored - sampled})
+
+    def pending(self) -> dict[str, dict[str, np.ndarray]]:
+        return self._ahead.pending() if self._ahead else {}
+
+    def take(self, pending: dict[str, dict[str, np.ndarray]]) -> None:
+        if self._ahead:
+            rows = self.config.batch_size
+            self._ahead.take({step: batch for step, batch in pending.items() if batch["tokens_share"].size == rows})
 
     def ids(self, step: int) -> list[int] | None:
         return None
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._ahead:
+            self._ahead.close()
 
 
 def tasks_of_step(tasks: Sequence[dict], step: int, count: int, seed: int) -> list[dict]:

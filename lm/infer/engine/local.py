@@ -5,6 +5,7 @@ and the bits of a row do not depend on its neighbours. Elsewhere it uses the mod
 """
 
 import dataclasses
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -85,12 +86,14 @@ class LocalEngine:
 
     room: bytes for a packed copy of the weights; 0: it uses the model's own arrays. rows, longest: it has room for so many
     sequences (at most ROWS a shard) of so many tokens from the start.
-    On several processes every process calls it with the same arguments and gets all results.
+    Threads may `draw` from models of their own, in turns. On several processes every process calls it with the same arguments
+    and gets all results.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, room: float = 0.0, rows: int = 1, longest: int = 1):
         self._tokenizer, self._room = tokenizer, room
         self._engine: Engine | None = None
+        self._drawing = threading.Lock()
         self._shape = _power(rows), _length(longest)
         self._kind: Kind | None = None  # of the engine
         self._weights: list[weakref.ref[jax.Array]] = []
@@ -145,20 +148,22 @@ class LocalEngine:
             turn[key] = before[key[0]]
             before[key[0]] += 1
         keys = sorted(numbers, key=lambda key: (turn[key], key))
-        engine = self.using(model, len(keys), max(map(len, prompts)) + o.max_new_tokens, o.cache_dtype)
-        engine.forget()
         requests = []
         for key in keys:
             tiles, end = media[numbers[key][0] // copies] or (None, 0)
             plain = o.request(key[0], key[1])
             requests.append(dataclasses.replace(plain, logprobs=0, tempered=True, media=tiles, media_end=end))
+        with self._drawing:
+            engine = self.using(model, len(keys), max(map(len, prompts)) + o.max_new_tokens, o.cache_dtype)
+            engine.forget()
+            answers = engine.answers(requests)
+            if jax.default_backend() != "cpu":
+                engine.forget(free=True)  # the next training step needs the memory
         found: list[Event] = [Event()] * count
-        for key, answer in zip(keys, engine.answers(requests), strict=True):
+        for key, answer in zip(keys, answers, strict=True):
             for number in numbers[key]:
                 found[number] = answer
         checked(model, found, o.temperature, copies)
-        if jax.default_backend() != "cpu":
-            engine.forget(free=True)  # the next training step needs the memory
         logps = [[one.chosen for one in answer.likely] for answer in found]
         return Drawn([list(answer.tokens) for answer in found], logps, [answer.finish == "stop" for answer in found])
 

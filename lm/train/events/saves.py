@@ -20,10 +20,11 @@ from lm.errors import Stopped
 from lm.files.saving import write_json
 from lm.parallel.hosts import is_first
 from lm.runs import fingerprints
-from lm.runs.checkpoint import Checkpoints
+from lm.runs.checkpoint import PENDING, Checkpoints
 from lm.runs.workdir import steps_saved
 from lm.train.alerts import alert
 from lm.train.events.divergence import unsound
+from lm.train.feed import AheadStream
 from lm.train.guard import HIGH
 from lm.train.history import json_lines
 from lm.train.loop import Done, Event, Run
@@ -75,6 +76,8 @@ class Saves(Event):
         average = nnx.filter_state(abstract.params, run.trainer.learns) if "raw" in self.checkpoints.stored(begin) else ()
         guard = abstract.guard if self.checkpoints.fits(begin, "guard", abstract.guard) else ()
         fields = self.checkpoints.restore(begin, self._fields(run, abstract._replace(average=average, guard=guard)))
+        if isinstance(run.stream, AheadStream):
+            run.stream.take(self.checkpoints.pending(begin))
         if self.base:
             from lm.convert.source import open_source
 
@@ -119,7 +122,8 @@ class Saves(Event):
             run.log.say(text)
             alert(run.workdir, "high", run.step, text)
         meta = self._about | {"tokens": run.tokens} | run.rewinds.meta()
-        self.checkpoints.save(run.step, self._fields(run, run.state), meta)
+        pending = run.stream.pending() if isinstance(run.stream, AheadStream) else {}
+        self.checkpoints.save(run.step, self._fields(run, run.state) | ({PENDING: pending} if pending else {}), meta)
         run.health.saved(run.step, before)
 
     def _fields(self, run: Run, state: TrainState) -> dict[str, Any]:

@@ -189,6 +189,26 @@ def test_importance_corrections_are_capped_ratios(level):
         np.testing.assert_allclose(np.where(mask[b], ours[b], 0), twin * mask[b], rtol=1e-5)
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_loss_of_older_rollouts_is_decoupled_ppo(level):
+    """Σ min(π_old/π_sampler, cap)·−min(ρA, clip(ρ)A), ρ = π/π_old: Hilton et al. 2022, with truncated weights."""
+    config = config_of(correction=level, correction_cap=1.5, epochs=2)
+    _, now, batch, logp = prepared()
+    old, mask = np.asarray(batch["old_logps"], np.float64), batch["weights"]
+    sampler = np.asarray(old + np.random.default_rng(4).normal(size=(B, T)) * 0.6, np.float32)
+    (loss, sums), _ = value_and_gradient(config, now, batch | {"sampler_logps": sampler})
+    total, weights = 0.0, []
+    for b, t in zip(*np.nonzero(mask)):
+        apart = (old - sampler)[b] * mask[b]
+        weights.append(min(1.5, np.exp(apart.sum() if level == "sequence" else apart[t])))
+        ratio, advantage = np.exp(logp[b, t] - old[b, t]), batch["advantages"][b]
+        total -= weights[-1] * min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+    assert 1.5 in weights and min(weights) < 0.8
+    np.testing.assert_allclose(loss, total / mask.sum(), rtol=2e-5)
+    mean, tokens = sums.metrics["sampling/importance_sampling_ratio/mean"]
+    np.testing.assert_allclose(mean / tokens, np.mean(weights), rtol=1e-5)
+
+
 def test_trainer_and_sampler_differ_where_tokens_were_drawn():
     found = differences(np.float32([[-1, -2], [-3, -4]]), np.float32([[-1.5, -9], [-3, -3]]), np.float32([[1, 0], [0.5, 1]]))
     assert found == {"mean": 0.5, "max": 1.0}
