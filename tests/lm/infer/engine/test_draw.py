@@ -115,7 +115,7 @@ def test_groups_of_rows_draw_what_all_rows_together_draw(rows):
     adjust = Adjust(logits[::-1].copy(), logits > 1, np.full(rows, 1.1, np.float32))
     arguments = settings(rows, 0.9, 0.8), adjust, np.full(rows, -1, np.int32)
     together = draw(TRUNCATED, 2, logits, np.int32(V), *arguments)
-    grouped = step._draw(TRUNCATED, 2, jax.numpy.asarray(logits), V, *arguments)
+    grouped = step.drawn(jax.numpy.asarray(logits), V, step.Drawing(TRUNCATED, 2, *arguments))
     assert np.array_equal(grouped.token_S, together.token_S)
     for a, b in zip(jax.tree.leaves(grouped), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)  # sums of other shapes may round otherwise
