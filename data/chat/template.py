@@ -119,7 +119,7 @@ def end_of_turn(tokenizer: Tokenizer, template: str | None = None) -> int:
 
 def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Return whether a prompt ends with `<think>`, as templates of some models write it: its answer begins in a thought."""
-    return tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
+    return tokenizer.decode_bytes(prompt[-16:]).rstrip().endswith(b"<think>")
 
 
 @functools.lru_cache(16)
