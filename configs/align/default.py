@@ -79,6 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.rollout = ml_collections.ConfigDict()
     config.rollout.max_new_tokens = 128  # per turn
+    # Of these, most of the thought `<think>…</think>` before the answer, which is then closed by force; none: no limit.
+    config.rollout.thought_budget = placeholder(int)
     config.rollout.max_prompt_tokens = 384  # longer prompts are dropped
     config.rollout.temperature = 1.0  # 0: greedy
     config.rollout.top_p = 1.0  # nucleus: least probability that the sampled tokens add up to; 1: all tokens
