@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sft = ml_collections.ConfigDict()
     config.sft.loss = "nll"  # or dft: each token's nll multiplied by its probability
     config.sft.neftune_alpha = 0.0  # noise on embeddings; 5 is usual
-    config.sft.thoughts = True  # train on `<think>…</think>` before an answer, too; False: on what follows it (docs/align.md)
+    config.sft.thoughts = True  # train on `<think>…</think>` before an answer, too; False: on what follows it (docs/serve.md)
 
     config.preference = ml_collections.ConfigDict()
     config.preference.loss = "dpo"  # dpo, robust, hinge, ipo, apo_zero, apo_down, orpo, simpo (pairs); kto (labelled answers)
