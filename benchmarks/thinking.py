@@ -1,6 +1,6 @@
 """Does a small model calculate better if it may think, and how does its accuracy depend on the budget?
 
-python -m benchmarks.thinking [--seeds=0,1,2] [--items=300] [--digits=3] [--steps=1200] [--out=runs/thinking]
+python -m benchmarks.thinking [--seeds=0,1,2] [--items=200] [--digits=3] [--steps=120] [--out=runs/thinking]
 
 Of each seed, a model of 0.9 M parameters is trained on text of sums and differences, and tuned twice with the same questions
 and steps: on answers alone, and on answers behind a thought that goes through the digits (builtin:arithmetic?thoughts=true).
@@ -31,9 +31,9 @@ SHORT = {"valid_every": 0, "checkpoint_every": 10_000, "dtype": "float32", "sequ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--items", type=int, default=300, help="held-out questions")
+    parser.add_argument("--items", type=int, default=200, help="held-out questions")
     parser.add_argument("--digits", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1200, help="of the tuning")
+    parser.add_argument("--steps", type=int, default=120, help="of the tuning")
     parser.add_argument("--out", type=Path, default=Path("runs/thinking"))
     options = parser.parse_args()
     out, found = options.out.resolve(), {}
