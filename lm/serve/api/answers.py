@@ -314,7 +314,7 @@ def usage(plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
         "completion_tokens": count,
         "total_tokens": plan.prompt_tokens + count,
         "prompt_tokens_details": {"cached_tokens": sum([choice.cached for choice in choices])},
-        "completion_tokens_details": {"reasoning_tokens": sum([choice.reasoning for choice in choices if choice.thought])},
+        "completion_tokens_details": {"reasoning_tokens": sum([choice.reasoning for choice in choices])},
     }
 
 
