@@ -71,7 +71,7 @@ def check_environment(config) -> None:
 
 def check_thoughts(rollout) -> None:
     """Raise UserError for a budget of thoughts that leaves no token for an answer."""
-    budget = rollout.thought_budget
+    budget = rollout.get("thought_budget")
     if budget is not None and not 0 <= budget < rollout.max_new_tokens:
         raise UserError(
             f"rollout.thought_budget={budget} must be at least 0 and below rollout.max_new_tokens={rollout.max_new_tokens}, "

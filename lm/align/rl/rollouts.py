@@ -184,7 +184,7 @@ def sampler_of(
         max_turns=o.max_turns,
         width=check_room(config, tasks),
         template=read_template(config.get("chat_template")),
-        thought_budget=o.thought_budget,
+        thought_budget=o.get("thought_budget"),
     )
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
     room = SHARE * memory_of_device() if room is None else room
