@@ -14,7 +14,6 @@ import psutil
 from data.chat.media.encoding import Towers
 from data.chat.messages import is_list, make_message
 from data.chat.template import Message, opens_thought
-from data.chat.thoughts import divided
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.config.towers import NAMES
@@ -93,6 +92,8 @@ def chat(model: Transformer, tokenizer: Tokenizer, messages: Sequence[Message], 
         raise UserError('chat takes the messages of one conversation, such as [{"role": "user", "content": "…"}]')
     answer = generate(model, tokenizer, [messages], **options)[0]
     assert isinstance(answer, str)  # as the prompt is messages
+    from data.chat.thoughts import divided
+
     prompt = prompts_as_ids(tokenizer, [messages], options.get("template"), options.get("towers"))[0]
     thought, answer = divided(answer, opens_thought(tokenizer, prompt.ids))
     return make_message("assistant", answer) | ({"reasoning_content": thought} if thought else {})

@@ -24,7 +24,6 @@ from lm.infer import not_finite
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import NOT_FINITE, Event, Sampling, Tile
 from lm.infer.engine.room import Capacity, affordable
-from lm.infer.engine.thought import budget_of
 from lm.kernels.native.registered import compiled
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import from_first
@@ -156,6 +155,8 @@ class LocalEngine:
             tiles, end = media[numbers[key][0] // copies] or (None, 0)
             plain = o.request(key[0], key[1])
             if layout.thought is not None and self._tokenizer is not None:
+                from lm.infer.engine.thought import budget_of
+
                 plain = dataclasses.replace(plain, thought=budget_of(self._tokenizer, key[0], layout.thought))
             requests.append(dataclasses.replace(plain, logprobs=0, tempered=True, media=tiles, media_end=end))
         with self._drawing:
