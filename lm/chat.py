@@ -163,13 +163,16 @@ def talk(conversation, texts: Iterator[str], is_terminal: bool) -> None:
 
 
 def answer(conversation, text: str, tell: Callable[[str], None], is_terminal: bool) -> None:
-    """Print the answer while it is sampled; on a terminal also its speed."""
-    begin, first, count, stopped = time.perf_counter(), 0.0, 0, False
+    """Print the answer while it is sampled; on a terminal also its thought, dimmed, and its speed."""
+    begin, first, count, stopped, thinking = time.perf_counter(), 0.0, 0, False, False
     with contextlib.closing(conversation.ask(text, tell)) as pieces:
         try:
             for piece in pieces:
                 first, count = first or time.perf_counter(), count + len(piece.tokens)
-                print(piece.text.translate(HARMLESS) if is_terminal else piece.text, end="", flush=True)
+                if is_terminal:
+                    thinking = _print_on_terminal(piece, thinking)
+                else:
+                    print(piece.text, end="", flush=True)
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
@@ -179,6 +182,16 @@ def answer(conversation, text: str, tell: Callable[[str], None], is_terminal: bo
         end = time.perf_counter()
         speed = f"{(count - 1) / (end - first):.1f} tokens/s, " if count > 1 else ""
         tell(f"{count} tokens, {speed}first after {(first or end) - begin:.2f} s" + (", stopped" if stopped else ""))
+
+
+def _print_on_terminal(piece, thinking: bool) -> bool:
+    """Print a piece of an answer, its thought dimmed. thinking: the piece before was of the thought. Return whether it was."""
+    if piece.thought:
+        dim, plain = ("\x1b[2m", "\x1b[0m") if _has_colours() else ("", "")
+        print(f"{dim}{piece.thought.translate(HARMLESS)}{plain}", end="", flush=True)
+    if piece.text:
+        print("\n\n" * (thinking or bool(piece.thought)) + piece.text.translate(HARMLESS), end="", flush=True)
+    return not piece.text and (thinking or bool(piece.thought))
 
 
 def obey(conversation, text: str, tell: Callable[[str], None]) -> None:

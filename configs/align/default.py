@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sft = ml_collections.ConfigDict()
     config.sft.loss = "nll"  # or dft: each token's nll multiplied by its probability
     config.sft.neftune_alpha = 0.0  # noise on embeddings; 5 is usual
+    config.sft.thoughts = True  # train on `<think>…</think>` before an answer, too; False: on what follows it (docs/serve.md)
 
     config.preference = ml_collections.ConfigDict()
     config.preference.loss = "dpo"  # dpo, robust, hinge, ipo, apo_zero, apo_down, orpo, simpo (pairs); kto (labelled answers)
@@ -78,6 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.rollout = ml_collections.ConfigDict()
     config.rollout.max_new_tokens = 128  # per turn
+    # Of these, most of the thought `<think>…</think>` before the answer, which is then closed by force; none: no limit.
+    config.rollout.thought_budget = placeholder(int)
     config.rollout.max_prompt_tokens = 384  # longer prompts are dropped
     config.rollout.temperature = 1.0  # 0: greedy
     config.rollout.top_p = 1.0  # nucleus: least probability that the sampled tokens add up to; 1: all tokens

@@ -16,6 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.chat_template = ""  # "": plain prompts; own: the model's template; plain: "User: …"; or a Jinja file
     config.fewshot_as_multiturn = False  # with a chat template: send examples as separate turns
     config.system_instruction = ""  # system message before every item; "": none
+    # Most tokens of the thought `<think>…</think>` before an answer, beside those of the answer. Several: each task runs with
+    # each of them, as "TASK@TOKENS", and the report has a curve. (): no limit but that of the answer.
+    config.thought_budgets = ()
     config.seed = 1234  # for drawing examples and for sampling
 
     config.judge = "rules"  # for tasks with a judge: rules, refusal, classifier:FOLDER, openai:URL

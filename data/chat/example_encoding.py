@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.chat.messages import Conversation, Labelled, Messages, Pair
-from data.chat.template import encode_chat
+from data.chat.template import encode_chat, opens_thought
+from data.chat.thoughts import thought_length
 from data.media.prompts import Style
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -37,13 +38,13 @@ class Sequenced(NamedTuple):
 class Encoder:
     """Encode examples with one tokenizer and one chat template (None: the tokenizer's own).
 
-    media: as for `encode_chat`; None: text only.
+    media: as for `encode_chat`; None: text only. thoughts: whether the thoughts of answers are trained, too.
     Raises: UserError if there is no template. Its methods raise it if the template refuses messages, or if the assistant's
     tokens cannot be identified.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None, media: Style | None = None):
-        self.media = media
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None, media: Style | None = None, *, thoughts: bool = True):
+        self.media, self._thoughts = media, thoughts
         self.tokenizer, self.template = tokenizer, template or tokenizer.chat_template
         if self.template is None:
             raise UserError("chat_template: this tokenizer comes without a chat template; name a Jinja file there")
@@ -100,7 +101,15 @@ class Encoder:
         ids = np.asarray(ids, np.int32)
         mask = self._turns(ids, messages, tools) if assistant is None else np.asarray(assistant, bool)
         mask[:1] = False  # the first token has no context to predict it from
-        return Sequenced(ids, mask)
+        return Sequenced(ids, mask if self._thoughts else self._without_thoughts(ids, mask))
+
+    def _without_thoughts(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Return the mask without the thought at the beginning of each of its spans, up to `</think>`."""
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+        for begin, end in zip(edges[::2], edges[1::2]):
+            length = thought_length(self.tokenizer, ids[begin:end], opens_thought(self.tokenizer, ids[:begin]))
+            mask[begin : begin + length] = False
+        return mask
 
     def _turns(self, ids: np.ndarray, messages: Messages, tools: list[dict] | None) -> np.ndarray:
         """Return the mask for a template without generation marks: a turn is the ids that it adds to the messages before it.

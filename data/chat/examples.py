@@ -50,7 +50,8 @@ def prepare_examples(
     towers: what the model sees and hears, for conversations with images and audio; None: text only.
     needs: media ("images", "audio") that some training example must have.
     The keys used are config.data.{input, valid_fraction, max_examples, max_valid_examples}, config.sequence_length,
-    config.seed, config.chat_template (a Jinja file; None: the tokenizer's own) and config.method ("reward" does not cut pairs).
+    config.seed, config.chat_template (a Jinja file; None: the tokenizer's own), config.sft.thoughts and config.method ("reward"
+    does not cut pairs).
     counts.json holds `kind`, `sequence_length`, `read` (dropped records by reason) and the `Counts` of each split.
 
     Raises: UserError if the input or the template is invalid, if no training example is left, or none has the media of `needs`.
@@ -59,8 +60,9 @@ def prepare_examples(
     keys = ("input", "valid_fraction", "max_examples", "max_valid_examples")
     made_from = [kind, whole, config.sequence_length, config.seed, *(config.data[key] for key in keys)]
     towers = towers if kind == "conversation" else None
-    encoder = Encoder(tokenizer, read_template(config.chat_template), towers and towers.style)
-    made_from += [tokenizer.fingerprint, encoder.template]
+    thoughts = kind != "conversation" or config.get("sft", {}).get("thoughts", True)
+    encoder = Encoder(tokenizer, read_template(config.chat_template), towers and towers.style, thoughts=thoughts)
+    made_from += [tokenizer.fingerprint, encoder.template, *([] if thoughts else ["answers only"])]
     if towers is not None:
         made_from.append(towers._replace(style=towers.style.name))
     folder = Path(workdir) / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]

@@ -117,6 +117,11 @@ def end_of_turn(tokenizer: Tokenizer, template: str | None = None) -> int:
     return ends[0]
 
 
+def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Return whether a prompt ends with `<think>`, as templates of some models write it: its answer begins in a thought."""
+    return tokenizer.decode_bytes(prompt[-16:]).rstrip().endswith(b"<think>")
+
+
 @functools.lru_cache(16)
 def _reads(template: str, symbols: tuple[tuple[str, str], ...]) -> Reads:
     """Return what the template reads, by trying it."""

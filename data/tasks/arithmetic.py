@@ -20,9 +20,10 @@ CALCULATOR = {
 }
 
 
-def arithmetic(split: str, seed: int, digits: int = 2, valid: int = 500) -> Iterator[dict]:
+def arithmetic(split: str, seed: int, digits: int = 2, valid: int = 500, thoughts: bool = False) -> Iterator[dict]:
     """Yield records such as "What is 48 + 17?" -> "65", of two numbers of `digits` digits.
 
+    thoughts: the answer in `messages` has a thought (`reasoning_content`), which goes through the digits: "8+7+0=15 4+1+1=6".
     A sum is held out in both orders and all phrasings. Differences are never negative. `rejected` is close to the answer: off
     by 1 or 10, or with two digits swapped.
     """
@@ -36,7 +37,11 @@ def arithmetic(split: str, seed: int, digits: int = 2, valid: int = 500) -> Iter
             a, b = high, low
         answer = a + b if name == "addition" else a - b
         prompt = rng.choice(QUESTIONS).format(f"{a} {SIGNS[name]} {b}")
-        return held_out(f"{name} {low} {high}"), exercise("arithmetic", prompt, str(answer), str(_near(answer, rng)))
+        record = exercise("arithmetic", prompt, str(answer), str(_near(answer, rng)))
+        if thoughts:
+            answered = {"role": "assistant", "content": str(answer), "reasoning_content": _by_digits(a, b, SIGNS[name])}
+            record["messages"] = [{"role": "user", "content": prompt}, answered]
+        return held_out(f"{name} {low} {high}"), record
 
     return records(draw, split, seed, valid)
 
@@ -62,6 +67,18 @@ def calculator(split: str, seed: int, digits: int = 5, tool: bool = True, valid:
         return held_out(f"product {min(a, b)} {max(a, b)}"), record | ({"tools": [CALCULATOR]} if tool else {})
 
     return records(draw, split, seed, valid)
+
+
+def _by_digits(a: int, b: int, sign: str) -> str:
+    """Return the digits' sums or differences from the last one on, each with what it carries or borrows."""
+    lines, carried, is_sum = [], 0, sign == "+"
+    for n in range(len(str(max(a, b)))):
+        x, y = a // 10**n % 10, b // 10**n % 10
+        carries = x + y + carried > 9 if is_sum else x < y + carried
+        x += 0 if is_sum else 10 * carries
+        lines.append(f"{x}{sign}{y}{sign}{carried}={x + y + carried if is_sum else x - y - carried}")
+        carried = int(carries)
+    return " ".join(lines)
 
 
 def _least(task: str, digits: int) -> int:

@@ -37,6 +37,7 @@ def check(config) -> None:
     if config.method in ("rl", "best_of") and not config.rewards:
         raise UserError("rewards is empty: name reward functions, such as --config.rewards=answer=1")
     check_environment(config)
+    check_thoughts(config.rollout)
     if config.mesh.get("context", 1) != 1:
         check_split(config)
     check_method(config)
@@ -66,6 +67,16 @@ def check_environment(config) -> None:
         )
     if "environment" in asked and not rollout.environment:
         raise UserError("rewards=environment reads the rewards of an environment: set rollout.environment, such as stockroom")
+
+
+def check_thoughts(rollout) -> None:
+    """Raise UserError for a budget of thoughts that leaves no token for an answer."""
+    budget = rollout.get("thought_budget")
+    if budget is not None and not 0 <= budget < rollout.max_new_tokens:
+        raise UserError(
+            f"rollout.thought_budget={budget} must be at least 0 and below rollout.max_new_tokens={rollout.max_new_tokens}, "
+            "because the answer needs tokens, too"
+        )
 
 
 def check_split(config) -> None:

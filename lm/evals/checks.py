@@ -23,6 +23,9 @@ def check_evaluation(config, workdir: Path) -> None:
     for key in ("max_length", "batch_tokens"):
         if config[key] is not None and not 1 <= config[key] <= MAX:
             raise UserError(f"{key}={config[key]} must be in 1…{MAX}")
+    budgets = config.thought_budgets
+    if not all(isinstance(tokens, int) and 0 <= tokens <= MAX for tokens in budgets) or len({*budgets}) < len(budgets):
+        raise UserError(f"thought_budgets={tuple(budgets)} must be different numbers of tokens in 0…{MAX}, such as (0,256)")
     settings = settings_of(config)
     others_of(config, workdir)
     template_of(config.chat_template)

@@ -31,7 +31,8 @@ from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.model_subject import ModelSubject
 from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import main_metric
-from lm.evals.task import Outcome, Subject, Task
+from lm.evals.task import Outcome, Task
+from lm.evals.tasks.budgets import with_budgets
 from lm.evals.tasks.catalogue import open_tasks
 from lm.evals.tasks.core_metric import core
 from lm.files import saving
@@ -45,7 +46,8 @@ from lm.train.checks import answers
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 # Config keys that do not change any result.
 NO_RESULT_KEYS = tuple(
-    "checkpoint tasks compare compare_alpha compare_tolerance contamination export_failures cache mesh batch_tokens".split()
+    "checkpoint tasks thought_budgets compare compare_alpha compare_tolerance contamination export_failures cache mesh "
+    "batch_tokens".split()
 )
 
 
@@ -58,6 +60,8 @@ def run(config: ConfigDict, workdir: Path, report: Callable[..., dict]) -> list[
     """
     begin = time.perf_counter()
     tasks, files = open_tasks(config.tasks, settings_of(config))
+    if config.thought_budgets:
+        tasks, files = with_budgets(tasks, files, config.thought_budgets)
     others = others_of(config, workdir)
     tokenizer, mesh = load_tokenizer(config.checkpoint), make_mesh(config.mesh)
     template = template_of(config.chat_template)
@@ -143,19 +147,22 @@ def throughput(stats: Mapping[str, float]) -> dict[str, float]:
     if not stats["requests"]:
         return {}
     shown = {name: stats[name] for name in ("requests", "cached", "tokens", "generated")}
+    if stats["thoughts"]:
+        shown["thoughts"] = stats["thoughts"]
     if stats["seconds"]:
         shown["requests_per_second"] = stats["requests"] / stats["seconds"]
         shown["tokens_per_second"] = (stats["tokens"] + stats["generated"]) / stats["seconds"]
     return shown
 
 
-def task_results(task: Task, subject: Subject, workdir: Path, depends: Mapping[str, Any]) -> dict[str, Any]:
+def task_results(task: Task, subject: ModelSubject, workdir: Path, depends: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stored results of a task if nothing of `depends` has changed; else run the task."""
     path = workdir / "tasks" / f"{task.name}.json"
     identity = digest(json.dumps(depends, sort_keys=True, default=str))
     done = hosts.from_first(lambda: kept_json(path) if path.with_suffix(".jsonl").is_file() else None)
     if done and done["depends_on"] == identity:
         return done["results"]
+    before = subject.stats["thoughts"]
     outcome: Outcome = task.run(subject)
     results = plain(outcome.results)
     if not results["n"]:
@@ -163,6 +170,8 @@ def task_results(task: Task, subject: Subject, workdir: Path, depends: Mapping[s
         examples = [f"{kind}: {problem['examples'][0]}" for kind, problem in problems if problem["examples"]]
         why = "; ".join(examples) or "it has none"
         raise UserError(f"{task.name}: no item was scored ({why}); fix its files, or remove it from tasks")
+    if spent := subject.stats["thoughts"] - before:
+        results["thought_tokens"] = spent / results["n"]
     if hosts.is_first():
         saving.write_lines(path.with_suffix(".jsonl"), map(plain, outcome.samples), ensure_ascii=True)
         saving.write_json(path, {"depends_on": identity, "results": results})

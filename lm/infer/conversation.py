@@ -8,6 +8,8 @@ import numpy as np
 
 from data.chat.media.encoding import Towers
 from data.chat.messages import Messages, make_message
+from data.chat.template import opens_thought
+from data.chat.thoughts import Thoughts
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Sampling, tiles_of
@@ -70,19 +72,22 @@ class Conversation:
         self._asked += 1
         seed = int(np.random.SeedSequence((self.sampling.seed, self._asked)).generate_state(1)[0])
         limit = min(self.sampling.max_new_tokens, self.engine.max_positions - len(prompt.ids))
-        answer = make_message("assistant", "")
+        answer, tokenizer = make_message("assistant", ""), self.engine.tokenizer
+        assert tokenizer is not None
         self.messages = [*messages, answer]
         try:
             sampling = dataclasses.replace(self.sampling, max_new_tokens=limit, stop_ids=prompt.stops)
             request = dataclasses.replace(sampling.request(prompt.ids, seed), media=tiles_of(prompt.media))
-            for piece in pieces(self.engine, request):
+            for piece in _divided(pieces(self.engine, request), opens_thought(tokenizer, prompt.ids)):
                 answer["content"] += piece.text
+                if piece.thought:
+                    answer["reasoning_content"] = answer.get("reasoning_content", "") + piece.thought
                 yield piece
         except Exception:
             self.undo()
             raise
         except BaseException:  # Ctrl-C, or the caller closed the iterator
-            if not answer["content"]:
+            if not answer["content"] and "reasoning_content" not in answer:
                 self.undo()
             raise
 
@@ -107,3 +112,14 @@ class Conversation:
                 f"this message comes to {len(prompt.ids)} tokens, the model has {most} positions: write a shorter one"
             )
         return messages, prompt, dropped
+
+
+def _divided(answer: Iterator[Piece], begun: bool) -> Iterator[Piece]:
+    """Yield the pieces of an answer with the thought apart. begun: the prompt ends with `<think>`."""
+    thoughts = Thoughts(begun)
+    for piece in answer:
+        thought, text = thoughts.feed(piece.text)
+        yield Piece(piece.tokens, text, thought)
+    thought, text = thoughts.feed("", over=True)
+    if thought or text:
+        yield Piece([], text, thought)

@@ -13,7 +13,7 @@ import psutil
 
 from data.chat.media.encoding import Towers
 from data.chat.messages import is_list, make_message
-from data.chat.template import Message
+from data.chat.template import Message, opens_thought
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.config.towers import NAMES
@@ -84,6 +84,7 @@ def generate(
 def chat(model: Transformer, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> dict[str, str]:
     """Return the assistant's next message of a conversation, {"role": "assistant", "content": …}.
 
+    The thought that begins the answer, `<think>…</think>`, is in its `reasoning_content`.
     messages: such as [{"role": "user", "content": "What is a cat?"}]. options: those of `generate`, with `stream`.
     Raises: UserError for anything but a list of messages.
     """
@@ -91,14 +92,23 @@ def chat(model: Transformer, tokenizer: Tokenizer, messages: Sequence[Message], 
         raise UserError('chat takes the messages of one conversation, such as [{"role": "user", "content": "…"}]')
     answer = generate(model, tokenizer, [messages], **options)[0]
     assert isinstance(answer, str)  # as the prompt is messages
-    return make_message("assistant", answer)
+    from data.chat.thoughts import divided
+
+    prompt = prompts_as_ids(tokenizer, [messages], options.get("template"), options.get("towers"))[0]
+    thought, answer = divided(answer, opens_thought(tokenizer, prompt.ids))
+    return make_message("assistant", answer) | ({"reasoning_content": thought} if thought else {})
 
 
 class Piece(NamedTuple):
-    """Part of a streamed completion. tokens: the new ones, with the end token. text: of all characters that they complete."""
+    """Part of a streamed completion.
+
+    tokens: the new ones, with the end token. text: of all characters that they complete. thought: those of them before the
+    answer of a conversation.
+    """
 
     tokens: list[int]
     text: str
+    thought: str = ""
 
 
 def pieces(engine: Engine, request: Request) -> Iterator[Piece]:

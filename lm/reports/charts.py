@@ -170,6 +170,26 @@ def calibration(name: str, title: str, runs: Mapping[str, Sequence[Mapping]]) ->
     return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
 
 
+def over_budget(name: str, title: str, runs: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> dict:
+    """Return {"title", "note", "svg"} of a metric over the tokens that an answer may think for.
+
+    runs: {name: (tokens, value, and the ends of its interval)}.
+    """
+
+    def draw(ax: Axes) -> None:
+        for (label, points), colour, line, marker in zip(runs.items(), SERIES, LINES, MARKERS):
+            x, y, low, high = map(np.asarray, zip(*sorted(points)))
+            ax.plot(x, y, color=colour, linestyle=line, marker=marker, linewidth=1.6, label=clean(label))
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set(xlabel="most tokens of a thought", ylabel=clean(title.rpartition(": ")[2]))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        legend(ax)
+
+    return {"title": title, "note": "by the budget of a thought, with 95 % intervals", "svg": svg(name, draw, steps=False)}
+
+
 def clean(label: str) -> str:
     """Return a label that Matplotlib can draw: one line, no formula, no control characters, limited length."""
     text = "".join(c if c.isprintable() else " " for c in str(label))

@@ -13,7 +13,7 @@ from lm.evals.compare import compare_runs, read_samples
 from lm.evals.stats.chance import above_chance, chance, value_text, words
 from lm.evals.stats.measures import badness, interval, is_number, main_metric, metrics, scale, tasks
 from lm.files.saving import plain
-from lm.reports.charts import calibration
+from lm.reports.charts import calibration, over_budget
 from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import arrow, rows, settings, verdict
 from lm.reports.items import Items, address
@@ -117,6 +117,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
         value_text=value_text,
         colours=COLOURS,
         curves=curves(runs),
+        budgets=budget_curves(runs),
         sections=list(sections(results)),
         many=MANY,
         compared=[(name, rows(part), part) for name, part in comparison.items()],
@@ -189,6 +190,20 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
             title = f"{task}{f', {way}' if way else ''}: calibration"
             charts.append(calibration(f"curve{len(charts)}-", title, known))
     return charts
+
+
+def budget_curves(runs: Mapping[str, Mapping]) -> list[dict]:
+    """Return a chart of the main metric over the budget of thoughts for each task that ran with several ("TASK@TOKENS")."""
+    points: dict[str, dict[str, list[tuple]]] = {}  # by task and run
+    for run, results in list(runs.items())[: len(COLOURS)]:
+        for name, result in tasks(results).items():
+            task, _, tokens = name.rpartition("@")
+            metric = main_metric(result)
+            if task and tokens.isdecimal() and is_number(result.get(metric)):
+                ends = interval(result, metric) or (result[metric],) * 2
+                points.setdefault(f"{task}: {metric}", {}).setdefault(run, []).append((int(tokens), result[metric], *ends))
+    charts = enumerate((title, by_run) for title, by_run in points.items() if max(map(len, by_run.values())) > 1)
+    return [over_budget(f"budget{n}-", title, by_run) for n, (title, by_run) in charts]
 
 
 def _bins(result: Mapping) -> dict[str, list[Mapping]]:

@@ -54,6 +54,8 @@ GROUPS = (
         compared=False,
     ),
     Group("Log-probabilities", "of the answers under the policy", "nats per answer", ("logps/*",), compared=False),
+    Group("Thought length", "of the thoughts before answers", "tokens", ("thoughts/*length",)),
+    Group("Cut thoughts", "rollouts with a thought that the budget closed", "share", ("thoughts/cut_ratio",), compared=False),
     Group("Tools", "calls of tools, and the share that failed", "per completion", ("tools/*",), compared=False),
     Group(
         "Sampler and trainer",

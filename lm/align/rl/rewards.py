@@ -1,9 +1,9 @@
 """Rewards: plain functions that score completions, with TRL's signature, combined by weights.
 
 A reward is called as reward(prompts, completions, **columns) and returns a list of float | None, one per completion; None means
-that it does not apply. prompts: lists of messages. completions: texts. columns: lists of the same length, one for each key of
-the task's records, and `rollouts` if they were sampled here (lm/align/rl/rollouts.py). Keyword arguments with a default are
-options that the user may set: "overlong?limit=256&buffer=64=1".
+that it does not apply. prompts: lists of messages. completions: texts, behind the thought if there is one. columns: lists of
+the same length, one for each key of the task's records, and `rollouts` if they were sampled here (lm/align/rl/rollouts.py).
+Keyword arguments with a default are options that the user may set: "overlong?limit=256&buffer=64=1".
 
 With several processes the first one calls a reward, and all use its result or error, because an endpoint may answer each
 process differently. All processes call a reward whose attribute `collective` is true, such as a reward model on the mesh.

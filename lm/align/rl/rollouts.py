@@ -12,12 +12,15 @@ from flax import nnx
 
 from data.chat.examples import read_template
 from data.chat.media.encoding import Towers, arrays_of
+from data.chat.template import opens_thought
+from data.chat.thoughts import divided, thought_length
 from data.text.tokenizer import Tokenizer
 from lm.align.rl.environments import Episodes, Make, Observed, Surroundings
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
 from lm.errors import UserError
 from lm.infer.engine.local import Layout, LocalEngine
 from lm.infer.engine.request import Sampling, Tile, tiles_of
+from lm.infer.engine.thought import budget_of, forced_places
 from lm.infer.prompts import stops_of
 from lm.model.media import Media
 from lm.model.transformer import Transformer
@@ -31,8 +34,9 @@ class Rollout:
     """A prompt and its continuation, turn by turn.
 
     tokens: ids of both. mask: True for tokens that the policy sampled. logps: the sampler's log-probabilities of these, nats; 0
-    elsewhere. messages: the whole conversation. completion: text of the policy's last turn. ended: False if a length limit cut
-    the last turn. tool_calls, tool_errors: numbers of calls and of failed calls. episode_return: sum of the rewards of an
+    elsewhere. messages: the whole conversation. completion: text of the policy's last turn behind its thought, "" if that has
+    no end. ended: False if a length limit cut the last turn. thought_tokens: of all turns' thoughts. thought_cut: whether the
+    budget closed one. tool_calls, tool_errors: numbers of calls and of failed calls. episode_return: sum of the rewards of an
     environment; None without one.
     """
 
@@ -42,6 +46,8 @@ class Rollout:
     messages: list[dict]
     completion: str = ""
     ended: bool = False
+    thought_tokens: int = 0
+    thought_cut: bool = False
     tool_calls: int = 0
     tool_errors: int = 0
     episode_return: float | None = None
@@ -58,24 +64,35 @@ class Rollout:
         """Number of tokens that the policy sampled."""
         return sum(self.mask)
 
-    def _add(self, tokens: Sequence[int], logps: Sequence[float] | None = None) -> None:
-        """Append tokens; logps: of those that the policy sampled."""
+    def _add(self, tokens: Sequence[int], logps: Sequence[float] | None = None, forced: Sequence[bool] | None = None) -> None:
+        """Append tokens; logps: of those that the policy sampled, except where a budget `forced` them."""
+        drawn = [logps is not None and not (forced and forced[n]) for n in range(len(tokens))]
         self.tokens += tokens
-        self.mask += [logps is not None] * len(tokens)
-        self.logps += [0.0] * len(tokens) if logps is None else logps
+        self.mask += drawn
+        self.logps += [logps[n] if mine else 0.0 for n, mine in enumerate(drawn)]
 
-    def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
-        """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
-        self._add(tokens, logps)
+    def add_turn(self, tokenizer, turn: Sequence, settings: "RolloutSettings"):
+        """Append a turn of the policy: (tokens, logps, whether it ended).
+
+        Returns its tool calls, each a message's `function` or an error text.
+        """
+        tokens, logps, ended = turn
+        begun, limit, forced = opens_thought(tokenizer, self.tokens), settings.thought_budget, None
+        if limit is not None:
+            forced = forced_places(budget_of(tokenizer, self.tokens, limit), tokens)
+            self.thought_cut |= any(forced)
+        self._add(tokens, logps, forced)
         self.ended = ended
-        turn = tokens[:-1] if ended else tokens
-        if not may_call:
-            self.completion = tokenizer.decode(turn)
-            self.messages.append({"role": "assistant", "content": self.completion})
+        said = tokens[:-1] if ended else tokens
+        length = thought_length(tokenizer, said, begun)
+        self.thought_tokens += length
+        thought, self.completion = divided(tokenizer.decode(said), begun)
+        message = {"role": "assistant", "content": self.completion} | ({"reasoning_content": thought} if thought else {})
+        if not settings.tools and settings.environment is None:
+            self.messages.append(message)
             return []
-        parsed = parse_turn(tokenizer, turn)
-        self.completion = parsed.content
-        message = {"role": "assistant", "content": parsed.content}
+        parsed = parse_turn(tokenizer, said[length:])
+        self.completion = message["content"] = parsed.content.lstrip() if length else parsed.content
         if parsed.tool_calls:
             message["tool_calls"] = parsed.tool_calls
         self.messages.append(message)
@@ -95,7 +112,8 @@ class Rollout:
 class RolloutSettings:
     """How rollouts are sampled.
 
-    max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
+    max_new_tokens: limit per turn. thought_budget: of these, most of a thought `<think>…</think>`, which is then closed; None:
+    no limit. most_tokens: limit per rollout with its prompt; 0: no limit.
     tools: tools that a turn may call. Their answers follow each turn except the last of max_turns.
     environment: makes the environment of a rollout, which answers each turn in place of tools; None: there is none.
     width: tokens of the longest prompt. template: the chat template; None: the tokenizer's own.
@@ -111,6 +129,7 @@ class RolloutSettings:
     max_turns: int = 1
     width: int = 0
     template: str | None = None
+    thought_budget: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +184,7 @@ def sampler_of(
         max_turns=o.max_turns,
         width=check_room(config, tasks),
         template=read_template(config.get("chat_template")),
+        thought_budget=o.get("thought_budget"),
     )
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
     room = SHARE * memory_of_device() if room is None else room
@@ -216,10 +236,10 @@ def roll_out(
         alike = each if turn == 0 else 1
         sampling = Sampling(o.max_new_tokens, o.temperature, o.top_p, o.top_k, stops, seed=seed + 7919 * turn)
         media = [shown[i // each] for i in going[::alike]]
-        drawn = engine.draw(model, prompts[::alike], sampling, Layout(alike, going, media))
+        drawn = engine.draw(model, prompts[::alike], sampling, Layout(alike, going, media, o.thought_budget))
         calls = []
-        for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
-            calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools) or episodes is not None))
+        for i, *said in zip(going, drawn.tokens, drawn.logps, drawn.ended):
+            calls.append(rows[i].add_turn(tokenizer, said, o))
         if episodes is not None:
             acted = {i: said or rows[i].completion for i, said in zip(going, calls) if rows[i].ended}
             answered = episodes.step(acted)

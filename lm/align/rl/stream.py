@@ -156,7 +156,10 @@ def reward_metrics(total: np.ndarray, each: dict[str, np.ndarray], group_size: i
 
 
 def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return metrics of completion lengths in tokens, and of tool calls, with TRL's names."""
+    """Return metrics of completion lengths in tokens, of thoughts, and of tool calls, the first and last with TRL's names.
+
+    cut_ratio: share of the rollouts with a thought that the budget closed.
+    """
     drawn = np.asarray([rollout.length for rollout in rollouts])
     ended = np.asarray([rollout.ended for rollout in rollouts])
     metrics = {
@@ -166,6 +169,11 @@ def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "completions/clipped_ratio": float(1 - ended.mean()),
         "completions/mean_terminated_length": float(drawn[ended].mean()) if ended.any() else 0.0,
     }
+    thoughts = np.asarray([rollout.thought_tokens for rollout in rollouts])
+    if thoughts.any():
+        metrics["thoughts/mean_length"] = float(thoughts.mean())
+        metrics["thoughts/max_length"] = float(thoughts.max())
+        metrics["thoughts/cut_ratio"] = float(np.mean([rollout.thought_cut for rollout in rollouts]))
     calls = sum(rollout.tool_calls for rollout in rollouts)
     if calls:
         metrics["tools/call_frequency"] = calls / len(rollouts)

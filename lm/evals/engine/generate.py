@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from data.chat.media.encoding import Kept, Towers, arrays_of
+from data.chat.template import opens_thought
+from data.chat.thoughts import divided
+from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evals.engine.encoding import Encoding
 from lm.infer import not_finite
 from lm.infer.engine.answers import ended
 from lm.infer.engine.local import LocalEngine
 from lm.infer.engine.request import NOT_FINITE, Event, Request, tiles_of
+from lm.infer.engine.thought import budget_of
 from lm.model.media import Media
 from lm.model.transformer import Transformer
 
@@ -23,9 +27,10 @@ MARGIN = 8  # tokens; more than the pieces of a character
 
 
 class Ask(NamedTuple):
-    """tokens: the prompt's ids, at least one. stops: strings that end an answer. temperature 0 is greedy.
+    """tokens: the prompt's ids, at least one. stops: strings that end an answer, behind its thought. temperature 0 is greedy.
 
     media: files of the images and sound that the prompt has tokens for. tiles: number of images and of windows of sound.
+    thought: most tokens of the answer's thought, or None.
     """
 
     tokens: tuple[int, ...]
@@ -36,11 +41,12 @@ class Ask(NamedTuple):
     seed: int
     media: tuple[Kept, ...] = ()
     tiles: tuple[int, int] = (0, 0)
+    thought: int | None = None
 
     def identity(self) -> list:
         """Return what an answer depends on beside the tokens, for JSON."""
         hashes = [hashlib.sha256(file).hexdigest() for _, file, _ in self.media]
-        return [*self[1:6], *([hashes] if hashes else [])]
+        return [*self[1:6], *([hashes] if hashes else []), *([] if self.thought is None else [{"thought": self.thought}])]
 
 
 class Answer(NamedTuple):
@@ -88,7 +94,7 @@ class Writer:
             if event.finish == "error":
                 raise not_finite.error(self._model, "logits") if event.error == NOT_FINITE else UserError(event.error)
             drawn = list(event.tokens[:-1] if event.finish == "stop" else event.tokens)
-            end = stopped(drawn, asks[n], self._encoding.tokenizer.decode)
+            end = stopped(drawn, asks[n], self._encoding.tokenizer)
             yield asks[n], Answer(drawn[:end], end is not None or event.finish == "stop")
 
     def _request(self, ask: Ask) -> Request:
@@ -99,15 +105,15 @@ class Writer:
             ask.top_p,
             seed=row_seed(ask),
             stop_ids=self._encoding.stop_ids,
+            thought=None if ask.thought is None else budget_of(self._encoding.tokenizer, ask.tokens, ask.thought),
             media=tiles_of(arrays_for(ask, self._encoding.towers)) if ask.media else None,
         )
 
     def _stopped(self, tokens: list[int], ask: Ask, new: int) -> int | None:
         """Return how many tokens complete a stop string, or None. Only the last `new` of them can."""
         near = new + max((len(stop.encode()) for stop in ask.stops), default=0) + MARGIN
-        decode = self._encoding.tokenizer.decode
-        text = decode(tokens[-near:])
-        return stopped(tokens, ask, decode) if any(stop and stop in text for stop in ask.stops) else None
+        text = self._encoding.tokenizer.decode(tokens[-near:])
+        return stopped(tokens, ask, self._encoding.tokenizer) if any(stop and stop in text for stop in ask.stops) else None
 
 
 def arrays_for(ask: Ask, towers: Towers) -> Media:
@@ -115,18 +121,22 @@ def arrays_for(ask: Ask, towers: Towers) -> Media:
     return Media(*(array[None] if len(array) else None for array in arrays_of(ask.media, towers, "an item's media")))
 
 
-def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) -> str:
-    """Return the text before the first stop string."""
-    text = decode(answer.tokens)
+def text_of(answer: Answer, ask: Ask, tokenizer: Tokenizer) -> str:
+    """Return the text behind the thought and before the first stop string; "" if the thought has no end."""
+    text = _behind_thought(answer.tokens, ask, tokenizer)
     ends = [at for stop in ask.stops if stop and (at := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 
 
-def stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]) -> int | None:
+def _behind_thought(tokens: Sequence[int], ask: Ask, tokenizer: Tokenizer) -> str:
+    return divided(tokenizer.decode(tokens), opens_thought(tokenizer, ask.tokens))[1]
+
+
+def stopped(tokens: list[int], ask: Ask, tokenizer: Tokenizer) -> int | None:
     """Return how many tokens complete a stop string, or None."""
 
     def complete(n: int) -> bool:
-        text = decode(tokens[:n])
+        text = _behind_thought(tokens[:n], ask, tokenizer)
         return any(stop and stop in text for stop in ask.stops)
 
     if not any(ask.stops) or not complete(len(tokens)):

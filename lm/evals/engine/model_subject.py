@@ -12,6 +12,8 @@ import numpy as np
 import psutil
 
 from data.chat.media.encoding import MAX, Kept
+from data.chat.template import opens_thought
+from data.chat.thoughts import thought_length
 from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
 from lm.evals.engine.answers_cache import Answers, fingerprint, key
@@ -19,6 +21,7 @@ from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, Writer
 from lm.evals.engine.likelihood import Request, Scored, Work
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.infer.engine.thought import budget_of
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
 from lm.progress import progress
@@ -36,7 +39,9 @@ class ModelSubject:
       progress: whether to show progress on stderr; None: only on the first host.
       room: bytes for a packed copy of the weights (lm/infer/engine/local.py); None: a share of the free memory.
     Attributes:
-      stats: totals so far: {"requests", "cached", "tokens" read without padding, "generated" tokens, "seconds"}.
+      stats: totals so far: {"requests", "cached", "tokens" read without padding, "generated" tokens, "thoughts": tokens of
+        thoughts among the answers, "seconds"}.
+      thought_budget: most tokens of the thought of an answer, beside the answer's own; None: they share `max_new_tokens`.
     """
 
     def __init__(
@@ -53,7 +58,8 @@ class ModelSubject:
     ):
         self.model, self.encoding, self.name = likelihood.dropless(model), encoding, name
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
-        self.stats = dict.fromkeys(("requests", "cached", "tokens", "generated"), 0) | {"seconds": 0.0}
+        self.stats = dict.fromkeys(("requests", "cached", "tokens", "generated", "thoughts"), 0) | {"seconds": 0.0}
+        self.thought_budget: int | None = None
         self._remembers = cache is not None
         self._answers = Answers(cache) if self._remembers and is_first() else None
         self._identity = fingerprint(model) if self._remembers else ""
@@ -98,24 +104,31 @@ class ModelSubject:
         return rolled
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        """Generate. A prompt is cut at its start to leave room for `max_new_tokens`; without any room it is a problem."""
-        begin = time.perf_counter()
+        """Generate. A prompt is cut at its start to leave room for `max_new_tokens`; without any room it is a problem.
+
+        The text is what follows the answer's thought (data/chat/thoughts.py).
+        """
+        begin, tokenizer, budget = time.perf_counter(), self.encoding.tokenizer, self.thought_budget
+        extra = 0 if budget is None else budget + len(budget_of(tokenizer, (), budget).close)
         asks: dict[int, Ask] = {}
         generated = []
         for number, (prompt, ids) in enumerate(zip(prompts, self.encoding.many([p.text for p in prompts]))):
-            room, problem = self.max_length - prompt.max_new_tokens, ""
+            most = prompt.max_new_tokens + extra
+            room, problem = self.max_length - most, ""
             if room < 1:
-                problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
+                thought = f" with a thought of {budget}" if extra else ""
+                problem = f"max_new_tokens={prompt.max_new_tokens}{thought} of {self.max_length} leaves no room for a prompt"
             elif prompt.media and len(ids) > room:
                 problem = f"the prompt has {len(ids)} tokens with its images and sound, and there is room for {room}"
             else:
                 seed = prompt.seed if prompt.temperature else 0
                 tokens = tuple(ids[-room:]) or (self.encoding.prefix,)
-                ask = Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed)
+                ask = Ask(tokens, prompt.stops, most, prompt.temperature, prompt.top_p, seed, thought=budget)
                 asks[number] = self._with_media(ask, prompt)
             generated.append(Generated("", False, problem=problem, cut=not problem and len(ids) > room))
         for (number, ask), answer in zip(asks.items(), self._drawn(list(asks.values())), strict=True):
-            text = drawing.text_of(answer, ask, self.encoding.tokenizer.decode)
+            text = drawing.text_of(answer, ask, tokenizer)
+            self.stats["thoughts"] += thought_length(tokenizer, answer.tokens, opens_thought(tokenizer, ask.tokens))
             answered = {"text": text, "ended": answer.ended, "tokens": tuple(answer.tokens), "prompt_tokens": ask.tokens}
             generated[number] = generated[number]._replace(**answered)
         self._done(len(prompts), begin)

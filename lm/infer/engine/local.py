@@ -47,6 +47,7 @@ class Layout(NamedTuple):
 
     copies: continuations of each prompt, which are adjacent in the result; the prompt is read once for all of them.
     rows: a number for each continuation, which seeds its sample; None: its index.
+    thought: most tokens of the thought that begins a continuation, which is then closed (lm/infer/engine/thought.py), or None.
     media: the tiles of each prompt and the number of its first tokens that they belong to, or None; None: there are none. Other
       tokens of media are read as any other, because a model drew them.
     """
@@ -54,6 +55,7 @@ class Layout(NamedTuple):
     copies: int = 1
     rows: Sequence[int] | None = None
     media: Sequence[tuple[tuple[Tile, ...], int] | None] | None = None
+    thought: int | None = None
 
 
 class Drawn(NamedTuple):
@@ -152,6 +154,10 @@ class LocalEngine:
         for key in keys:
             tiles, end = media[numbers[key][0] // copies] or (None, 0)
             plain = o.request(key[0], key[1])
+            if layout.thought is not None and self._tokenizer is not None:
+                from lm.infer.engine.thought import budget_of
+
+                plain = dataclasses.replace(plain, thought=budget_of(self._tokenizer, key[0], layout.thought))
             requests.append(dataclasses.replace(plain, logprobs=0, tempered=True, media=tiles, media_end=end))
         with self._drawing:
             engine = self.using(model, len(keys), max(map(len, prompts)) + o.max_new_tokens, o.cache_dtype)

@@ -9,13 +9,16 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from lm.config import ModelConfig
 from lm.config.towers import NAMES, Media, check_text
 from lm.errors import UserError
+
+if TYPE_CHECKING:
+    from lm.infer.engine.thought import Budget
 
 FINISHES = ("stop", "length", "cancelled", "timeout", "error")
 TOP = 20  # most alternatives that a request can ask for, as in OpenAI's API
@@ -72,6 +75,8 @@ class Request:
       0), still before all other settings.
     adapter: name of a loaded adapter; "": none. deadline: seconds from submission. told_by_reader: the reader tells observers
       how it ended, as by a stop string, which only its text shows.
+    thought: budget of the thought that begins the answer; a grammar waits for the end of one that the prompt began. None: its
+      tokens are not counted.
     embeds: whether the first event has the hidden state of the prompt's last token.
     media: images and sound that the prompt has tokens for, of `tiles_of`. None: there are none, and such
       tokens are read as any other, because a model drew them or a text spells them. media_end: the first so many tokens have
@@ -98,6 +103,7 @@ class Request:
     grammar: Grammar | None = None
     deadline: float | None = None
     told_by_reader: bool = False
+    thought: "Budget | None" = None
     embeds: bool = False
     media: tuple[Tile, ...] | None = ()
     media_end: int = 0

@@ -115,6 +115,8 @@ class Schedule:
         """Return how many tokens may be guessed for a sequence, and take their blocks: nobody is preempted for guesses."""
         tokens, rope = len(sequence.tokens), sequence.rope
         most = 0 if sequence.adjusts else min(self.drafts, sequence.request.max_new_tokens - sequence.sampled - 1, left)
+        if sequence.thought is not None:
+            most = min(most, sequence.thought.room - 1)
         if rope is not None and not sequence.is_long:  # not beyond the length at which angles change for all tokens
             most = min(most, rope.original_positions - tokens)
         while most > 0 and sequence.needs(tokens + most, shard.blocks.size) > shard.blocks.available:

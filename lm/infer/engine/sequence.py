@@ -137,6 +137,7 @@ class Sequence:
         self.bias_V: np.ndarray | None = None
         self.seen_V: np.ndarray | None = None
         self.grammar, self._vocab = r.grammar, config.vocab_size
+        self.thought = r.thought.start() if r.thought else None
         self.places: dict[tuple[int, ...], int] = {}  # for drafts: the token after each n-gram
         self.noted = 0
         self.guessed: list[int] = []  # by a draft model, after the first `guessed_from` tokens
@@ -224,13 +225,16 @@ class Sequence:
         Where a grammar allows only an end, it comes, even before min_new_tokens.
         """
         r, bias_V = self.request, self._start_adjusting() if self.bias_V is None else self.bias_V
-        if self.grammar is not None:
+        if self.grammar is not None and not self._grammar_waits():
             bias_V = np.where(self.grammar.allowed(), bias_V, -np.inf).astype(np.float32)
         if self.sampled < r.min_new_tokens:
             longer_V = bias_V.copy()
             longer_V[list(r.stop_ids)] = -np.inf
             bias_V = longer_V if longer_V.max() > -np.inf else bias_V
         return bias_V
+
+    def _grammar_waits(self) -> bool:
+        return self.thought is not None and self.thought.precedes_form
 
     def _start_adjusting(self) -> np.ndarray:
         """Make the arrays, which a request that waits does not need yet."""
@@ -243,15 +247,17 @@ class Sequence:
 
     def append(self, token: int) -> str:
         """Add a sampled token. Return "stop" or "length" if it is the last one, else ""."""
-        r = self.request
+        r, grammar_waits = self.request, self.grammar is not None and self._grammar_waits()
         self.tokens.append(token)
+        if self.thought is not None:
+            self.thought.accept(token)
         if self.bias_V is not None and self.seen_V is not None:
             self.bias_V[token] -= r.frequency_penalty + (r.presence_penalty if token not in self._counted else 0)
             self._counted.add(token)
             self.seen_V[token] = True
         if token in r.stop_ids:
             return "stop"
-        if self.grammar is not None:
+        if self.grammar is not None and not grammar_waits:
             self.grammar.accept(token)
         return "length" if self.sampled >= r.max_new_tokens else ""
 

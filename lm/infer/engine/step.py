@@ -261,6 +261,8 @@ def drawing_of(laid: Laid, V: int) -> Drawing:
             how = max(how, PLAIN if r.top_p >= 1 and not r.top_k and not r.min_p else TRUNCATED)
         settings.temperature_S[s], settings.top_p_S[s], settings.top_k_S[s] = r.temperature, r.top_p, r.top_k
         settings.min_p_S[s], settings.seed_S[s], settings.n_S[s] = r.min_p, r.seed % 2**32, place - sequence.prompt
+        if sequence.thought is not None and sequence.thought.forced and place == len(sequence.tokens):
+            forced_S[s] = sequence.thought.forced[0]
         if sequence.adjusts:
             if adjust is None:
                 adjust = _no_change(S, V)

@@ -3,6 +3,7 @@
 Text comes piece by piece: whole characters, nothing of a stop string, and the place of each token.
 """
 
+import bisect
 import codecs
 import contextlib
 import functools
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data.chat.messages import Messages
+from data.chat.thoughts import OPEN, Thoughts
 from data.text.tokenizer import Tokenizer
 from lm.infer.engine.request import Event, Likely, Request
 from lm.serve.api.protocol import ApiError, ChatRequest, Sampled
@@ -29,13 +31,15 @@ MIN = -9999.0  # nats, instead of −∞, which is not JSON
 
 class Plan(NamedTuple):
     """What an API request comes to. head: id, created and model of the answer. requests: one a continuation. stream: arguments
-    of their TextStreams. seen: the request as lm.serve.monitor sees it; None: it does not."""
+    of their TextStreams. seen: the request as lm.serve.monitor sees it; None: it does not. begun: the prompt opens a thought.
+    """
 
     head: dict[str, Any]
     requests: list[Request]
     stream: dict[str, Any]
     prompt_tokens: int
     seen: "Seen | None"
+    begun: bool = False
 
 
 @contextlib.contextmanager
@@ -193,7 +197,8 @@ def spelling(tokenizer: Tokenizer, names: Mapping[int, str], i: int) -> tuple[st
 class Choice:
     """One continuation: its text so far, tokens, and why it ended (OpenAI's finish reasons, "" before).
 
-    said: the text without tool calls. count: sampled tokens. cached: prompt tokens that were in the prefix cache.
+    thought, said: the texts of the thought, and of the answer without tool calls. count: sampled tokens. cached: prompt tokens
+    that were in the prefix cache.
     """
 
     def __init__(self, service: Service, plan: Plan, n: int):
@@ -202,7 +207,9 @@ class Choice:
         self.calls: list[Call] = []
         self.cached = self.count = 0
         self.prompt: tuple[Likely | None, ...] = ()
-        self.text, self.said = "", ""
+        self.text, self.said, self.thought = "", "", ""
+        self._thoughts: Thoughts | None = None  # None: no thought has begun
+        self._is_plain, self._start = False, ""  # whether none can begin any more; the text before that is known
         self.tokens: list[Token] = []
         outlet = functools.partial(plan.seen.pass_on, n) if plan.seen else None
         self._stream = TextStream(service.tokenizer, **plan.stream, outlet=outlet)
@@ -239,6 +246,26 @@ class Choice:
         self.text += piece.text
         self.tokens += piece.tokens
         return piece
+
+    def divided(self, text: str) -> tuple[str, str]:
+        """Return what is new of (thought, answer) after more text of the continuation."""
+        if self._is_plain:
+            return "", text
+        if self._thoughts is None:
+            self._start = text = self._start + text
+            start = text.lstrip()[: len(OPEN)]
+            if not self._plan.begun and not (start and OPEN.startswith(start)):
+                self._is_plain = bool(start or self.finish)
+                return "", text if self._is_plain else ""
+            self._thoughts = Thoughts(self._plan.begun)
+        thought, answer = self._thoughts.feed(text, over=bool(self.finish))
+        self.thought += thought
+        return thought, answer
+
+    @property
+    def reasoning(self) -> int:
+        """Return the number of tokens of the thought, with its marks."""
+        return bisect.bisect_left(self.tokens, self._thoughts.end, key=lambda token: token.begin) if self._thoughts else 0
 
     def logprob(self) -> float:
         """Return the mean log-probability of the tokens, for best_of."""
@@ -287,6 +314,7 @@ def usage(plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
         "completion_tokens": count,
         "total_tokens": plan.prompt_tokens + count,
         "prompt_tokens_details": {"cached_tokens": sum([choice.cached for choice in choices])},
+        "completion_tokens_details": {"reasoning_tokens": sum([choice.reasoning for choice in choices])},
     }
 
 

@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from data.chat.messages import Messages
+from data.chat.template import opens_thought
 from lm.errors import UserError
 from lm.infer.engine.request import Request, tiles_of
 from lm.infer.prompts import Prompt, checked_messages, read_chat
 from lm.serve.api.answers import Choice, Plan, Token, nats, new_head, pieces, seed_of, seen_by, settings_of, spelling, usage
 from lm.serve.api.media import files_of
-from lm.serve.api.protocol import ApiError, ChatRequest, ToolChoice
+from lm.serve.api.protocol import EFFORTS, ApiError, ChatRequest, ToolChoice
 from lm.serve.api.service import Service
 from lm.serve.api.tools import MAX_CALLS, Call, Calls, declared, forced, joined
 
@@ -76,13 +77,16 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         requests, stream = _asked(service, body, seen.messages if seen else messages)
         if seen:
             requests[0] = seen.with_logprobs(requests[0])
-    return Plan(head, requests, stream, len(requests[0].prompt), seen)
+    return Plan(head, requests, stream, len(requests[0].prompt), seen, opens_thought(service.tokenizer, requests[0].prompt))
 
 
 def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
     """Return the requests of the engine and the arguments of their TextStreams."""
     tools = tools_of(body) if body.tools else []
-    prompt = prompt_of(service, messages, tools, body.chat_template_kwargs, body.continue_final_message)
+    extra, effort = body.chat_template_kwargs, body.reasoning_effort
+    if effort:
+        extra = {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {}) | extra
+    prompt = prompt_of(service, messages, tools, extra, body.continue_final_message)
     limit = body.max_completion_tokens or body.max_tokens or service.room(len(prompt.ids))
     if service.limits.max_new_tokens and limit > service.limits.max_new_tokens:
         field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
@@ -98,6 +102,8 @@ def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[lis
         calls = forced(service.calls, tools, service.tokenizer, parallel)
     if calls or body.forms:
         form = service.grammars.make(body, base.stop_ids, calls)
+    if form or effort or body.thinking_token_budget is not None:
+        base = _with_budget(service, body, base)
     seeds = [seed_of(body.seed, choice) for choice in range(body.n)]
     requests = [dataclasses.replace(base, seed=seed, grammar=form and form.copy()) for seed in seeds]
     stream: dict[str, Any] = {"stops": body.stops, "keep_stop": body.include_stop_str_in_output, "least": body.min_tokens}
@@ -106,6 +112,20 @@ def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[lis
         symbols = {i: symbol for i, symbol in service.symbols.items() if symbol.strip() and symbol in around}
         stream["spelled"] = {i: symbol.encode() for i, symbol in symbols.items()}
     return requests, stream
+
+
+def _with_budget(service: Service, body: ChatRequest, request: Request) -> Request:
+    """Return the request with the budget of its thought, if there is one or a form waits for the end of a thought.
+
+    An effort leaves half of the tokens for the answer.
+    """
+    from lm.infer.engine.thought import budget_of
+
+    most, tokens = request.max_new_tokens, body.thinking_token_budget
+    if tokens is None and body.reasoning_effort:
+        tokens = min(EFFORTS[body.reasoning_effort], most // 2)
+    budget = budget_of(service.tokenizer, request.prompt, most if tokens is None else tokens)
+    return request if tokens is None and not budget.begun else dataclasses.replace(request, thought=budget)
 
 
 def tools_of(body: ChatRequest) -> list[dict[str, Any]]:
@@ -122,21 +142,23 @@ def tools_of(body: ChatRequest) -> list[dict[str, Any]]:
 
 async def _said(
     service: Service, body: ChatRequest, plan: Plan, choices: Sequence[Choice]
-) -> AsyncIterator[tuple[int, str, list[Call], Sequence[Token]]]:
-    """Yield (number of a choice, content, calls, tokens); number −1: when all are in the queue."""
+) -> AsyncIterator[tuple[int, dict[str, Any], list[Call], Sequence[Token]]]:
+    """Yield (number of a choice, its new texts by field of the message, calls, tokens); −1: when all are in the queue."""
     most = MAX_CALLS if body.parallel_tool_calls else 1
     readers = [Calls(service.calls, most, streams=True) if body.tools and body.tool_choice != "none" else None for _ in choices]
     async for n, piece in pieces(service, plan, choices):
-        text, calls = piece.text, []
+        texts, calls = {}, []
         if n >= 0:
             choice, reader = choices[n], readers[n]
+            thought, text = choice.divided(piece.text)
             if reader is not None:
                 text, calls = reader.feed(text, over=bool(choice.finish))
                 choice.calls = joined([*choice.calls, *calls])
             choice.said += text
+            texts = {name: new for name, new in (("reasoning_content", thought), ("content", text)) if new}
             if choice.finish == "stop" and choice.calls and not isinstance(body.tool_choice, ToolChoice):
                 choice.finish = "tool_calls"
-        yield n, text, calls, piece.tokens
+        yield n, texts, calls, piece.tokens
 
 
 async def whole(service: Service, body: ChatRequest, plan: Plan) -> dict[str, Any]:
@@ -147,6 +169,8 @@ async def whole(service: Service, body: ChatRequest, plan: Plan) -> dict[str, An
     answers = []
     for n, choice in enumerate(choices):
         message: dict[str, Any] = {"role": "assistant", "content": choice.said, "refusal": None}
+        if choice.thought:
+            message |= {"content": choice.said or None, "reasoning_content": choice.thought}
         if choice.calls:
             message |= {"content": choice.said or None, "tool_calls": [call.body() for call in choice.calls]}
         logprobs = _logprobs(service, body, choice, choice.tokens) if body.logprobs else None
@@ -163,13 +187,13 @@ async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterat
         counts = {"usage": usage(plan, choices)} if options and options.continuous_usage_stats else {}
         return head | {"choices": [{"index": n, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]} | counts
 
-    async for n, text, calls, tokens in _said(service, body, plan, choices):
+    async for n, texts, calls, tokens in _said(service, body, plan, choices):
         if n < 0:
             for number in range(len(choices)):
                 yield chunk(number, {"role": "assistant", "content": ""})
             continue
         choice = choices[n]
-        delta: dict[str, Any] = {"content": text} if text else {}
+        delta: dict[str, Any] = dict(texts)
         if calls:
             ids = [call.id for call in choice.calls]
             delta["tool_calls"] = [{"index": ids.index(call.id), **call.body()} for call in calls]

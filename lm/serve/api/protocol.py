@@ -23,6 +23,8 @@ DEPTH = 64  # of nested lists and objects in a request
 MAX_IGNORED = 20  # names of fields that the log tells of, each once
 _ignored: set[str] = set()
 LOG = logging.getLogger("lm.serve")
+# Most tokens of a thought by `reasoning_effort`, as in Gemini's OpenAI-compatible API; "none": the template is told so, too.
+EFFORTS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576}
 OBJECT = {"type": "object"}  # JSON schema of any object
 
 TYPES = {  # of errors; others are "invalid_request_error", or from 500 on "server_error"
@@ -205,6 +207,8 @@ class ChatRequest(Sampled):
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    thinking_token_budget: int | None = Field(None, ge=0)  # vLLM's; it goes before reasoning_effort
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
 
@@ -232,6 +236,7 @@ class ResponseRequest(Body):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     text: dict[str, Any] = {}
+    reasoning: dict[str, Any] = {}
     previous_response_id: str | None = None
     store: bool = False
     metadata: dict[str, Any] = {}

@@ -16,10 +16,16 @@ from lm.serve.api.protocol import ApiError, ChatRequest, ResponseRequest, parsed
 from lm.serve.api.service import Service
 
 # Field of a chat: of a response.
-FIELDS = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text"}
+FIELDS = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text",
+    "reasoning_effort": "reasoning",
+}
+TEXTS = {"message": "output_text", "reasoning": "reasoning_text"}  # type of an item: of the part with its text
 SHOWN = {"instructions", "max_output_tokens", "temperature", "top_p", "tools", "parallel_tool_calls"}  # in a response
 INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # finish of a choice: reason
-IDS = {"message": "msg", "function_call": "fc"}  # how those of an item begin
+IDS = {"message": "msg", "function_call": "fc", "reasoning": "rs"}  # how those of an item begin
 SAME = ("model", "temperature", "top_p", "stream", "parallel_tool_calls", "user")
 
 
@@ -45,6 +51,7 @@ def asked(body: ResponseRequest) -> Asked:
             {"type": tool.get("type"), "function": {k: v for k, v in tool.items() if k != "type"}} for tool in body.tools
         ],
         "tool_choice": choice,
+        "reasoning_effort": body.reasoning.get("effort"),
         "response_format": {"type": form.pop("type", None), "json_schema": form or None},
         "stream_options": {"include_usage": True},
     }
@@ -130,13 +137,18 @@ async def chunks(service: Service, request: Asked, plan: Plan) -> AsyncIterator[
 
 def _grown(output: list[dict[str, Any]], delta: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Add a piece of a chat's stream to the output, and yield (kind, fields) of the events that tell of it."""
-    if text := delta.get("content"):
-        if not output or output[-1]["type"] != "message":
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            yield from _begun(output, "message", role="assistant", content=[part])
+    for kind, text in (("reasoning", delta.get("reasoning_content")), ("message", delta.get("content"))):
+        if not text:
+            continue
+        own = {"annotations": [], "logprobs": []} if kind == "message" else {}
+        if not output or output[-1]["type"] != kind:
+            part = {"type": TEXTS[kind], "text": "", **own}
+            about = {"role": "assistant"} if kind == "message" else {"summary": []}
+            yield from _begun(output, kind, content=[part], **about)
             yield "content_part.added", _place(output) | {"part": dict(part)}
         output[-1]["content"][0]["text"] += text
-        yield "output_text.delta", _place(output) | {"delta": text, "logprobs": []}
+        logprobs = {"logprobs": []} if kind == "message" else {}
+        yield f"{TEXTS[kind]}.delta", _place(output) | {"delta": text} | logprobs
     for call in delta.get("tool_calls") or ():
         if "id" in call:
             name = call["function"]["name"]
@@ -149,16 +161,17 @@ def _begun(output: list[dict[str, Any]], kind: str, **own: Any) -> Iterator[tupl
     """Add an item, and yield the events that tell of the end of the one before and of its beginning."""
     yield from _ended(output)
     output.append({"type": kind, "id": f"{IDS[kind]}_{uuid.uuid4().hex}", "status": "completed", **own})
-    shown = output[-1] | {"status": "in_progress"} | ({"content": []} if kind == "message" else {})
+    shown = output[-1] | {"status": "in_progress"} | ({"content": []} if kind in TEXTS else {})
     yield "output_item.added", {"output_index": len(output) - 1, "item": shown}
 
 
 def _ended(output: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the events that tell of the end of the last item, if there is one."""
     for item in output[-1:]:
-        if item["type"] == "message":
+        if item["type"] in TEXTS:
             (part,) = item["content"]
-            yield "output_text.done", _place(output) | {"text": part["text"], "logprobs": []}
+            logprobs = {"logprobs": []} if item["type"] == "message" else {}
+            yield f"{part['type']}.done", _place(output) | {"text": part["text"]} | logprobs
             yield "content_part.done", _place(output) | {"part": part}
         else:
             yield "function_call_arguments.done", _place(output) | {key: item[key] for key in ("name", "arguments")}
@@ -166,7 +179,7 @@ def _ended(output: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _place(output: list[dict[str, Any]]) -> dict[str, Any]:
-    part = {"content_index": 0} if output[-1]["type"] == "message" else {}
+    part = {"content_index": 0} if output[-1]["type"] in TEXTS else {}
     return {"item_id": output[-1]["id"], "output_index": len(output) - 1} | part
 
 
@@ -178,7 +191,7 @@ def _response(request: Asked, plan: Plan, output: list, finish: str, usage: Mapp
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": usage["prompt_tokens_details"],
         "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": usage["completion_tokens_details"],
         "total_tokens": usage["total_tokens"],
     }
     return body.model_dump(include=SHOWN) | {

@@ -120,9 +120,10 @@ async function take(answer, chunks) {
     }
     for (const { delta, logprobs, finish_reason: finish } of choices) {
       answer.content += delta.content ?? "";
+      if (delta.reasoning_content) answer.thought = (answer.thought ?? "") + delta.reasoning_content;
       if (logprobs && answer.tokens) answer.tokens.push(...read(logprobs.content));
       answer.finish = finish ?? answer.finish;
-      if (delta.content || logprobs) {
+      if (delta.content || delta.reasoning_content || logprobs) {
         answer.seconds = (performance.now() - begun) / 1000;
         answer.first ??= answer.seconds;
       }

@@ -75,6 +75,7 @@ function answer(message, page) {
   const below = make("div"); // what went wrong, or the form of a rating
   const element = make("article", { class: "assistant", "aria-label": "Answer" });
   const other = make("div", { class: "said markdown" }); // the answer of a second model
+  const thoughts = [folded(), folded()]; // of both
   let body, shown;
 
   const rate = (rating) => {
@@ -104,8 +105,8 @@ function answer(message, page) {
   };
 
   const columns = () => {
-    const column = (name, said) => make("section", { "aria-label": `Answer of ${name}` }, make("h3", {}, name), said);
-    return make("div", { class: "answers" }, column(message.model, body), column(message.beside.model, other));
+    const column = (name, ...said) => make("section", { "aria-label": `Answer of ${name}` }, make("h3", {}, name), ...said);
+    return make("div", { class: "answers" }, column(message.model, thoughts[0], body), column(message.beside.model, thoughts[1], other));
   };
 
   element.paint = () => {
@@ -115,9 +116,11 @@ function answer(message, page) {
       shown = likely;
       body = likely ? make("div", { class: "said tokens", tabindex: "0" }) : make("div", { class: "said markdown" });
       if (likely) tokens.listen(body);
-      element.replaceChildren(message.beside ? columns() : body, below, meta);
+      element.replaceChildren(...(message.beside ? [columns()] : [thoughts[0], body]), below, meta);
     }
-    if (likely) tokens.render(body, message.tokens, message.content);
+    [message, message.beside].forEach((one, n) => thoughts[n].paint(one?.thought, busy && !one?.content));
+    // The tokens are those of the thought, too.
+    if (likely) tokens.render(body, message.tokens, message.thought ? message.tokens.map(([text]) => text).join("") : message.content);
     else markdown.render(body, message.content);
     if (message.beside) markdown.render(other, message.beside.content || (message.beside.error ? `(${message.beside.error.text})` : ""));
     element.setAttribute("aria-busy", busy);
@@ -130,6 +133,18 @@ function answer(message, page) {
       button.setAttribute("aria-pressed", message.rating === [1, -1][n]);
     });
     if (message.error && !below.firstChild) below.replaceChildren(fault(message, page));
+  };
+  return element;
+}
+
+// The thought before an answer, which a click unfolds.
+function folded() {
+  const [name, text] = [make("summary", {}), make("div", { dir: "auto" })];
+  const element = make("details", { class: "thought" }, name, text);
+  element.paint = (thought, goesOn) => {
+    element.hidden = !thought;
+    name.textContent = goesOn ? "Thinking…" : "Thought";
+    if (text.textContent !== thought) text.textContent = thought ?? "";
   };
   return element;
 }

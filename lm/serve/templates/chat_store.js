@@ -2,7 +2,7 @@
 // page.
 //
 // A conversation: {id, changed, system, messages}. A message: {role, content}; one of the user may have media (see chat_media.js);
-// an answer also has model, id (of the API), finish, count and prompt (tokens), first and seconds (times), tokens (see
+// an answer also has thought (what comes before its content), model, id (of the API), finish, count and prompt (tokens), first and seconds (times), tokens (see
 // chat_tokens.js), rating, error, and beside, the {content, model} of a second model, which is not sent on.
 import { parts } from "./chat_media.js";
 
@@ -48,13 +48,17 @@ export function title(chat) {
 // What a model is sent: the system prompt, and all messages that say something; of answers beside others its own.
 export function said(chat, model) {
   const messages = chat.messages
-    .map((message) => (model && message.beside?.model === model ? { ...message, content: message.beside.content } : message))
+    .map((message) => (model && message.beside?.model === model ? { ...message, thought: undefined, ...message.beside } : message))
     .filter(({ content, media }) => content || media?.some(({ url }) => url))
-    .map(({ role, content, media }) => ({ role, content: media ? parts(media, content) : content }));
+    .map(({ role, content, media, thought }) => ({
+      role,
+      content: media ? parts(media, content) : content,
+      ...(thought ? { reasoning_content: thought } : {}),
+    }));
   return chat.system.trim() ? [{ role: "system", content: chat.system }, ...messages] : messages;
 }
 
-// JSON lines {"messages": [{"role", "content"}, …]}, which `align.py` with method sft reads. A conversation ends with its last
+// JSON lines {"messages": [{"role", "content", "reasoning_content"}, …]}, which `align.py` with method sft reads. A conversation ends with its last
 // answer; without one it is left out.
 export function lines(all) {
   const found = all.map((chat) => said(chat)).map((messages) => messages.slice(0, messages.findLastIndex(({ role }) => role === "assistant") + 1));

@@ -5,9 +5,9 @@ import random
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from data.chat.template import CHAT_TEMPLATE, encode_chat, render
+from data.chat.template import CHAT_TEMPLATE, encode_chat, opens_thought, render
 from data.text import sentencepiece_tokenizer as ours
-from data.text.hf_tokenizer import HFTokenizer
+from data.text.hf_tokenizer import BASE_TEMPLATE, HFTokenizer
 from data.text.sentencepiece_tokenizer import CONTROLS, ROLES
 from lm.errors import UserError
 from tests.data.chat import hf_examples
@@ -80,6 +80,29 @@ THINKING = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
 
+# As Qwen 3's: a thought is a field of the message or in its text, and only what follows the last question shows it.
+QWEN = """\
+{%- set last = namespace(user=messages | length - 1) %}
+{%- for message in messages if message.role == "user" %}{% set last.user = messages.index(message) %}{%- endfor %}
+{%- for message in messages %}
+    {%- set content, thought = message.content or "", message.reasoning_content or "" %}
+    {%- if message.role == "assistant" and not message.reasoning_content and '</think>' in content %}
+        {%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == "assistant" and loop.index0 > last.user and (loop.last or thought) %}
+        {{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+    {%- else %}
+        {{- content }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}"""
+
 STRICT = """\
 {% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
@@ -141,6 +164,38 @@ def test_text_ids_and_mask_are_those_of_transformers(peer, published, template, 
             chat = encode_chat(tokenizer, TALK[:n], template=template, **options)
             assert chat.ids == theirs["input_ids"]
             assert chat.assistant == ([bool(bit) for bit in theirs["assistant_masks"]] if masked else None)
+
+
+THOUGHT = [
+    {"role": "user", "content": "3 + 4"},
+    {"role": "assistant", "content": "7", "reasoning_content": "one, two\n<think> </think> é "},
+    {"role": "user", "content": "and 1?"},
+    {"role": "assistant", "content": " 8", "reasoning_content": "\nseven and one\n"},
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": True}, {"enable_thinking": False}])
+@pytest.mark.parametrize("template", [QWEN, CHAT_TEMPLATE, BASE_TEMPLATE])
+def test_thoughts_are_rendered_as_by_transformers(peer, published, template, options):
+    tokenizer = HFTokenizer(published)
+    for n in range(1, len(THOUGHT) + 1):
+        for prompt in (False, True):
+            extra = options | {"add_generation_prompt": prompt}
+            text = peer.apply_chat_template(THOUGHT[:n], chat_template=template, tokenize=False, **extra)
+            assert render(THOUGHT[:n], template, **extra, **tokenizer.special_tokens) == text
+            theirs = peer.apply_chat_template(THOUGHT[:n], chat_template=template, return_dict=True, **extra)["input_ids"]
+            assert encode_chat(tokenizer, THOUGHT[:n], template=template, **extra).ids == theirs
+            assert ("<think>\n\n</think>\n\n" in text) == (prompt and options == {"enable_thinking": False})
+            # Earlier turns show no thought, the last one shows its own.
+            assert ("<think>\none, two" in text, "<think>\nseven and one\n</think>\n\n" in text) == (n == 2, n == 4)
+
+
+def test_a_prompt_may_open_a_thought(published):
+    tokenizer = HFTokenizer(published)
+    for template, opens in ((THINKING, True), (QWEN, False), (CHAT_TEMPLATE, False)):
+        for extra in ({}, {"enable_thinking": False}):
+            chat = encode_chat(tokenizer, THOUGHT[:1], template=template, add_generation_prompt=True, **extra)
+            assert opens_thought(tokenizer, chat.ids) == opens
 
 
 def test_a_template_that_refuses_says_why(peer):

@@ -17,7 +17,7 @@ from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
 from lm.errors import UserError
 from tests.data.chat import hf_examples
-from tests.data.chat.test_chat import CHATML, CONTENTS, HEADERS, THINKING
+from tests.data.chat.test_chat import CHATML, CONTENTS, HEADERS, QWEN, THINKING
 from tests.data.chat.test_conversations import assistant, system, user
 from tests.data.text.test_sentencepiece_tokenizer import corpus
 
@@ -160,6 +160,22 @@ def test_a_template_that_hides_an_assistants_words_is_refused(published, tmp_pat
         assert published.decode(sequence.ids[sequence.trained]) in ("e", "f")
     with pytest.raises(UserError, match="without a chat template"):
         Encoder(HFTokenizer(hf_examples.folder(tmp_path, hf_examples.gpt2())))
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, QWEN])
+def test_thoughts_are_trained_or_only_what_follows_them(own, published, template):
+    tokenizer = own if template == CHAT_TEMPLATE else published
+    talk = Conversation([user("3 + 4 <think>"), assistant("7, <think>no</think>") | {"reasoning_content": "it is 6 or 7"}])
+    plain = Conversation([user("a"), assistant("b")])
+    written = []
+    for thoughts in (True, False):
+        encoder = Encoder(tokenizer, template, thoughts=thoughts)
+        sequence = encoder.conversation(talk)
+        written.append(tokenizer.decode(sequence.ids[sequence.trained]))
+        assert "it is 6 or 7" in tokenizer.decode(sequence.ids)  # it is read in any case
+        if template == CHAT_TEMPLATE:
+            assert encoder.conversation(plain).trained.sum() == len(tokenizer.encode("b")) + 1
+    assert written == ["<think>\nit is 6 or 7\n</think>\n\n7, <think>no</think>", "\n\n7, <think>no</think>"]
 
 
 def test_an_end_symbol_that_also_ends_documents_is_trained(published):

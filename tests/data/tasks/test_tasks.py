@@ -72,6 +72,15 @@ def test_arithmetic_is_right():
         assert int(row["answer"]) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) >= 0
 
 
+def test_thoughts_go_through_the_digits_to_the_answer():
+    for record in itertools.islice(task("arithmetic", "train", 3, {"thoughts": "true", "digits": "3"}), 200):
+        asked, answered = record["messages"]
+        assert asked["content"] == record["prompt"] and answered["content"] == record["answer"]
+        steps = [step.split("=") for step in answered["reasoning_content"].split()]
+        assert all(eval(terms) == int(value) for terms, value in steps)
+        assert int("".join(value[-1] for _, value in reversed(steps))) == int(record["answer"]) % 1000
+
+
 def test_both_ways_round_of_a_sum_are_held_out_together():
     def sums(split):
         found = (re.search(r"(\d) \+ (\d)", row["prompt"]) for row in some("arithmetic", split, digits=1, count=2000))

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from data.chat.messages import make_message
+from data.chat.template import CHAT_TEMPLATE
 from lm.errors import UserError
 from lm.infer.conversation import Conversation
 from lm.infer.engine.engine import Engine
@@ -115,3 +116,14 @@ def test_a_template_that_takes_no_system_message_says_so(tokenizer):
     with pytest.raises(UserError, match="no system here"):
         talk.begin("be brief")
     assert talk.messages == []
+
+
+def test_a_thought_is_kept_apart_and_left_out_of_the_next_prompt(tokenizer):
+    template = CHAT_TEMPLATE.replace('"<|assistant|>" -}}\n  {%- if', '"<|assistant|><think>\\n" -}}\n  {%- if')
+    talk = Conversation(engine(tokenizer), Sampling(LIMIT, 0.0), template)
+    pieces = list(talk.ask("abc"))
+    answer = talk.messages[-1]
+    assert answer == {"role": "assistant", "content": "", "reasoning_content": "".join(piece.thought for piece in pieces)}
+    assert answer["reasoning_content"] and not any(piece.text for piece in pieces)
+    list(talk.ask("b"))
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2

@@ -197,6 +197,17 @@ def test_each_measure_of_confidence_has_its_charts(tmp_path):
     assert charts(text) == ["triviaqa: calibration", "triviaqa, p_true: calibration"]
 
 
+def test_several_budgets_of_thoughts_have_a_curve(tmp_path):
+    results = {
+        f"sums@{n}": {"exact_match": n / 100, "exact_match_stderr": 0.03, "n": 50, "thought_tokens": 3.0} for n in (8, 64, 0)
+    }
+    alone = {"gsm8k@8": {"exact_match": 0.5, "n": 50}, "a@b": {"exact_match": 0.5, "n": 50}}
+    (tmp_path / "samples.jsonl").write_text("")
+    evaluation_report.write(tmp_path, results | alone, tmp_path / "samples.jsonl")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert charts(page) == ["sums: exact_match"] and "Thinking" in assert_stands_alone(page).headings
+
+
 def test_contamination_is_told(tmp_path):
     scores = {"all": 0.5, "clean": 0.375, "clean_stderr": 0.125, "dirty": 1.0}
     found = {"mmlu": {"items": 10, "dirty": 2, "untold": 1, "metrics": {"acc": scores}}}

@@ -20,6 +20,7 @@ from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import Watch
 from lm.serve.settings import WatchSettings
 from lm.serve.store import connect
+from tests.lm.serve.api.test_serve_thoughts import OPENS
 from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until
 
 ANSWERED = "!!document.querySelector('article.assistant[aria-busy=false]')"
@@ -184,6 +185,20 @@ def test_probabilities_of_tokens(opened):
     assert opened.run("[...document.querySelectorAll('.tokens span')].findIndex(span => span.matches('.here'))") == 1
     opened.press("Escape")
     assert opened.run("document.querySelector('#tip').hidden")
+
+
+def test_a_thought_is_folded(browser, own):
+    service = Service(own, "tiny", template=OPENS)  # it opens a thought, which the random model does not end
+    with serving(service, routers=[page.router(service)]) as url:
+        visit(browser, url)
+        settings(browser, temperature=0, max_tokens=20)
+        write(browser, "the cat")
+        see(browser, ANSWERED)
+        (_, said) = kept(browser)
+        assert said["thought"] and not said["content"]
+        assert browser.run("document.querySelector('details.thought > div').textContent") == said["thought"]
+        assert not browser.run("document.querySelector('details.thought').open")
+    assert not browser.said
 
 
 def test_a_rating_is_stored(opened, served):
