@@ -155,9 +155,10 @@ def pays(model: ModelConfig, pairs: Iterable[Sides]) -> bool:
 
     With P shared tokens and answers of C and R tokens, it saves P tokens at about 24·D² FLOPs in each layer. Attention computes
     (P + C + R)²/2 scores instead of (P + C)²/2 + (P + R)²/2, at 4·D FLOPs each, as it masks what one answer would see of the
-    other. Models with experts (balanced over the tokens they see) or windows (whose blocks skip keys) take two rows.
+    other. Models with experts (balanced over the tokens they see), windows (whose blocks skip keys) or layers with
+    a state take two rows.
     """
-    if any(kind.moe or kind.local for kind in model.layer_kinds):
+    if any(kind.moe or kind.local or kind.recurrent for kind in model.layer_kinds):
         return False
     saved = more = 0.0
     for pair in pairs:

@@ -1,6 +1,7 @@
 """The model's config (model.py), with its encoders (towers.py), and whether it can be built (checks.py)."""
 
 from lm.config.checks import ACROSS as ACROSS
+from lm.config.checks import RECURRENT as RECURRENT
 from lm.config.checks import REMAT as REMAT
 from lm.config.model import SECTIONS as SECTIONS
 from lm.config.model import Adapter as Adapter
@@ -10,6 +11,7 @@ from lm.config.model import MixtureOfExperts as MixtureOfExperts
 from lm.config.model import ModelConfig as ModelConfig
 from lm.config.model import Pipeline as Pipeline
 from lm.config.model import Quantization as Quantization
+from lm.config.model import Recurrent as Recurrent
 from lm.config.model import Rope as Rope
 from lm.config.model import model_keys as model_keys
 from lm.config.towers import Audio as Audio

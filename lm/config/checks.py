@@ -10,8 +10,13 @@ from lm.files.untrusted import check_pattern, short
 from lm.files.user_files import is_own
 
 MAX, MAX_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
-MAX_EXPERTS, MAX_MTP, LONGEST_BLOCK = 10_000, 100, 100
-PATTERNS = {"attention_pattern": ("global", "local"), "mlp_pattern": ("dense", "moe"), "rotary_pattern": ("rotary", "none")}
+MAX_EXPERTS, MAX_MTP, LONGEST_BLOCK, MAX_KERNEL = 10_000, 100, 100, 64
+RECURRENT = ("conv", "delta", "mamba")  # kinds of layers with a state of fixed size
+PATTERNS = {
+    "attention_pattern": ("global", "local", *RECURRENT),
+    "mlp_pattern": ("dense", "moe"),
+    "rotary_pattern": ("rotary", "none"),
+}
 REMAT = ("none", "matmuls", "attention", "full")
 ACROSS = ("ring", "all_gather")
 LOW_PRECISION = ("none", "int8", "float8")
@@ -48,7 +53,7 @@ def check(config: Any) -> None:
     checked = Checked(config)
     for key, least in MIN.items():
         checked.at_least(key, least)
-    for part in (_check_layers, _check_choices, _check_rope, _check_latent, _check_experts, _check_training):
+    for part in (_check_layers, _check_recurrent, _check_choices, _check_rope, _check_latent, _check_experts, _check_training):
         part(config, checked)
     check_towers(config, checked)
 
@@ -66,6 +71,16 @@ def _check_layers(config: Any, checked: Checked) -> None:
             checked.refuse(key, "must name a kind of layer at least")
     if any(kind.local for kind in config.layer_kinds) and config.window < 1:
         checked.refuse("window", "must be at least 1, since model.attention_pattern has local layers")
+
+
+def _check_recurrent(config: Any, checked: Checked) -> None:
+    if not 2 <= config.recurrent.kernel <= MAX_KERNEL:
+        checked.refuse("recurrent.kernel", f"must be in 2…{MAX_KERNEL}")
+    if {"delta", "mamba"} & set(config.recurrent_kinds):
+        for key in ("num_key_heads", "num_heads", "key_dim", "value_dim", "chunk"):
+            checked.at_least(f"recurrent.{key}", 1)
+        if config.recurrent.num_heads % config.recurrent.num_key_heads:
+            checked.refuse("recurrent.num_key_heads", f"does not divide model.recurrent.num_heads={config.recurrent.num_heads}")
 
 
 def _check_choices(config: Any, checked: Checked) -> None:
@@ -115,7 +130,7 @@ def _check_rope(config: Any, checked: Checked) -> None:
 
 def _check_latent(config: Any, checked: Checked) -> None:
     if config.mla.kv_rank:
-        for key in ("qk_norm", "attention_sinks", "qkv_bias", "output_bias"):
+        for key in ("qk_norm", "attention_sinks", "output_gate", "qkv_bias", "output_bias"):
             if getattr(config, key) not in ("none", False):
                 checked.refuse(key, "does not go with model.mla")
         if config.attention_temperature or not all(kind.rotary for kind in config.layer_kinds):
@@ -138,6 +153,8 @@ def _check_experts(config: Any, checked: Checked) -> None:
             checked.refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
         if not 1 <= moe.top_groups <= moe.num_groups:
             checked.refuse("moe.top_groups", f"must be in 1…{moe.num_groups} (model.moe.num_groups)")
+        if moe.shared_gate and not moe.shared_dim:
+            checked.refuse("moe.shared_gate", "needs a shared expert: set model.moe.shared_dim")
         if not 1 <= moe.top_k <= moe.num_experts // moe.num_groups * moe.top_groups:
             checked.refuse("moe.top_k", "must be at least 1, and at most the experts that may be chosen from")
         if moe.group_score == "top2" and moe.num_groups > 1 and moe.num_experts // moe.num_groups < 2:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lm.config.checks import LONGEST_BLOCK, PATTERNS, check
+from lm.config.checks import LONGEST_BLOCK, PATTERNS, RECURRENT, check
 from lm.config.towers import Audio, Vision
 
 
@@ -51,6 +51,19 @@ class LatentAttention:
 
 
 @dataclasses.dataclass(frozen=True)
+class Recurrent:
+    """Layers with a state of fixed size in place of attention, by attention_pattern (lm/model/recurrent.py)."""
+
+    kernel: int = 4  # tokens that the short convolution sees, including the token itself
+    bias: bool = False  # conv: biases of its matrices and of its convolution; mamba: of its convolutions
+    num_heads: int = 0  # delta, mamba: heads of values, each with a state of key_dim × value_dim
+    num_key_heads: int = 0  # delta, mamba: heads of queries and keys (Mamba-2: groups); a divisor of num_heads
+    key_dim: int = 128  # delta, mamba: size of a head's query and key
+    value_dim: int = 128  # delta, mamba: size of a head's value
+    chunk: int = 64  # delta, mamba: tokens that training computes at once, rounded up to a power of two
+
+
+@dataclasses.dataclass(frozen=True)
 class MixtureOfExperts:
     """A mixture-of-experts feed-forward: each token uses its top_k of num_experts (Shazeer et al. 2017)."""
 
@@ -59,6 +72,7 @@ class MixtureOfExperts:
     expert_dim: int = 0  # hidden units of one expert; 0: mlp_dim
     shared_dim: int = 0  # hidden units of the expert that every token uses; 0: none
     biases: bool = False  # of the router and of the experts, but not of the shared one
+    shared_gate: bool = False  # the shared expert's output is multiplied by σ of a learned projection of the token (Qwen)
     scores: str = "softmax"  # or sigmoid, of the router's logits
     normalize: bool = True  # the chosen scores sum to 1
     weight_scale: float = 1.0  # multiplies the chosen scores
@@ -108,6 +122,7 @@ class LayerKind(NamedTuple):
     moe: bool
     has_table: bool = False  # attention has a table of values by token (value_embeddings)
     rotary: bool = True  # rotates queries and keys, if the model has rotary positions
+    recurrent: str = ""  # conv, delta, mamba: a layer of model.recurrent in place of attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +137,9 @@ class ModelConfig:
     mlp_dim: int  # hidden units of a dense feed-forward
     head_dim: int = 0  # 0: embed_dim / num_heads
 
-    attention_pattern: tuple[str, ...] = ("global",)  # global or local, repeated over the layers
+    # global or local; or in place of attention conv (a short gated convolution, LFM2), delta (a gated delta net, Qwen3-Next) or
+    # mamba (Mamba-2, Bamba). Repeated over the layers.
+    attention_pattern: tuple[str, ...] = ("global",)
     window: int = 0  # tokens that a local layer sees, including the token itself
     qkv_bias: bool = False  # biases of queries, keys and values
     output_bias: bool = False  # bias of the attention's output
@@ -130,10 +147,12 @@ class ModelConfig:
     qk_norm_last: bool = False  # queries and keys are rotated before their norm
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
+    output_gate: bool = False  # attention's values are multiplied by σ(gate(x)) before the output (Qwen3-Next)
     attention_sinks: bool = False  # a learned logit per head, added to the softmax's denominator
     # Every so many layers, from the last, add a learned vector of the token to its values (ResFormer); 0: none.
     value_embeddings: int = 0
     mla: LatentAttention = LatentAttention()
+    recurrent: Recurrent = Recurrent()
     attention: str = ""  # FILE.py:CLASS in place of the attention (docs/extend.md); "": none
 
     positions: str = "rotary"  # rotary, learned, none
@@ -241,11 +260,23 @@ class ModelConfig:
         every = self.value_embeddings
 
         def kind(i: int) -> LayerKind:
-            has_table = every > 0 and (self.num_layers - 1 - i) % every == 0
+            has_table, name = every > 0 and (self.num_layers - 1 - i) % every == 0, attention[i % len(attention)]
+            recurrent = name if name in RECURRENT else ""
+            is_moe = mlp[i % len(mlp)] == "moe"
             rotates = rotary[i % len(rotary)] == "rotary"
-            return LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe", has_table, rotates)
+            return LayerKind(name == "local", is_moe, has_table and not recurrent, rotates, recurrent)
 
         return tuple([kind(i) for i in range(self.num_layers)])
+
+    @property
+    def recurrent_kinds(self) -> tuple[str, ...]:
+        """Return the kinds of layers with a state that this model has."""
+        return tuple(sorted(set(RECURRENT).intersection(self.attention_pattern[: self.num_layers])))
+
+    @property
+    def attention_layers(self) -> int:
+        """Return the number of layers that keep keys and values."""
+        return sum(not kind.recurrent for kind in self.layer_kinds)
 
     @property
     def stacks(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:

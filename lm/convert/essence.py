@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from lm.config import Audio, LatentAttention, MixtureOfExperts, ModelConfig, Rope, Vision
+from lm.config import Audio, LatentAttention, MixtureOfExperts, ModelConfig, Recurrent, Rope, Vision
 from lm.convert.rotary import KEYS
 from lm.convert.rows import Family
 
@@ -24,7 +24,7 @@ def essence(config: ModelConfig) -> dict:
     kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
     local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
     found = {key: value for key, value in dataclasses.asdict(config).items() if key not in LEFT_OUT}
-    found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
+    found["attention_pattern"] = tuple(kind.recurrent or ("local" if kind.local else "global") for kind in kinds)
     found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)
     found["rotary_pattern"] = tuple("rotary" if kind.rotary and config.positions == "rotary" else "none" for kind in kinds)
     if not config.attention_temperature:
@@ -45,7 +45,8 @@ def essence(config: ModelConfig) -> dict:
     found["rope"] = dataclasses.asdict(_rope_essence(rope, config.positions, bool(mla.kv_rank)))
     found["moe"] = dataclasses.asdict(_moe_essence(moe, config.mlp_dim) if sparse else MixtureOfExperts())
     found |= {name: dataclasses.asdict(_tower_essence(getattr(config, name))) for name in ("vision", "audio")}
-    for section in ("mla", "rope", "moe", "vision", "audio"):
+    found["recurrent"] = dataclasses.asdict(_recurrent_essence(config.recurrent, config.recurrent_kinds))
+    for section in ("mla", "recurrent", "rope", "moe", "vision", "audio"):
         found |= {f"{section}.{key}": value for key, value in found.pop(section).items()}
     return found
 
@@ -76,6 +77,14 @@ def _moe_essence(moe: MixtureOfExperts, mlp_dim: int) -> MixtureOfExperts:
     if moe.num_groups == 1:
         moe = dataclasses.replace(moe, top_groups=1, group_score=default.group_score)
     return moe
+
+
+def _recurrent_essence(recurrent: Recurrent, kinds: tuple[str, ...]) -> Recurrent:
+    """Return the settings of the layers with a state, as far as these kinds have them."""
+    heads = ("num_heads", "num_key_heads", "key_dim", "value_dim")
+    keys = [*(("kernel",) if kinds else ()), *(("bias",) if {"conv", "mamba"} & set(kinds) else ())]
+    keys += heads if {"delta", "mamba"} & set(kinds) else ()
+    return Recurrent(**{key: getattr(recurrent, key) for key in keys})
 
 
 def _tower_essence(tower: Vision | Audio) -> Vision | Audio:

@@ -12,6 +12,7 @@ from lm.convert.dense_families import ERNIE, GLM, GLM4, GRANITE, HUNYUAN, NEMOTR
 from lm.convert.essence import lacks
 from lm.convert.gemma import GEMMA2, GEMMA3
 from lm.convert.gpt2 import GPT2
+from lm.convert.hybrids import BAMBA, LFM2, QWEN3_NEXT
 from lm.convert.ideas import missing
 from lm.convert.llama import LLAMA
 from lm.convert.multimodal.families import IDEFICS3, LLAVA, SMOLVLM, VOXTRAL
@@ -25,7 +26,7 @@ from lm.runs.own_code import own_parts
 
 # Export tries the families in this order.
 TEXT = (
-    *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, DEEPSEEK, GPT2),
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, DEEPSEEK, GPT2, LFM2, QWEN3_NEXT, BAMBA),
     *(SMOLLM3, OLMO3, GRANITE, SEED_OSS, ERNIE, EXAONE4, COHERE, COHERE2, GLM, GLM4, HUNYUAN, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, MISTRAL3, GPT_OSS, GLM4_MOE, GRANITE_MOE, ERNIE_MOE, HUNYUAN_MOE),
 )

@@ -111,7 +111,7 @@ QWEN3 = derived(
 )
 
 
-def _qwen3_moe(hf: Mapping) -> dict:
+def qwen3_moe(hf: Mapping) -> dict:
     E = hf.get("num_experts", hf.get("num_local_experts", 128))
     dense, step, L = hf["mlp_only_layers"] or (), hf["decoder_sparse_step"], hf["num_hidden_layers"]
     kinds = ["moe" if E and i not in dense and (i + 1) % step == 0 else "dense" for i in range(L)]
@@ -125,7 +125,7 @@ def _qwen3_moe(hf: Mapping) -> dict:
     return {"qk_norm": "head", **biases(hf), **mixture, **windows(hf["sliding_window"] if hf["use_sliding_window"] else None)}
 
 
-def _qwen3_moe_keys(config: ModelConfig) -> dict:
+def qwen3_moe_keys(config: ModelConfig) -> dict:
     moe, window = config.moe, window_of(config)
     return {
         "attention_bias": config.qkv_bias,
@@ -145,24 +145,26 @@ def _qwen3_moe_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
     return [*llama.attention(config), *llama.pre_norms(config), *mlp]
 
 
+QWEN3_MOE_DEFAULTS = {
+    **QWENS,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+}
+
 # Qwen 3 with mixtures of experts on some or all layers; its window, if any, is on every layer.
 QWEN3_MOE = derived(
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
-    {
-        **QWENS,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 24,
-        "num_key_value_heads": 4,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": None,
-        "moe_intermediate_size": 768,
-        "num_experts_per_tok": 8,
-        "norm_topk_prob": False,
-    },
-    read=_qwen3_moe,
-    write=_qwen3_moe_keys,
+    QWEN3_MOE_DEFAULTS,
+    read=qwen3_moe,
+    write=qwen3_moe_keys,
     rows=_qwen3_moe_rows,
     gguf="qwen3moe",
 )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lm.kernels.cpu.pages import Pages, Places
     from lm.kernels.head import CrossEntropy
     from lm.kernels.quantize import Integers
+    from lm.kernels.recurrence import Flow
 
 VARIABLE = "LMCRAFT_KERNELS"
 
@@ -327,6 +328,32 @@ def combined_size(heads: int, size: int, dtype: DTypeLike, sinks: bool) -> int:
     heads, size, dtype: of keys and values that are kept. sinks: whether attention has some.
     """
     return _module("tpu.pages").combined_size(heads, size, dtype, sinks) if platform() == "tpu" else 0
+
+
+# --- States ---
+
+
+@operation(Backend("chunks", "recurrence", when=lambda q_BTGK, *_, **__: q_BTGK.shape[1] > 1 and not rows_are_alone()))
+def recurrence(
+    q_BTGK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGRV: jax.Array,
+    decay_BTGR: jax.Array,
+    beta_BTGR: jax.Array | None,
+    state_BGRKV: jax.Array | None,
+    flow: "Flow",
+    chunk: int = 64,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return y_t = S_tᵀ·q_t of a state S_t = e^decay·S_{t−1} + k·u_tᵀ, float32 [B, T, G, R, V], and the state after the row.
+
+    Without beta u = v (linear attention with decay; Mamba-2, Dao and Gu 2024, eq. 16). With beta the state forgets what it had
+    for the key: u = β·(v − (e^decay·S_{t−1})ᵀ·k), the gated delta rule (Yang et al. 2024, "Gated Delta Networks", eq. 10).
+
+    Args: all float32.
+      q, k: G heads, which R heads of values share each. decay: log of the factor, at most 0. beta: in 0…1, or None.
+      state: before the first token; None: zero, and none is returned. flow: where states begin and stay.
+      chunk: tokens that are computed at once.
+    """
 
 
 # --- Losses and experts ---

@@ -22,6 +22,7 @@ from lm.kernels.cpu.pages import Pages, Places
 from lm.kernels.head import CrossEntropy, softcapped
 from lm.kernels.matmul import product as product  # an einsum is plain already
 from lm.kernels.quantize import Integers, dequantize, dequantize_rows, quantize_rows
+from lm.kernels.recurrence import Flow, without_padding
 from lm.parallel.arrays import AnyArray
 from lm.parallel.mesh import reshard, spec, spec_of
 
@@ -206,6 +207,35 @@ def combined_attention(q_THK: jax.Array, pages: Pages, places: Places, scoring: 
     """Takes the pool apart."""
     k, v = (Pages(pages.values[:, :, n::2]) for n in (0, 1))
     return paged_attention(q_THK, k, v, places, scoring)
+
+
+def recurrence(
+    q_BTGK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGRV: jax.Array,
+    decay_BTGR: jax.Array,
+    beta_BTGR: jax.Array | None,
+    state_BGRKV: jax.Array | None,
+    flow: Flow,
+    chunk: int = 64,
+) -> tuple[jax.Array, jax.Array | None]:
+    """One token after the other. Sums, not products: a token has the same bits alone and in any batch."""
+    B, _, G, R, V = v_BTGRV.shape
+    begin = jnp.zeros((B, G, R, k_BTGK.shape[-1], V), jnp.float32) if state_BGRKV is None else state_BGRKV
+    k_BTGK, decay_BTGR = without_padding(k_BTGK, decay_BTGR, flow)
+    has_beta, beta_BTGR = beta_BTGR is not None, jnp.ones_like(decay_BTGR) if beta_BTGR is None else beta_BTGR
+
+    def one(S: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        q_BGK, k_BGK, v_BGRV, decay_BGR, beta_BGR, fresh_B = token
+        k = k_BGK[:, :, None, :, None]
+        S = jnp.where(fresh_B[:, None, None, None, None], 0.0, S) * jnp.exp(decay_BGR)[..., None, None]
+        known_BGRV = jnp.sum(S * k, axis=3) if has_beta else 0.0
+        S = S + k * ((v_BGRV - known_BGRV) * beta_BGR[..., None])[:, :, :, None]
+        return S, jnp.sum(S * q_BGK[:, :, None, :, None], axis=3)
+
+    tokens = (q_BTGK, k_BTGK, v_BTGRV, decay_BTGR, beta_BTGR, flow.fresh_BT)
+    S, y = lax.scan(one, begin, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
+    return jnp.moveaxis(y, 0, 1), None if state_BGRKV is None else S
 
 
 def cross_entropy(

@@ -28,6 +28,10 @@ GATE_INPUTS, GATE_RANGE = 12, 3.0  # of a value embedding (nanochat)
 
 def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, kind: LayerKind) -> nnx.Module:
     """Return a new attention of a layer of this kind, as the config says, or the user's own."""
+    if kind.recurrent:
+        from lm.model.recurrent import RECURRENT_LAYERS  # here, because most models have none
+
+        return RECURRENT_LAYERS[kind.recurrent](config, rngs)
     window = config.window if kind.local else 0
     if config.attention:
         return layer_part("model.attention", config.attention, "FILE.py:CLASS")(config, rngs, window)
@@ -64,6 +68,8 @@ class Attention(nnx.Module):
         self.query = project("query", H, "heads")
         self.key = project("key", G, "kv_heads")
         self.value = project("value", G, "kv_heads")
+        if config.output_gate:
+            self.gate = project("gate", H, "heads")
         self.output = Linear(
             config,
             rngs,
@@ -114,6 +120,9 @@ class Attention(nnx.Module):
         else:
             assert step.visible is not None
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
+        if hasattr(self, "gate"):
+            gate_BTHK = jax.nn.sigmoid(saved(self.gate(x_BTD)).astype(jnp.float32))
+            mixed_BTHK = (mixed_BTHK.astype(jnp.float32) * gate_BTHK).astype(mixed_BTHK.dtype)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
 
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lm.config import ModelConfig
+from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Scoring
 from lm.kernels.ops import cached_attention
+from lm.model.states import State, empty_states
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import platform, spec, spec_of
 
@@ -60,17 +61,20 @@ class Cache(NamedTuple):
         return stored["k"], stored["v"]
 
 
+LayerCache = Cache | State
+
+
 class DecodeState(NamedTuple):
     """The state of decoding between calls: the caches of all layers, and which slots are filled.
 
-    layers: for each position in the block of each stack, a Cache of all repeats; without scanned layers a tuple of Caches, one
-      for each repeat, so that each is written in place.
+    layers: for each position in the block of each stack, a Cache (or State) of all repeats; without scanned layers a tuple of
+      them, one for each repeat, so that each is written in place.
     segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free slot; it counts the slots of prefixes.
     Keys are rotated when they are written. If angles depend on the length (dynamic NTK), later tokens do not rotate them again,
     as in transformers.
     """
 
-    layers: tuple[tuple[Cache | tuple[Cache, ...], ...], ...]
+    layers: tuple[tuple[LayerCache | tuple[LayerCache, ...], ...], ...]
     segments_BS: jax.Array
     slot: jax.Array
 
@@ -116,12 +120,15 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, repeats: tuple[int,
 def empty_state(config: ModelConfig, batch: int, slots: int) -> DecodeState:
     """Return a decode state with `slots` free slots for `batch` rows."""
 
-    def caches(repeats: int) -> Cache | tuple[Cache, ...]:
-        if config.scan_layers:
-            return empty_cache(config, batch, slots, (repeats,))
-        return tuple(empty_cache(config, batch, slots) for _ in range(repeats))
+    def cache(kind: LayerKind, repeats: tuple[int, ...]) -> LayerCache:
+        if kind.recurrent:
+            return empty_states(config, kind.recurrent, batch, repeats)
+        return empty_cache(config, batch, slots, repeats)
 
-    layers = tuple(tuple(caches(repeats) for _ in block) for block, repeats in config.stacks)
+    def caches(kind: LayerKind, repeats: int) -> LayerCache | tuple[LayerCache, ...]:
+        return cache(kind, (repeats,)) if config.scan_layers else tuple(cache(kind, ()) for _ in range(repeats))
+
+    layers = tuple(tuple(caches(kind, repeats) for kind in block) for block, repeats in config.stacks)
     segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
     return DecodeState(layers, segments_BS, jnp.int32(0))
 
@@ -133,10 +140,13 @@ def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int) -> De
     """
     own = empty_state(config, state.segments_BS.shape[0] * copies, slots)
 
-    def after(new: Cache, old: Cache) -> Cache:
+    def after(new: LayerCache, old: LayerCache) -> LayerCache:
+        if isinstance(old, State):
+            return jax.tree.map(lambda x: repeat(x, copies, axis=int(config.scan_layers)), old)
+        assert isinstance(new, Cache)
         return new._replace(prefixes=(*old.prefixes, old._replace(prefixes=())))
 
-    layers = jax.tree.map(after, own.layers, state.layers, is_leaf=lambda x: isinstance(x, Cache))
+    layers = jax.tree.map(after, own.layers, state.layers, is_leaf=lambda x: isinstance(x, LayerCache))
     segments_BS = jnp.concatenate((repeat(state.segments_BS, copies), own.segments_BS), axis=1)
     return DecodeState(layers, segments_BS, state.slot)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.config import ModelConfig
+from lm.config import RECURRENT, ModelConfig
 from lm.config.towers import Media
 from lm.kernels.attention import Branches, Visible
 from lm.model.cache import DecodeState
@@ -67,6 +67,7 @@ class Step(NamedTuple):
     table: PageTable | None = None  # for a paged cache; then T = 1, and every row is a token of some sequence
     tokens_BT: jax.Array | None = None  # for model.value_embeddings
     temperature_BT11: jax.Array | None = None  # float32, multiplies queries (model.attention_temperature)
+    fresh_BT: jax.Array | None = None  # bool, for layers with a state: the token is the first of its sequence
 
 
 def steps_of(
@@ -95,8 +96,9 @@ def steps_of(
     kinds = {kind.local for kind in config.layer_kinds}
     tokens_BT = inputs.tokens_BT if config.value_embeddings else None
     warmth = _temperature(config, positions_BT) if config.attention_temperature else None
+    fresh_BT = _fresh(segments_BT, positions_BT) if not set(RECURRENT).isdisjoint(config.attention_pattern) else None
     steps = {
-        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table, tokens_BT, warmth)
+        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table, tokens_BT, warmth, fresh_BT)
         for local in sorted(kinds)
     }
     return steps, memory
@@ -106,6 +108,12 @@ def _temperature(config: ModelConfig, positions_BT: jax.Array) -> jax.Array:
     """Return 1 + a·ln(1 + ⌊p / length⌋) for each position p, float32 [B, T, 1, 1] (Llama 4; after Nakanishi 2025)."""
     grown = jnp.log1p((positions_BT // config.temperature_length).astype(jnp.float32))
     return (1 + config.attention_temperature * grown)[:, :, None, None]
+
+
+def _fresh(segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """Return whether each token is the first of its sequence: of its segment in the row, or at position 0 of its text."""
+    differs_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+    return (segments_BT > 0) & (differs_BT | (positions_BT == 0))
 
 
 def _rotary(config: ModelConfig, positions_BT: jax.Array, table: PageTable | None) -> dict[bool, tuple[jax.Array, jax.Array]]:

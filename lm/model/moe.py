@@ -38,7 +38,7 @@ class Balance(nnx.Variable):
 
 
 class MoE(nnx.Module):
-    """y = Σ over the experts a token chose of weight · expert(x), + shared(x).
+    """y = Σ over the experts a token chose of weight · expert(x), + shared(x), the latter with `shared_gate` times σ(x·W).
 
     expert(x) is down(f(gate(x)) · up(x)), or down(f(up(x))) if not gated; its weight is applied before `down`, which is
     equal, so that the gradient of the weight does not need the output of `down`.
@@ -64,6 +64,8 @@ class MoE(nnx.Module):
         self.down = declared(config, "feed_forward.down", normal(rngs, (E, F, D), std), out_of, (1,))
         if moe.shared_dim:
             self.shared = FeedForward(config, rngs, moe.shared_dim, name="feed_forward.shared")
+        if moe.shared_gate:
+            self.shared_gate = parameter(normal(rngs, (D, 1)), ("embed", "replicated"), "head")
 
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, RouterStats]:
         """Return y_BTD in the compute dtype, and statistics. Padding (`valid_BT` False) uses no expert and is not counted."""
@@ -89,8 +91,14 @@ class MoE(nnx.Module):
             out = ("batch", length_axis(x_BTD), None)
             y_BTD = y_BTD + matmul("bte,ed->btd", weight_BTE, self.down_bias[...], dtype=config.compute_dtype, out=out)
         if moe.shared_dim:
-            y_BTD = y_BTD + self.shared(x_BTD)
+            y_BTD = y_BTD + self._shared(x_BTD)
         return y_BTD, router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT)
+
+    def _shared(self, x_BTD: jax.Array) -> jax.Array:
+        y_BTD = self.shared(x_BTD)
+        if not self.config.moe.shared_gate:
+            return y_BTD
+        return y_BTD * jax.nn.sigmoid(router_logits(x_BTD, self.shared_gate[...], self.config)).astype(y_BTD.dtype)
 
     def expert_weights(self) -> dict[str, jax.Array]:
         """Return gate (if gated) and up [E, D, F], down [E, F, D], dequantized to the compute dtype, and biases [E, F]."""

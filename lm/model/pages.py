@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lm.config import ModelConfig
+from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Scoring
 from lm.kernels.cpu.pages import Pages, Places
 from lm.kernels.native.registered import compiled
 from lm.kernels.ops import combined_attention, combined_size, paged_attention, write_pages
 from lm.model.cache import cache_dtype
+from lm.model.states import State, empty_states
 from lm.parallel.arrays import AnyArray, PyTree
 from lm.parallel.mesh import spec, spec_of
 
@@ -95,13 +96,17 @@ class PagedCache:
         return out_BHV.astype(q_B1HK.dtype)[:, None]
 
 
+PagedLayer = PagedCache | State
+
+
 class PagedState(NamedTuple):
     """The pages of all layers, as lm.model.cache.DecodeState has its caches, and the table of this call.
 
-    Without scanned layers there is a tuple of caches for each position of a block.
+    A layer with a state has one for each row of the table instead. Without scanned layers there is a tuple of caches for each
+    position of a block.
     """
 
-    layers: tuple[tuple[PagedCache | tuple[PagedCache, ...], ...], ...]
+    layers: tuple[tuple[PagedLayer | tuple[PagedLayer, ...], ...], ...]
     table: PageTable
 
     def after(self, layers: tuple[PyTree, ...], T: int) -> "PagedState":
@@ -124,11 +129,11 @@ def reads_few_pages(config: ModelConfig, dtype: str = "") -> bool:
 
 
 def empty_layers(
-    config: ModelConfig, count: int, page: int, dtype: str = ""
-) -> tuple[tuple[PagedCache | tuple[PagedCache, ...], ...], ...]:
-    """Return `layers` of a PagedState with `count` pages of `page` tokens.
+    config: ModelConfig, count: int, page: int, dtype: str = "", rows: int = 1
+) -> tuple[tuple[PagedLayer | tuple[PagedLayer, ...], ...], ...]:
+    """Return `layers` of a PagedState with `count` pages of `page` tokens, and states of `rows` sequences.
 
-    On a mesh its shards have equal parts of them. dtype: "int8", "bfloat16" or "float32"; "": the dtype of other caches.
+    On a mesh its shards have equal parts of them. dtype: of pages, "int8", "bfloat16" or "float32"; "": that of other caches.
     """
     kept = jnp.dtype(dtype or cache_dtype(config))
     heads_axis = None if config.mla.kv_rank else "kv_heads"
@@ -142,15 +147,16 @@ def empty_layers(
         where = spec(*before, "batch", None, heads_axis)
         return Pages(values, jnp.zeros((*repeats, count, page, heads), jnp.bfloat16, out_sharding=where))
 
-    def of_layer(repeats: tuple[int, ...]) -> PagedCache:
-        return PagedCache(
-            {name: pool(repeats, *shape) for name, shape in page_shapes(config, kept).items()}, config.mla.kv_rank
-        )
+    def of_layer(kind: LayerKind, repeats: tuple[int, ...]) -> PagedLayer:
+        if kind.recurrent:
+            return empty_states(config, kind.recurrent, rows, repeats)
+        pools = {name: pool(repeats, *shape) for name, shape in page_shapes(config, kept).items()}
+        return PagedCache(pools, config.mla.kv_rank)
 
-    def of_stack(repeats: int) -> PagedCache | tuple[PagedCache, ...]:
-        return of_layer((repeats,)) if config.scan_layers else tuple(of_layer(()) for _ in range(repeats))
+    def of_stack(kind: LayerKind, repeats: int) -> PagedLayer | tuple[PagedLayer, ...]:
+        return of_layer(kind, (repeats,)) if config.scan_layers else tuple(of_layer(kind, ()) for _ in range(repeats))
 
-    return tuple(tuple(of_stack(repeats) for _ in block) for block, repeats in config.stacks)
+    return tuple(tuple(of_stack(kind, repeats) for kind in block) for block, repeats in config.stacks)
 
 
 def page_bytes(config: ModelConfig, page: int, dtype: str = "") -> int:
@@ -158,7 +164,7 @@ def page_bytes(config: ModelConfig, page: int, dtype: str = "") -> int:
     kept = jnp.dtype(dtype or cache_dtype(config))
     scale = 2 if kept == jnp.int8 else 0
     shapes = page_shapes(config, kept).values()
-    return config.num_layers * page * sum(heads * (size * kept.itemsize + scale) for heads, size in shapes)
+    return config.attention_layers * page * sum(heads * (size * kept.itemsize + scale) for heads, size in shapes)
 
 
 def _heads_axis(pools: dict[str, Pages]) -> str | None:

@@ -15,6 +15,7 @@ from lm.config import ModelConfig, Quantization
 from lm.model.linear import trainable
 from lm.model.moe import Balance
 from lm.model.pages import page_bytes
+from lm.model.states import core_flops
 from lm.model.transformer import skeleton
 
 PARTS = tuple(
@@ -105,7 +106,8 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
 
     A matrix of n numbers costs 2·n forward; backward 2·n for the gradient of its input and, if it is trained, 2·n for its own.
     An embedding is a look-up and costs nothing, unless it is also the head. The products of a query with s keys cost
-    2·H·(K + V)·s, backward twice that. A query sees T/2 keys on average in a global layer, W − W²/(2·T) in a local one.
+    2·H·(K + V)·s, backward twice that. A query sees T/2 keys on average in a global layer, W − W²/(2·T) in a local one. What a
+    layer with a state does with it counts as these products do.
     """
     costs = dict.fromkeys((*PARTS, "attention_products"), Cost(0.0, 0.0))
 
@@ -122,6 +124,9 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
             add("mtp", 2 * piece.size * config.mtp_depth, piece.trained)
     kinds = (*config.layer_kinds, *config.layer_kinds[-1:] * config.mtp_depth)
     for kind in kinds:
+        if kind.recurrent:
+            add("attention_products", core_flops(config, kind.recurrent))
+            continue
         seen = min(config.window, sequence_length) if kind.local else sequence_length
         keys = seen - seen**2 / (2 * sequence_length)
         add("attention_products", 2 * config.num_heads * (config.key_head_dim + config.value_head_dim) * keys)
@@ -136,8 +141,10 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "") -> dict[str, int]:
     """Return {"global", "local"} -> cache bytes per token of all layers of the kind; local ones need only the last W tokens.
 
+    Layers with a state of fixed size have none.
+
     Counted in the compute dtype, as on accelerators; on a CPU a bfloat16 cache is stored as float32.
     """
-    each = page_bytes(config, 1, cache_dtype or config.dtype) // config.num_layers
+    each = page_bytes(config, 1, cache_dtype or config.dtype) // max(1, config.attention_layers)
     local = sum(kind.local for kind in config.layer_kinds)
-    return {"global": (config.num_layers - local) * each, "local": local * each}
+    return {"global": (config.attention_layers - local) * each, "local": local * each}

@@ -19,7 +19,7 @@ from lm.kernels.ops import embedding, matmul
 from lm.kernels.saved import saved
 from lm.model.attention import attention_sublayer
 from lm.model.audio import AudioTower
-from lm.model.cache import Cache
+from lm.model.cache import LayerCache
 from lm.model.execution import layer_policy, through, unstacked
 from lm.model.feed_forward import feed_forward_sublayer
 from lm.model.initializers import STD, no_values, normal, parameter, stacked
@@ -28,7 +28,7 @@ from lm.model.linear import Linear, Score, scaled_output, stored
 from lm.model.media import with_media, with_vectors
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
-from lm.model.pages import PagedCache, PagedState
+from lm.model.pages import PagedLayer, PagedState
 from lm.model.vision import VisionTower
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import axis_between_blocks, length_axis, shift, whole_rows
@@ -73,8 +73,8 @@ class Layer(nnx.Module):
         self.post_feed_forward_norm = layer_norm(config) if after else None
 
     def __call__(
-        self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
-    ) -> tuple[jax.Array, Cache | PagedCache | None, RouterStats | None]:
+        self, x_BTD: jax.Array, step: Step, cache: LayerCache | PagedLayer | None = None
+    ) -> tuple[jax.Array, LayerCache | PagedLayer | None, RouterStats | None]:
         """Return (x, the layer's next cache or None, RouterStats or None)."""
         with jax.named_scope("attention"):  # names in a trace
             normed_BTD = _normed(self.attention_norm, x_BTD)
@@ -109,8 +109,8 @@ class AheadModule(nnx.Module):
         self.norm = layer_norm(config)
 
     def __call__(
-        self, hidden_BTD: jax.Array, next_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
-    ) -> tuple[jax.Array, Cache | PagedCache | None, RouterStats | None]:
+        self, hidden_BTD: jax.Array, next_BTD: jax.Array, step: Step, cache: LayerCache | PagedLayer | None = None
+    ) -> tuple[jax.Array, LayerCache | PagedLayer | None, RouterStats | None]:
         both = jnp.concatenate((self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)), axis=-1)
         return self.layer(self.projection(both, length_axis(both)), step, cache)
 
@@ -239,7 +239,7 @@ class Transformer(nnx.Module):
         """
         config, module = of_module(self.config), self.mtp[0]
         steps, _ = steps_of(config, inputs.filled(), memory, False)
-        (cache,) = jax.tree.leaves(memory.layers, is_leaf=lambda x: isinstance(x, PagedCache))
+        (cache,) = jax.tree.leaves(memory.layers, is_leaf=lambda x: isinstance(x, PagedLayer))
         x_BTD, cache, _ = module(x_BTD, self._rows(inputs.tokens_BT), steps[config.layer_kinds[0].local], cache)
         return Hidden(module.norm(x_BTD), memory.after((((cache,),),), 1), None)
 

@@ -270,6 +270,10 @@ def check_fit(
     if not all(kind.moe for kind in model.layer_kinds) or not moe.expert_dim:
         split.append(("mlp_dim", "tensor"))
     split += [("mla.kv_rank", "fsdp"), ("mla.query_rank", "fsdp")]
+    if "conv" in model.recurrent_kinds:
+        split.append(("embed_dim", "tensor"))
+    if {"delta", "mamba"} & set(model.recurrent_kinds):
+        split.append(("recurrent.num_key_heads", "tensor"))
     for tower in ("vision", "audio"):
         if getattr(model, tower).num_layers:
             split += [(f"{tower}.embed_dim", "fsdp"), (f"{tower}.num_heads", "tensor"), (f"{tower}.mlp_dim", "tensor")]
@@ -284,6 +288,10 @@ def check_fit(
             ways, named = ways * shape["context"], f"mesh.fsdp × mesh.context = {ways} × {shape['context']}"
         if size % ways:
             raise UserError(f"{named} does not divide model.{key}={size}")
+    for axis in ("stage", "context"):
+        if model.recurrent_kinds and shape[axis] > 1:
+            named = f"mesh.{axis}={shape[axis]}"
+            raise UserError(f"{named} must be 1: model.attention_pattern has {model.recurrent_kinds[0]} layers, with a state")
     if shape["stage"] > 1:
         _check_stages(shape["stage"], model)
     ways = row_ways(mesh) * accumulate

@@ -14,6 +14,7 @@ from flax import nnx
 from lm.cli import config_files
 from lm.config import ModelConfig
 from lm.convert.source import open_source
+from lm.errors import UserError
 from lm.infer.engine.open import check_options
 from lm.infer.engine.room import ACCELERATOR, Capacity, fitting_pages, positions_of
 from lm.infer.engine.step import Shapes, fitting, lay_out, lowered, shapes_of
@@ -57,6 +58,10 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     model, devices = model_of(config), devices_of(topology)
     chip, mesh = chip_of(devices[0]), mesh_of(config, devices) or make_mesh({}, devices[:1])
     check_fit(mesh, model, row_ways(mesh), 1)
+    if model.recurrent_kinds:
+        raise UserError(
+            f"--plan: the model has {model.recurrent_kinds[0]} layers (model.attention_pattern), which are not planned"
+        )
     with jax.set_mesh(mesh):
         steps = abstract_steps(model, capacity_of(config), chip)
         memory = {"parameters": bytes_per_device(steps.weights.split()[1]), "pages": bytes_per_device(steps.pages)}

@@ -23,7 +23,7 @@ from lm.parallel.mesh import place_rows
 GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
 UNEQUAL = (
     "log-probabilities of sampler and trainer differ by up to {:.2g} nats. One CPU computes equal ones, for models without "
-    "experts and latent attention; else set rl.require_equal=False"
+    "experts, latent attention and layers with a state; else set rl.require_equal=False"
 )
 
 

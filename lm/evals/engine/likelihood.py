@@ -103,7 +103,7 @@ def work(
 def slot_bytes(config: ModelConfig) -> int:
     """Return the bytes of key/value cache that one slot of a row takes in all layers."""
     sizes = [x[0] * x[1] for x in cache_shapes(config).values()]
-    return sum(sizes) * config.num_layers * cache_dtype(config).itemsize
+    return sum(sizes) * config.attention_layers * cache_dtype(config).itemsize
 
 
 def dropless(model: Transformer) -> Transformer:
@@ -123,8 +123,9 @@ def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
         model.config.embed_dim,
         shape=COMPILING[kind] // (2 * parameters),
         batch=batch_tokens or BATCH[kind],
-        cache=ways * CACHE // slot_bytes(model.config),
+        cache=ways * CACHE // max(1, slot_bytes(model.config)),
         ways=ways,
+        shares=not model.config.recurrent_kinds,
     )
 
 

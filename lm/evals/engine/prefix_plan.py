@@ -56,13 +56,15 @@ class Batch(NamedTuple):
 
 class Costs(NamedTuple):
     """Costs of a plan, in tokens. width: D of the model. shape: compiling one more shape. batch: slots of a batch. cache: slots
-    of key/value cache that fit. ways: devices that rows are split over."""
+    of key/value cache that fit. ways: devices that rows are split over. shares: whether continuations share what they have in
+    common; a layer with a state reads each text from its beginning."""
 
     width: int
     shape: int
     batch: int
     cache: int = 1 << 30
     ways: int = 1
+    shares: bool = True
 
     def slot(self, T, P=0):
         """Return the cost of a slot in a row of T after P cached ones (numbers or arrays), with attention as on a CPU."""
@@ -76,7 +78,8 @@ def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int
         numbers.setdefault(_key(context), {}).setdefault(_key(continuation), []).append(number)
     heads = {key: _ids(key) for key in sorted(numbers)}
     longest = max((len(head) + len(c) // 4 - 1 for key, head in heads.items() for c in numbers[key]), default=0)
-    tries = [trie for key, head in heads.items() for trie in _tries(head, numbers[key], max(longest, costs.batch))]
+    most = max(longest, costs.batch) if costs.shares else 0
+    tries = [trie for key, head in heads.items() for trie in _tries(head, numbers[key], most)]
     return [batch for P, groups in _by_slots(_grouped(tries, costs), costs) for batch in _batches(P, groups, costs)]
 
 
@@ -180,7 +183,7 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
             ranges.append(_Range(begin, parts[0].shared, min(together, cost), groups))
         if i < len(tries):
             ranges.append(_Range(i, shared, float(alone[i]), [(i, i + 1, 0)]))
-    if alone.sum() - sum(part.cost for part in ranges) < costs.shape:
+    if not costs.shares or alone.sum() - sum(part.cost for part in ranges) < costs.shape:
         return [_Group(0, tries)]
     groups = [group for part in ranges for group in part.groups]
     single = [tries[begin] for begin, _, shared in groups if not shared]

@@ -51,6 +51,9 @@ class ByModel:
     def __init__(self, weights: Weights, config: ModelConfig, blocks: List[Blocks], rows: int, shapes: Shapes):
         if weights.config.vocab_size != config.vocab_size:
             raise UserError(f"speculate: the draft model has {weights.config.vocab_size} tokens, the model {config.vocab_size}")
+        if weights.config.recurrent_kinds:
+            kind = weights.config.recurrent_kinds[0]
+            raise UserError(f"speculate: the draft model has {kind} layers, whose state cannot take a guess back; take another")
         if weights.config.rope.depends_on_length:
             raise UserError("speculate: the angles of the draft model depend on the length; take another one")
         if weights.config.max_positions < config.max_positions:

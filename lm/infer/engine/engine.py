@@ -68,6 +68,9 @@ class Engine:
     ):
         if mesh is not None and mesh.size > 1 and packed:
             raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")
+        if model.config.recurrent_kinds and (capacity.drafts or draft_model is not None):
+            kind = model.config.recurrent_kinds[0]
+            raise UserError(f"speculate: model.attention_pattern has {kind} layers, whose state cannot take a guess back")
         self._mesh, self._slots, self.config, self.tokenizer = mesh, slots, model.config, tokenizer
         ahead = draft_model is model
         self._weights_of = functools.partial(weights_of, packed=packed, slots=slots, in_place=in_place, ahead=ahead)

@@ -11,6 +11,7 @@ import psutil
 
 from lm.config import ModelConfig
 from lm.model.pages import empty_layers, page_bytes
+from lm.model.states import state_bytes
 from lm.parallel.mesh import platform, row_ways, ways
 
 SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's alone
@@ -64,7 +65,7 @@ def default_pages(config: ModelConfig, capacity: Capacity) -> int:
     most, page = affordable(config, capacity), capacity.here().page
     if jax.default_backend() != "cpu":  # nothing else wants an accelerator's memory
         return most
-    usual = 0 if capacity.context else CACHE // page_bytes(config, page, capacity.cache_dtype)
+    usual = 0 if capacity.context else CACHE // max(1, page_bytes(config, page, capacity.cache_dtype))
     longest = -(-positions_of(config, capacity) // page)
     return min(most, max(usual, capacity.rows * -(-(capacity.context or TYPICAL) // page), longest))
 
@@ -86,12 +87,14 @@ def fitting_pages(config: ModelConfig, capacity: Capacity, room: float) -> int:
     """Return the number of pages for `room` bytes of all shards, at most those that `rows` sequences of full length need."""
     page = capacity.here().page
     most = capacity.rows * -(-positions_of(config, capacity) // page)
-    return int(max(MIN, min(most, room // page_bytes(config, page, capacity.cache_dtype))))
+    room -= capacity.rows * state_bytes(config)
+    return int(max(MIN, min(most, room // max(1, page_bytes(config, page, capacity.cache_dtype)))))
 
 
 def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> tuple[jax.Array, ...]:
-    """Return the arrays of `count` pages on the current mesh."""
-    pages = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))(config, count, capacity.page, capacity.cache_dtype)
+    """Return the arrays of `count` pages on the current mesh, and of the states of all rows."""
+    rows, make = -(-capacity.rows // row_ways()) * row_ways(), jax.jit(empty_layers, static_argnums=(0, 1, 2, 3, 4))
+    pages = make(config, count, capacity.page, capacity.cache_dtype, rows)
     # Bound to their devices, as a step returns them: otherwise the step of the first call is compiled once more.
     return tuple(jax.device_put(x, x.sharding) for x in jax.tree.leaves(pages))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.config import ModelConfig, Rope
+from lm.config import RECURRENT, ModelConfig, Rope
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Shown
 from lm.infer.engine.request import NOT_FINITE, Event, Handle, Likely
@@ -129,6 +129,7 @@ class Sequence:
         self.hashes: list[bytes] = []
         self.read: list[Likely | None] = []  # of the prompt's tokens, as far as they are read and reported
         self.rope, self.key, self.slot = rope, key, slot
+        self._has_state = not set(RECURRENT).isdisjoint(config.attention_pattern)  # of a whole beginning, which no block keeps
         self.is_long = False  # read with the angles beyond the original context
         self.shown = Shown(r.prompt[: r.media_end or None], len(r.prompt), r.media, config) if r.media else None
         self._beside: dict[int, bytes] | None = None  # of its media, by block
@@ -171,6 +172,8 @@ class Sequence:
 
     def _shareable(self) -> int:
         """Return how many first tokens have keys and values that any sequence with the same beginning would have."""
+        if self._has_state:
+            return 0
         if self.rope is None or (self.rope.scaling == "longrope" and self.is_long):
             return len(self.tokens)
         return min(len(self.tokens), self.rope.original_positions) if self.prompt <= self.rope.original_positions else 0

@@ -86,8 +86,9 @@ def _forward(
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
     tokens_B, table, at_S, mask_BR, vectors = by_rows((tokens_B, table, at_S, mask_BR, vectors))
-    count, size = pages[0].shape[-4:-2]
-    empty = functools.partial(empty_layers, model.config, count, size, pages[0].dtype.name)
+    kinds, ways = {x.dtype.name for x in pages}, row_ways()
+    dtype = next((name for name in ("int8", "bfloat16") if name in kinds), "float32")  # of pages; states are float32
+    empty = functools.partial(empty_layers, model.config, ways, 1, dtype, ways)  # for the tree alone
     paged = PagedState(jax.tree.unflatten(jax.tree.structure(jax.eval_shape(empty)), pages), table)
     valid_B1, place_B1 = (jnp.asarray(table.slot_B) >= 0).astype(jnp.int32)[:, None], jnp.asarray(table.place_B)[:, None]
     with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):

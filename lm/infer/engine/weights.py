@@ -21,6 +21,7 @@ from lm.kernels.cpu.packed import Packed, can_pack, join, pack, pack_integers
 from lm.model.attention import Attention
 from lm.model.feed_forward import FeedForward
 from lm.model.linear import Linear, Quantized, QuantizedWeight, cast_matrices, whole
+from lm.model.recurrent import ShortConvolution, StateSpace
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.arrays import PyTree
 
@@ -36,7 +37,12 @@ class Kind(NamedTuple):
 
 
 KINDS = {"float32": Kind(32), "bfloat16": Kind(16), "int8": Kind(8), "int4": Kind(4, 32), "w8a8": Kind(8, 0, 8)}
-TOGETHER = {Attention: ("query", "key", "value"), FeedForward: ("up", "gate")}  # products of one input, joined
+TOGETHER = {
+    Attention: ("query", "key", "value"),
+    ShortConvolution: ("in_gate", "out_gate", "value"),
+    StateSpace: ("query", "key", "value", "gate"),
+    FeedForward: ("up", "gate"),
+}  # products of one input, joined
 UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile. A scan copies weights and pages.
 APART = ("attention.key_up", "attention.value_up")  # of latent attention: not only activations are multiplied with them
 

@@ -50,6 +50,16 @@ LATENT = dict(
     rms_norm_eps=1e-3,
 )
 
+LAST_NORMS = ("model.norm.weight", "transformer.ln_f.weight", "model.embedding_norm.weight", "model.final_layernorm.weight")
+NEXT_EXPERTS = dict(
+    num_experts=6,
+    num_experts_per_tok=3,
+    moe_intermediate_size=20,
+    shared_expert_intermediate_size=12,
+    norm_topk_prob=True,
+    rms_norm_eps=1e-2,  # a delta net may read almost nothing at a token, and its norm enlarges that
+)
+
 # By name: the class of the config, and what it differs by from COMMON.
 PEERS = {
     "llama": ("Llama", dict(attention_bias=True, mlp_bias=True, head_dim=16, rope_parameters={**LLAMA3, "rope_theta": 1e4})),
@@ -451,6 +461,92 @@ PEERS = {
             rope_parameters=PLAIN,
         ),
     ),
+    "lfm2": (
+        "Lfm2",
+        dict(
+            num_hidden_layers=5,
+            layer_types=["conv", "conv", "full_attention", "conv", "full_attention"],
+            block_auto_adjust_ff_dim=False,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "lfm2-biases": (
+        "Lfm2",
+        dict(
+            hidden_size=40,
+            layer_types=["full_attention", "conv"],
+            conv_bias=True,
+            conv_L_cache=5,
+            block_multiple_of=8,
+            tie_word_embeddings=False,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "qwen3-next": (
+        "Qwen3Next",
+        dict(
+            num_hidden_layers=4,
+            head_dim=16,
+            layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=6,
+            linear_key_head_dim=12,
+            linear_value_head_dim=10,
+            mlp_only_layers=[1],
+            **NEXT_EXPERTS,
+            rope_parameters={**PLAIN, "partial_rotary_factor": 0.25},
+        ),
+    ),
+    "qwen3-next-biases": (
+        "Qwen3Next",
+        dict(
+            head_dim=8,
+            attention_bias=True,
+            layer_types=["full_attention", "linear_attention"],
+            linear_num_key_heads=3,
+            linear_num_value_heads=3,
+            linear_key_head_dim=16,
+            linear_value_head_dim=24,
+            linear_conv_kernel_dim=2,
+            tie_word_embeddings=True,
+            mlp_only_layers=[0, 1],
+            **NEXT_EXPERTS,
+            rope_parameters={**YARN, "partial_rotary_factor": 0.5, "rope_theta": 1e3},
+        ),
+    ),
+    "bamba": (
+        "Bamba",
+        dict(
+            num_hidden_layers=4,
+            attn_layer_indices=[2],
+            mamba_n_heads=8,
+            mamba_n_groups=2,
+            mamba_d_state=10,
+            mamba_chunk_size=16,
+            attention_bias=True,
+            rms_norm_eps=1e-2,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "bamba-one-group": (
+        "Bamba",
+        dict(
+            hidden_size=40,
+            attn_layer_indices=[0],
+            mamba_n_heads=5,
+            mamba_n_groups=1,
+            mamba_d_state=24,
+            mamba_d_conv=2,
+            mamba_expand=3,
+            mamba_chunk_size=8,
+            mamba_conv_bias=False,
+            tie_word_embeddings=True,
+            mlp_bias=True,
+            head_dim=12,
+            rms_norm_eps=1e-2,
+            rope_parameters=PLAIN,
+        ),
+    ),
     "gpt2": ("GPT2", dict(n_inner=None)),
     "gpt2-exact": ("GPT2", dict(n_inner=40, activation_function="gelu", tie_word_embeddings=False)),
 }
@@ -489,7 +585,7 @@ def peer(name: str):
             elif x.ndim == 1:
                 # Norms stay near the scale they have: weights of 1, or of 0 where 1 is added.
                 x.add_(0.3 * noise)
-                if tied and path in ("model.norm.weight", "transformer.ln_f.weight"):
+                if tied and path in LAST_NORMS:
                     x.add_(1.5)
             elif "embed" in path or "wte" in path or "wpe" in path:
                 # Tied ones are small, or a token's own embedding would have it predict itself for ever.
@@ -512,9 +608,12 @@ def saved(model, folder) -> tuple[dict, dict[str, np.ndarray]]:
     return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
 
 
-def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, whether they are real, and their positions, [3, LENGTH]; two rows are padded on the left."""
+def batch(name: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, whether they are real, and their positions, [3, LENGTH]; two rows are padded on the left.
+
+    Where transformers lets biases at padding into the convolution, there is none.
+    """
     rng = np.random.default_rng(1)
     tokens = rng.integers(1, VOCAB, (3, LENGTH))
-    real = np.arange(LENGTH) >= np.array([[0], [17], [5]])
+    real = np.arange(LENGTH) >= np.array([[0], [17], [5]]) * (name != "lfm2-biases")
     return np.where(real, tokens, 0), real, np.maximum(0, np.cumsum(real, 1) - 1)

@@ -1,0 +1,64 @@
+"""States in chunks of tokens are those of one token after the other, with their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.kernels import recurrence as fast
+from lm.kernels import reference as slow
+from lm.kernels.recurrence import Flow
+
+B, T, G, R, K, V = 2, 75, 2, 3, 16, 12
+
+
+def arguments(has_beta: bool, has_state: bool):
+    rng = np.random.default_rng(0)
+    q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in rng.standard_normal((2, B, T, G, K)).astype(np.float32))
+    v, decay = rng.standard_normal((B, T, G, R, V)).astype(np.float32), -rng.exponential(1.0, (B, T, G, R)).astype(np.float32)
+    beta, state = rng.random((B, T, G, R), np.float32), rng.standard_normal((B, G, R, K, V)).astype(np.float32)
+    return q, k, v, decay, beta if has_beta else None, state if has_state else None
+
+
+def flow() -> Flow:
+    """Sequences that begin within chunks, at their first and last token, and twice in one; padding at the end."""
+    fresh, valid = np.zeros((B, T), bool), np.arange(T) < np.array([[T], [70]])
+    fresh[0, [0, 1, 37, 64]] = fresh[1, [31, 32, 40, 45]] = True
+    return Flow(fresh, valid)
+
+
+@pytest.mark.parametrize("chunk", [32, 128])
+@pytest.mark.parametrize("has_state", [True, False])
+@pytest.mark.parametrize("has_beta", [True, False])
+def test_chunks_are_one_token_after_the_other(has_beta, has_state, chunk):
+    where = flow()
+
+    def run(kernel, values):
+        y, state = kernel.recurrence(*values, where, chunk)
+        y = jnp.where(where.valid_BT[..., None, None, None], y, 0.0)
+        return jnp.sum(jnp.sin(y)) + (0.0 if state is None else jnp.sum(jnp.cos(state))), (y, state)
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda values, kernel=kernel: run(kernel, values), has_aux=True))(
+            arguments(has_beta, has_state)
+        )
+        for kernel in (fast, slow)
+    )
+    assert (found[0][1][1] is None) == (not has_state)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+
+def test_a_convolution_in_pieces_is_that_of_the_whole_row():
+    rng, where = np.random.default_rng(1), flow()
+    x, taps = rng.standard_normal((B, T, 5)).astype(np.float32), rng.standard_normal((5, 4)).astype(np.float32)
+    whole, _ = fast.short_convolution(x, taps, None, where)
+    tail, found = jnp.zeros((B, 5, 3)), []
+    for begin, end in ((0, 2), (2, 3), (3, 40), (40, T)):
+        y, tail = fast.short_convolution(x[:, begin:end], taps, tail, Flow(*(each[:, begin:end] for each in where)))
+        found.append(y)
+    np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-6)
+    np.testing.assert_allclose(tail[1], x[1, 67:70].T, atol=0)
+    for b, t in ((0, 36), (0, 38), (1, 46)):  # by its definition
+        begin = max(np.flatnonzero(where.fresh_BT[b, : t + 1]).max(), t - 3)
+        np.testing.assert_allclose(whole[b, t], sum(x[b, s] * taps[:, 3 - (t - s)] for s in range(begin, t + 1)), atol=1e-5)
