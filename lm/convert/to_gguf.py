@@ -52,7 +52,7 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, merge: bool = False)
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
         chosen = family_for(config, saved.get("published", {}).get("model_type"))
         if not chosen.gguf:
-            raise UserError(f"{workdir} is a model of {chosen.name}, which is not written as GGUF: export it to a folder")
+            raise UserError(f"{workdir} is a model of {chosen.name}, which has no form in GGUF: export it to a folder")
         settings, factors = settings_of(config, chosen)
         by_name = by_tensor(places(chosen, config))
         # The tensors of the same parameters side by side: a parameter has all layers and is read once.

@@ -53,9 +53,13 @@ def rotated(x_BTHK: jax.Array, rotary: tuple[jax.Array, jax.Array] | None, inter
 
 
 class Attention(nnx.Module):
-    """Multi-head attention (Vaswani et al. 2017) whose H query heads share G key/value heads (Ainslie et al. 2023)."""
+    """Multi-head attention (Vaswani et al. 2017) whose H query heads share G key/value heads (Ainslie et al. 2023).
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, kind: LayerKind):
+    kind: of the layer; None: a rotary one.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, kind: LayerKind | None = None):
+        kind = kind or LayerKind(local=window > 0, moe=False)
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
         self.interleaved, self.rotates, self.norms_last = config.rope.interleaved, kind.rotary, config.qk_norm_last
@@ -68,7 +72,8 @@ class Attention(nnx.Module):
         self.query = project("query", H, "heads")
         self.key = project("key", G, "kv_heads")
         self.value = project("value", G, "kv_heads")
-        if config.output_gate:
+        self.gates = config.output_gate
+        if self.gates:
             self.gate = project("gate", H, "heads")
         self.output = Linear(
             config,
@@ -120,7 +125,7 @@ class Attention(nnx.Module):
         else:
             assert step.visible is not None
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
-        if hasattr(self, "gate"):
+        if self.gates:
             gate_BTHK = jax.nn.sigmoid(saved(self.gate(x_BTD)).astype(jnp.float32))
             mixed_BTHK = (mixed_BTHK.astype(jnp.float32) * gate_BTHK).astype(mixed_BTHK.dtype)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache

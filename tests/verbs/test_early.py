@@ -1,8 +1,10 @@
 """Mistakes in values and paths are answered before JAX loads, sizes that no machine has before anything is computed."""
 
+import collections
 import json
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -140,7 +142,7 @@ class Empty:
 def test_a_task_without_an_item_is_an_error(tmp_path):
     (tmp_path / "tasks").mkdir()
     with pytest.raises(UserError, match=r"empty: no item was scored \(malformed: row 1: no answer\)"):
-        task_results(Empty(), None, tmp_path, {})
+        task_results(Empty(), types.SimpleNamespace(stats=collections.Counter()), tmp_path, {})
     assert list((tmp_path / "tasks").iterdir()) == []
 
 

@@ -178,10 +178,8 @@ def _deepseek(s: Settings, hf: Mapping) -> dict[str, Any]:
 def settings_of(config: ModelConfig, family: Family) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the settings of a model of this family, and its rotary factors: tensors by name, float32.
 
-    The reverse of `config_json_of`; check the result with `check_same`. Raises: UserError for a family that GGUF does not have.
+    The reverse of `config_json_of`; check the result with `check_same`. The family must have a form in GGUF.
     """
-    if not family.gguf:
-        raise UserError(f"a model of the family {family.name} has no form in GGUF: export a folder")
     hf, arch, sparse = family.to_hf(config), family.gguf, any(kind.moe for kind in config.layer_kinds)
 
     def written(keys: Mapping[str, Key]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ REFUSED = {
     "lite": ("deepseek-v2", dict(q_lora_rank=None), {}, "26 or 27 layers"),
     "latent norms": ("deepseek-v3", dict(rms_norm_eps=1e-3), {}, "for latents too"),
     "other layers without positions": ("smollm3", dict(no_rope_layer_interval=2), {}, "lacks model.rotary_pattern"),
-    "family": ("ernie4-5", {}, dict(norm_position="post", qk_norm="head", rope={}), "exaone4 has no form in GGUF"),
+    "family": ("ernie4-5", {}, dict(norm_position="post", qk_norm="head", rope={}), "exaone4, which has no form in GGUF"),
     "reward": ("llama", {}, dict(score_head="reward", tie_embeddings=True), "reward model"),
 }
 

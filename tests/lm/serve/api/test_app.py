@@ -205,7 +205,7 @@ def test_a_full_queue_is_429_and_a_late_answer_408(own, monkeypatch):
 
 
 def test_an_error_of_the_engine_is_one_of_the_server(own, monkeypatch):
-    monkeypatch.setattr(own, "_forward", lambda *_: 1 / 0)
+    monkeypatch.setattr(own, "_once", lambda *_: 1 / 0)
     with serving(Service(own, "tiny")) as url:
         response = post(url, "/v1/completions", {"prompt": "a"})
         assert response.status_code == 500 and error_of(response)["type"] == "server_error"
