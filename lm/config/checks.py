@@ -99,6 +99,8 @@ def _check_choices(config: Any, checked: Checked) -> None:
         checked.refuse("gate_limit", "clamps a gate: set model.gated=True")
     if config.attention and "none" in config.rotary_pattern:
         checked.refuse("rotary_pattern", "does not go with model.attention, which is told nothing of it")
+    if config.gate_limit and is_own(config.activation):
+        checked.refuse("gate_limit", f"does not go with model.activation={config.activation}: clamp in that function")
     if config.value_embeddings and (config.attention or config.mla.kv_rank or config.mtp_depth):
         checked.refuse("value_embeddings", "does not go with model.attention, model.mla and model.mtp_depth")
     checked.one_of("init", "gpt2", "fan_in")

@@ -43,13 +43,12 @@ IDEAS = (
     ),
     Idea("shared experts", "moe.shared_dim", ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts")),
     Idea("further tokens predicted", "mtp_depth", ("num_nextn_predict_layers",)),
-    Idea("linear attention (gated delta nets)", "", ("layer_types=linear_attention", "linear_num_value_heads")),
     Idea(
-        "state-space layers (Mamba)",
-        "",
-        ("mamba_d_state", "mamba_num_heads", "ssm_state_size", "state_size", "layer_types=mamba"),
+        "linear attention (gated delta nets)", "attention_pattern", ("layer_types=linear_attention", "linear_num_value_heads")
     ),
-    Idea("short convolutions", "", ("conv_L_cache", "layer_types=conv")),
+    Idea("state-space layers (Mamba-2)", "attention_pattern", ("mamba_n_groups", "mamba_num_heads", "layer_types=mamba")),
+    Idea("short convolutions", "attention_pattern", ("conv_L_cache", "layer_types=conv")),
+    Idea("state-space layers (Mamba-1)", "", ("mamba_dt_rank", "use_mambapy")),
     Idea("recurrent layers (RG-LRU, RWKV, xLSTM)", "", ("lru_width", "attention_hidden_size", "qk_dim_factor")),
     Idea("attention within chunks", "", ("attention_chunk_size", "layer_types=chunked_attention")),
     Idea("attention to chosen tokens (an indexer)", "", ("index_topk", "layer_types=sparse_attention")),

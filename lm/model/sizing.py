@@ -73,7 +73,11 @@ def _variables(config: ModelConfig) -> list[tuple[tuple[str, ...], nnx.Variable]
 def _share(config: ModelConfig, names: tuple[str, ...], axes: tuple[str, ...]) -> float:
     if names[0] in ("vision", "audio"):
         return 0.0
-    return config.moe.top_k / config.moe.num_experts if "expert" in axes else 1.0
+    return config.moe.top_k / config.moe.num_experts if _of_experts(names, axes) else 1.0
+
+
+def _of_experts(names: tuple[str, ...], axes: tuple[str, ...]) -> bool:
+    return "expert" in axes or names[-1] == "down_bias"  # which every device has whole
 
 
 def _part(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
@@ -81,11 +85,11 @@ def _part(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
         return names[0]
     if any(name.endswith("norm") for name in names):
         return "norms"
-    if names[-1] == "router":
+    if names[-1] in ("router", "router_bias"):
         return "router"
-    if "shared" in names:
+    if "shared" in names or names[-1] == "shared_gate":
         return "shared_expert"
-    if "expert" in axes:
+    if _of_experts(names, axes):
         return "experts"
     parts = ("attention", "feed_forward", "head", "score", "embedding")
     return next(part for part in parts if any(part in name for name in names))

@@ -48,6 +48,7 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"rotary_pattern": ("rotary", "no")}, "model.rotary_pattern=.* is none of rotary, none"),
         ({"attention_temperature": 0.1}, "model.temperature_length=0 must be at least 1"),
         ({"gate_limit": 7.0, "gated": False}, "model.gate_limit=7.0 clamps a gate"),
+        ({"gate_limit": 7.0, "activation": "own.py:f"}, "model.gate_limit=7.0 does not go with model.activation=own.py:f"),
         ({**MLA, "rotary_pattern": ("none",)}, "model.rotary_pattern=.* does not go with model.mla"),
         ({**MLA, "qk_norm": "head"}, "model.qk_norm='head' does not go with model.mla"),
         ({**MLA, "value_embeddings": 1}, "model.value_embeddings=1 does not go with model.attention, model.mla"),

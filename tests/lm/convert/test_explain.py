@@ -1,10 +1,16 @@
 """What a config.json needs, said in a table."""
 
+import re
+
 import pytest
 
 from lm.config import ModelConfig
 from lm.convert.explain import explained
-from lm.convert.ideas import IDEAS, ideas_of
+from lm.convert.families import TEXT
+from lm.convert.ideas import IDEAS, ideas_of, missing
+from tests.lm.model.recurrent_models import config_of
+
+HYBRIDS = {"lfm2": "conv", "qwen3_next": "delta", "bamba": "mamba"}
 
 
 def test_a_known_family_has_all_its_ideas():
@@ -17,10 +23,17 @@ def test_a_known_family_has_all_its_ideas():
 
 
 def test_an_unknown_family_says_what_is_missing():
-    text = {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"], "num_experts": 8}
+    text = {"model_type": "something_text", "attention_chunk_size": 8192, "num_experts": 8}
     found = explained({"model_type": "something", "text_config": text})
-    assert "linear attention (gated delta nets)  layer_types=linear_attention  missing" in found
+    assert re.search("attention within chunks  +attention_chunk_size  +missing", found)
     assert "mixtures of experts" in found and "cannot be read: model_type='something'" in found
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_layers_with_a_state_are_not_missing(name):
+    (family,) = (family for family in TEXT if family.name == name)
+    assert missing(family.to_hf(config_of(HYBRIDS[name]))) == []
+    assert missing({"mamba_dt_rank": 8, "layers_block_type": ["mamba"]}) == ["state-space layers (Mamba-1)"]
 
 
 def test_a_value_that_cannot_be_expressed_is_named():

@@ -97,6 +97,16 @@ def test_parts_of_a_mixture_with_latent_attention_by_hand():
     assert counts["trained"] == counts["total"]
 
 
+def test_biases_and_the_gate_of_experts_are_theirs():
+    moe = MOE["moe"] | dict(biases=True, shared_gate=True)
+    plain, more = (sizing.parameters(ModelConfig(**SIZES | MOE | dict(moe=of))) for of in (MOE["moe"], moe))
+    biases = 16 + 16 + 32  # of an expert
+    added = {"experts": 2 * 8 * biases, "router": 2 * 8, "shared_expert": 2 * 32}
+    assert more["total"] == plain["total"] | {name: plain["total"][name] + n for name, n in added.items()}
+    used = added | {"experts": 2 * 2 * biases}
+    assert more["active"] == plain["active"] | {name: plain["active"][name] + n for name, n in used.items()}
+
+
 def test_flops_by_hand():
     # forward and backward: 6 FLOPs a parameter without the look-up table and the norms, and 6·L·T·H·K of causal attention
     untied, tied = ModelConfig(**SIZES), ModelConfig(**SIZES, tie_embeddings=True)

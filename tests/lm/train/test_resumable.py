@@ -54,6 +54,13 @@ def test_another_model_is_named_by_its_key():
         resume(saved, new)
 
 
+def test_prepared_data_are_those_with_or_without_thoughts():
+    saved, new = saved_and_new()
+    with pytest.raises(UserError, match="sft.thoughts is True in runs/one and False in this config"):
+        resume(saved | {"sft": {"thoughts": True}}, new | {"sft": {"thoughts": False}})
+    resume(saved | {"sft": {"loss": "nll"}}, new | {"sft": {"thoughts": False}})  # of a run that is older than the key
+
+
 def test_what_training_weighs_and_how_it_is_compiled_may_change():
     saved, new = saved_and_new()
     new["model"].update(remat="full", scan_layers=True)
