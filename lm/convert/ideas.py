@@ -20,7 +20,11 @@ class Idea(NamedTuple):
 
 IDEAS = (
     Idea("sliding windows", "attention_pattern", ("layer_types=sliding_attention", "sliding_window")),
-    Idea("layers without positions (NoPE)", "rotary_pattern", ("no_rope_layers", "no_rope_layer_interval")),
+    Idea(
+        "layers without positions (NoPE)",
+        "rotary_pattern",
+        ("no_rope_layers", "no_rope_layer_interval", "position_embedding_type=nope"),
+    ),
     Idea("rotation of a part of each head", "rope.fraction", ("partial_rotary_factor", "rotary_pct")),
     Idea(
         "scaled rotary positions", "rope.scaling", ("rope_scaling", "rope_type=yarn", "rope_type=llama3", "rope_type=longrope")
@@ -43,13 +47,15 @@ IDEAS = (
     ),
     Idea("shared experts", "moe.shared_dim", ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts")),
     Idea("further tokens predicted", "mtp_depth", ("num_nextn_predict_layers",)),
-    Idea("linear attention (gated delta nets)", "", ("layer_types=linear_attention", "linear_num_value_heads")),
+    Idea(
+        "linear attention (gated delta nets)", "attention_pattern", ("layer_types=linear_attention", "linear_num_value_heads")
+    ),
     Idea(
         "state-space layers (Mamba)",
-        "",
+        "attention_pattern",
         ("mamba_d_state", "mamba_num_heads", "ssm_state_size", "state_size", "layer_types=mamba"),
     ),
-    Idea("short convolutions", "", ("conv_L_cache", "layer_types=conv")),
+    Idea("short convolutions", "attention_pattern", ("conv_L_cache", "layer_types=conv")),
     Idea("recurrent layers (RG-LRU, RWKV, xLSTM)", "", ("lru_width", "attention_hidden_size", "qk_dim_factor")),
     Idea("attention within chunks", "", ("attention_chunk_size", "layer_types=chunked_attention")),
     Idea("attention to chosen tokens (an indexer)", "", ("index_topk", "layer_types=sparse_attention")),

@@ -59,6 +59,7 @@ NEXT_EXPERTS = dict(
     norm_topk_prob=True,
     rms_norm_eps=1e-2,  # a delta net may read almost nothing at a token, and its norm enlarges that
 )
+FACTORS = dict(embedding_multiplier=3.0, attention_multiplier=0.5, residual_multiplier=0.4, logits_scaling=0.3)
 
 # By name: the class of the config, and what it differs by from COMMON.
 PEERS = {
@@ -194,18 +195,7 @@ PEERS = {
             rope_parameters={**YARN, "rope_theta": 1e3},
         ),
     ),
-    "granite": (
-        "Granite",
-        dict(
-            attention_bias=True,
-            mlp_bias=True,
-            embedding_multiplier=3.0,
-            attention_multiplier=0.5,
-            residual_multiplier=0.4,
-            logits_scaling=0.3,
-            rope_parameters=PLAIN,
-        ),
-    ),
+    "granite": ("Granite", dict(attention_bias=True, mlp_bias=True, **FACTORS, rope_parameters=PLAIN)),
     "granite-tied": (
         "Granite",
         dict(
@@ -373,16 +363,7 @@ PEERS = {
     ),
     "granite-moe": (
         "GraniteMoe",
-        dict(
-            attention_bias=True,
-            embedding_multiplier=3.0,
-            attention_multiplier=0.5,
-            residual_multiplier=0.4,
-            logits_scaling=0.3,
-            num_local_experts=6,
-            num_experts_per_tok=3,
-            rope_parameters=PLAIN,
-        ),
+        dict(attention_bias=True, **FACTORS, num_local_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN),
     ),
     "granite-moe-tied": (
         "GraniteMoe",
@@ -544,6 +525,59 @@ PEERS = {
             mlp_bias=True,
             head_dim=12,
             rms_norm_eps=1e-2,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "granite4": (
+        "GraniteMoeHybrid",
+        dict(
+            num_hidden_layers=4,
+            layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+            mamba_n_heads=8,
+            mamba_n_groups=2,
+            mamba_d_state=10,
+            mamba_chunk_size=16,
+            num_local_experts=6,
+            num_experts_per_tok=3,
+            shared_intermediate_size=20,
+            position_embedding_type="nope",
+            rms_norm_eps=1e-2,
+            **FACTORS,
+        ),
+    ),
+    "granite4-one-group": (
+        "GraniteMoeHybrid",
+        dict(
+            hidden_size=40,
+            layer_types=["full_attention", "linear_attention"],
+            num_key_value_heads=1,
+            head_dim=12,
+            attention_bias=True,
+            mamba_n_heads=5,
+            mamba_n_groups=1,
+            mamba_d_state=24,
+            mamba_d_conv=2,
+            mamba_expand=3,
+            mamba_chunk_size=8,
+            mamba_conv_bias=False,
+            num_local_experts=0,
+            shared_intermediate_size=28,
+            position_embedding_type="rope",
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-2,
+            **{**FACTORS, "logits_scaling": 0.7},
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "granite4-dense": (
+        "GraniteMoeHybrid",
+        dict(
+            layer_types=["full_attention"] * 2,
+            mamba_n_heads=6,
+            num_local_experts=0,
+            shared_intermediate_size=56,
+            position_embedding_type="rope",
+            **FACTORS,
             rope_parameters=PLAIN,
         ),
     ),

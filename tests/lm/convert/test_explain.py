@@ -17,9 +17,9 @@ def test_a_known_family_has_all_its_ideas():
 
 
 def test_an_unknown_family_says_what_is_missing():
-    text = {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"], "num_experts": 8}
+    text = {"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"], "num_experts": 8}
     found = explained({"model_type": "something", "text_config": text})
-    assert "linear attention (gated delta nets)  layer_types=linear_attention  missing" in found
+    assert "attention within chunks  layer_types=chunked_attention  missing" in found
     assert "mixtures of experts" in found and "cannot be read: model_type='something'" in found
 
 

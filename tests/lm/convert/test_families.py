@@ -53,6 +53,8 @@ OF_EACH = (
     "lfm2",
     "qwen3-next",
     "bamba",
+    "granite4",
+    "granite4-dense",
 )
 
 
