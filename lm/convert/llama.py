@@ -181,7 +181,7 @@ def experts(
     D, F = config.embed_dim, config.moe.expert_dim or config.mlp_dim
     sizes = ((D, F), (D, F), (F, D))
     found = [linear("feed_forward.router", f"{at}{router}.weight", (D,), (config.moe.num_experts,))]
-    for ours, theirs, (inputs, outputs) in zip(("gate", "up", "down"), names, sizes, strict=True):
+    for ours, theirs, (inputs, outputs) in list(zip(("gate", "up", "down"), names, sizes, strict=True))[not config.gated :]:
         found.append(linear(f"feed_forward.{ours}", f"{at}experts.{{expert}}.{theirs}.weight", (inputs,), (outputs,)))
     return found
 

@@ -1,13 +1,13 @@
-"""Families with layers of Mamba-2: Bamba, and the hybrids of Granite 4."""
+"""Families with layers of Mamba-2: Bamba, the hybrids of Granite 4, and Nemotron-H."""
 
 import math
 from collections.abc import Mapping
 
 from lm.config import LayerKind, ModelConfig, Recurrent
-from lm.convert import llama
+from lm.convert import deepseek, llama
 from lm.convert.dense_families import MULTIPLIERS, multiplier_keys, multipliers
 from lm.convert.hybrids import pattern, renamed, types_of
-from lm.convert.llama import biases, derived, refuse, repeating
+from lm.convert.llama import ACTIVATION_NAMES, activation, biases, derived, refuse, repeating
 from lm.convert.relatives import mixture_keys
 from lm.convert.rotary import rope_of
 from lm.convert.rows import Row, linear, same
@@ -22,8 +22,7 @@ TYPES = {"linear_attention": "mamba", "full_attention": "global", "mamba": "mamb
 def _mixer(hf: Mapping) -> dict:
     """Return model.recurrent of Mamba-2."""
     refuse(hf, hidden_act="silu", mamba_proj_bias=False)
-    if hf.get("time_step_limit") not in NO_LIMITS:
-        raise UserError(f"time_step_limit={hf['time_step_limit']} in config.json cannot be expressed: only [0, inf] can")
+    _refuse_limits(hf)
     width, heads = hf["mamba_expand"] * hf["hidden_size"], hf["mamba_n_heads"]
     size = width // heads if hf["mamba_d_head"] == "auto" else hf["mamba_d_head"]
     if size * heads != width:
@@ -39,6 +38,11 @@ def _mixer(hf: Mapping) -> dict:
         "value_dim": size,
         "chunk": hf["mamba_chunk_size"],
     }
+
+
+def _refuse_limits(hf: Mapping) -> None:
+    if hf.get("time_step_limit") not in NO_LIMITS:
+        raise UserError(f"time_step_limit={hf['time_step_limit']} in config.json cannot be expressed: only [0, inf] can")
 
 
 def _mixer_keys(config: ModelConfig) -> dict:
@@ -183,5 +187,89 @@ GRANITE_HYBRID = derived(
     read=_granite,
     write=_granite_keys,
     rows=_granite_rows,
+    gguf="",
+)  # fmt: skip
+
+
+LETTERS = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "mlp": "-", "moe": "E"}
+MIXERS = {"M": "mamba", "*": "global", "E": "none", "-": "none"}
+
+
+def _nemotron(hf: Mapping) -> dict:
+    refuse(hf, mamba_hidden_act="silu", use_bias=False, attention_bias=False, tie_word_embeddings=False)
+    refuse(hf, sliding_window=None, moe_latent_size=None)
+    _refuse_limits(hf)
+    types = hf.get("layers_block_type") or hf.get("layer_types")
+    letters = [LETTERS.get(name, name) for name in types or hf.get("hybrid_override_pattern") or "ME*-"]
+    moe = {**deepseek.mixture(hf, v3=True), "shared_dim": hf["moe_shared_expert_intermediate_size"]}
+    return {
+        "num_layers": len(letters),
+        "norm_eps": hf["layer_norm_epsilon"],
+        "positions": "none",
+        "activation": activation(hf, "mlp_hidden_act"),
+        "gated": False,
+        "mlp_bias": bool(hf["mlp_bias"]),
+        "attention_pattern": pattern({"layer_types": letters, "num_hidden_layers": len(letters)}, MIXERS),
+        "mlp_pattern": repeating([{"E": "moe", "-": "dense"}.get(letter, "none") for letter in letters]),
+        "moe": moe if "E" in letters else {},
+        "recurrent": {
+            "kernel": hf["conv_kernel"],
+            "bias": bool(hf["use_conv_bias"]),
+            "num_heads": hf["mamba_num_heads"],
+            "num_key_heads": hf["n_groups"],
+            "key_dim": hf["ssm_state_size"],
+            "value_dim": hf["mamba_head_dim"],
+            "chunk": hf["chunk_size"],
+        },
+    }
+
+
+def _nemotron_keys(config: ModelConfig) -> dict:
+    r, names = config.recurrent, zip(types_of(config, MIXERS), config.layer_kinds)
+    return {
+        **deepseek.mixture_keys(config),
+        "hybrid_override_pattern": "".join("E" if kind.moe else name for name, kind in names),
+        "layer_norm_epsilon": config.norm_eps,
+        "mlp_hidden_act": ACTIVATION_NAMES[config.activation],
+        "mlp_bias": config.mlp_bias,
+        "conv_kernel": r.kernel,
+        "use_conv_bias": r.bias,
+        "mamba_num_heads": r.num_heads,
+        "n_groups": r.num_key_heads,
+        "ssm_state_size": r.key_dim,
+        "mamba_head_dim": r.value_dim,
+        "chunk_size": r.chunk,
+        "time_step_min": 1e-9,  # transformers clamps Δ to it; in the published models it is for initialisation alone
+        "n_shared_experts": 1,
+        "moe_shared_expert_intermediate_size": config.moe.shared_dim,
+    }
+
+
+def _nemotron_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
+    at, norm = "backbone.layers.{layer}.", "feed_forward_norm" if kind.feed_forward else "attention_norm"
+    found = llama.norms(config, {norm: "norm"}, at)
+    if kind.feed_forward:
+        return [*found, *deepseek.feed_forward_rows(config, kind, f"{at}mixer.")]
+    return [*found, *(_mamba(config, f"{at}mixer.") if kind.recurrent else llama.attention(config, f"{at}mixer."))]
+
+
+# Each layer is Mamba-2, attention without positions, or squared ReLU with or without experts (NVIDIA 2025, Nemotron-H).
+NEMOTRON_H = derived(
+    "nemotron_h",
+    "NemotronHForCausalLM",
+    {
+        "vocab_size": 131072, "intermediate_size": 21504, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 4096, "layer_norm_epsilon": 1e-5, "mlp_hidden_act": "relu2", "ssm_state_size": 128,
+        "mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "conv_kernel": 4, "use_conv_bias": True,
+        "chunk_size": 128, "n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 7688,
+        "moe_shared_expert_intermediate_size": 7688, "num_experts_per_tok": 2, "routed_scaling_factor": 1.0,
+        "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+    },
+    read=_nemotron,
+    write=_nemotron_keys,
+    rows=_nemotron_rows,
+    ends=lambda config: renamed(llama.ends(config), {"model": "backbone", "embed_tokens": "embeddings", "norm": "norm_f"}),
+    ignored=(r"mtp\..*",),
+    canonical=lambda name: f"backbone.{name.removeprefix('model.')}" if name.startswith("model.") else name,
     gguf="",
 )  # fmt: skip

@@ -55,6 +55,7 @@ OF_EACH = (
     "bamba",
     "granite4",
     "granite4-dense",
+    "nemotron-h",
 )
 
 

@@ -1,6 +1,7 @@
 """config.json in and out: old and new styles, absent keys, what cannot be expressed, and which family a model leaves as."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -248,6 +249,28 @@ OLDER = {
         "position_embedding_type": "rope",
         "rope_theta": 10000000,
     },
+    "Nemotron-H-8B": {
+        "model_type": "nemotron_h",
+        "num_hidden_layers": 14,
+        "hybrid_override_pattern": "M-M-M-M*-M---M",
+        "head_dim": 128,
+        "time_step_limit": [0.0, math.inf],
+        "time_step_min": 0.001,
+        "residual_in_fp32": False,
+    },
+    "Nemotron-3-Nano-30B": {
+        "model_type": "nemotron_h",
+        "hidden_size": 2688,
+        "num_hidden_layers": 9,
+        "hybrid_override_pattern": "MEMEM*EME",
+        "num_key_value_heads": 2,
+        "mamba_num_heads": 64,
+        "n_routed_experts": 128,
+        "moe_intermediate_size": 1856,
+        "moe_shared_expert_intermediate_size": 3712,
+        "num_experts_per_tok": 6,
+        "routed_scaling_factor": 2.5,
+    },
     "Seed-OSS-36B": {"model_type": "seed_oss", "rope_theta": 10000000.0, "rope_scaling": {"rope_type": "default"}},
     "ERNIE-4.5-21B": {
         "model_type": "ernie4_5_moe",
@@ -464,6 +487,8 @@ def test_what_older_configs_say():
         ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 32}, "sliding_window"),
         ({"model_type": "qwen3", "layer_types": ["linear_attention"] * 32}, "linear_attention"),
         ({"model_type": "mistral", "layer_types": ["full_attention"] * 32}, "layer_types"),
+        ({"model_type": "nemotron_h", "moe_latent_size": 64}, "moe_latent_size=64"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "MX"}, "layer_types in config.json holds 'X'"),
         ({"model_type": "granitemoehybrid", "shared_intermediate_size": 0}, "shared_intermediate_size=0"),
         ({"model_type": "granitemoehybrid", "layer_types": ["conv"] * 32}, "layer_types in config.json holds 'conv'"),
     ],
