@@ -56,6 +56,10 @@ IDEAS = (
         ("mamba_d_state", "mamba_num_heads", "ssm_state_size", "state_size", "layer_types=mamba"),
     ),
     Idea("short convolutions", "attention_pattern", ("conv_L_cache", "layer_types=conv")),
+    Idea(
+        "layers of one sublayer", "mlp_pattern", ("hybrid_override_pattern", "layers_block_type=mlp", "layers_block_type=moe")
+    ),
+    Idea("attention and Mamba side by side in a layer", "", ("ssm_in_multiplier",)),
     Idea("recurrent layers (RG-LRU, RWKV, xLSTM)", "", ("lru_width", "attention_hidden_size", "qk_dim_factor")),
     Idea("attention within chunks", "", ("attention_chunk_size", "layer_types=chunked_attention")),
     Idea("attention to chosen tokens (an indexer)", "", ("index_topk", "layer_types=sparse_attention")),

@@ -464,10 +464,7 @@ def test_what_older_configs_say():
     [
         ({"model_type": "mamba"}, "model_type='mamba'"),
         ({}, "model_type=None"),
-        (
-            {"model_type": "recurrent_gemma", "lru_width": 256},
-            r"needs recurrent layers \(RG-LRU, RWKV, xLSTM\), which is missing",
-        ),
+        ({"model_type": "falcon_h1", "ssm_in_multiplier": 1.25}, "needs attention and Mamba side by side in a layer, which is"),
         ({"model_type": "llama", "hidden_act": "mish"}, "hidden_act='mish'"),
         ({"model_type": "gemma2", "hidden_activation": "mish"}, "hidden_activation='mish'"),
         ({"model_type": "llama", "rope_scaling": {"type": "mrope"}}, "rope_type='mrope'"),
