@@ -13,8 +13,8 @@ MAX, MAX_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 MAX_EXPERTS, MAX_MTP, LONGEST_BLOCK, MAX_KERNEL = 10_000, 100, 100, 64
 RECURRENT = ("conv", "delta", "mamba")  # kinds of layers with a state of fixed size
 PATTERNS = {
-    "attention_pattern": ("global", "local", *RECURRENT),
-    "mlp_pattern": ("dense", "moe"),
+    "attention_pattern": ("global", "local", *RECURRENT, "none"),
+    "mlp_pattern": ("dense", "moe", "none"),
     "rotary_pattern": ("rotary", "none"),
 }
 REMAT = ("none", "matmuls", "attention", "full")
@@ -69,6 +69,10 @@ def _check_layers(config: Any, checked: Checked) -> None:
         checked.one_of(key, *kinds)
         if not getattr(config, key):
             checked.refuse(key, "must name a kind of layer at least")
+    if any(kind.recurrent == "none" and not kind.feed_forward for kind in config.layer_kinds):
+        checked.refuse("mlp_pattern", "leaves a layer empty, since model.attention_pattern also has none for it")
+    if "none" in (*config.attention_pattern, *config.mlp_pattern) and config.norm_position == "parallel":
+        checked.refuse("norm_position", "has both sublayers in each layer, but model.attention_pattern or mlp_pattern has none")
     if any(kind.local for kind in config.layer_kinds) and config.window < 1:
         checked.refuse("window", "must be at least 1, since model.attention_pattern has local layers")
 

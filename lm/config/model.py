@@ -122,7 +122,8 @@ class LayerKind(NamedTuple):
     moe: bool
     has_table: bool = False  # attention has a table of values by token (value_embeddings)
     rotary: bool = True  # rotates queries and keys, if the model has rotary positions
-    recurrent: str = ""  # conv, delta, mamba: a layer of model.recurrent in place of attention
+    recurrent: str = ""  # conv, delta, mamba: a layer of model.recurrent in place of attention; none: nothing in its place
+    feed_forward: bool = True  # has one, dense or moe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +138,8 @@ class ModelConfig:
     mlp_dim: int  # hidden units of a dense feed-forward
     head_dim: int = 0  # 0: embed_dim / num_heads
 
-    # global or local; or in place of attention conv (a short gated convolution, LFM2), delta (a gated delta net, Qwen3-Next) or
-    # mamba (Mamba-2, Bamba). Repeated over the layers.
+    # global or local; or in place of attention conv (a short gated convolution, LFM2), delta (a gated delta net, Qwen3-Next),
+    # mamba (Mamba-2, Bamba) or none: the layer is a feed-forward (Nemotron-H). Repeated over the layers.
     attention_pattern: tuple[str, ...] = ("global",)
     window: int = 0  # tokens that a local layer sees, including the token itself
     qkv_bias: bool = False  # biases of queries, keys and values
@@ -175,7 +176,7 @@ class ModelConfig:
     norm_plus_one: bool = False  # norms multiply by 1 + w
     residual_scale: float = 1.0  # multiplies what each sublayer adds to the residual stream (Granite)
 
-    mlp_pattern: tuple[str, ...] = ("dense",)  # dense or moe, repeated over the layers
+    mlp_pattern: tuple[str, ...] = ("dense",)  # dense, moe, or none: no feed-forward; repeated over the layers
     activation: str = "silu"  # silu, gelu, gelu_tanh, quick_gelu, relu2, or FILE.py:FUNCTION
     gated: bool = True  # feed-forward: down(activation(gate(x)) · up(x)); else down(activation(up(x)))
     # Clamps gate(x) to at most this and up(x) to ± this, and adds 1 to up(x) (gpt-oss); 0: none of it.
@@ -261,10 +262,10 @@ class ModelConfig:
 
         def kind(i: int) -> LayerKind:
             has_table, name = every > 0 and (self.num_layers - 1 - i) % every == 0, attention[i % len(attention)]
-            recurrent = name if name in RECURRENT else ""
-            is_moe = mlp[i % len(mlp)] == "moe"
-            rotates = rotary[i % len(rotary)] == "rotary"
-            return LayerKind(name == "local", is_moe, has_table and not recurrent, rotates, recurrent)
+            recurrent = name if name in (*RECURRENT, "none") else ""
+            feeds, rotates = mlp[i % len(mlp)], rotary[i % len(rotary)] == "rotary"
+            has_table = has_table and not recurrent
+            return LayerKind(name == "local", feeds == "moe", has_table, rotates, recurrent, feeds != "none")
 
         return tuple([kind(i) for i in range(self.num_layers)])
 

@@ -25,7 +25,7 @@ def essence(config: ModelConfig) -> dict:
     local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
     found = {key: value for key, value in dataclasses.asdict(config).items() if key not in LEFT_OUT}
     found["attention_pattern"] = tuple(kind.recurrent or ("local" if kind.local else "global") for kind in kinds)
-    found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)
+    found["mlp_pattern"] = tuple(("moe" if kind.moe else "dense") if kind.feed_forward else "none" for kind in kinds)
     found["rotary_pattern"] = tuple("rotary" if kind.rotary and config.positions == "rotary" else "none" for kind in kinds)
     if not config.attention_temperature:
         found["temperature_length"] = 0

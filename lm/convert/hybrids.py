@@ -1,12 +1,11 @@
-"""Families that have layers with a state of fixed size beside those of attention: LFM2, Qwen3-Next, Bamba."""
+"""Families that have layers with a state of fixed size beside those of attention: LFM2 and Qwen3-Next."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert import llama
-from lm.convert.llama import biases, derived, refuse, repeating
+from lm.convert.llama import derived, refuse, repeating
 from lm.convert.relatives import QWEN3_MOE_DEFAULTS, qwen3_moe, qwen3_moe_keys
 from lm.convert.rotary import rope_of
 from lm.convert.rows import Row, dense, linear, same
@@ -71,7 +70,7 @@ def _lfm2_keys(config: ModelConfig) -> dict:
 def _lfm2_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
     D, F, at = config.embed_dim, config.mlp_dim, "model.layers.{layer}."
     theirs = {"o_proj": "out_proj", "q_norm": "q_layernorm", "k_norm": "k_layernorm"}
-    mixer = _convolution(config, f"{at}conv.") if kind.recurrent else _renamed(llama.attention(config), theirs)
+    mixer = _convolution(config, f"{at}conv.") if kind.recurrent else renamed(llama.attention(config), theirs)
     found = [*mixer, same("attention_norm.scale", f"{at}operator_norm.weight", D)]
     found.append(same("feed_forward_norm.scale", f"{at}ffn_norm.weight", D))
     for ours, name, inputs, outputs in (("gate", "w1", D, F), ("up", "w3", D, F), ("down", "w2", F, D)):
@@ -92,7 +91,7 @@ def _convolution(config: ModelConfig, at: str) -> list[Row]:
     return [*found, *dense("attention.output", f"{at}out_proj", (D,), (D,), bias)]
 
 
-def _renamed(rows: list[Row], names: Mapping[str, str]) -> list[Row]:
+def renamed(rows: list[Row], names: Mapping[str, str]) -> list[Row]:
     """Return rows with other names for parts of their tensors' names."""
     return [
         dataclasses.replace(row, theirs=".".join([names.get(part, part) for part in row.theirs.split(".")])) for row in rows
@@ -100,7 +99,7 @@ def _renamed(rows: list[Row], names: Mapping[str, str]) -> list[Row]:
 
 
 def _lfm2_ends(config: ModelConfig) -> list[Row]:
-    return _renamed(llama.ends(config), {"norm": "embedding_norm"})
+    return renamed(llama.ends(config), {"norm": "embedding_norm"})
 
 
 # Short gated convolutions with a few layers of attention between them (Liquid AI 2025).
@@ -223,104 +222,5 @@ QWEN3_NEXT = derived(
     write=_next_keys,
     rows=_next_rows,
     ignored=(r".*rotary_emb\.inv_freq", r"mtp\..*"),
-    gguf="",
-)  # fmt: skip
-
-
-NO_LIMITS = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # the last one as transformers writes it
-
-
-def _bamba(hf: Mapping) -> dict:
-    refuse(hf, hidden_act="silu", mamba_proj_bias=False)
-    if hf.get("time_step_limit") not in NO_LIMITS:
-        raise UserError(f"time_step_limit={hf['time_step_limit']} in config.json cannot be expressed: only [0, inf] can")
-    width, heads = hf["mamba_expand"] * hf["hidden_size"], hf["mamba_n_heads"]
-    size = width // heads if hf["mamba_d_head"] == "auto" else hf["mamba_d_head"]
-    if size * heads != width:
-        raise UserError(
-            f"mamba_d_head={size} × mamba_n_heads={heads} in config.json is not mamba_expand × hidden_size = {width}"
-        )
-    full = hf.get("attn_layer_indices") or ()
-    return {
-        **biases(hf),
-        "mlp_bias": bool(hf["mlp_bias"]),
-        "rope": rope_of({**hf, "partial_rotary_factor": 0.5}, partial=True),
-        "attention_pattern": repeating(["global" if i in full else "mamba" for i in range(hf["num_hidden_layers"])]),
-        "recurrent": {
-            "kernel": hf["mamba_d_conv"],
-            "bias": bool(hf["mamba_conv_bias"]),
-            "num_heads": heads,
-            "num_key_heads": hf["mamba_n_groups"],
-            "key_dim": hf["mamba_d_state"],
-            "value_dim": size,
-            "chunk": hf["mamba_chunk_size"],
-        },
-    }
-
-
-def _bamba_keys(config: ModelConfig) -> dict:
-    r = config.recurrent
-    types_of(config, {"linear_attention": "mamba", "full_attention": "global"})
-    return {
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
-        "attn_layer_indices": [i for i, kind in enumerate(config.layer_kinds) if not kind.recurrent],
-        "mamba_d_conv": r.kernel,
-        "mamba_conv_bias": r.bias,
-        "mamba_n_heads": r.num_heads,
-        "mamba_n_groups": r.num_key_heads,
-        "mamba_d_state": r.key_dim,
-        "mamba_d_head": r.value_dim,
-        "mamba_chunk_size": r.chunk,
-        "mamba_expand": r.num_heads * r.value_dim // config.embed_dim,
-    }
-
-
-def _bamba_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
-    D, at = config.embed_dim, "model.layers.{layer}."
-    mixer = _mamba(config, f"{at}mamba.") if kind.recurrent else llama.attention(config)
-    return [
-        *mixer,
-        same("attention_norm.scale", f"{at}input_layernorm.weight", D),
-        same("feed_forward_norm.scale", f"{at}pre_ff_layernorm.weight", D),
-        *llama.feed_forward(config, f"{at}feed_forward."),
-    ]
-
-
-def _mamba(config: ModelConfig, at: str) -> list[Row]:
-    """Return the rows of a Mamba-2 mixer: in_proj is gate, x, B, C and Δ, the convolution that of x, B and C."""
-    D, r = config.embed_dim, config.recurrent
-    G, H, X = r.num_key_heads, r.num_heads, r.num_heads * r.value_dim
-    sizes, begin, found = {"gate": X, "value": X, "key": G * r.key_dim, "query": G * r.key_dim, "decay": H}, 0, list[Row]()
-    total, channels = sum(sizes.values()), X + 2 * G * r.key_dim
-    for name, size in sizes.items():
-        found.append(linear(f"attention.{name}.weight", f"{at}in_proj.weight", (D,), (total,), (begin, begin + size)))
-        if name not in ("gate", "decay"):
-            take = (0, begin - X, begin - X + size)
-            shapes = (channels, 1, r.kernel), (channels, r.kernel)
-            found.append(Row(f"attention.{name}_taps", f"{at}conv1d.weight", *shapes, (0, 1), take))
-            if r.bias:
-                found.append(Row(f"attention.{name}_bias", f"{at}conv1d.bias", (channels,), (channels,), (0,), take))
-        begin += size
-    names = {"decay_rate": "A_log", "decay_bias": "dt_bias", "skip": "D"}
-    found += [same(f"attention.{ours}", f"{at}{theirs}", G, H // G) for ours, theirs in names.items()]
-    found.append(same("attention.scale", f"{at}norm.weight", G, X // G))
-    return [*found, linear("attention.output.weight", f"{at}out_proj.weight", (G, X // G), (D,))]
-
-
-# Mamba-2 with a few layers of attention between them (IBM et al. 2024).
-BAMBA = derived(
-    "bamba",
-    "BambaForCausalLM",
-    {
-        "vocab_size": 128000, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 262144,
-        "rms_norm_eps": 1e-5, "mamba_n_heads": 128, "mamba_d_head": "auto", "mamba_n_groups": 1, "mamba_d_state": 256,
-        "mamba_d_conv": 4, "mamba_expand": 2, "mamba_conv_bias": True, "mamba_proj_bias": False,
-        "mamba_chunk_size": 256,
-    },
-    read=_bamba,
-    write=_bamba_keys,
-    rows=_bamba_rows,
-    ends=lambda config: _renamed(llama.ends(config), {"norm": "final_layernorm"}),
     gguf="",
 )  # fmt: skip

@@ -20,7 +20,11 @@ class Idea(NamedTuple):
 
 IDEAS = (
     Idea("sliding windows", "attention_pattern", ("layer_types=sliding_attention", "sliding_window")),
-    Idea("layers without positions (NoPE)", "rotary_pattern", ("no_rope_layers", "no_rope_layer_interval")),
+    Idea(
+        "layers without positions (NoPE)",
+        "rotary_pattern",
+        ("no_rope_layers", "no_rope_layer_interval", "position_embedding_type=nope"),
+    ),
     Idea("rotation of a part of each head", "rope.fraction", ("partial_rotary_factor", "rotary_pct")),
     Idea(
         "scaled rotary positions", "rope.scaling", ("rope_scaling", "rope_type=yarn", "rope_type=llama3", "rope_type=longrope")
@@ -49,6 +53,10 @@ IDEAS = (
     Idea("state-space layers (Mamba-2)", "attention_pattern", ("mamba_n_groups", "mamba_num_heads", "layer_types=mamba")),
     Idea("short convolutions", "attention_pattern", ("conv_L_cache", "layer_types=conv")),
     Idea("state-space layers (Mamba-1)", "", ("mamba_dt_rank", "use_mambapy")),
+    Idea(
+        "layers of one sublayer", "mlp_pattern", ("hybrid_override_pattern", "layers_block_type=mlp", "layers_block_type=moe")
+    ),
+    Idea("attention and Mamba side by side in a layer", "", ("ssm_in_multiplier",)),
     Idea("recurrent layers (RG-LRU, RWKV, xLSTM)", "", ("lru_width", "attention_hidden_size", "qk_dim_factor")),
     Idea("attention within chunks", "", ("attention_chunk_size", "layer_types=chunked_attention")),
     Idea("attention to chosen tokens (an indexer)", "", ("index_topk", "layer_types=sparse_attention")),

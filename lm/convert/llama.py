@@ -158,13 +158,19 @@ def feed_forward(
     return found
 
 
-def fused_feed_forward(config: ModelConfig, at: str = "model.layers.{layer}.mlp.") -> list[Row]:
-    """Return the rows of a gated feed-forward whose gate and up are one matrix."""
-    D, F, gate_up = config.embed_dim, config.mlp_dim, f"{at}gate_up_proj.weight"
+def fused_feed_forward(
+    config: ModelConfig,
+    at: str = "model.layers.{layer}.mlp.",
+    ours: str = "feed_forward",
+    dim: int = 0,
+    names: Sequence[str] = ("gate_up_proj", "down_proj"),
+) -> list[Row]:
+    """Return the rows of a gated feed-forward whose gate and up are one matrix. names: of that and of down; dim: as above."""
+    D, F, gate_up = config.embed_dim, dim or config.mlp_dim, f"{at}{names[0]}.weight"
     return [
-        linear("feed_forward.gate.weight", gate_up, (D,), (2 * F,), (0, F)),
-        linear("feed_forward.up.weight", gate_up, (D,), (2 * F,), (F, 2 * F)),
-        linear("feed_forward.down.weight", f"{at}down_proj.weight", (F,), (D,)),
+        linear(f"{ours}.gate.weight", gate_up, (D,), (2 * F,), (0, F)),
+        linear(f"{ours}.up.weight", gate_up, (D,), (2 * F,), (F, 2 * F)),
+        linear(f"{ours}.down.weight", f"{at}{names[1]}.weight", (F,), (D,)),
     ]
 
 
@@ -175,7 +181,7 @@ def experts(
     D, F = config.embed_dim, config.moe.expert_dim or config.mlp_dim
     sizes = ((D, F), (D, F), (F, D))
     found = [linear("feed_forward.router", f"{at}{router}.weight", (D,), (config.moe.num_experts,))]
-    for ours, theirs, (inputs, outputs) in zip(("gate", "up", "down"), names, sizes, strict=True):
+    for ours, theirs, (inputs, outputs) in list(zip(("gate", "up", "down"), names, sizes, strict=True))[not config.gated :]:
         found.append(linear(f"feed_forward.{ours}", f"{at}experts.{{expert}}.{theirs}.weight", (inputs,), (outputs,)))
     return found
 

@@ -190,13 +190,11 @@ HUNYUAN_MOE = derived(
 )
 
 
-def _granite_moe_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
-    at, D, E = "model.layers.{layer}.block_sparse_moe.", config.embed_dim, config.moe.num_experts
-    F, into = config.moe.expert_dim or config.mlp_dim, f"{at}input_linear.weight"
-    both = (E, 2 * F, D)
+def granite_experts(config: ModelConfig, at: str) -> list[Row]:
+    """Return the rows of a layer's router and experts, whose gates and ups are one tensor."""
+    D, E, F = config.embed_dim, config.moe.num_experts, config.moe.expert_dim or config.mlp_dim
+    into, both = f"{at}input_linear.weight", (E, 2 * F, D)
     return [
-        *llama.attention(config),
-        *llama.pre_norms(config),
         linear("feed_forward.router", f"{at}router.layer.weight", (D,), (E,)),
         Row("feed_forward.gate", into, both, both, (0, 2, 1), (1, 0, F)),
         Row("feed_forward.up", into, both, both, (0, 2, 1), (1, F, 2 * F)),
@@ -204,7 +202,7 @@ def _granite_moe_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
     ]
 
 
-def _mixture_of_all(hf: Mapping, **more) -> dict:
+def mixture_of_all(hf: Mapping, **more) -> dict:
     """Return the settings of experts on all layers, of which a token's have the softmax of their logits."""
     moe = {"num_experts": hf["num_local_experts"], "top_k": hf["num_experts_per_tok"], **more}
     return {"mlp_pattern": ("moe",), "moe": moe}
@@ -215,9 +213,13 @@ GRANITE_MOE = derived(
     "granitemoe",
     "GraniteMoeForCausalLM",
     {**MULTIPLIERS, "num_local_experts": 8, "num_experts_per_tok": 2},
-    read=lambda hf: {**multipliers(hf), **biases(hf), **_mixture_of_all(hf)},
+    read=lambda hf: {**multipliers(hf), **biases(hf), **mixture_of_all(hf)},
     write=lambda config: {"attention_bias": config.qkv_bias, **multiplier_keys(config), **mixture_keys(config)},
-    rows=_granite_moe_rows,
+    rows=lambda config, kind: [
+        *llama.attention(config),
+        *llama.pre_norms(config),
+        *granite_experts(config, "model.layers.{layer}.block_sparse_moe."),
+    ],
     gguf="",
 )
 
@@ -235,7 +237,7 @@ def _gpt_oss(hf: Mapping) -> dict:
         "attention_sinks": True,
         "rope": rope_of(hf, theta=150_000.0),
         **biases(hf),
-        **_mixture_of_all(hf, biases=True),
+        **mixture_of_all(hf, biases=True),
         **windows(hf["sliding_window"], hf.get("layer_types") or older),
     }
 

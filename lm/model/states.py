@@ -82,6 +82,8 @@ def _by_tokens(
 def state_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[int, ...]]:
     """Return the shape [H, …] of each array that a layer of this kind remembers of a sequence, by name."""
     r, before = config.recurrent, config.recurrent.kernel - 1
+    if kind == "none":
+        return {}
     if kind == "conv":
         return {"tail": (config.embed_dim, before)}
     keys, values = (r.num_key_heads * r.key_dim, before), (r.num_heads * r.value_dim, before)

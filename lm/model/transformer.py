@@ -59,18 +59,20 @@ class Hidden(NamedTuple):
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); or the norms after the sublayers, or both (Gemma's sandwich).
 
-    Parallel: x + attention(norm(x)) + feed_forward(norm(x)), with one norm (GPT-J, Wang and Komatsuzaki 2021).
+    Parallel: x + attention(norm(x)) + feed_forward(norm(x)), with one norm (GPT-J, Wang and Komatsuzaki 2021). A layer may have
+    one of the two alone, with its norms.
     """
 
     def __init__(self, config: ModelConfig, kind: LayerKind, rngs: nnx.Rngs):
         before, after = config.norm_position in ("pre", "sandwich"), config.norm_position in ("post", "sandwich")
         self.parallel, self.scale = config.norm_position == "parallel", config.residual_scale
-        self.attention_norm = layer_norm(config) if before or self.parallel else None
-        self.attention = attention_sublayer(config, rngs, kind)
-        self.post_attention_norm = layer_norm(config) if after else None
-        self.feed_forward_norm = layer_norm(config) if before else None
-        self.feed_forward = MoE(config, rngs) if kind.moe else feed_forward_sublayer(config, rngs)
-        self.post_feed_forward_norm = layer_norm(config) if after else None
+        mixes, feeds = kind.recurrent != "none", kind.feed_forward
+        self.attention_norm = layer_norm(config) if mixes and (before or self.parallel) else None
+        self.attention = attention_sublayer(config, rngs, kind) if mixes else None
+        self.post_attention_norm = layer_norm(config) if mixes and after else None
+        self.feed_forward_norm = layer_norm(config) if feeds and before else None
+        self.feed_forward = MoE(config, rngs) if kind.moe else feed_forward_sublayer(config, rngs) if feeds else None
+        self.post_feed_forward_norm = layer_norm(config) if feeds and after else None
 
     def __call__(
         self, x_BTD: jax.Array, step: Step, cache: LayerCache | PagedLayer | None = None
@@ -78,8 +80,11 @@ class Layer(nnx.Module):
         """Return (x, the layer's next cache or None, RouterStats or None)."""
         with jax.named_scope("attention"):  # names in a trace
             normed_BTD = _normed(self.attention_norm, x_BTD)
-            mixed_BTD, cache = self.attention(normed_BTD, step, cache)
-            x_BTD = saved(x_BTD + _normed(self.post_attention_norm, mixed_BTD, self.scale))
+            if self.attention is not None:
+                mixed_BTD, cache = self.attention(normed_BTD, step, cache)
+                x_BTD = saved(x_BTD + _normed(self.post_attention_norm, mixed_BTD, self.scale))
+        if self.feed_forward is None:
+            return x_BTD, cache, None
         with jax.named_scope("feed_forward"):
             y_BTD, router = normed_BTD if self.parallel else _normed(self.feed_forward_norm, x_BTD), None
             if isinstance(self.feed_forward, MoE):

@@ -53,6 +53,9 @@ OF_EACH = (
     "lfm2",
     "qwen3-next",
     "bamba",
+    "granite4",
+    "granite4-dense",
+    "nemotron-h",
 )
 
 

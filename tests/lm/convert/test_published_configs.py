@@ -1,6 +1,7 @@
 """config.json in and out: old and new styles, absent keys, what cannot be expressed, and which family a model leaves as."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -216,6 +217,60 @@ OLDER = {
         "rope_theta": 10000000.0,
         "tie_word_embeddings": True,
     },
+    "granite-4.0-h-tiny": {
+        "model_type": "granitemoehybrid",
+        "hidden_size": 1536,
+        "intermediate_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "layer_types": ["mamba"] * 5 + ["attention"] + ["mamba"] * 6,
+        "mamba_n_heads": 48,
+        "mamba_d_head": 64,
+        "mamba_d_state": 128,
+        "num_local_experts": 64,
+        "num_experts_per_tok": 6,
+        "shared_intermediate_size": 1024,
+        "position_embedding_type": "nope",
+        "attention_multiplier": 0.0078125,
+        "logits_scaling": 6,
+        "tie_word_embeddings": True,
+    },
+    "granite-4.0-micro": {
+        "model_type": "granitemoehybrid",
+        "hidden_size": 2560,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "layer_types": ["attention"] * 40,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 8192,
+        "position_embedding_type": "rope",
+        "rope_theta": 10000000,
+    },
+    "Nemotron-H-8B": {
+        "model_type": "nemotron_h",
+        "num_hidden_layers": 14,
+        "hybrid_override_pattern": "M-M-M-M*-M---M",
+        "head_dim": 128,
+        "time_step_limit": [0.0, math.inf],
+        "time_step_min": 0.001,
+        "residual_in_fp32": False,
+    },
+    "Nemotron-3-Nano-30B": {
+        "model_type": "nemotron_h",
+        "hidden_size": 2688,
+        "num_hidden_layers": 9,
+        "hybrid_override_pattern": "MEMEM*EME",
+        "num_key_value_heads": 2,
+        "mamba_num_heads": 64,
+        "n_routed_experts": 128,
+        "moe_intermediate_size": 1856,
+        "moe_shared_expert_intermediate_size": 3712,
+        "num_experts_per_tok": 6,
+        "routed_scaling_factor": 2.5,
+    },
     "Seed-OSS-36B": {"model_type": "seed_oss", "rope_theta": 10000000.0, "rope_scaling": {"rope_type": "default"}},
     "ERNIE-4.5-21B": {
         "model_type": "ernie4_5_moe",
@@ -409,7 +464,7 @@ def test_what_older_configs_say():
     [
         ({"model_type": "mamba"}, "model_type='mamba'"),
         ({}, "model_type=None"),
-        ({"model_type": "falcon_h1", "mamba_d_state": 256}, r"needs state-space layers \(Mamba\), which is missing"),
+        ({"model_type": "falcon_h1", "ssm_in_multiplier": 1.25}, "needs attention and Mamba side by side in a layer, which is"),
         ({"model_type": "llama", "hidden_act": "mish"}, "hidden_act='mish'"),
         ({"model_type": "gemma2", "hidden_activation": "mish"}, "hidden_activation='mish'"),
         ({"model_type": "llama", "rope_scaling": {"type": "mrope"}}, "rope_type='mrope'"),
@@ -429,6 +484,10 @@ def test_what_older_configs_say():
         ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 32}, "sliding_window"),
         ({"model_type": "qwen3", "layer_types": ["linear_attention"] * 32}, "linear_attention"),
         ({"model_type": "mistral", "layer_types": ["full_attention"] * 32}, "layer_types"),
+        ({"model_type": "nemotron_h", "moe_latent_size": 64}, "moe_latent_size=64"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "MX"}, "layer_types in config.json holds 'X'"),
+        ({"model_type": "granitemoehybrid", "shared_intermediate_size": 0}, "shared_intermediate_size=0"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["conv"] * 32}, "layer_types in config.json holds 'conv'"),
     ],
 )
 def test_what_cannot_be_expressed_is_named(hf, named):
@@ -471,6 +530,8 @@ PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_
         ({"qk_norm": "head", "qk_norm_last": True}, "HunYuanDenseV1ForCausalLM"),
         ({"attention_temperature": 0.1, "temperature_length": 64}, "Ministral3ForCausalLM"),
         ({"norm": "layer", "norm_plus_one": True, "activation": "relu2", "gated": False}, "NemotronForCausalLM"),
+        ({"positions": "none"}, "GraniteMoeHybridForCausalLM"),
+        ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "shared_dim": 32}}, "GraniteMoeHybridForCausalLM"),
         ({"mla": {"kv_rank": 8}, "num_kv_heads": 4}, "DeepseekV3ForCausalLM"),
         (
             {
@@ -495,11 +556,9 @@ def test_a_model_leaves_as_the_first_family_that_holds_it(changes, leaves_as):
         ({"activation": "relu2", "gated": False}, "model.gated=False"),
         ({"attention_sinks": True}, "model.attention_sinks=True"),
         ({"value_embeddings": 1}, "model.value_embeddings=1"),
-        ({"positions": "none"}, "model.positions='none'"),
         ({"query_scale": 5.0, "qk_norm": "full", "norm_position": "post"}, "model.query_scale=5.0"),
         ({"mlp_pattern": ("moe", "dense"), "moe": {"num_experts": 4, "scores": "sigmoid"}}, "model.moe.scores='sigmoid'"),
         ({"mup_base_dim": 64}, "model.mup_base_dim=64"),
-        ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "shared_dim": 32}}, "model.moe.shared_dim=32"),
         ({"rope": {"scaling": "ntk", "factor": 2.0, "original_positions": 64}}, "model.rope.original_positions=64"),
     ],
 )

@@ -1,6 +1,8 @@
 """Each choice of the model config: the cache gives what one pass gives, windows and look-ahead reach as far as they say."""
 
+import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import lm
 from lm.config import ModelConfig
+from lm.errors import UserError
 from lm.kernels import reference
+from lm.model import sizing
 from lm.model.cache import empty_state, fork
 from lm.model.feed_forward import FeedForward
 from lm.model.inputs import Inputs, inputs_of, steps_of
@@ -74,6 +79,9 @@ KINDS = {
         gate_limit=0.5,
         mlp_pattern=("dense", "moe"),
         moe=dict(num_experts=4, expert_dim=16, biases=True),
+    ),
+    "sublayers apart": dict(
+        num_layers=5, attention_pattern=("global", "none"), mlp_pattern=("none", "moe"), moe=dict(num_experts=4, expert_dim=16)
     ),
     "values of tokens": dict(num_layers=3, value_embeddings=2, qk_norm="head"),
     "latent": LATENT,
@@ -192,6 +200,42 @@ def test_a_local_layer_sees_its_window():
     model = model_of(config)
     differs = np.abs(np.asarray(model(tokens)) - np.asarray(model(changed)))[0].max(axis=-1) > 0
     assert np.flatnonzero(differs).tolist() == [10, 11, 12, 13, 14]  # the token, and four after it
+
+
+def test_a_sublayer_may_be_a_layer_of_its_own():
+    """Attention alone and then a feed-forward alone are a layer with both: in one pass, in the engine, in size."""
+    both = ModelConfig(**SIZES | {"num_layers": 2})
+    apart = dataclasses.replace(both, num_layers=4, attention_pattern=("global", "none"), mlp_pattern=("none", "dense"))
+    arrays = {path: x.get_value() for path, x in nnx.to_flat_state(parameters(both, scale=4.0))}
+    graph, abstract = skeleton(apart)
+    named = [(path, x, (*path[:2], 0, *path[3:]) if path[0] == "stacks" else path) for path, x in nnx.to_flat_state(abstract)]
+    assert {path for _, _, path in named} == arrays.keys()
+    params = nnx.from_flat_state([(path, x.replace(arrays[old])) for path, x, old in named])
+    models = nnx.merge(skeleton(both)[0], parameters(both, scale=4.0)), nnx.merge(graph, params)
+    rows, prompts, tokenizer = tokens_of(6, 2, 24), tokens_of(7, 1, 40).tolist() * 2, stand_in(SIZES["vocab_size"])
+    whole, split = (np.asarray(jax.jit(model)(rows)) for model in models)
+    np.testing.assert_allclose(split, whole, atol=1e-5)
+    drawn = [lm.generate(model, tokenizer, prompts, max_new_tokens=8, temperature=0) for model in models]
+    assert drawn[0] == drawn[1] and len(set(drawn[0][0])) > 2
+    assert sizing.parameters(both) == sizing.parameters(apart) and sizing.flops(both, 64) == sizing.flops(apart, 64)
+    assert sizing.cache_bytes_per_token(both) == sizing.cache_bytes_per_token(apart)
+
+
+def stand_in(vocab_size):
+    """A tokenizer for prompts of ids, in which no token is the end."""
+    return types.SimpleNamespace(stop_ids=(), eos_id=-1, vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(attention_pattern=("none", "global"), mlp_pattern=("none", "dense")), "mlp_pattern=.* leaves a layer empty"),
+        (dict(mlp_pattern=("dense", "none"), norm_position="parallel"), "model.norm_position='parallel' has both sublayers"),
+    ],
+)
+def test_layers_without_sublayers_are_refused(changes, named):
+    with pytest.raises(UserError, match=named):
+        ModelConfig(**SIZES | changes)
 
 
 def test_a_clamped_gate_is_its_formula():
