@@ -133,8 +133,8 @@ class ByModule:
         guesses: dict[int, list[int]] = {id(sequence): [] for sequence, _ in wanted}
         most = {id(sequence): count for sequence, count in wanted}
         if self._step is not None:
-            laid, hidden_ND = self._after(*self._step, most), self._step[2]
-            from_B, self._step = np.arange(len(laid.tokens_B), dtype=np.int32), None
+            (laid, from_B), hidden_ND = self._after(*self._step[:2], most), self._step[2]
+            self._step = None
             while True:
                 found = forward(*self._model(), self._pages, laid.tokens_B, laid.table, laid.at_S, hidden_ND, from_B, by=ahead)
                 self._pages, logits_SV, hidden_ND = found
@@ -155,22 +155,30 @@ class ByModule:
                 laid = laid._replace(draws=[(s, part._replace(begin=part.begin + 1), n) for s, part, n in laid.draws])
         return [guesses[id(sequence)] for sequence, _ in wanted]
 
-    def _after(self, parts: List[Part], laid: Laid, hidden_BD: jax.Array, most: dict[int, int]) -> Laid:
-        """Return a step of the module: the tokens after those of the model's step, as far as they came true."""
-        tokens_B, table, draws, at = np.zeros_like(laid.tokens_B), laid.table, list[tuple[int, Part, int]](), list[int]()
-        row_B, slot_B = np.full_like(table.row_B, -1), np.full_like(table.slot_B, -1)
+    def _after(self, parts: List[Part], laid: Laid, most: dict[int, int]) -> tuple[Laid, np.ndarray]:
+        """Return a step of the module: the tokens after those of the model's step, as far as they came true.
+
+        And for each the place of the token before it in the model's step, int32 [B].
+        """
+        B, tokens, befores, draws, at = len(laid.tokens_B), list[int](), list[int](), list[tuple[int, Part, int]](), list[int]()
         for part, place in zip(parts, laid.places, strict=True):
             sequence = part.sequence
             after = sequence.tokens[part.begin + 1 : part.begin + 1 + len(part.tokens)]
-            here = slice(place, place + len(after))
-            tokens_B[here], row_B[here], slot_B[here] = after, table.row_B[here], table.slot_B[here]
+            tokens += after
+            befores += range(place, place + len(after))
             last = len(sequence.tokens) - 1
             if part.begin + len(after) == last and most.get(id(sequence)):
                 draws.append((len(at), Part(sequence, last, [], 0, 0), 0))
-                at.append(here.stop - 1)
-        at_S = np.zeros(fitting(len(at), self._shapes.logits(len(tokens_B))), np.int32)
+                at.append(len(tokens) - 1)
+        at_S = np.zeros(fitting(len(at), self._shapes.logits(B)), np.int32)
         at_S[: len(at)] = at
-        return Laid(tokens_B, table._replace(row_B=row_B, slot_B=slot_B), at_S, laid.slots_B, laid.places, draws)
+        tokens_B, from_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
+        tokens_B[: len(tokens)], from_B[: len(tokens)] = tokens, befores
+        table, is_token_B = laid.table, np.arange(B) < len(tokens)  # padding is last, as attention to pages wants it
+        row_B, slot_B = (np.where(is_token_B, x[from_B], -1) for x in map(np.asarray, (table.row_B, table.slot_B)))
+        place_B, length_B = np.asarray(table.place_B)[from_B], np.asarray(table.length_B)[from_B]
+        table = table._replace(row_B=row_B, place_B=place_B, slot_B=slot_B, length_B=length_B)
+        return laid._replace(tokens_B=tokens_B, table=table, at_S=at_S, places=[], draws=draws), from_B
 
 
 def _own_pages(
