@@ -40,7 +40,22 @@ def _looked_up(sequence: Sequence, most: int) -> list[int]:
     return []
 
 
-class ByModel:
+class OwnPages:
+    """An empty page table for `rows` sequences, and pages of a config that guesses, as many as the model has."""
+
+    def __init__(self, drafting: ModelConfig, config: ModelConfig, blocks: List[Blocks], rows: int):
+        size, count = blocks[0].size, sum(some.count for some in blocks)
+        make = jax.jit(empty_layers, static_argnums=(0, 1, 2))
+        self._empty = lambda: tuple(jax.tree.leaves(make(drafting, count, size)))
+        self._tables_RN, self._pages = np.zeros((rows, -(-config.max_positions // size)), np.int32), self._empty()
+
+    def recover(self) -> None:
+        """Make the pages anew if a failed step has taken them."""
+        if any(x.is_deleted() for x in self._pages):
+            self._pages = self._empty()
+
+
+class ByModel(OwnPages):
     """Guesses of a smaller model with the same vocabulary. blocks: of each shard. rows: sequences of all shards.
 
     Its keys and values are in pages of its own, in the same blocks as the model's. It reads what it has not read of a sequence
@@ -60,7 +75,7 @@ class ByModel:
             most, needed = weights.config.max_positions, config.max_positions
             raise UserError(f"speculate: the draft model has {most} positions, the model {needed}")
         self._model, self._shapes, self._vocab = weights.split(), shapes, config.vocab_size
-        self._tables_RN, self._pages = _own_pages(weights.config, config, blocks, rows)
+        super().__init__(weights.config, config, blocks, rows)
 
     def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
         for sequence, _ in wanted:
@@ -104,7 +119,7 @@ class ByModel:
         return more
 
 
-class ByModule:
+class ByModule(OwnPages):
     """Guesses of the model's own module that looks ahead (multi-token prediction, DeepSeek-V3, 2024, §2.2).
 
     The module reads the hidden state of a token and the token after it, and guesses the next one; for each further guess it
@@ -121,7 +136,7 @@ class ByModule:
         shapes: Shapes,
     ):
         self._model, self._shapes, self._vocab = model, shapes, config.vocab_size
-        self._tables_RN, self._pages = _own_pages(of_module(config), config, blocks, rows)
+        super().__init__(of_module(config), config, blocks, rows)
         self._step: tuple[List[Part], Laid, jax.Array] | None = None
 
     def note(self, parts: List[Part], laid: Laid, hidden_BD: jax.Array) -> None:
@@ -179,12 +194,3 @@ class ByModule:
         place_B, length_B = np.asarray(table.place_B)[from_B], np.asarray(table.length_B)[from_B]
         table = table._replace(row_B=row_B, place_B=place_B, slot_B=slot_B, length_B=length_B)
         return laid._replace(tokens_B=tokens_B, table=table, at_S=at_S, places=[], draws=draws), from_B
-
-
-def _own_pages(
-    drafting: ModelConfig, config: ModelConfig, blocks: List[Blocks], rows: int
-) -> tuple[np.ndarray, tuple[jax.Array, ...]]:
-    """Return an empty page table for `rows` sequences, and pages of a config that guesses, as many as the model has."""
-    size, count = blocks[0].size, sum(some.count for some in blocks)
-    pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(drafting, count, size)
-    return np.zeros((rows, -(-config.max_positions // size)), np.int32), tuple(jax.tree.leaves(pages))

@@ -206,6 +206,25 @@ def test_the_module_that_looks_ahead_guesses_as_in_training(kind, monkeypatch):
     assert tight.stats().preemptions > 0 and tight.stats().accepted > 0
 
 
+def test_guesses_go_on_after_a_step_that_failed(monkeypatch):
+    config = ModelConfig(**BASE, mtp_depth=1, dtype="float32")
+    model = nnx.merge(skeleton(config)[0], parameters(config, scale=4.0))
+    engine = Engine(model, None, Capacity(rows=2, budget=16, pages=50, page=4, drafts=1), draft_model=model)
+    request = Request((5, 6, 7), COUNT, temperature=0)
+    expected = engine.generate(request)
+
+    def failing(program, arrays, pages, *step, **how):
+        for x in pages:
+            x.delete()
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafting, "forward", failing)
+        assert engine.answers([request])[0].finish == "error"
+    assert engine.generate(request) == expected
+    engine.close()
+
+
 def test_speculate_names_how_tokens_are_guessed(tmp_path):
     """A workdir's module that looks ahead; a smaller model by its path; a model without such a module is refused."""
     (tmp_path / "ahead").mkdir()
