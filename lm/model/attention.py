@@ -23,6 +23,7 @@ from lm.parallel.context import length_axis, whole_rows
 from lm.parallel.mesh import reshard, spec_of
 
 HEADS = ("batch", "length", "heads", None)
+GLOBAL = LayerKind(local=False, moe=False)  # what an attention of the user's own is not told
 GATE_INPUTS, GATE_RANGE = 12, 3.0  # of a value embedding (nanochat)
 
 
@@ -55,7 +56,7 @@ def rotated(x_BTHK: jax.Array, rotary: tuple[jax.Array, jax.Array] | None, inter
 class Attention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017) whose H query heads share G key/value heads (Ainslie et al. 2023)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, kind: LayerKind):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, kind: LayerKind = GLOBAL):
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
         self.interleaved, self.rotates, self.norms_last = config.rope.interleaved, kind.rotary, config.qk_norm_last
@@ -68,7 +69,8 @@ class Attention(nnx.Module):
         self.query = project("query", H, "heads")
         self.key = project("key", G, "kv_heads")
         self.value = project("value", G, "kv_heads")
-        if config.output_gate:
+        self.is_gated = config.output_gate  # a user's subclass may have a `gate` of its own
+        if self.is_gated:
             self.gate = project("gate", H, "heads")
         self.output = Linear(
             config,
@@ -120,7 +122,7 @@ class Attention(nnx.Module):
         else:
             assert step.visible is not None
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, self.scoring, sinks)
-        if hasattr(self, "gate"):
+        if self.is_gated:
             gate_BTHK = jax.nn.sigmoid(saved(self.gate(x_BTD)).astype(jnp.float32))
             mixed_BTHK = (mixed_BTHK.astype(jnp.float32) * gate_BTHK).astype(mixed_BTHK.dtype)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
