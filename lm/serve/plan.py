@@ -23,7 +23,7 @@ from lm.model import sizing
 from lm.model.pages import empty_layers, reads_few_pages
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, make_mesh, row_ways, shapes_on, ways
-from lm.serve.settings import capacity_of, mesh_of
+from lm.serve.settings import capacity_of, default_checkpoint, mesh_of
 from lm.train import dial
 from lm.train.chips import Chip, chip_of
 from lm.train.describe import bytes_per_device
@@ -87,10 +87,11 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
 def model_of(config: ml_collections.ConfigDict) -> ModelConfig:
     """Return the config of the checkpoint's model; a training config in its place (FILE.py) gives one without weights."""
     check_options(config.dtype, config.quantize, config.cache_dtype, is_cpu=False)
-    if not str(config.checkpoint).endswith(".py"):
-        model = open_source(config.checkpoint).config
+    checkpoint = config.checkpoint or default_checkpoint()
+    if not checkpoint.endswith(".py"):
+        model = open_source(checkpoint).config
         return dataclasses.replace(model, dtype=config.dtype or model.dtype)
-    training = config_files.load(config_files.find(config.checkpoint, "train"))
+    training = config_files.load(config_files.find(checkpoint, "train"))
     dial.shape(training, set())
     training.dtype = config.dtype or ("bfloat16" if training.dtype == "auto" else training.dtype)
     return model_config_of(training)

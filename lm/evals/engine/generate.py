@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.chat.template import opens_thought
-from data.chat.thoughts import divided
+from data.chat.thoughts import Thoughts
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evals.engine.encoding import Encoding
@@ -128,15 +128,16 @@ def text_of(answer: Answer, ask: Ask, tokenizer: Tokenizer) -> str:
     return text[: min(ends)] if ends else text
 
 
-def _behind_thought(tokens: Sequence[int], ask: Ask, tokenizer: Tokenizer) -> str:
-    return divided(tokenizer.decode(tokens), opens_thought(tokenizer, ask.tokens))[1]
+def _behind_thought(tokens: Sequence[int], ask: Ask, tokenizer: Tokenizer, over: bool = True) -> str:
+    return Thoughts(opens_thought(tokenizer, ask.tokens)).feed(tokenizer.decode(tokens), over)[1]
 
 
 def stopped(tokens: list[int], ask: Ask, tokenizer: Tokenizer) -> int | None:
     """Return how many tokens complete a stop string, or None."""
 
     def complete(n: int) -> bool:
-        text = _behind_thought(tokens[:n], ask, tokenizer)
+        # Before a thought there may be white space, which ends nothing.
+        text = _behind_thought(tokens[:n], ask, tokenizer, over=ask.thought is None)
         return any(stop and stop in text for stop in ask.stops)
 
     if not any(ask.stops) or not complete(len(tokens)):

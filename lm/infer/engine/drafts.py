@@ -40,7 +40,22 @@ def _looked_up(sequence: Sequence, most: int) -> list[int]:
     return []
 
 
-class ByModel:
+class OwnPages:
+    """An empty page table for `rows` sequences, and pages of a config that guesses, as many as the model has."""
+
+    def __init__(self, drafting: ModelConfig, config: ModelConfig, blocks: List[Blocks], rows: int):
+        size, count = blocks[0].size, sum(some.count for some in blocks)
+        make = jax.jit(empty_layers, static_argnums=(0, 1, 2))
+        self._empty = lambda: tuple(jax.tree.leaves(make(drafting, count, size)))
+        self._tables_RN, self._pages = np.zeros((rows, -(-config.max_positions // size)), np.int32), self._empty()
+
+    def recover(self) -> None:
+        """Make the pages anew if a failed step has taken them."""
+        if any(x.is_deleted() for x in self._pages):
+            self._pages = self._empty()
+
+
+class ByModel(OwnPages):
     """Guesses of a smaller model with the same vocabulary. blocks: of each shard. rows: sequences of all shards.
 
     Its keys and values are in pages of its own, in the same blocks as the model's. It reads what it has not read of a sequence
@@ -60,7 +75,7 @@ class ByModel:
             most, needed = weights.config.max_positions, config.max_positions
             raise UserError(f"speculate: the draft model has {most} positions, the model {needed}")
         self._model, self._shapes, self._vocab = weights.split(), shapes, config.vocab_size
-        self._tables_RN, self._pages = _own_pages(weights.config, config, blocks, rows)
+        super().__init__(weights.config, config, blocks, rows)
 
     def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
         for sequence, _ in wanted:
@@ -104,7 +119,7 @@ class ByModel:
         return more
 
 
-class ByModule:
+class ByModule(OwnPages):
     """Guesses of the model's own module that looks ahead (multi-token prediction, DeepSeek-V3, 2024, §2.2).
 
     The module reads the hidden state of a token and the token after it, and guesses the next one; for each further guess it
@@ -121,7 +136,7 @@ class ByModule:
         shapes: Shapes,
     ):
         self._model, self._shapes, self._vocab = model, shapes, config.vocab_size
-        self._tables_RN, self._pages = _own_pages(of_module(config), config, blocks, rows)
+        super().__init__(of_module(config), config, blocks, rows)
         self._step: tuple[List[Part], Laid, jax.Array] | None = None
 
     def note(self, parts: List[Part], laid: Laid, hidden_BD: jax.Array) -> None:
@@ -133,8 +148,8 @@ class ByModule:
         guesses: dict[int, list[int]] = {id(sequence): [] for sequence, _ in wanted}
         most = {id(sequence): count for sequence, count in wanted}
         if self._step is not None:
-            laid, hidden_ND = self._after(*self._step, most), self._step[2]
-            from_B, self._step = np.arange(len(laid.tokens_B), dtype=np.int32), None
+            (laid, from_B), hidden_ND = self._after(*self._step[:2], most), self._step[2]
+            self._step = None
             while True:
                 found = forward(*self._model(), self._pages, laid.tokens_B, laid.table, laid.at_S, hidden_ND, from_B, by=ahead)
                 self._pages, logits_SV, hidden_ND = found
@@ -155,28 +170,27 @@ class ByModule:
                 laid = laid._replace(draws=[(s, part._replace(begin=part.begin + 1), n) for s, part, n in laid.draws])
         return [guesses[id(sequence)] for sequence, _ in wanted]
 
-    def _after(self, parts: List[Part], laid: Laid, hidden_BD: jax.Array, most: dict[int, int]) -> Laid:
-        """Return a step of the module: the tokens after those of the model's step, as far as they came true."""
-        tokens_B, table, draws, at = np.zeros_like(laid.tokens_B), laid.table, list[tuple[int, Part, int]](), list[int]()
-        row_B, slot_B = np.full_like(table.row_B, -1), np.full_like(table.slot_B, -1)
+    def _after(self, parts: List[Part], laid: Laid, most: dict[int, int]) -> tuple[Laid, np.ndarray]:
+        """Return a step of the module: the tokens after those of the model's step, as far as they came true.
+
+        And for each the place of the token before it in the model's step, int32 [B].
+        """
+        B, tokens, befores, draws, at = len(laid.tokens_B), list[int](), list[int](), list[tuple[int, Part, int]](), list[int]()
         for part, place in zip(parts, laid.places, strict=True):
             sequence = part.sequence
             after = sequence.tokens[part.begin + 1 : part.begin + 1 + len(part.tokens)]
-            here = slice(place, place + len(after))
-            tokens_B[here], row_B[here], slot_B[here] = after, table.row_B[here], table.slot_B[here]
+            tokens += after
+            befores += range(place, place + len(after))
             last = len(sequence.tokens) - 1
             if part.begin + len(after) == last and most.get(id(sequence)):
                 draws.append((len(at), Part(sequence, last, [], 0, 0), 0))
-                at.append(here.stop - 1)
-        at_S = np.zeros(fitting(len(at), self._shapes.logits(len(tokens_B))), np.int32)
+                at.append(len(tokens) - 1)
+        at_S = np.zeros(fitting(len(at), self._shapes.logits(B)), np.int32)
         at_S[: len(at)] = at
-        return Laid(tokens_B, table._replace(row_B=row_B, slot_B=slot_B), at_S, laid.slots_B, laid.places, draws)
-
-
-def _own_pages(
-    drafting: ModelConfig, config: ModelConfig, blocks: List[Blocks], rows: int
-) -> tuple[np.ndarray, tuple[jax.Array, ...]]:
-    """Return an empty page table for `rows` sequences, and pages of a config that guesses, as many as the model has."""
-    size, count = blocks[0].size, sum(some.count for some in blocks)
-    pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(drafting, count, size)
-    return np.zeros((rows, -(-config.max_positions // size)), np.int32), tuple(jax.tree.leaves(pages))
+        tokens_B, from_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
+        tokens_B[: len(tokens)], from_B[: len(tokens)] = tokens, befores
+        table, is_token_B = laid.table, np.arange(B) < len(tokens)  # padding is last, as attention to pages wants it
+        row_B, slot_B = (np.where(is_token_B, x[from_B], -1) for x in map(np.asarray, (table.row_B, table.slot_B)))
+        place_B, length_B = np.asarray(table.place_B)[from_B], np.asarray(table.length_B)[from_B]
+        table = table._replace(row_B=row_B, place_B=place_B, slot_B=slot_B, length_B=length_B)
+        return laid._replace(tokens_B=tokens_B, table=table, at_S=at_S, places=[], draws=draws), from_B

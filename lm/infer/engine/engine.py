@@ -337,6 +337,8 @@ class Engine:
                     self._end_all(Event(finish="error", error=f"{type(error).__name__}: {error}"))
                     self._forget()
                     self._computer.recover()
+                    if isinstance(self._drafter, ByModel | ByModule):
+                        self._drafter.recover()
 
     def _take_arrived(self) -> None:
         with self._wake:

@@ -51,7 +51,7 @@ def forward(
     by = by or _forward
     if not jax.sharding.get_abstract_mesh().empty:
         return by(program, arrays, pages, *step)
-    leaves, tree = jax.tree.flatten((pages[0], step))
+    leaves, tree = jax.tree.flatten((pages, step))
     key = by, program, tree, *[(x.shape, x.dtype) for x in leaves]
     if key not in programs:
         programs[key] = by.lower(program, arrays, pages, *step).compile()

@@ -77,7 +77,9 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         requests, stream = _asked(service, body, seen.messages if seen else messages)
         if seen:
             requests[0] = seen.with_logprobs(requests[0])
-    return Plan(head, requests, stream, len(requests[0].prompt), seen, opens_thought(service.tokenizer, requests[0].prompt))
+    prompt = requests[0].prompt
+    begun = not (seen and seen.blocked) and opens_thought(service.tokenizer, prompt)  # a refusal is no thought
+    return Plan(head, requests, stream, len(prompt), seen, begun)
 
 
 def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[list[Request], dict[str, Any]]:

@@ -33,6 +33,7 @@ def plan(folder, *flags, size=128):
     ("flags", "line"),
     [
         (["--plan=v5e"], "KIND:SHAPE"),
+        (["--plan=v5e", "--config.checkpoint="], "serve.py: --"),
         (["--plan=v5e:2x2", "--config.quantize=int8"], "quantize=int8 packs matrices for one CPU"),
     ],
 )

@@ -44,6 +44,13 @@ def test_stop_strings_and_scores_see_what_follows_the_thought(tokenizer, text, b
     assert end == (ends[0] if ends else None)
 
 
+def test_white_space_before_a_thought_ends_no_answer(tokenizer):
+    ask = Ask(tuple(tokenizer.encode("2 * 3 = ")), ("\n",), 99, 0.0, 1.0, 0, thought=50)
+    tokens = tokenizer.encode("\n<think>\nIt is 9.\n</think>\n\n6\n7")
+    assert all(stopped(tokens[:n], ask, tokenizer) is None for n in range(len(tokens) - 1))
+    assert text_of(Answer(tokens[: stopped(tokens, ask, tokenizer)], True), ask, tokenizer) == "6"
+
+
 class Counted:
     """A task that generates, and scores nothing."""
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from lm.config import LatentAttention, MixtureOfExperts, ModelConfig, Rope
 from lm.errors import UserError
+from lm.infer.engine import drafts as drafting
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.open import open_engine
 from lm.infer.engine.request import Request
@@ -169,7 +170,15 @@ def ahead_of(model, ids: list[int], prompt: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", all_but(["latent"], ["plain", "local", "latent", "experts"]), indirect=True)
-def test_the_module_that_looks_ahead_guesses_as_in_training(kind):
+def test_the_module_that_looks_ahead_guesses_as_in_training(kind, monkeypatch):
+    forward = drafting.forward
+
+    def checked(program, arrays, pages, tokens_B, table, *rest, **how):
+        is_token_B = table.row_B >= 0
+        assert not is_token_B[is_token_B.sum() :].any()  # attention to pages wants padding last
+        return forward(program, arrays, pages, tokens_B, table, *rest, **how)
+
+    monkeypatch.setattr(drafting, "forward", checked)
     config = ModelConfig(**BASE | KINDS[kind] | {"vocab_size": 8, "mtp_depth": 1}, dtype="float32")
     model = nnx.merge(skeleton(config)[0], parameters(config, scale=4.0))
     asked = [[id % 8 for id in prompt] for prompt in prompts()]
@@ -195,6 +204,25 @@ def test_the_module_that_looks_ahead_guesses_as_in_training(kind):
     tight.close()
     usual.close()
     assert tight.stats().preemptions > 0 and tight.stats().accepted > 0
+
+
+def test_guesses_go_on_after_a_step_that_failed(monkeypatch):
+    config = ModelConfig(**BASE, mtp_depth=1, dtype="float32")
+    model = nnx.merge(skeleton(config)[0], parameters(config, scale=4.0))
+    engine = Engine(model, None, Capacity(rows=2, budget=16, pages=50, page=4, drafts=1), draft_model=model)
+    request = Request((5, 6, 7), COUNT, temperature=0)
+    expected = engine.generate(request)
+
+    def failing(program, arrays, pages, *step, **how):
+        for x in pages:
+            x.delete()
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafting, "forward", failing)
+        assert engine.answers([request])[0].finish == "error"
+    assert engine.generate(request) == expected
+    engine.close()
 
 
 def test_speculate_names_how_tokens_are_guessed(tmp_path):

@@ -56,6 +56,13 @@ def test_requests_together_get_what_each_gets_alone(model, alone):
     assert engine.stats().blocks_used == 0
 
 
+def test_engines_of_one_model_may_differ_in_their_pages(model, alone):
+    for capacity in (Capacity(pages=100), Capacity(pages=120), Capacity(pages=100, cache_dtype="bfloat16")):
+        engine = Engine(model, None, capacity._replace(rows=4, budget=16, page=4))
+        (found,) = greedy(engine, prompts()[:1])
+        assert len(found) == COUNT and (capacity.cache_dtype or found == alone[0])
+
+
 def test_preemption_and_packed_weights_change_nothing(model, alone):
     engine = Engine(model, None, Capacity(rows=4, budget=16, pages=24, page=4), packed="float32")
     assert greedy(engine, prompts()) == alone

@@ -298,6 +298,10 @@ def test_the_monitor_sees_what_is_asked_and_answered(watched, tokenizer):
 
         refused = client.chat.completions.create(**ask | {"messages": [{"role": "user", "content": "poison"}]}).choices[0]
         assert refused.finish_reason == "content_filter" and refused.message.content
+        begun = {"messages": [{"role": "user", "content": "poison"}, {"role": "assistant", "content": "<think>\n"}]}
+        goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+        refused = client.chat.completions.create(**ask | begun, extra_body=goes_on).choices[0].message
+        assert refused.content and not hasattr(refused, "reasoning_content")  # a refusal is no thought
         events = list(client.completions.create(model="tiny", prompt="poison", stream=True))
         assert [event.choices[0].finish_reason for event in events] == ["content_filter"]
 
@@ -308,11 +312,11 @@ def test_the_monitor_sees_what_is_asked_and_answered(watched, tokenizer):
         assert "a@example" not in masked
 
         metrics = httpx.get(f"{url}/metrics").text
-        counted = 'http_requests_total{method="POST",model_name="tiny",route="/v1/chat/completions",status="200"} 3.0'
+        counted = 'http_requests_total{method="POST",model_name="tiny",route="/v1/chat/completions",status="200"} 4.0'
         assert counted in metrics
     watched.watch.flush()
     rows = connect(watched.watch.folder / "exchanges.sqlite").execute("select * from exchanges").fetchall()
-    assert len(rows) == 6 and any(whole.id in map(str, row) for row in rows)
+    assert len(rows) == 7 and any(whole.id in map(str, row) for row in rows)
 
 
 def test_counters_say_how_clients_saw_answers_end(watched):
