@@ -83,6 +83,7 @@ def _check_recurrent(config: Any, checked: Checked) -> None:
     if {"delta", "mamba"} & set(config.recurrent_kinds):
         for key in ("num_key_heads", "num_heads", "key_dim", "value_dim", "chunk"):
             checked.at_least(f"recurrent.{key}", 1)
+        checked.at_least("recurrent.least_step", 0)
         if config.recurrent.num_heads % config.recurrent.num_key_heads:
             checked.refuse("recurrent.num_key_heads", f"does not divide model.recurrent.num_heads={config.recurrent.num_heads}")
 

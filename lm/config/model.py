@@ -61,6 +61,7 @@ class Recurrent:
     key_dim: int = 128  # delta, mamba: size of a head's query and key
     value_dim: int = 128  # delta, mamba: size of a head's value
     chunk: int = 64  # delta, mamba: tokens that training computes at once, rounded up to a power of two
+    least_step: float = 0.0  # mamba: Δ is at least this
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,6 +84,7 @@ def _recurrent_essence(recurrent: Recurrent, kinds: tuple[str, ...]) -> Recurren
     heads = ("num_heads", "num_key_heads", "key_dim", "value_dim")
     keys = [*(("kernel",) if kinds else ()), *(("bias",) if {"conv", "mamba"} & set(kinds) else ())]
     keys += heads if {"delta", "mamba"} & set(kinds) else ()
+    keys += ("least_step",) if "mamba" in kinds else ()
     return Recurrent(**{key: getattr(recurrent, key) for key in keys})
 
 

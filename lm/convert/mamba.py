@@ -195,6 +195,9 @@ LETTERS = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attent
 MIXERS = {"M": "mamba", "*": "global", "E": "none", "-": "none"}
 
 
+TINY_STEP = 1e-9  # in place of 0, whose logarithm transformers takes
+
+
 def _nemotron(hf: Mapping) -> dict:
     refuse(hf, mamba_hidden_act="silu", use_bias=False, attention_bias=False, tie_word_embeddings=False)
     refuse(hf, sliding_window=None, moe_latent_size=None)
@@ -220,6 +223,7 @@ def _nemotron(hf: Mapping) -> dict:
             "key_dim": hf["ssm_state_size"],
             "value_dim": hf["mamba_head_dim"],
             "chunk": hf["chunk_size"],
+            "least_step": hf["time_step_min"] if hf["time_step_min"] > TINY_STEP else 0.0,
         },
     }
 
@@ -239,7 +243,7 @@ def _nemotron_keys(config: ModelConfig) -> dict:
         "ssm_state_size": r.key_dim,
         "mamba_head_dim": r.value_dim,
         "chunk_size": r.chunk,
-        "time_step_min": 1e-9,  # transformers clamps Δ to it; in the published models it is for initialisation alone
+        "time_step_min": r.least_step or TINY_STEP,
         "n_shared_experts": 1,
         "moe_shared_expert_intermediate_size": config.moe.shared_dim,
     }
@@ -263,7 +267,7 @@ NEMOTRON_H = derived(
         "mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "conv_kernel": 4, "use_conv_bias": True,
         "chunk_size": 128, "n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 7688,
         "moe_shared_expert_intermediate_size": 7688, "num_experts_per_tok": 2, "routed_scaling_factor": 1.0,
-        "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+        "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "time_step_min": 0.001,
     },
     read=_nemotron,
     write=_nemotron_keys,

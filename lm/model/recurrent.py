@@ -77,7 +77,7 @@ class StateSpace(nnx.Module):
         r, D = config.recurrent, config.embed_dim
         G, R, K, V = r.num_key_heads, r.num_heads // r.num_key_heads, r.key_dim, r.value_dim
         self.sizes, self.values, self.chunk = (K, K, R * V), (R, V), r.chunk  # of PARTS, of a head of keys
-        self.eps, axes = config.norm_eps, ("heads", "replicated")
+        self.eps, self.least_step, axes = config.norm_eps, r.least_step, ("heads", "replicated")
 
         def linear(name: str, size: int) -> Linear:
             if kind == "mamba":  # whose fused matrix has all groups of a part side by side
@@ -133,6 +133,7 @@ class StateSpace(nnx.Module):
             inputs[name].astype(jnp.float32).reshape(*k.shape[:3], -1) for name in ("decay", "beta") if name in inputs
         )
         delta = jax.nn.softplus(decay + weights["decay_bias"])
+        delta = delta if beta else jnp.maximum(delta, self.least_step)
         decay, before = -jnp.exp(weights["decay_rate"]) * delta, None if state is None else state["matrix"]
         if beta:
             q, k = _unit(q) * q.shape[-1] ** -0.5, _unit(k)
