@@ -266,7 +266,7 @@ def test_another_dtype_and_a_model_of_no_family(tmp_path):
     assert [t["architectures"] for t in told] == [["LlamaForCausalLM"], ["LlamaForCausalLM"]]
     assert [t["dtype"] for t in told] == ["float32", "bfloat16"]
     with pytest.raises(UserError, match="no published family"):
-        to_published.to_published(a_run(tmp_path / "v", positions="none"), tmp_path / "c")
+        to_published.to_published(a_run(tmp_path / "v", value_embeddings=1), tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
