@@ -27,6 +27,7 @@ def explained(hf: Mapping) -> str:
     rows += [(idea.name, sign, f"model.{idea.option}" if idea.option else "missing") for idea, sign in ideas_of(hf)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = lines if len(rows) > 1 else ["no idea beyond those of a plain Llama"]
     try:
         family, config = family_of(hf), model_config(hf, ())
     except UserError as error:

@@ -12,7 +12,7 @@ from lm.convert.families import model_config
 from lm.convert.to_workdir import write_workdir
 from lm.model.transformer import skeleton
 from lm.runs.checkpoint import named, nested, plain, unplain
-from tests.lm.convert.peers import COMMON, LATENT, LLAMA3, LONG, PLAIN, YARN
+from tests.lm.convert.peer_configs import COMMON, LATENT, LLAMA3, LONG, PLAIN, YARN
 
 SIZES = {**COMMON, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 300}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}

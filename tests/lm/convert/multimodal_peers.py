@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 
-from tests.lm.convert import peers
+from tests.lm.convert.peer_configs import COMMON, PLAIN
 
 IMAGE, SOUND = 90, 91  # ids of the tokens that hold places
 LENGTH = 40
-TEXT = {**peers.COMMON, "model_type": "llama", "rope_parameters": peers.PLAIN, "rms_norm_eps": 1e-5}
+TEXT = {**COMMON, "model_type": "llama", "rope_parameters": PLAIN, "rms_norm_eps": 1e-5}
 VISION = dict(hidden_size=32, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=26, patch_size=4)
 AUDIO = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
 AUDIO |= dict(model_type="voxtral_encoder", num_mel_bins=6, max_source_positions=16)

@@ -24,7 +24,7 @@ from lm.parallel.mesh import make_mesh
 from lm.runs.checkpoint import named, plain
 from tests.lm.convert import gguf_models
 from tests.lm.convert.gguf_models import MODELS
-from tests.lm.convert.peers import PLAIN
+from tests.lm.convert.peer_configs import PLAIN
 from tests.slow import all_but
 
 KINDS = [(name, dtype) for name in MODELS for dtype in ("float32", "bfloat16")]

@@ -12,6 +12,7 @@ from lm.errors import UserError
 from lm.infer.load import load_model
 from lm.model.inputs import Inputs
 from tests.lm.convert import peers
+from tests.lm.convert.peer_configs import COMMON, PLAIN
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -39,15 +40,8 @@ def test_numbers_are_those_of_transformers():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small gpt-oss whose experts are stored in MXFP4, and transformers' model with the numbers of these."""
-    hf = {
-        **peers.COMMON,
-        "hidden_size": 64,
-        "intermediate_size": 32,
-        "head_dim": 16,
-        "num_local_experts": 4,
-        "sliding_window": 8,
-    }
-    model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**hf, num_experts_per_tok=2, rope_parameters=peers.PLAIN))
+    hf = {**COMMON, "hidden_size": 64, "intermediate_size": 32, "head_dim": 16, "num_local_experts": 4, "sliding_window": 8}
+    model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**hf, num_experts_per_tok=2, rope_parameters=PLAIN))
     there = tmp_path_factory.mktemp("gpt-oss")
     hf, tensors = peers.saved(model, there)
     stored = {}
