@@ -3,7 +3,8 @@
 python -m benchmarks.train [--shape=14m] [--steps=12] [--rounds=2] [--peers=hf,torch,flax] [--dtypes=bfloat16]
 
 Ours is train.py by its default flags, as a process: its steps from the seventh on, with the default recipe (lmcraft) and with
-the peers' optimizer (lmcraft_adamw). The PyTorch peers run in float32, and in bfloat16 where the processor multiplies it.
+the peers' optimizer (lmcraft_adamw). The PyTorch peers run in float32, and in bfloat16 where the processor multiplies it. They
+keep their memory from step to step, which makes them up to 2.4 times as fast as without a setting (--plain).
 Each competitor runs in a process of its own, in turns (ours, HF, PyTorch, Flax, ours, …), so that a slow minute of the machine
 hits all alike; figures are medians over all steps. The last line is one JSON object. `of_products` is the share of the fastest
 product of 2048 × 2048 matrices here, in bfloat16 or float32, by XLA or PyTorch: the floor of a step.
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--dtypes", default="", help="of the PyTorch peers: float32,bfloat16; default: those that are fast here"
     )
+    parser.add_argument("--plain", action="store_true", help="leave the peers' memory to glibc's defaults")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = SHAPES[options.shape]
@@ -73,7 +75,7 @@ def main() -> None:
                     found = ours(shape, OURS[name], tokenizer, options.steps)
                 else:
                     peer, dtype = name.split(":")
-                    found = measure(peer, shape, steps=options.steps, dtype=dtype)
+                    found = measure(peer, shape, steps=options.steps, dtype=dtype, plain=options.plain)
                 seconds[name] += found["step_seconds"]
                 peak[name] = max(peak[name], found["peak_bytes"])
             shown = ", ".join(f"{name} {rate(shape, times):,.0f} tokens/s" for name, times in seconds.items())

@@ -49,7 +49,8 @@ flags.DEFINE_float("temperature", 0.7, "Sampling temperature; 0: greedy.", lower
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.", upper_bound=1.0)
 flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the conversation; every answer has its own.", lower_bound=0, upper_bound=SEEDS)
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the matrices; default: the one of the model's training.")
+DTYPE = "Type of the matrices; default: the one of training, bfloat16 for the quantised ones of a GGUF file."
+flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], DTYPE)
 
 COMMANDS = __doc__.partition("Commands:\n")[2]
 NAMES = [line.split()[0] for line in COMMANDS.splitlines()]

@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     # the model's whole context if that is more, but at most a quarter of the free memory; on an accelerator 0.9 of its free
     # memory.
     config.blocks = 0
-    config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training
+    config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training, bfloat16 for quantised ones of a GGUF file
     config.cache_dtype = ""  # of keys and values: float32, bfloat16, int8; "": as the matrices, bfloat16 for integer ones
     # int8, int4 (a scale for 32 inputs): round weights. w8a8: also the activations to 8 bits, the fastest for many requests;
     # "": as stored

@@ -34,7 +34,7 @@ from lm.progress import progress
 from lm.runs.workdir import read_config
 
 SHOWN = 3  # names listed in an error
-SMALL = 1 << 24  # bytes of a stack that the host puts together: sooner than two programs for it are compiled
+SMALL = 1 << 27  # bytes of a stack that the host puts together: sooner than two programs for it are compiled
 AHEAD = "nextn"  # part of the names of tensors in a GGUF file that predict further tokens, which are left out
 
 

@@ -32,7 +32,7 @@ SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # bytes, unless general.alignment differs
-BLOCKS = 1 << 15  # blocks of a quantised type that are dequantised at a time: at most 8 million values
+BLOCKS = 1 << 12  # blocks of a quantised type that are dequantised at a time: at most a million values, which stay in the cache
 MAX_AXES = 4  # GGML_MAX_DIMS
 LONGEST_HEADER = 64 << 20  # bytes: a vocabulary of 260,000 tokens with its merges takes 15 MB
 MAX_FILES = 1000  # of a split model
@@ -87,6 +87,12 @@ class GGUFFile(NamedTuple):
     path: Path
     settings: dict[str, Any]
     tensors: dict[str, StoredTensor]
+
+    @property
+    def is_quantised(self) -> bool:
+        """Return whether most matrices have no plain type, so that 16 bits hold all that is known of their weights."""
+        kinds = [tensor.type in PLAIN for tensor in self.tensors.values() if len(tensor.shape) > 1]
+        return 2 * sum(kinds) < len(kinds)
 
 
 def find_gguf(path: str | os.PathLike) -> Path | None:

@@ -27,7 +27,7 @@ from lm.infer.engine.drafts import ByModel, ByModule, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, empty_vectors
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, check
-from lm.infer.engine.room import Capacity, default_pages, give_back, positions_of, use_huge_pages
+from lm.infer.engine.room import Capacity, default_pages, give_back, positions_of
 from lm.infer.engine.schedule import Drafter, Schedule
 from lm.infer.engine.sequence import Blocks, Part, Sequence
 from lm.infer.engine.step import Laid, drawing_of, lay_out, placed_vectors, shapes_of, warm_drawings
@@ -84,8 +84,6 @@ class Engine:
             self._blocks = [Blocks(pages, o.page) for _ in range(ways)]
             self._shapes = shapes_of(rows * (1 + o.drafts), budget, o.page, reads_few_pages(model.config, o.cache_dtype))
             self._computer = computer = Computer(weights, o, ways * pages, known, slots, channel)
-            if packed:
-                use_huge_pages(computer.model[1])
             self._drafter: Drafter = by_ngrams
             if ahead:
                 self._drafter = ByModule(lambda: computer.model, weights.config, self._blocks, ways * rows, self._shapes)

@@ -13,6 +13,7 @@ from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.convert.source import open_source
 from lm.errors import UserError
+from lm.files.gguf import find_gguf, open_gguf
 from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.room import Capacity
@@ -40,8 +41,8 @@ def open_engine(
 
     Args:
       capacity: its cache_dtype "" is that of `dtype`, bfloat16 for integer weights. Its drafts follow from `speculate`.
-      dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
-        weights; "w8a8": weights and activations in 8 bits; "": as stored.
+      dtype: of matrices; "": as in training, bfloat16 for those that a GGUF file has quantised. A CPU keeps them so, and
+        computes in float32. quantize: "int8" or "int4": their weights; "w8a8": weights and activations in 8 bits.
       speculate: "ngram": guess tokens that followed the same few tokens before; "mtp": by the model's own module for
         multi-token prediction; or the path of a smaller model that guesses. No token changes.
       adapters: name -> folder. slots: room for them and for others; None: for none.
@@ -53,7 +54,8 @@ def open_engine(
     check_options(dtype, quantize, cache_dtype, mesh is None and jax.default_backend() == "cpu")
     if mesh is None and jax.default_backend() == "cpu":
         config = open_source(path).config
-        packed = quantize or dtype or config.dtype
+        file = find_gguf(path)
+        packed = quantize or dtype or ("bfloat16" if file and open_gguf(file).is_quantised else config.dtype)
         is_float = packed == "float32" and not config.quantization.bits
         cache_dtype, dtype = cache_dtype or ("float32" if is_float else "bfloat16"), "float32"
     channel = Channel("lmcraft/steps") if hosts.several() else None

@@ -2,8 +2,6 @@
 
 import contextlib
 import ctypes
-import threading
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -18,7 +16,6 @@ SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's al
 ACCELERATOR = 0.9
 MIN = 64
 CACHE = 1 << 30  # bytes of pages on a CPU, unless requests need more:
-HUGE, GAP, COLLAPSE = 2 << 20, 1 << 16, 25  # bytes of a huge page; most between two arrays; Linux's MADV_COLLAPSE
 TYPICAL = 512  # tokens of a request, prompt and answer
 PAGES, BUDGETS = {"tpu": 128}, {"cpu": 64}  # by platform; a TPU copies each page on its own. Elsewhere:
 PAGE, BUDGET = 16, 2048
@@ -97,28 +94,6 @@ def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> tuple[ja
     pages = make(config, count, capacity.page, capacity.cache_dtype, rows)
     # Bound to their devices, as a step returns them: otherwise the step of the first call is compiled once more.
     return tuple(jax.device_put(x, x.sharding) for x in jax.tree.leaves(pages))
-
-
-def use_huge_pages(arrays: Iterable[jax.Array]) -> None:
-    """Have Linux move arrays on a CPU into pages of 2 MB, so that reading them misses fewer addresses.
-
-    It takes most of a second, so a thread does it. No number changes, and memory that is free by then does no harm.
-    """
-    spans = list[list[int]]()
-    for begin, end in sorted((x.unsafe_buffer_pointer(), x.unsafe_buffer_pointer() + x.nbytes) for x in arrays):
-        if spans and begin - spans[-1][1] < GAP:
-            spans[-1][1] = end
-        else:
-            spans.append([begin, end])
-
-    def advise() -> None:
-        with contextlib.suppress(OSError, AttributeError):  # another system
-            madvise = ctypes.CDLL(None).madvise
-            for begin, end in spans:
-                first = -(-begin // HUGE) * HUGE
-                madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, end // HUGE * HUGE - first)), COLLAPSE)
-
-    threading.Thread(target=advise, daemon=True).start()
 
 
 def give_back() -> None:

@@ -1,5 +1,6 @@
 """GGUF: every family there and back bit for bit, as transformers reads it, and what it cannot hold."""
 
+import contextlib
 import dataclasses
 import shutil
 import struct
@@ -19,6 +20,8 @@ from lm.convert.to_published import to_published
 from lm.convert.to_workdir import to_workdir, write_workdir
 from lm.errors import UserError
 from lm.files.gguf import open_gguf, writing
+from lm.infer.engine.open import open_engine
+from lm.infer.engine.room import Capacity
 from lm.infer.load import load_model
 from lm.parallel.mesh import make_mesh
 from lm.runs.checkpoint import named, plain
@@ -90,6 +93,15 @@ def test_quantised_exports_are_near_and_smaller(tmp_path, llama, dtype, kinds, e
     for path, x in before.items():
         bound = (error if x.ndim > 2 else 0.01) * np.abs(x).max()
         np.testing.assert_allclose(after[path], x, atol=bound, err_msg=path)
+
+
+def test_an_engine_keeps_quantised_weights_in_16_bits(tmp_path, llama):
+    def held(file: Path, dtype: str = "") -> int:
+        with contextlib.closing(open_engine(file, Capacity(rows=1), dtype=dtype)) as engine:
+            return engine.held[0]
+
+    to_gguf(llama.parent / "run", tmp_path / "small.gguf", dtype="q8_0")
+    assert held(llama) == held(llama, "float32") > held(llama, "bfloat16") == held(tmp_path / "small.gguf")
 
 
 def test_a_hugging_face_model_passes_through_gguf(tmp_path):
