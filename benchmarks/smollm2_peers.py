@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import library
-from benchmarks.peers import HUGE_PAGES
+from benchmarks.peers import HUGE_PAGES, KEEP_MEMORY
 
 REPO = Path(__file__).parent.parent
 WARM = 2
@@ -117,7 +117,7 @@ def finished(command: list[str], log: Path | None = None) -> tuple[str, int, lis
 
     lines = []
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        environment = {"GLIBC_TUNABLES": HUGE_PAGES, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+        environment = {"GLIBC_TUNABLES": HUGE_PAGES if log else KEEP_MEMORY, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
         process = subprocess.Popen(command, cwd=REPO, stdout=out, stderr=err, env=environment)
         watched = psutil.Process(process.pid)
         while log and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
