@@ -13,7 +13,7 @@ MAX, MAX_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 MAX_EXPERTS, MAX_MTP, LONGEST_BLOCK, MAX_KERNEL = 10_000, 100, 100, 64
 RECURRENT = ("conv", "delta", "mamba")  # kinds of layers with a state of fixed size
 PATTERNS = {
-    "attention_pattern": ("global", "local", *RECURRENT, "none"),
+    "attention_pattern": ("global", "local", "chunk", *RECURRENT, "none"),
     "mlp_pattern": ("dense", "moe", "none"),
     "rotary_pattern": ("rotary", "none"),
 }
@@ -74,7 +74,9 @@ def _check_layers(config: Any, checked: Checked) -> None:
     if "none" in (*config.attention_pattern, *config.mlp_pattern) and config.norm_position == "parallel":
         checked.refuse("norm_position", "has both sublayers in each layer, but model.attention_pattern or mlp_pattern has none")
     if any(kind.local for kind in config.layer_kinds) and config.window < 1:
-        checked.refuse("window", "must be at least 1, since model.attention_pattern has local layers")
+        checked.refuse("window", "must be at least 1, since model.attention_pattern has local or chunk layers")
+    if {"local", "chunk"} <= set(config.attention_pattern):
+        checked.refuse("attention_pattern", "has local and chunk layers, which share model.window: take one of the two kinds")
 
 
 def _check_recurrent(config: Any, checked: Checked) -> None:
@@ -89,7 +91,7 @@ def _check_recurrent(config: Any, checked: Checked) -> None:
 
 
 def _check_choices(config: Any, checked: Checked) -> None:
-    checked.one_of("qk_norm", "none", "head", "full")
+    checked.one_of("qk_norm", "none", "head", "full", "unit")
     checked.one_of("positions", "rotary", "learned", "none")
     checked.one_of("norm", "rms", "layer")
     checked.one_of("norm_position", "pre", "post", "sandwich", "parallel")
@@ -102,8 +104,9 @@ def _check_choices(config: Any, checked: Checked) -> None:
     checked.at_least("gate_limit", 0)
     if config.gate_limit and not config.gated:
         checked.refuse("gate_limit", "clamps a gate: set model.gated=True")
-    if config.attention and "none" in config.rotary_pattern:
-        checked.refuse("rotary_pattern", "does not go with model.attention, which is told nothing of it")
+    for key, name in (("rotary_pattern", "none"), ("attention_pattern", "chunk")):
+        if config.attention and name in getattr(config, key):
+            checked.refuse(key, "does not go with model.attention, which is told nothing of it")
     if config.gate_limit and is_own(config.activation):
         checked.refuse("gate_limit", f"does not go with model.activation={config.activation}: clamp in that function")
     if config.value_embeddings and (config.attention or config.mla.kv_rank or config.mtp_depth):
@@ -162,6 +165,8 @@ def _check_experts(config: Any, checked: Checked) -> None:
             checked.refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
         if not 1 <= moe.top_groups <= moe.num_groups:
             checked.refuse("moe.top_groups", f"must be in 1…{moe.num_groups} (model.moe.num_groups)")
+        if moe.weigh_inputs and moe.biases:
+            checked.refuse("moe.biases", "does not go with model.moe.weigh_inputs")
         if moe.shared_gate and not moe.shared_dim:
             checked.refuse("moe.shared_gate", "needs a shared expert: set model.moe.shared_dim")
         if not 1 <= moe.top_k <= moe.num_experts // moe.num_groups * moe.top_groups:

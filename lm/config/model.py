@@ -77,6 +77,7 @@ class MixtureOfExperts:
     scores: str = "softmax"  # or sigmoid, of the router's logits
     normalize: bool = True  # the chosen scores sum to 1
     weight_scale: float = 1.0  # multiplies the chosen scores
+    weigh_inputs: bool = False  # the chosen scores multiply what the experts read, not what they return (Llama 4)
     num_groups: int = 1  # the experts are split into equal groups
     top_groups: int = 1  # a token chooses its experts from this many groups
     group_score: str = "max"  # score of a group: max, its best expert (V2); top2, the sum of its two best (V3)
@@ -119,7 +120,7 @@ class Pipeline:
 class LayerKind(NamedTuple):
     """The settings that may differ between layers."""
 
-    local: bool  # sees `window` tokens, and rotates by `local_rope`
+    local: bool  # sees at most `window` tokens, and rotates by `local_rope`
     moe: bool
     has_table: bool = False  # attention has a table of values by token (value_embeddings)
     rotary: bool = True  # rotates queries and keys, if the model has rotary positions
@@ -139,13 +140,17 @@ class ModelConfig:
     mlp_dim: int  # hidden units of a dense feed-forward
     head_dim: int = 0  # 0: embed_dim / num_heads
 
-    # global or local; or in place of attention conv (a short gated convolution, LFM2), delta (a gated delta net, Qwen3-Next),
-    # mamba (Mamba-2, Bamba) or none: the layer is a feed-forward (Nemotron-H). Repeated over the layers.
+    # global, local or chunk (Llama 4); or in place of attention conv (a short gated convolution, LFM2), delta (a gated delta
+    # net, Qwen3-Next), mamba (Mamba-2, Bamba) or none: the layer is a feed-forward (Nemotron-H). Repeated over the layers.
     attention_pattern: tuple[str, ...] = ("global",)
-    window: int = 0  # tokens that a local layer sees, including the token itself
+    # Tokens that a local layer sees, including the token itself. In a chunk layer, the size of the chunks into which a text
+    # is divided: a token sees the earlier tokens of its own chunk.
+    window: int = 0
     qkv_bias: bool = False  # biases of queries, keys and values
     output_bias: bool = False  # bias of the attention's output
-    qk_norm: str = "none"  # norm of queries and keys: none, head (each head), full (all heads together)
+    # Norm of queries and keys: none, head (each head), full (all heads together), or unit: each head, without learned weights,
+    # and only in layers that rotate (Llama 4).
+    qk_norm: str = "none"
     qk_norm_last: bool = False  # queries and keys are rotated before their norm
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
@@ -167,6 +172,7 @@ class ModelConfig:
     # Multiplies the query at position p by 1 + this · ln(1 + ⌊p / temperature_length⌋) (after Nakanishi 2025); 0: off.
     attention_temperature: float = 0.0
     temperature_length: int = 0  # positions before attention_temperature begins to act
+    temperature_nope: bool = False  # attention_temperature acts only in layers without positions, and p counts from 1 (Llama 4)
 
     norm: str = "rms"  # or layer
     norm_bias: bool = True  # LayerNorm has a bias
@@ -258,17 +264,27 @@ class ModelConfig:
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Return the kind of each layer."""
-        attention, mlp, rotary = self.attention_pattern, self.mlp_pattern, self.rotary_pattern
+        attention, mlp, rotary = self.attention_kinds, self.mlp_pattern, self.rotary_pattern
         every = self.value_embeddings
 
         def kind(i: int) -> LayerKind:
-            has_table, name = every > 0 and (self.num_layers - 1 - i) % every == 0, attention[i % len(attention)]
+            has_table, name = every > 0 and (self.num_layers - 1 - i) % every == 0, attention[i]
             recurrent = name if name in (*RECURRENT, "none") else ""
             feeds, rotates = mlp[i % len(mlp)], rotary[i % len(rotary)] == "rotary"
             has_table = has_table and not recurrent
-            return LayerKind(name == "local", feeds == "moe", has_table, rotates, recurrent, feeds != "none")
+            return LayerKind(name in ("local", "chunk"), feeds == "moe", has_table, rotates, recurrent, feeds != "none")
 
         return tuple([kind(i) for i in range(self.num_layers)])
+
+    @property
+    def attention_kinds(self) -> tuple[str, ...]:
+        """Return the name of each layer's attention, as in attention_pattern."""
+        return tuple([self.attention_pattern[i % len(self.attention_pattern)] for i in range(self.num_layers)])
+
+    @property
+    def chunked(self) -> bool:
+        """Return whether local layers see chunks in place of windows."""
+        return "chunk" in self.attention_pattern[: self.num_layers]
 
     @property
     def recurrent_kinds(self) -> tuple[str, ...]:

@@ -24,11 +24,11 @@ def essence(config: ModelConfig) -> dict:
     kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
     local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
     found = {key: value for key, value in dataclasses.asdict(config).items() if key not in LEFT_OUT}
-    found["attention_pattern"] = tuple(kind.recurrent or ("local" if kind.local else "global") for kind in kinds)
+    found["attention_pattern"] = config.attention_kinds
     found["mlp_pattern"] = tuple(("moe" if kind.moe else "dense") if kind.feed_forward else "none" for kind in kinds)
     found["rotary_pattern"] = tuple("rotary" if kind.rotary and config.positions == "rotary" else "none" for kind in kinds)
     if not config.attention_temperature:
-        found["temperature_length"] = 0
+        found |= {"temperature_length": 0, "temperature_nope": False}
     if config.norm != "layer":
         found["norm_bias"] = True
     if config.qk_norm == "none":

@@ -12,9 +12,10 @@ from lm.convert.dense_families import ERNIE, GLM, GLM4, GRANITE, HUNYUAN, NEMOTR
 from lm.convert.essence import lacks
 from lm.convert.gemma import GEMMA2, GEMMA3
 from lm.convert.gpt2 import GPT2
-from lm.convert.hybrids import LFM2, QWEN3_NEXT
+from lm.convert.hybrids import LFM2, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from lm.convert.ideas import missing
 from lm.convert.llama import LLAMA
+from lm.convert.llama4 import LLAMA4
 from lm.convert.mamba import BAMBA, GRANITE_HYBRID, NEMOTRON_H
 from lm.convert.multimodal.families import IDEFICS3, LLAVA, SMOLVLM, VOXTRAL
 from lm.convert.positional import COHERE, COHERE2, EXAONE4, MINISTRAL3, MISTRAL3, SMOLLM3
@@ -30,6 +31,7 @@ TEXT = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, DEEPSEEK, GPT2, LFM2, QWEN3_NEXT, BAMBA),
     *(SMOLLM3, OLMO3, GRANITE, SEED_OSS, ERNIE, EXAONE4, COHERE, COHERE2, GLM, GLM4, HUNYUAN, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, MISTRAL3, GPT_OSS, GLM4_MOE, GRANITE_MOE, ERNIE_MOE, HUNYUAN_MOE, GRANITE_HYBRID, NEMOTRON_H),
+    *(LLAMA4, QWEN3_5, QWEN3_5_MOE),
 )
 ALL = (*TEXT, IDEFICS3, SMOLVLM, LLAVA, VOXTRAL)
 SECTIONS = ("text_config", "vision_config", "audio_config")  # of the config.json of a model that sees or hears

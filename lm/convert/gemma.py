@@ -45,9 +45,7 @@ def gemma2_to_hf(config: ModelConfig) -> dict:
 
 
 def gemma3_from_hf(hf: Mapping) -> ModelConfig:
-    if "text_config" in hf:
-        hf = llama.text_config(hf, "tie_word_embeddings")
-    hf = {**GEMMA3_DEFAULTS, **hf}
+    hf = {**GEMMA3_DEFAULTS, **llama.text_config(hf, "tie_word_embeddings")}
     return _decoder(hf, hf["sliding_window_pattern"], qk_norm="head", **ropes_of(hf, theta=1e6, local_theta=1e4))
 
 

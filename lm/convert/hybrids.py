@@ -1,11 +1,12 @@
-"""Families that have layers with a state of fixed size beside those of attention: LFM2 and Qwen3-Next."""
+"""Families that have layers with a state of fixed size beside those of attention: LFM2, Qwen3-Next and Qwen 3.5."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 from lm.config import LayerKind, ModelConfig
 from lm.convert import llama
-from lm.convert.llama import derived, refuse, repeating
+from lm.convert.llama import also_seeing, derived, refuse, repeating
 from lm.convert.relatives import QWEN3_MOE_DEFAULTS, qwen3_moe, qwen3_moe_keys
 from lm.convert.rotary import rope_of
 from lm.convert.rows import Row, dense, linear, same
@@ -28,10 +29,9 @@ def pattern(hf: Mapping, names: Mapping[str, str]) -> tuple[str, ...]:
 def types_of(config: ModelConfig, names: Mapping[str, str]) -> list[str]:
     """Return `layer_types`; the inverse of `pattern`."""
     theirs = {ours: name for name, ours in names.items()}
-    kinds = [kind.recurrent or ("local" if kind.local else "global") for kind in config.layer_kinds]
-    if unknown := sorted(set(kinds) - set(theirs)):
+    if unknown := sorted(set(config.attention_kinds) - set(theirs)):
         raise UserError(f"model.attention_pattern has {unknown[0]} layers, which this family has not")
-    return [theirs[kind] for kind in kinds]
+    return [theirs[kind] for kind in config.attention_kinds]
 
 
 LFM2_TYPES = {"conv": "conv", "full_attention": "global"}
@@ -148,12 +148,14 @@ def _next(hf: Mapping) -> dict:
 
 
 def _next_keys(config: ModelConfig) -> dict:
+    return {**qwen3_moe_keys(config), "shared_expert_intermediate_size": config.moe.shared_dim, **_delta_keys(config)}
+
+
+def _delta_keys(config: ModelConfig) -> dict:
     r = config.recurrent
     return {
-        **qwen3_moe_keys(config),
         "layer_types": types_of(config, NEXT_TYPES),
         "partial_rotary_factor": config.rope.fraction,
-        "shared_expert_intermediate_size": config.moe.shared_dim,
         "linear_conv_kernel_dim": r.kernel,
         "linear_num_value_heads": r.num_heads,
         "linear_num_key_heads": r.num_key_heads,
@@ -162,9 +164,61 @@ def _next_keys(config: ModelConfig) -> dict:
     }
 
 
-def _next_rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
+def _fused(config: ModelConfig, at: str) -> list[Row]:
+    """Return the rows of Qwen3-Next's input projections, in which the parts of a head of keys are next to one another."""
+    (G, R, K, X), found = _sizes(config), list[Row]()
+    for fused, parts in (("qkvz", {"query": K, "key": K, "value": X, "gate": X}), ("ba", {"beta": R, "decay": R})):
+        begin, whole = 0, sum(parts.values())
+        for name, size in parts.items():
+            take = (1, begin, begin + size)
+            theirs = f"{at}in_proj_{fused}.weight"
+            found.append(linear(f"attention.{name}.weight", theirs, (config.embed_dim,), (G, whole), take))
+            begin += size
+    return found
+
+
+def _apart(config: ModelConfig, at: str) -> list[Row]:
+    """Return the rows of Qwen 3.5's input projections: all queries, all keys and all values in one matrix, three others."""
+    D, (G, R, K, X) = config.embed_dim, _sizes(config)
+    begin, found = 0, list[Row]()
+    for name, size in (("query", K), ("key", K), ("value", X)):
+        take = (begin, begin + G * size)
+        row = linear(f"attention.{name}.weight", f"{at}in_proj_qkv.weight", (D,), (G * (2 * K + X),), take)
+        found.append(dataclasses.replace(row, order=(2, 0, 1), split=(G, size)))
+        begin += G * size
+    for name, theirs, size in (("gate", "z", X), ("beta", "b", R), ("decay", "a", R)):
+        found.append(linear(f"attention.{name}.weight", f"{at}in_proj_{theirs}.weight", (D,), (G, size)))
+    return found
+
+
+def _sizes(config: ModelConfig) -> tuple[int, int, int, int]:
+    """Return a delta net's heads of keys, heads of values of each, and the sizes of a key and of these values together."""
+    r = config.recurrent
+    return r.num_key_heads, (R := r.num_heads // r.num_key_heads), r.key_dim, R * r.value_dim
+
+
+def _delta(config: ModelConfig, at: str) -> list[Row]:
+    """Return the rows of a delta net without those of its input projections."""
+    D, r, (G, R, K, X) = config.embed_dim, config.recurrent, _sizes(config)
+    begin, channels, found = 0, G * (2 * K + X), list[Row]()
+    for name, size in (("query", G * K), ("key", G * K), ("value", G * X)):
+        shapes = (channels, 1, r.kernel), (channels, r.kernel)
+        found.append(Row(f"attention.{name}_taps", f"{at}conv1d.weight", *shapes, (0, 1), (0, begin, begin + size)))
+        begin += size
+    return [
+        *found,
+        same("attention.decay_rate", f"{at}A_log", G, R),
+        same("attention.decay_bias", f"{at}dt_bias", G, R),
+        same("attention.norm.scale", f"{at}norm.weight", r.value_dim),
+        linear("attention.output.weight", f"{at}out_proj.weight", (G, X), (D,)),
+    ]
+
+
+def _next_rows(config: ModelConfig, kind: LayerKind, inputs: Callable[[ModelConfig, str], list[Row]] = _fused) -> list[Row]:
+    """Return the rows of a layer. inputs: returns those of a delta net's input projections."""
     at = "model.layers.{layer}."
-    mixer = _delta(config, f"{at}linear_attn.") if kind.recurrent else _gated_attention(config, f"{at}self_attn.")
+    delta = f"{at}linear_attn."
+    mixer = [*inputs(config, delta), *_delta(config, delta)] if kind.recurrent else _gated_attention(config, f"{at}self_attn.")
     if not kind.moe:
         return [*mixer, *llama.pre_norms(config), *llama.feed_forward(config)]
     shared = llama.feed_forward(config, f"{at}mlp.shared_expert.", "feed_forward.shared", config.moe.shared_dim)
@@ -183,44 +237,64 @@ def _gated_attention(config: ModelConfig, at: str) -> list[Row]:
     return found
 
 
-def _delta(config: ModelConfig, at: str) -> list[Row]:
-    """Return the rows of a delta net. Fused matrices have the parts of a head of keys next to one another."""
-    D, r = config.embed_dim, config.recurrent
-    G, R, K = r.num_key_heads, r.num_heads // r.num_key_heads, r.key_dim
-    X, found = R * r.value_dim, list[Row]()
-    for fused, parts in (("qkvz", {"query": K, "key": K, "value": X, "gate": X}), ("ba", {"beta": R, "decay": R})):
-        begin, whole = 0, sum(parts.values())
-        for name, size in parts.items():
-            take = (1, begin, begin + size)
-            found.append(linear(f"attention.{name}.weight", f"{at}in_proj_{fused}.weight", (D,), (G, whole), take))
-            begin += size
-    begin, channels = 0, G * (2 * K + X)
-    for name, size in (("query", G * K), ("key", G * K), ("value", G * X)):
-        shapes = (channels, 1, r.kernel), (channels, r.kernel)
-        found.append(Row(f"attention.{name}_taps", f"{at}conv1d.weight", *shapes, (0, 1), (0, begin, begin + size)))
-        begin += size
-    return [
-        *found,
-        same("attention.decay_rate", f"{at}A_log", G, R),
-        same("attention.decay_bias", f"{at}dt_bias", G, R),
-        same("attention.norm.scale", f"{at}norm.weight", r.value_dim),
-        linear("attention.output.weight", f"{at}out_proj.weight", (G, X), (D,)),
-    ]
-
-
+NEXT_DEFAULTS = {
+    **QWEN3_MOE_DEFAULTS, "intermediate_size": 5632, "num_hidden_layers": 48, "num_attention_heads": 16,
+    "num_key_value_heads": 2, "head_dim": 256, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+    "num_experts_per_tok": 10, "num_experts": 512, "norm_topk_prob": True, "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+}  # fmt: skip
 # Gated delta nets with gated attention on every fourth layer, and experts with a gated shared one (Qwen 2025).
 QWEN3_NEXT = derived(
     "qwen3_next",
     "Qwen3NextForCausalLM",
-    {
-        **QWEN3_MOE_DEFAULTS, "intermediate_size": 5632, "num_hidden_layers": 48, "num_attention_heads": 16,
-        "num_key_value_heads": 2, "head_dim": 256, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
-        "num_experts_per_tok": 10, "num_experts": 512, "norm_topk_prob": True, "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
-    },
+    NEXT_DEFAULTS,
     read=_next,
     write=_next_keys,
     rows=_next_rows,
     ignored=(r".*rotary_emb\.inv_freq", r"mtp\..*"),
     gguf="",
-)  # fmt: skip
+)
+
+
+def _experts_keys(config: ModelConfig) -> dict:
+    keys = ("attention_bias", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size")
+    return {key: value for key, value in _next_keys(config).items() if key in keys} | _delta_keys(config)
+
+
+FIVES: dict = {
+    "rows": functools.partial(_next_rows, inputs=_apart),
+    "read": _next,
+    "ignored": (*QWEN3_NEXT.ignored, r"model\.visual\..*"),
+    "gguf": "",
+}
+# Qwen3-Next's layers with input projections of their own (Qwen 2026). What sees is not read: the positions of its images have
+# three axes, which are the same for text.
+QWEN3_5 = also_seeing(
+    "qwen3_5",
+    derived(
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        {
+            **NEXT_DEFAULTS,
+            "vocab_size": 248320,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 4,
+            "num_experts": 0,
+        },
+        write=lambda config: {"attention_bias": config.qkv_bias, **_delta_keys(config)},
+        **FIVES,
+    ),
+)
+# And experts with a gated shared one on every layer.
+QWEN3_5_MOE = also_seeing(
+    "qwen3_5_moe",
+    derived(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        {**NEXT_DEFAULTS, "vocab_size": 248320, "num_hidden_layers": 40, "num_experts_per_tok": 8, "num_experts": 256},
+        write=_experts_keys,
+        **FIVES,
+    ),
+)

@@ -29,7 +29,7 @@ IDEAS = (
     Idea(
         "scaled rotary positions", "rope.scaling", ("rope_scaling", "rope_type=yarn", "rope_type=llama3", "rope_type=longrope")
     ),
-    Idea("queries scaled by position", "attention_temperature", ("llama_4_scaling_beta",)),
+    Idea("queries scaled by position", "attention_temperature", ("llama_4_scaling_beta", "attn_temperature_tuning")),
     Idea("norms of queries and keys", "qk_norm", ("use_qk_norm",)),
     Idea("biases", "qkv_bias", ("attention_bias", "use_bias", "mlp_bias")),
     Idea("latent attention", "mla", ("kv_lora_rank",)),
@@ -58,7 +58,7 @@ IDEAS = (
     ),
     Idea("attention and Mamba side by side in a layer", "", ("ssm_in_multiplier",)),
     Idea("recurrent layers (RG-LRU, RWKV, xLSTM)", "", ("lru_width", "attention_hidden_size", "qk_dim_factor")),
-    Idea("attention within chunks", "", ("attention_chunk_size", "layer_types=chunked_attention")),
+    Idea("attention within chunks", "attention_pattern", ("attention_chunk_size", "layer_types=chunked_attention")),
     Idea("attention to chosen tokens (an indexer)", "", ("index_topk", "layer_types=sparse_attention")),
     Idea("embeddings for each layer", "", ("hidden_size_per_layer_input",)),
     Idea("layers that share keys and values", "", ("num_kv_shared_layers", "cla_share_factor")),

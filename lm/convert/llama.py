@@ -129,7 +129,7 @@ def attention(
     for ours, theirs, heads in (("query", "q_proj", H), ("key", "k_proj", G), ("value", "v_proj", G)):
         found += dense(f"attention.{ours}", f"{at}{theirs}", (D,), (heads, K), config.qkv_bias)
     found += dense("attention.output", f"{at}o_proj", (H, K), (D,), config.output_bias)
-    if config.qk_norm != "none":
+    if config.qk_norm in ("head", "full"):
         for ours, theirs, heads in (("query_norm", names[0], H), ("key_norm", names[1], G)):
             shape = (K,) if config.qk_norm == "head" else (heads, K)
             found.append(same(f"attention.{ours}.scale", f"{at}{theirs}.weight", *shape))
@@ -235,6 +235,8 @@ OF_IMAGES = r"(model\.)?(vision_tower|multi_modal_projector)\..*"  # tensors of 
 
 def text_config(hf: Mapping, *shared: str) -> dict:
     """Return the config of the language model in that of a model that sees. shared: keys that may stand outside."""
+    if "text_config" not in hf:
+        return dict(hf)
     outer = {key: hf[key] for key in ("dtype", "torch_dtype", "quantization_config", *shared) if key in hf}
     return {**outer, **hf["text_config"]}
 
@@ -245,6 +247,15 @@ def text_name(name: str) -> str:
         if name.startswith(prefix):
             return plain + name.removeprefix(prefix)
     return name
+
+
+def also_seeing(model_type: str, text: Family) -> Family:
+    """Return a family that also reads the language model of a checkpoint that sees, whose config.json has this model_type."""
+    return text._replace(
+        model_types=(model_type, *text.model_types),
+        from_hf=lambda hf: text.from_hf(text_config(hf, "tie_word_embeddings")),
+        canonical=text_name,
+    )
 
 
 LLAMA = derived(

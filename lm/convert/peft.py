@@ -285,11 +285,14 @@ def _axes(row: Row, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _part(row: Row, axes: tuple[int, ...], rank: int) -> Row:
     """Return the row of [n, rank], where n runs over these axes of their matrix; ours is [*axes, rank]."""
-    ordered = sorted(axes)
-    view = (*(row.view[axis] for axis in ordered), rank)
+    ordered, first, extra = sorted(axes), row.take[0] if row.take else 0, max(0, len(row.split) - 1)
+    of_view = sorted({axis if axis <= first else max(first, axis - extra) for axis in axes})
+    view = (*(row.view[axis] for axis in of_view), rank)
     order = (*(ordered.index(axis) for axis in axes), len(axes))
-    take = (ordered.index(row.take[0]), *row.take[1:]) if row.take and row.take[0] in axes else None
-    return Row(row.ours, row.theirs, (math.prod(view[:-1]), rank), view, order, take)
+    if row.take is None or first not in of_view:
+        return Row(row.ours, row.theirs, (math.prod(view[:-1]), rank), view, order)
+    take = (of_view.index(first), *row.take[1:])
+    return Row(row.ours, row.theirs, (math.prod(view[:-1]), rank), view, order, take, split=row.split)
 
 
 def _ours(row: Row, axes: tuple[int, ...], x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

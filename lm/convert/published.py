@@ -7,7 +7,9 @@ small one, which needs no compiled programs.
 
 import dataclasses
 import functools
+import itertools
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -165,6 +167,7 @@ def _open_folder(folder: Path) -> Published:
         family, stored = family_of(hf), read_as_bfloat16(tensors_of(folder))
         config = model_config(hf, stored)
         experts = config.moe.num_experts * sum(has_tensors_of_experts(family, config, kind) for kind in config.layer_kinds)
+        stored = separated(stored, config.moe.num_experts) if experts else stored
         layers = config.num_layers + config.vision.num_layers + config.audio.num_layers
         if layers + experts > len(stored) + 1:  # before a list of them is made
             raise UserError(f"config.json describes {layers} layers and {experts} experts, and there are {len(stored)} tensors")
@@ -208,6 +211,25 @@ def _open_gguf(path: Path) -> Published:
     for layout in wanted:
         tensors |= parts_of(layout, file.tensors, shapes)
     return Published(path, hf["model_type"], config, by_parameter(found), tensors, False)
+
+
+def separated(tensors: Mapping[str, Tensor | Part], E: int) -> dict[str, Tensor | Part]:
+    """Return the tensors with one for each of E experts in place of those that hold all of a layer.
+
+    These are gate_up_proj [E, 2·F, D], gates first, and down_proj [E, D, F], as Qwen 3.5 is published.
+    """
+    found: dict[str, Tensor | Part] = {}
+    for name, tensor in tensors.items():
+        whole = re.fullmatch(r"(.*\.experts)\.(gate_up_proj|down_proj)", name)
+        names = ("gate_proj", "up_proj") if whole and whole[2] == "gate_up_proj" else ("down_proj",)
+        rows = tensor.shape[1] // len(names) if len(tensor.shape) == 3 else 0
+        if not whole or not isinstance(tensor, Tensor) or tensor.shape[0] != E or rows * len(names) != tensor.shape[1]:
+            found[name] = tensor
+            continue
+        shape, size = (rows, tensor.shape[2]), tensor.nbytes // (E * len(names))
+        for i, (e, part) in enumerate(itertools.product(range(E), names)):
+            found[f"{whole[1]}.{e}.{part}.weight"] = tensor._replace(begin=tensor.begin + i * size, shape=shape)
+    return found
 
 
 def mismatch(expected: Mapping[str, tuple[int, ...]], tensors: Mapping, left_over: Iterable[str] = ()) -> str:

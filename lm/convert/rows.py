@@ -18,23 +18,24 @@ from lm.config import LayerKind, ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Our parameter is their tensor, reshaped to `view`, sliced by `take` and transposed by `order`."""
+    """Our parameter is their tensor, reshaped to `view`, sliced by `take`, split by `split` and transposed by `order`."""
 
     ours: str  # "norm.scale"; in a layer's table relative to the layer: "attention.query.weight"
     theirs: str  # in a layer's table with {layer}; if each expert has its own tensor, with {expert}
     theirs_shape: tuple[int, ...]
     view: tuple[int, ...]
-    order: tuple[int, ...]  # axes of the view; one that `take` leaves a single place of may be missing
+    order: tuple[int, ...]  # axes after the split; one that `take` leaves a single place of may be missing
     take: tuple[int, int, int] | None = None  # (axis, begin, end) of the view; None: all. Fused tensors have several rows
     float32: bool = False  # stays float32 in a checkpoint of another dtype
+    split: tuple[int, ...] = ()  # the sliced axis becomes these axes, if given
 
     @property
     def taken_shape(self) -> tuple[int, ...]:
-        """Return the shape of the sliced view, before the transposition."""
+        """Return the shape of the sliced and split view, before the transposition."""
         if self.take is None:
             return self.view
         axis, begin, end = self.take
-        return (*self.view[:axis], end - begin, *self.view[axis + 1 :])
+        return (*self.view[:axis], *(self.split or (end - begin,)), *self.view[axis + 1 :])
 
     @property
     def ours_shape(self) -> tuple[int, ...]:
@@ -47,13 +48,13 @@ def ours_of(row: Row, theirs: np.ndarray) -> np.ndarray:
     x = theirs.reshape(row.view)
     if row.take is not None:
         axis, begin, end = row.take
-        x = x[(slice(None),) * axis + (slice(begin, end),)]
+        x = x[(slice(None),) * axis + (slice(begin, end),)].reshape(row.taken_shape)
     gone = _gone(row)
     return x.transpose(*row.order, *gone)[(..., *[0] * len(gone))]
 
 
 def _gone(row: Row) -> list[int]:
-    return [axis for axis in range(len(row.view)) if axis not in row.order]
+    return [axis for axis in range(len(row.taken_shape)) if axis not in row.order]
 
 
 def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
@@ -63,7 +64,8 @@ def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
         axis, begin, end = row.take or (0, 0, row.view[0])
         gone = _gone(row)
         x = x.reshape((*row.ours_shape, *[1] * len(gone))).transpose(np.argsort((*row.order, *gone)))
-        whole[(slice(None),) * axis + (slice(begin, end),)] = x
+        at = (slice(None),) * axis + (slice(begin, end),)
+        whole[at] = x.reshape(whole[at].shape)
     return whole.reshape(rows[0].theirs_shape)
 
 

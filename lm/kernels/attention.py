@@ -33,12 +33,14 @@ class Scoring(NamedTuple):
     window: if above 0, how many slots (or places) a query sees, its own included.
     softcap: if above 0, scores s become softcap·tanh(s / softcap) before masking (Gemma 2, 2024).
     across: how keys reach queries on other devices of a context axis, "ring" or "all_gather" (lm/kernels/ring.py).
+    chunked: pages are seen from the last multiple of `window` on. Elsewhere it has no effect: each chunk is a segment there.
     """
 
     scale: float
     window: int = 0
     softcap: float = 0.0
     across: str = "ring"
+    chunked: bool = False
 
 
 class Branches(NamedTuple):

@@ -63,10 +63,12 @@ def experts(
     dtype: DTypeLike,
     capacity_factor: float = 0.0,
     limit: float = 0.0,
+    weigh_inputs: bool = False,
 ) -> jax.Array:
     """Compute lm.kernels.ops.experts."""
     unit = functools.partial(_hidden, activation, limit)
-    local = functools.partial(_local, unit=unit, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
+    through = functools.partial(_through, unit, jnp.dtype(dtype), weigh_inputs)
+    local = functools.partial(_local, through=through, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
     axis = length_axis(x_BTD)
     rows, tokens = spec("batch", axis, None), spec("batch", "length", None)
     if tokens is None:
@@ -100,7 +102,7 @@ def _local(
     weight_BTK: jax.Array,
     weights: dict[str, jax.Array],
     *,
-    unit: Callable[..., jax.Array],
+    through: Callable[..., jax.Array],
     dtype: jnp.dtype,
     capacity_factor: float,
     layout: Layout = Layout(),  # noqa: B008 (it is immutable)
@@ -114,7 +116,7 @@ def _local(
         weights = {name: lax.pcast(w, repeated, to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
     across, E = Across(("tensor",) if split else (), len(x_BTD) if scatter else 0), weights["up"].shape[0]
-    through = functools.partial(_through, unit, dtype, columns, bool(split))
+    through = functools.partial(through, columns, bool(split))
 
     if capacity_factor > 0:
         C = min(len(choice_NK), math.ceil(capacity_factor * len(choice_NK) * K / (E * ways)))
@@ -155,6 +157,7 @@ def limited(up: jax.Array, limit: float) -> jax.Array:
 def _through(
     unit: Callable[..., jax.Array],
     dtype: jnp.dtype,
+    weigh_inputs: bool,
     columns: str | tuple[str, ...] | None,
     split: bool,
     weights: dict[str, jax.Array],
@@ -169,10 +172,12 @@ def _through(
         y = grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
         return y if f"{name}_bias" not in weights else _plus_bias(y, weights[f"{name}_bias"], sizes_E)
 
+    if weigh_inputs:
+        x = (x * weight[..., None]).astype(dtype)
     # Float32 inside, as in lm/model/feed_forward.py.
     h = unit(*(saved(product(x, name), wide=True).astype(jnp.float32) for name in ("up", "gate") if name in weights))
     # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.
-    return product((h * weight[..., None]).astype(dtype), "down")
+    return product((h if weigh_inputs else h * weight[..., None]).astype(dtype), "down")
 
 
 def _plus_bias(y: jax.Array, bias_EF: jax.Array, sizes_E: jax.Array | None) -> jax.Array:

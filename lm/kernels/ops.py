@@ -303,8 +303,9 @@ def paged_attention(
 ) -> jax.Array:
     """Return float32 [T, H, V]: for each token the mixture of the values that it sees.
 
-    A token at place p of its sequence sees places 0 … p, with a window the last `window` of these. Their keys and values,
-    its own too, must have been written. Compiled, its result does not depend on the other tokens, to the bit.
+    A token at place p of its sequence sees places 0 … p, with a window the last `window` of these, or chunked those from
+    ⌊p / window⌋ · window on. Their keys and values, its own too, must have been written. Compiled, its result does not depend
+    on the other tokens, to the bit.
 
     Args:
       q_THK: any float dtype. k, v: pools with the same pages; v None: the values are the first `value_size` elements of the
@@ -391,6 +392,7 @@ def experts(
     dtype: DTypeLike,
     capacity_factor: float = 0.0,
     limit: float = 0.0,
+    weigh_inputs: bool = False,
 ) -> jax.Array:
     """Return Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
 
@@ -400,6 +402,7 @@ def experts(
       weights: float32 gate (if gated) and up [E, D, F], down [E, F, D]. expert(x) = down(f(gate(x)) · up(x)), f `activation`.
         gate_bias, up_bias [E, F]: added to gate(x) and up(x), if given.
       limit: if above 0, clip(up(x), ±limit) + 1 in place of up(x).
+      weigh_inputs: expert(weight · x) in place of weight · expert(x).
       dtype: of the products' operands and results; sums are float32.
       capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
     """

@@ -190,7 +190,8 @@ def paged_attention(
         k_SGK = floats(k, table)
         v_SGV = k_SGK[..., :value_size] if v is None else floats(v, table)
         places_S = jnp.arange(k_SGK.shape[0])
-        seen_S = (places_S <= place) & (places_S > place - scoring.window if scoring.window else True)
+        begin = place // scoring.window * scoring.window if scoring.chunked else place - scoring.window + 1
+        seen_S = (places_S <= place) & (places_S >= begin if scoring.window else True)
         q_GRK = q_HK.astype(jnp.float32).reshape(G, -1, q_HK.shape[-1])
         scores = softcapped(scoring.scale * jnp.einsum("grk,sgk->grs", q_GRK, k_SGK), scoring.softcap)
         scores = jnp.where(seen_S, scores, MASKED)
@@ -276,6 +277,7 @@ def experts(
     dtype: DTypeLike = jnp.float32,
     capacity_factor: float = 0.0,
     limit: float = 0.0,
+    weigh_inputs: bool = False,
 ) -> jax.Array:
     """Every expert computes every token, in float32; nothing is dropped, whatever the capacity."""
     if spec() is not None:
@@ -284,8 +286,10 @@ def experts(
     dot, parts = functools.partial(jnp.dot, precision="highest"), []
     for e in range(weights["up"].shape[0]):
         of_e = {name: w[e] for name, w in weights.items()}
-        by_name = {n: dot(x_BTD, of_e[n]) + of_e.get(f"{n}_bias", 0) for n in ("gate", "up") if n in of_e}
+        weight_BT1 = jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True)
+        read_BTD = x_BTD * weight_BT1 if weigh_inputs else x_BTD
+        by_name = {n: dot(read_BTD, of_e[n]) + of_e.get(f"{n}_bias", 0) for n in ("gate", "up") if n in of_e}
         up = jnp.clip(by_name["up"], -limit, limit) + 1 if limit else by_name["up"]
         h_BTF = activation(by_name["gate"]) * up if "gate" in by_name else activation(up)
-        parts.append(jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, of_e["down"]))
+        parts.append(dot(h_BTF, of_e["down"]) * (1.0 if weigh_inputs else weight_BT1))
     return sum(parts[1:], start=parts[0]).astype(dtype)

@@ -16,7 +16,7 @@ from lm.model.cache import Cache
 from lm.model.initializers import STD, normal, parameter
 from lm.model.inputs import Step
 from lm.model.linear import Linear, residual_std, together
-from lm.model.norms import RMSNorm
+from lm.model.norms import RMSNorm, UnitNorm
 from lm.model.pages import PagedCache
 from lm.model.positions import rotate, yarn_mscale
 from lm.parallel.context import length_axis, whole_rows
@@ -61,8 +61,10 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, kind: LayerKind | None = None):
         kind = kind or LayerKind(local=window > 0, moe=False)
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
+        chunked = config.chunked and window > 0
+        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention, chunked)
         self.interleaved, self.rotates, self.norms_last = config.rope.interleaved, kind.rotary, config.qk_norm_last
+        self.tempered = not (config.temperature_nope and kind.rotary)
         bias = config.qkv_bias
 
         def project(name: str, heads: int, axis: str) -> Linear:
@@ -85,7 +87,9 @@ class Attention(nnx.Module):
             std=residual_std(config),
             bias=config.output_bias,
         )
-        if config.qk_norm != "none":
+        if config.qk_norm == "unit" and kind.rotary:
+            self.query_norm, self.key_norm = UnitNorm(config.norm_eps), UnitNorm(config.norm_eps)
+        if config.qk_norm in ("head", "full"):
             full = config.qk_norm == "full"
             plus_one = config.norm_plus_one
             for name, heads, axis in (("query_norm", H, "heads"), ("key_norm", G, "kv_heads")):
@@ -111,7 +115,7 @@ class Attention(nnx.Module):
             q_BTHK, k_BSGK = (saved(rotated(x, rotary, self.interleaved)) for x in (q_BTHK, k_BSGK))
             if hasattr(self, "query_norm") and hasattr(self, "key_norm"):
                 q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
-        if step.temperature_BT11 is not None:
+        if step.temperature_BT11 is not None and self.tempered:
             q_BTHK = (q_BTHK * step.temperature_BT11).astype(q_BTHK.dtype)
         if hasattr(self, "value_embedding"):
             assert step.tokens_BT is not None
@@ -165,7 +169,8 @@ class LatentAttention(nnx.Module):
         mla, D, H, K = config.mla, config.embed_dim, config.num_heads, config.head_dim
         R, Q, rope, V = mla.kv_rank, mla.query_rank, mla.rope_head_dim, mla.value_head_dim
         self.nope_dim, self.rank = K, R
-        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention)
+        chunked = config.chunked and window > 0
+        self.scoring = Scoring(softmax_scale(config), window, config.attention_softcap, config.context_attention, chunked)
         self.interleaved = config.rope.interleaved
 
         def linear(name: str, equation: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float = STD) -> Linear:

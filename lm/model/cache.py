@@ -6,6 +6,7 @@ methods: `write` adds the keys and values of a call's tokens, and `attend` lets 
 Axes: B batch, T time, S cache slots, G key/value heads, K head size, R latent size.
 """
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -50,6 +51,8 @@ class Cache(NamedTuple):
         Of latents, queries must have W_key_up in them; V is the latent size.
         """
         assert step.visible is not None
+        if scoring.chunked:  # a window counts slots, also empty ones; the segments of `visible` say all of chunks
+            scoring = scoring._replace(window=0)
         parts = [part.keys_and_values() for part in (*self.prefixes, self)]
         return cached_attention(q_BTHK, parts, step.visible, scoring, sinks_H)
 
@@ -69,18 +72,25 @@ class DecodeState(NamedTuple):
 
     layers: for each position in the block of each stack, a Cache (or State) of all repeats; without scanned layers a tuple of
       them, one for each repeat, so that each is written in place.
-    segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free slot; it counts the slots of prefixes.
+    segments_BS: int32, 0 for an empty or padding slot. positions_BS: int32, of each slot's token in its text.
+    slot: int32, the next free slot; it counts the slots of prefixes.
     Keys are rotated when they are written. If angles depend on the length (dynamic NTK), later tokens do not rotate them again,
     as in transformers.
     """
 
     layers: tuple[tuple[LayerCache | tuple[LayerCache, ...], ...], ...]
     segments_BS: jax.Array
+    positions_BS: jax.Array
     slot: jax.Array
 
-    def filled(self, segments_BT: jax.Array, slot: jax.Array | int) -> "DecodeState":
-        """Return the state in which the slots from `slot` on hold tokens of these segments."""
-        return self._replace(segments_BS=lax.dynamic_update_slice_in_dim(self.segments_BS, segments_BT, slot, axis=1))
+    def filled(self, segments_BT: jax.Array, positions_BT: jax.Array, slot: jax.Array | int) -> "DecodeState":
+        """Return the state in which the slots from `slot` on hold tokens of these segments and positions."""
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
+
+        segments_BS, positions_BS = put(self.segments_BS, segments_BT), put(self.positions_BS, positions_BT)
+        return self._replace(segments_BS=segments_BS, positions_BS=positions_BS)
 
     def after(self, layers: tuple[PyTree, ...], T: int) -> "DecodeState":
         """Return the state after T more tokens. layers: the new caches."""
@@ -129,8 +139,8 @@ def empty_state(config: ModelConfig, batch: int, slots: int) -> DecodeState:
         return cache(kind, (repeats,)) if config.scan_layers else tuple(cache(kind, ()) for _ in range(repeats))
 
     layers = tuple(tuple(caches(kind, repeats) for kind in block) for block, repeats in config.stacks)
-    segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
-    return DecodeState(layers, segments_BS, jnp.int32(0))
+    empty = functools.partial(jnp.zeros, (batch, slots), jnp.int32, out_sharding=spec("batch", None))
+    return DecodeState(layers, empty(), empty(), jnp.int32(0))
 
 
 def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int) -> DecodeState:
@@ -147,8 +157,9 @@ def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int) -> De
         return new._replace(prefixes=(*old.prefixes, old._replace(prefixes=())))
 
     layers = jax.tree.map(after, own.layers, state.layers, is_leaf=lambda x: isinstance(x, LayerCache))
-    segments_BS = jnp.concatenate((repeat(state.segments_BS, copies), own.segments_BS), axis=1)
-    return DecodeState(layers, segments_BS, state.slot)
+    pairs = (state.segments_BS, own.segments_BS), (state.positions_BS, own.positions_BS)
+    segments_BS, positions_BS = (jnp.concatenate((repeat(old, copies), new), axis=1) for old, new in pairs)
+    return DecodeState(layers, segments_BS, positions_BS, state.slot)
 
 
 def repeat(x: jax.Array, times: int, axis: int = 0) -> jax.Array:

@@ -145,15 +145,19 @@ def rows_of(steps: dict[bool, Step]) -> tuple[Any, ...]:
     """Return the arrays [B, …] of the Steps of a call without a cache."""
     step = next(iter(steps.values()))
     assert step.visible is not None
-    rotary = {local: step.rotary for local, step in steps.items()}
-    return rotary, step.visible.segments_BT, step.visible.branches, step.tokens_BT, step.temperature_BT11
+    by_kind = {local: (step.rotary, step.visible.segments_BT) for local, step in steps.items() if step.visible}
+    return by_kind, step.visible.branches, step.tokens_BT, step.temperature_BT11
 
 
 def of_rows(rows: tuple[Any, ...]) -> dict[bool, Step]:
     """Return the Steps of some rows; the inverse of `rows_of`."""
-    rotary, segments_BT, branches, *others = rows
-    visible = Visible(segments_BT, segments_BT, slots(segments_BT.shape[1]), branches)
-    return {local: Step(angles, visible, False, 0, segments_BT > 0, None, *others) for local, angles in rotary.items()}
+    by_kind, branches, *others = rows
+
+    def step(angles: Any, segments_BT: jax.Array) -> Step:
+        visible = Visible(segments_BT, segments_BT, slots(segments_BT.shape[1]), branches)
+        return Step(angles, visible, False, 0, segments_BT > 0, None, *others)
+
+    return {local: step(*of_kind) for local, of_kind in by_kind.items()}
 
 
 def through(

@@ -79,16 +79,18 @@ def steps_of(
     """
     segments_BT, positions_BT, table = inputs.segments_BT, inputs.positions_BT, None
     assert segments_BT is not None and positions_BT is not None
+    key_positions_BS = positions_BT
     visible: Visible | None
     slot: jax.Array | int
     if isinstance(memory, PagedState):
         visible, reads_cache, slot, table = None, True, 0, memory.table
     elif memory is None or prefill:
-        memory = None if memory is None else memory.filled(segments_BT, 0)
+        memory = None if memory is None else memory.filled(segments_BT, positions_BT, 0)
         visible, reads_cache, slot = Visible(segments_BT, segments_BT, slots(segments_BT.shape[1]), inputs.branches), False, 0
     else:
         slot = memory.slot
-        memory = memory.filled(segments_BT, slot)
+        memory = memory.filled(segments_BT, positions_BT, slot)
+        key_positions_BS = memory.positions_BS
         slots_T = slot + slots(segments_BT.shape[1])
         visible, reads_cache = Visible(segments_BT, memory.segments_BS, slots_T, inputs.branches), True
     rotary = _rotary(config, positions_BT, table) if config.positions == "rotary" else {}
@@ -97,15 +99,27 @@ def steps_of(
     tokens_BT = inputs.tokens_BT if config.value_embeddings else None
     warmth = _temperature(config, positions_BT) if config.attention_temperature else None
     fresh_BT = _fresh(segments_BT, positions_BT) if not set(RECURRENT).isdisjoint(config.attention_pattern) else None
-    steps = {
-        local: Step(rotary.get(local, shared), visible, reads_cache, slot, segments_BT > 0, table, tokens_BT, warmth, fresh_BT)
-        for local in sorted(kinds)
-    }
-    return steps, memory
+    seen = {False: visible, True: visible}
+    if config.chunked and visible is not None:
+        seen[True] = _in_chunks(config, visible, positions_BT, key_positions_BS)
+    rest = reads_cache, slot, segments_BT > 0, table, tokens_BT, warmth, fresh_BT
+    return {local: Step(rotary.get(local, shared), seen[local], *rest) for local in sorted(kinds)}, memory
+
+
+def _in_chunks(config: ModelConfig, visible: Visible, positions_BT: jax.Array, key_positions_BS: jax.Array) -> Visible:
+    """Return what the queries of chunk layers see: each chunk of a text is a segment of its own."""
+    chunks = config.max_positions // config.window + 1  # of the longest text
+
+    def segments(of_texts: jax.Array, positions: jax.Array) -> jax.Array:
+        return jnp.where(of_texts > 0, of_texts * chunks + positions // config.window, 0)
+
+    key_segments_BS = segments(visible.key_segments_BS, key_positions_BS)
+    return visible._replace(segments_BT=segments(visible.segments_BT, positions_BT), key_segments_BS=key_segments_BS)
 
 
 def _temperature(config: ModelConfig, positions_BT: jax.Array) -> jax.Array:
     """Return 1 + a·ln(1 + ⌊p / length⌋) for each position p, float32 [B, T, 1, 1] (Llama 4; after Nakanishi 2025)."""
+    positions_BT = positions_BT + config.temperature_nope
     grown = jnp.log1p((positions_BT // config.temperature_length).astype(jnp.float32))
     return (1 + config.attention_temperature * grown)[:, :, None, None]
 

@@ -40,6 +40,8 @@ class Balance(nnx.Variable):
 class MoE(nnx.Module):
     """y = Σ over the experts a token chose of weight · expert(x), + shared(x), the latter with `shared_gate` times σ(x·W).
 
+    With `weigh_inputs` it is expert(weight · x).
+
     expert(x) is down(f(gate(x)) · up(x)), or down(f(up(x))) if not gated; its weight is applied before `down`, which is
     equal, so that the gradient of the weight does not need the output of `down`.
     """
@@ -85,6 +87,7 @@ class MoE(nnx.Module):
             dtype=config.compute_dtype,
             capacity_factor=moe.capacity_factor,
             limit=config.gate_limit,
+            weigh_inputs=moe.weigh_inputs,
         )
         if moe.biases:  # Σ_k weight · bias of `down`, of which each token has few
             weight_BTE = jnp.sum(jnp.where(_chosen(used_BTK, moe.num_experts), weight_BTK[..., None], 0), axis=-2)

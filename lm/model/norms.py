@@ -32,6 +32,16 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, scale, self.eps, rows_are_alone())
 
 
+class UnitNorm(nnx.Module):
+    """y = x / √(mean(x²) + ε) over the last axis, computed in float32, returned in x's dtype (Llama 4's "L2 norm")."""
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, jnp.ones(x.shape[-1:], jnp.float32), self.eps, rows_are_alone())
+
+
 class LayerNorm(nnx.Module):
     """y = (x − mean) / √(var + ε) · scale + bias (Ba et al. 2016), computed in float32, returned in x's dtype.
 

@@ -118,7 +118,8 @@ def page_shapes(config: ModelConfig, dtype: DTypeLike) -> dict[str, tuple[int, i
     """Return (heads, size) of each array that a layer keeps of a token, by name. dtype: in which it keeps them."""
     if config.mla.kv_rank:
         return {"k": (1, config.mla.kv_rank + config.mla.rope_head_dim)}
-    if size := combined_size(config.num_kv_heads, config.head_dim, dtype, config.attention_sinks or bool(config.attention)):
+    beyond = config.attention_sinks or config.chunked or bool(config.attention)  # what the kernel of such a pool computes
+    if size := combined_size(config.num_kv_heads, config.head_dim, dtype, beyond):
         return {"kv": (2 * config.num_kv_heads, size)}
     return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
 

@@ -110,8 +110,8 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
 
     A matrix of n numbers costs 2·n forward; backward 2·n for the gradient of its input and, if it is trained, 2·n for its own.
     An embedding is a look-up and costs nothing, unless it is also the head. The products of a query with s keys cost
-    2·H·(K + V)·s, backward twice that. A query sees T/2 keys on average in a global layer, W − W²/(2·T) in a local one. What a
-    layer with a state does with it counts as these products do.
+    2·H·(K + V)·s, backward twice that. A query sees T/2 keys on average in a global layer, W − W²/(2·T) in a local
+    one and W/2 in one of chunks. What a layer with a state does with it counts as these products do.
     """
     costs = dict.fromkeys((*PARTS, "attention_products"), Cost(0.0, 0.0))
 
@@ -132,7 +132,7 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
             add("attention_products", core_flops(config, kind.recurrent))
             continue
         seen = min(config.window, sequence_length) if kind.local else sequence_length
-        keys = seen - seen**2 / (2 * sequence_length)
+        keys = seen / 2 if kind.local and config.chunked else seen - seen**2 / (2 * sequence_length)
         add("attention_products", 2 * config.num_heads * (config.key_head_dim + config.value_head_dim) * keys)
     return costs
 

@@ -245,7 +245,8 @@ def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState
         return jnp.pad(taken, [(0, T if n == slots else 0) for n in range(x.ndim)])
 
     segments_BS = (jnp.arange(P + T) < read_B[:, None]).astype(jnp.int32)
-    return DecodeState(jax.tree.map(rows, prefixes), segments_BS, jnp.int32(P))
+    positions_BS = segments_BS * jnp.arange(P + T, dtype=jnp.int32)
+    return DecodeState(jax.tree.map(rows, prefixes), segments_BS, positions_BS, jnp.int32(P))
 
 
 def _read(model: Transformer, rows: _Rows, state: DecodeState | None) -> jax.Array:

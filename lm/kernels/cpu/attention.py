@@ -87,12 +87,20 @@ def part_of(words: Pointer, unit: int) -> tuple[int, int, int, int]:
 
 
 @njit(error_model="numpy")
+def first_seen(place: int, window: int) -> int:
+    """Return the first place that a token sees: with a window, or in a chunk of −window places if that is below 0."""
+    if window > 0:
+        return max(0, place - window + 1)
+    return place - place % -window if window < 0 else 0
+
+
+@njit(error_model="numpy")
 def span(words: Pointer, first: int, tokens: int) -> tuple[int, int]:
     """Return the first and the last place that some tokens see."""
     places, window = int32s(words[PLACES]), int32s(words[WINDOW])[0]
     earliest, last = 1 << 40, 0
     for t in range(first, first + tokens):
-        earliest = min(earliest, max(0, places[t] - window + 1) if window else 0)
+        earliest = min(earliest, first_seen(places[t], window))
         last = max(last, places[t])
     return earliest, last
 
@@ -268,10 +276,10 @@ def do_unit(job: int, unit: int) -> int:
                 scales_into(v_scales, words[V_SCALES], slots, G, head)
             its_k_scales, its_v_scales = k_scales if words[K_SCALES] else 0, v_scales if words[V_SCALES] else 0
             for i in range(count):
-                n, place = g * count + i, places[first + i // R] - base
-                low, top, total = place - window + 1 if window else 0, float32s(tops + n * 4), float32s(totals + n * 4)
+                n, place = g * count + i, places[first + i // R]
+                low, top, total = first_seen(place, window) - base, float32s(tops + n * 4), float32s(totals + n * 4)
                 row, its_sums = scores + i * KEYS * 4, sums + n * step * 4
-                soften(row, its_k_scales, its_v_scales, cap, low, place, top, total, its_sums, step)
+                soften(row, its_k_scales, its_v_scales, cap, low, place - base, top, total, its_sums, step)
             if direct:
                 its_later = v_later if has_later else 0
                 add_stored(words, count, scores, base, begin, end, v_rows, its_later, g, sums + g * count * step * 4)

@@ -82,5 +82,6 @@ def paged_attention(
     sinks = jnp.zeros((0,), jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32)
     out = jax.ShapeDtypeStruct((*q_THK.shape[:2], V), jnp.float32)
     call = jax.ffi.ffi_call("lm_paged_attention", out)
-    how = dict(scale=np.float32(scoring.scale), softcap=np.float32(scoring.softcap), window=np.int32(scoring.window))
+    window = np.int32(-scoring.window if scoring.chunked else scoring.window)
+    how = dict(scale=np.float32(scoring.scale), softcap=np.float32(scoring.softcap), window=window)
     return call(q_THK.astype(jnp.float32), k.values, v.values, *scales, *(x.astype(jnp.int32) for x in places), sinks, **how)

@@ -158,6 +158,28 @@ OLDER = {
         "rope_parameters": {"type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 16384,
             "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
     },
+    "Llama-4-Scout": {
+        "model_type": "llama4", "tie_word_embeddings": False, "text_config": {"model_type": "llama4_text",
+            "attention_chunk_size": 8192, "attn_scale": 0.1, "attn_temperature_tuning": True, "floor_scale": 8192,
+            "interleave_moe_layer_step": 1, "max_position_embeddings": 10485760, "no_rope_layers": [], "rope_theta": 500000.0,
+            "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192, "rope_type": "llama3"}},
+    },
+    "Llama-4-Maverick": {
+        "model_type": "llama4_text", "interleave_moe_layer_step": 2, "max_position_embeddings": 1048576,
+        "num_local_experts": 128, "use_qk_norm": False, "rope_theta": 500000.0, "rope_scaling": None,
+    },
+    "Qwen3.5-27B": {
+        "model_type": "qwen3_5", "tie_word_embeddings": False, "text_config": {"model_type": "qwen3_5_text",
+            "hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 64, "full_attention_interval": 4,
+            "attn_output_gate": True, "linear_num_value_heads": 48, "num_attention_heads": 24, "rms_norm_eps": 1e-6,
+            "rope_parameters": {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default",
+                "rope_theta": 10000000, "partial_rotary_factor": 0.25}},
+    },
+    "Qwen3.5-35B-A3B": {
+        "model_type": "qwen3_5_moe_text", "hidden_size": 2048, "num_experts": 256, "shared_expert_intermediate_size": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25},
+    },
     "DeepSeek-V2-Lite": {
         "model_type": "deepseek_v2", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16,
         "num_hidden_layers": 27, "q_lora_rank": None, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1,

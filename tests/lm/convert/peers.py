@@ -12,6 +12,7 @@ import numpy as np
 from tests.lm.convert.peer_configs import COMMON, PEERS, VOCAB
 
 LENGTH = 48  # tokens of the longest test sequence
+COUNTS_PADDING = ("llama4",)
 LAST_NORMS = ("model.norm.weight", "transformer.ln_f.weight", "model.embedding_norm.weight", "model.final_layernorm.weight")
 
 
@@ -74,9 +75,10 @@ def saved(model, folder) -> tuple[dict, dict[str, np.ndarray]]:
 def batch(name: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, whether they are real, and their positions, [3, LENGTH]; two rows are padded on the left.
 
-    Where transformers lets biases at padding into the convolution, there is none.
+    There is none where transformers lets biases at padding into the convolution, or counts it among the positions that scale
+    queries.
     """
     rng = np.random.default_rng(1)
     tokens = rng.integers(1, VOCAB, (3, LENGTH))
-    real = np.arange(LENGTH) >= np.array([[0], [17], [5]]) * (name != "lfm2-biases")
+    real = np.arange(LENGTH) >= np.array([[0], [17], [5]]) * (name not in ("lfm2-biases", *COUNTS_PADDING))
     return np.where(real, tokens, 0), real, np.maximum(0, np.cumsum(real, 1) - 1)

@@ -21,9 +21,9 @@ def test_a_known_family_has_all_its_ideas():
 
 
 def test_an_unknown_family_says_what_is_missing():
-    text = {"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"], "num_experts": 8}
+    text = {"model_type": "a_text", "layer_types": ["sparse_attention", "full_attention"], "num_experts": 8}
     found = explained({"model_type": "something", "text_config": text})
-    assert "attention within chunks  layer_types=chunked_attention  missing" in found
+    assert "attention to chosen tokens (an indexer)  layer_types=sparse_attention  missing" in found
     assert "mixtures of experts" in found and "cannot be read: model_type='something'" in found
 
 

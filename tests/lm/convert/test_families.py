@@ -19,6 +19,7 @@ import lm
 from lm.config import ModelConfig
 from lm.convert.essence import essence
 from lm.convert.families import family_for, family_of, is_ignored, model_config
+from lm.convert.published import open_published
 from lm.convert.rows import Family, ours_of, places, theirs_of
 from lm.model.cache import empty_state
 from lm.model.inputs import Inputs
@@ -34,7 +35,7 @@ MtpModel = pytest.importorskip("transformers.modeling_layers").MtpModel
 
 
 OFTEN = ("llama", "llama-longrope", "gpt2", "gemma3", "phi3", "qwen3-moe-sparse", "deepseek-v3")  # differ the most
-NEW_IDEAS = ("smollm3", "olmo3", "granite", "cohere2", "glm4", "hunyuan", "nemotron", "gpt-oss", "ministral3")
+NEW_IDEAS = ("smollm3", "olmo3", "granite", "cohere2", "glm4", "hunyuan", "nemotron", "gpt-oss", "ministral3", "llama4-odd")
 OF_EACH = (
     *OFTEN,
     *NEW_IDEAS,
@@ -56,6 +57,9 @@ OF_EACH = (
     "granite4",
     "granite4-dense",
     "nemotron-h",
+    "llama4",
+    "qwen3-5",
+    "qwen3-5-moe",
 )
 
 
@@ -224,15 +228,17 @@ def test_greedy_tokens(case, name):
     model, config = case(name).model, case(name).config
     tokens, real, _ = peers.batch(name)
     tokens, real = tokens[:, -24:], real[:, -24:]
-    real &= (np.arange(24) >= np.array([[0], [11], [4]])) | real.all()
+    counted = name in peers.COUNTS_PADDING
+    real &= (np.arange(24) >= np.array([[0], [11], [4]])) | (real.all() and not counted)
     graph, _ = skeleton(config)
     # No token is the end; a stand-in tells so.
     tokenizer = types.SimpleNamespace(stop_ids=(), eos_id=-1, vocab_size=peers.VOCAB)
     prompts = [row[keep].tolist() for row, keep in zip(tokens, real)]
     drawn = lm.generate(nnx.merge(graph, params_of(case(name))), tokenizer, prompts, max_new_tokens=24, temperature=0)
     options = {"do_sample": False, "max_new_tokens": 24, "use_cache": name not in CACHELESS}
-    # Where angles depend on the longest row of a batch, ours are those of each row alone.
-    batches = [[row] for row in range(len(tokens))] if config.rope.depends_on_length else [list(range(len(tokens)))]
+    # Where angles depend on the longest row of a batch, or scales on its padding, ours are those of each row alone.
+    alone = config.rope.depends_on_length or counted
+    batches = [[row] for row in range(len(tokens))] if alone else [list(range(len(tokens)))]
     expected = []
     for rows in batches:
         begin = 24 - max(real[rows].sum(axis=1))
@@ -300,6 +306,36 @@ def test_a_model_that_sees_is_read_as_its_language_model(case, tmp_path, name, o
     assert len(read) < len(tensors)
     for path, x in arrays_of(family, config, read).items():
         np.testing.assert_array_equal(x, arrays[path])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "prefixes", "other"),
+    [
+        ("llama4-odd", "llama4", ("model.", "language_model.model."), "vision_model.model.class_embedding"),
+        ("qwen3-5-biases", "qwen3_5", ("model.", "model.language_model."), "model.visual.pos_embed.weight"),
+    ],
+)
+def test_the_names_and_the_section_of_a_language_model_among_others(case, name, kind, prefixes, other):
+    _, tensors, family, config, _ = case(name)
+    named = {key.replace(*prefixes, 1): x for key, x in tensors.items()}
+    assert known(family, config, {**named, other: np.zeros(1)}).keys() == known(family, config, tensors).keys()
+    read = model_config({"model_type": kind, "text_config": peers.peer_config(name).to_dict()}, named)
+    assert essence(read) == essence(config) and family_of({"model_type": kind}) is family
+
+
+def test_experts_of_a_layer_in_one_tensor(case, tmp_path):
+    """As Qwen 3.5 is published; transformers writes a tensor for each expert."""
+    _, tensors, family, config, arrays = case("qwen3-5-moe")
+    whole = {name: x for name, x in tensors.items() if ".experts." not in name}
+    for i in range(config.num_layers):
+        at, experts = f"model.layers.{i}.mlp.experts.", range(config.moe.num_experts)
+        gate, up, down = ([tensors[f"{at}{e}.{part}_proj.weight"] for e in experts] for part in ("gate", "up", "down"))
+        whole[f"{at}gate_up_proj"] = np.concatenate((np.stack(gate), np.stack(up)), axis=1)
+        whole[f"{at}down_proj"] = np.stack(down)
+    published = open_published(write(tmp_path, family, config, whole))
+    for path, x in arrays.items():
+        parts = [published.block(path, (r,), x.shape[1:]) for r in range(len(x))] if path.startswith("stacks.") else None
+        np.testing.assert_array_equal(published.block(path, (), x.shape) if parts is None else np.stack(parts), x)
 
 
 def test_gpt2_without_prefix_and_with_masks(case):

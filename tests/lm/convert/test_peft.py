@@ -54,11 +54,21 @@ LATENT = {
     "num_nextn_predict_layers": 1,
 }
 GPT2 = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
+DELTAS = {
+    **SMALL,
+    "head_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 5,
+    "linear_value_head_dim": 3,
+}
 FAMILIES = {
     "llama": (LLAMA, SMALL),
     "phi3": (PHI3, SMALL),
     "gpt2": (families.GPT2, GPT2),
     "deepseek": (families.DEEPSEEK, LATENT),
+    "qwen3_5": (families.QWEN3_5, DELTAS),
 }
 
 
@@ -89,7 +99,11 @@ SOME = r"attention\.(value|query_up|key_up)|feed_forward\.(up|down)|feed_forward
 
 
 @pytest.mark.parametrize(
-    "name, targets", all_but([("llama", ".*")], [("llama", ".*"), ("gpt2", ".*"), ("phi3", SOME), ("deepseek", SOME)])
+    "name, targets",
+    all_but(
+        [("llama", ".*"), ("qwen3_5", SOME)],
+        [("llama", ".*"), ("gpt2", ".*"), ("phi3", SOME), ("deepseek", SOME), ("qwen3_5", SOME)],
+    ),
 )
 def test_what_is_exported_is_the_change_of_the_merged_weights(name, targets, tmp_path):
     """c ⊙ (W + s·B·A), made from the files alone, is the tensor that merging gives; and it comes back as it left."""

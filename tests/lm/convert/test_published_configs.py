@@ -140,6 +140,7 @@ PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_
         ({"qk_norm": "head", "qk_norm_last": True}, "HunYuanDenseV1ForCausalLM"),
         ({"attention_temperature": 0.1, "temperature_length": 64}, "Ministral3ForCausalLM"),
         ({"norm": "layer", "norm_plus_one": True, "activation": "relu2", "gated": False}, "NemotronForCausalLM"),
+        ({"attention_pattern": ("chunk", "global"), "window": 8, "rope": {"interleaved": True}}, "Llama4ForCausalLM"),
         ({"positions": "none"}, "GraniteMoeHybridForCausalLM"),
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "shared_dim": 32}}, "GraniteMoeHybridForCausalLM"),
         ({"mla": {"kv_rank": 8}, "num_kv_heads": 4}, "DeepseekV3ForCausalLM"),

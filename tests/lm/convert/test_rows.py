@@ -43,6 +43,20 @@ CONFIGS = {
     "olmo2": {**SMALL, "attention_bias": True},
     "deepseek_v2": {**LATENT, "q_lora_rank": None},
     "deepseek_v3": {**LATENT, "q_lora_rank": 6, "n_group": 2, "topk_group": 1, "num_nextn_predict_layers": 2},
+    "qwen3_5_moe": {
+        **SMALL,
+        "head_dim": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+        "num_hidden_layers": 2,
+        "linear_num_key_heads": 3,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 5,
+        "linear_value_head_dim": 2,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 4,
+        "shared_expert_intermediate_size": 6,
+    },
     "gpt2": {"vocab_size": 12, "n_embd": 8, "n_layer": 3, "n_head": 4, "n_positions": 16},
 }
 

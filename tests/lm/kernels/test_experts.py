@@ -98,6 +98,20 @@ def test_biases_and_a_limit_give_what_the_loop_over_experts_gives(sizes):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("sizes", all_but([{}], [{}, *MESHES[:2]]))
+def test_weights_of_inputs_give_what_the_loop_over_experts_gives(sizes):
+    x, weight, weights, r = arrays()
+    mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
+    how = {"activation": jax.nn.silu, "weigh_inputs": True}
+    twin = jax.jit(functools.partial(gradients, functools.partial(experts_reference, **how)))
+    compute = functools.partial(gradients, functools.partial(experts, dtype="float32", **how))
+    expected = twin(ROUTINGS["some skipped"], x, weight, weights, r)
+    with jax.set_mesh(mesh):
+        found = jax.jit(compute)(*placed(mesh, ROUTINGS["some skipped"], x, weight, weights, r))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_few_tokens_need_one_round():
     """As in decoding, where a device may hold one token."""

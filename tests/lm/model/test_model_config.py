@@ -62,6 +62,19 @@ KINDS = {
     ),
     "olmo2": dict(norm_position="post", qk_norm="full"),
     "one key head, sinks": dict(num_kv_heads=1, attention_sinks=True, attention_pattern=("local", "global"), window=4),
+    "chunks": dict(
+        num_layers=3,
+        attention_pattern=("chunk", "chunk", "global"),
+        window=5,
+        rotary_pattern=("rotary", "rotary", "none"),
+        qk_norm="unit",
+        qk_norm_last=True,
+        attention_temperature=0.3,
+        temperature_length=4,
+        temperature_nope=True,
+        mlp_pattern=("moe",),
+        moe=dict(num_experts=4, top_k=1, shared_dim=12, scores="sigmoid", normalize=False, weigh_inputs=True),
+    ),
     "no positions, relu2": dict(positions="none", activation="relu2", gated=False),
     "parallel, scaled": dict(
         attention_pattern=("local", "global"),
@@ -157,7 +170,7 @@ def test_rows_go_on_from_what_they_share(kind):
     prompts but for windows, which reach over slots."""
     config = ModelConfig(**SIZES | KINDS[kind])
     rows, begin, width, steps = tokens_of(8, 4, 24), 6, 5, 2
-    lengths = (5, 5) if config.window else (5, 2)
+    lengths = (5, 5) if config.window and not config.chunked else (5, 2)
     rows[:, :begin] = rows[0, :begin]
     rows[1, : begin + lengths[0]], rows[3, : begin + lengths[1]] = rows[0, : begin + lengths[0]], rows[2, : begin + lengths[1]]
     tokens, segments, positions = np.zeros((3, 2, width), np.int32)
@@ -200,6 +213,17 @@ def test_a_local_layer_sees_its_window():
     model = model_of(config)
     differs = np.abs(np.asarray(model(tokens)) - np.asarray(model(changed)))[0].max(axis=-1) > 0
     assert np.flatnonzero(differs).tolist() == [10, 11, 12, 13, 14]  # the token, and four after it
+
+
+def test_a_chunk_layer_sees_its_chunk_of_each_document():
+    config = ModelConfig(**SIZES | dict(num_layers=1, attention_pattern=("chunk",), window=5))
+    segments, positions = np.repeat([[1, 2, 0]], (7, 12, 5), axis=1), np.concatenate([np.arange(7), np.arange(12), np.zeros(5)])
+    tokens, model = tokens_of(8, 1, 24), model_of(config)
+    changed = tokens.copy()
+    changed[0, (4, 13)] = (changed[0, (4, 13)] + 7) % 50  # places 4 of the first document and 6 of the second
+    both = [np.asarray(model(x, segments, positions.astype(np.int32)[None]))[0] for x in (tokens, changed)]
+    differs = np.abs(both[0] - both[1]).max(axis=-1) > 0
+    assert np.flatnonzero(differs).tolist() == [4, 13, 14, 15, 16]  # the end of a chunk; the second of one, and what follows it
 
 
 def test_a_sublayer_may_be_a_layer_of_its_own():
@@ -335,4 +359,24 @@ def test_windows_latents_and_experts_run_on_a_mesh_as_on_one_device():
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shardings(abstract, mesh))
         split = jax.jit(lambda params: nnx.merge(graph, params)(tokens))(placed)
+    np.testing.assert_allclose(split, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sizes", all_but([{"context": 2, "fsdp": 4}], [{"context": 2, "fsdp": 4}, {"stage": 2, "fsdp": 4}]), ids=str
+)
+def test_chunks_of_packed_rows_are_those_of_one_device(sizes):
+    """Also where keys go around a ring of devices, or rows through stages."""
+    kinds = dict(
+        vocab_size=52, num_layers=4, attention_pattern=("chunk", "global"), window=6, rotary_pattern=("rotary", "none")
+    )
+    config = ModelConfig(**SIZES | kinds | dict(qk_norm="unit", attention_temperature=0.3, temperature_length=4))
+    segments = np.repeat([[1, 2]], (9, 23), axis=1) + np.zeros((4, 1), np.int32)
+    inputs = Inputs(tokens_of(9, 4, 32), segments, np.concatenate([np.arange(9), np.arange(23)])[None] + 0 * segments)
+    graph, abstract = skeleton(config)
+    params, whole = parameters(config, scale=4.0), np.asarray(model_of(config)(*inputs[:3]))
+    mesh = make_mesh(sizes)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, shardings(abstract, mesh))
+        split = jax.jit(lambda params: nnx.merge(graph, params)(inputs))(placed)
     np.testing.assert_allclose(split, whole, atol=1e-4)

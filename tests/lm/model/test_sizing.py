@@ -1,5 +1,6 @@
 """What the skeleton says of a model, against published totals and sums by hand."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -143,6 +144,8 @@ def test_a_local_layer_is_charged_for_the_keys_it_sees():
     seen = sum(min(t, 16) for t in range(100)) / 100  # as T/2 is to a global layer, where the key at hand counts half
     products = sizing.flops(config, 100)["attention_products"].forward
     assert products == pytest.approx(2 * 4 * 16 * (seen + 50), rel=0.01)
+    chunks = dataclasses.replace(config, attention_pattern=("chunk", "global"))
+    assert sizing.flops(chunks, 96)["attention_products"].forward == 2 * 4 * 16 * (8 + 48)
     wide = ModelConfig(**SIZES | dict(num_layers=2, attention_pattern=("local",), window=1000))
     assert sizing.flops_per_token(wide, 100) == sizing.flops_per_token(ModelConfig(**SIZES | dict(num_layers=2)), 100)
 

@@ -25,6 +25,7 @@ MODELS = {
     "plain": dict(),
     "unrolled, no remat": dict(scan_layers=False, remat="none"),
     "sinks": dict(window=5, attention_pattern=("local", "global"), attention_sinks=True, attention_softcap=5.0),
+    "chunks": dict(window=5, attention_pattern=("chunk", "global")),
     "learned positions": dict(positions="learned", max_positions=64),
 }
 

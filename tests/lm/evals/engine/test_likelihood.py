@@ -115,8 +115,9 @@ def test_prefixes_are_read_once(monkeypatch):
         dict(attention_pattern=("local", "global"), window=8, positions="learned", tie_embeddings=True, logit_softcap=5.0),
         dict(mlp_pattern=("dense", "moe"), moe=dict(num_experts=4, top_k=2, capacity_factor=0.5), scan_layers=False),
         dict(rope=dict(scaling="ntk", factor=4.0, original_positions=24)),
+        dict(attention_pattern=("chunk", "global"), window=10),
     ],
-    ids=["windows", "experts", "ntk"],
+    ids=["windows", "experts", "ntk", "chunks"],
 )
 def test_other_models(config, monkeypatch):
     monkeypatch.setattr(trie, "GROUP", 8)

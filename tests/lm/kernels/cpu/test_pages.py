@@ -44,12 +44,14 @@ SIZES = (
     (9, 3, 64, 64, 16, {}),
     (4, 4, 20, 36, 5, dict(window=30, softcap=5.0, sinks=True)),
     (8, 1, 40, 24, 16, dict(latent=True, window=70)),
+    (6, 2, 32, 32, 8, dict(window=26, chunked=True)),
 )
 CASES = [(*sizes, dtype) for sizes in SIZES for dtype in ("float32", "bfloat16", "int8")]
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "value_size", "page", "options", "dtype"), all_but(CASES[::4] + CASES[2:3], CASES)
+    ("heads", "kv_heads", "size", "value_size", "page", "options", "dtype"),
+    all_but(CASES[:9:4] + CASES[2:3] + CASES[9:10], CASES),
 )
 def test_attention_is_that_of_the_twin_and_tokens_are_independent(heads, kv_heads, size, value_size, page, options, dtype):
     rng = np.random.default_rng(0)
@@ -57,7 +59,8 @@ def test_attention_is_that_of_the_twin_and_tokens_are_independent(heads, kv_head
     v = None if options.get("latent") else filled(np.random.default_rng(0), page, kv_heads, value_size, dtype)[0]
     q_THK, rows_T, places_T = queries(rng, heads, size)
     sinks_H = jnp.asarray(rng.standard_normal(heads), jnp.float32) if options.get("sinks") else None
-    how = Scoring(size**-0.5, options.get("window", 0), options.get("softcap", 0.0)), sinks_H, value_size
+    window, chunked = options.get("window", 0), options.get("chunked", False)
+    how = Scoring(size**-0.5, window, options.get("softcap", 0.0), chunked=chunked), sinks_H, value_size
     attend = jax.jit(lambda q, rows, places: paged_attention(q, k, v, Places(tables_RP, rows, places), *how))
     mixed_THV = attend(q_THK, rows_T, places_T)
     expected = paged_attention_reference(q_THK, k, v, Places(tables_RP, rows_T, places_T), *how)
