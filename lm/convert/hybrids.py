@@ -9,7 +9,7 @@ from lm.convert import llama
 from lm.convert.llama import also_seeing, derived, refuse, repeating
 from lm.convert.relatives import QWEN3_MOE_DEFAULTS, qwen3_moe, qwen3_moe_keys
 from lm.convert.rotary import rope_of
-from lm.convert.rows import Row, dense, linear, same
+from lm.convert.rows import Family, Row, dense, linear, same
 from lm.errors import UserError
 
 CONVOLUTION = {"in_gate": 0, "out_gate": 1, "value": 2}  # parts of LFM2's in_proj, in its order
@@ -261,40 +261,35 @@ def _experts_keys(config: ModelConfig) -> dict:
     return {key: value for key, value in _next_keys(config).items() if key in keys} | _delta_keys(config)
 
 
-FIVES: dict = {
-    "rows": functools.partial(_next_rows, inputs=_apart),
-    "read": _next,
-    "ignored": (*QWEN3_NEXT.ignored, r"model\.visual\..*"),
-    "gguf": "",
-}
-# Qwen3-Next's layers with input projections of their own (Qwen 2026). What sees is not read: the positions of its images have
-# three axes, which are the same for text.
-QWEN3_5 = also_seeing(
+def _qwen3_5(model_type: str, architecture: str, defaults: Mapping, write: Callable[[ModelConfig], dict]) -> Family:
+    """Return Qwen3-Next with input projections of their own (Qwen 2026).
+
+    What sees is not read. The positions of images have three axes, which are the same for text.
+    """
+    text = derived(
+        f"{model_type}_text",
+        architecture,
+        {**NEXT_DEFAULTS, "vocab_size": 248320, **defaults},
+        read=_next,
+        write=write,
+        rows=functools.partial(_next_rows, inputs=_apart),
+        ignored=(*QWEN3_NEXT.ignored, r"model\.visual\..*"),
+        gguf="",
+    )
+    return also_seeing(model_type, text)
+
+
+QWEN3_5 = _qwen3_5(
     "qwen3_5",
-    derived(
-        "qwen3_5_text",
-        "Qwen3_5ForCausalLM",
-        {
-            **NEXT_DEFAULTS,
-            "vocab_size": 248320,
-            "hidden_size": 4096,
-            "intermediate_size": 12288,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 4,
-            "num_experts": 0,
-        },
-        write=lambda config: {"attention_bias": config.qkv_bias, **_delta_keys(config)},
-        **FIVES,
-    ),
-)
-# And experts with a gated shared one on every layer.
-QWEN3_5_MOE = also_seeing(
+    "Qwen3_5ForCausalLM",
+    {
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32, "num_key_value_heads": 4, "num_experts": 0,
+    },
+    lambda config: {"attention_bias": config.qkv_bias, **_delta_keys(config)},
+)  # fmt: skip
+QWEN3_5_MOE = _qwen3_5(
     "qwen3_5_moe",
-    derived(
-        "qwen3_5_moe_text",
-        "Qwen3_5MoeForCausalLM",
-        {**NEXT_DEFAULTS, "vocab_size": 248320, "num_hidden_layers": 40, "num_experts_per_tok": 8, "num_experts": 256},
-        write=_experts_keys,
-        **FIVES,
-    ),
+    "Qwen3_5MoeForCausalLM",
+    {"num_hidden_layers": 40, "num_experts_per_tok": 8, "num_experts": 256},
+    _experts_keys,
 )

@@ -56,7 +56,7 @@ LATENT = {
 GPT2 = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
 DELTAS = {
     **SMALL,
-    "head_dim": 4,
+    "head_dim": 8,
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,

@@ -45,7 +45,7 @@ CONFIGS = {
     "deepseek_v3": {**LATENT, "q_lora_rank": 6, "n_group": 2, "topk_group": 1, "num_nextn_predict_layers": 2},
     "qwen3_5_moe": {
         **SMALL,
-        "head_dim": 4,
+        "head_dim": 8,
         "layer_types": ["linear_attention", "full_attention"],
         "num_hidden_layers": 2,
         "linear_num_key_heads": 3,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 
 import lm
 from lm.config import ModelConfig
@@ -20,7 +21,8 @@ from lm.model.feed_forward import FeedForward
 from lm.model.inputs import Inputs, inputs_of, steps_of
 from lm.model.positions import rotate
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import make_mesh, shardings
+from lm.parallel.context import slots
+from lm.parallel.mesh import make_mesh, shardings, spec
 from lm.train.step import training_loss
 from tests.lm.examples import packed_batch, parameters, tiny_config
 from tests.slow import all_but
@@ -371,12 +373,14 @@ def test_chunks_of_packed_rows_are_those_of_one_device(sizes):
         vocab_size=52, num_layers=4, attention_pattern=("chunk", "global"), window=6, rotary_pattern=("rotary", "none")
     )
     config = ModelConfig(**SIZES | kinds | dict(qk_norm="unit", attention_temperature=0.3, temperature_length=4))
-    segments = np.repeat([[1, 2]], (9, 23), axis=1) + np.zeros((4, 1), np.int32)
-    inputs = Inputs(tokens_of(9, 4, 32), segments, np.concatenate([np.arange(9), np.arange(23)])[None] + 0 * segments)
+    segments = np.repeat([[1, 2]], (9, 23), axis=1).astype(np.int32) + np.zeros((8, 1), np.int32)
+    positions = np.concatenate([np.arange(9), np.arange(23)], dtype=np.int32)[None] + 0 * segments
+    inputs = Inputs(tokens_of(9, 8, 32), segments, positions)
     graph, abstract = skeleton(config)
     params, whole = parameters(config, scale=4.0), np.asarray(model_of(config)(*inputs[:3]))
-    mesh = make_mesh(sizes)
+    mesh, order = make_mesh(sizes), slots(32, sizes.get("context", 1))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shardings(abstract, mesh))
-        split = jax.jit(lambda params: nnx.merge(graph, params)(inputs))(placed)
-    np.testing.assert_allclose(split, whole, atol=1e-4)
+        over = Inputs(*(jax.device_put(x[:, order], NamedSharding(mesh, spec("batch", "length"))) for x in inputs[:3]))
+        split = jax.jit(lambda params, inputs: nnx.merge(graph, params)(inputs))(placed, over)
+    np.testing.assert_allclose(split, whole[:, order], atol=1e-4)
