@@ -164,25 +164,14 @@ def show_answers(samples: Sequence[dict]) -> None:
 
 def show_next() -> None:
     """Print the commands of the assistant: talk, the page with both models, and the exports."""
-    workdir = FLAGS.workdir
+    workdir, name = FLAGS.workdir, Path(FLAGS.workdir).name
+    page = ["serve.py", "--config=configs/serve/default.py", f"--workdir={workdir}-serve", f"--config.checkpoint={FLAGS.model}"]
+    export = ["-m", "lm.convert", "export", f"--workdir={workdir}", f"--to={workdir}.gguf", "--merge", "--dtype=q8_0"]
+    beside = f"a page where both models answer, at http://127.0.0.1:8000/?beside={name}"
     commands = {
         "talk to it": ["-m", "lm.chat", f"--checkpoint={workdir}"],
-        f"a page where both models answer, at http://127.0.0.1:8000/?beside={Path(workdir).name}": [
-            "serve.py",
-            "--config=configs/serve/default.py",
-            f"--workdir={workdir}-serve",
-            f"--config.checkpoint={FLAGS.model}",
-            f"--config.adapters.load={Path(workdir).name}={workdir}",
-        ],
-        "export it for Ollama and llama.cpp": [
-            "-m",
-            "lm.convert",
-            "export",
-            f"--workdir={workdir}",
-            f"--to={workdir}.gguf",
-            "--merge",
-            "--dtype=q8_0",
-        ],
+        beside: [*page, f"--config.adapters.load={name}={workdir}"],
+        "export it for Ollama and llama.cpp": export,
     }
     print(f"report: {os.path.join(workdir, 'report.html')}")
     for what, command in commands.items():

@@ -1,7 +1,5 @@
 """Sources of documents: files, a curated corpus, a TFDS dataset, or the Python installation that runs this program."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import io

@@ -1,7 +1,5 @@
 """Read the corpus that a run of curate.py wrote: its documents, without those that were dropped."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -69,7 +67,7 @@ def open_corpus(path: str | os.PathLike) -> list[Source]:
 
 
 def read(
-    path: str | os.PathLike, source: str, wanted: Callable[[pa.Table], np.ndarray] | None = None, column: str | None = None
+    path: str | os.PathLike, source: str, wanted: Callable[["pa.Table"], "np.ndarray"] | None = None, column: str | None = None
 ) -> Iterator[Document]:
     """Yield the documents of a source.
 

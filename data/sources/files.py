@@ -1,7 +1,5 @@
 """Find the files that an input names: text, JSON lines (plain, gzip, zstd) and Parquet, on a disk or in a bucket."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import os

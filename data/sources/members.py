@@ -5,8 +5,6 @@ magic number, so what follows a damaged member can still be read. Memory is boun
 compressor (zstd up to 2 GiB for files packed with `--long=31`, xz up to `XZ_MEMORY`, otherwise under 10 MiB).
 """
 
-from __future__ import annotations
-
 import bz2
 import lzma
 import os

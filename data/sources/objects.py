@@ -1,7 +1,5 @@
 """Find the objects of buckets (gs://, s3://) that an input names, and open those of any URL that fsspec knows."""
 
-from __future__ import annotations
-
 import errno
 import io
 import re

@@ -4,8 +4,6 @@ The standard library and the installed packages hold tens of megabytes of code, 
 enough to train a small model without a download.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import functools

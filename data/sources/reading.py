@@ -5,8 +5,6 @@ pieces, JSON by line (at most `MAX_LINE_BYTES`), Parquet by record batch. A FIFO
 nothing blocks.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
@@ -166,7 +164,7 @@ def unreadable(path: str, error: Unreadable) -> UserError:
 
 
 def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
-    def chosen(schema: pyarrow.Schema) -> list[str]:
+    def chosen(schema: "pyarrow.Schema") -> list[str]:
         kinds = {field.name: field.type for field in schema}
         if text_key not in kinds or not is_string(kinds[text_key]):
             what = f"column {text_key!r} is {kinds[text_key]}" if text_key in kinds else f"no column {text_key!r}"
@@ -183,7 +181,7 @@ def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
             yield document
 
 
-def is_string(kind: pyarrow.DataType) -> bool:
+def is_string(kind: "pyarrow.DataType") -> bool:
     """Return whether a column of this type holds strings, plain or in a dictionary."""
     import pyarrow
 

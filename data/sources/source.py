@@ -1,7 +1,5 @@
 """A document, a piece of input that could not be read, and a named stream of documents."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 

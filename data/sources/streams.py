@@ -3,8 +3,6 @@
 Memory is bounded by data/sources/members.py, and by the limit that a caller passes to `readline`.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import io

@@ -3,8 +3,6 @@
 Datasets are searched in $TFDS_DATA_DIR, else in ~/tensorflow_datasets.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import os

@@ -1,7 +1,5 @@
 """Find files below a folder or by a glob, in order, without following loops of links."""
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import os

@@ -4,8 +4,6 @@ A validation loss is only meaningful if the model has not seen the validation te
 everywhere, and near copies of validation documents (data/text/near_copies.py) are dropped from training.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import heapq
@@ -50,7 +48,7 @@ def survey(
     max_valid_bytes: int | None = None,
     sample_bytes: int = 0,
     progress: Callable[[str, int], None] | None = None,
-) -> Survey:
+) -> "Survey":
     """Read all sources once and split them.
 
     A document is for validation iff hash(seed, split key) < valid_fraction·2^64, so its split does not depend on other
@@ -129,7 +127,7 @@ def digest_of(sources: Sequence[Source], progress: Callable[[str, int], None] | 
     return _joined(passes)
 
 
-def _joined(passes: dict[str, _Pass]) -> str:
+def _joined(passes: dict[str, "_Pass"]) -> str:
     return xxhash.xxh3_128_hexdigest(b"".join(name.encode() + one.digest.digest() for name, one in passes.items()))
 
 
@@ -138,7 +136,7 @@ class Survey:
     """The result of `survey`. `stats` (source name -> SourceStats) is complete after a full pass of `documents`."""
 
     stats: dict[str, SourceStats]
-    _passes: dict[str, _Pass]
+    _passes: dict[str, "_Pass"]
     _seed: int
     _highest: int  # documents with a hash up to this one are for validation; -1: none
     _copies: NearCopies | None  # None: no validation

@@ -1,13 +1,16 @@
 """Code of the user's own files in a run: an objective, an optimizer, parts of the model. A key names one as FILE.py:FUNCTION.
 
 A run keeps a copy of each file in WORKDIR/code, which its report shows, and goes on only with the same text. Whoever opens the
-model of a workdir computes by the copies, if their text is trusted (lm/files/trusted.py).
+model of a workdir computes by the copies, if their text is trusted on this machine: its folder may come from a stranger, so the
+user's cache lists the SHA-256 of the texts that were named to train with.
 """
 
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import inspect
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,13 @@ import ml_collections
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.files import saving
-from lm.files.trusted import check_trusted, trust
+from lm.files.compile_cache import home
 from lm.files.user_files import check_file, failing, from_file, is_own, parted
 
 PARTS = {"activation": "FILE.py:FUNCTION", "feed_forward": "FILE.py:CLASS", "attention": "FILE.py:CLASS"}  # keys of the model
 FORMS = {"objective": "FILE.py:FUNCTION", "optimizer.name": "FILE.py:FUNCTION"}
 FORMS |= {f"model.{part}": form for part, form in PARTS.items()}
+TRUSTED = "trusted_code"  # in the user's cache: one SHA-256 a line
 CODE = "code"  # folder in a workdir: objective.py, optimizer.name.py, model.activation.py
 
 Config = ml_collections.ConfigDict | Mapping[str, Any]
@@ -67,7 +71,7 @@ def check_own_code(config: Config, workdir: Path) -> None:
             raise UserError(
                 f"{key}: {path} has changed since the run began, as shown: restore {copy}, or use another --workdir"
             )
-        trust(path)
+        _trust(path)
 
 
 def keep_own_code(config: Config, workdir: Path) -> None:
@@ -98,7 +102,7 @@ def opened(model: ModelConfig, workdir: Path | None = None) -> ModelConfig:
         path = _file(value)
         if workdir and (copy := _copy(workdir, key)).is_file():
             path = copy
-        check_trusted(key, path)
+        _check_trusted(key, path)
         paths[key.removeprefix("model.")] = f"{path}:{value.rpartition(':')[2]}"
     return dataclasses.replace(model, **paths) if paths else model
 
@@ -121,3 +125,33 @@ def _file(value: str) -> Path:
 
 def _copy(workdir: Path, key: str) -> Path:
     return workdir / CODE / f"{key}.py"
+
+
+def _trust(path: Path) -> None:
+    """Trust the text of a file on this machine. Without a cache to write to, nothing is remembered."""
+    with contextlib.suppress(OSError, RuntimeError):
+        if (digest := _digest(path)) not in _trusted():
+            home().mkdir(parents=True, exist_ok=True)
+            with (home() / TRUSTED).open("a", encoding="utf-8") as file:
+                file.write(f"{digest}\n")
+
+
+def _check_trusted(key: str, path: Path) -> None:
+    """Raise UserError unless the text of the file is trusted."""
+    if not path.is_file():
+        raise UserError(f"{key}: the model computes by a file, and there is no {path}: restore it")
+    if (digest := _digest(path)) not in _trusted():
+        raise UserError(
+            f"{key}: the model computes by {path}, which is not trusted on this machine. Read that file; if you trust it, run: "
+            f"mkdir -p {shlex.quote(str(home()))} && echo {digest} >> {shlex.quote(str(home() / TRUSTED))}"
+        )
+
+
+def _trusted() -> set[str]:
+    with contextlib.suppress(OSError, RuntimeError):
+        return set((home() / TRUSTED).read_text(encoding="utf-8").split())
+    return set()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -202,18 +202,12 @@ def check_records(key: str, input: str, seed: int, kind: str) -> None:
 
 def check_apart(key: str, input: str, workdir: Path) -> None:
     """Raise UserError if the workdir is or lies in a folder of the input, which would then read what the run writes."""
-    there = as_urls(str(workdir))
-    for url in files.urls(input) if files.is_path(input) else ():
-        if f"{there}/".startswith(f"{url}/"):
-            raise UserError(
-                f"--workdir={there} lies in {key}={input}, whose files the run reads: name a --workdir outside of it"
-            )
-    for folder in files.folders(input) if files.is_path(input) else ():
-        place = Path(folder).resolve()
-        if place == workdir.resolve() or place in workdir.resolve().parents:
-            raise UserError(
-                f"--workdir={workdir} lies in {key}={input}, whose files the run reads: name a --workdir outside of it"
-            )
+    there, here = as_urls(str(workdir)), workdir.resolve()
+    if not files.is_path(input):
+        return
+    around = [url for url in files.urls(input) if f"{there}/".startswith(f"{url}/")]
+    if around or any(here.is_relative_to(Path(folder).resolve()) for folder in files.folders(input)):
+        raise UserError(f"--workdir={there} lies in {key}={input}, whose files the run reads: name a --workdir outside of it")
 
 
 def has_data(workdir: Path) -> bool:

@@ -51,7 +51,7 @@ def pairs_of(batch):
     return {side: {name: x[:, i] for name, x in arrays.items()} for i, side in enumerate(("chosen", "rejected"))}
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_dpo_is_that_of_the_library(mesh):
     settings = align_config(preference=dict(loss="dpo", beta=0.3))
     shape, batch = model_config_of(settings), pair_batch(4)
@@ -107,7 +107,7 @@ def test_rollouts_have_the_log_probabilities_of_the_policy_that_drew_them(capsys
         assert float(loss) == pytest.approx(-1, abs=1e-5)  # every ratio is 1
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_adapters_are_those_of_the_library(mesh):
     settings = training_config(qk_norm="head")
     shape, batch = model_config_of(settings), packed_batch(settings, seed=1)

@@ -9,8 +9,6 @@ Memory is bounded for input of any size. Limits are constants in capitals in eac
 `html.MAX_HTML_BYTES` for a hostile HTML page, and the window of a zstd file, up to 2 GiB if it was packed so.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re
@@ -27,7 +25,7 @@ TFDS = "tfds:"  # the beginning of a path that is the name of a TFDS dataset
 INSTALLATION = "builtin:python"  # the beginning of the path of a source of the Python installation
 _SNIFFED_BYTES = 1 << 13
 
-_READERS: dict[str, Callable[[str, str, Options], Iterator[Document | Quarantined]]] = {
+_READERS: dict[str, Callable[[str, str, "Options"], Iterator[Document | Quarantined]]] = {
     "warc": lambda path, id, options: warc.read(path, id, main_content=options.main_content),
     "html": lambda path, id, options: html.read(path, id, main_content=options.main_content),
     "json lines": lambda path, id, options: rows.read_json_lines(path, id, options.text_key),

@@ -1,7 +1,5 @@
 """Decode bytes of unknown encoding, or say why they are not text."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Its extraction takes time that grows with the depth of a page, so deep pages are
 number of attributes of a tag is limited too: the parser compares each with the ones before it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterator

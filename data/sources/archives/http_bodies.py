@@ -1,7 +1,5 @@
 """Headers of HTTP and of WARC records, and the bodies of responses, whose encodings are undone."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import re

@@ -4,8 +4,6 @@ A text/plain part wins over the HTML of the same message; attachments are left o
 kept.
 """
 
-from __future__ import annotations
-
 import email
 import email.header
 import email.utils

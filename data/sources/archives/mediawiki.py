@@ -1,7 +1,5 @@
 """Articles of a MediaWiki XML dump, such as Wikipedia's pages-articles.xml.bz2."""
 
-from __future__ import annotations
-
 import re
 import urllib.parse
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Documents of plain text and Markdown in any common encoding; a long text becomes several documents."""
 
-from __future__ import annotations
-
 import codecs
 import functools
 import io

@@ -1,7 +1,5 @@
 """Names of programming languages by file name, as GitHub's linguist spells them."""
 
-from __future__ import annotations
-
 import os
 
 _EXTENSIONS = {

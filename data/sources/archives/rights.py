@@ -1,7 +1,5 @@
 """What a page or a file says about its licence and about robots, as an SPDX identifier and as metadata."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

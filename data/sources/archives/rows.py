@@ -1,7 +1,5 @@
 """Documents of JSON lines and Parquet files. A bad row is quarantined, and reading goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from data.sources.reading import encodable, is_string, json_rows

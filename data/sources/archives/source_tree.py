@@ -4,8 +4,6 @@ Generated, vendored and binary files are quarantined with the reason. A licence 
 well-known licences.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A bad record is quarantined and the next one is read, see data/sources/archives/
 document of what is there, with "truncated" in its metadata.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 

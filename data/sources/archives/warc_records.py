@@ -5,8 +5,6 @@ record is damaged, and the next one is searched for. Where a gzip member begins 
 whatever its Content-Length says. Memory is bounded by `MAX_RECORD_BYTES`.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -55,7 +53,7 @@ def records(path: str) -> Iterator[Record]:
                 yield Record(next(numbers), window.place_of_gap(), {}, b"", window.gap.reason)
 
 
-def _taken(window: _Window) -> tuple[dict[str, str], bytes, str | None]:
+def _taken(window: "_Window") -> tuple[dict[str, str], bytes, str | None]:
     """Take a record, or what stands before the next one. Returns its fields, its body and its problem."""
     window.begin()
     window.need(START_BYTES)

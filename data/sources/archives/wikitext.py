@@ -4,8 +4,6 @@ Kept: prose, headings, list items, link labels, formulas and code. Left out: tem
 references, files and categories.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Callable, Iterator, Set

@@ -1,7 +1,5 @@
 """Read large XML files in bounded memory, by the standard library's expat; entities are not expanded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import BinaryIO
 from xml.parsers import expat

@@ -13,11 +13,12 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.infer import plain
 from tests.lm.model.recurrent_models import KINDS, model_of
+from tests.slow import all_but
 
 COUNT = 32
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=all_but(["mamba"], KINDS))
 def kind(request):
     return request.param
 
