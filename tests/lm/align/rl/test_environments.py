@@ -8,17 +8,17 @@ import pytest
 
 from configs.align import agent, grpo
 from data.chat.template import encode_chat
-from data.tasks.stockroom import stockroom
+from data.tasks.stockroom import Stockroom, stockroom
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
 from lm.align.rl import rollouts, shared_prompts, stream
-from lm.align.rl.environments import Episodes, Stockroom, Surroundings, open_environment
 from lm.align.rl.objective import objective
 from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
-from lm.align.rl.tools import user_ids
+from lm.align.rl.tools import Surroundings, user_ids
 from lm.errors import UserError
 from lm.infer.engine.local import Drawn
+from lm.infer.environments import Episodes, open_environment
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import make_trainer, model_config_of
