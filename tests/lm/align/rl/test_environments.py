@@ -8,6 +8,7 @@ import pytest
 
 from configs.align import agent, grpo
 from data.chat.template import encode_chat
+from data.tasks.service.records import service
 from data.tasks.stockroom import Stockroom, stockroom
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
@@ -129,6 +130,19 @@ def test_the_stockroom_rewards_the_right_answer(tokenizer, played):
     assert total.tolist() == [2.0 * one.episode_return for one in rolled] and set(each) == {"environment"}
 
 
+def test_the_service_desk_rewards_who_serves_as_its_policy_wants(tokenizer, played):
+    records = [record for _, record in zip(range(4), service("valid", 3, goals=1))]
+    tasks = []
+    for one in records:
+        ids = encode_chat(tokenizer, one["prompt"], tools=one["tools"], add_generation_prompt=True).ids
+        tasks.append(one | {"prompt_ids": ids})
+    right = [[m for m in one["messages"] if m["role"] == "assistant"] for one in records]
+    script = [right[0], right[1], [turn for turn in right[2] if "?" not in turn["content"]], ["I cannot do that."]]
+    rolled = played(tasks, script, environment=open_environment("service"), max_turns=9)
+    assert [one.episode_return for one in rolled] == [1.0, 1.0, 0.0, 0.0]
+    assert [one.messages for one in rolled[:2]] == [one["messages"] for one in records[:2]]
+
+
 class Counting:
     """Two turns, whatever is said: rewards of 1 and of the number of letters."""
 
@@ -232,7 +246,7 @@ def test_ppo_raises_the_reward_of_an_environment(tokenizer):
 def test_what_is_wrong_is_told(tokenizer, game, tmp_path):
     (tmp_path / "bad.py").write_text("1 / 0")
     for spec, words in {
-        "stockrom": "none of stockroom",
+        "stockrom": "none of stockroom, service",
         f"{tmp_path}/none.py:A": "no file",
         f"{tmp_path}/bad.py:A": "ZeroDivisionError",
         f"{tmp_path}/game.py:Gam": "no class 'Gam', only Game",
