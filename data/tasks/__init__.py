@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from data.tasks.arithmetic import arithmetic, calculator
+from data.tasks.haystack import haystack
 from data.tasks.media.commands import commands
 from data.tasks.media.digits import digits
 from data.tasks.media.scenes import scenes, scenes_text
@@ -38,6 +39,7 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
         commands,
         stockroom,
         service,
+        haystack,
     )
 }
 # Generators of records {"text": str} for pretraining.

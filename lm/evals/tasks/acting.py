@@ -6,6 +6,7 @@ otherwise. An episode succeeds if its rewards sum up to `success`.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
@@ -20,7 +21,7 @@ from lm.evals.tasks.settings import check_least, resolved
 from lm.infer.environments import Episodes, Make, open_environment
 
 KEYS = documents.KEYS | {
-    "environment": "",  # a name of lm/infer/environments.py, or FILE.py:CLASS
+    "environment": "",  # a name of lm/infer/environments.py, or FILE.py:CLASS, also of a file beside the task's
     "repeats": 4,  # episodes of an item
     "pass_hat": list,  # the values k of pass^k
     "success": 1.0,  # the least reward of an episode that succeeds
@@ -148,6 +149,9 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Acting:
         raise UserError(f"task {name}: pass_hat: {values['pass_hat']} must be numbers from 1 to repeats={values['repeats']}")
     if not settings.chat:
         raise UserError(f"task {name}: its turns are messages; set --config.chat_template=own, or a Jinja file")
+    beside = Path(values.get("data") or "").parent / values["environment"]
+    if Path(str(beside).rpartition(":")[0]).is_file():
+        values["environment"] = str(beside)
     make = open_environment(values["environment"], f"task {name}: {KEY}")
     assert make is not None  # `resolved` wants a name
     found = documents.load(name, values | {"num_fewshot": 0}, settings)

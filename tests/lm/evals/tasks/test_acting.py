@@ -80,7 +80,7 @@ def run(subject, limit=12, spec="service", **options):
 def game(tmp_path):
     (tmp_path / "game.py").write_text(GAME)
     (tmp_path / "game.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(4)) + "{}\n")
-    spec = f"kind: environment\ndata: game.jsonl\nenvironment: {tmp_path}/game.py:Game\nrepeats: 2\npass_hat: [1, 2]\n"
+    spec = "kind: environment\ndata: game.jsonl\nenvironment: game.py:Game\nrepeats: 2\npass_hat: [1, 2]\n"
     (tmp_path / "game.yaml").write_text(spec)
     return tmp_path / "game.yaml"
 
