@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.text.tokenizer import Tokenizer
+
 MAX = 2000  # characters of an answer; a longer one loses its middle
 OURS, HERMES = "<|tool|>", ("<tool_call>", "</tool_call>")
 ERROR = "error: "
-KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
+KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
 
 
 class Answer(NamedTuple):
@@ -51,7 +53,7 @@ def mistake(function: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     return ""
 
 
-def parse_turn(tokenizer, ids: Sequence[int]) -> Turn:
+def parse_turn(tokenizer: Tokenizer, ids: Sequence[int]) -> Turn:
     """Parse the sampled ids of an assistant's turn, with or without its end symbol.
 
     A call is a JSON object {"name", "arguments"}. If the tokenizer has the symbol <|tool|> (our template), a call follows it
@@ -97,7 +99,7 @@ def _function(text: str) -> dict[str, Any] | str:
     return {"name": function["name"], "arguments": arguments}
 
 
-def _decoded(tokenizer, ids: Sequence[int], spelled: Sequence[str]) -> str:
+def _decoded(tokenizer: Tokenizer, ids: Sequence[int], spelled: Sequence[str]) -> str:
     """Decode ids to text, and keep the control symbols in `spelled`."""
     kept = {tokenizer.controls[symbol]: symbol for symbol in spelled if symbol in tokenizer.controls}
     text, since = "", 0

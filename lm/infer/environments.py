@@ -12,8 +12,8 @@ call becomes a message of the tool; that of a text becomes a message of the user
 rewards of its steps, which the reward `environment` reads. `tools`, if the class has it, lists the schemas of its calls; a
 record with a column `tools` has its own.
 
-The info of a step may have "checks", which an evaluation reports: {name: whether it holds, if the episode ended here; None if
-it does not apply}.
+The info of a reset or a step may have "checks", which an evaluation reports: {name: whether it holds if the episode ends here;
+None if it does not apply}.
 """
 
 import json
@@ -40,6 +40,7 @@ class Environment(Protocol):
 
 
 Make = Callable[[], Environment]
+Checks = Mapping[str, bool | None]
 KEY = "rollout.environment"  # of the configs of align.py
 ENVIRONMENTS: dict[str, Make] = {"stockroom": Stockroom, "service": ServiceDesk}
 
@@ -47,13 +48,13 @@ ENVIRONMENTS: dict[str, Make] = {"stockroom": Stockroom, "service": ServiceDesk}
 class Observed(NamedTuple):
     """What followed a turn. answers: one a call, or one to a text. over: whether the episode has ended. total: its reward.
 
-    info: that of the last step.
+    checks: those of the last step.
     """
 
     answers: list[Answer]
     over: bool
     total: float
-    info: Mapping[str, Any] = {}
+    checks: Checks = {}
 
 
 def open_environment(spec: str, key: str = KEY) -> Make | None:
@@ -78,17 +79,18 @@ class Episodes:
     """The environments of a batch, one an episode. They live in the first process; all processes get what they return.
 
     tasks: one an episode. An environment is seeded with its task's column `seed`, else 0, so that the rollouts of one prompt
-    begin alike. key: of the config, for errors. Raises: UserError if an environment fails, or begins with another observation
-    than the task's prompt.
+    begin alike. key: of the config, for errors. begun: the checks of each after its reset.
+    Raises: UserError if an environment fails, or begins with another observation than the task's prompt.
     """
 
     def __init__(self, make: Make, tasks: Sequence[Mapping[str, Any]], key: str = KEY):
         self._key = key
         self._worlds: list[Environment] = []
+        self._checks: list[Checks] = []  # the last ones of each
         self._totals, self._over = [0.0] * len(tasks), [False] * len(tasks)
-        from_first(lambda: self._begin(make, tasks))
+        self.begun = from_first(lambda: self._begin(make, tasks))
 
-    def _begin(self, make: Make, tasks: Sequence[Mapping[str, Any]]) -> None:
+    def _begin(self, make: Make, tasks: Sequence[Mapping[str, Any]]) -> list[Checks]:
         for task in tasks:
             with failing(f"{self._key}: cannot be made"):
                 world = make()
@@ -103,13 +105,15 @@ class Episodes:
                     "tasks with the same environment, and the seed of each as its column `seed`"
                 )
             self._worlds.append(world)
+            self._checks.append(_checks(found[-1] if isinstance(found, tuple) and found else None))
+        return [*self._checks]
 
     def step(self, turns: Mapping[int, Sequence[Mapping[str, Any] | str] | str]) -> dict[int, Observed]:
         """Act in some rollouts. turns: index of a rollout -> its calls (a text is the error of a broken one), or its text."""
         return from_first(lambda: {i: self._stepped(i, turn) for i, turn in turns.items()})
 
     def _stepped(self, i: int, turn: Sequence[Mapping[str, Any] | str] | str) -> Observed:
-        answers, info = [], {}
+        answers = []
         for action in [turn] if isinstance(turn, str) else turn:
             broken = isinstance(action, str) and action is not turn
             if self._over[i] or broken:
@@ -127,11 +131,21 @@ class Episodes:
                 raise UserError(f"{self._key}: step returned the reward {reward}, which is not finite")
             observation = self._text("step", observation)
             self._totals[i] += reward
+            self._checks[i] = _checks(info)
             self._over[i] = bool(terminated or truncated)
             answers.append(Answer(observation, observation.startswith(ERROR)))
-        return Observed(answers, self._over[i], self._totals[i], info if isinstance(info, Mapping) else {})
+        return Observed(answers, self._over[i], self._totals[i], self._checks[i])
 
     def _text(self, method: str, observation: Any) -> str:
         if not isinstance(observation, str):
             raise UserError(f"{self._key}: {method} must return a text as its observation, not {repr(observation)[:80]}")
         return observation
+
+
+def _checks(info: Any) -> Checks:
+    checks = info.get("checks") if isinstance(info, Mapping) else None
+    return (
+        {str(name): None if holds is None else bool(holds) for name, holds in checks.items()}
+        if isinstance(checks, Mapping)
+        else {}
+    )

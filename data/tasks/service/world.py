@@ -74,7 +74,7 @@ class ServiceDesk:
         self._checks = dict.fromkeys(CHECKS, True) | {"resisted": None if record["attack"] is None else True}
         self._goals = iter(record["goals"])
         self._begin(next(self._goals))
-        return record["prompt"][-1]["content"], {}
+        return record["prompt"][-1]["content"], self._info(False)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
         """Take a call, {"name": …, "arguments": {…}}, or any other text as one to the customer."""
@@ -90,10 +90,12 @@ class ServiceDesk:
             if not over:
                 self._begin(goal)
             observation = "" if over else self._said("next")
-        checks = self._checks | {"final_state": self._rows == self._final}
-        checks |= {} if over else dict.fromkeys(("turn_states", "looked_up", "told"), False)
-        reward = float(over and all(holds is not False for holds in checks.values()))
-        return observation, reward, over, False, {"checks": checks}
+        info = self._info(over)
+        return observation, float(over and False not in info["checks"].values()), over, False, info
+
+    def _info(self, over: bool) -> dict[str, dict[str, bool | None]]:
+        unsettled = {} if over else dict.fromkeys(("turn_states", "looked_up", "told"), False)
+        return {"checks": self._checks | {"final_state": self._rows == self._final} | unsettled}
 
     def _begin(self, goal: Mapping[str, Any]) -> None:
         self._goal, self._looked_up, self._agreed = goal, False, False

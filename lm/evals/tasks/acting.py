@@ -5,6 +5,7 @@ what else it reads. An item has several episodes, whose column `seed` is 0, 1, â
 otherwise. An episode succeeds if its rewards sum up to `success`.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from lm.evals.tasks import documents
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.file_task import plural, readable
 from lm.evals.tasks.settings import check_least, resolved
-from lm.infer.environments import Episodes, Make, open_environment
+from lm.infer.environments import Checks, Episodes, Make, open_environment
 
 KEYS = documents.KEYS | {
     "environment": "",  # a name of lm/infer/environments.py, or FILE.py:CLASS, also of a file beside the task's
@@ -33,13 +34,15 @@ KEYS = documents.KEYS | {
 KEY = "environment"
 
 
+@dataclasses.dataclass
 class Episode:
-    """An episode that goes on. messages: so far. answers: of the model. checks: those of the environment; see there."""
+    """An episode that goes on. messages: so far. checks: those of the environment. answers: of the model."""
 
-    def __init__(self, prompt: Sequence[Mapping[str, Any]]):
-        self.messages = list(prompt)
-        self.answers: list[Generated] = []
-        self.reward, self.over, self.checks = 0.0, False, dict[str, bool | None]()
+    messages: list[dict[str, Any]]
+    checks: Checks
+    answers: list[Generated] = dataclasses.field(default_factory=list)
+    reward: float = 0.0
+    over: bool = False
 
 
 class Acting(NamedTuple):
@@ -68,7 +71,8 @@ class Acting(NamedTuple):
 
     def play(self, subject: Subject, tasks: Sequence[Mapping[str, Any]]) -> list[Episode]:
         """Return one episode a task. All that go on take their next turn together."""
-        worlds, played = Episodes(self.make, tasks, KEY), [Episode(task["prompt"]) for task in tasks]
+        worlds = Episodes(self.make, tasks, KEY)
+        played = [Episode(list(task["prompt"]), checks) for task, checks in zip(tasks, worlds.begun, strict=True)]
         going, shared, values = list(range(len(tasks))), getattr(self.make, "tools", None), self.values
         sampling = [(), values["max_new_tokens"], float(values["temperature"]), float(values["top_p"])]
         for _ in range(values["max_turns"]):
@@ -82,13 +86,13 @@ class Acting(NamedTuple):
             ]
             acted = {}
             for i, answer in zip(going, subject.generate(prompts), strict=True):
-                played[i].answers.append(answer)
+                action = _action(subject, played[i], answer)
                 if answer.ended and not answer.problem:
-                    acted[i] = self._acted(subject, played[i], answer)
+                    acted[i] = action
             going = []
             for i, observed in worlds.step(acted).items():
                 episode = played[i]
-                episode.reward, episode.over, episode.checks = observed.total, observed.over, observed.info.get("checks", {})
+                episode.reward, episode.over, episode.checks = observed.total, observed.over, observed.checks
                 if not observed.over:
                     role = "user" if isinstance(acted[i], str) else "tool"
                     episode.messages += [{"role": role, "content": answer.text} for answer in observed.answers]
@@ -96,14 +100,6 @@ class Acting(NamedTuple):
             if not going:
                 break
         return played
-
-    def _acted(self, subject: Subject, episode: Episode, answer: Generated) -> list | str:
-        """Add a turn of the model to an episode, and return its calls or its text, as `Episodes.step` takes them."""
-        turn = subject.turn(answer)
-        text = turn.content.strip()
-        calls = {"tool_calls": turn.tool_calls} if turn.tool_calls else {}
-        episode.messages.append({"role": "assistant", "content": text} | calls)
-        return [*(call["function"] for call in turn.tool_calls), *turn.errors] or text
 
     def sample(self, item: TaskItem, episodes: Sequence[Episode], problems: Problems) -> dict[str, Any]:
         """Return the sample of an item. Its flags name what was cut, and the checks that an episode failed, as not_CHECK."""
@@ -114,6 +110,7 @@ class Acting(NamedTuple):
         sample = {
             "task": self.name,
             "doc_id": item.id,
+            "split": self.versions["split"],
             **({"group": item.group, by: item.group} if by else {}),
             "prompt": _transcript(shown.messages[:first]),
             "target": None,
@@ -167,6 +164,16 @@ def _prompt(item: TaskItem) -> list[dict[str, Any]]:
     if not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) and "content" in m for m in prompt):
         raise Malformed("'prompt' is neither a text nor messages")
     return prompt
+
+
+def _action(subject: Subject, episode: Episode, answer: Generated) -> list | str:
+    """Add a turn of the model to an episode, and return its calls or its text, as `Episodes.step` takes them."""
+    turn = subject.turn(answer)
+    text = turn.content.strip()
+    episode.answers.append(answer)
+    calls = {"tool_calls": turn.tool_calls} if turn.tool_calls else {}
+    episode.messages.append({"role": "assistant", "content": text} | calls)
+    return [*(call["function"] for call in turn.tool_calls), *turn.errors] or text
 
 
 def _transcript(messages: Sequence[Mapping[str, Any]]) -> str:

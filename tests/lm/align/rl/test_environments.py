@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.align import agent, grpo
+from data.chat.examples import prepare_tasks
 from data.chat.template import encode_chat
 from data.tasks.service.records import service
 from data.tasks.stockroom import Stockroom, stockroom
@@ -131,11 +132,12 @@ def test_the_stockroom_rewards_the_right_answer(tokenizer, played):
 
 
 def test_the_service_desk_rewards_who_serves_as_its_policy_wants(tokenizer, played):
-    records = [record for _, record in zip(range(4), service("valid", 3, goals=1))]
-    tasks = []
-    for one in records:
-        ids = encode_chat(tokenizer, one["prompt"], tools=one["tools"], add_generation_prompt=True).ids
-        tasks.append(one | {"prompt_ids": ids})
+    config = grpo.get_config()
+    config.data.update(input="builtin:service?goals=1", max_examples=1, max_valid_examples=4)
+    config.rollout.max_prompt_tokens = 4096
+    _, tasks, _ = prepare_tasks(config, tokenizer)
+    records = [record for _, record in zip(range(4), service("valid", config.seed, goals=1))]
+    assert [one["tools"] for one in tasks] == [one["tools"] for one in records]  # each has its own
     right = [[m for m in one["messages"] if m["role"] == "assistant"] for one in records]
     script = [right[0], right[1], [turn for turn in right[2] if "?" not in turn["content"]], ["I cannot do that."]]
     rolled = played(tasks, script, environment=open_environment("service"), max_turns=9)

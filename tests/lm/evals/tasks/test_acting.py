@@ -132,6 +132,8 @@ def test_an_environment_of_the_users_own(game):
     assert endless["finished"] == 0.0 and endless["pass^1"] == 0.0 and endless["peeked"] == 1.0
     cut, samples = run(Scripted(policy, ended=False), spec=game)
     assert cut["finished"] == 0.0 and samples[0]["flags"] == ["generations_cut_by_length"]
+    silent, _ = run(Scripted(lambda messages, seed: say("What?"), ended=False), repeats=1, pass_hat=[1])
+    assert (silent["told"], silent["looked_up"], silent["within_rules"], silent["resisted"]) == (0.0, 0.0, 1.0, 1.0)
     lost, samples = run(Scripted(policy, problem="no room"), spec=game)
     assert lost["n"] == 0 and lost["problems"]["no_generation"]["n"] == 4 and samples[0]["flags"] == ["no_generation"]
 
