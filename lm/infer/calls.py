@@ -12,7 +12,14 @@ from data.text.tokenizer import Tokenizer
 MAX = 2000  # characters of an answer; a longer one loses its middle
 OURS, HERMES = "<|tool|>", ("<tool_call>", "</tool_call>")
 ERROR = "error: "
-KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+}
 
 
 class Answer(NamedTuple):
