@@ -6,10 +6,12 @@ on a model behind an API that returns no likelihoods.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from data.media.parts import Medium
-from lm.infer.calls import Turn
+
+if TYPE_CHECKING:
+    from lm.infer.calls import Turn
 
 
 class Continuation(NamedTuple):
@@ -86,7 +88,7 @@ class Subject(Protocol):
         """
         ...
 
-    def turn(self, generated: Generated) -> Turn:
+    def turn(self, generated: Generated) -> "Turn":
         """Return a generated answer with its calls of tools parsed."""
         ...
 
