@@ -25,7 +25,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.tasks.stockroom import STOCKROOM_TOOLS, stockroom
+from data.tasks.stockroom import STOCKROOM_TOOLS, Stockroom, stockroom
 from lm.files import saving
 
 REPO = Path(__file__).parent.parent
@@ -134,7 +134,6 @@ def success(path: Path, records: list[dict], declared: bool = False, worked: boo
     import lm
     from data.chat.template import encode_chat
     from lm.align.reward_model import chat_template_of
-    from lm.align.rl.environments import Stockroom
     from lm.align.rl.rollouts import RolloutSettings, roll_out
     from lm.infer.engine.local import LocalEngine
     from lm.train.fit import memory_of_device

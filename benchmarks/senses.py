@@ -28,8 +28,8 @@ from data.chat.examples import prepare_tasks
 from data.chat.media.encoding import Kept
 from data.chat.records import read_builtin
 from data.media import audio, images
+from data.tasks.answers import final_answer, same_answer
 from data.text.tokenizer import load_tokenizer
-from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.rollouts import sampler_of
 from lm.align.sft import towers_of
 from lm.files.saving import write_lines

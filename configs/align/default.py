@@ -86,7 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rollout.top_p = 1.0  # nucleus: least probability that the sampled tokens add up to; 1: all tokens
     config.rollout.top_k = 0  # sample from the k most likely tokens; 0: from all
     config.rollout.tools = ()  # any of calculator, python
-    config.rollout.environment = ""  # stockroom or path/file.py:Class; its reward is rewards=environment
+    config.rollout.environment = ""  # stockroom, service or path/file.py:Class; its reward is rewards=environment
     config.rollout.max_turns = 1  # turns of the policy; tools or the environment answer between them
 
     config.distill = ml_collections.ConfigDict()

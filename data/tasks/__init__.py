@@ -2,9 +2,10 @@
 
 Each task is a generator: task(split, seed, **options) yields records {"prompt": str, "completion": a right answer,
 "rejected": a wrong one, "answer": the reference for verifiers, "task": its name} and other columns of its verifiers
-(`verifiable` has no answers). Questions about a picture or a sound also have "images" or "audios", a list of data: URLs, as
-data/media/parts.py reads them. The split "train" is endless, "valid" is finite. Records depend only on the split, the seed and
-the options. The splits never share a prompt (splits.py). To write records to a file:
+(`verifiable` and `service` have no answers; the prompt of `service` is messages). Questions about a picture or a sound also
+have "images" or "audios", a list of data: URLs, as data/media/parts.py reads them. The split "train" is endless, "valid" is
+finite. Records depend only on the split, the seed and the options. The splits never share a prompt (splits.py). To write
+records to a file:
 
     python -m data.tasks NAME[?option=value&…] --split=train --count=1000 --out=FILE.jsonl
 """
@@ -14,10 +15,12 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from data.tasks.arithmetic import arithmetic, calculator
+from data.tasks.haystack import haystack
 from data.tasks.media.commands import commands
 from data.tasks.media.digits import digits
 from data.tasks.media.scenes import scenes, scenes_text
 from data.tasks.safety_world import safety_text, safety_world
+from data.tasks.service.records import service
 from data.tasks.stockroom import stockroom, stockroom_text
 from data.tasks.style import preferred_style
 from data.tasks.verifiable import verifiable
@@ -25,7 +28,19 @@ from lm.errors import UserError
 
 TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     task.__name__: task
-    for task in (arithmetic, calculator, preferred_style, safety_world, verifiable, scenes, digits, commands, stockroom)
+    for task in (
+        arithmetic,
+        calculator,
+        preferred_style,
+        safety_world,
+        verifiable,
+        scenes,
+        digits,
+        commands,
+        stockroom,
+        service,
+        haystack,
+    )
 }
 # Generators of records {"text": str} for pretraining.
 CORPORA: dict[str, Callable[..., Iterator[dict]]] = {task.__name__: task for task in (safety_text, stockroom_text, scenes_text)}

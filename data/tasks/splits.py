@@ -30,7 +30,7 @@ def exercise(task: str, prompt: str, completion: str, rejected: str, **columns: 
 
 def texts(name: str) -> dict[str, Any]:
     """Return the content of data/tasks/NAME.yaml: the wording of a task."""
-    return yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def number(key: str) -> int:
@@ -74,7 +74,7 @@ def _valid(draw: Draw, rng: random.Random, most: int) -> Iterator[dict]:
         missed += 1
         if not is_held_out:
             continue
-        prompt = record.get("prompt") or record["text"], *record.get("images", ()), *record.get("audios", ())
+        prompt = str(record.get("prompt") or record["text"]), *record.get("images", ()), *record.get("audios", ())
         if prompt not in seen:
             missed = 0
             seen.add(prompt)

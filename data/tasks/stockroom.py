@@ -1,7 +1,7 @@
 """Questions about a small stockroom that need three look-ups in tables and one calculation.
 
-The tables depend on the number of the stockroom. They are in the record of a question, not in its prompt; an environment
-answers the calls (lm/align/rl/environments.py). All questions about a stockroom are in the same split.
+The tables depend on the number of the stockroom. They are in the record of a question, not in its prompt; `Stockroom`
+answers the calls. All questions about a stockroom are in the same split.
 """
 
 import json
@@ -9,7 +9,10 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data.tasks.actions import ERROR, parsed_call
+from data.tasks.answers import final_answer, same_answer
 from data.tasks.arithmetic import CALCULATOR
+from data.tasks.expressions import calculate
 from data.tasks.splits import exercise, held_out, records
 from lm.errors import UserError
 
@@ -49,6 +52,37 @@ def look_up(tables: Tables, table: str, key: str) -> str:
     if key not in tables[table]:
         raise ValueError(f"table {table} has no key {key!r}")
     return tables[table][key]
+
+
+class Stockroom:
+    """The environment of the task.
+
+    An episode: calls of look_up and calculator, and at last an answer, which ends it. Its reward is 1 if it is right.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+        """Begin with the question of a record. options: a record."""
+        self._record = options or {}
+        prompt = self._record["prompt"]
+        return prompt if isinstance(prompt, str) else prompt[-1]["content"], {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+        """Take a call, {"name": …, "arguments": {…}}, or any other text as the answer."""
+        call = parsed_call(action)
+        if call is None:
+            right = same_answer(final_answer(action), final_answer(self._record["answer"]))
+            return "", float(right), True, False, {}
+        try:
+            return self._answered(call["name"], call["arguments"]), 0.0, False, False, {}
+        except (TypeError, ValueError) as error:
+            return f"{ERROR}{error}", 0.0, False, False, {}
+
+    def _answered(self, name: str, arguments: dict[str, Any]) -> str:
+        if name == "look_up":
+            return look_up(self._record["tables"], **arguments)
+        if name == "calculator":
+            return calculate(**arguments)
+        raise ValueError(f"there is no tool {name!r}, only look_up, calculator")
 
 
 def worked_out(first: str, sign: str, second: str) -> str:

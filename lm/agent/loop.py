@@ -12,8 +12,8 @@ from lm.agent.guard import Guard, marked
 from lm.agent.models import Model, Said
 from lm.agent.records import Trace
 from lm.agent.tools import AgentTool, check_tools
-from lm.align.rl.tools import ERROR, Answer, mistake
 from lm.errors import UserError
+from lm.infer.calls import ERROR, Answer, mistake
 
 PLAN = "First write a plan in a few lines: which tools you will call, and in which order. Call none yet."
 GO = "Carry out the plan."

@@ -22,9 +22,9 @@ from typing import Any, TextIO
 import pydantic
 
 from lm.agent.tools import AgentTool
-from lm.align.rl.tools import ERROR, Answer, shortened
 from lm.errors import UserError
 from lm.files.untrusted import short, shown
+from lm.infer.calls import ERROR, Answer, shortened
 
 START = 60.0  # seconds in which a server must have told its tools
 OTHER = "use another version of the server, or leave it out"

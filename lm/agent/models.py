@@ -62,7 +62,7 @@ def local_model(engine, template: str | None = None, *, temperature: float = 0.0
     declare: whether prompts list the tools; False for a model that was trained without that.
     Raises, when it is asked: UserError if a conversation is too long for the model.
     """
-    from lm.align.rl.tools import HERMES, OURS, parse_turn
+    from lm.infer.calls import HERMES, OURS, parse_turn
     from lm.infer.engine.request import Request
     from lm.infer.prompts import read_chat
     from lm.serve.api.tools import Calls, declared, format_of

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm.align.rl.tools import ERROR, Answer, shortened
 from lm.errors import UserError
+from lm.infer.calls import ERROR, Answer, shortened
 
 # What a tool does beyond computing. reads: it looks at the user's data. writes: it changes something. runs: it executes code.
 # sends: it may pass its arguments on to others, so that the network counts as that.

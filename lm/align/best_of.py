@@ -23,9 +23,9 @@ import numpy as np
 
 from data.chat.examples import prepare_tasks
 from lm.align.data import own_tokenizer
-from lm.align.rl.environments import open_surroundings
 from lm.align.rl.rewards import Rewards, answer_records, parse_rewards, score_rollouts
 from lm.align.rl.rollouts import Sampler, sampler_of, seed_of
+from lm.align.rl.tools import open_surroundings
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
 from lm.align.stages import claim, kept_lines

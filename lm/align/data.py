@@ -24,9 +24,9 @@ from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align import length
 from lm.align.cross.spans import Aligner
-from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
+from lm.align.rl.tools import Surroundings
 from lm.align.settings import example_kind
 from lm.config import ModelConfig
 from lm.config.towers import NAMES as TOWERS

@@ -17,8 +17,8 @@ from lm.align.data import RunData, Setup, Tasks, data_summary, from_examples, fr
 from lm.align.quiz import write_quiz
 from lm.align.rl import objective as reinforce
 from lm.align.rl.ahead import check_devices
-from lm.align.rl.environments import open_surroundings
 from lm.align.rl.stream import RolloutStream
+from lm.align.rl.tools import open_surroundings
 from lm.align.validation import HeldOut, Samples, Validation, first_validation
 from lm.evals import in_loop
 from lm.model import sizing

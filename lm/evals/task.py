@@ -6,9 +6,12 @@ on a model behind an API that returns no likelihoods.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from data.media.parts import Medium
+
+if TYPE_CHECKING:
+    from lm.infer.calls import Turn
 
 
 class Continuation(NamedTuple):
@@ -76,13 +79,17 @@ class Subject(Protocol):
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]: ...
 
-    def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "", tools: Sequence[dict] | None = None) -> str:
         """Return messages as the text that the model continues with its answer. It uses the model's chat template; a model
-        without one gets a plain "User: … Assistant:" form. prefill: the beginning of the answer.
+        without one gets a plain "User: … Assistant:" form. prefill: the beginning of the answer. tools: schemas to declare.
 
         Messages may have `media`, with placeholders in their content (data/media/parts.py). Raises: UserError if the model
-        cannot read them.
+        cannot read them, or its template declares no tools.
         """
+        ...
+
+    def turn(self, generated: Generated) -> "Turn":
+        """Return a generated answer with its calls of tools parsed."""
         ...
 
 

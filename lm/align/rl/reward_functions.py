@@ -7,8 +7,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from data.tasks.answers import final_answer, same_answer
 from data.tasks.style import style as style_score
-from lm.align.rl.answers import final_answer, same_answer
 from lm.errors import UserError
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
@@ -18,7 +18,7 @@ Reward = Callable[..., list[float | None]]
 
 
 def answer(prompts, completions, **columns) -> list[float | None]:
-    """Return 1 if the completion's final answer equals column `answer`, else 0; see lm/align/rl/answers.py."""
+    """Return 1 if the completion's final answer equals column `answer`, else 0; see data/tasks/answers.py."""
     right = _column("answer", "answer", columns)
     return [
         None if r is None else float(same_answer(final_answer(c), final_answer(str(r)))) for c, r in zip(completions, right)

@@ -15,12 +15,13 @@ from data.chat.media.encoding import Towers, arrays_of
 from data.chat.template import opens_thought
 from data.chat.thoughts import divided, thought_length
 from data.text.tokenizer import Tokenizer
-from lm.align.rl.environments import Episodes, Make, Observed, Surroundings
-from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls, user_ids
+from lm.align.rl.tools import Surroundings, Tool, answer_ids, run_calls, user_ids
 from lm.errors import UserError
+from lm.infer.calls import Answer, parse_turn
 from lm.infer.engine.local import Layout, LocalEngine
 from lm.infer.engine.request import Sampling, Tile, tiles_of
 from lm.infer.engine.thought import budget_of, forced_places
+from lm.infer.environments import Episodes, Make, Observed
 from lm.infer.prompts import stops_of
 from lm.model.media import Media
 from lm.model.transformer import Transformer
@@ -224,7 +225,7 @@ def roll_out(
     tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}; with `towers`, what the model sees
     and hears, also "prompt_media" (data.chat.examples.prepare_tasks). The tokens of a rollout depend on (seed, its index) and
     its task alone.
-    Raises: UserError if an environment fails; see lm/align/rl/environments.py.
+    Raises: UserError if an environment fails; see lm/infer/environments.py.
     """
     o, tools = settings, settings.tools
     stops = stops_of(tokenizer, o.template)

@@ -1,17 +1,15 @@
-"""Tools that a policy may call in a rollout: parse calls from sampled tokens, run them, and encode their answers.
+"""What answers a policy in a rollout: tools, whose failed calls are told to it and counted, or an environment."""
 
-Bad model output raises no error here. The tool's answer tells the model about its mistake, and the failure is counted.
-"""
-
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data.chat.messages import Messages, make_message
 from data.chat.template import encode_chat, end_of_turn
 from data.tasks.arithmetic import CALCULATOR
-from lm.align.rl.calculator import calculate
+from data.tasks.expressions import calculate
 from lm.errors import UserError
+from lm.infer.calls import ERROR, Answer, mistake, shortened
+from lm.infer.environments import Make, open_environment
 from lm.sandbox.run import Result, run_many
 
 PYTHON = {
@@ -23,18 +21,6 @@ PYTHON = {
     },
 }
 SECONDS, MEMORY_MIB = 5.0, 256  # limits of a program
-MAX = 2000  # characters of an answer; a longer one loses its middle
-
-OURS, HERMES = "<|tool|>", ("<tool_call>", "</tool_call>")
-ERROR = "error: "
-KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
-
-
-class Answer(NamedTuple):
-    """The text that a model gets for a call. failed: whether the call failed."""
-
-    text: str
-    failed: bool = False
 
 
 class Tool(NamedTuple):
@@ -46,14 +32,6 @@ class Tool(NamedTuple):
     @property
     def name(self) -> str:
         return self.schema["function"]["name"]
-
-
-class Turn(NamedTuple):
-    """An assistant's turn. tool_calls: in message format. errors: error texts of calls that could not be parsed."""
-
-    content: str
-    tool_calls: list[dict[str, Any]]
-    errors: list[str]
 
 
 def _calculator(calls: list[dict[str, Any]]) -> list[Answer]:
@@ -76,11 +54,6 @@ def _output_text(result: Result) -> str:
     if result.outcome != "ok":
         parts[1:] = [f"{ERROR}{result.outcome}", result.stderr]
     return "\n".join(part.rstrip("\n") for part in parts if part) or "(no output)"
-
-
-def shortened(text: str) -> str:
-    """Return a text without its middle if it is longer than MAX characters."""
-    return text if len(text) <= MAX else f"{text[: MAX // 2]}\n…\n{text[-MAX // 2 :]}"
 
 
 TOOLS = {tool.name: tool for tool in (Tool(CALCULATOR, _calculator), Tool(PYTHON, _python))}
@@ -126,78 +99,21 @@ def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any]
     return answers
 
 
-def mistake(function: Mapping[str, Any], named: Mapping[str, Any]) -> str:
-    """Return the error text of a call that does not match its tool's schema, else ""."""
-    if function["name"] not in named:
-        return f"there is no tool {function['name']!r}, only {', '.join(named)}"
-    parameters = named[function["name"]].schema["function"].get("parameters") or {}
-    properties, arguments = parameters.get("properties") or {}, function["arguments"]
-    if missing := [name for name in parameters.get("required", ()) if name not in arguments]:
-        return f"{function['name']} needs the argument {missing[0]!r}"
-    if unknown := [name for name in arguments if name not in properties]:
-        return f"{function['name']} has no argument {unknown[0]!r}, only {', '.join(properties)}"
-    for name, value in arguments.items():
-        kind = properties[name].get("type") if isinstance(properties[name], Mapping) else None  # a schema may be just `true`,
-        kinds = KINDS.get(kind) if isinstance(kind, str) else None  # and its type a list
-        if kinds and (not isinstance(value, kinds) or isinstance(value, bool) and kind != "boolean"):
-            return f"the argument {name!r} of {function['name']} must be of type {kind}"
-    return ""
+class Surroundings(NamedTuple):
+    """What answers the turns of a policy: tools, or else an environment, of which each rollout makes its own."""
+
+    tools: Sequence[Tool] = ()
+    environment: Make | None = None
+
+    @property
+    def schemas(self) -> list[dict[str, Any]] | None:
+        """The schemas of the calls that a policy can make."""
+        return [tool.schema for tool in self.tools] or getattr(self.environment, "tools", None)
 
 
-def parse_turn(tokenizer, ids: Sequence[int]) -> Turn:
-    """Parse the sampled ids of an assistant's turn, with or without its end symbol.
-
-    A call is a JSON object {"name", "arguments"}. If the tokenizer has the symbol <|tool|> (our template), a call follows it
-    and ends at the next <|tool|> or the end. Otherwise calls are inside <tool_call> … </tool_call> (Hermes, Qwen).
-    """
-    ids = [int(i) for i in ids]
-    if OURS in tokenizer.controls:
-        begins = [n for n, i in enumerate(ids) if i == tokenizer.controls[OURS]]
-        parts = [tokenizer.decode(ids[a:b]) for a, b in zip([0, *(n + 1 for n in begins)], [*begins, len(ids)])]
-        return _turn(parts[0], parts[1:], [])
-    begin, end = HERMES
-    text = _decoded(tokenizer, ids, HERMES)
-    content, *parts = text.split(begin)
-    ended = [part.split(end)[0] for part in parts if end in part]
-    errors = [f"a call was not ended with {end}"] * (len(parts) - len(ended))
-    return _turn(content.removesuffix("\n") if parts else content, ended, errors)
-
-
-def _turn(content: str, written: Sequence[str], errors: list[str]) -> Turn:
-    calls = []
-    for text in written:
-        function = _function(text)
-        if isinstance(function, str):
-            errors.append(function)
-        else:
-            calls.append({"type": "function", "function": function})
-    return Turn(content, calls, errors)
-
-
-def _function(text: str) -> dict[str, Any] | str:
-    """Return {"name", "arguments"}, or an error text."""
-    try:
-        function = json.loads(text)
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            function["arguments"] = json.loads(function["arguments"])
-    except (ValueError, RecursionError) as error:
-        return f"the call is not JSON ({error})"
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return 'a call must be {"name": …, "arguments": {…}}'
-    arguments = function.get("arguments", {})
-    if not isinstance(arguments, dict):
-        return "the arguments of a call must be an object"
-    return {"name": function["name"], "arguments": arguments}
-
-
-def _decoded(tokenizer, ids: Sequence[int], spelled: Sequence[str]) -> str:
-    """Decode ids to text, and keep the control symbols in `spelled`."""
-    kept = {tokenizer.controls[symbol]: symbol for symbol in spelled if symbol in tokenizer.controls}
-    text, since = "", 0
-    for n, i in enumerate(ids):
-        if i in kept:
-            text, since = text + tokenizer.decode(ids[since:n]) + kept[i], n + 1
-    return text + tokenizer.decode(ids[since:])
+def open_surroundings(rollout) -> Surroundings:
+    """Return the tools and the environment of config.rollout. Raises: UserError for an unknown one."""
+    return Surroundings(open_tools(rollout.tools), open_environment(rollout.environment))
 
 
 def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -> list[int]:

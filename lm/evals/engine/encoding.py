@@ -16,6 +16,7 @@ from lm.errors import UserError
 # Put into a rendered conversation after the first character of each control symbol that a message spells out.
 MARK = "\U0010fffd"
 PLAIN = "plain"  # the template name for a model without one
+NO_TOOLS = "it does not declare tools; name a Jinja file that does, such as data/text/chatml_tools_template.jinja for ChatML"
 NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
@@ -104,10 +105,13 @@ class Encoding:
                 encoded.append(([self.prefix], ids))
         return encoded
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]], prefill: str = "") -> str:
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], prefill: str = "", tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         """Return the text of a conversation up to the model's next answer, which begins with `prefill`.
 
-        Without a template it is "User: …", a blank line, "Assistant:". Control symbols in messages are marked.
+        Without a template it is "User: …", a blank line, "Assistant:". Control symbols in messages and tools are marked.
+        Raises: UserError if the template does not declare `tools`.
         """
         if self.system and not any(message.get("role") == "system" for message in messages):
             messages = [{"role": "system", "content": self.system}, *messages]
@@ -121,10 +125,15 @@ class Encoding:
         reads = chat._reads(self.template or "", tuple(self._shown.items()))
         guarded = [with_symbols(dict(message), self._shown, reads, guard) for message in messages]
         if self.template is None:
+            if tools:
+                raise UserError(f"chat_template=plain: {NO_TOOLS}")
             turns = [f"{NAMES.get(m['role'], m['role'])}: {m['content']}" for m in guarded]
             return "\n\n".join([*turns, "Assistant:"]) + (f" {prefill}" if prefill else "")
         names = self.tokenizer.special_tokens
-        text = chat.render(guarded, self.template, add_generation_prompt=True, **names)
+        declared = {"tools": guard(list(tools))} if tools else {}
+        text = chat.render(guarded, self.template, add_generation_prompt=True, **names, **declared)
+        if tools and text == chat.render(guarded, self.template, add_generation_prompt=True, **names):
+            raise UserError(f"chat_template: {NO_TOOLS}")
         if placed:
             text, _ = expanded(text, [False] * len(text), placed, self._shown, MARK)
         return text + prefill

@@ -21,6 +21,7 @@ from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, Writer
 from lm.evals.engine.likelihood import Request, Scored, Work
 from lm.evals.task import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.infer.calls import Turn, parse_turn
 from lm.infer.engine.thought import budget_of
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
@@ -134,8 +135,13 @@ class ModelSubject:
         self._done(len(prompts), begin)
         return generated
 
-    def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
-        return self.encoding.conversation(messages, prefill)
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "", tools: Sequence[dict] | None = None) -> str:
+        return self.encoding.conversation(messages, prefill, tools)
+
+    def turn(self, generated: Generated) -> Turn:
+        tokenizer, tokens = self.encoding.tokenizer, generated.tokens
+        length = thought_length(tokenizer, tokens, opens_thought(tokenizer, generated.prompt_tokens))
+        return parse_turn(tokenizer, tokens[length:])
 
     def _with_media(self, ask: Ask, prompt: Prompt) -> Ask:
         """Return the ask with the files of the prompt's media; the prompt's tokens say how many tiles they have."""

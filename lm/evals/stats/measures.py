@@ -122,6 +122,14 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def pass_hat_k(n: int, c: int, k: int) -> float:
+    """Return the chance that all of k attempts, taken from n of which c succeeded, succeed: C(c, k) / C(n, k).
+
+    An unbiased estimate of the chance that k fresh attempts all succeed, written pass^k (Yao et al. 2024, "τ-bench").
+    """
+    return math.comb(c, k) / math.comb(n, k)
+
+
 def mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
     """Return {name: mean, name_stderr: sample standard deviation / √n}; None if there are too few values."""
     n = len(values)

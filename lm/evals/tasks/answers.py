@@ -5,7 +5,7 @@ Filters are those of lm-evaluation-harness, under the same names, and three of o
 
 MATH: Hendrycks et al. 2021, "Measuring mathematical problem solving with the MATH dataset", `is_equiv` of its authors. Both
 answers are LaTeX; spellings are normalised and the texts compared. 1/2 equals \\frac12, but 0.25 does not equal \\frac14.
-lm/align/rl/answers.py compares numbers.
+data/tasks/answers.py compares numbers.
 """
 
 import collections

@@ -27,6 +27,7 @@ KINDS = {
     "ifeval": "lm.evals.tasks.ifeval.task",
     "code": "lm.evals.tasks.code",
     "coherence": "lm.evals.tasks.coherence",
+    "environment": "lm.evals.tasks.acting",
     "bbq": "lm.evals.bias.bbq",
     "pairs": "lm.evals.bias.pairs",
     "stereoset": "lm.evals.bias.stereoset",

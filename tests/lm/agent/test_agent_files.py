@@ -6,7 +6,7 @@ import pytest
 
 from lm.agent.builtin import open_tools
 from lm.agent.files import MAX_HITS
-from lm.align.rl.tools import MAX
+from lm.infer.calls import MAX
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from lm.agent.consent import Consent, Grant, parse_grant, parse_risks
 from lm.agent.loop import GO, PLAN, Budget, Rules, run
 from lm.agent.models import Said
 from lm.agent.tools import AgentTool, schema
-from lm.align.rl.tools import Answer
 from lm.errors import UserError
+from lm.infer.calls import Answer
 
 ALL = Consent(frozenset({"reads", "writes", "runs", "sends"}))
 

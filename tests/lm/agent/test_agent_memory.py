@@ -9,7 +9,7 @@ from lm.agent.consent import Consent
 from lm.agent.loop import Rules, run
 from lm.agent.models import Said
 from lm.agent.tools import RISKS, AgentTool, schema
-from lm.align.rl.tools import Answer
+from lm.infer.calls import Answer
 from lm.personal.items import exchange, note
 from tests.lm.personal.stores import PASSPHRASE, made
 from tests.verbs import runs

@@ -20,10 +20,10 @@ from data.chat.conversations import examples_of
 from data.chat.records import Record, read_builtin, read_records
 from data.media import audio, images, spectrograms
 from data.tasks import CORPORA, TASKS
+from data.tasks.answers import final_answer
 from data.tasks.media.commands import HELD_OUT_SPEAKERS, WORDS
 from data.tasks.media.scenes import ABSENT, COLOURS, COLUMNS, HELD_OUT, ROWS, SEEN, SHAPES
 from data.tasks.splits import SPLITS
-from lm.align.rl.answers import final_answer
 from lm.errors import UserError
 from tests.data.tasks.test_tasks import rewards_of, some
 

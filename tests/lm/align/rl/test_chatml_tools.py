@@ -11,7 +11,8 @@ from data.chat.messages import Conversation
 from data.chat.template import render
 from data.tasks.stockroom import STOCKROOM_TOOLS, stockroom
 from data.text.tokenizer import load_tokenizer
-from lm.align.rl.tools import answer_ids, parse_turn
+from lm.align.rl.tools import answer_ids
+from lm.infer.calls import parse_turn
 from lm.serve.api.tools import PLAIN, declared, format_of
 
 TEMPLATE = (Path(data.__file__).parent / "text" / "chatml_tools_template.jinja").read_text()

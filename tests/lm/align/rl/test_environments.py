@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from configs.align import agent, grpo
+from data.chat.examples import prepare_tasks
 from data.chat.template import encode_chat
-from data.tasks.stockroom import stockroom
+from data.tasks.service.records import service
+from data.tasks.stockroom import Stockroom, stockroom
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
 from lm.align.rl import rollouts, shared_prompts, stream
-from lm.align.rl.environments import Episodes, Stockroom, Surroundings, open_environment
 from lm.align.rl.objective import objective
 from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
-from lm.align.rl.tools import user_ids
+from lm.align.rl.tools import Surroundings, user_ids
 from lm.errors import UserError
 from lm.infer.engine.local import Drawn
+from lm.infer.environments import Episodes, open_environment
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import make_trainer, model_config_of
@@ -129,6 +131,20 @@ def test_the_stockroom_rewards_the_right_answer(tokenizer, played):
     assert total.tolist() == [2.0 * one.episode_return for one in rolled] and set(each) == {"environment"}
 
 
+def test_the_service_desk_rewards_who_serves_as_its_policy_wants(tokenizer, played):
+    config = grpo.get_config()
+    config.data.update(input="builtin:service?goals=1", max_examples=1, max_valid_examples=4)
+    config.rollout.max_prompt_tokens = 4096
+    _, tasks, _ = prepare_tasks(config, tokenizer)
+    records = [record for _, record in zip(range(4), service("valid", config.seed, goals=1))]
+    assert [one["tools"] for one in tasks] == [one["tools"] for one in records]  # each has its own
+    right = [[m for m in one["messages"] if m["role"] == "assistant"] for one in records]
+    script = [right[0], right[1], [turn for turn in right[2] if "?" not in turn["content"]], ["I cannot do that."]]
+    rolled = played(tasks, script, environment=open_environment("service"), max_turns=9)
+    assert [one.episode_return for one in rolled] == [1.0, 1.0, 0.0, 0.0]
+    assert [one.messages for one in rolled[:2]] == [one["messages"] for one in records[:2]]
+
+
 class Counting:
     """Two turns, whatever is said: rewards of 1 and of the number of letters."""
 
@@ -232,7 +248,7 @@ def test_ppo_raises_the_reward_of_an_environment(tokenizer):
 def test_what_is_wrong_is_told(tokenizer, game, tmp_path):
     (tmp_path / "bad.py").write_text("1 / 0")
     for spec, words in {
-        "stockrom": "none of stockroom",
+        "stockrom": "none of stockroom, service",
         f"{tmp_path}/none.py:A": "no file",
         f"{tmp_path}/bad.py:A": "ZeroDivisionError",
         f"{tmp_path}/game.py:Gam": "no class 'Gam', only Game",

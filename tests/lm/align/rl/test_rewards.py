@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lm.align.rl.answers import final_answer, same_answer
+from data.tasks.answers import final_answer, same_answer
 from lm.align.rl.rewards import REWARDS, Rewards, parse_rewards, scored
 from lm.errors import UserError
 

@@ -14,11 +14,10 @@ from configs.align import grpo
 from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.adapt import lora
-from lm.align.rl.environments import Surroundings
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.stream import RolloutStream
-from lm.align.rl.tools import answer_ids, open_tools
+from lm.align.rl.tools import Surroundings, answer_ids, open_tools
 from lm.config import Adapter
 from lm.infer.engine.local import Drawn
 from lm.model.transformer import skeleton

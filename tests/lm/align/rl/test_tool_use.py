@@ -13,10 +13,11 @@ import pytest
 
 import lm
 from data.chat.template import encode_chat
+from data.tasks.answers import same_answer
 from data.tasks.arithmetic import CALCULATOR, calculator
-from lm.align.rl.answers import same_answer
 from lm.align.rl.rollouts import RolloutSettings, roll_out
-from lm.align.rl.tools import Answer, Tool, open_tools
+from lm.align.rl.tools import Tool, open_tools
+from lm.infer.calls import Answer
 from lm.infer.engine.local import LocalEngine
 from tests.verbs.runs import REPOSITORY, environment
 

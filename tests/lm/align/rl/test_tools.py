@@ -7,11 +7,12 @@ import pytest
 
 from data.chat.template import encode_chat
 from data.tasks.arithmetic import CALCULATOR
+from data.tasks.expressions import calculate
 from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
-from lm.align.rl.calculator import calculate
-from lm.align.rl.tools import PYTHON, TOOLS, Answer, answer_ids, open_tools, parse_turn, run_calls
+from lm.align.rl.tools import PYTHON, TOOLS, answer_ids, open_tools, run_calls
 from lm.errors import UserError
+from lm.infer.calls import Answer, parse_turn
 from tests.data.chat import hf_examples
 from tests.data.text.test_sentencepiece_tokenizer import corpus
 
