@@ -108,6 +108,7 @@ class Schedule:
         parts = list[Part]()
         for (sequence, most), guess in zip(wanted, guesses, strict=True):
             guess = guess[:most]
+            sequence.plan_snapshots(sequence.computed + 1, self.shards[sequence.shard].blocks)
             parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *guess], len(guess), 0))
         return parts
 
@@ -134,6 +135,7 @@ class Schedule:
         first = len(tokens) - (end == len(sequence.tokens))
         if sequence.request.prompt_logprobs >= 0 and sequence.sampled == 0:
             first = 0
+        sequence.plan_snapshots(end, shard.blocks)
         parts.append(Part(sequence, begin, tokens, 0, first))
         shard.left -= len(tokens)
 
