@@ -62,7 +62,9 @@ def local_model(engine, template: str | None = None, *, temperature: float = 0.0
     declare: whether prompts list the tools; False for a model that was trained without that.
     Raises, when it is asked: UserError if a conversation is too long for the model.
     """
-    from lm.align.rl.tools import HERMES, OURS, parse_turn
+    from data.chat.harmony import spelled
+    from data.chat.thoughts import divided
+    from lm.align.rl.tools import HERMES, OURS, parse_text, parse_turn
     from lm.infer.engine.request import Request
     from lm.infer.prompts import read_chat
     from lm.serve.api.tools import Calls, declared, format_of
@@ -94,6 +96,8 @@ def local_model(engine, template: str | None = None, *, temperature: float = 0.0
         finish = event.finish if event.finish in ("length", "timeout") else "stop"
         if known:
             said = parse_turn(tokenizer, ids)
+            if tokenizer.is_harmony:
+                said = parse_text(divided(spelled(tokenizer, ids, begun=True), begun=True)[1])
             calls = [call["function"] for call in said.tool_calls]
             return Said(said.content, calls, said.errors, len(event.tokens), finish)
         content, found = Calls(form).feed(tokenizer.decode(ids), over=True)

@@ -155,8 +155,12 @@ def parse_turn(tokenizer, ids: Sequence[int]) -> Turn:
         begins = [n for n, i in enumerate(ids) if i == tokenizer.controls[OURS]]
         parts = [tokenizer.decode(ids[a:b]) for a, b in zip([0, *(n + 1 for n in begins)], [*begins, len(ids)])]
         return _turn(parts[0], parts[1:], [])
+    return parse_text(_decoded(tokenizer, ids, HERMES))
+
+
+def parse_text(text: str) -> Turn:
+    """Parse the text of a turn whose calls are inside <tool_call> … </tool_call>."""
     begin, end = HERMES
-    text = _decoded(tokenizer, ids, HERMES)
     content, *parts = text.split(begin)
     ended = [part.split(end)[0] for part in parts if end in part]
     errors = [f"a call was not ended with {end}"] * (len(parts) - len(ended))
@@ -229,7 +233,10 @@ def _ids_after(tokenizer, turn: Messages, replies: Messages, template: str | Non
     """Return the ids after the end symbol of `turn`. Raises: UserError if the template changes the turn; why: what follows."""
     whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
     before = encode_chat(tokenizer, turn, template=template).ids
-    ended = len(before) - before[::-1].index(end_of_turn(tokenizer, template))
+    end = end_of_turn(tokenizer, template)
+    if end not in before:  # as in harmony, where the name of the called tool follows
+        raise UserError("chat: the template ends a call with another symbol than a text, so its answer cannot be added")
+    ended = len(before) - before[::-1].index(end)
     if whole[:ended] != before[:ended]:
         raise UserError(f"chat: the template changes a turn after {why}")
     return whole[ended:]

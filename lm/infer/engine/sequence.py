@@ -238,22 +238,20 @@ class Sequence:
 
     # Snapshots.
 
-    def plan_snapshots(self, upto: int, blocks: Blocks) -> None:
+    def plan_snapshots(self, upto: int, snapshots: Snapshots, size: int) -> None:
         """Take slots for the snapshots of the next step, which computes the tokens before `upto`.
 
         They are at the last full block of the prompt, for copies of it and further turns of its chat; at the last full block of
         what is known, so after it at each block that the answer fills, in place of the one before; and where the known blocks
         end and it had to begin at an earlier snapshot, as behind a system prompt: the next one with this prefix finds it there.
         """
-        if blocks.snapshots is None:
-            return
-        size, before = blocks.size, len(self.tokens) - 1
+        before = len(self.tokens) - 1
         ends = {self._branch, (self.prompt - 1) // size * size}
         for place in range(self.computed // size * size + size, min(upto, self._shareable()) + 1, size):
             if place in ends or place >= before // size * size:
                 if place >= self.prompt:
-                    blocks.snapshots.drop(self._latest)
-                if (slot := blocks.snapshots.take()) is not None:
+                    snapshots.drop(self._latest)
+                if (slot := snapshots.take()) is not None:
                     self._planned[place] = slot
 
     def states(self, count: int) -> np.ndarray:

@@ -78,11 +78,14 @@ def test_a_slot_of_a_snapshot_is_free_when_neither_a_block_nor_a_sequence_uses_i
         if draw < 0.4:
             slot = snapshots.take()
             assert (slot is None) == (len(set(held)) == 6) and slot not in held
-            held += [] if slot is None else [slot]
-        elif draw < 0.6 and held:
-            known = snapshots.find([name])
-            assert snapshots.keep(name, held[-1]) == (known == (0, -1))
-            held += [] if known[1] < 0 else [known[1]]
+            if slot is not None:
+                held.append(slot)
+                if snapshots.keep(name, slot):
+                    assert snapshots.find([name, b"none"]) == (1, slot)
+                    snapshots.release(slot)
+        elif draw < 0.6:
+            found = snapshots.find([name])
+            held += [found[1]] if found[0] else []
         elif draw < 0.7:
             snapshots.drop(name)
         elif held:
