@@ -23,6 +23,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 
+from data.chat.harmony import awaits_channel
 from data.chat.limited_jinja import LimitedEnvironment, TooMuch, rendered
 from data.media.prompts import Reads, Style, expanded, placed_in, with_symbols
 from data.text.hf_tokenizer import HFTokenizer
@@ -90,6 +91,8 @@ def encode_chat(
     reads = _reads(template, tuple(shown.items()))
     guarded = []
     for message in _checked(messages):
+        if ".thinking" in template and not (message.get("tool_calls") and message.get("content")):  # gpt-oss takes one of both
+            message |= {"thinking": message["reasoning_content"]} if message.get("reasoning_content") else {}
         spellings = assistants if message["role"] == "assistant" else others
         guarded.append(with_symbols(message, shown, reads, functools.partial(_guard, spellings=spellings, mark=mark)))
     names = tokenizer.special_tokens
@@ -109,16 +112,21 @@ def end_of_turn(tokenizer: Tokenizer, template: str | None = None) -> int:
     """Return the id that the template writes at the end of an assistant's message. Raises UserError if there is none."""
     asked = [{"role": "user", "content": "a"}]
     begun = encode_chat(tokenizer, asked, template=template, add_generation_prompt=True).ids
-    whole = encode_chat(tokenizer, [*asked, {"role": "assistant", "content": "a"}], template=template).ids
+    whole, other = (
+        encode_chat(tokenizer, [*asked, {"role": "assistant", "content": text}], template=template).ids for text in "ab"
+    )
+    text = next((n for n, (a, b) in enumerate(zip(whole, other)) if a != b), len(whole))
     symbols = set(tokenizer.chat_symbols(template or tokenizer.chat_template).values())
-    ends = [i for i in whole[len(begun) :] if i in symbols] if whole[: len(begun)] == begun else []
+    ends = [i for i in whole[text:] if i in symbols] if whole[: len(begun)] == begun else []
     if not ends:
         raise UserError("chat: the template has no end symbol for an assistant's message, so a reply would never end")
     return ends[0]
 
 
 def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-    """Return whether a prompt ends with `<think>`, as templates of some models write it: its answer begins in a thought."""
+    """Return whether an answer begins in a thought: its prompt ends with `<think>`, or is in harmony."""
+    if tokenizer.is_harmony and awaits_channel(tokenizer, prompt):
+        return True
     return tokenizer.decode_bytes(prompt[-16:]).rstrip().endswith(b"<think>")
 
 

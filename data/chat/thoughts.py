@@ -6,6 +6,7 @@ one: later marks are text. Without `</think>` all of the answer is a thought, an
 
 from collections.abc import Sequence
 
+from data.chat.harmony import Channels
 from data.text.tokenizer import Tokenizer
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -63,6 +64,7 @@ class TokenThoughts:
 
     def __init__(self, tokenizer: Tokenizer, begun: bool = False):
         self._tokenizer, self._text, self._count = tokenizer, Thoughts(begun), 0
+        self.channels = Channels(tokenizer) if begun and tokenizer.is_harmony else None
         self.length = 0
 
     @property
@@ -74,8 +76,8 @@ class TokenThoughts:
             return
         self._count += 1
         known = token < self._tokenizer.vocab_size
-        # The marks are ASCII, so each byte may count as a character.
-        self._text.feed(self._tokenizer.decode_bytes([token]).decode("latin-1") if known else "")
+        added = self.channels.feed(token) if self.channels else self._tokenizer.decode_bytes([token]) if known else b""
+        self._text.feed(added.decode("latin-1"))  # the marks are ASCII, so each byte may count as a character
         if self._text.end or self.state == INSIDE:
             self.length = self._count
 

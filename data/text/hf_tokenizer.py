@@ -69,6 +69,7 @@ class HFTokenizer(Decoder):
         if not 1 <= self.vocab_size <= MAX_IDS or max(added, default=0) >= self.vocab_size:
             raise UserError(f"tokenizer: {file} has ids up to {self.vocab_size - 1:,}; 0 to {MAX_IDS - 1:,} are possible")
         self.controls = {token.content: i for i, token in sorted(added.items()) if token.special}
+        self.is_harmony = {"<|start|>", "<|channel|>", "<|message|>", "<|end|>"} <= self.controls.keys()
         self._spelled = {token.content: i for i, token in sorted(added.items()) if not token.special}
         table = [b""] * self.vocab_size
         with _refused(f"{file} has a decoder that fails"):

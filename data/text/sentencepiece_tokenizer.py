@@ -78,6 +78,7 @@ class SentencePieceTokenizer(Decoder):
         controls: control symbol -> id. Text never encodes to these ids.
         special_tokens: the special tokens by their names in chat templates, such as `bos_token`.
         chat_template: the Jinja template that belongs to the tokenizer.
+        is_harmony: whether it has the symbols of harmony, the format of gpt-oss (data/chat/harmony.py).
         bytes_per_token: int32 [V], the UTF-8 bytes of an id within a text; 0 for a control symbol. The sum over the ids of a
             text is exactly its length in bytes, which converts nats per token to bits per byte.
         fingerprint: hex digest; equal for equal tokenizers.
@@ -90,6 +91,7 @@ class SentencePieceTokenizer(Decoder):
     stop_ids = (eos_id,)
     special_tokens = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
     chat_template = CHAT_TEMPLATE
+    is_harmony = False
 
     def __init__(self, path: str | os.PathLike):
         try:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.chat.harmony import spelled
+from data.chat.thoughts import divided
 from data.text.tokenizer import Tokenizer
 
 MAX = 2000  # characters of an answer; a longer one loses its middle
@@ -64,15 +66,22 @@ def parse_turn(tokenizer: Tokenizer, ids: Sequence[int]) -> Turn:
     """Parse the sampled ids of an assistant's turn, with or without its end symbol.
 
     A call is a JSON object {"name", "arguments"}. If the tokenizer has the symbol <|tool|> (our template), a call follows it
-    and ends at the next <|tool|> or the end. Otherwise calls are inside <tool_call> … </tool_call> (Hermes, Qwen).
+    and ends at the next <|tool|> or the end. In harmony it has a channel. Otherwise calls are inside
+    <tool_call> … </tool_call> (Hermes, Qwen).
     """
     ids = [int(i) for i in ids]
     if OURS in tokenizer.controls:
         begins = [n for n, i in enumerate(ids) if i == tokenizer.controls[OURS]]
         parts = [tokenizer.decode(ids[a:b]) for a, b in zip([0, *(n + 1 for n in begins)], [*begins, len(ids)])]
         return _turn(parts[0], parts[1:], [])
+    if tokenizer.is_harmony:
+        return parse_text(divided(spelled(tokenizer, ids, begun=True), begun=True)[1])
+    return parse_text(_decoded(tokenizer, ids, HERMES))
+
+
+def parse_text(text: str) -> Turn:
+    """Parse the text of a turn whose calls are inside <tool_call> … </tool_call>."""
     begin, end = HERMES
-    text = _decoded(tokenizer, ids, HERMES)
     content, *parts = text.split(begin)
     ended = [part.split(end)[0] for part in parts if end in part]
     errors = [f"a call was not ended with {end}"] * (len(parts) - len(ended))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import psutil
 
+from data.chat.harmony import Channels, awaits_channel, spelled
 from data.chat.media.encoding import Towers
 from data.chat.messages import is_list, make_message
 from data.chat.template import Message, opens_thought
@@ -77,7 +78,10 @@ def generate(
     found: list[str | list[int]] = []
     for prompt, tokens in zip(read, drawn, strict=True):
         shown = tokens[:-1] if tokens and tokens[-1] in prompt.stops else tokens
-        found.append(tokenizer.decode(shown) if tokenizer is not None and prompt.is_text else shown)
+        if tokenizer is not None and prompt.is_text:
+            found.append(spelled(tokenizer, shown, opens_thought(tokenizer, prompt.ids)))
+        else:
+            found.append(shown)
     return found
 
 
@@ -120,6 +124,7 @@ def pieces(engine: Engine, request: Request) -> Iterator[Piece]:
     tokenizer = engine.tokenizer
     assert tokenizer is not None
     characters, events, finish = codecs.getincrementaldecoder("utf-8")("replace"), queue.SimpleQueue[Event](), ""
+    channels = Channels(tokenizer) if tokenizer.is_harmony and awaits_channel(tokenizer, request.prompt) else None
     handle = engine.submit(request, events.put)
     try:
         while not finish:
@@ -128,7 +133,8 @@ def pieces(engine: Engine, request: Request) -> Iterator[Piece]:
             if finish == "error":
                 raise UserError(event.error)
             shown = [token for token in event.tokens if token not in request.stop_ids]
-            yield Piece(list(event.tokens), characters.decode(tokenizer.decode_bytes(shown), final=bool(finish)))
+            new = b"".join(map(channels.feed, shown)) if channels else tokenizer.decode_bytes(shown)
+            yield Piece(list(event.tokens), characters.decode(new, final=bool(finish)))
     finally:
         handle.cancel()
 

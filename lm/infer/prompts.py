@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.chat.harmony import CALL
 from data.chat.media.encoding import Towers, prepared
 from data.chat.messages import Messages, is_list, messages_of
 from data.chat.template import encode_chat, end_of_turn
@@ -156,7 +157,8 @@ def _ids_of(prompt: Any) -> list[int] | None:
 def stops_of(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
     """Return the ids that end an answer of a chat: the tokenizer's, and the template's end of a turn."""
     try:
-        return tuple(dict.fromkeys((*tokenizer.stop_ids, end_of_turn(tokenizer, template))))
+        calls = [tokenizer.controls[CALL]] if tokenizer.is_harmony and CALL in tokenizer.controls else []
+        return tuple(dict.fromkeys((*tokenizer.stop_ids, end_of_turn(tokenizer, template), *calls)))
     except UserError:  # the template ends a turn with no symbol
         return tuple(tokenizer.stop_ids)
 

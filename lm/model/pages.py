@@ -33,7 +33,8 @@ class PageTable(NamedTuple):
 
     tables_RN: page ids of each sequence. row_B: sequence of each token, −1 for padding. place_B: its place there. slot_B: where
     its key and value go, page id · page + place in the page; −1: nowhere. length_B: length of the sequence that sets the angles
-    of the token's rotation, if they depend on it (dynamic NTK, LongRoPE).
+    of the token's rotation, if they depend on it (dynamic NTK, LongRoPE). states_B2: numbers of the state that the token
+    continues and of the one that it leaves, for layers that have states.
     """
 
     tables_RN: AnyArray
@@ -41,6 +42,7 @@ class PageTable(NamedTuple):
     place_B: AnyArray
     slot_B: AnyArray
     length_B: AnyArray
+    states_B2: AnyArray
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("pools",), meta_fields=("latent",))
@@ -102,7 +104,7 @@ PagedLayer = PagedCache | State
 class PagedState(NamedTuple):
     """The pages of all layers, as lm.model.cache.DecodeState has its caches, and the table of this call.
 
-    A layer with a state has one for each row of the table instead. Without scanned layers there is a tuple of caches for each
+    A layer with a state has some of these instead, for states_B2. Without scanned layers there is a tuple of caches for each
     position of a block.
     """
 

@@ -31,7 +31,7 @@ Core = Callable[[Arrays, Arrays, Arrays | None, Flow], tuple[jax.Array, Arrays |
 class State(NamedTuple):
     """The state of one layer, float32; arrays of a stack of layers have its repeats as their first axis.
 
-    values: [B, H, …] of the rows of a DecodeState, or [R, H, …] of the sequences of an engine.
+    values: [B, H, …] of the rows of a DecodeState, or [R, H, …] of the sequences of an engine and of its snapshots.
     """
 
     values: Arrays
@@ -40,11 +40,11 @@ class State(NamedTuple):
 def advanced(core: Core, inputs: Arrays, weights: Arrays, state: State | None, step: "Step") -> tuple[jax.Array, State | None]:
     """Return the core's y [B, T, H, …] and the state after the tokens."""
     assert step.fresh_BT is not None
-    values, flow, row_B = None if state is None else state.values, Flow(step.fresh_BT, step.valid_BT), None
+    values, flow = None if state is None else state.values, Flow(step.fresh_BT, step.valid_BT)
     run: Callable[..., tuple[jax.Array, Arrays | None]] = core
+    arguments: tuple[PyTree, ...] = (inputs, weights, values, flow)
     if step.table is not None:
-        run, row_B = functools.partial(_by_tokens, core), step.table.row_B
-    arguments = (inputs, weights, values, flow) if row_B is None else (inputs, weights, values, flow, jnp.asarray(row_B))
+        run, arguments = functools.partial(_by_tokens, core), (*arguments, jnp.asarray(step.table.states_B2))
     if spec() is not None:
         axes = [("batch", "length", "heads"), ("heads",), ("batch", "heads"), ("batch", "length"), ("batch",)]
         arguments = tuple(_placed(x, of) for x, of in zip(arguments, axes))
@@ -55,24 +55,24 @@ def advanced(core: Core, inputs: Arrays, weights: Arrays, state: State | None, s
 
 
 def _by_tokens(
-    core: Core, inputs: Arrays, weights: Arrays, values: Arrays, flow: Flow, row_B: jax.Array
+    core: Core, inputs: Arrays, weights: Arrays, values: Arrays, flow: Flow, states_B2: jax.Array
 ) -> tuple[jax.Array, Arrays]:
-    """Return y [B, 1, H, …] and the states of all sequences, one token after the other.
+    """Return y [B, 1, H, …] and all states, one token after the other.
 
-    Each token is one of the sequence `row_B`; those of a sequence are in order. So a sequence gets the same bits in whatever
-    pieces it is read, and whoever shares its steps. A token alone has padding beside it: XLA would write a loop of one round as
-    no loop, fuse it with what is around it, and round otherwise.
+    Each token continues one state and leaves one; those of a sequence are in order. So a sequence gets the same bits in
+    whatever pieces it is read, and whoever shares its steps. A token alone has padding beside it: XLA would write a loop of one
+    round as no loop, fuse it with what is around it, and round otherwise.
     """
 
     def one(values: Arrays, token: tuple[Arrays, Flow, jax.Array]) -> tuple[Arrays, jax.Array]:
-        inputs, flow, row = token
-        old = {name: lax.dynamic_index_in_dim(x, row, 0) for name, x in values.items()}
+        inputs, flow, (before, after) = token
+        old = {name: lax.dynamic_index_in_dim(x, before, 0) for name, x in values.items()}
         inputs, flow = jax.tree.map(lambda x: x[None], (inputs, flow))
         y, new = core(inputs, weights, old, flow)
         assert new is not None
-        return {name: lax.dynamic_update_index_in_dim(x, new[name], row, 0) for name, x in values.items()}, y[0]
+        return {name: lax.dynamic_update_index_in_dim(x, new[name], after, 0) for name, x in values.items()}, y[0]
 
-    B, tokens = len(row_B), (inputs, flow, jnp.maximum(row_B, 0))
+    B, tokens = len(states_B2), (inputs, flow, states_B2)
     if B == 1:
         tokens = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), *[(0, 0)] * (x.ndim - 1))), tokens)
     values, y = lax.scan(one, values, tokens)

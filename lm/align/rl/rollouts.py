@@ -11,13 +11,14 @@ import numpy as np
 from flax import nnx
 
 from data.chat.examples import read_template
+from data.chat.harmony import spelled
 from data.chat.media.encoding import Towers, arrays_of
 from data.chat.template import opens_thought
 from data.chat.thoughts import divided, thought_length
 from data.text.tokenizer import Tokenizer
 from lm.align.rl.tools import Surroundings, Tool, answer_ids, run_calls, user_ids
 from lm.errors import UserError
-from lm.infer.calls import Answer, parse_turn
+from lm.infer.calls import Answer, parse_text, parse_turn
 from lm.infer.engine.local import Layout, LocalEngine
 from lm.infer.engine.request import Sampling, Tile, tiles_of
 from lm.infer.engine.thought import budget_of, forced_places
@@ -87,12 +88,12 @@ class Rollout:
         said = tokens[:-1] if ended else tokens
         length = thought_length(tokenizer, said, begun)
         self.thought_tokens += length
-        thought, self.completion = divided(tokenizer.decode(said), begun)
+        thought, self.completion = divided(spelled(tokenizer, said, begun), begun)
         message = {"role": "assistant", "content": self.completion} | ({"reasoning_content": thought} if thought else {})
         if not settings.tools and settings.environment is None:
             self.messages.append(message)
             return []
-        parsed = parse_turn(tokenizer, said[length:])
+        parsed = parse_text(self.completion) if tokenizer.is_harmony else parse_turn(tokenizer, said[length:])
         self.completion = message["content"] = parsed.content.lstrip() if length else parsed.content
         if parsed.tool_calls:
             message["tool_calls"] = parsed.tool_calls

@@ -145,7 +145,10 @@ def _ids_after(tokenizer, turn: Messages, replies: Messages, template: str | Non
     """Return the ids after the end symbol of `turn`. Raises: UserError if the template changes the turn; why: what follows."""
     whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
     before = encode_chat(tokenizer, turn, template=template).ids
-    ended = len(before) - before[::-1].index(end_of_turn(tokenizer, template))
+    end = end_of_turn(tokenizer, template)
+    if end not in before:  # as in harmony, where the name of the called tool follows
+        raise UserError("chat: the template ends a call with another symbol than a text, so its answer cannot be added")
+    ended = len(before) - before[::-1].index(end)
     if whole[:ended] != before[:ended]:
         raise UserError(f"chat: the template changes a turn after {why}")
     return whole[ended:]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from data.chat.harmony import spelled
 from data.chat.media.encoding import Kept, Towers, arrays_of
 from data.chat.template import opens_thought
 from data.chat.thoughts import Thoughts
@@ -129,7 +130,8 @@ def text_of(answer: Answer, ask: Ask, tokenizer: Tokenizer) -> str:
 
 
 def _behind_thought(tokens: Sequence[int], ask: Ask, tokenizer: Tokenizer, over: bool = True) -> str:
-    return Thoughts(opens_thought(tokenizer, ask.tokens)).feed(tokenizer.decode(tokens), over)[1]
+    begun = opens_thought(tokenizer, ask.tokens)
+    return Thoughts(begun).feed(spelled(tokenizer, tokens, begun), over)[1]
 
 
 def stopped(tokens: list[int], ask: Ask, tokenizer: Tokenizer) -> int | None:

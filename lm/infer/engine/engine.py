@@ -80,8 +80,9 @@ class Engine:
             self._capacity = o = capacity.here()
             weights, ways = self._weights_of(model, owned=owned), row_ways()
             count = o.pages or from_first(lambda: default_pages(model.config, o))
-            rows, budget, pages = (-(-n // ways) for n in (o.rows, o.budget, count))
-            self._blocks = [Blocks(pages, o.page) for _ in range(ways)]
+            (rows, snapshots), budget, pages = o.states(ways), -(-o.budget // ways), -(-count // ways)
+            apart = range(rows, rows + snapshots) if model.config.recurrent_kinds else None
+            self._blocks = [Blocks(pages, o.page, apart) for _ in range(ways)]
             self._shapes = shapes_of(rows * (1 + o.drafts), budget, o.page, reads_few_pages(model.config, o.cache_dtype))
             self._computer = computer = Computer(weights, o, ways * pages, known, slots, channel)
             self._drafter: Drafter = by_ngrams

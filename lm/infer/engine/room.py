@@ -17,6 +17,7 @@ ACCELERATOR = 0.9
 MIN = 64
 CACHE = 1 << 30  # bytes of pages on a CPU, unless requests need more:
 TYPICAL = 512  # tokens of a request, prompt and answer
+SNAPSHOTS = 2  # for each row: one of its prompt or of what it shares, and one of its answer
 PAGES, BUDGETS = {"tpu": 128}, {"cpu": 64}  # by platform; a TPU copies each page on its own. Elsewhere:
 PAGE, BUDGET = 16, 2048
 
@@ -29,6 +30,7 @@ class Capacity(NamedTuple):
     waiting requests. context: tokens for which each row has pages on a CPU, if `pages` is 0; 0: TYPICAL, and all pages CACHE
     bytes if that is more.
     positions: most tokens of a sequence; 0: the model's. A model with learned positions has no more than its own.
+    snapshots: of states at the ends of prefixes (lm/infer/engine/snapshots.py); 0: SNAPSHOTS for each row.
     """
 
     rows: int = 32
@@ -40,11 +42,16 @@ class Capacity(NamedTuple):
     queue: int = 1024
     context: int = 0
     positions: int = 0
+    snapshots: int = 0
 
     def here(self) -> "Capacity":
         """Return the capacity with the budget and the page of the current mesh's devices where it has none."""
         where = platform()
         return self._replace(budget=self.budget or BUDGETS.get(where, BUDGET), page=self.page or PAGES.get(where, PAGE))
+
+    def states(self, ways: int) -> tuple[int, int]:
+        """Return how many states of sequences and of snapshots each of `ways` shards has."""
+        return -(-self.rows // ways), -(-(self.snapshots or SNAPSHOTS * self.rows) // ways)
 
 
 def positions_of(config: ModelConfig, capacity: Capacity) -> int:
@@ -84,14 +91,14 @@ def fitting_pages(config: ModelConfig, capacity: Capacity, room: float) -> int:
     """Return the number of pages for `room` bytes of all shards, at most those that `rows` sequences of full length need."""
     page = capacity.here().page
     most = capacity.rows * -(-positions_of(config, capacity) // page)
-    room -= capacity.rows * state_bytes(config)
+    room -= sum(capacity.states(1)) * state_bytes(config)
     return int(max(MIN, min(most, room // max(1, page_bytes(config, page, capacity.cache_dtype)))))
 
 
 def empty_pages(config: ModelConfig, capacity: Capacity, count: int) -> tuple[jax.Array, ...]:
-    """Return the arrays of `count` pages on the current mesh, and of the states of all rows."""
-    rows, make = -(-capacity.rows // row_ways()) * row_ways(), jax.jit(empty_layers, static_argnums=(0, 1, 2, 3, 4))
-    pages = make(config, count, capacity.page, capacity.cache_dtype, rows)
+    """Return the arrays of `count` pages on the current mesh, and of the states of all rows and snapshots."""
+    states, make = row_ways() * sum(capacity.states(row_ways())), jax.jit(empty_layers, static_argnums=(0, 1, 2, 3, 4))
+    pages = make(config, count, capacity.page, capacity.cache_dtype, states)
     # Bound to their devices, as a step returns them: otherwise the step of the first call is compiled once more.
     return tuple(jax.device_put(x, x.sharding) for x in jax.tree.leaves(pages))
 

@@ -108,6 +108,8 @@ class Schedule:
         parts = list[Part]()
         for (sequence, most), guess in zip(wanted, guesses, strict=True):
             guess = guess[:most]
+            if (blocks := self.shards[sequence.shard].blocks).snapshots is not None:
+                sequence.plan_snapshots(sequence.computed + 1, blocks.snapshots, blocks.size)
             parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *guess], len(guess), 0))
         return parts
 
@@ -134,6 +136,8 @@ class Schedule:
         first = len(tokens) - (end == len(sequence.tokens))
         if sequence.request.prompt_logprobs >= 0 and sequence.sampled == 0:
             first = 0
+        if shard.blocks.snapshots is not None:
+            sequence.plan_snapshots(end, shard.blocks.snapshots, shard.blocks.size)
         parts.append(Part(sequence, begin, tokens, 0, first))
         shard.left -= len(tokens)
 

@@ -17,16 +17,18 @@ from lm.config import RECURRENT, ModelConfig, Rope
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Shown
 from lm.infer.engine.request import NOT_FINITE, Event, Handle, Likely
+from lm.infer.engine.snapshots import Snapshots
 
 
 class Blocks:
     """The blocks 0 … count − 1 of `size` tokens each.
 
     Every block is free (holds nothing known), cached (known, unused) or used. All methods are for one thread.
+    snapshots: of the model's states, in `slots`; None: it has none.
     """
 
-    def __init__(self, count: int, size: int):
-        self.count, self.size = count, size
+    def __init__(self, count: int, size: int, slots: range | None = None):
+        self.count, self.size, self.snapshots = count, size, None if slots is None else Snapshots(slots)
         self._free = list(range(count - 1, -1, -1))
         self._users = [0] * count
         self._hash: list[bytes | None] = [None] * count  # of a known block
@@ -92,6 +94,8 @@ class Blocks:
         if (hash := self._hash[block]) is not None:
             del self._known[hash]
             self._hash[block] = None
+            if self.snapshots is not None:
+                self.snapshots.drop(hash)
 
 
 def chain(
@@ -115,9 +119,10 @@ class Sequence:
     """The state of one request. tokens: of the prompt and the sample. computed: how many of them have keys and values in pages.
 
     blocks: of the pages, in order; hashes: of the full blocks whose content is known. shard: where it runs or ran last. row: of
-    the shard's page table, −1 while it waits. key: what keys and values depend on beside the tokens, such as the weights. slot:
-    of its adapter, or −1. shown: its media, or None. adjusts: whether its logits are changed before a token is drawn. rope: of
-    the model if its angles depend on the length, else None.
+    the shard's page table, −1 while it waits. state: the snapshot that the next token continues; −1: the state of its row. key:
+    what keys and values depend on beside the tokens, such as the weights. slot: of its adapter, or −1. shown: its media, or
+    None. adjusts: whether its logits are changed before a token is drawn. rope: of the model if its angles depend on the
+    length, else None.
     """
 
     def __init__(self, handle: Handle, config: ModelConfig, rope: Rope | None, key: str, slot: int = -1):
@@ -129,7 +134,9 @@ class Sequence:
         self.hashes: list[bytes] = []
         self.read: list[Likely | None] = []  # of the prompt's tokens, as far as they are read and reported
         self.rope, self.key, self.slot = rope, key, slot
-        self._has_state = not set(RECURRENT).isdisjoint(config.attention_pattern)  # of a whole beginning, which no block keeps
+        self.has_state = not set(RECURRENT).isdisjoint(config.attention_pattern)
+        self.state, self._branch, self._latest = -1, 0, b""  # _latest: hash at its own newest snapshot behind the prompt
+        self._planned: dict[int, int] = {}  # snapshots of the next step: number of tokens before -> slot
         self.is_long = False  # read with the angles beyond the original context
         self.shown = Shown(r.prompt[: r.media_end or None], len(r.prompt), r.media, config) if r.media else None
         self._beside: dict[int, bytes] | None = None  # of its media, by block
@@ -172,8 +179,6 @@ class Sequence:
 
     def _shareable(self) -> int:
         """Return how many first tokens have keys and values that any sequence with the same beginning would have."""
-        if self._has_state:
-            return 0
         if self.rope is None or (self.rope.scaling == "longrope" and self.is_long):
             return len(self.tokens)
         return min(len(self.tokens), self.rope.original_positions) if self.prompt <= self.rope.original_positions else 0
@@ -186,6 +191,11 @@ class Sequence:
         if self.request.prompt_logprobs < 0:
             hashes = self._hashes(self.tokens[: min(len(self.tokens) - 1, self._shareable())], blocks.size)
             self.blocks = blocks.find(hashes)
+            if blocks.snapshots is not None:
+                known, self._branch = self.blocks, len(self.blocks) * blocks.size
+                n, self.state = blocks.snapshots.find(hashes[: len(known)])
+                self.blocks = known[:n]
+                blocks.release(known[n:])
             self.hashes = hashes[: len(self.blocks)]
             self.computed = self.guessed_from = len(self.blocks) * blocks.size
         return self.computed
@@ -212,13 +222,56 @@ class Sequence:
             for hash in self._hashes(self.tokens[: full * blocks.size], blocks.size, self.hashes):
                 blocks.seal(self.blocks[len(self.hashes)], hash)
                 self.hashes.append(hash)
+        if blocks.snapshots is not None:
+            self._seal_snapshots(blocks.snapshots, blocks.size)
 
     def leave(self, blocks: Blocks) -> None:
         """Give all blocks back. What is computed is lost, except what the known blocks keep."""
         blocks.release(self.blocks)
+        if blocks.snapshots is not None:
+            for slot in (*self._planned.values(), *([self.state] if self.state >= 0 else [])):
+                blocks.snapshots.release(slot)
+            self.state, self._branch, self._latest, self._planned = -1, 0, b"", {}
         self.blocks, self.hashes, self.computed, self.read = [], [], 0, []
         self.guessed, self.guessed_from = [], 0
         self.is_long = self._beyond()
+
+    # Snapshots.
+
+    def plan_snapshots(self, upto: int, snapshots: Snapshots, size: int) -> None:
+        """Take slots for the snapshots of the next step, which computes the tokens before `upto`.
+
+        They are at the last full block of the prompt, for copies of it and further turns of its chat; at the last full block of
+        what is known, so after it at each block that the answer fills, in place of the one before; and where the known blocks
+        end and it had to begin at an earlier snapshot, as behind a system prompt: the next one with this prefix finds it there.
+        """
+        before = len(self.tokens) - 1
+        ends = {self._branch, (self.prompt - 1) // size * size}
+        for place in range(self.computed // size * size + size, min(upto, self._shareable()) + 1, size):
+            if place in ends or place >= before // size * size:
+                if place >= self.prompt:
+                    snapshots.drop(self._latest)
+                if (slot := snapshots.take()) is not None:
+                    self._planned[place] = slot
+
+    def states(self, count: int) -> np.ndarray:
+        """Return the numbers int32 [count, 2] of the states that the next tokens continue and leave."""
+        left = [self._planned.get(self.computed + n + 1, self.row) for n in range(count)]
+        return np.asarray([(self.state if self.state >= 0 else self.row, *left[:-1]), left], np.int32).T
+
+    def _seal_snapshots(self, snapshots: Snapshots, size: int) -> None:
+        """Make the snapshots of the step known, and continue from the last one if no token came after it."""
+        if self.state >= 0:
+            snapshots.release(self.state)
+        self.state = self._planned.pop(self.computed, -1)
+        for place, slot in ((self.computed, self.state), *self._planned.items()):
+            if slot >= 0 and place <= len(self.hashes) * size:
+                hash = self.hashes[place // size - 1]
+                if snapshots.keep(hash, slot) and place >= self.prompt:
+                    self._latest = hash
+        for slot in self._planned.values():
+            snapshots.release(slot)
+        self._planned = {}
 
     # Logits.
 

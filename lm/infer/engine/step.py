@@ -195,7 +195,7 @@ def lay_out(parts: List[Part], shapes: Shapes, tables_RN: np.ndarray) -> Laid:
     B, R = W * b, len(tables_RN) // W
     tokens_B, row_B, place_B = np.zeros(B, np.int32), np.full(B, -1, np.int32), np.zeros(B, np.int32)
     slot_B, length_B = np.full(B, -1, np.int32), np.ones(B, np.int32)
-    slots_B, at_S = np.full(B, -1, np.int32), np.zeros(W * s, np.int32)
+    slots_B, at_S, states_B2 = np.full(B, -1, np.int32), np.zeros(W * s, np.int32), np.zeros((B, 2), np.int32)
     draws = list[tuple[int, Part, int]]()
     for n, part in enumerate(parts):
         sequence, count, w, first = part.sequence, len(part.tokens), part.sequence.shard, part.first_drawn
@@ -208,6 +208,8 @@ def lay_out(parts: List[Part], shapes: Shapes, tables_RN: np.ndarray) -> Laid:
         slot_B[here] = blocks[in_sequence // size] * size + in_sequence % size
         if sequence.rope is not None:
             length_B[here] = [sequence.length_at(int(place)) for place in in_sequence]
+        if sequence.has_state:
+            states_B2[here] = sequence.states(count)
         at = w * s + firsts[n]
         at_S[at : at + count - first] = np.arange(places[n] + first, places[n] + count)
         draws += [(at + index - first, part, index) for index in range(first, count)]
@@ -215,7 +217,7 @@ def lay_out(parts: List[Part], shapes: Shapes, tables_RN: np.ndarray) -> Laid:
     columns = tables_RN.shape[1]
     if not shapes.all_pages:
         columns = 1 << (max((len(part.sequence.blocks) for part in parts), default=1) - 1).bit_length()
-    table = PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B)
+    table = PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B, states_B2)
     return Laid(tokens_B, table, at_S, slots_B, places, draws)
 
 

@@ -1,8 +1,9 @@
-"""A budget for the thought of an answer: its tokens are counted, and behind the last one `</think>` is forced."""
+"""A budget for the thought of an answer: its tokens are counted, and behind the last one its end is forced."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from data.chat.harmony import closing
 from data.chat.template import opens_thought
 from data.chat.thoughts import AFTER, INSIDE, TokenThoughts
 from data.text.tokenizer import Tokenizer
@@ -53,12 +54,13 @@ class Thought:
 
     def _close(self) -> None:
         if self._left <= 0 and not self.forced and self._read.state == INSIDE:
-            self.forced = self._budget.close
+            self.forced = self._read.channels.closing if self._read.channels else self._budget.close
 
 
 def budget_of(tokenizer: Tokenizer, prompt: Sequence[int], tokens: int) -> Budget:
-    """Return the budget of an answer to a prompt. It is closed as in the format of Qwen 3."""
-    return Budget(tokens, tuple(tokenizer.encode("\n</think>\n\n")), opens_thought(tokenizer, prompt), tokenizer)
+    """Return the budget of an answer to a prompt. It is closed as in the format of Qwen 3, or in harmony."""
+    close = closing(tokenizer) if tokenizer.is_harmony else tuple(tokenizer.encode("\n</think>\n\n"))
+    return Budget(tokens, close, opens_thought(tokenizer, prompt), tokenizer)
 
 
 def forced_places(budget: Budget, tokens: Sequence[int]) -> list[bool]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from data.chat.harmony import Channels
 from data.chat.messages import Messages
 from data.chat.thoughts import OPEN, Thoughts
 from data.text.tokenizer import Tokenizer
@@ -103,6 +104,7 @@ class TextStream:
     stops: strings that end the text; the earliest one counts. keep_stop: it stays in the text. least: a stop string does not
     begin in the text of so many first tokens. spelled: bytes of control symbols that are text here. outlet(text, over): what
     text passes before a client sees it, such as a guardrail; returns (text that may be shown now, whether the answer ends).
+    channels: spells the tokens of an answer in harmony.
 
     Attributes: count, tokens that the continuation has, up to the one that completed a stop string. stopped: by a stop string.
     blocked: by the outlet. If the outlet changes the text, no token is shown from there on.
@@ -117,9 +119,10 @@ class TextStream:
         least: int = 0,
         spelled: Mapping[int, bytes] | None = None,
         outlet: Callable[[str, bool], tuple[str, bool]] | None = None,
+        channels: Channels | None = None,
     ):
         self._tokenizer, self._stops, self._keep_stop, self._least = tokenizer, stops, keep_stop, least
-        self._spelled, self._outlet = spelled or {}, outlet
+        self._spelled, self._outlet, self._channels = spelled or {}, outlet, channels
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._longest = max(map(len, stops), default=0)
         self._pending = ""  # text that may still become part of a stop string
@@ -140,12 +143,15 @@ class TextStream:
                 break
             self.count += 1
             self._tokens.append(Token(i, likely[n] if likely else None, self._passed + len(self._pending)))
-            spelling = b"" if i in hidden else self._spelled.get(i) or bytes_of(self._tokenizer, i)
+            spelling = b""
+            if i not in hidden:
+                spelling = self._channels.feed(i) if self._channels else self._spelled.get(i) or bytes_of(self._tokenizer, i)
             self._add(self._decoder.decode(spelling))
             if self.count <= self._least:
                 self._from = self._passed + len(self._pending)
         if over and not self.stopped and not self.blocked:
-            self._add(self._decoder.decode(b"", final=True))
+            ending = self._channels.over() if self._channels and hidden else b""
+            self._add(self._decoder.decode(ending, final=True))
         return self._released(over)
 
     def _add(self, text: str) -> None:
@@ -212,7 +218,8 @@ class Choice:
         self._is_plain, self._start = False, ""  # whether none can begin any more; the text before that is known
         self.tokens: list[Token] = []
         outlet = functools.partial(plan.seen.pass_on, n) if plan.seen else None
-        self._stream = TextStream(service.tokenizer, **plan.stream, outlet=outlet)
+        channels = Channels(service.tokenizer) if plan.begun and service.tokenizer.is_harmony else None
+        self._stream = TextStream(service.tokenizer, **plan.stream, outlet=outlet, channels=channels)
 
     def close(self, finish: str) -> None:
         """Tell the monitor how the continuation ended. Only the first call counts."""

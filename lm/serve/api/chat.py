@@ -87,7 +87,8 @@ def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[lis
     tools = tools_of(body) if body.tools else []
     extra, effort = body.chat_template_kwargs, body.reasoning_effort
     if effort:
-        extra = {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {}) | extra
+        level = "low" if service.tokenizer.is_harmony and effort in ("none", "minimal") else effort  # it has three
+        extra = {"reasoning_effort": level} | ({"enable_thinking": False} if effort == "none" else {}) | extra
     prompt = prompt_of(service, messages, tools, extra, body.continue_final_message)
     limit = body.max_completion_tokens or body.max_tokens or service.room(len(prompt.ids))
     if service.limits.max_new_tokens and limit > service.limits.max_new_tokens:
@@ -104,7 +105,8 @@ def _asked(service: Service, body: ChatRequest, messages: Messages) -> tuple[lis
         calls = forced(service.calls, tools, service.tokenizer, parallel)
     if calls or body.forms:
         form = service.grammars.make(body, base.stop_ids, calls)
-    if form or effort or body.thinking_token_budget is not None:
+    # In harmony the grammar of calls begins with the thought.
+    if not (calls and service.tokenizer.is_harmony) and (form or effort or body.thinking_token_budget is not None):
         base = _with_budget(service, body, base)
     seeds = [seed_of(body.seed, choice) for choice in range(body.n)]
     requests = [dataclasses.replace(base, seed=seed, grammar=form and form.copy()) for seed in seeds]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pydantic_core
 
+from data.chat.harmony import CHANNEL, END, MESSAGE, OPENING, THOUGHT
 from data.chat.messages import Messages, make_message
 from data.chat.template import render
 from data.text.tokenizer import Tokenizer
@@ -105,6 +106,8 @@ def format_of(tokenizer: Tokenizer, template: str | None) -> CallFormat:
     try:
         if FIRST not in rendered(asked, tools=[tool]):
             return PLAIN
+        if tokenizer.is_harmony:  # whose calls Channels spells so
+            return PLAIN._replace(declared=True)
         one = called(FIRST)
         begin, end, name, arguments = _around(one, FIRST)
         end = _without_symbols_at_end(one[end:], tokenizer)
@@ -168,6 +171,8 @@ def declared(format: CallFormat, messages: Messages, tools: Sequence[Mapping[str
 
 def forced(format: CallFormat, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, parallel: bool) -> str:
     """Return the Lark grammar of an answer that is one call, or with `parallel` some calls, of these tools."""
+    if tokenizer.is_harmony:
+        return _in_harmony(tools, tokenizer)
     rules = []
     for n, tool in enumerate(tools):
         function = tool["function"]
@@ -180,6 +185,18 @@ def forced(format: CallFormat, tools: Sequence[Mapping[str, Any]], tokenizer: To
     start = f"start: {_lark(format.begin, tokenizer)} call {more} {_lark(format.end, tokenizer)}"
     call = f"call: {' | '.join(f'call{n}' for n in range(len(tools)))}"
     return "\n".join(["%llguidance {}", start, call, *rules])
+
+
+def _in_harmony(tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> str:
+    """Return the grammar of one call, behind a thought or without."""
+    rules = []
+    for n, function in enumerate(tool["function"] for tool in tools):
+        head = _lark(f"{CHANNEL}commentary to=functions.{function['name']} json{MESSAGE}", tokenizer)
+        schema = (function.get("parameters") or {"type": "object"}) | {"x-guidance": LAYOUT}
+        rules += [f"call{n}: {head} args{n}", f"args{n}: %json {json.dumps(schema)}"]
+    thought = f"thought: {_lark(f'{CHANNEL}{THOUGHT}{MESSAGE}', tokenizer)} /(.|\\n)*/ {_lark(END + OPENING, tokenizer)}"
+    start = f"start: thought? ({' | '.join(f'call{n}' for n in range(len(tools)))})"
+    return "\n".join(["%llguidance {}", start, thought, *rules])
 
 
 def _lark(text: str, tokenizer: Tokenizer) -> str:

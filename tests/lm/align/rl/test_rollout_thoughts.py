@@ -5,7 +5,7 @@ import types
 import pytest
 
 from configs.align import grpo
-from data.chat.template import encode_chat
+from data.chat.template import encode_chat, end_of_turn
 from data.text.sentencepiece_tokenizer import train
 from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, roll_out
@@ -13,8 +13,11 @@ from lm.align.rl.stream import length_metrics
 from lm.align.rl.tools import open_tools
 from lm.align.settings import check
 from lm.errors import UserError
+from lm.evals.engine.generate import Answer, Ask, text_of
 from lm.infer.engine.local import Drawn, LocalEngine
 from lm.infer.engine.thought import budget_of
+from tests.data.chat import harmony_examples
+from tests.data.chat.test_harmony import AGAIN, FINAL, THINK, ids_of
 from tests.lm.evals import tiny_models
 
 SCRIPT = {  # what is drawn: the completion, and the reward if 6 is right
@@ -36,7 +39,7 @@ def rolled(tokenizer, answers, **settings):
     prompt = [{"role": "user", "content": "2 * 3"}]
     ids = encode_chat(tokenizer, prompt, add_generation_prompt=True).ids
     tasks = [{"prompt": prompt, "prompt_ids": ids, "answer": "6"} for _ in answers]
-    end = tokenizer.controls["<|end|>"]
+    end = end_of_turn(tokenizer)
 
     def draw(*_):
         drawn = [[*ids, end] for ids in answers]
@@ -57,6 +60,21 @@ def test_rewards_see_the_answer_only(tokenizer, settings):
     counts = [len(tokenizer.encode(text.partition("</think>")[0])) for text in list(SCRIPT)[:3]]
     assert metrics["thoughts/max_length"] >= max(counts) and metrics["thoughts/cut_ratio"] == 0
     assert not [name for name in length_metrics(rollouts[3:]) if name.startswith("thoughts/")]
+
+
+def test_rewards_see_the_answer_in_harmony(tmp_path):
+    tokenizer = harmony_examples.tokenizer(tmp_path)
+    call = ' to=functions.calculator<|channel|>commentary json<|message|>{"expression": "2*3"}'
+    texts = [f"{THINK}The answer: 9{AGAIN}{FINAL}The answer: 6", f"{THINK}The answer: 6", f"{THINK}hm{AGAIN}{call}"]
+    answers = [ids_of(tokenizer, text) for text in texts]
+    tasks, rollouts = rolled(tokenizer, answers, tools=open_tools(["calculator"]))
+    assert [rollout.completion for rollout in rollouts] == ["The answer: 6", "", ""]
+    assert score_rollouts(parse_rewards("answer"), tasks, rollouts)[0].tolist() == [1.0, 0.0, 0.0]
+    assert [rollout.messages[-1]["reasoning_content"] for rollout in rollouts] == ["The answer: 9", "The answer: 6", "hm"]
+    assert [rollout.tool_calls for rollout in rollouts] == [0, 0, 1]
+    assert rollouts[2].messages[-1]["tool_calls"][0]["function"] == {"name": "calculator", "arguments": {"expression": "2*3"}}
+    ask = Ask(tuple(tasks[0]["prompt_ids"]), (" 6",), 99, 0.0, 1.0, 0)
+    assert [text_of(Answer(ids, True), ask, tokenizer) for ids in answers[:2]] == ["The answer:", ""]
 
 
 def test_forced_tokens_are_not_learnt_from(tokenizer):

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from lm.infer.engine.sequence import Blocks, chain
+from lm.infer.engine.snapshots import Snapshots
 
 
 def hashes(tokens, salt=b""):
@@ -68,3 +69,29 @@ def test_a_chain_goes_on_from_what_is_known():
     whole = hashes(tokens)
     assert len(whole) == 25 and chain(tokens, 4, b"", whole[:10]) == whole[10:]
     assert len(set(hashes(tokens, b"a") + whole)) == 50
+
+
+def test_a_slot_of_a_snapshot_is_free_when_neither_a_block_nor_a_sequence_uses_it():
+    rng, snapshots, held, names = random.Random(0), Snapshots(range(4, 10)), [], [bytes([n]) for n in range(12)]
+    for _ in range(3000):
+        draw, name = rng.random(), rng.choice(names)
+        if draw < 0.4:
+            slot = snapshots.take()
+            assert (slot is None) == (len(set(held)) == 6) and slot not in held
+            if slot is not None:
+                held.append(slot)
+                if snapshots.keep(name, slot):
+                    assert snapshots.find([name, b"none"]) == (1, slot)
+                    snapshots.release(slot)
+        elif draw < 0.6:
+            found = snapshots.find([name])
+            held += [found[1]] if found[0] else []
+        elif draw < 0.7:
+            snapshots.drop(name)
+        elif held:
+            snapshots.release(held.pop(rng.randrange(len(held))))
+    for slot in held:
+        snapshots.release(slot)
+    for name in names:
+        snapshots.drop(name)
+    assert {snapshots.take() for _ in range(6)} == {*range(4, 10)} and snapshots.take() is None
