@@ -140,7 +140,7 @@ class ModelSubject:
 
     def turn(self, generated: Generated) -> Turn:
         tokenizer, tokens = self.encoding.tokenizer, generated.tokens
-        if tokenizer.is_harmony:  # channels tell thoughts, answers and calls apart
+        if tokenizer.is_harmony:  # the name of a call is in the header, which ends a thought
             return parse_turn(tokenizer, tokens)
         length = thought_length(tokenizer, tokens, opens_thought(tokenizer, generated.prompt_tokens))
         return parse_turn(tokenizer, tokens[length:])

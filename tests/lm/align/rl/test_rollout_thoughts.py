@@ -14,6 +14,8 @@ from lm.align.rl.tools import open_tools
 from lm.align.settings import check
 from lm.errors import UserError
 from lm.evals.engine.generate import Answer, Ask, text_of
+from lm.evals.engine.model_subject import ModelSubject
+from lm.evals.task import Generated
 from lm.infer.engine.local import Drawn, LocalEngine
 from lm.infer.engine.thought import budget_of
 from tests.data.chat import harmony_examples
@@ -73,6 +75,9 @@ def test_rewards_see_the_answer_in_harmony(tmp_path):
     assert [rollout.messages[-1]["reasoning_content"] for rollout in rollouts] == ["The answer: 9", "The answer: 6", "hm"]
     assert [rollout.tool_calls for rollout in rollouts] == [0, 0, 1]
     assert rollouts[2].messages[-1]["tool_calls"][0]["function"] == {"name": "calculator", "arguments": {"expression": "2*3"}}
+    subject = types.SimpleNamespace(encoding=types.SimpleNamespace(tokenizer=tokenizer))
+    generated = Generated("", True, tokens=tuple(answers[2]), prompt_tokens=tuple(tasks[0]["prompt_ids"]))
+    assert ModelSubject.turn(subject, generated).tool_calls == rollouts[2].messages[-1]["tool_calls"]
     ask = Ask(tuple(tasks[0]["prompt_ids"]), (" 6",), 99, 0.0, 1.0, 0)
     assert [text_of(Answer(ids, True), ask, tokenizer) for ids in answers[:2]] == ["The answer:", ""]
 
