@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.chat.harmony import written
+from data.chat.harmony import CHANNEL, written
 from data.chat.messages import Conversation, Labelled, Messages, Pair
 from data.chat.template import encode_chat, opens_thought
 from data.chat.thoughts import thought_length
@@ -118,7 +118,7 @@ class Encoder:
         A turn ends with its end symbol.
         Raises: UserError if the messages before or with the turn do not render to a prefix of the conversation.
         """
-        if self.tokenizer.is_harmony:
+        if self.tokenizer.is_harmony and CHANNEL in self.template:
             return written(self.tokenizer, ids)
         mask = np.zeros(len(ids), bool)
         for n, message in enumerate(messages):

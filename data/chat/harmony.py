@@ -45,11 +45,16 @@ class Channels:
         self._thought = self._ending = b""  # what precedes the next thought; what ends a call
 
     @property
+    def begins(self) -> bool:
+        """Whether the next token begins the header of a message."""
+        return self._header == OPENING
+
+    @property
     def closing(self) -> tuple[int, ...]:
         """The tokens that end the thought here; () in the midst of a header."""
         tokens = closing(self._tokenizer)
         if self._header:
-            return tokens[tokens.index(self._tokenizer.controls[CHANNEL]) :] if self._header == OPENING else ()
+            return tokens[tokens.index(self._tokenizer.controls[CHANNEL]) :] if self.begins else ()
         return tokens if self._header is None else tokens[1:]
 
     def feed(self, token: int) -> bytes:

@@ -60,12 +60,15 @@ class Thoughts:
 
 
 class TokenThoughts:
-    """Follow an answer token by token, as `Thoughts` follows its text. length: tokens of the thought so far, with its marks."""
+    """Follow an answer token by token, as `Thoughts` follows its text.
+
+    length: tokens of the thought so far, with its marks; in harmony without the header of the answer, which may name a tool.
+    """
 
     def __init__(self, tokenizer: Tokenizer, begun: bool = False):
         self._tokenizer, self._text, self._count = tokenizer, Thoughts(begun), 0
         self.channels = Channels(tokenizer) if begun and tokenizer.is_harmony else None
-        self.length = 0
+        self.length = self._opened = 0
 
     @property
     def state(self) -> int:
@@ -78,8 +81,12 @@ class TokenThoughts:
         known = token < self._tokenizer.vocab_size
         added = self.channels.feed(token) if self.channels else self._tokenizer.decode_bytes([token]) if known else b""
         self._text.feed(added.decode("latin-1"))  # the marks are ASCII, so each byte may count as a character
-        if self._text.end or self.state == INSIDE:
+        if self.channels and self.state == AFTER:
+            self.length = self._opened
+        elif self._text.end or self.state == INSIDE:
             self.length = self._count
+        if self.channels and self.channels.begins:
+            self._opened = self._count
 
 
 def divided(text: str, begun: bool = False) -> tuple[str, str]:

@@ -89,9 +89,10 @@ def test_an_answer_is_read_token_by_token(tokenizer, text):
     assert b"".join([*pieces, channels.over()]).decode() == whole
     assert divided(whole, begun=True) == CASES[text]
     length = thought_length(tokenizer, ids, begun=True)
-    if "</think>" in whole:
-        assert length == 1 + next(n for n, piece in enumerate(pieces) if b"</think>" in piece)
-        assert ids[length - 1] == tokenizer.controls["<|message|>"]
+    if "</think>" in whole:  # the header of the answer is no part of the thought
+        header = ids[length : next(n for n, piece in enumerate(pieces) if b"</think>" in piece)]
+        assert header and tokenizer.controls["<|start|>"] not in header
+        assert not length or spelled(tokenizer, ids[:length], begun=False).endswith("assistant")
     else:
         assert length == len(ids)
 
@@ -113,9 +114,16 @@ def test_what_the_assistant_wrote_is_trained(tokenizer):
     # Earlier answers show no thought, and end with a symbol that the model does not draw there.
     assert text.startswith(f"{FINAL}7{call}") and text.endswith(f'"}}<|call|>{THINK}it says 9{AGAIN}{FINAL}9 degrees<|return|>')
     without = trained(tokenizer, TALK, thoughts=False)
-    assert without.endswith("9 degrees<|return|>") and "it says 9" not in without
+    # The headers of answers and calls are trained: they name the channel and the tool.
+    assert without.startswith(f"{FINAL}7{call}") and without.endswith(f'"}}<|call|>{FINAL}9 degrees<|return|>')
     text = trained(tokenizer, TALK[:5])
     assert f"{THINK}ask it{AGAIN}{call}" in text and text.endswith("<|call|>")
+
+
+def test_a_template_without_channels_trains_what_it_adds(tokenizer):
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    assert trained(tokenizer, TALK[:3], template=template) == "7<|im_end|>"
 
 
 def test_a_thought_can_be_ended_wherever_a_message_or_its_header_begins(tokenizer):
