@@ -16,7 +16,7 @@ from data.chat.media.encoding import Towers, arrays_of
 from data.chat.template import opens_thought
 from data.chat.thoughts import divided, thought_length
 from data.text.tokenizer import Tokenizer
-from lm.align.rl.tools import Surroundings, Tool, answer_ids, run_calls, user_ids
+from lm.align.rl.tools import Surroundings, Tool, answer_ids, check_turns, run_calls, user_ids
 from lm.errors import UserError
 from lm.infer.calls import Answer, parse_text, parse_turn
 from lm.infer.engine.local import Layout, LocalEngine
@@ -169,10 +169,11 @@ def sampler_of(
     room: float | None = None,
     towers: Towers | None = None,
 ) -> Sampler:
-    """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`.
+    """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens.
 
     room: bytes for a packed copy of the weights beside the training state; None: a share of the memory, so that a resumed run
     on the same machine decides alike. towers: what a model with encoders sees and hears.
+    Raises as `check_room` and `check_turns`.
     """
     o = config.rollout
     settings = RolloutSettings(
@@ -188,6 +189,8 @@ def sampler_of(
         template=read_template(config.get("chat_template")),
         thought_budget=o.get("thought_budget"),
     )
+    if settings.max_turns > 1:
+        check_turns(tokenizer, surroundings, settings.template)
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
     room = SHARE * memory_of_device() if room is None else room
     return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, room, rows, settings.most_tokens), towers)

@@ -116,6 +116,17 @@ def open_surroundings(rollout) -> Surroundings:
     return Surroundings(open_tools(rollout.tools), open_environment(rollout.environment))
 
 
+def check_turns(tokenizer, surroundings: Surroundings, template: str | None = None) -> None:
+    """Raise UserError if the template cannot add the answers of a policy's surroundings to its turns."""
+    try:
+        if surroundings.schemas:
+            answer_ids(tokenizer, ["a"], template)
+        if surroundings.environment is not None:
+            user_ids(tokenizer, "a", template)
+    except UserError as error:
+        raise UserError(f"rollout.max_turns: {error}; set it to 1, or another chat_template") from None
+
+
 def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -> list[int]:
     """Return the ids that follow the end symbol of a turn with tool calls: the answers and the opening of the next turn.
 

@@ -10,7 +10,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, roll_out
 from lm.align.rl.stream import length_metrics
-from lm.align.rl.tools import open_tools
+from lm.align.rl.tools import Surroundings, check_turns, open_tools
 from lm.align.settings import check
 from lm.errors import UserError
 from lm.evals.engine.generate import Answer, Ask, text_of
@@ -80,6 +80,13 @@ def test_rewards_see_the_answer_in_harmony(tmp_path):
     assert ModelSubject.turn(subject, generated).tool_calls == rollouts[2].messages[-1]["tool_calls"]
     ask = Ask(tuple(tasks[0]["prompt_ids"]), (" 6",), 99, 0.0, 1.0, 0)
     assert [text_of(Answer(ids, True), ask, tokenizer) for ids in answers[:2]] == ["The answer:", ""]
+
+
+def test_further_turns_in_harmony_are_refused_before_the_run(tokenizer, tmp_path):
+    surroundings = Surroundings(open_tools(["calculator"]))
+    check_turns(tokenizer, surroundings)
+    with pytest.raises(UserError, match=r"rollout\.max_turns: .* call .*set it to 1"):
+        check_turns(harmony_examples.tokenizer(tmp_path), surroundings)
 
 
 def test_forced_tokens_are_not_learnt_from(tokenizer):
