@@ -115,7 +115,7 @@ def end_of_turn(tokenizer: Tokenizer, template: str | None = None) -> int:
     whole, other = (
         encode_chat(tokenizer, [*asked, {"role": "assistant", "content": text}], template=template).ids for text in "ab"
     )
-    text = next((n for n, (a, b) in enumerate(zip(whole, other)) if a != b), len(whole))
+    text = next((n for n, (a, b) in enumerate(zip(whole, other)) if a != b), len(begun))
     symbols = set(tokenizer.chat_symbols(template or tokenizer.chat_template).values())
     ends = [i for i in whole[text:] if i in symbols] if whole[: len(begun)] == begun else []
     if not ends:

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from flax import nnx
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import lm
 from data.chat.template import encode_chat
@@ -13,6 +14,7 @@ from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.infer.prompts import stops_of
 from lm.model.transformer import skeleton
 from tests.data.chat import hf_examples
 from tests.lm.weights import drawn as parameters
@@ -135,3 +137,14 @@ def test_a_template_that_refuses_and_one_that_there_is_not(model, made, tmp_path
     with pytest.raises(UserError, match="without a chat template"):
         lm.generate(model, bare, [ASKED], **GREEDY)
     assert lm.generate(model, bare, [ASKED], template=CHATML, **GREEDY) == lm.generate(model, tokenizer, [ASKED], **GREEDY)
+
+
+def test_a_turn_ends_with_its_symbol_though_the_tokenizer_knows_no_letter(tmp_path):
+    words = {"[UNK]": 0, "ACGT": 1, "<user>": 2, "<model>": 3, "<end>": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(words)[2:])
+    template = "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<model>' }}{{ m.content }}<end>{% endfor %}"
+    template += "{% if add_generation_prompt %}<model>{% endif %}"
+    found = HFTokenizer(hf_examples.folder(tmp_path, tokenizer, tokenizer_config={"chat_template": template}))
+    assert stops_of(found, None) == (words["<end>"],)
