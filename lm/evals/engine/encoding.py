@@ -1,17 +1,18 @@
 """Encode task texts as token ids, exactly as lm-evaluation-harness does for a published model, and conversations as texts."""
 
-import contextlib
 import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.chat import harmony
 from data.chat import template as chat
 from data.chat.media.encoding import Towers, prepared
 from data.media.prompts import expanded, placed_in, with_symbols
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.infer.prompts import stops_of
 
 # Put into a rendered conversation after the first character of each control symbol that a message spells out.
 MARK = "\U0010fffd"
@@ -60,8 +61,7 @@ class Encoding:
         if isinstance(tokenizer, SentencePieceTokenizer):
             self.stop_ids += (tokenizer.controls["<|end|>"],)
         if self.template:
-            with contextlib.suppress(UserError):  # a template that ends a turn with no symbol
-                self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, chat.end_of_turn(tokenizer, self.template))))
+            self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *stops_of(tokenizer, self.template))))
         self._special = re.compile(f"{chat._any_of(self.symbols)}|{MARK}")
 
     def ids(self, text: str, special: bool = True) -> list[int]:
@@ -136,6 +136,8 @@ class Encoding:
             raise UserError(f"chat_template: {NO_TOOLS}")
         if placed:
             text, _ = expanded(text, [False] * len(text), placed, self._shown, MARK)
+        if prefill and text.endswith(harmony.OPENING):
+            text += f"{harmony.CHANNEL}{harmony.ANSWER}{harmony.MESSAGE}"
         return text + prefill
 
 

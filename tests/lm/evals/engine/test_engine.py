@@ -14,6 +14,7 @@ from lm.evals.engine.likelihood import Request
 from lm.evals.engine.model_subject import ModelSubject, windows
 from lm.evals.task import Continuation, Prompt
 from lm.parallel.mesh import make_mesh, shardings
+from tests.data.chat import harmony_examples
 from tests.lm.evals.engine.full_logits import reference
 from tests.lm.evals.tiny_models import model, published, tokenizer, words
 from tests.lm.infer import plain
@@ -261,3 +262,13 @@ def test_a_damaged_answer_is_told(ours, tmp_path):
     one._answers._file.execute("UPDATE answers SET value = x'0011'")
     with pytest.raises(UserError, match="damaged"):
         one.likelihoods(asked)
+
+
+def test_answers_in_harmony_end_with_a_call_and_may_be_begun(tmp_path):
+    tokenizer = harmony_examples.tokenizer(tmp_path)
+    encoding, asked = Encoding(tokenizer), [{"role": "user", "content": "a"}]
+    assert {tokenizer.controls[name] for name in ("<|return|>", "<|call|>")} <= {*encoding.stop_ids}
+    assert tokenizer.controls["<|end|>"] not in encoding.stop_ids
+    text = encoding.conversation(asked)
+    assert text.endswith("<|start|>assistant")
+    assert encoding.conversation(asked, "It is") == f"{text}<|channel|>final<|message|>It is"
