@@ -134,6 +134,8 @@ def pieces(engine: Engine, request: Request) -> Iterator[Piece]:
                 raise UserError(event.error)
             shown = [token for token in event.tokens if token not in request.stop_ids]
             new = b"".join(map(channels.feed, shown)) if channels else tokenizer.decode_bytes(shown)
+            if channels and finish:
+                new += channels.over()
             yield Piece(list(event.tokens), characters.decode(new, final=bool(finish)))
     finally:
         handle.cancel()

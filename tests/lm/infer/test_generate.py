@@ -1,5 +1,6 @@
 """Completions against plain repeated forward passes, and what is asked of them."""
 
+import dataclasses
 import gc
 
 import jax
@@ -9,12 +10,20 @@ import pytest
 from flax import nnx
 
 import lm
+from data.chat.harmony import spelled
+from data.chat.messages import make_message
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.infer.engine.engine import Engine
+from lm.infer.engine.request import Request
+from lm.infer.engine.room import Capacity
 from lm.infer.generate import _engines as engines
+from lm.infer.generate import pieces
+from lm.infer.prompts import read_chat
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
+from tests.data.chat import harmony_examples
 from tests.lm.infer.plain import greedy
 from tests.lm.weights import drawn as parameters
 from tests.slow import all_but
@@ -211,3 +220,36 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn(model, tokenizer):
 def test_bad_arguments_are_named(model, tokenizer, prompts, options, named):
     with pytest.raises(UserError, match=named):
         lm.generate(model, tokenizer, prompts, **options)
+
+
+class Script:
+    """A form that allows one text, token by token."""
+
+    error = ""
+
+    def __init__(self, tokens, size: int):
+        self.left, self.size = [*tokens], size
+
+    def allowed(self) -> np.ndarray:
+        return np.arange(self.size) == self.left[0]
+
+    def accept(self, token: int) -> None:
+        assert token == self.left.pop(0)
+
+
+def test_a_stream_in_harmony_ends_a_call_as_the_whole_text_does(tmp_path):
+    tokenizer = harmony_examples.tokenizer(tmp_path)
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    engine = Engine(nnx.merge(skeleton(config)[0], parameters(config)), tokenizer, Capacity(rows=1, budget=64, pages=64))
+    prompt = read_chat(tokenizer, [make_message("user", "a")])
+    text = (
+        '<|channel|>analysis<|message|>b<|end|><|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"c": 1}'
+    )
+    for end, count in (["<|call|>"], 99), ([], len(tokenizer.encode_rendered(text)[0])):  # a limit cuts the second one
+        tokens = [*tokenizer.encode_rendered(text)[0], *(tokenizer.controls[name] for name in end)]
+        form = Script(tokens, config.vocab_size)
+        request = Request(tuple(prompt.ids), count, temperature=0.0, stop_ids=prompt.stops, grammar=form)
+        found = "".join(piece.text for piece in pieces(engine, request))
+        assert found == spelled(tokenizer, tokens, begun=True)
+        assert found.endswith('{"name": "f", "arguments": {"c": 1}}\n</tool_call>')
+    engine.close()
