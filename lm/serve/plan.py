@@ -15,7 +15,7 @@ from lm.cli import config_files
 from lm.config import ModelConfig
 from lm.convert.source import open_source
 from lm.errors import UserError
-from lm.infer.engine.open import check_options
+from lm.infer.engine.open import check_options, quantised_dtype
 from lm.infer.engine.room import ACCELERATOR, Capacity, fitting_pages, positions_of
 from lm.infer.engine.step import Shapes, fitting, lay_out, lowered, shapes_of
 from lm.infer.engine.weights import Weights, weights_of
@@ -90,7 +90,7 @@ def model_of(config: ml_collections.ConfigDict) -> ModelConfig:
     checkpoint = config.checkpoint or default_checkpoint()
     if not checkpoint.endswith(".py"):
         model = open_source(checkpoint).config
-        return dataclasses.replace(model, dtype=config.dtype or model.dtype)
+        return dataclasses.replace(model, dtype=config.dtype or quantised_dtype(checkpoint) or model.dtype)
     training = config_files.load(config_files.find(checkpoint, "train"))
     dial.shape(training, set())
     training.dtype = config.dtype or ("bfloat16" if training.dtype == "auto" else training.dtype)

@@ -52,15 +52,14 @@ def open_engine(
     """
     cache_dtype, packed = capacity.cache_dtype, ""
     check_options(dtype, quantize, cache_dtype, mesh is None and jax.default_backend() == "cpu")
+    config = open_source(path).config
+    dtype = dtype or quantised_dtype(path)
     if mesh is None and jax.default_backend() == "cpu":
-        config = open_source(path).config
-        file = find_gguf(path)
-        packed = quantize or dtype or ("bfloat16" if file and open_gguf(file).is_quantised else config.dtype)
+        packed = quantize or dtype or config.dtype
         is_float = packed == "float32" and not config.quantization.bits
         cache_dtype, dtype = cache_dtype or ("float32" if is_float else "bfloat16"), "float32"
     channel = Channel("lmcraft/steps") if hosts.several() else None
     if mesh is not None:
-        config = open_source(path).config
         check_fit(mesh, config, row_ways(mesh), 1)
         if channel is not None and (config.vision.num_layers or config.audio.num_layers):
             raise UserError(f"{path}: a model that sees or hears is served by one process")
@@ -87,6 +86,12 @@ def open_engine(
         engine.close()
         raise
     return engine
+
+
+def quantised_dtype(path: str | os.PathLike[str]) -> str:
+    """Return bfloat16 for a GGUF file of quantised matrices, which hold no more; else "", for the dtype of training."""
+    file = find_gguf(path)
+    return "bfloat16" if file and open_gguf(file).is_quantised else ""
 
 
 def check_options(dtype: str, quantize: str, cache_dtype: str, is_cpu: bool) -> None:

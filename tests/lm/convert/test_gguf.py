@@ -96,12 +96,13 @@ def test_quantised_exports_are_near_and_smaller(tmp_path, llama, dtype, kinds, e
 
 
 def test_an_engine_keeps_quantised_weights_in_16_bits(tmp_path, llama):
-    def held(file: Path, dtype: str = "") -> int:
-        with contextlib.closing(open_engine(file, Capacity(rows=1), dtype=dtype)) as engine:
+    def held(file: Path, dtype: str = "", **options) -> int:
+        with contextlib.closing(open_engine(file, Capacity(rows=1), dtype=dtype, **options)) as engine:
             return engine.held[0]
 
     to_gguf(llama.parent / "run", tmp_path / "small.gguf", dtype="q8_0")
     assert held(llama) == held(llama, "float32") > held(llama, "bfloat16") == held(tmp_path / "small.gguf")
+    assert held(llama, mesh=ONE) > held(llama, "bfloat16", mesh=ONE) == held(tmp_path / "small.gguf", mesh=ONE)
 
 
 def test_a_hugging_face_model_passes_through_gguf(tmp_path):
