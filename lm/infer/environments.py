@@ -16,6 +16,7 @@ The info of a reset or a step may have "checks", which an evaluation reports: {n
 None if it does not apply}.
 """
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -94,8 +95,9 @@ class Episodes:
         for task in tasks:
             with failing(f"{self._key}: cannot be made"):
                 world = make()
-            record = {key: value for key, value in task.items() if key != "prompt_ids"}
-            seed = int(task.get("seed") or 0)
+            record = copy.deepcopy({key: value for key, value in task.items() if key != "prompt_ids"})  # it may change its own
+            with failing(f"{self._key}: column seed of its task"):
+                seed = int(task.get("seed") or 0)
             with failing(f"{self._key}: reset"):
                 found = world.reset(seed=seed, options=record)
             first = self._text("reset", found[0] if isinstance(found, tuple) and found else found)
@@ -105,7 +107,8 @@ class Episodes:
                     "tasks with the same environment, and the seed of each as its column `seed`"
                 )
             self._worlds.append(world)
-            self._checks.append(_checks(found[-1] if isinstance(found, tuple) and found else None))
+            with failing(f"{self._key}: checks of reset"):
+                self._checks.append(_checks(found[-1] if isinstance(found, tuple) and found else None))
         return [*self._checks]
 
     def step(self, turns: Mapping[int, Sequence[Mapping[str, Any] | str] | str]) -> dict[int, Observed]:
@@ -125,14 +128,14 @@ class Episodes:
             try:
                 observation, reward, terminated, truncated, info = found
                 reward = float(reward)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise UserError(f"{self._key}: step must return five values, not {repr(found)[:80]}") from None
             if not math.isfinite(reward):
                 raise UserError(f"{self._key}: step returned the reward {reward}, which is not finite")
             observation = self._text("step", observation)
             self._totals[i] += reward
-            self._checks[i] = _checks(info)
-            self._over[i] = bool(terminated or truncated)
+            with failing(f"{self._key}: what step returned"):
+                self._checks[i], self._over[i] = _checks(info), bool(terminated or truncated)
             answers.append(Answer(observation, observation.startswith(ERROR)))
         return Observed(answers, self._over[i], self._totals[i], self._checks[i])
 

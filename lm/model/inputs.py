@@ -108,7 +108,8 @@ def steps_of(
 
 def _in_chunks(config: ModelConfig, visible: Visible, positions_BT: jax.Array, key_positions_BS: jax.Array) -> Visible:
     """Return what the queries of chunk layers see: each chunk of a text is a segment of its own."""
-    chunks = config.max_positions // config.window + 1  # of the longest text
+    longest = max(config.max_positions, key_positions_BS.shape[1])  # a text may be longer than the context
+    chunks = longest // config.window + 1
 
     def segments(of_texts: jax.Array, positions: jax.Array) -> jax.Array:
         return jnp.where(of_texts > 0, of_texts * chunks + positions // config.window, 0)

@@ -144,10 +144,11 @@ def _yarn(plain: np.ndarray, dim: int, rope: Rope) -> np.ndarray:
 def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
     """Llama 3.1's code: f·(1 − s)/factor + f·s, with s = (turns − low) / (high − low) within 0 … 1.
 
-    turns = L·f / 2π over the original context L; low, high: low_freq_factor, high_freq_factor.
+    turns = L·f / 2π over the original context L; low, high: low_freq_factor, high_freq_factor. Llama 4 has low = high: a step.
     """
     turns = rope.original_positions * plain / (2 * math.pi)
-    smooth = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+    width = rope.high_freq_factor - rope.low_freq_factor or 1e-12
+    smooth = np.clip((turns - rope.low_freq_factor) / width, 0, 1)
     return plain * (1 - smooth) / rope.factor + plain * smooth
 
 

@@ -2,7 +2,7 @@
 
 An environment is one of lm/infer/environments.py, as in rollouts of align.py. The items are records for it: prompt, tools and
 what else it reads. An item has several episodes, whose column `seed` is 0, 1, …, so that a simulated user may word its turns
-otherwise. An episode succeeds if its rewards sum up to `success`.
+otherwise; the seed of a record that has one stays. An episode succeeds if its rewards sum up to `success`.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.chat.messages import messages_of
 from lm.errors import UserError
 from lm.evals import outcomes
 from lm.evals.stats.joining import Malformed, Problems
@@ -18,11 +19,13 @@ from lm.evals.task import Generated, Outcome, Prompt, Subject, TaskSettings
 from lm.evals.tasks import documents
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.file_task import plural, readable
+from lm.evals.tasks.items import digest
 from lm.evals.tasks.settings import check_least, resolved
+from lm.infer.calls import Answer
 from lm.infer.environments import Checks, Episodes, Make, open_environment
 
 KEYS = documents.KEYS | {
-    "environment": "",  # a name of lm/infer/environments.py, or FILE.py:CLASS, also of a file beside the task's
+    "environment": "",  # needed: a name of lm/infer/environments.py, or FILE.py:CLASS, also of a file beside the task's
     "repeats": 4,  # episodes of an item
     "pass_hat": list,  # the values k of pass^k
     "success": 1.0,  # the least reward of an episode that succeeds
@@ -41,6 +44,7 @@ class Episode:
     messages: list[dict[str, Any]]
     checks: Checks
     answers: list[Generated] = dataclasses.field(default_factory=list)
+    broken: bool = False  # the last turn has calls that could not be parsed
     reward: float = 0.0
     over: bool = False
 
@@ -58,7 +62,7 @@ class Acting(NamedTuple):
     def run(self, subject: Subject) -> Outcome:
         problems, repeats = self.documents.new_problems(), self.values["repeats"]
         items = readable(self.documents.items, _prompt, problems)
-        tasks = [item.doc | {"prompt": prompt, "seed": trial} for item, prompt in items for trial in range(repeats)]
+        tasks = [{"seed": trial} | item.doc | {"prompt": prompt} for item, prompt in items for trial in range(repeats)]
         episodes = self.play(subject, tasks)
         groups = [episodes[n : n + repeats] for n in range(0, len(episodes), repeats)]
         samples = [self.sample(item, own, problems) for (item, _), own in zip(items, groups, strict=True)]
@@ -70,22 +74,20 @@ class Acting(NamedTuple):
         return Outcome(results, samples)
 
     def play(self, subject: Subject, tasks: Sequence[Mapping[str, Any]]) -> list[Episode]:
-        """Return one episode a task. All that go on take their next turn together."""
+        """Return one episode a task, those of an item side by side. All that go on take their next turn together."""
         worlds = Episodes(self.make, tasks, KEY)
         played = [Episode(list(task["prompt"]), checks) for task, checks in zip(tasks, worlds.begun, strict=True)]
         going, shared, values = list(range(len(tasks))), getattr(self.make, "tools", None), self.values
         sampling = [(), values["max_new_tokens"], float(values["temperature"]), float(values["top_p"])]
         for _ in range(values["max_turns"]):
-            prompts = [
-                Prompt(
-                    subject.chat_prompt(played[i].messages, tools=tasks[i].get("tools") or shared),
-                    *sampling,
-                    seed=self.seed + tasks[i]["seed"],
-                )
-                for i in going
-            ]
+            texts = {i: _text(subject, played[i], tasks[i].get("tools") or shared) for i in going}
+            prompts = {
+                i: Prompt(text, *sampling, seed=self.seed + i % values["repeats"])
+                for i, text in texts.items()
+                if text is not None
+            }
             acted = {}
-            for i, answer in zip(going, subject.generate(prompts), strict=True):
+            for i, answer in zip(prompts, subject.generate([*prompts.values()]), strict=True):
                 action = _action(subject, played[i], answer)
                 if answer.ended and not answer.problem:
                     acted[i] = action
@@ -94,8 +96,7 @@ class Acting(NamedTuple):
                 episode = played[i]
                 episode.reward, episode.over, episode.checks = observed.total, observed.over, observed.checks
                 if not observed.over:
-                    role = "user" if isinstance(acted[i], str) else "tool"
-                    episode.messages += [{"role": role, "content": answer.text} for answer in observed.answers]
+                    episode.messages += _replies(acted[i], observed.answers)
                     going.append(i)
             if not going:
                 break
@@ -139,7 +140,7 @@ class Acting(NamedTuple):
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Acting:
     """Build the task. Raises: UserError for an invalid key, an unknown environment, or missing data."""
-    values = resolved(name, spec, settings, KEYS, needed=("environment",))
+    values = resolved(name, spec, settings, KEYS)
     values["pass_hat"] = values.get("pass_hat") or [1]
     check_least(name, values, repeats=1, max_turns=1, max_new_tokens=1)
     if not all(isinstance(k, int) and 1 <= k <= values["repeats"] for k in values["pass_hat"]):
@@ -150,20 +151,28 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Acting:
     if Path(str(beside).rpartition(":")[0]).is_file():
         values["environment"] = str(beside)
     make = open_environment(values["environment"], f"task {name}: {KEY}")
-    assert make is not None  # `resolved` wants a name
+    if make is None:
+        raise UserError(f"task {name}: {KEY} is missing: write {KEY}: NAME, or FILE.py:CLASS, into its file")
     found = documents.load(name, values | {"num_fewshot": 0}, settings)
     versions = found.versions | {key: values[key] for key in KEYS if key not in documents.KEYS}
+    if (file := Path(values[KEY].rpartition(":")[0])).is_file():
+        versions["environment_file"] = digest(file)
     return Acting(name, versions, found, values, settings.seed, make)
 
 
 def _prompt(item: TaskItem) -> list[dict[str, Any]]:
-    """Return the messages that an item begins with. Raises: Malformed if it has none."""
-    prompt = item.doc.get("prompt")
+    """Return the messages that an item begins with. Raises: Malformed if it has none, or tools that are no schemas."""
+    prompt, tools = item.doc.get("prompt"), item.doc.get("tools") or []
     if isinstance(prompt, str) and prompt:
-        return [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) and "content" in m for m in prompt):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
         raise Malformed("'prompt' is neither a text nor messages")
-    return prompt
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise Malformed("'tools' is no list of schemas")
+    try:
+        return messages_of(prompt, "'prompt'")
+    except UserError as error:
+        raise Malformed(str(error)) from None
 
 
 def _action(subject: Subject, episode: Episode, answer: Generated) -> list | str:
@@ -171,9 +180,33 @@ def _action(subject: Subject, episode: Episode, answer: Generated) -> list | str
     turn = subject.turn(answer)
     text = turn.content.strip()
     episode.answers.append(answer)
-    calls = {"tool_calls": turn.tool_calls} if turn.tool_calls else {}
-    episode.messages.append({"role": "assistant", "content": text} | calls)
+    calls = [call | {"id": _id(n)} for n, call in enumerate(turn.tool_calls)]
+    episode.messages.append({"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {}))
+    episode.broken = bool(turn.errors)
     return [*(call["function"] for call in turn.tool_calls), *turn.errors] or text
+
+
+def _id(number: int) -> str:
+    return f"call{number:05d}"  # some templates require nine characters
+
+
+def _replies(action: list | str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return what an environment answers to a turn as messages: of the user to a text, else of a tool to each call."""
+    if isinstance(action, str):
+        return [{"role": "user", "content": answer.text} for answer in answers]
+    names = [{} if isinstance(call, str) else {"name": call["name"]} for call in action]
+    pairs = enumerate(zip(names, answers, strict=True))
+    return [{"role": "tool", "content": answer.text, "tool_call_id": _id(n)} | name for n, (name, answer) in pairs]
+
+
+def _text(subject: Subject, episode: Episode, tools: Sequence[dict] | None) -> str | None:
+    """Return the text that the model continues; None if the template cannot show the answer to a call that was broken."""
+    try:
+        return subject.chat_prompt(episode.messages, tools=tools)
+    except UserError:
+        if not episode.broken:
+            raise
+        return None
 
 
 def _transcript(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -217,15 +217,17 @@ def test_a_local_layer_sees_its_window():
     assert np.flatnonzero(differs).tolist() == [10, 11, 12, 13, 14]  # the token, and four after it
 
 
-def test_a_chunk_layer_sees_its_chunk_of_each_document():
-    config = ModelConfig(**SIZES | dict(num_layers=1, attention_pattern=("chunk",), window=5))
+@pytest.mark.parametrize("context", [24, 4])
+def test_a_chunk_layer_sees_its_chunk_of_each_document(context):
+    """Also where documents are longer than the context."""
+    config = ModelConfig(**SIZES | dict(num_layers=1, attention_pattern=("chunk",), window=5, max_positions=context))
     segments, positions = np.repeat([[1, 2, 0]], (7, 12, 5), axis=1), np.concatenate([np.arange(7), np.arange(12), np.zeros(5)])
     tokens, model = tokens_of(8, 1, 24), model_of(config)
     changed = tokens.copy()
-    changed[0, (4, 13)] = (changed[0, (4, 13)] + 7) % 50  # places 4 of the first document and 6 of the second
+    changed[0, (4, 6, 13)] = (changed[0, (4, 6, 13)] + 7) % 50  # places 4 and 6 of the first document, 6 of the second
     both = [np.asarray(model(x, segments, positions.astype(np.int32)[None]))[0] for x in (tokens, changed)]
     differs = np.abs(both[0] - both[1]).max(axis=-1) > 0
-    assert np.flatnonzero(differs).tolist() == [4, 13, 14, 15, 16]  # the end of a chunk; the second of one, and what follows it
+    assert np.flatnonzero(differs).tolist() == [4, 6, 13, 14, 15, 16]  # two ends; the second of a chunk, and what follows it
 
 
 def test_a_sublayer_may_be_a_layer_of_its_own():

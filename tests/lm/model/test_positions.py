@@ -114,6 +114,9 @@ def test_frequencies_that_were_worked_out_by_hand():
     # Over 100 positions they turn 15.9 and 0.159 times: more than 4, less than 1.
     llama3 = Rope(scaling="llama3", factor=8, original_positions=100)
     np.testing.assert_allclose(rotary_frequencies(4, llama3, None), [1, 0.00125], rtol=1e-6)
+    step = dataclasses.replace(llama3, low_freq_factor=1.0, high_freq_factor=1.0)  # as Llama 4 has it
+    with np.errstate(all="raise"):
+        np.testing.assert_allclose(rotary_frequencies(4, step, None), [1, 0.00125], rtol=1e-6)
     longrope = Rope(scaling="longrope", factor=2, original_positions=8, short_factor=(1, 2), long_factor=(4, 5))
     np.testing.assert_allclose(rotary_frequencies(4, longrope, jnp.int32(8)), [1, 0.005], rtol=1e-6)
     np.testing.assert_allclose(rotary_frequencies(4, longrope, jnp.int32(9)), [0.25, 0.002], rtol=1e-6)

@@ -259,10 +259,14 @@ def test_what_is_wrong_is_told(tokenizer, game, tmp_path):
     assert open_environment("") is None
     with pytest.raises(UserError, match="begins with 'Guess 8.'"):
         Episodes(game, [task(tokenizer, "Guess 7.", seed=8)])
+    with pytest.raises(UserError, match="column seed"):
+        Episodes(game, [task(tokenizer, "Guess 7.", seed="seven")])
     for body, words in {
         "return 1": "five values",
         "return 3, 1.0, False, False, {}": "must return a text",
         "return '', float('nan'), False, False, {}": "not finite",
+        "return '', 10**400, False, False, {}": "five values",
+        "return '', 1, __import__('numpy').zeros(2), False, {}": "what step returned: ValueError",
         "raise KeyError('a')": "step: KeyError",
     }.items():
         (tmp_path / "odd.py").write_text(

@@ -38,6 +38,9 @@ class Game:
 '''
 
 
+MALFORMED = ({}, {"prompt": [{"content": "no role"}]}, {"prompt": [["no message"]]}, {"prompt": "a", "tools": 3})
+
+
 class Scripted:
     """A Subject whose turns are those of a function of messages. Its prompts are the messages as JSON."""
 
@@ -79,7 +82,8 @@ def run(subject, limit=12, spec="service", **options):
 @pytest.fixture
 def game(tmp_path):
     (tmp_path / "game.py").write_text(GAME)
-    (tmp_path / "game.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(4)) + "{}\n")
+    rows = [*({"prompt": f"Say {n}."} for n in range(4)), *MALFORMED]
+    (tmp_path / "game.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = "kind: environment\ndata: game.jsonl\nenvironment: game.py:Game\nrepeats: 2\npass_hat: [1, 2]\n"
     (tmp_path / "game.yaml").write_text(spec)
     return tmp_path / "game.yaml"
@@ -125,7 +129,7 @@ def test_an_environment_of_the_users_own(game):
         return say("1" if messages[-1]["content"] == "seed 0" else messages[0]["content"][4])
 
     results, samples = run(Scripted(policy), spec=game)
-    assert results["n"] == 4 and results["problems"]["malformed_items"]["n"] == 1
+    assert results["n"] == 4 and results["problems"]["malformed_items"]["n"] == len(MALFORMED)
     assert results["pass^1"] == 0.625 and results["pass^2"] == 0.25 and results["peeked"] is None
     assert [m["role"] for m in samples[1]["episodes"][1]["messages"]] == ["user", "assistant", "tool", "assistant"]
     endless, _ = run(Scripted(lambda messages, seed: policy(messages[:1], seed)), spec=game, max_turns=3)
@@ -138,9 +142,74 @@ def test_an_environment_of_the_users_own(game):
     assert lost["n"] == 0 and lost["problems"]["no_generation"]["n"] == 4 and samples[0]["flags"] == ["no_generation"]
 
 
+KEEPER = '''
+class Game:
+    """Says the seeds of all episodes that its record has seen."""
+
+    tools = [{"type": "function", "function": {"name": "peek", "description": "", "parameters": {"type": "object"}}}]
+
+    def reset(self, *, seed=None, options=None):
+        self.seen = options["seen"]
+        self.seen.append(seed)
+        return options["prompt"][-1]["content"], {}
+
+    def step(self, action):
+        return str(self.seen), 0.0, False, False, {}
+'''
+
+
+def test_episodes_keep_the_seed_of_their_record_and_do_not_touch_each_other(game):
+    game.with_name("game.py").write_text(KEEPER)
+    game.with_name("game.jsonl").write_text(json.dumps({"prompt": "Say 1.", "seed": 7, "seen": []}) + "\n")
+    subject = Scripted(lambda messages, seed: say("1"))
+    _, [sample] = run(subject, spec=game, max_turns=2)
+    assert [episode["messages"][2]["content"] for episode in sample["episodes"]] == ["[7]", "[7]"]
+    assert len({prompt.seed for prompt in subject.prompts}) == 2, "the model draws each episode anew"
+
+
+def test_a_changed_file_of_an_environment_is_another_task(game):
+    versions = [open_task(str(game), TaskSettings(chat=True)).versions]
+    game.with_name("game.py").write_text(GAME + "\n")
+    assert open_task(str(game), TaskSettings(chat=True)).versions != versions[0]
+
+
+class Strict(Scripted):
+    """Its template wants a call before each answer of a tool, and the number of the call."""
+
+    def chat_prompt(self, messages, prefill="", tools=None):
+        for before, message in itertools.pairwise(messages):
+            calls = [call["id"] for call in before.get("tool_calls", ())]
+            if message["role"] == "tool" and message["tool_call_id"] not in calls:
+                raise UserError("chat: the template says: no call before")
+        return super().chat_prompt(messages, prefill, tools)
+
+    def turn(self, generated):
+        turn = super().turn(generated)
+        return turn if turn.content != "broken" else Turn("", [], ["the call is not JSON"])
+
+
+def test_a_broken_call_that_the_template_cannot_show_ends_its_episode_only(game):
+    def policy(messages, seed):
+        if len(messages) == 1 and messages[0]["content"] == "Say 2.":
+            return say("broken")
+        if len(messages) == 1:
+            return say("") | {"tool_calls": [{"type": "function", "function": {"name": "peek", "arguments": {}}}]}
+        return say(messages[0]["content"][4])
+
+    results, samples = run(Strict(policy), spec=game)
+    assert [sample["failed"] for sample in samples] == [False, False, True, False] and results["finished"] == 0.75
+    results, _ = run(Strict(lambda messages, seed: say("broken")), spec=game)
+    assert results["finished"] == results["pass^1"] == 0.0
+
+
 @pytest.mark.parametrize(
     "options, named",
-    [({"environment": "desk"}, "environment='desk'"), ({"pass_hat": [5]}, "pass_hat"), ({"repeats": 0}, "repeats")],
+    [
+        ({"environment": "desk"}, "environment='desk'"),
+        ({"environment": ""}, "environment is missing"),
+        ({"pass_hat": [5]}, "pass_hat"),
+        ({"repeats": 0}, "repeats"),
+    ],
 )
 def test_wrong_settings(options, named):
     with pytest.raises(UserError, match=f"task service: {named}"):
