@@ -157,13 +157,16 @@ def test_tools_answer_wrong_calls_and_enforce_no_rule(desk):
 
 
 @pytest.mark.parametrize(
-    "answer, told", [("It is {}.", True), (" ".join(map(str, range(1000))), False), ("It is 12345.", False)]
+    "answer, told",
+    [("It is {}.", True), (" ".join(map(str, range(1000))), False), ("It is 12345.", False), ("It is {} or {other}.", False)],
 )
 def test_a_list_of_guesses_is_no_answer(answer, told):
     record = next(r for r in first(200, goals=2) if r["kinds"][0] == "question")
     goal = record["goals"][0]
-    right = record["database"][goal["id"]][goal["asks"]]
-    script = iter([call(record["tools"][0]["function"], goal["id"]), answer.format(right), "It is done."])
+    row = record["database"][goal["id"]]
+    right = row[goal["asks"]]
+    other = next(value for value in row.values() if isinstance(value, int) and value != right)
+    script = iter([call(record["tools"][0]["function"], goal["id"]), answer.format(right, other=other), "It is done."])
 
     def policy(record, messages):
         turn = next(script)
