@@ -169,11 +169,6 @@ def _kinds() -> np.ndarray:
     return kinds
 
 
-def runs(start: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Return the concatenation of start[k], start[k] + 1, … start[k] + count[k] − 1 for all k."""
-    return np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
-
-
 def sums(values: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Return the sums of consecutive groups of `count` values; an empty group gives 0."""
     total = np.append(0, np.cumsum(values))

@@ -37,14 +37,12 @@ flags.DEFINE_integer("max_documents", 100_000, "Use at most so many of each side
 flags.DEFINE_integer("ngrams", 2, "Features are n-grams of 1 to this many words; 0: none.", 0)
 flags.DEFINE_integer("characters", 0, "And n-grams of this many characters, for scripts without spaces; 0: none.", 0)
 flags.DEFINE_integer("bits", 21, "Features fall into 2^bits buckets; the classifier takes 4 bytes for each.", 8, 26)
-flags.DEFINE_integer("steps", 2000, "Training steps at most; it stops when the validation loss no longer falls.", 1)
-flags.DEFINE_integer("batch_size", 256, "Documents of a training step.", 1)
-flags.DEFINE_float("learning_rate", 5.0, "Learning rate at the beginning.", 0.0)
-flags.DEFINE_float("l2", 1e-6, "Half of it times the squared weights is added to the loss.", 0.0)
+flags.DEFINE_integer("steps", 200, "Training steps at most; it stops when the validation loss no longer falls.", 1)
+flags.DEFINE_float("l2", 1e-5, "Half of it times the squared weights is added to the loss.", 0.0)
 flags.DEFINE_integer("min_documents", 2, "Buckets in fewer training documents get no weight.", 1)
 flags.DEFINE_float("valid_fraction", 0.1, "Share of documents that decide when training stops.", 0.0, 1.0)
 flags.DEFINE_float("test_fraction", 0.1, "Share of documents for the figures.", 0.0, 1.0)
-flags.DEFINE_integer("seed", 0, "Seed of the split and of the order of training.", 0, 2**32 - 1)
+flags.DEFINE_integer("seed", 0, "Seed of the split.", 0, 2**32 - 1)
 
 
 def main() -> None:

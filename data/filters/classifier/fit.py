@@ -1,22 +1,16 @@
-"""Fit the weights of a linear classifier with JAX.
+"""Fit the weights of a linear classifier: L-BFGS (Liu & Nocedal 1989) on all documents at once, by SciPy.
 
-JAX is imported inside `fit`, and runs on the CPU there. So reading and scoring documents, the rest of `data`, works without JAX
-and knows no devices.
+Axes: N documents, F distinct features of all documents, V buckets that have a weight.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from data.filters.classifier.linear import Features, Model, Settings, logits
-from data.filters.words import runs
-from lm.errors import UserError
+from data.filters.classifier.linear import Features, Model, Settings, logits, probability
 
-MOMENTUM = 0.9
-EVALUATE_EVERY = 50  # steps
-PATIENCE = 10  # evaluations without a better validation loss, after which training ends
-MIN_PADDED = 1 << 14  # features of a batch are padded to a power of two, so few shapes are compiled
+PATIENCE = 10  # steps without a better validation loss, after which training ends
 
 
 class Examples(NamedTuple):
@@ -27,21 +21,15 @@ class Examples(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How to train: gradient descent with Nesterov momentum on minibatches, whose rate falls to 0 along a cosine.
+    """How to train.
 
-    On real mail, AdamW had a higher test loss on one split and an equal one on another (docs/decisions.md).
-
-    learning_rate: at the beginning. It can be so high because a document's vector has length 1, so the gradient of the loss is
-      1-Lipschitz or less. l2: l2/2 · |weights|² is added to the loss. min_documents: a bucket in fewer training documents gets
-      the weight 0.
+    steps: at most. l2: l2/2 · |weights|² is added to the loss. min_documents: a bucket in fewer training documents gets the
+    weight 0.
     """
 
-    steps: int = 2000
-    batch_size: int = 256
-    learning_rate: float = 5.0
-    l2: float = 1e-6
+    steps: int = 200
+    l2: float = 1e-5
     min_documents: int = 2
-    seed: int = 0
 
 
 def fit(
@@ -50,59 +38,47 @@ def fit(
     """Return the model with the lowest validation loss among those seen during training.
 
     Minimises the mean of −log p(label), in which both classes have the same total weight. So probabilities hold for a corpus
-    with as many good documents as bad ones. It runs on the CPU, where sums have a fixed order: a seed always gives the same
-    weights.
+    with as many good documents as bad ones.
 
     Args:
       train, valid: each with good and bad documents.
-      shown: called with the step and the validation loss at each evaluation.
+      shown: called with the step and the validation loss after each step.
     Returns: a model whose `about` has {steps, best_step, valid_loss, buckets}.
-    Raises: UserError: training diverges.
     """
-    import jax
-    import jax.numpy as jnp
-    import optax
+    from scipy.optimize import minimize
 
     used = np.flatnonzero(np.bincount(train.features.bucket_F, minlength=1 << settings.bits) >= options.min_documents)
     column = np.full(1 << settings.bits, len(used), np.int32)  # buckets without a weight share the last column, which stays 0
     column[used] = np.arange(len(used))
     train, valid = _renamed(train, column), _renamed(valid, column)
-    rate = optax.cosine_decay_schedule(options.learning_rate, options.steps)
-    optimizer = optax.sgd(rate, momentum=MOMENTUM, nesterov=True)
+    bucket_F, count_N = train.features
+    weight_N, scale_N = class_weights(train.good_N) / len(count_N), 1 / np.sqrt(np.maximum(count_N, 1))
 
-    def loss(parameters, batch):
-        weight_V, bias = parameters
-        terms_P = weight_V.at[batch["column_P"]].get(mode="fill", fill_value=0) * batch["value_P"]
-        logit_B = bias + jax.ops.segment_sum(terms_P, batch["row_P"], len(batch["good_B"]))
-        loss_B = batch["weight_B"] * (jax.nn.softplus(logit_B) - batch["good_B"] * logit_B)
-        return jnp.mean(loss_B) + options.l2 / 2 * jnp.vdot(weight_V, weight_V)
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        weight_V, bias = parameters[:-1], parameters[-1]
+        logit_N = logits(train.features, np.append(weight_V, 0.0), bias)
+        error_N = weight_N * (probability(logit_N) - train.good_N)
+        gradient_V = np.bincount(bucket_F, np.repeat(error_N * scale_N, count_N), len(used) + 1)[:-1] + options.l2 * weight_V
+        return log_loss(logit_N, train.good_N) + options.l2 / 2 * weight_V @ weight_V, np.append(gradient_V, error_N.sum())
 
-    @jax.jit
-    def step(parameters, state, batch):
-        updates, state = optimizer.update(jax.grad(loss)(parameters, batch), state, parameters)
-        return optax.apply_updates(parameters, updates), state
+    best_loss, best_step, best, number = np.inf, 0, np.zeros(len(used) + 1), 0
 
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        parameters = jnp.zeros(len(used)), jnp.zeros(())
-        state = optimizer.init(parameters)
-        best_loss, best_step, best = np.inf, 0, parameters
-        for number, batch in enumerate(_batches(train, len(used), options), 1):
-            parameters, state = step(parameters, state, batch)
-            if number % EVALUATE_EVERY == 0 or number == options.steps:
-                weights, bias = np.append(parameters[0], np.float32(0)), float(parameters[1])
-                now = log_loss(logits(valid.features, weights, bias), valid.good_N)
-                if shown is not None:
-                    shown(number, now)
-                if now < best_loss:
-                    best_loss, best_step, best = now, number, (weights[:-1], bias)
-                elif number - best_step >= PATIENCE * EVALUATE_EVERY:
-                    break
-    if not np.isfinite(best_loss):
-        raise UserError(f"classifier: the validation loss is not finite; lower learning_rate={options.learning_rate}")
+    def seen(parameters: np.ndarray) -> None:
+        nonlocal best_loss, best_step, best, number
+        number += 1
+        now = log_loss(logits(valid.features, np.append(parameters[:-1], 0.0), parameters[-1]), valid.good_N)
+        if shown is not None:
+            shown(number, now)
+        if now < best_loss:
+            best_loss, best_step, best = now, number, parameters.copy()
+        elif number - best_step >= PATIENCE:
+            raise StopIteration
+
+    minimize(loss, best, jac=True, method="L-BFGS-B", callback=seen, options={"maxiter": options.steps})
     weights = np.zeros(1 << settings.bits, np.float32)
-    weights[used] = best[0]
+    weights[used] = best[:-1]
     about = {"steps": number, "best_step": best_step, "valid_loss": best_loss, "buckets": len(used)}
-    return Model(settings, weights, float(best[1]), about)
+    return Model(settings, weights, float(best[-1]), about)
 
 
 def _renamed(examples: Examples, column: np.ndarray) -> Examples:
@@ -118,32 +94,3 @@ def class_weights(good_N: np.ndarray) -> np.ndarray:
 def log_loss(logit_N: np.ndarray, good_N: np.ndarray) -> float:
     """Return the mean of −log p(label), both classes with the same total weight, in nats."""
     return float(np.mean(class_weights(good_N) * (np.logaddexp(0, logit_N) - good_N * logit_N)))
-
-
-def _batches(examples: Examples, columns: int, options: Options) -> Iterator[dict[str, np.ndarray]]:
-    """Yield options.steps batches; each epoch has an order of its own. A padded place names no column.
-
-    column_P, row_P: int32, of each feature. value_P: float32, 1/√|S|. good_B, weight_B: float32; a padded row has weight 0.
-    """
-    count_N, good_N = examples.features.count_N, examples.good_N
-    start_N, weight_N = np.cumsum(count_N) - count_N, class_weights(examples.good_N)
-    size, order, epoch = min(options.batch_size, len(good_N)), np.empty(0, np.int64), 0
-    for _ in range(options.steps):
-        while len(order) < size:
-            order = np.append(order, np.random.default_rng([options.seed, epoch]).permutation(len(good_N)))
-            epoch += 1
-        rows, order = order[:size], order[size:]
-        count = count_N[rows]
-        padded = max(MIN_PADDED, 1 << (int(count.sum()) - 1).bit_length())
-        column, row, value = np.full(padded, columns, np.int32), np.zeros(padded, np.int32), np.zeros(padded, np.float32)
-        F = int(count.sum())
-        column[:F] = examples.features.bucket_F[runs(start_N[rows], count)]
-        row[:F] = np.repeat(np.arange(size), count)
-        value[:F] = np.repeat(1 / np.sqrt(np.maximum(count, 1)), count)
-        yield {
-            "column_P": column,
-            "row_P": row,
-            "value_P": value,
-            "good_B": good_N[rows].astype(np.float32),
-            "weight_B": weight_N[rows].astype(np.float32),
-        }

@@ -121,7 +121,6 @@ def train(
                 bar.update(len(texts))
             examples[name] = Examples(Features(*map(np.concatenate, zip(*found))), part.good_N)
     with progress("training", options.steps, unit=" steps", enabled=shown) as bar:
-        bar.compiling()
 
         def show(step: int, loss: float) -> None:
             bar.set_postfix_str(f"validation loss {loss:.4f}", refresh=False)

@@ -7,7 +7,7 @@ import pytest
 import xxhash
 
 from data.filters.heuristics import ngrams
-from data.filters.words import LETTER, SYMBOL, Words, runs, sums
+from data.filters.words import LETTER, SYMBOL, Words, sums
 from tests.data.filters.plain_splitting import split
 
 TEXTS = [
@@ -101,5 +101,4 @@ def test_repeated_n_grams_are_those_of_the_plain_twins(n):
 
 
 def test_groups():
-    assert runs(np.array([5, 0, 9]), np.array([2, 0, 1])).tolist() == [5, 6, 9]
     assert sums(np.array([1, 2, 3]), np.array([0, 2, 0, 1])).tolist() == [0, 3, 0, 3]
