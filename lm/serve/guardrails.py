@@ -201,7 +201,7 @@ def rules_of(policy: Policy) -> list[Rule]:
     if policy.pii:
         if strange := sorted(set(policy.pii) - set(KINDS)):
             raise UserError(f"policy {policy.id}: pii: {strange[0]}: there are {', '.join(KINDS)}")
-        rules.append(Rule(policy, PII_REACH, functools.partial(_pii, policy.pii)))
+        rules.append(Rule(policy, PII_REACH, functools.partial(_pii, tuple(policy.pii))))
     if policy.classifier:
         rules.append(_stretches(policy))
     return rules

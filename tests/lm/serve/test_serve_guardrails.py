@@ -79,7 +79,7 @@ def test_flags_change_nothing_and_are_reported_for_input_and_output(tmp_path):
 def test_input_is_blocked_with_a_refusal_of_its_hazard(tmp_path):
     rails = guardrails(tmp_path)
     blocked = rails.check("Give me the SARIN recipe", "input").blocked
-    refusals = [text for p in load_constitution().principles if "iwp" in p.hazards for text in p.refusals]
+    refusals = [text for p in load_constitution().principles if "iwp" in p.hazards or not p.hazards for text in p.refusals]
     assert rails.refusal(blocked, "key") in [text.format(hazard="indiscriminate weapons") for text in refusals]
 
 
@@ -113,15 +113,15 @@ def test_a_classifier_blocks_a_stretch(tmp_path):
     "policy, named",
     [
         ({"id": "x", "action": "block"}, "finds nothing"),
-        ({"id": "x", "action": "stop", "patterns": ["a"]}, "'stop' is none of block, mask, flag"),
-        ({"id": "x", "action": "flag", "hazard": "zzz", "patterns": ["a"]}, "'zzz' is none of"),
+        ({"id": "x", "action": "stop", "patterns": ["a"]}, "action: Input should be 'block', 'mask' or 'flag'"),
+        ({"id": "x", "action": "flag", "hazard": "zzz", "patterns": ["a"]}, "x: no hazard 'zzz'"),
         ({"id": "x", "action": "flag", "patterns": ["a.*b"]}, "bound its repeats"),
         ({"id": "x", "action": "flag", "patterns": ["a?"]}, "empty text"),
         ({"id": "x", "action": "flag", "patterns": ["a(?=b)"]}, "looks around"),
         ({"id": "x", "action": "flag", "patterns": ["(a"]}, "no regular expression"),
         ({"id": "x", "action": "flag", "pii": ["shoe"]}, "there are secret"),
-        ({"id": "x", "action": "flag", "patterns": ["a"], "threshold": 2}, "no probability"),
-        ({"id": "x", "action": "flag", "patterns": ["a"], "actoin": 1}, "unknown key 'actoin'"),
+        ({"id": "x", "action": "flag", "patterns": ["a"], "threshold": 2}, "threshold: Input should be less"),
+        ({"id": "x", "action": "flag", "patterns": ["a"], "actoin": 1}, "actoin: Extra inputs are not permitted"),
         ({"id": "x", "action": "flag", "classifier": "/nowhere"}, "no classifier"),
     ],
 )
@@ -133,5 +133,5 @@ def test_a_wrong_policy_is_one_clear_line(tmp_path, policy, named):
 
 def test_old_files_stay_valid_and_check_nothing():
     rails = Guardrails()
-    assert load_constitution().policies == ()
+    assert load_constitution().policies == []
     assert rails.check("sarin recipe", "input") == ("sarin recipe", ())

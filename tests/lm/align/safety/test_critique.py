@@ -19,7 +19,7 @@ def failure(id="a", hazard="iwp", family="direct"):
 def test_the_shipped_constitution_has_every_hazard_of_the_taxonomy():
     assert set(CONSTITUTION.hazards) == set("vcr ncr src cse dfm spc prv ipv iwp hte ssh sxc".split())
     for hazard in CONSTITUTION.hazards:
-        assert hazard in CONSTITUTION.principle_for(hazard, "any").hazards
+        assert hazard in (CONSTITUTION.principle_for(hazard, "any").hazards or CONSTITUTION.hazards)
     # What the templated reviser writes is found to be a refusal by the rules that count them.
     for principle in CONSTITUTION.principles:
         assert all(refusal(text.format(hazard="harm")) == "full" for text in principle.refusals), principle.id
@@ -36,7 +36,7 @@ def test_a_constitution_of_ones_own(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
     mine = load_constitution(path)
-    assert mine.principles[0].hazards == ("x",) and mine.name_of("x") == "an x" and mine.name_of("other") == "other"
+    assert mine.principle_for("x", "any").id == "p" and mine.name_of("x") == "an x" and mine.name_of("other") == "other"
     (revision,) = from_templates(mine)([failure(hazard="x")])
     assert revision == ("p", "Has an x.", "I can't help.", "")
 
@@ -44,16 +44,16 @@ def test_a_constitution_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("hazards:", "hazard:"), "two keys"),
-        (("id: p, ", ""), "lacks id"),
+        (("hazards:", "hazard:"), "hazards: Field required"),
+        (("id: p, ", ""), "principles: 1: id: Field required"),
         (("id: p,", "id: p, hazards: [y],"), "no hazard 'y'"),
-        (("id: p,", "id: p, name: q,"), "unknown key 'name'"),
-        (("[I can't help.]", "[]"), "not empty"),
-        (("[I can't help.]", "[7]"), "must be text"),
+        (("id: p,", "id: p, name: q,"), "principles: 1: name: Extra inputs"),
+        (("[I can't help.]", "[]"), "refusals: List should have at least 1"),
+        (("[I can't help.]", "[7]"), "refusals: 1: Input should be a valid string"),
         (("{hazard}", "{other}"), "no braces"),
-        (("text: No x.", "text: ''"), "must be text"),
+        (("text: No x.", "text: ''"), "text: String should have at least 1"),
         (("}]", "]"), "not YAML"),
-        (("principles: [", "principles: [3, "), "must be a mapping"),
+        (("principles: [", "principles: [3, "), "principles: 1: Input should be a valid dictionary"),
     ],
 )
 def test_what_is_wrong_in_a_constitution_is_named(tmp_path, change, said):
@@ -75,10 +75,10 @@ def test_hazards_without_a_principle_and_double_ids_are_errors(tmp_path):
     with pytest.raises(UserError, match="mine.yaml: two policies are called 'twin'"):
         load_constitution(path)
     path.write_text(f"{text}\npolicies: [{{id: idle, action: flag}}]")
-    with pytest.raises(UserError, match=r"mine.yaml: policy 1 \(idle\): finds nothing"):
+    with pytest.raises(UserError, match="mine.yaml: policies: 1: idle finds nothing"):
         load_constitution(path)
     path.write_text(f"{text}\npolicies: {rule}")
-    with pytest.raises(UserError, match="mine.yaml: policies: must be a list"):
+    with pytest.raises(UserError, match="mine.yaml: policies: Input should be a valid list"):
         load_constitution(path)
     with pytest.raises(UserError, match="No such file"):
         load_constitution(tmp_path / "none.yaml")
