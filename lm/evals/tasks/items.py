@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from data.chat.records import wrapped
+from data.sources.reading import parquet_rows
 from lm.errors import UserError
 from lm.evals.stats.joining import Problems
 from lm.evals.task import TaskSettings
@@ -81,7 +83,7 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> list[dict]:
     if name.endswith((".csv", ".tsv")):
         return list(csv_rows(path, columns, "\t" if name.endswith(".tsv") else ","))
     if name.endswith(".parquet"):
-        return _parquet(path)
+        return [row for _, row in parquet_rows(os.fspath(path))]
     if name.endswith(".json"):
         return _whole(path)
     if name.endswith(TEXTS):
@@ -163,16 +165,6 @@ def _whole(path: Path) -> list[dict]:
         row if isinstance(row, dict) else {"malformed": f"row {n} is a JSON {type(row).__name__}"}
         for n, row in enumerate(value)
     ]
-
-
-def _parquet(path: Path) -> list[dict]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def checksum(paths: Sequence[Path]) -> str:
