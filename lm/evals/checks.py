@@ -11,18 +11,14 @@ from lm.evals.task import TaskSettings
 from lm.evals.tasks.catalogue import check_tasks
 from lm.runs.workdir import check_record
 from lm.train.checks import check_writer
-from lm.train.values import MAX, SEEDS
+from lm.train.values import MAX, SEEDS, check_ranges
 
 
 def check_evaluation(config, workdir: Path) -> None:
     """Raise UserError for an invalid config of evaluate.py, or one that differs from the evaluation in the workdir."""
     if not config.checkpoint:
         raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
-    if not 0 <= config.seed <= SEEDS:
-        raise UserError(f"seed={config.seed} must be in 0…{SEEDS}")
-    for key in ("max_length", "batch_tokens"):
-        if config[key] is not None and not 1 <= config[key] <= MAX:
-            raise UserError(f"{key}={config[key]} must be in 1…{MAX}")
+    check_ranges(config, {"seed": (0, SEEDS), "max_length": (1, MAX), "batch_tokens": (1, MAX)})
     budgets = config.thought_budgets
     if not all(isinstance(tokens, int) and 0 <= tokens <= MAX for tokens in budgets) or len({*budgets}) < len(budgets):
         raise UserError(f"thought_budgets={tuple(budgets)} must be different numbers of tokens in 0…{MAX}, such as (0,256)")
@@ -58,8 +54,7 @@ def settings_of(config) -> TaskSettings:
         raise UserError(f"options={config.options!r}: write YAML such as 'redteam: {{samples: 2}}'")
     if config.limit is not None and not 0 < config.limit < math.inf:
         raise UserError(f"limit={config.limit} must be above 0: a number of items, or below 1 a share of them")
-    if config.num_fewshot is not None and config.num_fewshot < 0:
-        raise UserError(f"num_fewshot={config.num_fewshot} must be at least 0")
+    check_ranges(config, {"num_fewshot": (0, None)})
     if config.data_dir and not Path(config.data_dir).is_dir():
         raise UserError(f"data_dir={config.data_dir}: no such folder; name the one whose folders are named after the tasks")
     if config.get("dtype") not in (None, "bfloat16", "float32"):

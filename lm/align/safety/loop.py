@@ -48,8 +48,10 @@ from lm.runs.lock import locked
 from lm.runs.workdir import check_record, save_record, steps_saved
 from lm.runs.workdir import kept_json as read_kept_json
 from lm.train.start import adopt
+from lm.train.values import check_ranges
 
 FAILURE_KEYS = "id prompt kind hazard family messages answer completion harmful_if response reason".split()
+LEAST_1 = ("safety.rounds", "safety.limit", "safety.samples", "safety.text_bytes")
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
 
 
@@ -306,9 +308,7 @@ class Loop:
 def check(config) -> None:
     """Raise UserError for invalid settings."""
     s = config.safety
-    for key, least in (("rounds", 1), ("limit", 1), ("samples", 1), ("text_bytes", 1), ("retries", 0)):
-        if s[key] < least:
-            raise UserError(f"safety.{key}={s[key]} must be at least {least}")
+    check_ranges(config, dict.fromkeys(LEAST_1, (1, None)) | {"safety.retries": (0, None)})
     if not 0 < s.valid_fraction < 1:
         raise UserError(f"safety.valid_fraction={s.valid_fraction} must be between 0 and 1")
     for key in ("keep_share", "harmless_share"):

@@ -54,7 +54,7 @@ def test_the_defaults_hold(config, tmp_path):
         ("auth.key_file", "missing", "auth.key_file=missing"),
         ("auth.per_minute", -1, "auth.per_minute=-1"),
         ("monitor.alpha", 2.0, "monitor.alpha=2.0"),
-        ("monitor.share", 2.0, "monitor.share=2.0 must be in 0…1"),
+        ("monitor.share", 2.0, "monitor.share=2.0 must be at least 0 and at most 1"),
         ("store.days", -1.0, "store.days=-1.0"),
     ],
 )
