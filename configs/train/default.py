@@ -23,6 +23,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.dtype = "auto"
 
     config.init_from = placeholder(str)  # workdir, Hugging Face folder or GGUF file: its model config, weights, tokenizer
+    # Rotary positions of init_from, changed for a longer sequence_length (docs/train.md, A longer context). Local layers keep
+    # theirs. At most one of the two.
+    config.extend = ml_collections.ConfigDict()
+    config.extend.theta = 0.0  # base of the angles, raised (Xiong et al. 2023); 0: unchanged
+    config.extend.yarn = 0.0  # factor of YaRN over the context of init_from (Peng et al. 2023); 0: none
     config.tokenizer = placeholder(str)  # a tokenizer.model or tokenizer.json, or a folder with one; none: train one
     config.data = ml_collections.ConfigDict()
     config.data.input = placeholder(str)  # folder, file, glob or TFDS name; none: this Python installation

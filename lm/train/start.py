@@ -67,6 +67,8 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
         model["vocab_size"] = max(
             model["vocab_size"], load_tokenizer(config.tokenizer or config.init_from).vocab_size + config.data.new_pieces
         )
+    if not saved:
+        model |= longer_positions(config, model)
     own = [*OURS, "dtype", *_own_towers(config, model, workdir, new=not saved)]
     _put(config.model, {key: value for key, value in model.items() if key not in own})
     if config.model.positions != "learned":  # the context grows to the training length
@@ -131,6 +133,27 @@ def choose_steps(config: ml_collections.ConfigDict, rows: int, rows_per_step: in
         print(f"{config.steps:,} steps of {most} are {epochs:.3g} epochs of {rows:,} rows", flush=True)
 
 
+def longer_positions(config: ml_collections.ConfigDict, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model keys that `extend` changes: `rope`, and `local_rope_theta` of local layers that rotated by `rope` too.
+
+    Local layers never see far, so they keep the angles that they were trained with (as in Gemma 3, 2025).
+    model: the keys of init_from, with nested dicts.
+    Raises: UserError if these positions cannot be changed so.
+    """
+    theta, yarn = (config.extend.theta, config.extend.yarn) if config.get("extend") else (0, 0)
+    if not theta and not yarn:
+        return {}
+    asked, old = f"extend.theta={theta}" if theta else f"extend.yarn={yarn}", model["rope"]
+    if model["positions"] != "rotary" or old["scaling"] != "none":
+        have = f"positions={model['positions']}" if model["positions"] != "rotary" else f"rope.scaling={old['scaling']}"
+        raise UserError(f"{asked} changes plain rotary positions, and init_from={config.init_from} has {have}: leave it out")
+    if theta and theta <= old["theta"]:
+        raise UserError(f"{asked} must be above rope.theta={old['theta']} of init_from={config.init_from}")
+    new = {"theta": theta} if theta else {"scaling": "yarn", "factor": yarn, "original_positions": model["max_positions"]}
+    own = old["theta"] if {"local", "chunk"} & {*model["attention_pattern"]} else 0.0
+    return {"rope": old | new, "local_rope_theta": model["local_rope_theta"] or own}
+
+
 def _own_towers(config: ml_collections.ConfigDict, model: dict[str, Any], workdir: Path | None, *, new: bool) -> list[str]:
     """Return the sections of encoders that the run's own config decides, and set their token_id if it is -1.
 
@@ -191,7 +214,7 @@ def initial_params(config: ml_collections.ConfigDict, mesh: Mesh, tokenizer: Tok
     from lm.convert.source import open_source
 
     source, wanted = open_source(config.init_from), model_config_of(config)
-    same = ["dtype", *COMPILED] + ([] if wanted.positions == "learned" else ["max_positions"])
+    same = ["dtype", *COMPILED] + ([] if wanted.positions == "learned" else ["max_positions", "rope", "local_rope_theta"])
     base = dataclasses.replace(source.config, **{name: getattr(wanted, name) for name in same})
     params = source.load(shapes_on(skeleton(base)[1], mesh))
     if config.data.get("new_pieces"):

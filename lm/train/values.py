@@ -35,6 +35,7 @@ RANGES = {
     "data.max_valid_bytes": (0, None), "data.tokenizer_sample_bytes": (1, None), "data.new_pieces": (0, 1_000_000),
     "data.max_examples": (1, None), "data.max_valid_examples": (0, None), "rollout.max_new_tokens": (1, MAX),
     "rollout.max_prompt_tokens": (1, MAX), "rollout.max_turns": (1, MAX), "samples_every": (0, None), "num_samples": (0, None),
+    "extend.theta": (0, None), "extend.yarn": (0, None),
 }  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
                 f"{asked} needs training of all weights, since an adapter does not train the embedding: "
                 "set model.adapter.rank=0"
             )
+    _check_extend(config)
     parse_trackers(config.get("trackers", ""))  # raises UserError
     steps = profiled_steps(config.profile)
     if steps and config.epochs is None and config.steps is not None and steps[0] > config.steps:
@@ -82,6 +84,17 @@ def check_ranges(config: ml_collections.ConfigDict, ranges: Mapping[str, tuple[f
         value = _value(config, key)
         if value is not None and not (least <= value and (most is None or value <= most)):
             raise UserError(f"{key}={value} must be at least {least}" + (f" and at most {most}" if most is not None else ""))
+
+
+def _check_extend(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError if the keys of `extend` contradict each other, or change the positions of no model."""
+    if not config.get("extend") or not any(config.extend.values()):
+        return
+    asked = ", ".join(f"extend.{key}={value}" for key, value in config.extend.items() if value)
+    if not config.init_from:
+        raise UserError(f"{asked} needs init_from, whose positions it changes; for a new model, set model.rope")
+    if all(config.extend.values()):
+        raise UserError(f"{asked}: set one of the two")
 
 
 def _value(config: ml_collections.ConfigDict, key: str) -> Any:

@@ -36,6 +36,18 @@ def test_it_goes_on_from_the_weights_and_the_config(finished, text, tmp_path):
     assert runs.training(tmp_path / "on")[0]["loss"] < 0.9 * runs.training(finished)[0]["loss"]
 
 
+def test_a_longer_context_with_a_raised_base_resumes(finished, text, tmp_path):
+    settings = START | dict(init_from=finished, data__input=text, sequence_length=128, extend__theta=1e6, steps=1)
+    runs.train(tmp_path / "long", **settings)
+    runs.train(tmp_path / "long", **settings | dict(steps=2))
+    model = json.loads((tmp_path / "long" / "config.json").read_text())["model"]
+    assert model["rope"]["theta"] == 1e6 and model["max_positions"] >= 128
+    assert len(runs.training(tmp_path / "long")) == 2
+    # A run that starts from the longer model has its positions, and may raise them again.
+    runs.train(tmp_path / "on", **settings | dict(init_from=tmp_path / "long", extend__theta=2e6))
+    assert json.loads((tmp_path / "on" / "config.json").read_text())["model"]["rope"]["theta"] == 2e6
+
+
 @pytest.fixture(scope="module")
 def adapted(finished, text, tmp_path_factory):
     """(workdir, settings) of a run of adapters beside 8-bit weights."""
