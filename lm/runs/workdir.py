@@ -22,8 +22,9 @@ from lm.files.untrusted import MAX_BYTES, check_inside, read_json, shown
 # The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the
 # tokenizer and the prepared data of the workdir depend on them. All other keys may change.
 IDENTITY = tuple(
-    "method objective init_from tokenizer chat_template seed sequence_length data model optimizer.name optimizer.state_dtype "
-    "sft.thoughts preference.loss reward.kind rl.algorithm distill.kind distill.teacher checkpoint".split()
+    "method objective init_from extend tokenizer chat_template seed sequence_length data model optimizer.name "
+    "optimizer.state_dtype sft.thoughts preference.loss reward.kind rl.algorithm distill.kind distill.teacher "
+    "checkpoint".split()
 )
 # Keys and sections that do not shape what a run learns: layout over devices, memory, logs, what is measured and what is kept.
 # The dial is compared by the keys that it sets. A run without a step left to train refuses other values of all other keys.

@@ -43,6 +43,8 @@ def test_a_longer_context_with_a_raised_base_resumes(finished, text, tmp_path):
     model = json.loads((tmp_path / "long" / "config.json").read_text())["model"]
     assert model["rope"]["theta"] == 1e6 and model["max_positions"] >= 128
     assert len(runs.training(tmp_path / "long")) == 2
+    done = runs.run(runs.line(tmp_path / "long", **settings | dict(extend__theta=2e6, steps=3)))
+    assert done.returncode == 2 and "extend.theta" in done.stderr
     # A run that starts from the longer model has its positions, and may raise them again.
     runs.train(tmp_path / "on", **settings | dict(init_from=tmp_path / "long", extend__theta=2e6))
     assert json.loads((tmp_path / "on" / "config.json").read_text())["model"]["rope"]["theta"] == 2e6
