@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.max_valid_examples = 1000  # of those held out; the rest is trained on
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
+    config.optimizer.turns = 1
     config.optimizer.warmup = placeholder(int)  # steps; none: a tenth of the run, 10 at most
     config.optimizer.weight_decay = 0.0  # per step, times the learning rate
     config.optimizer.z_loss = 0.0

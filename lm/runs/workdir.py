@@ -22,7 +22,9 @@ from lm.files.untrusted import MAX_BYTES, check_inside, read_json, shown
 # The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the
 # tokenizer and the prepared data of the workdir depend on them. All other keys may change.
 IDENTITY = tuple(
-    "method objective init_from extend tokenizer chat_template seed sequence_length data model optimizer.name "
+    "method objective init_from extend tokenizer chat_template seed sequence_length data model optimizer.name optimizer.turns "
+    "optimizer.state_dtype sft.thoughts preference.loss reward.kind rl.algorithm distill.kind distill.teacher "
+    "checkpoint".split()
     "optimizer.state_dtype sft.thoughts preference.loss reward.kind rl.algorithm distill.kind distill.teacher "
     "checkpoint".split()
 )
@@ -41,7 +43,7 @@ RESUMABLE_KEYS = WITHOUT_EFFECT + tuple(
     "model.moe.capacity_factor model.max_positions".split()
 )
 # Only trained weights depend on these, so they may change until the first checkpoint.
-UNTIL_TRAINED = ("model", "sequence_length", "optimizer.name", "optimizer.state_dtype")
+UNTIL_TRAINED = ("model", "sequence_length", "optimizer.name", "optimizer.turns", "optimizer.state_dtype")
 
 RECORD, TOKENIZERS = "config.json", ("tokenizer.model", "tokenizer.json")
 KEPT = "best_of/conversations.jsonl"  # the training data of best_of

@@ -41,12 +41,14 @@ def keep_chosen(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Give a run that began before the defaults of NEW_DEFAULTS its recorded values, but for keys of the command line.
 
-    One that began before head_rate goes on with the rates that embeddings and head had then.
+    One that began before head_rate goes on with the rates that embeddings and head had then, one before turns without them.
     """
     saved, _ = record(workdir)
     if not saved or not saved.get("optimizer"):
         return
     model = saved.get("model", {})
+    if "turns" not in saved["optimizer"] and "optimizer.turns" not in given_keys():
+        config.optimizer.turns = 1
     if "head_rate" not in saved["optimizer"]:
         wide = model.get("init") == "fan_in" and not model.get("tie_embeddings")
         usual = {"head_rate": 1.0, "embedding_rate": saved["optimizer"].get("embedding_rate") or (15.0 if wide else 1.0)}

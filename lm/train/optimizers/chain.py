@@ -41,8 +41,8 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
         direction = adam
     elif o.name in ("muon", "normuon"):
         labels = by_variable(abstract_params, lambda variable: "muon" if orthogonalised(variable) else "adamw")
-        scale_by = scale_by_muon if o.name == "muon" else scale_by_normuon
-        muon = scale_by(o.momentum, config.compute_dtype)
+        dtype = config.compute_dtype
+        muon = scale_by_muon(o.momentum, dtype) if o.name == "muon" else scale_by_normuon(o.momentum, dtype, o.turns)
         direction = optax.partition({"muon": muon, "adamw": adam}, labels)
     else:
         direction = optax.chain(optax.scale_by_lion(b1=o.b1, b2=o.b2), optax.scale(LION_RMS))

@@ -57,6 +57,14 @@ class NorMuonState(NamedTuple):
     outputs: nnx.State  # float32 mean of squares, of a parameter's shape without its inputs
 
 
+class TurnsState(NamedTuple):
+    """The state of NorMuon whose layers take turns."""
+
+    mu: nnx.State
+    outputs: nnx.State
+    count: jax.Array  # type: ignore[assignment]  # int32, updates; hides tuple.count; a name in checkpoints
+
+
 def scale_by_muon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransformation:
     """Return the transform from gradients g to 0.2·√max(m, n) · orthogonalised(Nesterov momentum of g).
 
@@ -82,18 +90,33 @@ def scale_by_muon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_normuon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransformation:
+def scale_by_normuon(momentum: float, dtype: jnp.dtype, turns: int = 1) -> optax.GradientTransformation:
     """Return the transform from gradients to a direction with a root mean square of 0.2 in each matrix.
 
     With O the orthogonalised Nesterov momentum, v ← 0.9·v + 0.1·(mean of O² over the inputs of each output). The direction is
     0.2 · y / rms(y) of y = O / √v (Li et al. 2025, algorithm 1). `dtype`, and a mesh: as in `scale_by_muon`.
+
+    turns: update n changes layers n, n + turns, … (mod turns) alone, by `turns` times as much, so that the products, most of
+    the cost, are a share of those of all layers (the idea of Gruntkowska et al. 2025, who draw the layers). Every momentum
+    sees every gradient.
     """
 
-    def init(params: nnx.State) -> NorMuonState:
+    def init(params: nnx.State) -> NorMuonState | TurnsState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return NorMuonState(zeros, jax.tree.map(_of_outputs, zeros, is_leaf=is_variable))
+        outputs = jax.tree.map(_of_outputs, zeros, is_leaf=is_variable)
+        return NorMuonState(zeros, outputs) if turns == 1 else TurnsState(zeros, outputs, jnp.zeros((), jnp.int32))
 
-    def update(grads: nnx.State, state: NorMuonState, params: nnx.State | None = None) -> tuple[nnx.State, NorMuonState]:
+    def direction(x: jax.Array, v: jax.Array, axes: MatrixAxes) -> tuple[jax.Array, jax.Array]:
+        inputs = tuple(range(axes.stacked, axes.stacked + axes.inputs))
+        o = lax.reshape(orthogonalised(as_matrices(x, axes), dtype, POLAR_EXPRESS), x.shape, out_sharding=spec_of(x))
+        v = OUTPUT_MEMORY * v + (1 - OUTPUT_MEMORY) * jnp.mean(jnp.square(o), axis=inputs)
+        y = o * lax.rsqrt(jnp.expand_dims(jnp.maximum(v, EPS), inputs))
+        size = jnp.sqrt(jnp.mean(jnp.square(y), axis=tuple(range(axes.stacked, y.ndim)), keepdims=True))
+        return RMS * y / jnp.maximum(size, EPS), v
+
+    def update(
+        grads: nnx.State, state: NorMuonState | TurnsState, params: nnx.State | None = None
+    ) -> tuple[nnx.State, NorMuonState | TurnsState]:
         mu = optax.tree.update_moment(grads, state.mu, momentum, order=1)
         ahead, tree = jax.tree.flatten(optax.tree.update_moment(grads, mu, momentum, order=1), is_leaf=is_variable)
         outputs, tree_of_outputs = jax.tree.flatten(state.outputs, is_leaf=is_variable)
@@ -101,17 +124,43 @@ def scale_by_normuon(momentum: float, dtype: jnp.dtype) -> optax.GradientTransfo
             x, axes = variable.get_value(), matrix_axes(variable)
             if axes is None or isinstance(x, optax.MaskedNode):  # another transform updates this parameter
                 continue
-            inputs = tuple(range(axes.stacked, axes.stacked + axes.inputs))
-            o_mn = orthogonalised(as_matrices(x, axes), dtype, POLAR_EXPRESS)
-            o = lax.reshape(o_mn, x.shape, out_sharding=spec_of(x))
-            squares = jnp.mean(jnp.square(o), axis=inputs)
-            v = OUTPUT_MEMORY * outputs[i].get_value() + (1 - OUTPUT_MEMORY) * squares
-            y = o * lax.rsqrt(jnp.expand_dims(jnp.maximum(v, EPS), inputs))
-            size = jnp.sqrt(jnp.mean(jnp.square(y), axis=tuple(range(axes.stacked, y.ndim)), keepdims=True))
-            ahead[i], outputs[i] = variable.replace(RMS * y / jnp.maximum(size, EPS)), outputs[i].replace(v)
-        return jax.tree.unflatten(tree, ahead), NorMuonState(mu, jax.tree.unflatten(tree_of_outputs, outputs))
+            v = outputs[i].get_value()
+            if isinstance(state, NorMuonState) or not is_stack(variable) or len(x) < turns:
+                y, v = direction(x, v, axes)
+            else:
+                place = state.count % turns
+                some_y, some_v = direction(*[in_turn(array, place, turns) for array in (x, v)], axes)
+                y, v = put(turns * some_y, place, turns, jnp.zeros_like(x)), put(some_v, place, turns, v)
+            ahead[i], outputs[i] = variable.replace(y), outputs[i].replace(v)
+        found = jax.tree.unflatten(tree, ahead), jax.tree.unflatten(tree_of_outputs, outputs)
+        return found[0], NorMuonState(mu, found[1]) if turns == 1 else TurnsState(mu, found[1], state.count + 1)
 
     return optax.GradientTransformation(init, update)
+
+
+def in_turn(x: jax.Array, place: jax.Array, turns: int) -> jax.Array:
+    """Return layers place, place + turns, … of x [L, …], ⌈L / turns⌉ of them; the last may be zeros.
+
+    A mesh splits them as it splits x, unless its parts have no whole number of rounds.
+    """
+    rounds, spec = -(-len(x) // turns), spec_of(x)
+    if spec is not None and len(x) % (turns * parts_of(spec[0])):
+        spec = PartitionSpec(None, *spec[1:])
+        x = jax.sharding.reshard(x, spec)
+    padded = jnp.pad(x, ((0, rounds * turns - len(x)), *[(0, 0)] * (x.ndim - 1))) if len(x) % turns else x
+    where = None if spec is None else PartitionSpec(spec[0], None, *spec[1:])
+    return lax.dynamic_index_in_dim(lax.reshape(padded, (rounds, turns, *x.shape[1:]), out_sharding=where), place, 1, False)
+
+
+def put(y: jax.Array, place: jax.Array, turns: int, x: jax.Array) -> jax.Array:
+    """Return x [L, …] with the layers that `in_turn` takes replaced by y; the inverse of it."""
+    spec = spec_of(y)
+    where = None if spec is None else PartitionSpec(spec[0], None, *spec[1:])
+    every = jnp.broadcast_to(jnp.expand_dims(y, 1), (len(y), turns, *y.shape[1:]), out_sharding=where)
+    every = lax.reshape(every, (len(y) * turns, *y.shape[1:]), out_sharding=spec)[: len(x)]
+    every = every if spec is None else jax.sharding.reshard(every, spec_of(x))
+    is_due = jnp.expand_dims(jnp.arange(len(x)) % turns == place, tuple(range(1, x.ndim)))
+    return jnp.where(is_due, every, x)
 
 
 def _of_outputs(variable: nnx.Variable) -> nnx.Variable:
@@ -241,12 +290,17 @@ def is_variable(leaf: object) -> TypeGuard[nnx.Variable]:
     return isinstance(leaf, nnx.Variable)
 
 
+def is_stack(variable: nnx.Variable) -> bool:
+    """Return whether the first axis of a parameter counts layers."""
+    return variable.get_metadata()["out_sharding"][0] == "layers"
+
+
 def matrix_axes(variable: nnx.Variable) -> MatrixAxes | None:
     """Return the axes of a parameter that was declared as a matrix of layers (lm/model/initializers.py), else None."""
     inputs = variable.get_metadata().get("inputs", ())
     if not inputs:
         return None
-    return MatrixAxes(inputs[0] + (variable.get_metadata()["out_sharding"][0] == "layers"), len(inputs))
+    return MatrixAxes(inputs[0] + is_stack(variable), len(inputs))
 
 
 def as_matrices(x: jax.Array, axes: MatrixAxes) -> jax.Array:

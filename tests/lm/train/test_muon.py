@@ -24,11 +24,11 @@ SMALL = DEEPSEEK | {"mtp_depth": 0, "num_layers": 3}  # a dense layer with laten
 
 
 @functools.cache
-def directions(mesh_name: str, model_name: str, name="muon"):
-    """Return (first updates by name, gradients by name, the compiled program) of an optimizer without decay on a mesh."""
+def directions(mesh_name: str, model_name: str, name="muon", turns=1, updates=1):
+    """Return (the last of some updates by name, gradients by name, the compiled program), without decay, on a mesh."""
     sizes, model = MESHES[mesh_name], MODELS[model_name]
     config = tiny_config(**model)
-    config.optimizer.update(name=name, weight_decay=0.0)
+    config.optimizer.update(name=name, weight_decay=0.0, turns=turns)
     shape = model_config_of(config)
     learns = trainable(shape)
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
@@ -39,9 +39,10 @@ def directions(mesh_name: str, model_name: str, name="muon"):
         slopes = jax.tree.map(lambda p: np.sin(100 * np.asarray(p) + np.float32(0.1)), here)
         params, grads = (jax.device_put(tree, shardings(abstract, mesh)) for tree in (here, slopes))
         state = transform.init(params)
-        program = jax.jit(lambda g, s, p: transform.update(g, s, p)[0]).lower(grads, state, params).compile()
-        updates = program(grads, state, params)
-    return named(updates), named(grads), program.as_text()
+        program = jax.jit(lambda g, s, p: transform.update(g, s, p)).lower(grads, state, params).compile()
+        for _ in range(updates):
+            found, state = program(grads, state, params)
+    return named(found), named(grads), program.as_text()
 
 
 def named(tree):
@@ -54,7 +55,12 @@ MESHES = {
     "fsdp 4, tensor 2": {"fsdp": 4, "tensor": 2},
     "expert 2, fsdp 2, tensor 2": {"expert": 2, "fsdp": 2, "tensor": 2},
 }
-MODELS = {"eight layers": dict(num_layers=8), "two layers": {}, "latent attention and experts": SMALL}
+MODELS = {
+    "eight layers": dict(num_layers=8),
+    "three layers": dict(num_layers=3),
+    "two layers": {},
+    "latent attention and experts": SMALL,
+}
 
 
 @pytest.mark.parametrize("weight, stacked, inputs", [("query_up", 1, 1), ("output", 1, 2), ("gate", 1, 1), ("down", 2, 1)])
@@ -91,6 +97,23 @@ def test_normuon_gives_each_output_the_same_size_at_first(weight, stacked, input
         exact = (u @ vt) / np.linalg.norm(u @ vt, axis=0)
         if s[-1] > 0.05 * s[0]:
             assert np.min(np.sum(exact * x / np.linalg.norm(x, axis=0), axis=0)) > 0.97
+
+
+@pytest.mark.parametrize("mesh", ["one", "fsdp 4, tensor 2"])
+def test_layers_take_turns(mesh):
+    """Of three layers, updates change 0 and 2, then 1, by twice what all would get; what is no layer changes in each."""
+    model = "three layers"
+    (all_, _, _), *some = [directions("one", model, "normuon"), *[directions(mesh, model, "normuon", 2, n) for n in (1, 2)]]
+    stacks = {name for name, x in all_.items() if x.ndim > 2}
+    for name, x in all_.items():
+        first, second = (updates[name] for updates, _, _ in some)
+        if name not in stacks:
+            np.testing.assert_allclose(first, x, atol=1e-5, err_msg=name)
+            continue
+        np.testing.assert_allclose(first[::2], 2 * x[::2], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(np.sqrt(np.mean(second[1] ** 2)), 0.4, rtol=1e-3)
+        assert not first[1].any() and not second[::2].any()
+    assert len(stacks) == 7
 
 
 def test_the_memory_of_normuon_is_of_outputs_and_sharded_as_they_are():
