@@ -62,6 +62,12 @@ def default(config):
     return config
 
 
+def all_layers(config):
+    """Return the default with an update of every layer in each step."""
+    config.optimizer.turns = 1
+    return default(config)
+
+
 def speedrun(config):
     """Return the config with the recipe of configs/train/speedrun.py, at the chosen rates."""
     from configs.train.speedrun import recipe
@@ -69,7 +75,7 @@ def speedrun(config):
     return default(recipe(config))
 
 
-ARMS: dict[str, Callable[[Any], Any]] = {"adamw": adamw, "default": default, "speedrun": speedrun}
+ARMS: dict[str, Callable[[Any], Any]] = {"adamw": adamw, "default": default, "all_layers": all_layers, "speedrun": speedrun}
 
 
 def main() -> None:

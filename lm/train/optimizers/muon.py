@@ -97,8 +97,8 @@ def scale_by_normuon(momentum: float, dtype: jnp.dtype, turns: int = 1) -> optax
     0.2 · y / rms(y) of y = O / √v (Li et al. 2025, algorithm 1). `dtype`, and a mesh: as in `scale_by_muon`.
 
     turns: update n changes layers n, n + turns, … (mod turns) alone, by `turns` times as much, so that the products, most of
-    the cost, are a share of those of all layers (the idea of Gruntkowska et al. 2025, who draw the layers). Every momentum
-    sees every gradient.
+    the cost, are a share of those of all layers (the idea of Gruntkowska et al. 2025, who draw the layers). A momentum sees
+    every gradient. A stack of fewer layers has as many turns as layers.
     """
 
     def init(params: nnx.State) -> NorMuonState | TurnsState:
@@ -125,12 +125,13 @@ def scale_by_normuon(momentum: float, dtype: jnp.dtype, turns: int = 1) -> optax
             if axes is None or isinstance(x, optax.MaskedNode):  # another transform updates this parameter
                 continue
             v = outputs[i].get_value()
-            if isinstance(state, NorMuonState) or not is_stack(variable) or len(x) < turns:
+            if isinstance(state, NorMuonState) or not is_stack(variable):
                 y, v = direction(x, v, axes)
             else:
-                place = state.count % turns
-                some_y, some_v = direction(*[in_turn(array, place, turns) for array in (x, v)], axes)
-                y, v = put(turns * some_y, place, turns, jnp.zeros_like(x)), put(some_v, place, turns, v)
+                each = min(turns, len(x))
+                place = state.count % each
+                some_y, some_v = direction(*[in_turn(array, place, each) for array in (x, v)], axes)
+                y, v = put(each * some_y, place, each, jnp.zeros_like(x)), put(some_v, place, each, v)
             ahead[i], outputs[i] = variable.replace(y), outputs[i].replace(v)
         found = jax.tree.unflatten(tree, ahead), jax.tree.unflatten(tree_of_outputs, outputs)
         return found[0], NorMuonState(mu, found[1]) if turns == 1 else TurnsState(mu, found[1], state.count + 1)

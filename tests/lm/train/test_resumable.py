@@ -138,7 +138,7 @@ def test_a_run_of_the_former_default_recipe_goes_on_with_it(tmp_path, monkeypatc
     keep_former_defaults(config := tiny_file.get_config(), tmp_path)
     assert config.to_dict() == new.to_dict()
     before = new.to_dict()
-    del before["optimizer"]["head_rate"]
+    del before["optimizer"]["head_rate"], before["optimizer"]["turns"]
     (tmp_path / "config.json").write_text(json.dumps(before))
     keep_former_defaults(config, tmp_path)
-    assert (config.optimizer.embedding_rate, config.optimizer.head_rate) == (15.0, 1.0)
+    assert (config.optimizer.embedding_rate, config.optimizer.head_rate, config.optimizer.turns) == (15.0, 1.0, 1)
