@@ -22,6 +22,7 @@ ACROSS = ("ring", "all_gather")
 LOW_PRECISION = ("none", "int8", "float8")
 MIN = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"), 1)
 MIN |= {"pipeline.repeats": 1, "adapter.rank": 0, "remat_matmuls_last": 0}
+MIN |= dict.fromkeys(("shared_kv_layers", "laurel_rank", "altup_streams", "layer_embed_dim", "layer_embed_vocab"), 0)
 
 
 class Checked(NamedTuple):
@@ -53,7 +54,8 @@ def check(config: Any) -> None:
     checked = Checked(config)
     for key, least in MIN.items():
         checked.at_least(key, least)
-    for part in (_check_layers, _check_recurrent, _check_choices, _check_rope, _check_latent, _check_experts, _check_training):
+    parts = _check_layers, _check_recurrent, _check_shared_keys, _check_streams, _check_choices, _check_rope, _check_latent
+    for part in (*parts, _check_experts, _check_training):
         part(config, checked)
     check_towers(config, checked)
 
@@ -88,6 +90,38 @@ def _check_recurrent(config: Any, checked: Checked) -> None:
         checked.at_least("recurrent.least_step", 0)
         if config.recurrent.num_heads % config.recurrent.num_key_heads:
             checked.refuse("recurrent.num_key_heads", f"does not divide model.recurrent.num_heads={config.recurrent.num_heads}")
+
+
+def _check_shared_keys(config: Any, checked: Checked) -> None:
+    shared, kinds = config.shared_kv_layers, config.layer_kinds
+    if shared >= config.num_layers:
+        checked.refuse("shared_kv_layers", f"must be below model.num_layers={config.num_layers}")
+    if {kind.local for kind in kinds if kind.takes} - {kind.local for kind in kinds if kind.gives}:
+        checked.refuse("shared_kv_layers", "leaves a layer without keys: there is none of its kind (local, global) before them")
+    if shared and (config.attention or config.mla.kv_rank or config.value_embeddings or config.output_gate):
+        checked.refuse("shared_kv_layers", "does not go with model.attention, mla, value_embeddings and output_gate")
+    if shared and (config.attention_temperature or config.qk_norm_last):
+        checked.refuse("shared_kv_layers", "does not go with model.attention_temperature and qk_norm_last")
+    if config.value_norm and (config.attention or config.mla.kv_rank):
+        checked.refuse("value_norm", "does not go with model.attention and model.mla")
+
+
+def _check_streams(config: Any, checked: Checked) -> None:
+    for dim in config.mlp_dims:
+        if dim < 1:
+            checked.refuse("mlp_dims", "must be at least 1 each")
+    for key in ("mlp_dims", "gate_sparsity"):
+        if getattr(config, key) and (config.feed_forward or any(kind.moe for kind in config.layer_kinds)):
+            checked.refuse(key, "does not go with model.feed_forward and with moe in model.mlp_pattern")
+    if not all(0 <= fraction < 1 for fraction in config.gate_sparsity) or (config.gate_sparsity and not config.gated):
+        checked.refuse("gate_sparsity", "must be in 0…1, below 1, and needs model.gated=True")
+    if config.altup_streams == 1:
+        checked.refuse("altup_streams", "must be at least 2, or 0 for one stream")
+    for key in ("shared_kv_layers", "altup_streams", "laurel_rank", "layer_embed_dim"):
+        if getattr(config, key) and (config.mtp_depth or config.mup_base_dim):
+            checked.refuse(key, "does not go with model.mtp_depth and model.mup_base_dim")
+    if config.laurel_rank and (config.norm_position in ("post", "parallel") or "none" in config.attention_pattern):
+        checked.refuse("laurel_rank", "needs norms before attention and a norm_position of pre or sandwich in each layer")
 
 
 def _check_choices(config: Any, checked: Checked) -> None:

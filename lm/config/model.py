@@ -126,6 +126,10 @@ class LayerKind(NamedTuple):
     rotary: bool = True  # rotates queries and keys, if the model has rotary positions
     recurrent: str = ""  # conv, delta, mamba: a layer of model.recurrent in place of attention; none: nothing in its place
     feed_forward: bool = True  # has one, dense or moe
+    mlp_dim: int = 0  # hidden units of its dense feed-forward; 0: those of the model
+    sparsity: float = 0.0  # of its gate (gate_sparsity)
+    gives: bool = False  # later layers attend to its keys and values (shared_kv_layers)
+    takes: bool = False  # has no keys and values, and attends to those of the layer of its kind that gives them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +156,16 @@ class ModelConfig:
     # and only in layers that rotate (Llama 4).
     qk_norm: str = "none"
     qk_norm_last: bool = False  # queries and keys are rotated before their norm
+    value_norm: bool = False  # norm of each head's values, without learned weights (Gemma 3n)
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
     output_gate: bool = False  # attention's values are multiplied by σ(gate(x)) before the output (Qwen3-Next)
     attention_sinks: bool = False  # a learned logit per head, added to the softmax's denominator
     # Every so many layers, from the last, add a learned vector of the token to its values (ResFormer); 0: none.
     value_embeddings: int = 0
+    # The last so many layers have no keys and values of their own, and no cache. Each attends to those of the last layer before
+    # them that is of its kind, local or global (after YOCO, Sun et al. 2024, arXiv 2405.05254; Gemma 3n).
+    shared_kv_layers: int = 0
     mla: LatentAttention = LatentAttention()
     recurrent: Recurrent = Recurrent()
     attention: str = ""  # FILE.py:CLASS in place of the attention (docs/extend.md); "": none
@@ -182,6 +190,12 @@ class ModelConfig:
     norm_position: str = "pre"
     norm_plus_one: bool = False  # norms multiply by 1 + w
     residual_scale: float = 1.0  # multiplies what each sublayer adds to the residual stream (Granite)
+    # Rank of a learned augmented residual: x + attention(n) becomes (x + attention(n) + n + norm(n·A·B)) / √2, where n is what
+    # attention reads, and A·B has this rank (LAuReL, Menghani et al. 2024, arXiv 2411.07501; Gemma 3n); 0: none.
+    laurel_rank: int = 0
+    # Residual streams, each of embed_dim. A layer computes with the first one and predicts the others, by learned coefficients
+    # that depend on the token (AltUp, Baykal et al. 2023, arXiv 2301.13310; Gemma 3n); 0: one stream.
+    altup_streams: int = 0
 
     mlp_pattern: tuple[str, ...] = ("dense",)  # dense, moe, or none: no feed-forward; repeated over the layers
     activation: str = "silu"  # silu, gelu, gelu_tanh, quick_gelu, relu2, or FILE.py:FUNCTION
@@ -189,10 +203,18 @@ class ModelConfig:
     # Clamps gate(x) to at most this and up(x) to ± this, and adds 1 to up(x) (gpt-oss); 0: none of it.
     gate_limit: float = 0.0
     mlp_bias: bool = False  # biases of a dense feed-forward
+    mlp_dims: tuple[int, ...] = ()  # hidden units of each layer's dense feed-forward, repeated over the layers; (): mlp_dim
+    # Fraction of hidden units that the gate of a layer switches off, repeated over the layers: gate(x) becomes
+    # max(0, gate(x) − mean − std·Φ⁻¹(fraction)) over a token's units (You et al. 2025, arXiv 2506.06644; Gemma 3n); (): 0.
+    gate_sparsity: tuple[float, ...] = ()
     moe: MixtureOfExperts = MixtureOfExperts()
     feed_forward: str = ""  # FILE.py:CLASS in place of a dense feed-forward (docs/extend.md); "": none
 
     embed_scale: float = 1.0  # multiplies the embedding (Gemma: √embed_dim)
+    # Size of a second embedding, which a token has for each layer. Gated by the residual stream, it is added to it at the end
+    # of the layer; with altup_streams to all but the first stream (Gemma 3n's per-layer embeddings); 0: none.
+    layer_embed_dim: int = 0
+    layer_embed_vocab: int = 0  # tokens with rows in the table of these embeddings; later ones have that of token 0. 0: all
     tie_embeddings: bool = False  # the head uses the embedding's weights
     logit_scale: float = 1.0  # multiplies the logits
     logit_softcap: float = 0.0  # logits z become cap·tanh(z/cap); 0: none
@@ -227,7 +249,7 @@ class ModelConfig:
             value = getattr(self, field)
             if not isinstance(value, kind):
                 object.__setattr__(self, field, kind(**{key: _frozen(item) for key, item in value.items()}))
-        for field in PATTERNS:
+        for field in (*PATTERNS, "mlp_dims", "gate_sparsity"):
             object.__setattr__(self, field, _frozen(getattr(self, field)))
         if self.head_dim == 0 and self.num_heads and self.embed_dim % self.num_heads == 0:
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
@@ -265,16 +287,23 @@ class ModelConfig:
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Return the kind of each layer."""
         attention, mlp, rotary = self.attention_kinds, self.mlp_pattern, self.rotary_pattern
-        every = self.value_embeddings
+        every, dims, sparsity = self.value_embeddings, self.mlp_dims or (0,), self.gate_sparsity or (0.0,)
 
         def kind(i: int) -> LayerKind:
             has_table, name = every > 0 and (self.num_layers - 1 - i) % every == 0, attention[i]
             recurrent = name if name in (*RECURRENT, "none") else ""
             feeds, rotates = mlp[i % len(mlp)], rotary[i % len(rotary)] == "rotary"
             has_table = has_table and not recurrent
-            return LayerKind(name in ("local", "chunk"), feeds == "moe", has_table, rotates, recurrent, feeds != "none")
+            local, dim, off = name in ("local", "chunk"), dims[i % len(dims)], sparsity[i % len(sparsity)]
+            return LayerKind(local, feeds == "moe", has_table, rotates, recurrent, feeds != "none", dim, off)
 
-        return tuple([kind(i) for i in range(self.num_layers)])
+        kinds = [kind(i) for i in range(self.num_layers)]
+        if shared := self.shared_kv_layers:
+            kinds[-shared:] = [kind if kind.recurrent else kind._replace(takes=True) for kind in kinds[-shared:]]
+            last = {kind.local: i for i, kind in enumerate(kinds) if not (kind.recurrent or kind.takes)}
+            for local in {kind.local for kind in kinds if kind.takes} & last.keys():
+                kinds[last[local]] = kinds[last[local]]._replace(gives=True)
+        return tuple(kinds)
 
     @property
     def attention_kinds(self) -> tuple[str, ...]:
@@ -294,7 +323,7 @@ class ModelConfig:
     @property
     def attention_layers(self) -> int:
         """Return the number of layers that keep keys and values."""
-        return sum(not kind.recurrent for kind in self.layer_kinds)
+        return sum(not kind.recurrent and not kind.takes for kind in self.layer_kinds)
 
     @property
     def stacks(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:

@@ -39,6 +39,12 @@ def essence(config: ModelConfig) -> dict:
         found["local_rope_theta"] = 0.0
     if config.query_scale == config.key_head_dim**-0.5 and not (mla.kv_rank and rope.mscale_all_dim):
         found["query_scale"] = 0.0
+    dims = tuple(kind.mlp_dim or config.mlp_dim for kind in kinds)
+    found["mlp_dims"] = dims if len(set(dims)) > 1 else ()
+    found["mlp_dim"] = max(dims)
+    found["gate_sparsity"] = tuple(kind.sparsity for kind in kinds) if any(kind.sparsity for kind in kinds) else ()
+    if not config.layer_embed_dim or config.layer_embed_vocab == config.vocab_size:
+        found["layer_embed_vocab"] = 0
     if not any(not kind.moe for kind in kinds) and moe.expert_dim:
         found["mlp_dim"] = moe.expert_dim
     found["mla"] = dataclasses.asdict(mla if mla.kv_rank else LatentAttention())

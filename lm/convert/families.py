@@ -11,6 +11,7 @@ from lm.convert.deepseek import DEEPSEEK
 from lm.convert.dense_families import ERNIE, GLM, GLM4, GRANITE, HUNYUAN, NEMOTRON, SEED_OSS
 from lm.convert.essence import lacks
 from lm.convert.gemma import GEMMA2, GEMMA3
+from lm.convert.gemma3n import GEMMA3N
 from lm.convert.gpt2 import GPT2
 from lm.convert.hybrids import LFM2, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from lm.convert.ideas import missing
@@ -31,7 +32,7 @@ TEXT = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, DEEPSEEK, GPT2, LFM2, QWEN3_NEXT, BAMBA),
     *(SMOLLM3, OLMO3, GRANITE, SEED_OSS, ERNIE, EXAONE4, COHERE, COHERE2, GLM, GLM4, HUNYUAN, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, MISTRAL3, GPT_OSS, GLM4_MOE, GRANITE_MOE, ERNIE_MOE, HUNYUAN_MOE, GRANITE_HYBRID, NEMOTRON_H),
-    *(LLAMA4, QWEN3_5, QWEN3_5_MOE),
+    *(LLAMA4, QWEN3_5, QWEN3_5_MOE, GEMMA3N),
 )
 ALL = (*TEXT, IDEFICS3, SMOLVLM, LLAVA, VOXTRAL)
 SECTIONS = ("text_config", "vision_config", "audio_config")  # of the config.json of a model that sees or hears
@@ -69,7 +70,8 @@ def model_config(hf: Mapping, names: Collection[str]) -> ModelConfig:
     for section in (hf, *(hf[name] for name in SECTIONS if isinstance(hf.get(name), Mapping))):
         for key, most in MAX_OF.items():
             value = section.get(key)
-            if value is not None and not (type(value) is int and 0 <= value <= most):
+            sizes = value if key == "intermediate_size" and isinstance(value, list) else [value]  # Gemma 3n: of each layer
+            if value is not None and not all(type(size) is int and 0 <= size <= most for size in sizes):
                 raise UserError(
                     f"config.json holds a value of the wrong kind: {key}={short(value)} must be a whole number in 0…{most}"
                 )
@@ -108,6 +110,9 @@ def config_json(family: Family, config: ModelConfig) -> dict:
 def is_ignored(family: Family, config: ModelConfig, name: str) -> bool:
     """Return whether a tensor of a checkpoint (canonical name) is not imported."""
     if config.tie_embeddings and name.endswith("lm_head.weight"):
+        return True
+    unused = re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\..*", name)
+    if unused and config.num_layers - config.shared_kv_layers <= int(unused[1]) < config.num_layers:
         return True
     return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 

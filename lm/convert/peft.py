@@ -113,7 +113,7 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
     matched = _matched(folder, config, loras)
     rank, scale = max(len(lora.a) for lora in loras.values()), matched[0][1].scale
     stabilized = bool(settings.get("use_rslora"))
-    names = {_linear(place).split(".", 3)[3] for place, _ in matched}  # such as attention.query
+    names = {re.sub(r"^stacks\.\d+\.\d+\.", "", _linear(place)) for place, _ in matched}  # such as attention.query
     adapter = Adapter(
         rank=rank,
         alpha=scale * (rank**0.5 if stabilized else rank),
@@ -362,7 +362,8 @@ def _endings(adapted: Collection[str], known: Iterable[str]) -> list[str]:
     found, others = set(), [name for name in known if name not in adapted]
     for name in adapted:
         parts = name.split(".")
-        endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
+        # A number alone would also name layers.
+        endings = (".".join(parts[i:]) for i in reversed(range(len(parts))) if not parts[i].isdigit())
         found.add(next(end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others)))
     return sorted(found)
 

@@ -35,7 +35,9 @@ def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, kind: LayerKind) -> 
     window = config.window if kind.local else 0
     if config.attention:
         return layer_part("model.attention", config.attention, "FILE.py:CLASS")(config, rngs, window)
-    return LatentAttention(config, rngs, window) if config.mla.kv_rank else Attention(config, rngs, window, kind)
+    if config.mla.kv_rank:
+        return LatentAttention(config, rngs, window)
+    return (TakingAttention if kind.takes else Attention)(config, rngs, window, kind)
 
 
 def softmax_scale(config: ModelConfig) -> float:
@@ -95,6 +97,8 @@ class Attention(nnx.Module):
             for name, heads, axis in (("query_norm", H, "heads"), ("key_norm", G, "kv_heads")):
                 shape, axes = ((heads, K), (axis, "head")) if full else ((K,), ("head",))
                 setattr(self, name, RMSNorm(shape, config.norm_eps, plus_one=plus_one, axes=axes))
+        if config.value_norm:
+            self.value_norm = UnitNorm(config.norm_eps)
         if kind.has_table:
             self.value_embedding = ValueEmbedding(config, rngs)
         if config.attention_sinks:
@@ -121,6 +125,8 @@ class Attention(nnx.Module):
             assert step.tokens_BT is not None
             v_BSGK = v_BSGK + self.value_embedding(x_BTD, step.tokens_BT)
         v_BSGK = saved(v_BSGK)
+        if hasattr(self, "value_norm"):
+            v_BSGK = self.value_norm(v_BSGK)
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
         if cache is not None:
             cache = cache.write({"k": k_BSGK, "v": v_BSGK}, step)
@@ -133,6 +139,27 @@ class Attention(nnx.Module):
             gate_BTHK = jax.nn.sigmoid(saved(self.gate(x_BTD)).astype(jnp.float32))
             mixed_BTHK = (mixed_BTHK.astype(jnp.float32) * gate_BTHK).astype(mixed_BTHK.dtype)
         return self.output(mixed_BTHK, length_axis(x_BTD)), cache
+
+
+class TakingAttention(Attention):
+    """Attention to the keys and values that an earlier layer gives (model.shared_kv_layers)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, kind: LayerKind):
+        super().__init__(config, rngs, window, kind)
+        for name in ("key", "value", "key_norm", "value_norm"):
+            if hasattr(self, name):
+                delattr(self, name)
+
+    def __call__(
+        self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
+    ) -> tuple[jax.Array, Cache | PagedCache | None]:
+        """Return the mixed values [B, T, D], and None: this layer has no cache."""
+        assert step.given is not None
+        q_BTHK = self.query(x_BTD)
+        q_BTHK = self.query_norm(saved(q_BTHK)) if hasattr(self, "query_norm") else q_BTHK
+        q_BTHK = rotated(q_BTHK, step.rotary if self.rotates else None, self.interleaved)
+        sinks = self.sinks[...] if hasattr(self, "sinks") else None
+        return self.output(step.given.attend(saved(q_BTHK), step, self.scoring, sinks), length_axis(x_BTD)), None
 
 
 class ValueEmbedding(nnx.Module):

@@ -7,7 +7,7 @@ Axes: B batch, T time, S cache slots, G key/value heads, K head size, R latent s
 """
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Scoring
-from lm.kernels.ops import cached_attention
+from lm.kernels.ops import attention, cached_attention
 from lm.model.states import State, empty_states
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import platform, spec, spec_of
@@ -67,18 +67,39 @@ class Cache(NamedTuple):
 LayerCache = Cache | State
 
 
+class Given(NamedTuple):
+    """The keys and values of a layer to which later ones attend (model.shared_kv_layers), with the cache's two methods.
+
+    cache: of the layer, a Cache or pages; None in training. k, v: [B, T, G, K] of the tokens of this call.
+    """
+
+    cache: Any
+    k: jax.Array | None = None
+    v: jax.Array | None = None
+
+    def write(self, new: dict[str, jax.Array], step: "Step") -> "Given":
+        return Given(None if self.cache is None else self.cache.write(new, step), new["k"], new["v"])
+
+    def attend(self, q_BTHK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
+        """Return the attention of queries to the cache, or if the step does not read it, to this call's tokens alone."""
+        if step.reads_cache:
+            return self.cache.attend(q_BTHK, step, scoring, sinks_H)
+        assert step.visible is not None and self.k is not None and self.v is not None
+        return attention(q_BTHK, self.k, self.v, step.visible, scoring, sinks_H)
+
+
 class DecodeState(NamedTuple):
     """The state of decoding between calls: the caches of all layers, and which slots are filled.
 
     layers: for each position in the block of each stack, a Cache (or State) of all repeats; without scanned layers a tuple of
-      them, one for each repeat, so that each is written in place.
+      them, one for each repeat, so that each is written in place. None for a layer that takes the keys of another.
     segments_BS: int32, 0 for an empty or padding slot. positions_BS: int32, of each slot's token in its text.
     slot: int32, the next free slot; it counts the slots of prefixes.
     Keys are rotated when they are written. If angles depend on the length (dynamic NTK), later tokens do not rotate them again,
     as in transformers.
     """
 
-    layers: tuple[tuple[LayerCache | tuple[LayerCache, ...], ...], ...]
+    layers: tuple[tuple[LayerCache | None | tuple[LayerCache | None, ...], ...], ...]
     segments_BS: jax.Array
     positions_BS: jax.Array
     slot: jax.Array
@@ -130,12 +151,12 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, repeats: tuple[int,
 def empty_state(config: ModelConfig, batch: int, slots: int) -> DecodeState:
     """Return a decode state with `slots` free slots for `batch` rows."""
 
-    def cache(kind: LayerKind, repeats: tuple[int, ...]) -> LayerCache:
+    def cache(kind: LayerKind, repeats: tuple[int, ...]) -> LayerCache | None:
         if kind.recurrent:
             return empty_states(config, kind.recurrent, batch, repeats)
-        return empty_cache(config, batch, slots, repeats)
+        return None if kind.takes else empty_cache(config, batch, slots, repeats)
 
-    def caches(kind: LayerKind, repeats: int) -> LayerCache | tuple[LayerCache, ...]:
+    def caches(kind: LayerKind, repeats: int) -> LayerCache | None | tuple[LayerCache | None, ...]:
         return cache(kind, (repeats,)) if config.scan_layers else tuple(cache(kind, ()) for _ in range(repeats))
 
     layers = tuple(tuple(caches(kind, repeats) for kind in block) for block, repeats in config.stacks)

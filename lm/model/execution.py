@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_policies
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Visible
 from lm.kernels.saved import INPUT, NAME, WIDE, from_bits, kept_input, layer_input
+from lm.model.cache import Given
 from lm.model.inputs import Step
 from lm.parallel.arrays import PyTree
 from lm.parallel.context import slots
@@ -167,6 +168,7 @@ def through(
     steps: dict[bool, Step],
     caches: tuple[PyTree, ...] | None = None,
     layers: list[PyTree] | None = None,
+    given: tuple[jax.Array, ...] | None = None,
 ) -> Callable[[jax.Array], Passed]:
     """Return the function of x [rows, T, D] that sends it through a stack.
 
@@ -177,9 +179,13 @@ def through(
     Args:
       stack: (the modules of a block, their kinds, the number of repeats).
       caches: for each position of the block, or None. layers: the parameters of each repeat, from `Transformer.unstacked`.
+      given: embeddings for the layers at each position, [repeats, B, T, P] (model.layer_embed_dim), beside their parameters.
     """
     modules, block, repeats = stack
     graphs, params = zip(*map(nnx.split, modules))
+    if given is not None:
+        layers = layers and [tuple(zip(*both)) for both in zip(layers, layers_of(given, repeats))]
+        params = tuple(zip(params, given))
     on_stages, offloaded = over_stages(repeats) and layers is None, offloads(config)
 
     def compute_block(
@@ -191,7 +197,9 @@ def through(
         all_params = layer_of(params, n) if all_params is None else all_params
         new, stats = [], []
         for graph, kind, of_layer, cache in zip(graphs, block, all_params, caches or [None] * len(block)):
-            x, cache, router = nnx.merge(graph, of_layer)(x, steps[kind.local], cache)
+            of_layer, given_BTP = (of_layer, None) if given is None else of_layer
+            cache = Given(cache) if kind.gives else cache
+            x, cache, router = nnx.merge(graph, of_layer)(x, steps[kind.local], cache, given_BTP)
             new.append(cache)
             stats.append(router)
         return x, (tuple(new), tuple(stats))

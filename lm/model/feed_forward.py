@@ -1,18 +1,20 @@
 """The feed-forward sublayer, gated or not."""
 
 import functools
+import statistics
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.config import ModelConfig
+from lm.config import LayerKind, ModelConfig
 from lm.files.user_files import is_own, layer_part
 from lm.kernels.experts import limited
 from lm.kernels.ops import rows_are_alone, silu_gated
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std, together
+from lm.model.norms import mean
 from lm.parallel.context import length_axis
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -36,18 +38,29 @@ def _clamped(name: str, limit: float) -> Callable[[jax.Array], jax.Array]:
     return lambda x: ACTIVATIONS[name](jnp.minimum(x, limit))
 
 
-def feed_forward_sublayer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-    """Return a new dense feed-forward, or the user's own in its place."""
-    kind = layer_part("model.feed_forward", config.feed_forward, "FILE.py:CLASS") if config.feed_forward else FeedForward
-    return kind(config, rngs, config.mlp_dim)
+def feed_forward_sublayer(config: ModelConfig, rngs: nnx.Rngs, kind: LayerKind) -> nnx.Module:
+    """Return a new dense feed-forward of a layer of this kind, or the user's own in its place."""
+    if config.feed_forward:
+        return layer_part("model.feed_forward", config.feed_forward, "FILE.py:CLASS")(config, rngs, config.mlp_dim)
+    return FeedForward(config, rngs, kind.mlp_dim or config.mlp_dim, sparsity=kind.sparsity)
+
+
+def largest(x_BTF: jax.Array, sparsity: float) -> jax.Array:
+    """Return float32 max(0, x − mean − std·Φ⁻¹(sparsity)): of normally distributed units that fraction is 0.
+
+    Statistical top-k (You et al. 2025, "Spark Transformer", §3.1).
+    """
+    centred = x_BTF - mean(x_BTF)
+    std = jnp.sqrt(jnp.maximum(mean(jnp.square(centred)), 1e-30))  # above 0, so that there is a gradient
+    return jax.nn.relu(centred - std * statistics.NormalDist().inv_cdf(sparsity))
 
 
 class FeedForward(nnx.Module):
     """down(f(gate(x)) · up(x)): SwiGLU with f = silu, GeGLU with gelu (Shazeer 2020). Not gated: down(f(up(x)))."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int, name: str = "feed_forward"):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int, name: str = "feed_forward", *, sparsity: float = 0.0):
         D, bias = config.embed_dim, config.mlp_bias
-        self.activation, self.limit = activation_of(config), config.gate_limit
+        self.activation, self.limit, self.sparsity = activation_of(config), config.gate_limit, sparsity
         if config.gated:
             self.gate = Linear(config, rngs, f"{name}.gate", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)
         self.up = Linear(config, rngs, f"{name}.up", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)
@@ -62,7 +75,10 @@ class FeedForward(nnx.Module):
         else:
             up_BTF, gate_BTF = together(x_BTD, self.up, self.gate) or (self.up(x_BTD), self.gate(x_BTD))
             up_BTF, gate_BTF = saved(up_BTF, wide=True), saved(gate_BTF, wide=True)
-            if self.activation is jax.nn.silu and not rows_are_alone():  # its backend depends on the number of rows
+            if self.sparsity:
+                gate_BTF = largest(gate_BTF.astype(jnp.float32), self.sparsity)
+            # The backend of `silu_gated` depends on the number of rows.
+            if self.activation is jax.nn.silu and not self.sparsity and not rows_are_alone():
                 hidden_BTF = silu_gated(gate_BTF, up_BTF)
             else:
                 up_BTF = up_BTF.astype(jnp.float32)

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from lm.config import RECURRENT, ModelConfig
 from lm.config.towers import Media
 from lm.kernels.attention import Branches, Visible
-from lm.model.cache import DecodeState
+from lm.model.cache import DecodeState, Given
 from lm.model.media import MEDIA, Vectors
 from lm.model.pages import PagedState, PageTable
 from lm.model.positions import once, rotary_angles
+from lm.parallel.arrays import PyTree
 from lm.parallel.context import slots
 from lm.parallel.mesh import spec
 
@@ -68,6 +69,7 @@ class Step(NamedTuple):
     tokens_BT: jax.Array | None = None  # for model.value_embeddings
     temperature_BT11: jax.Array | None = None  # float32, multiplies queries (model.attention_temperature)
     fresh_BT: jax.Array | None = None  # bool, for layers with a state: the token is the first of its sequence
+    given: Given | None = None  # keys and values of an earlier layer of this kind, for layers that take them
 
 
 def steps_of(
@@ -104,6 +106,21 @@ def steps_of(
         seen[True] = _in_chunks(config, visible, positions_BT, key_positions_BS)
     rest = reads_cache, slot, segments_BT > 0, table, tokens_BT, warmth, fresh_BT
     return {local: Step(rotary.get(local, shared), seen[local], *rest) for local in sorted(kinds)}, memory
+
+
+def with_given(steps: dict[bool, Step], local: bool, caches: PyTree) -> tuple[dict[bool, Step], PyTree]:
+    """Return the steps with what a layer gives to later ones of its kind, and its caches alone.
+
+    caches: of the stack of that layer, as `through` returns them.
+    """
+
+    def is_given(x: object) -> bool:
+        return isinstance(x, Given)
+
+    (given,) = jax.tree.leaves(caches, is_leaf=is_given)
+    own = jax.tree.map(lambda x: x.cache, caches, is_leaf=is_given)
+    given = jax.tree.map(lambda x: x[0], given) if given.k.ndim == 5 else given  # of a scan over one layer
+    return steps | {local: steps[local]._replace(given=given)}, own
 
 
 def _in_chunks(config: ModelConfig, visible: Visible, positions_BT: jax.Array, key_positions_BS: jax.Array) -> Visible:

@@ -8,7 +8,7 @@ Axes: B tokens of any sequences, R sequences, N pages of a sequence, P pages, G 
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -99,16 +99,17 @@ class PagedCache:
 
 
 PagedLayer = PagedCache | State
+PagedLayers: TypeAlias = tuple[tuple[PagedLayer | None | tuple[PagedLayer | None, ...], ...], ...]
 
 
 class PagedState(NamedTuple):
     """The pages of all layers, as lm.model.cache.DecodeState has its caches, and the table of this call.
 
-    A layer with a state has some of these instead, for states_B2. Without scanned layers there is a tuple of caches for each
-    position of a block.
+    A layer with a state has some of these instead, for states_B2; one that takes the keys of another has None. Without scanned
+    layers there is a tuple of caches for each position of a block.
     """
 
-    layers: tuple[tuple[PagedLayer | tuple[PagedLayer, ...], ...], ...]
+    layers: PagedLayers
     table: PageTable
 
     def after(self, layers: tuple[PyTree, ...], T: int) -> "PagedState":
@@ -131,9 +132,7 @@ def reads_few_pages(config: ModelConfig, dtype: str = "") -> bool:
     return compiled("cpu.attention") or "kv" in page_shapes(config, dtype or cache_dtype(config))
 
 
-def empty_layers(
-    config: ModelConfig, count: int, page: int, dtype: str = "", rows: int = 1
-) -> tuple[tuple[PagedLayer | tuple[PagedLayer, ...], ...], ...]:
+def empty_layers(config: ModelConfig, count: int, page: int, dtype: str = "", rows: int = 1) -> PagedLayers:
     """Return `layers` of a PagedState with `count` pages of `page` tokens, and states of `rows` sequences.
 
     On a mesh its shards have equal parts of them. dtype: of pages, "int8", "bfloat16" or "float32"; "": that of other caches.
@@ -150,13 +149,15 @@ def empty_layers(
         where = spec(*before, "batch", None, heads_axis)
         return Pages(values, jnp.zeros((*repeats, count, page, heads), jnp.bfloat16, out_sharding=where))
 
-    def of_layer(kind: LayerKind, repeats: tuple[int, ...]) -> PagedLayer:
+    def of_layer(kind: LayerKind, repeats: tuple[int, ...]) -> PagedLayer | None:
         if kind.recurrent:
             return empty_states(config, kind.recurrent, rows, repeats)
+        if kind.takes:
+            return None
         pools = {name: pool(repeats, *shape) for name, shape in page_shapes(config, kept).items()}
         return PagedCache(pools, config.mla.kv_rank)
 
-    def of_stack(kind: LayerKind, repeats: int) -> PagedLayer | tuple[PagedLayer, ...]:
+    def of_stack(kind: LayerKind, repeats: int) -> PagedLayer | None | tuple[PagedLayer | None, ...]:
         return of_layer(kind, (repeats,)) if config.scan_layers else tuple(of_layer(kind, ()) for _ in range(repeats))
 
     return tuple(tuple(of_stack(kind, repeats) for kind in block) for block, repeats in config.stacks)

@@ -19,7 +19,7 @@ from lm.model.states import core_flops
 from lm.model.transformer import skeleton
 
 PARTS = tuple(
-    "embedding attention feed_forward experts shared_expert router norms head score mtp vision audio adapters".split()
+    "embedding attention feed_forward experts shared_expert router norms streams head score mtp vision audio adapters".split()
 )
 
 
@@ -91,7 +91,7 @@ def _part(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
         return "shared_expert"
     if _of_experts(names, axes):
         return "experts"
-    parts = ("attention", "feed_forward", "head", "score", "embedding")
+    parts = ("attention", "feed_forward", "head", "score", "streams", "embedding")
     return next(part for part in parts if any(part in name for name in names))
 
 
@@ -150,5 +150,5 @@ def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "") -> dict[st
     Counted in the compute dtype, as on accelerators; on a CPU a bfloat16 cache is stored as float32.
     """
     each = page_bytes(config, 1, cache_dtype or config.dtype) // max(1, config.attention_layers)
-    local = sum(kind.local for kind in config.layer_kinds)
+    local = sum(kind.local and not kind.takes for kind in config.layer_kinds)
     return {"global": (config.attention_layers - local) * each, "local": local * each}

@@ -19,11 +19,11 @@ from lm.kernels.ops import embedding, matmul
 from lm.kernels.saved import saved
 from lm.model.attention import attention_sublayer
 from lm.model.audio import AudioTower
-from lm.model.cache import LayerCache
+from lm.model.cache import Given, LayerCache
 from lm.model.execution import layer_policy, through, unstacked
 from lm.model.feed_forward import feed_forward_sublayer
 from lm.model.initializers import STD, no_values, normal, parameter, stacked
-from lm.model.inputs import Inputs, Memory, Step, steps_of
+from lm.model.inputs import Inputs, Memory, Step, steps_of, with_given
 from lm.model.linear import Linear, Score, scaled_output, stored
 from lm.model.media import with_media, with_vectors
 from lm.model.moe import MoE, RouterStats
@@ -35,6 +35,7 @@ from lm.parallel.context import axis_between_blocks, length_axis, shift, whole_r
 from lm.parallel.mesh import reshard, spec
 
 LayerPath: TypeAlias = tuple[str | int, ...]  # of a module in the parameters
+AnyCache: TypeAlias = LayerCache | PagedLayer | Given | None
 WIDE_STD, HEAD_STD = 0.8, 0.001  # of embedding and head with model.init=fan_in (nanochat)
 STACKED = ("stacks.", "vision.layers.", "audio.layers.")  # begin the dotted names of parameters with an axis of layers
 
@@ -71,27 +72,37 @@ class Layer(nnx.Module):
         self.attention = attention_sublayer(config, rngs, kind) if mixes else None
         self.post_attention_norm = layer_norm(config) if mixes and after else None
         self.feed_forward_norm = layer_norm(config) if feeds and before else None
-        self.feed_forward = MoE(config, rngs) if kind.moe else feed_forward_sublayer(config, rngs) if feeds else None
+        self.feed_forward = MoE(config, rngs) if kind.moe else feed_forward_sublayer(config, rngs, kind) if feeds else None
         self.post_feed_forward_norm = layer_norm(config) if feeds and after else None
+        if not (config.altup_streams or config.laurel_rank or config.layer_embed_dim):
+            self.streams = None
+        else:
+            from lm.model.streams import Streams  # here, because most models have none
+
+            self.streams = Streams(config, rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, step: Step, cache: LayerCache | PagedLayer | None = None
-    ) -> tuple[jax.Array, LayerCache | PagedLayer | None, RouterStats | None]:
-        """Return (x, the layer's next cache or None, RouterStats or None)."""
+        self, x_BTD: jax.Array, step: Step, cache: AnyCache = None, given_BTP: jax.Array | None = None
+    ) -> tuple[jax.Array, AnyCache, RouterStats | None]:
+        """Return (x, the layer's next cache or None, RouterStats or None). given_BTP: its part of `LayerEmbedding`."""
+        streams, router = [], None
+        if self.streams is not None:
+            x_BTD, *_ = streams = self.streams.predicted(x_BTD)
         with jax.named_scope("attention"):  # names in a trace
             normed_BTD = _normed(self.attention_norm, x_BTD)
             if self.attention is not None:
                 mixed_BTD, cache = self.attention(normed_BTD, step, cache)
-                x_BTD = saved(x_BTD + _normed(self.post_attention_norm, mixed_BTD, self.scale))
-        if self.feed_forward is None:
-            return x_BTD, cache, None
-        with jax.named_scope("feed_forward"):
-            y_BTD, router = normed_BTD if self.parallel else _normed(self.feed_forward_norm, x_BTD), None
-            if isinstance(self.feed_forward, MoE):
-                y_BTD, router = self.feed_forward(y_BTD, step.valid_BT)
-            else:
-                y_BTD = self.feed_forward(y_BTD)
-            return x_BTD + _normed(self.post_feed_forward_norm, y_BTD, self.scale), cache, router
+                x_BTD = x_BTD + _normed(self.post_attention_norm, mixed_BTD, self.scale)
+                x_BTD = saved(x_BTD if self.streams is None else self.streams.augmented(x_BTD, normed_BTD))
+        if self.feed_forward is not None:
+            with jax.named_scope("feed_forward"):
+                y_BTD = normed_BTD if self.parallel else _normed(self.feed_forward_norm, x_BTD)
+                if isinstance(self.feed_forward, MoE):
+                    y_BTD, router = self.feed_forward(y_BTD, step.valid_BT)
+                else:
+                    y_BTD = self.feed_forward(y_BTD)
+                x_BTD = x_BTD + _normed(self.post_feed_forward_norm, y_BTD, self.scale)
+        return x_BTD if self.streams is None else self.streams.corrected(streams, x_BTD, given_BTP), cache, router
 
 
 def _normed(norm: Callable[[jax.Array], jax.Array] | None, x_BTD: jax.Array, scale: float = 1.0) -> jax.Array:
@@ -114,8 +125,8 @@ class AheadModule(nnx.Module):
         self.norm = layer_norm(config)
 
     def __call__(
-        self, hidden_BTD: jax.Array, next_BTD: jax.Array, step: Step, cache: LayerCache | PagedLayer | None = None
-    ) -> tuple[jax.Array, LayerCache | PagedLayer | None, RouterStats | None]:
+        self, hidden_BTD: jax.Array, next_BTD: jax.Array, step: Step, cache: AnyCache = None
+    ) -> tuple[jax.Array, AnyCache, RouterStats | None]:
         both = jnp.concatenate((self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)), axis=-1)
         return self.layer(self.projection(both, length_axis(both)), step, cache)
 
@@ -135,6 +146,13 @@ class Transformer(nnx.Module):
             shape = (config.max_positions, D)
             self.position_embedding = parameter(normal(rngs, shape), ("replicated", "embed"), "embedding")
 
+        if config.altup_streams or config.layer_embed_dim:
+            from lm.model.streams import LayerEmbedding, StreamEnds  # here, because most models have none
+
+            self.layer_embedding = LayerEmbedding(config, rngs) if config.layer_embed_dim else None
+            self.streams = StreamEnds(config, rngs) if config.altup_streams else None
+        else:
+            self.layer_embedding = self.streams = None
         self.stacks = nnx.List(
             nnx.List(stacked(repeats, functools.partial(Layer, config, kind), rngs) for kind in block)
             for block, repeats in config.stacks
@@ -187,16 +205,21 @@ class Transformer(nnx.Module):
         T = inputs.tokens_BT.shape[1]
         steps, memory = steps_of(self.config, inputs, memory, prefill)
         x_BTD = self._embedded(inputs, axis_between_blocks(T) if memory is None else "length")
+        given = None if self.layer_embedding is None else self.layer_embedding(inputs.tokens_BT, x_BTD)
+        x_BTD = x_BTD if self.streams is None else self.streams.begun(x_BTD)
         caches = []
         stats: dict[LayerPath, RouterStats | None] = {}
         for s, (block, repeats) in enumerate(self.config.stacks):
             of_stack = None if memory is None else memory.layers[s]
             stack = (self.stacks[s], block, repeats)
-            layers_of_stack = through(self.config, stack, len(x_BTD), steps, of_stack, layers and layers[s])
-            x_BTD, new, routers = layers_of_stack(x_BTD)
+            ours = None if given is None else given[s]
+            x_BTD, new, routers = through(self.config, stack, len(x_BTD), steps, of_stack, layers and layers[s], ours)(x_BTD)
+            if block[0].gives:  # such a layer is a stack of its own
+                steps, new = with_given(steps, block[0].local, new)
             caches.append(new)
             stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
         memory = None if memory is None else memory.after(tuple(caches), T)
+        x_BTD = x_BTD if self.streams is None else self.streams.ended(x_BTD)
         return Hidden(whole_rows(self.norm(x_BTD) if normed else x_BTD), memory, routing(stats))
 
     def unstacked(self) -> list[list[PyTree]]:

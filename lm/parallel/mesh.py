@@ -268,8 +268,8 @@ def check_fit(
     has_moe = any(kind.moe for kind in model.layer_kinds)
     split = [("embed_dim", "fsdp"), ("num_heads", "tensor"), ("num_kv_heads", "tensor"), ("vocab_size", "tensor")]
     if not all(kind.moe for kind in model.layer_kinds) or not moe.expert_dim:
-        split.append(("mlp_dim", "tensor"))
-    split += [("mla.kv_rank", "fsdp"), ("mla.query_rank", "fsdp")]
+        split.append(("mlp_dims" if model.mlp_dims else "mlp_dim", "tensor"))
+    split += [("mla.kv_rank", "fsdp"), ("mla.query_rank", "fsdp"), ("layer_embed_dim", "fsdp"), ("layer_embed_vocab", "tensor")]
     if "conv" in model.recurrent_kinds:
         split.append(("embed_dim", "tensor"))
     if {"delta", "mamba"} & set(model.recurrent_kinds):
@@ -282,16 +282,19 @@ def check_fit(
     elif shape["expert"] > 1:
         raise UserError(f"mesh.expert={shape['expert']} must be 1: model.mlp_pattern has no moe layer to split")
     for key, axis in split:
-        size, ways = functools.reduce(getattr, key.split("."), model), shape[axis]
+        value, ways = functools.reduce(getattr, key.split("."), model), shape[axis]
         named = f"mesh.{axis}={ways}"
         if axis == "fsdp" and shape["context"] > 1:
             ways, named = ways * shape["context"], f"mesh.fsdp × mesh.context = {ways} × {shape['context']}"
-        if size % ways:
-            raise UserError(f"{named} does not divide model.{key}={size}")
+        if any(size % ways for size in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{named} does not divide model.{key}={value}")
     for axis in ("stage", "context"):
         if model.recurrent_kinds and shape[axis] > 1:
             named = f"mesh.{axis}={shape[axis]}"
             raise UserError(f"{named} must be 1: model.attention_pattern has {model.recurrent_kinds[0]} layers, with a state")
+    for key in ("shared_kv_layers", "layer_embed_dim"):
+        if getattr(model, key) and shape["stage"] > 1:
+            raise UserError(f"mesh.stage={shape['stage']} must be 1: model.{key} hands arrays to layers of other stages")
     if shape["stage"] > 1:
         _check_stages(shape["stage"], model)
     ways = row_ways(mesh) * accumulate

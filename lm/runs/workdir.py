@@ -25,8 +25,6 @@ IDENTITY = tuple(
     "method objective init_from extend tokenizer chat_template seed sequence_length data model optimizer.name optimizer.turns "
     "optimizer.state_dtype sft.thoughts preference.loss reward.kind rl.algorithm distill.kind distill.teacher "
     "checkpoint".split()
-    "optimizer.state_dtype sft.thoughts preference.loss reward.kind rl.algorithm distill.kind distill.teacher "
-    "checkpoint".split()
 )
 # Keys and sections that do not shape what a run learns: layout over devices, memory, logs, what is measured and what is kept.
 # The dial is compared by the keys that it sets. A run without a step left to train refuses other values of all other keys.

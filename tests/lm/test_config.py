@@ -63,6 +63,17 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"quantized_training": "int4"}, "model.quantized_training='int4' is none of none, int8, float8"),
         ({"quantized_training": "int8", "quantization": {"bits": 4}}, "model.quantized_training='int8' needs float weights"),
         ({"mtp_depth": -1}, "model.mtp_depth=-1"),
+        ({"shared_kv_layers": 9}, "model.shared_kv_layers=9 must be below model.num_layers"),
+        ({"num_layers": 2, "shared_kv_layers": 1, "attention_pattern": ("global", "local"), "window": 4}, "without keys"),
+        ({"num_layers": 4, "shared_kv_layers": 2, "output_gate": True}, "model.shared_kv_layers=2 does not go with"),
+        ({"num_layers": 4, "shared_kv_layers": 2, "qk_norm_last": True}, "model.shared_kv_layers=2 does not go with"),
+        ({**MLA, "value_norm": True}, "model.value_norm=True does not go with"),
+        ({"altup_streams": 1}, "model.altup_streams=1 must be at least 2"),
+        ({"altup_streams": 2, "mtp_depth": 1}, "model.altup_streams=2 does not go with model.mtp_depth"),
+        ({"laurel_rank": 2, "norm_position": "post"}, "model.laurel_rank=2 needs"),
+        ({"mlp_dims": (8, 0)}, "model.mlp_dims=.* must be at least 1"),
+        ({"gate_sparsity": (1.0,)}, "model.gate_sparsity=.* must be in 0…1"),
+        ({"gate_sparsity": (0.5,), "gated": False}, "model.gate_sparsity=.* needs model.gated=True"),
     ],
 )
 def test_what_cannot_be_built_is_named(change, named):

@@ -184,7 +184,8 @@ def _packed(
         for module in stack:
             # One array each, because nnx keeps track of what is shared.
             _replace_weights(module, merges, lambda linear, apart: jnp.zeros((0,), jnp.float32))
-    for module in model.mtp if config.mtp_depth else ():
+    beside = (model.layer_embedding, model.streams, *(model.mtp if config.mtp_depth else ()))
+    for module in [one for one in beside if one is not None]:
         graph, params = nnx.split(module)
         _replace_weights(module, merges, lambda linear, apart: jnp.zeros((0,), jnp.float32))
         nnx.update(module, _packed_layer(graph, merges, kind, params, None))

@@ -79,6 +79,14 @@ OLDER = {
         "model_type": "gemma3_text", "hidden_size": 1152, "num_attention_heads": 4, "num_key_value_heads": 1,
         "sliding_window": 512, "sliding_window_pattern": 6, "rope_local_base_freq": 10000, "rope_theta": 1000000,
     },
+    "gemma-3n-E2B": {
+        "model_type": "gemma3n", "torch_dtype": "bfloat16", "vision_config": {"model_type": "gemma3n_vision"},
+        "audio_config": {"model_type": "gemma3n_audio"},
+        "text_config": {"model_type": "gemma3n_text", "num_hidden_layers": 30, "intermediate_size": [8192] * 30,
+            "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 20, "num_kv_shared_layers": 10, "rope_scaling": None,
+            "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 6, "rope_local_base_freq": 10000.0,
+            "rope_theta": 1000000.0, "sliding_window": 512, "altup_lr_multiplier": 1.0},
+    },
     "OLMo-2-7B": {
         "model_type": "olmo2", "vocab_size": 100352, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 5e5,
     },

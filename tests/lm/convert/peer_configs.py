@@ -300,6 +300,21 @@ PEERS = {
         layer_types=["full_attention", "chunked_attention", "chunked_attention", "chunked_attention", "full_attention"],
         use_qk_norm=False, num_local_experts=4, num_experts_per_tok=1, tie_word_embeddings=True, rope_parameters=PLAIN,
     )),
+    "gemma3n": ("Gemma3nText", dict(
+        num_hidden_layers=7, head_dim=16, attention_bias=True, sliding_window=12,
+        intermediate_size=[40, 40, 24, 40, 32, 40, 40],
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention", *["sliding_attention"] * 2,
+            "full_attention"],
+        final_logit_softcapping=4.0, vocab_size_per_layer_input=80, hidden_size_per_layer_input=12, altup_num_inputs=3,
+        num_kv_shared_layers=3, laurel_rank=6, activation_sparsity_pattern=[0.9, 0.6, *[0.0] * 4, 0.3],
+        rope_parameters={"full_attention": PLAIN, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}},
+    )),
+    "gemma3n-odd": ("Gemma3nText", dict(
+        num_hidden_layers=3, hidden_size=40, head_dim=10, num_key_value_heads=1, sliding_window=20, intermediate_size=28,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"], tie_word_embeddings=False,
+        final_logit_softcapping=50.0, vocab_size_per_layer_input=96, hidden_size_per_layer_input=8, altup_num_inputs=2,
+        num_kv_shared_layers=1, laurel_rank=5, activation_sparsity_pattern=[0.0, 0.8, 0.0], rms_norm_eps=1e-3,
+    )),
     "gpt2": ("GPT2", dict(n_inner=None)),
     "gpt2-exact": ("GPT2", dict(n_inner=40, activation_function="gelu", tie_word_embeddings=False)),
 }  # fmt: skip

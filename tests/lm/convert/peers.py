@@ -44,7 +44,7 @@ def peer(name: str):
         with torch.no_grad():
             if path.endswith("e_score_correction_bias"):
                 x.copy_(0.2 * noise)
-            elif path.endswith(("inv_freq", "embed_scale")) or ".attn.bias" in path:
+            elif path.endswith("inv_freq") or ".attn.bias" in path or x.ndim == 0:
                 continue
             elif x.ndim == 1:
                 # Norms stay near the scale they have: weights of 1, or of 0 where 1 is added.

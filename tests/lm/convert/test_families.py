@@ -35,7 +35,19 @@ MtpModel = pytest.importorskip("transformers.modeling_layers").MtpModel
 
 
 OFTEN = ("llama", "llama-longrope", "gpt2", "gemma3", "phi3", "qwen3-moe-sparse", "deepseek-v3")  # differ the most
-NEW_IDEAS = ("smollm3", "olmo3", "granite", "cohere2", "glm4", "hunyuan", "nemotron", "gpt-oss", "ministral3", "llama4-odd")
+NEW_IDEAS = (
+    "smollm3",
+    "olmo3",
+    "granite",
+    "cohere2",
+    "glm4",
+    "hunyuan",
+    "nemotron",
+    "gpt-oss",
+    "ministral3",
+    "llama4-odd",
+    "gemma3n-odd",
+)
 OF_EACH = (
     *OFTEN,
     *NEW_IDEAS,
@@ -60,6 +72,7 @@ OF_EACH = (
     "llama4",
     "qwen3-5",
     "qwen3-5-moe",
+    "gemma3n",
 )
 
 
@@ -313,6 +326,7 @@ def test_a_model_that_sees_is_read_as_its_language_model(case, tmp_path, name, o
     [
         ("llama4-odd", "llama4", ("model.", "language_model.model."), "vision_model.model.class_embedding"),
         ("qwen3-5-biases", "qwen3_5", ("model.", "model.language_model."), "model.visual.pos_embed.weight"),
+        ("gemma3n-odd", "gemma3n", ("model.", "model.language_model."), "model.audio_tower.conformer.0.norm.weight"),
     ],
 )
 def test_the_names_and_the_section_of_a_language_model_among_others(case, name, kind, prefixes, other):
@@ -321,6 +335,14 @@ def test_the_names_and_the_section_of_a_language_model_among_others(case, name, 
     assert known(family, config, {**named, other: np.zeros(1)}).keys() == known(family, config, tensors).keys()
     read = model_config({"model_type": kind, "text_config": peers.peer_config(name).to_dict()}, named)
     assert essence(read) == essence(config) and family_of({"model_type": kind}) is family
+
+
+def test_keys_of_layers_that_take_those_of_others_are_not_read(case):
+    """Published checkpoints hold them, and transformers does not read them either."""
+    _, tensors, family, config, _ = case("gemma3n")
+    last, before = (f"model.layers.{i}.self_attn.k_proj.weight" for i in (4, 3))
+    assert before in tensors and last not in tensors
+    assert is_ignored(family, config, last) and not is_ignored(family, config, before)
 
 
 def test_experts_of_a_layer_in_one_tensor(case, tmp_path):

@@ -211,6 +211,7 @@ TARGETS = {
     "phi3": ["qkv_proj", "gate_up_proj", "o_proj"],
     "gpt2": ["c_attn", "c_proj"],
     "deepseek-v3": ["kv_b_proj", "kv_a_proj_with_mqa", "q_b_proj"],
+    "gemma3n": ["q_proj", "linear_left", "per_layer_model_projection", "altup_projections.1"],  # 1 is also a layer
 }
 DORA = ("phi3", "gpt2")
 CASES = {name: (name, dict(target_modules=targets, use_dora=name in DORA)) for name, targets in TARGETS.items()}

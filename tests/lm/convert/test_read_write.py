@@ -159,7 +159,7 @@ def test_transformers_reads_ours(tmp_path):
         (
             "gemma2 gemma3 gpt2 deepseek-v2 deepseek-v3 llama mistral mixtral olmo2 phi3 qwen2 qwen3 qwen3-moe smollm3 olmo3 "
             "granite seed-oss ernie4-5 exaone4 cohere cohere2 glm glm4 hunyuan nemotron ministral ministral3 gpt-oss glm4-moe "
-            "granite-moe ernie4-5-moe hunyuan-moe lfm2 qwen3-next bamba granite4 granite4-dense nemotron-h"
+            "granite-moe ernie4-5-moe hunyuan-moe lfm2 qwen3-next bamba granite4 granite4-dense nemotron-h gemma3n"
         ).split(),
     ),
 )

@@ -17,12 +17,12 @@ from lm.errors import UserError
 from lm.kernels import reference
 from lm.model import sizing
 from lm.model.cache import empty_state, fork
-from lm.model.feed_forward import FeedForward
+from lm.model.feed_forward import FeedForward, largest
 from lm.model.inputs import Inputs, inputs_of, steps_of
 from lm.model.positions import rotate
 from lm.model.transformer import skeleton
 from lm.parallel.context import slots
-from lm.parallel.mesh import make_mesh, shardings, spec
+from lm.parallel.mesh import check_fit, make_mesh, shardings, spec
 from lm.train.step import training_loss
 from tests.lm.examples import packed_batch, parameters, tiny_config
 from tests.slow import all_but
@@ -33,7 +33,7 @@ LATENT = dict(
     mla=dict(kv_rank=12, query_rank=8, rope_head_dim=4, value_head_dim=6),
     rope=dict(interleaved=True, scaling="yarn", factor=4.0, original_positions=8, mscale=1.0, mscale_all_dim=0.7),
 )
-OFTEN = ("gemma", "latent, experts")
+OFTEN = ("gemma", "latent, experts", "shared keys")
 KINDS = {
     "llama": {},
     "gemma": dict(
@@ -95,6 +95,19 @@ KINDS = {
         mlp_pattern=("dense", "moe"),
         moe=dict(num_experts=4, expert_dim=16, biases=True),
     ),
+    "shared keys": dict(
+        num_layers=6,
+        attention_pattern=("local", "global"),
+        window=5,
+        qk_norm="head",
+        value_norm=True,
+        attention_sinks=True,
+        shared_kv_layers=3,
+        mlp_dims=(48, 48, 32),
+        gate_sparsity=(0.5, 0.0),
+    ),
+    "streams": dict(altup_streams=3, laurel_rank=4, norm_position="sandwich"),
+    "embeddings of layers": dict(num_layers=5, layer_embed_dim=8, layer_embed_vocab=40, norm="layer"),
     "sublayers apart": dict(
         num_layers=5, attention_pattern=("global", "none"), mlp_pattern=("none", "moe"), moe=dict(num_experts=4, expert_dim=16)
     ),
@@ -166,7 +179,7 @@ def test_cached_decoding_is_the_whole_forward(kind):
         np.testing.assert_allclose(ours[row], whole[row, n - 1 : n + steps], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", all_but(["gemma", "latent, experts"], KINDS))
+@pytest.mark.parametrize("kind", all_but(["gemma", "latent, experts", "shared keys"], KINDS))
 def test_rows_go_on_from_what_they_share(kind):
     """One beginning, two prompts behind it, two rows behind each of these, token by token; with padding between beginning and
     prompts but for windows, which reach over slots."""
@@ -264,6 +277,35 @@ def stand_in(vocab_size):
 def test_layers_without_sublayers_are_refused(changes, named):
     with pytest.raises(UserError, match=named):
         ModelConfig(**SIZES | changes)
+
+
+def test_a_sparse_gate_switches_off_its_fraction_of_units():
+    config = ModelConfig(**SIZES | dict(gate_sparsity=(0.9,), activation="relu2"))
+    x_FD = np.random.default_rng(0).standard_normal((64, 1000)).astype(np.float32) * 3 + 1
+    found = largest(jnp.asarray(x_FD), config.layer_kinds[0].sparsity)
+    mean, std = np.mean(x_FD, -1, keepdims=True), np.std(x_FD, -1, keepdims=True)
+    kept = x_FD > mean + 1.2815516 * std  # Φ(1.28…) = 0.9
+    np.testing.assert_array_equal(found > 0, kept)
+    assert abs(kept.mean() - 0.1) < 0.005
+
+
+def test_layers_that_take_keys_have_none_and_no_cache():
+    config = ModelConfig(**SIZES | KINDS["shared keys"])
+    takes = [kind.takes for kind in config.layer_kinds]
+    assert takes == [False] * 3 + [True] * 3 and [kind.gives for kind in config.layer_kinds] == [False, True, True, *takes[:3]]
+    names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(skeleton(config)[1])}
+    own = dataclasses.replace(config, shared_kv_layers=0)
+    assert sum("attention.key." in name for name in names) == 3
+    assert 2 * sum(sizing.cache_bytes_per_token(config).values()) == sum(sizing.cache_bytes_per_token(own).values())
+    leaves = [sum(x.nbytes for x in jax.tree.leaves(empty_state(c, 2, 8).layers)) for c in (config, own)]
+    assert 2 * leaves[0] == leaves[1]
+
+
+@pytest.mark.parametrize("key", ["shared_kv_layers", "layer_embed_dim"])
+def test_stages_are_refused_where_arrays_go_to_later_layers(key):
+    config = ModelConfig(**SIZES | {key: 2})
+    with pytest.raises(UserError, match=f"mesh.stage=2 must be 1: model.{key}"):
+        check_fit(make_mesh({"stage": 2, "data": 4}), config, 8, 1, 16)
 
 
 def test_a_clamped_gate_is_its_formula():
@@ -366,15 +408,27 @@ def test_windows_latents_and_experts_run_on_a_mesh_as_on_one_device():
     np.testing.assert_allclose(split, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "sizes", all_but([{"context": 2, "fsdp": 4}], [{"context": 2, "fsdp": 4}, {"stage": 2, "fsdp": 4}]), ids=str
+CHUNKS = dict(
+    num_layers=4,
+    attention_pattern=("chunk", "global"),
+    window=6,
+    rotary_pattern=("rotary", "none"),
+    qk_norm="unit",
+    attention_temperature=0.3,
+    temperature_length=4,
 )
-def test_chunks_of_packed_rows_are_those_of_one_device(sizes):
+GEMMA3N = KINDS["shared keys"] | KINDS["streams"] | dict(layer_embed_dim=8)
+OVER_AXES = [
+    (CHUNKS, {"context": 2, "fsdp": 4}),
+    (GEMMA3N, {"context": 2, "tensor": 2, "fsdp": 2}),
+    (CHUNKS, {"stage": 2, "fsdp": 4}),
+]
+
+
+@pytest.mark.parametrize("kinds, sizes", all_but(OVER_AXES[:2], OVER_AXES), ids=str)
+def test_packed_rows_over_axes_are_those_of_one_device(kinds, sizes):
     """Also where keys go around a ring of devices, or rows through stages."""
-    kinds = dict(
-        vocab_size=52, num_layers=4, attention_pattern=("chunk", "global"), window=6, rotary_pattern=("rotary", "none")
-    )
-    config = ModelConfig(**SIZES | kinds | dict(qk_norm="unit", attention_temperature=0.3, temperature_length=4))
+    config = ModelConfig(**SIZES | kinds | dict(vocab_size=52))
     segments = np.repeat([[1, 2]], (9, 23), axis=1).astype(np.int32) + np.zeros((8, 1), np.int32)
     positions = np.concatenate([np.arange(9), np.arange(23)], dtype=np.int32)[None] + 0 * segments
     inputs = Inputs(tokens_of(9, 8, 32), segments, positions)

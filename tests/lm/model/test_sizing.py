@@ -86,6 +86,7 @@ def test_parts_of_a_mixture_with_latent_attention_by_hand():
         "shared_expert": 2 * shared,
         "router": 2 * router,
         "norms": 3 * norms + 32,
+        "streams": 0,
         "head": 2048,
         "score": 0,
         "mtp": module + 8 * expert + shared + router,

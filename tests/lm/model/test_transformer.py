@@ -180,9 +180,19 @@ MIXED = dict(  # blocks of two kinds twice and one left over; a router in every 
 )
 
 
-LAYERS = {"alike": dict(num_layers=3), "mixed": MIXED}
+STREAMS = dict(  # two giving layers, and blocks with embeddings of their own before and after them
+    num_layers=8,
+    attention_pattern=("local", "global"),
+    window=4,
+    shared_kv_layers=4,
+    altup_streams=2,
+    laurel_rank=4,
+    layer_embed_dim=8,
+    gate_sparsity=(0.5, 0.0),
+)
+LAYERS = {"alike": dict(num_layers=3), "mixed": MIXED, "streams": STREAMS}
 WAYS = list(itertools.product(LAYERS, (True, False), ("none", "matmuls", "full")))
-OFTEN = [("alike", False, "matmuls"), ("mixed", True, "full")]
+OFTEN = [("alike", False, "matmuls"), ("mixed", True, "full"), ("streams", True, "full")]
 
 
 @functools.cache

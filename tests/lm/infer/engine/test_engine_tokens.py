@@ -31,6 +31,17 @@ KINDS = {
     "latent": dict(num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8)),
     "experts": dict(mlp_pattern=("moe",), moe=MixtureOfExperts(num_experts=4), positions="learned"),
     "values of tokens": dict(value_embeddings=1),
+    "shared keys, streams": dict(
+        num_layers=6,
+        attention_pattern=("local", "global"),
+        window=7,
+        value_norm=True,
+        shared_kv_layers=3,
+        altup_streams=2,
+        laurel_rank=4,
+        layer_embed_dim=8,
+        gate_sparsity=(0.5, 0.0),
+    ),
     "ntk": dict(rope=Rope(scaling="ntk", factor=4.0, original_positions=24)),
     "longrope": dict(
         rope=Rope(
@@ -86,6 +97,18 @@ def test_requests_together_get_what_each_gets_alone(kind, model, alone):
     assert stats.blocks_used == stats.running == stats.waiting == 0
     assert stats.steps < sum(map(len, alone))
     assert stats.finished == {"length": len(alone)}
+
+
+@pytest.mark.parametrize("packed", all_but(["int8"], ["float32", "bfloat16", "int8", "int4"]))
+@pytest.mark.parametrize("kind", ["shared keys, streams"], indirect=True)
+def test_packed_matrices_beside_the_layers_give_the_same_bits_alone(model, packed):
+    engine = Engine(model, None, Capacity(rows=8, budget=16, pages=200, page=4), packed=packed)
+    requests = [Request(tuple(prompt), 8, temperature=0.0, logprobs=0) for prompt in prompts()]
+    together = engine.answers(requests)
+    for request, answer in zip(requests, together, strict=True):
+        engine.forget()
+        assert engine.answers([request]) == [answer]
+    engine.close()
 
 
 @pytest.mark.parametrize("kind", all_but(["plain"], ["plain", "longrope"]), indirect=True)
