@@ -1,6 +1,7 @@
 """Layers with a state: packed rows, pieces of a text, single tokens and devices give what a whole text alone gives."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,16 @@ def objective(graph, params, inputs: Inputs):
     return jnp.sum(jnp.where(inputs.segments_BT[..., None] > 0, jnp.sin(logits), 0.0)), logits
 
 
+@functools.partial(jax.jit, static_argnames="prefill")
+def apply(model, *arguments, prefill=False):
+    return model(*arguments, prefill=prefill)
+
+
+def alone(model, text: np.ndarray) -> np.ndarray:
+    """Return the logits of a text, in a row as long as all others, so that one program computes them."""
+    return np.asarray(apply(model, packed([[text]], T)))[0, : len(text)]
+
+
 value_and_grad = jax.jit(jax.value_and_grad(objective, argnums=1, has_aux=True), static_argnums=0)
 
 
@@ -68,18 +79,17 @@ def test_pieces_and_single_tokens_give_what_the_whole_text_gives(kind, scan):
     """The prompts are padded on the right, and then on the left; what follows is read three tokens and one token at a time."""
     model = model_of(kind, scan_layers=scan)
     rows = texts(26, 19, 24)
-    step = jax.jit(lambda inputs, state, prefill: model(inputs, state, prefill=prefill), static_argnums=2)
-    expected = [np.asarray(jax.jit(model)(Inputs(text[None])))[0] for text in rows]
+    expected = [np.asarray(apply(model, Inputs(text[None])))[0] for text in rows]
     for left in (False, True):
         prompts = [text[: n - 10] for text, n in zip(rows, map(len, rows))]
         inputs, begins = packed([[prompt] for prompt in prompts], 16), [16 - len(p) if left else 0 for p in prompts]
         inputs = Inputs(*[np.stack([np.roll(x, n) for x, n in zip(array, begins)]) for array in inputs[:3]])
-        logits, state = step(inputs, empty_state(model.config, 3, 16 + 10), True)
+        logits, state = apply(model, inputs, empty_state(model.config, 3, 16 + 10), prefill=True)
         found = [[x[n : n + len(p)]] for x, n, p in zip(np.asarray(logits), begins, prompts)]
         for begin, end in [(0, 3), (3, 6), *((n, n + 1) for n in range(6, 10))]:
             more = np.stack([text[len(text) - 10 :][begin:end] for text in rows])
             places = np.stack([len(text) - 10 + np.arange(begin, end, dtype=np.int32) for text in rows])
-            logits, state = step(Inputs(more, np.ones_like(more), places), state, False)
+            logits, state = apply(model, Inputs(more, np.ones_like(more), places), state)
             for b, x in enumerate(np.asarray(logits)):
                 found[b].append(x)
         for x, y in zip(found, expected, strict=True):
@@ -88,12 +98,12 @@ def test_pieces_and_single_tokens_give_what_the_whole_text_gives(kind, scan):
 
 def test_answers_continue_the_state_of_their_prompt(kind):
     model, (prompt, *answers) = model_of(kind), texts(11, 6, 6)
-    _, state = model(Inputs(prompt[None]), empty_state(model.config, 1, 11), prefill=True)
+    _, state = apply(model, Inputs(prompt[None]), empty_state(model.config, 1, 11), prefill=True)
     after = np.stack(answers)
     places = np.broadcast_to(np.arange(11, 17, dtype=np.int32), after.shape)
-    logits, _ = model(Inputs(after, np.ones_like(after), places), fork(state, model.config, 2, 6))
+    logits, _ = apply(model, Inputs(after, np.ones_like(after), places), fork(state, model.config, 2, 6))
     for answer, x in zip(answers, np.asarray(logits), strict=True):
-        np.testing.assert_allclose(x, model(Inputs(np.concatenate((prompt, answer))[None]))[0, 11:], atol=2e-5)
+        np.testing.assert_allclose(x, alone(model, np.concatenate((prompt, answer)))[11:], atol=2e-5)
 
 
 def test_likelihoods_read_each_text_from_its_beginning(kind):
@@ -103,8 +113,7 @@ def test_likelihoods_read_each_text_from_its_beginning(kind):
     for batch in work(model, requests, max_length=64):
         batch.run(set(batch.numbers), found.update)
     for n, (context, ending) in enumerate(requests):
-        text = np.concatenate((context, ending))
-        logps = jax.nn.log_softmax(model(Inputs(text[None]))[0])
+        logps = jax.nn.log_softmax(alone(model, np.concatenate((context, ending))))
         expected = [logps[len(context) + i - 1, token] for i, token in enumerate(ending)]
         np.testing.assert_allclose(found[n].logps, expected, atol=1e-4)
 

@@ -9,6 +9,7 @@ import pytest
 
 from lm.train.chips import CHIPS
 from tests.tpu import ENVIRONMENT, needs_libtpu
+from tests.verbs import runs
 
 MODEL = """
 from configs.train import default
@@ -22,24 +23,28 @@ def get_config():
 """
 
 
-def plan(folder, *flags, size=128):
+def line(folder, *flags, size=128):
     (folder / "model.py").write_text(MODEL.replace("SIZE", str(size)))
     command = [sys.executable, "serve.py", "--config=default", f"--config.checkpoint={folder / 'model.py'}", *flags]
+    return [*command, f"--workdir={folder / 'plan'}"]
+
+
+def plan(*arguments, **size):
     environment = {**os.environ, **ENVIRONMENT}
-    return subprocess.run([*command, f"--workdir={folder / 'plan'}"], capture_output=True, text=True, env=environment)
+    return subprocess.run(line(*arguments, **size), capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize(
-    ("flags", "line"),
+    ("flags", "said"),
     [
         (["--plan=v5e"], "KIND:SHAPE"),
         (["--plan=v5e", "--config.checkpoint="], "serve.py: --"),
         (["--plan=v5e:2x2", "--config.quantize=int8"], "quantize=int8 packs matrices for one CPU"),
     ],
 )
-def test_a_plan_that_cannot_be_made_is_one_line(tmp_path, flags, line):
-    done = plan(tmp_path, *flags)
-    assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "plan").exists()
+def test_a_plan_that_cannot_be_made_is_one_line(tmp_path, flags, said):
+    done = runs.run(line(tmp_path, *flags))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "plan").exists()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from lm.train.plan.estimate import KERNEL_SHARE, estimate
 from lm.train.plan.network import Collective, of_program
 from lm.train.plan.program import Program, bytes_of
 from tests.tpu import needs_libtpu
+from tests.verbs import runs
 
 # As XLA prints it: a loop of four trips (its counter goes by two), a gather that 3,000 cycles hide in part, and a plain sum.
 TEXT = """
@@ -152,7 +153,7 @@ def plan(*flags, folder):
 
 
 def test_a_topology_that_is_no_topology_is_one_line(tmp_path):
-    done = plan("--config=configs/train/1b.py", "--plan=v5e", folder=tmp_path)
+    done = runs.run([sys.executable, "train.py", f"--workdir={tmp_path}", "--config=configs/train/1b.py", "--plan=v5e"])
     assert done.returncode == 2 and "KIND:SHAPE" in done.stderr and not list(tmp_path.iterdir())
 
 

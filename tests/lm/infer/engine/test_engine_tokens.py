@@ -16,6 +16,7 @@ from lm.infer.engine.open import open_engine
 from lm.infer.engine.request import Request
 from lm.infer.engine.room import Capacity
 from lm.model import pages
+from lm.model.inputs import Inputs
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.evals.tiny_models import published
@@ -181,16 +182,24 @@ def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
 
 def ahead_of(model, ids: list[int], prompt: int) -> tuple[int, int]:
     """Return how many of the tokens after the prompt are guessed right, of how many, one at a time, by the pass of training."""
-    tokens, ones = jnp.asarray([ids]), jnp.ones((1, len(ids)), jnp.int32)
-    after, positions = jnp.asarray([[*ids[1:], 0]]), jnp.arange(len(ids))[None]
-    (ahead,) = model.ahead(model.hidden(tokens).x_BTD, after, ones, positions)
-    guesses = np.argmax(model.logits(ahead.x_BTD)[0], axis=-1)  # of the token two places on
+    tokens = np.zeros((1, plain.WIDTH), np.int32)
+    tokens[0, : len(ids)] = ids
+    guesses = guessed_two_on(model, tokens, (np.arange(plain.WIDTH) < len(ids)).astype(np.int32)[None])
     right = guessed = 0
     known = prompt + 1
     while known < len(ids) - 1:
         is_right = guesses[known - 2] == ids[known]
         right, guessed, known = right + int(is_right), guessed + 1, known + 1 + int(is_right)
     return right, guessed
+
+
+@jax.jit
+def guessed_two_on(model, tokens_1T, segments_1T):
+    """Return for each token the guess of the one two places on."""
+    positions_1T = jnp.arange(tokens_1T.shape[1])[None]
+    hidden = model.hidden(Inputs(tokens_1T, segments_1T, positions_1T))
+    (ahead,) = model.ahead(hidden.x_BTD, jnp.roll(tokens_1T, -1, axis=1), segments_1T, positions_1T)
+    return jnp.argmax(model.logits(ahead.x_BTD)[0], axis=-1)
 
 
 AHEAD = ["plain", "local", "latent", "experts"]  # kinds, with a module that looks ahead
