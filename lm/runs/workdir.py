@@ -42,6 +42,8 @@ RESUMABLE_KEYS = WITHOUT_EFFECT + tuple(
 )
 # Only trained weights depend on these, so they may change until the first checkpoint.
 UNTIL_TRAINED = ("model", "sequence_length", "optimizer.name", "optimizer.turns", "optimizer.state_dtype")
+# The values that keys of IDENTITY had before records had them.
+FORMER = {"extend.theta": 0.0, "extend.yarn": 0.0, "optimizer.turns": 1}
 
 RECORD, TOKENIZERS = "config.json", ("tokenizer.model", "tokenizer.json")
 KEPT = "best_of/conversations.jsonl"  # the training data of best_of
@@ -215,7 +217,8 @@ def check_kind(new: dict[str, Any], workdir: Path) -> tuple[dict[str, Any] | Non
 def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) -> None:
     """Raise UserError if two configs are of different runs. The error names the key, both values and `where`.
 
-    A model key that the saved config lacks had its default. trained: there are weights that depend on UNTIL_TRAINED keys.
+    A model key that the saved config lacks had its default, one of FORMER its value there. trained: there are weights that
+    depend on UNTIL_TRAINED keys.
     """
     fixed = [section for section in IDENTITY if trained or section not in UNTIL_TRAINED]
     before, after = _compared(old), _compared(new)
@@ -331,7 +334,7 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
 
 
 def _compared(config: dict) -> dict[str, Any]:
-    """Return a config as JSON values by dotted key; missing model keys have their defaults."""
+    """Return a config as JSON values by dotted key, with missing keys of the model and of FORMER. Only normuon has turns."""
     config = json.loads(json.dumps(config, default=str))
     if isinstance(config.get("model"), dict):
         sections = {key: value for key, value in model_keys().items() if isinstance(value, dict)}
@@ -340,7 +343,10 @@ def _compared(config: dict) -> dict[str, Any]:
         config["model"] = json.loads(json.dumps(model_keys(**known))) | {key: config["model"][key] for key in broken}
     if config.get("init_from"):
         config["tokenizer"] = config.get("tokenizer") or config["init_from"]
-    return flat(config)
+    values = FORMER | flat(config)
+    if values.get("optimizer.name") != "normuon":
+        del values["optimizer.turns"]
+    return values
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:

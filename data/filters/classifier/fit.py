@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.filters.classifier.linear import Features, Model, Settings, logits, probability
+from lm.errors import UserError
 
 PATIENCE = 10  # steps without a better validation loss, after which training ends
 
@@ -44,6 +45,7 @@ def fit(
       train, valid: each with good and bad documents.
       shown: called with the step and the validation loss after each step.
     Returns: a model whose `about` has {steps, best_step, valid_loss, buckets}.
+    Raises: UserError: no step has a validation loss, so the model would know nothing.
     """
     from scipy.optimize import minimize
 
@@ -75,6 +77,9 @@ def fit(
             raise StopIteration
 
     minimize(loss, best, jac=True, method="L-BFGS-B", callback=seen, options={"maxiter": options.steps})
+    if not best_step:
+        cause = f"no n-gram is in min_documents={options.min_documents} documents, or l2={options.l2} is too large"
+        raise UserError(f"classifier: training finds no weights: {cause}; lower the two or give more documents")
     weights = np.zeros(1 << settings.bits, np.float32)
     weights[used] = best[:-1]
     about = {"steps": number, "best_step": best_step, "valid_loss": best_loss, "buckets": len(used)}

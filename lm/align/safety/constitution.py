@@ -79,7 +79,7 @@ class Policy(Record):
         for pattern in patterns:
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
         return patterns
 
@@ -132,9 +132,9 @@ def load_constitution(path: str | Path | None = None) -> Constitution:
         return Constitution.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"safety.constitution={path}: {error.strerror}; name a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = [str(part + 1) if isinstance(part, int) else part for part in first["loc"]]  # records count from 1
         raise UserError(": ".join([str(path), *place, first["msg"].removeprefix("Value error, ")])) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error

@@ -142,3 +142,24 @@ def test_a_run_of_the_former_default_recipe_goes_on_with_it(tmp_path, monkeypatc
     (tmp_path / "config.json").write_text(json.dumps(before))
     keep_former_defaults(config, tmp_path)
     assert (config.optimizer.embedding_rate, config.optimizer.head_rate, config.optimizer.turns) == (15.0, 1.0, 1)
+
+
+@pytest.mark.parametrize(("key", "value"), [("extend.yarn", 8.0), ("extend.theta", 1e6), ("optimizer.turns", 2)])
+def test_a_key_that_a_former_record_lacks_had_no_effect_there(key, value):
+    saved, new = saved_and_new()
+    section, name = key.split(".")
+    for config in (saved, new):
+        config["optimizer"].update(name="normuon", turns=1)
+    del saved[section][name]
+    resume(saved, new)
+    new[section][name] = value
+    with pytest.raises(UserError, match=rf"{key} is .* in runs/one and {value} in this config"):
+        resume(saved, new)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_turns_of_an_optimizer_without_them_may_change(name):
+    saved, new = saved_and_new()
+    saved["optimizer"].update(name=name, turns=1)
+    new["optimizer"].update(name=name, turns=4)
+    resume(saved, new)

@@ -158,11 +158,11 @@ def test_fit_finds_what_tells_the_classes_apart():
 
 
 def test_fit_minimises_the_balanced_loss():
-    """One feature in all documents: the best probability is one half, however many are good."""
-    ones = Examples(Features(np.zeros(40, np.int32), np.ones(40, np.int64)), np.arange(40) < 30)
-    model = fit(ones, ones, Settings(1, 0, 8), Options(steps=300))
-    assert logits(ones.features, model.weights, model.bias) == pytest.approx(0, abs=1e-2)
-    assert class_weights(ones.good_N)[[0, 39]] == pytest.approx([2 / 3, 2])
+    """All 30 good documents and 10 of 20 bad ones have a feature. Classes weigh the same: good is twice as likely there."""
+    some = Examples(Features(np.repeat([0, 1], [40, 10]), np.ones(50, np.int64)), np.arange(50) < 30)
+    model = fit(some, some, Settings(1, 0, 8), Options(steps=300))
+    assert logits(some.features, model.weights, model.bias)[:40] == pytest.approx(np.log(2), abs=1e-2)
+    assert class_weights(some.good_N)[[0, 49]] == pytest.approx([5 / 6, 5 / 4])
 
 
 def test_rare_buckets_get_no_weight():
@@ -194,6 +194,15 @@ def test_equal_texts_are_on_one_side_of_the_split():
     assert all(text.startswith("good") == good for part in parts.values() for text, good in zip(part.texts, part.good_N))
     with pytest.raises(UserError, match="fraction"):
         split(good, bad, (0.5, 0.5))
+
+
+@pytest.mark.parametrize("wrong", [{"min_documents": 1000}, {"l2": float("nan")}])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_fit_that_finds_no_weights_is_an_error(wrong):
+    texts, good_N = [*["one two"] * 4, *["three four"] * 4], np.arange(8) < 4
+    examples = Examples(features(Words(texts), Settings(1, 0, 12)), good_N)
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        fit(examples, examples, Settings(1, 0, 12), Options(**wrong))
 
 
 def test_the_choice_among_many_texts_does_not_depend_on_their_order():

@@ -53,6 +53,9 @@ def test_a_constitution_of_ones_own(tmp_path):
         (("{hazard}", "{other}"), "no braces"),
         (("text: No x.", "text: ''"), "text: String should have at least 1"),
         (("}]", "]"), "not YAML"),
+        (("text: No x.", "text: 2001-99-99"), "not YAML: month"),
+        (("principles: [", "principles: " + "[" * 3000), "not YAML: maximum recursion"),
+        (("principles:", "policies: [{id: p, action: flag, patterns: ['a{99999999999}']}]\nprinciples:"), "too large"),
         (("principles: [", "principles: [3, "), "principles: 1: Input should be a valid dictionary"),
     ],
 )
