@@ -130,11 +130,11 @@ def scale_by_normuon(momentum: float, dtype: jnp.dtype, turns: int = 1) -> optax
             else:
                 each = min(turns, len(x))
                 place = state.count % each
-                some_y, some_v = direction(*[in_turn(array, place, each) for array in (x, v)], axes)
+                some_y, some_v = direction(in_turn(x, place, each), in_turn(v, place, each), axes)
                 y, v = put(each * some_y, place, each, jnp.zeros_like(x)), put(some_v, place, each, v)
             ahead[i], outputs[i] = variable.replace(y), outputs[i].replace(v)
-        found = jax.tree.unflatten(tree, ahead), jax.tree.unflatten(tree_of_outputs, outputs)
-        return found[0], NorMuonState(mu, found[1]) if turns == 1 else TurnsState(mu, found[1], state.count + 1)
+        updates, new = jax.tree.unflatten(tree, ahead), jax.tree.unflatten(tree_of_outputs, outputs)
+        return updates, NorMuonState(mu, new) if isinstance(state, NorMuonState) else TurnsState(mu, new, state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
