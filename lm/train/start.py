@@ -27,7 +27,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.hosts import from_first, is_first
 from lm.parallel.mesh import make_mesh, row_ways, shapes_on
 from lm.runs.own_code import check_own_code, own_parts
-from lm.runs.workdir import check_record, record, steps_saved
+from lm.runs.workdir import check_record, read_config, record, steps_saved
 from lm.train.chips import dtype_here
 from lm.train.step import model_config_of
 from lm.train.values import check_length, check_values
@@ -149,7 +149,10 @@ def longer_positions(config: ml_collections.ConfigDict, model: Mapping[str, Any]
         raise UserError(f"{asked} changes plain rotary positions, and init_from={config.init_from} has {have}: leave it out")
     if theta and theta <= old["theta"]:
         raise UserError(f"{asked} must be above rope.theta={old['theta']} of init_from={config.init_from}")
-    new = {"theta": theta} if theta else {"scaling": "yarn", "factor": yarn, "original_positions": model["max_positions"]}
+    run, context = read_config(Path(config.init_from)), model["max_positions"]
+    if run.get("optimizer") and not run.get("init_from"):  # trained from random weights on rows of one length
+        context = min(context, run["sequence_length"])
+    new = {"theta": theta} if theta else {"scaling": "yarn", "factor": yarn, "original_positions": context}
     own = old["theta"] if {"local", "chunk"} & {*model["attention_pattern"]} else 0.0
     return {"rope": old | new, "local_rope_theta": model["local_rope_theta"] or own}
 

@@ -37,9 +37,17 @@ def test_a_raised_base_turns_more_slowly():
     assert changed(asked(theta=1e6)).local_rope_theta == 0
 
 
-def test_yarn_stretches_the_context_of_the_former_run():
+def test_yarn_stretches_the_context_of_the_former_run(tmp_path):
+    """That is the length of its rows, if it began with random weights."""
     rope = changed(asked(yarn=16.0)).rope
     assert (rope.scaling, rope.factor, rope.original_positions) == ("yarn", 16.0, SIZES["max_positions"])
+    for former, context in ((None, 16), ("an import", SIZES["max_positions"])):
+        run = default.get_config()
+        run.update(init_from=former, sequence_length=16)
+        (tmp_path / "config.json").write_text(run.to_json_best_effort())
+        config = asked(yarn=16.0)
+        config.init_from = str(tmp_path)
+        assert changed(config).rope.original_positions == context
 
 
 @pytest.mark.parametrize("extend", [{"theta": 1e6}, {"yarn": 16.0}])
