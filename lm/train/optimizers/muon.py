@@ -96,9 +96,9 @@ def scale_by_normuon(momentum: float, dtype: jnp.dtype, turns: int = 1) -> optax
     With O the orthogonalised Nesterov momentum, v ← 0.9·v + 0.1·(mean of O² over the inputs of each output). The direction is
     0.2 · y / rms(y) of y = O / √v (Li et al. 2025, algorithm 1). `dtype`, and a mesh: as in `scale_by_muon`.
 
-    turns: update n changes layers n, n + turns, … (mod turns) alone, by `turns` times as much, so that the products, most of
-    the cost, are a share of those of all layers (the idea of Gruntkowska et al. 2025, who draw the layers). A momentum sees
-    every gradient. A stack of fewer layers has as many turns as layers.
+    turns: update n changes only the layers i with i mod turns = n mod turns, by `turns` times as much. So it takes 1 / turns of
+    the products, which are most of the cost (after Gruntkowska et al. 2025, who draw the layers). The momentum of every layer
+    takes in every gradient. A stack of fewer layers has as many turns as layers.
     """
 
     def init(params: nnx.State) -> NorMuonState | TurnsState:
