@@ -1,19 +1,19 @@
 """Compiled products of large matrices; lm/kernels/dense/large.py says which, and has the plain twin.
 
-First all threads bring A and B into tiles (packing.py), rounding floats on the way. Then a unit of work is a block of the
-result. Of long sums it takes CHUNK tiles at a time: then its part of A stays in the second cache, two groups of B in the first.
+First all threads bring a panel of A and one of B into tiles (packing.py), rounding floats on the way. Then a unit of work is a
+block of their product. It takes CHUNK tiles of inputs at a time: then its part of A stays in the second cache. Panels are so
+small that tiles are still in the third cache when they are multiplied.
 """
 
 from numba import njit
 
 from lm.kernels.dense.packing import SIDE, TILE
-from lm.kernels.dense.tiling import PAIR, ROW, TILES, configure, multiply, pack_group, release, store, transpose
+from lm.kernels.dense.tiling import PAIR, ROW, configure, multiply, pack_group, release, store, transpose
 from lm.kernels.native import calls
 from lm.kernels.native.calls import (
     ARGUMENTS,
     GIVEN,
     RESULTS,
-    UNITS,
     address_of,
     attribute,
     data,
@@ -26,11 +26,12 @@ from lm.kernels.native.calls import (
 )
 from lm.kernels.native.vectors import Pointer, int32s, int64s
 
-CHUNK = 32 if TILES else 16  # tiles of inputs
-ROWS, COLUMNS = 256, 512  # of a block; fewer where there would be too few blocks to share
+CHUNK = 32  # tiles of inputs
+ROWS, COLUMNS = 128, 256  # of a block; fewer where there would be too few blocks to share
 UNIT = 4  # groups that are packed as one unit of work
-M, N, K, STEPS, A, B, C, A_TILES, B_TILES, A_BITS, B_BITS, C_WIDTH, BLOCK_M, BLOCK_N = (GIVEN + i for i in range(14))
-A_UNITS, SYMMETRIC, PACKED = GIVEN + 14, GIVEN + 15, GIVEN + 16
+# Words of a job. Sizes are those of a panel; the words from A on say where it begins.
+M, N, K, STEPS, A, B, C, A_TILES, B_TILES, A_STEP, B_STEP, C_STEP, A_WIDTH, B_WIDTH, C_WIDTH = (GIVEN + i for i in range(15))
+A_ADJACENT, B_ADJACENT, A_UNITS, BLOCK_M, BLOCK_N, SYMMETRIC, PACKED, ADDS, END = (GIVEN + 15 + i for i in range(9))
 
 
 @njit(error_model="numpy")
@@ -42,14 +43,12 @@ def pack_task(job: int) -> None:
         b = unit >= words[A_UNITS]
         first = (unit - (words[A_UNITS] if b else 0)) * UNIT * SIDE
         outer = words[N] if b else words[M]
-        source, tiles, bits = (words[B], words[B_TILES], words[B_BITS]) if b else (words[A], words[A_TILES], words[A_BITS])
-        width, adjacent = bits & 7, bits & 8 == 8
-        step = width * (words[K] if adjacent else outer)
-        padded = (outer + PAIR - 1) // PAIR * PAIR
-        for o in range(first, min(first + UNIT * SIDE, padded), SIDE):
+        source, tiles, step = (words[B], words[B_TILES], words[B_STEP]) if b else (words[A], words[A_TILES], words[A_STEP])
+        width, adjacent = (words[B_WIDTH], words[B_ADJACENT]) if b else (words[A_WIDTH], words[A_ADJACENT])
+        for o in range(first, min(first + UNIT * SIDE, padded(outer)), SIDE):
             here = source + o * (step if adjacent else width)
             there = tiles + o // SIDE * words[STEPS] * TILE
-            pack_group(here, outer - o, words[K], words[STEPS], adjacent, step, width, words[PACKED], b, there, spare)
+            pack_group(here, outer - o, words[K], words[STEPS], adjacent == 1, step, width, words[PACKED], b, there, spare)
         calls.finished(job)
         unit = next_unit(job)
     calls.free(spare)
@@ -58,34 +57,34 @@ def pack_task(job: int) -> None:
 
 @njit(error_model="numpy")
 def block(words: Pointer, m: int, n: int, scratch: int) -> None:
-    """Compute a block of the result from row m and column n on."""
+    """Compute a block of the panel's result from row m and column n on, or add to it."""
     rows, columns = min(words[BLOCK_M], words[M] - m), min(words[BLOCK_N], words[N] - n)
     group, steps, width = words[STEPS] * TILE, words[STEPS], words[C_WIDTH]
-    c, c_step = words[C] + (m * words[N] + n) * width, words[N] * width
+    c_step, part_step = words[C_STEP], words[BLOCK_N] * 4
+    c = words[C] + m * c_step + n * width
     a, b = words[A_TILES] + m // SIDE * group, words[B_TILES] + n // SIDE * group
-    part_step = words[BLOCK_N] * 4
-    packed, last, symmetric = words[PACKED], steps <= CHUNK, words[SYMMETRIC]
-    direct = last and width == 4 and not symmetric
+    packed, symmetric = words[PACKED], words[SYMMETRIC]
     for k in range(0, steps, CHUNK):
-        some = min(CHUNK, steps - k)
+        some, adds = min(CHUNK, steps - k), k > 0 or words[ADDS] == 1
         for j in range(0, columns, PAIR):
             b_here = b + j // SIDE * group + k * TILE
             for i in range(0, rows, PAIR):
                 if symmetric and m + i > n + j:
                     continue
-                a_here = a + i // SIDE * group + k * TILE
-                if direct and i + PAIR <= rows and j + PAIR <= columns:
-                    multiply(packed, False, a_here, b_here, some, c + i * c_step + j * 4, c_step, group, group)
-                else:
-                    part = scratch + i * part_step + j * 4
-                    multiply(packed, k > 0, a_here, b_here, some, part, part_step, group, group)
-                    if k + some == steps:
-                        some_rows, some_columns = min(PAIR, rows - i), min(PAIR, columns - j)
-                        if symmetric and m + i < n + j:
-                            mirrored = words[C] + ((n + j) * words[N] + m + i) * width
-                            transpose(part, part_step, scratch + ROWS * COLUMNS * 4)
-                            store(scratch + ROWS * COLUMNS * 4, 4 * PAIR, some_columns, some_rows, mirrored, c_step, width)
-                        store(part, part_step, some_rows, some_columns, c + i * c_step + j * width, c_step, width)
+                a_here, there = a + i // SIDE * group + k * TILE, c + i * c_step + j * width
+                if width == 4 and not symmetric and i + PAIR <= rows and j + PAIR <= columns:
+                    multiply(packed, adds, a_here, b_here, some, there, c_step, group, group)
+                    continue
+                part, some_rows, some_columns = scratch + i * part_step + j * 4, min(PAIR, rows - i), min(PAIR, columns - j)
+                if adds and k == 0:
+                    store(there, c_step, some_rows, some_columns, part, part_step, 4)
+                multiply(packed, adds, a_here, b_here, some, part, part_step, group, group)
+                if k + some == steps:
+                    if symmetric and m + i < n + j:
+                        mirrored = words[C] + (n + j) * c_step + (m + i) * width
+                        transpose(part, part_step, scratch + ROWS * COLUMNS * 4)
+                        store(scratch + ROWS * COLUMNS * 4, 4 * PAIR, some_columns, some_rows, mirrored, c_step, width)
+                    store(part, part_step, some_rows, some_columns, there, c_step, width)
 
 
 @njit(error_model="numpy")
@@ -105,43 +104,70 @@ def block_task(job: int) -> None:
 
 
 @njit(error_model="numpy")
-def multiply_matrices(frame: Pointer) -> None:
-    """Arguments: A [M, K] or [K, M], B [N, K] or [K, N]; attribute: 1 if the inputs of A lie side by side, plus 2
-    if those of B, plus 4 if the result is symmetric.
+def padded(size: int) -> int:
+    return (size + PAIR - 1) // PAIR * PAIR
 
-    Results: C [M, N], and memory for the tiles of A and B in their dtype: M and N rounded up to 32, K to whole tiles.
-    """
-    form = int32s(attribute(frame, 0))[0]
-    a_adjacent, b_adjacent = form & 1, form >> 1 & 1
-    m, k = size(frame, ARGUMENTS, 0, 1 - a_adjacent), size(frame, ARGUMENTS, 0, a_adjacent)
-    n = size(frame, ARGUMENTS, 1, 1 - b_adjacent)
-    packed = width_of(frame, RESULTS, 1)
-    steps = (k * packed + ROW - 1) // ROW
-    a_groups, b_groups = (m + PAIR - 1) // PAIR * 2, (n + PAIR - 1) // PAIR * 2
-    a_units, b_units = (a_groups + UNIT - 1) // UNIT, (b_groups + UNIT - 1) // UNIT
-    tiles = data(frame, RESULTS, 1)
-    job = new_job(a_units + b_units)
-    words = int64s(job)
-    words[M], words[N], words[K], words[STEPS] = m, n, k, steps
-    words[A], words[B], words[C] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
-    words[A_TILES], words[B_TILES] = tiles, tiles + a_groups * steps * TILE
-    words[A_BITS] = width_of(frame, ARGUMENTS, 0) + 8 * a_adjacent
-    words[B_BITS] = width_of(frame, ARGUMENTS, 1) + 8 * b_adjacent
-    words[C_WIDTH], words[A_UNITS], words[PACKED] = width_of(frame, RESULTS, 0), a_units, packed
-    words[SYMMETRIC] = form & 4
-    blocks, wanted = new_job(0), (8 if form & 4 else 4) * threads_for(frame, job)
-    rows, columns = ROWS, COLUMNS
-    while rows * columns > 64 * 64 and ((m + rows - 1) // rows) * ((n + columns - 1) // columns) < wanted:
+
+@njit(error_model="numpy")
+def offset(outer: int, inner: int, adjacent: bool, step: int, width: int) -> int:
+    """Return where input `inner` of a row or column is, in bytes."""
+    return outer * step + inner * width if adjacent else inner * step + outer * width
+
+
+@njit(error_model="numpy")
+def multiply_panels(frame: Pointer, panel: Pointer, packs_a: bool, packs_b: bool) -> None:
+    """Pack a panel of A and one of B, unless they are packed, and multiply them. panel: words of a job."""
+    a_units, b_units = [(padded(panel[side]) // SIDE + UNIT - 1) // UNIT for side in (M, N)]
+    panel[A_UNITS] = a_units * packs_a
+    job = new_job(a_units * packs_a + b_units * packs_b)
+    rows, columns, wanted = ROWS, COLUMNS, (8 if panel[SYMMETRIC] else 4) * threads_for(frame, job)
+    while rows * columns > 64 * 64 and -(-panel[M] // rows) * -(-panel[N] // columns) < wanted:
         if columns >= rows:
             columns //= 2
         else:
             rows //= 2
-    words[BLOCK_M], words[BLOCK_N] = rows, columns
-    for word in range(GIVEN, PACKED + 1):
-        int64s(blocks)[word] = words[word]
-    int64s(blocks)[UNITS] = ((m + rows - 1) // rows) * ((n + columns - 1) // columns)
+    panel[BLOCK_M], panel[BLOCK_N] = rows, columns
+    blocks = new_job(-(-panel[M] // rows) * -(-panel[N] // columns))
+    packing, multiplying = int64s(job), int64s(blocks)
+    for word in range(GIVEN, END):
+        packing[word] = multiplying[word] = panel[word]
     run(frame, job, address_of(pack_task))
     run(frame, blocks, address_of(block_task))
+
+
+@njit(error_model="numpy")
+def multiply_matrices(frame: Pointer) -> None:
+    """Arguments: A [M, K] or [K, M], B [N, K] or [K, N]. Attributes: columns, form, inputs, rows; those of a panel, and
+    as form 1 if the inputs of A lie side by side, plus 2 if those of B, plus 4 if the result is symmetric.
+
+    Results: C [M, N], and memory for the tiles of a panel of A and of B in their dtype: rows and columns rounded up to 32,
+    inputs to whole tiles.
+    """
+    columns, form, inputs, rows = [int32s(attribute(frame, i))[0] for i in range(4)]
+    a_adjacent, b_adjacent = form & 1, form >> 1 & 1
+    m, k = size(frame, ARGUMENTS, 0, 1 - a_adjacent), size(frame, ARGUMENTS, 0, a_adjacent)
+    n = size(frame, ARGUMENTS, 1, 1 - b_adjacent)
+    own = new_job(0)
+    words = int64s(own)
+    words[A_WIDTH], words[B_WIDTH] = width_of(frame, ARGUMENTS, 0), width_of(frame, ARGUMENTS, 1)
+    words[C_WIDTH], words[PACKED] = width_of(frame, RESULTS, 0), width_of(frame, RESULTS, 1)
+    words[A_ADJACENT], words[B_ADJACENT], words[SYMMETRIC] = a_adjacent, b_adjacent, form & 4
+    words[A_STEP], words[B_STEP] = words[A_WIDTH] * (k if a_adjacent else m), words[B_WIDTH] * (k if b_adjacent else n)
+    words[C_STEP] = words[C_WIDTH] * n
+    a, b, c = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
+    words[A_TILES] = data(frame, RESULTS, 1)
+    words[B_TILES] = words[A_TILES] + padded(rows) * ((inputs * words[PACKED] + ROW - 1) // ROW * ROW)
+    for k_here in range(0, k, inputs):
+        words[K], words[ADDS] = min(inputs, k - k_here), k_here > 0
+        words[STEPS] = (words[K] * words[PACKED] + ROW - 1) // ROW
+        for m_here in range(0, m, rows):
+            words[A] = a + offset(m_here, k_here, a_adjacent, words[A_STEP], words[A_WIDTH])
+            for n_here in range(0, n, columns):
+                words[B] = b + offset(n_here, k_here, b_adjacent, words[B_STEP], words[B_WIDTH])
+                words[C] = c + m_here * words[C_STEP] + n_here * words[C_WIDTH]
+                words[M], words[N] = min(rows, m - m_here), min(columns, n - n_here)
+                multiply_panels(frame, words, n_here == 0, m_here == 0)
+    calls.leave(own)
 
 
 def register() -> None:

@@ -21,6 +21,7 @@ from lm.kernels.dense.usable import require, usable
 SMALLEST = 2**24  # products of numbers; below, the call itself takes as long as XLA
 THINNEST = 16  # rows, columns and inputs: what a tile has
 PAIR = 32  # rows and columns are filled up to a multiple, and inputs to 64 bytes
+SIDE = 2048  # of a panel: longer sums, and the longer side of a result, are computed one panel after the other
 FLOATS = (jnp.bfloat16, jnp.float32)
 
 
@@ -85,11 +86,14 @@ def _multiplied(
     M, N, K = form.sizes
     a = lax.reshape(a, (M, K) if form.adjacent[0] else (K, M), out_sharding=_whole())
     b = lax.reshape(b, (N, K) if form.adjacent[1] else (K, N), out_sharding=_whole())
-    tiles = (_padded(M) + _padded(N)) * _padded(K)
-    results = jax.ShapeDtypeStruct((M, N), result), jax.ShapeDtypeStruct((tiles,), dtype)
-    call = jax.ffi.ffi_call("lm_gemm", results, vmap_method="sequential")
     symmetric = symmetric and form.adjacent[0] == form.adjacent[1]
-    y, _ = call(a, b, form=np.int32(form.adjacent[0] + 2 * form.adjacent[1] + 4 * symmetric))
+    rows, columns = (min(M, SIDE), N) if M > N else (M, min(N, SIDE))
+    rows, columns = (M, N) if symmetric else (rows, columns)
+    inputs = min(K, SIDE) if result == jnp.float32 and not symmetric else K  # sums between panels stay in the result
+    tiles = jax.ShapeDtypeStruct(((_padded(rows) + _padded(columns)) * _padded(inputs),), dtype)
+    call = jax.ffi.ffi_call("lm_gemm", (jax.ShapeDtypeStruct((M, N), result), tiles), vmap_method="sequential")
+    panel = {"rows": np.int32(rows), "columns": np.int32(columns), "inputs": np.int32(inputs)}
+    y, _ = call(a, b, form=np.int32(form.adjacent[0] + 2 * form.adjacent[1] + 4 * symmetric), **panel)
     return lax.reshape(y, like.shape, out_sharding=None if _whole() is None else like.sharding.spec)
 
 
