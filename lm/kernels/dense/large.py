@@ -87,9 +87,9 @@ def _multiplied(
     a = lax.reshape(a, (M, K) if form.adjacent[0] else (K, M), out_sharding=_whole())
     b = lax.reshape(b, (N, K) if form.adjacent[1] else (K, N), out_sharding=_whole())
     symmetric = symmetric and form.adjacent[0] == form.adjacent[1]
-    rows, columns = (min(M, SIDE), N) if M > N else (M, min(N, SIDE))
-    rows, columns = (M, N) if symmetric else (rows, columns)
-    inputs = min(K, SIDE) if result == jnp.float32 and not symmetric else K  # sums between panels stay in the result
+    rows, columns = (M, N) if symmetric else (min(M, SIDE), N) if M > N else (M, min(N, SIDE))
+    in_place = jnp.dtype(result) == jnp.float32 and not symmetric  # the sums of one panel go on in the next
+    inputs = min(K, SIDE) if in_place else K
     tiles = jax.ShapeDtypeStruct(((_padded(rows) + _padded(columns)) * _padded(inputs),), dtype)
     call = jax.ffi.ffi_call("lm_gemm", (jax.ShapeDtypeStruct((M, N), result), tiles), vmap_method="sequential")
     panel = {"rows": np.int32(rows), "columns": np.int32(columns), "inputs": np.int32(inputs)}
