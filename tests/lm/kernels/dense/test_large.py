@@ -17,7 +17,7 @@ needs_avx2 = pytest.mark.skipif(not multiplied(), reason="this processor has no 
 needs_bfloat16 = pytest.mark.skipif("bfloat16" not in multiplied(), reason="this processor does not multiply bfloat16")
 FAST = multiplied()[-1] if multiplied() else "float32"  # bfloat16 where it is fast
 
-# Sizes beside multiples of a tile, of a block, of a chunk of a sum and of a panel; operands whose inputs lie side by side or apart.
+# Sizes beside multiples of tiles, blocks, chunks of a sum and panels; operands whose inputs lie side by side or apart.
 SIZES = {"b": 3, "t": 167, "d": 336, "h": 5, "k": 40, "f": 1100, "v": 2081, "m": 33, "n": 1030, "s": 2100}
 EQUATIONS = (
     "btd,df->btf",
