@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cross"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--examples", type=int, default=300, help="passages, a tenth of them held out")
+    parser.add_argument("--examples", type=int, default=300, help="passages to train on")
     parser.add_argument("--vocab_size", type=int, default=3072, help="tokens of the student")
     parser.add_argument("--teacher_steps", type=int, default=600)
     parser.add_argument("options", nargs="*", help="more flags of the distillation, after --")
