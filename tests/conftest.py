@@ -3,7 +3,7 @@
 Compiled programs stay in the user's cache (tests/compiled.py), so that the next run compiles only what has changed since.
 
 Without fusion emitters, XLA writes each fusion as one plain loop, which takes a third less time than their passes over MLIR.
-Each program stays one module for LLVM: the workers keep all cores busy anyway.
+Each program stays one module for LLVM, and PyTorch has one thread: the workers keep all cores busy anyway.
 The flags must be set before jax is imported. The verbs that tests start compile in the same way (tests/verbs/runs.py).
 """
 
@@ -18,6 +18,8 @@ import pytest
 from tests import compiled
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # programs without places in the source are lowered faster
 os.environ |= compiled.variables()
 FAST_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true"

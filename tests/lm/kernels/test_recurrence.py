@@ -1,5 +1,7 @@
 """States in chunks of tokens are those of one token after the other, with their gradients."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,10 @@ import pytest
 from lm.kernels import recurrence as fast
 from lm.kernels import reference as slow
 from lm.kernels.recurrence import Flow
+from tests.slow import all_but
 
+OFTEN = [(True, True, 32), (True, False, 128), (False, True, 128), (False, False, 32)]  # each pair of values once
+WAYS = list(itertools.product((True, False), (True, False), (32, 128)))
 B, T, G, R, K, V = 2, 75, 2, 3, 16, 12
 
 
@@ -27,9 +32,7 @@ def flow() -> Flow:
     return Flow(fresh, valid)
 
 
-@pytest.mark.parametrize("chunk", [32, 128])
-@pytest.mark.parametrize("has_state", [True, False])
-@pytest.mark.parametrize("has_beta", [True, False])
+@pytest.mark.parametrize("has_beta, has_state, chunk", all_but(OFTEN, WAYS))
 def test_chunks_are_one_token_after_the_other(has_beta, has_state, chunk):
     where = flow()
 

@@ -118,6 +118,7 @@ def test_likelihoods_read_each_text_from_its_beginning(kind):
         np.testing.assert_allclose(found[n].logps, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", all_but(["delta"], KINDS), indirect=True)
 def test_devices_change_nothing(kind):
     """Rows and heads are split; between blocks the tokens are."""
     graph, params = nnx.split(model_of(kind))
@@ -137,6 +138,7 @@ def test_devices_change_nothing(kind):
 
 
 @pytest.mark.parametrize("remat", all_but(["full"], ["none", "full"]))
+@pytest.mark.parametrize("kind", all_but(["mamba"], KINDS), indirect=True)
 def test_rematerialisation_changes_nothing(kind, remat):
     graph, params = nnx.split(model_of(kind))
     inputs = packed([texts(17, 12)], T)
