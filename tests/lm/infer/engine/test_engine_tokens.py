@@ -316,7 +316,7 @@ def test_one_pool_of_keys_and_values_changes_nothing(model, alone, sizes, monkey
 
 
 MESHES = [(kind, name) for kind in KINDS for name in SIZES if name != "expert" or kind == "experts"]
-FAST = [("local", "data"), ("latent", "stage, tensor")]
+FAST = [("local", "data"), ("latent", "stage, tensor"), ("experts", "expert")]
 
 
 @pytest.mark.parametrize(("kind", "sizes"), all_but(FAST, MESHES), indirect=["kind"])
