@@ -32,6 +32,7 @@ from lm import HUGE_PAGES
 # A PyTorch step frees and asks for gigabytes. By default glibc returns them to the kernel, which clears each page anew: 10 to
 # 60 % of HF's time, by the day. Kept, its steps are the fastest and differ least.
 KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+STATE = 128  # size of a key of a layer with states, as in Qwen3-Next and Mamba-2
 WARMUP_STEPS = 2
 FEWEST_STEPS = 5
 
@@ -50,6 +51,7 @@ class Shape:
     length: int = 256
     batch: int = 32
     tied: bool = False
+    mixer: str = "attention"  # or delta, mamba, with values twice as wide as the model, or conv: every layer's
 
     @classmethod
     def from_json(cls, text: str) -> "Shape":
@@ -68,9 +70,18 @@ class Shape:
     @property
     def flops(self) -> int:
         """FLOPs of a training step: 6 for each weight of a product and token, and causal attention's (PaLM, appendix B)."""
-        layer = self.width * self.head_size * 2 * (self.heads + self.kv_heads) + 3 * self.width * self.feed_forward
-        weights = self.layers * layer + self.vocab * self.width
-        return 6 * self.batch * self.length * (weights + self.layers * self.heads * self.head_size * self.length)
+        attended = self.heads * self.head_size
+        mixer, context = {
+            "attention": (2 * self.width * (attended + self.kv_heads * self.head_size), attended * self.length),
+            "conv": (4 * self.width**2, 0),
+        }.get(self.mixer, (self.width * (6 * self.width + 2 * self.num_key_heads * STATE), 0))  # without those of states
+        weights = self.layers * (mixer + 3 * self.width * self.feed_forward) + self.vocab * self.width
+        return 6 * self.batch * self.length * (weights + self.layers * context)
+
+    @property
+    def num_key_heads(self) -> int:
+        """Heads of keys of a layer with states: half as many as of values, as in Qwen3-Next; Mamba-2's one group."""
+        return self.width // STATE if self.mixer == "delta" else 1
 
 
 # GPT-2 124M's sizes in a Llama: gated units are two thirds as many, so that weights are equal; V is nanoGPT's.
@@ -78,6 +89,9 @@ SHAPES = {
     "14m": Shape(),
     "gpt2": Shape(12, 768, 12, 12, 64, 2048, 50304, 1024, 4, True),
     "smollm2": Shape(30, 576, 9, 3, 64, 1536, 49152, 512, 8, True),
+    "delta": Shape(mixer="delta"),
+    "mamba": Shape(mixer="mamba"),
+    "conv": Shape(mixer="conv"),
 }
 
 
@@ -130,10 +144,22 @@ def measure(
 
 
 def build_hf(shape: Shape):
-    """transformers' Llama at `shape`, randomly initialized."""
+    """transformers' Llama at `shape`, or its Qwen 3.5, Bamba or LFM2 without attention, randomly initialized."""
     import transformers
 
-    config = transformers.LlamaConfig(
+    states = dict(linear_key_head_dim=STATE, linear_value_head_dim=STATE, linear_num_key_heads=shape.num_key_heads)
+    name, mixer = {
+        "attention": ("Llama", {}),
+        "delta": (
+            "Qwen3_5Text",
+            dict(states, layer_types=["linear_attention"], linear_num_value_heads=2 * shape.num_key_heads),
+        ),
+        "mamba": ("Bamba", dict(attn_layer_indices=[], mamba_n_heads=shape.width // 32, mamba_n_groups=1, mamba_d_state=STATE)),
+        "conv": ("Lfm2", dict(layer_types=["conv"], conv_L_cache=3, block_auto_adjust_ff_dim=False)),
+    }[shape.mixer]
+    if "layer_types" in mixer:
+        mixer["layer_types"] *= shape.layers
+    config = getattr(transformers, f"{name}Config")(
         num_hidden_layers=shape.layers,
         hidden_size=shape.width,
         num_attention_heads=shape.heads,
@@ -146,8 +172,9 @@ def build_hf(shape: Shape):
         attn_implementation="sdpa",
         dtype="float32",
         use_cache=False,
+        **mixer,
     )
-    model = transformers.LlamaForCausalLM(config)
+    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
     return model, lambda tokens_BT: model(tokens_BT, labels=tokens_BT).loss
 
 

@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.peers import HUGE_PAGES, SHAPES, Shape, measure
+from benchmarks.peers import HUGE_PAGES, SHAPES, STATE, Shape, measure
 
 REPO = Path(__file__).parent.parent
 PEERS = ("hf", "torch", "flax")
@@ -45,7 +45,9 @@ def get_config():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="14m", choices=SHAPES, help="14 M parameters, GPT-2 124M's or SmolLM2-135M's sizes")
+    parser.add_argument(
+        "--shape", default="14m", choices=SHAPES, help="14 M parameters, GPT-2 124M's or SmolLM2-135M's sizes, or a layer"
+    )
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each competitor in each round")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
     parser.add_argument("--peers", default=",".join(PEERS), help="which of hf, torch, flax")
@@ -195,7 +197,14 @@ WORKERS = {"xla_products": xla_products, "torch_products": torch_products}
 
 def model_keys(shape: Shape) -> dict:
     """Return the keys of our model's config at this shape."""
-    return dict(
+    states = {"attention_pattern": ("global",) if shape.mixer == "attention" else (shape.mixer,)}
+    if shape.mixer in ("delta", "mamba"):
+        value = STATE if shape.mixer == "delta" else 64
+        sizes = dict(num_heads=2 * shape.width // value, num_key_heads=shape.num_key_heads, key_dim=STATE, value_dim=value)
+        states["recurrent"] = dict(sizes, bias=shape.mixer == "mamba")
+    elif shape.mixer == "conv":
+        states["recurrent"] = dict(kernel=3)
+    return states | dict(
         vocab_size=shape.vocab,
         num_layers=shape.layers,
         embed_dim=shape.width,

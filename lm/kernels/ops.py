@@ -334,7 +334,11 @@ def combined_size(heads: int, size: int, dtype: DTypeLike, sinks: bool) -> int:
 # --- States ---
 
 
-@operation(Backend("chunks", "recurrence", when=lambda q_BTGK, *_, **__: q_BTGK.shape[1] > 1 and not rows_are_alone()))
+def _in_chunks(q_BTGK: jax.Array, *_: object, **__: object) -> bool:
+    return q_BTGK.shape[1] > 1 and not rows_are_alone()
+
+
+@operation(Backend("compiled", "dense.recurrence", "cpu", _in_chunks), Backend("chunks", "recurrence", when=_in_chunks))
 def recurrence(
     q_BTGK: jax.Array,
     k_BTGK: jax.Array,

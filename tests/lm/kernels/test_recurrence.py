@@ -1,6 +1,7 @@
 """States in chunks of tokens are those of one token after the other, with their gradients."""
 
 import itertools
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 
 from lm.kernels import recurrence as fast
 from lm.kernels import reference as slow
+from lm.kernels.dense import recurrence as compiled
+from lm.kernels.dense.usable import usable
 from lm.kernels.recurrence import Flow
 from tests.slow import all_but
 
@@ -34,6 +37,17 @@ def flow() -> Flow:
 
 @pytest.mark.parametrize("has_beta, has_state, chunk", all_but(OFTEN, WAYS))
 def test_chunks_are_one_token_after_the_other(has_beta, has_state, chunk):
+    compare(fast, has_beta, has_state, chunk)
+
+
+@pytest.mark.skipif(not usable("chunks", jnp.float32), reason="there are compiled chunks on x86 processors only")
+@pytest.mark.parametrize("has_beta, chunk", [(True, 32), (True, 128), (False, 64)])
+def test_compiled_chunks_are_one_token_after_the_other(has_beta, chunk):
+    compare(compiled, has_beta, False, chunk)
+
+
+def compare(kernel: ModuleType, has_beta: bool, has_state: bool, chunk: int):
+    """Assert that a module's recurrence, its state and its gradients are those of the plain twin."""
     where = flow()
 
     def run(kernel, values):
@@ -45,7 +59,7 @@ def test_chunks_are_one_token_after_the_other(has_beta, has_state, chunk):
         jax.jit(jax.value_and_grad(lambda values, kernel=kernel: run(kernel, values), has_aux=True))(
             arguments(has_beta, has_state)
         )
-        for kernel in (fast, slow)
+        for kernel in (kernel, slow)
     )
     assert (found[0][1][1] is None) == (not has_state)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

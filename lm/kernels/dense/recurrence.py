@@ -1,0 +1,77 @@
+"""Recurrences of training on an x86 processor: a chunk's matrices stay in the cache, in both passes.
+
+The axes are those of lm/kernels/recurrence.py. lm/kernels/dense/chunks.py has the compiled passes.
+"""
+
+import functools
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.kernels.dense.attention import like, whole
+from lm.kernels.dense.large import PAIR, SMALLEST
+from lm.kernels.dense.usable import require, usable
+from lm.kernels.recurrence import Flow, without_padding
+from lm.kernels.saved import saved
+
+Residuals: TypeAlias = tuple[jax.Array, ...]  # q, k, v, decay, fresh, beta
+
+
+def takes(
+    q_BTGK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGRV: jax.Array,
+    decay_BTGR: jax.Array,
+    beta_BTGR: jax.Array | None,
+    state_BGRKV: jax.Array | None,
+    flow: Flow,
+    chunk: int = 64,
+) -> bool:
+    """Return whether `recurrence` computes this call: large enough, and with no state before or after."""
+    return state_BGRKV is None and v_BTGRV.size * k_BTGK.shape[-1] >= SMALLEST and usable("chunks", jnp.float32)
+
+
+def recurrence(
+    q_BTGK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGRV: jax.Array,
+    decay_BTGR: jax.Array,
+    beta_BTGR: jax.Array | None,
+    state_BGRKV: jax.Array | None,
+    flow: Flow,
+    chunk: int = 64,
+) -> tuple[jax.Array, None]:
+    """Compute lm.kernels.ops.recurrence without a state. The backward pass goes forward again, and keeps states meanwhile.
+
+    Raises ValueError on other processors, on a mesh of several devices, and with a state.
+    """
+    require("chunks", jnp.float32)
+    if state_BGRKV is not None:
+        raise ValueError("lm/kernels/dense/recurrence.py begins without a state")
+    k_BTGK, decay_BTGR = without_padding(k_BTGK, decay_BTGR, flow)
+    beta = jnp.zeros((0,), jnp.float32) if beta_BTGR is None else beta_BTGR
+    size = max(PAIR, 1 << (min(chunk, q_BTGK.shape[1]) - 1).bit_length())
+    return _recur(size, q_BTGK, k_BTGK, v_BTGRV, decay_BTGR, flow.fresh_BT.astype(jnp.int32), beta), None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recur(chunk: int, *given: jax.Array) -> jax.Array:
+    return _forward(chunk, *given)[0]
+
+
+def _forward(chunk: int, *given: jax.Array) -> tuple[jax.Array, Residuals]:
+    call = jax.ffi.ffi_call("lm_chunks", jax.ShapeDtypeStruct(given[2].shape, jnp.float32), vmap_method="sequential")
+    # Named inside, so that a remat policy can keep it and the backward pass need not run this again.
+    return saved(like(call(*map(whole, given), chunk=np.int32(chunk)), given[2])), given
+
+
+def _backward(chunk: int, given: Residuals, dy: jax.Array) -> tuple[jax.Array | None, ...]:
+    shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for n, x in enumerate(given) if n != 4]
+    call = jax.ffi.ffi_call("lm_chunks_gradients", shapes, vmap_method="sequential")
+    *four, beta = call(*map(whole, (*given, dy)), chunk=np.int32(chunk))
+    return *map(like, four, given), None, like(beta, given[5])
+
+
+_recur.defvjp(_forward, _backward)
