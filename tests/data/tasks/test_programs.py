@@ -3,14 +3,19 @@
 import ast
 import itertools
 import re
+from collections import Counter
 
 import pytest
 
+from data.chat.conversations import examples_of
+from data.chat.records import read_builtin
 from data.tasks.programs import programs
 from lm.align.rl.rewards import parse_rewards, scored
 from lm.errors import UserError
 from lm.evals.task import Generated, TaskSettings
 from lm.evals.tasks.catalogue import open_task
+from lm.reports.evaluate import against_chance
+from lm.reports.evaluation_verdict import verdict
 
 RECORDS = list(programs("valid", 0))
 RIGHT = "{right}\nright = solve\n"
@@ -80,6 +85,14 @@ def ran(program, items, **options):
     return open_task("programs", TaskSettings(options={"code": options})).run(Programmer(program))
 
 
+def weak(name):
+    def program(number, record):
+        table = {given: ast.literal_eval(answer) for given, answer in shown(record)}
+        return WEAKNESSES[name][0].replace("{right}", record["completion"]).replace("{table}", repr(table))
+
+    return program
+
+
 def shown(record):
     return re.findall(r">>> solve\((.*)\)\n    (.*)\n", record["prompt"])
 
@@ -108,14 +121,8 @@ def test_the_reference_passes_everything_and_another_program_nothing():
 
 @pytest.mark.parametrize("name", WEAKNESSES)
 def test_weaknesses_are_found_by_name(name):
-    text, outcome, complaint, visible = WEAKNESSES[name]
-
-    def program(number, record):
-        return text.replace("{right}", record["completion"]).replace(
-            "{table}", repr({given: ast.literal_eval(answer) for given, answer in shown(record)})
-        )
-
-    results, samples = ran(program, **({"items": 1, "timeout": 1} if outcome == "timeout" else {"items": 4, "timeout": 20}))
+    _, outcome, complaint, visible = WEAKNESSES[name]
+    results, samples = ran(weak(name), **({"items": 1, "timeout": 1} if outcome == "timeout" else {"items": 4, "timeout": 20}))
     assert results["pass@1"] == 0.0 and results["visible_pass@1"] == results["visible_gap"] == float(visible)
     assert {(sample["outcomes"][0], sample["complaint"]) for sample in samples} == {(outcome, complaint)}
     assert all(("only_visible_examples" in sample.get("flags", ())) is visible for sample in samples)
@@ -151,28 +158,37 @@ def test_prompts_show_examples_that_are_right_and_no_hidden_test():
         assert all(solution(record["completion"])(given) == answer for given, answer in hidden["CASES"])
 
 
+def test_the_report_names_a_model_that_fits_only_the_visible_examples():
+    said = {}
+    for name in ("knows the examples by heart", "fails without values", "leaves at once"):
+        results = {"programs": ran(weak(name), 4).results}
+        said[name] = verdict({"mine": results}, against_chance(results, {}), {})[-1]
+    assert said.pop("leaves at once") == "programs: pass@1 0 %."
+    assert {*said.values()} == {"programs: 100 % of its programs fit only the visible examples, not the hidden tests."}
+
+
 def test_rewards_by_hidden_tests_and_by_visible_ones():
-    record = RECORDS[0]
+    task = next(examples_of(read_builtin("builtin:programs", "train", 0), "task", Counter()))  # what align.py makes of a record
+    record = task.columns | {"prompt": task.prompt[-1]["content"]}
     table = {given: ast.literal_eval(answer) for given, answer in shown(record)}
     answers = {
         record["completion"]: (1.0, 1.0),
         f"Here it is.\n```python\n{record['completion']}```\nIt passes every test.": (1.0, 1.0),
         record["canonical_solution"]: (1.0, 1.0),
         f"    return {table!r}.get(repr(values))": (0.0, 1.0),
-        record["rejected"]: (0.0, 0.0),
+        RECORDS[0]["completion"]: (0.0, 0.0),
         "I cannot tell.": (0.0, 0.0),
     }
     rewards = parse_rewards("tests=1,tests?column=visible_test=0")
-    columns = {key: [value] * len(answers) for key, value in record.items() if key != "prompt"}
-    prompts = [[{"role": "user", "content": record["prompt"]}]] * len(answers)
+    columns = {key: [value] * len(answers) for key, value in task.columns.items()}
+    prompts = [task.prompt] * len(answers)
     total, each = scored(rewards, prompts, list(answers), columns)
-    assert [*zip(*(values.tolist() for values in each.values()))][:5] == [*answers.values()][:5]
+    assert [*zip(*(values.tolist() for values in each.values()))] == [*answers.values()]
     assert total.tolist() == [hidden for hidden, _ in answers.values()]
     with pytest.raises(UserError, match="reward tests reads column 'test'"):
         scored(rewards, prompts[:1], ["x"], {"answer": ["7"]})
-    assert scored(parse_rewards("tests=1,length?most=9=0"), prompts[:1], ["x"], {"test": [None], "entry_point": [None]})[0] == [
-        0
-    ]
+    without = {"test": [None], "entry_point": [None]}
+    assert scored(parse_rewards("tests=1,repetition=0"), prompts[:1], ["x"], without)[0].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("operations", ["1", "x", "2,9", ""])
