@@ -19,6 +19,7 @@ from data.tasks.haystack import haystack
 from data.tasks.media.commands import commands
 from data.tasks.media.digits import digits
 from data.tasks.media.scenes import scenes, scenes_text
+from data.tasks.programs import programs
 from data.tasks.safety_world import safety_text, safety_world
 from data.tasks.service.records import service
 from data.tasks.stockroom import stockroom, stockroom_text
@@ -40,6 +41,7 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
         stockroom,
         service,
         haystack,
+        programs,
     )
 }
 # Generators of records {"text": str} for pretraining.

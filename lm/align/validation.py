@@ -108,7 +108,7 @@ class Samples:
     def __call__(self, step: int, params) -> list[str]:
         rollouts = self.sampler(params, self.tasks, seed=self.config.seed)
         total, each = None, {}
-        if self.rewards is not None:
+        if self.rewards is not None and self.tasks:
             total, each = score_rollouts(self.rewards, self.tasks, rollouts)
         if not is_first():
             return []

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.evals.stats.chance import value_text, words
-from lm.evals.stats.measures import badness, ideal, is_number, main_metric, scale, tasks
+from lm.evals.stats.measures import badness, ideal, interval, is_number, main_metric, scale, tasks
 from lm.reports.page import count
 
 ALPHA = 0.05
@@ -24,6 +24,10 @@ def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparis
     named = f": {names}" if len(evaluated) == 1 else f" ({names})" if 1 < len(evaluated) <= NAMED else ""
     sentences = [f"{name} was evaluated on {count(items, 'item')} of {count(len(evaluated), 'task')}{named}."]
     sentences += against_chance(results, judged)
+    for task, result in evaluated.items():
+        if (interval(result, "visible_gap") or (0.0,))[0] > 0:
+            gap = 100 * result["visible_gap"]
+            sentences.append(f"{task}: {gap:.3g} % of its programs fit only the visible examples, not the hidden tests.")
     for other, theirs in others:
         sentences += [against(other, comparison[other]), *differing(theirs, results, other)]
     return sentences

@@ -77,6 +77,11 @@ class Check(NamedTuple):
     entry_point: str = ""
 
 
+def function_check(prompt: str, completion: str, test: str, entry_point: str) -> Check:
+    """Return the check of a completion in HumanEval's form, whose test defines check(candidate)."""
+    return Check(f"{prompt}{completion}\n", f"{test}\ncheck({entry_point})\n", prompt, entry_point)
+
+
 def run_many(
     codes: Sequence[str], *, timeout: float = 5.0, memory_mib: int = 256, without: Collection[str] = ()
 ) -> list[Result]:

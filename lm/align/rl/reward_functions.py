@@ -13,6 +13,7 @@ from lm.errors import UserError
 from lm.evals.judges.judges import open_judge
 from lm.evals.judges.verdict import Judge, guarded
 from lm.evals.tasks.ifeval.instructions import Instruction, follows, parsed
+from lm.sandbox.run import check_many, function_check
 
 Reward = Callable[..., list[float | None]]
 
@@ -149,6 +150,32 @@ def _read(ids: Sequence[str], kwargs: Sequence[dict] | None) -> list[Instruction
         raise UserError(f"reward instructions: {error}") from None
 
 
+def tests(
+    prompts: Sequence, completions: Sequence[str], *, column: str = "test", timeout: float = 3.0, **columns
+) -> list[float | None]:
+    """Return 1 if the program passes the tests of its record in the sandbox within `timeout` seconds, else 0.
+
+    The program is the prompt and then the completion, or what stands in its first block of code between ```. Columns `test` and
+    `entry_point` are as in HumanEval's file (builtin:programs has them). The policy never reads them. column=visible_test: the
+    test of the examples that the prompt of builtin:programs shows.
+    """
+    wanted = zip(prompts, completions, _column("tests", column, columns), _column("tests", "entry_point", columns))
+    checks = [
+        test and function_check(f"{prompt[-1]['content']}\n", _block(completion), test, name)
+        for prompt, completion, test, name in wanted
+    ]
+    ends = iter(check_many([check for check in checks if check], timeout=timeout, memory_mib=512))
+    found = [next(ends) if check else None for check in checks]
+    if lost := next((end.stderr for end in found if end and end.stderr.startswith("[not run")), ""):
+        raise UserError(f"reward tests: the sandbox could not be set up: {lost}")
+    return [None if end is None else float(end.finished) for end in found]
+
+
+def _block(text: str) -> str:
+    block = re.search(r"```[a-z]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    return block[1] if block else text
+
+
 def harmless(
     prompts: Sequence[Sequence[dict]], completions: Sequence[str], *, judge: str = "rules", model: str = "", **columns
 ) -> list[float | None]:
@@ -170,7 +197,7 @@ def _opened(judge: str, model: str, patterns: tuple) -> Judge:
     return open_judge(judge, model=model, harmful_if=dict(patterns))
 
 
-FUNCTIONS = (answer, contains, copying, environment, format, length, overlong, repetition, style, harmless, instructions)
+FUNCTIONS = (answer, contains, copying, environment, format, length, overlong, repetition, style, harmless, instructions, tests)
 REWARDS: dict[str, Reward] = {function.__name__: function for function in FUNCTIONS}
 # What others call them.
 OTHER_NAMES = {name: "answer" for name in ("accuracy", "accuracy_reward", "correctness", "correct", "exact_match", "math")} | {
@@ -178,6 +205,7 @@ OTHER_NAMES = {name: "answer" for name in ("accuracy", "accuracy_reward", "corre
     "think_format_reward": "format",
     "length_reward": "length",
     "soft_overlong_punishment": "overlong",
+    "code_reward": "tests",
 }
 
 

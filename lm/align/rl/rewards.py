@@ -114,7 +114,7 @@ NO_COLUMNS = ("prompt", "prompt_ids", "prompt_media")  # keys of a task that are
 def check_columns(rewards: Rewards, prompt: Sequence[Mapping], columns: Mapping[str, object]) -> None:
     """Raise UserError if a reward that compares with a task's columns cannot use those of this task."""
     for name, function in zip(rewards.names, rewards.functions):
-        if name in ("answer", "contains", "format", "length", "style"):
+        if name in ("answer", "contains", "format", "length", "style", "tests"):
             function([prompt], [""], **{key: [value] for key, value in columns.items()})
 
 

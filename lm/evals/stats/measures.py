@@ -14,7 +14,7 @@ from lm.evals.stats.significance import Z
 NEUTRAL = tuple(
     "*length* *tokens* *seconds* abstain* abstention* answered coverage* unknown* n_* *agreement* regard effect_size*".split()
 )
-IDEAL = dict.fromkeys("s_amb* s_dis* *bias_score* *log_odds* gap *_gap difference".split(), 0.0) | {
+IDEAL = dict.fromkeys("s_amb* s_dis* *bias_score* *log_odds* gap *_gap *_gap_macro difference".split(), 0.0) | {
     "pct_stereotype*": 0.5,
     "stereotype_share*": 0.5,
     "ss": 50.0,

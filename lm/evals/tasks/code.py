@@ -4,9 +4,12 @@ large language models trained on code").
 A document has prompt (the start of a program), test (which defines check(candidate)) and entry_point (the function to check). A
 completion passes if test and check(entry_point) run to their end, while prompt + completion answers their calls from a process
 of its own (check_many in lm/sandbox/run.py), so that it cannot forge the verdict.
+
+Documents may have visible_test, a second test of the examples that the prompt shows. Then visible_pass@k is measured too, and
+visible_gap, by how much it is above pass@k. A program that passes it but not test is flagged as only_visible_examples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
@@ -30,49 +33,63 @@ KEYS = file_task.KEYS | {
     "timeout": (int, float),
     "memory_mib": int,
 }
+TESTS = {"test": "pass", "visible_test": "visible_pass"}  # columns, and the metrics of those that pass
 
 
 def evaluate(task: FileTask, subject: Subject) -> Outcome:
     problems, values = task.documents.new_problems(), task.values
     repeats, ks = values.get("repeats") or 1, values.get("pass_at") or [1]
+    tests = [column for column in TESTS if column == "test" or column in task.documents.columns]
 
     def check(item: TaskItem) -> None:
-        for column in ("prompt", "test", "entry_point"):
+        for column in ("prompt", "entry_point", *tests):
             text(item.doc, column)
 
     answered = generation.answers_of(task, subject, problems, check, repeats)
-    programs = [program(task, item, answer) for item, _, _, answers in answered for answer in answers]
     bounds = {"timeout": values.get("timeout") or 3.0, "memory_mib": values.get("memory_mib") or 512}
-    ran = from_first(lambda: sandbox.check_many(programs, **bounds))
+    ran = {}
+    for column in tests:
+        programs = [program(task, item, answer, column) for item, _, _, answers in answered for answer in answers]
+        ran[column] = from_first(lambda: sandbox.check_many(programs, **bounds))  # noqa: B023 (called at once)
     samples = []
     for number, (item, context, _, own) in enumerate(answered):
-        ends = ran[number * repeats : (number + 1) * repeats]
+        ends = {column: some[number * repeats : (number + 1) * repeats] for column, some in ran.items()}
         sample = sample_of(task, item, context, own, ends)
         lost = [answer.problem for answer in own if answer.problem]
-        lost += [end.stderr for end in ends if end.stderr.startswith("[not run")]
+        lost += [end.stderr for some in ends.values() for end in some if end.stderr.startswith("[not run")]
         if lost:
             outcomes.flag(sample, problems, "no_generation" if own[0].problem else "not_run", lost[0])
             sample |= {"metrics": dict.fromkeys(sample["metrics"]), "failed": False}
         else:
             outcomes.flag_cuts(sample, problems, own)
+            if any(seen.finished and not end.finished for end, seen in zip(ends["test"], ends.get("visible_test", ()))):
+                outcomes.flag(sample, problems, "only_visible_examples", sample["complaint"])
         samples.append(sample)
     scored = [sample for sample in samples if None not in sample["metrics"].values()]
-    return Outcome(task.summary(scored, [f"pass@{k}" for k in ks], problems) | {"repeats": repeats}, samples)
+    names = [f"{TESTS[column]}@{k}" for column in tests for k in ks] + ["visible_gap"] * ("visible_test" in tests)
+    return Outcome(task.summary(scored, names, problems) | {"repeats": repeats}, samples)
 
 
 def completion(task: FileTask, answer: Generated) -> str:
     return answer.text.split(task.values["cut"])[0] if task.values.get("cut") else answer.text
 
 
-def program(task: FileTask, item: TaskItem, answer: Generated) -> sandbox.Check:
-    prompt, name = item.doc["prompt"], item.doc["entry_point"]
-    return sandbox.Check(f"{prompt}{completion(task, answer)}\n", f"{item.doc['test']}\ncheck({name})\n", prompt, name)
+def program(task: FileTask, item: TaskItem, answer: Generated, column: str) -> sandbox.Check:
+    return sandbox.function_check(item.doc["prompt"], completion(task, answer), item.doc[column], item.doc["entry_point"])
+
+
+def metrics_of(ends: Mapping[str, Sequence[sandbox.Result]], ks: Sequence[int]) -> dict[str, float]:
+    """Return pass@k for each of the tests, and visible_gap at the first k if there are visible ones."""
+    rights = {name: [end.finished for end in ends[column]] for column, name in TESTS.items() if column in ends}
+    metrics = {f"{name}@{k}": pass_at_k(len(right), sum(right), k) for name, right in rights.items() for k in ks}
+    gap = {"visible_gap": metrics[f"visible_pass@{ks[0]}"] - metrics[f"pass@{ks[0]}"]} if "visible_test" in ends else {}
+    return metrics | gap
 
 
 def sample_of(
-    task: FileTask, item: TaskItem, context: Context, answers: Sequence[Generated], ends: Sequence[sandbox.Result]
+    task: FileTask, item: TaskItem, context: Context, answers: Sequence[Generated], ends: Mapping[str, Sequence[sandbox.Result]]
 ) -> dict[str, Any]:
-    passed = [end.outcome == "ok" and end.finished for end in ends]
+    hidden = ends["test"]
     return {
         **task.about(item),
         "prompt": context.text,
@@ -83,15 +100,13 @@ def sample_of(
         **({"reference": item.doc["canonical_solution"]} if item.doc.get("canonical_solution") else {}),
         "test": item.doc["test"],
         "entry_point": item.doc["entry_point"],
-        "outcomes": [
-            "passed" if good else end.outcome if end.outcome != "ok" else "left early" for good, end in zip(passed, ends)
-        ],
+        "outcomes": ["passed" if end.finished else end.outcome if end.outcome != "ok" else "left early" for end in hidden],
         # The exception's name. Its message may hold memory addresses, which differ between runs.
         "complaint": next(
-            (end.stderr.strip().rpartition("\n")[2].partition(":")[0][:80] for good, end in zip(passed, ends) if not good), ""
+            (end.stderr.strip().rpartition("\n")[2].partition(":")[0][:80] for end in hidden if not end.finished), ""
         ),
-        "metrics": {f"pass@{k}": pass_at_k(len(passed), sum(passed), k) for k in task.values.get("pass_at") or [1]},
-        "failed": not any(passed),
+        "metrics": metrics_of(ends, task.values.get("pass_at") or [1]),
+        "failed": not any(end.finished for end in hidden),
     } | outcomes.message_fields(context.messages)
 
 
