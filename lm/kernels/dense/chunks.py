@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 
 from lm.kernels.dense.packing import SIDE, TILE
-from lm.kernels.dense.tiling import PAIR, block_product, pack_floats
+from lm.kernels.dense.rows import dot
+from lm.kernels.dense.tiling import block_product, clear, pack_floats, padded
 from lm.kernels.native import calls
 from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
 from lm.kernels.native.scores import exp
@@ -25,11 +26,6 @@ from lm.kernels.native.vectors import Pointer, float32s, int32s, int64s
     DQK, DQQ, DKK, SPREAD, FACTORS, TILES, STATE, DSTATE, SAVED
 ) = range(27)  # fmt: skip
 GAMMA, FROM, TO, LEARN, NUMBER, DGAMMA = range(6)  # rows of FACTORS
-
-
-@njit(error_model="numpy")
-def padded(n: int) -> int:
-    return (n + PAIR - 1) // PAIR * PAIR
 
 
 @njit(error_model="numpy")
@@ -49,13 +45,6 @@ def product(a: int, a_turned: bool, b: int, b_turned: bool, m: int, n: int, inne
 
 
 @njit(error_model="numpy")
-def clear(address: int, count: int) -> None:
-    x = float32s(address)
-    for n in range(count):
-        x[n] = np.float32(0.0)
-
-
-@njit(error_model="numpy")
 def add_scaled(x: Pointer, y: Pointer, factor: np.float32, count: int) -> None:
     """x += factor·y."""
     for n in range(count):
@@ -67,14 +56,6 @@ def scaled(x: Pointer, y: Pointer, factor: np.float32, count: int) -> None:
     """x = factor·y."""
     for n in range(count):
         x[n] = factor * y[n]
-
-
-@njit(error_model="numpy", fastmath={"contract", "reassoc"})
-def dot(x: Pointer, y: Pointer, count: int) -> np.float32:
-    total = np.float32(0.0)
-    for n in range(count):
-        total += x[n] * y[n]
-    return total
 
 
 @njit(error_model="numpy")
@@ -360,7 +341,7 @@ def task(job: int) -> None:
     words, places = int64s(job), calls.malloc(8 * 32)
     s = int64s(places)
     memory = calls.malloc(lay_out(words, s, 0) + 64)
-    lay_out(words, s, (memory + 63) // 64 * 64)
+    lay_out(words, s, padded(memory, 64))
     unit = next_unit(job)
     while unit >= 0:
         if words[DY]:

@@ -9,7 +9,19 @@ import numpy as np
 from numba import njit
 
 from lm.kernels.dense.packing import SIDE, TILE
-from lm.kernels.dense.tiling import PAIR, ROW, block_product, configure, pack_matrix, pack_tile, release, row_into, store
+from lm.kernels.dense.tiling import (
+    PAIR,
+    ROW,
+    block_product,
+    clear,
+    configure,
+    pack_matrix,
+    pack_tile,
+    padded,
+    release,
+    row_into,
+    store,
+)
 from lm.kernels.native import calls
 from lm.kernels.native.calls import (
     ARGUMENTS,
@@ -30,19 +42,6 @@ from lm.kernels.native.vectors import Pointer, float32s, float_of_bits, int32s, 
 KEYS = 512  # whose scores exist at once in the forward pass
 BLOCK_KEYS, BLOCK_QUERIES = 64, 128  # of the backward pass
 T, H, G, HEAD, VALUE, SCALE, WINDOW, Q, K, V, SEGMENTS, OUT, LOGZ, DOUT, DQ, DK, DV, WIDTH = (GIVEN + i for i in range(18))
-
-
-@njit(error_model="numpy")
-def padded(n: int, m: int) -> int:
-    return (n + m - 1) // m * m
-
-
-@njit(error_model="numpy")
-def clear(address: int, count: int) -> None:
-    """Write `count` floats, an even number, of 0."""
-    words = int64s(address)
-    for n in range(count // 2):
-        words[n] = 0
 
 
 @njit(error_model="numpy")
@@ -112,7 +111,7 @@ def attend(words: Pointer, b: int, g: int, memory: int) -> None:
     """Compute the forward pass of a row and a key/value head."""
     t, h, head, value, kv_heads, width = words[T], words[H], words[HEAD], words[VALUE], words[G], words[WIDTH]
     deep = ROW // width
-    whole, steps, values = padded(t, PAIR), padded(head, deep) // deep, padded(value, PAIR)
+    whole, steps, values = padded(t), padded(head, deep) // deep, padded(value)
     k_tiles = memory
     v_tiles = k_tiles + whole * steps * ROW
     q_tiles = v_tiles + whole * values * width
@@ -227,7 +226,7 @@ def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
     window = words[WINDOW] if words[WINDOW] else t + BLOCK_QUERIES
     scale = float_of_bits(np.int32(words[SCALE]))
     whole = padded(t, BLOCK_QUERIES)
-    heads, values = padded(head, PAIR), padded(value, PAIR)
+    heads, values = padded(head), padded(value)
     k_rows = memory
     v_rows = k_rows + whole * heads * width
     k_pairs = v_rows + whole * values * width
@@ -316,9 +315,9 @@ def gradients(words: Pointer, b: int, g: int, memory: int) -> None:
 def task(job: int) -> None:
     words = int64s(job)
     forward = words[DOUT] == 0
-    heads, values, width = padded(words[HEAD], PAIR), padded(words[VALUE], PAIR), words[WIDTH]
+    heads, values, width = padded(words[HEAD]), padded(words[VALUE]), words[WIDTH]
     if forward:
-        whole = padded(words[T], PAIR)
+        whole = padded(words[T])
         count = whole * ((heads + values) * width + 4) + PAIR * (heads * width + KEYS * (4 + width) + values * 4) + 2560
     else:
         whole = padded(words[T], BLOCK_QUERIES)

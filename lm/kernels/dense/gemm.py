@@ -8,7 +8,7 @@ small that tiles are still in the third cache when they are multiplied.
 from numba import njit
 
 from lm.kernels.dense.packing import SIDE, TILE
-from lm.kernels.dense.tiling import PAIR, ROW, configure, multiply, pack_group, release, store, transpose
+from lm.kernels.dense.tiling import PAIR, ROW, configure, multiply, pack_group, padded, release, store, transpose
 from lm.kernels.native import calls
 from lm.kernels.native.calls import (
     ARGUMENTS,
@@ -101,11 +101,6 @@ def block_task(job: int) -> None:
     release(words[PACKED])
     calls.free(scratch)
     calls.leave(job)
-
-
-@njit(error_model="numpy")
-def padded(size: int) -> int:
-    return (size + PAIR - 1) // PAIR * PAIR
 
 
 @njit(error_model="numpy")

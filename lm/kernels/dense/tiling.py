@@ -49,6 +49,19 @@ if BFLOAT16:
 
 
 @njit(error_model="numpy")
+def padded(size: int, multiple: int = PAIR) -> int:
+    return (size + multiple - 1) // multiple * multiple
+
+
+@njit(error_model="numpy")
+def clear(address: int, count: int) -> None:
+    """Write `count` floats, an even number, of 0."""
+    words = int64s(address)
+    for n in range(count // 2):
+        words[n] = 0
+
+
+@njit(error_model="numpy")
 def configure(packed: int, scratch: int) -> None:
     """Let this thread use the tile registers of AMX, where they multiply. scratch: address of 64 bytes."""
     if TILES:
