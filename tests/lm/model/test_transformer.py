@@ -60,7 +60,8 @@ def first_loss(config, rows=2):
     return float(sums["objective"] / sums["weight"])
 
 
-@pytest.mark.parametrize("name, tied", all_but([("tiny", False)], itertools.product(("default", "tiny"), (False, True))))
+# Not default.py with a tied head: its layers write nothing at first, so that each token predicts itself.
+@pytest.mark.parametrize("name, tied", all_but([("tiny", False)], [("tiny", False), ("tiny", True), ("default", False)]))
 def test_first_loss_of_the_configs_is_ln_v(name, tied):
     config = {"default": default, "tiny": tiny}[name].get_config()
     config.model.tie_embeddings = tied
