@@ -334,8 +334,22 @@ def combined_size(heads: int, size: int, dtype: DTypeLike, sinks: bool) -> int:
 # --- States ---
 
 
-def _in_chunks(q_BTGK: jax.Array, *_: object, **__: object) -> bool:
-    return q_BTGK.shape[1] > 1 and not rows_are_alone()
+def _in_chunks(x_BT: jax.Array, *_: object, **__: object) -> bool:
+    return x_BT.shape[1] > 1 and not rows_are_alone()
+
+
+@operation(Backend("compiled", "dense.convolution", "cpu", _in_chunks))
+def short_convolution(
+    x_BTC: jax.Array, taps_CW: jax.Array, bias_C: jax.Array | None, tail_BCW: jax.Array | None, flow: "Flow", silu: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return y_t = Σ_j taps[:, W−1−j] · x_{t−j} + bias over the last W tokens of a sequence, each channel C by itself.
+
+    Args:
+      x_BTC: any float dtype. taps_CW: float32; the last one is of the token itself, as in torch.nn.Conv1d. bias_C: float32.
+      tail_BCW: the W − 1 inputs before the first token, the newest last, [B, C, W − 1] float32; None: there are none.
+      silu: y is silu of that sum.
+    Returns: float32 [B, T, C], and the next tail; None if there was none.
+    """
 
 
 @operation(Backend("compiled", "dense.recurrence", "cpu", _in_chunks), Backend("chunks", "recurrence", when=_in_chunks))

@@ -1,9 +1,9 @@
-"""Operations whose memory of earlier tokens has a fixed size: the short convolution, and states in chunks of tokens.
+"""States of a fixed size that remember earlier tokens, in chunks of tokens.
 
 Rows are packed: a sequence can begin at any token of a row, and nothing passes from one sequence to the next.
 
-Axes: B rows, T tokens, C channels or tokens of a chunk, W tokens that the convolution sees, S = W − 1 + T; n chunks, G heads of
-keys, R heads of values for each of them, K and V sizes of keys and values.
+Axes: B rows, T tokens, C tokens of a chunk, n chunks, G heads of keys, R heads of values for each of them, K and V sizes of
+keys and values.
 """
 
 from typing import Any, NamedTuple
@@ -21,35 +21,6 @@ class Flow(NamedTuple):
 
     fresh_BT: jax.Array
     valid_BT: jax.Array
-
-
-def short_convolution(
-    x_BTC: jax.Array, taps_CW: jax.Array, tail_BCW: jax.Array | None, flow: Flow
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return y_t = Σ_j taps[:, W−1−j] · x_{t−j} over the last W tokens of a sequence, each channel by itself.
-
-    Args:
-      taps_CW: float32; the last one is that of the token itself, as in torch.nn.Conv1d.
-      tail_BCW: the W − 1 inputs before the first token, the newest last, [B, C, W − 1] float32; None: there are none.
-    Returns: float32 [B, T, C], and the next tail; None if there was none.
-    """
-    (B, T, C), W = x_BTC.shape, taps_CW.shape[1]
-    before_BWC = jnp.zeros((B, W - 1, C), jnp.float32) if tail_BCW is None else jnp.swapaxes(tail_BCW, 1, 2)
-    x_BSC = jnp.concatenate((before_BWC, x_BTC.astype(jnp.float32)), axis=1)
-    number_BS = jnp.pad(jnp.cumsum(flow.fresh_BT.astype(jnp.int32), axis=1), ((0, 0), (W - 1, 0)))  # of the sequence
-    y_BTC = x_BSC[:, W - 1 :] * taps_CW[:, -1]
-    for j in range(1, W):
-        at = slice(W - 1 - j, W - 1 - j + T)
-        same_BT1 = (number_BS[:, at] == number_BS[:, W - 1 :])[..., None]
-        y_BTC += jnp.where(same_BT1, x_BSC[:, at], 0.0) * taps_CW[:, W - 1 - j]
-    if tail_BCW is None:
-        return y_BTC, None
-    # After the last token that is valid; padding stands before the first one or after the last one.
-    end_B1 = jnp.max(jnp.where(flow.valid_BT, jnp.arange(1, T + 1), 0), axis=1, keepdims=True)
-    last_BW = end_B1 + jnp.arange(W - 1)
-    same_BW = jnp.take_along_axis(number_BS, last_BW, axis=1) == jnp.take_along_axis(number_BS, end_B1 + W - 2, axis=1)
-    next_BWC = jnp.where(same_BW[..., None], jnp.take_along_axis(x_BSC, last_BW[..., None], axis=1), 0.0)
-    return y_BTC, jnp.swapaxes(next_BWC, 1, 2)
 
 
 def without_padding(k_BTGK: jax.Array, decay_BTGR: jax.Array, flow: Flow) -> tuple[jax.Array, jax.Array]:

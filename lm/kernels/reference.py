@@ -210,6 +210,31 @@ def combined_attention(q_THK: jax.Array, pages: Pages, places: Places, scoring: 
     return paged_attention(q_THK, k, v, places, scoring)
 
 
+def short_convolution(
+    x_BTC: jax.Array, taps_CW: jax.Array, bias_C: jax.Array | None, tail_BCW: jax.Array | None, flow: Flow, silu: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
+    """One shift of the row after the other. Of S = W − 1 + T inputs the first are the tail."""
+    (B, T, C), W = x_BTC.shape, taps_CW.shape[1]
+    before_BWC = jnp.zeros((B, W - 1, C), jnp.float32) if tail_BCW is None else jnp.swapaxes(tail_BCW, 1, 2)
+    x_BSC = jnp.concatenate((before_BWC, x_BTC.astype(jnp.float32)), axis=1)
+    number_BS = jnp.pad(jnp.cumsum(flow.fresh_BT.astype(jnp.int32), axis=1), ((0, 0), (W - 1, 0)))  # of the sequence
+    y_BTC = x_BSC[:, W - 1 :] * taps_CW[:, -1]
+    for j in range(1, W):
+        at = slice(W - 1 - j, W - 1 - j + T)
+        same_BT1 = (number_BS[:, at] == number_BS[:, W - 1 :])[..., None]
+        y_BTC += jnp.where(same_BT1, x_BSC[:, at], 0.0) * taps_CW[:, W - 1 - j]
+    y_BTC = y_BTC if bias_C is None else y_BTC + bias_C
+    y_BTC = jax.nn.silu(y_BTC) if silu else y_BTC
+    if tail_BCW is None:
+        return y_BTC, None
+    # After the last token that is valid; padding stands before the first one or after the last one.
+    end_B1 = jnp.max(jnp.where(flow.valid_BT, jnp.arange(1, T + 1), 0), axis=1, keepdims=True)
+    last_BW = end_B1 + jnp.arange(W - 1)
+    same_BW = jnp.take_along_axis(number_BS, last_BW, axis=1) == jnp.take_along_axis(number_BS, end_B1 + W - 2, axis=1)
+    next_BWC = jnp.where(same_BW[..., None], jnp.take_along_axis(x_BSC, last_BW[..., None], axis=1), 0.0)
+    return y_BTC, jnp.swapaxes(next_BWC, 1, 2)
+
+
 def recurrence(
     q_BTGK: jax.Array,
     k_BTGK: jax.Array,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.ops import recurrence, rms_norm, rows_are_alone
-from lm.kernels.recurrence import Flow, short_convolution
+from lm.kernels.ops import recurrence, rms_norm, rows_are_alone, short_convolution
+from lm.kernels.recurrence import Flow
 from lm.kernels.saved import saved
 from lm.model.initializers import normal, parameter
 from lm.model.inputs import Step
@@ -56,9 +56,9 @@ class ShortConvolution(nnx.Module):
     @staticmethod
     def _core(inputs: Arrays, weights: Arrays, state: Arrays | None, flow: Flow) -> tuple[jax.Array, Arrays | None]:
         in_BTC, out_BTC, value_BTC = (inputs[name].astype(jnp.float32) for name in ("in", "out", "value"))
-        y_BTC, tail = short_convolution(in_BTC * value_BTC, weights["taps"], None if state is None else state["tail"], flow)
-        y_BTC = out_BTC * (y_BTC + weights["bias"] if "bias" in weights else y_BTC)
-        return y_BTC.astype(inputs["value"].dtype), None if tail is None else {"tail": tail}
+        before = None if state is None else state["tail"]
+        y_BTC, tail = short_convolution(in_BTC * value_BTC, weights["taps"], weights.get("bias"), before, flow)
+        return (out_BTC * y_BTC).astype(inputs["value"].dtype), None if tail is None else {"tail": tail}
 
 
 class StateSpace(nnx.Module):
@@ -123,9 +123,9 @@ class StateSpace(nnx.Module):
         mixed, after = Arrays(), Arrays()
         for name, size in zip(PARTS, self.sizes):
             flat_BTC = inputs[name].reshape(*inputs[name].shape[:2], -1)
-            y_BTC, tail = short_convolution(flat_BTC, weights[f"{name}_taps"], None if state is None else state[name], flow)
-            y_BTC = y_BTC + weights[f"{name}_bias"] if f"{name}_bias" in weights else y_BTC
-            mixed[name] = jax.nn.silu(y_BTC).reshape(*y_BTC.shape[:2], -1, size)
+            taps, bias, before = weights[f"{name}_taps"], weights.get(f"{name}_bias"), None if state is None else state[name]
+            y_BTC, tail = short_convolution(flat_BTC, taps, bias, before, flow, silu=True)
+            mixed[name] = y_BTC.reshape(*y_BTC.shape[:2], -1, size)
             after |= {} if tail is None else {name: tail}
         q, k = mixed["query"], mixed["key"]
         v = mixed["value"].reshape(*k.shape[:3], *self.values)
@@ -134,12 +134,12 @@ class StateSpace(nnx.Module):
         )
         delta = jax.nn.softplus(decay + weights["decay_bias"])
         delta = delta if beta else jnp.maximum(delta, self.least_step)
-        decay, before = -jnp.exp(weights["decay_rate"]) * delta, None if state is None else state["matrix"]
+        decay, matrix = -jnp.exp(weights["decay_rate"]) * delta, None if state is None else state["matrix"]
         if beta:
             q, k = _unit(q) * q.shape[-1] ** -0.5, _unit(k)
-            y, matrix = recurrence(q, k, v, decay, jax.nn.sigmoid(beta[0]), before, flow, self.chunk)
+            y, matrix = recurrence(q, k, v, decay, jax.nn.sigmoid(beta[0]), matrix, flow, self.chunk)
         else:
-            y, matrix = recurrence(q, k, v * delta[..., None], decay, None, before, flow, self.chunk)
+            y, matrix = recurrence(q, k, v * delta[..., None], decay, None, matrix, flow, self.chunk)
             y += v * weights["skip"][..., None]
         return y, None if matrix is None else after | {"matrix": matrix}
 

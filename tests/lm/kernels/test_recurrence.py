@@ -10,6 +10,7 @@ import pytest
 
 from lm.kernels import recurrence as fast
 from lm.kernels import reference as slow
+from lm.kernels.dense import convolution
 from lm.kernels.dense import recurrence as compiled
 from lm.kernels.dense.usable import usable
 from lm.kernels.recurrence import Flow
@@ -69,13 +70,34 @@ def compare(kernel: ModuleType, has_beta: bool, has_state: bool, chunk: int):
 def test_a_convolution_in_pieces_is_that_of_the_whole_row():
     rng, where = np.random.default_rng(1), flow()
     x, taps = rng.standard_normal((B, T, 5)).astype(np.float32), rng.standard_normal((5, 4)).astype(np.float32)
-    whole, _ = fast.short_convolution(x, taps, None, where)
+    whole, _ = slow.short_convolution(x, taps, None, None, where)
     tail, found = jnp.zeros((B, 5, 3)), []
     for begin, end in ((0, 2), (2, 3), (3, 40), (40, T)):
-        y, tail = fast.short_convolution(x[:, begin:end], taps, tail, Flow(*(each[:, begin:end] for each in where)))
+        y, tail = slow.short_convolution(x[:, begin:end], taps, None, tail, Flow(*(each[:, begin:end] for each in where)))
         found.append(y)
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-6)
     np.testing.assert_allclose(tail[1], x[1, 67:70].T, atol=0)
     for b, t in ((0, 36), (0, 38), (1, 46)):  # by its definition
         begin = max(np.flatnonzero(where.fresh_BT[b, : t + 1]).max(), t - 3)
         np.testing.assert_allclose(whole[b, t], sum(x[b, s] * taps[:, 3 - (t - s)] for s in range(begin, t + 1)), atol=1e-5)
+
+
+@pytest.mark.skipif(not usable("taps", jnp.float32), reason="there are compiled convolutions on x86 processors only")
+@pytest.mark.parametrize("dtype, W, has_bias", [("float32", 4, True), ("bfloat16", 3, False)])
+def test_a_compiled_convolution_is_that_of_shifts(dtype, W, has_bias):
+    rng, where, C = np.random.default_rng(2), flow(), 300
+    x, taps = jnp.asarray(rng.standard_normal((B, T, C)), dtype), rng.standard_normal((C, W)).astype(np.float32)
+    bias = rng.standard_normal(C).astype(np.float32) if has_bias else None
+
+    def run(kernel, values):
+        y, _ = kernel.short_convolution(*values, None, where, silu=has_bias)
+        return jnp.sum(jnp.sin(y)), y
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda values, kernel=kernel: run(kernel, values), has_aux=True))((x, taps, bias))
+        for kernel in (convolution, slow)
+    )
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == y.dtype
+        limit = 1e-2 if x.dtype == jnp.bfloat16 else 1e-5  # two roundings
+        np.testing.assert_allclose(x.astype(jnp.float32), y.astype(jnp.float32), rtol=limit, atol=limit * np.abs(y).max())
