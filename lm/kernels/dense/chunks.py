@@ -1,7 +1,7 @@
 """Compiled passes of a recurrence in chunks of tokens; lm/kernels/dense/recurrence.py says which.
 
-A unit of work is a row of the batch and a head of keys, with its R heads of values. All is float32. Matrices in scratch memory
-have no space between rows, and sides that are multiples of 32; what is beyond a size is 0.
+A unit of work is a row of the batch, a head of keys, and one of the parts of its R heads of values. All is float32. Matrices
+in scratch memory have no space between rows, and sides that are multiples of 32; what is beyond a size is 0.
 
 For a head of values of a chunk, with the names of lm/kernels/recurrence.py: D [C, C], P = q·kᵀ ⊙ D, L = strictly
 lower(β·k·kᵀ ⊙ D), X = (I + L)⁻¹, m = v − from_state·k·S, u = X·β·m, y = from_state·q·S + P·u, and the next S is
@@ -19,7 +19,7 @@ from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attri
 from lm.kernels.native.scores import exp
 from lm.kernels.native.vectors import Pointer, float32s, int32s, int64s
 
-(T, G, R, KEY, VALUE, CHUNK, Q, K, V, DECAY, BETA, FRESH, Y, DY, DQ, DK, DV, DDECAY, DBETA) = (GIVEN + i for i in range(19))
+T, G, R, KEY, VALUE, CHUNK, PARTS, Q, K, V, DECAY, BETA, FRESH, Y, DY, DQ, DK, DV, DDECAY, DBETA = range(GIVEN, GIVEN + 20)
 # Words of a unit's scratch memory: padded sizes, and addresses of matrices and vectors.
 (
     C, LEFT, KEYS, VALUES, QK, QQ, KK, DECAYS, WITHIN, LOWER, INVERSE, VALUE_ROWS, MIXED, OUT, BOTH, TURNED, DWITHIN, DLOWER,
@@ -179,13 +179,14 @@ def update(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int, state: i
 
 
 @njit(error_model="numpy")
-def forward(words: Pointer, s: Pointer, b: int, g: int) -> None:
+def forward(words: Pointer, s: Pointer, b: int, g: int, part: int) -> None:
     matrix = s[KEYS] * s[VALUES] * 4
-    clear(s[STATE], words[R] * s[KEYS] * s[VALUES])
+    heads = words[R] // words[PARTS]
+    clear(s[STATE], heads * s[KEYS] * s[VALUES])
     for t0 in range(0, words[T], s[C]):
         begin_chunk(words, s, b, g, t0)
-        for r in range(words[R]):
-            update(words, s, b, g, r, t0, s[STATE] + r * matrix, s[MIXED], s[VALUE_ROWS], True)
+        for r in range(heads):
+            update(words, s, b, g, part * heads + r, t0, s[STATE] + r * matrix, s[MIXED], s[VALUE_ROWS], True)
 
 
 @njit(error_model="numpy")
@@ -285,8 +286,9 @@ def gradients_of_head(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: in
 
 
 @njit(error_model="numpy")
-def gradients(words: Pointer, s: Pointer, b: int, g: int) -> None:
-    c, keys, values, heads = s[C], s[KEYS], s[VALUES], words[R]
+def gradients(words: Pointer, s: Pointer, b: int, g: int, part: int) -> None:
+    """Go forward, keeping states, and back. Those of q and k are sums over the heads of the part."""
+    c, keys, values, heads = s[C], s[KEYS], s[VALUES], words[R] // words[PARTS]
     matrix, record = keys * values * 4, (keys + 2 * c) * values * 4
     clear(s[STATE], heads * keys * values)
     clear(s[DSTATE], heads * keys * values)
@@ -295,7 +297,7 @@ def gradients(words: Pointer, s: Pointer, b: int, g: int) -> None:
         for r in range(heads):
             state, saved = s[STATE] + r * matrix, s[SAVED] + (t0 // c * heads + r) * record
             scaled(float32s(saved), float32s(state), np.float32(1.0), keys * values)
-            update(words, s, b, g, r, t0, state, saved + matrix, saved + matrix + c * values * 4, False)
+            update(words, s, b, g, part * heads + r, t0, state, saved + matrix, saved + matrix + c * values * 4, False)
     for t0 in range((words[T] - 1) // c * c, -1, -c):
         s[LEFT] = min(c, words[T] - t0)
         begin_chunk(words, s, b, g, t0)
@@ -304,7 +306,7 @@ def gradients(words: Pointer, s: Pointer, b: int, g: int) -> None:
         clear(s[DKK], c * c)
         for r in range(heads):
             saved = s[SAVED] + (t0 // c * heads + r) * record
-            gradients_of_head(words, s, b, g, r, t0, saved, s[DSTATE] + r * matrix)
+            gradients_of_head(words, s, b, g, part * heads + r, t0, saved, s[DSTATE] + r * matrix)
         k, dk = s[QK] + c * keys * 4, s[DQK] + c * keys * 4
         product(s[DQQ], False, k, False, c, keys, c, s[DQK], True, s[TILES])
         product(s[DQQ], True, s[QK], False, c, keys, c, dk, True, s[TILES])
@@ -312,7 +314,7 @@ def gradients(words: Pointer, s: Pointer, b: int, g: int) -> None:
             product(s[DKK], False, k, False, c, keys, c, dk, True, s[TILES])
             product(s[DKK], True, k, False, c, keys, c, dk, True, s[TILES])
         step = words[G] * words[KEY] * 4
-        at = (b * words[T] + t0) * step + g * words[KEY] * 4
+        at = ((b * words[PARTS] + part) * words[T] + t0) * step + g * words[KEY] * 4
         store(s[DQK], keys, s[LEFT], words[KEY], words[DQ] + at, step)
         store(dk, keys, s[LEFT], words[KEY], words[DK] + at, step)
 
@@ -322,8 +324,9 @@ def lay_out(words: Pointer, s: Pointer, memory: int) -> int:
     """Write where a unit's matrices stand from an address on. Return the first address after them."""
     c, keys, values = words[CHUNK], padded(words[KEY]), padded(words[VALUE])
     s[C], s[KEYS], s[VALUES] = c, keys, values
-    states, chunks = words[R] * keys * values, (words[T] + c - 1) // c
-    saved = chunks * words[R] * (keys + 2 * c) * values if words[DY] else 0
+    heads, chunks = words[R] // words[PARTS], (words[T] + c - 1) // c
+    states = heads * keys * values
+    saved = chunks * heads * (keys + 2 * c) * values if words[DY] else 0
     tiles = (2 * c + keys + values) * max(keys, values, 2 * c)
     for name, count in (
         (QK, 2 * c * keys), (QQ, c * c), (KK, c * c), (DECAYS, c * c), (WITHIN, c * c), (LOWER, c * c), (INVERSE, c * c),
@@ -344,10 +347,11 @@ def task(job: int) -> None:
     lay_out(words, s, padded(memory, 64))
     unit = next_unit(job)
     while unit >= 0:
+        head, part = unit // words[PARTS], unit % words[PARTS]
         if words[DY]:
-            gradients(words, s, unit // words[G], unit % words[G])
+            gradients(words, s, head // words[G], head % words[G], part)
         else:
-            forward(words, s, unit // words[G], unit % words[G])
+            forward(words, s, head // words[G], head % words[G], part)
         calls.finished(job)
         unit = next_unit(job)
     calls.free(memory)
@@ -357,13 +361,14 @@ def task(job: int) -> None:
 
 @njit(error_model="numpy")
 def job_of(frame: Pointer) -> int:
-    """Return a job with what both passes need. Arguments: q, k, v, decay, fresh, beta, which may be empty; attribute: chunk."""
+    """Return a job of both passes. Arguments: q, k, v, decay, fresh, beta, which may be empty; attributes: chunk, parts."""
     b, t, g = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 0, 2)
-    job = new_job(b * g)
+    parts = int32s(attribute(frame, 1))[0]
+    job = new_job(b * g * parts)
     words = int64s(job)
     words[T], words[G], words[R] = t, g, size(frame, ARGUMENTS, 2, 3)
     words[KEY], words[VALUE] = size(frame, ARGUMENTS, 0, 3), size(frame, ARGUMENTS, 2, 4)
-    words[CHUNK] = int32s(attribute(frame, 0))[0]
+    words[CHUNK], words[PARTS] = int32s(attribute(frame, 0))[0], parts
     words[Q], words[K], words[V] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, ARGUMENTS, 2)
     words[DECAY], words[FRESH] = data(frame, ARGUMENTS, 3), data(frame, ARGUMENTS, 4)
     words[BETA] = data(frame, ARGUMENTS, 5) if size(frame, ARGUMENTS, 5, 0) else 0

@@ -17,6 +17,7 @@ from lm.kernels.recurrence import Flow, without_padding
 from lm.kernels.saved import saved
 
 Residuals: TypeAlias = tuple[jax.Array, ...]  # q, k, v, decay, fresh, beta
+UNITS = 8  # least number of pieces of a call, if there are so many heads: one thread computes each
 
 
 def takes(
@@ -61,17 +62,26 @@ def _recur(chunk: int, *given: jax.Array) -> jax.Array:
     return _forward(chunk, *given)[0]
 
 
+def _attributes(chunk: int, v_BTGRV: jax.Array) -> dict[str, np.int32]:
+    B, _, G, R, _ = v_BTGRV.shape
+    parts = next(n for n in range(1, R + 1) if R % n == 0 and (B * G * n >= UNITS or n == R))
+    return {"chunk": np.int32(chunk), "parts": np.int32(parts)}
+
+
 def _forward(chunk: int, *given: jax.Array) -> tuple[jax.Array, Residuals]:
     call = jax.ffi.ffi_call("lm_chunks", jax.ShapeDtypeStruct(given[2].shape, jnp.float32), vmap_method="sequential")
     # Named inside, so that a remat policy can keep it and the backward pass need not run this again.
-    return saved(like(call(*map(whole, given), chunk=np.int32(chunk)), given[2])), given
+    return saved(like(call(*map(whole, given), **_attributes(chunk, given[2])), given[2])), given
 
 
 def _backward(chunk: int, given: Residuals, dy: jax.Array) -> tuple[jax.Array | None, ...]:
-    shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for n, x in enumerate(given) if n != 4]
+    attributes = _attributes(chunk, given[2])
+    B, *one = given[0].shape  # q and k get a gradient from each part
+    of_key = jax.ShapeDtypeStruct((B, int(attributes["parts"]), *one), jnp.float32)
+    shapes = [of_key, of_key, *(jax.ShapeDtypeStruct(given[n].shape, jnp.float32) for n in (2, 3, 5))]
     call = jax.ffi.ffi_call("lm_chunks_gradients", shapes, vmap_method="sequential")
-    *four, beta = call(*map(whole, (*given, dy)), chunk=np.int32(chunk))
-    return *map(like, four, given), None, like(beta, given[5])
+    dq, dk, dv, ddecay, dbeta = call(*map(whole, (*given, dy)), **attributes)
+    return *map(like, (dq.sum(1), dk.sum(1), dv, ddecay), given), None, like(dbeta, given[5])
 
 
 _recur.defvjp(_forward, _backward)
