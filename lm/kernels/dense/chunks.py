@@ -128,6 +128,12 @@ def value_rows(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int) -> t
 
 
 @njit(error_model="numpy")
+def goes_on(words: Pointer, b: int, t: int) -> bool:
+    """Return whether a chunk that begins at a token has a state before it, which is not 0."""
+    return 0 < t < words[T] and int32s(words[FRESH])[b * words[T] + t] == 0
+
+
+@njit(error_model="numpy")
 def within_chunk(s: Pointer, has_beta: bool) -> None:
     """Write P, and with beta L and X, row by row: X_i = e_i − Σ_{j<i} L_ij·X_j."""
     c, learn = s[C], float32s(s[FACTORS] + LEARN * s[C] * 4)
@@ -150,7 +156,7 @@ def update(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int, state: i
     """Go through a chunk with a head of values: write m and u, and y with `outputs`; change the state."""
     c, keys, values, has_beta = s[C], s[KEYS], s[VALUES], words[BETA] != 0
     k = s[QK] + c * keys * 4
-    kept = factors(words, s, b, g, r, t0)
+    sees, passes, kept = goes_on(words, b, t0), goes_on(words, b, t0 + c), factors(words, s, b, g, r, t0)
     at, step, rows = value_rows(words, s, b, g, r, t0)
     before, after = float32s(s[FACTORS] + FROM * c * 4), float32s(s[FACTORS] + TO * c * 4)
     learn = float32s(s[FACTORS] + LEARN * c * 4)
@@ -158,7 +164,10 @@ def update(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int, state: i
         within_chunk(s, has_beta)
         first, last = (0 if outputs else c), (2 * c if has_beta else c)  # of the rows of q·S and k·S
         here, there = s[QK] + first * keys * 4, s[BOTH] + first * values * 4
-        product(here, False, state, False, last - first, values, keys, there, False, s[TILES])
+        if sees:
+            product(here, False, state, False, last - first, values, keys, there, False, s[TILES])
+        else:
+            clear(there, (last - first) * values)
     if has_beta:
         bring(words[V] + at, step, rows, words[VALUE], c, values, mixed)
         for i in range(c):
@@ -172,17 +181,18 @@ def update(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int, state: i
             scaled(float32s(s[BOTH] + i * values * 4), float32s(s[BOTH] + i * values * 4), before[i], values)
         product(s[WITHIN], False, u, False, c, values, c, s[BOTH], True, s[TILES])
         store(s[BOTH], values, rows, words[VALUE], words[Y] + at, step)
-    for i in range(c):
-        scaled(float32s(s[TURNED] + i * values * 4), float32s(u + i * values * 4), after[i], values)
-    scaled(float32s(state), float32s(state), kept, keys * values)
-    product(k, True, s[TURNED], False, keys, values, c, state, True, s[TILES])
+    if passes:
+        for i in range(c):
+            scaled(float32s(s[TURNED] + i * values * 4), float32s(u + i * values * 4), after[i], values)
+        if sees:
+            scaled(float32s(state), float32s(state), kept, keys * values)
+        product(k, True, s[TURNED], False, keys, values, c, state, sees, s[TILES])
 
 
 @njit(error_model="numpy")
 def forward(words: Pointer, s: Pointer, b: int, g: int, part: int) -> None:
     matrix = s[KEYS] * s[VALUES] * 4
     heads = words[R] // words[PARTS]
-    clear(s[STATE], heads * s[KEYS] * s[VALUES])
     for t0 in range(0, words[T], s[C]):
         begin_chunk(words, s, b, g, t0)
         for r in range(heads):
@@ -190,18 +200,19 @@ def forward(words: Pointer, s: Pointer, b: int, g: int, part: int) -> None:
 
 
 @njit(error_model="numpy")
-def gradients_of_u(words: Pointer, s: Pointer, dstate: int, u: int) -> None:
-    """Write Pᵀ·dy + to_state·(k·dS), and add to γ's gradient what comes from to_state. dy is in OUT."""
+def gradients_of_u(s: Pointer, dstate: int, u: int, passes: bool) -> None:
+    """Write Pᵀ·dy + to_state·(k·dS), and add to γ's gradient what comes from to_state. dy is in OUT; passes: dS is not 0."""
     c, keys, values = s[C], s[KEYS], s[VALUES]
     after, dgamma = float32s(s[FACTORS] + TO * c * 4), float32s(s[FACTORS] + DGAMMA * c * 4)
-    product(s[QK] + c * keys * 4, False, dstate, False, c, values, keys, s[TURNED], False, s[TILES])
-    for i in range(c):
+    if passes:
+        product(s[QK] + c * keys * 4, False, dstate, False, c, values, keys, s[TURNED], False, s[TILES])
+    for i in range(c if passes else 0):
         du = float32s(s[TURNED] + i * values * 4)
         scaled(du, du, after[i], values)
         change = dot(du, float32s(u + i * values * 4), values)
         dgamma[i] -= change
         dgamma[c - 1] += change
-    product(s[WITHIN], True, s[OUT], False, c, values, c, s[TURNED], True, s[TILES])
+    product(s[WITHIN], True, s[OUT], False, c, values, c, s[TURNED], passes, s[TILES])
 
 
 @njit(error_model="numpy")
@@ -257,7 +268,7 @@ def gradients_of_head(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: in
     """Go back through a chunk with a head of values. saved: state, m and u of the way forward."""
     c, keys, values, matrix = s[C], s[KEYS], s[VALUES], s[KEYS] * s[VALUES]
     mixed, u = saved + matrix * 4, saved + (matrix + c * values) * 4
-    kept = factors(words, s, b, g, r, t0)
+    sees, passes, kept = goes_on(words, b, t0), goes_on(words, b, t0 + c), factors(words, s, b, g, r, t0)
     at, step, rows = value_rows(words, s, b, g, r, t0)
     of_token, has_beta = (b * words[T] + t0) * words[G] * words[R] + g * words[R] + r, words[BETA] != 0
     before, after = float32s(s[FACTORS] + FROM * c * 4), float32s(s[FACTORS] + TO * c * 4)
@@ -265,7 +276,7 @@ def gradients_of_head(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: in
     within_chunk(s, has_beta)
     clear(s[FACTORS] + DGAMMA * c * 4, c)
     bring(words[DY] + at, step, rows, words[VALUE], c, values, s[OUT])
-    gradients_of_u(words, s, dstate, u)
+    gradients_of_u(s, dstate, u, passes)
     product(s[OUT], False, u, True, c, c, values, s[DWITHIN], False, s[TILES])
     for i in range(c):
         scaled(float32s(s[BOTH] + i * values * 4), float32s(s[OUT] + i * values * 4), before[i], values)
@@ -273,15 +284,18 @@ def gradients_of_head(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: in
     if has_beta:
         gradients_of_beta(words, s, of_token, mixed, u)
     store(s[TURNED], values, rows, words[VALUE], words[DV] + at, step)
-    product(s[BOTH], False, saved, True, both, keys, values, s[SPREAD], False, s[TILES])
-    for i in range(both):
-        row = float32s(s[SPREAD] + i * keys * 4)
-        dgamma[i % c] += dot(row, float32s(s[QK] + i * keys * 4), keys)
-        add_scaled(float32s(s[DQK] + i * keys * 4), row, np.float32(1.0), keys)
-    product(s[OUT], False, dstate, True, c, keys, values, s[DQK] + c * keys * 4, True, s[TILES])
-    dgamma[c - 1] += kept * dot(float32s(saved), float32s(dstate), matrix)
-    scaled(float32s(dstate), float32s(dstate), kept, matrix)
-    product(s[QK], True, s[BOTH], False, keys, values, both, dstate, True, s[TILES])
+    if passes:
+        product(s[OUT], False, dstate, True, c, keys, values, s[DQK] + c * keys * 4, True, s[TILES])
+    if sees:
+        product(s[BOTH], False, saved, True, both, keys, values, s[SPREAD], False, s[TILES])
+        for i in range(both):
+            row = float32s(s[SPREAD] + i * keys * 4)
+            dgamma[i % c] += dot(row, float32s(s[QK] + i * keys * 4), keys)
+            add_scaled(float32s(s[DQK] + i * keys * 4), row, np.float32(1.0), keys)
+        if passes:
+            dgamma[c - 1] += kept * dot(float32s(saved), float32s(dstate), matrix)
+            scaled(float32s(dstate), float32s(dstate), kept, matrix)
+        product(s[QK], True, s[BOTH], False, keys, values, both, dstate, passes, s[TILES])
     gradients_of_decay(words, s, of_token)
 
 
@@ -290,13 +304,12 @@ def gradients(words: Pointer, s: Pointer, b: int, g: int, part: int) -> None:
     """Go forward, keeping states, and back. Those of q and k are sums over the heads of the part."""
     c, keys, values, heads = s[C], s[KEYS], s[VALUES], words[R] // words[PARTS]
     matrix, record = keys * values * 4, (keys + 2 * c) * values * 4
-    clear(s[STATE], heads * keys * values)
-    clear(s[DSTATE], heads * keys * values)
     for t0 in range(0, words[T], c):
         begin_chunk(words, s, b, g, t0)
         for r in range(heads):
             state, saved = s[STATE] + r * matrix, s[SAVED] + (t0 // c * heads + r) * record
-            scaled(float32s(saved), float32s(state), np.float32(1.0), keys * values)
+            if goes_on(words, b, t0):
+                scaled(float32s(saved), float32s(state), np.float32(1.0), keys * values)
             update(words, s, b, g, part * heads + r, t0, state, saved + matrix, saved + matrix + c * values * 4, False)
     for t0 in range((words[T] - 1) // c * c, -1, -c):
         s[LEFT] = min(c, words[T] - t0)
