@@ -78,7 +78,9 @@ def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
 def _latent_essence(mla: LatentAttention) -> LatentAttention:
     """Return the settings of latent attention, and of its indexer if it has one."""
     default = LatentAttention()
-    unused = {} if mla.index_topk else {key: getattr(default, key) for key in dataclasses.asdict(mla) if key.startswith("index_")}
+    unused = (
+        {} if mla.index_topk else {key: getattr(default, key) for key in dataclasses.asdict(mla) if key.startswith("index_")}
+    )
     return dataclasses.replace(mla, **unused) if mla.kv_rank else default
 
 

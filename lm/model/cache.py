@@ -30,7 +30,8 @@ class Cache(NamedTuple):
     """The cache of one layer; arrays of a stack of layers have its repeats as their first axis.
 
     values: grouped-query {"k": [B, G, S, K], "v": [B, G, S, K]}; latent {"latent": [B, 1, S, R], "key": [B, 1, S, K]}, the
-      rotated key, and "index" [B, 1, S, K], the key of an indexer, if there is one. The slots of a head are adjacent in memory, which products over them need.
+      rotated key, and with an indexer "index" [B, 1, S, K], its key. The slots of a head are adjacent in memory, which products
+      over them need.
     prefixes: caches of shared prefixes, the oldest first. Row p of one serves rows p·n … (p+1)·n − 1 of this cache.
     """
 
@@ -47,12 +48,7 @@ class Cache(NamedTuple):
         return self._replace(values={name: put(self.values[name], jnp.swapaxes(x, 1, 2)) for name, x in new.items()})
 
     def attend(
-        self,
-        q_BTHK: jax.Array,
-        step: "Step",
-        scoring: Scoring,
-        sinks_H: jax.Array | None = None,
-        sought: Sought | None = None,
+        self, q_BTHK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None, sought: Sought | None = None
     ) -> jax.Array:
         """Return the attention of queries to the cache, or to the keys of it that are sought, [B, T, H, V] in q's dtype.
 

@@ -30,12 +30,12 @@ NORM_EPS = 1e-6  # of the keys' norm, in every published model
 class Sought(NamedTuple):
     """What the indexer asks of keys: rotated queries [B, T, H, K], and float32 weights [B, T, H] of the heads with their scale.
 
-    count: how many keys a query sees.
+    topk: how many keys a query sees.
     """
 
     q_BTHK: jax.Array
     weight_BTH: jax.Array
-    count: int
+    topk: int
 
 
 class Indexer(nnx.Module):
@@ -49,7 +49,7 @@ class Indexer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         mla, D = config.mla, config.embed_dim
-        H, K, self.count, self.interleaved = mla.index_heads, mla.index_head_dim, mla.index_topk, mla.index_interleaved
+        H, K, self.topk, self.interleaved = mla.index_heads, mla.index_head_dim, mla.index_topk, mla.index_interleaved
         # Every device computes all heads, because their sum decides.
         axes = ("embed", "replicated", "head")
         self.query = Linear(config, rngs, "indexer.query", "btr,rhk->bthk", (mla.query_rank, H, K), axes)
@@ -77,14 +77,14 @@ class Indexer(nnx.Module):
             out_sharding=spec("batch", axis, None),
         )
         q_BTHK, weight_BTH, key_BT1K = lax.stop_gradient((q_BTHK, whole_rows(weight_BTH), key_BT1K))
-        return Sought(q_BTHK, weight_BTH, self.count), key_BT1K
+        return Sought(q_BTHK, weight_BTH, self.topk), key_BT1K
 
 
 def narrowed(visible: Visible, sought: Sought, key_BSK: jax.Array) -> Visible:
     """Return what queries see of these keys: the chosen ones, or all where there are no more than that."""
-    if key_BSK.shape[1] <= sought.count:
+    if key_BSK.shape[1] <= sought.topk:
         return visible
-    chosen_BTS = largest(index_scores(sought, key_BSK), visible.mask(), sought.count)
+    chosen_BTS = largest(index_scores(sought, key_BSK), visible.mask(), sought.topk)
     return visible._replace(chosen_BTS=saved(chosen_BTS))  # so that the backward pass sees the same keys
 
 
@@ -114,17 +114,17 @@ def chosen_slots(sought: Sought, index: Pages, places: Places) -> Places:
 
     sought: of B tokens, [B, 1, …]. index: the pool of the indexer's keys. The sequence of a token holds its chosen keys alone.
     """
-    page, count = index.values.shape[1], sought.count
+    page, topk = index.values.shape[1], sought.topk
     tables_RN, key_SK = jnp.asarray(places.tables_RP), index.values.reshape(-1, index.values.shape[-1])
 
     def one(token: tuple[jax.Array, ...]) -> jax.Array:
         q_THK, weight_TH, row, place = token
         table_N = jnp.clip(tables_RN[row], 0, index.values.shape[0] - 1)
         slots_S = (table_N[:, None] * page + jnp.arange(page)).reshape(-1)
-        scores_S = index_scores(Sought(q_THK[None], weight_TH[None], count), key_SK[slots_S][None])[0, 0]
-        chosen_S = largest(scores_S, jnp.arange(len(slots_S)) <= place, count)
-        return slots_S[jnp.nonzero(chosen_S, size=count, fill_value=0)[0]]
+        scores_S = index_scores(Sought(q_THK[None], weight_TH[None], topk), key_SK[slots_S][None])[0, 0]
+        chosen_S = largest(scores_S, jnp.arange(len(slots_S)) <= place, topk)
+        return slots_S[jnp.nonzero(chosen_S, size=topk, fill_value=0)[0]]
 
     row_B, place_B = jnp.asarray(places.rows_T), jnp.asarray(places.places_T)
     tables_BS = lax.map(one, (sought.q_BTHK, sought.weight_BTH, row_B, place_B))
-    return Places(tables_BS, jnp.where(row_B < 0, -1, jnp.arange(len(row_B))), jnp.minimum(place_B, count - 1))
+    return Places(tables_BS, jnp.where(row_B < 0, -1, jnp.arange(len(row_B))), jnp.minimum(place_B, topk - 1))

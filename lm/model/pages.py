@@ -80,29 +80,24 @@ class PagedCache:
         return dataclasses.replace(self, pools=mapped(self.pools, new, step.table.slot_B))
 
     def attend(
-        self,
-        q_B1HK: jax.Array,
-        step: "Step",
-        scoring: Scoring,
-        sinks_H: jax.Array | None = None,
-        sought: Sought | None = None,
+        self, q_B1HK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None, sought: Sought | None = None
     ) -> jax.Array:
         """Return the attention of queries to the pages, or to the keys in them that are sought, [B, 1, H, V] in q's dtype.
 
         Each device has some of the heads.
         """
-        of_index = None if sought is None else sought[:2]
+        of_index = None if sought is None else (sought.q_BTHK, sought.weight_BTH)
 
         def local(
             q_BHK: jax.Array,
             pools: dict[str, Pages],
             places: Places,
             sinks_H: jax.Array | None,
-            of_index: tuple[jax.Array, ...] | None,
+            of_index: tuple[jax.Array, jax.Array] | None,
         ) -> jax.Array:
             page = next(iter(pools.values())).values.shape[1]
-            if sought is not None and of_index is not None and sought.count < page * places.tables_RP.shape[1]:
-                places = chosen_slots(Sought(*of_index, sought.count), pools["index"], places)
+            if sought is not None and of_index is not None and sought.topk < page * places.tables_RP.shape[1]:
+                places = chosen_slots(Sought(*of_index, sought.topk), pools["index"], places)
                 pools = {"k": Pages(pools["k"].values.reshape(-1, 1, 1, q_BHK.shape[-1]))}
             if "kv" in pools:
                 padded = _padded(q_BHK, pools["kv"].values.shape[-1])

@@ -30,6 +30,12 @@ KINDS = {
     "local": dict(attention_pattern=("local", "global"), window=7, attention_sinks=True, attention_softcap=5.0),
     "chunks": dict(attention_pattern=("chunk", "global"), window=7, rotary_pattern=("rotary", "none"), qk_norm="unit"),
     "latent": dict(num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8)),
+    "chosen keys": dict(
+        num_kv_heads=4,
+        mla=LatentAttention(
+            kv_rank=16, query_rank=16, rope_head_dim=8, value_head_dim=8, index_topk=9, index_heads=8, index_head_dim=8
+        ),
+    ),
     "experts": dict(mlp_pattern=("moe",), moe=MixtureOfExperts(num_experts=4), positions="learned"),
     "values of tokens": dict(value_embeddings=1),
     "shared keys, streams": dict(
