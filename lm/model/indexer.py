@@ -50,10 +50,11 @@ class Indexer(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         mla, D = config.mla, config.embed_dim
         H, K, self.topk, self.interleaved = mla.index_heads, mla.index_head_dim, mla.index_topk, mla.index_interleaved
-        # Every device computes all heads, because their sum decides.
+        # Every device has all heads, because their sum decides.
         axes = ("embed", "replicated", "head")
         self.query = Linear(config, rngs, "indexer.query", "btr,rhk->bthk", (mla.query_rank, H, K), axes)
         self.key = Linear(config, rngs, "indexer.key", "btd,dk->btk", (D, K), ("embed", "head"))
+        self.query.precision = self.key.precision = "none"  # near ties decide, so training chooses as an engine does
         self.key_norm = LayerNorm(K, NORM_EPS)
         self.weight = parameter(normal(rngs, (D, H), hidden_std(config, STD, D)), ("embed", "replicated"), "head")
         self.scale = (H * K) ** -0.5

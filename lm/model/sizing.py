@@ -111,8 +111,8 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
     A matrix of n numbers costs 2·n forward; backward 2·n for the gradient of its input and, if it is trained, 2·n for its own.
     An embedding is a look-up and costs nothing, unless it is also the head. The products of a query with s keys cost
     2·H·(K + V)·s, backward twice that. A query sees T/2 keys on average in a global layer, W − W²/(2·T) in a local
-    one, also of W keys that an indexer chooses, and W/2 in one of chunks. What a layer with a state does with it counts as these
-    products do. An indexer scores all keys, and has no backward pass.
+    one, also of W keys that an indexer chooses, and W/2 in one of chunks. What a layer with a state does with it counts as
+    these products do. An indexer scores all keys, and has no backward pass.
     """
     costs = dict.fromkeys((*PARTS, "attention_products"), Cost(0.0, 0.0))
 

@@ -115,6 +115,7 @@ def test_values_of_the_wrong_kind_are_the_user_s_to_mend():
             model_config(hf, [])
 
 
+INDEXED = {"kv_rank": 8, "query_rank": 8, "index_topk": 4}
 PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
 
 
@@ -148,6 +149,11 @@ PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_
         ({"positions": "none"}, "GraniteMoeHybridForCausalLM"),
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "shared_dim": 32}}, "GraniteMoeHybridForCausalLM"),
         ({"mla": {"kv_rank": 8}, "num_kv_heads": 4}, "DeepseekV3ForCausalLM"),
+        ({"mla": INDEXED, "num_kv_heads": 4, "rope": {"interleaved": True}}, "DeepseekV32ForCausalLM"),
+        (
+            {"mla": INDEXED | {"index_interleaved": True}, "num_kv_heads": 4, "rope": {"interleaved": True}},
+            "GlmMoeDsaForCausalLM",
+        ),
         (
             {
                 "mla": {"kv_rank": 8},

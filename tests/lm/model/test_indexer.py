@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.config import LatentAttention, ModelConfig
+from lm.config import LatentAttention, ModelConfig, Rope
+from lm.convert.families import family_for
 from lm.errors import UserError
 from lm.kernels import ops
+from lm.kernels.cpu.pages import Pages, Places
 from lm.model import sizing
 from lm.model.cache import empty_state, fork
-from lm.model.indexer import Sought, index_scores, largest
+from lm.model.indexer import Sought, chosen_slots, index_scores, largest
 from lm.model.inputs import Inputs
 from lm.model.linear import trainable
 from lm.model.pages import empty_layers
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, make_mesh, place_rows, shardings
 from tests.lm.model.test_recurrent import packed, texts
+from tests.lm.train.test_meshes import run
 from tests.lm.weights import drawn
 from tests.slow import all_but
 
@@ -76,6 +79,25 @@ def test_the_keys_of_the_largest_scores_and_of_equal_ones_the_earlier():
         seen = np.flatnonzero(mask[b, t])
         expected = sorted(seen, key=lambda s: (-scores[b, t, s], s))[:4]
         assert set(np.flatnonzero(chosen[b, t])) == set(expected)
+
+
+def test_pages_give_the_chosen_keys_in_the_order_of_a_text():
+    """Whole numbers, whose scores are exact and often equal. Two sequences in pages that lie in any order; padding between."""
+    rng = np.random.default_rng(1)
+    key, q = rng.integers(-2, 3, (2, 12, 5)).astype(np.float32), rng.integers(-2, 3, (2, 12, 3, 5)).astype(np.float32)
+    weight, tables = rng.integers(-2, 3, (2, 12, 3)).astype(np.float32), rng.permutation(9)[:6].reshape(2, 3)
+    pool = np.full((9, 4, 1, 5), np.nan, np.float32)
+    pool[tables] = key.reshape(2, 3, 4, 1, 5)
+    rows, places = np.array([0, 0, 1, -1, 1]), np.array([11, 2, 7, 0, 4])
+    sought = Sought(q[rows, places][:, None], weight[rows, places][:, None], 4)
+    found = chosen_slots(sought, Pages(jnp.asarray(pool)), Places(tables, rows, places))
+    mask = np.broadcast_to(np.tril(np.ones((12, 12), bool)), (2, 12, 12))
+    chosen = np.asarray(largest(index_scores(Sought(q, weight, 4), key), jnp.asarray(mask), 4))
+    for b, (row, place) in enumerate(zip(rows, places)):
+        assert found.rows_T[b] == (b if row >= 0 else -1)
+        if row >= 0:
+            slots = (tables[row][:, None] * 4 + np.arange(4)).reshape(-1)[np.flatnonzero(chosen[row, place])]
+            np.testing.assert_array_equal(found.tables_RP[b][: found.places_T[b] + 1], slots)
 
 
 def test_as_many_keys_as_there_are_is_the_attention_without_an_indexer():
@@ -173,3 +195,16 @@ def test_what_does_not_go_with_an_indexer_is_refused():
         check_fit(make_mesh({"context": 2, "data": 4}), CONFIG, 8, 1, T)
     with pytest.raises(UserError, match="cache_dtype=int8 would change which keys model.mla.index_topk=6"):
         empty_layers(CONFIG, 4, 4, "int8")
+    assert not family_for(dataclasses.replace(CONFIG, rope=Rope(interleaved=True))).gguf
+
+
+def test_training_on_devices_leaves_the_indexer_as_it_was():
+    """Of four steps whose optimizer decays weights, on one device and split by stages and rows."""
+    mla = dict(kv_rank=16, query_rank=8, rope_head_dim=4, value_head_dim=8, index_topk=6, index_heads=5, index_head_dim=8)
+    model = dict(num_kv_heads=4, mla=mla)
+    curves, states, _ = zip(*(run(sizes, 1, steps=4, **model) for sizes in ({}, {"stage": 2, "fsdp": 2, "tensor": 2})))
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+    first = run({}, 1, steps=0, **model)[1]
+    for state in states:
+        for (path, x), (_, y) in zip(nnx.to_flat_state(state.params), nnx.to_flat_state(first.params), strict=True):
+            assert np.array_equal(x.get_value(), y.get_value()) == ("indexer" in path), path
