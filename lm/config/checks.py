@@ -186,6 +186,14 @@ def _check_latent(config: Any, checked: Checked) -> None:
             checked.refuse(
                 "num_kv_heads", f"must equal model.num_heads={config.num_heads} with model.mla, whose heads share a latent"
             )
+    checked.at_least("mla.index_topk", 0)
+    if config.mla.index_topk:
+        if not (config.mla.kv_rank and config.mla.query_rank):
+            checked.refuse("mla.index_topk", "chooses keys by latent queries: set model.mla.kv_rank and model.mla.query_rank")
+        if any(kind.local for kind in config.layer_kinds):
+            checked.refuse("mla.index_topk", "does not go with local and chunk layers in model.attention_pattern")
+        checked.at_least("mla.index_heads", 1)
+        checked.at_least("mla.index_head_dim", config.mla.rope_head_dim)
 
 
 def _check_experts(config: Any, checked: Checked) -> None:

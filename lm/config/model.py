@@ -48,6 +48,11 @@ class LatentAttention:
     rope_head_dim: int = 64  # rotated dimensions of a head's query and key; all heads share the key's
     value_head_dim: int = 128  # size of a head's value; head_dim is the unrotated part of query and key
     norm_eps: float = 1e-6  # epsilon of the two latent norms
+    # Keys that a query attends to, chosen by an indexer (DeepSeek Sparse Attention, lm/model/indexer.py); 0: all that it sees.
+    index_topk: int = 0
+    index_heads: int = 64  # heads of the indexer
+    index_head_dim: int = 128  # size of their queries and of the one key; the first rope_head_dim dimensions are rotated
+    index_interleaved: bool = False  # the indexer rotates neighbouring dimensions (GLM-5), not halves (DeepSeek-V3.2)
 
 
 @dataclasses.dataclass(frozen=True)

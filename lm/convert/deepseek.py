@@ -11,7 +11,7 @@ from lm.config import LayerKind, ModelConfig
 from lm.convert import llama
 from lm.convert.llama import LLAMA, decoder, described, experts, feed_forward, pre_norms, refuse, repeating
 from lm.convert.rotary import rope_of
-from lm.convert.rows import Family, Row, linear, same, table
+from lm.convert.rows import Family, Row, layer_norm, linear, same, table
 from lm.errors import UserError
 
 SHARED_DEFAULTS = {
@@ -42,6 +42,8 @@ def from_hf(hf: Mapping) -> ModelConfig:
     )
     L, dense, step = hf["num_hidden_layers"], hf["first_k_dense_replace"] or 0, hf["moe_layer_freq"]
     kinds = ["moe" if i >= dense and i % step == 0 else "dense" for i in range(L)]
+    if hf["model_type"] not in TYPES and hf.get("mlp_layer_types"):  # V3 with an indexer says it layer by layer
+        kinds = [{"sparse": "moe"}.get(kind, kind) for kind in hf["mlp_layer_types"]]
     depth = hf.get("num_nextn_predict_layers", hf.get("num_mtp_layers", 1)) if v3 else 0
     mla = {
         "kv_rank": hf["kv_lora_rank"],
@@ -143,6 +145,18 @@ def _attention(config: ModelConfig, at: str) -> list[Row]:
         linear("attention.key_up.weight", f"{at}kv_b_proj.weight", (R,), (H, K + V), (1, 0, K)),
         linear("attention.value_up.weight", f"{at}kv_b_proj.weight", (R,), (H, K + V), (1, K, K + V)),
         linear("attention.output.weight", f"{at}o_proj.weight", (H, V), (D,)),
+        *(_indexer(config, f"{at}indexer.") if config.mla.index_topk else ()),
+    ]
+
+
+def _indexer(config: ModelConfig, at: str) -> list[Row]:
+    D, Q, H, K = config.embed_dim, config.mla.query_rank, config.mla.index_heads, config.mla.index_head_dim
+    weights = linear("attention.indexer.weight", f"{at}weights_proj.weight", (D,), (H,))
+    return [
+        linear("attention.indexer.query.weight", f"{at}wq_b.weight", (Q,), (H, K)),
+        linear("attention.indexer.key.weight", f"{at}wk.weight", (D,), (K,)),
+        *layer_norm("attention.indexer.key_norm", f"{at}k_norm", K),
+        dataclasses.replace(weights, float32=True),
     ]
 
 

@@ -47,7 +47,7 @@ def essence(config: ModelConfig) -> dict:
         found["layer_embed_vocab"] = 0
     if not any(not kind.moe for kind in kinds) and moe.expert_dim:
         found["mlp_dim"] = moe.expert_dim
-    found["mla"] = dataclasses.asdict(mla if mla.kv_rank else LatentAttention())
+    found["mla"] = dataclasses.asdict(_latent_essence(mla))
     found["rope"] = dataclasses.asdict(_rope_essence(rope, config.positions, bool(mla.kv_rank)))
     found["moe"] = dataclasses.asdict(_moe_essence(moe, config.mlp_dim) if sparse else MixtureOfExperts())
     found |= {name: dataclasses.asdict(_tower_essence(getattr(config, name))) for name in ("vision", "audio")}
@@ -73,6 +73,15 @@ def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
         return Rope()
     keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *KEYS[rope.scaling])
     return Rope(**{key: getattr(rope, key) for key in keys})
+
+
+def _latent_essence(mla: LatentAttention) -> LatentAttention:
+    """Return the settings of latent attention, and of its indexer if it has one."""
+    default = LatentAttention()
+    unused = (
+        {} if mla.index_topk else {key: getattr(default, key) for key in dataclasses.asdict(mla) if key.startswith("index_")}
+    )
+    return dataclasses.replace(mla, **unused) if mla.kv_rank else default
 
 
 def _moe_essence(moe: MixtureOfExperts, mlp_dim: int) -> MixtureOfExperts:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from lm.config import ModelConfig
 from lm.config.checks import MAX, MAX_EXPERTS, MAX_LAYERS, MAX_MTP
 from lm.convert.deepseek import DEEPSEEK
+from lm.convert.deepseek_sparse import DEEPSEEK_SPARSE
 from lm.convert.dense_families import ERNIE, GLM, GLM4, GRANITE, HUNYUAN, NEMOTRON, SEED_OSS
 from lm.convert.essence import lacks
 from lm.convert.gemma import GEMMA2, GEMMA3
@@ -32,7 +33,7 @@ TEXT = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, DEEPSEEK, GPT2, LFM2, QWEN3_NEXT, BAMBA),
     *(SMOLLM3, OLMO3, GRANITE, SEED_OSS, ERNIE, EXAONE4, COHERE, COHERE2, GLM, GLM4, HUNYUAN, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, MISTRAL3, GPT_OSS, GLM4_MOE, GRANITE_MOE, ERNIE_MOE, HUNYUAN_MOE, GRANITE_HYBRID, NEMOTRON_H),
-    *(LLAMA4, QWEN3_5, QWEN3_5_MOE, GEMMA3N),
+    *(LLAMA4, QWEN3_5, QWEN3_5_MOE, GEMMA3N, DEEPSEEK_SPARSE),
 )
 ALL = (*TEXT, IDEFICS3, SMOLVLM, LLAVA, VOXTRAL)
 SECTIONS = ("text_config", "vision_config", "audio_config")  # of the config.json of a model that sees or hears

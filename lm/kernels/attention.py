@@ -60,18 +60,22 @@ class Visible(NamedTuple):
 
     A query sees the keys of its own segment, at or before its own slot and within the window if there is one.
     segments_BT, key_segments_BS: int32. slots_T: int32, the slot of each query among the keys.
+    chosen_BTS: bool, the keys that an indexer has chosen (lm/model/indexer.py); None: all.
     """
 
     segments_BT: jax.Array
     key_segments_BS: jax.Array
     slots_T: AnyArray
     branches: Branches | None = None
+    chosen_BTS: jax.Array | None = None
 
     def mask(self, window: int = 0, queries: slice = slice(None), keys: slice = slice(0, None)) -> jax.Array:
         """Return a bool mask [B, T, S] for these queries and keys, True where the query sees the key."""
         key_segments_BS, slots_T1 = self.key_segments_BS[:, keys], self.slots_T[queries, None]
         slots_S = keys.start + jnp.arange(key_segments_BS.shape[1])
         seen_BTS = (slots_S <= slots_T1) & (self.segments_BT[:, queries, None] == key_segments_BS[:, None, :])
+        if self.chosen_BTS is not None:
+            seen_BTS &= self.chosen_BTS[:, queries, keys]
         distance = slots_T1 - slots_S
         if self.branches is not None:
             ends_BS, places_BT, key_places_BS = self.branches
@@ -154,10 +158,10 @@ def attention(
         return lax.reshape(x, (B // rows, rows, *x.shape[1:]), out_sharding=where and PartitionSpec(None, *where))
 
     def some(inputs: tuple[Any, ...]) -> jax.Array:
-        *qkv, segments_BT, key_segments_BS, branches = inputs
-        return _blocked(scoring, *qkv, Visible(segments_BT, key_segments_BS, visible.slots_T, branches), sinks_H)
+        *qkv, segments_BT, key_segments_BS, branches, chosen_BTS = inputs
+        return _blocked(scoring, *qkv, Visible(segments_BT, key_segments_BS, visible.slots_T, branches, chosen_BTS), sinks_H)
 
-    given = q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, visible.key_segments_BS, visible.branches
+    given = q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, visible.key_segments_BS, visible.branches, visible.chosen_BTS
     out = lax.map(some, jax.tree.map(split, given))
     where = spec_of(out)
     return lax.reshape(out, (B, *out.shape[2:]), out_sharding=where and PartitionSpec(*where[1:]))

@@ -56,13 +56,14 @@ def cached_attention(
     branches = visible.branches
 
     @jax.checkpoint
-    def block(inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
-        q_BGRTK, segments_BT, slots_T, places_BT = inputs
+    def block(inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]) -> jax.Array:
+        q_BGRTK, segments_BT, slots_T, places_BT, chosen_BTS = inputs
         within = None if branches is None or places_BT is None else branches._replace(places_BT=places_BT)
-        return some(q_BGRTK, Visible(segments_BT, visible.key_segments_BS, slots_T, within))
+        return some(q_BGRTK, Visible(segments_BT, visible.key_segments_BS, slots_T, within, chosen_BTS))
 
     places = branches and split(branches.places_BT, 1)
-    out = lax.map(block, (split(q_BGRTK, 3), split(visible.segments_BT, 1), split(visible.slots_T, 0), places))
+    chosen = None if visible.chosen_BTS is None else split(visible.chosen_BTS, 1)
+    out = lax.map(block, (split(q_BGRTK, 3), split(visible.segments_BT, 1), split(visible.slots_T, 0), places, chosen))
     return jnp.moveaxis(out, 0, 1).reshape(B, blocks * BLOCK, H, out.shape[-1])[:, :T]
 
 

@@ -120,6 +120,7 @@ def attention(
         key_segments_BS, distance = reshard(visible.key_segments_BS, "batch", None), visible.slots_T[:, None] - visible.slots_T
         mask_BTS = (distance >= 0) & (visible.segments_BT[:, :, None] == key_segments_BS[:, None])
         mask_BTS = mask_BTS & (distance < scoring.window) if scoring.window else mask_BTS
+        mask_BTS = mask_BTS if visible.chosen_BTS is None else mask_BTS & visible.chosen_BTS
     else:
         mask_BTS = visible.mask(scoring.window)
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")

@@ -13,6 +13,7 @@ from lm.kernels.attention import Scoring
 from lm.kernels.ops import attention, embedding, matmul
 from lm.kernels.saved import saved
 from lm.model.cache import Cache
+from lm.model.indexer import Indexer, narrowed
 from lm.model.initializers import STD, normal, parameter
 from lm.model.inputs import Step
 from lm.model.linear import Linear, residual_std, together
@@ -189,7 +190,7 @@ class LatentAttention(nnx.Module):
     The cache keeps only c = norm(x·W_latent), R numbers, and one rotated key for all heads. The key of a head is
     [c·W_key_up, rotated key] ("nope" and "rope" dimensions), its value c·W_value_up. Without a cache, keys and values are
     computed. Attention to the cache multiplies W_key_up into the queries and W_value_up into the result instead, so
-    all heads attend to the latents as to one shared head.
+    all heads attend to the latents as to one shared head. An indexer may choose the keys that a query attends to.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int):
@@ -215,25 +216,35 @@ class LatentAttention(nnx.Module):
         self.key_up = linear("key_up", "btr,rhk->bthk", (R, H, K), heads)
         self.value_up = linear("value_up", "btr,rhk->bthk", (R, H, V), heads)
         self.output = linear("output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config))
+        if mla.index_topk:
+            self.indexer = Indexer(config, rngs)
 
     def __call__(
         self, x_BTD: jax.Array, step: Step, cache: Cache | PagedCache | None = None
     ) -> tuple[jax.Array, Cache | PagedCache | None]:
         axis = length_axis(x_BTD)
+        sought, index = None, {}
         if hasattr(self, "query"):
             q_BTHK = self.query(x_BTD)
         else:
-            q_BTHK = self.query_up(self.query_latent_norm(self.query_down(x_BTD, axis)))
+            query_BTR = self.query_latent_norm(self.query_down(x_BTD, axis))
+            q_BTHK = self.query_up(query_BTR)
+            if hasattr(self, "indexer"):
+                sought, index["index"] = self.indexer(x_BTD, query_BTR, step.rotary)
         nope_BTHK = q_BTHK[..., : self.nope_dim]
         rope_BTHK = rotated(q_BTHK[..., self.nope_dim :], step.rotary, self.interleaved)
         both_BTR = saved(self.latent(x_BTD, axis))
         latent_BTR = self.latent_norm(both_BTR[..., : self.rank])
         key_BS1K = rotated(whole_rows(both_BTR[..., self.rank :])[:, :, None], step.rotary, self.interleaved)
         if cache is not None:
-            cache = cache.write({"latent": latent_BTR[:, :, None], "key": key_BS1K}, step)
+            cache = cache.write({"latent": latent_BTR[:, :, None], "key": key_BS1K, **index}, step)
         if cache is not None and step.reads_cache:
-            mixed_BTHV = self._values(cache.attend(self._absorbing(nope_BTHK, rope_BTHK), step, self.scoring))
+            q_BTHR = self._absorbing(nope_BTHK, rope_BTHK)
+            mixed_BTHV = self._values(cache.attend(q_BTHR, step, self.scoring, sought=sought))
         else:
+            if sought is not None:
+                assert step.visible is not None
+                step = step._replace(visible=narrowed(step.visible, sought, index["index"][:, :, 0]))
             mixed_BTHV = self._expanded(nope_BTHK, rope_BTHK, latent_BTR, key_BS1K, step)
         return self.output(mixed_BTHV, axis), cache
 

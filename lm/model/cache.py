@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Scoring
 from lm.kernels.ops import attention, cached_attention
+from lm.model.indexer import Sought, narrowed
 from lm.model.states import State, empty_states
 from lm.parallel.arrays import PyTree
 from lm.parallel.mesh import platform, spec, spec_of
@@ -29,7 +30,8 @@ class Cache(NamedTuple):
     """The cache of one layer; arrays of a stack of layers have its repeats as their first axis.
 
     values: grouped-query {"k": [B, G, S, K], "v": [B, G, S, K]}; latent {"latent": [B, 1, S, R], "key": [B, 1, S, K]}, the
-      rotated key. The slots of a head are adjacent in memory, which products over them need.
+      rotated key, and with an indexer "index" [B, 1, S, K], its key. The slots of a head are adjacent in memory, which products
+      over them need.
     prefixes: caches of shared prefixes, the oldest first. Row p of one serves rows p·n … (p+1)·n − 1 of this cache.
     """
 
@@ -45,16 +47,24 @@ class Cache(NamedTuple):
 
         return self._replace(values={name: put(self.values[name], jnp.swapaxes(x, 1, 2)) for name, x in new.items()})
 
-    def attend(self, q_BTHK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
-        """Return the attention of queries to the cache, [B, T, H, V] in q's dtype.
+    def attend(
+        self, q_BTHK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None, sought: Sought | None = None
+    ) -> jax.Array:
+        """Return the attention of queries to the cache, or to the keys of it that are sought, [B, T, H, V] in q's dtype.
 
         Of latents, queries must have W_key_up in them; V is the latent size.
         """
         assert step.visible is not None
+        visible = step.visible
         if scoring.chunked:  # a window counts slots, also empty ones; the segments of `visible` say all of chunks
             scoring = scoring._replace(window=0)
-        parts = [part.keys_and_values() for part in (*self.prefixes, self)]
-        return cached_attention(q_BTHK, parts, step.visible, scoring, sinks_H)
+        caches = (*self.prefixes, self)
+        if sought is not None:
+            of_parts = [part.values["index"][:, 0] for part in caches]
+            of_rows = [repeat(x, len(of_parts[-1]) // len(x)) for x in of_parts]
+            visible = narrowed(visible, sought, jnp.concatenate(of_rows, axis=1))
+        parts = [part.keys_and_values() for part in caches]
+        return cached_attention(q_BTHK, parts, visible, scoring, sinks_H)
 
     def keys_and_values(self) -> tuple[jax.Array, jax.Array]:
         """Return keys and values [B, G, S, …] without prefixes."""
@@ -121,7 +131,8 @@ class DecodeState(NamedTuple):
 def cache_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Return (heads, size) of each array that a layer keeps of a token, by name."""
     if config.mla.kv_rank:
-        return {"latent": (1, config.mla.kv_rank), "key": (1, config.mla.rope_head_dim)}
+        index = {"index": (1, config.mla.index_head_dim)} if config.mla.index_topk else {}
+        return {"latent": (1, config.mla.kv_rank), "key": (1, config.mla.rope_head_dim), **index}
     return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
 
 

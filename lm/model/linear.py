@@ -249,8 +249,13 @@ class Score(nnx.Param):
 
 
 def trainable(config: ModelConfig) -> nnx.filterlib.Filter:
-    """Return the filter of trained variables: with adapters these, projectors and a score head, else all that is not frozen."""
+    """Return the filter of trained variables: with adapters these, projectors and a score head, else all that is not frozen.
+
+    An indexer has no gradient, and the optimizer's decay would change it.
+    """
     kinds: nnx.filterlib.Filter = (nnx.LoRAParam, Score, is_projector) if config.adapter.rank else (nnx.Param,)
+    if config.mla.index_topk:
+        kinds = nnx.All(kinds, lambda path, variable: "indexer" not in path)
     if not config.frozen:
         return kinds
     return nnx.All(kinds, lambda path, variable: not re.fullmatch(config.frozen, ".".join(map(str, path))))

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lm.config import LayerKind, ModelConfig
+from lm.errors import UserError
 from lm.kernels.attention import Scoring
 from lm.kernels.cpu.pages import Pages, Places
 from lm.kernels.native.registered import compiled
 from lm.kernels.ops import combined_attention, combined_size, paged_attention, write_pages
 from lm.model.cache import cache_dtype
+from lm.model.indexer import Sought, chosen_slots
 from lm.model.states import State, empty_states
 from lm.parallel.arrays import AnyArray, PyTree
 from lm.parallel.mesh import spec, spec_of
@@ -52,7 +54,7 @@ class PagedCache:
 
     pools: grouped-query attention: k of G heads of size K, v; or where a kernel wants it, kv of 2·G heads, keys and values in
       turn, whose size may be padded. Latent attention: k of one head, which holds the latent and the rotated key; the latent is
-      also the value. latent: its size R, or 0.
+      also the value; and index, the key of an indexer, if there is one. latent: its size R, or 0.
     """
 
     pools: dict[str, Pages]
@@ -62,7 +64,8 @@ class PagedCache:
         """Return the pages with the arrays [B, 1, G, K] of the call's tokens."""
         assert step.table is not None
         if self.latent:
-            new = {"k": jnp.concatenate((new["latent"], new["key"]), axis=-1)}
+            index = {"index": new["index"]} if "index" in new else {}
+            new = {"k": jnp.concatenate((new["latent"], new["key"]), axis=-1), **index}
         new = {name: _squeezed(x) for name, x in new.items()}
 
         def local(pools: dict[str, Pages], new: dict[str, jax.Array], slot_B: AnyArray) -> dict[str, Pages]:
@@ -76,10 +79,26 @@ class PagedCache:
         mapped = jax.shard_map(local, in_specs=(of_pools, of_new, spec("batch")), out_specs=of_pools, check_vma=False)
         return dataclasses.replace(self, pools=mapped(self.pools, new, step.table.slot_B))
 
-    def attend(self, q_B1HK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None) -> jax.Array:
-        """Return the attention of queries to the pages, [B, 1, H, V] in q's dtype. Each device has some of the heads."""
+    def attend(
+        self, q_B1HK: jax.Array, step: "Step", scoring: Scoring, sinks_H: jax.Array | None = None, sought: Sought | None = None
+    ) -> jax.Array:
+        """Return the attention of queries to the pages, or to the keys in them that are sought, [B, 1, H, V] in q's dtype.
 
-        def local(q_BHK: jax.Array, pools: dict[str, Pages], places: Places, sinks_H: jax.Array | None) -> jax.Array:
+        Each device has some of the heads.
+        """
+        of_index = None if sought is None else (sought.q_BTHK, sought.weight_BTH)
+
+        def local(
+            q_BHK: jax.Array,
+            pools: dict[str, Pages],
+            places: Places,
+            sinks_H: jax.Array | None,
+            of_index: tuple[jax.Array, jax.Array] | None,
+        ) -> jax.Array:
+            page = next(iter(pools.values())).values.shape[1]
+            if sought is not None and of_index is not None and sought.topk < page * places.tables_RP.shape[1]:
+                places = chosen_slots(Sought(*of_index, sought.topk), pools["index"], places)
+                pools = {"k": Pages(pools["k"].values.reshape(-1, 1, 1, q_BHK.shape[-1]))}
             if "kv" in pools:
                 padded = _padded(q_BHK, pools["kv"].values.shape[-1])
                 return combined_attention(padded, pools["kv"], places, scoring)[..., : q_BHK.shape[-1]]
@@ -89,12 +108,13 @@ class PagedCache:
         assert table is not None
         q_BHK, places = _squeezed(q_B1HK), Places(table.tables_RN, table.row_B, table.place_B)
         if spec() is None:
-            out_BHV = local(q_BHK, self.pools, places, sinks_H)
+            out_BHV = local(q_BHK, self.pools, places, sinks_H, of_index)
         else:
             heads = spec("batch", "heads", None)
-            specs = (heads, _specs(self.pools), spec("batch"), None if sinks_H is None else spec("heads"))
+            rows = None if sought is None else spec("batch")
+            specs = (heads, _specs(self.pools), spec("batch"), None if sinks_H is None else spec("heads"), rows)
             mapped = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)
-            out_BHV = mapped(q_BHK, self.pools, places, sinks_H)
+            out_BHV = mapped(q_BHK, self.pools, places, sinks_H, of_index)
         return out_BHV.astype(q_B1HK.dtype)[:, None]
 
 
@@ -119,8 +139,11 @@ class PagedState(NamedTuple):
 
 def page_shapes(config: ModelConfig, dtype: DTypeLike) -> dict[str, tuple[int, int]]:
     """Return (heads, size) of each array that a layer keeps of a token, by name. dtype: in which it keeps them."""
+    if config.mla.index_topk and jnp.dtype(dtype) == jnp.int8:
+        raise UserError(f"cache_dtype=int8 would change which keys model.mla.index_topk={config.mla.index_topk} chooses")
     if config.mla.kv_rank:
-        return {"k": (1, config.mla.kv_rank + config.mla.rope_head_dim)}
+        index = {"index": (1, config.mla.index_head_dim)} if config.mla.index_topk else {}
+        return {"k": (1, config.mla.kv_rank + config.mla.rope_head_dim), **index}
     beyond = config.attention_sinks or config.chunked or bool(config.attention)  # what the kernel of such a pool computes
     if size := combined_size(config.num_kv_heads, config.head_dim, dtype, beyond):
         return {"kv": (2 * config.num_kv_heads, size)}
@@ -128,7 +151,12 @@ def page_shapes(config: ModelConfig, dtype: DTypeLike) -> dict[str, tuple[int, i
 
 
 def reads_few_pages(config: ModelConfig, dtype: str = "") -> bool:
-    """Return whether attention reads only pages that tokens see, however wide their table is. dtype: as in `empty_layers`."""
+    """Return whether attention reads only pages that tokens see, however wide their table is. dtype: as in `empty_layers`.
+
+    An indexer scores all columns of the table.
+    """
+    if config.mla.index_topk:
+        return False
     return compiled("cpu.attention") or "kv" in page_shapes(config, dtype or cache_dtype(config))
 
 
@@ -173,7 +201,7 @@ def page_bytes(config: ModelConfig, page: int, dtype: str = "") -> int:
 
 def _heads_axis(pools: dict[str, Pages]) -> str | None:
     """Return the logical axis of the heads. Latent attention has one for all query heads, so every device holds it."""
-    return None if pools.keys() == {"k"} else "kv_heads"
+    return None if pools.keys() <= {"k", "index"} else "kv_heads"
 
 
 def _specs(pools: dict[str, Pages]) -> PyTree:

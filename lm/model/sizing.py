@@ -111,17 +111,18 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
     A matrix of n numbers costs 2·n forward; backward 2·n for the gradient of its input and, if it is trained, 2·n for its own.
     An embedding is a look-up and costs nothing, unless it is also the head. The products of a query with s keys cost
     2·H·(K + V)·s, backward twice that. A query sees T/2 keys on average in a global layer, W − W²/(2·T) in a local
-    one and W/2 in one of chunks. What a layer with a state does with it counts as these products do.
+    one, also of W keys that an indexer chooses, and W/2 in one of chunks. What a layer with a state does with it counts as
+    these products do. An indexer scores all keys, and has no backward pass.
     """
     costs = dict.fromkeys((*PARTS, "attention_products"), Cost(0.0, 0.0))
 
-    def add(part: str, forward: float, trained: bool = True) -> None:
+    def add(part: str, forward: float, trained: bool = True, passed: bool = True) -> None:
         before = costs[part]
-        costs[part] = Cost(before.forward + forward, before.backward + forward * (2 if trained else 1))
+        costs[part] = Cost(before.forward + forward, before.backward + forward * passed * (2 if trained else 1))
 
     for piece in pieces(config):
         if piece.is_matrix:
-            add(piece.part, 2 * piece.size * piece.share, piece.trained)
+            add(piece.part, 2 * piece.size * piece.share, piece.trained, "indexer" not in piece.path)
         if piece.path == ("head",) or (config.tie_embeddings and piece.path == ("embedding",)):
             if not piece.is_matrix:
                 add("head", 2 * piece.size, piece.trained)
@@ -131,9 +132,11 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
         if kind.recurrent:
             add("attention_products", core_flops(config, kind.recurrent))
             continue
-        seen = min(config.window, sequence_length) if kind.local else sequence_length
+        seen = min(config.window if kind.local else config.mla.index_topk or sequence_length, sequence_length)
         keys = seen / 2 if kind.local and config.chunked else seen - seen**2 / (2 * sequence_length)
         add("attention_products", 2 * config.num_heads * (config.key_head_dim + config.value_head_dim) * keys)
+        if config.mla.index_topk:
+            add("attention_products", config.mla.index_heads * config.mla.index_head_dim * sequence_length, passed=False)
     return costs
 
 

@@ -292,6 +292,8 @@ def check_fit(
         if model.recurrent_kinds and shape[axis] > 1:
             named = f"mesh.{axis}={shape[axis]}"
             raise UserError(f"{named} must be 1: model.attention_pattern has {model.recurrent_kinds[0]} layers, with a state")
+    if model.mla.index_topk and shape["context"] > 1:
+        raise UserError(f"mesh.context={shape['context']} must be 1: model.mla.index_topk chooses among a whole row's keys")
     for key in ("shared_kv_layers", "layer_embed_dim"):
         if getattr(model, key) and shape["stage"] > 1:
             raise UserError(f"mesh.stage={shape['stage']} must be 1: model.{key} hands arrays to layers of other stages")

@@ -11,6 +11,7 @@ from lm.errors import UserError
 SIZES = dict(vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48)
 MOE = dict(mlp_pattern=("moe",), moe=dict(num_experts=8))
 MLA = dict(num_kv_heads=4, mla=dict(kv_rank=16, rope_head_dim=8, value_head_dim=8))
+INDEXED = {**MLA, "mla": MLA["mla"] | {"query_rank": 8, "index_topk": 4, "index_head_dim": 8}}
 
 
 def test_head_dim_defaults_to_an_equal_share():
@@ -68,6 +69,9 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"num_layers": 4, "shared_kv_layers": 2, "output_gate": True}, "model.shared_kv_layers=2 does not go with"),
         ({"num_layers": 4, "shared_kv_layers": 2, "qk_norm_last": True}, "model.shared_kv_layers=2 does not go with"),
         ({**MLA, "value_norm": True}, "model.value_norm=True does not go with"),
+        ({"mla": {"index_topk": 4}}, "model.mla.index_topk=4 chooses keys by latent queries: set model.mla.kv_rank"),
+        ({**INDEXED, "attention_pattern": ("local",), "window": 4}, "model.mla.index_topk=4 does not go with local"),
+        ({**INDEXED, "mla": INDEXED["mla"] | {"index_head_dim": 4}}, "model.mla.index_head_dim=4 must be at least 8"),
         ({"altup_streams": 1}, "model.altup_streams=1 must be at least 2"),
         ({"altup_streams": 2, "mtp_depth": 1}, "model.altup_streams=2 does not go with model.mtp_depth"),
         ({"laurel_rank": 2, "norm_position": "post"}, "model.laurel_rank=2 needs"),

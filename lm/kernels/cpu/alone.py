@@ -29,8 +29,9 @@ PAGE = 16  # tokens
 
 
 def takes(*arguments: object, **options: object) -> bool:
-    """Return whether the engine's kernels are compiled here."""
-    return compiled("cpu.products") and compiled("cpu.attention")
+    """Return whether the engine's kernels are compiled here, and compute this call: not the attention to chosen keys."""
+    chosen = any(isinstance(x, Visible) and x.chosen_BTS is not None for x in arguments)
+    return not chosen and compiled("cpu.products") and compiled("cpu.attention")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))

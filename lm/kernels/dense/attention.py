@@ -28,7 +28,9 @@ def takes(
     sinks_H: jax.Array | None = None,
 ) -> bool:
     """Return whether `attention` computes this call: of one dtype, large enough, with nothing but segments and a window."""
-    if visible.branches is not None or sinks_H is not None or scoring.softcap or scoring.scale <= 0:
+    if visible.branches is not None or visible.chosen_BTS is not None:
+        return False
+    if sinks_H is not None or scoring.softcap or scoring.scale <= 0:
         return False
     if not q_BTHK.dtype == k_BSGK.dtype == v_BSGV.dtype or q_BTHK.size * k_BSGK.shape[1] < SMALLEST:
         return False

@@ -28,7 +28,9 @@ def takes(
 ) -> bool:
     """Return whether the kernel computes this call: 16-bit floats in whole blocks, with nothing but segments."""
     key_size, value_size = q_BTHK.shape[-1], v_BSGV.shape[-1]
-    if visible.branches is not None or sinks_H is not None or scoring.window or scoring.softcap or key_size != value_size:
+    if visible.branches is not None or visible.chosen_BTS is not None:
+        return False
+    if sinks_H is not None or scoring.window or scoring.softcap or key_size != value_size:
         return False
     return q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and q_BTHK.shape[1] % BLOCK == 0 and key_size <= 128
 

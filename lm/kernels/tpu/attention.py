@@ -31,8 +31,8 @@ def takes(
     scoring: Scoring,
     sinks_H: jax.Array | None = None,
 ) -> bool:
-    """Return whether the kernels compute this call: all but branches of a row."""
-    return visible.branches is None
+    """Return whether the kernels compute this call: all but branches of a row and chosen keys."""
+    return visible.branches is None and visible.chosen_BTS is None
 
 
 def attention(

@@ -202,6 +202,17 @@ OLDER = {
         "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
             "original_max_position_embeddings": 4096},
     },
+    "DeepSeek-V3.2": {
+        "model_type": "deepseek_v32", "max_position_embeddings": 163840, "num_nextn_predict_layers": 1, "moe_layer_freq": 1,
+        "scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_theta": 10000, "index_head_dim": 128, "index_n_heads": 64,
+        "index_topk": 2048, "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
+            "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096},
+    },
+    "GLM-5": {
+        "model_type": "glm_moe_dsa", "num_nextn_predict_layers": 1, "moe_layer_freq": 1, "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc", "index_head_dim": 128, "index_n_heads": 32, "index_topk": 2048, "rope_interleave": True,
+        "indexer_rope_interleave": True, "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"},
+    },
     "gpt2": {
         "model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
         "n_positions": 1024, "resid_pdrop": 0.1, "attn_pdrop": 0.1,

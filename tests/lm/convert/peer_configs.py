@@ -40,6 +40,8 @@ LATENT = dict(
     rms_norm_eps=1e-3,
 )
 
+# With few heads many scores are exactly 0, and torch.topk does not say which of equal ones it takes.
+INDEXER = dict(index_topk=12, index_n_heads=11, index_head_dim=16)
 NEXT_EXPERTS = dict(
     num_experts=6,
     num_experts_per_tok=3,
@@ -207,6 +209,19 @@ PEERS = {
     "deepseek-v3-halves": ("DeepseekV3", dict(
         {**LATENT, "num_hidden_layers": 1, "first_k_dense_replace": 0},
         q_lora_rank=None, n_shared_experts=2, norm_topk_prob=False, rope_interleave=False, rope_parameters=PLAIN,
+    )),
+    "deepseek-v32": ("DeepseekV32", dict(
+        **LATENT, **INDEXER, q_lora_rank=16, n_shared_experts=1, norm_topk_prob=True,
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 0.8, "rope_theta": 1e3},
+    )),
+    "deepseek-v32-odd": ("DeepseekV32", dict(
+        {**LATENT, **INDEXER}, num_attention_heads=3, num_key_value_heads=3, hidden_size=40, num_hidden_layers=4, index_topk=7,
+        index_n_heads=13, index_head_dim=22, mlp_layer_types=["sparse", "dense", "dense", "sparse"], q_lora_rank=20,
+        n_shared_experts=2, norm_topk_prob=False, rope_parameters=PLAIN,
+    )),
+    "glm-dsa": ("GlmMoeDsa", dict(
+        {**LATENT, **INDEXER}, n_group=1, topk_group=1, index_head_dim=8, q_lora_rank=16, n_shared_experts=1,
+        rope_parameters=PLAIN,
     )),
     "lfm2": ("Lfm2", dict(
         num_hidden_layers=5, layer_types=["conv", "conv", "full_attention", "conv", "full_attention"],

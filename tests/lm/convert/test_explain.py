@@ -23,7 +23,7 @@ def test_a_known_family_has_all_its_ideas():
 def test_an_unknown_family_says_what_is_missing():
     text = {"model_type": "a_text", "layer_types": ["sparse_attention", "full_attention"], "num_experts": 8}
     found = explained({"model_type": "something", "text_config": text})
-    assert "attention to chosen tokens (an indexer)  layer_types=sparse_attention  missing" in found
+    assert "attention to chosen tokens of another kind  layer_types=sparse_attention  missing" in found
     assert "mixtures of experts" in found and "cannot be read: model_type='something'" in found
 
 
@@ -32,6 +32,16 @@ def test_layers_with_a_state_are_not_missing(name):
     (family,) = (family for family in TEXT if family.name == name)
     assert missing(family.to_hf(config_of(HYBRIDS[name]))) == []
     assert missing({"mamba_dt_rank": 8, "layers_block_type": ["mamba"]}) == ["state-space layers (Mamba-1)"]
+
+
+def test_an_indexer_is_an_option_and_choices_of_another_layer_are_missing():
+    indexed = {"model_type": "glm_moe_dsa", "index_topk": 2048, "index_n_heads": 32, "kv_lora_rank": 512}
+    found = explained(indexed)
+    assert "attention to chosen tokens (an indexer)  index_topk    model.mla.index_topk" in found
+    assert "model.mla.index_topk=2048" in found and found.endswith("can be read, as deepseek_v32")
+    found = explained(indexed | {"indexer_types": ["full", "shared"]})
+    assert "tokens chosen once for several layers" in found
+    assert "cannot be read: indexer_types in config.json has shared layers" in found
 
 
 def test_a_value_that_cannot_be_expressed_is_named():

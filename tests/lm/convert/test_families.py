@@ -47,6 +47,7 @@ NEW_IDEAS = (
     "ministral3",
     "llama4-odd",
     "gemma3n-odd",
+    "deepseek-v32-odd",
 )
 OF_EACH = (
     *OFTEN,
@@ -73,6 +74,8 @@ OF_EACH = (
     "qwen3-5",
     "qwen3-5-moe",
     "gemma3n",
+    "deepseek-v32",
+    "glm-dsa",
 )
 
 

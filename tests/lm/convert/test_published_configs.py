@@ -89,6 +89,10 @@ def test_what_older_configs_say():
         ({"model_type": "deepseek_v2"}, "num_experts_per_tok"),
         ({"model_type": "deepseek_v2", "num_experts_per_tok": 2, "topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
         ({"model_type": "deepseek_v3", "attention_bias": True}, "attention_bias=True"),
+        ({"model_type": "deepseek_v32", "index_topk": 0}, "index_topk=0"),
+        ({"model_type": "deepseek_v32", "rope_interleave": False}, "rope_interleave=False"),
+        ({"model_type": "glm_moe_dsa", "index_topk_pattern": "FFSF"}, "indexer_types in config.json has shared layers"),
+        ({"model_type": "glm_moe_dsa", "index_topk_freq": 4}, "index_topk_freq=4"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
         ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 32}, "sliding_window"),
@@ -111,6 +115,7 @@ def test_values_of_the_wrong_kind_are_the_user_s_to_mend():
             model_config(hf, [])
 
 
+INDEXED = {"kv_rank": 8, "query_rank": 8, "index_topk": 4}
 PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
 
 
@@ -144,6 +149,11 @@ PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_
         ({"positions": "none"}, "GraniteMoeHybridForCausalLM"),
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "shared_dim": 32}}, "GraniteMoeHybridForCausalLM"),
         ({"mla": {"kv_rank": 8}, "num_kv_heads": 4}, "DeepseekV3ForCausalLM"),
+        ({"mla": INDEXED, "num_kv_heads": 4, "rope": {"interleaved": True}}, "DeepseekV32ForCausalLM"),
+        (
+            {"mla": INDEXED | {"index_interleaved": True}, "num_kv_heads": 4, "rope": {"interleaved": True}},
+            "GlmMoeDsaForCausalLM",
+        ),
         (
             {
                 "mla": {"kv_rank": 8},

@@ -227,11 +227,12 @@ def test_rows_with_many_scores_equal_each_row_alone(meshed, T, monkeypatch):
     mesh = make_mesh({}, jax.devices()[:1]) if meshed else None
     *inputs, cotangent = example(T, softcap=1.5, sinks=True)
     branches = Branches(*(jnp.asarray(np.broadcast_to(x, (B, T))) for x in (np.full(T, T), np.arange(T), np.arange(T))))
-    visible = in_rows(jnp.asarray(segments_of(T)))._replace(branches=branches)
+    chosen = jnp.asarray((np.random.default_rng(0).random((B, T, T)) < 0.5) | np.eye(T, dtype=bool))
+    visible = in_rows(jnp.asarray(segments_of(T)))._replace(branches=branches, chosen_BTS=chosen)
 
     def of(rows):
-        segments, keys, slots, branches = visible
-        seen = Visible(segments[rows], keys[rows], slots, jax.tree.map(lambda x: x[rows], branches))
+        segments, keys, slots, branches, chosen = visible
+        seen = Visible(segments[rows], keys[rows], slots, jax.tree.map(lambda x: x[rows], branches), chosen[rows])
         f = lambda q, k, v, sinks: attention(q, k, v, seen, Scoring(SCALE, softcap=1.5), sinks)  # noqa: E731
         given = [*(x[rows] for x in inputs[:3]), inputs[3], cotangent[rows]]
         if mesh:

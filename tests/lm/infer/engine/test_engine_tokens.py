@@ -30,6 +30,12 @@ KINDS = {
     "local": dict(attention_pattern=("local", "global"), window=7, attention_sinks=True, attention_softcap=5.0),
     "chunks": dict(attention_pattern=("chunk", "global"), window=7, rotary_pattern=("rotary", "none"), qk_norm="unit"),
     "latent": dict(num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8)),
+    "chosen keys": dict(
+        num_kv_heads=4,
+        mla=LatentAttention(
+            kv_rank=16, query_rank=16, rope_head_dim=8, value_head_dim=8, index_topk=9, index_heads=8, index_head_dim=8
+        ),
+    ),
     "experts": dict(mlp_pattern=("moe",), moe=MixtureOfExperts(num_experts=4), positions="learned"),
     "values of tokens": dict(value_embeddings=1),
     "shared keys, streams": dict(
@@ -98,6 +104,17 @@ def test_requests_together_get_what_each_gets_alone(kind, model, alone):
     assert stats.blocks_used == stats.running == stats.waiting == 0
     assert stats.steps < sum(map(len, alone))
     assert stats.finished == {"length": len(alone)}
+
+
+@pytest.mark.parametrize("packed", all_but(["float32"], ["float32", ""]))
+@pytest.mark.parametrize("kind", ["chosen keys"], indirect=True)
+def test_chosen_keys_have_the_log_probabilities_of_a_whole_pass(model, packed):
+    engine = Engine(model, None, Capacity(rows=4, budget=16, pages=100, page=4), packed=packed)
+    answers = engine.answers([Request(tuple(prompt), COUNT, temperature=0, logprobs=0) for prompt in prompts()])
+    engine.close()
+    tokens, logps = plain.greedy(model, prompts(), COUNT)
+    assert [list(answer.tokens) for answer in answers] == tokens
+    np.testing.assert_allclose([[x.chosen for x in answer.likely] for answer in answers], logps, atol=1e-5)
 
 
 @pytest.mark.parametrize("packed", all_but(["int8"], ["float32", "bfloat16", "int8", "int4"]))
@@ -273,12 +290,12 @@ def test_guesses_go_on_after_a_step_that_failed(monkeypatch):
     engine.close()
 
 
-def test_speculate_names_how_tokens_are_guessed(tmp_path):
+@pytest.mark.parametrize("indexer", all_but([{}], [{}, dict(query_rank=8, index_topk=5, index_heads=6, index_head_dim=8)]))
+def test_speculate_names_how_tokens_are_guessed(tmp_path, indexer):
     """A workdir's module that looks ahead; a smaller model by its path; a model without such a module is refused."""
     (tmp_path / "ahead").mkdir()
-    ahead, _ = published(
-        tmp_path / "ahead", mtp_depth=1, num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8)
-    )
+    latent = LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8, **indexer)
+    ahead, _ = published(tmp_path / "ahead", mtp_depth=1, num_kv_heads=4, mla=latent, rope=Rope(interleaved=True))
     usual, _ = published(tmp_path)
     request = Request((5, 6, 7), COUNT, temperature=0)
     for path, ways in ((ahead, ("", "mtp", str(usual))), (usual, ("", "ngram", str(usual)))):
