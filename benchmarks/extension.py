@@ -58,7 +58,7 @@ MODEL = {
     "scan_layers": False,
     "remat": "none",
 }
-COMMON = {"valid_every": 0, "valid_first": False, "checkpoint_every": 10**6, "num_samples": 0, "samples_every": 0}
+COMMON = {"optimizer.name": "normuon", "valid_every": 0, "valid_first": False, "checkpoint_every": 10**6, "num_samples": 0, "samples_every": 0}
 METHODS = {"theta": {"extend.theta": 1_000_000.0}, "yarn": {"extend.yarn": 16.0}, "none": {}, "short": {}}
 
 
@@ -73,7 +73,7 @@ class Stage(NamedTuple):
     text: float = 0.5
 
 
-TO_SHORT = (Stage("64", 64, 64, 1000, 5e-3, 0.0), Stage("512", 512, 16, 150, 3e-3), Stage("2k", SHORT, 8, 250, 3e-3))
+TO_SHORT = (Stage("64", 64, 64, 200, 5e-3, 0.0), Stage("512", 512, 16, 100, 5e-3), Stage("2k", SHORT, 8, 200, 4e-3))
 LONGER = (Stage("8k", 8192, 2, 40, 1e-3), Stage("32k", 32768, 1, 30, 1e-3))
 
 
