@@ -20,6 +20,7 @@ the facts, with nothing between. Stages whose report exists, and measured models
 
 import argparse
 import json
+import math
 import random
 import sysconfig
 from collections.abc import Iterator
@@ -58,7 +59,14 @@ MODEL = {
     "scan_layers": False,
     "remat": "none",
 }
-COMMON = {"optimizer.name": "normuon", "valid_every": 0, "valid_first": False, "checkpoint_every": 10**6, "num_samples": 0, "samples_every": 0}
+COMMON = {
+    "optimizer.name": "normuon",
+    "valid_every": 0,
+    "valid_first": False,
+    "checkpoint_every": 10**6,
+    "num_samples": 0,
+    "samples_every": 0,
+}
 METHODS = {"theta": {"extend.theta": 1_000_000.0}, "yarn": {"extend.yarn": 16.0}, "none": {}, "short": {}}
 
 
@@ -74,7 +82,7 @@ class Stage(NamedTuple):
 
 
 TO_SHORT = (Stage("64", 64, 64, 200, 5e-3, 0.0), Stage("512", 512, 16, 100, 5e-3), Stage("2k", SHORT, 8, 200, 4e-3))
-LONGER = (Stage("8k", 8192, 2, 40, 1e-3), Stage("32k", 32768, 1, 30, 1e-3))
+LONGER = (Stage("8k", 8192, 4, 24, 1e-3), Stage("32k", 32768, 2, 16, 1e-3))
 
 
 class Corpus(NamedTuple):
@@ -261,7 +269,7 @@ def measured(workdir: Path, file: Path, corpus: Corpus, texts: int) -> dict:
         windows = corpus.valid[: len(corpus.valid) // size * size].reshape(-1, size)[:most]
         total = sum(float(nats(state, window[None])) for window in windows)
         bytes_ = sum(len(corpus.tokenizer.decode(window[1:])) for window in windows)
-        found[f"bpb {size}"] = total / bytes_ / np.log(2)
+        found[f"bpb {size}"] = total / bytes_ / math.log(2)
     found["hits"] = hits
     saving.write_json(file, found)
     return found
