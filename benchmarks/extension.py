@@ -11,11 +11,12 @@ That is the 2k model. From it each method goes on in two stages, with rows of 8,
   none   control: the same rows, positions as they were
   short  control: as many tokens of the same kinds, in rows of 2,048
 
-There a quarter of the tokens are look-ups of all lengths, the rest source in documents of at most 2,048 tokens. They share
-rows, and no document sees another. The table has, of each model: `needle`, the share of facts that are answered exactly at the end of a text of so many tokens, of
-8 in each of TEXTS texts, with a 95 % interval; `bpb`, bits per byte of held-out source files in windows of 2,048 and of
-32,768 tokens; and `far`, the small test: look-ups in texts of 256 tokens whose questions get positions up to 32,768 away from
-the facts, with nothing between. Stages whose report exists, and measured models, are kept. The last line is one JSON object.
+There a quarter of the tokens are look-ups of all lengths, the rest source in documents of at most 2,048 tokens. Documents
+share rows and do not see each other. The table has, of each model: `needle`, the share of facts that are answered exactly at
+the end of a text of so many tokens, of 8 in each of TEXTS texts, with a 95 % interval; `far`, the small test: the same in 64
+texts of 256 tokens, of which the questions get positions up to 32,768 away from the facts, with nothing between; and `bpb`,
+bits per byte of held-out source in windows of 2,048 and of 32,768 tokens. Stages whose report exists, and measured models, are
+kept. The last line is one JSON object.
 """
 
 import argparse
@@ -289,7 +290,7 @@ def table(found: dict[str, list[dict]]) -> str:
             cells.append(f"{mean:.4f}")
             if name in rows[0]["hits"]:
                 texts = [text for row in rows for text in row["hits"][name]]
-                groups = [n % len(row["hits"][name]) for n, text in enumerate(texts) for _ in text]
+                groups = [n % len(rows[0]["hits"][name]) for n, text in enumerate(texts) for _ in text]
                 low, high = intervals.of_share([float(hit) for text in texts for hit in text], groups)
                 cells[-1] = f"{mean:.3f} ({low:.3f}–{high:.3f})"
         change = np.mean([row["bpb 2048"] / start["bpb 2048"] - 1 for row, start in zip(rows, found["2k"])])
