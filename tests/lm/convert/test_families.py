@@ -174,6 +174,7 @@ def test_logits_and_gradients_on_padded_batches_beyond_the_original_context(case
 
 
 STAGES = {"ministral3"}  # whose rows carry more than angles
+ODD = {"qwen3-next-biases", "bamba-one-group"}  # whose 3 and 5 heads of states `mesh.tensor` cannot divide
 
 
 @pytest.mark.parametrize("name", all_but(("cohere2",), peers.PEERS))
@@ -200,7 +201,7 @@ def test_a_mesh_and_a_cache_change_nothing(case, name):
         np.testing.assert_allclose(jax.jit(halves)(params)[real], expected[real], rtol=0, atol=2e-4)
     sizes = {"fsdp": 2, "tensor": 2} | {"expert" if config.moe.num_experts else "data": 2}
     sizes = {"stage": 2, "fsdp": 4} if name in STAGES else sizes
-    mesh = make_mesh(sizes if config.num_kv_heads % 2 == 0 else {"fsdp": 4, "data": 2})
+    mesh = make_mesh({"fsdp": 4, "data": 2} if config.num_kv_heads % 2 or name in ODD else sizes)
     with jax.set_mesh(mesh):
         logits = jax.jit(whole)(jax.device_put(params, shardings(abstract, mesh)))
     np.testing.assert_allclose(np.asarray(logits)[real], expected[real], rtol=0, atol=2e-4)
