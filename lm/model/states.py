@@ -45,7 +45,7 @@ def advanced(core: Core, inputs: Arrays, weights: Arrays, state: State | None, s
     arguments: tuple[PyTree, ...] = (inputs, weights, values, flow)
     if step.table is not None:
         run, arguments = functools.partial(_by_tokens, core), (*arguments, jnp.asarray(step.table.states_B2))
-    if spec() is not None:
+    if spec() is not None and jax.sharding.get_abstract_mesh().size > 1:
         axes = [("batch", "length", "heads"), ("heads",), ("batch", "heads"), ("batch", "length"), ("batch",)]
         arguments = tuple(_placed(x, of) for x, of in zip(arguments, axes))
         specs = tuple(spec(*of) for of in axes)

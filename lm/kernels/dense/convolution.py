@@ -13,6 +13,7 @@ import numpy as np
 from lm.kernels.dense.attention import like, whole
 from lm.kernels.dense.usable import require, usable
 from lm.kernels.recurrence import Flow
+from lm.kernels.saved import saved
 
 Residuals: TypeAlias = tuple[jax.Array, ...]  # x, taps, bias, fresh
 NEEDS = ("taps", jnp.float32)
@@ -47,7 +48,8 @@ def _convolve(silu: bool, *given: jax.Array) -> jax.Array:
 
 def _forward(silu: bool, *given: jax.Array) -> tuple[jax.Array, Residuals]:
     call = jax.ffi.ffi_call("lm_taps", jax.ShapeDtypeStruct(given[0].shape, jnp.float32), vmap_method="sequential")
-    return like(call(*map(whole, given), silu=np.int32(silu)), given[0]), given
+    # Named inside, so that a remat policy can keep it and the backward pass need not run this again.
+    return saved(like(call(*map(whole, given), silu=np.int32(silu)), given[0])), given
 
 
 def _backward(silu: bool, given: Residuals, dy: jax.Array) -> tuple[jax.Array | None, ...]:
