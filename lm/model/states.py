@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lm.model.inputs import Step
 
 Arrays = dict[str, jax.Array]
+# Logical axes of inputs, weights, state, flow, and of the numbers of the states of an engine.
+AXES = (("batch", "length", "heads"), ("heads",), ("batch", "heads"), ("batch", "length"), ("batch",))
 # inputs [B, T, H, …], weights [H, …], state [B, H, …] or None, flow -> y [B, T, H, …], the next state or None.
 Core = Callable[[Arrays, Arrays, Arrays | None, Flow], tuple[jax.Array, Arrays | None]]
 
@@ -45,12 +47,15 @@ def advanced(core: Core, inputs: Arrays, weights: Arrays, state: State | None, s
     arguments: tuple[PyTree, ...] = (inputs, weights, values, flow)
     if step.table is not None:
         run, arguments = functools.partial(_by_tokens, core), (*arguments, jnp.asarray(step.table.states_B2))
-    if spec() is not None and jax.sharding.get_abstract_mesh().size > 1:
-        axes = [("batch", "length", "heads"), ("heads",), ("batch", "heads"), ("batch", "length"), ("batch",)]
-        arguments = tuple(_placed(x, of) for x, of in zip(arguments, axes))
-        specs = tuple(spec(*of) for of in axes)
+    if spec() is None:
+        y_BTH, values = run(*arguments)
+    elif jax.sharding.get_abstract_mesh().size == 1:  # a shard_map's gradients would be summed over the one device
+        y_BTH, values = run(*(_placed(x, ()) for x in arguments))
+        y_BTH, values = _placed(y_BTH, AXES[0]), _placed(values, AXES[2])
+    else:
+        arguments, specs = tuple(map(_placed, arguments, AXES)), tuple(spec(*of) for of in AXES)
         run = jax.shard_map(run, in_specs=specs[: len(arguments)], out_specs=(specs[0], specs[2]), check_vma=False)
-    y_BTH, values = run(*arguments)
+        y_BTH, values = run(*arguments)
     return y_BTH, None if values is None else State(values)
 
 

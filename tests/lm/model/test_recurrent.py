@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -118,14 +119,15 @@ def test_likelihoods_read_each_text_from_its_beginning(kind):
         np.testing.assert_allclose(found[n].logps, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1}], ids=["eight", "one"])
 @pytest.mark.parametrize("kind", all_but(["delta", "mamba"], KINDS), indirect=True)
-def test_devices_change_nothing(kind):
+def test_devices_change_nothing(kind, sizes):
     """Rows and heads are split; between blocks the tokens are."""
     graph, params = nnx.split(model_of(kind))
     some = texts(17, 2, 21, 40, 9, 30, 31)
     inputs = packed([some[:3], *([text] for text in some[3:])][:4], T)
     (value, logits), gradient = value_and_grad(graph, params, inputs)
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
     config = config_of(kind)
     with jax.set_mesh(mesh):
         graph, abstract = skeleton(config)
