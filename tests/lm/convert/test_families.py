@@ -251,8 +251,8 @@ def test_greedy_tokens(case, name):
     # No token is the end; a stand-in tells so.
     tokenizer = types.SimpleNamespace(stop_ids=(), eos_id=-1, vocab_size=peers.VOCAB)
     prompts = [row[keep].tolist() for row, keep in zip(tokens, real)]
-    drawn = lm.generate(nnx.merge(graph, params_of(case(name))), tokenizer, prompts, max_new_tokens=24, temperature=0)
-    options = {"do_sample": False, "max_new_tokens": 24, "use_cache": name not in CACHELESS}
+    drawn = lm.generate(nnx.merge(graph, params_of(case(name))), tokenizer, prompts, max_new_tokens=32, temperature=0)
+    options = {"do_sample": False, "max_new_tokens": 32, "use_cache": name not in CACHELESS}
     # Where angles depend on the longest row of a batch, or scales on its padding, ours are those of each row alone.
     alone = config.rope.depends_on_length or counted
     batches = [[row] for row in range(len(tokens))] if alone else [list(range(len(tokens)))]
