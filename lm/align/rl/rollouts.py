@@ -106,7 +106,9 @@ class Rollout:
         """Append the answers of tools, or else the one of the user, and the opening of the policy's next turn."""
         self.tool_errors += sum(answer.failed for answer in answers if of_tools)
         texts = [answer.text for answer in answers]
-        self._add(answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template))
+        called = [call["function"]["name"] for call in self.messages[-1].get("tool_calls", [])]
+        ids = answer_ids(tokenizer, texts, template, called) if of_tools else user_ids(tokenizer, texts[0], template)
+        self._add(ids)
         self.messages += [{"role": "tool" if of_tools else "user", "content": text} for text in texts]
 
 

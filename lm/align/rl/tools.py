@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.chat.harmony import CALL
 from data.chat.messages import Messages, make_message
 from data.chat.template import encode_chat, end_of_turn
 from data.tasks.arithmetic import CALCULATOR
@@ -127,23 +128,25 @@ def check_turns(tokenizer, surroundings: Surroundings, template: str | None = No
         raise UserError(f"rollout.max_turns: {error}; set it to 1, or another chat_template") from None
 
 
-def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -> list[int]:
+def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None, called: Sequence[str] = ()) -> list[int]:
     """Return the ids that follow the end symbol of a turn with tool calls: the answers and the opening of the next turn.
 
-    The text of an answer never becomes a control symbol; see data/chat/template.py.
+    called: names of the tools, as far as they are known; harmony and other formats write them. The text of an answer never
+    becomes a control symbol; see data/chat/template.py.
     Raises: UserError if the template does not support tool answers, or changes earlier turns when an answer is added.
     """
     answers = [answers] if isinstance(answers, str) else list(answers)
-    names = [f"call{n:05d}" for n in range(len(answers))]  # some templates require ids of nine characters
-    calls = [{"id": i, "type": "function", "function": {"name": "tool", "arguments": {}}} for i in names]
+    ids = [f"call{n:05d}" for n in range(len(answers))]  # some templates require ids of nine characters
+    names = [*called, *["tool"] * len(answers)][: len(answers)]
+    calls = [{"id": i, "type": "function", "function": {"name": name, "arguments": {}}} for i, name in zip(ids, names)]
     turn = [make_message("user", "a"), make_message("assistant", "") | {"tool_calls": calls}]
-    replies = [{"role": "tool", "content": text, "tool_call_id": i, "name": "tool"} for i, text in zip(names, answers)]
+    replies = [{"role": "tool", "content": text, "tool_call_id": i, "name": name} for i, name, text in zip(ids, names, answers)]
     try:
         return _ids_after(tokenizer, turn, replies, template, "a tool has answered it, so it does not support tools")
     except UserError:
         if len(answers) < 2:
             raise
-        return answer_ids(tokenizer, ["\n".join(answers)], template)  # the template allows one call at a time
+        return answer_ids(tokenizer, ["\n".join(answers)], template, names[:1])  # the template allows one call at a time
 
 
 def user_ids(tokenizer, text: str, template: str | None = None) -> list[int]:
@@ -156,10 +159,8 @@ def _ids_after(tokenizer, turn: Messages, replies: Messages, template: str | Non
     """Return the ids after the end symbol of `turn`. Raises: UserError if the template changes the turn; why: what follows."""
     whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
     before = encode_chat(tokenizer, turn, template=template).ids
-    end = end_of_turn(tokenizer, template)
-    if end not in before:  # as in harmony, where the name of the called tool follows
-        raise UserError("chat: the template ends a call with another symbol than a text, so its answer cannot be added")
-    ended = len(before) - before[::-1].index(end)
-    if whole[:ended] != before[:ended]:
+    ends = end_of_turn(tokenizer, template), tokenizer.controls.get(CALL)  # harmony ends a call otherwise than a text
+    ended = max((n for n, i in enumerate(before, 1) if i in ends), default=0)
+    if not ended or whole[:ended] != before[:ended]:
         raise UserError(f"chat: the template changes a turn after {why}")
     return whole[ended:]

@@ -82,11 +82,41 @@ def test_rewards_see_the_answer_in_harmony(tmp_path):
     assert [text_of(Answer(ids, True), ask, tokenizer) for ids in answers[:2]] == ["The answer:", ""]
 
 
-def test_further_turns_in_harmony_are_refused_before_the_run(tokenizer, tmp_path):
-    surroundings = Surroundings(open_tools(["calculator"]))
-    check_turns(tokenizer, surroundings)
-    with pytest.raises(UserError, match=r"rollout\.max_turns: .* call .*set it to 1"):
-        check_turns(harmony_examples.tokenizer(tmp_path), surroundings)
+def test_a_rollout_in_harmony_goes_on_after_a_call(tmp_path):
+    """Its tokens are those of the template, and none of the tool's answer is learnt."""
+    tokenizer = harmony_examples.tokenizer(tmp_path)
+    call = ' to=functions.calculator<|channel|>commentary json<|message|>{"expression": "2*3"}<|call|>'
+    wrong = call.replace('"2*3"', "2*").replace("calculator", "python")
+    turns = [f"{THINK}hm{AGAIN}{call}", wrong, f"{FINAL}The answer: 6<|return|>"]
+    prompt = [{"role": "user", "content": "2 * 3"}]
+    tools = open_tools(["calculator"])
+    ids = encode_chat(tokenizer, prompt, tools=[tools[0].schema], add_generation_prompt=True).ids
+    left = iter(turns)
+
+    def draw(*_):
+        drawn = ids_of(tokenizer, next(left))
+        return Drawn([drawn], [[-1.0] * len(drawn)], [True])
+
+    tasks = [{"prompt": prompt, "prompt_ids": ids}]
+    (rollout,) = roll_out(
+        None, tokenizer, tasks, RolloutSettings(99, tools=tools, max_turns=4), types.SimpleNamespace(draw=draw)
+    )
+    assert rollout.completion == "The answer: 6" and rollout.tool_calls == 2 and rollout.tool_errors == 1
+    called = {"role": "assistant", "content": "", "thinking": "hm"} | {"tool_calls": rollout.messages[1]["tool_calls"]}
+    told = [*prompt, called, {"role": "tool", "content": "6"}]
+    expected = encode_chat(tokenizer, told, tools=[tools[0].schema], add_generation_prompt=True).ids
+    assert rollout.tokens[: len(expected)] == [*expected]
+    learnt = [i for i, mine in zip(rollout.tokens, rollout.mask) if mine]
+    assert learnt == [i for turn in turns for i in ids_of(tokenizer, turn)]
+
+
+def test_what_answers_in_harmony(tokenizer, tmp_path):
+    """Tools can, but not users: the template replaces the end of an earlier answer."""
+    harmony = harmony_examples.tokenizer(tmp_path)
+    for each in (tokenizer, harmony):
+        check_turns(each, Surroundings(open_tools(["calculator"])))
+    with pytest.raises(UserError, match=r"rollout\.max_turns: .* user .*set it to 1"):
+        check_turns(harmony, Surroundings(environment=lambda task: None))
 
 
 def test_forced_tokens_are_not_learnt_from(tokenizer):
