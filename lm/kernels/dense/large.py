@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lm.kernels.dense.usable import require, usable
+from lm.kernels.dense.usable import multiplied, require, usable
 
 SMALLEST = 2**24  # products of numbers; below, the call itself takes as long as XLA
 THINNEST = 16  # rows, columns and inputs: what a tile has
@@ -88,13 +88,14 @@ def _multiplied(
     b = lax.reshape(b, (N, K) if form.adjacent[1] else (K, N), out_sharding=_whole())
     symmetric = symmetric and form.adjacent[0] == form.adjacent[1]
     rows, columns = (M, N) if symmetric else (min(M, SIDE), N) if M > N else (M, min(N, SIDE))
-    in_place = jnp.dtype(result) == jnp.float32 and not symmetric  # the sums of one panel go on in the next
+    written = result if jnp.dtype(result).name in multiplied() else jnp.float32  # which XLA rounds
+    in_place = jnp.dtype(written) == jnp.float32 and not symmetric  # the sums of one panel go on in the next
     inputs = min(K, SIDE) if in_place else K
     tiles = jax.ShapeDtypeStruct(((_padded(rows) + _padded(columns)) * _padded(inputs),), dtype)
-    call = jax.ffi.ffi_call("lm_gemm", (jax.ShapeDtypeStruct((M, N), result), tiles), vmap_method="sequential")
+    call = jax.ffi.ffi_call("lm_gemm", (jax.ShapeDtypeStruct((M, N), written), tiles), vmap_method="sequential")
     panel = {"rows": np.int32(rows), "columns": np.int32(columns), "inputs": np.int32(inputs)}
     y, _ = call(a, b, form=np.int32(form.adjacent[0] + 2 * form.adjacent[1] + 4 * symmetric), **panel)
-    return lax.reshape(y, like.shape, out_sharding=None if _whole() is None else like.sharding.spec)
+    return lax.reshape(y.astype(result), like.shape, out_sharding=None if _whole() is None else like.sharding.spec)
 
 
 @_multiplied.defjvp
