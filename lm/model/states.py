@@ -47,9 +47,8 @@ def advanced(core: Core, inputs: Arrays, weights: Arrays, state: State | None, s
     arguments: tuple[PyTree, ...] = (inputs, weights, values, flow)
     if step.table is not None:
         run, arguments = functools.partial(_by_tokens, core), (*arguments, jnp.asarray(step.table.states_B2))
-    if spec() is None:
-        y_BTH, values = run(*arguments)
-    elif jax.sharding.get_abstract_mesh().size == 1:  # a shard_map's gradients would be summed over the one device
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:  # a shard_map's gradients would be summed over the one device
         y_BTH, values = run(*(_placed(x, ()) for x in arguments))
         y_BTH, values = _placed(y_BTH, AXES[0]), _placed(values, AXES[2])
     else:

@@ -88,7 +88,7 @@ def _multiplied(
     b = lax.reshape(b, (N, K) if form.adjacent[1] else (K, N), out_sharding=_whole())
     symmetric = symmetric and form.adjacent[0] == form.adjacent[1]
     rows, columns = (M, N) if symmetric else (min(M, SIDE), N) if M > N else (M, min(N, SIDE))
-    written = result if jnp.dtype(result).name in multiplied() else jnp.float32  # which XLA rounds
+    written = result if jnp.dtype(result).name in multiplied() else jnp.float32  # then XLA rounds it
     in_place = jnp.dtype(written) == jnp.float32 and not symmetric  # the sums of one panel go on in the next
     inputs = min(K, SIDE) if in_place else K
     tiles = jax.ShapeDtypeStruct(((_padded(rows) + _padded(columns)) * _padded(inputs),), dtype)

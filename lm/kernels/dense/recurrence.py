@@ -81,8 +81,7 @@ def _backward(chunk: int, given: Residuals, dy: jax.Array) -> tuple[jax.Array | 
     shapes = [of_key, of_key, *(jax.ShapeDtypeStruct(given[n].shape, jnp.float32) for n in (2, 3, 5))]
     call = jax.ffi.ffi_call("lm_chunks_gradients", shapes, vmap_method="sequential")
     dq, dk, dv, ddecay, dbeta = call(*map(whole, (*given, dy)), **attributes)
-    dq, dk = (x[:, 0] if x.shape[1] == 1 else x.sum(1) for x in (dq, dk))  # XLA would go through memory to add one
-    return *map(like, (dq, dk, dv, ddecay), given), None, like(dbeta, given[5])
+    return *map(like, (dq.sum(1), dk.sum(1), dv, ddecay), given), None, like(dbeta, given[5])
 
 
 _recur.defvjp(_forward, _backward)
