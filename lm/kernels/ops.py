@@ -220,7 +220,7 @@ def row_logprobs(logits_SV: jax.Array, token_S: jax.Array, divisor_S: AnyArray) 
     """Return log p(token) of each row of logits / divisor and log Z, float32 [S]; compiled, a row's bits depend on it alone."""
 
 
-@operation(Backend("compiled", "dense.fused", "cpu"))
+@operation(Backend("compiled", "dense.fused", "cpu", lambda *_: not rows_are_alone()))  # it depends on the number of rows
 def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
     """Return silu(gate)·up in their dtype, computed in float32 (SwiGLU, Shazeer 2020)."""
 
@@ -348,7 +348,7 @@ def short_convolution(
       x_BTC: any float dtype. taps_CW: float32; the last one is of the token itself, as in torch.nn.Conv1d. bias_C: float32.
       tail_BCW: the W − 1 inputs before the first token, the newest last, [B, C, W − 1] float32; None: there are none.
       silu: y is silu of that sum.
-    Returns: float32 [B, T, C], and the next tail; None if there was none.
+    Returns: [B, T, C] in x's dtype, summed in float32; and the next tail, None if there was none.
     """
 
 
@@ -363,12 +363,14 @@ def recurrence(
     flow: "Flow",
     chunk: int = 64,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return y_t = S_tᵀ·q_t of a state S_t = e^decay·S_{t−1} + k·u_tᵀ, float32 [B, T, G, R, V], and the state after the row.
+    """Return y_t = S_tᵀ·q_t of states S_t = e^decay·S_{t−1} + k·u_tᵀ, [B, T, G, R, V] in v's dtype, and that after the row.
 
     Without beta u = v (linear attention with decay; Mamba-2, Dao and Gu 2024, eq. 16). With beta the state forgets what it had
     for the key: u = β·(v − (e^decay·S_{t−1})ᵀ·k), the gated delta rule (Yang et al. 2024, "Gated Delta Networks", eq. 10).
 
-    Args: all float32.
+    The state is float32. Compiled chunks of bfloat16 round what they multiply to it, as flash-linear-attention does.
+
+    Args: q, k and v any float dtype, the rest float32.
       q, k: G heads, which R heads of values share each. decay: log of the factor, at most 0. beta: in 0…1, or None.
       state: before the first token; None: zero, and none is returned. flow: where states begin and stay.
       chunk: tokens that are computed at once.

@@ -51,7 +51,7 @@ def recurrence(
 
     def chunks(x: jax.Array) -> jax.Array:
         """Return [n, B, G, R or 1, C, …] of [B, T, G, …], zeros after the last token."""
-        x = jnp.pad(x, ((0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)))
+        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(B, -1, C, *x.shape[2:]), (1, 2), (0, 4 if x.ndim > 3 else 3))
 
     q, k = (chunks(x[:, :, :, None]) for x in (q_BTGK, k_BTGK))
@@ -80,7 +80,7 @@ def recurrence(
 
     begin = jnp.zeros((B, G, R, K, V), jnp.float32) if state_BGRKV is None else state_BGRKV
     S, y = lax.scan(one, begin, (u, w, q * from_state, k * to_state, inside, from_state[..., -1:, :]))
-    y_BTGRV = jnp.moveaxis(y, (0, 4), (1, 2)).reshape(B, -1, G, R, V)[:, :T]
+    y_BTGRV = jnp.moveaxis(y, (0, 4), (1, 2)).reshape(B, -1, G, R, V)[:, :T].astype(v_BTGRV.dtype)
     return y_BTGRV, None if state_BGRKV is None else S
 
 

@@ -225,7 +225,7 @@ def short_convolution(
         same_BT1 = (number_BS[:, at] == number_BS[:, W - 1 :])[..., None]
         y_BTC += jnp.where(same_BT1, x_BSC[:, at], 0.0) * taps_CW[:, W - 1 - j]
     y_BTC = y_BTC if bias_C is None else y_BTC + bias_C
-    y_BTC = jax.nn.silu(y_BTC) if silu else y_BTC
+    y_BTC = (jax.nn.silu(y_BTC) if silu else y_BTC).astype(x_BTC.dtype)
     if tail_BCW is None:
         return y_BTC, None
     # After the last token that is valid; padding stands before the first one or after the last one.
@@ -250,6 +250,7 @@ def recurrence(
     B, _, G, R, V = v_BTGRV.shape
     begin = jnp.zeros((B, G, R, k_BTGK.shape[-1], V), jnp.float32) if state_BGRKV is None else state_BGRKV
     k_BTGK, decay_BTGR = without_padding(k_BTGK, decay_BTGR, flow)
+    q_BTGK, k_BTGK, v32_BTGRV = (x.astype(jnp.float32) for x in (q_BTGK, k_BTGK, v_BTGRV))
     has_beta, beta_BTGR = beta_BTGR is not None, jnp.ones_like(decay_BTGR) if beta_BTGR is None else beta_BTGR
 
     def one(S: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -260,9 +261,9 @@ def recurrence(
         S = S + k * ((v_BGRV - known_BGRV) * beta_BGR[..., None])[:, :, :, None]
         return S, jnp.sum(S * q_BGK[:, :, None, :, None], axis=3)
 
-    tokens = (q_BTGK, k_BTGK, v_BTGRV, decay_BTGR, beta_BTGR, flow.fresh_BT)
+    tokens = (q_BTGK, k_BTGK, v32_BTGRV, decay_BTGR, beta_BTGR, flow.fresh_BT)
     S, y = lax.scan(one, begin, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
-    return jnp.moveaxis(y, 0, 1), None if state_BGRKV is None else S
+    return jnp.moveaxis(y, 0, 1).astype(v_BTGRV.dtype), None if state_BGRKV is None else S
 
 
 def cross_entropy(

@@ -11,7 +11,7 @@ from flax import nnx
 from lm.config import LayerKind, ModelConfig
 from lm.files.user_files import is_own, layer_part
 from lm.kernels.experts import limited
-from lm.kernels.ops import rows_are_alone, silu_gated
+from lm.kernels.ops import silu_gated
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std, together
 from lm.model.norms import mean
@@ -77,8 +77,7 @@ class FeedForward(nnx.Module):
             up_BTF, gate_BTF = saved(up_BTF, wide=True), saved(gate_BTF, wide=True)
             if self.sparsity:
                 gate_BTF = largest(gate_BTF.astype(jnp.float32), self.sparsity)
-            # The backend of `silu_gated` depends on the number of rows.
-            if self.activation is jax.nn.silu and not self.sparsity and not rows_are_alone():
+            if self.activation is jax.nn.silu and not self.sparsity:
                 hidden_BTF = silu_gated(gate_BTF, up_BTF)
             else:
                 up_BTF = up_BTF.astype(jnp.float32)

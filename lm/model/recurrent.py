@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.ops import recurrence, rms_norm, rows_are_alone, short_convolution
+from lm.kernels.ops import recurrence, rms_norm, rows_are_alone, short_convolution, silu_gated
 from lm.kernels.recurrence import Flow
 from lm.kernels.saved import saved
 from lm.model.initializers import normal, parameter
@@ -111,11 +111,11 @@ class StateSpace(nnx.Module):
         names = [f"{name}_{kind}" for name in PARTS for kind in ("taps", "bias")] + ["decay_rate", "decay_bias", "skip"]
         weights = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
         y_BTGRV, state = advanced(self._core, inputs, weights, state, step)
-        gate_BTGX = jax.nn.silu(_shaped(gate_BTGX.astype(jnp.float32), (*y_BTGRV.shape[:3], self.sizes[-1])))
+        gate_BTGX = _shaped(gate_BTGX, (*y_BTGRV.shape[:3], self.sizes[-1]))
         if hasattr(self, "norm"):
-            y_BTGX = _shaped(self.norm(y_BTGRV), gate_BTGX.shape) * gate_BTGX
+            y_BTGX = silu_gated(gate_BTGX, _shaped(self.norm(y_BTGRV), gate_BTGX.shape))
         else:
-            y_BTGX = _shaped(y_BTGRV, gate_BTGX.shape) * gate_BTGX
+            y_BTGX = silu_gated(gate_BTGX, _shaped(y_BTGRV, gate_BTGX.shape))
             y_BTGX = rms_norm(y_BTGX, jnp.ones(self.sizes[-1:]), self.eps, rows_are_alone()) * self.scale[...]
         return self.output(y_BTGX.astype(x_BTD.dtype), length_axis(x_BTD)), state
 
@@ -136,11 +136,11 @@ class StateSpace(nnx.Module):
         delta = delta if beta else jnp.maximum(delta, self.least_step)
         decay, matrix = -jnp.exp(weights["decay_rate"]) * delta, None if state is None else state["matrix"]
         if beta:
-            q, k = _unit(q) * q.shape[-1] ** -0.5, _unit(k)
+            q, k = _unit(q, q.shape[-1] ** -0.5), _unit(k)
             y, matrix = recurrence(q, k, v, decay, jax.nn.sigmoid(beta[0]), matrix, flow, self.chunk)
         else:
-            y, matrix = recurrence(q, k, v * delta[..., None], decay, None, matrix, flow, self.chunk)
-            y += v * weights["skip"][..., None]
+            y, matrix = recurrence(q, k, (v * delta[..., None]).astype(v.dtype), decay, None, matrix, flow, self.chunk)
+            y = (y + v * weights["skip"][..., None]).astype(v.dtype)
         return y, None if matrix is None else after | {"matrix": matrix}
 
 
@@ -149,9 +149,10 @@ def _shaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.lax.reshape(x, shape, out_sharding=spec("batch", "length", "heads", None))
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """Return vectors of length 1 along the last axis."""
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+def _unit(x: jax.Array, length: float = 1.0) -> jax.Array:
+    """Return vectors of a length along the last axis, in x's dtype: x / √(Σ x² + 1e-6) · length."""
+    K = x.shape[-1]
+    return rms_norm(x, jnp.full((K,), length * K**-0.5), 1e-6 / K, rows_are_alone())
 
 
 RECURRENT_LAYERS: dict[str, Callable[[ModelConfig, nnx.Rngs], nnx.Module]] = {

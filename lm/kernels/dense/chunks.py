@@ -1,7 +1,8 @@
 """Compiled passes of a recurrence in chunks of tokens; lm/kernels/dense/recurrence.py says which.
 
-A unit of work is a row of the batch, a head of keys, and one of the parts of its R heads of values. All is float32. Matrices
-in scratch memory have no space between rows, and sides that are multiples of 32; what is beyond a size is 0.
+A unit of work is a row of the batch, a head of keys, and one of the parts of its R heads of values. All is float32, but where
+q, k and v are bfloat16, products round what they multiply to it if the processor multiplies it. Matrices in scratch memory have
+no space between rows, and sides that are multiples of 32; what is beyond a size is 0.
 
 For a head of values of a chunk, with the names of lm/kernels/recurrence.py: D [C, C], P = q·kᵀ ⊙ D, L = strictly
 lower(β·k·kᵀ ⊙ D), X = (I + L)⁻¹, m = v − from_state·k·S, u = X·β·m, y = from_state·q·S + P·u, and the next S is
@@ -13,35 +14,51 @@ from numba import njit
 
 from lm.kernels.dense.packing import SIDE, TILE
 from lm.kernels.dense.rows import dot
-from lm.kernels.dense.tiling import block_product, clear, pack_floats, padded
+from lm.kernels.dense.tiling import BFLOAT16, ROW, block_product, clear, configure, pack_tile, padded, release
 from lm.kernels.native import calls
-from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
+from lm.kernels.native.calls import (
+    ARGUMENTS,
+    GIVEN,
+    RESULTS,
+    address_of,
+    attribute,
+    data,
+    new_job,
+    next_unit,
+    run,
+    size,
+    width_of,
+)
+from lm.kernels.native.numbers import floats, rounded
 from lm.kernels.native.scores import exp
 from lm.kernels.native.vectors import Pointer, float32s, int32s, int64s
 
-T, G, R, KEY, VALUE, CHUNK, PARTS, Q, K, V, DECAY, BETA, FRESH, Y, DY, DQ, DK, DV, DDECAY, DBETA = range(GIVEN, GIVEN + 20)
+T, G, R, KEY, VALUE, CHUNK, PARTS, Q, K, V, DECAY, BETA, FRESH, Y, DY, DQ, DK, DV, DDECAY, DBETA, WIDTH = range(
+    GIVEN, GIVEN + 21
+)
 # Words of a unit's scratch memory: padded sizes, and addresses of matrices and vectors.
 (
     C, LEFT, KEYS, VALUES, QK, QQ, KK, DECAYS, WITHIN, LOWER, INVERSE, VALUE_ROWS, MIXED, OUT, BOTH, TURNED, DWITHIN, DLOWER,
-    DQK, DQQ, DKK, SPREAD, FACTORS, TILES, STATE, DSTATE, SAVED
-) = range(27)  # fmt: skip
+    DQK, DQQ, DKK, SPREAD, FACTORS, TILES, STATE, DSTATE, SAVED, PACKED
+) = range(28)  # fmt: skip
 GAMMA, FROM, TO, LEARN, NUMBER, DGAMMA = range(6)  # rows of FACTORS
 
 
 @njit(error_model="numpy")
-def product(a: int, a_turned: bool, b: int, b_turned: bool, m: int, n: int, inner: int, c: int, adds: bool, tiles: int) -> None:
+def product(s: Pointer, a: int, a_turned: bool, b: int, b_turned: bool, m: int, n: int, inner: int, c: int, adds: bool) -> None:
     """c [m, n] = A·B, or with `adds` c += A·B. A is [m, inner], or turned stored as [inner, m]; B [inner, n], or [n, inner]."""
-    steps = inner // SIDE
-    a_step, b_step, b_tiles = (m if a_turned else inner) * 4, (inner if b_turned else n) * 4, tiles + m * steps * 64
+    packed, deep = s[PACKED], ROW // s[PACKED]
+    steps = inner // deep
+    a_step, b_step, b_tiles = (m if a_turned else inner) * 4, (inner if b_turned else n) * 4, s[TILES] + m * steps * ROW
     for i in range(0, m, SIDE):
         for k in range(steps):
-            here = a + (k * SIDE * a_step + i * 4 if a_turned else i * a_step + k * 64)
-            pack_floats(not a_turned, False, here, a_step, tiles + (i // SIDE * steps + k) * TILE)
+            here = a + (k * deep * a_step + i * 4 if a_turned else i * a_step + k * deep * 4)
+            pack_tile(4, packed, not a_turned, False, here, a_step, s[TILES] + (i // SIDE * steps + k) * TILE)
     for j in range(0, n, SIDE):
         for k in range(steps):
-            here = b + (j * b_step + k * 64 if b_turned else k * SIDE * b_step + j * 4)
-            pack_floats(b_turned, True, here, b_step, b_tiles + (j // SIDE * steps + k) * TILE)
-    block_product(4, tiles, steps * TILE, b_tiles, steps * TILE, steps, m, n, c, n * 4, adds)
+            here = b + (j * b_step + k * deep * 4 if b_turned else k * deep * b_step + j * 4)
+            pack_tile(4, packed, b_turned, True, here, b_step, b_tiles + (j // SIDE * steps + k) * TILE)
+    block_product(packed, s[TILES], steps * TILE, b_tiles, steps * TILE, steps, m, n, c, n * 4, adds)
 
 
 @njit(error_model="numpy")
@@ -59,24 +76,21 @@ def scaled(x: Pointer, y: Pointer, factor: np.float32, count: int) -> None:
 
 
 @njit(error_model="numpy")
-def bring(source: int, step: int, rows: int, count: int, all_rows: int, columns: int, to: int) -> None:
-    """Copy `rows` rows of `count` floats, a step in bytes apart, to a matrix [all_rows, columns]."""
+def bring(width: int, source: int, step: int, rows: int, count: int, all_rows: int, columns: int, to: int) -> None:
+    """Copy `rows` rows of `count` numbers of some bytes, a step in bytes apart, to a matrix [all_rows, columns]."""
     for i in range(all_rows):
-        here, there = float32s(source + i * step), float32s(to + i * columns * 4)
+        there = float32s(to + i * columns * 4)
         if i < rows:
-            for n in range(count):
-                there[n] = here[n]
+            floats(width, source + i * step, there, count)
         for n in range(count if i < rows else 0, columns):
             there[n] = np.float32(0.0)
 
 
 @njit(error_model="numpy")
-def store(source: int, columns: int, rows: int, count: int, to: int, step: int) -> None:
-    """Copy rows of a matrix of `columns` out, a step in bytes apart."""
+def store(width: int, source: int, columns: int, rows: int, count: int, to: int, step: int) -> None:
+    """Copy rows of a matrix of `columns` out as numbers of some bytes, a step in bytes apart."""
     for i in range(rows):
-        here, there = float32s(source + i * columns * 4), float32s(to + i * step)
-        for n in range(count):
-            there[n] = here[n]
+        rounded(width, float32s(source + i * columns * 4), to + i * step, count)
 
 
 @njit(error_model="numpy")
@@ -110,21 +124,22 @@ def factors(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int) -> np.f
 @njit(error_model="numpy")
 def begin_chunk(words: Pointer, s: Pointer, b: int, g: int, t0: int) -> None:
     """Bring q and k of a chunk, and write q·kᵀ and k·kᵀ."""
-    c, keys, step = s[C], s[KEYS], words[G] * words[KEY] * 4
-    at, rows = (b * words[T] + t0) * step + g * words[KEY] * 4, min(c, words[T] - t0)
+    c, keys, step = s[C], s[KEYS], words[G] * words[KEY] * words[WIDTH]
+    at, rows = (b * words[T] + t0) * step + g * words[KEY] * words[WIDTH], min(c, words[T] - t0)
     k = s[QK] + c * keys * 4
-    bring(words[Q] + at, step, rows, words[KEY], c, keys, s[QK])
-    bring(words[K] + at, step, rows, words[KEY], c, keys, k)
-    product(s[QK], False, k, True, c, c, keys, s[QQ], False, s[TILES])
+    bring(words[WIDTH], words[Q] + at, step, rows, words[KEY], c, keys, s[QK])
+    bring(words[WIDTH], words[K] + at, step, rows, words[KEY], c, keys, k)
+    product(s, s[QK], False, k, True, c, c, keys, s[QQ], False)
     if words[BETA]:
-        product(k, False, k, True, c, c, keys, s[KK], False, s[TILES])
+        product(s, k, False, k, True, c, c, keys, s[KK], False)
 
 
 @njit(error_model="numpy")
 def value_rows(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int) -> tuple[int, int, int]:
     """Return where a chunk's values of a head begin within an array of values, the step, and how many there are."""
-    step = words[G] * words[R] * words[VALUE] * 4
-    return (b * words[T] + t0) * step + (g * words[R] + r) * words[VALUE] * 4, step, min(s[C], words[T] - t0)
+    head = words[VALUE] * words[WIDTH]
+    step = words[G] * words[R] * head
+    return (b * words[T] + t0) * step + (g * words[R] + r) * head, step, min(s[C], words[T] - t0)
 
 
 @njit(error_model="numpy")
@@ -165,28 +180,28 @@ def update(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: int, state: i
         first, last = (0 if outputs else c), (2 * c if has_beta else c)  # of the rows of q·S and k·S
         here, there = s[QK] + first * keys * 4, s[BOTH] + first * values * 4
         if sees:
-            product(here, False, state, False, last - first, values, keys, there, False, s[TILES])
+            product(s, here, False, state, False, last - first, values, keys, there, False)
         else:
             clear(there, (last - first) * values)
     if has_beta:
-        bring(words[V] + at, step, rows, words[VALUE], c, values, mixed)
+        bring(words[WIDTH], words[V] + at, step, rows, words[VALUE], c, values, mixed)
         for i in range(c):
             add_scaled(float32s(mixed + i * values * 4), float32s(s[BOTH] + (c + i) * values * 4), -before[i], values)
             scaled(float32s(s[TURNED] + i * values * 4), float32s(mixed + i * values * 4), learn[i], values)
-        product(s[INVERSE], False, s[TURNED], False, c, values, c, u, False, s[TILES])
+        product(s, s[INVERSE], False, s[TURNED], False, c, values, c, u, False)
     else:
-        bring(words[V] + at, step, rows, words[VALUE], c, values, u)
+        bring(words[WIDTH], words[V] + at, step, rows, words[VALUE], c, values, u)
     if outputs:
         for i in range(c):
             scaled(float32s(s[BOTH] + i * values * 4), float32s(s[BOTH] + i * values * 4), before[i], values)
-        product(s[WITHIN], False, u, False, c, values, c, s[BOTH], True, s[TILES])
-        store(s[BOTH], values, rows, words[VALUE], words[Y] + at, step)
+        product(s, s[WITHIN], False, u, False, c, values, c, s[BOTH], True)
+        store(words[WIDTH], s[BOTH], values, rows, words[VALUE], words[Y] + at, step)
     if passes:
         for i in range(c):
             scaled(float32s(s[TURNED] + i * values * 4), float32s(u + i * values * 4), after[i], values)
         if sees:
             scaled(float32s(state), float32s(state), kept, keys * values)
-        product(k, True, s[TURNED], False, keys, values, c, state, sees, s[TILES])
+        product(s, k, True, s[TURNED], False, keys, values, c, state, sees)
 
 
 @njit(error_model="numpy")
@@ -205,14 +220,14 @@ def gradients_of_u(s: Pointer, dstate: int, u: int, passes: bool) -> None:
     c, keys, values = s[C], s[KEYS], s[VALUES]
     after, dgamma = float32s(s[FACTORS] + TO * c * 4), float32s(s[FACTORS] + DGAMMA * c * 4)
     if passes:
-        product(s[QK] + c * keys * 4, False, dstate, False, c, values, keys, s[TURNED], False, s[TILES])
+        product(s, s[QK] + c * keys * 4, False, dstate, False, c, values, keys, s[TURNED], False)
     for i in range(c if passes else 0):
         du = float32s(s[TURNED] + i * values * 4)
         scaled(du, du, after[i], values)
         change = dot(du, float32s(u + i * values * 4), values)
         dgamma[i] -= change
         dgamma[c - 1] += change
-    product(s[WITHIN], True, s[OUT], False, c, values, c, s[TURNED], passes, s[TILES])
+    product(s, s[WITHIN], True, s[OUT], False, c, values, c, s[TURNED], passes)
 
 
 @njit(error_model="numpy")
@@ -221,8 +236,8 @@ def gradients_of_beta(words: Pointer, s: Pointer, at: int, mixed: int, u: int) -
     c, values, heads = s[C], s[VALUES], words[G] * words[R]
     z, dlower, rows = s[VALUE_ROWS], s[DLOWER], s[FACTORS]
     before, learn, dbeta = float32s(rows + FROM * c * 4), float32s(rows + LEARN * c * 4), float32s(words[DBETA])
-    product(s[INVERSE], True, s[TURNED], False, c, values, c, z, False, s[TILES])
-    product(z, False, u, True, c, c, values, dlower, False, s[TILES])
+    product(s, s[INVERSE], True, s[TURNED], False, c, values, c, z, False)
+    product(s, z, False, u, True, c, c, values, dlower, False)
     for i in range(c):
         d, k, change = float32s(s[DECAYS] + i * c * 4), float32s(s[KK] + i * c * 4), float32s(dlower + i * c * 4)
         z_row, dkk = float32s(z + i * values * 4), float32s(s[DKK] + i * c * 4)
@@ -275,19 +290,19 @@ def gradients_of_head(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: in
     dgamma, both = float32s(s[FACTORS] + DGAMMA * c * 4), 2 * c if has_beta else c
     within_chunk(s, has_beta)
     clear(s[FACTORS] + DGAMMA * c * 4, c)
-    bring(words[DY] + at, step, rows, words[VALUE], c, values, s[OUT])
+    bring(words[WIDTH], words[DY] + at, step, rows, words[VALUE], c, values, s[OUT])
     gradients_of_u(s, dstate, u, passes)
-    product(s[OUT], False, u, True, c, c, values, s[DWITHIN], False, s[TILES])
+    product(s, s[OUT], False, u, True, c, c, values, s[DWITHIN], False)
     for i in range(c):
         scaled(float32s(s[BOTH] + i * values * 4), float32s(s[OUT] + i * values * 4), before[i], values)
         scaled(float32s(s[OUT] + i * values * 4), float32s(u + i * values * 4), after[i], values)
     if has_beta:
         gradients_of_beta(words, s, of_token, mixed, u)
-    store(s[TURNED], values, rows, words[VALUE], words[DV] + at, step)
+    store(words[WIDTH], s[TURNED], values, rows, words[VALUE], words[DV] + at, step)
     if passes:
-        product(s[OUT], False, dstate, True, c, keys, values, s[DQK] + c * keys * 4, True, s[TILES])
+        product(s, s[OUT], False, dstate, True, c, keys, values, s[DQK] + c * keys * 4, True)
     if sees:
-        product(s[BOTH], False, saved, True, both, keys, values, s[SPREAD], False, s[TILES])
+        product(s, s[BOTH], False, saved, True, both, keys, values, s[SPREAD], False)
         for i in range(both):
             row = float32s(s[SPREAD] + i * keys * 4)
             dgamma[i % c] += dot(row, float32s(s[QK] + i * keys * 4), keys)
@@ -295,7 +310,7 @@ def gradients_of_head(words: Pointer, s: Pointer, b: int, g: int, r: int, t0: in
         if passes:
             dgamma[c - 1] += kept * dot(float32s(saved), float32s(dstate), matrix)
             scaled(float32s(dstate), float32s(dstate), kept, matrix)
-        product(s[QK], True, s[BOTH], False, keys, values, both, dstate, passes, s[TILES])
+        product(s, s[QK], True, s[BOTH], False, keys, values, both, dstate, passes)
     gradients_of_decay(words, s, of_token)
 
 
@@ -321,22 +336,22 @@ def gradients(words: Pointer, s: Pointer, b: int, g: int, part: int) -> None:
             saved = s[SAVED] + (t0 // c * heads + r) * record
             gradients_of_head(words, s, b, g, part * heads + r, t0, saved, s[DSTATE] + r * matrix)
         k, dk = s[QK] + c * keys * 4, s[DQK] + c * keys * 4
-        product(s[DQQ], False, k, False, c, keys, c, s[DQK], True, s[TILES])
-        product(s[DQQ], True, s[QK], False, c, keys, c, dk, True, s[TILES])
+        product(s, s[DQQ], False, k, False, c, keys, c, s[DQK], True)
+        product(s, s[DQQ], True, s[QK], False, c, keys, c, dk, True)
         if words[BETA]:
-            product(s[DKK], False, k, False, c, keys, c, dk, True, s[TILES])
-            product(s[DKK], True, k, False, c, keys, c, dk, True, s[TILES])
-        step = words[G] * words[KEY] * 4
-        at = ((b * words[PARTS] + part) * words[T] + t0) * step + g * words[KEY] * 4
-        store(s[DQK], keys, s[LEFT], words[KEY], words[DQ] + at, step)
-        store(dk, keys, s[LEFT], words[KEY], words[DK] + at, step)
+            product(s, s[DKK], False, k, False, c, keys, c, dk, True)
+            product(s, s[DKK], True, k, False, c, keys, c, dk, True)
+        step = words[G] * words[KEY] * words[WIDTH]
+        at = ((b * words[PARTS] + part) * words[T] + t0) * step + g * words[KEY] * words[WIDTH]
+        store(words[WIDTH], s[DQK], keys, s[LEFT], words[KEY], words[DQ] + at, step)
+        store(words[WIDTH], dk, keys, s[LEFT], words[KEY], words[DK] + at, step)
 
 
 @njit(error_model="numpy")
 def lay_out(words: Pointer, s: Pointer, memory: int) -> int:
     """Write where a unit's matrices stand from an address on. Return the first address after them."""
     c, keys, values = words[CHUNK], padded(words[KEY]), padded(words[VALUE])
-    s[C], s[KEYS], s[VALUES] = c, keys, values
+    s[C], s[KEYS], s[VALUES], s[PACKED] = c, keys, values, 2 if BFLOAT16 and words[WIDTH] == 2 else 4
     heads, chunks = words[R] // words[PARTS], (words[T] + c - 1) // c
     states = heads * keys * values
     saved = chunks * heads * (keys + 2 * c) * values if words[DY] else 0
@@ -358,6 +373,7 @@ def task(job: int) -> None:
     s = int64s(places)
     memory = calls.malloc(lay_out(words, s, 0) + 64)
     lay_out(words, s, padded(memory, 64))
+    configure(s[PACKED], s[TILES])
     unit = next_unit(job)
     while unit >= 0:
         head, part = unit // words[PARTS], unit % words[PARTS]
@@ -367,6 +383,7 @@ def task(job: int) -> None:
             forward(words, s, head // words[G], head % words[G], part)
         calls.finished(job)
         unit = next_unit(job)
+    release(s[PACKED])
     calls.free(memory)
     calls.free(places)
     calls.leave(job)
@@ -374,12 +391,15 @@ def task(job: int) -> None:
 
 @njit(error_model="numpy")
 def job_of(frame: Pointer) -> int:
-    """Return a job of both passes. Arguments: q, k, v, decay, fresh, beta, which may be empty; attributes: chunk, parts."""
+    """Return a job of both passes. Arguments: q, k, v of one dtype, decay, fresh, beta, which may be empty.
+
+    Attributes: chunk, parts.
+    """
     b, t, g = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 0, 2)
     parts = int32s(attribute(frame, 1))[0]
     job = new_job(b * g * parts)
     words = int64s(job)
-    words[T], words[G], words[R] = t, g, size(frame, ARGUMENTS, 2, 3)
+    words[T], words[G], words[R], words[WIDTH] = t, g, size(frame, ARGUMENTS, 2, 3), width_of(frame, ARGUMENTS, 0)
     words[KEY], words[VALUE] = size(frame, ARGUMENTS, 0, 3), size(frame, ARGUMENTS, 2, 4)
     words[CHUNK], words[PARTS] = int32s(attribute(frame, 0))[0], parts
     words[Q], words[K], words[V] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, ARGUMENTS, 2)

@@ -47,7 +47,7 @@ def _convolve(silu: bool, *given: jax.Array) -> jax.Array:
 
 
 def _forward(silu: bool, *given: jax.Array) -> tuple[jax.Array, Residuals]:
-    call = jax.ffi.ffi_call("lm_taps", jax.ShapeDtypeStruct(given[0].shape, jnp.float32), vmap_method="sequential")
+    call = jax.ffi.ffi_call("lm_taps", jax.ShapeDtypeStruct(given[0].shape, given[0].dtype), vmap_method="sequential")
     # Named inside, so that a remat policy can keep it and the backward pass need not run this again.
     return saved(like(call(*map(whole, given), silu=np.int32(silu)), given[0])), given
 

@@ -30,8 +30,10 @@ def takes(
     flow: Flow,
     chunk: int = 64,
 ) -> bool:
-    """Return whether `recurrence` computes this call: large enough, and with no state before or after."""
-    return state_BGRKV is None and v_BTGRV.size * k_BTGK.shape[-1] >= SMALLEST and usable("chunks", jnp.float32)
+    """Return whether `recurrence` computes this call: of one dtype, large enough, and with no state before or after."""
+    if state_BGRKV is not None or not q_BTGK.dtype == k_BTGK.dtype == v_BTGRV.dtype:
+        return False
+    return v_BTGRV.size * k_BTGK.shape[-1] >= SMALLEST and usable("chunks", jnp.float32)
 
 
 def recurrence(
@@ -69,7 +71,7 @@ def _attributes(chunk: int, v_BTGRV: jax.Array) -> dict[str, np.int32]:
 
 
 def _forward(chunk: int, *given: jax.Array) -> tuple[jax.Array, Residuals]:
-    call = jax.ffi.ffi_call("lm_chunks", jax.ShapeDtypeStruct(given[2].shape, jnp.float32), vmap_method="sequential")
+    call = jax.ffi.ffi_call("lm_chunks", jax.ShapeDtypeStruct(given[2].shape, given[2].dtype), vmap_method="sequential")
     # Named inside, so that a remat policy can keep it and the backward pass need not run this again.
     return saved(like(call(*map(whole, given), **_attributes(chunk, given[2])), given[2])), given
 
@@ -77,8 +79,8 @@ def _forward(chunk: int, *given: jax.Array) -> tuple[jax.Array, Residuals]:
 def _backward(chunk: int, given: Residuals, dy: jax.Array) -> tuple[jax.Array | None, ...]:
     attributes = _attributes(chunk, given[2])
     B, *one = given[0].shape  # q and k get a gradient from each part
-    of_key = jax.ShapeDtypeStruct((B, int(attributes["parts"]), *one), jnp.float32)
-    shapes = [of_key, of_key, *(jax.ShapeDtypeStruct(given[n].shape, jnp.float32) for n in (2, 3, 5))]
+    of_key = jax.ShapeDtypeStruct((B, int(attributes["parts"]), *one), given[0].dtype)
+    shapes = [of_key, of_key, *(jax.ShapeDtypeStruct(given[n].shape, given[n].dtype) for n in (2, 3, 5))]
     call = jax.ffi.ffi_call("lm_chunks_gradients", shapes, vmap_method="sequential")
     dq, dk, dv, ddecay, dbeta = call(*map(whole, (*given, dy)), **attributes)
     return *map(like, (dq.sum(1), dk.sum(1), dv, ddecay), given), None, like(dbeta, given[5])

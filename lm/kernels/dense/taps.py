@@ -22,39 +22,13 @@ from lm.kernels.native.calls import (
     size,
     width_of,
 )
+from lm.kernels.native.numbers import floats, rounded
 from lm.kernels.native.scores import exp
-from lm.kernels.native.vectors import Pointer, bits_of_float, float32s, float_of_bits, int32s, int64s, uint16s
+from lm.kernels.native.vectors import Pointer, float32s, int32s, int64s
 
-CHANNELS = 256  # of a unit
+CHANNELS, ROWS = 256, 3  # of a unit, and of its scratch memory beyond those of W rows
 MOST = np.float32(80.0)  # e to more would not be a float
 T, C, W, X, TAPS, BIAS, FRESH, SILU, WIDTH, Y, DY, DX, DTAPS, DBIAS = (GIVEN + i for i in range(14))
-
-
-@njit(error_model="numpy")
-def floats(width: int, source: int, there: Pointer, count: int) -> None:
-    """Write numbers of some bytes as floats."""
-    if width == 4:
-        x = float32s(source)
-        for n in range(count):
-            there[n] = x[n]
-    else:
-        half = uint16s(source)
-        for n in range(count):
-            there[n] = float_of_bits(np.int32(half[n]) << 16)
-
-
-@njit(error_model="numpy")
-def rounded(width: int, x: Pointer, to: int, count: int) -> None:
-    """Write floats as numbers of some bytes; halves are rounded to even."""
-    if width == 4:
-        there = float32s(to)
-        for n in range(count):
-            there[n] = x[n]
-    else:
-        half = uint16s(to)
-        for n in range(count):
-            bits = bits_of_float(x[n])
-            half[n] = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
 
 
 @njit(error_model="numpy", fastmath={"contract"})
@@ -64,9 +38,9 @@ def add_product(y: Pointer, a: Pointer, b: Pointer, count: int) -> None:
 
 
 @njit(error_model="numpy")
-def silu(a: Pointer, y: Pointer, count: int) -> None:
+def silu(a: Pointer, count: int) -> None:
     for n in range(count):
-        y[n] = a[n] / (np.float32(1.0) + exp(min(-a[n], MOST)))
+        a[n] /= np.float32(1.0) + exp(min(-a[n], MOST))
 
 
 @njit(error_model="numpy")
@@ -82,34 +56,31 @@ def convolve(words: Pointer, b: int, first: int, memory: int) -> None:
     """Go through the tokens of a row, forward, or with DY for the gradients too. first: the first channel."""
     c, w, width, backward = words[C], words[W], words[WIDTH], words[DY] != 0
     count, line = min(CHANNELS, c - first), CHANNELS * 4
-    inputs, changes, dtaps = memory, memory + w * line, memory + 2 * w * line
-    sums_at, dbias_at = memory + 3 * w * line, memory + (3 * w + 1) * line
-    sums, dbias = float32s(sums_at), float32s(dbias_at)
-    clear(memory, (3 * w + 2) * CHANNELS)
+    inputs, changes, dtaps, rest = [memory + n * w * line for n in range(4)]
+    sums, dbias, dy = float32s(rest), float32s(rest + line), float32s(rest + 2 * line)
+    clear(memory, (3 * w + ROWS) * CHANNELS)
     seen = 0  # tokens of this sequence before this one, at most W − 1
     for t in range(words[T] + (w - 1 if backward else 0)):
         at, mine = (b * words[T] + t) * c + first, t % w
         if t < words[T]:
             seen = 0 if int32s(words[FRESH])[b * words[T] + t] else min(seen + 1, w - 1) if t else 0
             floats(width, words[X] + at * width, float32s(inputs + mine * line), count)
-            clear(sums_at, CHANNELS)
+            clear(rest, CHANNELS)
             if words[BIAS]:
                 floats(4, words[BIAS] + first * 4, sums, count)
             for j in range(seen + 1):
                 taps = float32s(words[TAPS] + ((w - 1 - j) * c + first) * 4)
                 add_product(sums, taps, float32s(inputs + (t - j) % w * line), count)
             if not backward:
-                y = float32s(words[Y] + at * 4)
                 if words[SILU]:
-                    silu(sums, y, count)
-                else:
-                    floats(4, sums_at, y, count)
+                    silu(sums, count)
+                rounded(width, sums, words[Y] + at * width, count)
                 continue
-            dy = float32s(words[DY] + at * 4)
+            floats(width, words[DY] + at * width, dy, count)
             if words[SILU]:
                 gradient_of_silu(sums, dy, count)
             else:
-                floats(4, words[DY] + at * 4, sums, count)
+                floats(4, rest + 2 * line, sums, count)
             for n in range(count):
                 dbias[n] += sums[n]
             for j in range(seen + 1):
@@ -124,13 +95,13 @@ def convolve(words: Pointer, b: int, first: int, memory: int) -> None:
     if backward:
         for j in range(w):
             floats(4, dtaps + j * line, float32s(words[DTAPS] + ((b * w + j) * c + first) * 4), count)
-        floats(4, dbias_at, float32s(words[DBIAS] + (b * c + first) * 4), count)
+        floats(4, rest + line, float32s(words[DBIAS] + (b * c + first) * 4), count)
 
 
 @njit(error_model="numpy")
 def task(job: int) -> None:
     words = int64s(job)
-    memory, blocks = calls.malloc((3 * words[W] + 2) * CHANNELS * 4 + 64), (words[C] + CHANNELS - 1) // CHANNELS
+    memory, blocks = calls.malloc((3 * words[W] + ROWS) * CHANNELS * 4 + 64), (words[C] + CHANNELS - 1) // CHANNELS
     unit = next_unit(job)
     while unit >= 0:
         convolve(words, unit // blocks, unit % blocks * CHANNELS, padded(memory, 64))

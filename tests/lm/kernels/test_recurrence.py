@@ -43,29 +43,37 @@ def test_chunks_are_one_token_after_the_other(has_beta, has_state, chunk):
 
 @pytest.mark.skipif(not usable("chunks", jnp.float32), reason="there are compiled chunks on x86 processors only")
 @pytest.mark.parametrize("has_beta, chunk, units", [(True, 32, 8), (True, 128, 1), (False, 64, 1)])
-def test_compiled_chunks_are_one_token_after_the_other(has_beta, chunk, units, monkeypatch):
+@pytest.mark.parametrize("dtype, limit", [("float32", 1e-5), ("bfloat16", 1e-2)])  # a few roundings of 4e-3
+def test_compiled_chunks_are_one_token_after_the_other(has_beta, chunk, units, dtype, limit, monkeypatch):
     monkeypatch.setattr(compiled, "UNITS", units)  # heads in three parts, or in one
-    compare(compiled, has_beta, False, chunk)
+    compare(compiled, has_beta, False, chunk, dtype, limit)
 
 
-def compare(kernel: ModuleType, has_beta: bool, has_state: bool, chunk: int):
-    """Assert that a module's recurrence, its state and its gradients are those of the plain twin."""
+def compare(kernel: ModuleType, has_beta: bool, has_state: bool, chunk: int, dtype: str = "float32", limit: float = 1e-5):
+    """Assert that a module's recurrence, its state and its gradients are those of the plain twin. dtype: of q, k and v."""
     where = flow()
 
     def run(kernel, values):
         y, state = kernel.recurrence(*values, where, chunk)
-        y = jnp.where(where.valid_BT[..., None, None, None], y, 0.0)
+        y = jnp.where(where.valid_BT[..., None, None, None], y.astype(jnp.float32), 0.0)
         return jnp.sum(jnp.sin(y)) + (0.0 if state is None else jnp.sum(jnp.cos(state))), (y, state)
 
+    q, k, v, *rest = arguments(has_beta, has_state)
+    given = (*(jnp.asarray(x, dtype) for x in (q, k, v)), *rest)
     found, expected = (
-        jax.jit(jax.value_and_grad(lambda values, kernel=kernel: run(kernel, values), has_aux=True))(
-            arguments(has_beta, has_state)
-        )
+        jax.jit(jax.value_and_grad(lambda values, kernel=kernel: run(kernel, values), has_aux=True))(given)
         for kernel in (kernel, slow)
     )
     assert (found[0][1][1] is None) == (not has_state)
+    same(found, expected, limit)
+
+
+def same(found, expected, limit: float):
+    """Assert that two trees have the same dtypes, and numbers that differ by a part of the largest one."""
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+        assert x.dtype == y.dtype
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        np.testing.assert_allclose(x, y, rtol=limit, atol=limit * np.abs(y).max())
 
 
 def test_a_convolution_in_pieces_is_that_of_the_whole_row():
@@ -92,13 +100,10 @@ def test_a_compiled_convolution_is_that_of_shifts(dtype, W, has_bias):
 
     def run(kernel, values):
         y, _ = kernel.short_convolution(*values, None, where, silu=has_bias)
-        return jnp.sum(jnp.sin(y)), y
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
 
     found, expected = (
         jax.jit(jax.value_and_grad(lambda values, kernel=kernel: run(kernel, values), has_aux=True))((x, taps, bias))
         for kernel in (convolution, slow)
     )
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert x.dtype == y.dtype
-        limit = 1e-2 if x.dtype == jnp.bfloat16 else 1e-5  # two roundings
-        np.testing.assert_allclose(x.astype(jnp.float32), y.astype(jnp.float32), rtol=limit, atol=limit * np.abs(y).max())
+    same(found, expected, 1e-2 if dtype == "bfloat16" else 1e-5)  # two roundings
