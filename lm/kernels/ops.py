@@ -220,7 +220,7 @@ def row_logprobs(logits_SV: jax.Array, token_S: jax.Array, divisor_S: AnyArray) 
     """Return log p(token) of each row of logits / divisor and log Z, float32 [S]; compiled, a row's bits depend on it alone."""
 
 
-@operation(Backend("compiled", "dense.fused", "cpu", lambda *_: not rows_are_alone()))  # it depends on the number of rows
+@operation(Backend("compiled", "dense.fused", "cpu", lambda *_: not rows_are_alone()))  # `takes` looks at the size
 def silu_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
     """Return silu(gate)·up in their dtype, computed in float32 (SwiGLU, Shazeer 2020)."""
 
