@@ -317,7 +317,7 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
     active, _, report = run.written[REPORT].partition(b"\n")
     word, _, value = report.decode("utf-8", "ignore").partition("\n")
     code = os.waitstatus_to_exitcode(run.status)
-    if run.stopped:
+    if run.stopped and (run.stopped != "done" or code < 0):  # a program may have ended itself before its test did
         outcome = run.stopped
     elif code == -signal.SIGXCPU:
         outcome, run.note = "timeout", "stopped: its time was used up"
