@@ -165,7 +165,9 @@ def head_gradients(
             dlogits = dlogits * softcap_slope(logits, how.softcap)
         dlogits = dlogits.astype(how.dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("rows", None, None)).astype(how.dtype)
-        return None if dhead is None else dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)), (results, dx)
+        if dhead is not None:
+            dhead = product("btv,btd->vd", dlogits, x, partial_spec(where), total=dhead)
+        return dhead, (results, dx)
 
     nothing = jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where)) if learns else None
     chunks = split(how.part, x_BTD.astype(how.dtype), *arrays)

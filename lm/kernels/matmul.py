@@ -105,10 +105,12 @@ def product(
     *,
     dtype: DTypeLike | None = None,
     result: DTypeLike = jnp.float32,
+    total: jax.Array | None = None,
 ) -> jax.Array:
     """Compute lm.kernels.ops.product by XLA."""
     a, b = (a, b) if dtype is None else (a.astype(dtype), b.astype(dtype))
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
+    y = jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec).astype(result)
+    return y if total is None else total + y
 
 
 def _terms(equation: str) -> tuple[list[str], str]:

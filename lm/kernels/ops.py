@@ -195,10 +195,12 @@ def product(
     *,
     dtype: DTypeLike | None = None,
     result: DTypeLike = jnp.float32,
+    total: jax.Array | None = None,
 ) -> jax.Array:
     """Return the einsum of operands rounded to `dtype` (None: as they are), added up in float32, in the dtype `result`.
 
-    out_spec: partition of the result; None: as JAX infers it.
+    out_spec: partition of the result; None: as JAX infers it. total: float32 array that a float32 result is added to; compiled,
+    where it is, if nothing else reads it, and without a gradient.
     """
 
 

@@ -14,6 +14,7 @@ from lm.kernels.native.calls import (
     ARGUMENTS,
     GIVEN,
     RESULTS,
+    UNITS,
     address_of,
     attribute,
     data,
@@ -28,10 +29,10 @@ from lm.kernels.native.vectors import Pointer, int32s, int64s
 
 CHUNK = 32  # tiles of inputs
 ROWS, COLUMNS = 128, 256  # of a block; fewer where there would be too few blocks to share
-UNIT = 4  # groups that are packed as one unit of work
+LEAST, MOST = 4, 16  # groups that are packed as one unit of work
 # Words of a job. Sizes are those of a panel; the words from A on say where it begins.
 M, N, K, STEPS, A, B, C, A_TILES, B_TILES, A_STEP, B_STEP, C_STEP, A_WIDTH, B_WIDTH, C_WIDTH = (GIVEN + i for i in range(15))
-A_ADJACENT, B_ADJACENT, A_UNITS, BLOCK_M, BLOCK_N, SYMMETRIC, PACKED, ADDS, END = (GIVEN + 15 + i for i in range(9))
+A_ADJACENT, B_ADJACENT, A_UNITS, BLOCK_M, BLOCK_N, SYMMETRIC, PACKED, ADDS, UNIT, END = (GIVEN + 15 + i for i in range(10))
 
 
 @njit(error_model="numpy")
@@ -41,14 +42,17 @@ def pack_task(job: int) -> None:
     unit = next_unit(job)
     while unit >= 0:
         b = unit >= words[A_UNITS]
-        first = (unit - (words[A_UNITS] if b else 0)) * UNIT * SIDE
+        first = (unit - (words[A_UNITS] if b else 0)) * words[UNIT] * SIDE
         outer = words[N] if b else words[M]
         source, tiles, step = (words[B], words[B_TILES], words[B_STEP]) if b else (words[A], words[A_TILES], words[A_STEP])
         width, adjacent = (words[B_WIDTH], words[B_ADJACENT]) if b else (words[A_WIDTH], words[A_ADJACENT])
-        for o in range(first, min(first + UNIT * SIDE, padded(outer)), SIDE):
-            here = source + o * (step if adjacent else width)
-            there = tiles + o // SIDE * words[STEPS] * TILE
-            pack_group(here, outer - o, words[K], words[STEPS], adjacent == 1, step, width, words[PACKED], b, there, spare)
+        last, steps, packed = min(first + words[UNIT] * SIDE, padded(outer)), words[STEPS], words[PACKED]
+        some = steps if adjacent else 1  # tiles of a group, so that memory is read in long runs
+        for k in range(0, steps, some):
+            begin, left = source + k * ROW // packed * (width if adjacent else step), words[K] - k * ROW // packed
+            for o in range(first, last, SIDE):
+                here, there = begin + o * (step if adjacent else width), tiles + (o // SIDE * steps + k) * TILE
+                pack_group(here, outer - o, left, some, adjacent == 1, step, width, packed, b, there, spare)
         calls.finished(job)
         unit = next_unit(job)
     calls.free(spare)
@@ -112,18 +116,21 @@ def offset(outer: int, inner: int, adjacent: bool, step: int, width: int) -> int
 @njit(error_model="numpy")
 def multiply_panels(frame: Pointer, panel: Pointer, packs_a: bool, packs_b: bool) -> None:
     """Pack a panel of A and one of B, unless they are packed, and multiply them. panel: words of a job."""
-    a_units, b_units = [(padded(panel[side]) // SIDE + UNIT - 1) // UNIT for side in (M, N)]
-    panel[A_UNITS] = a_units * packs_a
-    job = new_job(a_units * packs_a + b_units * packs_b)
-    rows, columns, wanted = ROWS, COLUMNS, (8 if panel[SYMMETRIC] else 4) * threads_for(frame, job)
+    blocks = new_job(0)
+    threads = threads_for(frame, blocks)
+    a_groups, b_groups = packs_a * padded(panel[M]) // SIDE, packs_b * padded(panel[N]) // SIDE
+    panel[UNIT] = max(LEAST, min(MOST, (a_groups + b_groups) // (4 * threads)))
+    panel[A_UNITS] = -(-a_groups // panel[UNIT])
+    job = new_job(panel[A_UNITS] + -(-b_groups // panel[UNIT]))
+    rows, columns, wanted = ROWS, COLUMNS, (8 if panel[SYMMETRIC] else 4) * threads
     while rows * columns > 64 * 64 and -(-panel[M] // rows) * -(-panel[N] // columns) < wanted:
         if columns >= rows:
             columns //= 2
         else:
             rows //= 2
     panel[BLOCK_M], panel[BLOCK_N] = rows, columns
-    blocks = new_job(-(-panel[M] // rows) * -(-panel[N] // columns))
     packing, multiplying = int64s(job), int64s(blocks)
+    multiplying[UNITS] = -(-panel[M] // rows) * -(-panel[N] // columns)
     for word in range(GIVEN, END):
         packing[word] = multiplying[word] = panel[word]
     run(frame, job, address_of(pack_task))
@@ -133,7 +140,8 @@ def multiply_panels(frame: Pointer, panel: Pointer, packs_a: bool, packs_b: bool
 @njit(error_model="numpy")
 def multiply_matrices(frame: Pointer) -> None:
     """Arguments: A [M, K] or [K, M], B [N, K] or [K, N]. Attributes: columns, form, inputs, rows; those of a panel, and
-    as form 1 if the inputs of A lie side by side, plus 2 if those of B, plus 4 if the result is symmetric.
+    as form 1 if the inputs of A lie side by side, plus 2 if those of B, plus 4 if the result is symmetric, plus 8 if C
+    holds floats that the product is added to.
 
     Results: C [M, N], and memory for the tiles of a panel of A and of B in their dtype: rows and columns rounded up to 32,
     inputs to whole tiles.
@@ -153,7 +161,7 @@ def multiply_matrices(frame: Pointer) -> None:
     words[A_TILES] = data(frame, RESULTS, 1)
     words[B_TILES] = words[A_TILES] + padded(rows) * ((inputs * words[PACKED] + ROW - 1) // ROW * ROW)
     for k_here in range(0, k, inputs):
-        words[K], words[ADDS] = min(inputs, k - k_here), k_here > 0
+        words[K], words[ADDS] = min(inputs, k - k_here), k_here > 0 or form & 8 > 0
         words[STEPS] = (words[K] * words[PACKED] + ROW - 1) // ROW
         for m_here in range(0, m, rows):
             words[A] = a + offset(m_here, k_here, a_adjacent, words[A_STEP], words[A_WIDTH])

@@ -41,6 +41,7 @@ def takes(
     *,
     dtype: DTypeLike | None = None,
     result: DTypeLike = jnp.float32,
+    total: jax.Array | None = None,
 ) -> bool:
     """Return whether `product` computes this einsum with operands rounded to `dtype`; None: as they are."""
     dtypes = {a.dtype, b.dtype} if dtype is None else {jnp.dtype(dtype)}
@@ -60,12 +61,15 @@ def product(
     *,
     dtype: DTypeLike | None = None,
     result: DTypeLike = jnp.float32,
+    total: jax.Array | None = None,
 ) -> jax.Array:
     """Compute lm.kernels.ops.product."""
     symmetric = a is b  # if it sums the same axes of both, x · xᵀ: half of it is computed
     dtype = jnp.dtype(a.dtype if dtype is None else dtype)
     if dtype == jnp.float32:
         a, b = a.astype(dtype), b.astype(dtype)
+    if total is not None:
+        return _called(equation, a, b, dtype, out_spec, jnp.float32, False, total)
     return _multiplied(equation, a, b, dtype, out_spec, result, symmetric)
 
 
@@ -73,9 +77,23 @@ def product(
 def _multiplied(
     equation: str, a: jax.Array, b: jax.Array, dtype: DTypeLike, where: PartitionSpec | None, result: DTypeLike, symmetric: bool
 ) -> jax.Array:
+    """Compute `_called`. Its gradient takes XLA's products; `matmul` has a faster one."""
+    return _called(equation, a, b, dtype, where, result, symmetric)
+
+
+def _called(
+    equation: str,
+    a: jax.Array,
+    b: jax.Array,
+    dtype: DTypeLike,
+    where: PartitionSpec | None,
+    result: DTypeLike,
+    symmetric: bool,
+    total: jax.Array | None = None,
+) -> jax.Array:
     """Return the einsum of operands rounded to `dtype`, added up in float32, in the dtype `result`; `takes` says of which.
 
-    where: partition of the result; None: as JAX infers it. Its gradient takes XLA's products; `matmul` has a faster one.
+    where: partition of the result; None: as JAX infers it. total: see lm.kernels.ops.product.
     Raises ValueError on other processors, and on a mesh of several devices.
     """
     require("gemm", dtype)
@@ -92,9 +110,12 @@ def _multiplied(
     in_place = jnp.dtype(written) == jnp.float32 and not symmetric  # the sums of one panel go on in the next
     inputs = min(K, SIDE) if in_place else K
     tiles = jax.ShapeDtypeStruct(((_padded(rows) + _padded(columns)) * _padded(inputs),), dtype)
-    call = jax.ffi.ffi_call("lm_gemm", (jax.ShapeDtypeStruct((M, N), written), tiles), vmap_method="sequential")
+    sums = () if total is None else (lax.reshape(total, (M, N), out_sharding=_whole()),)
+    outputs = jax.ShapeDtypeStruct((M, N), written), tiles
+    call = jax.ffi.ffi_call("lm_gemm", outputs, vmap_method="sequential", input_output_aliases={2: 0} if sums else None)
     panel = {"rows": np.int32(rows), "columns": np.int32(columns), "inputs": np.int32(inputs)}
-    y, _ = call(a, b, form=np.int32(form.adjacent[0] + 2 * form.adjacent[1] + 4 * symmetric), **panel)
+    form_bits = form.adjacent[0] + 2 * form.adjacent[1] + 4 * symmetric + 8 * len(sums)
+    y, _ = call(a, b, *sums, form=np.int32(form_bits), **panel)
     return lax.reshape(y.astype(result), like.shape, out_sharding=None if _whole() is None else like.sharding.spec)
 
 

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from lm.kernels.dense.packing import SIDE, TILE
-from lm.kernels.native.vectors import FLOATS, LANES, WORDS, at, has, i32, i64, load, multiply_add, outlined, splat, written
+from lm.kernels.native.vectors import FLOATS, LANES, WORDS, ask, at, has, i32, i64, load, multiply_add, outlined, splat, written
 
 llvm.initialize_native_asmparser()
 
@@ -75,7 +75,9 @@ def _sums(
     """Write the sums of some rows of A and vectors of columns of B. places: where each belongs, by row and vector."""
     sums = {key: cgutils.alloca_once(builder, FLOATS) for key in places}
     for key, place in places.items():
-        builder.store(builder.load(place, align=4) if adds else ir.Constant(FLOATS, [0.0] * LANES), sums[key])
+        builder.store(ir.Constant(FLOATS, [0.0] * LANES), sums[key])
+        if adds:
+            ask(builder, builder.ptrtoint(place, i64))  # it arrives while the products are computed
     with cgutils.for_range(builder, steps) as step, cgutils.for_range(builder, i64(LANES // UNROLLED)) as part:
         start = builder.mul(step.index, i64(TILE))
         a_word = builder.add(a, builder.add(start, builder.mul(part.index, i64(4 * UNROLLED))))
@@ -87,7 +89,8 @@ def _sums(
                 for v, column in enumerate(columns):
                     builder.store(_added(builder, stored, builder.load(sums[m, v]), row, column), sums[m, v])
     for key, place in places.items():
-        builder.store(builder.load(sums[key]), place, align=4)
+        total = builder.load(sums[key])
+        builder.store(builder.fadd(builder.load(place, align=4), total) if adds else total, place, align=4)
 
 
 def _added(builder: ir.IRBuilder, stored: str, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:

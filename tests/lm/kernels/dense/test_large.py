@@ -88,6 +88,26 @@ def test_half_of_a_symmetric_product_is_computed_and_mirrored(equation, out):
 
 
 @needs_avx2
+@pytest.mark.parametrize("equation", ("btd,btf->df", "btv,btd->vd", "ms,ns->nm"))
+def test_products_are_added_to_a_total(equation):
+    a, b = operands(equation)
+    y = product_reference(equation, a, b)
+    start = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+
+    @jax.jit
+    def added(start, a, b):  # in a loop, as the head does, where the total is changed in place
+        return jax.lax.scan(
+            lambda total, scale: (product(equation, scale * a, b, total=total), None), start, jnp.array([1, 2], FAST)
+        )
+
+    kept = np.asarray(start)
+    found, _ = added(start, a, b)
+    assert count_calls(added.lower(start, a, b).as_text(), "lm_gemm") == 1
+    assert distance(found, start + 3 * y) < 1e-5
+    np.testing.assert_array_equal(start, kept)
+
+
+@needs_avx2
 def test_its_gradient_is_that_of_the_twin():
     a, b = operands("ms,ns->mn", ("float32", FAST))
     weights = jnp.cos(jnp.arange(33 * 1030, dtype=jnp.float32)).reshape(33, 1030)
