@@ -93,8 +93,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.eps = 1e-8  # adamw: added to the root of the mean of squared gradients
     config.optimizer.momentum = 0.95  # muon, normuon: decay of the mean of gradients of hidden matrices
     # normuon: a step changes the matrices of one in so many layers, by so many times as much, for that share of the products
-    # (docs/recipe.md). 1: of all layers.
-    config.optimizer.turns = 2
+    # (docs/recipe.md). 1: of all layers. 0: chosen, 1, 2 or 4; the smaller the batch, the more.
+    config.optimizer.turns = 0
     config.optimizer.state_dtype = "float32"  # of the moments of matrices: float32, bfloat16 or int8 (a quarter of the memory)
     config.optimizer.offload = False  # keep the moments of matrices in host memory between updates (docs/train.md, Memory)
     config.optimizer.weight_decay = 0.1  # per step, times the learning rate; norm scales and biases do not decay

@@ -32,10 +32,11 @@ NEW_DEFAULTS = ("model.qk_norm", *[f"optimizer.{key}" for key in ("name", "sched
 
 
 def keep_chosen(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Set dtype and accumulate, where they are to be chosen, to those with which the run in the workdir began."""
+    """Set dtype, accumulate and turns, where they are to be chosen, to those with which the run in the workdir began."""
     saved = record(workdir)[0] or {}
     config.dtype = saved.get("dtype", "auto") if config.dtype == "auto" else config.dtype
     config.accumulate = config.accumulate or saved.get("accumulate", 0)
+    config.optimizer.turns = config.optimizer.turns or (saved.get("optimizer") or {}).get("turns", 0)
 
 
 def keep_former_defaults(config: ml_collections.ConfigDict, workdir: Path) -> None:

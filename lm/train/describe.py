@@ -30,6 +30,7 @@ from lm.parallel.arrays import PyTree, array_of
 from lm.parallel.memory import is_on_host
 from lm.parallel.mesh import AXES, axis_sizes, check_fit, sharding_on, ways
 from lm.parallel.pipeline import schedule
+from lm.train.optimizers.turns import choose_turns
 from lm.train.start import choose_slices
 from lm.train.step import Batch, Sums, abstract_state, make_trainer, model_config_of, training_loss
 
@@ -41,6 +42,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     model = model_config_of(config)
     mesh = abstract_mesh(config.mesh)
     choose_slices(config, mesh)
+    choose_turns(config)
     check_fit(mesh, model, config.batch_size, config.accumulate, config.sequence_length)
     counts, costs = sizing.parameters(model), sizing.flops(model, config.sequence_length)
     total, active = sum(counts["total"].values()), sum(counts["active"].values())

@@ -27,7 +27,7 @@ ABOVE_0 = ("epochs", "dial.tokens_per_parameter")
 RANGES = {
     "dial.depth": (0, 10_000), "dial.aspect": (1, MAX), "steps": (0, None), "sequence_length": (2, MAX), "batch_size": (1, MAX),
     "accumulate": (0, MAX), "seed": (0, SEEDS), "checkpoint_every": (0, None), "valid_every": (0, None),
-    "valid_batches": (1, None), "max_skipped_in_row": (1, None), "optimizer.warmup": (0, None), "optimizer.turns": (1, 64),
+    "valid_batches": (1, None), "max_skipped_in_row": (1, None), "optimizer.warmup": (0, None), "optimizer.turns": (0, 64),
     "guard.window": (16, 4096), "guard.warmup": (16, None),
     "guard.threshold": (1, None), "guard.high_steps": (0, None), "guard.rewinds": (0, 1000), "guard.lower_rate": (0, 1),
     "guard.lower_steps": (0, None), "keep_last": (1, None), "keep_every": (0, None),

@@ -42,7 +42,7 @@ def optimizer(abstract_params: nnx.State, config: ModelConfig, o: ml_collections
     elif o.name in ("muon", "normuon"):
         labels = by_variable(abstract_params, lambda variable: "muon" if orthogonalised(variable) else "adamw")
         dtype = config.compute_dtype
-        muon = scale_by_muon(o.momentum, dtype) if o.name == "muon" else scale_by_normuon(o.momentum, dtype, o.turns)
+        muon = scale_by_muon(o.momentum, dtype) if o.name == "muon" else scale_by_normuon(o.momentum, dtype, max(1, o.turns))
         direction = optax.partition({"muon": muon, "adamw": adam}, labels)
     else:
         direction = optax.chain(optax.scale_by_lion(b1=o.b1, b2=o.b2), optax.scale(LION_RMS))

@@ -1,17 +1,23 @@
-"""dtype=auto and accumulate=0: what they stand for on which device, and that a run keeps what it began with."""
+"""dtype=auto, accumulate=0 and optimizer.turns=0: what they stand for where, and that a run keeps what it began with."""
 
 import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs.train import default, tiny
+from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train import chips
 from lm.train.checks import keep_chosen
+from lm.train.describe import product_flops
+from lm.train.optimizers.muon import matrix_axes, scale_by_normuon
+from lm.train.optimizers.turns import choose_turns, products
 from lm.train.start import adopt, choose_slices
 from lm.train.step import model_config_of
+from lm.train.values import model_of
 
 
 def choice(monkeypatch, flags=(), backend="cpu", **environment) -> str:
@@ -120,9 +126,37 @@ def test_all_hosts_take_the_slices_of_the_first(monkeypatch):
     assert config.accumulate == 16
 
 
-def test_a_run_keeps_its_slices(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, 2),  # 8,192 tokens a step
+        ({"batch_size": 4}, 4),
+        ({"batch_size": 64}, 1),
+        ({"batch_size": 4, "sequence_length": 1 << 14}, 1),
+        ({"batch_size": 4, "optimizer": {"name": "muon"}}, 1),
+        ({"batch_size": 4, "optimizer": {"turns": 3}}, 3),
+    ],
+)
+def test_layers_take_more_turns_the_smaller_the_batch(change, wanted):
+    config = default.get_config()
+    config.update(change)
+    said = choose_turns(config)
+    assert config.optimizer.turns == wanted
+    assert said.startswith(f"optimizer.turns={wanted}, ") or not said and "optimizer" in change
+
+
+def test_the_products_of_normuon_are_those_of_its_program():
+    config = default.get_config()
+    matrices = skeleton(model_of(config))[1].filter(lambda path, variable: matrix_axes(variable) is not None)
+    transform = scale_by_normuon(0.95, jnp.float32)
+    program = jax.make_jaxpr(lambda grads: transform.update(grads, transform.init(grads))[0])(matrices).jaxpr
+    # The program counts symmetric products whole: 4·m²n + 2·m³ for 3·m²n + m³.
+    assert 4 / 3 < product_flops(program) / products(config) < 3 / 2
+
+
+def test_a_run_keeps_its_slices_and_turns(tmp_path):
     before = default.get_config()
-    before.accumulate = 16
+    before.accumulate, before.optimizer.turns = 16, 3
     (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
     keep_chosen(config := default.get_config(), tmp_path)
-    assert config.accumulate == 16
+    assert (config.accumulate, config.optimizer.turns) == (16, 3)
