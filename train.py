@@ -91,6 +91,7 @@ def train(config, workdir: Path) -> None:
     from lm.train.events.validation import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
+    from lm.train.optimizers.turns import choose_turns
     from lm.train.rates import choose_rate
     from lm.train.start import adopt, check_config, choose_slices, choose_steps, initial_params
     from lm.train.step import make_trainer, model_config_of
@@ -100,8 +101,9 @@ def train(config, workdir: Path) -> None:
     dial.horizon(config, config_files.given_keys())
     mesh = make_mesh(config.mesh)
     growth = parse_sizes(config.batch_warmup, config.batch_size)
-    if (chosen := choose_slices(config, mesh)) and hosts.is_first():
-        print(chosen, flush=True)
+    for chosen in (choose_slices(config, mesh), choose_turns(config)):
+        if chosen and hosts.is_first():
+            print(chosen, flush=True)
     for rows in growth.rows:
         check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
     check_config(config, workdir)

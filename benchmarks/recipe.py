@@ -55,9 +55,11 @@ def adamw(config):
 
 
 def default(config):
-    """Return the config with the recipe of configs/train/default.py, at the chosen rates."""
+    """Return the config with the recipe of configs/train/default.py, at the chosen turns and rates."""
+    from lm.train.optimizers.turns import choose_turns
     from lm.train.rates import choose_rate
 
+    choose_turns(config)
     choose_rate(config)
     return config
 

@@ -30,6 +30,7 @@ from lm.runs.workdir import finished, record, save_record
 from lm.train import events, loop
 from lm.train.feed import Feed
 from lm.train.fit import check_memory
+from lm.train.optimizers.turns import choose_turns
 from lm.train.rates import choose_rate
 from lm.train.start import adopt, check_config, initial_params
 from lm.train.step import model_config_of
@@ -61,6 +62,8 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
     check_fit(mesh, model_config, config.batch_size or slices * row_ways(mesh), slices, config.sequence_length)
     if config.method == "rl" and config.rl.max_lag:
         check_devices(config, mesh)
+    if (chosen := choose_turns(config)) and hosts.is_first():
+        print(chosen, flush=True)
     check_config(config, workdir)
     choose_rate(config)
     if done := hosts.from_first(lambda: finished(config, workdir)):

@@ -21,7 +21,6 @@ import ml_collections
 from lm.config import ModelConfig
 from lm.model import sizing
 from lm.parallel.hosts import is_first
-from lm.train.optimizers.turns import choose_turns
 from lm.train.values import model_of
 
 SEVEN = 7e9
@@ -39,10 +38,8 @@ WIDE = 15.0  # of embeddings that begin with a std of 0.8, times the rate of the
 
 
 def choose_rate(config: ml_collections.ConfigDict) -> None:
-    """Set what config.optimizer leaves open, turns and rates, and print it. The config has the model keys of init_from."""
+    """Set the rates of config.optimizer that are None, and print the first. The config has the model keys of init_from."""
     o = config.optimizer
-    if (chosen := choose_turns(config)) and is_first():
-        print(chosen, flush=True)
     if o.head_rate is None:
         embedding, o.head_rate = relative_rates(config)
         o.embedding_rate = embedding if o.embedding_rate is None else o.embedding_rate

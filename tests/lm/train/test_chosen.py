@@ -120,10 +120,12 @@ def test_slices_fit_a_processors_caches(monkeypatch, capsys, change, devices, ba
     assert not capsys.readouterr().out  # --describe=json prints JSON alone
 
 
-def test_all_hosts_take_the_slices_of_the_first(monkeypatch):
-    monkeypatch.setattr("lm.train.start.from_first", lambda make: 16)  # which alone has the record of the run
+def test_all_hosts_take_the_slices_and_turns_of_the_first(monkeypatch):
+    for chooser in ("lm.train.start", "lm.train.optimizers.turns"):
+        monkeypatch.setattr(f"{chooser}.from_first", lambda make: 16)  # which alone has the record of the run
     choose_slices(config := default.get_config(), make_mesh({"data": 1}, jax.devices()[:1]))
-    assert config.accumulate == 16
+    choose_turns(config)
+    assert (config.accumulate, config.optimizer.turns) == (16, 16)
 
 
 @pytest.mark.parametrize(
