@@ -12,7 +12,21 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from lm.kernels.dense.packing import SIDE, TILE
-from lm.kernels.native.vectors import FLOATS, LANES, WORDS, ask, at, has, i32, i64, load, multiply_add, outlined, splat, written
+from lm.kernels.native.vectors import (
+    FLOATS,
+    LANES,
+    WORDS,
+    at,
+    has,
+    i32,
+    i64,
+    load,
+    multiply_add,
+    outlined,
+    prefetch_line,
+    splat,
+    written,
+)
 
 llvm.initialize_native_asmparser()
 
@@ -77,7 +91,7 @@ def _sums(
     for key, place in places.items():
         builder.store(ir.Constant(FLOATS, [0.0] * LANES), sums[key])
         if adds:
-            ask(builder, builder.ptrtoint(place, i64))  # it arrives while the products are computed
+            prefetch_line(builder, builder.ptrtoint(place, i64))  # it arrives while the products are computed
     with cgutils.for_range(builder, steps) as step, cgutils.for_range(builder, i64(LANES // UNROLLED)) as part:
         start = builder.mul(step.index, i64(TILE))
         a_word = builder.add(a, builder.add(start, builder.mul(part.index, i64(4 * UNROLLED))))

@@ -265,7 +265,7 @@ def rows_of(left: int) -> int:
     return min(left, 4)
 
 
-def ask(builder: ir.IRBuilder, address: ir.Value) -> None:
+def prefetch_line(builder: ir.IRBuilder, address: ir.Value) -> None:
     """Ask for the cache line at an address."""
     pointer = builder.inttoptr(address, i8.as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
@@ -273,4 +273,4 @@ def ask(builder: ir.IRBuilder, address: ir.Value) -> None:
     builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # to read, into the second cache, data
 
 
-prefetch = written(1)(ask)
+prefetch = written(1)(prefetch_line)

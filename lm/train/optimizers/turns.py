@@ -1,8 +1,8 @@
 """How many turns the layers take in NorMuon (muon.py), for a run that leaves it open.
 
 NorMuon's products do not depend on the batch: the smaller it is, the larger is their share of a step. Twice as many turns save
-half of them, for about as much quality as 1 % of the steps teaches (docs/recipe.md). So turns are doubled while that saves more
-than 3 % of a step's products.
+half of them, and cost no more quality than 1 % of the steps is worth, as far as was measured (docs/recipe.md). So turns are
+doubled while that saves more than 3 % of a step's products.
 """
 
 import math
@@ -43,7 +43,6 @@ def products(config: ml_collections.ConfigDict) -> float:
 
     A step of Newton–Schulz with m ≤ n: half of X·Xᵀ and of A², which are symmetric, and a product with X (muon.py).
     """
-
     total = 0.0
     for variable in jax.tree.leaves(skeleton(model_of(config))[1], is_leaf=is_variable):
         if is_variable(variable) and (axes := matrix_axes(variable)):
