@@ -3,7 +3,7 @@
     python curate.py --config=configs/curate/demo.py --workdir=runs/cross/corpus
     python -m benchmarks.cross_distill --corpus=runs/cross/corpus --out=runs/cross [-- --config.distill.across=uld]
 
-Three quarters of the documents are the teacher's: it has 3 M parameters and a byte-level BPE vocabulary as Qwen's, made from
+Three quarters of the documents are the teacher's: it has 20 M parameters and a byte-level BPE vocabulary as Qwen's, made from
 them. The student (1.4 M) has a SentencePiece vocabulary. Few passages of the other documents are the text: neither model has
 read those. Each seed trains a student for a few steps on documents of the teacher, then three times from there: by `sft` on
 the text alone, by `distill` with teacher and text in equal parts, and, as a negative control, by `distill` with a teacher
@@ -31,6 +31,7 @@ TEMPLATE = (
     "{%- for message in messages -%}{%- if message.role == 'assistant' -%}{%- generation -%}{{ message.content }}"
     "{%- endgeneration -%}{%- else -%}{{ message.content }}{%- endif -%}{%- endfor -%}"
 )
+TEACHER = {"num_layers": 8, "embed_dim": 448, "num_heads": 7, "num_kv_heads": 7, "head_dim": 64, "mlp_dim": 1152}
 STUDENT = {"num_layers": 3, "embed_dim": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "mlp_dim": 384}
 
 
@@ -53,6 +54,7 @@ def main() -> None:
     written(given.out, texts)
     data = {"data.input": given.out / "teacher_text", "valid_every": 10**6, "checkpoint_every": 10**6}
     keys = data | {"tokenizer": given.out / "byte_level", "model.vocab_size": 4096}
+    keys |= {f"model.{name}": value for name, value in TEACHER.items()}
     verb("train.py", "train/demo", given.out / "teacher", keys | {"steps": given.teacher_steps, "data.max_bytes": 12_000_000})
     verb("train.py", "train/demo", given.out / "untrained", keys | {"steps": 1, "data.max_bytes": 500_000})
     rows = [measured(given, data, seed) for seed in range(given.seeds)]

@@ -24,6 +24,7 @@ from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align import length
 from lm.align.cross.spans import Aligner
+from lm.align.rl.ahead import meshes
 from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
 from lm.align.rl.tools import Surroundings
@@ -107,7 +108,9 @@ class RunData(NamedTuple):
         if not (tasks := self.tasks or self.held_out):
             return None
         setup = self.setup
-        return sampler_of(setup.config, graph, setup.tokenizer, tasks, setup.surroundings, towers=self.towers)
+        training, sampling = meshes(setup.config)
+        mesh = None if sampling == training else sampling
+        return sampler_of(setup.config, graph, setup.tokenizer, tasks, setup.surroundings, towers=self.towers, mesh=mesh)
 
 
 def own_tokenizer(config, workdir: Path) -> Tokenizer:

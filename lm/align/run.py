@@ -16,7 +16,7 @@ from lm.align import distill, length, preference, reward, settings, sft
 from lm.align.data import RunData, Setup, Tasks, data_summary, from_examples, from_tasks, own_tokenizer
 from lm.align.quiz import write_quiz
 from lm.align.rl import objective as reinforce
-from lm.align.rl.ahead import check_devices
+from lm.align.rl.ahead import meshes
 from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import open_surroundings
 from lm.align.validation import HeldOut, Samples, Validation, first_validation
@@ -24,7 +24,7 @@ from lm.evals import in_loop
 from lm.model import sizing
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
-from lm.parallel.mesh import check_fit, make_mesh, row_ways
+from lm.parallel.mesh import check_fit, row_ways
 from lm.runs.own_code import keep_own_code
 from lm.runs.workdir import finished, record, save_record
 from lm.train import events, loop
@@ -57,11 +57,9 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
     """
     begin = time.perf_counter()
     new_senses = _settle(config, workdir)
-    mesh, model_config = make_mesh(config.mesh), model_config_of(config)
+    mesh, model_config = meshes(config)[0], model_config_of(config)
     slices = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size or slices * row_ways(mesh), slices, config.sequence_length)
-    if config.method == "rl" and config.rl.max_lag:
-        check_devices(config, mesh)
     if (chosen := choose_turns(config)) and hosts.is_first():
         print(chosen, flush=True)
     check_config(config, workdir)
@@ -103,7 +101,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None], tasks: Task
 def _settle(config, workdir: Path) -> list[str]:
     """Check the config and set what follows from the model that is trained. Return the senses that it gets."""
     settings.check(config)
-    length.adopt_length(config, hosts.from_first(lambda: record(workdir)[0]), row_ways(make_mesh(config.mesh)))
+    length.adopt_length(config, hosts.from_first(lambda: record(workdir)[0]), row_ways(meshes(config)[0]))
     if config.method == "distill":
         distill.check_teacher(config.distill)
     new_senses = [name for name, section in sft.SENSES.items() if config.model[section].num_layers]

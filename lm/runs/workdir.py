@@ -29,10 +29,10 @@ IDENTITY = tuple(
 # Keys and sections that do not shape what a run learns: layout over devices, memory, logs, what is measured and what is kept.
 # The dial is compared by the keys that it sets. A run without a step left to train refuses other values of all other keys.
 WITHOUT_EFFECT = tuple(
-    "accumulate dial mesh watchdog find_nan profile optimizer.offload preference.share_prompts rl.share_prompts data.log_ids "
-    "model.scan_layers model.remat model.remat_matmuls_last model.offload model.pipeline model.context_attention "
-    "evals trackers samples samples_every num_samples valid_every valid_first valid_batches "
-    "checkpoint_every keep_last keep_every keep_hours keep_best".split()
+    "accumulate dial mesh watchdog find_nan profile optimizer.offload preference.share_prompts rl.share_prompts "
+    "rl.sampling_devices rl.sampling_tensor data.log_ids model.scan_layers model.remat model.remat_matmuls_last model.offload "
+    "model.pipeline model.context_attention evals trackers samples samples_every num_samples valid_every valid_first "
+    "valid_batches checkpoint_every keep_last keep_every keep_hours keep_best".split()
 )
 # Keys of IDENTITY sections that may change when a run resumes: those without effect, the data mixture, the precision of
 # products, weights of auxiliary losses, and the maximum context (the checkpoint itself checks the table of learned positions).

@@ -3,6 +3,9 @@
 Batch n is sampled with the parameters after step n − 1 − lag, or with the first ones of the run. So which parameters sample a
 batch depends on the step, not on the clock, and all tokens of a batch are of one version. Checkpoint s holds the batches
 s + 1 … s + lag, because the older parameters that sampled them are gone when the run resumes.
+
+On one device both take turns as they come. Several devices exchange data, so all must run the programs of two threads in the
+same order: there some devices only sample (`meshes`).
 """
 
 import json
@@ -11,25 +14,46 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from lm.errors import UserError
 from lm.model.linear import trainable
+from lm.parallel.mesh import check_fit, make_mesh, row_ways, shardings
 from lm.train.step import model_config_of
 
 STALENESS = "sample/staleness_max"  # steps between the parameters that sampled a batch and those that it updates
 
 
-def check_devices(config, mesh: Mesh) -> None:
-    """Raise UserError on several devices: they exchange data, so all must run the programs of two threads in the same order."""
-    if jax.process_count() > 1 or mesh.size > 1:
+def meshes(config) -> tuple[Mesh, Mesh]:
+    """Return the mesh that trains and the one that samples. They are the same one unless config.rl.sampling_devices are set.
+
+    Raises UserError for sizes that do not fit the devices, and for several devices that would do both at once.
+    """
+    rl, devices = config.rl, jax.devices()
+    if config.method != "rl" or not rl.max_lag:
+        return (mesh := make_mesh(config.mesh)), mesh
+    asked = f"rl.max_lag={rl.max_lag} samples while a step trains, which needs"
+    if jax.process_count() > 1:
+        raise UserError(f"{asked} one process, not {jax.process_count()}: set rl.max_lag=0")
+    if not (count := rl.sampling_devices):
+        if len(devices) > 1:
+            raise UserError(
+                f"{asked} devices of its own where there are {len(devices)}: set rl.sampling_devices, or rl.max_lag=0"
+            )
+        return (mesh := make_mesh(config.mesh)), mesh
+    if not 0 < count < len(devices) or count % max(1, rl.sampling_tensor):
         raise UserError(
-            f"rl.max_lag={config.rl.max_lag} samples while a step trains, which needs one process and one device, not "
-            f"{mesh.size}: set rl.max_lag=0, or train on one"
+            f"rl.sampling_devices={count} must be a multiple of rl.sampling_tensor={rl.sampling_tensor} and leave devices to "
+            f"train on: this job has {len(devices)}"
         )
+    sampling = make_mesh({"data": -1, "tensor": rl.sampling_tensor}, devices[-count:])
+    try:
+        check_fit(sampling, model_config_of(config), row_ways(sampling), 1)
+    except UserError as error:
+        raise UserError(f"rl.sampling_tensor={rl.sampling_tensor}: {error}") from None
+    return make_mesh(config.mesh, devices[:-count]), sampling
 
 
 class Sampled(NamedTuple):
@@ -42,8 +66,8 @@ class Sampled(NamedTuple):
 class Ahead:
     """Samples up to `lag` batches ahead in a thread of its own, in the order of their steps.
 
-    sample: returns the rollouts of a step, sampled with parameters. It gets copies of those that the run trains, because a step
-    donates its own: at most lag + 1 at a time, for adapters without the base.
+    sample: returns the rollouts of a step, sampled with parameters. It gets copies of those that the run trains, on `mesh`,
+    because a step donates its own: at most lag + 1 at a time, for adapters without the base.
     """
 
     def __init__(self, config, mesh: Mesh, sample: Callable[[int, nnx.State], Sampled]):
@@ -58,8 +82,8 @@ class Ahead:
         missing = [n for n in range(step, min(step + self._lag, self._last) + 1) if n not in self._batches]
         if missing:
             changed, base = nnx.split_state(params, self._changes, ...)
-            self._base = self._base or jax.tree.map(jnp.copy, base)
-            params = nnx.merge_state(jax.tree.map(jnp.copy, changed), self._base)
+            self._base = self._base or self._copied(base)
+            params = nnx.merge_state(self._copied(changed), self._base)
         for n in missing:
             self._batches[n] = self._thread.submit(self._sampled, n, params, n - step)
         return self._batches.pop(step).result()
@@ -84,6 +108,9 @@ class Ahead:
     def close(self) -> None:
         """Wait for the batch that is being sampled, and sample no other."""
         self._thread.shutdown(cancel_futures=True)
+
+    def _copied(self, params: nnx.State) -> nnx.State:
+        return jax.device_put(params, shardings(params, self._mesh), may_alias=False)
 
     def _sampled(self, step: int, params: nnx.State, staleness: int) -> Sampled:
         with jax.set_mesh(self._mesh):

@@ -4,11 +4,14 @@ A rollout is a conversation as token ids, with a mask of the sampled tokens and 
 ids; text is never encoded again.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from data.chat.examples import read_template
 from data.chat.harmony import spelled
@@ -26,6 +29,7 @@ from lm.infer.environments import Episodes, Make, Observed
 from lm.infer.prompts import stops_of
 from lm.model.media import Media
 from lm.model.transformer import Transformer
+from lm.parallel.mesh import shardings
 from lm.train.fit import memory_of_device
 
 SHARE = 1 / 6  # of the memory, for a packed copy of the weights beside the training state
@@ -140,8 +144,8 @@ class RolloutSettings:
 class Sampler:
     """A function of (parameters, tasks) that samples `each` rollouts of each task.
 
-    temperature: overrides that of settings. engine, towers: as in `roll_out`. close: stop the engine; another call starts it
-    again.
+    temperature: overrides that of settings. engine, towers: as in `roll_out`. mesh: to which the parameters are moved; None:
+    they are used where they are. close: stop the engine; another call starts it again.
     """
 
     graph: nnx.GraphDef
@@ -149,13 +153,16 @@ class Sampler:
     settings: RolloutSettings
     engine: LocalEngine
     towers: Towers | None = None
+    mesh: Mesh | None = None
 
     def __call__(
         self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature: float | None = None
     ) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
-        model, options = nnx.merge(self.graph, params), {"seed": seed, "each": each, "towers": self.towers}
-        return roll_out(model, self.tokenizer, tasks, settings, self.engine, **options)
+        options = {"seed": seed, "each": each, "towers": self.towers}
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            params = params if self.mesh is None else jax.device_put(params, shardings(params, self.mesh))
+            return roll_out(nnx.merge(self.graph, params), self.tokenizer, tasks, settings, self.engine, **options)
 
     def close(self) -> None:
         self.engine.close()
@@ -170,11 +177,12 @@ def sampler_of(
     *,
     room: float | None = None,
     towers: Towers | None = None,
+    mesh: Mesh | None = None,
 ) -> Sampler:
     """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens.
 
     room: bytes for a packed copy of the weights beside the training state; None: a share of the memory, so that a resumed run
-    on the same machine decides alike. towers: what a model with encoders sees and hears.
+    on the same machine decides alike. towers: what a model with encoders sees and hears. mesh: as in `Sampler`.
     Raises as `check_room` and `check_turns`.
     """
     o = config.rollout
@@ -195,7 +203,7 @@ def sampler_of(
         check_turns(tokenizer, surroundings, settings.template)
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
     room = SHARE * memory_of_device() if room is None else room
-    return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, room, rows, settings.most_tokens), towers)
+    return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, room, rows, settings.most_tokens), towers, mesh)
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -52,7 +52,7 @@ class RolloutStream:
         self._prepare = jax.jit(prepared(sampler.graph, config)) if prepares else None
         shortest = min(len(task["prompt_ids"]) for task in tasks)
         self._answer_length = shared_prompts.answer_length(config, mesh, self.group_size, sampler.settings.width, shortest)
-        self._ahead = Ahead(config, mesh, self.sampled) if rewards is not None and config.rl.max_lag else None
+        self._ahead = Ahead(config, sampler.mesh or mesh, self.sampled) if rewards is not None and config.rl.max_lag else None
 
     def start(self, step: int) -> None:
         self._returned = None  # when the last batch was returned

@@ -11,11 +11,12 @@ from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
 from lm.align.rl import objective as rl
-from lm.align.rl.ahead import check_devices
+from lm.align.rl.ahead import meshes
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rollouts import sampler_of
 from lm.align.rl.stream import RolloutStream
 from lm.errors import UserError
+from lm.infer.engine import local
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.runs.checkpoint import PENDING, Checkpoints
@@ -52,18 +53,19 @@ def opened(tokenizer):
 
     @contextlib.contextmanager
     def make(config):
-        mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        training, sampling = meshes(config) if config.rl.sampling_devices else [make_mesh({"data": 1}, jax.devices()[:1])] * 2
+        mesh = None if sampling == training else sampling
         prompts = [[{"role": "user", "content": f"the cat sat {n}"}] for n in range(5)]
         ids = (encode_chat(tokenizer, prompt, add_generation_prompt=True).ids for prompt in prompts)
         tasks = [{"prompt": prompt, "prompt_ids": found} for prompt, found in zip(prompts, ids)]
         rewards = Rewards(("length",), (lambda prompts, completions, **columns: [float(len(c)) for c in completions],), (1.0,))
-        sampler = sampler_of(config, skeleton(model_config_of(config))[0], tokenizer, tasks)
+        sampler = sampler_of(config, skeleton(model_config_of(config))[0], tokenizer, tasks, mesh=mesh)
         trainer = make_trainer(config, rl.objective(config))
-        stream = RolloutStream(config, mesh, sampler, tasks, rewards)
+        stream = RolloutStream(config, training, sampler, tasks, rewards)
         stream.start(0)
-        with jax.set_mesh(mesh), contextlib.closing(sampler), contextlib.closing(stream):
-            step_fn = steps.setdefault(config.model.adapter.rank, jax.jit(trainer.step, donate_argnums=0))
-            yield stream, step_fn, first_state(trainer, config, mesh)
+        with jax.set_mesh(training), contextlib.closing(sampler), contextlib.closing(stream):
+            step_fn = steps.setdefault((training, config.model.adapter.rank), jax.jit(trainer.step, donate_argnums=0))
+            yield stream, step_fn, first_state(trainer, config, training)
 
     return make
 
@@ -127,6 +129,37 @@ def test_a_run_that_resumes_ends_with_the_same_bits(opened, lag, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
+def test_devices_that_only_sample_give_the_rollouts_of_those_that_train(opened, monkeypatch):
+    """Weights are split over both meshes, in other ways. Nothing that samples is on a device that trains."""
+    monkeypatch.setattr(local, "packs", lambda *_: False)  # as on accelerators
+    config = config_of(1)
+    config.mesh.update(data=1, fsdp=2, tensor=2)
+    config.rl.update(sampling_devices=4, sampling_tensor=2)
+    with opened(config) as (stream, step_fn, state):
+        whole, found = trained(stream, step_fn, state, range(1, STEPS + 1))
+        where = stream.sampler.engine._engine._mesh
+        assert {x.sharding.mesh.size for x in jax.tree.leaves(whole.params)} == {4}
+    assert dict(where.shape) | {"data": 2, "tensor": 2} == dict(where.shape)
+    assert not set(where.devices.flat) & set(jax.tree.leaves(whole.params)[0].sharding.device_set)
+    with opened(config_of(0)) as (taking_turns, _, state):
+        one = jax.tree.map(lambda x: x.sharding, state.params)
+        for step, (_, batch, metrics) in found.items():
+            older = jax.device_put(found[max(1, step - 1)][0], one)
+            alone = jax.device_get(taking_turns.next(step, older, lambda: 0.0)[0])
+            assert metrics["sample/staleness_max"] == min(step - 1, 1)
+            assert np.array_equal(batch["tokens"], alone["tokens"]), step
+            np.testing.assert_allclose(batch["sampler_logps"], alone["sampler_logps"], atol=2e-5)
+    with opened(config) as (stream, step_fn, state):
+        state, _ = trained(stream, step_fn, state, [1, 2])
+        saved, pending = jax.device_get(state), jax.device_get(stream.pending())
+        sharded = jax.tree.map(lambda x: x.sharding, state)
+    with opened(config) as (stream, step_fn, _):
+        stream.take(pending)
+        again, _ = trained(stream, step_fn, jax.device_put(saved, sharded), range(3, STEPS + 1))
+    for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_what_was_sampled_for_a_longer_lag_or_another_batch_is_sampled_anew(opened):
     with opened(config_of(4)) as (stream, step_fn, state):
         state, _ = trained(stream, step_fn, state, range(1, 5))
@@ -167,8 +200,19 @@ def test_settings_that_contradict_each_other_are_named(keys, words):
         settings.check_method(config)
 
 
-@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (1, 2)])
-def test_devices_that_would_wait_for_one_another_are_refused(devices, processes, monkeypatch):
+@pytest.mark.parametrize(
+    ("keys", "processes", "words"),
+    [
+        ({}, 1, r"rl\.max_lag=1 .* where there are 8: set rl\.sampling_devices"),
+        ({}, 2, r"rl\.max_lag=1 .* one process, not 2"),
+        (dict(sampling_devices=8), 1, r"rl\.sampling_devices=8 must .* leave devices to train on: this job has 8"),
+        (dict(sampling_devices=3, sampling_tensor=2), 1, r"rl\.sampling_devices=3 must be a multiple of rl\.sampling_tensor=2"),
+        (dict(sampling_devices=4, sampling_tensor=4), 1, r"rl\.sampling_tensor=4: .* does not divide model\.num_kv_heads=2"),
+    ],
+)
+def test_devices_that_would_wait_for_one_another_are_refused(keys, processes, words, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: processes)
-    with pytest.raises(UserError, match=r"rl\.max_lag=1 .* one process and one device"):
-        check_devices(config_of(1), make_mesh({"data": devices}, jax.devices()[:devices]))
+    config = config_of(1)
+    config.rl.update(keys)
+    with pytest.raises(UserError, match=words):
+        meshes(config)
