@@ -71,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
     # By how many steps the policy that samples is older than the one that is trained. Rollouts are sampled ahead, while other
     # steps train. It needs rl.correction; 1 is usually enough (docs/align.md). 0: sampling and training take turns.
     config.rl.max_lag = 0
-    config.rl.sampling_devices = 0  # the last so many devices only sample, with max_lag; needed where there are several
+    config.rl.sampling_devices = 0  # so many devices of each process only sample, with max_lag; needed where there are several
     config.rl.sampling_tensor = 1  # of these, how many share a copy of the weights
     config.rl.mask_truncated = False  # exclude truncated rollouts from the loss
     config.rl.gamma = 1.0  # ppo: discount of later rewards

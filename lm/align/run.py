@@ -1,6 +1,7 @@
 """Run one alignment method: read its data, train with lm.train.loop, and write a report."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -146,6 +147,7 @@ def _train(data: RunData, evals) -> dict[str, Any]:
         else:
             rewards = data.rewards if config.method == "rl" else None
             stream = RolloutStream(config, mesh, sampler, data.tasks, rewards, frozen, data.with_spans)
+            sampler = dataclasses.replace(sampler, wait=stream.wait)  # for all that samples beside the stream
         feed = Feed(data.valid, mesh) if data.valid is not None else None
         validate = Validation(config, trainer, feed, sampler, data.held_out, data.rewards, frozen)
         samples = Samples(config, workdir, sampler, data.held_out, data.rewards) if data.held_out else None

@@ -40,8 +40,6 @@ Tree = TypeVar("Tree")  # of arrays
 _listener: threading.Thread
 _undo_abort: Callable[[], None] | None = None
 _ending = threading.Lock()
-_made = Channel(MADE)  # of from_first
-_alone = False  # whether this process is inside from_first's make()
 _leaving = False  # whether this process waits for the others at its end
 at_end: list[Callable[[int, str], None]] = []  # called with exit code and line of a failure before it ends this process
 
@@ -181,29 +179,38 @@ def first_text(text: str | None) -> str | None:
     return next(filter(None, texts), None)
 
 
+class _OfThread(threading.local):
+    """What `from_first` needs in each thread. alone: whether this process is inside make()."""
+
+    def __init__(self) -> None:
+        self.made, self.alone = Channel(f"{MADE}/{threading.current_thread().name}"), False
+
+
+_first = _OfThread()
+
+
 def from_first(make: Callable[[], T]) -> T:
     """Call make() on process 0 only; return its value, or raise its error, on all processes.
 
-    Use it for what may differ between processes: an endpoint's answer, a program's outcome, files on a disk. All processes call
-    it in the same order, from their main threads. `make` must hold no collective; a from_first inside it is a plain call.
+    Use it for what may differ between processes: an endpoint's answer, a program's outcome, files on a disk. On all processes,
+    threads of one name call it in the same order. `make` must hold no collective; a from_first inside it is a plain call.
     Values and errors are sent pickled. An error that cannot be pickled becomes a RuntimeError with its text.
     """
-    global _alone
-    if _service() is None or _alone or distributed.global_state.num_processes == 1:
+    if _service() is None or _first.alone or distributed.global_state.num_processes == 1:
         return make()
     if distributed.global_state.process_id:
-        value, error = pickle.loads(_made.receive_bytes())
+        value, error = pickle.loads(_first.made.receive_bytes())
     else:
         value = error = None
-        _alone = True
+        _first.alone = True
         try:
             value = make()
             packed = pickle.dumps((value, None))
         except Exception as raised:
             packed, error = _packed(raised)
         finally:
-            _alone = False
-        _made.send_bytes(packed)
+            _first.alone = False
+        _first.made.send_bytes(packed)
     if error is not None:
         raise error
     return value
@@ -218,7 +225,7 @@ def gathered(tree: PyTree) -> PyTree:
     def whole(x: jax.Array) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
-        if _alone:
+        if _first.alone:
             raise RuntimeError("the function that from_first calls must not compute on the mesh of all processes")
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 

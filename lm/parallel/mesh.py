@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -208,6 +209,26 @@ def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple[np.ndarra
         return jax.make_array_from_callback(x.shape, where, lambda index: np.ascontiguousarray(x[index]))
 
     return tuple(map(placed, arrays))
+
+
+def moved(tree: PyTree, mesh: Mesh, *, copy: bool = False) -> PyTree:
+    """Return a tree of nnx variables on a mesh, which may have other devices of the same processes, sharded by its axes.
+
+    copy: also of arrays that are there already. Devices of several processes send only to those of their own process: they
+    gather each array first. So every process must call this.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings(tree, mesh), may_alias=False if copy else None)
+
+    def one(x: jax.Array, where: NamedSharding) -> jax.Array:
+        if x.sharding == where:
+            return jnp.copy(x) if copy else x
+        assert isinstance(x.sharding, NamedSharding)
+        with jax.set_mesh(x.sharding.mesh):
+            whole = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec())).addressable_data(0)
+        return jax.make_array_from_callback(x.shape, where, lambda index: whole[index])
+
+    return jax.tree.map(one, tree, shardings(tree, mesh))
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

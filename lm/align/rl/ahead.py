@@ -8,6 +8,7 @@ On one device both take turns as they come. Several devices exchange data, so al
 same order: there some devices only sample (`meshes`).
 """
 
+import concurrent.futures
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 from lm.errors import UserError
 from lm.model.linear import trainable
-from lm.parallel.mesh import check_fit, make_mesh, row_ways, shardings
+from lm.parallel.mesh import check_fit, make_mesh, moved, row_ways
 from lm.train.step import model_config_of
 
 STALENESS = "sample/staleness_max"  # steps between the parameters that sampled a batch and those that it updates
@@ -34,26 +35,26 @@ def meshes(config) -> tuple[Mesh, Mesh]:
     rl, devices = config.rl, jax.devices()
     if config.method != "rl" or not rl.max_lag:
         return (mesh := make_mesh(config.mesh)), mesh
-    asked = f"rl.max_lag={rl.max_lag} samples while a step trains, which needs"
-    if jax.process_count() > 1:
-        raise UserError(f"{asked} one process, not {jax.process_count()}: set rl.max_lag=0")
-    if not (count := rl.sampling_devices):
-        if len(devices) > 1:
-            raise UserError(
-                f"{asked} devices of its own where there are {len(devices)}: set rl.sampling_devices, or rl.max_lag=0"
-            )
+    count, each = rl.sampling_devices, jax.local_device_count()
+    if not count and len(devices) == 1:
         return (mesh := make_mesh(config.mesh)), mesh
-    if not 0 < count < len(devices) or count % max(1, rl.sampling_tensor):
+    if not count:
         raise UserError(
-            f"rl.sampling_devices={count} must be a multiple of rl.sampling_tensor={rl.sampling_tensor} and leave devices to "
-            f"train on: this job has {len(devices)}"
+            f"rl.max_lag={rl.max_lag} samples while a step trains, on devices of its own where there are {len(devices)}: set "
+            "rl.sampling_devices, or rl.max_lag=0"
         )
-    sampling = make_mesh({"data": -1, "tensor": rl.sampling_tensor}, devices[-count:])
+    if not 0 < count < each or count * jax.process_count() % max(1, rl.sampling_tensor):
+        raise UserError(
+            f"rl.sampling_devices={count} must leave devices to train on of the {each} of a process, and be in all a multiple "
+            f"of rl.sampling_tensor={rl.sampling_tensor}"
+        )
+    ours = {device for i in range(jax.process_count()) for device in jax.local_devices(i)[-count:]}
+    sampling = make_mesh({"data": -1, "tensor": rl.sampling_tensor}, [device for device in devices if device in ours])
     try:
         check_fit(sampling, model_config_of(config), row_ways(sampling), 1)
     except UserError as error:
         raise UserError(f"rl.sampling_tensor={rl.sampling_tensor}: {error}") from None
-    return make_mesh(config.mesh, devices[:-count]), sampling
+    return make_mesh(config.mesh, [device for device in devices if device not in ours]), sampling
 
 
 class Sampled(NamedTuple):
@@ -82,11 +83,15 @@ class Ahead:
         missing = [n for n in range(step, min(step + self._lag, self._last) + 1) if n not in self._batches]
         if missing:
             changed, base = nnx.split_state(params, self._changes, ...)
-            self._base = self._base or self._copied(base)
-            params = nnx.merge_state(self._copied(changed), self._base)
+            self._base = self._base or moved(base, self._mesh, copy=True)
+            params = nnx.merge_state(moved(changed, self._mesh, copy=True), self._base)
         for n in missing:
             self._batches[n] = self._thread.submit(self._sampled, n, params, n - step)
         return self._batches.pop(step).result()
+
+    def wait(self) -> None:
+        """Wait until every batch that was asked for is sampled."""
+        concurrent.futures.wait(self._batches.values())
 
     def pending(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of each batch that is sampled and not yet trained, by its step, when they are all there."""
@@ -108,9 +113,6 @@ class Ahead:
     def close(self) -> None:
         """Wait for the batch that is being sampled, and sample no other."""
         self._thread.shutdown(cancel_futures=True)
-
-    def _copied(self, params: nnx.State) -> nnx.State:
-        return jax.device_put(params, shardings(params, self._mesh), may_alias=False)
 
     def _sampled(self, step: int, params: nnx.State, staleness: int) -> Sampled:
         with jax.set_mesh(self._mesh):

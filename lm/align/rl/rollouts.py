@@ -6,7 +6,7 @@ ids; text is never encoded again.
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ from lm.infer.environments import Episodes, Make, Observed
 from lm.infer.prompts import stops_of
 from lm.model.media import Media
 from lm.model.transformer import Transformer
-from lm.parallel.mesh import shardings
+from lm.parallel.mesh import moved
 from lm.train.fit import memory_of_device
 
 SHARE = 1 / 6  # of the memory, for a packed copy of the weights beside the training state
@@ -145,7 +145,7 @@ class Sampler:
     """A function of (parameters, tasks) that samples `each` rollouts of each task.
 
     temperature: overrides that of settings. engine, towers: as in `roll_out`. mesh: to which the parameters are moved; None:
-    they are used where they are. close: stop the engine; another call starts it again.
+    they are used where they are. wait: called first. close: stop the engine; another call starts it again.
     """
 
     graph: nnx.GraphDef
@@ -154,14 +154,17 @@ class Sampler:
     engine: LocalEngine
     towers: Towers | None = None
     mesh: Mesh | None = None
+    wait: Callable[[], None] | None = None
 
     def __call__(
         self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature: float | None = None
     ) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
         options = {"seed": seed, "each": each, "towers": self.towers}
+        if self.wait is not None:
+            self.wait()
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            params = params if self.mesh is None else jax.device_put(params, shardings(params, self.mesh))
+            params = params if self.mesh is None else moved(params, self.mesh)
             return roll_out(nnx.merge(self.graph, params), self.tokenizer, tasks, settings, self.engine, **options)
 
     def close(self) -> None:

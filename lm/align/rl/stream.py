@@ -101,6 +101,11 @@ class RolloutStream:
     def ids(self, step: int) -> list[int] | None:
         return None
 
+    def wait(self) -> None:
+        """Wait until nothing is sampled, so that others may sample: on all processes in the same order."""
+        if self._ahead:
+            self._ahead.wait()
+
     def close(self) -> None:
         if self._ahead:
             self._ahead.close()
