@@ -145,7 +145,8 @@ def end(line: str, code: int, details: str = "", gone: int | None = None) -> Non
     above the line, if this process failed first. gone: the number of a process that cannot read it any more. An error of the
     network waits until the listener has found who is gone.
     """
-    if details and several() and heartbeat.NETWORK.search(line):
+    failed = details or "JaxRuntimeError" in line  # which the engine tells as an error of a request
+    if failed and several() and heartbeat.NETWORK.search(line):
         threading.Event().wait(1.5 * heartbeat.lost_seconds() + GRACE)
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # another thread is ending this process

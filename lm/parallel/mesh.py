@@ -19,6 +19,7 @@ from lm.parallel.arrays import PyTree
 AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 # Axes that may cross the slow network between slices. Along `data` only gradients are sent, along `stage` hidden states.
 BETWEEN_SLICES = ("data", "stage")
+NO_MESH = Mesh(np.empty((), object), ())
 
 # Logical axis -> mesh axes. Weights are split over fsdp and context (gathered before use), tensor and expert (used split).
 # Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor; between blocks by length
@@ -223,10 +224,11 @@ def moved(tree: PyTree, mesh: Mesh, *, copy: bool = False) -> PyTree:
     def one(x: jax.Array, where: NamedSharding) -> jax.Array:
         if x.sharding == where:
             return jnp.copy(x) if copy else x
-        assert isinstance(x.sharding, NamedSharding)
-        with jax.set_mesh(x.sharding.mesh):
-            whole = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec())).addressable_data(0)
-        return jax.make_array_from_callback(x.shape, where, lambda index: whole[index])
+        assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
+        with jax.set_mesh(here := x.sharding.mesh):
+            whole = jax.device_put(x, NamedSharding(here, PartitionSpec())).addressable_data(0)
+        with jax.set_mesh(NO_MESH):
+            return jax.make_array_from_callback(x.shape, where, lambda index: whole[index])
 
     return jax.tree.map(one, tree, shardings(tree, mesh))
 

@@ -20,7 +20,7 @@ from tests.lm.align.cross.byte_level import byte_level
 from tests.lm.evals.judges.test_judges import completion, send, server
 from tests.lm.examples import parameters, tiny_config
 from tests.verbs import runs
-from tests.verbs.test_hosts import ends, start_both
+from tests.verbs.test_hosts import ends, start_all, start_both
 
 STEPS = 8
 SETTINGS = {
@@ -163,6 +163,30 @@ def test_five_kills_change_nothing_where_rollouts_are_sampled_ahead(lag, finishe
     assert measured(killed) == measured(whole)
     ours, theirs = runs.arrays(killed, 24), runs.arrays(whole, 24)
     assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_sample_ahead_on_devices_of_their_own(finished, here, tmp_path):
+    """Of each process's three devices one samples, with half of the weights. One process is killed between two saves."""
+    own = {"rl.sampling_devices": 1, "rl.sampling_tensor": 2, "rl.group_size": 2, "checkpoint_every": 2, "valid_every": 2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def start(workdir):
+        return start_all([command("ahead", workdir, finished, here, **own)] * 2, tmp_path, devices=3)
+
+    assert ends(start(whole), tmp_path)[0] == [0, 0]
+    processes = start(killed)
+    assert runs.wait(processes[0], lambda: any(line["step"] == 3 for line in runs.training(killed)))
+    processes[1].kill()
+    (first, _), (said, _) = ends(processes, tmp_path)
+    assert first == 75 and "process 1 was lost" in said[-1], said
+    codes, said = ends(start(killed), tmp_path)
+    assert codes == [0, 0], said
+    assert measured(killed) == measured(whole)
+    assert {line["sample/staleness_max"] for line in runs.training(whole)} == {0, 1}
+    ours, theirs = runs.arrays(killed, STEPS), runs.arrays(whole, STEPS)
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 

@@ -27,12 +27,11 @@ from lm.infer.engine.room import Capacity, affordable
 from lm.kernels.native.registered import compiled
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import from_first
-from lm.parallel.mesh import row_ways
+from lm.parallel.mesh import NO_MESH, row_ways
 
 ROWS = 64  # of a shard, that are decoded together
 SHORTEST = 16  # tokens of a sequence for which there is room
 APART = 1 << 31  # most bytes of weights of which a CPU gets a copy that is cast and split into layers
-NO_MESH = Mesh(np.empty((), object), ())
 
 
 def packs(config: ModelConfig, room: float) -> bool:
