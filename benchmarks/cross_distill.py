@@ -3,11 +3,11 @@
     python curate.py --config=configs/curate/demo.py --workdir=runs/cross/corpus
     python -m benchmarks.cross_distill --corpus=runs/cross/corpus --out=runs/cross [-- --config.distill.across=uld]
 
-Three quarters of the documents are the teacher's: it has 20 M parameters and a byte-level BPE vocabulary as Qwen's, made from
-them. The student (1.4 M) has a SentencePiece vocabulary. Few passages of the other documents are the text: neither model has
-read those. Each seed trains a student for a few steps on documents of the teacher, then three times from there: by `sft` on
-the text alone, by `distill` with teacher and text in equal parts, and, as a negative control, by `distill` with a teacher
-that is not trained. All see the same batches at the same learning rate. Finished runs are kept.
+Three quarters of the documents are the teacher's: it has 3 M parameters (20 M with --large) and a byte-level BPE vocabulary
+as Qwen's, made from them. The student (1.4 M) has a SentencePiece vocabulary. Few passages of the other documents are the
+text: neither model has read those. Each seed trains a student for a few steps on documents of the teacher, then three times
+from there: by `sft` on the text alone, by `distill` with teacher and text in equal parts, and, as a negative control, by
+`distill` with a teacher that is not trained. All see the same batches at the same learning rate. Finished runs are kept.
 
 Prints bits per byte of the held-out passages, of the teacher and of each student before and after, and the paired differences.
 """
@@ -31,7 +31,7 @@ TEMPLATE = (
     "{%- for message in messages -%}{%- if message.role == 'assistant' -%}{%- generation -%}{{ message.content }}"
     "{%- endgeneration -%}{%- else -%}{{ message.content }}{%- endif -%}{%- endfor -%}"
 )
-TEACHER = {"num_layers": 8, "embed_dim": 448, "num_heads": 7, "num_kv_heads": 7, "head_dim": 64, "mlp_dim": 1152}
+LARGE = {"num_layers": 8, "embed_dim": 448, "num_heads": 7, "num_kv_heads": 7, "head_dim": 64, "mlp_dim": 1152}
 STUDENT = {"num_layers": 3, "embed_dim": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "mlp_dim": 384}
 
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--examples", type=int, default=300, help="passages to train on")
     parser.add_argument("--vocab_size", type=int, default=3072, help="tokens of the student")
+    parser.add_argument("--large", action="store_true", help="a teacher of 20 M parameters in place of 3 M")
     parser.add_argument("--teacher_steps", type=int, default=600)
     parser.add_argument("options", nargs="*", help="more flags of the distillation, after --")
     given = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
     written(given.out, texts)
     data = {"data.input": given.out / "teacher_text", "valid_every": 10**6, "checkpoint_every": 10**6}
     keys = data | {"tokenizer": given.out / "byte_level", "model.vocab_size": 4096}
-    keys |= {f"model.{name}": value for name, value in TEACHER.items()}
+    keys |= {f"model.{name}": value for name, value in LARGE.items()} if given.large else {}
     verb("train.py", "train/demo", given.out / "teacher", keys | {"steps": given.teacher_steps, "data.max_bytes": 12_000_000})
     verb("train.py", "train/demo", given.out / "untrained", keys | {"steps": 1, "data.max_bytes": 500_000})
     rows = [measured(given, data, seed) for seed in range(given.seeds)]
