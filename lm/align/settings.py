@@ -137,6 +137,10 @@ def check_rl(config) -> None:
         )
     if rl.max_lag < 0:
         raise UserError(f"rl.max_lag={rl.max_lag} must be 0 or more")
+    if rl.sampling_devices and not rl.max_lag:
+        raise UserError(
+            f"rl.sampling_devices={rl.sampling_devices} would be idle while others train: set rl.max_lag=1, or leave it out"
+        )
     if rl.max_lag and rl.require_equal:
         raise UserError(
             f"rl.max_lag={rl.max_lag} samples with older parameters than those that are trained, so rl.require_equal=True "

@@ -4,8 +4,8 @@ Batch n is sampled with the parameters after step n − 1 − lag, or with the f
 batch depends on the step, not on the clock, and all tokens of a batch are of one version. Checkpoint s holds the batches
 s + 1 … s + lag, because the older parameters that sampled them are gone when the run resumes.
 
-On one device both take turns as they come. Several devices exchange data, so all must run the programs of two threads in the
-same order: there some devices only sample (`meshes`).
+One device runs the programs of both threads as they come. Several exchange data, so all would have to run them in the same
+order: there some devices only sample (`meshes`).
 """
 
 import concurrent.futures
@@ -33,10 +33,8 @@ def meshes(config) -> tuple[Mesh, Mesh]:
     Raises UserError for sizes that do not fit the devices, and for several devices that would do both at once.
     """
     rl, devices = config.rl, jax.devices()
-    if config.method != "rl" or not rl.max_lag:
-        return (mesh := make_mesh(config.mesh)), mesh
     count, each = rl.sampling_devices, jax.local_device_count()
-    if not count and len(devices) == 1:
+    if config.method != "rl" or not rl.max_lag or not count and len(devices) == 1:
         return (mesh := make_mesh(config.mesh)), mesh
     if not count:
         raise UserError(

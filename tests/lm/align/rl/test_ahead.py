@@ -191,6 +191,7 @@ def test_an_error_while_sampling_ends_the_step_that_needs_it(opened):
         (dict(max_lag=-1), "rl.max_lag=-1"),
         (dict(require_equal=True), "rl.require_equal=True"),
         (dict(correction="none"), "rl.correction=token"),
+        (dict(max_lag=0, sampling_devices=1), "rl.sampling_devices=1 .* set rl.max_lag=1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(keys, words):
