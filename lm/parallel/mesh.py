@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -215,15 +214,15 @@ def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple[np.ndarra
 def moved(tree: PyTree, mesh: Mesh, *, copy: bool = False) -> PyTree:
     """Return a tree of nnx variables on a mesh, which may have other devices of the same processes, sharded by its axes.
 
-    copy: also of arrays that are there already. Devices of several processes send only to those of their own process: they
-    gather each array first. So every process must call this.
+    copy: also arrays that are there already. Devices send only to others of their process, so in a job of several processes
+    each array is gathered first, and every process must call this.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings(tree, mesh), may_alias=False if copy else None)
 
     def one(x: jax.Array, where: NamedSharding) -> jax.Array:
-        if x.sharding == where:
-            return jnp.copy(x) if copy else x
+        if x.sharding == where and not copy:
+            return x
         assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
         with jax.set_mesh(here := x.sharding.mesh):
             whole = jax.device_put(x, NamedSharding(here, PartitionSpec())).addressable_data(0)

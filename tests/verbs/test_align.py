@@ -313,7 +313,7 @@ def test_of_two_hosts_one_asks_for_rewards(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "ahead"])  # which needs more devices, as above
 def test_two_hosts_end_with_a_report(method, finished, here, tmp_path):
     codes, said = ends(start_both(command(method, tmp_path / "run", finished, here, steps=2), tmp_path), tmp_path)
     assert codes == [0, 0], said
