@@ -21,7 +21,7 @@ from lm.kernels.dense.usable import multiplied, require, usable
 SMALLEST = 2**24  # products of numbers; below, the call itself takes as long as XLA
 THINNEST = 16  # rows, columns and inputs: what a tile has
 PAIR = 32  # rows and columns are filled up to a multiple, and inputs to 64 bytes
-SIDE = 2048  # of a panel: longer sums, and the longer side of a result, are computed one panel after the other
+SIDE = 2048  # of a panel of the shorter operand: longer sums, and longer sides, are computed one panel after the other
 FLOATS = (jnp.bfloat16, jnp.float32)
 
 
@@ -105,15 +105,15 @@ def _called(
     a = lax.reshape(a, (M, K) if form.adjacent[0] else (K, M), out_sharding=_whole())
     b = lax.reshape(b, (N, K) if form.adjacent[1] else (K, N), out_sharding=_whole())
     symmetric = symmetric and form.adjacent[0] == form.adjacent[1]
-    rows, columns = (M, N) if symmetric else (min(M, SIDE), N) if M > N else (M, min(N, SIDE))
+    side = N if symmetric else min(M, N, SIDE)
     written = result if jnp.dtype(result).name in multiplied() else jnp.float32  # then XLA rounds it
     in_place = jnp.dtype(written) == jnp.float32 and not symmetric  # the sums of one panel go on in the next
     inputs = min(K, SIDE) if in_place else K
-    tiles = jax.ShapeDtypeStruct(((_padded(rows) + _padded(columns)) * _padded(inputs),), dtype)
+    tiles = jax.ShapeDtypeStruct((_padded(side) * _padded(inputs),), dtype)
     sums = () if total is None else (lax.reshape(total, (M, N), out_sharding=_whole()),)
     outputs = jax.ShapeDtypeStruct((M, N), written), tiles
     call = jax.ffi.ffi_call("lm_gemm", outputs, vmap_method="sequential", input_output_aliases={2: 0} if sums else None)
-    panel = {"rows": np.int32(rows), "columns": np.int32(columns), "inputs": np.int32(inputs)}
+    panel = {"inputs": np.int32(inputs), "panel": np.int32(side)}
     form_bits = form.adjacent[0] + 2 * form.adjacent[1] + 4 * symmetric + 8 * len(sums)
     y, _ = call(a, b, *sums, form=np.int32(form_bits), **panel)
     return lax.reshape(y.astype(result), like.shape, out_sharding=None if _whole() is None else like.sharding.spec)

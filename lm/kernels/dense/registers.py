@@ -33,6 +33,7 @@ llvm.initialize_native_asmparser()
 WIDE = has("avx512f")
 ROWS, VECTORS = (8, 2) if WIDE else (6, 1)  # of sums: 16 of the 32 registers of AVX-512, 12 of the 16 of AVX2
 UNROLLED = 4  # words of a row of a tile
+LINE = 64  # bytes of the cache's
 
 
 def block(stored: str, adds: bool) -> Callable[..., None]:
@@ -62,19 +63,20 @@ def _block(
     a_half: ir.Value,
     b_half: ir.Value,
 ) -> None:
+    parts = [(first, vector) for first in range(0, SIDE, ROWS) for vector in range(0, 2, VECTORS)]
     with cgutils.for_range(builder, i64(2)) as half:
         a_here = builder.add(a, builder.mul(a_half, half.index))
         c_here = builder.add(c, builder.mul(c_half, half.index))
-        for first in range(0, SIDE, ROWS):
-            rows = range(first, min(first + ROWS, SIDE))
-            for vector in range(0, 2, VECTORS):
-                b_here = [builder.add(b, builder.mul(b_half, i64(v))) for v in range(vector, vector + VECTORS)]
-                places = {
-                    (m, v): at(builder, c_here, builder.add(builder.mul(c_step, i64(m)), i64(4 * LANES * (vector + v))), FLOATS)
-                    for m in rows
-                    for v in range(VECTORS)
-                }
-                _sums(builder, stored, adds, a_here, b_here, steps, places)
+        next_b = builder.add(b, builder.add(builder.mul(b_half, i64(2)), builder.mul(half.index, i64(2 * LINE))))
+        soon = [builder.add(next_b, x) for x in (i64(0), i64(LINE), b_half, builder.add(b_half, i64(LINE)))]
+        for n, (first, vector) in enumerate(parts):
+            b_here = [builder.add(b, builder.mul(b_half, i64(v))) for v in range(vector, vector + VECTORS)]
+            places = {
+                (m, v): at(builder, c_here, builder.add(builder.mul(c_step, i64(m)), i64(4 * LANES * (vector + v))), FLOATS)
+                for m in range(first, min(first + ROWS, SIDE))
+                for v in range(VECTORS)
+            }
+            _sums(builder, stored, adds, a_here, b_here, steps, places, soon[n :: len(parts)])
 
 
 def _sums(
@@ -85,17 +87,22 @@ def _sums(
     b: Sequence[ir.Value],
     steps: ir.Value,
     places: dict[tuple[int, int], ir.Value],
+    soon: Sequence[ir.Value],
 ) -> None:
-    """Write the sums of some rows of A and vectors of columns of B. places: where each belongs, by row and vector."""
+    """Write the sums of some rows of A and vectors of columns of B.
+
+    places: where each belongs, by row and vector. soon: addresses of lines to prefetch, one in four of each tile after them.
+    """
     sums = {key: cgutils.alloca_once(builder, FLOATS) for key in places}
     for key, place in places.items():
         builder.store(ir.Constant(FLOATS, [0.0] * LANES), sums[key])
-        if adds:
-            prefetch_line(builder, builder.ptrtoint(place, i64))  # it arrives while the products are computed
+        prefetch_line(builder, builder.ptrtoint(place, i64), writes=True)  # it arrives while the products are computed
     with cgutils.for_range(builder, steps) as step, cgutils.for_range(builder, i64(LANES // UNROLLED)) as part:
         start = builder.mul(step.index, i64(TILE))
         a_word = builder.add(a, builder.add(start, builder.mul(part.index, i64(4 * UNROLLED))))
         b_word = builder.add(start, builder.mul(part.index, i64(4 * LANES * UNROLLED)))
+        for line in soon:
+            prefetch_line(builder, builder.add(line, builder.add(start, builder.mul(part.index, i64(LINE * UNROLLED)))))
         for word in range(UNROLLED):
             columns = [load(builder, builder.add(vector, b_word), i64(4 * LANES * word), WORDS) for vector in b]
             for m in sorted({m for m, _ in places}):

@@ -265,12 +265,12 @@ def rows_of(left: int) -> int:
     return min(left, 4)
 
 
-def prefetch_line(builder: ir.IRBuilder, address: ir.Value) -> None:
+def prefetch_line(builder: ir.IRBuilder, address: ir.Value, writes: bool = False) -> None:
     """Ask for the cache line at an address."""
     pointer = builder.inttoptr(address, i8.as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # to read, into the second cache, data
+    builder.call(function, [pointer, i32(int(writes)), i32(2), i32(1)])  # to read, into the second cache, data
 
 
 prefetch = written(1)(prefetch_line)

@@ -18,7 +18,7 @@ needs_bfloat16 = pytest.mark.skipif("bfloat16" not in multiplied(), reason="this
 FAST = multiplied()[-1] if multiplied() else "float32"  # bfloat16 where it is fast
 
 # Sizes beside multiples of tiles, blocks, chunks of a sum and panels; operands whose inputs lie side by side or apart.
-SIZES = {"b": 3, "t": 167, "d": 336, "h": 5, "k": 40, "f": 1100, "v": 2081, "m": 33, "n": 1030, "s": 2100}
+SIZES = {"b": 3, "t": 167, "d": 336, "h": 5, "k": 40, "f": 1100, "v": 2081, "m": 33, "n": 1030, "s": 2100, "x": 20}
 EQUATIONS = (
     "btd,df->btf",
     "btd,dhk->bthk",
@@ -34,6 +34,8 @@ EQUATIONS = (
     "ms,ns->mn",
     "sm,sn->nm",
     "ms,ns->nm",
+    "vs,xs->vx",
+    "sv,xs->xv",
 )
 
 
