@@ -48,9 +48,10 @@ def main(config, workdir: Path | None) -> None:
     dial.shape(config, config_files.given_keys())
     if flags.FLAGS.describe:
         check_values(config)
-        from lm.train.describe import describe, table
+        from lm.train.describe import choose_elsewhere, describe, table
         from lm.train.start import adopt
 
+        choose_elsewhere(config)
         adopt(config, None)
         dial.horizon(config, config_files.given_keys())
         sizes = describe(config)

@@ -37,6 +37,13 @@ from lm.train.step import Batch, Sums, abstract_state, make_trainer, model_confi
 CHINCHILLA = 20  # tokens per parameter (Hoffmann et al. 2022, table 3)
 
 
+def choose_elsewhere(config: ml_collections.ConfigDict) -> None:
+    """If the mesh has more devices than this machine, set a dtype and slices that it would choose as accelerators do."""
+    if abstract_mesh(config.mesh).size > jax.device_count():
+        config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+        config.accumulate = config.accumulate or 1
+
+
 def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the estimate as plain numbers: FLOPs, bytes, counts. "memory" holds bytes per device."""
     model = model_config_of(config)

@@ -196,6 +196,18 @@ def test_a_mesh_that_is_not_here():
             describe.abstract_mesh(dict(data=1, fsdp=1, tensor=1, expert=1) | sizes)
 
 
+def test_what_a_processor_would_choose_has_no_part_in_a_mesh_that_is_not_here(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
+    monkeypatch.setenv("NUMBA_CPU_NAME", "haswell")
+    for devices, dtype, slices in ((1, "float32", 8), (64, "bfloat16", 1)):
+        config = training(dtype="auto")
+        config.batch_size, config.accumulate = 64, 0
+        config.mesh.update(fsdp=devices)
+        describe.choose_elsewhere(config)
+        said = describe.describe(config)
+        assert dtype in said["cache_per_token"] and said["step"]["accumulate"] == slices
+
+
 def test_the_table_shows_what_json_holds():
     config = training(**MODELS["mixture"] | dict(mtp_depth=1), remat="matmuls")
     said = describe.describe(config)
