@@ -84,10 +84,10 @@ def block(words: Pointer, m: int, n: int, own: int, scratch: int) -> None:
     """
     rows, columns = min(words[BLOCK_M], words[M] - m), min(words[BLOCK_N], words[N] - n)
     steps, width, packed, symmetric, own_b = words[STEPS], words[C_WIDTH], words[PACKED], words[SYMMETRIC], words[OWN_B] == 1
-    c_step, part_step, group, own_group = words[C_STEP], words[BLOCK_N] * 4, steps * TILE, CHUNK * TILE
+    c_step, block_n, group, own_group = words[C_STEP], words[BLOCK_N], steps * TILE, CHUNK * TILE
     c, shared = words[C] + m * c_step + n * width, words[TILES] + (m if own_b else n) // SIDE * group
     inner, outer = (columns, rows) if own_b else (rows, columns)
-    spare = scratch + words[BLOCK_M] * part_step
+    spare = scratch + words[BLOCK_M] * block_n * 4
     for k in range(0, steps, CHUNK):
         some, adds = min(CHUNK, steps - k), k > 0 or words[ADDS] == 1
         pack(words, own_b, n if own_b else m, padded(inner) // SIDE, k, some, own, own_group, spare)
@@ -103,17 +103,17 @@ def block(words: Pointer, m: int, n: int, own: int, scratch: int) -> None:
                 if width == 4 and not symmetric and i + PAIR <= rows and j + PAIR <= columns:
                     multiply(packed, adds, a, b, some, there, c_step, a_group, b_group)
                     continue
-                part = scratch + (i * part_step + j * 4 if steps > CHUNK else 0)
+                part = scratch + (i // PAIR * block_n // PAIR + j // PAIR) * 4 * TILE * (steps > CHUNK)
                 some_rows, some_columns = min(PAIR, rows - i), min(PAIR, columns - j)
                 if adds and k == 0:
-                    store(there, c_step, some_rows, some_columns, part, part_step, 4)
-                multiply(packed, adds, a, b, some, part, part_step, a_group, b_group)
+                    store(there, c_step, some_rows, some_columns, part, 4 * PAIR, 4)
+                multiply(packed, adds, a, b, some, part, 4 * PAIR, a_group, b_group)
                 if k + some == steps:
                     if symmetric and m + i < n + j:
                         mirrored = words[C] + (n + j) * c_step + (m + i) * width
-                        transpose(part, part_step, spare)
+                        transpose(part, 4 * PAIR, spare)
                         store(spare, 4 * PAIR, some_columns, some_rows, mirrored, c_step, width)
-                    store(part, part_step, some_rows, some_columns, there, c_step, width)
+                    store(part, 4 * PAIR, some_rows, some_columns, there, c_step, width)
 
 
 @njit(error_model="numpy")
