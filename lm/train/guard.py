@@ -113,7 +113,8 @@ def judge(
     new_2 = jnp.stack([loss, jnp.log(norm)])
     level_2, deviation_2 = level(guard.values_2W, guard.count)
     warm = guard.count >= s.warmup
-    compared_2 = warm & sound & jnp.stack([jnp.bool_(True), norm > 0])
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)  # a flipped bit may raise the loss and let the update overflow: a spike
+    compared_2 = warm & finite & jnp.stack([jnp.bool_(True), norm > 0])
     above_2 = jnp.where(compared_2, (new_2 - level_2) / deviation_2, 0.0)
     spike = jnp.max(above_2) > s.threshold
     single = (above_2[0] > s.threshold) & (guard.spiked == 0)

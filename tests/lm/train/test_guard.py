@@ -22,15 +22,16 @@ def settings(**keys) -> guard.Settings:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def judged(values_N2, s: guard.Settings):
-    """(accepted [N], spike [N]) of steps with these losses and logarithms of gradient norms."""
+def judged(values_N2, s: guard.Settings, sound_N=None):
+    """(accepted [N], spike [N]) of steps with these losses and logarithms of gradient norms, whose updates are sound or not."""
 
-    def step(carry, value_2):
-        state, in_row = carry
-        accepted, state, metrics = guard.judge(state, value_2[0], jnp.exp(value_2[1]), True, in_row, s)
+    def step(carry, seen):
+        (state, in_row), (value_2, sound) = carry, seen
+        accepted, state, metrics = guard.judge(state, value_2[0], jnp.exp(value_2[1]), sound, in_row, s)
         return (state, jnp.where(accepted, 0, in_row + 1)), (accepted, metrics["spike"])
 
-    return lax.scan(step, (guard.init(s), jnp.int32(0)), values_N2)[1]
+    sound_N = jnp.ones(len(values_N2), bool) if sound_N is None else sound_N
+    return lax.scan(step, (guard.init(s), jnp.int32(0)), (values_N2, sound_N))[1]
 
 
 @functools.cache
@@ -163,6 +164,16 @@ def test_a_loss_that_climbs_slowly_is_high():
 
     high, spikes = jax.jit(lambda values: lax.scan(step, guard.init(s), values)[1])(values)
     assert spikes[-1] == 0 and high[690] == 0 and high[-1] > 200
+
+
+def test_an_update_that_overflows_is_a_spike_if_the_loss_is_high():
+    """A flipped bit does both: the run then goes back to a checkpoint. With a usual loss the learning rate is too large."""
+    values = noisy(400)
+    values[300, 0] += 1.0
+    sound = ~np.isin(np.arange(400), (200, 300))
+    accepted, deviations = judged(values, settings(), sound)
+    assert np.flatnonzero(~np.asarray(accepted)).tolist() == [200, 300]
+    assert deviations[200] < 8 < deviations[300]
 
 
 def test_a_gradient_of_zero_is_not_compared():

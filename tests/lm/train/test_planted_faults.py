@@ -57,13 +57,13 @@ class Planted:
 
 
 def faulty(trainer: Trainer, fault: str) -> Trainer:
-    """The trainer, but after a marked batch its update is 30 times as large, or a bit of a parameter has flipped."""
+    """The trainer, but after a marked batch its update is 100 times as large, or a bit of a parameter has flipped."""
 
     def step(state, batch, frozen=None):
         marked = batch["marked"]
         after, metrics = trainer.step(state, {name: x for name, x in batch.items() if name != "marked"}, frozen)
         if fault == "rate":
-            moved = jax.tree.map(lambda new, old: jnp.where(marked, old + 30 * (new - old), new), after.params, state.params)
+            moved = jax.tree.map(lambda new, old: jnp.where(marked, old + 100 * (new - old), new), after.params, state.params)
             return after._replace(params=moved), metrics
         params = jax.tree.map(lambda x: x, after.params)
         weight = params["stacks"][0][0]["feed_forward"]["down"]["weight"]
