@@ -144,7 +144,7 @@ def test_agent(box, folder):
     found = report(folder / "agent")
     assert found["before"]["reward"] < 0.4 and found["after"]["reward"] > 0.8
     house = (folder / "places" / "otter.txt").read_text().split()[-2]
-    assert f"answer: in the {house} house." in said and "run 1: the same" in said
+    assert f"answer: in the {house} house." in said and 'read_file({"path": "otter.txt"}): allowed' in said
     assert "guard off: 100 of 100" in said and "guard on: 0 of 100" in said
 
 
