@@ -325,6 +325,7 @@ def rl_settings(group_size: int, max_new_tokens: int) -> dict:
             clip_high=0.28,
             epochs=1,
             minibatches=1,
+            require_equal=False,
             correction="none",
             correction_cap=2.0,
         ),

@@ -149,6 +149,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
+from lm.kernels.head import CrossEntropy
 from lm.kernels.ops import cross_entropy
 from lm.parallel.mesh import make_mesh, spec
 from lm.train.plan.program import Program, bytes_of

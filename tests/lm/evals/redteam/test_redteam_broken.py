@@ -148,10 +148,10 @@ def test_rules_and_a_classifier_that_is_trained_agree_on_refusals(subjects):
     prompts = [record["prompt"] for record in records]
     refused = np.arange(200) % 2 == 0
     responses = [REFUSAL if no else record["completion"] for no, record in zip(refused, records)]
-    fitted = classifier.fit(classifier.features(unsafe.model, unsafe.tokenizer, prompts, responses), ~refused)
+    fitted = classifier.fit(classifier.features(unsafe.model, unsafe.encoding.tokenizer, prompts, responses), ~refused)
 
     def judge(prompts, responses, hazards):
-        features = classifier.features(unsafe.model, unsafe.tokenizer, prompts, responses)
+        features = classifier.features(unsafe.model, unsafe.encoding.tokenizer, prompts, responses)
         return [classifier.verdict(p) for p in fitted.probability(features)]
 
     results = task("direct", *FAMILIES)._replace(classifier=judge).run(taught).results
