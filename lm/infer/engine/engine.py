@@ -413,10 +413,10 @@ class Engine:
 
     def _end(self, sequence: Sequence, event: Event) -> None:
         """End a sequence, which runs or waits."""
+        self._finished[event.finish] += 1  # first, so that another thread's `stats` never misses a request
         self._schedule.remove(sequence)
         handle = sequence.handle
         handle.times = handle.times._replace(finished=time.monotonic())
-        self._finished[event.finish] += 1
         handle.give(event)
         for observer in self.observers:
             observer("finished", {"handle": handle, "finish": event.finish, "generated": sequence.sampled})

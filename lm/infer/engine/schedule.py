@@ -67,8 +67,8 @@ class Schedule:
                 break
             ready.shard = min(free, key=lambda n: len(self.shards[n].running))
             shard = self.shards[ready.shard]
+            shard.running.append(ready)  # first: for another thread's `stats` it is never in neither
             self.waiting.remove(ready)
-            shard.running.append(ready)
             self.prefix_hits += ready.start(shard.rows.pop(), shard.blocks)
             self.prefix_queries += len(ready.tokens)
             self._read(shard, ready, parts)
