@@ -214,7 +214,7 @@ def test_a_rating_is_stored(opened, served):
 
 
 def test_conversations_export_for_training_and_are_deleted(opened, tmp_path):
-    settings(opened, max_tokens=5, system="Be brief.")
+    settings(opened, temperature=0, max_tokens=5, system="Be brief.")  # drawn tokens may be nothing but ends
     write(opened, 'say "<b>hat</b>"\n→')
     answer(opened)
     messages = kept(opened)
@@ -284,7 +284,7 @@ def test_a_refusal_says_what_to_do(opened):
     write(opened, "the cat")
     text = see(opened, "document.querySelector('.fault')?.textContent")
     assert "together more than the 1024 of the model." in text and "Start a new conversation" in text
-    settings(opened, max_tokens=5)
+    settings(opened, temperature=0, max_tokens=5)
     opened.run("document.querySelector('.fault button').click()")
     assert answer(opened) and not opened.run("document.querySelector('.fault')")
     opened.said[:] = [line for line in opened.said if NOISE not in line]
