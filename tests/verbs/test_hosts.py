@@ -138,6 +138,21 @@ def test_two_processes_go_on_with_an_adapter(finished, text, tmp_path):
     runs.assert_same_run(tmp_path / "two", tmp_path / "at-once", step=12)
 
 
+@pytest.mark.slow
+def test_two_processes_choose_alike_and_keep_it_through_a_kill(text, tmp_path):
+    """dtype, slices and the optimizer's turns as the default config leaves them: to what the run finds."""
+    settings = dict(data__input=text, batch_size=64, sequence_length=128, dtype=None, steps=8, checkpoint_every=4)
+    unbroken, killed = (runs.line(tmp_path / name, **settings) for name in ("unbroken", "killed"))
+    codes, said = ends(start_both(unbroken, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    killed_and_resumed(killed, tmp_path / "killed", 4, tmp_path)
+    runs.assert_same_run(tmp_path / "unbroken", tmp_path / "killed", step=8)
+    found = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("unbroken", "killed")]
+    assert found[0] == found[1]
+    assert found[0]["dtype"] in ("float32", "bfloat16")
+    assert found[0]["accumulate"] == 2 and found[0]["optimizer"]["turns"] == 1
+
+
 def test_a_mistake_ends_both(tmp_path):
     """Process 0 finds that the text is wrong; the other must not wait for it for ever."""
     (tmp_path / "text").mkdir()
