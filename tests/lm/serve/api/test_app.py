@@ -190,10 +190,8 @@ def test_a_full_queue_is_429_and_a_late_answer_408(own, monkeypatch):
     service.seconds = 11.5  # as if requests took so long
     with serving(service) as url, held(own):
         answers = []
-        threads = [
-            threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", {"prompt": "a", "max_tokens": 5})))
-            for _ in range(5)
-        ]
+        fields = {"prompt": "a", "max_tokens": 5, "ignore_eos": True}
+        threads = [threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", fields))) for _ in range(5)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -218,7 +216,8 @@ def test_a_stopping_server_takes_nothing_new_and_finishes_the_rest(own):
     with serving(service) as url:
         with held(own):
             answers = []
-            thread = threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", {"prompt": "a"})))
+            fields = {"prompt": "a", "ignore_eos": True}
+            thread = threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", fields)))
             thread.start()
             until(lambda: own.stats().running == 1)
             service.draining = True
