@@ -28,5 +28,5 @@ def get_config():
     config.preference.nll_weight = 1.0
     config.safety.keep_share = 0.7
     config.safety.sft.update(steps=375, batch_size=8, learning_rate=3e-4)
-    config.safety.dpo.update(steps=120, batch_size=8, learning_rate=2e-5)
+    config.safety.dpo.update(steps=120, batch_size=8, learning_rate=3e-4)
     return config
