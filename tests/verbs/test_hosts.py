@@ -140,8 +140,9 @@ def test_two_processes_go_on_with_an_adapter(finished, text, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_choose_alike_and_keep_it_through_a_kill(text, tmp_path):
-    """dtype, slices and the optimizer's turns as the default config leaves them: to what the run finds."""
-    settings = dict(data__input=text, batch_size=64, sequence_length=128, dtype=None, steps=8, checkpoint_every=4)
+    """The default config leaves dtype, accumulate and optimizer.turns to the run; this model is wide enough for two turns."""
+    wide = {f"model__{key}": value for key, value in dict(num_layers=2, embed_dim=256, head_dim=128, mlp_dim=1024).items()}
+    settings = dict(data__input=text, batch_size=64, sequence_length=128, dtype=None, steps=8, checkpoint_every=4, **wide)
     unbroken, killed = (runs.line(tmp_path / name, **settings) for name in ("unbroken", "killed"))
     codes, said = ends(start_both(unbroken, tmp_path), tmp_path)
     assert codes == [0, 0], said
@@ -150,7 +151,7 @@ def test_two_processes_choose_alike_and_keep_it_through_a_kill(text, tmp_path):
     found = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("unbroken", "killed")]
     assert found[0] == found[1]
     assert found[0]["dtype"] in ("float32", "bfloat16")
-    assert found[0]["accumulate"] == 2 and found[0]["optimizer"]["turns"] == 1
+    assert found[0]["accumulate"] == found[0]["optimizer"]["turns"] == 2
 
 
 def test_a_mistake_ends_both(tmp_path):
